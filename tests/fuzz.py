@@ -25,7 +25,9 @@ from typing import Any
 from unittest import mock
 
 import ggufs
+import models
 import numpy as np
+import packing
 import pyarrow.parquet as pq
 import reports
 import torch
@@ -35,6 +37,8 @@ from safetensors.torch import save
 
 from shadow.audits.list_index import MARK, read_index
 from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.packed_tensors import PackedTensor
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import read_header
 from shadow.claims.rules import read_policy
 from shadow.comparing.gains import Gain
@@ -133,6 +137,75 @@ def changed_json(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
             case _ if isinstance(parent, dict):
                 parent[draw(st.text(max_size=8)) or "shadow"] = parent.pop(last)
     return json.dumps(tree).encode()
+
+
+DTYPES = {
+    "U8": 1, "I8": 1, "F8_E4M3": 1, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8,
+}  # fmt: skip
+MODULE = "model.layers.0.mlp.up_proj"
+
+
+def layouts() -> list[Any]:
+    """A module in each quantised format: what config.json says, and its tensors by name."""
+    weight, made = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), []
+    formats = {name: (make(weight)[0], said) for name, (make, _, said) in packing.FORMATS.items()}
+    raw = weight.to(torch.float8_e4m3fn)
+    blocks = {"quant_method": "fp8", "weight_block_size": [4, 32]}
+    formats["fp8-blocks"] = {"weight": raw, "weight_scale_inv": torch.ones(2, 2)}, blocks
+    stacked, said = packing.mxfp4(weight.view(1, 8, 64).mT)[0], {"quant_method": "mxfp4"}
+    formats["mxfp4"] = {piece: one.contiguous() for piece, one in stacked.items()}, said
+    for pieces, said in formats.values():
+        content = save({name: one.contiguous() for name, one in pieces.items()})
+        size = int.from_bytes(content[:8], "little")
+        data, tree = content[8 + size :], {}
+        for name, entry in json.loads(content[8 : 8 + size]).items():
+            start, stop = entry["data_offsets"]
+            told = {"dtype": entry["dtype"], "shape": entry["shape"]}
+            tree[name] = {**told, "hex": data[start:stop].hex()}
+        made.append({"config": said, "pieces": tree})
+    return made
+
+
+@st.composite
+def changed_layout(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
+    """One of the originals with pieces left out, of other shapes, dtypes and numbers, and with
+    other words in its config.
+    """
+    tree = deepcopy(draw(st.sampled_from(originals)))
+    pieces, config = tree["pieces"], tree["config"]
+    words = ("quant_method", "bits", "group_size", "checkpoint_format", "version", "mode")
+    for _ in range(draw(st.integers(0, 3))):
+        piece = pieces[draw(st.sampled_from(list(pieces)))] if pieces else {}
+        match draw(st.sampled_from(["config", "leave out", "dtype", "shape", "numbers"])):
+            case "leave out" if pieces:
+                del pieces[draw(st.sampled_from(list(pieces)))]
+            case "dtype" if piece:
+                piece["dtype"] = draw(st.sampled_from(list(DTYPES)))
+            case "shape" if piece:
+                shape, sizes = piece["shape"], st.sampled_from([0, 1, 2, 3, 7, 16, 63, 128])
+                others = [shape[::-1], [1, *shape], shape[1:], *[[draw(sizes), *shape[1:]]]]
+                others += [[*shape[:-1], draw(sizes)], [2 * size for size in shape]]
+                piece["shape"] = draw(st.sampled_from(others))
+            case "numbers" if piece:
+                piece["hex"] = draw(st.sampled_from(["ff", "00", "7f", "80", "010000", "ffff7f"]))
+            case _:
+                key = draw(st.sampled_from([*words, "weight_block_size", "config_groups", MODULE]))
+                config[key] = deepcopy(draw(ODD))
+    return json.dumps(tree).encode()
+
+
+def as_file(pieces: Mapping[str, Any]) -> bytes:
+    """The safetensors file of pieces, whose bytes are repeated as often as their shapes need."""
+    header, data = {}, b""
+    for name, piece in pieces.items():
+        size = DTYPES[piece["dtype"]] * int(np.prod(piece["shape"], dtype=np.int64))
+        raw = bytes.fromhex(piece["hex"]) or bytes(1)
+        raw = (raw * (size // len(raw) + 1))[:size]
+        at = [len(data), len(data) + size]
+        told = {"dtype": piece["dtype"], "shape": piece["shape"], "data_offsets": at}
+        header[f"{MODULE}{name}" if name.startswith("_") else f"{MODULE}.{name}"] = told
+        data += raw
+    return with_length(json.dumps(header).encode(), data)
 
 
 @dataclass(frozen=True)
@@ -287,6 +360,24 @@ def targets(top: Path) -> Mapping[str, Target]:
             if not info.problem and (info.packing or info.dtype in FLOATS):
                 found.tensor(info).whole()
 
+    weights_of = {f"{MODULE}.weight": torch.ones(8, 64)}
+    original = open_folder(str(models.write(top / "original", weights_of, models.LLAMA)))
+
+    def layout(folder: Path, content: bytes) -> None:
+        tree = json.loads(content)
+        (folder / "model.safetensors").write_bytes(as_file(tree["pieces"]))
+        key = "quantization_config" if "quant_method" in tree["config"] else "quantization"
+        (folder / "config.json").write_text(json.dumps({**models.LLAMA, key: tree["config"]}))
+        found = open_folder(str(folder))
+        pairs, skipped = pair_checkpoints(original, found, Filter())
+        assert pairs or skipped
+        assert all(skip.detail is None or skip.detail.isprintable() for skip in skipped)
+        for pair in pairs:
+            matrix = found.tensor(pair.tuned.info)
+            matrix.whole()
+            if isinstance(matrix, PackedTensor):
+                matrix.steps((slice(None),))
+
     def beside(name: str, shard: str = SHARD) -> Callable[[Path, bytes], object]:
         def read(folder: Path, content: bytes) -> None:
             (folder / shard).write_bytes(WEIGHTS)
@@ -335,6 +426,7 @@ def targets(top: Path) -> Mapping[str, Target]:
     return {
         "header": Target(like(HEADER).map(with_length) | changed_bytes((WEIGHTS,)), weights),
         "gguf": Target(changed_bytes((small_gguf(top),)), packed),
+        "layout": Target(changed_layout(tuple(layouts())), layout),
         "index": Target(like(INDEX), beside("model.safetensors.index.json")),
         "config": Target(like(CONFIG), beside("config.json", "model.safetensors")),
         "adapter": Target(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from shadow.errors import ShadowError
 
 TARGETS = (
-    "header", "gguf", "index", "config", "adapter", "registry", "list", "yaml-list", "policy",
-    "csv", "harness", "scores", "batch", "metadata", "summary", "parquet",
+    "header", "gguf", "layout", "index", "config", "adapter", "registry", "list", "yaml-list",
+    "policy", "csv", "harness", "scores", "batch", "metadata", "summary", "parquet",
 )  # fmt: skip
 
 

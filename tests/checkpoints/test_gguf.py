@@ -290,7 +290,7 @@ def test_one_of_several_files_is_chosen_by_a_pattern(tmp_path):
     with pytest.raises(ShadowError, match=r"2 GGUF files: model-Q4_0\.gguf, ") as caught:
         open_folder(str(tmp_path))
     assert "--file" in caught.value.hint
-    with pytest.raises(ShadowError, match=r"no GGUF file is called \*Q5\*"):
+    with pytest.raises(ShadowError, match=r"no GGUF file is called '\*Q5\*'"):
         open_folder(str(tmp_path), file="*Q5*")
     checkpoint = open_folder(str(tmp_path), file="*Q8_0*")
     assert checkpoint.tensors[NAME].dtype == "Q8_0"

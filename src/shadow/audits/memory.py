@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from shadow.audits.machine_limits import MachineLimits
 from shadow.checkpoints.pairing import MatrixPair
-from shadow.checkpoints.stored_tensors import kept_memory
+from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.places.groups import direction_of
@@ -57,10 +57,11 @@ def _kept(pair: MatrixPair) -> int:
     """Bytes that a worker keeps of one side, which counts as stored like the larger."""
     infos = [pair.tuned.info, *([pair.base.info] if pair.base else [])]
     numbers = max(float_format(info.dtype).bits for info in infos) // 8 * pair.rows * pair.cols
-    # of a quantised side also the bytes that its numbers are decoded from
-    return kept_memory(numbers) + max(
-        kept_memory(info.end - info.start) if info.packing else 0 for info in infos
-    )
+    stored = max(info.end - info.start if info.packing else 0 for info in infos)
+    # of a quantised side numbers are kept where they fit beside the bytes that they come from
+    if stored and numbers + stored > WHOLE:
+        return kept_memory(stored) + STRIPE
+    return kept_memory(numbers) + stored
 
 
 def _projection(pair: MatrixPair) -> tuple[int, int]:

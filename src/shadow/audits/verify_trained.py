@@ -50,7 +50,8 @@ def verify_trained(
             raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
 
     def measured(one: MatrixPair, a: Checkpoint, b: Checkpoint) -> tuple[MatrixPair, Moved]:
-        binades = _binades(one, _should(one.place, patterns, may_be=True))
+        may = {_should(one.place, patterns, may_be=may_be) for may_be in (False, True)}
+        binades = _binades(one) if "move" in may else None
         row = row_of(one, a, b, binades)
         if one.tuned.part.experts:
             row = replace(row, tuned=f"{row.tuned}[{one.place.expert}]")
@@ -115,9 +116,9 @@ def _module(place: Place) -> str:
     return f"{place.component}.{place.module}"
 
 
-def _binades(pair: MatrixPair, should: str) -> Binades | None:
+def _binades(pair: MatrixPair) -> Binades | None:
     """What counts the entries of a tensor that should have moved, by the size of the base's."""
-    if should != "move" or is_raw(pair) or pair.base is None:
+    if is_raw(pair) or pair.base is None:
         return None
     first, second = (float_format(one.info.dtype) for one in (pair.base, pair.tuned))
     # what the cast to fewer bits moved is no step

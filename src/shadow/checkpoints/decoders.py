@@ -6,6 +6,7 @@ format. Levels are whole numbers, or of a codebook; whatever else is shared by a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -21,6 +22,7 @@ from shadow.checkpoints.packed_tensors import (
     PackedTensor,
     Read,
     Rows,
+    run_of,
     take,
 )
 from shadow.checkpoints.quantized import owner_of, quant_state
@@ -32,19 +34,25 @@ from shadow.errors import UndecodableError
 # where AWQ keeps the eight outputs of a word, in nibbles (awq/utils/packing_utils.py)
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
+# numbers of so many bits that are looked up together: codes have 8, 10 or 12 bits
+TOGETHER = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2}
 
 Of = Callable[[Rows, Cols], Tensor]
 """What holds for each entry of a part, float32: see `_each`."""
+Levels = Callable[[Rows, Cols, Tensor], object]
+"""Puts the level of each entry of a part into a tensor, float32 (rows, cols) without gaps."""
 Pieces = Mapping[str, StoredTensor]
 
 
 class Grid:
     """Numbers on a grid: (level - zero) * scale + bias."""
 
+    costly = False
+
     def __init__(
         self,
         unit: int,
-        levels: Of,
+        levels: Levels,
         scales: Of,
         *,
         zeros: Of | None = None,
@@ -53,25 +61,28 @@ class Grid:
         codebook: Codebook | None = None,
         loose: Of | None = None,
     ) -> None:
-        """unit: columns that are decoded together. levels: float32 that may be overwritten. factor:
-        of all numbers, after all else. codebook: None where levels are whole numbers. loose: how
-        far the scales by which a codebook's levels were chosen lie from those that are stored.
+        """unit: columns that are decoded together. factor: of all numbers, after all else.
+        codebook: None where levels are whole numbers. loose: how far the scales by which a
+        codebook's levels were chosen lie from those that are stored.
         """
         self.unit = unit
         self._levels, self._scales, self._zeros, self._biases = levels, scales, zeros, biases
         self._factor = factor
         self._codebook, self._loose = codebook, loose
 
-    def values(self, rows: Rows, cols: Cols) -> Tensor:
-        return self._of_levels(self._levels(rows, cols), rows, cols)
+    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
+        self._levels(rows, cols, into)
+        self._of_levels(into, rows, cols)
 
-    def _of_levels(self, made: Tensor, rows: Rows, cols: Cols) -> Tensor:
+    def _of_levels(self, into: Tensor, rows: Rows, cols: Cols) -> Tensor:
         if self._zeros is not None:
-            _each(made, self._zeros(rows, cols), torch.Tensor.sub_)
-        _each(made, self._scales(rows, cols), torch.Tensor.mul_)
+            _each(into, self._zeros(rows, cols), torch.Tensor.sub_)
+        _each(into, self._scales(rows, cols), torch.Tensor.mul_)
         if self._biases is not None:
-            _each(made, self._biases(rows, cols), torch.Tensor.add_)
-        return made if self._factor is None else made.mul_(self._factor)
+            _each(into, self._biases(rows, cols), torch.Tensor.add_)
+        if self._factor is not None:
+            into.mul_(self._factor)
+        return into
 
     def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
         if self._codebook is not None:
@@ -83,7 +94,9 @@ class Grid:
     def cells(self, rows: Rows, cols: Cols) -> Cells | None:
         if self._codebook is None:
             return None
-        ends = self._codebook.cells(self._levels(rows, cols))
+        levels = torch.empty(len(rows), cols[1] - cols[0])
+        self._levels(rows, cols, levels)
+        ends = self._codebook.cells(levels)
         wider = [torch.zeros(()), torch.zeros(())]
         if self._loose is not None:
             wider = [end.abs() for end in ends]
@@ -100,9 +113,22 @@ def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tenso
     change(made if shared.ndim == 2 else made.view(*shared.shape[:2], -1), shared)
 
 
+def _as_bytes(words: Tensor) -> Tensor:
+    """The bytes of words along the last dimension."""
+    # one word a row may pass for contiguous with any stride, and is then no bytes
+    whole = (
+        words.contiguous()
+        if words.shape[-1] > 1
+        else words.clone(memory_format=torch.contiguous_format)
+    )
+    return whole.view(torch.uint8)
+
+
 def bits_of(words: Tensor, bits: int) -> Tensor:
     """The numbers of a stream of bits along the last dimension, lowest bits first: uint8."""
-    raw = words.contiguous().view(torch.uint8)
+    raw = _as_bytes(words)
+    if bits == 8:
+        return raw
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
         return ((raw[..., None] >> shifts) & ((1 << bits) - 1)).flatten(-2)
@@ -115,39 +141,59 @@ def bits_of(words: Tensor, bits: int) -> Tensor:
 
 @cache
 def _table(levels: tuple[float, ...], bits: int, high_first: bool = False) -> Tensor:
-    """The levels of all numbers in a byte, for every byte: float32 (256, 8 / bits)."""
-    shifts = torch.arange(0, 8, bits)
-    codes = torch.arange(256)[:, None] >> (shifts.flip(0) if high_first else shifts)
+    """The levels of the numbers in a code, for every code: float32 (codes, numbers)."""
+    count = TOGETHER[bits]
+    shifts = torch.arange(0, count * bits, bits)
+    codes = torch.arange(1 << (count * bits))[:, None]
+    codes = codes >> (shifts.flip(0) if high_first else shifts)
     return torch.tensor(levels, dtype=torch.float32)[codes & ((1 << bits) - 1)]
 
 
-def _looked_up(raw: Tensor, table: Tensor) -> Tensor:
-    """The levels of bytes (rows, some): a table's row is looked up as one number of its length."""
+def _codes(raw: Tensor, bits: int) -> Tensor:
+    """The codes of so many bits in bytes (rows, some), each of one byte or across two."""
+    if bits == 8:
+        return raw
+    size = math.lcm(8, bits) // 8
+    parts = raw.view(len(raw), -1, size).int()
+    codes = torch.empty(*parts.shape[:2], 8 * size // bits, dtype=torch.int32)
+    for number in range(codes.shape[-1]):
+        at, shift = divmod(number * bits, 8)
+        code = (parts[..., at + 1] << 8).bitwise_or_(parts[..., at])
+        codes[..., number] = code.bitwise_right_shift_(shift).bitwise_and_((1 << bits) - 1)
+    return codes
+
+
+def _look_up(codes: Tensor, table: Tensor, into: Tensor) -> None:
+    """Put rows of a table of float32 one after another: each is looked up as one number."""
     wide = {1: torch.float32, 2: torch.int64, 4: torch.complex128}[table.shape[1]]
-    found = table.view(wide).view(-1).index_select(0, raw.reshape(-1).int())
-    return found.view(torch.float32).view(len(raw), -1)
+    numbers, found = table.view(wide).view(-1), into.view(wide).view(-1)
+    torch.index_select(numbers, 0, codes.reshape(-1).int(), out=found)
 
 
 def _nibbles(
     raw: StoredTensor | Tensor, codebook: tuple[float, ...], *, high_first: bool = False
-) -> Of:
+) -> Levels:
     """Levels of a codebook; raw: uint8 (rows, cols / 2)."""
     table = _table(codebook, 4, high_first)
-    return lambda rows, cols: _looked_up(take(raw, rows, (cols[0] // 2, cols[1] // 2)), table)
+
+    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
+        _look_up(take(raw, rows, (cols[0] // 2, cols[1] // 2)), table, into)
+
+    return levels
 
 
-def _streamed(raw: StoredTensor | Tensor, bits: int, first: int = 0) -> Of:
+def _streamed(raw: StoredTensor | Tensor, bits: int, first: int = 0) -> Levels:
     """Levels of numbers of so many bits, less `first`; raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
-    table = _table(tuple(range(-first, (1 << bits) - first)), bits) if bits in (2, 4, 8) else None
+    table = _table(tuple(range(-first, (1 << bits) - first)), bits) if bits in TOGETHER else None
 
-    def levels(rows: Rows, cols: Cols) -> Tensor:
+    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
         words = take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
-        if table is None:
-            return bits_of(words, bits)[:, : cols[1] - cols[0]].float().sub_(first)
-        made = _looked_up(words.contiguous().view(torch.uint8), table)
         width = cols[1] - cols[0]
-        return made if made.shape[1] == width else made[:, :width].contiguous()
+        if table is None or width % 32:
+            into.copy_(bits_of(words, bits)[:, :width]).sub_(first)
+        else:
+            _look_up(_codes(_as_bytes(words), bits * TOGETHER[bits]), table, into)
 
     return levels
 
@@ -155,11 +201,14 @@ def _streamed(raw: StoredTensor | Tensor, bits: int, first: int = 0) -> Of:
 def _shared(values: Tensor, group: int | Tensor) -> Of:
     """What so many columns of a row share, or those of each group do; values: (rows, groups)."""
 
+    values = values.contiguous()
+
     def of(rows: Rows, cols: Cols) -> Tensor:
-        mine = values[torch.from_numpy(rows)]
+        run = run_of(rows)
+        mine = values[torch.from_numpy(rows) if run is None else run]
         start, stop = cols
         if isinstance(group, Tensor):
-            return mine[:, group[start:stop]]
+            return mine.index_select(1, group[start:stop])
         if mine.shape[1] == 1:
             return mine
         first = start // group
@@ -214,12 +263,16 @@ def _awq(info: TensorInfo, pieces: Pieces) -> Decoder:
     """
     (group,) = _facts(info)
     words = pieces["qweight"].seen(lambda words: words.T)
-    shifts = 4 * np.array(AWQ_NIBBLES, np.int32)
+    shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)
 
-    def levels(rows: Rows, cols: Cols) -> Tensor:
+    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
         of_word, which = np.unique(rows // 8, return_inverse=True)
-        mine = take(words, of_word, cols)[torch.from_numpy(which)]
-        return ((mine >> torch.from_numpy(shifts[rows % 8])[:, None]) & 15).float()
+        mine = take(words, of_word, cols).contiguous()
+        if run_of(rows) is not None and len(rows) == 8 * len(of_word):
+            mine = mine[:, None] >> shifts[:, None]
+        else:
+            mine = mine.index_select(0, torch.from_numpy(which)) >> shifts[rows % 8, None]
+        into.view(mine.shape).copy_(mine.bitwise_and_(15))
 
     scales = pieces["scales"].whole().float()
     zeros = bits_of(pieces["qzeros"].whole(), 4).view(len(scales), -1, 8)
@@ -372,12 +425,21 @@ def _of_floats(dtype: torch.dtype) -> Codebook:
     return Codebook(every[every.isfinite()].tolist())
 
 
-def _floats(raw: StoredTensor | Tensor) -> Of:
+def _floats(raw: StoredTensor | Tensor) -> Levels:
     if not raw.dtype.is_floating_point:
-        return lambda rows, cols: take(raw, rows, cols).float()
-    # torch takes twice as long for a cast of 8-bit floats
-    table = torch.arange(256, dtype=torch.uint8).view(raw.dtype).float()[:, None]
-    return lambda rows, cols: _looked_up(take(raw, rows, cols).view(torch.uint8), table)
+        return lambda rows, cols, into: into.copy_(take(raw, rows, cols))
+    # torch takes four times as long for a cast of 8-bit floats; two are looked up together
+    one, two = (
+        torch.arange(1 << (8 * count)).to(whole).view(raw.dtype).float().view(-1, count)
+        for count, whole in ((1, torch.uint8), (2, torch.uint16))
+    )
+
+    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
+        part = take(raw, rows, cols)
+        even = part.shape[1] % 2 == part.storage_offset() % 2 == part.stride(0) % 2 == 0
+        _look_up(part.view(torch.uint16 if even else torch.uint8), two if even else one, into)
+
+    return levels
 
 
 def _upright(info: TensorInfo) -> tuple[int, int]:
@@ -418,4 +480,5 @@ def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
         width, view = info.shape[-1], view.view(info.shape)
     else:  # decoded are the transposes of its matrices
         width, view = info.shape[-2], view.as_strided(info.shape, info.strides)
-    return PackedTensor(info.dtype, KINDS[packing.kind](info, pieces), view, width)
+    stored = packing.raw.end - packing.raw.start
+    return PackedTensor(info.dtype, KINDS[packing.kind](info, pieces), view, width, stored)

@@ -51,18 +51,22 @@ ONE = 0x22  # both numbers of a byte are 1
 class Blocks:
     """A matrix of blocks of a type of ggml, each of one row."""
 
+    costly = True
+
     def __init__(self, raw: StoredTensor, kind: str, order: Order) -> None:
         """raw: bytes, (rows, bytes of a row). order: where each row is stored."""
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
         self._raw = raw
         self._kind = GGMLQuantizationType[kind]
         self._order = order
         self.unit, self._size = GGML_QUANT_SIZES[self._kind]
+        self._type = getattr(quants, kind)
+        self._type.init_grid()
         self.width = raw.shape[1] // self._size * self.unit
 
-    def values(self, rows: Rows, cols: Cols) -> Tensor:
-        return torch.from_numpy(self._decoded(self._blocks(rows, cols))).view(len(rows), -1)
+    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
+        into.copy_(torch.from_numpy(self._decoded(self._blocks(rows, cols))).view(len(rows), -1))
 
     def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
         quants = QUANTS.get(self._kind.name)
@@ -95,11 +99,11 @@ class Blocks:
         return np.ascontiguousarray(take(self._raw, self._order(rows), (start, stop)).numpy())
 
     def _decoded(self, blocks: Bytes) -> NDArray[np.float32]:
-        from gguf.quants import dequantize
-
-        # the package decodes 16 rows at a time; as one row they are decoded together
+        # what `gguf.quants.dequantize` calls for 16 rows at a time, and copies
         with np.errstate(all="ignore"):  # scales may be NaN, which is for the audit to find
-            found: NDArray[np.float32] = dequantize(blocks.reshape(1, -1), self._kind)
+            found: NDArray[np.float32] = self._type.dequantize_blocks(
+                blocks.reshape(-1, self._size)
+            )
         return found
 
 
@@ -127,10 +131,12 @@ def gguf_tensor(info: TensorInfo, read: Read) -> DecodedTensor:
     """
     assert info.packing is not None
     raw, (heads, added) = read(info.packing.raw), info.packing.facts
+    stored = info.end - info.start
     order = pairs_of(heads, raw.shape[0])
     if info.dtype in FLOATS:
         view = torch.empty(info.shape, dtype=raw.dtype, device="meta")
-        return DecodedTensor(info.dtype, Moved(raw, order, added), view, raw.shape[1])
+        return DecodedTensor(info.dtype, Moved(raw, order, added), view, raw.shape[1], stored)
     blocks, is_turned = Blocks(raw, info.dtype, order), info.strides is not None
     view = torch.empty(info.shape[::-1] if is_turned else info.shape, device="meta")
-    return PackedTensor(info.dtype, blocks, view.T if is_turned else view, blocks.width)
+    view = view.T if is_turned else view
+    return PackedTensor(info.dtype, blocks, view, blocks.width, stored)

@@ -166,6 +166,8 @@ def _translated(
     number = next((part for part in stem.split(".") if part.isdecimal()), "")
     pattern = ".".join("{bid}" if part == number else part for part in stem.split("."))
     known = names.get(pattern)
+    if known and known.endswith("e_score_correction"):
+        dot = "_"  # a parameter of its own in transformers
     name = f"{known.replace('{bid}', number)}{dot}{kind}" if known else info.name
     undone = _paired_heads(pattern, number, info, heads)
     added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)

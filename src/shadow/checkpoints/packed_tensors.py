@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor
+from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor, room
 
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
 Cols = tuple[int, int]  # (start, stop)
 Read = Callable[[TensorInfo], StoredTensor]
+Shared = Callable[[Rows, Cols], Tensor | None]
 
 Cells = tuple[Tensor, Tensor]
 """The lower and the upper bounds of what is rounded to each entry."""
 
-AT_ONCE = 1 << 16  # entries that are decoded together, about: what is made of them stays in caches
+AT_ONCE = 1 << 18  # entries that are decoded together, about: what is made of them stays in caches
 
 
 class Decoder(Protocol):
@@ -36,8 +37,12 @@ class Decoder(Protocol):
     def unit(self) -> int:
         """Columns that are decoded together; (start, stop) of columns are multiples of it."""
 
-    def values(self, rows: Rows, cols: Cols) -> Tensor:
-        """Numbers, float32 (rows, cols)."""
+    @property
+    def costly(self) -> bool:
+        """Whether it takes so long that numbers are kept rather than decoded for every pass."""
+
+    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
+        """Numbers, put into a tensor (rows, cols) without gaps."""
 
     def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
         """The distance of the two nearest numbers that each entry could be, float32, to be
@@ -73,17 +78,26 @@ class DecodedTensor:
     What an index returns must be used before the next one, and left as it is.
     """
 
-    def __init__(self, format: str, decoder: Decoder, view: Tensor, width: int) -> None:
+    def __init__(
+        self, format: str, decoder: Decoder, view: Tensor, width: int, stored: int = 0
+    ) -> None:
         """format: what the dtype of its entry says. view: of device `meta`, into rows of width, of
-        the dtype that is decoded.
+        the dtype that is decoded. stored: bytes that are kept of the file while they fit.
         """
         self.format = format
         self._decoder = decoder
         self._view = view
         self._width = width
+        self._stored = stored
         self._all: Tensor | None = None
+        self._room: Tensor | None = None  # what is decoded for an index lies in it
         # columns of a large matrix that are kept: (which rows, columns, numbers)
         self._stripe: tuple[object, Cols, Tensor] | None = None
+        sides = (view, view.T) if view.ndim == 2 else (view,)
+        has_lines = any(_lines(side, width) is not None for side in sides)
+        # half: beside its bytes it takes no more memory than a larger matrix of BF16
+        most = WHOLE if not has_lines else WHOLE // 2 if decoder.costly else -1
+        self._is_kept = self.numel() * self.dtype.itemsize + stored <= most
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,23 +118,30 @@ class DecodedTensor:
         """The same bytes as another view; the rearranged tensor itself where that is no view."""
         view = rearrange(self._view)
         if view.untyped_storage()._cdata == self._view.untyped_storage()._cdata:
-            return type(self)(self.format, self._decoder, view, self._width)
+            return type(self)(self.format, self._decoder, view, self._width, self._stored)
         return rearrange(self.whole())
 
     def whole(self) -> Tensor:
         """All of it, in memory of its own."""
-        return self._made(self._view, self._decoder.values)
+        return self._made(self._view, None)
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         """A part. Raises ShadowError where the file no longer has it."""
-        if self._all is None and self.numel() * self.dtype.itemsize <= WHOLE:
+        if self._is_kept and self._all is None:
             self._all = self.whole()
         if self._all is not None:
             return self._all[index]
         view = self._view[index]
         lines = _lines(view, self._width)
-        if lines is None or view.shape[-1] == self._width or view.ndim != 2:
-            return self._made(view, self._decoder.values)
+        if (
+            self._stored <= WHOLE  # then its bytes are in memory
+            or lines is None
+            or view.numel() == 0
+            or view.shape[-1] == self._width
+            or view.ndim != 2
+        ):
+            self._stripe = None  # which lies in the same memory
+            return self._made(view, None, reuse=True)
         rows, (start, stop) = lines
         which = view.stride(), len(rows), int(view.storage_offset()) // self._width
         if (
@@ -128,39 +149,54 @@ class DecodedTensor:
             or self._stripe[0] != which
             or not self._stripe[1][0] <= start <= stop <= self._stripe[1][1]
         ):
-            self._stripe = None  # before the next is there
             width = STRIPE // (self.dtype.itemsize * max(1, len(rows)))
             end = min(self._width, max(stop, start + width))
-            kept = self._decoded(rows, (start, end), self._decoder.values)
-            self._stripe = which, (start, end), kept
+            self._stripe = which, (start, end), self._decoded(rows, (start, end), None, reuse=True)
         _, (first, _), kept = self._stripe
         return kept[:, start - first : stop - first]
 
-    def _made(self, view: Tensor, decode: Callable[[Rows, Cols], Tensor | None]) -> Tensor:
-        """What a decoder says of every element of a view."""
+    def _made(self, view: Tensor, shared: Shared | None, *, reuse: bool = False) -> Tensor:
+        """The numbers of every element of a view, or what is shared by them.
+
+        reuse: in the memory of the last that was made so.
+        """
         if view.numel() == 0:
             return torch.empty(view.shape, dtype=self.dtype)
         if (lines := _lines(view, self._width)) is not None:
-            return self._decoded(*lines, decode).view(view.shape)
+            return self._decoded(*lines, shared, reuse=reuse).view(view.shape)
         if view.ndim == 2 and _lines(view.T, self._width) is not None:
-            return self._made(view.T, decode).T
+            return self._made(view.T, shared, reuse=reuse).T
         count = view.untyped_storage().nbytes() // self.dtype.itemsize // self._width
-        every = self._decoded(np.arange(count), (0, self._width), decode)
+        every = self._decoded(np.arange(count), (0, self._width), shared, reuse=reuse)
         return every.as_strided(view.shape, view.stride(), int(view.storage_offset()))
 
-    def _decoded(
-        self, rows: Rows, cols: Cols, decode: Callable[[Rows, Cols], Tensor | None]
-    ) -> Tensor:
+    def _decoded(self, rows: Rows, cols: Cols, shared: Shared | None, *, reuse: bool) -> Tensor:
         """(rows, cols), some rows after the others."""
         unit, (start, stop) = self._decoder.unit, cols
         wide = start // unit * unit, -(-stop // unit) * unit
-        made = torch.empty(len(rows), stop - start, dtype=self.dtype)
+        count = len(rows) * (stop - start)
+        if not reuse:
+            made = room(count, self.dtype)
+        else:
+            if self._room is None or self._room.numel() < count:
+                self._room = None  # before the next is there
+                self._room = room(count, self.dtype)
+            made = self._room[:count]
+        made = made.view(len(rows), stop - start)
         step = max(1, AT_ONCE // (wide[1] - wide[0]))
         for first in range(0, len(rows), step):
-            part = decode(rows[first : first + step], wide)
-            assert part is not None, "asked before"
-            part = part.expand(len(part), wide[1] - wide[0])
-            made[first : first + step] = part[:, start - wide[0] : stop - wide[0]]
+            some, into = rows[first : first + step], made[first : first + step]
+            if shared is not None:
+                part = shared(some, wide)
+                assert part is not None, "asked before"
+                part = part.expand(len(part), wide[1] - wide[0])
+            elif wide == cols:
+                self._decoder.values(some, wide, into)
+                continue
+            else:
+                part = torch.empty(len(some), wide[1] - wide[0], dtype=self.dtype)
+                self._decoder.values(some, wide, part)
+            into.copy_(part[:, start - wide[0] : stop - wide[0]])
         return made
 
 
@@ -204,13 +240,22 @@ def _lines(view: Tensor, width: int) -> tuple[Rows, Cols] | None:
     return rows.reshape(-1), (col, col + last)
 
 
+def run_of(rows: Rows) -> slice | None:
+    """Rows that follow one another, as a slice; None for others."""
+    first, last = int(rows[0]), int(rows[-1])
+    in_order = last - first + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all())
+    return slice(first, last + 1) if in_order else None
+
+
 def take(raw: StoredTensor | Tensor, rows: Rows, cols: Cols) -> Tensor:
     """These rows of a matrix, cut in columns: in one request where they lie close together."""
     columns = slice(*cols)
+    if (run := run_of(rows)) is not None:
+        return raw[run, columns]
     first, last = int(rows.min()), int(rows.max())
     if last - first < 2 * len(rows):
         part = raw[first : last + 1, columns]
-        return part if len(part) == len(rows) and (np.diff(rows) == 1).all() else part[rows - first]
+        return part.index_select(0, torch.from_numpy(rows - first))
     runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
     return torch.cat([raw[run[0] : run[-1] + 1, columns].clone() for run in runs])
 
@@ -218,7 +263,7 @@ def take(raw: StoredTensor | Tensor, rows: Rows, cols: Cols) -> Tensor:
 class Moved:
     """Floats whose rows are stored in another order, or with a number added to them."""
 
-    unit = 1
+    unit, costly = 1, False
 
     def __init__(self, raw: StoredTensor, order: Callable[[Rows], Rows], added: float) -> None:
         """order: where each row is stored."""
@@ -226,9 +271,10 @@ class Moved:
         self._order = order
         self._added = added
 
-    def values(self, rows: Rows, cols: Cols) -> Tensor:
-        found = take(self._raw, self._order(rows), cols)
-        return found - self._added if self._added else found
+    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
+        into.copy_(take(self._raw, self._order(rows), cols))
+        if self._added:
+            into.sub_(self._added)
 
     def steps(self, rows: Rows, cols: Cols) -> None:
         """Floats have no steps of one size."""

@@ -161,7 +161,7 @@ class StoredTensor:
         count, itemsize = len(firsts) * run, self.dtype.itemsize
         if self._room is None or self._room.numel() < count:
             self._room = None  # before the next is there
-            self._room = _room(count, self.dtype)
+            self._room = room(count, self.dtype)
         flat = self._room[:count]
         starts = (np.asarray(firsts) * itemsize + self._start).tolist()
         self._file.read_runs(starts, flat.view(torch.uint8).numpy().data)
@@ -173,7 +173,7 @@ def kept_memory(size: int) -> int:
     return size if size <= WHOLE else STRIPE
 
 
-def _room(count: int, dtype: torch.dtype) -> Tensor:
+def room(count: int, dtype: torch.dtype) -> Tensor:
     """Memory for so many elements; much of it in huge pages, where a system has them.
 
     Its first use takes a third of the time then (benchmarks/reading.py).
