@@ -346,6 +346,9 @@ def _sign(states: pd.DataFrame) -> str:
 def _masks(study: Study) -> str:
     own = study.states[study.states["stored"] == "BF16"]
     rows = []
+    known = own[own["excess"].notna()]
+    found = (known["excess"] >= MASKED).groupby(known["kind"] == "masked")
+    counts = {name: f"{each.sum():,} of {len(each):,}" for name, each in found}
     for run in RUNS:
         mine = own[own["run"] == run]
         if not len(mine):
@@ -369,7 +372,8 @@ def _masks(study: Study) -> str:
 
 Storage hides least where the grid is finest. The excess is the share of unchanged entries among the
 smallest 5 % of the base, over that of a normal change of the size seen there; `zero_share_excess`
-has it in reports. `masked-0` trains a fifth of the entries.
+has it in reports. `masked-0` trains a fifth of the entries. An excess of {_share(MASKED)} or more
+finds {counts.get(True, "-")} masked matrices, with {counts.get(False, "-")} false alarms.
 
 {table(heads, rows)}"""
 
