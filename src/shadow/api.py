@@ -6,14 +6,17 @@ What needs torch is imported by the function that needs it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from shadow.audits.request import (
     AuditRequest,
+    Fetch,
     Files,
     Measuring,
     Nulls,
@@ -53,11 +56,31 @@ if TYPE_CHECKING:
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
 Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
+Group = TypeVar("Group", Files, Nulls, Ray)
 
 OUTPUT = "reports"
 
 
-class AuditOptions(TypedDict, total=False):
+class OldFiles(TypedDict, total=False):
+    """Deprecated keywords, which are options of `Files` now."""
+
+    cache: Place | bool
+    allow_pickle: bool
+    offline: bool
+    fetch: Fetch
+    max_disk: int | str | None
+
+
+class OldOptions(OldFiles, total=False):
+    """Deprecated keywords of `audit`: also options of `Nulls` and of `Ray`."""
+
+    seed: int
+    address: str | None
+    cpus_per_task: int | None
+    memory_per_task: int | str | None
+
+
+class AuditOptions(OldOptions, total=False):
     """The keywords of `audit`, as its docstring explains them."""
 
     output: Place
@@ -131,6 +154,7 @@ def audit(
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **deprecated: Unpack[OldOptions],
 ) -> AuditReport | AuditReports:
     """Measure pairs of checkpoints, write their reports, and return them.
 
@@ -179,6 +203,7 @@ def audit(
         say: Gets a line of text now and then.
         progress: Gets how far the audit of a pair is, after every matrix; with ray twice a second,
             from each pair that runs.
+        **deprecated: Options of `files`, `nulls` and `engine` as keywords of their own.
 
     Returns:
         The report, where one pair was named; otherwise a sequence of reports in the order of the
@@ -188,9 +213,19 @@ def audit(
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
             first.
     """
-    if engine not in ("local", "ray") and not isinstance(engine, Ray):
+    left = dict(deprecated)
+    files = _with_old(files, left, "files=shadow.Files(...)")
+    draws = nulls if isinstance(nulls, Nulls) else Nulls(nulls)
+    draws = _with_old(draws, left, f"nulls=shadow.Nulls({draws.draws}, ...)")
+    ray = engine if isinstance(engine, Ray) else Ray()
+    ray = _with_old(ray, left, "engine=shadow.Ray(...)")
+    if engine == "local":
+        for field in fields(ray):
+            if (value := getattr(ray, field.name)) is not None:
+                raise UsageError(f"{field.name}={value!r} without engine='ray'", "add engine='ray'")
+    elif engine != "ray" and not isinstance(engine, Ray):
         raise UsageError(f"engine={engine!r}", "one of 'local', 'ray'")
-    ray = engine if isinstance(engine, Ray) else Ray() if engine == "ray" else None
+    _refuse_unknown(left, "audit")
 
     from shadow.audits.perform import perform
     from shadow.audits.workers import single_threads
@@ -206,7 +241,7 @@ def audit(
             [str(layer) for layer in layers],
             _words(modules),
             precision,
-            nulls if isinstance(nulls, Nulls) else Nulls(nulls),
+            draws,
             subspaces=subspaces,
             spectra=spectra,
             optimizer=optimizer,
@@ -217,7 +252,7 @@ def audit(
         scores=scores_of_pairs(_paths(scores, storage_options), chosen, say),
         overwrite=overwrite,
         jobs=jobs,
-        ray=ray,
+        ray=None if engine == "local" else ray,
         parts=parts,
     )
     reports: dict[Pair, AuditReport] = {}
@@ -237,6 +272,21 @@ def audit(
     if request.is_alone and not isinstance(target, list | tuple):
         return reports[chosen[0]]
     return AuditReports(reports[pair] for pair in chosen)
+
+
+def _with_old(group: Group, left: dict[str, Any], instead: str) -> Group:
+    """A group of options with those that were given as deprecated keywords, which leave `left`."""
+    given = {field.name: left.pop(field.name) for field in fields(group) if field.name in left}
+    for name in given:
+        text = f"{name}= is deprecated: give it in {instead}"
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+    return replace(group, **given)
+
+
+def _refuse_unknown(left: Mapping[str, Any], function: str) -> None:
+    """Raises TypeError for a keyword that was never one, as Python does."""
+    for name in left:
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReport:
@@ -312,6 +362,7 @@ def plan(
     files: Files = Files(),  # noqa: B008 - frozen
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
+    **deprecated: Unpack[OldFiles],
 ) -> tuple[PairPlan, ...]:
     """What `audit` would measure and take, a plan a pair, from headers alone: no weight is fetched.
 
@@ -321,6 +372,9 @@ def plan(
     Raises:
         ShadowError: Where an audit would fail before it measures.
     """
+    left = dict(deprecated)
+    files = _with_old(files, left, "files=shadow.Files(...)")
+    _refuse_unknown(left, "plan")
     from shadow.audits.perform import planner
     from shadow.audits.workers import single_threads
 
