@@ -165,14 +165,16 @@ class PairPlan:
 
 
 def _takes(
-    matrices: Sequence[MatrixPair],
+    alike: Sequence[tuple[MatrixPair, int]],
     of_memory: Sequence[MatrixPair],
     method: Method,
     jobs: int,
     offload: Offload | None = None,
 ) -> tuple[float, int]:
-    """Seconds of computing and bytes of memory of so many workers."""
-    work = sum(cost(one, method) for one in matrices)
+    """Seconds of computing and bytes of memory of so many workers. alike: a matrix of each shape,
+    and how many there are.
+    """
+    work = sum(count * cost(one, method) for one, count in alike)
     rate = _pace(method, jobs) if offload is None else pace(method, jobs, offload)
     shared = shared_memory([] if method.subjects == "none" else of_memory)
     memory = shared + jobs * worker_memory(of_memory, method)
@@ -182,7 +184,7 @@ def _takes(
 @cache
 def _pace(method: Method, jobs: int) -> float:
     """The pace of this machine, which is measured once for all pairs."""
-    return pace(method, jobs)
+    return pace(method, jobs, None)
 
 
 def plan_pair(
@@ -225,7 +227,10 @@ def plan_pair(
         fault = lacking(of_memory, machine, method)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
-        seconds, memory = _takes(matrices, of_memory, method, jobs, offload)
+        shapes = Counter((one.rows, one.cols) for one in matrices)
+        first = {(one.rows, one.cols): one for one in of_memory if one.is_matrix}
+        alike = [(one, shapes[shape]) for shape, one in first.items()]
+        seconds, memory = _takes(alike, of_memory, method, jobs, offload)
         return PairPlan(
             family=pair.family,
             pair=pair.name,
@@ -249,7 +254,7 @@ def plan_pair(
                 PlannedTier(
                     options,
                     *_takes(
-                        matrices,
+                        alike,
                         of_memory,
                         other,
                         runtime.jobs or default_jobs(of_memory, machine, other),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from shadow.audits.machine_limits import uncollected
 from shadow.audits.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.checkpoints.opening import Checkpoint, Located
 from shadow.checkpoints.pairing import MatrixPair, Side
@@ -109,22 +108,6 @@ class Plan:
         """Raises ShadowError, with the numbers, when the disk does not suffice."""
         if self.problem:
             raise ShadowError(self.problem, self.hint)
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """While much is made that stays, Python does not look for cycles of what nobody holds any more.
-
-    Headers of 200,000 tensors are millions of objects: to go through them again and again took a
-    quarter of the time.
-    """
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
 
 
 @uncollected()

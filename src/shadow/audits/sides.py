@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from shadow import __version__
-from shadow.audits.plan import require_disk_for_pickles, uncollected
+from shadow.audits.machine_limits import uncollected
+from shadow.audits.plan import require_disk_for_pickles
 from shadow.audits.runtime import AlignedPair, Progress, Runtime, Settings
 from shadow.checkpoints.opening import (
     Assembled,

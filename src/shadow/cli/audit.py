@@ -150,7 +150,7 @@ def audit(
         options=options,
     )
     claims = claims_of(selection)
-    from shadow.audits.plan import uncollected
+    from shadow.audits.machine_limits import uncollected
 
     with uncollected():
         from shadow.audits.perform import perform
