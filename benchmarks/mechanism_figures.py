@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -21,8 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import shadow
 from shadow.lab.results import write
 from shadow.spectra import rounding
 from shadow.spectra.spectrum import Sides, Workspace
@@ -35,6 +38,8 @@ FINEST = 0.05  # share of the entries, at least, on the finest grid
 SPECTRA = 5  # every so many layers, effective ranks and intruders are measured
 INTRUDERS, SIMILAR = 10, 0.6  # leading vectors; the cosine below which one has none like it
 SAMPLED = 16  # every so many rows, changes over steps are followed
+AUDITED = [0, 7, 14, 21, 29]  # layers
+MASKED = 0.3  # the excess from which the finding speaks of a mask
 LINEAR = 0.7  # R² from which an entry moves in a line
 Row = dict[str, Any]
 
@@ -73,7 +78,52 @@ def main(out: Path) -> None:
                     for row in line_rows(before[::SAMPLED], taken)
                 ]
             pd.DataFrame(rows).to_parquet(file)
+    if not (out / "figures" / "audited.json").exists():
+        audits(out)
     publish(out)
+
+
+def audits(out: Path) -> None:
+    """What `shadow audit` says of masks in the BF16 copy of each state, of layers in AUDITED."""
+    told = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        top = Path(temporary)
+        base = _copy(out / "base" / "model.safetensors", top / "base", out)
+        for state in sorted((out / "runs").glob("*/*.safetensors")):
+            if state.stem.startswith("step-") and state != max(
+                state.parent.glob("step-*"), key=_step
+            ):
+                continue
+            report = shadow.audit(
+                str(base),
+                str(_copy(state, top / "tuned", out)),
+                output=top / "reports",
+                layers=AUDITED,
+                subjects="delta",
+                subspaces=False,
+                precision="sketch",
+                overwrite=True,
+            )
+            found = report.deltas["zero_share_excess"].dropna()
+            told[f"{state.parent.name}, {state.stem}"] = {
+                "matrices": len(found),
+                "above": int((found >= MASKED).sum()),
+                "most": round(float(found.max()), 4),
+                "masked": "masked" in {one.code for one in report.summary.finding.sentences},
+            }
+    text = json.dumps(told, indent=1)
+    (out / "figures" / "audited.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _copy(state: Path, folder: Path, out: Path) -> Path:
+    """A state as it would be released: in BF16, beside the config of the base."""
+    folder.mkdir(exist_ok=True)
+    weights = load_file(state)
+    weights.pop("lm_head.weight", None)  # tied
+    stored = {name: weight.bfloat16().contiguous() for name, weight in weights.items()}
+    save_file(stored, folder / "model.safetensors")
+    shutil.copy(out / "base" / "config.json", folder)
+    return folder
 
 
 def _step(state: Path) -> int:
@@ -111,6 +161,7 @@ def publish(out: Path) -> None:
         "base": json.loads((out / "base.json").read_text()),
         "form": json.loads((out / "form.json").read_text()),
         "runs": runs,
+        "audited": json.loads((folder / "audited.json").read_text()),
     }
     del about["form"]["examples"]
     text = json.dumps(about, indent=1, ensure_ascii=False)

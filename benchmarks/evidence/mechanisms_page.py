@@ -374,8 +374,22 @@ Storage hides least where the grid is finest. The excess is the share of unchang
 smallest 5 % of the base, over that of a normal change of the size seen there; `zero_share_excess`
 has it in reports. `masked-0` trains a fifth of the entries. An excess of {_share(MASKED)} or more
 finds {counts.get(True, "-")} masked matrices, with {counts.get(False, "-")} false alarms.
+{_audited(study)}
 
 {table(heads, rows)}"""
+
+
+def _audited(study: Study) -> str:
+    """What `shadow audit` told of the same states."""
+    told = study.about.get("audited", {})
+    of = []
+    for is_masked in (True, False):
+        own = [one for state, one in told.items() if state.startswith("masked") == is_masked]
+        above, matrices = (sum(one[name] for one in own) for name in ("above", "matrices"))
+        said = sum(one["masked"] for one in own)
+        of.append(f"{above} of {matrices}, and {said} of {len(own)} findings say so")
+    return f"""In reports of the BF16 copies, five layers of each, the masked matrices that have it are
+{of[0]}; the others {of[1]}."""
 
 
 def _states(study: Study) -> str:
@@ -456,7 +470,7 @@ Rounded to BF16, it is the base of every run.
 A verdict is one of: **holds** here; **is storage**, where rounding an update of that size to BF16
 gives the same figure; **does not hold**; **open**. They are of one model and short runs with AdamW.
 
-{table(heads, rows)}
+{table(heads, rows, len(heads))}
 
 ## The runs
 
