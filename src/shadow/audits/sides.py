@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from shadow import __version__
 from shadow.audits.machine_limits import uncollected
 from shadow.audits.plan import require_disk_for_pickles
 from shadow.audits.runtime import AlignedPair, Progress, Runtime, Settings
+from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.opening import (
     Assembled,
     Checkpoint,
@@ -22,7 +23,6 @@ from shadow.checkpoints.opening import (
     locate,
     open_folder,
     open_located,
-    require_gguf,
     sharing,
 )
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
@@ -34,7 +34,7 @@ from shadow.reports.provenance import Identity
 from shadow.summary.rows import CheckpointSide
 from shadow.targets.families import Pair
 from shadow.targets.references import AnyReference, ComponentBase, Reference, as_folder
-from shadow.text import byte_size
+from shadow.text import and_list, byte_size, short
 
 
 def references_of(pair: Pair) -> list[Reference]:
@@ -225,3 +225,20 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         )
 
     return open_located(found, scratch, runtime.say, report)
+
+
+def require_gguf(file: str | None, found: Iterable[Found]) -> None:
+    """Raises ShadowError where a pattern is to choose among GGUF files, and there are none."""
+    parts = [
+        part
+        for one in found
+        for part in ([two for _, two in one.parts] if isinstance(one, Assembled) else [one])
+    ]
+    shards = [
+        shard
+        for one in parts
+        for shard in (one.sources if isinstance(one, Checkpoint) else one.weights.shards)
+    ]
+    if file is not None and not any(shard.endswith(GGUF) for shard in shards):
+        names = and_list([one.reference for one in parts])
+        raise ShadowError(f"--file {short(file)}: no GGUF file in {names}", "leave out --file")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import in_words, scanned, sides_of
-from shadow.audits.sides import find_checkpoint, open_found
-from shadow.checkpoints.opening import Checkpoint, Found, require_gguf, sharing
+from shadow.audits.sides import find_checkpoint, open_found, require_gguf
+from shadow.checkpoints.opening import Checkpoint, Found, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
     OF_CONFIG,

@@ -34,7 +34,7 @@ from shadow.checkpoints.safetensors_files import (
 from shadow.checkpoints.sources import LocalFile, Source, WholeFile, digest_of, in_threads
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
-from shadow.text import and_list, several, short
+from shadow.text import several
 
 if TYPE_CHECKING:
     from threading import Event
@@ -250,23 +250,6 @@ def _moved(info: TensorInfo, folder: str) -> TensorInfo:
         raw, *beside = (_moved(one, folder) for one in (packing.raw, *packing.beside))
         packing = replace(packing, raw=raw, beside=tuple(beside))
     return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
-
-
-def require_gguf(file: str | None, found: Iterable[Found]) -> None:
-    """Raises ShadowError where a pattern is to choose among GGUF files, and there are none."""
-    parts = [
-        part
-        for one in found
-        for part in ([two for _, two in one.parts] if isinstance(one, Assembled) else [one])
-    ]
-    shards = [
-        shard
-        for one in parts
-        for shard in (one.sources if isinstance(one, Checkpoint) else one.weights.shards)
-    ]
-    if file is not None and not any(shard.endswith(GGUF) for shard in shards):
-        names = and_list([one.reference for one in parts])
-        raise ShadowError(f"--file {short(file)}: no GGUF file in {names}", "leave out --file")
 
 
 def open_folder(
