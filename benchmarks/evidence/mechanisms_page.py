@@ -388,7 +388,7 @@ def _audited(study: Study) -> str:
         above, matrices = (sum(one[name] for one in own) for name in ("above", "matrices"))
         said = sum(one["masked"] for one in own)
         of.append(f"{above} of {matrices}, and {said} of {len(own)} findings say so")
-    return f"""Reports of the BF16 copies, five layers of each, have it in these of the masked matrices:
+    return f"""Reports of the BF16 copies (five layers) have it in so many of the masked matrices:
 {of[0]}. Of the others:
 {of[1]}."""
 
