@@ -71,8 +71,8 @@ RECOGNISED = table(
     Claim(
         "masked",
         "masked entries",
-        "in most changed matrices of layers, at least 30 % of the entries stayed the same although"
-        " storage would have shown a change of them",
+        "in most changed matrices of layers, the share of entries that stayed the same is at least"
+        " 30 points above what rounding leaves of normal updates",
         needs=("recognised.masked.matrices", "recognised.masked.excess"),
         null="an excess of about 0, as after a training of all entries",
     ),

@@ -138,7 +138,7 @@ def _few_entries(deltas: Columns) -> FewEntries | None:
 
 
 def _masked(deltas: Columns) -> Masked | None:
-    """Entries that stayed in most matrices of layers where storage would have shown a change.
+    """Entries that stayed in most changed matrices of layers, more than rounding explains.
 
     What is in proportion to the base moves its smallest entries least, and is none of these. Of an
     embedding, tokens that were not seen stay.
@@ -148,9 +148,9 @@ def _masked(deltas: Columns) -> Masked | None:
     along = np.nan_to_num(np.abs(known["decay_cosine"])) >= ALONG
     found = known["zero_share_excess"][~along]
     found = found[found >= EXCESS]
-    if 2 * len(found) <= len(known):
+    if 2 * len(found) <= len(inside):
         return None
-    return Masked(matrices=len(found), of=len(known), excess=float(np.median(found)))
+    return Masked(matrices=len(found), of=len(inside), excess=float(np.median(found)))
 
 
 def _casts(tensors: Columns, deltas: Columns) -> Casts | None:

@@ -16,7 +16,7 @@ class TierWords:
     """The words of a tier."""
 
     how: str
-    """What was measured, in three words."""
+    """What was measured, in a few words."""
     measured: str
     """What the label rests on."""
     option: str | None = None

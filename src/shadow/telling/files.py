@@ -54,7 +54,7 @@ def files_sentences(summary: Summary) -> list[Sentence]:
         return []
     text = and_list([_clause(state, words) for state, words in by_state.items() if words])
     if any(TOKENS_BEYOND in row.differs for row in files.rows):
-        text += ". The tokenizer has tokens that the model has no row for"
+        text += ". Some token numbers have no row in the model"
     return [Sentence("files", f"Beside the weights, {text}.", {})]
 
 

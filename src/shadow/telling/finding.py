@@ -47,7 +47,6 @@ ESTIMATED = (
     "Figures of singular values of large matrices are estimates from a few passes over the weights:"
     " each row has errors of its own. Their ranks and exponents are unknown."
 )
-# what each sentence says, in the order in which they stand
 STAGES: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
     "dpo": "preference tuning (DPO)",
@@ -60,6 +59,7 @@ STAGES: Mapping[str, str] = {  # of stages that families name
     "reasoning": "training to reason",
     "distill": "distillation",
 }
+# what each sentence says, in the order in which they stand
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
 

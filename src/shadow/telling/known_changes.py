@@ -53,7 +53,8 @@ def quantised_formats(summary: PairRecord) -> str:
 
 
 def format_error(draft: Draft) -> str:
-    """`1.00 times what the format makes`; empty where no side is quantised on even steps."""
+    """`1.00 times what the format makes`; empty where no side is
+    quantised, or its levels are not known."""
     ratio = draft.summary.inside_layers.format_ratio
     if ratio is None or not (formats := quantised_formats(draft.summary)):
         return ""
@@ -145,8 +146,9 @@ def _masked(draft: Draft, masked: Masked) -> Sentence:
     of = draft.write(masked.of, f"{place}.of", "count")
     excess = draft.write(masked.excess, f"{place}.excess", "share")
     text = (
-        f"In {count} of {of} matrices, more entries stayed the same than storage explains"
-        f" ({excess} of the smallest, in the median), as after sparse training, TIES or DARE."
+        f"In {count} of {of} matrices, more entries stayed the same than rounding leaves of normally"
+        f" distributed updates ({excess} more in the median). Sparse training, TIES, DARE, pruning"
+        " and frozen columns do that, and so do updates of widely differing sizes."
     )
     return draft.sentence("masked", text)
 
