@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def publish(out: Path) -> None:
             few = max(1, len(told) // 6)
             runs[run.name] = {
                 "steps": len(log),
+                "moved": sum(a["norm"] != b["norm"] for a, b in pairwise([{"norm": 0.0}, *log])),
                 "norm": float(f"{log[-1]['norm']:.3g}"),
                 "told_first": round(float(np.mean(told[:few])), 3),
                 "told_last": round(float(np.mean(told[-few:])), 3),

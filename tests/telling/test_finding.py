@@ -324,8 +324,8 @@ def test_no_entries_are_masked_by_an_update_along_the_weights_or_in_few_matrices
     assert "masked" not in codes(told(tmp_path / "half", half))
     says(
         tmp_path, "masked", [*half, row(9, "mlp.up", zero_share_excess=0.5)],
-        "more entries stayed the same than rounding leaves of normally distributed updates (50 % more"
-        " in the median)",
+        "more entries stayed the same than rounding leaves of normally distributed updates (by 50 %"
+        " of those counted, in the median)",
     )  # fmt: skip
 
 

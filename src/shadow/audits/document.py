@@ -102,7 +102,13 @@ def plan_document(plan: PairPlan) -> Document:
         )
         for tier in plan.tiers
     ]
-    return Document([*blocks, Figures(costs), *([Figures(tiers)] if tiers else [])])
+    return Document(
+        [
+            *blocks,
+            Figures(costs),
+            *([Figures(tiers, title="What each tier takes, without a device")] if tiers else []),
+        ]
+    )
 
 
 def _side(side: PlannedSide) -> str:

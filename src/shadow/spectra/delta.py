@@ -182,7 +182,8 @@ def measure_pair(
     undone = without_means(undone, even, values["relative_norm"])
     values |= _floor(values["floor_ratio"], undone, coarser)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
-    values |= excess_values(undone, values)
+    count_now = partial(undo, sides, formats, lines, size.base)
+    values |= excess_values(undone, values, count_now)
     values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
     values |= _purity(values, undone, sides, means, key)
     values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}

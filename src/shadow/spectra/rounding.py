@@ -15,6 +15,7 @@ by binade are not those that the model gives, there is a reason instead of a num
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -50,6 +51,7 @@ MOSTLY_LOST = 0.5
 FINEST = 0.05  # of the entries, at least: those of the smallest binades
 # floor_ratio times the mean chance that a normal update leaves an entry unchanged is at most this
 LEFT = math.sqrt(6 / math.pi)
+UNEVEN = 0.1  # an excess that is not left to that bound, which holds for updates of one size
 ERROR = 0.006  # of a share of the energy from counts
 # how near a slope of the base's rounding has to be to 0 or 1, and its standard error at most
 SURE = 0.1
@@ -325,7 +327,8 @@ def _counted(
         counts = count(sides, grid, lines, largest)
         error = _even_error(counts)
         if energy >= CLEAR**2 * error:
-            return _far_above(energy, error)
+            excess = zero_excess(counts, fit(counts, rounds=0))
+            return replace(_far_above(energy, error), zero_excess=excess)
         return undo_counts(counts, energy, "stored_base")
     started = replace(sides, base=Rounded(sides.base, grid))
     from_rounded = line_energies(started)
@@ -444,16 +447,21 @@ def decay_unrounded(undone: Undone, of_delta: Values, norm: float) -> Values:
     return {name: max(-1.0, min(1.0, stored * norm / (undone.gain * undone.norm)))}
 
 
-def excess_values(undone: Undone, of_delta: Values) -> Values:
-    """zero_share_excess: from zero_share, rows_changed and floor_ratio where nothing is counted."""
-    zeros, rows, ratio = (of_delta[name] for name in ("zero_share", "rows_changed", "floor_ratio"))
+def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undone]) -> Values:
+    """zero_share_excess: from zero_share, rows_changed and the size of what rounding did where
+    nothing is counted. count_now: counts after all, where that does not settle it: updates whose
+    sizes differ by row or column leave more entries unchanged than those of one size.
+    """
+    zeros, rows = of_delta["zero_share"], of_delta["rows_changed"]
     excess = undone.zero_excess
     if excess is None and zeros is not None and rows:
         within_rows = 1.0 - (1.0 - zeros) / rows
         if undone.history == "nothing_rounded":
             excess = within_rows
-        elif undone.history == "far_above" and ratio:
-            excess = within_rows - LEFT / ratio
+        elif undone.history == "far_above" and undone.noise is not None:
+            excess = within_rows - LEFT * math.sqrt(undone.noise)
+            if excess > UNEVEN:
+                excess = count_now().zero_excess
     return {"zero_share_excess": excess}
 
 

@@ -161,7 +161,7 @@ def directions_text(joint: DeltaDirections) -> str:
         else "In the one matrix that both changed"
     )
     if joint.left_out:
-        text += f" ({joint.left_out:,} left out)"
+        text += f" ({joint.left_out:,} others left out)"
     text += f", the two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
     if joint.overlap_left is None:
         return text

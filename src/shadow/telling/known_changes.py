@@ -146,9 +146,10 @@ def _masked(draft: Draft, masked: Masked) -> Sentence:
     of = draft.write(masked.of, f"{place}.of", "count")
     excess = draft.write(masked.excess, f"{place}.excess", "share")
     text = (
-        f"In {count} of {of} matrices, more entries stayed the same than rounding leaves of normally"
-        f" distributed updates ({excess} more in the median). Sparse training, TIES, DARE, pruning"
-        " and frozen columns do that, and so do updates of widely differing sizes."
+        f"In {count} of {of} matrices, more entries stayed the same than rounding leaves of"
+        f" normally distributed updates (by {excess} of those counted, in the median). Sparse"
+        " training, TIES, DARE, pruning and frozen columns do that, and so do updates of widely"
+        " differing sizes."
     )
     return draft.sentence("masked", text)
 
