@@ -331,3 +331,18 @@ def test_the_package_is_asked_for_by_its_extra(sides, tmp_path, monkeypatch):
     with pytest.raises(ShadowError, match="gguf is not installed") as caught:
         open_folder(str(sides[1]["base-Q8_0"]))
     assert "'.[quantised]'" in caught.value.hint
+
+
+def test_scales_of_a_copy_are_no_tensors_of_the_model(tmp_path):
+    """8-bit floats with scales beside them: as many tensors changed as the base has."""
+    matrices = {
+        name: tensor.repeat(8, 8).bfloat16() for name, tensor in models.matrices(0, size=16).items()
+    }
+    packed, _, said = packing.quantised("fp8", matrices)
+    models.write(tmp_path / "base", matrices, CONFIG)
+    models.write(tmp_path / "copy", packed, CONFIG | {"quantization_config": said})
+    report = shadow.audit(
+        str(tmp_path / "base"), str(tmp_path / "copy"), output=str(tmp_path / "reports")
+    )
+    assert len(packed) > len(matrices)
+    assert report.summary.recognised.casts.tensors == len(matrices)

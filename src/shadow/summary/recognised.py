@@ -159,7 +159,6 @@ def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
     A report that does not say which are casts has changed matrices without a word of it.
     """
     tuned = tensors.where(are(tensors["side"], "tuned"))
-    casts = are(tuned["cast"], "tuned", "base")
     others = tuned.where(are(tuned["cast"], "neither"))
     unknown = (tuned["relative_norm"] > 0) & (tuned["cast"] == None)  # noqa: E711
     if unknown.any():
@@ -177,9 +176,16 @@ def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
         )
         for (component, module), group in others.groups("component", "module")
     ]
+    counts = {
+        how: min(
+            int((are(tensors["side"], side) & are(tensors["cast"], how)).sum())
+            for side in ("base", "tuned")
+        )
+        for how in ("tuned", "base")
+    }
     return Casts(
-        tensors=int(casts.sum()),
-        of_base=int(are(tuned["cast"], "base").sum()),
+        tensors=sum(counts.values()),  # a quantised side has its scales as tensors beside these
+        of_base=counts["base"],
         beside=len(others),
         rows=rows,
         formats=sorted({one for pair in pairs if pair for one in pair.split("/")} - FLOATS.keys()),
