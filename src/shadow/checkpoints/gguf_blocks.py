@@ -107,14 +107,33 @@ class Blocks:
         return found
 
 
+def in_place(numbers: Rows) -> Rows:
+    """Every row is stored where transformers has it."""
+    return numbers
+
+
+def fused(heads: int, groups: int, rows: int) -> Order:
+    """Where llama.cpp stores each row of a fused q, k and v: one after another. In transformers
+    every group has its heads of q, its k and its v.
+    """
+    each = heads // groups
+    size = rows // (heads + 2 * groups)
+
+    def stored(numbers: Rows) -> Rows:
+        head, within = np.divmod(numbers, size)
+        group, part = np.divmod(head, each + 2)
+        place = np.where(part < each, group * each + part, heads + (part - each) * groups + group)
+        return place * size + within
+
+    return stored
+
+
 def pairs_of(heads: int, rows: int) -> Order:
-    """Where llama.cpp stores each row of transformers' q_proj or k_proj; heads 0: where it is.
+    """Where llama.cpp stores each row of transformers' q_proj or k_proj.
 
     Rotary embeddings turn row i of a head with row i + d/2 in transformers, and neighbours in
     llama.cpp: `w.reshape(heads, 2, d/2, cols).swapaxes(1, 2)` is stored.
     """
-    if not heads:
-        return lambda numbers: numbers
     half = rows // heads // 2
 
     def stored(numbers: Rows) -> Rows:
@@ -127,12 +146,15 @@ def pairs_of(heads: int, rows: int) -> Order:
 
 def gguf_tensor(info: TensorInfo, read: Read) -> DecodedTensor:
     """A tensor of a GGUF file that is not stored as it is. Facts of its packing: heads whose rows
-    are stored in pairs, or 0; and what was added to its numbers. read opens what lies in files.
+    are stored in another order, or 0; groups of a fused q, k and v, or 0; and what was added to its
+    numbers. read opens what lies in files.
     """
     assert info.packing is not None
-    raw, (heads, added) = read(info.packing.raw), info.packing.facts
-    stored = info.end - info.start
-    order = pairs_of(heads, raw.shape[0])
+    raw, (heads, groups, added) = read(info.packing.raw), info.packing.facts
+    stored, rows = info.end - info.start, raw.shape[0]
+    order = pairs_of(heads, rows) if heads else in_place
+    if groups:
+        order = fused(heads, groups, rows)
     if info.dtype in FLOATS:
         view = torch.empty(info.shape, dtype=raw.dtype, device="meta")
         return DecodedTensor(info.dtype, Moved(raw, order, added), view, raw.shape[1], stored)

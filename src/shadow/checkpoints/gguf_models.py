@@ -31,13 +31,11 @@ PAIRED = frozenset({
 ADDED = frozenset({
     "gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen3next", "qwen35", "qwen35moe",
 })  # fmt: skip
-# What the converter rearranges in ways that are not undone: all state spaces and linear attention,
-# and fused q, k and v that transformers stores by heads.
+# whose fused q, k and v transformers stores by heads: the converter puts one after another
+FUSED = frozenset({"bloom", "falcon", "gptneox"})
+# what the converter rearranges in ways that are not undone: state spaces and linear attention
 REARRANGED = re.compile(r"blk\.\{bid\}\.ssm_\w+")
-ALSO_REARRANGED = {
-    **dict.fromkeys(("bloom", "falcon", "gptneox", "codeshell", "mpt"), ("attn_qkv",)),
-    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate")),
-}
+ALSO_REARRANGED = dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate"))
 # what llama.cpp computes from the config and stores, and transformers computes when it loads
 COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")
 # names that the tables list for another model of the architecture first
@@ -149,8 +147,8 @@ def _chosen(known: Iterable[str], architecture: str) -> str:
 
 
 def _heads(metadata: Mapping[str, Value], architecture: str) -> dict[str, Value]:
-    """Counts of heads of the tensors whose rows are stored in pairs: a number, or one a layer."""
-    if architecture not in PAIRED:
+    """Counts of heads of q and k, where rows of theirs are rearranged: a number, or one a layer."""
+    if architecture not in PAIRED | FUSED:
         return {}
     of_q = metadata.get(f"{architecture}.attention.head_count")
     return {"q": of_q, "k": metadata.get(f"{architecture}.attention.head_count_kv", of_q)}
@@ -169,7 +167,7 @@ def _translated(
     if known and known.endswith("e_score_correction"):
         dot = "_"  # a parameter of its own in transformers
     name = f"{known.replace('{bid}', number)}{dot}{kind}" if known else info.name
-    undone = _paired_heads(pattern, number, info, heads)
+    undone = _rearranged_heads(pattern, number, info, architecture, heads)
     added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
     found = replace(info, name=name)
     last = pattern.rpartition(".")[2]
@@ -179,7 +177,7 @@ def _translated(
         return replace(found, problem="the file does not say how many heads its rows are of")
     if info.dtype in INTEGERS or not _is_decoded(info.dtype):
         return found
-    if info.dtype not in FLOATS or undone or added:
+    if info.dtype not in FLOATS or any(undone) or added:
         found = replace(found, packing=_packing(info, undone, added))
     if architecture in TRANSPOSED and len(info.shape) == 2 and pattern.startswith("blk."):
         rows, cols = info.shape
@@ -206,36 +204,49 @@ def _is_decoded(dtype: str) -> bool:
     return True
 
 
-def _packing(info: TensorInfo, heads: int, added: int) -> Packing:
+def _packing(info: TensorInfo, heads: tuple[int, int], added: int) -> Packing:
     """rows and columns, or bytes, of the tensor as it is stored."""
     rows = 1
     for size in info.shape[:-1]:
         rows *= size
     if info.dtype in FLOATS:
         cols = info.shape[-1] if info.shape else 1
-        if heads and len(info.shape) == 1:  # a bias
+        if any(heads) and len(info.shape) == 1:  # a bias
             rows, cols = cols, 1
         raw = replace(info, shape=(rows, cols))
     else:
         raw = replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
-    return Packing(KIND, raw, facts=(heads, added))
+    return Packing(KIND, raw, facts=(*heads, added))
 
 
-def _paired_heads(
-    pattern: str, number: str, info: TensorInfo, heads: Mapping[str, Value]
-) -> int | None:
-    """Heads whose rows are stored in pairs; 0 where they lie as in transformers, None where that is
-    unknown.
+def _rearranged_heads(
+    pattern: str,
+    number: str,
+    info: TensorInfo,
+    architecture: str,
+    heads: Mapping[str, Value],
+) -> tuple[int, int] | None:
+    """Heads whose rows are stored in pairs, and 0; or heads and groups of a fused q, k and v; or 0
+    and 0 where rows lie as in transformers. None where that is unknown.
     """
+    if architecture in FUSED:
+        if pattern != "blk.{bid}.attn_qkv":
+            return 0, 0
+        counts = _count(heads["q"], number), _count(heads["k"], number)
+        each = counts[0] // counts[1] + 2 if all(counts) else 0
+        fits = each and counts[0] % counts[1] == 0 and info.shape
+        return counts if fits and info.shape[0] % (each * counts[1]) == 0 else None
     if not heads or pattern not in ("blk.{bid}.attn_q", "blk.{bid}.attn_k"):
-        return 0
-    count = heads[pattern[-1]]
-    if isinstance(count, list):
-        count = count[int(number)] if len(number) < 9 and int(number) < len(count) else None
-    if type(count) is not int or count < 1 or not info.shape:
-        return None
-    rows = info.shape[0]
-    return count if rows % (2 * count) == 0 else None
+        return 0, 0
+    count = _count(heads[pattern[-1]], number)
+    return (count, 0) if count and info.shape and info.shape[0] % (2 * count) == 0 else None
+
+
+def _count(said: Value, layer: str) -> int:
+    """Heads of a layer; 0 where they are not said."""
+    if isinstance(said, list):
+        said = said[int(layer)] if len(layer) < 9 and int(layer) < len(said) else None
+    return said if type(said) is int and said > 0 else 0
 
 
 def _config(metadata: Mapping[str, Value], architecture: str, *, tied: bool) -> dict[str, object]:
@@ -252,6 +263,8 @@ def _config(metadata: Mapping[str, Value], architecture: str, *, tied: bool) -> 
         config.setdefault("vocab_size", tokens.count)
     if "num_experts" in config:
         config["num_local_experts"] = config["num_experts"]
+    if architecture == "falcon":  # by groups, of which the older architectures have one or all
+        config["new_decoder_architecture"] = True
     scaling = {
         key.rpartition(".")[2]: value
         for key, value in metadata.items()
