@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -42,7 +42,7 @@ STYLES: Mapping[Level, str] = {
     "quiet": "dim",
 }
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
-LONGEST_WORD = 32  # letters of a name that is not broken
+LONGEST_WORD = 48, 32  # letters of a name that is not broken, beside one column of text and more
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
 HEAD_ROOM = 22  # and of a head that is not broken, such as the name of a benchmark
@@ -144,31 +144,40 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
         yield Text(visible(block.title), "italic")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     names = [place for place in shown if block.columns[place].role == "name"]
-    # what is left for each name; a longer one is broken
+    texts = [place for place in shown if block.columns[place].role == "text"]
+    # what is left for each name, a longer one is broken; and then for the only text
     others = _together(
-        min(widths[place], TEXT_LEAST) if block.columns[place].role == "text" else widths[place]
+        min(widths[place], TEXT_LEAST) if place in texts else widths[place]
         for place in shown
         if place not in names
     )
     room = (width - others) // max(1, len(names)) - GAP
+    longest = min(LONGEST_WORD[len(texts) > 1], room)
+    whole = {place: max(1, min(_longest_word(rows, place), longest)) for place in names}
+    taken = _together(whole.get(place, widths[place]) for place in shown if place not in texts)
+    left = width - taken - GAP
     for place in shown:
         column = block.columns[place]
-        longest = max((len(word) for row in rows for word in row[place].plain.split()), default=0)
         is_figure = column.role == "figure"
         has_long_head = is_figure and len(visible(column.head)) > HEAD_ROOM
         is_whole = is_figure and not has_long_head  # half a number would be another
+        most = widths[place] if has_long_head else None
         table.add_column(
             Text(visible(column.head)),
             justify="right" if is_figure else "left",
             no_wrap=is_whole,
             overflow="ellipsis" if is_whole else "fold",
-            max_width=widths[place] if has_long_head else None,
-            min_width=max(1, min(longest, LONGEST_WORD, room)) if place in names else None,
+            max_width=max(TEXT_LEAST, left) if names and texts == [place] else most,
+            min_width=whole.get(place),
             style="cyan" if place in names[-1:] else None,
         )
     for row in rows:
         table.add_row(*(row[place] for place in shown))
     yield table
+
+
+def _longest_word(rows: Sequence[Sequence[Text]], place: int) -> int:
+    return max((len(word) for row in rows for word in row[place].plain.split()), default=0)
 
 
 def _together(widths: Iterable[int]) -> int:
