@@ -163,6 +163,19 @@ def test_blocks_of_rows_and_groups_change_nothing(original, monkeypatch):
         assert getattr(cut, name) == (value and pytest.approx(value, rel=1e-9, abs=1e-12)), name
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_first_rows_of_zeros_do_not_hide_blocks(original, monkeypatch, mixed):
+    """Blocks are those of all rows, whichever are read first; `mixed`: they do not lie together."""
+    copy = k_like(original)
+    for part in (original, copy.numbers, copy.each):
+        part[:8] = 0
+    order = np.random.default_rng(3).permutation(COLS) if mixed else slice(None)
+    original, copy = original[:, order], Copy(copy.numbers[:, order], copy.each[:, order], "Q4_K")
+    monkeypatch.setattr("shadow.spectra.format_noise.TILE", 4 * COLS)
+    found = format_noise(original, copy)
+    assert (found.outside, found.clipped > 10, found.is_copy("Q4_K")) == (0, True, True)
+
+
 def test_what_is_not_finite_is_said(original):
     """Sums are those of other rows."""
     original[3, 4] = math.inf
