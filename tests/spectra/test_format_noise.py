@@ -71,6 +71,40 @@ def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
     assert format_noise(original, copy).outside == 31
 
 
+@pytest.mark.parametrize(
+    ("steps", "entries", "own"),
+    [
+        (2.0, 4, {"Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (10.0, 1, {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (2.0, 16, {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (23.0, 1, {"Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (5.5, 26, {"Q2_K"}),
+        (40.0, 1, set()),
+        (2.0, 30, set()),
+    ],
+)
+@pytest.mark.parametrize("end", [7, -8])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_a_format_clips_as_far_and_as_much_of_a_block_as_its_quantiser(
+    kind, end, steps, entries, own
+):
+    """So many entries of a block lie so many steps beyond its end. Where no quantiser of the format
+    leaves such a block they are outside, and the format made as much of their errors as is even.
+    """
+    levels = np.random.default_rng(1).permuted(np.tile(np.arange(-8.0, 8), (2, 4)), axis=1)
+    levels[0, :entries], levels[0, entries:32] = end, np.arange(32 - entries) % 15 - 7
+    sizes = np.repeat([[2.0**-6, 2.0**-7], [2.0**-8, 2.0**-9]], 32, axis=1)
+    original = levels * sizes
+    original[0, :entries] += math.copysign(steps, end) * sizes[0, :entries]
+    levels, sizes, original = (torch.from_numpy(each) for each in (levels, sizes, original))
+    found = format_noise(original, Copy(levels * sizes, sizes, kind))
+    clipped = entries if kind in own else 0
+    assert (found.clipped, found.outside) == (clipped, entries - clipped)
+    assert found.error == entries * steps**2 * 2.0**-12
+    assert found.made == entries * (min(steps, 4.0) ** 2 if clipped else 1 / 12) * 2.0**-12
+    assert found.furthest == (0.0 if clipped else steps)
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K"])
 @pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
 def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, size):
