@@ -174,3 +174,60 @@ def test_what_lies_far_beyond_the_last_level_is_outside(name):
     found = format_noise(10 * weight, make(weight, how))
     assert found.is_copy(name) is False
     assert found.outside > 0.5 * found.entries
+
+
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+def test_a_cell_has_the_numbers_that_are_nearest_to_its_level(scale):
+    """Of every finite number of E4M3, whichever sign its scale has; the ends are open."""
+    raw = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    raw = raw[raw.float().isfinite()][None]
+    copy = packed("scaled", {"weight": raw, "weight_scale": torch.tensor([[scale]])},
+                  tuple(raw.shape), tuple(raw.shape), "F8_E4M3")  # fmt: skip
+    low, high = (end[0].double() for end in copy.cells((slice(None),)))
+    levels = copy.whole()[0].double()
+    assert torch.equal(levels, raw[0].double() * scale)
+    numbers = np.random.default_rng(0).uniform(-300, 300, 2000)
+    numbers = torch.from_numpy(np.concatenate([numbers, numbers / 1000]))
+    away = (levels - numbers[:, None]).abs()
+    nearest = away == away.amin(1, keepdim=True)
+    assert torch.equal((low < numbers[:, None]) & (numbers[:, None] < high), nearest)
+    assert (levels[low == -np.inf].tolist(), levels[high == np.inf].tolist()) == ([-224], [224])
+
+
+@pytest.mark.parametrize(
+    ("name", "beyond", "clipped", "outside"),
+    [
+        ("NF4", 0.004, 0, 0),  # its scale is the largest number, which is rounded itself
+        ("NF4", 0.02, 0, 1),
+        ("MXFP4", 2.9, 1, 0),  # 1.5 times the cell from 5 to 7
+        ("MXFP4", 3.2, 0, 1),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_how_far_beyond_its_last_level_a_format_clips(name, beyond, clipped, outside, sign):
+    """In levels: NF4 hardly at all, and E2M1 beyond 6."""
+    make, how, cols = MAKE[name]
+    weight = torch.full((ROWS, cols), 0.5)
+    last = 1.0 if name == "NF4" else 6.0
+    weight[:, ::32] = sign * last
+    copy = make(weight, how)
+    weight[3, 64] = sign * (last + beyond)
+    found = format_noise(weight, copy)
+    assert abs(copy.whole()[3, 64]) == last
+    assert (found.clipped, found.outside) == (clipped, outside)
+
+
+@pytest.mark.parametrize(("size", "outside"), [(0.4, 0), (0.6, 16)])
+def test_a_block_whose_scale_is_0_has_the_largest_cell_of_its_rows(size, outside):
+    """That of 4 in E2M1, from 3.5 to 5, or of 6; its numbers are all 0."""
+    codes = torch.full((ROWS, 32), 0x66, dtype=torch.uint8)  # twice 4
+    codes[:, :8] = 0
+    scales = torch.ones(ROWS, 4)
+    scales[:, 0] = 0
+    pieces = {"raw": codes, "scales": scales, "of_all": torch.ones(1)}
+    copy = packed("nvfp4", pieces, (ROWS, 64))
+    weight = copy.whole().clone()
+    weight[5, :16] = size * 1.5
+    found = format_noise(weight, copy)
+    assert found.outside == outside
+    assert found.even == pytest.approx(ROWS * (48 * (0.5**3 + 1) / 4.5 + 16 * 1.5**2 / 12))
