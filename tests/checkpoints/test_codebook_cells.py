@@ -144,6 +144,20 @@ def test_copies_lie_in_the_cells_of_their_format(name, dtype):
         assert 0.6 < found.error / found.even < 1.2
 
 
+@pytest.mark.parametrize("name", ["NF4 across rows", "MXFP4 of GGUF"])
+def test_cells_are_decoded_once(name, monkeypatch):
+    """Both ends of each, in whichever order rows are asked for."""
+    make, how, cols = MAKE[name]
+    copy = make(made_up(0, cols, torch.float32), how)
+    low, high = copy.cells((slice(None),))
+    decode, asked = copy._decoder.cells, []
+    monkeypatch.setattr(copy._decoder, "cells", lambda *at: asked.append(at) or decode(*at))
+    monkeypatch.setattr("shadow.checkpoints.packed_tensors.AT_ONCE", 5 * cols)
+    turned = copy.seen(lambda one: one.T).cells((slice(32, 64), slice(3, 20)))
+    assert all(map(torch.equal, turned, (end[3:20, 32:64].T for end in (low, high))))
+    assert sum(len(rows) * (stop - start) for rows, (start, stop) in asked[1:]) == 17 * 32
+
+
 @pytest.mark.parametrize("size", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("name", MAKE)
 def test_changes_before_rounding_lie_outside(name, size):

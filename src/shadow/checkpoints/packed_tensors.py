@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Protocol, Self
 
 import numpy as np
@@ -155,28 +154,43 @@ class DecodedTensor:
         _, (first, _), kept = self._stripe
         return kept[:, start - first : stop - first]
 
-    def _made(self, view: Tensor, shared: Shared | None, *, reuse: bool = False) -> Tensor:
-        """The numbers of every element of a view, or what is shared by them.
+    def _made(
+        self,
+        view: Tensor,
+        shared: Shared | None,
+        dtype: torch.dtype | None = None,
+        *,
+        reuse: bool = False,
+    ) -> Tensor:
+        """The numbers of every element of a view, or what is shared by them, of another dtype.
 
         reuse: in the memory of the last that was made so.
         """
         if view.numel() == 0:
-            return torch.empty(view.shape, dtype=self.dtype)
+            return torch.empty(view.shape, dtype=dtype or self.dtype)
         if (lines := _lines(view, self._width)) is not None:
-            return self._decoded(*lines, shared, reuse=reuse).view(view.shape)
+            return self._decoded(*lines, shared, dtype, reuse=reuse).view(view.shape)
         if view.ndim == 2 and _lines(view.T, self._width) is not None:
-            return self._made(view.T, shared, reuse=reuse).T
+            return self._made(view.T, shared, dtype, reuse=reuse).T
         count = view.untyped_storage().nbytes() // self.dtype.itemsize // self._width
-        every = self._decoded(np.arange(count), (0, self._width), shared, reuse=reuse)
+        every = self._decoded(np.arange(count), (0, self._width), shared, dtype, reuse=reuse)
         return every.as_strided(view.shape, view.stride(), int(view.storage_offset()))
 
-    def _decoded(self, rows: Rows, cols: Cols, shared: Shared | None, *, reuse: bool) -> Tensor:
+    def _decoded(
+        self,
+        rows: Rows,
+        cols: Cols,
+        shared: Shared | None,
+        dtype: torch.dtype | None = None,
+        *,
+        reuse: bool,
+    ) -> Tensor:
         """(rows, cols), some rows after the others."""
         unit, (start, stop) = self._decoder.unit, cols
         wide = start // unit * unit, -(-stop // unit) * unit
         count = len(rows) * (stop - start)
         if not reuse:
-            made = room(count, self.dtype)
+            made = room(count, dtype or self.dtype)
         else:
             if self._room is None or self._room.numel() < count:
                 self._room = None  # before the next is there
@@ -213,14 +227,15 @@ class PackedTensor(DecodedTensor):
 
     def cells(self, index: tuple[slice, ...]) -> Cells | None:
         """The cell of each entry of a part, as `Decoder.cells`."""
-        if self._bound(0, np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
+        if self._ends(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
             return None
-        view = self._view[index]
-        return self._made(view, partial(self._bound, 0)), self._made(view, partial(self._bound, 1))
+        ends = self._made(self._view[index], self._ends, torch.complex64)
+        return ends.real, ends.imag
 
-    def _bound(self, end: int, rows: Rows, cols: Cols) -> Tensor | None:
+    def _ends(self, rows: Rows, cols: Cols) -> Tensor | None:
+        """Both ends of cells as one complex number, so that each cell is decoded once."""
         cells = self._decoder.cells(rows, cols)
-        return None if cells is None else cells[end]
+        return None if cells is None else torch.complex(*cells)
 
 
 def _lines(view: Tensor, width: int) -> tuple[Rows, Cols] | None:
