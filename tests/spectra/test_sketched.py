@@ -11,9 +11,18 @@ from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
 from shadow.spectra.delta import Means, Measured, Method, measure_pair
-from shadow.spectra.krylov import effective_rank, frame, krylov_spaces, square_trace, upper_bounds
+from shadow.spectra.krylov import (
+    PASSES,
+    WIDTH,
+    _next,
+    effective_rank,
+    frame,
+    krylov_spaces,
+    square_trace,
+    upper_bounds,
+)
 from shadow.spectra.lazy import Updated
-from shadow.spectra.sketched import SMALLEST
+from shadow.spectra.sketched import KEPT, SMALLEST
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import extent
 
@@ -67,6 +76,23 @@ def test_the_truth_lies_within_the_errors(kind: str) -> None:
         wrong["below"] += bool((space.values > squares[: len(space.values)] + slack).any())
         wrong["above"] += bool((bounds < squares[: len(bounds)] - slack).any())
     assert max(wrong.values()) <= 1, wrong
+
+
+@pytest.mark.parametrize("rank", [0, 5, WIDTH])
+@pytest.mark.parametrize("least", [1.0, 1e-3, 1e-7, 1e-8, 1e-9, 1e-14, 0.0])
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-13])
+def test_columns_beside_those_known_are_orthonormal(rank: int, least: float, size: float) -> None:
+    """However small what is new is beside the rest, and one part of it beside another; they span
+    it.
+    """
+    known, new = frame("a", SIDE), frame("b", SIDE)[:, :rank]
+    mixed = np.random.default_rng(0).standard_normal((2, WIDTH, WIDTH))
+    sizes = np.linspace(1.0, least, rank)[:, None]
+    image = known @ mixed[0] + size * new @ (sizes * mixed[1, :rank])
+    found = _next(known, image)
+    both = np.hstack([known, found])
+    assert np.abs(both.T @ both - np.eye(2 * WIDTH)).max() < 1e-13
+    assert np.abs(image - both @ (both.T @ image)).max() < 1e-13
 
 
 def pair(shape: tuple[int, int], kind: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -151,6 +177,26 @@ def test_a_sketch_depends_on_its_key_alone() -> None:
     means = Means(Method("sketch"), space)
     other = measure_pair(base, tuned, ("BF16", "BF16"), size, means, "another").delta.values
     assert other["participation_ratio"] != first["participation_ratio"]
+
+
+@pytest.mark.parametrize("stored", ["BF16", "F32"])
+@pytest.mark.parametrize("shape", [(600, 700), (700, 600)])
+def test_blocks_that_are_kept_are_those_that_are_made_again(
+    shape: tuple[int, int], stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every figure is the same number, of a matrix of many blocks."""
+    base, tuned = pair(shape, "few", torch.bfloat16 if stored == "BF16" else torch.float32)
+    monkeypatch.setattr("shadow.spectra.sketched.BLOCK", 1 << 16)
+    reads: list[int] = []
+    blocks = Sides.blocks
+    monkeypatch.setattr(Sides, "blocks", lambda *how: reads.append(1) or blocks(*how))
+    found, passes = [], []
+    for kept in (0, KEPT):
+        monkeypatch.setattr("shadow.spectra.sketched.KEPT", kept)
+        found.append(measured(base, tuned, stored, Method("sketch"))[:3])
+        passes.append(len(reads))
+    assert 2 * passes[0] - passes[1] == PASSES - 1
+    assert [one.values for one in found[0]] == [one.values for one in found[1]]
 
 
 def test_only_deltas_give_the_same_deltas() -> None:
