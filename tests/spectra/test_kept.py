@@ -78,6 +78,16 @@ def test_an_equal_copy_has_no_error_and_a_part_of_it_that_is_not_finite_no_norm(
     assert found.full == pytest.approx(0.25 * (280_000 - 280_000 % (1 << 16)))
 
 
+def test_a_copy_that_is_rounded_in_parts_is_off_where_it_is_rounded(tmp_path):
+    """Of three parts of a float32 copy two are as they were and one is rounded to BF16."""
+    full = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 1 << 16), np.float32))
+    copy = full.clone()
+    copy[1] = full[1].bfloat16().float()
+    sides = Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace())
+    found = kept_of(sides, None, "F32")
+    assert (found.grid, found.off) == ("F32", int((full != copy).sum()))
+
+
 @pytest.mark.parametrize(
     ("kind", "held", "beyond"),
     [  # half way to the next power of two, whose last bit is even; but not in E4M3, where it is odd
