@@ -12,8 +12,10 @@ from shadow.spectra.delta import working_dtype
 from shadow.spectra.kept import kept_of
 from shadow.spectra.spectrum import Sides, Workspace
 
-FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-FORMATS |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+FORMATS = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 NAMES = ("full", "copy", "base")
 
 
@@ -107,6 +109,18 @@ def test_numbers_that_a_format_cannot_hold_are_off(kind, held, beyond, tmp_path)
     assert (copy[:, :2].double().abs() == sizes[0]).all()
     found = kept_of(Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace()), None, kind)
     assert (found.off, found.finite) == (2 * len(beyond), kind == "F8_E4M3")
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16", "F32", "F64", "F8_E5M2"])
+def test_infinities_stay_and_another_number_is_off_once(kind, tmp_path):
+    """An infinity is its own copy; what lies beyond the format's numbers is off as such or as
+    another number.
+    """
+    full = torch.tensor([[np.inf, -np.inf, 1e39, 1e39, 1.0]], dtype=torch.float64)
+    copy = full.to(FORMATS[kind], copy=True)
+    copy[0, 2] = 2.0
+    sides = Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace())
+    assert kept_of(sides, None, kind).off == (1 if kind == "F64" else 2)
 
 
 def test_a_copy_in_8_bits_saturates(tmp_path):

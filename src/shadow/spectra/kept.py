@@ -142,7 +142,5 @@ def _saturated(part: Part, rounded: Tensor, name: str) -> int:
     full, copy = part.numbers[:2]
     form, largest = float_format(name), torch.finfo(torch_dtype(float_format(name))).max
     limit = largest + 2.0 ** (math.frexp(largest)[1] - 2 - form.mantissa_bits)
-    if form.bits >= 64:
-        return 0
     beyond = ((full.double().abs() > limit) | rounded.isinf()) & full.isfinite()
     return int((beyond & (rounded == copy)).sum())
