@@ -38,7 +38,7 @@ def check(sides, formats, base, tuned):
     assert found.changed == int((b != t).sum())
     assert found.finite
     for name, value in (("base", b), ("tuned", t), ("delta", t - b)):
-        assert getattr(found, name) == pytest.approx(float((value**2).sum()), rel=1e-6)
+        assert getattr(found, name) == pytest.approx(float((value**2).sum()), rel=1e-6, abs=0)
     along = float((b * (t - b)).sum())
     size = float(np.sqrt((b**2).sum() * ((t - b) ** 2).sum()))
     assert found.along == pytest.approx(along, abs=1e-6 * size)
@@ -114,11 +114,11 @@ def test_small_numbers_keep_their_energy(before, after, tmp_path):
     """Where squares of one side vanish in float32, or of both, or of the delta alone."""
     base, tuned = (torch.full((20, 30), size).bfloat16() for size in (before, after))
     found = check(sides_in(tmp_path, base, tuned), ("BF16", "BF16"), base, tuned)
-    assert found.delta == pytest.approx(600 * (after - before) ** 2, rel=0.02)
+    assert found.delta == pytest.approx(600 * (after - before) ** 2, rel=0.02, abs=0)
     base[0], tuned[0] = 1.0, 1.0
     (tmp_path / "large").mkdir()
     found = check(sides_in(tmp_path / "large", base, tuned), ("BF16", "BF16"), base, tuned)
-    assert found.delta == pytest.approx(570 * (after - before) ** 2, rel=0.02)
+    assert found.delta == pytest.approx(570 * (after - before) ** 2, rel=0.02, abs=0)
 
 
 def test_a_cast_in_every_entry_is_found(tmp_path):
