@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure
 from shadow.spectra.krylov import (
     PASSES,
     WIDTH,
+    Estimate,
     _next,
     effective_rank,
     frame,
@@ -22,7 +24,7 @@ from shadow.spectra.krylov import (
     upper_bounds,
 )
 from shadow.spectra.lazy import Updated
-from shadow.spectra.sketched import KEPT, SMALLEST
+from shadow.spectra.sketched import KEPT, SMALLEST, Sketch, _above, ratio_of, with_errors
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import extent
 
@@ -289,3 +291,65 @@ def measured_with(precision, base, tuned, formats):
     size = extent(Sides(base, tuned, torch.float64, space))
     means = Means(Method(precision, subspaces=False), space)
     return measure_pair(base, tuned, formats, size, means, "a")
+
+
+@pytest.mark.parametrize(
+    ("level", "count", "low", "high"),
+    [(8.0, 1, 9.0, 10.0), (3.0, 2, 13.0, 15.0), (11.0, 0, 0.0, 0.0),
+     (9.5, None, 0, 0), (4.5, None, 0, 0), (0.5, None, 0, 0)],
+)  # fmt: skip
+def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
+    level: float, count: int | None, low: float, high: float
+) -> None:
+    """Squares between 9 and 10, 4 and 5, 1 and 2, of an energy of 20; the edge is in weights."""
+    space = SimpleNamespace(
+        values=np.array([9.0, 4.0, 1.0]), bounds=np.array([10.0, 5.0, 2.0]), energy=20.0
+    )
+    found, energy = _above(Sketch(space, 4.0, 1.0), math.sqrt(level) / 4.0)
+    assert found == count
+    if count is not None:
+        assert energy.value == pytest.approx((low + high) / 40)
+        assert energy.error == pytest.approx((high - low) / 40, abs=1e-6)
+
+
+def test_a_quotient_lies_between_those_of_the_ends() -> None:
+    """None where the lower figure may be 0, or the error is a tenth of the quotient."""
+    found = ratio_of(Estimate(4.0, 0.1), Estimate(2.0, 0.04), "x")
+    low, high = 3.9 / 2.04, 4.1 / 1.96
+    assert found["x"] == pytest.approx((low + high) / 2)
+    assert found["x_error"] == pytest.approx((high - low) / 2, rel=1e-4)
+    nothing = {"x": None, "x_error": None}
+    assert ratio_of(Estimate(4.0, 0.4), Estimate(2.0, 0.1), "x") == nothing
+    assert ratio_of(Estimate(4.0, 0.0), Estimate(2.0, 2.0), "x") == nothing
+
+
+@pytest.mark.parametrize(
+    ("error", "z", "told", "counted"),
+    [
+        (0.04, 50.0, True, True),  # a fifth of X
+        (0.12, 50.0, False, False),  # three fifths
+        (0.08, 50.0, True, True),
+        (0.04, 6.0, True, True),  # 5.2 over both deviations
+        (0.04, 5.5, False, False),  # 4.9
+        (0.08, 3.0, True, False),  # noise with or without the error
+    ],
+)
+def test_the_error_of_a_participation_ratio_is_carried_on(
+    error: float, z: float, told: bool, counted: bool
+) -> None:
+    """X = 1/PR - 1/null is off by error / PR², and what rests on X by as large a share."""
+    of_delta = {"participation_ratio": 2.0, "participation_ratio_error": error * 4.0}
+    values = {
+        "excess_purity": 0.2, "excess_purity_unrounded": 0.8, "purity_z": z,
+        "equivalent_directions": 5.0,
+    }  # fmt: skip
+    assert with_errors(values, {}, 0.5) == values
+    found = with_errors(values, of_delta, 0.5)
+    share = error / 0.2
+    assert found["excess_purity_error"] == pytest.approx(error)
+    assert found["excess_purity_unrounded_error"] == pytest.approx(error / 0.25)
+    assert found["purity_z"] == (z if told else None)
+    assert found["purity_z_error"] == (pytest.approx(z * share) if told else None)
+    assert found["equivalent_directions"] == (5.0 if counted else None)
+    spread = pytest.approx(5.0 / (1 - share) - 5.0) if counted else None
+    assert found["equivalent_directions_error"] == spread
