@@ -15,6 +15,7 @@ from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure
 from shadow.spectra.krylov import (
     PASSES,
     WIDTH,
+    Entropy,
     Estimate,
     _next,
     effective_rank,
@@ -24,7 +25,16 @@ from shadow.spectra.krylov import (
     upper_bounds,
 )
 from shadow.spectra.lazy import Updated
-from shadow.spectra.sketched import KEPT, SMALLEST, Sketch, _above, ratio_of, with_errors
+from shadow.spectra.sketched import (
+    KEPT,
+    SMALLEST,
+    Sketch,
+    _above,
+    effective_rank_shift,
+    leading_directions,
+    ratio_of,
+    with_errors,
+)
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import extent
 
@@ -353,3 +363,48 @@ def test_the_error_of_a_participation_ratio_is_carried_on(
     assert found["equivalent_directions"] == (5.0 if counted else None)
     spread = pytest.approx(5.0 / (1 - share) - 5.0) if counted else None
     assert found["equivalent_directions_error"] == spread
+
+
+@pytest.mark.parametrize(
+    ("bound", "residual", "settled"),
+    [(2.0, 0.019, True), (2.0, 0.021, False), (3.5, 0.006, False), (4.5, 0.0, False)],
+)
+def test_leading_directions_are_those_that_a_gap_settles(
+    bound: float, residual: float, settled: bool
+) -> None:
+    """Residuals of up to a hundredth of what the 16th value lies above the bound of the 17th."""
+    values = np.append(np.linspace(9.0, 4.0, 16), 1.0)
+    space = SimpleNamespace(
+        side=40, values=values, bounds=np.append(values[:16] + 0.1, bound),
+        residuals=np.append([residual], np.zeros(16)), vectors=lambda count: np.eye(40)[:, :count],
+    )  # fmt: skip
+    found = leading_directions(Sketch(space, 2.0, 1.0), (40, 50))
+    expected = np.zeros(40)
+    if settled:
+        expected[:16] = np.sqrt(values[:16]) / 2
+        expected[16] = (1.0 + math.sqrt(bound)) / 4
+    assert found.sigma == pytest.approx(expected)
+    assert (found.vectors == np.eye(40)[:, :17]).all()
+
+
+@pytest.mark.parametrize(
+    ("moved", "error", "told"),
+    [(0.1, 0.08, True), (0.1, 0.12, False), (0.001, 0.008, True), (0.001, 0.02, False)],
+)
+def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
+    moved: float, error: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an effective rank of 100: by logarithms of both sides, of which errors cancel."""
+    log, residues = math.log(100.0), np.full(24, 0.3)
+    entropies = {
+        "base": Entropy((log - 0.5, log + 0.5), residues),
+        "tuned": Entropy((log - 0.5 + moved - error, log + 0.5 + moved + error), residues),
+    }
+    monkeypatch.setattr("shadow.spectra.sketched.effective_rank", entropies.get)
+    found = effective_rank_shift(*(Sketch(name, 1.0, 1.0) for name in entropies))
+    middle = 100 * math.exp(moved / 2)
+    if told:
+        assert found["effective_rank_shift"] == pytest.approx(middle * moved)
+        assert found["effective_rank_shift_error"] == pytest.approx(middle * error)
+    else:
+        assert set(found.values()) == {None}
