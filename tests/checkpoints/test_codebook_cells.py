@@ -17,7 +17,7 @@ from measuring import Piece
 from shadow.checkpoints.decoders import packed_tensor
 from shadow.checkpoints.gguf_blocks import gguf_tensor
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
-from shadow.dtypes import E2M1
+from shadow.dtypes import E2M1, NF4
 from shadow.spectra.format_noise import format_noise
 
 ROWS = 24
@@ -170,6 +170,28 @@ def test_changes_before_rounding_lie_outside(name, size):
     found = format_noise(weight, make((weight.float() + size * noise * change).bfloat16(), how))
     assert found.outside > 0.04 * found.entries
     assert found.error > found.made * 1.02
+
+
+def test_cells_are_wider_by_what_a_rounded_scale_may_move():
+    """Scales of 8 bits lie up to half the widest step of their codebook from those that were
+    rounded: the cell of 0 reaches half way to the next levels at most, of the largest such scale.
+    """
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = made_up(0, 256, torch.float32)
+    _, state = functional.quantize_4bit(
+        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    codes, outer = state.state2.code, state.state2.absmax
+    scales = codes[state.absmax.int()] * outer + state.offset
+    assert len(outer) == 1
+    loose = outer * codes.sort().values.diff().max() / 2
+    copy = nested(weight, 64)
+    low, high = copy.cells((slice(None),))
+    largest = (scales + loose).repeat_interleave(64).view(weight.shape)
+    zeros = copy.whole() == 0
+    assert zeros.sum() > 300
+    assert torch.allclose(low[zeros], largest[zeros] * NF4[6] / 2)
+    assert torch.allclose(high[zeros], largest[zeros] * NF4[8] / 2)
 
 
 def test_scales_that_are_off_lie_outside():
