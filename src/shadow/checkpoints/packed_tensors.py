@@ -21,7 +21,8 @@ from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor, room
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
 Cols = tuple[int, int]  # (start, stop)
 Read = Callable[[TensorInfo], StoredTensor]
-Shared = Callable[[Rows, Cols], Tensor | None]
+Shared = tuple[Callable[[Rows, Cols], Tensor | None], torch.dtype]
+"""What entries share, of rows and columns, and its dtype."""
 
 Cells = tuple[Tensor, Tensor]
 """The lower and the upper bounds of what is rounded to each entry."""
@@ -154,43 +155,28 @@ class DecodedTensor:
         _, (first, _), kept = self._stripe
         return kept[:, start - first : stop - first]
 
-    def _made(
-        self,
-        view: Tensor,
-        shared: Shared | None,
-        dtype: torch.dtype | None = None,
-        *,
-        reuse: bool = False,
-    ) -> Tensor:
-        """The numbers of every element of a view, or what is shared by them, of another dtype.
+    def _made(self, view: Tensor, shared: Shared | None, *, reuse: bool = False) -> Tensor:
+        """The numbers of every element of a view, or what is shared by them.
 
         reuse: in the memory of the last that was made so.
         """
         if view.numel() == 0:
-            return torch.empty(view.shape, dtype=dtype or self.dtype)
+            return torch.empty(view.shape, dtype=shared[1] if shared else self.dtype)
         if (lines := _lines(view, self._width)) is not None:
-            return self._decoded(*lines, shared, dtype, reuse=reuse).view(view.shape)
+            return self._decoded(*lines, shared, reuse=reuse).view(view.shape)
         if view.ndim == 2 and _lines(view.T, self._width) is not None:
-            return self._made(view.T, shared, dtype, reuse=reuse).T
+            return self._made(view.T, shared, reuse=reuse).T
         count = view.untyped_storage().nbytes() // self.dtype.itemsize // self._width
-        every = self._decoded(np.arange(count), (0, self._width), shared, dtype, reuse=reuse)
+        every = self._decoded(np.arange(count), (0, self._width), shared, reuse=reuse)
         return every.as_strided(view.shape, view.stride(), int(view.storage_offset()))
 
-    def _decoded(
-        self,
-        rows: Rows,
-        cols: Cols,
-        shared: Shared | None,
-        dtype: torch.dtype | None = None,
-        *,
-        reuse: bool,
-    ) -> Tensor:
+    def _decoded(self, rows: Rows, cols: Cols, shared: Shared | None, *, reuse: bool) -> Tensor:
         """(rows, cols), some rows after the others."""
         unit, (start, stop) = self._decoder.unit, cols
         wide = start // unit * unit, -(-stop // unit) * unit
         count = len(rows) * (stop - start)
         if not reuse:
-            made = room(count, dtype or self.dtype)
+            made = room(count, shared[1] if shared else self.dtype)
         else:
             if self._room is None or self._room.numel() < count:
                 self._room = None  # before the next is there
@@ -201,7 +187,7 @@ class DecodedTensor:
         for first in range(0, len(rows), step):
             some, into = rows[first : first + step], made[first : first + step]
             if shared is not None:
-                part = shared(some, wide)
+                part = shared[0](some, wide)
                 assert part is not None, "asked before"
                 part = part.expand(len(part), wide[1] - wide[0])
             elif wide == cols:
@@ -223,13 +209,13 @@ class PackedTensor(DecodedTensor):
         """
         if self._decoder.steps(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
             return None
-        return self._made(self._view[index], self._decoder.steps)
+        return self._made(self._view[index], (self._decoder.steps, torch.float32))
 
     def cells(self, index: tuple[slice, ...]) -> Cells | None:
         """The cell of each entry of a part, as `Decoder.cells`."""
         if self._ends(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
             return None
-        ends = self._made(self._view[index], self._ends, torch.complex64)
+        ends = self._made(self._view[index], (self._ends, torch.complex64))
         return ends.real, ends.imag
 
     def _ends(self, rows: Rows, cols: Cols) -> Tensor | None:
