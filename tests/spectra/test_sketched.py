@@ -21,6 +21,7 @@ from shadow.spectra.krylov import (
     effective_rank,
     frame,
     krylov_spaces,
+    nuclear,
     square_trace,
     upper_bounds,
 )
@@ -88,6 +89,25 @@ def test_the_truth_lies_within_the_errors(kind: str) -> None:
         wrong["below"] += bool((space.values > squares[: len(space.values)] + slack).any())
         wrong["above"] += bool((bounds < squares[: len(bounds)] - slack).any())
     assert max(wrong.values()) <= 1, wrong
+
+
+@pytest.mark.parametrize("rank", [8, 40])
+def test_rounding_of_float32_products_adds_nothing_to_a_low_rank(rank: int) -> None:
+    """What it leaves beside the singular values is none of them."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in (SIDE, 900))
+    sigma = np.linspace(4.0, 2.0, rank)
+    w = ((left * sigma) @ right.T).astype(np.float32)
+    (space,) = krylov_spaces(
+        lambda few: [(w @ (w.T @ few[0])).astype(np.float64)],
+        frame("low rank", SIDE),
+        [float((w.astype(np.float64) ** 2).sum())],
+    )
+    entropy = math.log(by_entropy(sigma))
+    assert abs(nuclear(space).value - sigma.sum()) < 1e-6 * sigma.sum()
+    assert nuclear(space).error < 1e-6 * sigma.sum()
+    for found in effective_rank(space).rules:
+        assert found == pytest.approx(entropy, abs=1e-6)
 
 
 @pytest.mark.parametrize("rank", [0, 5, WIDTH])
