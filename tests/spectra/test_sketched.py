@@ -31,6 +31,7 @@ from shadow.spectra.sketched import (
     SMALLEST,
     Sketch,
     _above,
+    _squares,
     effective_rank_shift,
     leading_directions,
     ratio_of,
@@ -428,3 +429,13 @@ def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
         assert found["effective_rank_shift_error"] == pytest.approx(middle * error)
     else:
         assert set(found.values()) == {None}
+
+
+@pytest.mark.parametrize(("found", "told"), [(0.5, 1.0), (2.0, 2.0), (5.0, 4.0)])
+def test_estimates_of_squares_are_possible_ones(
+    found: float, told: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tr G² lies between E² / m, of equal values, and E², of one."""
+    monkeypatch.setattr("shadow.spectra.sketched.square_trace", lambda _: Estimate(found, 0.1))
+    space = SimpleNamespace(energy=2.0, side=4)
+    assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(told, 0.1)
