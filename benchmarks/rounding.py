@@ -336,9 +336,6 @@ class Entry:
     size_error: float | None  # of 1/X
     stored_error: float  # of 1/X without a correction
     misfit: float | None
-    alternative: float | None
-    fourth: float | None
-    lopsided: float | None
     purity: bool  # is 1/X told, or too near its noise, or dominated by one direction
     normal_error: float | None  # of 1/X with a normal shape in place of the fitted one
 
@@ -413,9 +410,6 @@ def judged(
         _relative(true * found.kept**2, seen) if known and found.kept else None,
         _relative(true, seen),
         found.misfit,
-        found.alternative,
-        found.fourth,
-        found.lopsided,
         told,
         normal,
     )

@@ -17,7 +17,7 @@ from measuring import Piece
 from shadow.checkpoints.decoders import packed_tensor
 from shadow.checkpoints.gguf_blocks import gguf_tensor
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
-from shadow.dtypes import E2M1
+from shadow.dtypes import E2M1, NF4
 from shadow.spectra.format_noise import format_noise
 
 ROWS = 24
@@ -144,6 +144,20 @@ def test_copies_lie_in_the_cells_of_their_format(name, dtype):
         assert 0.6 < found.error / found.even < 1.2
 
 
+@pytest.mark.parametrize("name", ["NF4 across rows", "MXFP4 of GGUF"])
+def test_cells_are_decoded_once(name, monkeypatch):
+    """Both ends of each, in whichever order rows are asked for."""
+    make, how, cols = MAKE[name]
+    copy = make(made_up(0, cols, torch.float32), how)
+    low, high = copy.cells((slice(None),))
+    decode, asked = copy._decoder.cells, []
+    monkeypatch.setattr(copy._decoder, "cells", lambda *at: asked.append(at) or decode(*at))
+    monkeypatch.setattr("shadow.checkpoints.packed_tensors.AT_ONCE", 5 * cols)
+    turned = copy.seen(lambda one: one.T).cells((slice(32, 64), slice(3, 20)))
+    assert all(map(torch.equal, turned, (end[3:20, 32:64].T for end in (low, high))))
+    assert sum(len(rows) * (stop - start) for rows, (start, stop) in asked[1:]) == 17 * 32
+
+
 @pytest.mark.parametrize("size", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("name", MAKE)
 def test_changes_before_rounding_lie_outside(name, size):
@@ -156,6 +170,28 @@ def test_changes_before_rounding_lie_outside(name, size):
     found = format_noise(weight, make((weight.float() + size * noise * change).bfloat16(), how))
     assert found.outside > 0.04 * found.entries
     assert found.error > found.made * 1.02
+
+
+def test_cells_are_wider_by_what_a_rounded_scale_may_move():
+    """Scales of 8 bits lie up to half the widest step of their codebook from those that were
+    rounded: the cell of 0 reaches half way to the next levels at most, of the largest such scale.
+    """
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = made_up(0, 256, torch.float32)
+    _, state = functional.quantize_4bit(
+        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    codes, outer = state.state2.code, state.state2.absmax
+    scales = codes[state.absmax.int()] * outer + state.offset
+    assert len(outer) == 1
+    loose = outer * codes.sort().values.diff().max() / 2
+    copy = nested(weight, 64)
+    low, high = copy.cells((slice(None),))
+    largest = (scales + loose).repeat_interleave(64).view(weight.shape)
+    zeros = copy.whole() == 0
+    assert zeros.sum() > 300
+    assert torch.allclose(low[zeros], largest[zeros] * NF4[6] / 2)
+    assert torch.allclose(high[zeros], largest[zeros] * NF4[8] / 2)
 
 
 def test_scales_that_are_off_lie_outside():
@@ -174,3 +210,60 @@ def test_what_lies_far_beyond_the_last_level_is_outside(name):
     found = format_noise(10 * weight, make(weight, how))
     assert found.is_copy(name) is False
     assert found.outside > 0.5 * found.entries
+
+
+@pytest.mark.parametrize("scale", [0.5, -0.5])
+def test_a_cell_has_the_numbers_that_are_nearest_to_its_level(scale):
+    """Of every finite number of E4M3, whichever sign its scale has; the ends are open."""
+    raw = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    raw = raw[raw.float().isfinite()][None]
+    copy = packed("scaled", {"weight": raw, "weight_scale": torch.tensor([[scale]])},
+                  tuple(raw.shape), tuple(raw.shape), "F8_E4M3")  # fmt: skip
+    low, high = (end[0].double() for end in copy.cells((slice(None),)))
+    levels = copy.whole()[0].double()
+    assert torch.equal(levels, raw[0].double() * scale)
+    numbers = np.random.default_rng(0).uniform(-300, 300, 2000)
+    numbers = torch.from_numpy(np.concatenate([numbers, numbers / 1000]))
+    away = (levels - numbers[:, None]).abs()
+    nearest = away == away.amin(1, keepdim=True)
+    assert torch.equal((low < numbers[:, None]) & (numbers[:, None] < high), nearest)
+    assert (levels[low == -np.inf].tolist(), levels[high == np.inf].tolist()) == ([-224], [224])
+
+
+@pytest.mark.parametrize(
+    ("name", "beyond", "clipped", "outside"),
+    [
+        ("NF4", 0.004, 0, 0),  # its scale is the largest number, which is rounded itself
+        ("NF4", 0.02, 0, 1),
+        ("MXFP4", 2.9, 1, 0),  # 1.5 times the cell from 5 to 7
+        ("MXFP4", 3.2, 0, 1),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_how_far_beyond_its_last_level_a_format_clips(name, beyond, clipped, outside, sign):
+    """In levels: NF4 hardly at all, and E2M1 beyond 6."""
+    make, how, cols = MAKE[name]
+    weight = torch.full((ROWS, cols), 0.5)
+    last = 1.0 if name == "NF4" else 6.0
+    weight[:, ::32] = sign * last
+    copy = make(weight, how)
+    weight[3, 64] = sign * (last + beyond)
+    found = format_noise(weight, copy)
+    assert abs(copy.whole()[3, 64]) == last
+    assert (found.clipped, found.outside) == (clipped, outside)
+
+
+@pytest.mark.parametrize(("size", "outside"), [(0.4, 0), (0.6, 16)])
+def test_a_block_whose_scale_is_0_has_the_largest_cell_of_its_rows(size, outside):
+    """That of 4 in E2M1, from 3.5 to 5, or of 6; its numbers are all 0."""
+    codes = torch.full((ROWS, 32), 0x66, dtype=torch.uint8)  # twice 4
+    codes[:, :8] = 0
+    scales = torch.ones(ROWS, 4)
+    scales[:, 0] = 0
+    pieces = {"raw": codes, "scales": scales, "of_all": torch.ones(1)}
+    copy = packed("nvfp4", pieces, (ROWS, 64))
+    weight = copy.whole().clone()
+    weight[5, :16] = size * 1.5
+    found = format_noise(weight, copy)
+    assert found.outside == outside
+    assert found.even == pytest.approx(ROWS * (48 * (0.5**3 + 1) / 4.5 + 16 * 1.5**2 / 12))

@@ -24,7 +24,7 @@ from PIL import Image
 from reports import delta, place, write
 
 from shadow.errors import ShadowError, UsageError
-from shadow.outputs.figures import KINDS, MARK, compose, draw, write_figure
+from shadow.outputs.figures import DRAWN, MARK, compose, draw, write_figure
 from shadow.outputs.figures.source import Choice, read_source, shown
 from shadow.outputs.figures.style import CURVES, styled
 from shadow.reports.columns import SPECTRA, delta_metrics
@@ -417,7 +417,7 @@ def long(tmp_path_factory):
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DRAWN)
 @pytest.mark.parametrize("which", chosen(("one", "two", "long"), ("one",)))
 def test_nothing_leaves_the_page(run, two, long, kind, which):
     """Every text lies inside a figure of 3.3 inches, at 5 points or more, and no two labels of an
@@ -455,7 +455,7 @@ def test_curves_are_told_apart_without_colour():
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("kind", chosen(KINDS, ("depth", "spectrum")))
+@pytest.mark.parametrize("kind", chosen(DRAWN, ("depth", "spectrum")))
 def test_the_same_report_gives_the_same_bytes(run, kind, suffix):
     """No date, no random name: twice the same."""
     assert draw(kind, [run], suffix, Choice())[0] == once(kind, run, suffix)
@@ -490,7 +490,7 @@ def test_files_are_what_journals_take(run, tmp_path):
 # Hostile text
 
 
-@pytest.mark.parametrize("kind", chosen(KINDS, ("depth", "modules")))
+@pytest.mark.parametrize("kind", chosen(DRAWN, ("depth", "modules")))
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_text_of_files_is_text(tmp_path, kind, suffix):
     """Mathematics, markup and control characters in every name are drawn as they are, and nothing
@@ -526,7 +526,7 @@ def test_a_name_that_begins_with_an_underscore_is_in_the_legend(tmp_path):
 def test_letters_that_the_font_lacks_are_said(tmp_path, run):
     """Boxes in the figure are named on stderr; a figure without any says nothing."""
     folder = toy(tmp_path / "a", family="模型 é", pair="base..模")
-    for kind in KINDS:
+    for kind in DRAWN:
         assert draw(kind, [folder], "png", Choice())[1][-1] == (
             "drawn as boxes, as DejaVu Sans has no such letters: 模型"
         )
@@ -669,5 +669,5 @@ def test_the_kinds_and_formats_of_the_command_are_the_modules():
     from shadow.cli.exports import ExportFormat, FigureKind
     from shadow.outputs.exports import FORMATS
 
-    assert get_args(FigureKind) == KINDS
+    assert get_args(FigureKind) == tuple(DRAWN)
     assert get_args(ExportFormat) == tuple(FORMATS)

@@ -11,7 +11,7 @@ from shadow.checkpoints.opening import open_folder
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import working_dtype
 from shadow.spectra.entries import Binades, compared
-from shadow.spectra.parts import HEAD
+from shadow.spectra.parts import HEAD, PART
 from shadow.spectra.spectrum import Sides, Workspace
 
 FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -38,7 +38,7 @@ def check(sides, formats, base, tuned):
     assert found.changed == int((b != t).sum())
     assert found.finite
     for name, value in (("base", b), ("tuned", t), ("delta", t - b)):
-        assert getattr(found, name) == pytest.approx(float((value**2).sum()), rel=1e-6)
+        assert getattr(found, name) == pytest.approx(float((value**2).sum()), rel=1e-6, abs=0)
     along = float((b * (t - b)).sum())
     size = float(np.sqrt((b**2).sum() * ((t - b) ** 2).sum()))
     assert found.along == pytest.approx(along, abs=1e-6 * size)
@@ -84,6 +84,41 @@ def test_entries_that_are_not_finite_are_told_and_nan_beside_nan_is_no_change(va
     tuned[2, 2] = 5.0
     found = compared(sides_in(tmp_path, base, tuned), ("BF16", "BF16"))
     assert (found.finite, found.changed) == (False, 1)
+
+
+@pytest.mark.parametrize("side", ["base", "tuned", "both"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_sums_leave_out_parts_that_are_not_finite(value, side, tmp_path):
+    """The others are summed, and changed entries are counted in all."""
+    torch.manual_seed(0)
+    base = torch.randn(3, PART).bfloat16()
+    tuned = (base.float() + 0.01 * torch.randn(base.shape)).bfloat16()
+    for name, matrix in (("base", base), ("tuned", tuned)):
+        if side in (name, "both"):
+            matrix[1, 5] = value
+    found = compared(sides_in(tmp_path, base, tuned), ("BF16", "BF16"))
+    b, t = (matrix[[0, 2]].double().numpy() for matrix in (base, tuned))
+    same = (base == tuned) | (base.isnan() & tuned.isnan())
+    assert (found.finite, found.changed) == (False, int((~same).sum()))
+    for name, terms in (("base", b * b), ("tuned", t * t), ("delta", (t - b) ** 2)):
+        assert getattr(found, name) == pytest.approx(terms.sum(), rel=1e-6)
+    size = np.linalg.norm(b) * np.linalg.norm(t - b)
+    assert found.along == pytest.approx((b * (t - b)).sum(), abs=1e-6 * size)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1e-25, 2e-25), (2e-25, 0.0), (0.0, 2e-25), (1e-25, 1e-25), (1.0, 1e-25), (1e-25, 1.0)],
+)
+def test_small_numbers_keep_their_energy(before, after, tmp_path):
+    """Where squares of one side vanish in float32, or of both, or of the delta alone."""
+    base, tuned = (torch.full((20, 30), size).bfloat16() for size in (before, after))
+    found = check(sides_in(tmp_path, base, tuned), ("BF16", "BF16"), base, tuned)
+    assert found.delta == pytest.approx(600 * (after - before) ** 2, rel=0.02, abs=0)
+    base[0], tuned[0] = 1.0, 1.0
+    (tmp_path / "large").mkdir()
+    found = check(sides_in(tmp_path / "large", base, tuned), ("BF16", "BF16"), base, tuned)
+    assert found.delta == pytest.approx(570 * (after - before) ** 2, rel=0.02, abs=0)
 
 
 def test_a_cast_in_every_entry_is_found(tmp_path):

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from quantising import Copy, awq, ggml, gptq, k_like
 
-from shadow.spectra.format_noise import block_length, format_noise
+from shadow.spectra.format_noise import block_length, cells, cells_between, format_noise
 
 ROWS, COLS = 48, 512
 
@@ -69,6 +69,107 @@ def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
     original[3, :32] = copy.numbers[3, :32] + steps * copy.each[3, :32]
     original[3, 0] = copy.numbers[3, 0] = 0.0  # a block of two values
     assert format_noise(original, copy).outside == 31
+
+
+@pytest.mark.parametrize(
+    ("steps", "entries", "own"),
+    [
+        (2.0, 4, {"Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (10.0, 1, {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (2.0, 16, {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (23.0, 1, {"Q3_K", "Q4_K", "Q5_K", "Q6_K"}),
+        (5.5, 26, {"Q2_K"}),
+        (40.0, 1, set()),
+        (2.0, 30, set()),
+    ],
+)
+@pytest.mark.parametrize("end", [7, -8])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_a_format_clips_as_far_and_as_much_of_a_block_as_its_quantiser(
+    kind, end, steps, entries, own
+):
+    """So many entries of a block lie so many steps beyond its end. Where no quantiser of the format
+    leaves such a block they are outside, and the format made as much of their errors as is even.
+    """
+    levels = np.random.default_rng(1).permuted(np.tile(np.arange(-8.0, 8), (2, 4)), axis=1)
+    levels[0, :entries], levels[0, entries:32] = end, np.arange(32 - entries) % 15 - 7
+    sizes = np.repeat([[2.0**-6, 2.0**-7], [2.0**-8, 2.0**-9]], 32, axis=1)
+    original = levels * sizes
+    original[0, :entries] += math.copysign(steps, end) * sizes[0, :entries]
+    levels, sizes, original = (torch.from_numpy(each) for each in (levels, sizes, original))
+    found = format_noise(original, Copy(levels * sizes, sizes, kind))
+    clipped = entries if kind in own else 0
+    assert (found.clipped, found.outside) == (clipped, entries - clipped)
+    assert found.error == entries * steps**2 * 2.0**-12
+    assert found.made == entries * (min(steps, 4.0) ** 2 if clipped else 1 / 12) * 2.0**-12
+    assert found.furthest == (0.0 if clipped else steps)
+
+
+PLAIN = 4.0, 0.25
+
+
+@pytest.mark.parametrize(("offset", "moved"), [(0.0, 3.0), (-8.25, 9.0 + 14.25)])
+@pytest.mark.parametrize("step", [1.0, 2.0**-24])
+def test_a_cell_is_as_wide_as_its_step_and_what_rounding_moves(offset, moved, step):
+    """Half a step, 2^-11 of what a scale of 16 bits moves, 1e-5 of a step for arithmetic, and
+    half the smallest number of 16 bits; levels with an offset move with it.
+    """
+    q = offset + np.tile([3.0, *range(-6, 9)], (1, 2))
+    edge = 0.5 + 2.0**-11 * (moved + 0.5) + 1e-5
+    for sign in (1, -1):
+        for by, outside in ((1 - 1e-6, False), (1 + 1e-6, True)):
+            x = q * step
+            x[0, 0] += sign * by * (edge * step + 2.0**-25)
+            found = cells(x, q * step, np.full_like(q, step), 32, PLAIN)
+            assert bool(found.outside[0, 0]) == outside
+            assert not found.outside[0, 1:].any()
+
+
+def test_classes_are_by_distance_from_the_middle_of_a_block():
+    """Of a block with an offset too."""
+    q = 5.0 + np.tile(np.arange(17.0), (1, 2))
+    found = cells(q, q, np.ones_like(q), 34, PLAIN).classes
+    expected = np.minimum(abs(np.arange(17) - 8) * 2, 15)
+    assert (found == np.tile(expected, 2)).all()
+
+
+def test_blocks_of_one_level_are_clipped_nearby_and_those_without_scale_have_the_largest_step():
+    """Up to 1.5 steps. A scale of 0 is that of a block far below the others of its rows."""
+    q = np.hstack([np.full((1, 32), 2.0), np.zeros((1, 32)), np.tile([-1.0, 1.0], (1, 16))])
+    s = np.repeat([[1.0, 0.0, 0.25]], 32, axis=1)
+    x = q.copy()
+    x[0, [0, 1]] += 1.4, 1.6
+    x[0, 32:64] += 0.4
+    x[0, 32] = 1.6
+    found = cells(x, q, s, 32, (32.0, 0.6))
+    assert np.flatnonzero(found.clipped).tolist() == [0]
+    assert np.flatnonzero(found.outside).tolist() == [1, 32]
+    assert (found.even[0, ::32] == np.square([1.0, 1.0, 0.25]) / 12).all()
+
+
+def test_cells_of_codebooks_have_two_sides():
+    """Levels -1, 0 and 3 of a scale of 1, whose cells end at -0.5 and 1.5; then a scale of 0."""
+    q = np.array([[-1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 0.0, 0.0]])
+    low = np.array([[-math.inf] * 3 + [-0.5] * 4 + [1.5] * 3 + [0.0] * 2])
+    high = np.array([[-0.5] * 3 + [1.5] * 4 + [math.inf] * 3 + [0.0] * 2])
+    x = np.array([[-2.4, -2.6, -0.4, -0.6, -0.4, 1.4, 1.6, 7.4, 7.6, 1.4, 1.4, 1.6]])
+    found = cells_between(x, q, low, high)
+    assert found.width[0].tolist() == [1.0] * 3 + [2.0] * 4 + [3.0] * 5
+    assert found.even[0, [0, 3, 7, 10]] == pytest.approx([1 / 12, 7 / 12, 9 / 12, 9 / 12])
+    assert np.flatnonzero(found.clipped).tolist() == [0, 7]
+    assert np.flatnonzero(found.outside).tolist() == [1, 2, 3, 6, 8, 9, 11]
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-20])
+def test_what_is_rounded_beside_a_codebook_moves_its_cells(size):
+    """By 2^-8 of a number and of its cell, and half the smallest number of 16 bits."""
+    q, low, high = (size * np.array([[end]]) for end in (3.0, 2.5, 5.0))
+    for end, sign in ((low, -1), (high, 1)):
+        loose = size * 2.0**-8 * (3.0 + 2.0) + 2.0**-25
+        inside, beyond = (
+            cells_between(end + sign * by * loose, q, low, high) for by in (0.99, 1.01)
+        )
+        assert (inside.outside.item(), beyond.outside.item()) == (False, True)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K"])
@@ -161,6 +262,19 @@ def test_blocks_of_rows_and_groups_change_nothing(original, monkeypatch):
     cut = format_noise(original.view(3, -1, COLS), grouped)
     for name, value in vars(whole).items():
         assert getattr(cut, name) == (value and pytest.approx(value, rel=1e-9, abs=1e-12)), name
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_first_rows_of_zeros_do_not_hide_blocks(original, monkeypatch, mixed):
+    """Blocks are those of all rows, whichever are read first; `mixed`: they do not lie together."""
+    copy = k_like(original)
+    for part in (original, copy.numbers, copy.each):
+        part[:8] = 0
+    order = np.random.default_rng(3).permutation(COLS) if mixed else slice(None)
+    original, copy = original[:, order], Copy(copy.numbers[:, order], copy.each[:, order], "Q4_K")
+    monkeypatch.setattr("shadow.spectra.format_noise.TILE", 4 * COLS)
+    found = format_noise(original, copy)
+    assert (found.outside, found.clipped > 10, found.is_copy("Q4_K")) == (0, True, True)
 
 
 def test_what_is_not_finite_is_said(original):

@@ -12,7 +12,10 @@ from shadow.spectra.delta import working_dtype
 from shadow.spectra.kept import kept_of
 from shadow.spectra.spectrum import Sides, Workspace
 
-FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FORMATS = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
 NAMES = ("full", "copy", "base")
 
 
@@ -77,14 +80,60 @@ def test_an_equal_copy_has_no_error_and_a_part_of_it_that_is_not_finite_no_norm(
     assert found.full == pytest.approx(0.25 * (280_000 - 280_000 % (1 << 16)))
 
 
-def test_numbers_that_a_format_cannot_hold_are_off(tmp_path):
-    """A cast to F16 makes infinities of them; it is no copy."""
-    full = torch.linspace(-1e5, 1e5, 600).view(20, 30)
-    copy = full.half()
-    beyond = int(copy.isinf().sum())
-    assert beyond
-    found = kept_of(Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace()), None, "F16")
-    assert (found.off, found.finite) == (beyond, False)
+def test_a_copy_that_is_rounded_in_parts_is_off_where_it_is_rounded(tmp_path):
+    """Of three parts of a float32 copy two are as they were and one is rounded to BF16."""
+    full = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 1 << 16), np.float32))
+    copy = full.clone()
+    copy[1] = full[1].bfloat16().float()
+    sides = Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace())
+    found = kept_of(sides, None, "F32")
+    assert (found.grid, found.off) == ("F32", int((full != copy).sum()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "beyond"),
+    [  # half way to the next power of two, whose last bit is even; but not in E4M3, where it is odd
+        ("F16", ["0x1.ffcp15", "0x1.ffdffep15"], ["0x1.ffep15", "0x1.fffp15", "0x1p17"]),
+        ("BF16", ["0x1.fep127", "0x1.fefffep127"], ["0x1.ffp127", "0x1.ff8p127"]),
+        ("F8_E5M2", ["0x1.cp15", "0x1.dffffep15"], ["0x1.ep15", "0x1.fp15", "0x1p17"]),
+        ("F8_E4M3", ["0x1.cp8", "0x1.dp8"], ["0x1.d00002p8", "0x1.ep8", "0x1p10"]),
+    ],
+)
+def test_numbers_that_a_format_cannot_hold_are_off(kind, held, beyond, tmp_path):
+    """Those beyond what rounds to its largest number, whether a cast makes infinities of them or
+    saturates.
+    """
+    sizes = torch.tensor([float.fromhex(one) for one in (*held, *beyond)])
+    full = torch.outer(torch.tensor([1.0, -1.0]), sizes)
+    copy = full.to(FORMATS[kind])
+    assert (copy[:, :2].double().abs() == sizes[0]).all()
+    found = kept_of(Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace()), None, kind)
+    assert (found.off, found.finite) == (2 * len(beyond), kind == "F8_E4M3")
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16", "F32", "F64", "F8_E5M2"])
+def test_infinities_stay_and_another_number_is_off_once(kind, tmp_path):
+    """An infinity is its own copy; what lies beyond the format's numbers is off as such or as
+    another number.
+    """
+    full = torch.tensor([[np.inf, -np.inf, 1e39, 1e39, 1.0]], dtype=torch.float64)
+    copy = full.to(FORMATS[kind], copy=True)
+    copy[0, 2] = 2.0
+    sides = Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace())
+    assert kept_of(sides, None, kind).off == (1 if kind == "F64" else 2)
+
+
+def test_a_copy_in_8_bits_saturates(tmp_path):
+    """Every number from -1000 to 1000 that E4M3 does not hold is off."""
+    full = torch.linspace(-1000, 1000, 4001).view(1, -1)
+    copy = full.clamp(-448, 448).to(torch.float8_e4m3fn)
+    found = kept_of(
+        Sides(*stored(tmp_path, (full, copy)), torch.float64, Workspace()), None, "F8_E4M3"
+    )
+    f, c = full.double().numpy(), copy.double().numpy()
+    assert found.off == int((abs(f) > 464).sum())
+    assert found.error == pytest.approx(float(((c - f) ** 2).sum()), rel=1e-12)
+    assert found.along == pytest.approx(float((f * (c - f)).sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e18, 1.5e38])
@@ -94,3 +143,14 @@ def test_squares_beyond_float32_neither_vanish_nor_overflow(size, tmp_path):
     matrices = stored(tmp_path, tensors)
     found = kept_of(Sides(*matrices[:2], torch.float32, Workspace()), matrices[2], "BF16")
     check(found, tensors)
+
+
+def test_a_small_update_keeps_its_energy(tmp_path):
+    """From 1e-25 to 2e-25: squares of the update vanish in float32, and those of the copy too."""
+    full = torch.full((30, 40), 2e-25).bfloat16()
+    base = torch.full((30, 40), 1e-25).bfloat16()
+    tensors = full, full.clone(), base
+    matrices = stored(tmp_path, tensors)
+    found = kept_of(Sides(*matrices[:2], torch.float32, Workspace()), matrices[2], "BF16")
+    check(found, tensors, off=0)
+    assert found.update == pytest.approx(1200 * 1e-50, rel=0.02, abs=0)

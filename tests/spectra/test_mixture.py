@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +89,59 @@ def test_sums_are_those_of_whole_matrices(with_base):
     half = 0.5 * ulp(w, "BF16")
     assert (np.abs(rest) <= half * (1 + 1e-3)).all()
     assert found.beyond == 0
+
+
+@pytest.mark.parametrize("stored", ["BF16", "F16"])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_what_steps_may_leave_is_that_of_a_loop_over_entries(with_base, stored):
+    """Each product, difference and partial sum is rounded by at most half a unit, and on average
+    leaves a third of that squared; the sum in float32 and what is stored of it do too.
+    """
+    form = FLOATS[stored]
+
+    def half(value):
+        exponent = math.floor(math.log2(max(abs(value), 2.0**form.min_exponent)))
+        return 0.5 * 2.0 ** (exponent - form.mantissa_bits)
+
+    base = cast(based(), stored)
+    sides = [cast(tuned(base, 0.3, seed), stored) for seed in (1, 2, 3)]
+    # whose products and sums are exact in float64
+    weights = (0.3125, 0.625, -0.4375) if with_base else (0.3125, 0.875, -0.25)
+    target = cast(tuned(mixed(weights, sides, "F32", base if with_base else None), 2e-3, 9), stored)
+    one = tensors(target, sides, stored, base if with_base else None)[0]
+    w, b, *others = (
+        state[one.name].double().flatten().tolist() for state in (target, base, *sides)
+    )
+    expected = slack = 0.0
+    beyond = beyond_steps = 0
+    for i, wanted in enumerate(w):
+        values = [other[i] for other in others]
+        start = b[i] if with_base else 0.0
+        terms = [value - start for value in values]
+        products = [weight * term for weight, term in zip(weights, terms, strict=True)]
+        steps = [half(product) for product in products]
+        if with_base:
+            steps += [abs(weight) * half(term) for weight, term in zip(weights, terms, strict=True)]
+        steps += 2 * [half(sum(map(abs, products)) if with_base else wanted)]
+        # float32 adds `first` and the differences from it, by their weights
+        first = start if with_base else values[0]
+        parts = products if with_base else [
+            (sum(weights) - 1) * first,
+            *(weight * (value - first)
+              for weight, value in zip(weights[1:], values[1:], strict=True)),
+        ]  # fmt: skip
+        once = 2.0**-24 * 5 * (abs(first) + sum(map(abs, parts))) + half(wanted)
+        left = abs(wanted - start - sum(products))
+        expected += (once**2 + sum(step**2 for step in steps)) / 3
+        slack += min(sum(steps) / once, 1)
+        beyond += left > once
+        beyond_steps += left > once + sum(steps)
+    theta = np.array(weights if with_base else [sum(weights) - 1, *weights[1:]])
+    found = remainder(one.parts(), theta, np.eye(3), stored, with_base, in_steps=True)
+    assert found.expected_steps == pytest.approx(expected, rel=1e-9, abs=0)
+    assert found.slack == pytest.approx(slack, rel=1e-9)
+    assert (found.beyond, found.beyond_steps) == (beyond, beyond_steps)
+    assert 0 < beyond_steps < beyond < len(w)
 
 
 @pytest.mark.parametrize("size", [0.01, 0.3])

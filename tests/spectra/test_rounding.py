@@ -149,7 +149,12 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
     whole = undo(base, tuned)
     monkeypatch.setattr(rounding_counts, "SAMPLE", 1 << 16)
     counts = counted(base, tuned)
-    assert counts.sampled <= 1 << 16
+    energies = (wide(tuned) - wide(base)) ** 2
+    lines, stands_for = rounding_counts.sampled_lines(
+        rounding_counts.classes(energies.sum(1)), base.shape[1]
+    )
+    assert len(lines) * base.shape[1] <= 1 << 16
+    assert (stands_for >= 4).all()
     assert counts.entries.sum() == pytest.approx(base.numel())
     part = undo(base, tuned)
     assert part.kept == pytest.approx(whole.kept, rel=0.03)
@@ -323,7 +328,10 @@ def test_a_master_copy_that_nobody_stored_is_refused(relative):
     assert found.kept is None
     assert found.norm is None
     assert found.reason == "rounding_unexplained"
-    assert found.alternative < found.misfit
+    counts = counted(narrow(W, "BF16"), narrow(W + d, "BF16"))
+    fits = rounding_model.fit(counts, "dithered", rounds=1), rounding_model.fit(counts)
+    between, stored = (rounding.misfit(counts, one) for one in fits)
+    assert between < stored == found.misfit
 
 
 @pytest.mark.parametrize("relative", [2e-3, 1e-3])
@@ -344,7 +352,9 @@ def test_decay_is_refused_by_the_signs_of_its_changes():
     base = narrow(W, "BF16")
     found = undo(base, narrow(wide(base) + d, "BF16"))
     assert found.kept is None
-    assert found.lopsided < -rounding.LOPSIDED
+    counts = counted(base, narrow(wide(base) + d, "BF16"))
+    away, toward = counts.away, counts.toward
+    assert (away - toward) / (away + toward) < -rounding.LOPSIDED
 
 
 def test_a_base_loaded_in_fewer_bits_is_undone_from_there():

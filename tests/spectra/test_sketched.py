@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,32 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
-from shadow.spectra.delta import Means, Measured, Method, measure_pair
-from shadow.spectra.krylov import effective_rank, frame, krylov_spaces, square_trace, upper_bounds
+from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure_pair
+from shadow.spectra.krylov import (
+    PASSES,
+    WIDTH,
+    Entropy,
+    Estimate,
+    _next,
+    effective_rank,
+    frame,
+    krylov_spaces,
+    nuclear,
+    square_trace,
+    upper_bounds,
+)
 from shadow.spectra.lazy import Updated
-from shadow.spectra.sketched import SMALLEST
+from shadow.spectra.sketched import (
+    KEPT,
+    SMALLEST,
+    Sketch,
+    _above,
+    _squares,
+    effective_rank_shift,
+    leading_directions,
+    ratio_of,
+    with_errors,
+)
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import extent
 
@@ -69,6 +92,42 @@ def test_the_truth_lies_within_the_errors(kind: str) -> None:
     assert max(wrong.values()) <= 1, wrong
 
 
+@pytest.mark.parametrize("rank", [8, 40])
+def test_rounding_of_float32_products_adds_nothing_to_a_low_rank(rank: int) -> None:
+    """What it leaves beside the singular values is none of them."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in (SIDE, 900))
+    sigma = np.linspace(4.0, 2.0, rank)
+    w = ((left * sigma) @ right.T).astype(np.float32)
+    (space,) = krylov_spaces(
+        lambda few: [(w @ (w.T @ few[0])).astype(np.float64)],
+        frame("low rank", SIDE),
+        [float((w.astype(np.float64) ** 2).sum())],
+    )
+    entropy = math.log(by_entropy(sigma))
+    assert abs(nuclear(space).value - sigma.sum()) < 1e-6 * sigma.sum()
+    assert nuclear(space).error < 1e-6 * sigma.sum()
+    for found in effective_rank(space).rules:
+        assert found == pytest.approx(entropy, abs=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 5, WIDTH])
+@pytest.mark.parametrize("least", [1.0, 1e-3, 1e-7, 1e-8, 1e-9, 1e-14, 0.0])
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-13])
+def test_columns_beside_those_known_are_orthonormal(rank: int, least: float, size: float) -> None:
+    """However small what is new is beside the rest, and one part of it beside another; they span
+    it.
+    """
+    known, new = frame("a", SIDE), frame("b", SIDE)[:, :rank]
+    mixed = np.random.default_rng(0).standard_normal((2, WIDTH, WIDTH))
+    sizes = np.linspace(1.0, least, rank)[:, None]
+    image = known @ mixed[0] + size * new @ (sizes * mixed[1, :rank])
+    found = _next(known, image)
+    both = np.hstack([known, found])
+    assert np.abs(both.T @ both - np.eye(2 * WIDTH)).max() < 1e-13
+    assert np.abs(image - both @ (both.T @ image)).max() < 1e-13
+
+
 def pair(shape: tuple[int, int], kind: str, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     draw = torch.Generator().manual_seed(1)
     base = (0.02 * torch.randn(shape, generator=draw)).to(dtype)
@@ -86,24 +145,15 @@ def measured(base: torch.Tensor, tuned: torch.Tensor, stored: str, method: Metho
     return measure_pair(base, tuned, (stored, stored), size, Means(method, space), "w")
 
 
-@pytest.mark.parametrize("kind", ["noise", "few"])
-@pytest.mark.parametrize(("shape", "stored"), [((700, 900), "BF16"), ((900, 700), "F32")])
-def test_every_estimate_holds_against_all_singular_values(
-    shape: tuple[int, int], stored: str, kind: str
-) -> None:
+def hold(by_sketch: Measured, truth: Measured, loose: float = 1e-4) -> None:
     """Each estimated column within its error of the column in `exact`; all else equal or null."""
-    base, tuned = pair(shape, kind, torch.bfloat16 if stored == "BF16" else torch.float32)
-    by_sketch = measured(base, tuned, stored, Method("sketch"))
-    truth = measured(base, tuned, stored, Method("exact"))
     for ours, exact in zip(by_sketch[:3], truth[:3], strict=True):
-        assert ours.precision == "sketch"
-        assert not len(ours.sigma)
         for name, value in ours.values.items():
             if value is None or name.endswith("_error") or name == "sigma_floor":
                 continue
             right = exact.values[name]
             assert right is not None
-            if name in ESTIMATED:
+            if name in ESTIMATED and ours.precision == "sketch":
                 error = ours.values[f"{name}_error"]
                 assert isinstance(value, float)
                 assert isinstance(error, float)
@@ -111,7 +161,21 @@ def test_every_estimate_holds_against_all_singular_values(
             elif isinstance(value, str):
                 assert value == right
             else:
-                assert value == pytest.approx(right, rel=1e-4), name
+                assert value == pytest.approx(right, rel=loose), name
+
+
+@pytest.mark.parametrize("kind", ["noise", "few"])
+@pytest.mark.parametrize(("shape", "stored"), [((700, 900), "BF16"), ((900, 700), "F32")])
+def test_every_estimate_holds_against_all_singular_values(
+    shape: tuple[int, int], stored: str, kind: str
+) -> None:
+    """In either orientation, of noise and of few directions."""
+    base, tuned = pair(shape, kind, torch.bfloat16 if stored == "BF16" else torch.float32)
+    by_sketch = measured(base, tuned, stored, Method("sketch"))
+    truth = measured(base, tuned, stored, Method("exact"))
+    assert {one.precision for one in by_sketch[:3]} == {"sketch"}
+    assert not any(len(one.sigma) for one in by_sketch[:3])
+    hold(by_sketch, truth)
     values = by_sketch.delta.values
     assert values.get("alpha") is None
     if kind == "few":
@@ -120,6 +184,38 @@ def test_every_estimate_holds_against_all_singular_values(
         assert values["purity_z"] is not None
         assert float(values["purity_z"]) < 5
         assert values["equivalent_directions"] is None
+
+
+@pytest.mark.parametrize("zero", ["base", "tuned"])
+@pytest.mark.parametrize("subspaces", [True, False])
+def test_a_side_of_zeros_takes_no_gram_matrix(
+    zero: str, subspaces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of layers that were put in: it has no singular values, and the other has a sketch."""
+    draw = torch.Generator().manual_seed(1)
+    left, right = (torch.randn((side, 16), generator=draw) for side in (700, 900))
+    one = (0.02 * (torch.randn((700, 900), generator=draw) + left @ right.T)).bfloat16()
+    sides = (torch.zeros_like(one), one) if zero == "base" else (one, torch.zeros_like(one))
+    truth = measured(*sides, "BF16", Method("exact", subspaces=subspaces))
+    monkeypatch.setattr("shadow.spectra.delta.spectrum", None)
+    found = measured(*sides, "BF16", Method("sketch", subspaces=subspaces))
+    hold(found, truth, 1e-3)  # the gap's 17th singular value is bounded
+    assert [part.precision for part in found[:3]] == [
+        "exact" if part.subject == zero else "sketch" for part in found[:3]
+    ]
+    empty = found.base if zero == "base" else found.tuned
+    assert empty.values == (truth.base if zero == "base" else truth.tuned).values
+    assert not empty.sigma.any()
+    assert len(empty.sigma) == 700
+    of_delta = found.delta.values
+    alignments = [
+        of_delta[f"alignment_{side}{null}"] for side in ("left", "right") for null in ("", "_null")
+    ]
+    assert None not in alignments or zero == "base" or not subspaces
+    alone = measure_alone(
+        torch.zeros_like(one), "BF16", 0.0, Means(Method("sketch"), Workspace()), "w"
+    )
+    assert (alone.precision, alone.values) == ("exact", empty.values)
 
 
 def test_columns_are_those_of_the_schema() -> None:
@@ -151,6 +247,26 @@ def test_a_sketch_depends_on_its_key_alone() -> None:
     means = Means(Method("sketch"), space)
     other = measure_pair(base, tuned, ("BF16", "BF16"), size, means, "another").delta.values
     assert other["participation_ratio"] != first["participation_ratio"]
+
+
+@pytest.mark.parametrize("stored", ["BF16", "F32"])
+@pytest.mark.parametrize("shape", [(600, 700), (700, 600)])
+def test_blocks_that_are_kept_are_those_that_are_made_again(
+    shape: tuple[int, int], stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every figure is the same number, of a matrix of many blocks."""
+    base, tuned = pair(shape, "few", torch.bfloat16 if stored == "BF16" else torch.float32)
+    monkeypatch.setattr("shadow.spectra.sketched.BLOCK", 1 << 16)
+    reads: list[int] = []
+    blocks = Sides.blocks
+    monkeypatch.setattr(Sides, "blocks", lambda *how: reads.append(1) or blocks(*how))
+    found, passes = [], []
+    for kept in (0, KEPT):
+        monkeypatch.setattr("shadow.spectra.sketched.KEPT", kept)
+        found.append(measured(base, tuned, stored, Method("sketch"))[:3])
+        passes.append(len(reads))
+    assert 2 * passes[0] - passes[1] == PASSES - 1
+    assert [one.values for one in found[0]] == [one.values for one in found[1]]
 
 
 def test_only_deltas_give_the_same_deltas() -> None:
@@ -206,3 +322,120 @@ def measured_with(precision, base, tuned, formats):
     size = extent(Sides(base, tuned, torch.float64, space))
     means = Means(Method(precision, subspaces=False), space)
     return measure_pair(base, tuned, formats, size, means, "a")
+
+
+@pytest.mark.parametrize(
+    ("level", "count", "low", "high"),
+    [(8.0, 1, 9.0, 10.0), (3.0, 2, 13.0, 15.0), (11.0, 0, 0.0, 0.0),
+     (9.5, None, 0, 0), (4.5, None, 0, 0), (0.5, None, 0, 0)],
+)  # fmt: skip
+def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
+    level: float, count: int | None, low: float, high: float
+) -> None:
+    """Squares between 9 and 10, 4 and 5, 1 and 2, of an energy of 20; the edge is in weights."""
+    space = SimpleNamespace(
+        values=np.array([9.0, 4.0, 1.0]), bounds=np.array([10.0, 5.0, 2.0]), energy=20.0
+    )
+    found, energy = _above(Sketch(space, 4.0, 1.0), math.sqrt(level) / 4.0)
+    assert found == count
+    if count is not None:
+        assert energy.value == pytest.approx((low + high) / 40)
+        assert energy.error == pytest.approx((high - low) / 40, abs=1e-6)
+
+
+def test_a_quotient_lies_between_those_of_the_ends() -> None:
+    """None where the lower figure may be 0, or the error is a tenth of the quotient."""
+    found = ratio_of(Estimate(4.0, 0.1), Estimate(2.0, 0.04), "x")
+    low, high = 3.9 / 2.04, 4.1 / 1.96
+    assert found["x"] == pytest.approx((low + high) / 2)
+    assert found["x_error"] == pytest.approx((high - low) / 2, rel=1e-4)
+    nothing = {"x": None, "x_error": None}
+    assert ratio_of(Estimate(4.0, 0.4), Estimate(2.0, 0.1), "x") == nothing
+    assert ratio_of(Estimate(4.0, 0.0), Estimate(2.0, 2.0), "x") == nothing
+
+
+@pytest.mark.parametrize(
+    ("error", "z", "told", "counted"),
+    [
+        (0.04, 50.0, True, True),  # a fifth of X
+        (0.12, 50.0, False, False),  # three fifths
+        (0.08, 50.0, True, True),
+        (0.04, 6.0, True, True),  # 5.2 over both deviations
+        (0.04, 5.5, False, False),  # 4.9
+        (0.08, 3.0, True, False),  # noise with or without the error
+    ],
+)
+def test_the_error_of_a_participation_ratio_is_carried_on(
+    error: float, z: float, told: bool, counted: bool
+) -> None:
+    """X = 1/PR - 1/null is off by error / PR², and what rests on X by as large a share."""
+    of_delta = {"participation_ratio": 2.0, "participation_ratio_error": error * 4.0}
+    values = {
+        "excess_purity": 0.2, "excess_purity_unrounded": 0.8, "purity_z": z,
+        "equivalent_directions": 5.0,
+    }  # fmt: skip
+    assert with_errors(values, {}, 0.5) == values
+    found = with_errors(values, of_delta, 0.5)
+    share = error / 0.2
+    assert found["excess_purity_error"] == pytest.approx(error)
+    assert found["excess_purity_unrounded_error"] == pytest.approx(error / 0.25)
+    assert found["purity_z"] == (z if told else None)
+    assert found["purity_z_error"] == (pytest.approx(z * share) if told else None)
+    assert found["equivalent_directions"] == (5.0 if counted else None)
+    spread = pytest.approx(5.0 / (1 - share) - 5.0) if counted else None
+    assert found["equivalent_directions_error"] == spread
+
+
+@pytest.mark.parametrize(
+    ("bound", "residual", "settled"),
+    [(2.0, 0.019, True), (2.0, 0.021, False), (3.5, 0.006, False), (4.5, 0.0, False)],
+)
+def test_leading_directions_are_those_that_a_gap_settles(
+    bound: float, residual: float, settled: bool
+) -> None:
+    """Residuals of up to a hundredth of what the 16th value lies above the bound of the 17th."""
+    values = np.append(np.linspace(9.0, 4.0, 16), 1.0)
+    space = SimpleNamespace(
+        side=40, values=values, bounds=np.append(values[:16] + 0.1, bound),
+        residuals=np.append([residual], np.zeros(16)), vectors=lambda count: np.eye(40)[:, :count],
+    )  # fmt: skip
+    found = leading_directions(Sketch(space, 2.0, 1.0), (40, 50))
+    expected = np.zeros(40)
+    if settled:
+        expected[:16] = np.sqrt(values[:16]) / 2
+        expected[16] = (1.0 + math.sqrt(bound)) / 4
+    assert found.sigma == pytest.approx(expected)
+    assert (found.vectors == np.eye(40)[:, :17]).all()
+
+
+@pytest.mark.parametrize(
+    ("moved", "error", "told"),
+    [(0.1, 0.08, True), (0.1, 0.12, False), (0.001, 0.008, True), (0.001, 0.02, False)],
+)
+def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
+    moved: float, error: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an effective rank of 100: by logarithms of both sides, of which errors cancel."""
+    log, residues = math.log(100.0), np.full(24, 0.3)
+    entropies = {
+        "base": Entropy((log - 0.5, log + 0.5), residues),
+        "tuned": Entropy((log - 0.5 + moved - error, log + 0.5 + moved + error), residues),
+    }
+    monkeypatch.setattr("shadow.spectra.sketched.effective_rank", entropies.get)
+    found = effective_rank_shift(*(Sketch(name, 1.0, 1.0) for name in entropies))
+    middle = 100 * math.exp(moved / 2)
+    if told:
+        assert found["effective_rank_shift"] == pytest.approx(middle * moved)
+        assert found["effective_rank_shift_error"] == pytest.approx(middle * error)
+    else:
+        assert set(found.values()) == {None}
+
+
+@pytest.mark.parametrize(("found", "told"), [(0.5, 1.0), (2.0, 2.0), (5.0, 4.0)])
+def test_estimates_of_squares_are_possible_ones(
+    found: float, told: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tr G² lies between E² / m, of equal values, and E², of one."""
+    monkeypatch.setattr("shadow.spectra.sketched.square_trace", lambda _: Estimate(found, 0.1))
+    space = SimpleNamespace(energy=2.0, side=4)
+    assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(told, 0.1)

@@ -572,6 +572,27 @@ def test_the_headline_says_it_in_a_line(must, code):
     assert str(found) == f"{found.headline} {found.text}"
 
 
+@pytest.mark.parametrize(
+    ("cast", "dtype", "headline"),
+    [
+        ("tuned", "BF16/F8_E4M3", "An F8_E4M3 copy of the base, only rounded."),
+        ("base", "F8_E5M2/BF16", "The base is an F8_E5M2 copy of the tuned model, only rounded."),
+        ("tuned", "BF16/Q4_K", "A Q4_K copy of the base, only rounded."),
+        # what was decoded is no copy in fewer bits
+        ("tuned", "F8_E4M3/BF16", "A copy of the base, only rounded."),
+        ("tuned", "F32/BF16", "A copy of the base, only rounded."),
+    ],
+)
+def test_a_copy_in_8_bits_or_less_is_called_by_its_format(tmp_path, cast, dtype, headline):
+    """By that of the side that was rounded, with scales or without."""
+    found = told(tmp_path, model(cast=cast, dtype=dtype, **ROUNDED))
+    assert found.headline == headline
+    named = headline.split(" copy")[0].split()[-1]
+    text = found.sentences[0].text
+    assert ("It is stored in" in text) == (named != "A")
+    assert named == "A" or f"It is stored in {named}." in text
+
+
 def test_the_headline_names_up_to_two_parts_that_hold_most(tmp_path):
     """The only module, a head of 60 %, a head of 46 % and another; none where more than two are
     needed for half of it.

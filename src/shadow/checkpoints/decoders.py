@@ -74,7 +74,8 @@ class Grid:
         self._levels(rows, cols, into)
         self._of_levels(into, rows, cols)
 
-    def _of_levels(self, into: Tensor, rows: Rows, cols: Cols) -> Tensor:
+    def _of_levels(self, into: Tensor, rows: Rows, cols: Cols) -> None:
+        """Make levels into numbers, in place."""
         if self._zeros is not None:
             _each(into, self._zeros(rows, cols), torch.Tensor.sub_)
         _each(into, self._scales(rows, cols), torch.Tensor.mul_)
@@ -82,7 +83,6 @@ class Grid:
             _each(into, self._biases(rows, cols), torch.Tensor.add_)
         if self._factor is not None:
             into.mul_(self._factor)
-        return into
 
     def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
         if self._codebook is not None:
@@ -102,8 +102,10 @@ class Grid:
             wider = [end.abs() for end in ends]
             for more in wider:
                 _each(more, self._loose(rows, cols), torch.Tensor.mul_)
-        one, other = (self._of_levels(end, rows, cols) for end in ends)  # a scale may be below 0
-        return torch.minimum(one, other) - wider[0], torch.maximum(one, other) + wider[1]
+        for end in ends:
+            self._of_levels(end, rows, cols)
+        # a scale may be below 0
+        return torch.minimum(*ends) - wider[0], torch.maximum(*ends) + wider[1]
 
 
 def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Protocol, Self
 
 import numpy as np
@@ -22,7 +21,8 @@ from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor, room
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
 Cols = tuple[int, int]  # (start, stop)
 Read = Callable[[TensorInfo], StoredTensor]
-Shared = Callable[[Rows, Cols], Tensor | None]
+Shared = tuple[Callable[[Rows, Cols], Tensor | None], torch.dtype]
+"""What entries share, of rows and columns, and its dtype."""
 
 Cells = tuple[Tensor, Tensor]
 """The lower and the upper bounds of what is rounded to each entry."""
@@ -161,7 +161,7 @@ class DecodedTensor:
         reuse: in the memory of the last that was made so.
         """
         if view.numel() == 0:
-            return torch.empty(view.shape, dtype=self.dtype)
+            return torch.empty(view.shape, dtype=shared[1] if shared else self.dtype)
         if (lines := _lines(view, self._width)) is not None:
             return self._decoded(*lines, shared, reuse=reuse).view(view.shape)
         if view.ndim == 2 and _lines(view.T, self._width) is not None:
@@ -176,7 +176,7 @@ class DecodedTensor:
         wide = start // unit * unit, -(-stop // unit) * unit
         count = len(rows) * (stop - start)
         if not reuse:
-            made = room(count, self.dtype)
+            made = room(count, shared[1] if shared else self.dtype)
         else:
             if self._room is None or self._room.numel() < count:
                 self._room = None  # before the next is there
@@ -187,7 +187,7 @@ class DecodedTensor:
         for first in range(0, len(rows), step):
             some, into = rows[first : first + step], made[first : first + step]
             if shared is not None:
-                part = shared(some, wide)
+                part = shared[0](some, wide)
                 assert part is not None, "asked before"
                 part = part.expand(len(part), wide[1] - wide[0])
             elif wide == cols:
@@ -209,18 +209,19 @@ class PackedTensor(DecodedTensor):
         """
         if self._decoder.steps(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
             return None
-        return self._made(self._view[index], self._decoder.steps)
+        return self._made(self._view[index], (self._decoder.steps, torch.float32))
 
     def cells(self, index: tuple[slice, ...]) -> Cells | None:
         """The cell of each entry of a part, as `Decoder.cells`."""
-        if self._bound(0, np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
+        if self._ends(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
             return None
-        view = self._view[index]
-        return self._made(view, partial(self._bound, 0)), self._made(view, partial(self._bound, 1))
+        ends = self._made(self._view[index], (self._ends, torch.complex64))
+        return ends.real, ends.imag
 
-    def _bound(self, end: int, rows: Rows, cols: Cols) -> Tensor | None:
+    def _ends(self, rows: Rows, cols: Cols) -> Tensor | None:
+        """Both ends of cells as one complex number, so that each cell is decoded once."""
         cells = self._decoder.cells(rows, cols)
-        return None if cells is None else cells[end]
+        return None if cells is None else torch.complex(*cells)
 
 
 def _lines(view: Tensor, width: int) -> tuple[Rows, Cols] | None:

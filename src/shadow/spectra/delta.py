@@ -227,7 +227,7 @@ def _by_spectra(
     direction: Direction | None,
 ) -> _Figured:
     """The columns that rest on singular values, from all of them or, in `sketch`, by estimates."""
-    means = _tier(means, sides.shape, total.base, total.tuned)
+    means = _tier(means, sides.shape)
     if means.method.precision == "sketch":
         return _by_sketches(sides, total, means, key, direction)
     method, profile, scale = means.method, total.profile, total.profile.scale
@@ -282,11 +282,9 @@ def _by_spectra(
     )
 
 
-def _tier(means: Means, shape: tuple[int, int], *energies: float) -> Means:
-    """The tier of a matrix: `default` instead of `sketch` where that costs no more, or where a side
-    is 0.
-    """
-    if means.method.precision != "sketch" or (min(shape) > SMALLEST and min(energies) > 0):
+def _tier(means: Means, shape: tuple[int, int]) -> Means:
+    """The tier of a matrix: `default` instead of `sketch` where that costs no more."""
+    if means.method.precision != "sketch" or min(shape) > SMALLEST:
         return means
     return replace(means, method=replace(means.method, precision="default"))
 
@@ -294,7 +292,9 @@ def _tier(means: Means, shape: tuple[int, int], *energies: float) -> Means:
 def _by_sketches(
     sides: Sides, total: Sums, means: Means, key: str, direction: Direction | None
 ) -> _Figured:
-    """By products with few vectors; the delta of an adapter, from its factors, has all values."""
+    """By products with few vectors; the delta of an adapter, from its factors, has all values, and
+    so has a side of zeros.
+    """
     profile, scale = total.profile, total.profile.scale
     subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
     made: dict[Subject, Sketch] = {}
@@ -305,7 +305,8 @@ def _by_sketches(
     asked: dict[Subject, float] = {
         name: by
         for name, by in scales.items()
-        if (adapted is None if name == "delta" else means.method.subjects == "all")
+        if norms[name] > 0
+        and (adapted is None if name == "delta" else means.method.subjects == "all")
     }
     if asked:
         sizes = {name: (by, norms[name]) for name, by in asked.items()}
@@ -330,16 +331,23 @@ def _by_sketches(
         **NO_SUBSPACES,
     }
     weights = [norm_alone(subject, norms[subject]) for subject in subjects[:2]]
-    if "base" in made:
-        base, tuned = made["base"], made["tuned"]
+    if means.method.subjects == "all":
+        zeros, found = _of_zeros(sides.shape), [made.get(subject) for subject in subjects[:2]]
         weights = [
-            Measurement("base", "sketch", weight_values(base), nothing),
-            Measurement("tuned", "sketch", weight_values(tuned), nothing),
+            Measurement(subject, zeros.precision, spectrum_values(zeros), zeros.sigma)
+            if one is None
+            else Measurement(subject, "sketch", weight_values(one), nothing)
+            for subject, one in zip(subjects, found, strict=False)
         ]
-        values |= ratio_of(strongest, base.sigma(0), "relative_spectral")
-        values |= effective_rank_shift(base, tuned)
+        base, tuned = found
+        if base:
+            values |= ratio_of(strongest, base.sigma(0), "relative_spectral")
+        if base and tuned:
+            values |= effective_rank_shift(base, tuned)
         if means.method.subspaces:
-            before, after = (leading_directions(side, sides.shape) for side in (base, tuned))
+            before, after = (
+                leading_directions(one, sides.shape) if one else zeros for one in found
+            )
             of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
             values |= subspace_values(before, after, of_delta, sides, profile)
     if direction is not None:
@@ -441,7 +449,7 @@ def _difference(sides: Sides, means: Means, key: str) -> Values:
     total = sums(sides, FLOATS["F32"], size)
     profile, covered = total.profile, coverage_values(total.profile)
     read = partial(delta_blocks, sides, profile.scale)
-    means = _tier(means, sides.shape, profile.energy)
+    means = _tier(means, sides.shape)
     if means.method.precision == "sketch":
         norm = math.sqrt(profile.energy) / profile.scale
         alone = one_alone(partial(read, sides.dtype), sides.space)
@@ -460,8 +468,11 @@ def measure_alone(
     if means.method.subjects != "all":
         return norm_alone("tuned", norm)
     shape = shape_of(matrix)
-    means = _tier(means, shape, norm)
+    means = _tier(means, shape)
     if means.method.precision == "sketch":
+        if norm == 0:
+            zeros = _of_zeros(shape)
+            return Measurement("tuned", zeros.precision, spectrum_values(zeros), zeros.sigma)
         scale = power_of_two_scale(largest)
         read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
         made = sketches(one_alone(read, means.space), shape, {"tuned": (scale, norm)}, key)
@@ -491,6 +502,12 @@ def _weight_spectrum(
 
     question = Question(stored, precision, vectors, grams.solver)
     return means.remember(matrix, question, norm, solve)
+
+
+def _of_zeros(shape: tuple[int, int]) -> Spectrum:
+    """The spectrum of a matrix of zeros, which has no leading directions."""
+    side = min(shape)
+    return Spectrum(np.zeros(side), *shape, 0.0, 0.0, "exact", np.zeros((side, 0)))
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:

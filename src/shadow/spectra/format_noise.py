@@ -165,8 +165,8 @@ class _Sums:
         self.squares_by_column = np.zeros(cols)  # of entries within their cells, in steps
         self.in_class = np.zeros((cols, CLASSES))
         self.moments = np.zeros((3, CLASSES))  # counts, and sums of u² and u⁴
-        self.block = 0
-        self.order: slice | NDArray[np.intp] | None = None  # of columns, block by block
+        self.block = cols
+        self.order: slice | NDArray[np.intp] = slice(None)  # of columns, block by block
         self.agree = agree
         self.clips = clips
         self.requantised = 0
@@ -185,7 +185,7 @@ class _Sums:
         else:
             self.requantised += again
         if s is not None:
-            if self.order is None:
+            if self.block == x.shape[1]:  # no blocks yet, as rows of zeros show none
                 self.order = columns_by_block(s)
                 self.block = block_length(s[:, self.order])
             x, q, s = (part[:, self.order] for part in (x, q, s))

@@ -136,12 +136,11 @@ def _updates(part: Part) -> list[float]:
 
 def _saturated(part: Part, rounded: Tensor, name: str) -> int:
     """Entries of a copy that are as a cast leaves them, of numbers that the format cannot hold:
-    those beyond its largest by more than half a unit in the last place.
+    those beyond its largest by more than half a unit in the last place, or by half where a cast
+    makes infinities of them.
     """
     full, copy = part.numbers[:2]
     form, largest = float_format(name), torch.finfo(torch_dtype(float_format(name))).max
     limit = largest + 2.0 ** (math.frexp(largest)[1] - 2 - form.mantissa_bits)
-    if form.bits >= 64:
-        return 0
-    beyond = (full.double().abs() > limit) & full.isfinite()
+    beyond = ((full.double().abs() > limit) | rounded.isinf()) & full.isfinite()
     return int((beyond & (rounded == copy)).sum())

@@ -34,7 +34,6 @@ FLOOR = 1e-6  # of the largest eigenvalue: what float32 products leave of smalle
 RESOLVED = 1e-5  # of tr G, from which what is left of it is known
 NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 products may have left
 ROUNDING = 1e-6  # relative, of sums of float32 products
-CANCELLED = 1e-5  # of columns' length, where Cholesky leaves too few digits of what is new
 RARE = 3.1  # standard deviations of an event of probability 0.001
 UNEVEN = 1.5  # how far one random vector may lie above the mean of all in a sum over the rest
 CANDIDATES = 400  # at which a bound is tried, evenly spaced in logarithms
@@ -62,14 +61,11 @@ def _orthonormal(columns: Array) -> Array:
 def _next(known: Array, image: Array) -> Array:
     """Orthonormal columns that span, with those known, the image too."""
     q = image
-    for _ in range(2):  # by Cholesky as good as by Householder, where little cancels
-        before = np.linalg.norm(q)
+    for _ in range(2):  # by Cholesky, twice, as good as by Householder
         q = q - known @ (known.T @ q)
         try:
             root = np.linalg.cholesky(q.T @ q)
         except np.linalg.LinAlgError:
-            break
-        if not np.diagonal(root).min() > CANCELLED * before:
             break
         q = q @ np.linalg.inv(root).T
     else:

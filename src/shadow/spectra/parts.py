@@ -1,8 +1,8 @@
 """Matrices of one shape, read together in parts that the caches of a core hold.
 
 Sums over a part are made line by line in the working dtype and added up in float64: in float32 they
-are right to 1e-6. How a matrix is cut depends on its shape alone, so that they do not depend on
-what runs beside them.
+are right to 1e-6. How matrices are cut depends on their shape, and on whether all lie in their
+files in order, but not on what runs beside them: sums of the same files are the same.
 """
 
 from __future__ import annotations

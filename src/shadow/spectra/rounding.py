@@ -89,10 +89,6 @@ class Undone:
 
     # share of the stored energy in other binades than the model has it, 0 to 1
     misfit: float | None = None
-    # the same if both sides had been rounded from numbers in between
-    alternative: float | None = None
-    fourth: float | None = None  # mean y⁴ over squared mean y² of the shape, 1 or more
-    lopsided: float | None = None  # (away - toward) / changed, -1 to 1
     gain: float = 1.0  # <D, W_base> over <d, W_base>
     # kept and norm if two roundings lie behind D, as behind two stored stages taken as one; None
     # where one value covers that
@@ -181,20 +177,16 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     entries = float(counts.entries.sum())
     wrong, other = misfit(counts, fitted), misfit(counts, between)
     kept_between = float(between.update.sum() / between.stored.sum())
-    fourth = tails(fitted.shape)
     lopsided = (counts.away - counts.toward) / changed
     normal = fit(counts, rounds=0)
     unexplained = replace(
         UNEXPLAINED,
         zero_excess=zero_excess(counts, normal),
         misfit=wrong,
-        alternative=other,
-        fourth=fourth,
-        lopsided=lopsided,
         binades=changes_by_binade(counts, fitted),
     )
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
-    tailed = fourth > TAILED and kept < 1 - 2 * ALTERNATIVE
+    tailed = tails(fitted.shape) > TAILED and kept < 1 - 2 * ALTERNATIVE
     if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
         return unexplained
     twice = fit_twice(counts, fitted)
@@ -338,9 +330,9 @@ def _counted(
     if slope_z(sides, grid) <= SLOPE_Z:
         return undo_counts(counts, float(from_rounded[0].sum()), "base_rounded")
     dithered = fit(counts, "dithered")
-    wrong, binades = misfit(counts, dithered), changes_by_binade(counts, dithered)
-    if wrong > MISFIT:
-        return replace(UNEXPLAINED, alternative=wrong, binades=binades)
+    binades = changes_by_binade(counts, dithered)
+    if misfit(counts, dithered) > MISFIT:
+        return replace(UNEXPLAINED, binades=binades)
     return replace(base_kept(energy, _even_error(counts)), binades=binades)
 
 

@@ -65,7 +65,6 @@ class Counts:
     # is half of it
     entries: Floats
     unit: float  # the ulp in binade 0, in weights
-    sampled: int  # entries that were looked at
     away: int  # changed entries that moved away from 0
     toward: int  # changed entries that moved toward 0
 
@@ -218,8 +217,7 @@ def count(
     by_raw = counted.numpy().reshape(*kinds, BINADES, raw_levels)
     entries = _by_level(by_raw, highest)
     entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
-    sampled = sum(place.numel() for place in places)
-    return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), sampled, away, toward)
+    return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), away, toward)
 
 
 def _directions(b: NDArray[np.floating], d: NDArray[np.floating]) -> tuple[int, int]:

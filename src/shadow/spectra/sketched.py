@@ -232,8 +232,8 @@ def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
 
     X is a difference that cancels near its null. purity_z is None where its distance from 0, over
     the standard deviation of both, the null's and the estimate's, does not say as it does whether X
-    is more than noise. Equivalent directions are None where the error may take away half of X, or X
-    is no more than noise.
+    is more than noise. Equivalent directions are None where that distance is not more than noise;
+    else the error takes away less than half of X.
     """
     if (error := of_delta.get("participation_ratio_error")) is None:
         return values
@@ -253,7 +253,7 @@ def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
     if (abs(z) > NOISE) == (abs(sure) > NOISE):
         told = {"purity_z": z, "purity_z_error": abs(z) * share if x != 0 else 0.0}
     count = values["equivalent_directions"]
-    if count is not None and (share > 0.5 or sure <= NOISE):
+    if count is not None and sure <= NOISE:
         count = None
     elif count is not None:
         errors["equivalent_directions_error"] = count * share / (1.0 - share)

@@ -163,7 +163,6 @@ def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
     unknown = (tuned["relative_norm"] > 0) & (tuned["cast"] == None)  # noqa: E711
     if unknown.any():
         return None
-    pairs = deltas["dtype"]
     rows = [
         ChangedRow(
             component=component,
@@ -183,12 +182,14 @@ def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
         )
         for how in ("tuned", "base")
     }
+    rounded = 0 if counts["base"] and not counts["tuned"] else -1
+    stored = {pair.split("/")[rounded] for pair in deltas["dtype"] if pair}
     return Casts(
         tensors=sum(counts.values()),  # a quantised side has its scales as tensors beside these
         of_base=counts["base"],
         beside=len(others),
         rows=rows,
-        formats=sorted({one for pair in pairs if pair for one in pair.split("/")} - FLOATS.keys()),
+        formats=sorted(stored - {name for name, form in FLOATS.items() if form.bits > 8}),
     )
 
 

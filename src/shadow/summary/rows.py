@@ -419,7 +419,7 @@ class Casts:
     rows: list[ChangedRow]
     """Those that changed by more."""
     formats: list[str] = field(default_factory=list)
-    """The quantised formats of matrices that changed."""
+    """The formats of 8 bits or less of matrices that changed, on the side that was cast."""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from shadow.claims.recognised import (
 from shadow.quantities import text_of
 from shadow.telling.known_changes import (
     beside_a_copy,
+    few_bits,
     format_error,
     has_nothing_in_common,
     is_of_base,
-    quantised_formats,
 )
 from shadow.telling.rearranged import rearranged_headline, rearranged_kind
 from shadow.telling.size import (
@@ -84,7 +84,7 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         return f"{which} base's matrices times {factor(scaled.factor)}."
     if is_copy(summary):
         of = "tuned model" if is_of_base(summary) else "base"
-        what = with_article(f"{quantised_formats(summary)} copy of the {of}".lstrip())
+        what = with_article(f"{few_bits(summary)} copy of the {of}".lstrip())
         what = f"The base is {what}" if is_of_base(summary) else f"A{what[1:]}"
         if made := format_error(Draft(summary)):
             return f"{what}: error {made}, nothing beyond it."

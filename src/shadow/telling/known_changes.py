@@ -33,9 +33,9 @@ def _copy(draft: Draft, casts: Casts) -> Sentence:
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
     every = "the only tensor" if count == "1" else f"all {count} tensors"
     text = f"In {every} that changed, {_cast_to(draft)}."
-    if made := format_error(draft):
-        formats = quantised_formats(draft.summary)
+    if formats := few_bits(draft.summary):
         text += f" It is stored in {formats}."
+    if made := format_error(draft):
         text += f" The error is {made}, and nothing lies beyond it."
     return draft.sentence("rounding", text)
 
@@ -46,8 +46,8 @@ def is_of_base(summary: PairRecord) -> bool:
     return casts is not None and casts.of_base == casts.tensors > 0
 
 
-def quantised_formats(summary: PairRecord) -> str:
-    """`Q4_K and Q6_K`: the quantised formats of matrices that changed; empty where none is."""
+def few_bits(summary: PairRecord) -> str:
+    """`Q4_K and Q6_K`: the formats of 8 bits or less of a copy; empty where it has others."""
     casts = summary.recognised.casts
     return and_list(casts.formats) if casts else ""
 
@@ -56,7 +56,7 @@ def format_error(draft: Draft) -> str:
     """`1.00 times what the format makes`; empty where no side is
     quantised, or its levels are not known."""
     ratio = draft.summary.inside_layers.format_ratio
-    if ratio is None or not (formats := quantised_formats(draft.summary)):
+    if ratio is None or not (formats := few_bits(draft.summary)):
         return ""
     size = draft.write(ratio, "inside_layers.format_ratio", lambda value: f"{value:.2f}")
     return f"{size} times what the format{'s make' if ' and ' in formats else ' makes'}"

@@ -112,4 +112,3 @@ DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {
     "modules": draw_modules,
     "lineage": draw_lineage,
 }
-KINDS = tuple(DRAWN)
