@@ -31,7 +31,8 @@ SIGMAS = 2.1  # standard errors of an error: 95 in 100 by Student's t of WIDTH -
 SHARED = 2.0  # probes that share a space scatter less than their mean, by 0.7 to 1.5; with room
 CONVERGED = 1e-3  # residual of a Ritz vector over its value, up to which it is an eigenvector
 FLOOR = 1e-6  # of the largest eigenvalue: what float32 products leave of smaller ones is rounding
-RESOLVED = 1e-5  # of tr G, from which what is left of it is known
+RESOLVED = 1e-7  # of tr G, to which what is left of it is known: up to 4e-8 was seen
+HIDDEN = 3e-5  # of the largest eigenvalue: whose sum tr G tells better than their own values
 NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 products may have left
 ROUNDING = 1e-6  # relative, of sums of float32 products
 RARE = 3.1  # standard deviations of an event of probability 0.001
@@ -129,6 +130,24 @@ class Krylov:
         nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)[::-1]
         gauss = np.where(values < FLOOR * values[0], 0.0, values), vectors[: outer - k].T ** 2
         return gauss, (nodes, sides[: outer - k, ::-1].T ** 2)
+
+    @property
+    def left(self) -> float:
+        """tr G without the eigenvalues that are known; off by RESOLVED of tr G."""
+        return self.energy - float(self.values[: self.known].sum())
+
+    @cached_property
+    def hidden(self) -> tuple[float, float] | None:
+        """The least and the largest sum of the eigenvalues below HIDDEN, where what is left is
+        mostly theirs or is not known; None where the nodes of the rules tell of it.
+        """
+        nodes, weights = (of[self.known :] for of in self.rules[0])
+        mass = weights.mean(axis=1) * (self.side - self.known) / weights.mean(axis=1).sum()
+        seen = float((mass * nodes)[nodes >= HIDDEN * self.values[0]].sum())
+        missing, doubt = self.left - seen, RESOLVED * self.energy
+        if missing <= self.left / 2.0 and self.left > doubt:
+            return None
+        return max(0.0, missing - doubt), max(0.0, missing) + doubt
 
     @cached_property
     def bounds(self) -> Array:
@@ -289,22 +308,30 @@ class Trace:
     residues: Array  # (WIDTH,)
 
 
-def _trace(space: Krylov, rule: Rule, f: Callable[[Array], Array]) -> Trace:
+def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> Trace:
+    """By a rule, 0 or 1. Eigenvalues that are hidden count as equal ones for the first, and as few
+    large ones for the second: the trace of a root lies between.
+    """
     found = space.known
-    leading = space.values[:found]
-    nodes, weights = rule[0][found:], rule[1][found:]
+    leading = float(f(space.values[:found]).sum())
+    nodes, weights = (of[found:] for of in space.rules[which])
     many = space.side - found
-    lengths, at = weights.sum(axis=0), f(nodes)
-    sums, firsts = at @ weights, nodes @ weights
     mass = weights.mean(axis=1)
     total = float(mass.sum())
+    level, hidden = HIDDEN * float(space.values[0]), space.hidden
+    if hidden is not None:
+        nodes = np.where(nodes < level, 0.0, nodes)
+    lengths, at = weights.sum(axis=0), f(nodes)
+    sums, firsts = at @ weights, nodes @ weights
     mean, first = float(mass @ at) / total, float(mass @ nodes) / total
+    if hidden is not None:
+        count = many * float(mass[nodes == 0.0].sum()) / total
+        size = level if which else hidden[1] / max(count, 1.0)
+        below = hidden[1 - which] / size * float(f(np.array(size)))
+        return Trace(leading + many * mean + below, many / total * (sums - mean * lengths))
     spread = float(mass @ (nodes - first) ** 2)
     slope = float(mass @ ((nodes - first) * (at - mean))) / spread if spread > 0 else 0.0
-    left = space.energy - float(leading.sum())
-    # a rest that rounding may have left says nothing of its own values
-    known = left / many if left > RESOLVED * space.energy else first
-    value = float(f(leading).sum()) + many * (mean - slope * (first - known))
+    value = leading + many * (mean - slope * (first - space.left / many))
     residues = many / total * (sums - mean * lengths - slope * (firsts - first * lengths))
     return Trace(value, residues)
 
@@ -349,28 +376,28 @@ def effective_rank(space: Krylov) -> Entropy:
     """exp H of p = sigma / sum sigma: tr G^½ and tr G^½ ln G^½ by quadrature."""
     unit = space.energy / space.side
 
-    def ranked(rule: Rule) -> tuple[float, Array]:
-        first = _trace(space, rule, lambda x: _root(x / unit))
-        second = _trace(space, rule, lambda x: _root_log(x / unit))
+    def ranked(which: int) -> tuple[float, Array]:
+        first = _trace(space, which, lambda x: _root(x / unit))
+        second = _trace(space, which, lambda x: _root_log(x / unit))
         total, weighted = first.value, second.value
         log = math.log(total) - weighted / total
         scatter = (first.residues * (1.0 + weighted / total) - second.residues) / total
         return log, scatter
 
-    (gauss, residues), (radau, _) = map(ranked, space.rules)
+    (gauss, residues), (radau, _) = map(ranked, (0, 1))
     return Entropy((gauss, radau), residues)
 
 
 def energy_rank(space: Krylov) -> Entropy:
     """exp H of q = sigma² / E: tr G ln G by quadrature."""
     unit = space.energy / space.side
-    gauss, radau = (_trace(space, rule, lambda x: _log(x / unit)) for rule in space.rules)
+    gauss, radau = (_trace(space, which, lambda x: _log(x / unit)) for which in (0, 1))
     logs = [math.log(space.side) - of.value / space.side for of in (gauss, radau)]
     return Entropy((logs[0], logs[1]), -gauss.residues / space.side)
 
 
 def nuclear(space: Krylov) -> Estimate:
     """sum sigma = tr G^½, midway between both rules."""
-    gauss, radau = (_trace(space, rule, _root) for rule in space.rules)
+    gauss, radau = (_trace(space, which, _root) for which in (0, 1))
     middle, apart = (gauss.value + radau.value) / 2.0, abs(gauss.value - radau.value) / 2.0
     return Estimate(middle, apart + SIGMAS * _standard(gauss.residues))
