@@ -476,6 +476,13 @@ WHOLE = {
         ({"tokenizer__json": {"added_tokens": 3}, "vocab__json": {"a": 3}}, ""),
         ({"tokenizer__json": "no JSON"}, ""),
         ({"vocab__json": {f"<{n}>": n for n in range(9)}}, "<4>, <5>, <6> and 2 more"),
+        # what one file holds hides nothing of the others
+        ({"tokenizer__json": WHOLE, "added_tokens__json": "no JSON"}, "<img>"),
+        ({"tokenizer__json": WHOLE, "generation_config__json": "[]"}, "<img>"),
+        ({"tokenizer__json": "{", "vocab__txt": "a\nb\nc\nd\ne"}, "e"),
+        ({"vocab__json": TOKENS, "tokenizer_config__json":
+          {"added_tokens_decoder": {"9" * 5000: "<a>", "7": {"content": "<z>"}, "8": [3]}}},
+         "<z>, 8"),
     ],
 )  # fmt: skip
 def test_tokens_for_which_a_model_has_no_row_are_named(sides, files, beyond):
@@ -492,6 +499,22 @@ def test_tokens_for_which_a_model_has_no_row_are_named(sides, files, beyond):
     for folder in sides:
         put(folder, config__json={"vocab_size": 64})
     assert not [row for row in told(*sides).values() if row["detail"]]
+
+
+def test_tokens_beyond_are_told_of_each_side_in_its_own_tokenizer(sides):
+    """Of sides that keep their vocabularies in different files."""
+    base, tuned = sides
+    for folder in sides:
+        put(folder, config__json={"vocab_size": 4})
+    put(base, tokenizer__json=WHOLE)
+    put(tuned, vocab__json={**TOKENS, "<t>": 5})
+    rows = told(base, tuned)
+    assert "beyond the vocabulary of 4 rows: <img>" in rows["tokenizer.json"]["detail"]
+    assert "beyond the vocabulary of 4 rows: <t>" in rows["vocab.json"]["detail"]
+    put(base, tokenizer__json={"model": {"vocab": TOKENS}})
+    rows = told(base, tuned)
+    assert rows["vocab.json"]["differs"] == "tokenizer tokens_beyond"
+    assert rows["tokenizer.json"]["detail"] is None
 
 
 def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
@@ -517,8 +540,7 @@ def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
     (folder,) = (tmp_path / "out").glob("*/*")
     (sentence,) = files_sentences(SummarisedReport(folder).summary)
     assert sentence.text == (
-        "Beside the weights, special tokens differ. The tokenizer has tokens that the model has no"
-        " row for."
+        "Beside the weights, special tokens differ. Some token numbers have no row in the model."
     )
     put(tuned, tokenizer__json=WHOLE, config__json={**models.LLAMA, "vocab_size": 4})
     assert told(base, tuned)["config.json"]["differs"] == "vocab_size tokens_beyond"

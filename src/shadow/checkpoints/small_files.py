@@ -6,6 +6,7 @@ reason. Nothing of a file is run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from shadow.reasons import BEYOND_VOCABULARY
 from shadow.text import several, visible
 
 LONGEST = 60  # characters of a value
+MOST_DIGITS = 18  # of a token's number
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}", re.ASCII)
 OTHER = "other_keys"  # the word of keys whose names are no words
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -97,9 +99,13 @@ def tokens_beyond(read: Callable[[str], bytes | None]) -> str:
     """The tokens of a side for which its config's `vocab_size` leaves no row, in words; empty where
     there are none, or the files do not say. More rows than tokens are usual: they are padding.
 
-    read, and errors: as of `template_of`.
+    read: as of `template_of`. What a file holds that cannot be understood hides nothing of others.
     """
-    sides = {name: read_json(content) for name in WITH_NUMBERS if (content := read(name))}
+    sides: dict[str, dict[str, Any]] = {}
+    for name in WITH_NUMBERS:
+        with contextlib.suppress(ValueError):
+            if content := read(name):
+                sides[name] = read_json(content)
     rows = flat_config(sides.get("config.json", {})).get("vocab_size")
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         return ""
@@ -117,14 +123,18 @@ def tokens_beyond(read: Callable[[str], bytes | None]) -> str:
     named = [(one.get("id"), one.get("content")) for one in listed if isinstance(one, dict)]
     named += [(number, token) for token, number in (tokens | added).items()]
     if isinstance(decoder, dict):
-        named += [(int(key), _content(one)) for key, one in decoder.items() if key.isdecimal()]
+        named += [
+            (int(key), one.get("content") if isinstance(one, dict) else one)
+            for key, one in decoder.items()
+            if key.isdecimal() and len(key) <= MOST_DIGITS
+        ]
     for config in ("config.json", "generation_config.json"):
         for key, numbers in flat_config(sides.get(config, {})).items():
             if re.fullmatch(r"\w+_token_id", key):
                 every = numbers if isinstance(numbers, list) else [numbers]
                 named += [(number, key) for number in every]
     beyond = {
-        number: visible(str(name))[:LONGEST]
+        number: visible(name if isinstance(name, str) else str(number))[:LONGEST]
         for number, name in reversed(named)
         if isinstance(number, int) and not isinstance(number, bool) and number >= rows
     }
