@@ -75,6 +75,9 @@ def test_a_claim_of_a_list_is_checked_of_its_own_pair(sides):
     assert (holds["outcome"], holds["line"], leaks["outcome"]) == ("passed", 3, "met")
     assert holds["detail"].startswith("holds: both tensors that should have moved did; all ")
     assert leaks["detail"].startswith("does not hold: 1 of ")
+    audit(sides, "--fail-on", HOLDS, code=4)
+    names = [case.get("name") for case in ET.parse(sides / "j.xml").iter("testcase")]
+    assert (names.count(HOLDS), names.count(LEAKS)) == (2, 1)  # of both pairs, and of its own
 
 
 def test_a_pair_that_several_entries_name_has_the_claims_of_all(sides):
@@ -116,6 +119,19 @@ def test_rules_ask_the_same_of_finished_reports(sides):
     assert "has changed since it was audited" in verdict.detail
     (verdict,) = shadow.judge(out / "base..leaky", "verify.trained --frozen vision").verdicts
     assert "no tensor lies at vision; there are language; layers.0-3;" in verdict.detail
+
+
+def test_both_sides_are_found_once_for_a_claim(sides, monkeypatch):
+    """Whether they are what was audited, and what they hold, is read of the same checkpoints."""
+    audit(sides, code=4)
+    found = []
+    opened = shadow.audits.sides.open_folder
+    monkeypatch.setattr(
+        "shadow.audits.sides.open_folder",
+        lambda folder, **more: found.append(folder) or opened(folder, **more),
+    )
+    assert shadow.judge(sides / "out" / "toy" / "base..upper", HOLDS).code == 0
+    assert found == [str(sides / "base"), str(sides / "upper")]
 
 
 def test_a_claim_that_cannot_be_told_is_exit_5(sides):
