@@ -448,6 +448,13 @@ def test_verify_files(sides, shadow):
     (tuned / "x.py").unlink()
     assert shadow("verify", "files", base, tuned).code == 5
     assert shadow("verify", "files", base, tuned / "gone").code == 1
+    for folder in sides:
+        for file in folder.iterdir():
+            file.unlink()
+        put(folder, README__md=folder.name)
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 5
+    assert "neither side has a file that matters" in done.out
 
 
 TOKENS = {"<unk>": 0, "a": 1, "b": 2, "c": 3}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
+from gguf import GGUFReader
 from safetensors.torch import save_file
 
 import shadow
@@ -208,6 +209,27 @@ def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model
         true = float(np.linalg.norm(one))
         assert 10 < norms["full"][name] / true < 150
         assert norms["quantised"][name] == pytest.approx(true, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_blocks_that_were_zeroed_are_beyond_the_format(model, stored, kind):
+    """However coarse the steps of another block of the row are."""
+    far = {**model, UP: model[UP].copy()}
+    far[UP][:, 5] = 8.0
+    full, copy = stored("full", far), stored("copy", far, kind)
+    file = copy / "model.gguf"
+    (tensor,) = [one for one in GGUFReader(file).tensors if one.name == "blk.1.ffn_up.weight"]
+    blocks = tensor.data.reshape(len(far[UP]), ggufs.WIDTH // 32, -1).copy()
+    blocks[:, 1:, :2] = 0  # the scales
+    raw = bytearray(file.read_bytes())
+    raw[tensor.data_offset : tensor.data_offset + blocks.nbytes] = blocks.tobytes()
+    file.write_bytes(raw)
+    for claim in ("quantised", "stored"):
+        found = verify(claim, full, copy)
+        assert found.outcome == "does_not_hold", (claim, found)
+        assert [one.name for one in found.against] == [UP]
+    zeros = {**model, UP: far[UP] * (abs(far[UP]) > 1)}
+    assert verify("quantised", stored("zeros", zeros), stored("same", zeros, kind)).holds is True
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
