@@ -217,6 +217,10 @@ def _places(
         for tensor in mine:
             name = tensor.info.name
             places.setdefault(name, set()).update(held.get(name) or {tensor.place})
+        for name, info in checkpoint.tensors.items():  # one of two at the same place
+            if any(place.slot.startswith("\0") for place in places.get(name, ())):
+                alone = place_tensors({name: info.shape}, checkpoint.config or config)
+                places[name] = {part.place for part in alone[name]}
     return places
 
 
@@ -322,7 +326,7 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
 
 def is_whole(pair: MatrixPair) -> bool:
     """Whether a pair is of two tensors that are not cut, whatever matrices they hold."""
-    return pair.place.slot.startswith("\0") and not pair.is_matrix
+    return pair.place.slot.startswith("\0") and pair.place.module != "head"
 
 
 def is_raw(pair: MatrixPair) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import scan, sides_of
@@ -23,15 +25,21 @@ from shadow.claims.verify.patterns import Pattern, parse_pattern
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
-from shadow.dtypes import FLOATS
+from shadow.dtypes import FLOATS, float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
+from shadow.spectra.edge import levels
 from shadow.spectra.entries import Binades
 from shadow.spectra.format_noise import format_noise, format_values
-from shadow.spectra.lazy import Quantised
-from shadow.spectra.spectrum import Sides
+from shadow.spectra.lazy import Matrix, Quantised, Stored
+from shadow.spectra.levels import round_trip
+from shadow.spectra.merging import half_ulp
+from shadow.spectra.spectrum import Sides, tiles
 from shadow.targets.references import AnyReference
+
+SAMPLE = 16  # rows that are looked at for distinct values
+SMALLEST = 2.0**-24  # of F16, which may have come between
 
 
 def verify_trained(
@@ -70,7 +78,7 @@ def verify_trained(
             inside = "experts" if any(pattern.experts for _, pattern in patterns) else "parts"
             return Apart(row.tuned, "tuned", f"its {inside} are not told apart")
         if row.changed and not is_raw(one):
-            row, why = _rounded(row, sides_of(one, a, b))
+            row, why = _rounded(row, sides_of(one, a, b), is_matrix=one.is_matrix)
             if why and should == "move":
                 return Apart(row.tuned, "tuned", why)
         if one.tuned.part.experts:
@@ -104,12 +112,14 @@ def verify_trained(
     return Verification("trained", of, answer, against, (*lined.notes, *notes))
 
 
-def _rounded(row: Scanned, sides: Sides) -> tuple[Scanned, str]:
+def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, str]:
     """The row of a tensor that differs, with the quantised format that made it of the base's, if
     one did; and why it cannot be told whether more than rounding lies between both.
     """
     first, second = sides.base, sides.tuned
     formats = row.formats
+    if not row.finite:
+        return row, "some entries are not finite"
     if isinstance(first, Quantised) and isinstance(second, Quantised):
         least = format_values(sides, formats, row.delta_energy).get("kept_low")
         is_open = formats[0] != formats[1] if least is None else least == 0
@@ -122,7 +132,42 @@ def _rounded(row: Scanned, sides: Sides) -> tuple[Scanned, str]:
     is_cast: bool | None = row.rounded == ("base", formats[0])
     if isinstance(first, Quantised):
         is_cast = format_noise(second, first, agreement(formats[0])).is_copy(formats[0])
-    return row, "" if is_cast is False else f"the base's may be this, rounded to {formats[0]}"
+    if is_cast is not False:
+        return row, f"the base's may be this, rounded to {formats[0]}"
+    if row.rounded is None and is_matrix:
+        few = _few_levels(second, formats[1])
+        if few and not _few_levels(first, formats[0]):
+            return row, f"it may be the base's after a round trip through {few}"
+    if row.rounded is None and _is_within_a_unit(sides, formats):
+        return row, f"rounding to {formats[1]} in another way may leave this"
+    return row, ""
+
+
+def _few_levels(side: Matrix, stored: str) -> str | None:
+    """`INT4` or `8 bits` where rows have as few distinct values as after a copy in that."""
+    if FLOATS[stored].bits <= 8:
+        return None
+    cols = side.shape[-1]
+    if isinstance(side, Stored) and side.is_flat:  # no more of it is read
+        rows = torch.empty(min(SAMPLE * cols, side.numel()), dtype=side.dtype)
+        side.fill(0, rows.view(torch.uint8).numpy().data)
+    else:
+        rows = side[(slice(0, 1),) * (side.ndim - 2) + (slice(0, SAMPLE),)]
+    return round_trip(levels(rows.reshape(-1, cols)), cols)
+
+
+def _is_within_a_unit(sides: Sides, formats: tuple[str, str]) -> bool:
+    """Whether no entry of a tuned side of fewer bits than the base lies a unit in the last place
+    away, as none does after several roundings, or one that is not to the nearest.
+    """
+    first, second = (float_format(stored) for stored in formats)
+    if first.bits <= second.bits:
+        return False
+    for index, _ in tiles(sides.tuned):
+        base, tuned = (tile.double().contiguous() for tile in sides.read(index))
+        if ((tuned - base).abs() > 2 * half_ulp(base, second) + SMALLEST).any():
+            return False
+    return True
 
 
 def _asked(
@@ -131,7 +176,11 @@ def _asked(
     """What each matrix of a pair should do: `move`, `stay`, or empty where no pattern names it."""
     held = places[pair.tuned.info.name] if is_whole(pair) else {pair.place}
     asked = set().union(*(_at(place, patterns) for place in held))
-    if pair.place.module == "other" and all(place.module != "other" for place in held):
+    if (
+        is_raw(pair)
+        and pair.place.module == "other"
+        and all(place.module != "other" for place in held)
+    ):
         # what belongs to packed numbers need not move with them
         asked = {word.replace("move", "") for word in asked}
     return asked
