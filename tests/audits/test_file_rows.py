@@ -90,6 +90,10 @@ def vocab(tokens):
     return {"model": {"vocab": tokens}}
 
 
+def added(*more, **flags):
+    return {"added_tokens": [{"id": 1, "content": "x", **flags}, *more]}
+
+
 def merges(pairs):
     return {"model": {"merges": pairs}}
 
@@ -110,6 +114,14 @@ def merges(pairs):
         # one RoPE, written in both ways, and keys that change nothing
         ("config.json", {"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 1e6}}, None),
         ("config.json", {"torch_dtype": "a", "y": None}, {"dtype": "b"}, None),
+        # what is said twice, in another way
+        ("config.json", {"rope_theta": 1, "rope_parameters": {"rope_theta": 2}},
+         {"rope_theta": 1, "rope_parameters": {"rope_theta": 3}}, "rope_parameters.rope_theta"),
+        ("config.json", {"rope_theta": 1, "rope_parameters": {"rope_theta": 1}},
+         {"rope_theta": 1}, None),
+        ("config.json", {"text_config": {"tie": True}, "tie": True},
+         {"text_config": {"tie": True}, "tie": False}, "top.tie"),
+        ("config.json", {"text_config": {"tie": True}, "tie": True}, {"tie": True}, None),
         ("generation_config.json", {"temperature": 1}, {"temperature": 0.6}, "temperature"),
         ("special_tokens_map.json", {"eos_token": "a"}, {"eos_token": {"content": "a"}}, None),
         ("special_tokens_map.json", {"eos_token": "a"}, {"eos_token": "b"}, "special_tokens"),
@@ -120,6 +132,18 @@ def merges(pairs):
         ("tokenizer.json", merges(["a b"]), merges([["a", "b"]]), None),
         ("tokenizer.json", merges(["a b"]), merges(["b a"]), "merges"),
         ("tokenizer.json", {"added_tokens": [{"id": 1, "content": "x"}]}, {}, "special_tokens"),
+        ("tokenizer.json", added(lstrip=False), added(lstrip=True), "special_tokens"),
+        ("tokenizer.json", added(special=False), added(), None),
+        ("tokenizer.json", added({"id": 1, "content": "a"}), added({"id": 1, "content": "b"}),
+         "special_tokens"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": "x"}}},
+         {"added_tokens_decoder": {"1": {"content": "x", "special": True}}}, "special_tokens"),
+        ("tokenizer.json", merges([["a b", "c"]]), merges([["a", "b c"]]), "merges"),
+        ("tokenizer.json", vocab([["a", 1], ["a", 1], ["b", 2]]),
+         vocab([["b", 2], ["a", 1], ["b", 2]]), "vocabulary"),
+        ("tokenizer.json", {"lowercase": True}, {"lowercase": False}, "lowercase"),
+        ("tokenizer.json", {"version": "1.0"}, {"version": "1.1"}, None),
+        ("vocab.txt", "a\na\nb", "b\na\nb", "vocabulary"),
         ("tokenizer.json", {"normalizer": None}, {"normalizer": {"type": "NFC"}}, "normalizer"),
         ("vocab.json", {"a": 0}, {"a": 0, "b": 1}, "vocabulary"),
         ("merges.txt", "#version: 0.2\na b", "a b", None),
@@ -155,6 +179,11 @@ def test_a_chat_template_is_one_wherever_it_lies(sides):
     assert [row["differs"] for row in rows.values()] == [None] * 3
     put(tuned, chat_template__jinja="{{ y }}")
     assert told(base, tuned)["chat_template.jinja"]["differs"] == "chat_template"
+    put(tuned, chat_template__jinja="{{ x }}", tokenizer_config__json={"chat_template": "{{ y }}"})
+    assert told(base, tuned)["chat_template.jinja"]["differs"] == "chat_template"
+    put(tuned, tokenizer_config__json={"chat_template": "{{ x }}"})
+    assert [row["differs"] for row in told(base, tuned).values()] == [None] * 3
+    put(tuned, tokenizer_config__json={})
     (tuned / "chat_template.jinja").unlink()
     row = told(base, tuned)["tokenizer_config.json"]
     assert (row["differs"], row["detail"]) == ("chat_template", "chat template removed")
@@ -366,7 +395,8 @@ def test_a_report_without_files_is_already_there(sides, tmp_path):
         ("adapter_config.json", "config"), ("generation_config.json", "generation"),
         ("a/b/chat.jinja", "chat_template"), ("spiece.model", "tokenizer"), ("x.py", "code"),
         ("LICENSE.txt", "document"), ("README.md", "document"), (".gitattributes", "other"),
-        ("optimizer.PT", "pickle"),
+        ("optimizer.PT", "pickle"), ("tekken.json", "tokenizer"), ("vocab.bpe", "tokenizer"),
+        ("vocab-src.json", "tokenizer"), ("cache_kernel_256.cu", "code"),
     ],
 )  # fmt: skip
 def test_kinds(path, kind):
