@@ -90,6 +90,10 @@ def vocab(tokens):
     return {"model": {"vocab": tokens}}
 
 
+def added(*more, **flags):
+    return {"added_tokens": [{"id": 1, "content": "x", **flags}, *more]}
+
+
 def merges(pairs):
     return {"model": {"merges": pairs}}
 
@@ -110,6 +114,14 @@ def merges(pairs):
         # one RoPE, written in both ways, and keys that change nothing
         ("config.json", {"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 1e6}}, None),
         ("config.json", {"torch_dtype": "a", "y": None}, {"dtype": "b"}, None),
+        # what is said twice, in another way
+        ("config.json", {"rope_theta": 1, "rope_parameters": {"rope_theta": 2}},
+         {"rope_theta": 1, "rope_parameters": {"rope_theta": 3}}, "rope_parameters.rope_theta"),
+        ("config.json", {"rope_theta": 1, "rope_parameters": {"rope_theta": 1}},
+         {"rope_theta": 1}, None),
+        ("config.json", {"text_config": {"tie": True}, "tie": True},
+         {"text_config": {"tie": True}, "tie": False}, "top.tie"),
+        ("config.json", {"text_config": {"tie": True}, "tie": True}, {"tie": True}, None),
         ("generation_config.json", {"temperature": 1}, {"temperature": 0.6}, "temperature"),
         ("special_tokens_map.json", {"eos_token": "a"}, {"eos_token": {"content": "a"}}, None),
         ("special_tokens_map.json", {"eos_token": "a"}, {"eos_token": "b"}, "special_tokens"),
@@ -120,6 +132,18 @@ def merges(pairs):
         ("tokenizer.json", merges(["a b"]), merges([["a", "b"]]), None),
         ("tokenizer.json", merges(["a b"]), merges(["b a"]), "merges"),
         ("tokenizer.json", {"added_tokens": [{"id": 1, "content": "x"}]}, {}, "special_tokens"),
+        ("tokenizer.json", added(lstrip=False), added(lstrip=True), "special_tokens"),
+        ("tokenizer.json", added(special=False), added(), None),
+        ("tokenizer.json", added({"id": 1, "content": "a"}), added({"id": 1, "content": "b"}),
+         "special_tokens"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": {"content": "x"}}},
+         {"added_tokens_decoder": {"1": {"content": "x", "special": True}}}, "special_tokens"),
+        ("tokenizer.json", merges([["a b", "c"]]), merges([["a", "b c"]]), "merges"),
+        ("tokenizer.json", vocab([["a", 1], ["a", 1], ["b", 2]]),
+         vocab([["b", 2], ["a", 1], ["b", 2]]), "vocabulary"),
+        ("tokenizer.json", {"lowercase": True}, {"lowercase": False}, "lowercase"),
+        ("tokenizer.json", {"version": "1.0"}, {"version": "1.1"}, None),
+        ("vocab.txt", "a\na\nb", "b\na\nb", "vocabulary"),
         ("tokenizer.json", {"normalizer": None}, {"normalizer": {"type": "NFC"}}, "normalizer"),
         ("vocab.json", {"a": 0}, {"a": 0, "b": 1}, "vocabulary"),
         ("merges.txt", "#version: 0.2\na b", "a b", None),
@@ -155,6 +179,11 @@ def test_a_chat_template_is_one_wherever_it_lies(sides):
     assert [row["differs"] for row in rows.values()] == [None] * 3
     put(tuned, chat_template__jinja="{{ y }}")
     assert told(base, tuned)["chat_template.jinja"]["differs"] == "chat_template"
+    put(tuned, chat_template__jinja="{{ x }}", tokenizer_config__json={"chat_template": "{{ y }}"})
+    assert told(base, tuned)["chat_template.jinja"]["differs"] == "chat_template"
+    put(tuned, tokenizer_config__json={"chat_template": "{{ x }}"})
+    assert [row["differs"] for row in told(base, tuned).values()] == [None] * 3
+    put(tuned, tokenizer_config__json={})
     (tuned / "chat_template.jinja").unlink()
     row = told(base, tuned)["tokenizer_config.json"]
     assert (row["differs"], row["detail"]) == ("chat_template", "chat template removed")
@@ -366,7 +395,8 @@ def test_a_report_without_files_is_already_there(sides, tmp_path):
         ("adapter_config.json", "config"), ("generation_config.json", "generation"),
         ("a/b/chat.jinja", "chat_template"), ("spiece.model", "tokenizer"), ("x.py", "code"),
         ("LICENSE.txt", "document"), ("README.md", "document"), (".gitattributes", "other"),
-        ("optimizer.PT", "pickle"),
+        ("optimizer.PT", "pickle"), ("tekken.json", "tokenizer"), ("vocab.bpe", "tokenizer"),
+        ("vocab-src.json", "tokenizer"), ("cache_kernel_256.cu", "code"),
     ],
 )  # fmt: skip
 def test_kinds(path, kind):
@@ -448,6 +478,13 @@ def test_verify_files(sides, shadow):
     (tuned / "x.py").unlink()
     assert shadow("verify", "files", base, tuned).code == 5
     assert shadow("verify", "files", base, tuned / "gone").code == 1
+    for folder in sides:
+        for file in folder.iterdir():
+            file.unlink()
+        put(folder, README__md=folder.name)
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 5
+    assert "neither side has a file that matters" in done.out
 
 
 TOKENS = {"<unk>": 0, "a": 1, "b": 2, "c": 3}
@@ -476,6 +513,13 @@ WHOLE = {
         ({"tokenizer__json": {"added_tokens": 3}, "vocab__json": {"a": 3}}, ""),
         ({"tokenizer__json": "no JSON"}, ""),
         ({"vocab__json": {f"<{n}>": n for n in range(9)}}, "<4>, <5>, <6> and 2 more"),
+        # what one file holds hides nothing of the others
+        ({"tokenizer__json": WHOLE, "added_tokens__json": "no JSON"}, "<img>"),
+        ({"tokenizer__json": WHOLE, "generation_config__json": "[]"}, "<img>"),
+        ({"tokenizer__json": "{", "vocab__txt": "a\nb\nc\nd\ne"}, "e"),
+        ({"vocab__json": TOKENS, "tokenizer_config__json":
+          {"added_tokens_decoder": {"9" * 5000: "<a>", "7": {"content": "<z>"}, "8": [3]}}},
+         "<z>, 8"),
     ],
 )  # fmt: skip
 def test_tokens_for_which_a_model_has_no_row_are_named(sides, files, beyond):
@@ -492,6 +536,22 @@ def test_tokens_for_which_a_model_has_no_row_are_named(sides, files, beyond):
     for folder in sides:
         put(folder, config__json={"vocab_size": 64})
     assert not [row for row in told(*sides).values() if row["detail"]]
+
+
+def test_tokens_beyond_are_told_of_each_side_in_its_own_tokenizer(sides):
+    """Of sides that keep their vocabularies in different files."""
+    base, tuned = sides
+    for folder in sides:
+        put(folder, config__json={"vocab_size": 4})
+    put(base, tokenizer__json=WHOLE)
+    put(tuned, vocab__json={**TOKENS, "<t>": 5})
+    rows = told(base, tuned)
+    assert "beyond the vocabulary of 4 rows: <img>" in rows["tokenizer.json"]["detail"]
+    assert "beyond the vocabulary of 4 rows: <t>" in rows["vocab.json"]["detail"]
+    put(base, tokenizer__json={"model": {"vocab": TOKENS}})
+    rows = told(base, tuned)
+    assert rows["vocab.json"]["differs"] == "tokenizer tokens_beyond"
+    assert rows["tokenizer.json"]["detail"] is None
 
 
 def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
@@ -517,8 +577,7 @@ def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
     (folder,) = (tmp_path / "out").glob("*/*")
     (sentence,) = files_sentences(SummarisedReport(folder).summary)
     assert sentence.text == (
-        "Beside the weights, special tokens differ. The tokenizer has tokens that the model has no"
-        " row for."
+        "Beside the weights, special tokens differ. Some token numbers have no row in the model."
     )
     put(tuned, tokenizer__json=WHOLE, config__json={**models.LLAMA, "vocab_size": 4})
     assert told(base, tuned)["config.json"]["differs"] == "vocab_size tokens_beyond"

@@ -75,6 +75,9 @@ def test_a_claim_of_a_list_is_checked_of_its_own_pair(sides):
     assert (holds["outcome"], holds["line"], leaks["outcome"]) == ("passed", 3, "met")
     assert holds["detail"].startswith("holds: both tensors that should have moved did; all ")
     assert leaks["detail"].startswith("does not hold: 1 of ")
+    audit(sides, "--fail-on", HOLDS, code=4)
+    names = [case.get("name") for case in ET.parse(sides / "j.xml").iter("testcase")]
+    assert (names.count(HOLDS), names.count(LEAKS)) == (2, 1)  # of both pairs, and of its own
 
 
 def test_a_pair_that_several_entries_name_has_the_claims_of_all(sides):
@@ -88,6 +91,16 @@ def test_a_pair_that_several_entries_name_has_the_claims_of_all(sides):
         "not verify.trained --frozen embed": ["system-out"],
         "not verify.files": ["system-out"],
     }
+
+
+def test_a_claim_may_be_longer_than_a_rule(sides):
+    """Of a list: every layer by its own pattern."""
+    frozen = [f"language.layers.{layer}.attn.{part}" for layer in range(4) for part in "qk"]
+    entry = '- {base: ./base, tuned: ./upper, name: "toy:base..upper", claims: [%s]}\n'
+    claim = f"trained {' '.join(f'--frozen {one}' for one in frozen)}"
+    assert len(claim) > 200
+    (sides / "list.yaml").write_text(entry % claim)
+    audit(sides)
 
 
 def test_rules_ask_the_same_of_finished_reports(sides):
@@ -104,6 +117,21 @@ def test_rules_ask_the_same_of_finished_reports(sides):
     (verdict,) = shadow.judge(out / "base..upper", HOLDS).verdicts
     assert (verdict.outcome, verdict.code) == ("missing", 1)
     assert "has changed since it was audited" in verdict.detail
+    (verdict,) = shadow.judge(out / "base..leaky", "verify.trained --frozen vision").verdicts
+    assert "no tensor lies at vision; there are language; layers.0-3;" in verdict.detail
+
+
+def test_both_sides_are_found_once_for_a_claim(sides, monkeypatch):
+    """Whether they are what was audited, and what they hold, is read of the same checkpoints."""
+    audit(sides, code=4)
+    found = []
+    opened = shadow.audits.sides.open_folder
+    monkeypatch.setattr(
+        "shadow.audits.sides.open_folder",
+        lambda folder, **more: found.append(folder) or opened(folder, **more),
+    )
+    assert shadow.judge(sides / "out" / "toy" / "base..upper", HOLDS).code == 0
+    assert found == [str(sides / "base"), str(sides / "upper")]
 
 
 def test_a_claim_that_cannot_be_told_is_exit_5(sides):
@@ -131,13 +159,25 @@ def test_a_claim_that_cannot_be_told_is_exit_5(sides):
         ("same --frozen norm", "same has no --frozen"),
         ("{claim: trained, frozn: [norm]}", "unknown key 'frozn'"),
         ("{claim: [same]}", "list.yaml:1"),
+        ("same ./a ./b",
+         "'same ./a ./b' is no claim of a pair hint: write `trained --frozen embed`"),
+        ("merged ./a ./b", "no claim 'merged'"),
+        ("tained --frozen embed", "no claim 'tained' hint: did you mean 'trained'?"),
+        ("{claim: trained, frozen: [embed norm]}", "'embed norm' is more than one pattern"),
+        ("{claim: trained, moved: [embed --frozen norm]}", "is more than one pattern"),
+        ('" "', "list.yaml:1: no claim ''"),
+        ("{claim: trained, moved: [norm=--frozen=embed]}", "names no place"),
+        ('{claim: trained, moved: [" "]}', "is more than one pattern"),
+        ("{claim: trained --frozen embed, moved: [norm]}",
+         "'trained --frozen embed' is more than one word"),
     ],
-)
+)  # fmt: skip
 def test_a_claim_that_makes_no_sense_is_refused_before_anything(sides, claim, said):
     """Exit 2, with file and line."""
     (sides / "list.yaml").write_text(f"- {{base: ./base, tuned: ./upper, claims: [{claim}]}}\n")
     done = run_shadow("audit", "--list", "list.yaml", "-o", "out", cwd=sides)
-    assert said in done.assert_refused(2)
+    done.assert_refused(2)
+    assert said in " ".join(done.err.split())
     assert not (sides / "out").exists()
 
 

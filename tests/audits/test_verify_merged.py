@@ -386,6 +386,27 @@ def test_what_peft_merges_holds(tmp_path, kind, dtype):
     assert shadow.verify("merged", asked[0], asked[1], asked[0]).holds is False
 
 
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1)])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_an_update_of_a_matrix_with_a_side_of_one_counts(tmp_path, dtype, shape):
+    """Such as the gate of a shared expert, or a head with one score."""
+    gate = "model.layers.0.mlp.shared_expert_gate.weight"
+    generator = torch.Generator().manual_seed(4)
+    base = {**based(dtype), gate: torch.randn(shape, generator=generator).to(dtype)}
+    left = torch.randn(shape[0], RANK, generator=generator)
+    right = torch.randn(RANK, shape[1], generator=generator)
+    pairs = {**factors(), gate: (0.3 * left, 0.3 * right)}
+    found = told(tmp_path, base, pairs, merge(base, pairs, dtype))
+    assert found.holds is True, found
+    assert found.figures["matrices"] == 5
+    found = told(tmp_path, base, pairs, merge(base, pairs, dtype, only=set(factors())))
+    assert found.holds is False
+    assert [one.name for one in found.against] == [gate]
+    flat = merge(base, pairs, dtype)
+    flat[gate] = flat[gate].reshape(-1)
+    assert told(tmp_path, base, pairs, flat).holds is not True
+
+
 def test_half_a_unit_in_the_last_place_is_the_formats():
     """Against the distance of neighbours in torch, subnormal numbers and zero included."""
     for name, dtype in DTYPES.items():

@@ -125,6 +125,23 @@ def test_a_tensor_that_only_the_merge_has_speaks_against_it(sides, tmp_path):
     assert found.against[0].name == "lm_head.weight"
 
 
+@pytest.mark.parametrize("of", [("t",), ("t", "a")])
+@pytest.mark.parametrize(
+    "name",
+    ["multi_modal_projector.linear_1.weight", "vision_tower.encoder.layers.0.mlp.fc1.weight"],
+)
+def test_a_component_that_not_all_have_speaks_against_it(sides, tmp_path, name, of):
+    """Of which the others have nothing at all."""
+    (_, a, b), (_, of_a, of_b) = sides
+    more = {name: torch.randn(32, 16, generator=torch.Generator().manual_seed(3)).bfloat16()}
+    if "a" in of:
+        of_a = put(tmp_path / "a", {**a, **more})
+    merged = put(tmp_path / "m", {**merge([a, b], (0.5, 0.5)), **more})
+    found = shadow.verify("mixture", merged, of_a, of_b)
+    assert found.outcome == "does_not_hold", found
+    assert [one.name for one in found.against] == [name]
+
+
 def test_a_ties_merge_of_two_copies_is_open(tmp_path):
     """One copy alone, trimmed, is the same; so is a merge of both with any weights."""
     base = {name: one.float() for name, one in model(0).items()}

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
+from gguf import GGUFReader
 from safetensors.torch import save_file
 
 import shadow
@@ -208,3 +209,61 @@ def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model
         true = float(np.linalg.norm(one))
         assert 10 < norms["full"][name] / true < 150
         assert norms["quantised"][name] == pytest.approx(true, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_blocks_that_were_zeroed_are_beyond_the_format(model, stored, kind):
+    """However coarse the steps of another block of the row are."""
+    far = {**model, UP: model[UP].copy()}
+    far[UP][:, 5] = 8.0
+    full, copy = stored("full", far), stored("copy", far, kind)
+    file = copy / "model.gguf"
+    (tensor,) = [one for one in GGUFReader(file).tensors if one.name == "blk.1.ffn_up.weight"]
+    blocks = tensor.data.reshape(len(far[UP]), ggufs.WIDTH // 32, -1).copy()
+    blocks[:, 1:, :2] = 0  # the scales
+    raw = bytearray(file.read_bytes())
+    raw[tensor.data_offset : tensor.data_offset + blocks.nbytes] = blocks.tobytes()
+    file.write_bytes(raw)
+    for claim in ("quantised", "stored"):
+        found = verify(claim, full, copy)
+        assert found.outcome == "does_not_hold", (claim, found)
+        assert [one.name for one in found.against] == [UP]
+    zeros = {**model, UP: far[UP] * (abs(far[UP]) > 1)}
+    assert verify("quantised", stored("zeros", zeros), stored("same", zeros, kind)).holds is True
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
+def test_a_quantised_copy_did_not_move(model, stored, kind):
+    """Of `trained`: rounding to a quantised format is a cast; a step of several levels is none."""
+    base, copy = stored("base", model), stored("copy", model, kind)
+    found = verify("trained", base, copy, moved="layers.*.mlp.*")
+    assert found.holds is False, found
+    assert {one.what for one in found.against} == {f"it is the base's rounded to {kind}"}
+    assert "none of them moved" in verify("trained", base, copy, moved="layers.0.mlp.up").notes[-1]
+    assert verify("trained", base, copy, frozen="mlp.up").holds is False
+    far = stored("far", moved(model, 0.5), kind)
+    found = verify("trained", base, far, moved="layers.*.mlp.*")
+    assert found.holds is True, found
+    assert "typical_step" not in found.figures
+    # what a quantised base rounded away may be a step, or not
+    found = verify("trained", copy, base, moved="layers.*.mlp.*")
+    assert found.holds is None, found
+    assert f"the base's may be this, rounded to {kind}" in found.reason
+    assert verify("trained", far, base, moved="layers.*.mlp.*").holds is True
+
+
+def test_two_quantised_sides_moved_beyond_their_rounding(model, stored):
+    """Of `trained`: other formats of one model, and steps far below those of the format, may be
+    rounding alone.
+    """
+    sides = {kind: stored(kind, model, kind) for kind in ("Q8_0", "Q4_0", "Q5_1")}
+    for base, tuned in (("Q8_0", "Q4_0"), ("Q5_1", "Q8_0"), ("Q4_0", "Q5_1")):
+        found = verify("trained", sides[base], sides[tuned], moved="layers.*.mlp.*")
+        assert found.holds is None, (base, tuned, found)
+        assert "may leave this" in found.reason
+    light = stored("light", moved(model, 1e-4), "Q4_0")
+    assert verify("trained", sides["Q4_0"], light, moved="layers.*.mlp.*").holds is not True
+    far = stored("far", moved(model, 0.5), "Q4_0")
+    for base in sides.values():
+        found = verify("trained", base, far, moved="layers.*.mlp.*")
+        assert found.holds is True, found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import models
 import numpy as np
+import packing
 import pytest
 import torch
 from command import run_shadow
@@ -310,6 +312,21 @@ def test_the_files_of_one_folder_are_not_read(tmp_path, monkeypatch):
     (tmp_path / "b").symlink_to(a)
     monkeypatch.setattr("shadow.audits.verify_same.scan", None)
     assert shadow.verify("same", a, tmp_path / "b").reason == "the weight files are the same files"
+
+
+def test_the_same_files_may_be_decoded_in_another_way(tmp_path):
+    """GPTQ of another version has zeros that are one higher."""
+    pieces, _ = packing.gptq(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))
+    tensors = {f"model.layers.0.mlp.up_proj.{name}": one for name, one in pieces.items()}
+    said = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    a = models.write(tmp_path / "a", tensors, {**models.LLAMA, "quantization_config": said})
+    for name, more in (("b", {}), ("c", {"checkpoint_format": "gptq_v2"})):
+        (tmp_path / name).mkdir()
+        os.link(a / "model.safetensors", tmp_path / name / "model.safetensors")
+        config = {**models.LLAMA, "quantization_config": said | more}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    assert "are the same files" in shadow.verify("same", a, tmp_path / "b").reason
+    assert shadow.verify("same", a, tmp_path / "c").holds is False
 
 
 def test_the_command_prints_a_line_and_exits_with_its_code(tmp_path):

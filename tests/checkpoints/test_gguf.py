@@ -363,6 +363,8 @@ def test_one_of_several_files_is_chosen_by_a_pattern(tmp_path):
     assert "--file" in caught.value.hint
     with pytest.raises(ShadowError, match=r"no GGUF file is called '\*Q5\*'"):
         open_folder(str(tmp_path), file="*Q5*")
+    with pytest.raises(ShadowError, match=r"no GGUF file is called ''"):
+        open_folder(str(tmp_path), file="")
     checkpoint = open_folder(str(tmp_path), file="*Q8_0*")
     assert checkpoint.tensors[NAME].dtype == "Q8_0"
     assert chosen_files("x", ["mmproj-a.gguf", "b/c.gguf"], None) == ("b/c.gguf",)

@@ -77,6 +77,17 @@ def test_a_codebook_cannot_be_told_but_by_its_quantiser(original):
     assert answer(row(original, other))[0].outcome == "does_not_hold"
 
 
+@pytest.mark.parametrize("step", [0.0, 0.002, None])
+def test_a_copy_of_zeros_is_no_calibration(original, step):
+    """It has nothing of an original that has entries; of one of zeros it is the copy."""
+    zeros = torch.zeros(ROWS, COLS)
+    copy = Copy(zeros, None if step is None else zeros + step, "GPTQ 4-bit")
+    found, against, _ = answer(row(original, copy))
+    assert found.outcome == "does_not_hold", found
+    assert "AWQ" not in against[0].what
+    assert answer(row(zeros, copy, requantised=ROWS * COLS))[0].outcome == "holds"
+
+
 def test_what_is_on_one_side_or_not_read_is_said(original):
     """A tensor on one side only does not hold; one that is not read cannot be told."""
     copy = row(original, ggml(original, "Q8_0"))

@@ -46,6 +46,9 @@ MISTAKES = {
         "{base: REF, tuned: REF}"),
     "a mapping for a list": (
         ("audit", "--list", "mapping.yaml"), 2, "not a list", "write `- TARGET`"),
+    "nulls of spectra that are not measured": (
+        ("audit", BASE, TUNED, "--norms", "--nulls", "3"), 2, "--norms measures no spectra",
+        "leave out --nulls"),
     "a policy that is not there": (
         ("gate", "reports", "--policy", "p.yaml"), 1, "no such file: p.yaml", "docs/ci.md"),
 }  # fmt: skip

@@ -123,9 +123,10 @@ class _Sides:
                     continue
                 own = told.detail if side == last else file.problem
                 words = [*told.differs] if side == last else []
-                if path == beyond.get("at") and beyond.get(side):
-                    own = "; ".join(filter(None, (beyond[side], own)))
-                    if side == "tuned" and not beyond.get("base") and told.state != "same":
+                at, tokens = beyond.get(side, ("", ""))
+                if path == at:
+                    own = "; ".join(filter(None, (tokens, own)))
+                    if side == "tuned" and "base" not in beyond and told.state != "same":
                         words.append(TOKENS_BEYOND)
                 if len(own) > LONGEST:
                     own = f"{own[: LONGEST - 3]}..."
@@ -140,28 +141,34 @@ class _Sides:
                     "detail": visible(own) or None,
                 }
 
-    def _tokens_beyond(self, told: Mapping[str, _Told]) -> dict[str, str]:
-        """By side, the tokens that its model has no row for; `at` which file that is told.
+    def _tokens_beyond(self, told: Mapping[str, _Told]) -> dict[str, tuple[str, str]]:
+        """By side that has any: the file that tells of tokens that its model has no row for, and
+        which they are.
 
         A tokenizer of the Hub that is equal on both sides is not fetched for it.
         """
-        tokenizer = next((path for path in VOCABULARIES if path in told), None)
-        if tokenizer is None:
-            return {}
-        is_changed = [told[path].state != "same" for path in (tokenizer, CONFIG) if path in told]
-        found = {"at": CONFIG if is_changed == [False, True] else tokenizer}
+        found: dict[str, tuple[str, str]] = {}
         for side, listing in (("base", self.base), ("tuned", self.tuned)):
-            if listing is None or (listing.folder is None and not is_changed[0]):
+            there = _files(listing)
+            tokenizer = next((path for path in VOCABULARIES if path in there), None)
+            if listing is None or tokenizer is None:
+                continue
+            is_changed = [
+                told[path].state != "same" for path in (tokenizer, CONFIG) if path in there
+            ]
+            if listing.folder is None and not is_changed[0]:
                 continue
 
             def read(name: str, side: str = side, listing: Listing = listing) -> bytes | None:
                 if name not in listing.files:
                     return None
                 is_equal = told[name].state == "same" and name != CONFIG
-                return None if listing.folder is None and is_equal else self._read(side, name)
+                with contextlib.suppress(ShadowError):
+                    return None if listing.folder is None and is_equal else self._read(side, name)
+                return None
 
-            with contextlib.suppress(ShadowError, ValueError, RecursionError):
-                found[side] = tokens_beyond(read)
+            if tokens := tokens_beyond(read):
+                found[side] = CONFIG if is_changed == [False, True] else tokenizer, tokens
         return found
 
     def _sha256(self, side: str, file: StoredFile) -> str | None:

@@ -33,6 +33,7 @@ from shadow.files import require_utf8
 from shadow.spectra.delta import Method
 from shadow.storage import Store, work_folder
 from shadow.targets.families import Pair
+from shadow.text import and_list
 
 
 def perform(
@@ -132,8 +133,9 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
     if nulls.seed < 0:
         raise UsageError(f"seed={nulls.seed}", "0 or more")
     if measuring.subjects == "none" and (precision != "default" or nulls.draws):
-        hint = "leave out --precision and --nulls"
-        raise UsageError("--norms measures no spectra, which these options are of", hint)
+        given = {"--precision": precision != "default", "--nulls": nulls.draws > 0}
+        hint = f"leave out {and_list([name for name, is_given in given.items() if is_given])}"
+        raise UsageError("--norms measures no spectra, which other options are of", hint)
     if precision == "sketch" and nulls.draws:
         hint = "leave out --nulls, or take --precision default"
         raise UsageError("--nulls needs all singular values, which --precision sketch avoids", hint)

@@ -12,7 +12,7 @@ from shadow.audits.devices import CPU, DeviceChoice
 from shadow.audits.journal import Journal
 from shadow.audits.machine_limits import MachineLimits
 from shadow.audits.plan import Access
-from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
 from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
@@ -20,7 +20,7 @@ from shadow.reasons import STRICT
 from shadow.reports.metadata import ReportMetadata, SettingsMetadata
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
-from shadow.targets.references import Reference
+from shadow.targets.references import AnyReference, Reference
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ class Runtime:
     """None: what this process may use."""
     commits: Mapping[Reference, str] = field(default_factory=dict, hash=False)
     """Of references to the Hub: the commits to read, where those were looked up before."""
+    found: Mapping[AnyReference, Found] = field(default_factory=dict, hash=False)
+    """Checkpoints that were found before."""
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair before it is refused."""
     elsewhere: Callable[[Asked, AlignedPair, Journal], None] | None = None

@@ -143,10 +143,12 @@ def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Foun
 
 
 @uncollected()
-def find_checkpoint(reference: Reference | ComponentBase, runtime: Runtime, scratch: Path) -> Found:
+def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) -> Found:
     """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each
     component.
     """
+    if (found := runtime.found.get(reference)) is not None:
+        return found
     if isinstance(reference, ComponentBase):
         return Assembled(
             tuple(

@@ -25,11 +25,12 @@ from shadow.checkpoints.pairing import (
     Skipped,
     pair_checkpoints,
 )
+from shadow.checkpoints.quantized import owner_of
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.dtypes import torch_name
 from shadow.errors import UsageError
-from shadow.places.architecture import Part, Place
+from shadow.places.architecture import Part, Place, place_tensors
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.targets.references import AnyReference
 from shadow.text import counted, short
@@ -102,7 +103,11 @@ def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
         tensors = counted(renamed, "tensor has", "tensors have")
         notes.append(f"{tensors} another name or packing in {names[1]}")
     return Lined(
-        AlignedPair(first, second, lined, []), lone, unread, tuple(notes), _places(pairs, skipped)
+        AlignedPair(first, second, lined, []),
+        lone,
+        unread,
+        tuple(notes),
+        _places(pairs, skipped, {"base": first, "tuned": second}),
     )
 
 
@@ -196,17 +201,49 @@ def _sorted_out(
     return lined, sorted(set(lone), key=_order), sorted(set(unread), key=_order)
 
 
-def _places(pairs: Sequence[MatrixPair], skipped: Sequence[Skipped]) -> dict[str, set[Place]]:
+def _places(
+    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], sides: Mapping[str, Checkpoint]
+) -> dict[str, set[Place]]:
     """The places of every tensor, by its name; not of what stands for another component."""
     places: dict[str, set[Place]] = {}
     for pair in pairs:
         for operand in (pair.base, pair.tuned):
             if operand is not None:
                 places.setdefault(operand.info.name, set()).add(pair.place)
-    for tensor in skipped:
-        if tensor.reason != "filtered":
-            places.setdefault(tensor.info.name, set()).add(_whole(tensor))
+    config = sides["base"].config or sides["tuned"].config
+    for side, checkpoint in sides.items():
+        mine = [one for one in skipped if one.side == side and one.reason != "filtered"]
+        held = {} if checkpoint.parts else _held(checkpoint, checkpoint.config or config, mine)
+        for tensor in mine:
+            name = tensor.info.name
+            places.setdefault(name, set()).update(held.get(name) or {tensor.place})
+        for name, info in checkpoint.tensors.items():  # one of two at the same place
+            if any(place.slot.startswith("\0") for place in places.get(name, ())):
+                alone = place_tensors({name: info.shape}, checkpoint.config or config)
+                places[name] = {part.place for part in alone[name]}
     return places
+
+
+def _held(
+    checkpoint: Checkpoint, config: Mapping[str, object], skipped: Sequence[Skipped]
+) -> dict[str, set[Place]]:
+    """The places of all matrices that skipped tensors hold; those of what belongs to packed
+    numbers, such as their scales, are those of its module.
+    """
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    parts = place_tensors(shapes, config)
+    owners = {}
+    for tensor in skipped:
+        name = tensor.info.name
+        if tensor.reason == "quantized" and parts[name][0].place.module == "other":
+            owner, piece = owner_of(name)
+            owners[name] = owner if piece.startswith("_") else f"{owner}.weight"
+            size = shapes.pop(name)
+            shapes.setdefault(owners[name], (*size[: len(size) > 2], 2, 2))
+    if owners:
+        parts |= place_tensors(shapes, config)
+    names = {tensor.info.name for tensor in skipped}
+    return {name: {part.place for part in parts[owners.get(name, name)]} for name in names}
 
 
 def _whole(tensor: Skipped) -> Place:
@@ -285,6 +322,11 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     sides = [Operand(_raw(info), Part(place)) for info in (first, second)]
     how = NUMBERS if is_numbers else BYTES
     return MatrixPair(place, sides[0], sides[1], 1, size, is_matrix=False, detail=how)
+
+
+def is_whole(pair: MatrixPair) -> bool:
+    """Whether a pair is of two tensors that are not cut, whatever matrices they hold."""
+    return pair.place.slot.startswith("\0") and pair.place.module != "head"
 
 
 def is_raw(pair: MatrixPair) -> bool:

@@ -207,7 +207,12 @@ def _measured(
         return Apart(pair.tuned.info.name, "tuned", f"{pair.tuned.info.dtype}{NOT_JUDGED}")
     if adapter.lacks_norms(pair.place):
         return Apart(pair.tuned.info.name, "tuned", NO_NORMS)
-    if pair.place in adapter.updates and pair.is_matrix:
+    if pair.place in adapter.updates:
+        if not pair.is_matrix:  # with a side of 1
+            rows, cols = shape = adapter.updates[pair.place].tuned.shape
+            if pair.base is None or not pair.base.shape == pair.tuned.shape == shape:
+                return Apart(pair.tuned.info.name, "tuned", "not of the shape of its update")
+            pair = replace(pair, rows=rows, cols=cols, is_matrix=True)
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:
         return _of_whole(pair, whole.tuned, base, tuned, adapter)

@@ -65,6 +65,8 @@ def verify_mixture(
     for name, (pairs, _) in zip(list(of)[1:], paired, strict=True):
         side = name.replace("--base", "the base")
         lone += [_more_rows(pair, side) for pair in pairs if pair.base is not None and pair.detail]
+    alone = {pair.tuned.info.name for pairs, _ in paired for pair in pairs if pair.base is None}
+    lone += [Apart(name, "tuned", "not in every model") for name in sorted(alone)]
     by_key = [{pair.key: pair for pair in pairs if pair.base is not None} for pairs, _ in paired]
     common = [
         key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,19 @@ def pair_check(
         references = [reference_of(side) for side in sides]
         runtime = Runtime(jobs=jobs, access=access_of(files), say=say)
         every = [part for reference in references for _, part in reference.parts]
-        with tempfile.TemporaryDirectory() as scratch, client_for(every):
-            for side, reference in zip(sides, references, strict=True):
-                found = find_checkpoint(reference, runtime, Path(scratch) / "found")
-                if side["fingerprint"] not in (None, found.fingerprint, found.former):
-                    raise ShadowError(f"{side['repo']} has changed since it was audited")
         say(f"{summary.family}:{summary.pair}: check {asked}")
-        return verify(
-            question(asked.claim, references, moved=asked.moved, frozen=asked.frozen), runtime
-        )
+        with tempfile.TemporaryDirectory() as scratch, client_for(every):
+            found = [
+                find_checkpoint(reference, runtime, Path(scratch) / str(number))
+                for number, reference in enumerate(references)
+            ]
+            for side, one in zip(sides, found, strict=True):
+                if side["fingerprint"] not in (None, one.fingerprint, one.former):
+                    raise ShadowError(f"{side['repo']} has changed since it was audited")
+            if references[0] != references[1]:  # a side is read, and freed, for itself
+                runtime = replace(runtime, found=dict(zip(references, found, strict=True)))
+            return verify(
+                question(asked.claim, references, moved=asked.moved, frozen=asked.frozen), runtime
+            )
 
     return check

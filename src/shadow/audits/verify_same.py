@@ -12,8 +12,9 @@ from shadow.audits.scan import scan, sides_of
 from shadow.audits.sides import open_found
 from shadow.audits.verify_lined import found_all, line_up_all, row_of
 from shadow.checkpoints.adapters import adapter_factors
-from shadow.checkpoints.opening import Checkpoint, Found, Located
+from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located
 from shadow.checkpoints.pairing import MatrixPair
+from shadow.checkpoints.quantized import settings_in
 from shadow.checkpoints.sources import LocalFile
 from shadow.claims.answer import Answer
 from shadow.claims.verify.same import Compared, same
@@ -62,7 +63,13 @@ def verify_same(
 
 
 def _same_files(first: Found, second: Found) -> str | None:
-    """Why no byte need be read: the files of both are the same; None where that is not known."""
+    """Why no byte need be read: the files of both are the same, and are decoded alike; None where
+    that is not known.
+    """
+    if isinstance(first, Assembled) or isinstance(second, Assembled):
+        return None
+    if list(settings_in(first.config)) != list(settings_in(second.config)):
+        return None
     if isinstance(first, Located) and isinstance(second, Located):
         digests = [
             sorted(one.snapshot.files[shard].checksum or "" for shard in one.weights.shards)

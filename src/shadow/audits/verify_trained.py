@@ -6,21 +6,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
-from shadow.audits.scan import scan
-from shadow.audits.verify_lined import found_all, is_raw, line_up_all, opened_models, row_of
+from shadow.audits.scan import scan, sides_of
+from shadow.audits.verify_lined import (
+    found_all,
+    is_raw,
+    is_whole,
+    line_up_all,
+    opened_models,
+    row_of,
+)
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair
+from shadow.checkpoints.pairing import MatrixPair, in_ranges
 from shadow.claims.verify.patterns import Pattern, parse_pattern
-from shadow.claims.verify.scanned import Apart
+from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
-from shadow.dtypes import float_format
+from shadow.dtypes import FLOATS, float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
+from shadow.spectra.edge import levels
 from shadow.spectra.entries import Binades
+from shadow.spectra.format_noise import format_noise, format_values
+from shadow.spectra.lazy import Matrix, Quantised, Stored
+from shadow.spectra.levels import round_trip
+from shadow.spectra.merging import half_ulp
+from shadow.spectra.spectrum import Sides, tiles
 from shadow.targets.references import AnyReference
+
+SAMPLE = 16  # rows that are looked at for distinct values
+SMALLEST = 2.0**-24  # of F16, which may have come between
 
 
 def verify_trained(
@@ -44,18 +63,26 @@ def verify_trained(
     lined = line_up_all(base, tuned, ("the base", "the tuned model"))
     pair = lined.pair
     places = lined.places
+    whole = {place for of_name in places.values() for place in of_name}
+    every = whole.union(*map(_parts, whole))
     for _, pattern in patterns:
-        every = {place for of_name in places.values() for place in of_name}
         if not any(pattern.may_cover(place) for place in every):
             raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
 
-    def measured(one: MatrixPair, a: Checkpoint, b: Checkpoint) -> tuple[MatrixPair, Moved]:
-        may = {_should(one.place, patterns, may_be=may_be) for may_be in (False, True)}
-        binades = _binades(one) if "move" in may else None
+    def measured(one: MatrixPair, a: Checkpoint, b: Checkpoint) -> tuple[MatrixPair, Moved] | Apart:
+        asked = _asked(one, places, patterns)
+        should = "move" if "move" in asked else max(asked)
+        binades = _binades(one) if should == "move" else None
         row = row_of(one, a, b, binades)
+        if row.changed and len(asked) > 1:
+            inside = "experts" if any(pattern.experts for _, pattern in patterns) else "parts"
+            return Apart(row.tuned, "tuned", f"its {inside} are not told apart")
+        if row.changed and not is_raw(one):
+            row, why = _rounded(row, sides_of(one, a, b), is_matrix=one.is_matrix)
+            if why and should == "move":
+                return Apart(row.tuned, "tuned", why)
         if one.tuned.part.experts:
             row = replace(row, tuned=f"{row.tuned}[{one.place.expert}]")
-        should = _should(one.place, patterns, may_be=not row.changed)
         cells = binades.cells() if binades and row.finite and should == "move" else ()
         return one, Moved(row, _module(one.place), should, tuple(Cell(*cell) for cell in cells))
 
@@ -63,11 +90,6 @@ def verify_trained(
         scan(pair, measured, runtime, scratch / "scan", lined.unread), key=lambda item: item[0].key
     )
     rows = [row for _, row in scanned]
-    stacks = [
-        Apart(row.row.tuned, "tuned", "its experts are not told apart")
-        for one, row in scanned
-        if not row.should and _should(one.place, patterns, may_be=True)
-    ]
     judged = [row for row in rows if row.should]
     beside = [row for row in rows if not row.should]
 
@@ -75,14 +97,14 @@ def verify_trained(
         return [
             one
             for one in apart
-            if any(_should(place, patterns, may_be=True) for place in places.get(one.tensor, ()))
+            if any(_at(place, patterns) - {""} for place in places.get(one.tensor, ()))
         ]
 
     answer, against, notes = trained(
         Training(
             judged,
             named(lined.lone),
-            [*named(lined.unread), *stacks],
+            named(lined.unread),
             len(beside),
             sum(row.has_moved for row in beside),
         )
@@ -90,25 +112,119 @@ def verify_trained(
     return Verification("trained", of, answer, against, (*lined.notes, *notes))
 
 
-def _should(place: Place, patterns: Sequence[tuple[str, Pattern]], *, may_be: bool) -> str:
-    """`move`, `stay`, or empty where no pattern names the place. may_be: or an expert of a stack
-    that is compared as a whole: one that is equal is so for each.
+def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, str]:
+    """The row of a tensor that differs, with the quantised format that made it of the base's, if
+    one did; and why it cannot be told whether more than rounding lies between both.
     """
-    for should, pattern in patterns:
-        if pattern.covers(place) or (may_be and pattern.may_cover(place)):
-            return should
-    return ""
+    first, second = sides.base, sides.tuned
+    formats = row.formats
+    if not row.finite:
+        return row, "some entries are not finite"
+    if isinstance(first, Quantised) and isinstance(second, Quantised):
+        least = format_values(sides, formats, row.delta_energy).get("kept_low")
+        is_open = formats[0] != formats[1] if least is None else least == 0
+        return row, "rounding to its format and to the base's may leave this" if is_open else ""
+    if isinstance(second, Quantised):
+        is_copy = format_noise(first, second, agreement(formats[1])).is_copy(formats[1])
+        if is_copy is None:
+            return row, f"what {formats[1]} makes of the base's is not known"
+        return replace(row, rounded=("tuned", formats[1])) if is_copy else row, ""
+    is_cast: bool | None = row.rounded == ("base", formats[0])
+    if isinstance(first, Quantised):
+        is_cast = format_noise(second, first, agreement(formats[0])).is_copy(formats[0])
+    if is_cast is not False:
+        return row, f"the base's may be this, rounded to {formats[0]}"
+    if row.rounded is None and is_matrix:
+        few = _few_levels(second, formats[1])
+        if few and not _few_levels(first, formats[0]):
+            return row, f"it may be the base's after a round trip through {few}"
+    if row.rounded is None and _is_within_a_unit(sides, formats):
+        return row, f"rounding to {formats[1]} in another way may leave this"
+    return row, ""
+
+
+def _few_levels(side: Matrix, stored: str) -> str | None:
+    """`INT4` or `8 bits` where rows have as few distinct values as after a copy in that."""
+    if FLOATS[stored].bits <= 8:
+        return None
+    cols = side.shape[-1]
+    if isinstance(side, Stored) and side.is_flat:  # no more of it is read
+        rows = torch.empty(min(SAMPLE * cols, side.numel()), dtype=side.dtype)
+        side.fill(0, rows.view(torch.uint8).numpy().data)
+    else:
+        rows = side[(slice(0, 1),) * (side.ndim - 2) + (slice(0, SAMPLE),)]
+    return round_trip(levels(rows.reshape(-1, cols)), cols)
+
+
+def _is_within_a_unit(sides: Sides, formats: tuple[str, str]) -> bool:
+    """Whether no entry of a tuned side of fewer bits than the base lies a unit in the last place
+    away, as none does after several roundings, or one that is not to the nearest.
+    """
+    first, second = (float_format(stored) for stored in formats)
+    if first.bits <= second.bits:
+        return False
+    for index, _ in tiles(sides.tuned):
+        base, tuned = (tile.double().contiguous() for tile in sides.read(index))
+        if ((tuned - base).abs() > 2 * half_ulp(base, second) + SMALLEST).any():
+            return False
+    return True
+
+
+def _asked(
+    pair: MatrixPair, places: Mapping[str, set[Place]], patterns: Sequence[tuple[str, Pattern]]
+) -> set[str]:
+    """What each matrix of a pair should do: `move`, `stay`, or empty where no pattern names it."""
+    held = places[pair.tuned.info.name] if is_whole(pair) else {pair.place}
+    asked = set().union(*(_at(place, patterns) for place in held))
+    if (
+        is_raw(pair)
+        and pair.place.module == "other"
+        and all(place.module != "other" for place in held)
+    ):
+        # what belongs to packed numbers need not move with them
+        asked = {word.replace("move", "") for word in asked}
+    return asked
+
+
+def _at(place: Place, patterns: Sequence[tuple[str, Pattern]]) -> set[str]:
+    """The same of all that may lie at a place: the parts of a fused module that is not cut, and the
+    experts of a stack of unknown size.
+    """
+    experts = [place.expert]
+    if place.expert is None and place.module.startswith("experts."):
+        ends = [pattern.experts for _, pattern in patterns if pattern.experts]
+        experts += [expert for first, last in ends for expert in (first, last + 1)]
+    asked = set()
+    for here in (replace(place, expert=expert) for expert in experts):
+        # what both the module and a part of it name should stay
+        own = _should(here, patterns)
+        asked |= {max(own, _should(part, patterns)) for part in _parts(here)}
+    return asked
+
+
+def _should(place: Place, patterns: Sequence[tuple[str, Pattern]]) -> str:
+    """`move`, `stay`, or empty where no pattern names the place."""
+    return next((should for should, pattern in patterns if pattern.covers(place)), "")
+
+
+def _parts(place: Place) -> list[Place]:
+    """The places of the parts of a fused module that is not cut; else the place."""
+    fused = name_rules().fused
+    found = fused.get(f"{place.module}/{place.slot}") or fused.get(place.module)
+    return [replace(place, module=name) for name, _ in found.into] if found else [place]
 
 
 def _there(places: set[Place]) -> str:
-    """The components, layers and modules that a model has, in words."""
+    """The components, layers, modules and experts that a model has, in words."""
     rules = name_rules()
     modules = {place.module for place in places}
     components = {place.component for place in places}
-    layers = {place.layer for place in places if place.layer is not None}
     text = ", ".join(name for name in rules.components if name in components)
-    if layers:
-        text += f"; layers.{min(layers)}-{max(layers)}"
+    layers = [place.layer for place in places]
+    experts = [place.expert for place in places if place.module.startswith("experts.")]
+    for name, numbers in (("layers", layers), ("experts", experts)):
+        if known := in_ranges(number for number in numbers if number is not None):
+            text += f"; {name}.{known}"
     return f"{text}; {', '.join(name for name in rules.modules if name in modules)}"
 
 
@@ -118,8 +234,10 @@ def _module(place: Place) -> str:
 
 def _binades(pair: MatrixPair) -> Binades | None:
     """What counts the entries of a tensor that should have moved, by the size of the base's."""
-    if is_raw(pair) or pair.base is None:
+    assert pair.base is not None, "lined up"
+    infos = pair.base.info, pair.tuned.info
+    if is_raw(pair) or any(one.packing or one.dtype not in FLOATS for one in infos):
         return None
-    first, second = (float_format(one.info.dtype) for one in (pair.base, pair.tuned))
+    first, second = (FLOATS[one.dtype] for one in infos)
     # what the cast to fewer bits moved is no step
     return None if first.bits > second.bits else Binades(second)

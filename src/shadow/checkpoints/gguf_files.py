@@ -129,10 +129,9 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
         if pattern is None or any(fnmatchcase(one, pattern) for one in (name, last)):
             models.setdefault(PART.sub(r"\g<stem>", name), []).append(name)
     if not models:
-        raise ShadowError(
-            f"{where}: no GGUF file is called {short(pattern) if pattern else 'as a model'}",
-            f"it has: {several(there, 6)}",
-        )
+        called = "as a model" if pattern is None else short(pattern)
+        message = f"{where}: no GGUF file is called {called}"
+        raise ShadowError(message, f"it has: {several(there, 6)}")
     if len(models) > 1:
         listed = several([parts[0] for parts in models.values()], 6)
         raise ShadowError(

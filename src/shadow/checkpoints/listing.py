@@ -51,10 +51,10 @@ PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in 
     (r".*\.index\.json", "index"),
     (r".*config\.json", "config"),
     (r".*\.jinja2?", "chat_template"),
-    (r".*\.(model|tiktoken|spm)", "tokenizer"),
+    (r".*\.(model|tiktoken|spm|bpe)|(tekken|encoder|.*vocab.*)\.json|dict\.txt", "tokenizer"),
     (r".*\.(safetensors|gguf|onnx|onnx_data|h5|msgpack|tflite|ot)", "weights"),
     (r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|mar)", "pickle"),
-    (r".*\.(py|pyc|pyd|so|dll|dylib|sh|bat|exe|ipynb|whl)", "code"),
+    (r".*\.(py|pyc|pyd|so|dll|dylib|sh|bat|exe|ipynb|whl|c|cc|cpp|cu|h|js)", "code"),
     (r".*\.(md|rst|pdf|png|jpe?g|gif|svg|webp)|(licen[cs]e|notice|use_policy).*", "document"),
 )
 

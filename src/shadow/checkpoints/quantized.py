@@ -66,7 +66,7 @@ def packed_modules(
 
 def _said_format(config: Mapping[str, object]) -> str | None:
     """What the config calls its quantisation, in known words; MLX writes no method."""
-    for said in _settings(config):
+    for said in settings_in(config):
         method = said.get("quant_method")
         if isinstance(method, str):
             methods = name_rules().quantization_methods
@@ -78,13 +78,14 @@ def _said_format(config: Mapping[str, object]) -> str | None:
 
 def said_settings(config: Mapping[str, object], module: str) -> Mapping[str, object]:
     """What the config says of its quantisation; MLX may say other things of one module."""
-    for said in _settings(config):
+    for said in settings_in(config):
         of_module = said.get(module)
         return {**said, **of_module} if isinstance(of_module, dict) else said
     return {}
 
 
-def _settings(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
+def settings_in(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    """What a config says of quantisation, in all places where one may."""
     for section in (config, Facts(config).section("language")):
         for key in name_rules().quantization_keys:
             said = section.get(key)

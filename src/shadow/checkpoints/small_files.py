@@ -6,6 +6,7 @@ reason. Nothing of a file is run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from shadow.reasons import BEYOND_VOCABULARY
 from shadow.text import several, visible
 
 LONGEST = 60  # characters of a value
+MOST_DIGITS = 18  # of a token's number
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}", re.ASCII)
 OTHER = "other_keys"  # the word of keys whose names are no words
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -74,32 +76,36 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[Difference]:
 
 
 def template_of(read: Callable[[str], bytes | None]) -> str | None:
-    """The chat template of a side, wherever it lies; None where it has none.
+    """The chat template of a side, wherever it lies, or all where these differ; None where it has
+    none.
 
     read: the bytes of a file at the top of the side, None where it has none. Raises ValueError as
     `differences` does.
     """
+    texts: dict[str, None] = {}
     for name in TEMPLATES:
         content = read(name)
         if content is None:
             continue
-        if name.endswith(".jinja"):
-            return content.decode(errors="replace")
-        found = read_json(content).get("chat_template")
-        if isinstance(found, str):
-            return found
+        found: object = content.decode(errors="replace")
+        if not name.endswith(".jinja"):
+            found = read_json(content).get("chat_template")
         if found is not None:  # several, by name
-            return json.dumps(found, sort_keys=True)
-    return None
+            texts[found if isinstance(found, str) else json.dumps(found, sort_keys=True)] = None
+    return "\0".join(texts) if texts else None
 
 
 def tokens_beyond(read: Callable[[str], bytes | None]) -> str:
     """The tokens of a side for which its config's `vocab_size` leaves no row, in words; empty where
     there are none, or the files do not say. More rows than tokens are usual: they are padding.
 
-    read, and errors: as of `template_of`.
+    read: as of `template_of`. What a file holds that cannot be understood hides nothing of others.
     """
-    sides = {name: read_json(content) for name in WITH_NUMBERS if (content := read(name))}
+    sides: dict[str, dict[str, Any]] = {}
+    for name in WITH_NUMBERS:
+        with contextlib.suppress(ValueError):
+            if content := read(name):
+                sides[name] = read_json(content)
     rows = flat_config(sides.get("config.json", {})).get("vocab_size")
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         return ""
@@ -117,14 +123,18 @@ def tokens_beyond(read: Callable[[str], bytes | None]) -> str:
     named = [(one.get("id"), one.get("content")) for one in listed if isinstance(one, dict)]
     named += [(number, token) for token, number in (tokens | added).items()]
     if isinstance(decoder, dict):
-        named += [(int(key), _content(one)) for key, one in decoder.items() if key.isdecimal()]
+        named += [
+            (int(key), one.get("content") if isinstance(one, dict) else one)
+            for key, one in decoder.items()
+            if key.isdecimal() and len(key) <= MOST_DIGITS
+        ]
     for config in ("config.json", "generation_config.json"):
         for key, numbers in flat_config(sides.get(config, {})).items():
             if re.fullmatch(r"\w+_token_id", key):
                 every = numbers if isinstance(numbers, list) else [numbers]
                 named += [(number, key) for number in every]
     beyond = {
-        number: visible(str(name))[:LONGEST]
+        number: visible(name if isinstance(name, str) else str(number))[:LONGEST]
         for number, name in reversed(named)
         if isinstance(number, int) and not isinstance(number, bool) and number >= rows
     }
@@ -181,16 +191,23 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, dict) else dict(config)
     merged.pop("text_config", None)
+    if isinstance(text, dict):  # what both say, each another thing
+        merged |= {
+            f"top.{key}": value
+            for key, value in config.items()
+            if key in text and key not in NEUTRAL and not _equal(value, text[key])
+        }
     rope = merged.pop("rope_parameters", None)
     if isinstance(rope, dict):
         theta = rope.get("rope_theta")
         rest = {key: value for key, value in rope.items() if key != "rope_theta"}
         if rest.get("rope_type") == "default":
             del rest["rope_type"]
-        if theta is not None and merged.get("rope_theta") is None:
-            merged["rope_theta"] = theta
-        if rest and merged.get("rope_scaling") is None:
-            merged["rope_scaling"] = rest
+        for key, value in (("rope_theta", theta), ("rope_scaling", rest or None)):
+            if merged.get(key) is None:
+                merged[key] = value
+            elif value is not None and not _equal(value, merged[key]):
+                merged[f"rope_parameters.{key}"] = value
     for key, value in merged.items():
         is_part = key.endswith("_config") or key == "rope_scaling"
         if isinstance(value, dict) and is_part and len(value) <= 1_000:
@@ -242,7 +259,15 @@ def _compare_tokenizer_configs(base: bytes, tuned: bytes) -> list[Difference]:
         }
         for side in sides
     ]
-    return [*_special_apart(*(_special(side) for side in sides)), *_keys_apart(*plain)]
+    decoders = [side.get("added_tokens_decoder") for side in sides]
+    flags = [
+        _flags([{**one, "id": key} for key, one in decoder.items() if isinstance(one, dict)])
+        if isinstance(decoder, dict)
+        else {}
+        for decoder in decoders
+    ]
+    special = _special_apart(*(_special(side) for side in sides)) or _special_apart(*flags)
+    return [*special, *_keys_apart(*plain)]
 
 
 def _compare_special(base: bytes, tuned: bytes) -> list[Difference]:
@@ -281,17 +306,22 @@ def _compare_tokenizers(base: bytes, tuned: bytes) -> list[Difference]:
     sides = [read_json(base), read_json(tuned)]
     models = [side["model"] if isinstance(side.get("model"), dict) else {} for side in sides]
     apart = _vocabularies_apart(*(_tokens(model.get("vocab")) for model in models))
+    if not apart and not _equal(*(model.get("vocab") for model in models)):
+        apart.append(Difference("vocabulary", "vocabulary differs"))
     if not _equal(*(_merges(model.get("merges")) for model in models)):
         apart.append(Difference("merges", "merges differ"))
-    added = [_added(side.get("added_tokens")) for side in sides]
-    apart += _special_apart(*added)
+    listed = [side.get("added_tokens") for side in sides]
+    added, flags = ([of(one) for one in listed] for of in (_added, _flags))
+    apart += _special_apart(*added) or _special_apart(*flags)
     pieces = [piece for piece in PIECES if not _equal(*(side.get(piece) for side in sides))]
     rest = [
         {key: value for key, value in model.items() if key not in ("vocab", "merges")}
         for model in models
     ]
     apart += [Difference(piece, f"{piece} differs") for piece in pieces]
-    return [*apart, *_keys_apart(*rest)]
+    known = ("version", "model", "added_tokens", *PIECES)
+    more = [{key: value for key, value in side.items() if key not in known} for side in sides]
+    return [*apart, *_keys_apart(*rest), *_keys_apart(*more)]
 
 
 def _tokens(vocabulary: object) -> dict[Any, Any]:
@@ -306,14 +336,30 @@ def _tokens(vocabulary: object) -> dict[Any, Any]:
 def _merges(merges: object) -> object:
     """Merges as texts: newer files write each as a list of two."""
     if isinstance(merges, list):
-        return [" ".join(map(str, one)) if isinstance(one, list) else one for one in merges]
+        return [
+            " ".join(map(str, one))
+            if isinstance(one, list) and not any(" " in str(part) for part in one)
+            else one
+            for one in merges
+        ]
     return merges
 
 
 def _added(tokens: object) -> dict[str, Any]:
+    """The texts of added tokens by number."""
+    found: dict[str, Any] = {}
+    for token in tokens if isinstance(tokens, list) else []:
+        if isinstance(token, dict):
+            key = f"token {token.get('id')}"
+            found[f"{key} again" if key in found else key] = token.get("content")
+    return found
+
+
+def _flags(tokens: object) -> dict[str, Any]:
+    """By number, how added tokens are split off and kept: what is true of each, such as lstrip."""
     listed = tokens if isinstance(tokens, list) else []
     return {
-        f"token {token.get('id')}": token.get("content")
+        f"token {token.get('id')}": sorted(key for key, value in token.items() if value is True)
         for token in listed
         if isinstance(token, dict)
     }
@@ -337,7 +383,10 @@ def _compare_vocabularies(base: bytes, tuned: bytes) -> list[Difference]:
 def _compare_lists(base: bytes, tuned: bytes) -> list[Difference]:
     """`vocab.txt`: a token a line."""
     sides = [_lines(content) for content in (base, tuned)]
-    return _vocabularies_apart(*({line: at for at, line in enumerate(side)} for side in sides))
+    apart = _vocabularies_apart(*({line: at for at, line in enumerate(side)} for side in sides))
+    if not apart and sides[0] != sides[1]:
+        apart.append(Difference("vocabulary", "vocabulary differs"))
+    return apart
 
 
 def _compare_merges(base: bytes, tuned: bytes) -> list[Difference]:

@@ -33,7 +33,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reports.columns import COUNTS, ESTIMATED, FIGURES, delta_metrics
 from shadow.reports.words import HEADS
-from shadow.text import closest, nearest
+from shadow.text import closest, nearest, short
 
 Severity = Literal["error", "warning"]
 
@@ -391,10 +391,18 @@ def claim_rule(text: str, file: str, line: int) -> Rule:
     """A claim that a list has of a pair, such as `trained --frozen embed`: a rule that is violated
     where it does not hold. Raises UsageError.
     """
+    from shadow.targets.forms import PairClaimForm
+
     try:
-        return parse_rule(f"not {VERIFY}.{text}", file=file, line=line)
+        first, *rest = text.split() or [""]
+        _require_claim(VERIFY, first)
+        if rest and not rest[0].startswith("--"):
+            raise UsageError(f"{short(text)} is no claim of a pair", PairClaimForm.WRITTEN)
+        figure = Metric(VERIFY, None, str(pair_claim(text)))
     except UsageError as error:
         raise UsageError(f"{file}:{line}: {error.message}", error.hint) from error
+    rule = Rule("", figure, FAILS, None, file=file, line=line)
+    return replace(rule, name=rule.condition)
 
 
 def gather(

@@ -254,7 +254,8 @@ def _checked(rule: Rule, now: Measured) -> Verdict:
     try:
         found = now.check(pair_claim(rule.figure.metric), now.summary)
     except ShadowError as error:
-        return _missing(rule, f"{rule.figure} was not checked: {error.message}")
+        why = "; ".join(filter(None, (error.message, error.hint)))
+        return _missing(rule, f"{rule.figure} was not checked: {why}")
     outcome = IN_WORDS[found.outcome]
     if found.outcome == "cannot_be_told":
         return replace(_missing(rule, f"it {outcome}: {found.reason}"), is_open=True)

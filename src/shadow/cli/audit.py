@@ -311,9 +311,10 @@ def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     if shown.shows_each:
         show_pair(summary, result.provenance, result.place, of=pairs, full=shown.full)
     baseline = shown.baselines.get((summary.family, summary.pair))
+    claims = {rule.name: rule for rule in shown.claims.get(outcome.pair, ())}
     judgement = judged_of(
         result,
-        [*shown.rules, *shown.claims.get(outcome.pair, ())],
+        [*(rule for rule in shown.rules if rule.name not in claims), *claims.values()],
         baseline,
         pair_check(shown.request.files, shown.request.jobs, shown.say),
         seconds=outcome.seconds,

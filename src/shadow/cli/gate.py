@@ -253,17 +253,14 @@ def rules_of(
 
 
 def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
-    """What a list claims of its pairs, each once, as rules. Raises UsageError, with its line."""
+    """What a list claims of its pairs, as rules. Raises UsageError, with its line."""
     if not any(selection.claims.values()):
         return {}
     from shadow.claims.rules import claim_rule
 
-    every = {
+    return {
         pair: [claim_rule(claim.text, claim.file, claim.line) for claim in claims]
         for pair, claims in selection.claims.items()
-    }
-    return {
-        pair: list({rule.name: rule for rule in rules}.values()) for pair, rules in every.items()
     }
 
 

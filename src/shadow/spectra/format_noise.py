@@ -58,6 +58,11 @@ PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy 
 # block of one level leaves at most ONE_LEVEL.
 PLAIN_CLIPS = PLAIN_CLIP, 0.25
 ONE_LEVEL = 1.5
+EMPTY = 2.0**-8  # of the largest cell of a row: that of a block of a codebook without a scale
+SUPER_BLOCK = 256  # columns whose scales are rounded to that of the largest, of CLIPS
+# The step of blocks whose scale is below the smallest of F16: 255 of these, or in a super-block 63
+# times 31, reach half of it.
+UNDERFLOW, SUPER_UNDERFLOW = 510 * SMALLEST, 3906 * SMALLEST
 CLIPS = {"Q2_K": (16.0, 0.9), **dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "Q6_K"), (32.0, 0.6))}
 
 
@@ -240,6 +245,7 @@ class _Sums:
         x, inner, q = self.by_column
         known = x > 0
         scaled = q.sum() - float((inner[known] ** 2 / x[known]).sum())
+        scaled += float(x[q == 0].sum())  # no factor
         return FormatNoise(
             **self.counts,
             furthest=self.furthest,
@@ -275,10 +281,17 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, clips: tuple[float, float
     """Where entries of an original lie, of rows whose blocks of columns share a step. clips: an
     entry of CLIPS.
 
-    A block whose scale was rounded to 0 has the largest step of its rows.
+    A block whose scale was rounded to 0 has the largest step of its super-block, where it has one.
     """
     rows, cols = x.shape
-    step = np.where(s > 0, s, s.max(axis=1, keepdims=True))
+    step = s
+    if not s.all():
+        least: float | Floats = UNDERFLOW
+        if clips != PLAIN_CLIPS:
+            length = SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols
+            coarsest = s.reshape(rows, -1, length).max(axis=-1)
+            least = np.maximum(np.repeat(coarsest, length, axis=1), SUPER_UNDERFLOW)
+        step = np.where(s > 0, s, least)
     blocked = q.reshape(rows, cols // block, block)
     largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
     smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
@@ -306,9 +319,9 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
     open_below, open_above = ~np.isfinite(low), ~np.isfinite(high)
     below, above = np.where(open_below, above, below), np.where(open_above, below, above)
     width = below + above
-    empty = ~(width > 0)  # a block whose scale was rounded to 0 has the largest cell of its rows
+    empty = ~(width > 0)  # a block whose scale was rounded to 0, beside the largest of its rows
     width = np.where(empty, 0.0, width)
-    widest = width.max(axis=1, keepdims=True)
+    widest = EMPTY * width.max(axis=1, keepdims=True)
     width = np.where(empty, widest, width)
     below, above = (np.where(empty, widest / 2, side) for side in (below, above))
     loose = CODEBOOK_ERROR * (np.abs(q) + np.maximum(below, above)) + SMALLEST

@@ -66,6 +66,15 @@ Prose = Annotated[
 ]
 
 
+def _one_word(text: str) -> str:
+    if len(text.split()) != 1:
+        raise FaultError(f"{short(text)} is more than one pattern", "write [layers.0-7, embed]")
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_one_word)]
+
+
 def _once(items: list[Any]) -> list[Any]:
     names = [str(item) for item in items]
     for at, name in enumerate(names):
@@ -282,14 +291,20 @@ class PairClaimForm(Form):
 
     claim: Word
     """same, trained, stored, files or quantised."""
-    moved: list[Word] = Field([])
+    moved: list[Pattern] = Field([])
     """Of trained: patterns of what should have moved."""
-    frozen: list[Word] = Field([])
+    frozen: list[Pattern] = Field([])
     """Of trained: patterns of what should be equal to the base."""
 
     @classmethod
     def of_text(cls, text: str) -> object:
         return {"claim": text}
+
+    @model_validator(mode="after")
+    def _names_a_claim(self) -> PairClaimForm:
+        if (self.moved or self.frozen) and len(self.claim.split()) != 1:
+            raise FaultError(f"{short(self.claim)} is more than one word", self.WRITTEN, "claim")
+        return self
 
     def __str__(self) -> str:
         patterns = [f"--moved {one}" for one in self.moved]
@@ -447,8 +462,8 @@ class ClaimForm(Form):
 
     claim: Word
     of: list[Side] = Field(min_length=1, max_length=100)
-    moved: list[Word] = Field(default=[])
-    frozen: list[Word] = Field(default=[])
+    moved: list[Pattern] = Field(default=[])
+    frozen: list[Pattern] = Field(default=[])
     base: Side | None = None
 
     @classmethod

@@ -57,8 +57,9 @@ def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...
         texts = [f"{several(named, NAMED)} {are(len(named))} not compared"] if named else []
         texts += dict.fromkeys(row["detail"] for row in unknown if row["path"] == EVERY)
         return Answer("files", "cannot_be_told", "; ".join(texts), figures), ()
-    if not rows:
-        return Answer("files", "cannot_be_told", "no files are listed", figures), ()
+    if not matter:
+        reason = "neither side has a file that matters"
+        return Answer("files", "cannot_be_told", reason, figures), ()
     pickles = sum(row["kind"] == "pickle" and row["state"] == "changed" for row in matter)
     reason = f"{counted(len(matter) - pickles, 'file says', 'files say')} the same"
     if pickles:

@@ -70,7 +70,8 @@ class Quantised(FormatNoise):
     @property
     def is_far(self) -> bool:
         """Whether the copy is not one of this tensor, however it was made."""
-        return self.inner < FAR * math.sqrt(self.original * self.copy)
+        is_empty = self.copy == 0 < self.original
+        return is_empty or self.inner < FAR * math.sqrt(self.original * self.copy)
 
     @property
     def is_weighed(self) -> bool:
@@ -90,7 +91,7 @@ class Quantised(FormatNoise):
         `GPTQ` rounds one column to the nearest levels and moves the others to make up for it,
         `AWQ` scales columns first.
         """
-        if not self.is_beyond or not self.made or not self.finite:
+        if not self.is_beyond or self.is_far or not self.made or not self.finite:
             return None
         if self.scaled < 1.2**2 * self.made < self.error:
             return "AWQ"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ class PairClaim:
 
 def pair_claim(text: str) -> PairClaim:
     """`trained --moved layers.0-7 --frozen embed` -> PairClaim. Raises UsageError."""
-    claim, *rest = text.replace("=", " ").split()
+    claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split()
     found: dict[str, list[str]] = {"--moved": [], "--frozen": []}
     if len(rest) % 2 or any(option not in found for option in rest[::2]):
         hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
