@@ -182,7 +182,7 @@ def test_blending_adds_weights() -> None:
 
 @pytest.mark.parametrize("power", [0, 1, 2.5])
 def test_frequency_falls_by_the_power_of_the_place(power: float) -> None:
-    """Every cell once, the n-th n**-power as often; effective cells by how often two draws agree."""
+    """Every cell once, the n-th n**-power as often; effective cells by how often draws agree."""
     found = tasks.falling(BROAD, power, Random(3))
     assert found.cells != BROAD.cells
     assert sorted(map(repr, found.cells)) == sorted(map(repr, BROAD.cells))

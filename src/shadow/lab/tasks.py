@@ -346,7 +346,7 @@ def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture
 
 
 def falling(mixture: Mixture, power: float, rng: Random) -> Mixture:
-    """The cells of a mixture in an order that is drawn, the n-th n**-power as often as the first."""
+    """The cells of a mixture in a drawn order, the n-th n**-power as often as the first."""
     weights = [place**-power for place in range(1, len(mixture.cells) + 1)]
     return Mixture(
         name=f"{mixture.name}_{power:g}",
