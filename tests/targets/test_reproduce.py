@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import models
 import numpy as np
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from shadow.cli.reproduce import reproduce
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.figures.panel import draw_panel
 from shadow.reports.columns import delta_metrics
@@ -234,10 +236,12 @@ PANELS = {
 
 
 def test_every_shipped_recipe_reads():
-    """And names columns that deltas have."""
+    """And names columns that deltas have; the help names it."""
     found = {name: read_recipe(name) for name in recipe_files()}
     assert {name: [panel.name for panel in one.panels] for name, one in found.items()} == PANELS
-    for one in found.values():
+    (_, told) = get_args(get_type_hints(reproduce, include_extras=True)["recipe"])
+    for name, one in found.items():
+        assert re.search(rf"\b{name}\b", told.help)
         for metric in one.metrics:
             assert {metric.column, metric.alone or metric.column} <= {*delta_metrics()}
 

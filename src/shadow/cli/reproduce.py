@@ -31,7 +31,11 @@ def reproduce(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe: benchmark-shadows, or a YAML file of your own.", metavar="RECIPE"
+            help=(
+                "A recipe: benchmark-shadows, intruders, off-principal, output-over-query,"
+                " subnetworks, unchanged; or a YAML file of your own."
+            ),
+            metavar="RECIPE",
         ),
     ],
     output: Annotated[

@@ -2,7 +2,8 @@
 claim.
 
 A recipe is YAML in `registry/recipes/` or anywhere: title, source, components, modules, metrics,
-and panels, each with a text, what it bears on, and pairs as in a list of `--list`.
+and panels, each with a text, what it bears on, pairs as in a list of `--list`, and what was
+published of these.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from shadow.telling.document import (
 
 ALONE = (
     "Every figure is of the matrices inside layers, a median over the layers unless its recipe says"
-    " a mean. *Alone* is the figure of noise with the norm of the delta, or of the rounding of the"
-    " stored weights."
+    " a mean. Alone: the figure of noise with the norm of the delta, or of what the recipe names;"
+    " and of the rounding of the stored weights."
 )
 HEADS = {"measured": "measured", "noise": "noise alone", "rounding": "rounding alone"}
 
