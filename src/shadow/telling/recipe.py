@@ -23,9 +23,9 @@ from shadow.telling.document import (
 )
 
 ALONE = (
-    "Every figure is of the matrices inside layers, a median over the layers unless its recipe says"
-    " a mean. Alone: the figure of noise with the norm of the delta, or of what the recipe names;"
-    " and of the rounding of the stored weights."
+    "Every figure is of the matrices inside layers: a median over the layers unless its recipe says"
+    " a mean. Noise alone is what independent entries with the norm of the delta give, or what the"
+    " recipe names; rounding alone is what the rounding of the stored weights gives."
 )
 HEADS = {"measured": "measured", "noise": "noise alone", "rounding": "rounding alone"}
 
