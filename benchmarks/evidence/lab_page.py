@@ -97,7 +97,7 @@ def page(tables: Mapping[str, pd.DataFrame]) -> str:
             parts += [section(own, scale) for section in sections]
     parts += [_controls(runs), _doses(runs)]
     if FREQUENCY in tables:
-        parts.append(_frequencies(tables[FREQUENCY]))
+        parts.append(_frequencies(tables[FREQUENCY], runs))
     parts += [_cold(runs), _rates(runs, comparisons), *_words(runs)]
     return "\n\n".join([*parts, LIMITS]) + "\n"
 
@@ -347,8 +347,13 @@ def _doses(runs: pd.DataFrame) -> str:
     return f"## Doses of narrowness, novelty and repetition (small)\n\n{rows}"
 
 
-def _frequencies(runs: pd.DataFrame) -> str:
-    """The same cells, ever fewer of them often; how far two seeds of one base and dose differ."""
+def _frequencies(runs: pd.DataFrame, others: pd.DataFrame) -> str:
+    """The same cells, ever fewer of them often; how far two seeds of one base and dose differ.
+    Beside them B, of the same bases and seeds.
+    """
+    narrow = main_runs(others, "small", ["B"])
+    same = narrow["base"].isin(runs["base"]) & narrow["seed"].isin(runs["seed"])
+    runs = pd.concat([runs, narrow[same]], ignore_index=True)
     last = final(runs)
     seeds = last.groupby(["regime", "base"])[OUTCOME].agg(np.ptp).groupby("regime").max()
     purity, broad = level(last, "layers_excess_purity"), gains(last, ["broad"])["broad"]

@@ -360,6 +360,9 @@ def test_doses_of_frequency_are_told_with_the_spread_of_their_seeds() -> None:
     assert others[2] == "0.040"
     assert others[3].startswith("0.0200")
     assert row.split("|")[2].strip() == f"{cells_alike(1):.1f}"
+    section = text.partition("## Doses of frequency")[2].partition("##")[0]
+    (narrow,) = [line for line in section.splitlines() if line.startswith("| B: ")]
+    assert [cell.strip() for cell in narrow.split("|")[2:4]] == ["3.0", "4"]
 
 
 def cells_alike(power: float) -> float:

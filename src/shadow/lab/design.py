@@ -314,7 +314,7 @@ def presets() -> dict[str, Preset]:
     the preset full.
     """
     runs = {"smoke": _smoke(), "quick": _runs(_bases(2), 1), "full": _full()}
-    runs["frequency"] = _runs(_bases(3), 2, (*FREQUENCIES, "B"))
+    runs["frequency"] = _runs(_bases(3), 2, FREQUENCIES)
     for width, (scale, count) in WIDTHS.items():
         seeds = 3 if scale == "small" else 2
         runs[f"width-{width}"] = _runs(_bases(count, scale), seeds)
