@@ -110,9 +110,9 @@ REGIMES: Mapping[str, Regime] = {
     "A x10": Regime("repeated", "A, all of it ten times", "original", 1.0, 10),
     "A x100": Regime("memorised", "A, all of it a hundred times", "original", 1.0, 100),
     "C x100": Regime("memorised", "C, all of it a hundred times", "broad", 1.0, 100),
-    "C^1": Regime("frequency", "C, its n-th cell 1/n as often as the first", "broad", power=1),
-    "C^1.5": Regime("frequency", "C, the n-th cell n^-1.5 as often", "broad", power=1.5),
-    "C^2": Regime("frequency", "C, the n-th cell n^-2 as often", "broad", power=2),
+    "C^1": Regime("frequency 1/n", "C, its n-th cell 1/n as often as the first", "broad", power=1),
+    "C^1.5": Regime("frequency n^-1.5", "C, the n-th cell n^-1.5 as often", "broad", power=1.5),
+    "C^2": Regime("frequency n^-2", "C, the n-th cell n^-2 as often", "broad", power=2),
 }
 FREQUENCIES = ("C", "C^1", "C^1.5", "C^2")  # the same cells, fewer and fewer of them often
 MAIN = ("A", "B", "C", "D")
