@@ -370,13 +370,15 @@ def _frequencies(runs: pd.DataFrame, others: pd.DataFrame) -> str:
                 formatted(one.relative_norm),
                 estimate(one.concentration),
                 estimate(one.change, "+.3f"),
+                "-" if one.regime == "C" else _says(one.change),
                 formatted(seeds[one.regime]),
                 estimate(purity[one.regime], ".4f"),
                 estimate(broad[one.regime], "+.3f"),
             ]
         )
     heads = ["data", "effective cells", "runs", "relative norm", "concentration"]
-    heads += ["against C, same bases", "two seeds differ by, at most", "excess purity"]
+    heads += ["against C, same bases", f"margin {MARGIN:g}"]
+    heads += ["two seeds differ by, at most", "excess purity"]
     return (
         "## Doses of frequency (small)\n\nEvery dose has all cells of C, in an order that each seed"
         " draws, and only how often they come differs. Effective cells: so many equally frequent"
