@@ -3,7 +3,7 @@
     shadow lab run --preset full -o lab
     python benchmarks/evidence/lab_page.py lab
 
-Writes `docs/lab/*.parquet` (every number), `docs/lab.md` and `docs/lab.svg` (made from them),
+Writes `docs/lab/*.parquet` (every number; the preset frequency has a table of last states), `docs/lab.md` and `docs/lab.svg` (made from them),
 `registry/reference/` (what labels are held against, and how often they err) and `registry/demo/`
 (three of its checkpoints). Tests hold the page and the reference against the tables.
 """
@@ -513,7 +513,7 @@ def main(
     docs, registry = ROOT / "docs", ROOT / "registry"
     tables = collect(presets()[preset], lab)
     runs = tables["runs"]
-    write({FREQUENCY: runs} if preset == FREQUENCY else tables, docs / "lab")
+    write({FREQUENCY: final(runs)} if preset == FREQUENCY else tables, docs / "lab")
     (docs / "lab.md").write_text(page(published()), encoding="utf-8")
     if preset == FREQUENCY:
         return
