@@ -3,9 +3,10 @@
     shadow lab run --preset full -o lab
     python benchmarks/evidence/lab_page.py lab
 
-Writes `docs/lab/*.parquet` (every number; the preset frequency has a table of last states), `docs/lab.md` and `docs/lab.svg` (made from them),
+Writes `docs/lab/*.parquet` (every number), `docs/lab.md` and `docs/lab.svg` (made from them),
 `registry/reference/` (what labels are held against, and how often they err) and `registry/demo/`
-(three of its checkpoints). Tests hold the page and the reference against the tables.
+(three of its checkpoints); with `--preset frequency` a table of last states and the page alone.
+Tests hold the page and the reference against the tables.
 """
 
 from __future__ import annotations
