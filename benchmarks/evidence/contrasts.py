@@ -154,11 +154,14 @@ def treatments(runs: pd.DataFrame, scale: str) -> list[Control]:
     ]
 
 
-def doses(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> list[Control]:
-    """Every regime with AdamW, against A on the same bases."""
+def doses(
+    runs: pd.DataFrame, scale: str, *, warm: bool = True, reference: str = "A"
+) -> list[Control]:
+    """Every regime with AdamW, against the reference on the same bases."""
     last = _last(runs, scale, warm=warm)
     trained = last[(last["kind"] == "trained") & (last["treatment"] == "adamw")]
-    controls = [_control(last, str(regime), reference="A") for regime in trained["regime"].unique()]
+    regimes = trained["regime"].astype(str).unique()
+    controls = [_control(last, regime, reference=reference) for regime in regimes]
     return sorted(controls, key=lambda control: -(control.concentration.value or 0.0))
 
 

@@ -5,7 +5,8 @@
 
 Writes `docs/lab/*.parquet` (every number), `docs/lab.md` and `docs/lab.svg` (made from them),
 `registry/reference/` (what labels are held against, and how often they err) and `registry/demo/`
-(three of its checkpoints). Tests hold the page and the reference against the tables.
+(three of its checkpoints); with `--preset frequency` a table of last states and the page alone.
+Tests hold the page and the reference against the tables.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -47,6 +50,7 @@ from shadow.comparing.differences import FIGURES
 from shadow.lab.design import COPIES, MAIN, PROBES, REGIMES, SCALES, TREATMENTS, presets
 from shadow.lab.estimates import (
     NO_ESTIMATE,
+    OUTCOME,
     Estimate,
     contrast,
     estimate,
@@ -57,8 +61,8 @@ from shadow.lab.estimates import (
     main_runs,
 )
 from shadow.lab.figure import COLOURS, draw_bases, draw_paths, side_by_side
-from shadow.lab.results import collect, write
-from shadow.lab.tasks import World
+from shadow.lab.results import collect, read, write
+from shadow.lab.tasks import World, falling
 from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
@@ -78,6 +82,7 @@ PAIRS = {
 }
 MADE = {"bf16": "both sides stored as bf16", "averaged": "weights averaged over runs"}
 ABOUT_FIGURE = "Concentration by regime and base, along the runs, and of B and C by treatment"
+FREQUENCY = "frequency"  # a preset, and the table of its runs
 MOST_COLUMNS = 24  # of the table of what separates
 USELESS = (0.2, 0.8)  # between these AUCs a column does not tell B from C
 
@@ -91,8 +96,17 @@ def page(tables: Mapping[str, pd.DataFrame]) -> str:
         if len(own):
             sections = (_regimes, _gains, _contrasts, _separation)
             parts += [section(own, scale) for section in sections]
-    parts += [_controls(runs), _doses(runs), _cold(runs), _rates(runs, comparisons), *_words(runs)]
+    parts += [_controls(runs), _doses(runs)]
+    if FREQUENCY in tables:
+        parts.append(_frequencies(tables[FREQUENCY], runs))
+    parts += [_cold(runs), _rates(runs, comparisons), *_words(runs)]
     return "\n\n".join([*parts, LIMITS]) + "\n"
+
+
+def published() -> dict[str, pd.DataFrame]:
+    """The tables that the page is made of."""
+    folder = ROOT / "docs" / "lab"
+    return {**read(folder), FREQUENCY: pd.read_parquet(folder / f"{FREQUENCY}.parquet")}
 
 
 def figure(runs: pd.DataFrame, file: Path) -> None:
@@ -334,6 +348,47 @@ def _doses(runs: pd.DataFrame) -> str:
     return f"## Doses of narrowness, novelty and repetition (small)\n\n{rows}"
 
 
+def _frequencies(runs: pd.DataFrame, others: pd.DataFrame) -> str:
+    """The same cells, ever fewer of them often; how far two seeds of one base and dose differ.
+    Beside them B, of the same bases and seeds.
+    """
+    narrow = main_runs(others, "small", ["B"])
+    same = narrow["base"].isin(runs["base"]) & narrow["seed"].isin(runs["seed"])
+    runs = pd.concat([runs, narrow[same]], ignore_index=True)
+    last = final(runs)
+    seeds = last.groupby(["regime", "base"])[OUTCOME].agg(np.ptp).groupby("regime").max()
+    purity, broad = level(last, "layers_excess_purity"), gains(last, ["broad"])["broad"]
+    world = SCALES["small"].world
+    rows = []
+    for one in doses(runs, "small", reference="C"):
+        regime = REGIMES[one.regime]
+        mixture = falling(regime.mixture(world, world.original), regime.power, Random(0))
+        rows.append(
+            [
+                f"{one.regime}: {regime.text}",
+                f"{mixture.effective_cells:.1f}",
+                str(one.runs),
+                formatted(one.relative_norm),
+                estimate(one.concentration),
+                estimate(one.change, "+.3f"),
+                "-" if one.regime == "C" else _says(one.change),
+                formatted(seeds[one.regime]),
+                estimate(purity[one.regime], ".4f"),
+                estimate(broad[one.regime], "+.3f"),
+            ]
+        )
+    heads = ["data", "effective cells", "runs", "relative norm", "concentration"]
+    heads += ["against C, same bases", f"margin {MARGIN:g}"]
+    heads += ["two seeds differ by, at most", "excess purity"]
+    return (
+        "## Doses of frequency (small)\n\nEvery dose has all cells of C, in an order that each seed"
+        " draws, and only how often they come differs. Effective cells: so many equally frequent"
+        " ones would repeat as often. Made by `shadow lab run --preset frequency -o FOLDER`, then"
+        " `python benchmarks/evidence/lab_page.py FOLDER --preset frequency`."
+        f"\n\n{table([*heads, 'broad answers gained'], rows)}"
+    )
+
+
 def _cold(runs: pd.DataFrame) -> str:
     return (
         "## Cold bases\n\nThese bases have seen the core alone: the other skills and formats are"
@@ -449,17 +504,20 @@ concentrate it too, and Muon removes the concentration."""
 
 def main(
     lab: Annotated[
-        Path, typer.Argument(help="Folder of a finished run of the preset full.", file_okay=False)
+        Path, typer.Argument(help="Folder of a finished run of the preset.", file_okay=False)
     ],
+    preset: Annotated[str, typer.Option(help="full, or frequency for its table alone.")] = "full",
     demo: Annotated[bool, typer.Option(help="Also write the demo's checkpoints.")] = True,
 ) -> None:
     """Publish a finished lab into this checkout."""
     torch.set_num_threads(1)
     docs, registry = ROOT / "docs", ROOT / "registry"
-    tables = collect(presets()["full"], lab)
+    tables = collect(presets()[preset], lab)
     runs = tables["runs"]
-    write(tables, docs / "lab")
-    (docs / "lab.md").write_text(page(tables), encoding="utf-8")
+    write({FREQUENCY: final(runs)} if preset == FREQUENCY else tables, docs / "lab")
+    (docs / "lab.md").write_text(page(published()), encoding="utf-8")
+    if preset == FREQUENCY:
+        return
     figure(runs, docs / "lab.svg")
     trainings = reference(runs)
     # first, since a label counts the bases of the shipped trainings

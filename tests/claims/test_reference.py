@@ -13,7 +13,7 @@ from scipy.stats import mannwhitneyu
 
 from calibration import DATA, all_rates, fit, pretrained_rates, pretrained_verdicts, reference_csv
 from calibration import reference as reference_table
-from lab_page import page
+from lab_page import page, published
 from shadow.claims import reference
 from shadow.claims.gates import Gate
 from shadow.claims.label import footprint, label
@@ -29,7 +29,6 @@ from shadow.claims.reference import (
     word,
 )
 from shadow.lab.estimates import final
-from shadow.lab.results import read
 from shadow.summary.figures import PairFigures
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +43,7 @@ TOKENS, ALLOCATION = "embedding_row_participation_ratio", "attention_to_mlp"
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
-    return read(ROOT / "docs" / "lab")
+    return published()
 
 
 @pytest.mark.generated

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from safetensors.torch import load_file
 
 import demo_family
 from shadow.lab import experiment
-from shadow.lab.design import COPIES, MAIN, REGIMES, TREATMENTS, Base, Run, presets
+from shadow.lab.design import COPIES, FREQUENCIES, MAIN, REGIMES, TREATMENTS, Base, Run, presets
 from shadow.lab.experiment import checkpoint, copied, report, stream, tasks_of
 from shadow.lab.results import read
+from shadow.lab.tasks import SMALL, Cell
 
 SHADOW = Path(sys.executable).parent / "shadow"
 BASE = Base("tiny", 0)
@@ -239,7 +241,7 @@ def test_the_full_preset_has_what_a_claim_takes() -> None:
     counts = Counter(base.key for base in main if base.warm and base.scale == "small")
     assert len(counts) >= 10
     assert set(counts.values()) == {12}
-    assert {run.regime for run in runs if run.kind == "trained"} == set(REGIMES)
+    assert {run.regime for run in runs if run.kind == "trained"} == {*REGIMES} - {*FREQUENCIES[1:]}
     assert {run.treatment for run in runs} == set(TREATMENTS)
     assert {run.regime for run in runs if run.kind == "copied"} == set(COPIES)
     assert any(not run.base.warm for run in runs)
@@ -255,6 +257,34 @@ def test_a_stream_depends_on_base_regime_and_seed_alone() -> None:
     assert own == first(Run(BASE, "B", "lora"))
     assert own != first(Run(BASE, "B", seed=1))
     assert own != first(Run(Base("tiny", 1), "B"))
+
+
+def test_doses_of_frequency_have_the_cells_of_c_in_one_order_of_each_run() -> None:
+    """The first cell has the share 1 / (1 + 2^-power + 3^-power + ...), by counting; another seed
+    has another order.
+    """
+    cells = {
+        cell: re.compile(re.escape(cell.format.template.format(skill=cell.skill.name, input="~")))
+        for cell in SMALL.broad.cells
+    }
+    cells = {cell: re.compile(one.pattern.replace("\\~", ".+")) for cell, one in cells.items()}
+
+    def first(regime: str, seed: int) -> tuple[Cell, float]:
+        run = Run(Base("small", 0), regime, seed=seed)
+        prompts = [sample.prompt for sample in islice(stream(run, 10_000), 2_000)]
+        counts = {cell: sum(map(bool, map(one.fullmatch, prompts))) for cell, one in cells.items()}
+        assert sum(counts.values()) == 2_000
+        most = max(counts, key=counts.__getitem__)
+        return most, counts[most] / 2_000
+
+    found = {(regime, seed): first(regime, seed) for regime in FREQUENCIES[1:] for seed in (0, 1)}
+    for (regime, _), (_, share) in found.items():
+        places = range(1, len(cells) + 1)
+        expected = 1 / sum(place ** -REGIMES[regime].power for place in places)
+        assert share == pytest.approx(expected, abs=0.04)
+    for seed in (0, 1):
+        assert len({cell for (_, own), (cell, _) in found.items() if own == seed}) == 1
+    assert found["C^1", 0][0] != found["C^1", 1][0]
 
 
 @pytest.mark.parametrize(("regime", "times"), [("A x10", 10), ("A x100", 100)])

@@ -25,6 +25,7 @@ from shadow.lab.design import PROBES
 from shadow.lab.estimates import OUTCOME, Estimate, final, over_bases
 from shadow.lab.figure import figure
 from shadow.lab.results import read, write
+from shadow.lab.tasks import SMALL
 from shadow.lab.view import lab_document, sections, warning_of
 from shadow.outputs.markdown import markdown
 from shadow.telling.document import FigureRow, Headline, Image, Section
@@ -338,6 +339,37 @@ def test_labels_are_told_with_those_that_no_norm_allows() -> None:
     (row,) = [line for line in rows if line.startswith("| B, AdamW |")]
     assert row.endswith("| 1 |")
     assert sum(int(cell) for cell in row.split("|")[2:-1]) == 12
+
+
+def test_doses_of_frequency_are_told_with_the_spread_of_their_seeds() -> None:
+    """Two bases, two seeds: concentrations .2 and .24, .3 and .3 at C^1 and .1 at C."""
+    runs = made(bases=2)
+    runs = runs[runs["regime"].isin(["A", "C"])].replace({"regime": {"A": "C^1"}})
+    levels = {("C^1", 0, 0): 0.2, ("C^1", 0, 1): 0.24, ("C^1", 1, 0): 0.3, ("C^1", 1, 1): 0.3}
+    keys = zip(runs["regime"], runs["base"].str[-1].astype(int), runs["seed"], strict=True)
+    runs[OUTCOME] = [levels.get(key, 0.1) for key in keys]
+    runs["layers_excess_purity"] = 0.02
+    tables = {"runs": with_controls(made()), "comparisons": pd.DataFrame(), "frequency": runs}
+    text = lab_page.page(tables)
+    (row,) = [line for line in text.splitlines() if line.startswith("| C^1: ")]
+    count, norm, *others = [cell.strip() for cell in row.split("|")[3:-1]]
+    half = 12.706 * 0.04 / math.sqrt(2) * math.sqrt(2)  # t of 1; bases .22 and .30
+    assert (count, norm) == ("4", "0.011")
+    assert others[0] == f"0.260 ({0.26 - half:.3f} to {0.26 + half:.3f})"
+    assert others[1].startswith("+0.160 (")
+    assert others[2] == "undecided"
+    assert others[3] == "0.040"
+    assert others[4].startswith("0.0200")
+    assert row.split("|")[2].strip() == f"{cells_alike(1):.1f}"
+    section = text.partition("## Doses of frequency")[2].partition("##")[0]
+    (narrow,) = [line for line in section.splitlines() if line.startswith("| B: ")]
+    assert [cell.strip() for cell in narrow.split("|")[2:4]] == ["3.0", "4"]
+
+
+def cells_alike(power: float) -> float:
+    """1 over the chance that two samples are of one cell, of the cells of small broad data."""
+    weights = np.arange(1.0, len(SMALL.broad.cells) + 1) ** -power
+    return weights.sum() ** 2 / (weights**2).sum()
 
 
 def test_a_lab_that_learned_nothing_says_so_first() -> None:

@@ -180,6 +180,20 @@ def test_blending_adds_weights() -> None:
     assert [weights[cell] for cell in BROAD.cells[:3]] == pytest.approx([0.3, 0.3 + 0.04, 0.36])
 
 
+@pytest.mark.parametrize("power", [0, 1, 2.5])
+def test_frequency_falls_by_the_power_of_the_place(power: float) -> None:
+    """Every cell once, the n-th n**-power as often; effective cells by how often draws agree."""
+    found = tasks.falling(BROAD, power, Random(3))
+    assert found.cells != BROAD.cells
+    assert sorted(map(repr, found.cells)) == sorted(map(repr, BROAD.cells))
+    assert sum(found.weights) == pytest.approx(1)
+    for place, weight in enumerate(found.weights, 1):
+        assert found.weights[0] / weight == pytest.approx(place**power)
+    drawn = np.random.default_rng(4).choice(len(found.cells), size=(200_000, 2), p=found.weights)
+    agree = float((drawn[:, 0] == drawn[:, 1]).mean())
+    assert found.effective_cells == pytest.approx(1 / agree, rel=0.1)
+
+
 def test_a_pool_is_drawn_again_and_again() -> None:
     """Of 10,000 samples with share 0.2 and a pool of 200, about 2,000 come from the pool, each
     about ten times.

@@ -31,6 +31,7 @@ from shadow.reports.columns import SPECTRA, delta_metrics
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.report import Report
 from shadow.summary.by_layer import by_layer as pair_by_layer
+from shadow.targets.recipes import Metric
 
 SHADOW = Path(sys.executable).parent / "shadow"
 MODULES = ("attn.q", "attn.o", "mlp.gate", "mlp.up")
@@ -266,7 +267,7 @@ def test_experts_above_their_short_side_are_not_left_out(tmp_path):
     lines = drawn("depth", [folder], metric="equivalent_directions").axes[0].lines
     (curve,) = (line for line in lines if line.get_label() == "experts.up")
     np.testing.assert_array_equal(np.asarray(curve.get_ydata(), float), [20, np.nan])
-    (figures,) = pair_by_layer(Report(folder), ["equivalent_directions"]).figures.values()
+    (figures,) = pair_by_layer(Report(folder), [Metric("equivalent_directions")]).figures.values()
     assert [(one.layer, one.measured) for one in figures] == [(0, 20.0)]
 
 

@@ -7,7 +7,9 @@ import json
 import math
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import models
 import numpy as np
@@ -19,12 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from shadow.cli.reproduce import reproduce
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.figures.panel import draw_panel
+from shadow.reports.columns import delta_metrics
 from shadow.reports.report import Report
 from shadow.spectra.noise import noise_effective_rank, shift_by_noise
 from shadow.summary.by_layer import by_layer
-from shadow.targets.recipes import read_recipe, recipe_files
+from shadow.targets.families import Pair
+from shadow.targets.recipes import Metric, read_recipe, recipe_files
 
 
 def effective_rank(sigma: np.ndarray) -> float:
@@ -94,7 +99,8 @@ def test_figures_by_layer_are_numpys(tmp_path):
         "audit", "./base", "./tuned", "--module", "mlp.up", "-o", "out", cwd=tmp_path
     ).assert_done()
     (folder,) = {path.parent for path in (tmp_path / "out").rglob("matrices.parquet")}
-    found = by_layer(Report(folder), ["effective_rank", "effective_rank_shift", "concentration"])
+    names = ("effective_rank", "effective_rank_shift", "concentration")
+    found = by_layer(Report(folder), [Metric(name) for name in names])
     before, after = (load_file(path / "model.safetensors") for path in (base, tuned))
     for layer in found.figures["effective_rank"]:
         name = f"model.layers.{layer.layer}.mlp.up_proj.weight"
@@ -127,6 +133,9 @@ panels:
 """
 
 
+TOLD = "    published: "
+
+
 def recipe(tmp_path: Path, text: str) -> str:
     file = tmp_path / "own.yaml"
     file.write_text(text)
@@ -144,7 +153,8 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
         "my:base..tuned",
     ]
     assert panel.pairs[2].base.repo == str(tmp_path / "b")
-    assert (found.name, found.modules, found.metrics) == ("own", ("mlp.up",), ("effective_rank",))
+    assert (found.name, found.modules) == ("own", ("mlp.up",))
+    assert found.metrics == (Metric("effective_rank"),)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +169,20 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
         ("[effective_rank]", "[]", r"own\.yaml:5: `metrics` is empty"),
         ("  one:", "  ../one:", r"own\.yaml:7: .*cannot be a name"),
         ("panels:", "panels: []\nrest:", r"unknown key 'rest'"),
+        ("[effective_rank]", "[{column: x, over: y}]", r"own\.yaml:5: `module` and `over` go toge"),
+        ("[effective_rank]", "[{column: x, mean: z}]", r"own\.yaml:5: `mean` is 'z'"),
+        ("[effective_rank]", "[x, {column: x}]", r"own\.yaml:5: the metric x is listed twice"),
+        (
+            ": [demo]",
+            f": [demo]\n{TOLD}{{'demo:base..narow': {{}}}}",
+            r"yaml:11: .*no pair: 'demo:ba",
+        ),
+        (": [demo]", f": [demo]\n{TOLD}{{'demo:base..broad': {{x: 1}}}}", r"11: .*no metric: 'x'"),
+        (
+            ": [demo]",
+            f": [demo]\n{TOLD}{{'demo:base..broad': {{x: nan}}}}",
+            r"11: 'nan' is not a n",
+        ),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_line(tmp_path, before, after, told):
@@ -188,12 +212,38 @@ def test_any_text_is_a_recipe_or_refused(text):
             read_recipe(str(file))
 
 
+def test_published_figures_and_nulls_are_read(tmp_path):
+    """What stands in a column alone is known of four columns, and a recipe may name another."""
+    metrics = "[zero_share, {column: spikes, alone: rank_90, mean: entries}]"
+    text = GOOD.replace("[effective_rank]", metrics)
+    text = text.replace(": [demo]", f": [demo]\n{TOLD}{{'demo:base..broad': {{spikes: 1.5}}}}")
+    found = read_recipe(recipe(tmp_path, text))
+    assert found.metrics == (
+        Metric("zero_share", alone="zero_share_expected"),
+        Metric("spikes", alone="rank_90", mean="entries"),
+    )
+    assert found.panels[0].published == {"demo:base..broad": {"spikes": 1.5}}
+
+
+PANELS = {
+    "benchmark-shadows": ["reasoning", "stages", "from-language-model"],
+    "intruders": ["code", "math"],
+    "off-principal": ["rewarded", "supervised"],
+    "output-over-query": ["distilled", "others"],
+    "subnetworks": ["rewarded", "supervised"],
+    "unchanged": ["supervised", "rewarded"],
+}
+
+
 def test_every_shipped_recipe_reads():
-    assert list(recipe_files()) == ["benchmark-shadows", "unchanged"]
-    found = read_recipe("benchmark-shadows")
-    assert [panel.name for panel in found.panels] == ["reasoning", "stages", "from-language-model"]
-    found = read_recipe("unchanged")
-    assert [panel.name for panel in found.panels] == ["supervised", "rewarded"]
+    """And names columns that deltas have; the help names it."""
+    found = {name: read_recipe(name) for name in recipe_files()}
+    assert {name: [panel.name for panel in one.panels] for name, one in found.items()} == PANELS
+    (_, told) = get_args(get_type_hints(reproduce, include_extras=True)["recipe"])
+    for name, one in found.items():
+        assert re.search(rf"\b{name}\b", told.help)
+        for metric in one.metrics:
+            assert {metric.column, metric.alone or metric.column} <= {*delta_metrics()}
 
 
 # --------------------------------------------------------- the shipped recipe, on tiny models
@@ -286,49 +336,223 @@ def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monke
         assert "](reasoning.svg)" in page
 
 
-@pytest.mark.slow
-def test_the_recipe_of_unchanged_weights_tells_a_mask_from_storage(tmp_path, monkeypatch):
-    """Small updates of all entries follow the line of noise; one of a fifth has an excess."""
+Tensors = dict[str, torch.Tensor]
+
+
+def reproduced(
+    tmp_path: Path, monkeypatch, name: str, tune: Callable[[str, Tensors, torch.Generator], object]
+) -> tuple[dict[str, Tensors], dict[str, dict]]:
+    """A recipe on checkpoints of two layers, of which those that tune changes are tuned: their
+    tensors, and what the command says of each pair.
+
+    tune: gets a repository and the weights of all bases, which it may change in place; a folder
+    that it returns is the repository.
+    """
     generator = torch.Generator().manual_seed(0)
     weights = {
-        f"model.layers.{layer}.{module}.weight": 0.02 * torch.randn(128, 192, generator=generator)
+        f"model.layers.{layer}.{module}.weight": size * torch.randn(128, 192, generator=generator)
         for layer in range(2)
-        for module in ("mlp.up_proj", "self_attn.q_proj")
+        for module, size in (
+            ("mlp.up_proj", 0.02),
+            ("self_attn.q_proj", 0.03),
+            ("self_attn.o_proj", 0.01),
+        )
     }
-    panels = read_recipe("unchanged").panels
-    repos = dict.fromkeys(
-        side.repo for panel in panels for pair in panel.pairs for side in (pair.base, pair.tuned)
-    )
-    masked = "POLARIS-Project/Polaris-4B-Preview"
+    pairs = {pair.full_name: pair for one in read_recipe(name).panels for pair in one.pairs}
     found = {}
-    for repo in repos:
-        found[repo] = {name: one.bfloat16() for name, one in weights.items()}
-        for name, one in found[repo].items():
-            if not repo.startswith("Qwen/") and one.ndim == 2:
-                update = 2e-3 * one.float().std() * torch.randn(one.shape, generator=generator)
-                if repo == masked:
-                    update *= 2 * (torch.rand(one.shape, generator=generator) < 0.2)
-                found[repo][name] = (one.float() + update).bfloat16()
     with Hub() as hub:
-        for repo, tensors in found.items():
-            hub.add(repo, models.write(tmp_path / "repos" / repo, tensors, {"model_type": "qwen3"}))
+        for repo in dict.fromkeys(
+            s.repo for pair in pairs.values() for s in (pair.base, pair.tuned)
+        ):
+            own = {key: weight.bfloat16().float() for key, weight in weights.items()}
+            folder = tune(repo, own, generator)
+            found[repo] = {key: weight.bfloat16() for key, weight in own.items()}
+            if not isinstance(folder, Path):
+                folder = models.write(
+                    tmp_path / "repos" / repo, found[repo], {"model_type": "qwen3"}
+                )
+            hub.add(repo, folder)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        done = run_shadow("reproduce", "unchanged", "--json", cwd=tmp_path)
+        done = run_shadow("reproduce", name, "--json", cwd=tmp_path)
         done.assert_done()
-    seen = {
-        (pair["family"], pair["pair"]): pair["figures"]
-        for panel in json.loads(done.out)
-        for pair in panel["pairs"]
-    }
-    assert len(seen) == 5
-    for name, figures in seen.items():
+    panels = json.loads(done.out)
+    told = {f"{one['family']}:{one['pair']}": one for panel in panels for one in panel["pairs"]}
+    assert told.keys() == pairs.keys()
+    page = (tmp_path / name / f"{name}.md").read_text()
+    published = [
+        (panel, pair, figures)
+        for panel in read_recipe(name).panels
+        for pair, figures in panel.published.items()
+    ]
+    for panel, pair, figures in published:
+        assert told[pair]["published"] == figures
+        assert "| published |" in page.partition(f"]({panel.name}.svg)")[2].partition("#")[0]
+    return found, told
+
+
+def small(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """An update of every entry, most of which BF16 does not hold."""
+    return 2e-3 * weight.std() * torch.randn(weight.shape, generator=generator)
+
+
+def deltas(found: dict[str, Tensors], pair: Pair) -> dict[str, np.ndarray]:
+    base, tuned = (found[side.repo] for side in (pair.base, pair.tuned))
+    return {key: (tuned[key].double() - base[key].double()).numpy() for key in base}
+
+
+def pairs_of(name: str) -> dict[str, Pair]:
+    return {pair.full_name: pair for panel in read_recipe(name).panels for pair in panel.pairs}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [
+        ("unchanged", "POLARIS-Project/Polaris-4B-Preview"),
+        ("subnetworks", "kaist-ai/mistral-orpo-beta"),
+    ],
+)
+def test_the_recipes_of_unchanged_weights_tell_a_mask_from_storage(
+    name, masked, tmp_path, monkeypatch
+):
+    """Small updates of all entries follow the line of noise; one of a fifth has an excess. Shares
+    of all entries are those that a count of equal ones has.
+    """
+
+    def tune(repo: str, weights: Tensors, generator: torch.Generator) -> None:
+        if repo.startswith(("Qwen/", "meta-llama/", "mistralai/")):
+            return
+        for weight in weights.values():
+            update = small(weight, generator)
+            if repo == masked:
+                update *= 2 * (torch.rand(weight.shape, generator=generator) < 0.2)
+            weight += update
+
+    found, told = reproduced(tmp_path, monkeypatch, name, tune)
+    for pair_name, pair in pairs_of(name).items():
+        figures, whole = told[pair_name]["figures"], told[pair_name]["whole"]
         for zeros, excess in zip(figures["zero_share"], figures["zero_share_excess"], strict=True):
-            if name[0] == "polaris-4b":
-                assert excess["measured"] > 0.5
+            if pair.tuned.repo == masked:
+                assert excess["measured"] > 0.3
             else:
                 assert abs(excess["measured"]) < 0.05
                 assert zeros["noise"] == pytest.approx(zeros["measured"], abs=0.03)
+        if name == "subnetworks":
+            changes = [*deltas(found, pair).values()]
+            shares = np.mean([(change == 0).mean() for change in changes])
+            assert whole["zero_share"]["measured"] == pytest.approx(shares, abs=1e-6)
+            ranks = np.mean([np.linalg.matrix_rank(change) for change in changes])
+            assert whole["numerical_rank"] == {
+                "measured": pytest.approx(ranks, abs=1), "noise": 128, "rounding": 128,
+            }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_recipe_off_principal_tells_updates_that_avoid_leading_directions(
+    tmp_path, monkeypatch
+):
+    """Those of rewarded tunes are made without the sixteen first left directions, those of
+    supervised ones lie in them.
+    """
+    pairs = pairs_of("off-principal")
+    supervised = {pair.tuned.repo for name, pair in pairs.items() if name.endswith("..sft")}
+    bases = {pair.base.repo for pair in pairs.values()} - supervised
+
+    def tune(repo: str, weights: Tensors, generator: torch.Generator) -> None:
+        if repo in bases:
+            return
+        for weight in weights.values():
+            first = torch.linalg.svd(weight, full_matrices=False).U[:, :16]
+            update = 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
+            inside = first @ (first.T @ update)
+            weight += inside if repo in supervised else update - inside
+
+    _, told = reproduced(tmp_path, monkeypatch, "off-principal", tune)
+    for name, pair in pairs.items():
+        whole = told[name]["whole"]
+        left = whole["alignment_left"]
+        if pair.tuned.repo in supervised:
+            assert left["measured"] > 2 * left["noise"]
+        elif pair.base.repo in bases:
+            assert left["measured"] < 0.5 * left["noise"]
+        assert left["noise"] == pytest.approx(1, abs=0.2)
+        assert whole["overlap_left"]["noise"] is None
+
+
+@pytest.mark.slow
+def test_the_recipe_of_intruders_tells_a_strong_adapter(tmp_path, monkeypatch):
+    """Adapters whose one direction is orthogonal to the leading 64 of the base leave an intruder in
+    each matrix, training of all entries none.
+    """
+
+    def tune(repo: str, weights: Tensors, generator: torch.Generator) -> Path | None:
+        if "lora-rank" not in repo:
+            if "full-finetuning" in repo:
+                for weight in weights.values():
+                    weight += small(weight, generator)
+            return None
+        rank, tensors = 16, {}
+        for name, weight in weights.items():
+            left, sigma, right = torch.linalg.svd(weight, full_matrices=False)
+            key = f"base_model.model.{name.removesuffix('.weight')}.lora"
+            down, up = torch.zeros(rank, weight.shape[1]), torch.zeros(weight.shape[0], rank)
+            down[0], up[:, 0] = right[-1], 2 * sigma[0] * left[:, -1]
+            tensors |= {f"{key}_A.weight": down, f"{key}_B.weight": up}
+        folder = models.write(tmp_path / "repos" / repo, tensors)
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+        settings = {
+            "peft_type": "LORA", "r": rank, "lora_alpha": rank,
+            "target_modules": ["up_proj", "q_proj", "o_proj"],
+            "base_model_name_or_path": "meta-llama/Llama-2-7b-hf",
+        }  # fmt: skip
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        return folder
+
+    _, told = reproduced(tmp_path, monkeypatch, "intruders", tune)
+    assert len(told) == 8
+    for name, one in told.items():
+        assert one["whole"]["intruders"]["measured"] == (0 if name.endswith("..full") else 1)
+
+
+@pytest.mark.slow
+def test_the_recipe_of_output_over_query_divides_means_and_knows_an_even_change(
+    tmp_path, monkeypatch
+):
+    """Measured: means of relative norms by NumPy. Noise: what entries of one size in both modules
+    have, by the norms of the base. Distilled tunes move o twice as far as q.
+    """
+    distilled = {
+        pair.tuned.repo
+        for name, pair in pairs_of("output-over-query").items()
+        if name.endswith("..distill")
+    }
+    bases = {pair.base.repo for pair in pairs_of("output-over-query").values()}
+
+    def tune(repo: str, weights: Tensors, generator: torch.Generator) -> None:
+        if repo in bases:
+            return
+        for name, weight in weights.items():
+            size = 1e-3 * (2 if "o_proj" in name and repo in distilled else 1)
+            weight += size * torch.randn(weight.shape, generator=generator)
+
+    found, told = reproduced(tmp_path, monkeypatch, "output-over-query", tune)
+    for name, pair in pairs_of("output-over-query").items():
+        changes, base = deltas(found, pair), found[pair.base.repo]
+        norms: dict[str, list[float]] = {"o_proj": [], "q_proj": []}
+        even: dict[str, list[float]] = {"o_proj": [], "q_proj": []}
+        for key, change in changes.items():
+            module = key.split(".")[-2]
+            if module in norms:
+                whole = float(base[key].double().norm())
+                norms[module].append(float(np.linalg.norm(change)) / whole)
+                even[module].append(math.sqrt(change.size) / whole)
+        ratio, null = (np.mean(one["o_proj"]) / np.mean(one["q_proj"]) for one in (norms, even))
+        (figure,) = told[name]["whole"].values()
+        assert figure["measured"] == pytest.approx(ratio, rel=1e-3)
+        assert figure["noise"] == pytest.approx(null, rel=1e-3)
+        assert figure["rounding"] is None
+        assert ratio / null == pytest.approx(2 if pair.tuned.repo in distilled else 1, rel=0.05)
 
 
 @pytest.mark.slow

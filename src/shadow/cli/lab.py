@@ -12,7 +12,15 @@ from shadow.cli import options as option
 from shadow.extras import require
 
 Preset = Literal[
-    "smoke", "quick", "full", "width-64", "width-128", "width-256", "width-512", "pretrained"
+    "smoke",
+    "quick",
+    "full",
+    "frequency",
+    "width-64",
+    "width-128",
+    "width-256",
+    "width-512",
+    "pretrained",
 ]
 
 
@@ -22,7 +30,8 @@ def lab_run(
         typer.Option(
             help=(
                 "smoke: about a minute, learns nothing; quick: minutes; full: every control,"
-                " over an hour on two cores; width-64, width-128, width-256 or width-512:"
+                " over an hour on two cores; frequency: broad data of which ever fewer cells are"
+                " frequent, a quarter of an hour; width-64, width-128, width-256 or width-512:"
                 " decoders of one width, half an hour to an hour and a half on two cores;"
                 " pretrained: a real decoder of 135M parameters on real texts, fetched from PyPI"
                 " and Debian, about three hours of one core."

@@ -31,7 +31,11 @@ def reproduce(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe: benchmark-shadows, or a YAML file of your own.", metavar="RECIPE"
+            help=(
+                "A recipe: benchmark-shadows, intruders, off-principal, output-over-query,"
+                " subnetworks, unchanged; or a YAML file of your own."
+            ),
+            metavar="RECIPE",
         ),
     ],
     output: Annotated[
@@ -116,10 +120,11 @@ def reproduce(
 def _require_columns(recipe: Recipe) -> None:
     from shadow.reports.columns import delta_metrics
 
-    for metric in recipe.metrics:
-        if metric not in delta_metrics():
-            hint = nearest(metric, delta_metrics()) or "`shadow schema matrices` lists the columns"
-            raise ShadowError(f"{recipe.name}: no metric {short(metric)} of a delta", hint)
+    known = delta_metrics()
+    for column in [name for one in recipe.metrics for name in (one.column, one.alone) if name]:
+        if column not in known:
+            hint = nearest(column, known) or "`shadow schema matrices` lists the columns"
+            raise ShadowError(f"{recipe.name}: no metric {short(column)} of a delta", hint)
 
 
 def _plan(request: AuditRequest, *, as_json: bool) -> None:
@@ -179,7 +184,7 @@ def _write(
     for panel in panels:
         there = [measured[pair] for pair in panel.pairs if pair in measured]
         if there:
-            drawn = draw_panel(there, recipe.metrics)
+            drawn = draw_panel(there, [metric.name for metric in recipe.metrics])
             figure = folder / f"{panel.name}.svg"
             with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
@@ -199,11 +204,14 @@ def _as_json(
     """What `--json` prints: for each panel its pairs, with the figures of every layer."""
     from dataclasses import asdict
 
-    def of_pair(pair: Pair) -> dict[str, object]:
+    def of_pair(panel: Panel, pair: Pair) -> dict[str, object]:
+        published = panel.published.get(pair.full_name, {})
         if pair in measured:
-            return asdict(measured[pair])
-        return {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
+            return {**asdict(measured[pair]), "published": published}
+        error = faults.get(pair)
+        return {"family": pair.family, "pair": pair.name, "error": error, "published": published}
 
     return [
-        {"panel": panel.name, "pairs": [of_pair(pair) for pair in panel.pairs]} for panel in panels
+        {"panel": panel.name, "pairs": [of_pair(panel, pair) for pair in panel.pairs]}
+        for panel in panels
     ]

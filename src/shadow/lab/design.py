@@ -80,6 +80,8 @@ class Regime:
     """How often each sample of the pool is seen on average, 1 or more."""
     diluted: float = 0.0
     """The share that is of the original mixture instead, 0 to 1."""
+    power: float = 0.0
+    """Its cells, in an order that each run draws, are place**-power as often as the first."""
 
     def mixture(self, world: World, original: Mixture) -> Mixture:
         """What it sees of a world, from a base that was trained on the original mixture."""
@@ -108,7 +110,11 @@ REGIMES: Mapping[str, Regime] = {
     "A x10": Regime("repeated", "A, all of it ten times", "original", 1.0, 10),
     "A x100": Regime("memorised", "A, all of it a hundred times", "original", 1.0, 100),
     "C x100": Regime("memorised", "C, all of it a hundred times", "broad", 1.0, 100),
+    "C^1": Regime("frequency 1/n", "C, its n-th cell 1/n as often as the first", "broad", power=1),
+    "C^1.5": Regime("frequency n^-1.5", "C, the n-th cell n^-1.5 as often", "broad", power=1.5),
+    "C^2": Regime("frequency n^-2", "C, the n-th cell n^-2 as often", "broad", power=2),
 }
+FREQUENCIES = ("C", "C^1", "C^1.5", "C^2")  # the same cells, fewer and fewer of them often
 MAIN = ("A", "B", "C", "D")
 # mixtures of a world, or of a base, of which the share of right answers is measured
 PROBES = ("narrow", "original", "broad", "held_out", "unseen")
@@ -255,7 +261,7 @@ def _controls(base: Base) -> list[Run]:
     """What may move a footprint beside the breadth of the data, on one base."""
     return [
         *_treated(base),
-        *_runs([base], 2, [regime for regime in REGIMES if regime not in MAIN]),
+        *_runs([base], 2, [name for name in REGIMES if name not in (*MAIN, *FREQUENCIES)]),
         *(_average(regime, _runs([base], 2, [regime])) for regime in ("B", "C")),
         _average("B and C", _runs([base], 1, ["B", "C"])),
         *(_rounded(Run(base, regime)) for regime in MAIN),
@@ -308,6 +314,7 @@ def presets() -> dict[str, Preset]:
     the preset full.
     """
     runs = {"smoke": _smoke(), "quick": _runs(_bases(2), 1), "full": _full()}
+    runs["frequency"] = _runs(_bases(3), 2, FREQUENCIES)
     for width, (scale, count) in WIDTHS.items():
         seeds = 3 if scale == "small" else 2
         runs[f"width-{width}"] = _runs(_bases(count, scale), seeds)

@@ -39,7 +39,7 @@ from shadow.audits.request import AuditRequest, Files
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.lab.design import PROBES, REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other
-from shadow.lab.tasks import Sample, partly_repeated
+from shadow.lab.tasks import Sample, falling, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import delta_metrics
@@ -321,6 +321,9 @@ def stream(run: Run, tokens: int) -> Iterator[Sample]:
     """The samples of a continuation; a pool of repeats is as large as so many tokens need."""
     regime = REGIMES[run.regime]
     mixture = regime.mixture(SCALES[run.base.scale].world, run.base.original)
+    if regime.power:
+        order = Random(f"cells {run.base.key} {run.seed}")  # noqa: S311 - the same at every power
+        mixture = falling(mixture, regime.power, order)
     # the same numbers whatever the treatment
     rng = Random(f"run {run.base.key} {run.regime} {run.seed}")  # noqa: S311
     if not regime.repeated:

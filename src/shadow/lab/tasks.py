@@ -100,6 +100,11 @@ class Mixture:
             (cell,) = rng.choices(self.cells, self.weights)
             yield cell.sample(rng)
 
+    @property
+    def effective_cells(self) -> float:
+        """How many cells, all alike frequent, have the same chance to come twice in a row."""
+        return 1 / sum(weight**2 for weight in self.weights)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -338,6 +343,16 @@ def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture
     for cell, weight in zip(first.cells, first.weights, strict=True):
         weights[cell] = weights.get(cell, 0.0) + share * weight
     return Mixture(name, tuple(weights), tuple(weights.values()))
+
+
+def falling(mixture: Mixture, power: float, rng: Random) -> Mixture:
+    """The cells of a mixture in a drawn order, the n-th n**-power as often as the first."""
+    weights = [place**-power for place in range(1, len(mixture.cells) + 1)]
+    return Mixture(
+        name=f"{mixture.name}_{power:g}",
+        cells=tuple(rng.sample(mixture.cells, len(mixture.cells))),
+        weights=tuple(weight / sum(weights) for weight in weights),
+    )
 
 
 def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:

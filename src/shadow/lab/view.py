@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
-from shadow.lab.design import MAIN, PROBES, REGIMES
+from shadow.lab.design import FREQUENCIES, MAIN, PROBES, REGIMES
 from shadow.lab.estimates import (
     NORM,
     OUTCOME,
@@ -32,8 +32,8 @@ from shadow.telling.document import (
 from shadow.text import counted
 
 LEARNED = 0.05  # the share of right answers from which a decoder has learned something
-NAMES = {name: REGIMES[name].name for name in MAIN}
-CONTRASTS = (("B", "C"), ("D", "A"), ("C", "A"), ("N", "A"))
+NAMES = {name: REGIMES[name].name for name in (*MAIN, *FREQUENCIES)}
+CONTRASTS = (("B", "C"), ("D", "A"), ("C", "A"), ("N", "A"), ("C^2", "C"))
 
 
 def lab_document(preset: str, picture: str, scales: Sequence[Block], warning: str = "") -> Document:

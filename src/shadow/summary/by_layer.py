@@ -16,8 +16,9 @@ from shadow.reports.report import Report
 from shadow.spectra.noise import noise_effective_rank, shift_by_noise
 from shadow.summary.layer_medians import ranked
 from shadow.summary.picture import median_of_known
+from shadow.targets.recipes import Metric
 
-HEADS = ("measured", "noise alone", "rounding alone")  # of what medians returns
+KINDS = ("measured", "noise", "rounding")  # of figures
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ class LayerFigure:
 
 
 @dataclass(frozen=True)
+class WholeFigure:
+    """A figure of all matrices inside layers together, as its metric says; None where no matrix has
+    it.
+    """
+
+    measured: float | None
+    noise: float | None
+    rounding: float | None
+
+
+@dataclass(frozen=True)
 class PairByLayer:
     """The figures of one pair."""
 
@@ -45,6 +57,8 @@ class PairByLayer:
     """The median over the matrices."""
     figures: dict[str, tuple[LayerFigure, ...]]
     """By metric, in the order of the layers; empty where no matrix in a layer changed."""
+    whole: dict[str, WholeFigure]
+    """By metric."""
 
     @property
     def name(self) -> str:
@@ -52,21 +66,29 @@ class PairByLayer:
         return f"{self.family} {self.pair}"
 
 
-def by_layer(report: Report, metrics: Sequence[str]) -> PairByLayer:
-    """The metrics of a report's deltas inside layers, all components and modules together."""
+def by_layer(report: Report, metrics: Sequence[Metric]) -> PairByLayer:
+    """The metrics of a report's deltas inside layers, all components together, and all modules
+    where a metric names none.
+    """
     deltas = report.matrices[report.matrices["subject"] == "delta"]
     inside = deltas[deltas["layer"].notna()]
     bases = {}
-    if "effective_rank_shift" in metrics:
+    if any(metric.column == "effective_rank_shift" for metric in metrics):
         bases = _base_spectra(report)
-    figures = {metric: tuple(_layers(inside, metric, bases)) for metric in metrics}
+    figures, whole = {}, {}
+    for metric in metrics:
+        parts = [_valued(inside, metric, bases, of) for of in _modules(metric)]
+        figures[metric.name] = tuple(_layers(parts))
+        whole[metric.name] = _whole(parts, figures[metric.name], metric.mean)
     provenance = report.provenance
     norm = 0.0
     if len(inside):
         norm = float(inside["relative_norm"].median())
-    return PairByLayer(
-        family=provenance.family, pair=provenance.pair, relative_norm=norm, figures=figures
-    )
+    return PairByLayer(provenance.family, provenance.pair, norm, figures, whole)
+
+
+def _modules(metric: Metric) -> tuple[str | None, ...]:
+    return (metric.module, metric.over) if metric.over else (None,)
 
 
 def _base_spectra(report: Report) -> dict[str, NDArray[np.float64]]:
@@ -83,34 +105,79 @@ def _keys(rows: pd.DataFrame) -> list[str]:
     return ["\t".join(map(str, parts)) for parts in zip(*columns, strict=True)]
 
 
-def _layers(
-    inside: pd.DataFrame, metric: str, bases: dict[str, NDArray[np.float64]]
-) -> list[LayerFigure]:
-    predict = PREDICTED.get(metric)
-    figures = []
-    inside = ranked(inside, metric)
-    valued = inside[inside[metric].notna()]
-    for layer, rows in valued.groupby("layer"):
-        measured = float(rows[metric].astype(float).median())
-        if math.isinf(measured):  # above the short side in half of the matrices or more
-            continue
-        noise: list[float | None] = []
-        rounding: list[float | None] = []
-        if predict is not None:
-            for key, (_, row) in zip(_keys(rows), rows.iterrows(), strict=True):
-                base, norm, floor = bases.get(key), row["frobenius_norm"], row["floor_ratio"]
-                noise.append(predict(row, base, float(norm)))
-                if pd.notna(floor):
-                    rounding.append(predict(row, base, float(norm / floor)))
-        figures.append(
-            LayerFigure(
-                layer=int(str(layer)),
-                measured=measured,
-                noise=median_of_known(noise),
-                rounding=median_of_known(rounding),
-            )
+def _valued(
+    inside: pd.DataFrame,
+    metric: Metric,
+    bases: dict[str, NDArray[np.float64]],
+    module: str | None,
+) -> pd.DataFrame:
+    """The matrices that have the metric, each with its layer, its entries, what is measured, and
+    what noise and rounding alone give, NaN where unknown.
+    """
+    own = inside if module is None else inside[inside["module"] == module]
+    own = ranked(own, metric.column)
+    own = own[own[metric.column].notna()]
+    predict = PREDICTED.get(metric.column)
+    if metric.over:
+        predict = _of_even_entries if metric.column == "relative_norm" else None
+    noise: list[float | None] = [None] * len(own)
+    rounding = list(noise)
+    if metric.alone:
+        noise = [*own[metric.alone].astype(float)]
+    elif predict is not None:
+        for at, (key, (_, row)) in enumerate(zip(_keys(own), own.iterrows(), strict=True)):
+            base, norm, floor = bases.get(key), row["frobenius_norm"], row["floor_ratio"]
+            noise[at] = predict(row, base, float(norm))
+            if pd.notna(floor) and not metric.over:
+                rounding[at] = predict(row, base, float(norm / floor))
+    return own[["layer"]].assign(
+        entries=own["rows"].astype(float) * own["cols"].astype(float),
+        measured=own[metric.column].astype(float),
+        noise=np.array(noise, float),
+        rounding=np.array(rounding, float),
+    )
+
+
+def _layers(parts: Sequence[pd.DataFrame]) -> list[LayerFigure]:
+    """The medians by layer; the first part's over the second's where there are two."""
+    first, *second = [part.groupby("layer")[list(KINDS)].median() for part in parts]
+    for divisor in second:
+        first = (first / divisor).dropna(subset=["measured"])
+    return [
+        LayerFigure(
+            int(str(layer)), float(row["measured"]), _known(row["noise"]), _known(row["rounding"])
         )
-    return figures
+        for layer, row in first.iterrows()
+        if math.isfinite(row["measured"])  # else above the short side in half of the matrices
+    ]
+
+
+@np.errstate(all="ignore")
+def _whole(
+    parts: Sequence[pd.DataFrame], layers: Sequence[LayerFigure], mean: str | None
+) -> WholeFigure:
+    if mean is None:
+        return WholeFigure(
+            *(median_of_known(getattr(one, kind) for one in layers) for kind in KINDS)
+        )
+    figures = []
+    for kind in KINDS:
+        first, *second = [_mean(part, kind, mean) for part in parts]
+        for divisor in second:
+            first = first / divisor
+        figures.append(_known(first))
+    return WholeFigure(*figures)
+
+
+def _mean(part: pd.DataFrame, kind: str, mean: str) -> np.float64:
+    """Over the matrices that have it, or over their entries; NaN over none."""
+    known = part[part[kind].notna()]
+    weights = known["entries"] if mean == "entries" else known["entries"] ** 0
+    return np.float64((known[kind] * weights).sum()) / np.float64(weights.sum())
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _rank_of_noise(
@@ -127,12 +194,21 @@ def _shift_of_noise(
     return shift_by_noise(base, int(row["rows"]), cols=int(row["cols"]), norm=norm)
 
 
-def _zeros_of_noise(
+def _short_side(
     row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
 ) -> float | None:
-    """What is known is known of the whole delta: rounding alone has no size of its own."""
-    known = norm == row["frobenius_norm"] and pd.notna(row["zero_share_expected"])
-    return float(row["zero_share_expected"]) if known else None
+    return float(min(row["rows"], row["cols"]))
+
+
+def _of_even_entries(
+    row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
+) -> float | None:
+    """The relative norm of a delta of which every entry has the size 1: its ratio of two modules is
+    what entries of one size in both give.
+    """
+    if not norm:
+        return None
+    return float(row["relative_norm"]) / norm * math.sqrt(row["rows"] * row["cols"])
 
 
 PREDICTED: dict[
@@ -140,14 +216,5 @@ PREDICTED: dict[
 ] = {
     "effective_rank": _rank_of_noise,
     "effective_rank_shift": _shift_of_noise,
-    "zero_share": _zeros_of_noise,
+    "numerical_rank": _short_side,
 }
-
-
-def medians(layers: Sequence[LayerFigure]) -> tuple[float | None, float | None, float | None]:
-    """Measured, by noise alone, by rounding alone: medians over layers; None without any."""
-    return (
-        median_of_known(figure.measured for figure in layers),
-        median_of_known(figure.noise for figure in layers),
-        median_of_known(figure.rounding for figure in layers),
-    )

@@ -4,6 +4,7 @@ policies. Editors get their schemas of families and lists from the same models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -381,6 +382,42 @@ class ListForm(RootModel[Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]])
     model_config = ConfigDict(title="A list of targets of shadow")
 
 
+class MetricForm(Form):
+    """A figure that a recipe reads; docs/reproduce.md says what each key is."""
+
+    CALLED = "a metric"
+    WRITTEN = "write a column alone, or {column: relative_norm, module: attn.o, over: attn.q}"
+
+    column: Word
+    alone: Word | None = None
+    module: Word | None = None
+    over: Word | None = None
+    mean: Literal["matrices", "entries"] | None = None
+
+    @classmethod
+    def of_text(cls, text: str) -> object:
+        return {"column": text}
+
+    @model_validator(mode="after")
+    def _has_both_modules(self) -> MetricForm:
+        if (self.module is None) != (self.over is None):
+            raise FaultError("`module` and `over` go together", self.WRITTEN)
+        return self
+
+
+def _number(text: object) -> float:
+    try:
+        number = float(str(text))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise FaultError(f"{short(str(text))} is not a number")
+    return number
+
+
+Published = dict[Word, dict[Word, Annotated[float, BeforeValidator(_number)]]]
+
+
 class PanelForm(Form):
     """One figure of a recipe."""
 
@@ -389,6 +426,7 @@ class PanelForm(Form):
     text: Prose
     bears_on: Prose
     pairs: list[Entry] = Field(min_length=1)
+    published: Published = Field(default_factory=dict)
 
     @field_validator("pairs")
     @classmethod
@@ -409,7 +447,7 @@ class RecipeForm(Form):
     source: Prose
     components: list[Word]
     modules: list[Word]
-    metrics: list[Word] = Field(min_length=1)
+    metrics: list[MetricForm] = Field(min_length=1)
     panels: dict[Name, PanelForm] = Field(min_length=1, max_length=20)
 
 

@@ -2,12 +2,13 @@
 claim.
 
 A recipe is YAML in `registry/recipes/` or anywhere: title, source, components, modules, metrics,
-and panels, each with a text, what it bears on, and pairs as in a list of `--list`.
+and panels, each with a text, what it bears on, pairs as in a list of `--list`, and what was
+published of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,38 @@ DESCRIBED = "docs/reproduce.md describes recipes"
 MOST_PAIRS = 12  # of a panel
 
 
+# a column, and the one of what storage or chance alone gives
+ALONE = {
+    "zero_share": "zero_share_expected",
+    "participation_ratio": "null_participation_ratio",
+    "alignment_left": "alignment_left_null",
+    "alignment_right": "alignment_right_null",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a recipe."""
+
+    column: str
+    """A column of matrices.parquet that deltas have."""
+    alone: str | None = None
+    """The column of what storage or chance alone gives; None: what is known without one."""
+    module: str | None = None
+    """None: all modules together."""
+    over: str | None = None
+    """The module that the figure of `module` is divided by."""
+    mean: str | None = None
+    """How one figure is made of all matrices in layers: the mean over `matrices`, or over their
+    `entries`; None: the median over layers.
+    """
+
+    @property
+    def name(self) -> str:
+        """`zero_share`, or `relative_norm attn.o/attn.q`: unique in a recipe."""
+        return f"{self.column} {self.module}/{self.over}" if self.over else self.column
+
+
 @dataclass(frozen=True)
 class Panel:
     """One figure of a recipe."""
@@ -38,6 +71,8 @@ class Panel:
     """Which claim it bears on."""
     pairs: tuple[Pair, ...]
     """What is drawn, 1 to 12."""
+    published: Mapping[str, Mapping[str, float]]
+    """What the source says, by the full name of a pair and the name of a metric."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +88,8 @@ class Recipe:
     """Only these components are audited; empty: all."""
     modules: tuple[str, ...]
     """Only these modules, or globs over them; empty: all."""
-    metrics: tuple[str, ...]
-    """The columns of matrices.parquet that are drawn by layer, 1 or more."""
+    metrics: tuple[Metric, ...]
+    """What is drawn by layer, 1 or more."""
     panels: tuple[Panel, ...]
     """The figures, 1 to 20."""
 
@@ -94,9 +129,15 @@ def read_recipe(name: str, registry: Path | None = None) -> Recipe:
             text=panel.text,
             bears_on=panel.bears_on,
             pairs=_pairs(panel, ("panels", name, "pairs"), lines, file=file, registry=registry),
+            published=panel.published,
         )
         for name, panel in form.panels.items()
     )
+    metrics = tuple(
+        Metric(**{**one.model_dump(), "alone": one.alone or ALONE.get(one.column)})
+        for one in form.metrics
+    )
+    _require_known(panels, metrics, lines, file)
     named: dict[str, Pair] = {}
     for panel in panels:
         for pair in panel.pairs:
@@ -110,9 +151,29 @@ def read_recipe(name: str, registry: Path | None = None) -> Recipe:
         source=form.source,
         components=tuple(form.components),
         modules=tuple(form.modules),
-        metrics=tuple(form.metrics),
+        metrics=metrics,
         panels=panels,
     )
+
+
+def _require_known(
+    panels: Sequence[Panel], metrics: Sequence[Metric], lines: Mapping[KeyPath, int], file: Path
+) -> None:
+    """Raises ShadowError for a figure listed twice, or published of no such pair or metric."""
+    names = [metric.name for metric in metrics]
+    if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
+        message = f"{file}:{lines['metrics',]}: the metric {twice} is listed twice"
+        raise ShadowError(message, DESCRIBED)
+    for panel in panels:
+        pairs = [pair.full_name for pair in panel.pairs]
+        for pair, figures in panel.published.items():
+            where: KeyPath = ("panels", panel.name, "published", pair)
+            unknown = (("pair", pair, pairs), *(("metric", name, names) for name in figures))
+            for what, name, known in unknown:
+                if name not in known:
+                    message = f"{file}:{lines[where]}: a published figure of no {what}"
+                    hint = nearest(name, known) or f"it has {', '.join(known)}"
+                    raise ShadowError(f"{message}: {short(name)}", hint)
 
 
 def _pairs(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from shadow.summary.by_layer import HEADS, PairByLayer, medians
+from shadow.summary.by_layer import PairByLayer
 from shadow.targets.families import Pair
 from shadow.targets.recipes import Panel, Recipe
 from shadow.telling.document import (
@@ -23,9 +23,11 @@ from shadow.telling.document import (
 )
 
 ALONE = (
-    "Every figure is a median over the layers. *Alone* is the figure of noise with the norm of the"
-    " delta, or of the rounding of the stored weights."
+    "Every figure is of the matrices inside layers: a median over the layers unless its recipe says"
+    " a mean. Noise alone is what independent entries with the norm of the delta give, or what the"
+    " recipe names; rounding alone is what the rounding of the stored weights gives."
 )
+HEADS = {"measured": "measured", "noise": "noise alone", "rounding": "rounding alone"}
 
 
 def recipe_document(
@@ -60,19 +62,23 @@ def _blocks(
 
 
 def _table(recipe: Recipe, panel: Panel, measured: Mapping[Pair, PairByLayer]) -> Table:
-    rows = [(pair, measured.get(pair), metric) for pair in panel.pairs for metric in recipe.metrics]
+    names = [metric.name for metric in recipe.metrics]
+    rows = [(pair, measured.get(pair), name) for pair in panel.pairs for name in names]
     fields = [
         named("pair", lambda row: row[0].full_name),
         named("figure", lambda row: row[2]),
         number("layers", lambda row: row[1] and len(row[1].figures[row[2]]), "count", rank=2),
         number("relative norm", lambda row: row[1] and row[1].relative_norm, "share", rank=1),
     ]
-    for place, head in enumerate(HEADS):
+    if panel.published:
+        told = panel.published
         fields.append(
-            number(
-                head,
-                lambda row, place=place: row[1] and medians(row[1].figures[row[2]])[place],
-                "number",
-            )
+            number("published", lambda row: told.get(row[0].full_name, {}).get(row[2]), "number")
         )
+    fields += [
+        number(
+            head, lambda row, kind=kind: row[1] and getattr(row[1].whole[row[2]], kind), "number"
+        )
+        for kind, head in HEADS.items()
+    ]
     return table_of(fields, rows)
