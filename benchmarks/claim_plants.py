@@ -200,7 +200,7 @@ def _adapter(at: Work, name: str, tensors: State, config: Mapping[str, object]) 
 
 
 def _quantised(at: Work) -> Asked:
-    """One matrix as packed integers beside floats."""
+    """One matrix as integers in a layout that is not decoded, beside floats."""
     name = named(at.base, "v")
     stem = name.removesuffix(".weight")
     state = {key: one for key, one in at.base.items() if key != name}
@@ -211,7 +211,7 @@ def _quantised(at: Work) -> Asked:
         f"{stem}.scales": torch.ones(1, rows, dtype=torch.float16),
         f"{stem}.g_idx": torch.zeros(cols, dtype=torch.int32),
     }
-    config = {"quant_method": "gptq", "bits": 4, "group_size": cols}
+    config = {"quant_method": "gptq", "bits": 4, "group_size": cols, "checkpoint_format": "marlin"}
     second = at.put("b", state, quantization_config=config)
     return Asked((at.put("a", at.base), second))
 

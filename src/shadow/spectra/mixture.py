@@ -180,9 +180,20 @@ def steps(part: Read, theta: Floats, stored: str, has_base: bool) -> Floats:
         partial = ulp(np.abs(summands).sum(0), stored)
     else:
         sides = np.concatenate([part.first[None], part.first + part.terms[1:]])
-        each = [ulp(one, stored) for one in weights[:, None] * sides]
+        products = zip(weights, sides, strict=True)
+        each = [_of_product(weight, side, stored) for weight, side in products]
         partial = ulp(part.tuned, stored)
+        partial[~np.any(each, axis=0)] = 0.0  # sums of exact products are rounded once
     return 0.5 * np.stack([*each, *[partial] * (len(weights) - 1)])
+
+
+def _of_product(weight: float, side: Floats, stored: str) -> Floats:
+    """The unit in the last place of a product; 0 where it is exact, as half of a normal number."""
+    product = weight * side
+    unit = ulp(product, stored)
+    if abs(math.frexp(weight)[0]) == 0.5:
+        unit[np.abs(product) >= 2.0 ** float_format(stored).min_exponent] = 0.0
+    return unit
 
 
 @dataclass(frozen=True)

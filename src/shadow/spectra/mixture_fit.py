@@ -38,7 +38,9 @@ Per = Literal["model", "layer", "module"]
 ROUNDS = 6  # sweeps in which weights are sought that stay within the bounds
 PARALLEL = 0.9995  # cosine above which mergekit's SLERP is a plain average
 STEPS_SHARE = 0.005  # of the entries that rounded steps could take beyond one rounding, at least
-STEPS_ENERGY = 1.3  # the energy of what is left over what rounded steps leave, at most
+# the energy of what is left over what rounded steps leave, at most; means of two leave half a unit
+# or none, which is 1.5 times the energy of errors that are even
+STEPS_ENERGY = 1.6
 ENOUGH = 2_000  # entries of a tensor that shares and energies are asked of
 FEW = 1e-3  # a share of entries that no other weights explain
 DENOMINATORS = (*range(1, 13), 16, 20, 100, 1_000, 10_000)  # of weights that people give
