@@ -148,14 +148,17 @@ def test_blocks_of_one_level_are_clipped_nearby_and_those_without_scale_have_the
 
 
 def test_cells_of_codebooks_have_two_sides():
-    """Levels -1, 0 and 3 of a scale of 1, whose cells end at -0.5 and 1.5; then a scale of 0."""
+    """Levels -1, 0 and 3 of a scale of 1, whose cells end at -0.5 and 1.5; then a scale of 0, whose
+    cell is a 256th of the largest.
+    """
     q = np.array([[-1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 0.0, 0.0]])
     low = np.array([[-math.inf] * 3 + [-0.5] * 4 + [1.5] * 3 + [0.0] * 2])
     high = np.array([[-0.5] * 3 + [1.5] * 4 + [math.inf] * 3 + [0.0] * 2])
-    x = np.array([[-2.4, -2.6, -0.4, -0.6, -0.4, 1.4, 1.6, 7.4, 7.6, 1.4, 1.4, 1.6]])
+    x = np.array([[-2.4, -2.6, -0.4, -0.6, -0.4, 1.4, 1.6, 7.4, 7.6, 1.4, 0.005, 0.007]])
     found = cells_between(x, q, low, high)
-    assert found.width[0].tolist() == [1.0] * 3 + [2.0] * 4 + [3.0] * 5
-    assert found.even[0, [0, 3, 7, 10]] == pytest.approx([1 / 12, 7 / 12, 9 / 12, 9 / 12])
+    assert found.width[0].tolist() == [1.0] * 3 + [2.0] * 4 + [3.0] * 3 + [3 / 256] * 2
+    evens = [1 / 12, 7 / 12, 9 / 12, 9 / 12 / 256**2]
+    assert found.even[0, [0, 3, 7, 10]] == pytest.approx(evens)
     assert np.flatnonzero(found.clipped).tolist() == [0, 7]
     assert np.flatnonzero(found.outside).tolist() == [1, 2, 3, 6, 8, 9, 11]
 

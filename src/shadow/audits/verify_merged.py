@@ -29,7 +29,7 @@ from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Place
-from shadow.spectra.lazy import Quantised
+from shadow.spectra.lazy import is_quantised
 from shadow.spectra.merging import MergeFit, Update, merge_fit
 from shadow.targets.references import AnyReference
 from shadow.text import with_article
@@ -230,7 +230,7 @@ def _measured(
 
 
 def _is_quantised(pair: MatrixPair, tuned: Checkpoint) -> bool:
-    return isinstance(tuned.tensor(pair.tuned.info), Quantised)
+    return is_quantised(tuned.tensor(pair.tuned.info))
 
 
 def _module(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Update) -> Module:

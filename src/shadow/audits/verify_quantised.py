@@ -22,8 +22,7 @@ from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
-from shadow.spectra.lazy import Matrix
-from shadow.spectra.lazy import Quantised as QuantisedMatrix
+from shadow.spectra.lazy import Matrix, is_quantised
 from shadow.spectra.reordering import reordered
 from shadow.spectra.spectrum import Sides
 from shadow.targets.references import AnyReference
@@ -72,7 +71,7 @@ def _compared(
         return replace(row, is_float=True, outside=row_of(pair, original, copy).changed), None
     sides = sides_of(pair, original, copy)
     first, second = sides.base, sides.tuned
-    if isinstance(second, QuantisedMatrix):
+    if is_quantised(second):
         noise = format_noise(first, second, agreement(stored))
         row = replace(row, **vars(noise))
     else:

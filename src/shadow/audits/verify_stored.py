@@ -30,7 +30,7 @@ from shadow.places.architecture import Place
 from shadow.spectra.delta import working_dtype
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
-from shadow.spectra.lazy import Quantised
+from shadow.spectra.lazy import is_quantised
 from shadow.targets.references import AnyReference
 
 Bases = Mapping[Place, MatrixPair]
@@ -117,7 +117,7 @@ def _copied(
     grid = pair.tuned.info.dtype
     found = kept_of(sides, third, grid if grid in FLOATS else "F32")
     is_predicted = True
-    if isinstance(second, Quantised):
+    if is_quantised(second):
         noise = format_noise(first, second, agreement(grid))
         is_copy = noise.is_copy(grid)
         is_predicted = is_copy is not None

@@ -32,7 +32,7 @@ from shadow.places.names import name_rules
 from shadow.spectra.edge import levels
 from shadow.spectra.entries import Binades
 from shadow.spectra.format_noise import format_noise, format_values
-from shadow.spectra.lazy import Matrix, Quantised, Stored
+from shadow.spectra.lazy import Matrix, is_quantised, is_stored
 from shadow.spectra.levels import round_trip
 from shadow.spectra.merging import half_ulp
 from shadow.spectra.spectrum import Sides, tiles
@@ -120,17 +120,17 @@ def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, s
     formats = row.formats
     if not row.finite:
         return row, "some entries are not finite"
-    if isinstance(first, Quantised) and isinstance(second, Quantised):
+    if is_quantised(first) and is_quantised(second):
         least = format_values(sides, formats, row.delta_energy).get("kept_low")
         is_open = formats[0] != formats[1] if least is None else least == 0
         return row, "rounding to its format and to the base's may leave this" if is_open else ""
-    if isinstance(second, Quantised):
+    if is_quantised(second):
         is_copy = format_noise(first, second, agreement(formats[1])).is_copy(formats[1])
         if is_copy is None:
             return row, f"what {formats[1]} makes of the base's is not known"
         return replace(row, rounded=("tuned", formats[1])) if is_copy else row, ""
     is_cast: bool | None = row.rounded == ("base", formats[0])
-    if isinstance(first, Quantised):
+    if is_quantised(first):
         is_cast = format_noise(second, first, agreement(formats[0])).is_copy(formats[0])
     if is_cast is not False:
         return row, f"the base's may be this, rounded to {formats[0]}"
@@ -148,7 +148,7 @@ def _few_levels(side: Matrix, stored: str) -> str | None:
     if FLOATS[stored].bits <= 8:
         return None
     cols = side.shape[-1]
-    if isinstance(side, Stored) and side.is_flat:  # no more of it is read
+    if is_stored(side) and side.is_flat:  # no more of it is read
         rows = torch.empty(min(SAMPLE * cols, side.numel()), dtype=side.dtype)
         side.fill(0, rows.view(torch.uint8).numpy().data)
     else:

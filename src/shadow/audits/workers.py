@@ -49,7 +49,7 @@ from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.entries import compared, norm_values
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
-from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement
 from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.sketched import SMALLEST
@@ -428,12 +428,12 @@ def _copied(
     """
     side: Cast = "tuned"
     copy, original = sides.tuned, sides.base
-    if isinstance(copy, Quantised) == isinstance(original, Quantised):
+    if is_quantised(copy) == is_quantised(original):
         return (cast(sides, formats) if may_be else None) or "neither"
-    if not isinstance(copy, Quantised):
+    if not is_quantised(copy):
         side, copy, original = "base", original, copy
     is_copy = delta.values.get("format_copy")
-    if is_copy is None and isinstance(copy, Quantised):  # what its quantiser makes may be known
+    if is_copy is None and is_quantised(copy):  # what its quantiser makes may be known
         stored = formats[side == "tuned"]
         is_copy = format_noise(original, copy, agreement(stored)).is_copy(stored)
     if is_copy is None:

@@ -31,7 +31,7 @@ from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
 from shadow.spectra.format_noise import format_values
 from shadow.spectra.history import even_bits, even_values
 from shadow.spectra.krylov import Estimate
-from shadow.spectra.lazy import Matrix, Quantised, Rounded, Updated
+from shadow.spectra.lazy import Matrix, Rounded, Updated, is_quantised
 from shadow.spectra.measurement import Measurement, Precision, Subject, Subjects, Values, norm_alone
 from shadow.spectra.null import (
     Profile,
@@ -157,7 +157,7 @@ def measure_pair(
     sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
     """
     coarser = min((float_format(name) for name in formats), key=lambda stored: stored.mantissa_bits)
-    if isinstance(base, Quantised) or isinstance(tuned, Quantised):
+    if is_quantised(base) or is_quantised(tuned):
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.edge import cosine, decay_cosine
-from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.measurement import Measurement, Values, norm_alone
 from shadow.spectra.parts import parts
 from shadow.spectra.spectrum import Sides, shape_of, tiles
@@ -163,7 +163,7 @@ def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
         return []
     found = []
     for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):
-        if isinstance(getattr(sides, side), Quantised):
+        if is_quantised(getattr(sides, side)):
             continue
         for name in CASTS:
             own = name == stored != other

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.lazy import Matrix, Quantised, Updated, is_quantised
 from shadow.spectra.levels import FormatNoise
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import TILE, Sides, tiles
@@ -88,7 +88,7 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
     stepped = [
         (side, stored)
         for side, stored in zip((sides.base, sides.tuned), formats, strict=True)
-        if isinstance(side, Quantised)
+        if is_quantised(side)
     ]
     if not stepped:
         return {}
@@ -120,7 +120,7 @@ def _of_two_grids(sides: Sides, delta: float) -> Values:
     below a step that is nearly all there is; then |D| has the mean of the update's |d|.
     """
     base, tuned = sides.base, sides.tuned
-    if not (isinstance(base, Quantised) and isinstance(tuned, Quantised)):
+    if not (is_quantised(base) and is_quantised(tuned)):
         return {}
     apart, together, spread, sizes = [], [], [], []
     for index, _ in tiles(tuned, TILE, tuned.shape[-1]):

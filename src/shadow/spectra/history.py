@@ -12,7 +12,7 @@ import torch
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.last_bits import EvenBits
-from shadow.spectra.lazy import Quantised, Updated, torch_dtype
+from shadow.spectra.lazy import Updated, is_quantised, torch_dtype
 from shadow.spectra.measurement import Cast, Values
 from shadow.spectra.rounding_counts import Floats, classes
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks, tiles
@@ -32,7 +32,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     ordinary pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms
     may, has a base that equals its cast: `base` needs a difference as large as rounding leaves.
     """
-    if isinstance(sides.tuned, Updated | Quantised) or isinstance(sides.base, Quantised):
+    if (is_quantised(sides.tuned) or isinstance(sides.tuned, Updated)) or is_quantised(sides.base):
         return None
     for side, stored in zip(("tuned", "base"), reversed(formats), strict=True):
         for name in dict.fromkeys((stored, "BF16", "F16", "F32")):
@@ -75,7 +75,7 @@ def even_bits(sides: Sides, grid: FloatFormat) -> EvenBits | None:
     that differ, and is then rounded to the even one. None where nothing changed in the blocks that
     were looked at, or the tuned side lies on no grid of fewer bits than float32.
     """
-    if grid.bits != 16 or isinstance(sides.tuned, Updated | Quantised):
+    if grid.bits != 16 or (is_quantised(sides.tuned) or isinstance(sides.tuned, Updated)):
         return None
     narrow = torch_dtype(grid)
     step = max(1, sides.tuned.numel() // LOOKED_AT)

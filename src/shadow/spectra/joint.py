@@ -25,7 +25,7 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.delta import delta_blocks, working_dtype
-from shadow.spectra.lazy import Matrix, Quantised, Updated
+from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
     SMALL_BLOCK,
@@ -176,7 +176,7 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
     """The format whose rounding both deltas share; None for a middle that was not rounded so."""
-    if isinstance(middle, Quantised | Updated):
+    if is_quantised(middle) or isinstance(middle, Updated):
         return None
     return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space)]
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.spectra.lazy import Matrix, Stored
+from shadow.spectra.lazy import Matrix, Stored, is_stored
 from shadow.spectra.spectrum import Workspace, tiles
 
 # squares of float32 that neither vanish nor overflow; a part beyond them is summed in float64
@@ -170,4 +170,4 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
 
 def _is_flat(matrix: Matrix) -> TypeGuard[Stored]:
     """Whether all entries lie in a file in order, without gaps."""
-    return isinstance(matrix, Stored) and matrix.is_flat
+    return is_stored(matrix) and matrix.is_flat

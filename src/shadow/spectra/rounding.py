@@ -25,7 +25,7 @@ import torch
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.history import base_slope
 from shadow.spectra.last_bits import EvenBits
-from shadow.spectra.lazy import Quantised, Rounded, Updated, torch_dtype
+from shadow.spectra.lazy import Rounded, Updated, is_quantised, torch_dtype
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, fit_twice, mean_squares
@@ -267,7 +267,7 @@ def undo(
     """
     if isinstance(sides.tuned, Updated):
         return NOTHING_ROUNDED
-    if isinstance(sides.base, Quantised | Updated) or isinstance(sides.tuned, Quantised):
+    if (is_quantised(sides.base) or isinstance(sides.base, Updated)) or is_quantised(sides.tuned):
         if FLOATS.keys() >= set(formats) or floor_ratio is None or floor_ratio < CLEAR:
             return UNEXPLAINED
         energy = float(lines[0].sum())
