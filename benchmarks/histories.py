@@ -475,6 +475,32 @@ def pruned() -> Made:
     return stored_pair(base, update, told=("zeroed",), ways=UNTRAINED)
 
 
+MASKS = {"a fifth": 0.2, "a half": 0.5}  # of the entries, in random places
+
+
+def in_part(what: str, size: float) -> Made:
+    """Some entries were trained, or all by sizes that differ: random ones, half of the columns;
+    heavy tails, in proportion to the weights, rows by factors.
+    """
+    base = base_of()
+    update = tune(base, size, inside(base))
+    for name, D in update.items():
+        rng, W = generator("in part", name, what), base[name]
+        if what in MASKS:
+            D = D * (rng.random(D.shape) < MASKS[what])
+        elif what == "half of the columns":
+            D = D * (rng.random(D.shape[1]) < 0.5)
+        elif what == "heavy tails":
+            D = rng.standard_t(2.5, D.shape)
+        elif what == "in proportion":
+            D = W * rng.standard_normal(D.shape)
+        else:
+            D = D * np.exp(rng.standard_normal((len(D), 1)))
+        update[name] = scaled_to(D, W, size)
+    masked = what in MASKS or what == "half of the columns"
+    return stored_pair(base, update, told=("masked",) if masked else ())
+
+
 def renumbered(base: Weights, order: list[int], fill: Weights | None = None) -> Weights:
     """Layers in another order; -1 takes that of `fill`."""
     found = {n: W for n, W in base.items() if ".layers." not in n}

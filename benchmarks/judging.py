@@ -27,6 +27,7 @@ from shadow.targets.references import parse_reference
 
 STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may be from the truth
 FIGURE = 0.02  # and any other
+HARDLY = 0.3  # of the entries of an update, from which it counts as masked
 Word = Literal["true", "absent", "false", "not judged"]
 WIDE = 3.0  # times its lower end, above which a range says nothing
 # whether a statement holds, None where the truth does not decide it, `absent` where its range is
@@ -423,7 +424,8 @@ def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def masked(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield False, "all entries of the changed matrices were changed"
+    share = case.truth.hardly_moved()
+    yield share >= HARDLY, f"{share:.0%} of the entries moved by less than a tenth of the root mean square"
 
 
 def few_rows(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
