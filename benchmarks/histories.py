@@ -55,6 +55,8 @@ class Made:
     """By rows or columns: (IA)3, folded gains."""
     also: Weights | None = None
     """Another update that figures may be of: what is stored, where steps were rounded."""
+    uneven: bool = False
+    """By sizes that differ widely between entries."""
     rotated: bool = False
     """By an adapter that is not of low rank."""
 
@@ -479,7 +481,7 @@ MASKS = {"a fifth": 0.2, "a half": 0.5}  # of the entries, in random places
 
 
 def in_part(what: str, size: float) -> Made:
-    """Some entries were trained, or all by sizes that differ: random ones, half of the columns;
+    """Some entries were trained: random ones, half of the columns; or all, by sizes that differ:
     heavy tails, in proportion to the weights, rows by factors.
     """
     base = base_of()
@@ -497,8 +499,8 @@ def in_part(what: str, size: float) -> Made:
         else:
             D = D * np.exp(rng.standard_normal((len(D), 1)))
         update[name] = scaled_to(D, W, size)
-    masked = what in MASKS or what == "half of the columns"
-    return stored_pair(base, update, told=("masked",) if masked else ())
+    uneven = what in ("heavy tails", "in proportion")
+    return stored_pair(base, update, told=("masked",) if what in MASKS else (), uneven=uneven)
 
 
 def renumbered(base: Weights, order: list[int], fill: Weights | None = None) -> Weights:

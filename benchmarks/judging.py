@@ -346,8 +346,9 @@ def unexplained(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield rounded == "mean", told
     elif "more bits" in text and "every step" not in text:
         yield rounded == "master", told
-    else:  # decay is among the causes that the sentence names
-        yield rounded not in ("once", "no") or bool(case.made.ways.get("weight_decay")), told
+    else:  # the sentence names these causes
+        decayed = bool(case.made.ways.get("weight_decay"))
+        yield rounded not in ("once", "no") or decayed or case.made.uneven, told
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -425,7 +426,10 @@ def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 def masked(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     share = case.truth.hardly_moved()
-    yield share >= HARDLY, f"{share:.0%} of the entries moved by less than a tenth of the root mean square"
+    yield (
+        share >= HARDLY,
+        f"{share:.0%} of the entries moved by less than a tenth of the root mean square",
+    )
 
 
 def few_rows(case: Case, text: str, figures: Mapping[str, float]) -> Judged:

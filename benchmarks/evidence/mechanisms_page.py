@@ -27,7 +27,14 @@ RUNS = (
     "sft-slow-0", "masked-0", "grpo-0", "sft-fast-0", "lora8-0", "sft-slow-1", "dpo-0", "grpo-1",
     "lora64-0", "grpo-slow-0", "grpo-slow-1", "grpo-graded-0", "grpo-graded-1",
 )  # fmt: skip
-FULL = ("sft-slow", "sft-fast", "dpo", "grpo", "grpo-slow", "grpo-graded")  # kinds that train every entry
+FULL = (
+    "sft-slow",
+    "sft-fast",
+    "dpo",
+    "grpo",
+    "grpo-slow",
+    "grpo-graded",
+)  # kinds that train every entry
 SUPERVISED, REWARDED, LOW_RANK = (
     ("sft-slow", "sft-fast"), ("grpo", "grpo-slow", "grpo-graded"), ("lora8", "lora64"),
 )  # fmt: skip
