@@ -426,10 +426,8 @@ def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 def masked(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     share = case.truth.hardly_moved()
-    yield (
-        share >= HARDLY,
-        f"{share:.0%} of the entries moved by less than a tenth of the root mean square",
-    )
+    told = f"{share:.0%} of the entries moved by less than a tenth of the root mean square"
+    yield share >= HARDLY, told
 
 
 def few_rows(case: Case, text: str, figures: Mapping[str, float]) -> Judged:

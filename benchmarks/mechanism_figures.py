@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mechanisms import KEPT_EVERY, WARM_UP
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import shadow
-from mechanisms import KEPT_EVERY, WARM_UP
 from shadow.lab.results import write
 from shadow.spectra import rounding
 from shadow.spectra.spectrum import Sides, Workspace

@@ -4,7 +4,8 @@ The base is that of the pretrained lab after BASE_STEPS steps of training, round
 run starts there in float32, with AdamW at a constant rate. The matrices of its layers are kept when
 their relative norm passes each of MARKS, and every KEPT_EVERY steps. Supervised runs see questions
 and answers of WordNet; the others see the questions, and a program checks the form of what the
-model answers, or grades it by the words of the gloss. `masked` trains a fixed fifth of the entries, drawn at random.
+model answers, or grades it by the words of the gloss. `masked` trains a fixed fifth of the entries,
+drawn at random.
 
     python benchmarks/mechanisms.py OUT [RUN ...]
 

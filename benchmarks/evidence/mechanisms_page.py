@@ -27,14 +27,8 @@ RUNS = (
     "sft-slow-0", "masked-0", "grpo-0", "sft-fast-0", "lora8-0", "sft-slow-1", "dpo-0", "grpo-1",
     "lora64-0", "grpo-slow-0", "grpo-slow-1", "grpo-graded-0", "grpo-graded-1",
 )  # fmt: skip
-FULL = (
-    "sft-slow",
-    "sft-fast",
-    "dpo",
-    "grpo",
-    "grpo-slow",
-    "grpo-graded",
-)  # kinds that train every entry
+# kinds that train every entry
+FULL = ("sft-slow", "sft-fast", "dpo", "grpo", "grpo-slow", "grpo-graded")
 SUPERVISED, REWARDED, LOW_RANK = (
     ("sft-slow", "sft-fast"), ("grpo", "grpo-slow", "grpo-graded"), ("lora8", "lora64"),
 )  # fmt: skip
@@ -501,6 +495,7 @@ def _runs(study: Study) -> str:
 def page(study: Study) -> str:
     """docs/mechanisms.md."""
     base, form = study.about["base"], study.about["form"]
+    graded = form["graded"]
     steps = base["chunk"] * max(0, len(base["held_out"]) - 1)
     trained = (
         "was taken as it\ncame: every update may hold some repair of the quantisation, and how"
@@ -535,7 +530,7 @@ form is "{form["form"]}", which {100 * form["rates"][form["form"]]:.0f} % of the
 Once all answers to a question earn the same reward, GRPO has no gradient: see the steps that moved
 weights. So figures of `grpo` and `grpo-slow` are of few steps towards an easy reward. `grpo-graded`
 (rate 3e-5) earns the F1 of the words of an answer and of WordNet's: above 0 for
-{100 * form["graded"]["above_0"]:.0f} % of the base's answers, with a mean of {form["graded"]["mean"]:.3f}.
+{100 * graded["above_0"]:.0f} % of the base's answers, with a mean of {graded["mean"]:.3f}.
 All have AdamW without decay, betas .9 and .95, gradients clipped at 1. The last digit of a name is
 the seed.
 
