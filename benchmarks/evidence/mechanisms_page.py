@@ -434,8 +434,8 @@ def _other(study: Study) -> str:
 
 No run scaled rows or columns, decayed weights or was stored twice. Medians over the matrices of
 audits of last states, of runs that were made after audits kept them. By chance, the medians of
-both scalings are at most 1/576 = .0017. `even_share` is below a half as the base, out of 4 bits, has
-more even last bits than odd ones, and most changes are of one ulp.
+both scalings are at most 1/576 = .0017. `even_share` is below a half as the base, out of 4 bits,
+has more even last bits than odd ones, and most changes are of one ulp.
 
 {table(["run", "`kept_history`", *(f"`{name}`" for name in names)], rows, 2)}
 
