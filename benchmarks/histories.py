@@ -55,6 +55,8 @@ class Made:
     """By rows or columns: (IA)3, folded gains."""
     also: Weights | None = None
     """Another update that figures may be of: what is stored, where steps were rounded."""
+    uneven: bool = False
+    """By sizes that differ widely between entries."""
     rotated: bool = False
     """By an adapter that is not of low rank."""
 
@@ -473,6 +475,32 @@ def pruned() -> Made:
     base = base_of()
     update = {n: np.where(np.abs(base[n]) < 0.006, -base[n], 0.0) for n in inside(base)}
     return stored_pair(base, update, told=("zeroed",), ways=UNTRAINED)
+
+
+MASKS = {"a fifth": 0.2, "a half": 0.5}  # of the entries, in random places
+
+
+def in_part(what: str, size: float) -> Made:
+    """Some entries were trained: random ones, half of the columns; or all, by sizes that differ:
+    heavy tails, in proportion to the weights, rows by factors.
+    """
+    base = base_of()
+    update = tune(base, size, inside(base))
+    for name, D in update.items():
+        rng, W = generator("in part", name, what), base[name]
+        if what in MASKS:
+            D = D * (rng.random(D.shape) < MASKS[what])
+        elif what == "half of the columns":
+            D = D * (rng.random(D.shape[1]) < 0.5)
+        elif what == "heavy tails":
+            D = rng.standard_t(2.5, D.shape)
+        elif what == "in proportion":
+            D = W * rng.standard_normal(D.shape)
+        else:
+            D = D * np.exp(rng.standard_normal((len(D), 1)))
+        update[name] = scaled_to(D, W, size)
+    uneven = what in ("heavy tails", "in proportion")
+    return stored_pair(base, update, told=("masked",) if what in MASKS else (), uneven=uneven)
 
 
 def renumbered(base: Weights, order: list[int], fill: Weights | None = None) -> Weights:

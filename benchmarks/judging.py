@@ -27,6 +27,7 @@ from shadow.targets.references import parse_reference
 
 STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may be from the truth
 FIGURE = 0.02  # and any other
+HARDLY = 0.3  # of the entries of an update, from which it counts as masked
 Word = Literal["true", "absent", "false", "not judged"]
 WIDE = 3.0  # times its lower end, above which a range says nothing
 # whether a statement holds, None where the truth does not decide it, `absent` where its range is
@@ -345,8 +346,9 @@ def unexplained(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield rounded == "mean", told
     elif "more bits" in text and "every step" not in text:
         yield rounded == "master", told
-    else:  # decay is among the causes that the sentence names
-        yield rounded not in ("once", "no") or bool(case.made.ways.get("weight_decay")), told
+    else:  # the sentence names these causes
+        decayed = bool(case.made.ways.get("weight_decay"))
+        yield rounded not in ("once", "no") or decayed or case.made.uneven, told
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -423,7 +425,9 @@ def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def masked(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield False, "all entries of the changed matrices were changed"
+    share = case.truth.hardly_moved()
+    told = f"{share:.0%} of the entries moved by less than a tenth of the root mean square"
+    yield share >= HARDLY, told
 
 
 def few_rows(case: Case, text: str, figures: Mapping[str, float]) -> Judged:

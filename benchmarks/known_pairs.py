@@ -17,6 +17,7 @@ from histories import (
     F16,
     F32,
     MANY,
+    MASKS,
     MERGES,
     SIZES,
     SMALL,
@@ -33,6 +34,7 @@ from histories import (
     fast,
     few_bit_copy,
     few_known,
+    in_part,
     lora,
     merge_of,
     merged,
@@ -140,6 +142,18 @@ def _planted() -> Iterator[Pair | tuple[str, str, str, Callable[[], Made]]]:
                 partial(decay, cosine, size),
             )  # fmt: skip
     yield "times .99", "decay", "all weights times .99", partial(every_scaled, 0.99)
+    for what, done in (
+        *((what, f"{what} of the entries trained, in random places") for what in MASKS),
+        ("half of the columns", "half of the columns trained"),
+        ("heavy tails", "an update of heavy tails"),
+        ("in proportion", "an update in proportion to the weights"),
+        ("uneven rows", "rows trained by factors that differ by e, one to another"),
+    ):
+        for size in SIZES[1:]:
+            yield (
+                f"{what}, {size:g}", "masked and uneven updates", done,
+                partial(in_part, what, size),
+            )  # fmt: skip
     yield "pruned", "other changes", "the entries below .006 set to 0", pruned
     for count, size, rank in ((2, 1.8e-3, 0), (2, 1.8e-3, 4), (13, 7.5e-4, 0), (13, 7.5e-4, 4)):
         of_rank = f", rank {rank}" if rank else ""

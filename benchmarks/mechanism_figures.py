@@ -3,8 +3,8 @@ chance gives beside it.
 
     python benchmarks/mechanism_figures.py OUT
 
-A state has its figures in OUT/figures, and its weights are not read again. Tables of all of them go
-to docs/lab; benchmarks/evidence/mechanisms_page.py makes the page of those.
+A state has its figures in OUT/figures, and its weights are not read again. They go to the tables in
+docs/lab, which keep the runs that OUT lacks; benchmarks/evidence/mechanisms_page.py makes the page.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from mechanisms import KEPT_EVERY, WARM_UP
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -42,6 +43,8 @@ SAMPLED = 16  # every so many rows, changes over steps are followed
 AUDITED = [0, 7, 14, 21, 29]  # layers
 MASKED = 0.3  # the excess from which the finding speaks of a mask
 LINEAR = 0.7  # R² from which an entry moves in a line
+MEDIANS = ("row_scaling", "col_scaling", "even_share", "decay_cosine_unrounded")
+NOISY = 40_000  # entries that AdamW moves by noise
 Row = dict[str, Any]
 
 
@@ -79,14 +82,16 @@ def main(out: Path) -> None:
                     for row in line_rows(before[::SAMPLED], taken)
                 ]
             pd.DataFrame(rows).to_parquet(file)
-    if not (out / "figures" / "audited.json").exists():
-        audits(out)
-    publish(out)
+    audits(out)
+    publish(out, PUBLISHED)
 
 
 def audits(out: Path) -> None:
-    """What `shadow audit` says of masks in the BF16 copy of each state, of layers in AUDITED."""
-    told = {}
+    """What `shadow audit` says of the BF16 copy of each state, of layers in AUDITED: of masks, and
+    medians of MEDIANS.
+    """
+    file = out / "figures" / "audited.json"
+    told: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         top = Path(temporary)
         base = _copy(out / "base" / "model.safetensors", top / "base", out)
@@ -94,6 +99,9 @@ def audits(out: Path) -> None:
             if state.stem.startswith("step-") and state != max(
                 state.parent.glob("step-*"), key=_step
             ):
+                continue
+            title = f"{state.parent.name}, {state.stem}"
+            if title in told:
                 continue
             report = shadow.audit(
                 str(base),
@@ -106,14 +114,18 @@ def audits(out: Path) -> None:
                 overwrite=True,
             )
             found = report.deltas["zero_share_excess"].dropna()
-            told[f"{state.parent.name}, {state.stem}"] = {
+            told[title] = {
                 "matrices": len(found),
                 "above": int((found >= MASKED).sum()),
                 "most": round(float(found.max()), 4),
                 "masked": "masked" in {one.code for one in report.summary.finding.sentences},
+                "history": sorted(report.deltas["kept_history"].dropna().unique()),
+                **{
+                    name: float(f"{value:.3g}")
+                    for name, value in report.deltas[list(MEDIANS)].median().dropna().items()
+                },
             }
-    text = json.dumps(told, indent=1)
-    (out / "figures" / "audited.json").write_text(text + "\n", encoding="utf-8")
+            file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 def _copy(state: Path, folder: Path, out: Path) -> Path:
@@ -131,43 +143,62 @@ def _step(state: Path) -> int:
     return int(state.stem.split("-")[1])
 
 
-def publish(out: Path) -> None:
-    """Write the tables of all figures that are there, and what the finished runs are."""
+def publish(out: Path, published: Path) -> None:
+    """Write the figures of out into the published tables, which keep those of other runs; and what
+    the finished runs are.
+    """
     folder = out / "figures"
-    states = [
-        pd.read_parquet(one) for one in sorted(folder.glob("*.parquet")) if ".lines" not in one.name
-    ]
-    lines = [pd.read_parquet(one) for one in sorted(folder.glob("*.lines.parquet"))]
-    tables = {"mechanisms": pd.concat(states)}
-    if lines:
-        tables["mechanisms-lines"] = pd.concat(lines)
-    for name, table in tables.items():
-        floats = table.select_dtypes("float").columns
-        table[floats] = table[floats].map(lambda value: float(f"{value:.4g}")).astype("float32")
-        tables[name] = table.reset_index(drop=True)
-    write(tables, PUBLISHED)
-    runs = {}
+    files = sorted(folder.glob("*.parquet"))
+    found = {
+        "mechanisms": [one for one in files if ".lines" not in one.name],
+        "mechanisms-lines": [one for one in files if ".lines" in one.name],
+    }
+    tables = {name: added(published / f"{name}.parquet", own) for name, own in found.items() if own}
+    write(tables, published)
+    file = published / "mechanisms.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    runs = dict(before.get("runs", {}))
     for run in sorted((out / "runs").iterdir()):
         if (run / "done.json").exists():
             log = json.loads((run / "done.json").read_text())["log"]
             told = [one["told"] for one in log]
             few = max(1, len(told) // 6)
+            steps = list(pairwise([{"norm": 0.0}, *log]))
             runs[run.name] = {
                 "steps": len(log),
-                "moved": sum(a["norm"] != b["norm"] for a, b in pairwise([{"norm": 0.0}, *log])),
+                "moved": sum(a["norm"] != b["norm"] for a, b in steps),
                 "norm": float(f"{log[-1]['norm']:.3g}"),
                 "told_first": round(float(np.mean(told[:few])), 3),
                 "told_last": round(float(np.mean(told[-few:])), 3),
+                "r2_noise": noise_r2([a["norm"] != b["norm"] for a, b in steps]),
             }  # fmt: skip
+    for run in runs.values():
+        if run["moved"] == run["steps"]:
+            run.setdefault("r2_noise", noise_r2([True] * run["steps"]))
     about = {
         "base": json.loads((out / "base.json").read_text()),
         "form": json.loads((out / "form.json").read_text()),
-        "runs": runs,
-        "audited": json.loads((folder / "audited.json").read_text()),
-    }
+        "runs": {name: runs[name] for name in sorted(runs)},
+        "audited": {
+            **before.get("audited", {}), **json.loads((folder / "audited.json").read_text())
+        },
+    }  # fmt: skip
     del about["form"]["examples"]
+    about["audited"] = {name: about["audited"][name] for name in sorted(about["audited"])}
     text = json.dumps(about, indent=1, ensure_ascii=False)
-    (PUBLISHED / "mechanisms.json").write_text(text + "\n", encoding="utf-8")
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def added(published: Path, files: list[Path]) -> pd.DataFrame:
+    """A published table with the runs of files of figures in place of its own of those names."""
+    table = pd.concat([pd.read_parquet(one) for one in files])
+    floats = table.select_dtypes("float").columns
+    table[floats] = table[floats].map(lambda value: float(f"{value:.4g}")).astype("float32")
+    if published.exists():
+        before = pd.read_parquet(published)
+        table = pd.concat([before[~before["run"].isin(table["run"])], table])
+    order = ["run", "state"] if "state" in table else ["run"]
+    return table.sort_values(order, kind="stable").reset_index(drop=True)
 
 
 # ------------------------------------------------------------------------------- a matrix
@@ -335,6 +366,25 @@ def line_rows(before: Tensor, states: list[Tensor]) -> Iterator[Row]:
             seen = [one.bfloat16().float() if stored == "BF16" else one for one in path]
             row |= {f"{key}{title}": value for key, value in straight(before, seen).items()}
         yield row
+
+
+def noise_r2(moved: list[bool]) -> float:
+    """R² of entries whose gradients are nothing but noise, by the optimiser of the runs: over
+    states every KEPT_EVERY steps of a run of which these steps moved weights.
+    """
+    generator = torch.Generator().manual_seed(3)
+    entries = torch.zeros(1, NOISY, requires_grad=True)
+    optimizer = torch.optim.AdamW([entries], lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
+    states = []
+    for step, moves in enumerate(moved):
+        if moves:
+            optimizer.param_groups[0]["lr"] = min(1.0, (step + 1) / WARM_UP)
+            entries.grad = torch.randn(entries.shape, generator=generator)
+            optimizer.step()
+        if (step + 1) % KEPT_EVERY == 0:
+            states.append(entries.detach().clone())
+    found: float = straight(torch.zeros_like(entries), states)["r2"]
+    return round(found, 3)
 
 
 def straight(before: Tensor, states: list[Tensor]) -> Row:

@@ -4,7 +4,8 @@ The base is that of the pretrained lab after BASE_STEPS steps of training, round
 run starts there in float32, with AdamW at a constant rate. The matrices of its layers are kept when
 their relative norm passes each of MARKS, and every KEPT_EVERY steps. Supervised runs see questions
 and answers of WordNet; the others see the questions, and a program checks the form of what the
-model answers. `masked` trains a fixed fifth of the entries, drawn at random.
+model answers, or grades it by the words of the gloss. `masked` trains a fixed fifth of the entries,
+drawn at random.
 
     python benchmarks/mechanisms.py OUT [RUN ...]
 
@@ -65,6 +66,7 @@ class Run:
     steps: int
     rank: int = 0  # of LoRA factors; 0 trains all matrices
     share: float = 1.0  # of the entries that are trained
+    graded: bool = False  # reward the words of the gloss, not the form
 
 
 RUNS = {
@@ -79,6 +81,8 @@ RUNS = {
     "lora64-0": Run("sft", 0, 3e-4, 40, rank=64),
     "grpo-slow-0": Run("grpo", 0, 1e-5, 40),
     "grpo-slow-1": Run("grpo", 1, 1e-5, 40),
+    "grpo-graded-0": Run("grpo", 0, 3e-5, 40, graded=True),
+    "grpo-graded-1": Run("grpo", 1, 3e-5, 40, graded=True),
 }
 
 # what may be asked of an answer's first line: the one whose rate lies nearest .4 is the reward
@@ -103,6 +107,8 @@ class Material:
     """Questions and answers."""
     prompts: dict[int, list[list[int]]]
     """Questions alone, by their number of tokens."""
+    glosses: dict[tuple[int, ...], frozenset[str]]
+    """The words of the first answer to each question, less its own and those of examples."""
     ends: torch.Tensor
     """(tokens known,): whether a token ends a line."""
     form: str = ""
@@ -116,20 +122,33 @@ class Material:
         text = self.tokenizer.decode(written[:count].tolist(), skip_special_tokens=True)
         return text.split("\n")[0], count
 
+    def overlap(self, question: Sequence[int], line: str) -> float:
+        """F1 of the words of a line and of the gloss, less those of the question: 0 to 1."""
+        gloss = self.glosses[tuple(question)]
+        said = words_of(line) - words_of(self.tokenizer.decode(list(question)))
+        return 2 * len(gloss & said) / max(1, len(gloss) + len(said))
+
+
+def words_of(text: str) -> frozenset[str]:
+    return frozenset(re.findall("[a-z]+", text.lower()))
+
 
 def material_of(tokenizer: Tokenizer, tokens: Tokens, known: int) -> Material:
     """Questions of at most MOST_ASKED tokens are asked. known: tokens of the model."""
     prompts: dict[int, list[list[int]]] = {}
-    for question in re.findall(
-        r"Question: [^\n]+\nAnswer:", tokenizer.decode(tokens[:PROMPTS_FROM])
+    glosses: dict[tuple[int, ...], frozenset[str]] = {}
+    for question, answer in re.findall(
+        r"(Question: [^\n]+\nAnswer:)([^\n]*)", tokenizer.decode(tokens[:PROMPTS_FROM])
     ):
         row = tokenizer(question)["input_ids"]
         if len(row) <= MOST_ASKED:
             prompts.setdefault(len(row), []).append(row)
+            gloss = words_of(answer.split('"')[0]) - words_of(question)
+            glosses.setdefault(tuple(row), gloss)
     enough = {length: rows for length, rows in prompts.items() if len(rows) >= 4 * PROMPTS}
     texts = [tokenizer.decode([number], skip_special_tokens=True) for number in range(known)]
     ends = torch.tensor([not text or "\n" in text for text in texts])
-    return Material(tokenizer, tokens, enough, ends)
+    return Material(tokenizer, tokens, enough, glosses, ends)
 
 
 def main(out: Path, names: list[str]) -> None:
@@ -168,13 +187,19 @@ def _form(out: Path, material: Material) -> str:
     if not file.exists():
         generator, rng = torch.Generator().manual_seed(17), np.random.default_rng(17)
         model = _start(out)
-        lines = []
+        lines, grades = [], []
         for _ in range(FORM_DRAWS):
-            rows = _answers(model, _drawn(material.prompts, rng), material.ends, generator)
-            lines += [material.first_line(row)[0] for row in rows]
+            asked = _drawn(material.prompts, rng)
+            for number, row in enumerate(_answers(model, asked, material.ends, generator)):
+                lines.append(material.first_line(row)[0])
+                grades.append(material.overlap(asked[number // ANSWERS], lines[-1]))
         rates = {name: sum(map(check, lines)) / len(lines) for name, check in FORMS.items()}
         best = min(rates, key=lambda name: abs(rates[name] - 0.4))
-        file.write_text(json.dumps({"form": best, "rates": rates, "examples": lines[:12]}))
+        found = {
+            "form": best, "rates": rates, "examples": lines[:12],
+            "graded": {"above_0": float(np.mean(np.array(grades) > 0)), "mean": np.mean(grades)},
+        }  # fmt: skip
+        file.write_text(json.dumps(found))
     form: str = json.loads(file.read_text())["form"]
     return form
 
@@ -237,7 +262,10 @@ def _step(run: Run, out: Path, material: Material) -> Step:
         for number, row in enumerate(rows):
             line, length = material.first_line(row)
             counted[number, :length] = 1.0
-            rewards[number] = float(FORMS[material.form](line))
+            question = asked[number // ANSWERS]
+            rewards[number] = (
+                material.overlap(question, line) if run.graded else FORMS[material.form](line)
+            )
         return rows, counted, rewards.view(PROMPTS, ANSWERS)
 
     def grpo(model: nn.Module, step: int) -> tuple[torch.Tensor | None, float]:

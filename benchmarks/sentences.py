@@ -113,6 +113,7 @@ MEANINGS: Mapping[str, Callable[[Case], bool]] = {
     "low_rank": lambda case: _code("low_rank")(case) or _fits("merged_adapter")(case),
     "scaled": _code("scaled"),
     "zeroed": _code("zeroed"),
+    "masked": _code("masked"),
     "scaled lines": _has(r"(row|column)s?\b[^.]*\b(factor|scaled|times)"),
     "only vectors": _code("only_vectors"),
     "unrelated": _code("unrelated"),
@@ -247,6 +248,8 @@ of a copy in few bits only if that side went through few bits and no other chang
 - *Like noise* is false where rows or columns were scaled by a factor each, and where storage left \
 an update more than five standard deviations of structure. *Unrelated* is false for all but \
 unrelated models.
+- *Masked entries* is false where fewer than 30 % of the entries moved by less than a tenth of the \
+update's root mean square, which 8 % of a normal one do.
 - *Unchanged* is false if a tensor of the part changed. *Nothing but rounding* is false where \
 three quarters of what is stored are the update's.
 - A median is false if it is of fewer than half of the matrices and does not say so. A part that \

@@ -200,3 +200,103 @@ def test_the_page_is_what_the_command_makes_of_the_tables() -> None:
     docs = Path(__file__).parents[2] / "docs"
     made = mechanisms_page.page(mechanisms_page.read(docs / "lab"))
     assert made == (docs / "mechanisms.md").read_text(encoding="utf-8")
+
+
+def test_a_grade_is_the_f1_of_words(study: tuple[Path, Any]) -> None:
+    """Of words that the question has not: one of two said, of two of the gloss, is a half."""
+    _, material = study
+    question = Letters()("Question: What is meant by a10?\nAnswer:")["input_ids"]
+    glosses = {tuple(question): frozenset({"red", "stone"})}
+    graded = replace(material, glosses=glosses)
+    assert graded.overlap(question, " A red, meant RED thing") == pytest.approx(2 * 1 / (2 + 2))
+    assert graded.overlap(question, "stone red") == 1.0
+    assert graded.overlap(question, "") == 0.0
+    assert material.glosses[tuple(question)] == {"b"}
+
+
+def test_graded_answers_keep_a_gradient_where_all_are_of_the_form(
+    study: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, material = study
+    monkeypatch.setitem(mechanisms.FORMS, material.form, lambda line: True)
+    letters = dict.fromkeys(material.glosses, frozenset("cdfgjklopuvxz"))
+    material = replace(material, glosses=letters)
+    for graded in (False, True):
+        run = mechanisms.Run("grpo", 0, 1e-3, 2, graded=graded)
+        mechanisms.perform(out, f"graded-{graded}", run, material)
+        log = json.loads((out / "runs" / f"graded-{graded}" / "done.json").read_text())["log"]
+        assert (log[-1]["norm"] > 0) == graded
+        assert all(0 < one["told"] < 1 for one in log) == graded
+
+
+def test_noise_moves_entries_in_a_line_by_momentum_alone() -> None:
+    """Without momentum a walk; with that of the runs the share that its covariance gives."""
+    assert mechanism_figures.noise_r2([True] * 40) == pytest.approx(momentum_r2(), abs=0.01)
+    assert mechanism_figures.noise_r2([True] * 10 + [False] * 30) < 0.7
+
+
+def momentum_r2() -> float:
+    """Of 40 steps with means of past gradients by betas .9 and .95 of AdamW, warmed up over five:
+    from the covariance of the steps, as if the second moment were its mean.
+    """
+    rates = np.minimum(1, np.arange(1, 41) / 5)
+    t, s = np.meshgrid(np.arange(40), np.arange(40), indexing="ij")
+    moves = np.where(s <= t, 0.1 * 0.9 ** np.maximum(t - s, 0), 0) / (1 - 0.9 ** (t + 1))
+    path = np.cumsum(rates[:, None] * moves, 0)[9::10]
+    path = np.vstack([np.zeros(40), path])
+    covariance = path @ path.T
+    centre = np.eye(5) - 0.2
+    times = np.arange(5.0) - 2
+    explained = times @ covariance @ times / (times @ times)
+    return float(explained / np.trace(centre @ covariance @ centre))
+
+
+def test_a_run_is_added_to_tables_that_keep_the_others(tmp_path: Path) -> None:
+    before = pd.DataFrame(
+        {"run": ["a-0", "a-0", "b-0"], "state": ["norm-1", "step-2", "step-2"], "x": [1.0, 2, 3]}
+    )
+    before.to_parquet(tmp_path / "published.parquet")
+    own = pd.DataFrame({"run": ["b-0", "aa-0"], "state": ["step-2"] * 2, "x": [4.00004, 5]})
+    own.to_parquet(tmp_path / "own.parquet")
+    table = mechanism_figures.added(tmp_path / "published.parquet", [tmp_path / "own.parquet"])
+    assert [*table["run"]] == ["a-0", "a-0", "aa-0", "b-0"]
+    assert table["x"].tolist() == [1, 2, 5, 4]
+    whole = pd.read_parquet(mechanism_figures.PUBLISHED / "mechanisms.parquet")
+    some = whole[whole["run"] == "masked-0"]
+    some.to_parquet(tmp_path / "some.parquet")
+    again = mechanism_figures.added(
+        mechanism_figures.PUBLISHED / "mechanisms.parquet", [tmp_path / "some.parquet"]
+    )
+    pd.testing.assert_frame_equal(again, whole)
+
+
+def of_lines(*r2: float) -> mechanisms_page.Study:
+    """RL of each seed with that R², SFT with .9, AdamW on noise with .8."""
+    runs = {f"{kind}-{s}": x for s, one in enumerate(r2)
+            for kind, x in (("grpo-graded", one), ("sft-slow", 0.9))}  # fmt: skip
+    rows = [
+        {"run": run, "stored": stored, "r2": x, "r2_walk": 0.65}
+        for run, x in runs.items()
+        for stored in ("F32", "BF16")
+    ]
+    about = {"runs": {run: {"steps": 40, "moved": 40, "r2_noise": 0.8} for run in runs}}
+    return mechanisms_page.Study(pd.DataFrame(), pd.DataFrame(rows), about)
+
+
+@pytest.mark.parametrize(
+    ("r2", "verdict"),
+    [
+        ((0.81, 0.82), "does not hold: AdamW on noise has it too"),
+        ((0.9, 0.89), "holds of SFT as well"),
+        ((0.98, 0.97), "holds"),
+        ((0.98, 0.9), "open: seeds disagree"),
+        ((0.81,), "does not hold: AdamW on noise has it too (one seed)"),
+    ],
+)
+def test_a_line_is_held_against_noise(r2: tuple[float, ...], verdict: str) -> None:
+    claim = next(one for one in mechanisms_page.CLAIMS if "linearly" in one.text)
+    assert mechanisms_page.judged(claim, of_lines(*r2))[1] == verdict
+    study = of_lines(*r2)
+    for run in study.about["runs"].values():
+        run["moved"] = 10
+    assert mechanisms_page.judged(claim, study)[1].startswith("open")

@@ -320,6 +320,8 @@ def test_no_entries_are_masked_by_an_update_along_the_weights_or_in_few_matrices
     """Small weights move least where all move in proportion, and storage hides that."""
     along = model(zero_share_excess=0.5, decay_cosine=0.5)
     assert "masked" not in codes(told(tmp_path / "along", along))
+    astray = model(zero_share_excess=0.5, kept_misfit=0.8)
+    assert "masked" not in codes(told(tmp_path / "astray", astray))
     half = [*model(4, zero_share_excess=0.5), *model(4, zero_share_excess=0.0)]
     assert "masked" not in codes(told(tmp_path / "half", half))
     says(

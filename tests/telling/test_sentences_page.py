@@ -58,6 +58,22 @@ def test_a_copy_with_one_changed_tensor_is_none():
                if n not in (made.update or {}))  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("what", "share"),
+    [("a fifth", 0.81), ("a half", 0.54), ("half of the columns", 0.54), ("in proportion", 0.22),
+     ("heavy tails", 0.15)],
+)  # fmt: skip
+def test_entries_that_hardly_moved_are_those_of_the_history(what, share):
+    """Of 20 and 50 % that moved: the rest, and of a normal update within a tenth of its larger
+    root mean square 4 and 6 %. Products of two normal numbers, t2.5: by numbers drawn elsewhere.
+    """
+    made = PAIRS[f"{what}, 0.006"].make()
+    truth = Truth(made)
+    assert truth.hardly_moved() == pytest.approx(share, abs=0.03)
+    assert truth.norm(truth.inside) == pytest.approx([0.006])
+    assert made.told == (("masked",) if what in histories.MASKS else ())
+
+
 @pytest.mark.parametrize("how", histories.BITS)
 def test_few_bits_have_few_levels(how):
     """Values over the scale of their block, row, column or matrix are whole, or of the 16."""

@@ -37,6 +37,7 @@ MANY_ROWS = 100  # rows from which a few are few
 MOST = 0.5  # of a change that factors for its rows or columns explain, from which it is a scaling
 EXCESS = 0.3  # of unchanged entries over what storage explains, from which a matrix was masked
 ALONG = 0.5  # cosine of a change with the base from which it may be in proportion to that
+ASTRAY = 0.5  # kept_misfit from which the sizes of changes go with those of the weights
 SOME_KEPT = 0.01  # share of entries that are the same, without which nothing was set to 0 alone
 
 
@@ -146,6 +147,7 @@ def _masked(deltas: Columns) -> Masked | None:
     inside = deltas.inside
     known = inside.where(~np.isnan(inside["zero_share_excess"]))
     along = np.nan_to_num(np.abs(known["decay_cosine"])) >= ALONG
+    along |= np.nan_to_num(known["kept_misfit"]) >= ASTRAY
     found = known["zero_share_excess"][~along]
     found = found[found >= EXCESS]
     if 2 * len(found) <= len(inside):

@@ -41,7 +41,7 @@ READ = (
     *("kept_least", "relative_norm_unrounded_least", "decay_cosine_unrounded"),
     *("row_scaling", "col_scaling", "rest_rank", "rest_energy", "rest_over_rounding"),
     *("even_share", "even_entries", "format_ratio", "format_copy", "kept_low", "kept_high"),
-    "zero_share_excess",
+    *("zero_share_excess", "kept_misfit"),
 )
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows

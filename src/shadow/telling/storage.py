@@ -85,8 +85,8 @@ def _what_may_explain(summary: PairRecord) -> str:
     if inside.even_judged and 2 * inside.even_many >= inside.even_judged:
         return "Exact halves were rounded, as in a mean of stored models"
     return (
-        "Weight decay, a mean of models, rounding at every step or a copy in more bits may have"
-        " left it"
+        "Weight decay, updates of widely differing sizes, a mean of models, rounding at every step"
+        " or a copy in more bits may have left it"
     )
 
 
