@@ -103,7 +103,7 @@ def gguf_mxfp4(weight, _=None):
     raw = torch.from_numpy(by_gguf(weight.float().numpy(), GGMLQuantizationType.MXFP4))
     info = TensorInfo("m", "U8", tuple(raw.shape), "", 0, 0)
     info = TensorInfo("m", "MXFP4", tuple(weight.shape), "", 0, 0,
-                      packing=Packing("gguf", info, facts=(0, 0.0)))  # fmt: skip
+                      packing=Packing("gguf", info, facts=(0, 0, 0.0)))  # fmt: skip
     return gguf_tensor(info, lambda _: Piece(raw))
 
 
@@ -254,8 +254,8 @@ def test_how_far_beyond_its_last_level_a_format_clips(name, beyond, clipped, out
 
 
 @pytest.mark.parametrize(("size", "outside"), [(0.4, 0), (0.6, 16)])
-def test_a_block_whose_scale_is_0_has_the_largest_cell_of_its_rows(size, outside):
-    """That of 4 in E2M1, from 3.5 to 5, or of 6; its numbers are all 0."""
+def test_a_block_whose_scale_is_0_has_a_256th_of_the_largest_cell_of_its_rows(size, outside):
+    """That of 4 in E2M1, from 3.5 to 5; its numbers are all 0."""
     codes = torch.full((ROWS, 32), 0x66, dtype=torch.uint8)  # twice 4
     codes[:, :8] = 0
     scales = torch.ones(ROWS, 4)
@@ -263,7 +263,9 @@ def test_a_block_whose_scale_is_0_has_the_largest_cell_of_its_rows(size, outside
     pieces = {"raw": codes, "scales": scales, "of_all": torch.ones(1)}
     copy = packed("nvfp4", pieces, (ROWS, 64))
     weight = copy.whole().clone()
-    weight[5, :16] = size * 1.5
+    weight[5, :16] = size * 1.5 / 256
     found = format_noise(weight, copy)
     assert found.outside == outside
-    assert found.even == pytest.approx(ROWS * (48 * (0.5**3 + 1) / 4.5 + 16 * 1.5**2 / 12))
+    assert found.even == pytest.approx(
+        ROWS * (48 * (0.5**3 + 1) / 4.5 + 16 * (1.5 / 256) ** 2 / 12)
+    )

@@ -102,13 +102,11 @@ def plan_document(plan: PairPlan) -> Document:
         )
         for tier in plan.tiers
     ]
-    return Document(
-        [
-            *blocks,
-            Figures(costs),
-            *([Figures(tiers, title="What each tier takes, without a device")] if tiers else []),
-        ]
-    )
+    blocks.append(Figures(costs))
+    if tiers:
+        beside = "" if plan.device_memory is None else ", without a device"
+        blocks.append(Figures(tiers, title=f"What each tier takes{beside}"))
+    return Document(blocks)
 
 
 def _side(side: PlannedSide) -> str:
