@@ -83,6 +83,10 @@ RUNS = {
     "grpo-slow-1": Run("grpo", 1, 1e-5, 40),
     "grpo-graded-0": Run("grpo", 0, 3e-5, 40, graded=True),
     "grpo-graded-1": Run("grpo", 1, 3e-5, 40, graded=True),
+    "sft-large-0": Run("sft", 0, 3e-4, 50),
+    "lora8-large-0": Run("sft", 0, 3e-3, 40, rank=8),
+    "sft-large-1": Run("sft", 1, 3e-4, 50),
+    "lora8-large-1": Run("sft", 1, 3e-3, 40, rank=8),
 }
 
 # what may be asked of an answer's first line: the one whose rate lies nearest .4 is the reward

@@ -25,13 +25,13 @@ ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "lab"
 RUNS = (
     "sft-slow-0", "masked-0", "grpo-0", "sft-fast-0", "lora8-0", "sft-slow-1", "dpo-0", "grpo-1",
-    "lora64-0", "grpo-slow-0", "grpo-slow-1", "grpo-graded-0", "grpo-graded-1",
+    "lora64-0", "grpo-slow-0", "grpo-slow-1", "grpo-graded-0", "grpo-graded-1", "sft-large-0",
+    "lora8-large-0", "sft-large-1", "lora8-large-1",
 )  # fmt: skip
 # kinds that train every entry
-FULL = ("sft-slow", "sft-fast", "dpo", "grpo", "grpo-slow", "grpo-graded")
-SUPERVISED, REWARDED, LOW_RANK = (
-    ("sft-slow", "sft-fast"), ("grpo", "grpo-slow", "grpo-graded"), ("lora8", "lora64"),
-)  # fmt: skip
+FULL = ("sft-slow", "sft-fast", "sft-large", "dpo", "grpo", "grpo-slow", "grpo-graded")
+SUPERVISED, REWARDED = FULL[:3], FULL[4:]
+LOW_RANK = ("lora8", "lora8-large", "lora64")
 NEAR = 0.03  # of two shares that count as one
 HARDLY = 0.02  # a share that counts as none
 MASKED = 0.3  # excess from which a matrix counts as masked
@@ -527,8 +527,9 @@ gives the same figure; **does not hold**; **open**. They are of one model and sh
 ## The runs
 
 SFT sees questions and answers of WordNet, 256 tokens a step: slow at a rate of 1e-5, fast and
-masked at 5e-5, LoRA of rank 8 and 64 at 3e-4. GRPO (4 questions, 8 answers of up to 24 tokens a
-step) and DPO (one answer of the form over one that is not) have a rate of 3e-5, slow GRPO 1e-5. The
+masked at 5e-5, large at 3e-4; LoRA of rank 8 and 64 at 3e-4, large at 3e-3. GRPO (4 questions, 8
+answers of up to 24 tokens a step) and DPO (one answer of the form over one that is not) have a rate
+of 3e-5, slow GRPO 1e-5. The
 form is "{form["form"]}", which {100 * form["rates"][form["form"]]:.0f} % of the base's answers had.
 Once all answers to a question earn the same reward, GRPO has no gradient: see the steps that moved
 weights. So figures of `grpo` and `grpo-slow` are of few steps towards an easy reward. `grpo-graded`
