@@ -524,8 +524,8 @@ def verify(
         frozen: Of `trained`: what should be equal.
         base: Of `stored` and `mixture`: the model that the others were trained from.
         files: Where checkpoints come from, such as `shadow.Files(offline=True)`.
-        jobs: How many tensors are compared at a time; None: as many as there are cores, or as fit
-            the memory.
+        jobs: How many tensors are compared at a time; None: one, or of quantised models and
+            adapters as many as there are cores, or as fit the memory.
         say: Gets a line of text now and then.
         progress: Gets how far it is, after every tensor.
 

@@ -588,6 +588,29 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     assert fault.message == "w: 8,192 x 28,672 needs 1.8 GB of memory, 1.0 MB are free"
 
 
+def test_a_scan_takes_more_than_one_worker_only_where_something_is_decoded():
+    """A quantised side, whichever it is, or the factors of an adapter."""
+    from dataclasses import replace
+
+    from shadow.audits.machine_limits import MachineLimits
+    from shadow.audits.memory import scan_jobs
+    from shadow.checkpoints.pairing import Factor, MatrixPair, Operand
+    from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+    from shadow.places.architecture import Part, Place
+
+    place, machine = Place("language", 0, "mlp.up"), MachineLimits(4, "", 64 << 30, "the machine")
+    info = TensorInfo("w", "BF16", (640, 512), "s", 0, 0)
+    floats = Operand(info, Part(place))
+    packed = Operand(replace(info, dtype="INT8", packing=Packing("rows", info)), Part(place))
+    factored = Operand(info, Part(place), Factor(info, 1.0, transposed=False))
+    for base, tuned, jobs in (
+        (floats, floats, 1), (None, floats, 1), (packed, floats, 4), (floats, packed, 4),
+        (floats, factored, 4),
+    ):  # fmt: skip
+        pairs = [MatrixPair(place, side, tuned, 640, 512, True) for side in (floats, base)]
+        assert scan_jobs(pairs, machine) == jobs
+
+
 def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
     """BF16 over BF16: lists of a length on delta rows; by entries they give 1 - zero_share."""
     rng = np.random.default_rng(0)
