@@ -173,3 +173,14 @@ def redacted(text: str) -> str:
         return redacted_url(url) + found[0][len(url) :]
 
     return URL_IN_TEXT.sub(without, text)
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 7`: whole numbers in order, runs of them as their ends."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)

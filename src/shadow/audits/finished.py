@@ -11,7 +11,6 @@ from pathlib import Path
 from shadow import __version__
 from shadow.audits.journal import alone_at, remove_journal_of
 from shadow.audits.runtime import DEFAULTS, AuditResult, Runtime
-from shadow.checkpoints.pairing import in_ranges
 from shadow.claims.summary import Summary
 from shadow.comparing.gains import NO_SCORES, Scored
 from shadow.comparing.kept_scores import kept_bytes, read_kept
@@ -26,7 +25,7 @@ from shadow.reports.tables import absent_note
 from shadow.telling.reading import read_summary, summarise
 from shadow.telling.summary_file import FILE as SUMMARY
 from shadow.telling.summary_file import SUMMARISED, seal, summary_bytes
-from shadow.text import and_more
+from shadow.text import and_more, in_ranges
 
 SHOWN = 12  # characters of a commit or of a fingerprint
 LONGEST = 200  # characters of a value

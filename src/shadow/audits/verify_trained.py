@@ -20,7 +20,7 @@ from shadow.audits.verify_lined import (
     row_of,
 )
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair, in_ranges
+from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.patterns import Pattern, parse_pattern
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
@@ -37,6 +37,7 @@ from shadow.spectra.levels import round_trip
 from shadow.spectra.merging import half_ulp
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.targets.references import AnyReference
+from shadow.text import in_ranges
 
 SAMPLE = 16  # rows that are looked at for distinct values
 SMALLEST = 2.0**-24  # of F16, which may have come between

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.places.names import Facts, name_rules
 from shadow.reasons import Status
-from shadow.text import several
+from shadow.text import in_ranges, several
 
 Side = Literal["base", "tuned"]
 
@@ -252,17 +252,6 @@ def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> No
             f"{model}: no module {', '.join(chosen.modules)[:80]} there",
             f"it has {', '.join(there)}",
         )
-
-
-def in_ranges(numbers: Iterable[int]) -> str:
-    """`0-3, 7`: whole numbers in order, runs of them as their ends."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
 
 
 def _both(

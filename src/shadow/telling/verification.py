@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from shadow.claims.answer import Outcome
-from shadow.claims.verify.verification import IN_WORDS, FailedVerification, Verification
+from shadow.claims.verify.verification import (
+    IN_WORDS,
+    Against,
+    FailedVerification,
+    Verification,
+)
 from shadow.quantities import Quantity
 from shadow.telling.document import (
     Block,
@@ -21,16 +27,24 @@ from shadow.telling.document import (
     Table,
     Word,
 )
+from shadow.text import in_ranges
 
-SHOWN = 8  # of what speaks against a claim
+SHOWN = 8  # rows of what speaks against a claim
 LEVELS: Mapping[Outcome, Level] = {
     "holds": "passed",
     "does_not_hold": "fault",
     "cannot_be_told": "warning",
 }
-AGAINST = [Column("what speaks against it", "name"), Column("how", "text")]
+INDEX = re.compile(r"[0-9]{1,9}")  # in a name
+NUMBER = re.compile(r"[0-9][0-9,.]*")  # in a text
+RUNS = 4  # of indices that a name spells out
+AGAINST = Column("what speaks against it", "name")
+CANDIDATE = Column("candidate", "name")
+MANY = "how many a row stands for; how and size are of the one that differs most"
+COUNT = Column("count", legend=MANY)
+HOW = Column("how", "text")
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
-AGAINST.append(Column("size", legend=LEGEND))
+SIZE = Column("size", legend=LEGEND)
 CLAIMS = [Column("claim", "name"), Column("outcome", "text"), Column("why", "text")]
 
 
@@ -43,18 +57,56 @@ def verification_document(found: Verification) -> Document:
         Figures([FigureRow(name, text) for name, text in found.of.items()]),
     ]
     if found.against:
-        rows = [
-            [one.name, one.what, None if one.size is None else Quantity(one.size, "share")]
-            for one in found.against[:SHOWN]
-        ]
-        columns = AGAINST if any(one.size is not None for one in found.against) else AGAINST[:2]
-        if found.claim == "base":  # of which candidates stand there, that of the base too
-            columns = [Column("candidate", "name"), *columns[1:]]
-        blocks.append(Table(columns, [row[: len(columns)] for row in rows]))
-    if (hidden := len(found.against) - SHOWN) > 0:
-        blocks.append(Note(f"--json has {hidden:,} more"))
+        blocks += _against(found)
     blocks += [Note(text) for text in found.notes]
     return Document(blocks)
+
+
+def _against(found: Verification) -> list[Block]:
+    """What speaks against a claim. Where it is much, a row stands for all names that differ in
+    numbers alone; `base` has a row for each candidate.
+    """
+    of_base = found.claim == "base"
+    are_few = of_base or len(found.against) <= SHOWN
+    groups = [[one] for one in found.against] if are_few else _alike(found.against)
+    shown = groups[:SHOWN]
+    columns = [CANDIDATE if of_base else AGAINST]
+    cells: list[list[Cell]] = [[_names(group) for group in shown]]
+    if len(groups) < len(found.against):
+        columns.append(COUNT)
+        cells.append([f"{len(group):,}" for group in shown])
+    columns.append(HOW)
+    cells.append([group[0].what for group in shown])
+    if any(one.size is not None for one in found.against):
+        sizes = [group[0].size for group in shown]
+        columns.append(SIZE)
+        cells.append([None if size is None else Quantity(size, "share") for size in sizes])
+    blocks: list[Block] = [Table(columns, list(zip(*cells, strict=True)))]
+    if hidden := len(found.against) - sum(map(len, shown)):
+        blocks.append(Note(f"--json has {hidden:,} more"))
+    return blocks
+
+
+def _alike(against: Sequence[Against]) -> list[list[Against]]:
+    """In order, what has the same name and says the same but for numbers."""
+    groups: dict[tuple[str, str], list[Against]] = {}
+    for one in against:
+        key = INDEX.sub("#", one.name), NUMBER.sub("#", one.what)
+        groups.setdefault(key, []).append(one)
+    return list(groups.values())
+
+
+def _names(group: Sequence[Against]) -> str:
+    """`layers.0-7.mlp.up.weight`: names that differ in their indices alone."""
+    if len(group) == 1:
+        return group[0].name
+    indices = zip(*(map(int, INDEX.findall(one.name)) for one in group), strict=True)
+    told = iter([in_ranges(each).replace(" ", "") for each in indices])
+    return INDEX.sub(lambda _: _short(next(told)), group[0].name)
+
+
+def _short(ranges: str) -> str:
+    return ranges if ranges.count(",") < RUNS else "*"
 
 
 def verifications_document(found: Sequence[Verification | FailedVerification]) -> Document:

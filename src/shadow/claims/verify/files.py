@@ -61,13 +61,15 @@ def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...
         reason = "neither side has a file that matters"
         return Answer("files", "cannot_be_told", reason, figures), ()
     pickles = sum(row["kind"] == "pickle" and row["state"] == "changed" for row in matter)
-    reason = f"{counted(len(matter) - pickles, 'file says', 'files say')} the same"
+    agree = [row["path"] for row in matter if row["kind"] != "pickle" or row["state"] == "same"]
+    texts = [f"{several(agree, NAMED)} {'agrees' if len(agree) == 1 else 'agree'}"] if agree else []
     if pickles:
         changed = counted(
             pickles, "pickle has other bytes and is", "pickles have other bytes and are"
         )
-        reason += f"; {changed} not looked into"
-    return Answer("files", "holds", reason, figures), ()
+        texts.append(f"{changed} not looked into")
+    texts.append("weights are not compared")
+    return Answer("files", "holds", "; ".join(texts), figures), ()
 
 
 def _short(row: Mapping[str, Any]) -> str:

@@ -195,7 +195,7 @@ def _misfit(
     figures["rest"] = found.rest
     for letter, value in zip(LETTERS, found.weights, strict=False):
         figures[f"weight_{letter.lower()}"] = value
-    against += [Against(name, "another mixture", size) for name, size in found.apart.items()]
+    against += [Against(name, "not this mixture", size) for name, size in found.apart.items()]
     against += [
         Against(name, f"{counted(count, 'entry is', 'entries are')} another")
         for name, count in found.entries.items()

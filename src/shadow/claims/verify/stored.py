@@ -22,6 +22,7 @@ STORED = Claim(
     null="an entry that rounding alone does not explain",
 )
 MODULES = 3  # that lost most, in a note
+ALL = 0.995  # of the update's energy, which two digits call 100 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +206,9 @@ def _notes(found: Copy, figures: dict[str, Figure]) -> list[str]:
             f"{share(measured)} of the entries are the base's; rounding the full model leaves"
             f" {share(expected)}"
         )
-    if found.has_base and (modules := _by_module(found.tensors)):
-        named = ", ".join(f"{name} {share(max(0.0, some))}" for name, some, _ in modules[:MODULES])
+    lost = [one for one in _by_module(found.tensors) if one[1] < ALL] if found.has_base else []
+    if lost:
+        named = ", ".join(f"{name} {share(max(0.0, some))}" for name, some, _ in lost[:MODULES])
         notes.append(f"least of the update's energy is kept in {named}")
     return notes
 

@@ -42,7 +42,7 @@ STYLES: Mapping[Level, str] = {
     "quiet": "dim",
 }
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
-LONGEST_WORD = 48, 32  # letters of a name that is not broken, beside one column of text and more
+LONGEST_WORD = 52, 32  # letters of a name that is not broken, beside one column of text and more
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
 HEAD_ROOM = 22  # and of a head that is not broken, such as the name of a benchmark
