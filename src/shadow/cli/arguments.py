@@ -54,7 +54,7 @@ def selected(
     if base is not None and tuned is not None:
         given = [given_pair(typed_reference(base), typed_reference(tuned))]
     if name is not None:
-        if not given and len(targets) == 2 and all(map(is_reference, targets)):
+        if not given and len(targets) == 2 and any(map(is_reference, targets)):
             given = list(pairs_of_references(targets, {}))
             targets = []
         if not given or targets or listed or tags:
