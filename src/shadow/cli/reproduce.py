@@ -87,7 +87,7 @@ def reproduce(
     request = AuditRequest(
         Selection(pairs, pairs),
         folder / "reports",
-        Measuring(chosen.components, modules=chosen.modules),
+        Measuring(chosen.components, modules=chosen.modules, subjects=chosen.subjects),
         files_of(
             allow_pickle=allow_pickle,
             offline=offline,
@@ -242,7 +242,7 @@ def _is_our_page(path: Path) -> bool:
 def _as_json(
     panels: Sequence[Panel], measured: dict[Pair, PairByLayer], faults: dict[Pair, str]
 ) -> list[dict[str, object]]:
-    """What `--json` prints: for each panel its pairs and its run, with the figures of every layer."""
+    """What `--json` prints: for each panel its pairs and its run, with figures by layer."""
     from dataclasses import asdict
 
     def of_pair(panel: Panel, pair: Pair) -> dict[str, object]:

@@ -464,6 +464,7 @@ class RecipeForm(Form):
     source: Prose
     components: list[Word]
     modules: list[Word]
+    subjects: Literal["all", "delta", "none"] = "all"
     metrics: list[MetricForm] = Field(min_length=1)
     panels: dict[Name, PanelForm] = Field(min_length=1, max_length=20)
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shadow.errors import ShadowError, UsageError
 from shadow.files import registry_folder
@@ -114,6 +114,8 @@ class Recipe:
     """What is drawn by layer, 1 or more."""
     panels: tuple[Panel, ...]
     """The figures, 1 to 20."""
+    subjects: Literal["all", "delta", "none"] = "all"
+    """Whose spectra are measured: of base, tuned and delta; of the delta; or of none."""
 
     def only(self, names: Collection[str]) -> tuple[Panel, ...]:
         """The panels of these names; all without any. Raises UsageError for a name that is none."""
@@ -169,6 +171,7 @@ def read_recipe(name: str, registry: Path | None = None) -> Recipe:
         modules=tuple(form.modules),
         metrics=metrics,
         panels=panels,
+        subjects=form.subjects,
     )
 
 
