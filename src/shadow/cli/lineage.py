@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shadow.checkpoints.pairing import Filter
-    from shadow.comparing.lineage import Joint, Lineage, Linearity, Step
+    from shadow.comparing.lineage import Chain, Joint, Lineage, Linearity, Step
     from shadow.targets.families import Family
 
 LEFT_OUT = "left out by --no-joint"
@@ -102,12 +103,11 @@ def lineage(
     after = successions(in_order)
     if joint and after:
         in_order = with_joint(in_order, _held(in_order, jobs, allow_pickle=allow_pickle))
-        lines = _lines(in_order, jobs, allow_pickle=allow_pickle)
-        in_order = with_linearity(in_order, lines)
     elif after:
         keys = [(step.folder, later.folder) for step, later in after]
         in_order = with_joint(in_order, dict.fromkeys(keys, LEFT_OUT))
-        in_order = with_linearity(in_order, [LEFT_OUT] * len(in_order.chains))
+    line = partial(_line, jobs=jobs, allow_pickle=allow_pickle) if joint else _no_line
+    in_order = with_linearity(in_order, line)
     if as_json:
         console.show_json(in_order.as_json())
     else:
@@ -165,29 +165,27 @@ def _held(
     return held
 
 
-def _lines(of_steps: Lineage, jobs: int | None, *, allow_pickle: bool) -> list[Linearity | str]:
-    """What a straight line through its stages tells of every chain; or why nothing."""
+def _line(chain: Chain, jobs: int | None, *, allow_pickle: bool) -> Linearity | str:
+    """What a straight line through its stages tells of a chain; or why nothing."""
     from shadow.audits.joint import linearity, steps_of_run
 
-    found: list[Linearity | str] = []
-    for chain in of_steps.chains:
-        try:
-            if len(chain.steps) < 2:
-                raise ShadowError("fewer than three stages")
-            with console.steps("lineage") as update:
-                products, left_out = steps_of_run(
-                    [chain.steps[0].base, *(step.tuned for step in chain.steps)],
-                    jobs=jobs,
-                    allow_pickle=allow_pickle,
-                    chosen=_chosen(chain.steps),
-                    say=console.say,
-                    show=_titled(update, f"all stages to {chain.stages[-1]}"),
-                )
-            values = [value for _, value in products]
-            found.append(linearity(values, len(chain.stages), left_out))
-        except ShadowError as error:
-            found.append(error.message)
-    return found
+    try:
+        with console.steps("lineage") as update:
+            products, left_out = steps_of_run(
+                [chain.steps[0].base, *(step.tuned for step in chain.steps)],
+                jobs=jobs,
+                allow_pickle=allow_pickle,
+                chosen=_chosen(chain.steps),
+                say=console.say,
+                show=_titled(update, f"all stages to {chain.stages[-1]}"),
+            )
+    except ShadowError as error:
+        return error.message
+    return linearity([value for _, value in products], len(chain.stages), left_out)
+
+
+def _no_line(chain: Chain) -> str:
+    return LEFT_OUT
 
 
 def _chosen(steps: Sequence[Step]) -> Filter:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -583,14 +583,15 @@ def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> L
     return replace(known, chains=chains)
 
 
-def with_linearity(known: Lineage, found: Sequence[Linearity | str]) -> Lineage:
-    """The same with what a line tells of each chain, or why nothing."""
-    chains = [
-        replace(chain, linearity=one, no_linearity=None)
-        if isinstance(one, Linearity)
-        else replace(chain, no_linearity=one)
-        for chain, one in zip(known.chains, found, strict=True)
-    ]
+def with_linearity(known: Lineage, told: Callable[[Chain], Linearity | str]) -> Lineage:
+    """The same with what a line tells of each chain of three stages or more, or why nothing."""
+    chains = []
+    for chain in known.chains:
+        found = told(chain) if len(chain.steps) > 1 else "fewer than three stages"
+        if isinstance(found, Linearity):
+            chains.append(replace(chain, linearity=found))
+        else:
+            chains.append(replace(chain, no_linearity=found))
     return replace(known, chains=chains)
 
 

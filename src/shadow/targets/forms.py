@@ -435,7 +435,7 @@ class PanelForm(Form):
     text: Prose
     bears_on: Prose
     pairs: list[Entry] | None = Field(None, min_length=1)
-    stages: dict[StageName, Checkpoint] | None = Field(None, min_length=3, max_length=50)
+    stages: dict[StageName, Checkpoint] | None = Field(None, max_length=50)
     published: Published = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -443,6 +443,8 @@ class PanelForm(Form):
         if (self.pairs is None) == (self.stages is None):
             which = "neither `pairs` nor" if self.stages is None else "both `pairs` and"
             raise FaultError(f"it has {which} `stages`", self.WRITTEN)
+        if self.stages is not None and len(self.stages) < 3:
+            raise FaultError("a run of fewer than three stages", "list two as a pair", "stages")
         return self
 
     @field_validator("pairs")
