@@ -654,7 +654,7 @@ def test_the_recipe_of_linearity_tells_a_line_from_a_walk(straight, tmp_path, mo
     else:
         assert whole["measured"] == pytest.approx(whole["noise"], abs=0.02)
     assert len(panel["pairs"]) == 13
-    assert set(panel["pairs"][0]["whole"]) == {"relative_norm", "zero_share"}
+    assert set(panel["pairs"][0]["whole"]) == {"zero_share"}
     page = (tmp_path / "linearity" / "linearity.md").read_text()
     (row,) = [line for line in page.splitlines() if "| linearity |" in line]
     assert f"{whole['measured']:.2f}" in row
@@ -696,6 +696,7 @@ def test_a_run_without_one_of_its_stages_is_told(tmp_path, monkeypatch):
     page = (tmp_path / "linearity" / "linearity.md").read_text()
     assert "missing: grpo-1.5b:base..step-1300: the run lacks" in page
     assert "](grpo-1.5b.svg)" not in page
+    assert done.err.endswith("page and figures in linearity/: linearity.md\n")
 
 
 @pytest.mark.slow

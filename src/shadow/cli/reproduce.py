@@ -13,7 +13,7 @@ from shadow.cli import options as option
 from shadow.cli.arguments import files_of, of_pair
 from shadow.errors import ShadowError
 from shadow.files import placing, read_start
-from shadow.text import nearest, short
+from shadow.text import nearest, several, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,13 +107,12 @@ def reproduce(
 
     measured, faults = _audit(request, chosen, panels)
     document = recipe_document(chosen, panels, measured, faults)
-    _write(chosen, panels, document, folder=folder, measured=measured)
+    written = _write(chosen, panels, document, folder=folder, measured=measured)
     if as_json:
         console.show_json(_as_json(panels, measured, faults))
     else:
         console.show(document)
-    figures = ", ".join(f"{one.name}.svg" for one in panels)
-    console.say(f"page and figures in {folder}/: {chosen.name}.md, {figures}")
+    console.say(f"page and figures in {folder}/: {', '.join(written)}")
     if faults:
         raise typer.Exit(1)
 
@@ -193,7 +192,7 @@ def _run(
     from shadow.summary.rows import checkpoint_side
 
     if missing := [pair.name for pair in panel.pairs if pair not in reports]:
-        raise ShadowError(f"the run lacks {', '.join(missing)}")
+        raise ShadowError(f"the run lacks {several(missing)}")
     told = [reports[pair].provenance for pair in panel.pairs]
     sides = [told[0].told["base"], *(one.told["tuned"] for one in told)]
     with console.steps("stages") as update:
@@ -215,13 +214,15 @@ def _write(
     *,
     folder: Path,
     measured: dict[Pair, PairByLayer],
-) -> None:
-    """A figure for each panel that has a pair, then the page."""
+) -> list[str]:
+    """A figure for each panel that has something to draw, and the page: their names, it first."""
     from shadow.outputs.figures import is_our_figure
     from shadow.outputs.figures.panel import draw_panel
     from shadow.outputs.markdown import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{recipe.name}.md"
+    written = [page.name]
     for panel in panels:
         there = [measured[pair] for pair in panel.drawn if pair in measured]
         if there:
@@ -229,8 +230,10 @@ def _write(
             figure = folder / f"{panel.name}.svg"
             with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
-    with placing(folder / f"{recipe.name}.md", _is_our_page, "a page of shadow reproduce") as aside:
+            written.append(figure.name)
+    with placing(page, _is_our_page, "a page of shadow reproduce") as aside:
         aside.write_bytes(f"{markdown(document, level=1)}\n{MARK}\n".encode())
+    return written
 
 
 def _is_our_page(path: Path) -> bool:
