@@ -531,6 +531,10 @@ def test_an_adapter_is_a_last_step(planted, tmp_path):
         cosine(old, torch.cat(products).numpy()), abs=1e-6
     )
     assert (found["joint"]["matrices"], found["joint"]["left_out"]) == (chains.LAYERS, 13)
+    line = json.loads(done.out)["chains"][0]["linearity"]
+    walked = np.cumsum([0 * old, old, torch.cat(products).numpy()], axis=0)
+    assert line["r2"] == pytest.approx(explained(walked), rel=1e-6)
+    assert (line["matrices"], line["left_out"]) == (chains.LAYERS, 13)
     assert found["relative_norm_unrounded"] == pytest.approx(found["relative_norm"])
     assert found["kept"] == pytest.approx(1.0)
 

@@ -38,10 +38,10 @@ def products(walked: np.ndarray) -> StepProducts:
 @pytest.mark.parametrize("count", [3, 4, 5, 9, 14])
 @pytest.mark.parametrize("shape", [(30, 40), (90, 7), (3, 8, 5), (1, 1)])
 @pytest.mark.parametrize("drift", [0.0, 0.7])
-@pytest.mark.parametrize("block", [1 << 21, 130])
-def test_r2_is_that_of_a_regression_of_every_entry(monkeypatch, count, shape, drift, block):
-    """Whatever the number of stages, the shape and the blocks."""
-    monkeypatch.setattr(stages, "BLOCK", block)
+@pytest.mark.parametrize("part", [1 << 16, 130])
+def test_r2_is_that_of_a_regression_of_every_entry(monkeypatch, count, shape, drift, part):
+    """Whatever the number of stages, the shape and the parts."""
+    monkeypatch.setattr(stages, "PART", part)
     walked = path(shape, count, drift)
     found = products(walked)
     moves = np.diff(walked, axis=0).reshape(count - 1, -1)

@@ -1,7 +1,6 @@
 """The stages of one matrix, in one pass over all of them: the inner products of the steps between.
 
-Formed block by block in float64. In memory are two blocks of weights, and one for each step; blocks
-are the smaller, the more steps there are.
+Formed in float64, part by part. In memory are two parts of weights, and one for each step.
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ import torch
 
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.line import StepProducts
-from shadow.spectra.spectrum import BLOCK, Workspace, blocks, read_block
+from shadow.spectra.spectrum import Workspace, read_block, tiles
+
+PART = 1 << 16  # entries of a stage that are read at a time, so that all stages of them stay near
 
 
 def step_products(stages: Sequence[Matrix], space: Workspace) -> StepProducts:
     """Of two stages or more of one shape, in their order."""
     steps = len(stages) - 1
     inner, sums = np.zeros((steps, steps)), np.zeros(steps)
-    for index, _ in blocks(stages[0], BLOCK // steps):
+    for index, _ in tiles(stages[0], PART):
         before = read_block(stages[0], index, "base", torch.float64, space)
         moves = space.take("steps", (steps, before.numel()), torch.float64)
         for number, stage in enumerate(stages[1:]):
