@@ -426,6 +426,58 @@ def test_planted_deltas_are_held_against_each_other(planted, told):
     assert steps[0]["no_joint"] == "the first step"
 
 
+def test_a_line_through_planted_stages_is_a_regression_of_every_entry(planted, told):
+    """R² over all entries of the stored stages, and of their steps in random places, by NumPy;
+    whatever the number of workers.
+    """
+    top, stages = planted
+    walked = np.array([whole(stage) for stage in stages.values()])
+    moves = np.diff(walked, axis=0)
+    shuffled = np.array([np.random.default_rng(0).permutation(move) for move in moves])
+    found = told["chains"][0]["linearity"]
+    assert found["r2"] == pytest.approx(explained(walked), rel=1e-9)
+    start = 0 * walked[:1]
+    by_chance = explained(np.concatenate([start, shuffled.cumsum(axis=0)]))
+    assert found["r2_by_chance"] == pytest.approx(by_chance, abs=0.01)
+    assert (found["stages"], found["matrices"], found["left_out"]) == (4, 17, 0)
+    words = ("lineage", "toy", "--registry", "registry")
+    for jobs in ("1", "3"):
+        again = json.loads(shadow(*words, "--json", "--jobs", jobs, cwd=top).assert_done())
+        assert again["chains"][0]["linearity"] == found
+    page = " ".join(shadow(*words, cwd=top).assert_done().split())
+    assert (
+        f"base..rl: R² of a straight line through the 4 stages, at even steps, is"
+        f" {found['r2']:.2f}; of a walk with steps of these sizes, {found['r2_by_chance']:.2f}"
+    ) in page
+
+
+def explained(walked: np.ndarray) -> float:
+    """R² of a straight line over rows at even steps, all columns together."""
+    times, centred = np.arange(len(walked)), walked - walked.mean(axis=0)
+    times = times - times.mean()
+    return float(((times @ centred) ** 2).sum() / (times @ times) / (centred**2).sum())
+
+
+def test_a_matrix_that_some_stages_lack_is_left_out_of_the_line(planted, tmp_path):
+    """Without the matrix that the middle lacks; a chain of two stages has no line."""
+    _, stages = planted
+    lacking = "model.layers.1.mlp.up_proj.weight"
+    names = ("base", "sft", "dpo")
+    for name in names:
+        kept = {key: one for key, one in stages[name].items() if name != "sft" or key != lacking}
+        chains.save(tmp_path / name, kept, torch.bfloat16)
+    for base, tuned in pairwise(names):
+        shadow("audit", f"./{base}", f"./{tuned}", "--norms", "-o", "r", cwd=tmp_path).assert_done()
+    (chain,) = json.loads(shadow("lineage", "r", "--json", cwd=tmp_path).assert_done())["chains"]
+    rest = [{key: one for key, one in stages[name].items() if key != lacking} for name in names]
+    found = chain["linearity"]
+    assert found["r2"] == pytest.approx(explained(np.array([whole(one) for one in rest])))
+    assert (found["stages"], found["matrices"]) == (3, 16)
+    told = shadow("lineage", "r/dpo", "--json", cwd=tmp_path).assert_done()
+    (chain,) = json.loads(told)["chains"]
+    assert (chain["linearity"], chain["no_linearity"]) == (None, "fewer than three stages")
+
+
 def test_a_step_along_the_one_before_shows(planted, tmp_path):
     """rl takes half its energy from what dpo did: 1/sqrt(2) in the attention, shrunk by storage
     within its bounds.
@@ -479,6 +531,10 @@ def test_an_adapter_is_a_last_step(planted, tmp_path):
         cosine(old, torch.cat(products).numpy()), abs=1e-6
     )
     assert (found["joint"]["matrices"], found["joint"]["left_out"]) == (chains.LAYERS, 13)
+    line = json.loads(done.out)["chains"][0]["linearity"]
+    walked = np.cumsum([0 * old, old, torch.cat(products).numpy()], axis=0)
+    assert line["r2"] == pytest.approx(explained(walked), rel=1e-6)
+    assert (line["matrices"], line["left_out"]) == (chains.LAYERS, 13)
     assert found["relative_norm_unrounded"] == pytest.approx(found["relative_norm"])
     assert found["kept"] == pytest.approx(1.0)
 
@@ -511,10 +567,18 @@ def test_checkpoints_that_are_gone_or_changed_leave_the_joint_figures_out(plante
         assert done.code == 0, done.err
         return json.loads(done.out)["chains"][0]["steps"][1]
 
+    def line(*options: str) -> tuple[object, object]:
+        done = shadow("lineage", "r", "--format", "json", *options, cwd=work)
+        (chain,) = json.loads(done.assert_done())["chains"]
+        return chain["linearity"], chain["no_linearity"]
+
     assert second()["joint"] is not None
+    assert line()[0]["matrices"] == chains.LAYERS
     assert second("--no-joint")["no_joint"] == "left out by --no-joint"
+    assert line("--no-joint") == (None, "left out by --no-joint")
     chains.save(work / "dpo", stages["rl"], torch.bfloat16)
     assert second()["no_joint"].endswith("dpo has changed since it was audited")
+    assert line()[1] == second()["no_joint"]
     (work / "dpo" / "model.safetensors").unlink()
     assert second()["joint"] is None
     assert second()["ratio"] is not None

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,7 @@ def test_figures_by_layer_are_numpys(tmp_path):
 
 # ----------------------------------------------------------------------------------- recipes
 
+TOLD = "    published: "
 GOOD = """title: T
 source: S
 components: [language]
@@ -131,9 +133,6 @@ panels:
     bears_on: Which.
     pairs: [demo]
 """
-
-
-TOLD = "    published: "
 
 
 def recipe(tmp_path: Path, text: str) -> str:
@@ -183,6 +182,22 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
             f": [demo]\n{TOLD}{{'demo:base..broad': {{x: nan}}}}",
             r"11: 'nan' is not a n",
         ),
+        ("pairs: [demo]", "of: [demo]", r"own\.yaml:10: unknown key 'of'"),
+        ("    pairs: [demo]\n", "", r"own\.yaml:7: it has neither `pairs` nor `stages`"),
+        (
+            "[demo]",
+            "[demo]\n    stages: {a: ./a, b: ./b, c: ./c}",
+            r"7: it has both `pairs` and `s",
+        ),
+        ("pairs: [demo]", "stages: [./a, ./b, ./c]", r"own\.yaml:10: `stages` is not a mapping"),
+        ("pairs: [demo]", "stages: {a: ./a, b: ./b}", r"own\.yaml:10: a run of fewer than three"),
+        ("pairs: [demo]", "stages: {a: ./a, b: ./b, c..d: ./c}", r"10: 'c\.\.d' cannot name"),
+        ("pairs: [demo]", "stages: {a: ./a, b: {subfolder: s}, c: ./c}", r"10: .*has no `repo`"),
+        (
+            "pairs: [demo]",
+            f"stages: {{a: ./a, b: ./b, c: ./c}}\n{TOLD}{{'one:a..c': {{effective_rank: 1}}}}",
+            r"11: .*no metric: 'effective_rank'",
+        ),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_its_line(tmp_path, before, after, told):
@@ -201,6 +216,28 @@ def test_an_unknown_recipe_panel_or_metric_is_answered_with_the_nearest(tmp_path
     )
     assert told.code == 1
     assert "no metric 'effective_rnk'" in told.err
+
+
+def test_a_run_is_its_steps_and_its_ends(tmp_path):
+    """Stages in order are pairs of neighbours, called like the panel; folders are relative to the
+    file, and a stage may lie in a folder of a repository.
+    """
+    stages = "{base: ./b, s1: {repo: org/run, subfolder: global_step_1/hf_model}, '2': org/run@two}"
+    text = GOOD.replace(
+        "pairs: [demo]", f"stages: {stages}\n{TOLD}{{'one:base..2': {{linearity: .9}}}}"
+    )
+    (panel,) = read_recipe(recipe(tmp_path, text)).panels
+    assert [pair.full_name for pair in panel.pairs] == ["one:base..s1", "one:s1..2"]
+    assert panel.run is not None
+    assert (panel.run.full_name, panel.run.base) == ("one:base..2", panel.pairs[0].base)
+    assert panel.pairs[0].base.repo == str(tmp_path / "b")
+    assert panel.pairs[0].tuned == panel.pairs[1].base
+    assert panel.pairs[0].tuned.subfolder == "global_step_1/hf_model"
+    assert panel.pairs[1].tuned.revision == "two"
+    assert panel.figures([Metric("zero_share")]) == [
+        (panel.run, "linearity"),
+        *((pair, "zero_share") for pair in panel.pairs),
+    ]
 
 
 @given(st.text(max_size=300))
@@ -228,6 +265,7 @@ def test_published_figures_and_nulls_are_read(tmp_path):
 PANELS = {
     "benchmark-shadows": ["reasoning", "stages", "from-language-model"],
     "intruders": ["code", "math"],
+    "linearity": ["grpo-1.5b"],
     "off-principal": ["rewarded", "supervised"],
     "output-over-query": ["distilled", "others"],
     "subnetworks": ["rewarded", "supervised"],
@@ -553,6 +591,112 @@ def test_the_recipe_of_output_over_query_divides_means_and_knows_an_even_change(
         assert figure["noise"] == pytest.approx(null, rel=1e-3)
         assert figure["rounding"] is None
         assert ratio / null == pytest.approx(2 if pair.tuned.repo in distilled else 1, rel=0.05)
+
+
+def run_of(tmp_path: Path, hub: Hub, straight: bool) -> list[Tensors]:
+    """The stages that the recipe `linearity` names, on the Hub: weights of a master copy that
+    walks, or moves in a line, stored in BF16. Returned as they are stored.
+    """
+    generator = torch.Generator().manual_seed(0)
+    master = {
+        f"model.layers.{layer}.mlp.up_proj.weight": 0.02
+        * torch.randn(64, 96, generator=generator, dtype=torch.float64)
+        for layer in range(2)
+    }
+    (panel,) = read_recipe("linearity").panels
+    references = [panel.pairs[0].base, *(pair.tuned for pair in panel.pairs)]
+    steps = {name: torch.randn(64, 96, generator=generator) for name in master}
+    top, found = tmp_path / "repos", []
+    for number, reference in enumerate(references):
+        if number:
+            for name, weight in master.items():
+                if not straight:
+                    steps[name] = torch.randn(64, 96, generator=generator)
+                weight += 2e-4 * steps[name]
+        found.append({name: weight.bfloat16() for name, weight in master.items()})
+        folder = top / reference.repo / (reference.subfolder or "")
+        models.write(folder, found[-1], {"model_type": "qwen2"})
+    for repo in dict.fromkeys(reference.repo for reference in references):
+        hub.add(repo, top / repo)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("straight", [True, False])
+def test_the_recipe_of_linearity_tells_a_line_from_a_walk(straight, tmp_path, monkeypatch):
+    """R² of each layer and of both, of the stages as BF16 holds them, by NumPy; beside the walk,
+    .61 of fourteen stages, and what was published. A line has nearly 1, a walk what walks have.
+    """
+    with Hub() as hub:
+        stages = run_of(tmp_path, hub, straight)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        plan = json.loads(
+            run_shadow("reproduce", "linearity", "--plan", "--json", cwd=tmp_path).assert_done()
+        )
+        assert len(plan) == 13
+        done = run_shadow("reproduce", "linearity", "--json", cwd=tmp_path)
+    (panel,) = json.loads(done.assert_done())
+    run = panel["run"]
+    layers = [
+        np.array([stage[name].double().numpy().ravel() for stage in stages]) for name in stages[0]
+    ]
+    for path, told in zip(layers, run["figures"]["linearity"], strict=True):
+        assert told["measured"] == pytest.approx(explained(path), rel=1e-9)
+        assert told["noise"] == pytest.approx(0.6 * 197 / 195, abs=0.02)
+    whole = run["whole"]["linearity"]
+    assert whole["measured"] == pytest.approx(explained(np.concatenate(layers, axis=1)), rel=1e-9)
+    assert whole["noise"] == pytest.approx(0.6 * 197 / 195, abs=0.01)
+    assert whole["rounding"] is None
+    assert run["published"] == {"linearity": 0.9}
+    if straight:
+        assert whole["measured"] > 0.98
+    else:
+        assert whole["measured"] == pytest.approx(whole["noise"], abs=0.02)
+    assert len(panel["pairs"]) == 13
+    assert set(panel["pairs"][0]["whole"]) == {"zero_share"}
+    page = (tmp_path / "linearity" / "linearity.md").read_text()
+    (row,) = [line for line in page.splitlines() if "| linearity |" in line]
+    assert f"{whole['measured']:.2f}" in row
+    assert "0.9" in row.replace(f"{whole['measured']:.2f}", "")
+    assert "](grpo-1.5b.svg)" in page
+    drawn = (tmp_path / "linearity" / "grpo-1.5b.svg").read_text()
+    assert "rounding alone" not in drawn
+
+
+def explained(path: np.ndarray) -> float:
+    """R² of a straight line over stages at even steps, all entries together."""
+    times = np.arange(len(path))
+    fitted = np.polyfit(times, path, 1)
+    residues = path - fitted[1] - times[:, None] * fitted[0]
+    return float(1 - (residues**2).sum() / ((path - path.mean(axis=0)) ** 2).sum())
+
+
+@pytest.mark.slow
+def test_a_run_without_one_of_its_stages_is_told(tmp_path, monkeypatch):
+    """A folder that the repository lacks: the pairs that meet it and the run are missing, the
+    others are there.
+    """
+    with Hub() as hub:
+        run_of(tmp_path, hub, straight=True)
+        repo = "Miaow-Lab/RLVR-Linearity-Checkpoints"
+        shutil.rmtree(tmp_path / "repos" / repo / "global_step_300")
+        hub.add(repo, tmp_path / "repos" / repo)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        done = run_shadow("reproduce", "linearity", "--json", cwd=tmp_path)
+    assert done.code == 1
+    (panel,) = json.loads(done.out)
+    assert [one["pair"] for one in panel["pairs"] if one.get("error")] == [
+        "step-200..step-300",
+        "step-300..step-400",
+    ]
+    assert "global_step_300/hf_model" in done.err
+    assert panel["run"]["error"] == "the run lacks step-200..step-300, step-300..step-400"
+    page = (tmp_path / "linearity" / "linearity.md").read_text()
+    assert "missing: grpo-1.5b:base..step-1300: the run lacks" in page
+    assert "](grpo-1.5b.svg)" not in page
+    assert done.err.endswith("page and figures in linearity/: linearity.md\n")
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """Three checkpoints, of which one is the base of another or of both others -> how their two deltas
-stand to each other.
+stand to each other; the stages of one run -> the inner products of its steps.
 
 Nothing is fetched: checkpoints are those in folders, or in the Hub's cache at the commit that a
 report names, and they must be what the report says. Of each matrix a few blocks are in memory, and
@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -33,18 +34,23 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, pair_checkpoints
 from shadow.comparing.comparison import Comparison
 from shadow.comparing.directions import DeltaDirections, ModuleDirections, no_shared_base
-from shadow.comparing.lineage import Joint
+from shadow.comparing.lineage import Joint, Linearity
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
 from shadow.reports.provenance import all_that_are
 from shadow.spectra.joint import JointValues, Pairs, joint_values, sibling_values
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.line import StepProducts, line_share
 from shadow.spectra.spectrum import Workspace
+from shadow.spectra.stages import step_products
 from shadow.summary.grid import order_of
 from shadow.summary.rows import CheckpointSide, checkpoint_side
 from shadow.targets.references import ComponentBase, Reference
 
 Show = Callable[[int, int], None]
+Matched = TypeVar("Matched", bound=tuple[MatrixPair, ...])
+Values = TypeVar("Values")
 
 
 def hold_against(
@@ -73,6 +79,49 @@ def hold_against(
         values = [value for _, value in _measured(matched, chain, jobs, show)]
     known = [value for value in values if value is not None]
     return summed(known, left_out + len(values) - len(known))
+
+
+def steps_of_run(
+    sides: Sequence[CheckpointSide],
+    *,
+    jobs: int | None = None,
+    allow_pickle: bool = False,
+    chosen: Filter = Filter(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = lambda text: None,
+    show: Show = lambda done, total: None,
+) -> tuple[list[tuple[Place, StepProducts]], int]:
+    """The stages of one run, as reports name them, three or more -> the inner products of its steps
+    by matrix, and how many matrices only some stages have.
+
+    Raises ShadowError with the reason where a stage is not at hand, or nothing lines up.
+    """
+    with _opened(sides, allow_pickle=allow_pickle, say=say) as stages:
+        for stage in stages[:-1]:
+            if stage.adapter:
+                raise ShadowError(f"{stage.reference} is an adapter, so no delta starts from it")
+        steps = [pair_checkpoints(*two, chosen)[0] for two in pairwise(stages)]
+        runs = _through(steps)
+        if not runs:
+            raise ShadowError("no matrix is in all stages")
+        _fetch(stages, say)
+        measured = _measured(runs, partial(_of_run, stages), jobs, show)
+    known = [(run[0].place, value) for run, value in measured if value is not None]
+    if not known:
+        raise ShadowError("no matrix is finite and cut in one way in all stages")
+    every = {pair.place for pairs in steps for pair in pairs if pair.is_matrix and pair.base}
+    return known, len(every) - len(known)
+
+
+def linearity(values: Sequence[StepProducts], stages: int, left_out: int) -> Linearity:
+    """All entries of these matrices together, one or more."""
+    summed = StepProducts.summed(values)
+    return Linearity(
+        stages=stages,
+        matrices=len(values),
+        left_out=left_out,
+        r2=line_share(summed.inner),
+        r2_by_chance=line_share(summed.by_chance),
+    )
 
 
 def with_directions(
@@ -219,18 +268,28 @@ def _matched(
     return matched, len(mine) + len(by_place) - 2 * len(matched)
 
 
+def _through(steps: Sequence[Sequence[MatrixPair]]) -> list[tuple[MatrixPair, ...]]:
+    """The matrices that all steps have, each as its pairs in order."""
+    runs: list[tuple[MatrixPair, ...]] = [(pair,) for pair in steps[0]]
+    for pairs in steps[1:]:
+        matched, _ = _matched([run[-1] for run in runs], pairs, lambda pair: pair.tuned)
+        after = {old.place: new for old, new in matched}
+        runs = [(*run, after[run[0].place]) for run in runs if run[0].place in after]
+    return runs
+
+
 def _measured(
-    matched: Sequence[Match],
-    measure: Callable[[Match], JointValues | None],
+    matched: Sequence[Matched],
+    measure: Callable[[Matched], Values | None],
     jobs: int | None,
     show: Show,
-) -> list[tuple[Match, JointValues | None]]:
+) -> list[tuple[Matched, Values | None]]:
     """The values of every match, the largest first; None where its entries are not finite or cut in
     other ways.
     """
-    workers = jobs or default_jobs([pair for pair, _ in matched], machine_limits())
+    workers = jobs or default_jobs([match[0] for match in matched], machine_limits())
     largest_first = sorted(matched, key=lambda match: -cost(match[0]))
-    values: list[JointValues | None] = []
+    values: list[Values | None] = []
     with (
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
@@ -266,6 +325,20 @@ def _of_siblings(checkpoints: Three, match: Match) -> JointValues | None:
     pairs: Pairs = (of_first, of_base), views(new, new.base, base, second)
     formats = old.tuned.info.dtype, old.base.info.dtype, new.tuned.info.dtype
     return _of(sibling_values, pairs, formats)
+
+
+def _of_run(stages: Sequence[Checkpoint], run: tuple[MatrixPair, ...]) -> StepProducts | None:
+    matrices: list[Matrix] = []
+    for number, pair in enumerate(run):
+        assert pair.base is not None, "matched"
+        if number and pair.base != run[number - 1].tuned:
+            return None
+        before, after = views(pair, pair.base, stages[number], stages[number + 1])
+        matrices += [after] if number else [before, after]
+    if len({tuple(matrix.shape) for matrix in matrices}) > 1:
+        return None
+    products = step_products(matrices, own_workspace())
+    return products if products.finite else None
 
 
 def _of(

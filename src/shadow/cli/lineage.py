@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,8 +22,11 @@ from shadow.text import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shadow.comparing.lineage import Joint, Lineage
+    from shadow.checkpoints.pairing import Filter
+    from shadow.comparing.lineage import Chain, Joint, Lineage, Linearity, Step
     from shadow.targets.families import Family
+
+LEFT_OUT = "left out by --no-joint"
 
 
 def lineage(
@@ -69,6 +73,7 @@ def lineage(
         successions,
         unaudited,
         with_joint,
+        with_linearity,
     )
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families
@@ -100,7 +105,9 @@ def lineage(
         in_order = with_joint(in_order, _held(in_order, jobs, allow_pickle=allow_pickle))
     elif after:
         keys = [(step.folder, later.folder) for step, later in after]
-        in_order = with_joint(in_order, dict.fromkeys(keys, "left out by --no-joint"))
+        in_order = with_joint(in_order, dict.fromkeys(keys, LEFT_OUT))
+    line = partial(_line, jobs=jobs, allow_pickle=allow_pickle) if joint else _no_line
+    in_order = with_linearity(in_order, line)
     if as_json:
         console.show_json(in_order.as_json())
     else:
@@ -137,20 +144,13 @@ def _held(
     """What the joint pass finds for every two successive steps; or why it cannot be made."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     from shadow.audits.joint import hold_against
-    from shadow.checkpoints.pairing import Filter
     from shadow.comparing.lineage import successions
 
     held: dict[tuple[str, str], Joint | str] = {}
     for before, step in successions(of_steps):
-        chosen = Filter(
-            components=tuple(step.chosen.get("components", ())),
-            layers=tuple(step.chosen.get("layers", ())),
-            modules=tuple(step.chosen.get("modules", ())),
-        )
         title = f"{before.start}..{before.end} and {step.start}..{step.end}"
         try:
-            if step.chosen != before.chosen:
-                raise ShadowError("the two audits were restricted in different ways")
+            chosen = _chosen((before, step))
             with console.steps("lineage") as update:
                 held[before.folder, step.folder] = hold_against(
                     (before.base, before.tuned, step.tuned),
@@ -163,6 +163,44 @@ def _held(
         except ShadowError as error:
             held[before.folder, step.folder] = error.message
     return held
+
+
+def _line(chain: Chain, jobs: int | None, *, allow_pickle: bool) -> Linearity | str:
+    """What a straight line through its stages tells of a chain; or why nothing."""
+    from shadow.audits.joint import linearity, steps_of_run
+
+    try:
+        with console.steps("lineage") as update:
+            products, left_out = steps_of_run(
+                [chain.steps[0].base, *(step.tuned for step in chain.steps)],
+                jobs=jobs,
+                allow_pickle=allow_pickle,
+                chosen=_chosen(chain.steps),
+                say=console.say,
+                show=_titled(update, f"all stages to {chain.stages[-1]}"),
+            )
+    except ShadowError as error:
+        return error.message
+    return linearity([value for _, value in products], len(chain.stages), left_out)
+
+
+def _no_line(chain: Chain) -> str:
+    return LEFT_OUT
+
+
+def _chosen(steps: Sequence[Step]) -> Filter:
+    """What these audits were all restricted to. Raises ShadowError where they differ."""
+    from shadow.checkpoints.pairing import Filter
+
+    chosen = steps[0].chosen
+    if any(step.chosen != chosen for step in steps):
+        which = "two audits" if len(steps) == 2 else "audits"
+        raise ShadowError(f"the {which} were restricted in different ways")
+    return Filter(
+        components=tuple(chosen.get("components", ())),
+        layers=tuple(chosen.get("layers", ())),
+        modules=tuple(chosen.get("modules", ())),
+    )
 
 
 def _titled(update: Callable[[int, int, str], None], title: str) -> Callable[[int, int], None]:

@@ -13,11 +13,12 @@ from shadow.cli import options as option
 from shadow.cli.arguments import files_of, of_pair
 from shadow.errors import ShadowError
 from shadow.files import placing, read_start
-from shadow.text import nearest, short
+from shadow.text import nearest, several, short
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from shadow.reports.report import Report
     from shadow.summary.by_layer import PairByLayer
     from shadow.targets.families import Pair
     from shadow.targets.recipes import Panel, Recipe
@@ -32,8 +33,8 @@ def reproduce(
         str,
         typer.Argument(
             help=(
-                "A recipe: benchmark-shadows, intruders, off-principal, output-over-query,"
-                " subnetworks, unchanged; or a YAML file of your own."
+                "A recipe: benchmark-shadows, intruders, linearity, off-principal,"
+                " output-over-query, subnetworks, unchanged; or a YAML file of your own."
             ),
             metavar="RECIPE",
         ),
@@ -86,7 +87,7 @@ def reproduce(
     request = AuditRequest(
         Selection(pairs, pairs),
         folder / "reports",
-        Measuring(chosen.components, modules=chosen.modules),
+        Measuring(chosen.components, modules=chosen.modules, subjects=chosen.subjects),
         files_of(
             allow_pickle=allow_pickle,
             offline=offline,
@@ -104,15 +105,14 @@ def reproduce(
         return
     from shadow.telling.recipe import recipe_document
 
-    measured, faults = _audit(request, chosen)
+    measured, faults = _audit(request, chosen, panels)
     document = recipe_document(chosen, panels, measured, faults)
-    _write(chosen, panels, document, folder=folder, measured=measured)
+    written = _write(chosen, panels, document, folder=folder, measured=measured)
     if as_json:
         console.show_json(_as_json(panels, measured, faults))
     else:
         console.show(document)
-    figures = ", ".join(f"{one.name}.svg" for one in panels)
-    console.say(f"page and figures in {folder}/: {chosen.name}.md, {figures}")
+    console.say(f"page and figures in {folder}/: {', '.join(written)}")
     if faults:
         raise typer.Exit(1)
 
@@ -146,25 +146,65 @@ def _plan(request: AuditRequest, *, as_json: bool) -> None:
 
 
 def _audit(
-    request: AuditRequest, recipe: Recipe
+    request: AuditRequest, recipe: Recipe, panels: Sequence[Panel]
 ) -> tuple[dict[Pair, PairByLayer], dict[Pair, str]]:
-    """The figures of every pair that could be audited, and what went wrong with the others."""
+    """The figures of every pair that could be audited and of every run, and what went wrong with
+    the others.
+    """
     from shadow.audits.perform import perform
     from shadow.reports.report import Report
     from shadow.summary.by_layer import by_layer
 
+    reports: dict[Pair, Report] = {}
     measured: dict[Pair, PairByLayer] = {}
     faults: dict[Pair, str] = {}
+
+    def failed(pair: Pair, error: ShadowError) -> None:  # one does not stop the others
+        console.complain(of_pair(error, pair))
+        faults[pair] = error.message
+
     bars = console.pairs_progress(len(request.selection.own), is_list=False)
     with console.continuable(request.folders()), bars as watch:
         for outcome in perform(request, say=console.say, watch=watch):
             try:
-                report = Report(outcome.finished().folder)
-                measured[outcome.pair] = by_layer(report, recipe.metrics)
-            except ShadowError as error:  # one failing pair does not stop the others
-                console.complain(of_pair(error, outcome.pair))
-                faults[outcome.pair] = error.message
+                reports[outcome.pair] = Report(outcome.finished().folder)
+                measured[outcome.pair] = by_layer(reports[outcome.pair], recipe.metrics)
+            except ShadowError as error:
+                failed(outcome.pair, error)
+    for panel in panels:
+        if panel.run is not None:
+            try:
+                measured[panel.run] = _run(panel, panel.run, reports, request)
+            except ShadowError as error:
+                failed(panel.run, error)
     return measured, faults
+
+
+def _run(
+    panel: Panel, run: Pair, reports: Mapping[Pair, Report], request: AuditRequest
+) -> PairByLayer:
+    """How linear a run is, from the checkpoints of its reports. Raises ShadowError for one without
+    all of them.
+    """
+    from shadow.audits.joint import steps_of_run
+    from shadow.checkpoints.pairing import Filter
+    from shadow.summary.by_layer import run_by_layer
+    from shadow.summary.rows import checkpoint_side
+
+    if missing := [pair.name for pair in panel.pairs if pair not in reports]:
+        raise ShadowError(f"the run lacks {several(missing)}")
+    told = [reports[pair].provenance for pair in panel.pairs]
+    sides = [told[0].told["base"], *(one.told["tuned"] for one in told)]
+    with console.steps("stages") as update:
+        products, _ = steps_of_run(
+            [checkpoint_side(side) for side in sides],
+            jobs=request.jobs,
+            allow_pickle=request.files.allow_pickle,
+            chosen=Filter(told[0].components, told[0].layers, told[0].modules),
+            say=console.say,
+            show=lambda done, total: update(done, total, run.full_name),
+        )
+    return run_by_layer(run, [(place.layer, value) for place, value in products])
 
 
 def _write(
@@ -174,22 +214,26 @@ def _write(
     *,
     folder: Path,
     measured: dict[Pair, PairByLayer],
-) -> None:
-    """A figure for each panel that has a pair, then the page."""
+) -> list[str]:
+    """A figure for each panel that has something to draw, and the page: their names, it first."""
     from shadow.outputs.figures import is_our_figure
     from shadow.outputs.figures.panel import draw_panel
     from shadow.outputs.markdown import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{recipe.name}.md"
+    written = [page.name]
     for panel in panels:
-        there = [measured[pair] for pair in panel.pairs if pair in measured]
+        there = [measured[pair] for pair in panel.drawn if pair in measured]
         if there:
-            drawn = draw_panel(there, [metric.name for metric in recipe.metrics])
+            drawn = draw_panel(there, panel.names(recipe.metrics))
             figure = folder / f"{panel.name}.svg"
             with placing(figure, is_our_figure, "a figure of shadow") as aside:
                 aside.write_bytes(drawn)
-    with placing(folder / f"{recipe.name}.md", _is_our_page, "a page of shadow reproduce") as aside:
+            written.append(figure.name)
+    with placing(page, _is_our_page, "a page of shadow reproduce") as aside:
         aside.write_bytes(f"{markdown(document, level=1)}\n{MARK}\n".encode())
+    return written
 
 
 def _is_our_page(path: Path) -> bool:
@@ -201,7 +245,7 @@ def _is_our_page(path: Path) -> bool:
 def _as_json(
     panels: Sequence[Panel], measured: dict[Pair, PairByLayer], faults: dict[Pair, str]
 ) -> list[dict[str, object]]:
-    """What `--json` prints: for each panel its pairs, with the figures of every layer."""
+    """What `--json` prints: for each panel its pairs and its run, with figures by layer."""
     from dataclasses import asdict
 
     def of_pair(panel: Panel, pair: Pair) -> dict[str, object]:
@@ -212,6 +256,10 @@ def _as_json(
         return {"family": pair.family, "pair": pair.name, "error": error, "published": published}
 
     return [
-        {"panel": panel.name, "pairs": [of_pair(panel, pair) for pair in panel.pairs]}
+        {
+            "panel": panel.name,
+            "pairs": [of_pair(panel, pair) for pair in panel.pairs],
+            "run": panel.run and of_pair(panel, panel.run),
+        }
         for panel in panels
     ]

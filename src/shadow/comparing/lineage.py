@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -162,6 +162,26 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Linearity:
+    """How well a straight line tells the path of the weights over stages, if these lie at even
+    steps: see shadow.spectra.line.
+    """
+
+    stages: int
+    """Three or more."""
+    matrices: int
+    """Matrices of all stages, 0 or more."""
+    left_out: int
+    """Matrices that only some stages have, 0 or more."""
+    r2: float | None
+    """R² of the line over all entries together, 0 to 1: those that moved most count most. None
+    where nothing moved.
+    """
+    r2_by_chance: float | None
+    """The same of a walk whose steps are these with their entries in random places."""
+
+
+@dataclass(frozen=True)
 class Chain:
     """Stages that follow one another."""
 
@@ -169,6 +189,10 @@ class Chain:
     steps: list[Step]
     whole: list[Step]
     """Reports that pass over stages of it."""
+    linearity: Linearity | None = None
+    """What a straight line through all stages tells of them."""
+    no_linearity: str | None = None
+    """Why there is no such figure; None where there is one, or nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -556,6 +580,18 @@ def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> L
             else:
                 steps.append(replace(step, no_joint=outcome))
         chains.append(replace(chain, steps=steps))
+    return replace(known, chains=chains)
+
+
+def with_linearity(known: Lineage, told: Callable[[Chain], Linearity | str]) -> Lineage:
+    """The same with what a line tells of each chain of three stages or more, or why nothing."""
+    chains = []
+    for chain in known.chains:
+        found = told(chain) if len(chain.steps) > 1 else "fewer than three stages"
+        if isinstance(found, Linearity):
+            chains.append(replace(chain, linearity=found))
+        else:
+            chains.append(replace(chain, no_linearity=found))
     return replace(known, chains=chains)
 
 

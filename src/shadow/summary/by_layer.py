@@ -1,11 +1,12 @@
 """A report -> a figure of its deltas by layer, beside what independent noise of the same size would
-leave there.
+leave there; the steps of a run -> how linear it is by layer, beside a walk.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from shadow.reports.report import Report
+from shadow.spectra.line import StepProducts, line_share
 from shadow.spectra.noise import noise_effective_rank, shift_by_noise
 from shadow.summary.layer_medians import ranked
 from shadow.summary.picture import median_of_known
-from shadow.targets.recipes import Metric
+from shadow.targets.families import Pair
+from shadow.targets.recipes import LINEARITY, Metric
 
 KINDS = ("measured", "noise", "rounding")  # of figures
 
@@ -27,10 +30,10 @@ class LayerFigure:
 
     layer: int
     measured: float
-    """The median over the layer's matrices."""
+    """The median over the layer's matrices; of a run, of all their entries together."""
     noise: float | None
-    """The same of independent noise with the Frobenius norm of each delta; None of figures that
-    none is known for.
+    """The same of independent noise with the Frobenius norm of each delta; of a run, of a walk
+    whose steps are its own in random places. None of figures that none is known for.
     """
     rounding: float | None
     """The same of rounding alone: the norm over `floor_ratio`. None too if nothing was rounded."""
@@ -49,12 +52,12 @@ class WholeFigure:
 
 @dataclass(frozen=True)
 class PairByLayer:
-    """The figures of one pair."""
+    """The figures of one pair, or of a run as its first and last stage."""
 
     family: str
     pair: str
-    relative_norm: float
-    """The median over the matrices."""
+    relative_norm: float | None
+    """The median over the matrices; None of a run."""
     figures: dict[str, tuple[LayerFigure, ...]]
     """By metric, in the order of the layers; empty where no matrix in a layer changed."""
     whole: dict[str, WholeFigure]
@@ -85,6 +88,28 @@ def by_layer(report: Report, metrics: Sequence[Metric]) -> PairByLayer:
     if len(inside):
         norm = float(inside["relative_norm"].median())
     return PairByLayer(provenance.family, provenance.pair, norm, figures, whole)
+
+
+def run_by_layer(run: Pair, steps: Iterable[tuple[int | None, StepProducts]]) -> PairByLayer:
+    """How linear a run is, from the layer and the products of every matrix; without those outside
+    layers.
+    """
+    layers: defaultdict[int, list[StepProducts]] = defaultdict(list)
+    for layer, products in steps:
+        if layer is not None:
+            layers[layer].append(products)
+    summed = {layer: StepProducts.summed(layers[layer]) for layer in sorted(layers)}
+    figures = []
+    for layer, products in summed.items():
+        measured = line_share(products.inner)
+        if measured is not None:
+            figures.append(LayerFigure(layer, measured, line_share(products.by_chance), None))
+    whole = WholeFigure(None, None, None)
+    if summed:
+        every = StepProducts.summed([*summed.values()])
+        whole = WholeFigure(line_share(every.inner), line_share(every.by_chance), None)
+    told = {LINEARITY: tuple(figures)}
+    return PairByLayer(run.family, run.name, None, told, {LINEARITY: whole})
 
 
 def _modules(metric: Metric) -> tuple[str | None, ...]:

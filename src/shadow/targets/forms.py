@@ -415,6 +415,13 @@ def _number(text: object) -> float:
     return number
 
 
+def _stage(name: str) -> str:
+    if ".." in name:
+        raise FaultError(f"{short(name)} cannot name a stage", "write single dots")
+    return name
+
+
+StageName = Annotated[Name, AfterValidator(_stage)]
 Published = dict[Word, dict[Word, Annotated[float, BeforeValidator(_number)]]]
 
 
@@ -423,15 +430,27 @@ class PanelForm(Form):
 
     CALLED = "a panel"
 
+    WRITTEN = "it has `pairs`, or `stages` of one run in order"
+
     text: Prose
     bears_on: Prose
-    pairs: list[Entry] = Field(min_length=1)
+    pairs: list[Entry] | None = Field(None, min_length=1)
+    stages: dict[StageName, Checkpoint] | None = Field(None, max_length=50)
     published: Published = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_one_of_both(self) -> PanelForm:
+        if (self.pairs is None) == (self.stages is None):
+            which = "neither `pairs` nor" if self.stages is None else "both `pairs` and"
+            raise FaultError(f"it has {which} `stages`", self.WRITTEN)
+        if self.stages is not None and len(self.stages) < 3:
+            raise FaultError("a run of fewer than three stages", "list two as a pair", "stages")
+        return self
 
     @field_validator("pairs")
     @classmethod
-    def _have_no_claims(cls, pairs: list[Entry]) -> list[Entry]:
-        for at, pair in enumerate(pairs):
+    def _have_no_claims(cls, pairs: list[Entry] | None) -> list[Entry] | None:
+        for at, pair in enumerate(pairs or ()):
             if pair.claims:
                 hint = "claims are for `shadow audit --list`"
                 raise FaultError("a pair of a recipe has no claims", hint, at, "claims")
@@ -447,6 +466,7 @@ class RecipeForm(Form):
     source: Prose
     components: list[Word]
     modules: list[Word]
+    subjects: Literal["all", "delta", "none"] = "all"
     metrics: list[MetricForm] = Field(min_length=1)
     panels: dict[Name, PanelForm] = Field(min_length=1, max_length=20)
 

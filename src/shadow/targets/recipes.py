@@ -2,16 +2,17 @@
 claim.
 
 A recipe is YAML in `registry/recipes/` or anywhere: title, source, components, modules, metrics,
-and panels, each with a text, what it bears on, pairs as in a list of `--list`, and what was
-published of these.
+and panels, each with a text, what it bears on, pairs as in a list of `--list` or the stages of one
+run, and what was published of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shadow.errors import ShadowError, UsageError
 from shadow.files import registry_folder
@@ -22,9 +23,11 @@ from shadow.text import nearest, short
 
 if TYPE_CHECKING:
     from shadow.targets.forms import PanelForm
+    from shadow.targets.references import Reference
 
 DESCRIBED = "docs/reproduce.md describes recipes"
 MOST_PAIRS = 12  # of a panel
+LINEARITY = "linearity"  # the figure of a run
 
 
 # a column, and the one of what storage or chance alone gives
@@ -70,9 +73,28 @@ class Panel:
     bears_on: str
     """Which claim it bears on."""
     pairs: tuple[Pair, ...]
-    """What is drawn, 1 to 12."""
+    """What is audited: 1 to 12, or the steps of a run in order."""
     published: Mapping[str, Mapping[str, float]]
     """What the source says, by the full name of a pair and the name of a metric."""
+    run: Pair | None = None
+    """The first and the last stage of a run, which is drawn in place of its steps; None where pairs
+    have nothing to do with one another.
+    """
+
+    @property
+    def drawn(self) -> tuple[Pair, ...]:
+        """What its figure is of."""
+        return self.pairs if self.run is None else (self.run,)
+
+    def names(self, metrics: Sequence[Metric]) -> list[str]:
+        """The figures that are drawn."""
+        return [metric.name for metric in metrics] if self.run is None else [LINEARITY]
+
+    def figures(self, metrics: Sequence[Metric]) -> list[tuple[Pair, str]]:
+        """Every pair with each figure that is told of it, in order."""
+        drawn = [(pair, name) for pair in self.drawn for name in self.names(metrics)]
+        steps = self.pairs if self.run else ()
+        return [*drawn, *((pair, metric.name) for pair in steps for metric in metrics)]
 
 
 @dataclass(frozen=True)
@@ -92,6 +114,8 @@ class Recipe:
     """What is drawn by layer, 1 or more."""
     panels: tuple[Panel, ...]
     """The figures, 1 to 20."""
+    subjects: Literal["all", "delta", "none"] = "all"
+    """Whose spectra are measured: of base, tuned and delta; of the delta; or of none."""
 
     def only(self, names: Collection[str]) -> tuple[Panel, ...]:
         """The panels of these names; all without any. Raises UsageError for a name that is none."""
@@ -124,13 +148,7 @@ def read_recipe(name: str, registry: Path | None = None) -> Recipe:
 
     form, lines = read_form(RecipeForm, file, hint=DESCRIBED)
     panels = tuple(
-        Panel(
-            name=name,
-            text=panel.text,
-            bears_on=panel.bears_on,
-            pairs=_pairs(panel, ("panels", name, "pairs"), lines, file=file, registry=registry),
-            published=panel.published,
-        )
+        _panel(name, panel, lines, file=file, registry=registry)
         for name, panel in form.panels.items()
     )
     metrics = tuple(
@@ -140,7 +158,7 @@ def read_recipe(name: str, registry: Path | None = None) -> Recipe:
     _require_known(panels, metrics, lines, file)
     named: dict[str, Pair] = {}
     for panel in panels:
-        for pair in panel.pairs:
+        for pair in (*panel.pairs, *panel.drawn):
             if named.setdefault(pair.full_name, pair) != pair:
                 line = lines["panels", panel.name]
                 message = f"{file}:{line}: two different pairs are called {pair.full_name}"
@@ -153,6 +171,7 @@ def read_recipe(name: str, registry: Path | None = None) -> Recipe:
         modules=tuple(form.modules),
         metrics=metrics,
         panels=panels,
+        subjects=form.subjects,
     )
 
 
@@ -165,10 +184,12 @@ def _require_known(
         message = f"{file}:{lines['metrics',]}: the metric {twice} is listed twice"
         raise ShadowError(message, DESCRIBED)
     for panel in panels:
-        pairs = [pair.full_name for pair in panel.pairs]
-        for pair, figures in panel.published.items():
-            where: KeyPath = ("panels", panel.name, "published", pair)
-            unknown = (("pair", pair, pairs), *(("metric", name, names) for name in figures))
+        told: dict[str, list[str]] = {}
+        for pair, name in panel.figures(metrics):
+            told.setdefault(pair.full_name, []).append(name)
+        for of, figures in panel.published.items():
+            where: KeyPath = ("panels", panel.name, "published", of)
+            unknown = (("pair", of, [*told]), *(("metric", n, told.get(of, [])) for n in figures))
             for what, name, known in unknown:
                 if name not in known:
                     message = f"{file}:{lines[where]}: a published figure of no {what}"
@@ -176,11 +197,34 @@ def _require_known(
                     raise ShadowError(f"{message}: {short(name)}", hint)
 
 
+def _panel(
+    name: str,
+    form: PanelForm,
+    lines: Mapping[KeyPath, int],
+    *,
+    file: Path,
+    registry: Path | None,
+) -> Panel:
+    run = None
+    if form.stages is None:
+        pairs = _pairs(form, ("panels", name, "pairs"), lines, file=file, registry=registry)
+    else:
+        stages = [(stage, one.reference) for stage, one in form.stages.items()]
+        pairs = tuple(_between(name, *ends) for ends in pairwise(stages))
+        run = _between(name, stages[0], stages[-1])
+    return Panel(name, form.text, form.bears_on, pairs, form.published, run)
+
+
+def _between(run: str, start: tuple[str, Reference], end: tuple[str, Reference]) -> Pair:
+    """Two stages of a run, which is called like its panel."""
+    return Pair(run, f"{start[0]}..{end[0]}", start[1], end[1])
+
+
 def _pairs(
     panel: PanelForm, at: KeyPath, lines: Mapping[KeyPath, int], file: Path, registry: Path | None
 ) -> tuple[Pair, ...]:
     pairs: dict[Pair, None] = {}
-    for entry in entries_of(panel.pairs, lines, str(file), at):
+    for entry in entries_of(panel.pairs or [], lines, str(file), at):
         if isinstance(entry.names, Pair):
             pairs[entry.names] = None
             continue

@@ -128,8 +128,32 @@ def _notes(chain: Chain) -> Iterator[Paragraph]:
         if step.no_unrounded is not None and step.matrices:
             reasons.append((step, f"size as stored: {step.no_unrounded}"))
     told = [f"{step.start}..{step.end}: {text}" for step, text in reasons if text]
+    if text := line_text(chain):
+        told.append(f"{chain.stages[0]}..{chain.stages[-1]}: {text}")
     for place, text in enumerate(told):
         yield Paragraph(text, quiet=True, close=place > 0)
+
+
+def line_text(chain: Chain) -> str:
+    """How well a straight line tells the path over all stages, and a walk; or why that is missing,
+    where no step says the same.
+    """
+    line = chain.linearity
+    if line is None:
+        missing = {None, *(step.no_joint for step in chain.steps)}
+        if len(chain.steps) < 2 or chain.no_linearity in missing:
+            return ""
+        return f"no R² of a line: {chain.no_linearity}"
+    text = (
+        f"R² of a straight line through the {line.stages} stages, at even steps, is"
+        f" {text_of(line.r2, 'fixed')}; of a walk with steps of these sizes,"
+        f" {text_of(line.r2_by_chance, 'fixed')}"
+    )
+    if line.left_out:
+        text += (
+            f"; without {counted(line.left_out, 'matrix', 'matrices')} that only some of them have"
+        )
+    return text
 
 
 def chance_text(before: Step, step: Step) -> str:

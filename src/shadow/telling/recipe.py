@@ -27,6 +27,10 @@ ALONE = (
     " a mean. Noise alone is what independent entries with the norm of the delta give, or what the"
     " recipe names; rounding alone is what the rounding of the stored weights gives."
 )
+RUN = (
+    "Linearity is R² of a straight line through the stages of a run at even steps, over all entries"
+    " of its layers together; noise alone is a walk whose steps are the run's own in random places."
+)
 HEADS = {"measured": "measured", "noise": "noise alone", "rounding": "rounding alone"}
 
 
@@ -53,17 +57,19 @@ def _blocks(
         yield Section(panel.name)
         yield Paragraph(panel.text)
         yield Paragraph(panel.bears_on)
-        if any(pair in measured for pair in panel.pairs):
+        if panel.run:
+            yield Paragraph(RUN)
+        if any(pair in measured for pair in panel.drawn):
             yield Image(panel.name, f"{panel.name}.svg")
         yield _table(recipe, panel, measured)
-        for pair in panel.pairs:
+        for pair in dict.fromkeys((*panel.drawn, *panel.pairs)):
             if pair in faults:
                 yield Note(f"missing: {pair.full_name}: {faults[pair]}", "fault")
 
 
 def _table(recipe: Recipe, panel: Panel, measured: Mapping[Pair, PairByLayer]) -> Table:
-    names = [metric.name for metric in recipe.metrics]
-    rows = [(pair, measured.get(pair), name) for pair in panel.pairs for name in names]
+    figures = panel.figures(recipe.metrics)
+    rows = [(pair, measured.get(pair), name) for pair, name in figures]
     fields = [
         named("pair", lambda row: row[0].full_name),
         named("figure", lambda row: row[2]),

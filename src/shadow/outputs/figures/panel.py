@@ -19,7 +19,13 @@ from shadow.outputs.figures.style import (
     whole_numbers,
 )
 from shadow.summary.by_layer import PairByLayer
+from shadow.targets.recipes import LINEARITY
 
+OF_PAIRS = (
+    "noise alone: independent entries of the delta's norm; rounding alone: of its norm /"
+    " floor_ratio"
+)
+OF_RUNS = "R² of a straight line; noise alone: a walk with the run's own steps in random places"
 COLUMN = 2.1  # inches a pair
 ROW = 1.5  # inches a metric
 
@@ -37,7 +43,8 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
                 noise = [one.noise for one in layers]
                 rounding = [one.rounding for one in layers]
                 axes.plot(places, noise, color=RED, linestyle=(0, (4, 1.5)), label="noise alone")
-                if rounding != noise:  # the rank of noise does not depend on its size
+                # the rank of noise does not depend on its size, and that of a run is not known
+                if rounding != noise and metric != LINEARITY:
                     axes.plot(
                         places, rounding, color=BLUE, linestyle=(0, (1, 1)), label="rounding alone"
                     )
@@ -59,9 +66,5 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
                 quieten(axes)
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=6)
-        annotate(
-            figure,
-            "noise alone: independent entries of the delta's norm; rounding alone: of its norm /"
-            " floor_ratio",
-        )
+        annotate(figure, OF_RUNS if LINEARITY in metrics else OF_PAIRS)
         return saved(figure, "svg")
