@@ -286,11 +286,11 @@ def of_lines(*r2: float) -> mechanisms_page.Study:
 @pytest.mark.parametrize(
     ("r2", "verdict"),
     [
-        ((0.81, 0.82), "does not hold: AdamW on noise has it too"),
+        ((0.81, 0.82), "does not hold of these stages: AdamW on noise has it too"),
         ((0.9, 0.89), "holds of SFT as well"),
         ((0.98, 0.97), "holds"),
         ((0.98, 0.9), "open: seeds disagree"),
-        ((0.81,), "does not hold: AdamW on noise has it too (one seed)"),
+        ((0.81,), "does not hold of these stages: AdamW on noise has it too (one seed)"),
     ],
 )
 def test_a_line_is_held_against_noise(r2: tuple[float, ...], verdict: str) -> None:
