@@ -155,6 +155,12 @@ def test_patterns_are_component_layers_and_module():
         "language.layers.0-3.attn.*": (True, False, False),
         "layers.4-7": (False, False, False),
         "layers.*": (True, False, True),
+        "layers": (True, False, True),
+        "language.layers": (True, False, False),
+        "layers.attn": (True, False, True),
+        "layer.3.attn.q": (True, False, True),
+        "language.attn": (True, False, False),
+        "layers.mlp": (False, False, False),
         "attn.q": (True, False, True),
         "*.embed": (False, True, False),
         "embed": (False, True, False),
@@ -185,10 +191,32 @@ def test_patterns_are_component_layers_and_module():
         "a b",
         "x" * 300,
         "layers.3.foo",
+        "layers.3x",
+        "layersattn",
+        "att",
     ):
         with pytest.raises(UsageError) as caught:
             parse_pattern(wrong)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("model.layers.3.self_attn.q_proj.weight", "language.layers.3.attn.q"),
+        ("model.layers.12.mlp.down_proj", "language.layers.12.mlp.down"),
+        ("self_attn.o_proj", "attn.o"),
+        ("q_proj", "attn.q"),
+        ("up_proj", "mlp.up"),
+        ("model.embed_tokens.weight", "language.embed"),
+        ("lm_head", "language.head"),
+    ],
+)
+def test_a_tensor_name_gets_the_pattern_of_its_place(name, pattern):
+    with pytest.raises(UsageError) as caught:
+        parse_pattern(name)
+    assert caught.value.hint == f"did you mean {pattern!r}?"
+    parse_pattern(pattern)
 
 
 def test_the_command_needs_a_pattern_that_names_something(tmp_path):

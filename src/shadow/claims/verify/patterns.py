@@ -1,9 +1,10 @@
 """Places as people write them: `language.layers.0-7.attn.*`, `language.embed`, `norm`.
 
-    pattern := [component "."] ["layers." range "."] [module | "experts." [which "."] range]
+    pattern := [component "."] ["layers" ["." range] "."] [module | "experts." [which "."] range]
 
-At least one of the three; component and module may hold * and ?. What is left out is any. The last
-range is of experts, whether each has tensors of its own or they are stacked in one.
+At least one of the three; component and module may hold * and ?. What is left out is any, and
+`attn` is `attn.*`. The last range is of experts, whether each has tensors of its own or they are
+stacked in one.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from shadow.errors import UsageError
-from shadow.places.architecture import Place
+from shadow.places.architecture import Place, place_tensors
 from shadow.places.names import name_rules, nearest_modules
 from shadow.text import closest, short
 
 SUCH_AS = "such as language.layers.0-7, language.embed or norm"
 EXPERTS = re.compile(r"experts(?:\.([a-z_*?]+))?\.(\d{1,6})(?:-(\d{1,6}))?")
-LAYERS = re.compile(r"layers\.(?:(\d{1,6})(?:-(\d{1,6}))?|\*)(?:\.|$)")
+LAYERS = re.compile(r"layers?(?:\.(\d{1,6})(?:-(\d{1,6}))?(?![^.])|\.\*(?![^.])|(?![^.]))\.?")
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,26 @@ def parse_pattern(text: str) -> Pattern:
         rest, experts = f"experts.{match[1] or '*'}", (int(match[2]), int(match[3] or match[2]))
         if experts[1] < experts[0]:
             raise UsageError(f"{short(text)}: no experts {match[2]}-{match[3]}", SUCH_AS)
+    if any(module.startswith(f"{rest}.") for module in rules.modules):
+        rest = f"{rest}.*"
     if rest and not any(fnmatchcase(module, rest) for module in rules.modules):
-        close = nearest_modules(rest) or closest(first, rules.components)
+        close = _of_tensor(text) or nearest_modules(rest) or closest(first, rules.components)
         hint = f"did you mean {close!r}?" if close else SUCH_AS
         raise UsageError(f"{short(text)}: no module {short(rest)}", hint)
     return Pattern(text, component, layers, in_layers, rest or "*", experts)
+
+
+def _of_tensor(text: str) -> str | None:
+    """The pattern of the place that a tensor's name has in most models: of `q_proj`, attn.q."""
+    block = "model.layers.0."
+    for before in ("", block, f"{block}self_attn.", f"{block}mlp."):
+        for name in (f"{before}{text}", f"{before}{text}.weight"):
+            parts = place_tensors({name: (1, 1)}, {})[name]
+            place = parts[0].place
+            if len(parts) > 1 or "other" in (place.component, place.module):
+                continue
+            if before:
+                return place.module
+            layer = [] if place.layer is None else [f"layers.{place.layer}"]
+            return ".".join([place.component, *layer, place.module])
+    return None
