@@ -62,9 +62,7 @@ def first_code(codes: Collection[int]) -> int:
 
 
 def table(*claims: Claim) -> dict[str, Claim]:
-    """Claims by their codes, in their order, with the error rates that benchmarks/sentences.py and
-    benchmarks/claims.py measured.
-    """
+    """Claims by their codes, in their order, with the error rates that benchmarks measured."""
     return {
         claim.code: replace(claim, error_rate=claim.error_rate or _measured().get(claim.code))
         for claim in claims

@@ -118,9 +118,7 @@ def label(
     trainings: Trainings | None,
     unlike: str,
 ) -> tuple[Label, str]:
-    """The label of figures and its reason. stopped: the reasons of the gates that failed; unlike:
-    why no trainings.
-    """
+    """The label and its reason. stopped: why gates failed; unlike: why there are no trainings."""
     if stopped:
         return "not assessable", "; ".join(stopped)
     concentration, spiked = figures["concentration"], figures["spiked"]

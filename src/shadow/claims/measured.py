@@ -113,9 +113,7 @@ class Measured:
         return rows
 
     def states(self, figure: Metric) -> dict[str, str | None]:
-        """What is known of each place, or of each file, that a rule names: see
-        `shadow.claims.states`.
-        """
+        """What is known of each place or file that a rule names: see `shadow.claims.states`."""
         if figure.component == FILES:
             if self.summary.files is None:
                 return {}
@@ -154,9 +152,7 @@ class Measured:
         return list(self._rows[at].intervals)
 
     def figure(self, at: Scope, metric: str, layers: tuple[int, int] | None = None) -> JudgedFigure:
-        """The summary's figure of that name, else the median over the delta rows of the place; in
-        some layers the latter.
-        """
+        """The summary's figure of that name, else, and in some layers, the median of delta rows."""
         name = ".".join((*at, metric))
         if layers is not None:
             component, module = at[0] if at else None, at[1] if len(at) > 1 else None

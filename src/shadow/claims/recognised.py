@@ -135,9 +135,7 @@ def is_rearranged(record: PairRecord) -> bool:
 
 
 def is_copy(record: PairRecord) -> bool:
-    """Whether every tensor that changed is the other side's in another format; unknown, so no, of a
-    report made before 0.2.0.
-    """
+    """Whether all that changed is the other side's in another format; no, of old reports."""
     casts = record.recognised.casts
     return casts is not None and casts.tensors > 0 and not casts.beside
 
@@ -163,9 +161,7 @@ def beyond_rounding(record: PairRecord) -> int:
 
 
 def is_lost(record: PairRecord) -> bool:
-    """Whether so much was, or may have been, rounded away that what is stored does not show the
-    update.
-    """
+    """Whether so much may have been rounded away that what is stored hides the update."""
     inside, floor = record.inside_layers, record.figures.floor_ratio
     unknown = inside.rounded_away
     if floor is None or floor < CLEAR:

@@ -133,9 +133,7 @@ def choose(
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """One training of the reference: a row of runs.csv. Figures are medians over matrices, as a
-    summary has them.
-    """
+    """A training of the reference, as runs.csv has it. Figures are medians over matrices."""
 
     short_side: int
     """The smaller dimension of its matrices, the median, 1 or more."""
@@ -256,9 +254,7 @@ def points(name: str, value: float, bound: Bound) -> int:
 
 
 def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Word, str]:
-    """The label that the figures of a summary get among these trainings, and why. It has a
-    concentration.
-    """
+    """The label among these trainings, and why. The figures have a concentration."""
     value, norm = figures["concentration"], figures["relative_norm"]
     assert value is not None
     low, high = trainings.norms
@@ -296,9 +292,7 @@ def _outside(norm: float | None, trainings: Trainings) -> str:
 
 
 def _objecting(way: int, figures: Mapping[str, float | None], trainings: Trainings) -> list[str]:
-    """The axes beside concentration that lie beyond their bound on the other side, with their
-    figures.
-    """
+    """The other axes that lie beyond their bound on the other side, with their figures."""
     found = []
     for name, bound in trainings.bounds.items():
         figure = figures.get(name)
@@ -308,9 +302,7 @@ def _objecting(way: int, figures: Mapping[str, float | None], trainings: Trainin
 
 
 def _beyond(way: int, trainings: Trainings, bound: Bound) -> tuple[Word, str]:
-    """The label beyond a bound, and beyond how many trainings that is: way is +1 where more
-    concentrated, else -1.
-    """
+    """The label beyond a bound, and beyond how many trainings. way: +1 more concentrated, or -1."""
     label: Word = "distributed"
     data, count, than, limit = "narrow", trainings.narrow, "lower", bound.distributed
     if way > 0:

@@ -105,8 +105,7 @@ class Metric:
     Of a claim, its name and its patterns.
     """
     layers: tuple[int, int] | None = None
-    """The first and the last layer that is meant, from 0; None for all, and for what lies outside.
-    """
+    """The first and the last layer that is meant, from 0; None for all."""
 
     def __str__(self) -> str:
         layers = None

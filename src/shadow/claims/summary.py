@@ -38,9 +38,7 @@ class Finding:
         return " ".join(sentence.text for sentence in self.sentences)
 
     def __str__(self) -> str:
-        """The headline and the sentences as one paragraph: `print` of all fields would fill a
-        screen.
-        """
+        """The headline and the sentences as one paragraph."""
         return f"{self.headline} {self.text}".strip()
 
 
@@ -112,9 +110,7 @@ class Summary(PairRecord):
         return f"{self.family}:{self.pair}, {self.label}. {self.finding}"
 
     def as_json(self) -> dict[str, Any]:
-        """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in
-        the same order.
-        """
+        """The keys of `summary.json`. warnings are texts there, warning_codes their codes."""
         columns: dict[str, Any] = {}
         for key, value in asdict(self).items():
             columns[key] = value

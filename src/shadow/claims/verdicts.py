@@ -86,9 +86,7 @@ class Verdict:
 
     rule: Rule
     outcome: Verdicts
-    """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the
-    rule allows that.
-    """
+    """`met`: violated; `passed`; `missing`: nothing to judge; `skipped`: so the rule allows."""
     detail: str
     """What was found, in a line: of many figures the first NAMED."""
     findings: tuple[RuleFigure, ...] = ()
@@ -99,9 +97,7 @@ class Verdict:
 
     @property
     def code(self) -> int:
-        """The exit code it asks for: 4 met, 1 missing, 5 of a claim that cannot be told; 0 if the
-        rule is but a warning.
-        """
+        """The exit code: 4 met, 1 missing, 5 cannot be told; 0 if the rule is but a warning."""
         if self.rule.severity != "error":
             return 0
         return {"met": 4, "missing": 5 if self.is_open else 1}.get(self.outcome, 0)
@@ -345,9 +341,7 @@ def _is_open(rule: Rule, now: Measured, at: Scope) -> bool:
 
 
 def is_median(figure: Metric) -> bool:
-    """Whether a figure is the median over the matrices of its place, and not a sum, a share or a
-    norm of all of them.
-    """
+    """Whether a figure is the median over the matrices of its place."""
     if figure.layers is not None:
         return True
     if figure.component is None:

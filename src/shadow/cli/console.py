@@ -73,9 +73,7 @@ def show_json(value: Any) -> None:
 def show_json_pairs(
     pairs: Sequence[Any], format: str, index: Mapping[str, Any] | None = None
 ) -> None:
-    """Pairs as JSON: an array, or an object with the index of their list; as `jsonl` a line each,
-    without the index.
-    """
+    """Pairs as JSON: an array, or an object with the index of their list; as `jsonl` lines."""
     if format == "jsonl":
         for pair in pairs:
             _print_json(pair)

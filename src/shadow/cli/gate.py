@@ -272,9 +272,7 @@ def at_fault(
     seconds: float | None = None,
     kept: bool = False,
 ) -> Judgement:
-    """What came of a pair that has no report, or whose finished report was kept; its fault is said
-    at once.
-    """
+    """What came of a pair without a new report; its fault is said at once."""
     from shadow.claims.verdicts import Judgement
 
     console.complain(error)

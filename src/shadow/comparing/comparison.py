@@ -216,9 +216,7 @@ def check_count(count: int, *, scored: bool) -> None:
 def _ranking(
     reports: Sequence[ComparedReport], contrasts: Sequence[Contrast]
 ) -> list[RankedReport]:
-    """All reports by median concentration over the cells that every one has, the most concentrated
-    first.
-    """
+    """All reports by median concentration over the cells that every one has, largest first."""
     if len(reports) < 3:
         return []
     medians = _shared_cells(contrasts[: len(reports) - 1])

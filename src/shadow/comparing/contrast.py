@@ -86,9 +86,7 @@ class Contrast:
     second: str
     relation: Relation
     verified: str | None
-    """How they are known to share the weights that relation says they share: by commit, content or
-    spectra.
-    """
+    """How it is known which weights they share: by commit, content or spectra."""
     matched: MatchedCounts
     unmatched: list[UnmatchedMatrices]
     """What one of them has alone, by reason."""
@@ -181,9 +179,7 @@ def _without_verdict(figure: Difference) -> Difference:
 def _counts(
     first: ComparedReport, second: ComparedReport, matched: pd.DataFrame, cells: pd.DataFrame
 ) -> MatchedCounts:
-    """What is compared: matrices, how many of them lie in layers and so have a vote, and their
-    share of each report.
-    """
+    """What is compared: matrices, those in layers, which vote, and their share of each report."""
     parameters = int((matched["rows"] * matched["cols"]).sum())
 
     def share_of(report: ComparedReport) -> float:
@@ -275,9 +271,7 @@ def _ceiling(ceilings: NDArray[np.float64], held: NDArray[np.float64]) -> str:
 
 
 def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
-    """Concentration's own verdict, if at least two of the other four point its way, and more than
-    point the other.
-    """
+    """Concentration's own verdict, if two or more of the others, and most of them, agree."""
     concentration, others = figures[0], [figure for figure in figures[1:] if figure.direction]
     directed = ("more concentrated", "less concentrated")
     if concentration.verdict in directed:
@@ -345,9 +339,7 @@ def _sentence(
 
 
 def _pointing(figures: Sequence[Difference], way: int) -> list[str]:
-    """The titles of the voting figures that point one way: +1 to the first report as more
-    concentrated, -1 to less.
-    """
+    """The voting figures that call the first report more (+1) or less (-1) concentrated."""
     titles = {figure.name: figure.title for figure in FIGURES}
     return [
         titles[figure.figure] for figure in figures if figure.direction and figure.points == way
@@ -489,9 +481,7 @@ def _warn_of_deltas(
 
 
 def _energy_shares(matched: pd.DataFrame, module: str, labels: Sequence[str]) -> str:
-    """`; 46 % of the energy of A, 12 % of B`: the share of a module in the change of the matrices
-    that are compared; empty where norms are not known.
-    """
+    """`; 46 % of the energy of A, 12 % of B`: a module's share; empty where norms are not known."""
     energies = matched[[f"frobenius_norm_{side}" for side in SIDES]].astype(float) ** 2
     shares = energies[matched["module"] == module].sum() / energies.sum()
     if not shares.gt(0).all():

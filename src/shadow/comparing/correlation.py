@@ -207,9 +207,7 @@ def _left_out(metadata: ReportMetadata, concentration: float, before: str | None
 
 
 def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
-    """Correlations of every group, of the difference of two groups where there are two, and of
-    every benchmark.
-    """
+    """Correlations of every group, of the difference of two, and of every benchmark."""
     taking = [entry for entry in entries if entry.left_out is None]
     groups = (gain.group for entry in taking for gain in entry.scored.gains)
     names = list(dict.fromkeys(group for group in groups if group is not None))

@@ -106,9 +106,7 @@ class Difference:
 
     @property
     def points(self) -> int:
-        """+1 where the interval lies wholly where the first is more concentrated, -1 where less,
-        else 0.
-        """
+        """+1 where the interval lies wholly where the first is more concentrated, -1 where less."""
         if self.low is None or self.high is None:
             return 0
         if self.low > 0:
@@ -120,9 +118,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """Medians of each figure's paired differences, on its scale (see FIGURES); None where no matrix
-    has it.
-    """
+    """Medians of paired differences on the scales of FIGURES; None where no matrix has one."""
 
     concentration: float | None
     stable_rank: float | None
@@ -161,9 +157,7 @@ class LayerDifferences(Differences, _Layer):
 
 
 def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
-    """Adds to matched deltas, for every figure X, X_first, X_second and X_difference, and null: ln
-    N of both.
-    """
+    """Adds X_first, X_second and X_difference of every figure X, and null: ln N of both."""
     added: dict[str, NDArray[np.float64]] = {}
     with np.errstate(all="ignore"):
         for figure in FIGURES:
@@ -205,9 +199,7 @@ def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
-    """The difference of one figure over cells that lie in layers; margin is that of concentration.
-    See Difference.
-    """
+    """See Difference. cells: inside layers; margin: that of concentration."""
     column = f"{figure.name}_difference"
     known = cells[cells[column].notna()]
     by_layer = known.groupby(["component", "layer"])
@@ -246,9 +238,7 @@ def _figure_verdict(
     high: float | None,
     margin: float | None,
 ) -> ComparisonVerdict | None:
-    """What one figure says: a direction only if 0 is outside the interval and the margin is
-    reached.
-    """
+    """What one figure says: a direction only beyond 0 and beyond the margin."""
     if not figure.direction:
         return None
     if apart is None or low is None or high is None or low <= 0 <= high:

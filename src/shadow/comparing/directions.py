@@ -27,9 +27,7 @@ class Directions:
     directions: int
     """The most leading singular directions that are taken of each matrix."""
     overlap_left: float | None
-    """The mean squared cosine of the principal angles between the leading directions of the
-    outputs, 0 to 1: the mean over matrices.
-    """
+    """Mean squared cosine of the leading output directions, 0 to 1: mean over matrices."""
     overlap_right: float | None
     """The same of the inputs."""
     chance_overlap_left: float | None

@@ -229,9 +229,7 @@ def _bytes_apart(
 def _spectra_apart(
     first: ComparedReport, side: Side, second: ComparedReport, other: Side
 ) -> str | None:
-    """What tells two checkpoints apart by their measured spectra; None when every matrix of both
-    looks the same.
-    """
+    """What tells two checkpoints apart by their spectra; None when all their matrices are alike."""
     matched = match(first.subject(side), second.subject(other), by_base=False)
     if matched.empty:
         return "they share no matrix of the same place and shape"

@@ -157,9 +157,7 @@ def _resolved(model: str, here: str) -> str:
 
 
 def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
-    """One line on the models of the files that are no side of any pair, with the nearest side that
-    has no scores.
-    """
+    """One line on the models that are no side of any pair, with the nearest side."""
     sides = [side for pair in known for side in pair]
     alone = [
         name for name, commit in given.models if not any(fit(name, commit, side) for side in sides)

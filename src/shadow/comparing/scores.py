@@ -81,9 +81,7 @@ class Score:
     benchmark: str
     """MAX_TEXT characters at most."""
     metric: str | None
-    """None where the file names none; a filter of the harness other than `none` follows after a
-    comma.
-    """
+    """None where the file names none; a filter of the harness follows after a comma."""
     score: float
     """In the unit of the file, -LARGEST to LARGEST."""
     stderr: float | None
@@ -144,9 +142,7 @@ class ScoreFiles:
 
 
 def read_scores(paths: Iterable[Path]) -> ScoreFiles:
-    """The scores of files and folders. Raises ShadowError, naming file and line, for what cannot be
-    understood.
-    """
+    """The scores of files and folders. Raises ShadowError, naming file and line."""
     files: list[ScoreFile] = []
     rows: list[Score] = []
     groups: dict[str, str] = {}
@@ -180,9 +176,7 @@ def _refuse_many(count: int, file: Path | str) -> None:
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
-    """Each file and whether it was found in a folder; folders in the order of names, without hidden
-    files.
-    """
+    """Each file and whether it was found in a folder; without hidden files, by name."""
     for path in paths:
         try:
             is_folder = path.is_dir()
@@ -406,9 +400,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _metrics(result: Any) -> Iterator[tuple[str, str, str]]:
-    """(metric, its key, the key of its standard error) of a task: keys are `acc,none`, in old
-    versions `acc`.
-    """
+    """(metric, its key, the key of its standard error): `acc,none`, in old versions `acc`."""
     result = _inside(result)
     with_filter = any("," in key for key in result)
     for key, value in result.items():
@@ -473,9 +465,7 @@ def _conditions(data: Mapping[str, Any], task: str) -> tuple[tuple[str, str], ..
 
 
 def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The model's name, as the harness takes it from its arguments (an adapter before its base),
-    and its commit.
-    """
+    """The model's name, as the harness takes it (an adapter before its base), and its commit."""
     config = _inside(data, "config")
     arguments = _arguments(config.get("model_args"))
     name, sha = data.get("model_name"), config.get("model_sha")
@@ -499,9 +489,7 @@ def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]
 
 
 def _arguments(given: Any) -> dict[str, str]:
-    """`model_args`: a mapping, or in older versions text such as
-    `pretrained=org/name,revision=main`.
-    """
+    """`model_args`: a mapping, or in older versions text such as `pretrained=org/name`."""
     if isinstance(given, dict):
         return {key: value for key, value in given.items() if isinstance(value, str)}
     if not isinstance(given, str):

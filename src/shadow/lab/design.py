@@ -148,9 +148,7 @@ TREATMENTS: Mapping[str, Treatment] = {
 
 @dataclass(frozen=True)
 class Base:
-    """A decoder trained from random numbers, on the original mixture of its world or, cold, on the
-    core alone.
-    """
+    """A decoder trained from random numbers, on its world's mixture or, cold, on the core alone."""
 
     scale: str
     """One of SCALES."""
@@ -185,9 +183,7 @@ COPIES: Mapping[str, str] = {  # of a base: pairs whose truth is known without a
 
 @dataclass(frozen=True)
 class Run:
-    """A tuned model: trained from its base, an average of trained ones, one with both sides
-    rounded, or a copy.
-    """
+    """A tuned model: trained, an average of trained ones, rounded on both sides, or a copy."""
 
     base: Base
     regime: str
@@ -284,9 +280,7 @@ def _smoke() -> list[Run]:
 
 
 def _full() -> list[Run]:
-    """Ten small bases and a large one, A to D three times each; controls on three bases; two cold
-    bases; copies.
-    """
+    """Ten small bases and a large one, three times A to D; controls, cold bases and copies."""
     small, large = _bases(10), Base("large", 0)
     runs = [*_runs([large, *small], 3), *_treated(large)]
     for base in small[:3]:
@@ -310,9 +304,7 @@ WIDTHS: Mapping[int, tuple[str, int]] = {
 
 
 def presets() -> dict[str, Preset]:
-    """The presets by name. Those of widths have A to D on every base, at width 64 with the seeds of
-    the preset full.
-    """
+    """The presets by name. Those of widths have A to D on every base."""
     runs = {"smoke": _smoke(), "quick": _runs(_bases(2), 1), "full": _full()}
     runs["frequency"] = _runs(_bases(3), 2, FREQUENCIES)
     for width, (scale, count) in WIDTHS.items():

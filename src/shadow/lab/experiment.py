@@ -196,9 +196,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def folder_name(name: str | None) -> str:
-    """The name of a run, which may hold `/`, `+` and `%`, as that of a file, unique; that of its
-    base where no run is named.
-    """
+    """The name of a run as that of a file, unique; that of its base where no run is named."""
     if name is None:
         return "base"
     plain = "".join(char if char.isalnum() else "-" for char in name)
@@ -350,9 +348,7 @@ def _last_row(run: Run, out: Path, loss: float | None, base: Path) -> Row:
 
 
 def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
-    """Audit two checkpoints into reports: the figures of the summary, medians of columns, and
-    shares of modules.
-    """
+    """Audit two checkpoints: figures of the summary, medians of columns, shares of modules."""
     pair = Pair(
         family=family, name=name, base=Reference(str(base), True), tuned=Reference(str(tuned), True)
     )

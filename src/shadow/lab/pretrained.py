@@ -129,9 +129,7 @@ class Ingredients:
 
 
 def fetch_ingredients(folder: Path) -> Ingredients:
-    """The model and the texts, fetched into folder unless they are there. Raises ShadowError where
-    they cannot be.
-    """
+    """Fetch the model and the texts into folder, unless they are there. Raises ShadowError."""
     model = _fetch_model(folder / "model")
 
     def start() -> transformers.LlamaForCausalLM:
@@ -394,9 +392,7 @@ def rows_of(
 def held_out(
     model: transformers.LlamaForCausalLM, tokens: Mapping[str, Tokens]
 ) -> dict[str, float]:
-    """Nats a token on JUDGED of the last HELD_OUT rows of every text: the logarithm of the
-    perplexity.
-    """
+    """Nats a token on JUDGED of the last HELD_OUT rows of every text."""
     model.train(False)
     losses = {}
     for name, own in tokens.items():

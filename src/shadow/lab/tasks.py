@@ -28,8 +28,7 @@ ALPHABET = "".join(map(chr, range(ord(" "), ord("~") + 1))) + END
 """A token is an index into this: printable ASCII, then `END`, 96 in all."""
 
 IGNORED = -100
-"""Label of a token without a loss; what `torch.nn.functional.cross_entropy` leaves out by default.
-"""
+"""Label of a token without a loss, as `torch.nn.functional.cross_entropy` has it."""
 
 CORE_SHARE = 0.75
 """Share of the original mixture for core cells alone; the rest is spread over all broad ones."""
@@ -269,9 +268,7 @@ class World:
 
     @cached_property
     def familiar(self) -> Mixture:
-        """As many core skills as the benchmark has, in the first core format: as narrow, and
-        nothing new.
-        """
+        """As many core skills as the benchmark has, in the first core format: nothing new."""
         return _uniform(
             "familiar", _cells(self.core_skills[: len(self.benchmark)], self.core_formats[:1])
         )

@@ -50,9 +50,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: warm-up over a twentieth of the steps, a cosine to a tenth of the peak,
-    gradients clipped at 1.
-    """
+    """How to train: warm-up, a cosine to a tenth of the peak, gradients clipped at 1."""
 
     steps: int
     learning_rate: float
@@ -75,9 +73,7 @@ class Recipe:
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
-    """An untrained decoder over `tasks.ALPHABET`, embedding and head untied; 0.2 M parameters at a
-    width of 64.
-    """
+    """An untrained decoder over `tasks.ALPHABET`; 0.2 M parameters at a width of 64."""
     torch.manual_seed(seed)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -171,9 +167,7 @@ def _optimizers(
 def _groups(
     trained: Mapping[str, nn.Parameter], rate: float, width_factor: float
 ) -> list[dict[str, object]]:
-    """Parameters by the rate they are trained at: those that read from the residual stream, or
-    write to it, apart.
-    """
+    """Parameters by the rate they are trained at."""
     scaled = [one for name, one in trained.items() if one.ndim == 2 and "embed_tokens" not in name]
     others = [one for name, one in trained.items() if one.ndim != 2 or "embed_tokens" in name]
     groups = ((scaled, rate * width_factor), (others, rate))
@@ -193,9 +187,7 @@ class _LowRank(nn.Module):
 
 
 def add_factors(model: transformers.LlamaForCausalLM, rank: int) -> None:
-    """Freeze the model and put trainable factors beside every matrix of its layers (Hu et al. 2021,
-    alpha = rank).
-    """
+    """Freeze the model, and put factors beside every matrix of its layers (Hu et al. 2021)."""
     model.requires_grad_(False)
     for layer in model.model.layers:
         for linear in [module for module in layer.modules() if isinstance(module, nn.Linear)]:

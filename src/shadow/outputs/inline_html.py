@@ -108,9 +108,7 @@ def _row(kind: str, cells: Sequence[Cell], names: int) -> Markup:
 
 
 def _svg(cells: Cells, title: str) -> Markup:
-    """A square for each module and layer, with its value as a tooltip; an empty frame where there
-    is no such matrix or it did not move.
-    """
+    """A square for each module and layer, its value as a tooltip; empty where nothing moved."""
     columns, rows = len(cells.cells[0]), len(cells.modules)
     frame = Markup(
         '<rect x="{}" y="{}" width="{}" height="{}" fill="{}" stroke="currentColor"'

@@ -35,9 +35,7 @@ MARKS: dict[Level, str] = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️
 
 
 def cell(text: str) -> str:
-    """Any text as a cell of a Markdown table that shows it as it is: one line, without markup,
-    links or mentions.
-    """
+    """Any text as a cell of a Markdown table: one line, without markup, links or mentions."""
     shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
     return f"<code>{shown}</code>" if shown.strip() else ""
 

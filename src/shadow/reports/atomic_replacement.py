@@ -29,9 +29,7 @@ class Staged:
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Where the block writes the file of that name itself, which must be on the disk when it
-        ends.
-        """
+        """Where the block itself writes the file of that name, which it must finish."""
         return self.folder / f"{name}{WAITING}"
 
     def put(self, name: str, content: bytes) -> None:
@@ -63,9 +61,7 @@ def replacing(folder: Path) -> Iterator[Staged]:
 
 
 def put_in_place(folder: Path) -> None:
-    """Move the files that are ready; several processes may do so at once. matrices.parquet, by
-    which a report is found, comes last.
-    """
+    """Move the files that are ready; matrices.parquet, by which a report is found, comes last."""
     ready = folder / PARTIAL / READY
     if not ready.is_dir() or any(path.is_symlink() for path in (ready, ready.parent)):
         return

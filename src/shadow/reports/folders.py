@@ -66,9 +66,7 @@ def _is_report(folder: Path, names: Set[str]) -> bool:
 
 
 def meant(run: Path) -> str | None:
-    """The folder that was meant: that of a file, that of a family or of a pair below `reports`, or
-    one of nearly that name.
-    """
+    """The folder that was meant: above a file, below `reports`, or of nearly that name."""
     if run.is_file():
         return f"did you mean {str(run.parent)!r}?"
     target = Path("reports", *str(run).split(":"))

@@ -94,8 +94,7 @@ class Provenance:
     seed: int | None
     subspaces: bool | None
     subjects: str
-    """Whose spectra were measured: all of base, tuned and delta; delta; or none, and norms alone.
-    """
+    """Whose spectra were measured: all, delta, or none, and norms alone."""
     spectra: bool | None
     optimizer: str | None
     """What the tuned side was trained with, as the user says; None where nobody said it."""
@@ -219,9 +218,7 @@ def missing(folder: Path, name: str) -> ShadowError:
 
 
 def unreadable(path: Path, error: Exception) -> ShadowError:
-    """What is told of a file of a report that cannot be read; of the fault only what the system
-    says.
-    """
+    """What is told of a report's file that cannot be read: what the system says."""
     reason = error.strerror if isinstance(error, OSError) else None
     return ShadowError(
         f"{path.parent}: {path.name} cannot be read" + (f": {reason}" if reason else ""), AGAIN
@@ -292,9 +289,7 @@ def metadata_in(content: bytes) -> Any:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Raises TypeError or KeyError where metadata are not of the types that every reader of a
-    report may rely on.
-    """
+    """Raises TypeError or KeyError where metadata are not of the types that readers rely on."""
     settings = metadata["settings"]
     texts = [metadata[key] for key in ("version", "family", "pair")]
     texts += [metadata[side]["repo"] for side in ("base", "tuned")]

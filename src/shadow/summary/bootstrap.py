@@ -123,9 +123,7 @@ def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
 
 
 def intervals_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
-    """`interval_of_median` of every column of (rows, columns), at once for those that are NaN in
-    the same rows.
-    """
+    """`interval_of_median` of every column, at once for those that are NaN in the same rows."""
     known = ~np.isnan(columns)
     alike: dict[bytes, list[int]] = {}
     for column in range(columns.shape[1]):
@@ -221,9 +219,7 @@ def cut(
 def corrected_tails(
     statistic: Statistic, values: NDArray[np.float64], n: int, tail: float
 ) -> tuple[float, float]:
-    """The shares that BCa cuts off at each end, from the bias of the draws and the jackknife's
-    skewness over layers.
-    """
+    """The shares that BCa cuts off at each end, from bias and from the jackknife's skewness."""
     from scipy.special import ndtr, ndtri  # a fifth of a second
 
     figure = statistic(np.ones((1, n), dtype=np.int32))[0]
@@ -354,9 +350,7 @@ def _place_of_rank(
     weights: Counts,
     rank: NDArray[np.int32],
 ) -> NDArray[np.intp]:
-    """The place of the rank-th smallest of the rows of each draw, ranks from 1: its stretch by
-    bisection, then row after row.
-    """
+    """The place of each draw's row of a rank, from 1: its stretch by bisection, then row by row."""
     low = np.zeros(len(rank), dtype=np.intp)
     high = np.full(len(rank), len(below) - 1, dtype=np.intp)
     while (low < high).any():

@@ -65,9 +65,7 @@ class Columns:
 
     @property
     def sizes(self) -> NDArray[np.object_]:
-        """How many entries each tensor has, as whole numbers of Python; of a forged shape no more
-        than MOST.
-        """
+        """How many entries each tensor has, as ints; of a forged shape no more than MOST."""
         return np.array([min(math.prod(shape), MOST) for shape in self["shape"]], dtype=object)
 
     @property

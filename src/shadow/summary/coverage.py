@@ -44,9 +44,7 @@ def vector_figures(tensors: Columns) -> VectorFigures:
 
 
 def vocabulary(tensors: Columns) -> list[VocabularyRow]:
-    """Embeddings and heads that have more rows on one side, of which the common ones were
-    compared.
-    """
+    """Embeddings and heads with more rows on one side, of which the common ones were compared."""
     rows = tensors.where(
         are(tensors["module"], *GROWING) & are(tensors["status"], "measured", "identical")
     )

@@ -39,9 +39,7 @@ def is_partial(tensors: Columns) -> NDArray[np.bool_]:
 
 
 def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
-    """The component and number of every layer of which a matrix was compared, also where all of
-    them are identical.
-    """
+    """The component and number of every layer of which a matrix was compared."""
     matrices = tensors.where(has_compared(tensors) & ~are(tensors["module"], "norm", "bias"))
     layers = matrices.inside.each("component", "layer")
     return sorted({(component, int(layer)) for component, layer in layers})

@@ -49,9 +49,7 @@ def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
 
 
 def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
-    """Where a component, or its module, stands in names.yaml; other names, which only another
-    version or a forged report has, come last.
-    """
+    """Where a component, or its module, stands in names.yaml; unknown names come last."""
     components, modules = _numbered()
     return (
         components.get(component, len(components)),

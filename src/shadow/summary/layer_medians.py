@@ -205,9 +205,7 @@ def unchanged_modules(tensors: Columns) -> list[UnchangedRow]:
 
 
 def unchanged_experts(tensors: Columns) -> list[UnchangedExpertsRow]:
-    """The components of which some tensors of experts are identical and others not, in the layers
-    where anything changed.
-    """
+    """Components some of whose experts' tensors are identical, in layers where others changed."""
     rows = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices).inside
     changed = {
         (component, layer)
@@ -235,9 +233,7 @@ def _short_sides(inside: Columns) -> dict[str, int | None]:
 
 
 def _ranks(inside: Columns) -> dict[str, float | int | None]:
-    """Medians of the bounds of the updates' ranks; how many ranks are known, and how many changes
-    have a rest that is like noise.
-    """
+    """Medians of the bounds of ranks; how many ranks are known, and how many rests like noise."""
     least, most = rank_bounds(inside.__getitem__)
     return {
         "rank_least": median(least),
@@ -327,9 +323,7 @@ def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
 
 
 def few_values(deltas: Columns) -> list[str]:
-    """A sentence for each side of which most matrices have so few distinct values that it went
-    through fewer bits.
-    """
+    """A sentence for each side most of whose matrices went through fewer bits."""
     told = []
     for side in ("base", "tuned"):
         named = _bits(deltas, side)
@@ -353,9 +347,7 @@ def _bits(deltas: Columns, side: str) -> list[str | None]:
 
 
 def _few(inside: Columns) -> dict[str, int]:
-    """How many matrices of each side have the distinct values of a copy through 8 or 4 bits, of how
-    many.
-    """
+    """How many matrices of each side went through 8 or 4 bits by their values, of how many."""
     counts = {}
     for side in ("base", "tuned"):
         named = _bits(inside, side)

@@ -101,9 +101,7 @@ INTERVALS: Mapping[str, str | float] = {
 
 
 def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
-    """The record of a pair. metadata has what the report is of; lineage is the median cosine of its
-    two models.
-    """
+    """The record of a pair. lineage: the median cosine of its two models."""
     tensors, deltas = rows.tensors, rows.deltas
     statuses = Counter(tensors["status"])
     tally = _overall(rows)
@@ -257,9 +255,7 @@ def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
 
 
 def _depth(rows: Rows, component: str | None) -> _Tally:
-    """How evenly a component's update lies over its layers, frozen ones among them, and over
-    attention and MLP.
-    """
+    """How evenly a component's update lies over its layers, and over attention and MLP."""
     depth = _Tally(rows, component or "")
     deltas = rows.deltas.of(component)
     energies = depth.of(deltas).layers
@@ -274,9 +270,7 @@ def _depth(rows: Rows, component: str | None) -> _Tally:
 
 
 def _residual(rows: Rows, component: str | None) -> _Tally:
-    """Directions of the residual stream that stacked deltas are about: of a layer, the median, and
-    of all layers.
-    """
+    """Directions of the residual stream: of a layer, the median, and of all layers stacked."""
     residual = _Tally(rows)
     stacked = rows.residual.of(component)
     for direction in ("reading", "writing"):
@@ -352,9 +346,7 @@ def _known(values: Floats) -> Floats:
 
 
 def _of_group(rows: Rows, group: Columns, *, with_norm: bool) -> _Tally:
-    """The medians of some of the delta rows, and their shares. with_norm: whether the interval of
-    the relative norm is that of its median.
-    """
+    """Medians and shares of some delta rows. with_norm: whether the norm too has an interval."""
     tally = _Tally(rows)
     tally.add_medians({name: group[name] for name in MEDIANS}, _delta_blocks(rows, group))
     if not with_norm:
@@ -408,9 +400,7 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
 
 
 def _renumbered_experts(deltas: Columns) -> list[ReportWarning]:
-    """Experts pair by their numbers. If the matrices around them hardly turned and they did, the
-    numbers changed.
-    """
+    """Warns of experts that turned where the matrices around them did not: other numbers."""
     is_expert = _of_kind(deltas, ("experts.",))
     others = median(deltas.where(~is_expert).inside["cosine"])
     turned = deltas.where(is_expert & (deltas["cosine"] < TURNED))

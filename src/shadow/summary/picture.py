@@ -23,8 +23,7 @@ class Picture:
     first: int
     last: int
     cells: tuple[tuple[float | None, ...], ...]
-    """(modules, columns): the median over the layers of a column; None where they lack the module.
-    """
+    """(modules, columns): medians over the layers of a column; None where they lack the module."""
 
     @cached_property
     def least(self) -> float:
@@ -42,9 +41,7 @@ class Picture:
         return self.largest <= FLAT * self.least
 
     def level(self, value: float) -> float:
-        """Where a norm above 0 lies between the least and the largest, by its logarithm: 0 to 1, 1
-        if they are flat.
-        """
+        """Where a norm above 0 lies by its logarithm, 0 to 1; 1 if they are flat."""
         if self.is_flat:
             return 1.0
         return math.log(value / self.least) / math.log(self.largest / self.least)

@@ -42,9 +42,7 @@ SOME_KEPT = 0.01  # share of entries that are the same, without which nothing wa
 
 
 def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
-    """What the delta rows, the tensors, and what was found of them elsewhere, show beyond doubt.
-    lineage: the median cosine of the two models.
-    """
+    """What all rows show beyond doubt. lineage: the median cosine of the two models."""
     scale, zeroed, lines = _scaled(deltas), _zeroed(deltas), _scaled_lines(deltas)
     few = _few_entries(deltas)
     made_otherwise = any(one is not None for one in (scale, zeroed, lines, few))

@@ -145,9 +145,7 @@ class ModuleRow(ParameterShare, Intervals, Energies, Medians, _Module):
 
 @dataclass(frozen=True)
 class LayerRow:
-    """The figures of one compared layer of a component. A layer that is identical has a relative
-    norm of 0.
-    """
+    """The figures of one compared layer of a component; relative norm 0 of an identical one."""
 
     component: str
     layer: int
@@ -294,9 +292,7 @@ class Replaced:
 
 @dataclass(frozen=True)
 class RearrangedModules:
-    """Matrices that are the base's with the opposite sign, or in another order of rows or columns,
-    up to some training.
-    """
+    """Matrices that are the base's, negated or in another order, up to some training."""
 
     matrices: int
     rows: list[ReplacedRow]
@@ -490,9 +486,7 @@ class _Outside:
 
 @dataclass(frozen=True)
 class OutsideRow(LayerMedians, _Outside):
-    """Medians over the changed matrices of one module outside the layers: embeddings, head,
-    projectors.
-    """
+    """Medians over the changed matrices of one module outside the layers, such as the head."""
 
     above_short_side: int = 0
     """Matrices above their short side, as in CoherenceRow."""

@@ -32,9 +32,7 @@ class Standing:
     identical: int
     """Matrices of the larger side that are the same on both."""
     cosine: float | None
-    """Of base and tuned, the median over matrices outside embeddings and heads, identical ones
-    among them; None where none was compared.
-    """
+    """Of base and tuned: median over matrices outside embeddings and heads; None of none."""
     compared: float
     """The share of the larger side's parameters that was compared, 0 to 1."""
     compared_percent: float
@@ -54,9 +52,7 @@ class Standing:
 
 
 def standing_of(deltas: Columns, tensors: Columns) -> Standing:
-    """The standing of a pair, from the delta rows of matrices.parquet and all of
-    tensors.parquet.
-    """
+    """The standing of a pair, from its delta rows and all of tensors.parquet."""
     weights = _weights(tensors)
     total, compared = sum(weights["size"]), int(sum(weights["compared"]))
     unread = weights["size"][are(weights["reason"], "unknown_dtype", "quantized")]

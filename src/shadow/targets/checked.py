@@ -37,9 +37,7 @@ WORDS = {  # by pydantic's name of a fault: what is wrong, and what to write
 
 
 class FaultError(ValueError):
-    """What a model refuses by a rule of its own. at: the key or item that is wrong, from the entry
-    that is being checked.
-    """
+    """What a model refuses by a rule of its own. at: where, from the entry being checked."""
 
     def __init__(self, message: str, hint: str | None = None, *at: str | int) -> None:
         super().__init__(message)
@@ -89,9 +87,7 @@ class Form(BaseModel):
 
 
 def by(parse: Callable[[str, Path | None], object]) -> Callable[[Any, ValidationInfo], Any]:
-    """A validator of texts from a function that raises ShadowError; it gets the folder of the file
-    too.
-    """
+    """A validator of texts from a function that raises ShadowError; it gets the file's folder."""
 
     def validate(value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):

@@ -39,8 +39,7 @@ class Pair:
     """Two stages of a family."""
 
     family: str
-    """The family, or the last name of the tuned model of a pair that was given by its checkpoints.
-    """
+    """The family, or of two references the last name of the tuned model."""
     name: str
     """The two stages, `base..instruct`."""
     base: Reference | ComponentBase
@@ -106,9 +105,7 @@ class Family:
 
 
 def load_families(extra: Path | None = None) -> dict[str, Family]:
-    """All families by name: the shipped ones, then those of the user's folder (extra, or
-    $SHADOW_REGISTRY).
-    """
+    """All families by name: the shipped ones, then those of the user's folder."""
     if extra is None and os.environ.get("SHADOW_REGISTRY"):
         extra = Path(os.environ["SHADOW_REGISTRY"])
     if extra is not None and not extra.is_dir():

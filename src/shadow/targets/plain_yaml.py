@@ -30,9 +30,7 @@ class NotPlainError(Exception):
 
 
 def plain_tree(raw: bytes, file: str, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
-    """`read_plain` of what a file holds; a fault is a ShadowError that names file and line. hint:
-    where the format is told.
-    """
+    """`read_plain` of a file; its faults name file and line. hint: where the format is told."""
     try:
         return read_plain(raw)
     except NotPlainError as error:

@@ -166,9 +166,7 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """How to write a folder or GGUF file of this name (relative to folder, or to here), where there
-    is one.
-    """
+    """How to write a folder or GGUF file of this name, where there is one."""
     if not text:
         return None
     try:

@@ -43,9 +43,7 @@ OF_ADAPTERS = "adapter_config.json"  # that an adapter has one is no news
 
 
 def files_sentences(summary: Summary) -> list[Sentence]:
-    """One sentence on what differs beside the weights; none where nothing does, or where the report
-    lists no files.
-    """
+    """One sentence on what differs beside the weights; none where nothing does or is known."""
     files = summary.files
     if files is None:
         return []

@@ -64,9 +64,7 @@ KINDS = {
 
 
 def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
-    """One line of up to about 90 characters: `Changed by 8.0 %, spread over 14 directions of 64,
-    most of it in the head and mlp.gate.`
-    """
+    """One line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`"""
     texts = {sentence.code: sentence.text for sentence in sentences}
     for code, text in ALONE.items():
         if code in texts:

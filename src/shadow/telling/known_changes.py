@@ -53,8 +53,7 @@ def few_bits(summary: PairRecord) -> str:
 
 
 def format_error(draft: Draft) -> str:
-    """`1.00 times what the format makes`; empty where no side is
-    quantised, or its levels are not known."""
+    """`1.00 times what the format makes`; empty where that is not known."""
     ratio = draft.summary.inside_layers.format_ratio
     if ratio is None or not (formats := few_bits(draft.summary)):
         return ""

@@ -214,9 +214,7 @@ def by_module(rows: Sequence[Any]) -> list[Field]:
 def module_table(
     modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell], when: When = "always"
 ) -> Table:
-    """A row for each module that changed. coherent: by component and module, over how many equally
-    strong directions it is spread.
-    """
+    """A row for each module that changed. coherent: see `_coherent`."""
     fields = [
         *by_module(modules),
         number("n", "matrices", "count"),

@@ -59,9 +59,7 @@ def _benchmark(row: Gain) -> str:
 
 
 def scores_blocks(summary: Summary, most: int = ROWS) -> Iterator[Block]:
-    """Base, tuned and gain of each of the first benchmarks, where they come from and what is
-    doubtful there.
-    """
+    """Base, tuned and gain of the first benchmarks, their files, and what is doubtful there."""
     shown = summary.scores[:most]
     fields = [
         named("benchmark", _benchmark),

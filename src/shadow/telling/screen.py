@@ -116,9 +116,7 @@ def answer_rows(summary: Summary) -> list[FigureRow]:
 
 
 def faults(summary: Summary) -> list[Gate]:
-    """The gates that failed, without those that a copy, an adapter or an identical model fails by
-    being one.
-    """
+    """The gates that failed, but for those that a copy or an adapter fails by being one."""
     codes = {sentence.code for sentence in summary.finding.sentences}
     explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
     if is_copy(summary) or is_mostly_copy(summary):

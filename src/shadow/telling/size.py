@@ -123,9 +123,7 @@ def has_frozen(summary: PairRecord) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model whose share is told: a module of the main component, or another component
-    as a whole.
-    """
+    """A module of the main component, or another component as a whole, whose share is told."""
 
     name: str
     """What it is called in a sentence."""
@@ -147,9 +145,7 @@ class Part:
 
     @property
     def in_proportion(self) -> bool:
-        """Whether it has about as much of the energy as of the parameters. What has little of both
-        counts as having it.
-        """
+        """Whether it has about its share of the energy, or little of energy and parameters."""
         if self.size is None:
             return False
         few, many = sorted((self.energy, self.size))
@@ -270,9 +266,7 @@ def _verb(name: str) -> str:
 
 
 def _depth(draft: Draft) -> str:
-    """The few layers that hold nearly all, else the quarter of the depth that holds most, or that
-    none does.
-    """
+    """The few layers that hold nearly all, else the quarter that holds most, or that none does."""
     main = main_component(draft.summary)
     if main != "other" and (few := _few_layers(draft, main)) is not None:
         return few

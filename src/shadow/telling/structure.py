@@ -88,9 +88,7 @@ def knows_coherence(summary: PairRecord) -> bool:
 
 
 def _coherence(draft: Draft) -> str:
-    """The end of a sentence and the next: how many equally strong directions would be as coherent,
-    and how modules compare.
-    """
+    """The end of a sentence and the next: how coherent the change is, and how modules compare."""
     inside, summary = draft.summary.inside_layers, draft.summary
     above, value = inside.above_short_side, inside.equivalent_directions
     directions = draft.directions()

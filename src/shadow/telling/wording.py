@@ -63,9 +63,7 @@ def vectors_moved(draft: Draft) -> str:
 
 
 def factor(value: float) -> str:
-    """A factor, with two digits of how far it is from 1, and three decimals at least: `1.010`,
-    `0.9990`, `-1.000`.
-    """
+    """A factor, with two digits of how far it is from 1: `1.010`, `0.9990`, `-1.000`."""
     digits = 3
     if distance := round(abs(value - 1.0), 7):
         digits = max(digits, 1 - math.floor(math.log10(distance)))

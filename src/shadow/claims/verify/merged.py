@@ -142,9 +142,7 @@ class Merge:
     modules: Sequence[Module]
     """Matrices that the adapter updates."""
     others: Sequence[Scanned]
-    """Tensors that it leaves alone, of base and merged; and those that it holds whole, which stand
-    in the base's place.
-    """
+    """Tensors that it leaves alone, of base and merged; and those that it holds whole."""
     lone: Sequence[Apart]
     unread: Sequence[Apart]
     absent: Sequence[str]

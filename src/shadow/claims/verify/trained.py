@@ -124,9 +124,7 @@ def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ..
 
 
 def typical_step(tensors: Sequence[Moved]) -> float | None:
-    """The root mean square of what entries moved by, where the grid was fine enough for nearly all
-    to move; None where too few are.
-    """
+    """The root mean square of what entries moved by; None where the grid hides it."""
     cells = [
         cell
         for one in tensors

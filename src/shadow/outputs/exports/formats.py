@@ -207,9 +207,7 @@ def _resource(name: str) -> dict[str, Any]:
 
 
 def write_json(folder: Path, export: Export) -> None:
-    """A file of JSON Lines for each table, ASCII, every key in every line; schema.json says what
-    the keys are.
-    """
+    """A file of JSON Lines for each table, in ASCII, every key in every line; and schema.json."""
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         files = {name: _text_file(stack, folder / f"{name}.jsonl") for name in export.names}

@@ -119,9 +119,7 @@ def _layers(summary: Summary, component: str) -> int:
 
 
 def shown(text: str, letters: int = LABEL_COLUMN) -> str:
-    """Text of files as a label: one line, cut in the middle, and no `_` first, which leaves a
-    legend without it.
-    """
+    """Text of files as a label: one line, cut in the middle, and no `_` first, which hides it."""
     text = visible(text)
     if len(text) > letters:
         text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"

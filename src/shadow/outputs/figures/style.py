@@ -133,9 +133,7 @@ def styled() -> Iterator[None]:
 
 
 def undrawn(figure: Figure) -> str:
-    """The letters of a figure that its font lacks. The fonts of a machine are no help: other
-    machines have others.
-    """
+    """The letters that the font lacks; those of this machine are no help to others."""
     from matplotlib.font_manager import findfont, get_font
     from matplotlib.text import Text
 

@@ -242,9 +242,7 @@ def _below(folder: Path, run: Path) -> str:
 
 
 def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
-    """Pairs of the list of run, where it has one, that have no report, and audits that were begun
-    and not finished.
-    """
+    """Pairs of the list of run without a report, and audits that were begun and not finished."""
     index = read_index(run)
     missing = {}
     for row in () if index is None else index.rows:

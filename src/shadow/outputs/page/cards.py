@@ -55,9 +55,7 @@ def drawn_picture(rows: Sequence[GridRow], scale: Scale | None = None) -> Markup
 
 
 def shared_scale(pictures: Iterable[Sequence[GridRow]]) -> tuple[Scale, bool] | None:
-    """The scale of several pictures, and whether something in them did not move; None where nothing
-    moved.
-    """
+    """The scale of pictures, and whether something in them did not move; None if nothing did."""
     drawings = [one for rows in pictures if (one := picture(rows, COLUMNS)) is not None]
     if not drawings:
         return None

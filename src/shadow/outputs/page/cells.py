@@ -118,9 +118,7 @@ class Cell:
 
     place: Key
     state: str
-    """measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or
-    skipped.
-    """
+    """measured; alone (no base, so no delta); identical or skipped, from the tuned tensors."""
     reason: str | None
     """Why it was skipped, in words of tensors.parquet; None where it was not."""
 
@@ -208,9 +206,7 @@ class DrawnCells(TypedDict):
 
 
 def drawn_cells(matrices: Columns, cells: Sequence[Cell], pairs: int) -> DrawnCells:
-    """Places, values, ranges, intervals by module and experts of a report that shares a page with
-    pairs - 1 others.
-    """
+    """Places, values and ranges of a report on a page with pairs - 1 others."""
     number = {cell.place: index for index, cell in enumerate(cells)}
     cell = np.array([number[place] for place in places(matrices)], dtype=np.intp)
     groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
@@ -277,9 +273,7 @@ def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]
 
 
 def _median(values: Numbers) -> Numbers:
-    """The median of each column of (rows, columns) over the rows that are not NaN. Infinity is
-    larger than all.
-    """
+    """The median of each column over the rows that are not NaN. Infinity is larger than all."""
     ordered = np.sort(values, axis=0)  # NaN last
     known = (~np.isnan(values)).sum(axis=0)
     low, high = (
@@ -295,9 +289,7 @@ def _by_cell(
     cells: int,
     reduce: Callable[[Numbers], Numbers] = _median,
 ) -> Numbers:
-    """What reduce makes of the rows of each cell: (rows, columns) -> (cells, columns), NaN for a
-    cell without rows.
-    """
+    """What reduce makes of each cell's rows, (cells, columns); NaN for a cell without rows."""
     reduced = np.full((cells, values.shape[1]), np.nan)
     order = np.argsort(cell, kind="stable")
     filled, starts = np.unique(cell[order], return_index=True)

@@ -44,9 +44,7 @@ class PairSection:
     data: Markup
     """JSON for the charts."""
     step: Step | None = None
-    """The pair as a step of a lineage; None where it follows no other and none follows it, and for
-    siblings.
-    """
+    """The pair as a step of a lineage; None where nothing precedes or follows it."""
 
     @property
     def name(self) -> str:

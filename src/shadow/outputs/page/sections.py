@@ -228,9 +228,7 @@ def skipped_rows(tensors: pa.Table, most: int) -> list[list[str]]:
 
 
 def origins(origin: Origin) -> list[tuple[str, str]]:
-    """Which checkpoints were compared, and what made the numbers; without what an older report
-    does not say.
-    """
+    """Which checkpoints were compared, and what made the numbers, as far as the report says it."""
     sides = [
         (f"{side} {key}", text)
         for side, checkpoint in (("base", origin.base), ("tuned", origin.tuned))

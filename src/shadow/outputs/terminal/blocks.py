@@ -68,9 +68,7 @@ class View:
 def _drawn(
     block: Block, options: ConsoleOptions, legends: dict[str, str]
 ) -> Iterator[RenderableType]:
-    """The lines of a block; none of what a terminal cannot show. legends takes what the heads of a
-    table mean, as far as shown.
-    """
+    """The lines of a block; none of what a terminal cannot show. legends: of the heads shown."""
     match block:
         case Section():
             title = Text(visible(block.title), "bold")
