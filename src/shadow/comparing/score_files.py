@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shadow.comparing.scored_sides import (
     Sides,
@@ -19,9 +18,7 @@ from shadow.comparing.scored_sides import (
 from shadow.comparing.scores import MAX_FILE, MAX_FILES, SUFFIXES, ScoreFiles, read_scores
 from shadow.reports.provenance import report_metadata
 from shadow.storage import Store, fetched_files
-
-if TYPE_CHECKING:
-    from shadow.targets.families import Pair
+from shadow.targets.families import Pair
 
 
 def here(place: Path | Store) -> Path:

@@ -5,18 +5,14 @@ finding do not say already.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from shadow.claims.reference import bases_of
+from shadow.claims.reference import Position, bases_of
+from shadow.claims.summary import Summary
 from shadow.quantities import Quantity, portion_of, text_of
 from shadow.telling.document import Cell, FigureRow, Word
 from shadow.telling.screen import faults, figure_rows, quantity
 from shadow.telling.size import parameter_ratio
 from shadow.text import and_list, counted
-
-if TYPE_CHECKING:
-    from shadow.claims.reference import Position
-    from shadow.claims.summary import Summary
 
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 RATIOS = (

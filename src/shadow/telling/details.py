@@ -5,12 +5,14 @@ trainings, components side by side, and the means of groups of benchmarks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from shadow.claims.gates import GATES, Gate
-from shadow.claims.reference import bases_of, runs
+from shadow.claims.label import Evidence
+from shadow.claims.reference import Position, bases_of, runs
+from shadow.claims.summary import Summary
 from shadow.quantities import Kind, Quantity, bounds_text, text_of
 from shadow.reports.columns import FIGURES, MATRICES
+from shadow.summary.rows import ComponentRow
 from shadow.telling.document import (
     Block,
     Cell,
@@ -27,12 +29,6 @@ from shadow.telling.document import (
 )
 from shadow.telling.scores import ROWS, scores_blocks
 from shadow.telling.screen import FAILED, faults
-
-if TYPE_CHECKING:
-    from shadow.claims.label import Evidence
-    from shadow.claims.reference import Position
-    from shadow.claims.summary import Summary
-    from shadow.summary.rows import ComponentRow
 
 COMPONENT_FIGURES: Sequence[tuple[str, str, Kind]] = (
     ("tensors", "tensors", "count"),

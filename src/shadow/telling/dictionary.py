@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.gates import GATES
-from shadow.claims.reference import bases_of, reach
+from shadow.claims.reference import Calibration, Trainings, bases_of, reach
+from shadow.comparing.published import Released
 from shadow.quantities import DASH, bounds_text
 from shadow.reports.columns import SCHEMA, Column, Table, notation_of
 from shadow.reports.schema import RULES, is_later, null_cases
+from shadow.reports.words import Head
 from shadow.telling.document import (
     Block,
     Document,
@@ -25,11 +26,6 @@ from shadow.telling.document import (
 )
 from shadow.telling.finding import CODES, NOT_SHOWN
 from shadow.telling.words import LABELS, TOPICS
-
-if TYPE_CHECKING:
-    from shadow.claims.reference import Calibration, Trainings
-    from shadow.comparing.published import Released
-    from shadow.reports.words import Head
 
 PUBLISHED_FIGURES = {
     "relative norm": "mean_relative_norm",

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Sentence
+from shadow.summary.rows import FileRow
 from shadow.telling.document import Block, named, table_of, worded
 from shadow.text import and_list
 
 if TYPE_CHECKING:
     from shadow.claims.summary import Summary
-    from shadow.summary.rows import FileRow
 
 NAMED = 4  # differences that a sentence names
 WORDS = {  # what differs, in words of a sentence, and whether they are a plural

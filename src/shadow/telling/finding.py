@@ -10,7 +10,6 @@ of components and modules gets into a text; who shows one escapes it all the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Sentence
 from shadow.claims.explanations import Explanation, explanations
@@ -20,9 +19,10 @@ from shadow.claims.recognised import (
     is_rearranged,
     is_scaled_by_lines,
 )
-from shadow.claims.summary import Finding
+from shadow.claims.summary import Finding, Summary
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
+from shadow.reports.metadata import SettingsMetadata
 from shadow.summary.tiers import WORDS
 from shadow.telling.files import files_sentences
 from shadow.telling.headline import headline
@@ -31,10 +31,6 @@ from shadow.telling.limits import comes_first, limits, not_compared
 from shadow.telling.size import size_and_place
 from shadow.telling.storage import storage
 from shadow.telling.structure import structure
-
-if TYPE_CHECKING:
-    from shadow.claims.summary import Summary
-    from shadow.reports.metadata import SettingsMetadata
 
 NOT_SHOWN = (
     (

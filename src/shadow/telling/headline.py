@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shadow.claims.draft import Draft
+from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import (
     has_other_norm_unrounded,
     is_copy,
     is_rearranged,
     is_scaled_by_lines,
 )
+from shadow.claims.summary import Summary
 from shadow.quantities import text_of
 from shadow.telling.known_changes import (
     beside_a_copy,
@@ -40,8 +41,6 @@ from shadow.text import and_list, counted, with_article
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from shadow.claims.draft import Sentence
-    from shadow.claims.summary import Summary
 
 AT_MOST = 2  # parts of the model that are named
 SAYING = ("concentrated", "distributed")  # labels that answer in a word

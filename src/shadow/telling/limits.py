@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from shadow.claims.answer import Figure
 from shadow.claims.draft import Draft, Sentence
+from shadow.claims.gates import Gate
 from shadow.claims.recognised import is_rearranged
 from shadow.quantities import text_of
+from shadow.summary.record import PairRecord
 from shadow.summary.rows import UncomparedRow, VocabularyRow
 from shadow.telling.rearranged import rearranged
 from shadow.telling.wording import (
@@ -20,10 +21,6 @@ from shadow.telling.wording import (
     vectors_moved,
 )
 from shadow.text import and_list
-
-if TYPE_CHECKING:
-    from shadow.claims.gates import Gate
-    from shadow.summary.record import PairRecord
 
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 

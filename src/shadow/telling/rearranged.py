@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft, Sentence
+from shadow.summary.record import PairRecord
+from shadow.summary.rows import LayersRow, MovedLayers, MovedRow, RearrangedModules
 from shadow.telling.wording import NAMED, layers_of, layers_text, places_of
 from shadow.text import and_list, counted
-
-if TYPE_CHECKING:
-    from shadow.summary.record import PairRecord
-    from shadow.summary.rows import LayersRow, MovedLayers, MovedRow, RearrangedModules
 
 PLACE = "recognised.rearranged"
 

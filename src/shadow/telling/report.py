@@ -7,14 +7,23 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shadow.claims.explanations import ANSWERS
+from shadow.claims.explanations import ANSWERS, Explanation
+from shadow.claims.summary import Summary
 from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
+from shadow.reports.metadata import ReportMetadata
 from shadow.summary.picture import by_component, picture
-from shadow.summary.rows import CoherenceRow, OutsideRow
+from shadow.summary.rows import (
+    CoherenceRow,
+    ComponentRow,
+    LayerRow,
+    ModuleRow,
+    OutsideRow,
+    SkippedRow,
+)
 from shadow.summary.tiers import WORDS
 from shadow.telling.all_figures import all_figures, standing_rows
 from shadow.telling.document import (
@@ -45,12 +54,6 @@ from shadow.telling.files import files_blocks
 from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
 from shadow.text import several
-
-if TYPE_CHECKING:
-    from shadow.claims.explanations import Explanation
-    from shadow.claims.summary import Summary
-    from shadow.reports.metadata import ReportMetadata
-    from shadow.summary.rows import ComponentRow, LayerRow, ModuleRow, SkippedRow
 
 ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from shadow.comparing.gains import Gain, GroupGain
 from shadow.quantities import bounds_text, text_of
 from shadow.telling.document import Block, Note, Paragraph, named, number, table_of, worded
 from shadow.text import counted, several
@@ -12,7 +13,6 @@ from shadow.text import counted, several
 if TYPE_CHECKING:
     from shadow.claims.summary import Summary
     from shadow.comparing.correlation import Correlation, ScoredSet
-    from shadow.comparing.gains import Gain, GroupGain
 
 ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
 NAMED = 3  # benchmarks without a group that the line names one by one

@@ -8,19 +8,16 @@ not all was compared. A pair of which all is as expected has none.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft
+from shadow.claims.gates import Gate
 from shadow.claims.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
+from shadow.claims.summary import Summary
 from shadow.quantities import Kind, Quantity, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
 from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
 from shadow.text import and_list, counted
-
-if TYPE_CHECKING:
-    from shadow.claims.gates import Gate
-    from shadow.claims.summary import Summary
 
 CONCENTRATION = "0 is noise, 1 is a single direction"
 NO_CONCENTRATION = "unknown: random signs, too, would leave fewer than 2 directions"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft, Sentence, all_of
+from shadow.claims.gates import Gate
 from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
 from shadow.quantities import text_of
+from shadow.summary.record import PairRecord
 from shadow.telling.wording import MATTERS, equally_strong
 from shadow.text import and_list
-
-if TYPE_CHECKING:
-    from shadow.claims.gates import Gate
-    from shadow.summary.record import PairRecord
 
 # share of the stored energy that is the update's, above which storage does not matter
 WELL_KEPT = 0.9

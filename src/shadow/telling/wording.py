@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from shadow.claims.draft import Draft
 from shadow.quantities import text_of
-from shadow.summary.rows import ReplacedRow
+from shadow.summary.record import PairRecord
+from shadow.summary.rows import ModuleRow, ReplacedRow
 from shadow.text import and_list
-
-if TYPE_CHECKING:
-    from shadow.claims.draft import Draft
-    from shadow.summary.record import PairRecord
-    from shadow.summary.rows import ModuleRow
 
 NAMED = 3
 MATTERS = 0.9  # of a share or norm: what two roundings would leave, below which that is said
