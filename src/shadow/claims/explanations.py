@@ -83,11 +83,7 @@ EXPLANATIONS = table(
         "the training had few steps or small ones",
         needs=("figures.relative_norm_overall", "figures.relative_norm_overall_unrounded"),
     ),
-    Claim(
-        "novel_data",
-        "novel data",
-        "the training data were new to the base rather than narrow",
-    ),
+    Claim("novel_data", "novel data", "the training data were new to the base rather than narrow"),
     Claim(
         "weight_decay",
         "weight decay",

@@ -131,10 +131,7 @@ def label(
             "the change looks like noise of the same profile, as rounding does",
         )
     if trainings is None:
-        return (
-            "not assessable",
-            f"every gate passed, but {unlike}. {COMPARE}",
-        )
+        return ("not assessable", f"every gate passed, but {unlike}. {COMPARE}")
     return word(figures, trainings)
 
 
@@ -199,10 +196,7 @@ def _measured(record: PairRecord, gates: Sequence[Gate]) -> list[str]:
     """What was measured: of matrices that changed, or of some that were compared and did not."""
     if record.figures.matrices:
         how = "; estimated for large matrices" if record.estimated else ""
-        return [
-            WORDS[record.tier].measured + how,
-            "where the update lies, by layer and module",
-        ]
+        return [WORDS[record.tier].measured + how, "where the update lies, by layer and module"]
     if any(gate.name == "changed" and gate.figure is None for gate in gates):
         return []
     return ["that no matrix changed, of those that were compared"]

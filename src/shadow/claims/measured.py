@@ -11,16 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shadow.claims.rules import (
-    COLUMNS,
-    FAILS,
-    FILES,
-    GATE,
-    HOLDS,
-    LABEL,
-    UNCHANGED,
-    Metric,
-)
+from shadow.claims.rules import COLUMNS, FAILS, FILES, GATE, HOLDS, LABEL, UNCHANGED, Metric
 from shadow.claims.states import TENSORS, file_states, states
 from shadow.claims.summary import Summary
 from shadow.claims.verify.files import files

@@ -265,12 +265,7 @@ def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
 
 
 def at_fault(
-    family: str,
-    pair: str,
-    error: ShadowError,
-    *,
-    seconds: float | None = None,
-    kept: bool = False,
+    family: str, pair: str, error: ShadowError, *, seconds: float | None = None, kept: bool = False
 ) -> Judgement:
     """What came of a pair without a new report; its fault is said at once."""
     from shadow.claims.verdicts import Judgement

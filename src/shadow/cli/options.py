@@ -186,8 +186,7 @@ Format = Annotated[
 PairsFormat = Annotated[
     Literal["table", "json", "jsonl"],
     typer.Option(
-        help="Print a table, json or jsonl. jsonl is JSON, one pair a line.",
-        metavar="FORMAT",
+        help="Print a table, json or jsonl. jsonl is JSON, one pair a line.", metavar="FORMAT"
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
@@ -362,8 +361,7 @@ Parts = Annotated[
 FailOn = Annotated[
     list[str] | None,
     _rules(
-        help=("Exit with 4 if true, as 'concentration > 0.5'; may be repeated."),
-        metavar="RULE",
+        help=("Exit with 4 if true, as 'concentration > 0.5'; may be repeated."), metavar="RULE"
     ),
 ]
 PolicyFile = Annotated[

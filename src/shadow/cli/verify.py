@@ -50,15 +50,13 @@ def verify(
     frozen: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of trained: what should be equal to the base; may be repeated.",
-            metavar="PATTERN",
+            help="Of trained: what should be equal to the base; may be repeated.", metavar="PATTERN"
         ),
     ] = None,
     base: Annotated[
         str | None,
         typer.Option(
-            help="Of stored, mixture: what FULL, or A and B, were trained from.",
-            metavar="REF",
+            help="Of stored, mixture: what FULL, or A and B, were trained from.", metavar="REF"
         ),
     ] = None,
     listed: Annotated[
@@ -168,11 +166,7 @@ def _listed(file: Path) -> list[Question]:
     for number, entry in enumerate(form.root):
         try:
             one = question(
-                entry.claim,
-                entry.of,
-                moved=entry.moved,
-                frozen=entry.frozen,
-                base=entry.base,
+                entry.claim, entry.of, moved=entry.moved, frozen=entry.frozen, base=entry.base
             )
         except UsageError as error:
             where = f"{file}:{lines[number,]}"

@@ -17,13 +17,7 @@ from shadow.comparing.contrast import Contrast, contrast
 from shadow.comparing.correlation import ScoredSet, score_reports
 from shadow.comparing.differences import OPPOSITE, ComparisonVerdict
 from shadow.comparing.gains import MEASURED_BY_OTHERS
-from shadow.comparing.matching import (
-    ComparedReport,
-    Relation,
-    ReportIdentity,
-    compared,
-    relations,
-)
+from shadow.comparing.matching import ComparedReport, Relation, ReportIdentity, compared, relations
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell

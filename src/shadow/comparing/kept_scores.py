@@ -44,11 +44,7 @@ def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
 
 def _named(side: CheckpointMetadata) -> dict[str, str | None]:
     """Which checkpoint a side is: what every report says of it."""
-    return {
-        "repo": side["repo"],
-        "commit": side["commit"],
-        "fingerprint": side["fingerprint"],
-    }
+    return {"repo": side["repo"], "commit": side["commit"], "fingerprint": side["fingerprint"]}
 
 
 def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:

@@ -123,8 +123,7 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
         provenance=report.provenance,
         matrices=report.columns("matrices", (*READ, *more)),
         tensors=report.columns(
-            "tensors",
-            ("tensor", "side", "shape", "dtype", *PLACE, "status", "reason", "checksum"),
+            "tensors", ("tensor", "side", "shape", "dtype", *PLACE, "status", "reason", "checksum")
         ),
     )
 

@@ -66,11 +66,7 @@ def _reported(role: Role, metadata: CheckpointMetadata, stage: str) -> ScoredSid
     commit = metadata["commit"]
     is_folder = commit is None and Path(metadata["repo"]).is_absolute()
     return ScoredSide(
-        role=role,
-        repo=metadata["repo"],
-        stage=stage,
-        is_folder=is_folder,
-        commit=commit,
+        role=role, repo=metadata["repo"], stage=stage, is_folder=is_folder, commit=commit
     )
 
 

@@ -218,12 +218,7 @@ def begin_junit(path: Path, command: str, fault: str = "its output says why") ->
     root = ET.Element("testsuites", name="shadow")
     suite = ET.SubElement(root, "testsuite", name="shadow")
     case = ET.SubElement(suite, "testcase", classname="shadow", name=command, time="0.000")
-    _said(
-        case,
-        "error",
-        message=f"`shadow {command}` did not finish: {fault}",
-        kind="not finished",
-    )
+    _said(case, "error", message=f"`shadow {command}` did not finish: {fault}", kind="not finished")
     _count(suite)
     _write_junit(path, _document(root))
 

@@ -345,10 +345,7 @@ def _medians_of_few(
 
 
 def _place_of_rank(
-    layer_of: NDArray[np.intp],
-    below: NDArray[np.int32],
-    weights: Counts,
-    rank: NDArray[np.int32],
+    layer_of: NDArray[np.intp], below: NDArray[np.int32], weights: Counts, rank: NDArray[np.int32]
 ) -> NDArray[np.intp]:
     """The place of each draw's row of a rank, from 1: its stretch by bisection, then row by row."""
     low = np.zeros(len(rank), dtype=np.intp)

@@ -131,10 +131,7 @@ def _keys(rows: pd.DataFrame) -> list[str]:
 
 
 def _valued(
-    inside: pd.DataFrame,
-    metric: Metric,
-    bases: dict[str, NDArray[np.float64]],
-    module: str | None,
+    inside: pd.DataFrame, metric: Metric, bases: dict[str, NDArray[np.float64]], module: str | None
 ) -> pd.DataFrame:
     """The matrices that have the metric, each with its layer, its entries, what is measured, and
     what noise and rounding alone give, NaN where unknown.

@@ -280,9 +280,7 @@ def held_rank(column: Column) -> NDArray[np.float64]:
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
-def rank_bounds(
-    inside: Column,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bounds of the rank of each update, from how much of the stored delta its first directions
     hold: rank_least and rank_most.
 

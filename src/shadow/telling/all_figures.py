@@ -20,10 +20,7 @@ RATIOS = (
     ("vision_to_language", "vision : language"),
     ("projector_to_language", "projector : language"),
 )
-STREAM = (
-    ("reading_participation_ratio", "read"),
-    ("writing_participation_ratio", "written"),
-)
+STREAM = (("reading_participation_ratio", "read"), ("writing_participation_ratio", "written"))
 
 
 def all_figures(summary: Summary) -> list[FigureRow]:

@@ -13,12 +13,7 @@ from collections.abc import Mapping
 
 from shadow.claims.draft import Sentence
 from shadow.claims.explanations import Explanation, explanations
-from shadow.claims.recognised import (
-    is_copy,
-    is_mostly_copy,
-    is_rearranged,
-    is_scaled_by_lines,
-)
+from shadow.claims.recognised import is_copy, is_mostly_copy, is_rearranged, is_scaled_by_lines
 from shadow.claims.summary import Finding, Summary
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words

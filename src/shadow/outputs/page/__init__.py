@@ -26,14 +26,7 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.outputs.page.cards import shared_scale
 from shadow.outputs.page.cells import metric_texts
-from shadow.outputs.page.html import (
-    environment,
-    file_text,
-    library,
-    policy,
-    script_json,
-    scripts,
-)
+from shadow.outputs.page.html import environment, file_text, library, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
