@@ -168,8 +168,6 @@ Registry = Annotated[
         help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False
     ),
 ]
-
-
 HelpAll = Annotated[
     bool,
     typer.Option(
@@ -213,8 +211,6 @@ Verbose = Annotated[
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Show every number and table of a pair.")]
-
-
 Component = Annotated[
     list[str] | None,
     _choice(help="Only this component; may be repeated.", autocompletion=completion.components),

@@ -29,19 +29,11 @@ from shadow.text import counted
 
 # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
 COMPARISON_SCHEMA = 1
-
-
 # of concentration: above the differences of two seeds in the lab, inside those of narrow and broad
 # data; "The margin" in docs/compare.md has both, made from the tables
 MARGIN = 0.05
-
-
 MAX_REPORTS = 12
-
-
 MAX_SCORED = 200  # reports of which scores are correlated
-
-
 CLAIMS: ComparisonClaims = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [

@@ -48,15 +48,9 @@ from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING
 from shadow.text import and_list, counted
 
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
-
-
 # relative norms further apart are warned of: concentration falls as an update grows
 FAR_NORMS = 3.0
-
-
 MOST = 0.9  # share of a report's measured parameters that should be compared
-
-
 UNSEEN = "the figures show how concentrated each change is, not whether both are the same change"
 
 

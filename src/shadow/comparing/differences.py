@@ -26,8 +26,6 @@ ComparisonVerdict = Literal[
     "mixed evidence",
     "not comparable",
 ]
-
-
 OPPOSITE: dict[ComparisonVerdict, ComparisonVerdict] = {
     "more concentrated": "less concentrated",
     "less concentrated": "more concentrated",

@@ -53,8 +53,6 @@ WEIGHTS = "model.safetensors"
 
 Row = dict[str, Any]
 Weights = dict[str, torch.Tensor]
-
-
 # called after every finished task with how many are finished, how many there are, and the last
 Show = Callable[[int, int, str], None]
 

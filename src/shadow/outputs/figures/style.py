@@ -72,8 +72,6 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # journals refuse type 3
     "pdf.compression": 6,
 }
-
-
 MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
 METADATA: dict[str, dict[str, str | None]] = {  # who drew a file, and no date
     "png": {"Software": MARK},
