@@ -343,13 +343,7 @@ def position(concentration: float, trainings: Trainings, table: Sequence[Referen
         narrow_below=share_below("narrow", trainings.narrow),
         broad_below=share_below("broad", trainings.broad),
         nearest=[
-            NearTraining(
-                regime=run.regime,
-                treatment=run.treatment,
-                base=run.base,
-                seed=run.seed,
-                concentration=run.concentration,
-            )
+            NearTraining(run.regime, run.treatment, run.base, run.seed, run.concentration)
             for run in nearest
         ],
     )

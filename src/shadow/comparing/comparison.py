@@ -213,20 +213,17 @@ def _ranking(
     verdicts = {(contrast.first, contrast.second): contrast.verdict for contrast in contrasts}
     for one in contrasts:
         verdicts[one.second, one.first] = OPPOSITE.get(one.verdict, one.verdict)
-    ranking = []
-    for rank, label in enumerate(ordered, start=1):
-        to_next = None
-        if rank < len(ordered):
-            to_next = verdicts[label, ordered[rank]]
-        ranked = RankedReport(
+    after = dict(itertools.pairwise(ordered))
+    return [
+        RankedReport(
             rank=rank,
             label=label,
             concentration=typical[label],
             cells=len(medians),
-            to_next=to_next,
+            to_next=verdicts.get((label, after.get(label, ""))),
         )
-        ranking.append(ranked)
-    return ranking
+        for rank, label in enumerate(ordered, start=1)
+    ]
 
 
 def _shared_cells(contrasts: Sequence[Contrast]) -> pd.DataFrame:

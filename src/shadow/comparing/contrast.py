@@ -128,7 +128,10 @@ def contrast(
     counts = _counts(first, second, matched=matched, cells=cells)
     fatal = _not_comparable(first, second, matched[matched["layer"].notna()])
     if fatal:
-        figures = [_without_verdict(figure) for figure in figures]
+        figures = [
+            replace(figure, verdict="not comparable") if figure.direction else figure
+            for figure in figures
+        ]
         verdict: ComparisonVerdict = "not comparable"
     else:
         verdict = _verdict(figures)
@@ -161,13 +164,6 @@ def contrast(
         ],
         rows=_rows(first, second, matched),
     )
-
-
-def _without_verdict(figure: Difference) -> Difference:
-    """The same figure where reports are not comparable; one that does not vote stays as it is."""
-    if not figure.direction:
-        return figure
-    return replace(figure, verdict="not comparable")
 
 
 def _counts(

@@ -27,12 +27,12 @@ from shadow.errors import ShadowError
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
 from shadow.summary.bootstrap import LEVEL
+from shadow.summary.numbers import Floats
 from shadow.text import counted
 
 if TYPE_CHECKING:
     from shadow.comparing.matching import ComparedReport
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 # reports below which there is no correlation: of three, one order in three agrees or disagrees

@@ -266,16 +266,9 @@ def _agree(score: Score, other: Score, key: str) -> Any:
 
 
 def _preference(metric: str | None) -> tuple[int, int, str]:
-    """Sorts metrics by which is taken first."""
+    """Sorts metrics by which is taken first; what is not known comes last."""
     name, _, chosen = (metric or "").partition(",")
-    return _rank(name, PREFERRED), _rank(chosen, FILTERS), metric or ""
-
-
-def _rank(name: str, known: Sequence[str]) -> int:
-    """The place of a name among those known; what is not known comes last."""
-    if name not in known:
-        return len(known)
-    return known.index(name)
+    return [*PREFERRED, name].index(name), [*FILTERS, chosen].index(chosen), metric or ""
 
 
 def _models_above_one(rows: Sequence[Score]) -> set[tuple[str, str]]:

@@ -202,24 +202,12 @@ def _known(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _rank_of_noise(
-    row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
-) -> float | None:
-    return noise_effective_rank(int(row["rows"]), int(row["cols"]))
-
-
 def _shift_of_noise(
     row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
 ) -> float | None:
     if base is None:  # an audit with --no-spectra
         return None
     return shift_by_noise(base, int(row["rows"]), cols=int(row["cols"]), norm=norm)
-
-
-def _short_side(
-    row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
-) -> float | None:
-    return float(min(row["rows"], row["cols"]))
 
 
 def _of_even_entries(
@@ -236,7 +224,7 @@ def _of_even_entries(
 PREDICTED: dict[
     str, Callable[[pd.Series[float], NDArray[np.float64] | None, float], float | None]
 ] = {
-    "effective_rank": _rank_of_noise,
+    "effective_rank": lambda row, _, __: noise_effective_rank(int(row["rows"]), int(row["cols"])),
     "effective_rank_shift": _shift_of_noise,
-    "numerical_rank": _short_side,
+    "numerical_rank": lambda row, _, __: float(min(row["rows"], row["cols"])),
 }

@@ -354,7 +354,9 @@ def _of_group(rows: Rows, group: Columns, *, with_norm: bool) -> _Tally:
     tally.add_ratio("energy_share", tally.of(group), tally.of(rows.deltas))
     tally.figures |= {
         "energy": finite(np.nansum(group["energy"])),
-        "parameter_share": _parameter_share(group, rows),
+        "parameter_share": over(
+            int(group["parameters"].sum()), int(rows.deltas["parameters"].sum())
+        ),
         "matrices": len(group),
     }
     return tally
@@ -460,17 +462,11 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     return layer_rows
 
 
-def _parameter_share(group: Columns, rows: Rows) -> float | None:
-    return over(int(group["parameters"].sum()), int(rows.deltas["parameters"].sum()))
-
-
 def _quarters(depth: Sequence[LayerRow], deltas: Columns) -> list[QuarterRow]:
     """The shares of each quarter of a component's layers in their energy and their parameters."""
     quarters = []
     sizes: dict[tuple[str, float], float] = {}
-    for component, layer, size in zip(
-        *(deltas[name].tolist() for name in ("component", "layer", "parameters")), strict=True
-    ):
+    for component, layer, size in deltas.each("component", "layer", "parameters"):
         sizes[component, layer] = sizes.get((component, layer), 0) + size
     for component in dict.fromkeys(row.component for row in depth):
         layers = [row for row in depth if row.component == component]

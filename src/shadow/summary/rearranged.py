@@ -134,13 +134,9 @@ def _runs(moved: dict[Layer, int]) -> list[MovedRow]:
     """Layers that follow each other on both sides together."""
     rows: list[MovedRow] = []
     for (component, layer), of_base in sorted(moved.items()):
+        here = component, layer, of_base - layer
         last = rows[-1] if rows else None
-        offset = of_base - layer
-        if last is not None and (last.component, last.last_layer + 1, last.offset) == (
-            component,
-            layer,
-            offset,
-        ):
+        if last and (last.component, last.last_layer + 1, last.offset) == here:
             rows[-1] = replace(last, last_layer=layer)
         else:
             rows.append(MovedRow(component, layer, layer, of_base))

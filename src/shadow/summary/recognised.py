@@ -113,10 +113,11 @@ def _few_rows(deltas: Columns) -> list[FewRowsRow]:
         & (deltas["rows"] >= MANY_ROWS)
         & (deltas["rows_changed"] <= FEW_ROWS)
     )
-    names = ("component", "module", "rows_changed", "rows")
     return [
         FewRowsRow(component, module, round(share * int(count)), int(count))
-        for component, module, share, count in zip(*(rows[name] for name in names), strict=True)
+        for component, module, share, count in rows.each(
+            "component", "module", "rows_changed", "rows"
+        )
     ]
 
 
@@ -169,9 +170,7 @@ def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
             module=module,
             layers=sorted({int(layer) for layer in group.inside["layer"]}),
             tensors=len(group),
-            relative_norm=finite(np.nanmax(group["relative_norm"]))
-            if (~np.isnan(group["relative_norm"])).any()
-            else None,
+            relative_norm=finite(np.fmax.reduce(group["relative_norm"])),
         )
         for (component, module), group in others.groups("component", "module")
     ]

@@ -101,8 +101,10 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
         worded("state", _state),
         *_figure("norm", "relative_norm_overall", "share", rank=3),
         *_figure("conc.", "concentration", "fixed", rank=2),
-        number("unchanged", _unchanged, "fraction", rank=1),
-        worded("found", _found),
+        number(
+            "unchanged", lambda one: one.summary and one.summary.figures.zero_share, "fraction", 1
+        ),
+        worded("found", lambda one: one.summary and standing(one.summary)),
     ]
     return table_of(fields, judged)
 
@@ -111,14 +113,6 @@ def _state(one: Judgement) -> Word:
     if one.summary is not None:
         return STATES[one.code]
     return Word("kept", "warning") if one.kept else Word("failed", "fault")  # as a list has it
-
-
-def _unchanged(one: Judgement) -> float | None:
-    return None if one.summary is None else one.summary.figures.zero_share
-
-
-def _found(one: Judgement) -> str | None:
-    return None if one.summary is None else standing(one.summary)
 
 
 def _figure(head: str, name: str, kind: Kind, rank: int) -> list[Field]:
