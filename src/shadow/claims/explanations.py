@@ -99,7 +99,6 @@ class Explanation:
     """An explanation and its answer, as summary.json has it."""
 
     code: str
-    """One of EXPLANATIONS."""
     name: str
     answer: Word
     reason: str

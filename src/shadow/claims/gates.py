@@ -69,11 +69,9 @@ class Gate:
     """A gate and its answer, as summary.json has it."""
 
     name: str
-    """One of GATES."""
     figure: float | None
     """What it is judged by; None where that is unknown."""
     threshold: float
-    """What it must reach."""
     passed: bool
     reason: str
 

@@ -69,7 +69,6 @@ class Measured:
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
-        """The rows of its deltas."""
         return self.report.subject("delta")
 
     @cached_property

@@ -40,21 +40,18 @@ def targets(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def families(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Families by name."""
     from shadow.targets.families import family_names
 
     return _begun(family_names(_registry(ctx)), incomplete)
 
 
 def modules(incomplete: str) -> list[str]:
-    """Modules by name."""
     from shadow.places.names import name_rules
 
     return _begun(name_rules().modules, incomplete)
 
 
 def components(incomplete: str) -> list[str]:
-    """Components by name."""
     from shadow.places.names import name_rules
 
     return _begun(name_rules().components, incomplete)
@@ -76,19 +73,16 @@ def words(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """Words of `--device`."""
     return _begun(("cpu", "auto", "cuda"), incomplete)
 
 
 def verify_claims(incomplete: str) -> list[str]:
-    """Claims of `shadow verify`."""
     from shadow.claims.verify.table import FORMS
 
     return _begun(FORMS, incomplete)
 
 
 def tables(incomplete: str) -> list[str]:
-    """Tables of a report."""
     from shadow.reports.columns import TABLES
 
     return _begun(TABLES, incomplete)

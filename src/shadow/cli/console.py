@@ -188,7 +188,6 @@ def pairs_progress(
 
 
 def _no_bar(title: str) -> contextlib.AbstractContextManager[Callable[[Any], None]]:
-    """Progress that nobody sees."""
     return contextlib.nullcontext(lambda state: None)
 
 

@@ -71,7 +71,6 @@ def _is_importing(frame: FrameType | None, outermost: CodeType) -> bool:
 
 
 def _hold(command: int) -> None:
-    """Hold an interrupt of a thread."""
     _held.append(None)
     # not threading.Thread, whose locks the interrupted code may hold
     _thread.start_new_thread(_ask_again, (command,))

@@ -185,7 +185,6 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
 
 
 def _topic(word: str) -> Document:
-    """What stands for one of the topics."""
     from shadow.claims.reference import calibration
     from shadow.comparing.published import released
     from shadow.telling import dictionary

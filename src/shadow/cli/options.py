@@ -71,7 +71,6 @@ ENGINE = "Where it runs"
 
 
 def _in(panel: str) -> Any:
-    """What makes options of a group."""
     return partial(typer.Option, rich_help_panel=panel)
 
 

@@ -66,7 +66,6 @@ class MatchedCounts:
     """The same, the experts of one module and layer taken as one."""
     layers: int
     parameters: int
-    """The entries of all of them."""
     share_of_first: float
     """The share of the first report's changed parameters that is compared, 0 to 1."""
     share_of_second: float
@@ -100,7 +99,6 @@ class Contrast:
     rows: list[dict[str, Cell]]
     """The matched matrices, a row each, with the columns of `shadow.reports.columns.COMPARISON`."""
     joint: DeltaDirections | None = None
-    """Where the two deltas point."""
     no_joint: str | None = None
     """Why that is not known; None where it is, or nobody asked."""
 
@@ -285,7 +283,6 @@ def _sentence(
     fatal: Sequence[str],
     different: bool,
 ) -> str:
-    """The verdict in words."""
     if fatal:
         return f"not comparable: {'; '.join(fatal)}"
     concentration = figures[0]

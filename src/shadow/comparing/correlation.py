@@ -80,7 +80,6 @@ class Correlation:
     n: int
     """Reports that have both numbers, 0 or more."""
     bases: int
-    """Bases that these rest on."""
     rho: float | None = None
     """Spearman's rank correlation, -1 to 1; None where `reason` says why."""
     low: float | None = None
@@ -89,7 +88,6 @@ class Correlation:
     p: float | None = None
     """Two-sided, over orders of the gains, 0 to 1."""
     reason: str | None = None
-    """Why there is no correlation, or no interval."""
 
 
 @dataclass(frozen=True)

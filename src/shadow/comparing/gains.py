@@ -89,7 +89,6 @@ class Scored:
     """What the scores say of a pair."""
 
     files: tuple[ScoreFile, ...]
-    """Those that they came from."""
     gains: tuple[Gain, ...]
     notes: tuple[str, ...]
     """What was left out, or makes them doubtful."""

@@ -153,7 +153,6 @@ class Base:
     scale: str
     """One of SCALES."""
     seed: int
-    """The seed of its first weights, 0 or more."""
     warm: bool = True
 
     @property
@@ -191,7 +190,6 @@ class Run:
     treatment: str = "adamw"
     """One of TREATMENTS."""
     seed: int = 0
-    """The seed of its samples, 0 or more."""
     kind: Kind = "trained"
     of: tuple[str, ...] = ()
     """The names of the runs of the same base that an average or a rounded one is made of."""

@@ -207,7 +207,6 @@ def checkpoint(out: Path, base: Base, name: str | None = None) -> Path:
 
 
 def report(out: Path, base: Base, name: str) -> Path:
-    """Where the report of a run lies."""
     return out / "reports" / base.key / folder_name(name)
 
 

@@ -84,7 +84,6 @@ class Budget:
     """How long and how fast everything is trained. Lengths are in steps of the optimiser."""
 
     steps: int = 90
-    """The length of a continuation."""
     learning_rate: float = 2e-4
     """The peak of AdamW's in a continuation."""
     base_learning_rate: float = 1e-4
@@ -100,7 +99,6 @@ class Continuation:
 
     data: Data
     seed: int = 0
-    """The seed of the order of its rows."""
     treatment: Literal["adamw", "adamw/3", "lora"] = "adamw"
     """adamw/3: a third of the rate. lora: factors of rank 16, three times the rate."""
 

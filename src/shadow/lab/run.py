@@ -23,7 +23,6 @@ class Finished:
 
     document: Document
     rows: int
-    """Rows of its first table."""
     files: list[str]
 
 

@@ -36,9 +36,7 @@ class Size:
     """The shape of a decoder of four layers with four heads, and the rows of a training step."""
 
     width: int
-    """The width of the residual stream."""
     hidden: int
-    """The width of the MLPs."""
     rows: int
     """Rows of a step, of ROW tokens each."""
 
@@ -62,7 +60,6 @@ class Recipe:
     adamw, nothing else.
     """
     rank: int = 4
-    """The rank of the factors of lora."""
     width_factor: float = 1.0
     """Multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1].
 

@@ -64,7 +64,6 @@ class Table:
     """What `shadow schema` and exports call it."""
     file: str
     row: str
-    """What one row of it is."""
     columns: tuple[Column, ...]
     first: frozenset[str] = frozenset()
     """The columns that every report of this schema has; the others were added later."""

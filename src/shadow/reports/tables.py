@@ -125,7 +125,6 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _finite_list(row: list[float | None] | None) -> list[float | None] | None:
-    """Null instead of NaN and infinity."""
     if row is None:
         return None
     return [null_if_undefined(value) for value in row]

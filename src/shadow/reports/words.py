@@ -17,7 +17,6 @@ class Head:
     """A head of a table on the screen."""
 
     text: str
-    """What stands below it."""
     column: str = ""
     """The column that has the same figure of one matrix or pair; empty where there is none."""
 

@@ -61,7 +61,6 @@ class PairByLayer:
     figures: dict[str, tuple[LayerFigure, ...]]
     """By metric, in the order of the layers; empty where no matrix in a layer changed."""
     whole: dict[str, WholeFigure]
-    """By metric."""
 
     @property
     def name(self) -> str:

@@ -49,7 +49,6 @@ class Columns:
         return zip(*(self[name].tolist() for name in names), strict=True)
 
     def of(self, component: str | None) -> Columns:
-        """The rows of a component."""
         return self.where(self["component"] == component)
 
     def groups(self, *names: str) -> Iterator[tuple[tuple[str, ...], Columns]]:

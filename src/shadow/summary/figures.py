@@ -60,7 +60,6 @@ class DepthFigures:
     """How evenly the update lies over a component's layers; None where it has no energy there."""
 
     depth_layers: int
-    """Layers that were compared."""
     depth_entropy: float | None
     """0 one layer, 1 all alike."""
     depth_gini: float | None
@@ -138,7 +137,6 @@ class _Known:
     """Matrices whose stored change is not what rounding leaves of an update."""
     rounded_away: int
     coherent: int
-    """Matrices that have equivalent_directions."""
     judged: int
     """Matrices that are held against noise; the next two are of these."""
     beyond_noise: int
@@ -190,7 +188,6 @@ class InsideLayers(Named, LayerMedians, _Known):
     rest_norm: float | None = None
     """How large that rest is, relative to the base: median."""
     rest_known: int = 0
-    """Matrices that have such a rest."""
     even_judged: int = 0
     """Matrices with enough changed entries for their last bits to be judged."""
     even_many: int = 0

@@ -41,7 +41,6 @@ class PairRecord:
     """
 
     schema: int
-    """The number of the schema of the report's files."""
     family: str
     pair: str
     base: CheckpointSide
@@ -69,7 +68,6 @@ class PairRecord:
     outside_layers: list[OutsideRow]
     """The same medians of embeddings, head and projectors."""
     coherence: list[CoherenceRow]
-    """Of the modules inside layers."""
     quarters: list[QuarterRow]
     """Of the depth of each component of four layers or more."""
     unchanged: list[UnchangedRow]
@@ -77,7 +75,6 @@ class PairRecord:
     without_base: list[AloneRow]
     """The matrices without a base, by component."""
     vectors: VectorFigures
-    """Of biases and norms."""
     vocabulary: list[VocabularyRow]
     """Embeddings and heads with more rows on one side."""
     uncompared: list[UncomparedRow]

@@ -149,12 +149,10 @@ class LayerRow:
 
     component: str
     layer: int
-    """The layer, from 0."""
     matrices: int
     relative_norm: float | None
     """Of all of them as one vector."""
     energy: float | None
-    """Sum of squared Frobenius norms."""
     energy_share: float | None
     """Of the component's layers, 0 to 1."""
     concentration: float | None
@@ -163,9 +161,7 @@ class LayerRow:
     up_effective_rank_shift: float | None
     """Of the MLP up-projections; the median of several experts."""
     reading_participation_ratio: float | None
-    """Directions of the residual stream."""
     writing_participation_ratio: float | None
-    """Directions of the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -247,12 +243,9 @@ class UncomparedRow:
     module: str | None
     """The module; None for whole layers."""
     layers: list[int]
-    """Ascending; empty outside the layers."""
     tensors: int
     base_shape: list[int] | None
-    """Of those whose shapes differ."""
     tuned_shape: list[int] | None
-    """Of those whose shapes differ."""
 
 
 @dataclass(frozen=True)
@@ -284,9 +277,7 @@ class Replaced:
 
     matrices: int
     cosine_least: float
-    """Of base and tuned, -1 to 1."""
     cosine_most: float
-    """Of base and tuned, -1 to 1."""
     rows: list[ReplacedRow]
 
 
@@ -321,7 +312,6 @@ class LayersRow:
 
     component: str
     layers: list[int]
-    """Ascending."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +333,6 @@ class Rearranged:
     matrices: int
     """That are so, outside embeddings, heads and positions."""
     changed: int
-    """Of these, so or not."""
     moved: MovedLayers | None
     negated: RearrangedModules | None
     reordered: RearrangedModules | None
@@ -355,7 +344,6 @@ class Scaled:
 
     matrices: int
     factor: float
-    """What the base was multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -396,7 +384,6 @@ class ChangedRow:
     component: str
     module: str
     layers: list[int]
-    """Ascending; empty outside the layers."""
     tensors: int
     relative_norm: float | None
     """The largest of them; None where it is known of none."""
@@ -413,7 +400,6 @@ class Casts:
     beside: int
     """Tensors that changed by more, vectors among them."""
     rows: list[ChangedRow]
-    """Those that changed by more."""
     formats: list[str] = field(default_factory=list)
     """The formats of 8 bits or less of matrices that changed, on the side that was cast."""
 
@@ -442,25 +428,17 @@ class Masked:
 
 @dataclass(frozen=True)
 class Recognised:
-    """Changes that the figures show beyond doubt."""
+    """Changes that the figures show beyond doubt; None where none is known."""
 
     replaced: Replaced | None
-    """None: there are no such matrices, or most are."""
     scaled: Scaled | None
-    """None: the change is another."""
     zeroed: Zeroed | None
-    """None: the change is another."""
     few_rows: list[FewRowsRow]
     casts: Casts | None = None
-    """None in a report made before 0.2.0."""
     scaled_lines: ScaledLines | None = None
-    """None: there are no such matrices."""
     rearranged: Rearranged | None = None
-    """None: there are no such matrices, or the report is older."""
     few_entries: FewEntries | None = None
-    """None: more changed."""
     masked: Masked | None = None
-    """None: most matrices have no such entries, or the report is older."""
 
 
 @dataclass(frozen=True)
@@ -502,11 +480,9 @@ class PublishedCheck:
     """Of shadow.comparing.published.DEFINITIONS."""
     published: float
     ours: float | None
-    """None: reason."""
     tolerance: float
     """The difference up to which they agree."""
     agrees: bool | None
-    """None: not compared."""
     reason: str | None
     """Why they are not of the same tensors."""
 
@@ -558,7 +534,6 @@ class PublishedPlace:
     """All that it is ranked among, 1 or more."""
     pairs: int
     least: float
-    """Median of a family."""
     most: float
 
 
@@ -568,7 +543,6 @@ class PublishedFigures:
 
     source: str
     pair: PublishedPair | None
-    """None: others have not published it."""
     size: PublishedPlace | None
     """By mean_relative_norm."""
     no_size: str | None

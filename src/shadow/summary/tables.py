@@ -60,7 +60,6 @@ class Rows:
     tensors: Columns
     """All rows of tensors.parquet, with was_compared."""
     residual: Columns
-    """All rows of residual.parquet."""
     files: list[dict[str, Any]]
     """All rows of files.parquet; none where it is not given."""
     layers: Sequence[tuple[str, int]]
@@ -68,7 +67,6 @@ class Rows:
 
     @cached_property
     def blocks(self) -> Blocks:
-        """The blocks of layers."""
         return blocks_of(*zip(*self.layers, strict=True)) if self.layers else blocks_of([], [])
 
     @property

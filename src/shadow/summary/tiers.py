@@ -24,7 +24,6 @@ class TierWords:
     code: str | None = None
     """Of the sentence of the finding that says what is unknown."""
     unknown: str = ""
-    """That sentence."""
 
     @property
     def not_measured(self) -> str | None:

@@ -128,7 +128,6 @@ class Field(Column):
     """Of a number; None of what is a cell already."""
 
     def cell(self, row: object) -> Cell:
-        """What stands in the row."""
         found: Any = getattr(row, self.of) if isinstance(self.of, str) else self.of(row)
         return found if self.kind is None else Quantity(found, self.kind)
 

@@ -126,7 +126,6 @@ class Part:
     """A module of the main component, or another component as a whole, whose share is told."""
 
     name: str
-    """What it is called in a sentence."""
     place: str
     """The place of its row in summary.json."""
     energy: float
@@ -341,7 +340,6 @@ def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
 
 
 def _unchanged(draft: Draft) -> list[str]:
-    """What is frozen, and what has no base."""
     parts = unchanged_parts(draft)
     frozen = [f"Unchanged: {and_list(parts)}."] if parts else []
     return [*frozen, *(f"{text}." for text in without_base(draft.summary))]

@@ -231,7 +231,6 @@ def _faults(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) -> 
 
 
 def _kind(module: Module) -> str:
-    """The verdict without its numbers."""
     verdict = module.verdict
     if "entries are not base" in verdict:
         return "not base plus update"

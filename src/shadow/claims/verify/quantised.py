@@ -41,7 +41,6 @@ class Quantised(FormatNoise):
     module: str
     """Such as `language.mlp.up`."""
     tensor: str
-    """Of the copy."""
     format: str
     rows: int = 0
     columns: int = 0

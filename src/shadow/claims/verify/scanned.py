@@ -20,9 +20,7 @@ class Scanned:
     place: str
     """Such as `language.layers.0.attn.q`."""
     base: str
-    """The tensor of the first checkpoint."""
     tuned: str
-    """The tensor of the second."""
     formats: tuple[str, str]
     """The stored dtypes of both."""
     entries: int
@@ -33,7 +31,6 @@ class Scanned:
     tuned_energy: float = 0.0
     delta_energy: float = 0.0
     inner: float = 0.0
-    """The inner product of both."""
     finite: bool = True
     """Whether every entry of both is; otherwise energies are those of some entries."""
     rounded: tuple[str, str] | None = None

@@ -49,7 +49,6 @@ class Copied:
     stored_update: float | None = None
     """Of copy - base."""
     inner: float | None = None
-    """<full - base, copy - base>."""
     unchanged: int | None = None
     """Entries of the copy that are equal to the base's."""
     unchanged_expected: int | None = None

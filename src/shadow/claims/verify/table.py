@@ -79,7 +79,6 @@ class PairClaim:
     """A claim that is asked of a base and a tuned side."""
 
     claim: str
-    """One of OF_PAIRS."""
     moved: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
 

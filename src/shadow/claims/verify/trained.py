@@ -40,7 +40,6 @@ class Cell:
     entries: int
     changed: int
     energy: float
-    """The sum of the squared differences."""
 
 
 @dataclass(frozen=True, slots=True)

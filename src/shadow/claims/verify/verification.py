@@ -23,7 +23,6 @@ class Against:
     name: str
     """As the file names it; of the last checkpoint that has it."""
     what: str
-    """What is wrong with it."""
     size: float | None = None
     """The norm of the difference over that of the base; of `merged`, and of modules in `stored`,
     over that of the update. None where it has no size.
@@ -55,7 +54,6 @@ class Verification:
 
     @property
     def reason(self) -> str:
-        """Why, in one line."""
         return self.answer.reason
 
     @property

@@ -116,7 +116,6 @@ class ExportResult:
     older: int
     """Those of them that lack columns or tables, 0 or more."""
     absent: tuple[str, ...]
-    """What these lack."""
 
 
 def export(

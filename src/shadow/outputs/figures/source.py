@@ -38,7 +38,6 @@ class Choice:
     metric: str | None = None
     """The column that is drawn; None: see each figure."""
     width: float = COLUMN
-    """Inches, above 0."""
     title: bool = True
 
 
@@ -53,12 +52,10 @@ class FigureData:
 
     @property
     def folder(self) -> Path:
-        """Where the report lies."""
         return self.report.folder
 
     @property
     def summary(self) -> Summary:
-        """Its summary."""
         return self.report.summary
 
     @property
@@ -83,7 +80,6 @@ class FigureData:
 
     @property
     def row(self) -> ComponentRow:
-        """The row of the component in the summary."""
         return next(row for row in self.summary.components if row.component == self.component)
 
     @property

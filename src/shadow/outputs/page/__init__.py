@@ -61,7 +61,6 @@ class Written:
 
     pairs: int
     size: int
-    """In bytes."""
     unreadable: list[tuple[str, ShadowError]]
     """(folder, fault) of the reports that could not be read."""
 
@@ -191,7 +190,6 @@ def _lineage_blocks(found: Lineage, numbers: Mapping[str, int]) -> list[Block]:
 
 
 def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
-    """The table of all pairs."""
     places = {
         section.number: str(place)
         for place, section in enumerate(ranked, 1)

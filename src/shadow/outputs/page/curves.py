@@ -146,7 +146,6 @@ def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
 
 
 def _curves(stacks: Mapping[int, _Stack]) -> dict[str, Curve]:
-    """The curves of all cells."""
     curves: dict[str, Curve] = {}
     for cell, stack in sorted(stacks.items()):
         curve = curves[str(cell)] = Curve(

@@ -82,7 +82,6 @@ class Library:
 
     @property
     def version(self) -> str:
-        """Its version, as it says on top."""
         found = re.search(r"\bv(\d+\.\d+\.\d+)$", self.text[:TOP], re.MULTILINE)
         return found[1] if found else ""
 

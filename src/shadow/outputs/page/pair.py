@@ -34,7 +34,6 @@ class PairSection:
     """One pair on the page."""
 
     number: int
-    """Its number there, from 0."""
     where: str
     """Its folder below the one that was asked for."""
     summary: Summary
@@ -48,7 +47,6 @@ class PairSection:
 
     @property
     def name(self) -> str:
-        """`family base..tuned`."""
         return f"{self.summary.family} {self.summary.pair}"
 
     @property
