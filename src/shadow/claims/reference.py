@@ -192,6 +192,7 @@ def calibration() -> Calibration:
 
 
 def parse(text: str) -> Calibration:
+    """A Calibration from its JSON."""
     return read_as(Calibration, json.loads(text))
 
 

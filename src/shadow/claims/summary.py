@@ -34,6 +34,7 @@ class Finding:
 
     @property
     def text(self) -> str:
+        """The sentences as one paragraph."""
         return " ".join(sentence.text for sentence in self.sentences)
 
     def __str__(self) -> str:

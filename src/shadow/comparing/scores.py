@@ -93,6 +93,7 @@ class Score:
     higher_is_better: bool | None
     """None where nobody says."""
     file: str
+    """The path as it was given."""
     line: int | None = None
     """Its line in a CSV, from 1; None for the harness."""
     commit: str | None = None

@@ -21,16 +21,9 @@ UNREAD = ("dtype", "shard", "expert")
 # columns of matrices on which figures rest, of deltas and of matrices without a base
 READ = (
     *("component", "layer", "module", "tensor", "base_tensor", "subject", "rows", "cols"),
-    *(
-        "precision",
-        "dtype",
-        "parameters",
-        "rank_ceiling",
-        "verified",
-        "frobenius_norm",
-        "stable_rank",
-    ),
-    *("effective_rank", "participation_ratio", "numerical_rank", "rank_90", "rank_95", "rank_99"),
+    *("precision", "dtype", "parameters", "rank_ceiling", "verified", "frobenius_norm"),
+    *("stable_rank", "effective_rank", "participation_ratio", "numerical_rank"),
+    *("rank_90", "rank_95", "rank_99"),
     *("top1_energy", "top4_energy", "top16_energy", "top64_energy", "top20_energy"),
     *("relative_norm", "cosine", "effective_rank_shift", "zero_share", "floor_ratio"),
     *("null_participation_ratio", "concentration", "spikes", "spike_energy", "spikes_sharp"),

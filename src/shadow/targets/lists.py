@@ -97,6 +97,7 @@ class Selection:
     passed_over: tuple[str, ...] = ()
     """Matching families without a pair."""
     claims: Mapping[Pair, tuple[ListedClaim, ...]] = field(default_factory=dict)
+    """What a list says of its pairs."""
 
     @property
     def digest(self) -> str:

@@ -48,32 +48,15 @@ UNDER_NULL: dict[str, str | float] = {
 }
 # columns whose 0 divides
 SIGNED = (
-    "concentration",
-    "effective_rank_shift",
-    "stable_rank_shift",
-    "cosine",
-    "excess_purity",
-    "excess_purity_unrounded",
-    "decay_cosine",
-)
+    "concentration", "effective_rank_shift", "stable_rank_shift", "cosine", "excess_purity",
+    "excess_purity_unrounded", "decay_cosine",
+)  # fmt: skip
 # columns that read as per cent
 SHARES = (
-    "relative_norm",
-    "relative_norm_unrounded",
-    "relative_norm_unrounded_least",
-    "zero_share",
-    "zero_share_expected",
-    "spike_energy",
-    "energy_share",
-    "rows_changed",
-    "kept",
-    "kept_least",
-    "top1_energy",
-    "top4_energy",
-    "top16_energy",
-    "top20_energy",
-    "top64_energy",
-)
+    "relative_norm", "relative_norm_unrounded", "relative_norm_unrounded_least", "zero_share",
+    "zero_share_expected", "spike_energy", "energy_share", "rows_changed", "kept", "kept_least",
+    "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
+)  # fmt: skip
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 EXPERTS = 10_000  # as spread.LAYERS
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
