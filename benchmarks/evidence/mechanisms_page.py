@@ -300,8 +300,8 @@ CLAIMS = (
         "RL moves weights linearly",
         "arXiv 2601.04537",
         "R² over checkpoints of one run, at even steps",
-        "a walk whose steps are the run's own in random places; AdamW on noise for as many steps, which"
-        " has 0.61 where stages are 100 steps apart, as in the paper; SFT",
+        "a walk whose steps are the run's own in random places; AdamW on noise for as many steps,"
+        " which has 0.61 where stages are 100 steps apart, as in the paper; SFT",
         _linear,
     ),
     Claim(
