@@ -321,7 +321,7 @@ def _no_unrounded(matrices: int, rounded_away: int, unexplained: int) -> str:
         reasons.append(f"rounded away in {rounded_away} of {matrices} matrices")
     if unexplained:
         reasons.append(f"rounding unexplained in {unexplained} of {matrices} matrices")
-    return "; ".join(reasons) or "the report does not have it"
+    return "; ".join(reasons) or "the report has no share of rounding"
 
 
 def _groups(summary: PairRecord) -> list[Group]:

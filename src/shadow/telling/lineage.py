@@ -22,7 +22,7 @@ from shadow.telling.document import (
     number,
     table_of,
 )
-from shadow.text import counted
+from shadow.text import counted, several
 
 if TYPE_CHECKING:
     from shadow.comparing.lineage import Chain, Lineage, Step
@@ -127,11 +127,13 @@ def _notes(chain: Chain) -> Iterator[Paragraph]:
             )
         if step.no_unrounded is not None and step.matrices:
             reasons.append((step, f"size as stored: {step.no_unrounded}"))
-    told = [f"{step.start}..{step.end}: {text}" for step, text in reasons if text]
-    if text := line_text(chain):
-        told.append(f"{chain.stages[0]}..{chain.stages[-1]}: {text}")
-    for place, text in enumerate(told):
-        yield Paragraph(text, quiet=True, close=place > 0)
+    told: dict[str, list[str]] = {}
+    for step, text in reasons:
+        told.setdefault(text, []).append(f"{step.start}..{step.end}")
+    told[line_text(chain)] = [f"{chain.stages[0]}..{chain.stages[-1]}"]
+    told.pop("", None)
+    for place, (text, steps) in enumerate(told.items()):
+        yield Paragraph(f"{several(steps)}: {text}", quiet=True, close=place > 0)
 
 
 def line_text(chain: Chain) -> str:
