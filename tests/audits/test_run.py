@@ -589,8 +589,8 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
 
 
 def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
-    """A quantised side, whichever it is and among however many others, or the factors of an adapter;
-    they hold no Gram.
+    """A quantised side, whichever it is and among however many others, or an adapter's factors; no
+    worker holds a Gram.
     """
     from dataclasses import replace
 

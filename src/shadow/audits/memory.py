@@ -100,7 +100,8 @@ def default_jobs(
     """As many workers as there are cores, or as fit the free memory if that is fewer.
 
     One where entries are only summed up and none is decoded: parts that the caches hold take so few
-    microseconds each that two threads wait for Python's lock, and read 1.2 GB/s where one reads 2.8.
+    microseconds each that two threads wait for Python's lock, and read 1.2 GB/s where one reads
+    2.8.
     """
     if method.subjects == "none" and not any(map(_is_decoded, pairs)):
         return 1
