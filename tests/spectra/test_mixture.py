@@ -194,6 +194,30 @@ def test_simple_weights_take_one_look_at_every_entry(weights):
     assert sorted(looks) == sorted(SHAPES)
 
 
+@pytest.mark.parametrize("stored", ["BF16", "F16"])
+@pytest.mark.parametrize("kind", ["other side", "one tensor"])
+def test_what_is_as_small_as_rounding_is_refused_after_a_look_or_two(stored, kind):
+    """Where sums cannot tell it from rounding: once no weights fit what was read, no more is."""
+    names = [f"layers.{layer}.{kind}" for layer in range(12) for kind in ("attn", "mlp")]
+    generator = torch.Generator().manual_seed(0)
+    base = {name: 0.02 * torch.randn(96, 64, generator=generator) for name in names}
+    small = 2e-3 if stored == "BF16" else 2.5e-4
+    sides = [cast(tuned(base, small, seed), stored) for seed in (1, 2, 3)]
+    merge = mixed((0.3, 0.7), sides[:2], stored)
+    if kind == "other side":
+        asked_of = [sides[0], sides[2]]
+    else:
+        asked_of = sides[:2]
+        merge[names[3]] = sides[2][names[3]]
+    looks = []
+    asked = [
+        replace(one, parts=lambda one=one: looks.append(one.name) or one.parts())
+        for one in tensors(merge, asked_of, stored)
+    ]
+    assert isinstance(fit(asked, 2, has_base=False), Misfit)
+    assert 0 < len(looks) < 4 * len(names)
+
+
 def test_steps_in_16_bits_are_known_from_one_rounding():
     """Every product and sum rounded to BF16 leaves more than one rounding, and is a merge too."""
     base = based()

@@ -44,6 +44,7 @@ STEPS_SHARE = 0.005  # of the entries that rounded steps could take beyond one r
 STEPS_ENERGY = 1.6
 ENOUGH = 2_000  # entries of a tensor that shares and energies are asked of
 FEW = 1e-3  # a share of entries that no other weights explain
+HOPELESS = 30  # times as many, which a second look does not make few
 DENOMINATORS = (*range(1, 13), 16, 20, 100, 1_000, 10_000)  # of weights that people give
 ALIKE = 1 / 3  # groups that need weights of their own, of all groups, at least
 
@@ -173,9 +174,13 @@ def likely(some: Sequence[Mixed], sides: int, has_base: bool) -> Likely | None:
 
 def _slerp(t: float, angle: float) -> tuple[float, float]:
     """The weights of both sides; of nearly parallel ones those of a plain average."""
-    if abs(math.cos(angle)) > PARALLEL or math.sin(angle) == 0:
+    if _is_parallel(angle):
         return 1 - t, t
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def _is_parallel(angle: float) -> bool:
+    return abs(math.cos(angle)) > PARALLEL or math.sin(angle) == 0
 
 
 def angles(tensors: Sequence[Mixed]) -> dict[str, float]:
@@ -202,9 +207,9 @@ def fit(
     weights that were asked of tensors in the pass that made their sums.
     """
     methods: list[Method] = ["task"] if has_base else ["average", "sum"]
-    if spherical := not has_base and sides == 2:
+    turned = angles(tensors) if not has_base and sides == 2 else {}
+    if not all(map(_is_parallel, turned.values())):  # else it is the average
         methods.insert(1, "slerp")
-    turned = angles(tensors) if spherical else {}
     few: dict[str, int] = {}
     groupings: tuple[Per, ...] = ("model", "layer", "module")
     for per in groupings:
@@ -343,8 +348,8 @@ class _Search:
         if (np.abs(left) > most).any():
             self.parameters = before
 
-    def sweep(self) -> None:
-        """Ask every entry."""
+    def sweep(self) -> Iterator[Remainder]:
+        """Ask every entry, a tensor at a time; what is left of it."""
         for one in self.members:
             theta = self.form.theta(one.tensor, self.parameters)
             slopes = self.form.slopes(one.tensor, self.parameters)
@@ -356,6 +361,7 @@ class _Search:
             count = len(theta)
             terms, left = rest.rows[:, :count], rest.rows[:, count]
             self._rows.append((one.tensor, terms, left + terms @ theta, rest.rows[:, count + 1 :]))
+            yield rest
 
     def bounds(self, in_steps: bool) -> tuple[Floats, Floats, Floats]:
         """(slopes, left, most) of every entry that was kept, at the parameters of now."""
@@ -370,30 +376,42 @@ class _Search:
         """Whether parameters are found that every entry agrees with."""
         if not self.ask_sample(in_steps=in_steps):
             return False
-        for number in range(ROUNDS):
-            if number or not self.rests:
-                self.sweep()
-            beyond = (one.beyond_steps if in_steps else one.beyond for one in self.rests.values())
-            if not any(beyond):
+        is_linear = self.form.method != "slerp"
+        for _ in range(ROUNDS):
+            disagree = 0
+            for rest in self.sweep():
+                disagree += bool(rest.beyond_steps if in_steps else rest.beyond)
+                # the first that disagrees mostly shows that no other parameters agree either
+                if disagree == 1 and is_linear and self._none_fits(in_steps):
+                    return False
+            if not disagree:
                 return True
             change, most = within(*self.bounds(in_steps))
-            is_linear = self.form.method != "slerp"
             if (most > 1 + 1e-9 and is_linear) or not np.any(change):
                 return False
             self.parameters = self.parameters + change
         return False
 
+    def _none_fits(self, in_steps: bool) -> bool:
+        """Whether no parameters agree with the entries that were kept so far."""
+        _, most = within(*self.bounds(in_steps))
+        return most > 1 + 1e-9
+
     def few(self) -> dict[str, int] | None:
         """By tensor, how many entries disagree with parameters that nearly all agree with."""
-        for _ in range(2):
+        self.in_steps = False
+        entries = sum(one.sums.entries for one in self.members)
+        for limit in (HOPELESS * max(2, FEW * entries), max(2, FEW * entries)):
             slopes, left, most = self.bounds(in_steps=False)
             # a linear program leaves some entries at their bounds, give or take its own rounding
             change, _ = within(slopes, left, most * (1 - 1e-6), by_sum=True)
             self.parameters = self.parameters + change
-            self.sweep()
-        beyond = {name: rest.beyond for name, rest in self.rests.items() if rest.beyond}
-        entries = sum(rest.entries for rest in self.rests.values())
-        return beyond if 0 < sum(beyond.values()) <= max(2, FEW * entries) else None
+            disagree = 0
+            for rest in self.sweep():
+                disagree += rest.beyond
+                if disagree > limit:
+                    return None
+        return {name: rest.beyond for name, rest in self.rests.items() if rest.beyond} or None
 
     def weights(self) -> list[Floats]:
         """By side: of the group, of SLERP of each of its tensors."""
