@@ -190,7 +190,7 @@ def audit(
             of them, or a list of such. They join the report beside its numbers.
         overwrite: Replace a finished report of other settings or files.
         jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit
-            the memory.
+            the memory; one where norms of stored floats are all that is measured.
         files: Where checkpoints and solved spectra come from, such as
             `shadow.Files(offline=True, max_disk="40GB")`.
         engine: What carries out the audits: local (this process, one pair after another) or ray

@@ -588,15 +588,18 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     assert fault.message == "w: 8,192 x 28,672 needs 1.8 GB of memory, 1.0 MB are free"
 
 
-def test_a_scan_takes_more_than_one_worker_only_where_something_is_decoded():
-    """A quantised side, whichever it is, or the factors of an adapter."""
+def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
+    """A quantised side, whichever it is and among however many others, or an adapter's factors; no
+    worker holds a Gram.
+    """
     from dataclasses import replace
 
     from shadow.audits.machine_limits import MachineLimits
-    from shadow.audits.memory import scan_jobs
+    from shadow.audits.memory import default_jobs, kinds
     from shadow.checkpoints.pairing import Factor, MatrixPair, Operand
     from shadow.checkpoints.safetensors_files import Packing, TensorInfo
     from shadow.places.architecture import Part, Place
+    from shadow.spectra.delta import NORMS
 
     place, machine = Place("language", 0, "mlp.up"), MachineLimits(4, "", 64 << 30, "the machine")
     info = TensorInfo("w", "BF16", (640, 512), "s", 0, 0)
@@ -608,7 +611,10 @@ def test_a_scan_takes_more_than_one_worker_only_where_something_is_decoded():
         (floats, factored, 4),
     ):  # fmt: skip
         pairs = [MatrixPair(place, side, tuned, 640, 512, True) for side in (floats, base)]
-        assert scan_jobs(pairs, machine) == jobs
+        assert default_jobs(kinds(pairs), machine, NORMS) == jobs
+        assert default_jobs(kinds(pairs), machine) == 4
+    low = replace(machine, memory=32 << 20)
+    assert default_jobs(pairs, low, NORMS) > default_jobs(pairs, low)
 
 
 def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):

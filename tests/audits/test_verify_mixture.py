@@ -325,3 +325,24 @@ def test_a_packed_tensor_is_not_called_missing(sides, tmp_path):
     )
     assert found.holds is None, found
     assert "0.3 A + 0.7 B" in found.reason
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_entries_of_a_merge_are_read_once(sides, tmp_path, monkeypatch, with_base):
+    """But those of the smallest tensors, which weights are sought in first."""
+    (base, a, b), (of_base, of_a, of_b) = sides
+    merged = put(tmp_path / "m", merge([a, b], (0.3, 0.7), base if with_base else None))
+    read, began = verify_mixture._parts, []
+
+    def parts(line, *others):
+        began.append(line[0].tuned.info.name)
+        return read(line, *others)
+
+    monkeypatch.setattr(verify_mixture, "_parts", parts)
+    found = shadow.verify("mixture", merged, of_a, of_b, base=of_base if with_base else None)
+    assert found.holds
+    often = {name for name in began if began.count(name) > 1}
+    assert often < set(base)
+    assert len(often) == 2
+    assert "model.norm.weight" in often
+    assert set(began) == set(base)

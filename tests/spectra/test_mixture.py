@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,8 +11,17 @@ import torch
 
 from shadow.dtypes import FLOATS
 from shadow.spectra.masks import masked
-from shadow.spectra.mixture import interval, products, read, remainder, ulp, within
-from shadow.spectra.mixture_fit import Fit, Misfit, Mixed, fit
+from shadow.spectra.mixture import (
+    Asked,
+    interval,
+    products,
+    read,
+    remainder,
+    sums_and_rest,
+    ulp,
+    within,
+)
+from shadow.spectra.mixture_fit import Fit, Misfit, Mixed, fit, likely
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SHAPES = {f"layers.{layer}.{kind}": (48, 64) for layer in range(4) for kind in ("attn", "mlp")}
@@ -84,7 +93,7 @@ def test_sums_are_those_of_whole_matrices(with_base):
     theta = np.array([0.3, 0.6]) if with_base else np.array([-0.1, 0.6])
     rest = left - theta @ terms
     assert one.sums.rest(theta) == pytest.approx(rest @ rest, rel=1e-6)
-    found = remainder(one.parts(), theta, np.eye(2), "BF16", with_base, in_steps=True)
+    found = remainder(one.parts(), Asked(theta, np.eye(2), with_base, True), "BF16")
     assert found.energy == pytest.approx(rest @ rest)
     half = 0.5 * ulp(w, "BF16")
     assert (np.abs(rest) <= half * (1 + 1e-3)).all()
@@ -142,7 +151,7 @@ def test_what_steps_may_leave_is_that_of_a_loop_over_entries(with_base, stored):
         beyond += left > once
         beyond_steps += left > once + sum(steps)
     theta = np.array(weights if with_base else [sum(weights) - 1, *weights[1:]])
-    found = remainder(one.parts(), theta, np.eye(3), stored, with_base, in_steps=True)
+    found = remainder(one.parts(), Asked(theta, np.eye(3), with_base, True), stored)
     assert found.expected_steps == pytest.approx(expected, rel=1e-9, abs=0)
     assert found.slack == pytest.approx(slack, rel=1e-9)
     assert (found.beyond, found.beyond_steps) == (beyond, beyond_steps)
@@ -183,6 +192,30 @@ def test_simple_weights_take_one_look_at_every_entry(weights):
     assert isinstance(found, Fit)
     assert found.weights[0] == pytest.approx(weights, abs=1e-15)
     assert sorted(looks) == sorted(SHAPES)
+
+
+@pytest.mark.parametrize("stored", ["BF16", "F16"])
+@pytest.mark.parametrize("kind", ["other side", "one tensor"])
+def test_what_is_as_small_as_rounding_is_refused_after_a_look_or_two(stored, kind):
+    """Where sums cannot tell it from rounding: once no weights fit what was read, no more is."""
+    names = [f"layers.{layer}.{kind}" for layer in range(12) for kind in ("attn", "mlp")]
+    generator = torch.Generator().manual_seed(0)
+    base = {name: 0.02 * torch.randn(96, 64, generator=generator) for name in names}
+    small = 2e-3 if stored == "BF16" else 2.5e-4
+    sides = [cast(tuned(base, small, seed), stored) for seed in (1, 2, 3)]
+    merge = mixed((0.3, 0.7), sides[:2], stored)
+    if kind == "other side":
+        asked_of = [sides[0], sides[2]]
+    else:
+        asked_of = sides[:2]
+        merge[names[3]] = sides[2][names[3]]
+    looks = []
+    asked = [
+        replace(one, parts=lambda one=one: looks.append(one.name) or one.parts())
+        for one in tensors(merge, asked_of, stored)
+    ]
+    assert isinstance(fit(asked, 2, has_base=False), Misfit)
+    assert 0 < len(looks) < 4 * len(names)
 
 
 def test_steps_in_16_bits_are_known_from_one_rounding():
@@ -311,3 +344,63 @@ def test_bounds_of_one_weight_are_an_intersection():
     change, most_left = within(x[:, None], left, most)
     assert most_left <= 1
     assert (np.abs(left - change * x) <= most * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("in_steps", [False, True])
+def test_one_pass_gives_sums_and_what_likely_weights_leave(in_steps):
+    """As two passes do; nothing of the latter where the weights are those of another mixture."""
+    base = cast(based(), "BF16")
+    sides = [cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2)]
+    one = tensors(mixed((0.3, 0.6), sides, "BF16", base), sides, "BF16", base)[0]
+    asked = Asked(np.array([0.3, 0.6]), np.eye(2), True, in_steps)
+    sums, rest = sums_and_rest(one.parts(), "BF16", asked)
+    assert_alike(sums, products(one.parts(), "BF16"))
+    assert_alike(rest, remainder(one.parts(), asked, "BF16"))
+    other = replace(asked, theta=np.array([0.6, 0.3]))
+    sums, rest = sums_and_rest(one.parts(), "BF16", other)
+    assert_alike(sums, one.sums)
+    assert rest is None
+
+
+def assert_alike(one, other):
+    for name in (field.name for field in fields(one) if field.name not in ("sample", "asked")):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_weights_that_were_asked_first_answer_only_where_every_entry_agrees(with_base):
+    """Those of the first tensors hold without another look at the others, and change no answer
+    where they are wrong: with simpler weights, for one entry that disagrees, for other methods.
+    """
+    base = cast(based(), "BF16")
+    sides = [cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2)]
+    of_base, weights = base if with_base else None, (0.3, 0.6) if with_base else (0.3, 0.7)
+    target = mixed(weights, sides, "BF16", of_base)
+    plain = tensors(target, sides, "BF16", of_base)
+    first = likely(plain[:2], 2, with_base)
+    assert first is not None
+    asked = [replace(one, rest=sums_and_rest(one.parts(), "BF16", first.asked)[1]) for one in plain]
+
+    def unread():
+        raise AssertionError("read again")
+
+    found = fit([replace(one, parts=unread) for one in asked], 2, with_base, first)
+    expected = fit(plain, 2, with_base)
+    assert isinstance(found, Fit)
+    assert found.weights[0] == pytest.approx(weights)
+    for name in ("weights", "low", "high", "in_steps", "per", "method"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+
+    spoilt = {name: one.clone() for name, one in target.items()}
+    spoilt["layers.2.mlp"][3, 5] += 0.004  # one entry, by a few units in its last place
+    off = tensors(spoilt, sides, "BF16", of_base)
+    off = [replace(one, rest=sums_and_rest(one.parts(), "BF16", first.asked)[1]) for one in off]
+    found = fit(off, 2, with_base, first)
+    assert isinstance(found, Misfit)
+    assert found.entries == {"layers.2.mlp": 1}
+
+    wrong = replace(first, parameters=first.parameters + 2e-3)
+    asked = [replace(one, rest=sums_and_rest(one.parts(), "BF16", wrong.asked)[1]) for one in plain]
+    found = fit(asked, 2, with_base, wrong)
+    assert isinstance(found, Fit)
+    assert np.array_equal(found.weights, expected.weights)

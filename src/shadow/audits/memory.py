@@ -19,7 +19,7 @@ from shadow.spectra.lazy import FACTOR_BLOCK
 from shadow.spectra.parts import PART
 from shadow.spectra.residual import on_short_side, projection_memory
 from shadow.spectra.sketched import SMALLEST, kept_elements
-from shadow.spectra.spectrum import BLOCK, TILE
+from shadow.spectra.spectrum import BLOCK
 from shadow.text import byte_size
 
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
@@ -37,14 +37,14 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     """Bytes that a worker takes at most for a pair that is measured in this way."""
     kept = 2 * _kept(pair)
     blocks = BUFFERS * min(BLOCK, pair.rows * pair.cols)
-    if method.subjects == "none" and pair.tuned.factor is None:
-        return BUFFERS * PART + kept
-    if not pair.is_matrix:
-        return blocks + kept
     shape, side = (pair.rows, pair.cols), min(pair.rows, pair.cols)
     factors = 0
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
+    if not pair.is_matrix:
+        return blocks + kept
+    if method.subjects == "none":
+        return max(BUFFERS * PART, factors) + kept
     lines = LINE * (pair.rows + pair.cols)
     solved = GRAM * side**2
     if method.precision == "sketch" and side > SMALLEST:
@@ -78,8 +78,9 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     found: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
         rank = pair.tuned.factor and pair.tuned.factor.rank
-        kind = (pair.rows, pair.cols, pair.is_matrix, pair.tuned.info.dtype, pair.place.module)
-        found.setdefault((*kind, rank), pair)
+        formats = pair.base and pair.base.info.dtype, pair.tuned.info.dtype, _is_decoded(pair)
+        kind = (pair.rows, pair.cols, pair.is_matrix, pair.place.module, rank)
+        found.setdefault((*kind, *formats), pair)
     return list(found.values())
 
 
@@ -96,9 +97,22 @@ def shared_memory(pairs: Iterable[MatrixPair]) -> int:
 def default_jobs(
     pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
 ) -> int:
-    """As many workers as there are cores, or as fit the free memory if that is fewer."""
+    """As many workers as there are cores, or as fit the free memory if that is fewer.
+
+    One where entries are only summed up and none is decoded: parts that the caches hold take so few
+    microseconds each that two threads wait for Python's lock, and read 1.2 GB/s where one reads
+    2.8.
+    """
+    if method.subjects == "none" and not any(map(_is_decoded, pairs)):
+        return 1
     each = max(1, worker_memory(pairs, method))
     return max(1, min(machine.cores, machine.memory // each))
+
+
+def _is_decoded(pair: MatrixPair) -> bool:
+    """Whether the numbers of a side are made of what is stored, as of an adapter's factors."""
+    sides = [side for side in (pair.base, pair.tuned) if side]
+    return any(side.factor or any(info.packing for info in side.infos) for side in sides)
 
 
 def lacking(
@@ -115,18 +129,3 @@ def lacking(
         f" {byte_size(need)} of memory, {byte_size(machine.memory)} are free{by}",
         "free some memory, use a larger machine, or leave the matrix out (--layer, --module)",
     )
-
-
-def scan_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
-    """Workers of a scan, which keeps both sides of a pair and tiles of them: as many as there are
-    cores, or as fit the free memory.
-
-    One where nothing is decoded: parts that the caches hold take so few microseconds each that two
-    threads wait for Python's lock, and read 1.2 GB/s where one reads 2.8.
-    """
-    sides = (side for pair in pairs for side in (pair.base, pair.tuned) if side)
-    if not any(side.factor or any(info.packing for info in side.infos) for side in sides):
-        return 1
-    largest = max((pair.rows * pair.cols for pair in pairs), default=0)
-    each = 2 * kept_memory(8 * largest) + BUFFERS * TILE
-    return max(1, min(machine.cores, machine.memory // each))

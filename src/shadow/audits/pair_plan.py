@@ -25,7 +25,7 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.places.names import name_rules
-from shadow.spectra.delta import USUAL, Method
+from shadow.spectra.delta import NORMS, USUAL, Method
 from shadow.spectra.device import Offload, device_memory
 from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair
@@ -52,7 +52,7 @@ TELLING = (  # keys of config.json that tell architectures apart
 
 
 TIERS = {  # by the options of `shadow audit` that ask for it
-    "--norms": Method(subjects="none", subspaces=False),
+    "--norms": NORMS,
     "--subjects delta --precision sketch": Method("sketch", subjects="delta", subspaces=False),
     "--precision sketch": Method("sketch"),
     "--subjects delta": Method(subjects="delta", subspaces=False),

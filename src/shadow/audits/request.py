@@ -117,7 +117,8 @@ class AuditRequest:
     scores: Mapping[Pair, ScoreFiles] = field(default_factory=dict)
     overwrite: bool = False
     jobs: int | None = None
-    """Matrices that are measured at a time; None: as many as there are cores, or as fit the memory.
+    """Matrices that are measured at a time; None: as many as there are cores, or as fit the memory;
+    one where norms of stored floats are all that is measured.
     """
     ray: Ray | None = None
     """What carries out the pairs; None: this process."""

@@ -106,7 +106,9 @@ class Runtime:
     """
 
     jobs: int | None = None
-    """Workers; None: as many as there are cores or as fit the memory; of a scan of floats one."""
+    """Workers; None: as many as there are cores or as fit the memory; where stored floats are only
+    summed up one.
+    """
     access: Access = field(default_factory=Access)
     overwrite: bool = False
     """Whether a finished report of other settings, files or another version is replaced, when the

@@ -14,7 +14,7 @@ from threading import Event
 from typing import TypeVar
 
 from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import scan_jobs
+from shadow.audits.memory import default_jobs
 from shadow.audits.plan import make_plan, require_disk_at_once
 from shadow.audits.runtime import AlignedPair, Progress, Runtime
 from shadow.audits.workers import in_workers, own_workspace, sources_of, views
@@ -24,7 +24,7 @@ from shadow.checkpoints.sources import Fetching
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Place
-from shadow.spectra.delta import working_dtype
+from shadow.spectra.delta import NORMS, working_dtype
 from shadow.spectra.entries import Binades, compared
 from shadow.spectra.spectrum import Sides
 from shadow.text import and_list
@@ -88,7 +88,7 @@ def scan(
             for source in sources_of(pair, plan.base, plan.tuned):
                 source.require_unchanged()
 
-    jobs = runtime.jobs or scan_jobs(lined.pairs, runtime.limits or machine_limits())
+    jobs = runtime.jobs or default_jobs(lined.pairs, runtime.limits or machine_limits(), NORMS)
     fetching = Fetching(runtime.say, report)
     rows = in_workers(plan.base, plan.tuned, plan.work, measured, jobs, fetching)
     with contextlib.closing(rows):

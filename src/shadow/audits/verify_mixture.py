@@ -30,14 +30,16 @@ from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.masks import Masked, masked
-from shadow.spectra.mixture import Read, products, read
-from shadow.spectra.mixture_fit import Fit, Mixed, fit
+from shadow.spectra.mixture import Read, read, sums_and_rest
+from shadow.spectra.mixture_fit import Fit, Likely, Mixed, fit, likely
 from shadow.targets.references import AnyReference
 from shadow.text import counted
 
 # a head that shares the embedding's bytes, or that no model reads, is no loss; whole numbers are
 # compared apart
 NO_LOSS = ("tied", "not_float")
+# weights are sought in the smallest tensors first: this share of all entries, or so many
+FEWEST, MOST = 32, 1 << 23
 UNREAD = ("quantized", "unknown_dtype", "unreadable", "shape_differs")
 
 
@@ -76,7 +78,7 @@ def verify_mixture(
     fetch_all(opened, runtime)
     off = _whole_numbers(lone, unread, skipped, target, others)
     lines = [[of_other[key] for of_other in by_key] for key in common]
-    tensors = _tensors(lines, target, others, has_base=base is not None, runtime=runtime)
+    tensors, first = _tensors(lines, target, others, has_base=base is not None, runtime=runtime)
     off += [
         Apart(one.name, "tuned", "some entries are not finite")
         for one in tensors
@@ -85,7 +87,7 @@ def verify_mixture(
     tensors = [one for one in tensors if one.sums.finite]
     if not tensors:
         raise ShadowError(f"{target.reference}: no tensor is finite in all of these models")
-    found = _found(tensors, len(checkpoints) - 1, has_base=base is not None)
+    found = _found(tensors, len(checkpoints) - 1, first, has_base=base is not None)
     require_unchanged(opened)
     formats = sorted({one.stored for one in tensors})
     measured = Mixture(len(tensors), formats, base is not None, found, lone, off, unread)
@@ -189,52 +191,54 @@ def _tensors(
     *,
     has_base: bool,
     runtime: Runtime,
-) -> list[Mixed]:
-    """Every tensor with its sums of products."""
+) -> tuple[list[Mixed], Likely | None]:
+    """Every tensor with its sums of products, and in the same pass what weights leave of it that
+    the smallest tensors agree with.
+    """
     jobs = runtime.jobs or default_jobs(
         [line[0] for line in lines], runtime.limits or machine_limits()
     )
-    measure = partial(_mixed, target=target, others=others, has_base=has_base)
-    found: list[Mixed] = []
+    order = sorted(range(len(lines)), key=lambda one: lines[one][0].rows * lines[one][0].cols)
+    entries = np.cumsum([lines[one][0].rows * lines[one][0].cols for one in order])
+    few = 1 + int(np.searchsorted(entries, min(entries[-1] / FEWEST, MOST)))
+    found: dict[int, Mixed] = {}
+    first: Likely | None = None
     with (
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        for one in pool.map(measure, lines):
-            found.append(one)
-            runtime.show(
-                Progress(
-                    done=len(found),
-                    total=len(lines),
-                    cost_done=len(found),
-                    cost_total=len(lines),
-                )
-            )
-    return found
+        for some in (order[:few], order[few:]):
+            measure = partial(_mixed, target=target, others=others, has_base=has_base, first=first)
+            for number, one in zip(some, pool.map(measure, [lines[n] for n in some]), strict=True):
+                found[number] = one
+                done, total = len(found), len(lines)
+                runtime.show(Progress(done=done, total=total, cost_done=done, cost_total=total))
+            if len(found) < len(lines) and all(one.sums.finite for one in found.values()):
+                sides = len(others) - has_base
+                first = likely([found[number] for number in some], sides, has_base)
+    return [found[number] for number in range(len(lines))], first
 
 
 def _mixed(
-    line: Sequence[MatrixPair], target: Checkpoint, others: Sequence[Checkpoint], *, has_base: bool
+    line: Sequence[MatrixPair],
+    target: Checkpoint,
+    others: Sequence[Checkpoint],
+    *,
+    has_base: bool,
+    first: Likely | None,
 ) -> Mixed:
-    first = line[0]
+    pair = line[0]
     parts = partial(_parts, line, target, others, has_base)
-    stored = first.tuned.info.dtype
-    place = first.place
+    stored = pair.tuned.info.dtype
+    place = pair.place
     kind = place.module.partition(".")[0]
-    name = first.tuned.info.name
-    if first.tuned.part.place.expert is not None and str(place.expert) not in name:
+    name = pair.tuned.info.name
+    if pair.tuned.part.place.expert is not None and str(place.expert) not in name:
         name = f"{name}[{place.expert}]"
     if sum(char == "." for char in place.module) and place.module.endswith(("gate", "up")):
         name = name if place.module.rpartition(".")[2] in name else f"{name} ({place.module})"
-    return Mixed(
-        name,
-        place.layer,
-        kind,
-        first.tuned.info.name,
-        stored,
-        parts,
-        products(parts(), stored),
-    )
+    sums, rest = sums_and_rest(parts(), stored, first.asked if first else None)
+    return Mixed(name, place.layer, kind, pair.tuned.info.name, stored, parts, sums, rest)
 
 
 def _parts(
@@ -259,9 +263,11 @@ def _parts(
     return read(tuned, base, sides)
 
 
-def _found(tensors: Sequence[Mixed], sides: int, *, has_base: bool) -> Found | NotFound:
+def _found(
+    tensors: Sequence[Mixed], sides: int, first: Likely | None, *, has_base: bool
+) -> Found | NotFound:
     """What the claim judges."""
-    linear = fit(tensors, sides, has_base)
+    linear = fit(tensors, sides, has_base, first)
     if isinstance(linear, Fit):
         return _linear(linear)
     if has_base and (dropped := masked(tensors, sides)):

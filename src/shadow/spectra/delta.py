@@ -102,6 +102,7 @@ class Method:
 
 
 USUAL = Method()
+NORMS = Method(subjects="none", subspaces=False)  # sums over entries, no spectra
 
 
 @dataclass(frozen=True)

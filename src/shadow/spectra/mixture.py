@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +31,7 @@ PART = 1 << 15  # entries of a tile: a dozen arrays of them in float64 stay in t
 EXTREMES = 2  # entries that are kept of a tile for each direction in which weights may move
 SAMPLE = 64  # entries of a tile that are kept as its sample
 ACTIVE = 40  # entries for each direction that a linear program starts with, and that are added
+HOPELESS = 0.01  # share of entries beyond the bounds from which weights are not asked further
 SOLVED = 12  # linear programs until all entries that were kept are in it
 EXPONENT = np.int64(0x7FF0000000000000)  # of the bits of a float64
 
@@ -43,6 +44,7 @@ class Read:
     first: Floats
     terms: Floats
     """X, (terms, entries)."""
+    _units: dict[str, Floats] = field(init=False, repr=False, default_factory=dict)
 
     @cached_property
     def target(self) -> Floats:
@@ -52,8 +54,16 @@ class Read:
     @cached_property
     def sizes(self) -> Floats:
         """|F| and |X|, (1 + terms, entries)."""
-        found: Floats = np.abs(np.concatenate([self.first[None], self.terms]))
+        found = np.empty((1 + len(self.terms), len(self.first)))
+        np.abs(self.first, out=found[0])
+        np.abs(self.terms, out=found[1:])
         return found
+
+    def unit(self, stored: str) -> Floats:
+        """The unit in the last place of each entry of the tuned one in a format, made once."""
+        if stored not in self._units:
+            self._units[stored] = ulp(self.tuned, stored)
+        return self._units[stored]
 
     def some(self, entries: slice) -> Read:
         """Copies of some entries."""
@@ -161,7 +171,7 @@ def once(part: Read, theta: Floats, stored: str) -> Floats:
     unit = UNIT if float_format(stored).bits <= 32 else 2.0**-53
     each = unit * (len(theta) + 2) * np.abs([1.0, *theta])
     most: Floats = each @ part.sizes
-    most += 0.5 * ulp(part.tuned, stored)
+    most += 0.5 * part.unit(stored)
     return most
 
 
@@ -182,8 +192,8 @@ def steps(part: Read, theta: Floats, stored: str, has_base: bool) -> Floats:
         sides = np.concatenate([part.first[None], part.first + part.terms[1:]])
         products = zip(weights, sides, strict=True)
         each = [_of_product(weight, side, stored) for weight, side in products]
-        partial = ulp(part.tuned, stored)
-        partial[~np.any(each, axis=0)] = 0.0  # sums of exact products are rounded once
+        # sums of exact products are rounded once
+        partial = np.where(np.any(each, axis=0), part.unit(stored), 0.0)
     return 0.5 * np.stack([*each, *[partial] * (len(weights) - 1)])
 
 
@@ -197,9 +207,30 @@ def _of_product(weight: float, side: Floats, stored: str) -> Floats:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is asked of every entry: whether these weights leave no more of it than rounding may."""
+
+    theta: Floats
+    slopes: Floats
+    """d theta / d parameters, (terms, parameters)."""
+    has_base: bool
+    in_steps: bool
+    """Whether steps are rounded; if not, they have the bound of one rounding."""
+
+    def is_as(self, other: Asked) -> bool:
+        """Whether the same is asked."""
+        return (
+            self.in_steps == other.in_steps
+            and np.array_equal(self.theta, other.theta)
+            and np.array_equal(self.slopes, other.slopes)
+        )
+
+
+@dataclass(frozen=True)
 class Remainder:
     """What weights leave of a matrix, beside what rounding may."""
 
+    asked: Asked
     entries: int
     energy: float
     beyond: int
@@ -216,43 +247,78 @@ class Remainder:
     """Entries by which weights are bounded: their terms, what is left, and both bounds."""
 
 
-def remainder(
-    parts: Iterator[Read],
-    theta: Floats,
-    slopes: Floats,
-    stored: str,
-    has_base: bool,
-    *,
-    in_steps: bool,
-) -> Remainder:
-    """What theta leaves. slopes: d theta / d parameters, (terms, parameters).
+class Leaving:
+    """What weights leave of a matrix whose tiles come one by one."""
 
-    in_steps: whether steps are rounded; if not, they have the bound of one rounding.
-    """
-    entries = beyond = beyond_steps = 0
-    energy = expected_steps = slack = 0.0
-    rows = []
-    for part in parts:
+    def __init__(self, asked: Asked, stored: str) -> None:
+        """stored: the format of the tuned one."""
+        self.asked, self._stored = asked, stored
+        self._entries = self._beyond = self._beyond_steps = 0
+        self._energy = self._expected_steps = self._slack = 0.0
+        self._rows: list[Floats] = []
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether more is beyond the bounds than chance or a few entries make of good weights."""
+        beyond = self._beyond_steps if self.asked.in_steps else self._beyond
+        return beyond > 2 + HOPELESS * self._entries
+
+    def add(self, part: Read) -> None:
+        """Ask the entries of one more tile."""
+        theta, stored = self.asked.theta, self._stored
         left = part.target - theta @ part.terms
         most = of_steps = once(part, theta, stored)
-        entries += len(left)
-        energy += float(left @ left)
+        self._entries += len(left)
+        self._energy += float(left @ left)
         size = np.abs(left)
-        beyond += int(np.count_nonzero(size > most))
-        if in_steps:
-            on_the_way = steps(part, theta, stored, has_base)
+        self._beyond += int(np.count_nonzero(size > most))
+        if self.asked.in_steps:
+            on_the_way = steps(part, theta, stored, self.asked.has_base)
             of_steps = most + on_the_way.sum(0)
-            slack += float(np.minimum(on_the_way.sum(0) / most, 1).sum())
-            expected_steps += float(most @ most) / 3 + float((on_the_way**2).sum()) / 3
-            beyond_steps += int(np.count_nonzero(size > of_steps))
-        chosen = extremes(slopes.T @ part.terms, left, most, EXTREMES, by_part=True)
-        rows.append(
+            self._slack += float(np.minimum(on_the_way.sum(0) / most, 1).sum())
+            self._expected_steps += float(most @ most) / 3 + float((on_the_way**2).sum()) / 3
+            self._beyond_steps += int(np.count_nonzero(size > of_steps))
+        slopes = self.asked.slopes.T @ part.terms
+        chosen = extremes(slopes, left, most, EXTREMES, by_part=True)
+        self._rows.append(
             np.stack([*part.terms[:, chosen], left[chosen], most[chosen], of_steps[chosen]])
         )
-    return Remainder(
-        entries, energy, beyond, beyond_steps if in_steps else beyond, expected_steps, slack,
-        np.concatenate(rows, 1).T,
-    )  # fmt: skip
+
+    def found(self) -> Remainder:
+        """What is left of all tiles."""
+        return Remainder(
+            self.asked, self._entries, self._energy, self._beyond,
+            self._beyond_steps if self.asked.in_steps else self._beyond, self._expected_steps,
+            self._slack, np.concatenate(self._rows, 1).T,
+        )  # fmt: skip
+
+
+def remainder(parts: Iterator[Read], asked: Asked, stored: str) -> Remainder:
+    """What weights leave of a matrix. stored: the format of the tuned one."""
+    leaving = Leaving(asked, stored)
+    for part in parts:
+        leaving.add(part)
+    return leaving.found()
+
+
+def sums_and_rest(
+    parts: Iterator[Read], stored: str, asked: Asked | None
+) -> tuple[Products, Remainder | None]:
+    """The sums of a matrix, and in the same pass what weights leave of it that are likely; None
+    where they are not those of this matrix, or none are known.
+    """
+    leaving = None if asked is None else Leaving(asked, stored)
+
+    def seen() -> Iterator[Read]:
+        nonlocal leaving
+        for part in parts:
+            if leaving is not None:
+                leaving.add(part)
+                leaving = None if leaving.is_hopeless else leaving
+            yield part
+
+    sums = products(seen(), stored)
+    return sums, None if leaving is None else leaving.found()
 
 
 def extremes(
@@ -263,16 +329,19 @@ def extremes(
     slopes: (parameters, entries).
     """
     largest = _of_parts if by_part else _largest
-    scaled, away = slopes / most, left / most
+    precise = np.float32 if by_part else np.float64  # it only says which entries
+    share = 1 / most
+    scaled, away = (slopes * share).astype(precise), (left * share).astype(precise)
     directions = [*scaled]
     if len(scaled) > 1:
-        directions += [*(np.linalg.eigh(scaled @ scaled.T)[1].T @ scaled)]
+        gram = [[one @ other for one in scaled] for other in scaled]
+        directions += [*(np.linalg.eigh(np.array(gram))[1].T @ scaled)]
     found = [largest(np.abs(away), count)]
+    # a step s along a slope leaves (left - s slope) / most, which may reach 1 or -1
+    below, above = (1 / np.maximum(1 + way * away, precise(1e-3)) for way in (1, -1))
     for slope in directions:
-        size, along = np.abs(slope), np.copysign(away, slope * away)
-        for way in (1, -1):
-            # a step s along the direction leaves (left - s slope) / most, which may reach 1
-            found.append(largest(size / np.maximum(1 + way * along, 1e-3), count))
+        down, up = slope * below, slope * above
+        found += [largest(np.maximum(down, -up), count), largest(np.maximum(up, -down), count)]
     return np.unique(np.concatenate(found))
 
 

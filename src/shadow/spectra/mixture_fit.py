@@ -19,6 +19,7 @@ import numpy as np
 from shadow.dtypes import float_format
 from shadow.spectra.mixture import (
     ACTIVE,
+    Asked,
     Floats,
     Products,
     Read,
@@ -43,6 +44,7 @@ STEPS_SHARE = 0.005  # of the entries that rounded steps could take beyond one r
 STEPS_ENERGY = 1.6
 ENOUGH = 2_000  # entries of a tensor that shares and energies are asked of
 FEW = 1e-3  # a share of entries that no other weights explain
+HOPELESS = 30  # times as many, which a second look does not make few
 DENOMINATORS = (*range(1, 13), 16, 20, 100, 1_000, 10_000)  # of weights that people give
 ALIKE = 1 / 3  # groups that need weights of their own, of all groups, at least
 
@@ -61,6 +63,8 @@ class Mixed:
     """The format of the tuned one."""
     parts: Callable[[], Iterator[Read]]
     sums: Products
+    rest: Remainder | None = None
+    """What likely weights leave, where they were asked of it in the pass that made its sums."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ class Fit:
 
     method: Method
     per: Per
-    t: Sequence[float]
-    """Of SLERP, by group."""
+    parameters: Sequence[Floats]
+    """By group."""
     weights: Sequence[Floats]
     """By group, of each side; of SLERP of each tensor."""
     low: Floats
@@ -78,6 +82,11 @@ class Fit:
     high: Floats
     in_steps: bool
     """Whether every step was rounded to the stored format."""
+
+    @property
+    def t(self) -> list[float]:
+        """Of SLERP, by group."""
+        return [float(one[0]) for one in self.parameters] if self.method == "slerp" else []
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,40 @@ class Form:
         return found
 
 
+@dataclass(frozen=True)
+class Likely:
+    """Weights that some tensors agree with: others are asked for them while they are first read."""
+
+    form: Form
+    parameters: Floats
+    in_steps: bool
+
+    @property
+    def asked(self) -> Asked:
+        """What the entries of any tensor are asked."""
+        theta, slopes = self.form.theta("", self.parameters), self.form.slopes("", self.parameters)
+        return Asked(theta, slopes, self.form.has_base, self.in_steps)
+
+
+def likely(some: Sequence[Mixed], sides: int, has_base: bool) -> Likely | None:
+    """The weights that all of some tensors agree with; None where there are none, and for SLERP,
+    whose weights are known once a tensor is read.
+    """
+    found = fit(some, sides, has_base)
+    if isinstance(found, Misfit) or found.per != "model" or found.method == "slerp":
+        return None
+    return Likely(Form(found.method, sides, has_base, {}), found.parameters[0], found.in_steps)
+
+
 def _slerp(t: float, angle: float) -> tuple[float, float]:
     """The weights of both sides; of nearly parallel ones those of a plain average."""
-    if abs(math.cos(angle)) > PARALLEL or math.sin(angle) == 0:
+    if _is_parallel(angle):
         return 1 - t, t
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def _is_parallel(angle: float) -> bool:
+    return abs(math.cos(angle)) > PARALLEL or math.sin(angle) == 0
 
 
 def angles(tensors: Sequence[Mixed]) -> dict[str, float]:
@@ -162,18 +200,22 @@ def angles(tensors: Sequence[Mixed]) -> dict[str, float]:
 # ---------------------------------------------------------------------------------- fitting
 
 
-def fit(tensors: Sequence[Mixed], sides: int, has_base: bool) -> Fit | Misfit:
-    """The simplest mixture that every entry agrees with, or what speaks against any."""
+def fit(
+    tensors: Sequence[Mixed], sides: int, has_base: bool, first: Likely | None = None
+) -> Fit | Misfit:
+    """The simplest mixture that every entry agrees with, or what speaks against any. first: the
+    weights that were asked of tensors in the pass that made their sums.
+    """
     methods: list[Method] = ["task"] if has_base else ["average", "sum"]
-    if spherical := not has_base and sides == 2:
+    turned = angles(tensors) if not has_base and sides == 2 else {}
+    if not all(map(_is_parallel, turned.values())):  # else it is the average
         methods.insert(1, "slerp")
-    turned = angles(tensors) if spherical else {}
     few: dict[str, int] = {}
     groupings: tuple[Per, ...] = ("model", "layer", "module")
     for per in groupings:
         for method in methods if per == "model" else [one for one in methods if one != "sum"]:
             form = Form(method, sides, has_base, turned)
-            found = _fitted(tensors, form, per)
+            found = _fitted(tensors, form, per, first)
             if isinstance(found, Fit):
                 return found
             if found is not None and per == "model":
@@ -192,7 +234,9 @@ def _group(one: Mixed, per: Per) -> object:
     return one.layer if per == "layer" else (one.layer, one.kind)
 
 
-def _fitted(tensors: Sequence[Mixed], form: Form, per: Per) -> Fit | dict[str, int] | None:
+def _fitted(
+    tensors: Sequence[Mixed], form: Form, per: Per, first: Likely | None
+) -> Fit | dict[str, int] | None:
     """A mixture; or how many entries disagree with one, by tensor, where they are few; or None."""
     groups: dict[object, list[Mixed]] = {}
     for one in tensors:
@@ -202,7 +246,9 @@ def _fitted(tensors: Sequence[Mixed], form: Form, per: Per) -> Fit | dict[str, i
     pairs = [(one, form.theta(one.tensor, start[key])) for key in groups for one in groups[key]]
     if any(one.sums.rest(theta) > _most(one, form, theta) for one, theta in pairs):
         return None
-    searches = {key: _Search(members, form, start[key]) for key, members in groups.items()}
+    if first and first.form.method != form.method:
+        first = None
+    searches = {key: _Search(members, form, start[key], first) for key, members in groups.items()}
     if all(one.sums.rest(theta) <= _most(one, form, theta, steps=1.0) for one, theta in pairs) and (
         all(search.settle(in_steps=False) for search in searches.values())
     ):
@@ -254,8 +300,11 @@ def _start(members: Sequence[Mixed], form: Form) -> Floats:
 class _Search:
     """Parameters of a group, and the entries that bound them."""
 
-    def __init__(self, members: Sequence[Mixed], form: Form, start: Floats) -> None:
+    def __init__(
+        self, members: Sequence[Mixed], form: Form, start: Floats, first: Likely | None
+    ) -> None:
         self.members, self.form, self.start, self.parameters = members, form, start, start
+        self._first = first
         self.in_steps: bool | None = None
         self.rests: dict[str, Remainder] = {}
         self._rows: list[tuple[str, Floats, Floats, Floats]] = []
@@ -271,6 +320,12 @@ class _Search:
                 of_steps = most + steps(sample, theta, one.stored, self.form.has_base).sum(0)
             limits = np.stack([most, of_steps], 1)
             self._rows.append((one.tensor, sample.terms.T, sample.target, limits))
+        if self._first and self._first.in_steps == in_steps:
+            self.parameters = self._first.parameters
+            _, left, most = self.bounds(in_steps)
+            if (np.abs(left) <= most).all():
+                return True
+            self.parameters = self.start
         is_linear = self.form.method != "slerp"
         for _ in range(1 if is_linear else ROUNDS):
             change, reached = within(*self.bounds(in_steps))
@@ -293,18 +348,20 @@ class _Search:
         if (np.abs(left) > most).any():
             self.parameters = before
 
-    def sweep(self) -> None:
-        """Ask every entry."""
+    def sweep(self) -> Iterator[Remainder]:
+        """Ask every entry, a tensor at a time; what is left of it."""
         for one in self.members:
             theta = self.form.theta(one.tensor, self.parameters)
-            rest = remainder(
-                one.parts(), theta, self.form.slopes(one.tensor, self.parameters), one.stored,
-                self.form.has_base, in_steps=bool(self.in_steps),
-            )  # fmt: skip
+            slopes = self.form.slopes(one.tensor, self.parameters)
+            asked = Asked(theta, slopes, self.form.has_base, bool(self.in_steps))
+            rest = one.rest
+            if rest is None or not rest.asked.is_as(asked):
+                rest = remainder(one.parts(), asked, one.stored)
             self.rests[one.name] = rest
             count = len(theta)
             terms, left = rest.rows[:, :count], rest.rows[:, count]
             self._rows.append((one.tensor, terms, left + terms @ theta, rest.rows[:, count + 1 :]))
+            yield rest
 
     def bounds(self, in_steps: bool) -> tuple[Floats, Floats, Floats]:
         """(slopes, left, most) of every entry that was kept, at the parameters of now."""
@@ -319,28 +376,42 @@ class _Search:
         """Whether parameters are found that every entry agrees with."""
         if not self.ask_sample(in_steps=in_steps):
             return False
-        for number in range(ROUNDS):
-            if number or not self.rests:
-                self.sweep()
-            beyond = (one.beyond_steps if in_steps else one.beyond for one in self.rests.values())
-            if not any(beyond):
+        is_linear = self.form.method != "slerp"
+        for _ in range(ROUNDS):
+            disagree = 0
+            for rest in self.sweep():
+                disagree += bool(rest.beyond_steps if in_steps else rest.beyond)
+                # the first that disagrees mostly shows that no other parameters agree either
+                if disagree == 1 and is_linear and self._none_fits(in_steps):
+                    return False
+            if not disagree:
                 return True
             change, most = within(*self.bounds(in_steps))
-            is_linear = self.form.method != "slerp"
             if (most > 1 + 1e-9 and is_linear) or not np.any(change):
                 return False
             self.parameters = self.parameters + change
         return False
 
+    def _none_fits(self, in_steps: bool) -> bool:
+        """Whether no parameters agree with the entries that were kept so far."""
+        _, most = within(*self.bounds(in_steps))
+        return most > 1 + 1e-9
+
     def few(self) -> dict[str, int] | None:
         """By tensor, how many entries disagree with parameters that nearly all agree with."""
-        for _ in range(2):
-            change, _ = within(*self.bounds(in_steps=False), by_sum=True)
+        self.in_steps = False
+        entries = sum(one.sums.entries for one in self.members)
+        for limit in (HOPELESS * max(2, FEW * entries), max(2, FEW * entries)):
+            slopes, left, most = self.bounds(in_steps=False)
+            # a linear program leaves some entries at their bounds, give or take its own rounding
+            change, _ = within(slopes, left, most * (1 - 1e-6), by_sum=True)
             self.parameters = self.parameters + change
-            self.sweep()
-        beyond = {name: rest.beyond for name, rest in self.rests.items() if rest.beyond}
-        entries = sum(rest.entries for rest in self.rests.values())
-        return beyond if 0 < sum(beyond.values()) <= max(2, FEW * entries) else None
+            disagree = 0
+            for rest in self.sweep():
+                disagree += rest.beyond
+                if disagree > limit:
+                    return None
+        return {name: rest.beyond for name, rest in self.rests.items() if rest.beyond} or None
 
     def weights(self) -> list[Floats]:
         """By side: of the group, of SLERP of each of its tensors."""
@@ -396,7 +467,7 @@ def _told(form: Form, per: Per, searches: Mapping[object, _Search], in_steps: bo
     return Fit(
         method=form.method,
         per=per,
-        t=[float(one.parameters[0]) for one in searches.values()] if form.method == "slerp" else [],
+        parameters=[one.parameters for one in searches.values()],
         weights=[one for search in searches.values() for one in search.weights()],
         low=np.array([ends[best[side]][0][side] for side in every]),
         high=np.array([ends[best[side]][1][side] for side in every]),
