@@ -91,6 +91,8 @@ def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
             fits = np.zeros(len(most), bool)
             for merged in _trimmed(part.terms, *limits[one.name]):
                 fits |= np.abs(part.target - factor * merged) <= most
+                if fits.all():
+                    break
             if not fits.all():
                 return None
             clear += int((np.abs(factor * part.terms).max(0) > CLEAR * most).sum())
@@ -110,8 +112,7 @@ def _share(tensors: Sequence[Mixed]) -> float | None:
 def _sure(one: Mixed, limits: tuple[Floats, Floats]) -> Iterator[tuple[Floats, Floats, Floats]]:
     """Target, elected mean and bound of entries that are kept or dropped for sure, and changed."""
     for part in one.parts():
-        found = list(_trimmed(part.terms, *limits))
-        keeps, drops = found[0], found[-1]
+        keeps, drops = _trimmed(part.terms, *limits, only_ends=True)
         sure = (keeps == drops) & (keeps != 0)
         if sure.any():
             most = once(part, np.ones(len(part.terms)), one.stored)
@@ -163,13 +164,16 @@ def _limits(one: Mixed, share: float) -> tuple[Floats, Floats]:
     return limits, 1e-6 * limits + UNIT * largest
 
 
-def _trimmed(deltas: Floats, limits: Floats, near: Floats) -> Iterator[Floats]:
+def _trimmed(
+    deltas: Floats, limits: Floats, near: Floats, *, only_ends: bool = False
+) -> Iterator[Floats]:
     """The elected mean of the trimmed deltas; of entries as large as the smallest that is kept,
-    once for each way to keep or drop them.
+    once for each way to keep or drop them. only_ends: all kept, and all dropped.
     """
     size = np.abs(deltas)
     tied = (np.abs(size - limits[:, None]) <= near[:, None]) & (limits[:, None] > 0)
-    for also in _subsets(len(deltas)):
+    ways = list(_subsets(len(deltas)))
+    for also in (ways[0], ways[-1]) if only_ends else ways:
         kept = ((size > limits[:, None]) & ~tied) | (tied & ~also[:, None])
         each = np.where(kept, deltas, 0.0)
         sign = np.sign(each.sum(0))
