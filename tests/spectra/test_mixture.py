@@ -349,6 +349,23 @@ def test_one_pass_gives_sums_and_what_likely_weights_leave(in_steps):
     assert rest is None
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("whose", [0, 1])
+def test_likely_weights_say_nothing_of_entries_that_are_not_finite(value, whose):
+    base = cast(based(), "BF16")
+    sides = [cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2)]
+    target = mixed((0.3, 0.6), sides, "BF16", base)
+    name = next(iter(base))
+    (target, sides[0])[whose][name][7, 9] = value
+    parts = read(target[name], base[name], [side[name] for side in sides])
+    with np.errstate(invalid="ignore"):
+        sums, rest = sums_and_rest(
+            parts, "BF16", Asked(np.array([0.3, 0.6]), np.eye(2), True, False)
+        )
+    assert not sums.finite
+    assert rest is None
+
+
 def assert_alike(one, other):
     for name in (field.name for field in fields(one) if field.name not in ("sample", "asked")):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
