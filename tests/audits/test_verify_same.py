@@ -251,6 +251,25 @@ def test_whole_numbers_and_packed_weights_are_compared_byte_by_byte(tmp_path):
     assert found.exit_code == 5
 
 
+def test_vectors_of_another_shape_are_equal_and_told(tmp_path):
+    """A loader may refuse a vector that is stored as one row or one column."""
+    tensors = models.matrices(0) | {
+        "model.norm.weight": torch.rand(64),
+        "lm_head.bias": torch.ones(9),
+    }
+    found = same(tmp_path / "as it is", tensors, tensors)
+    assert found.reason == f"all {len(tensors)} tensors are equal"
+    other = tensors | {"model.norm.weight": tensors["model.norm.weight"].view(1, 64)}
+    found = same(tmp_path / "row", tensors, other)
+    assert found.holds
+    assert found.reason.endswith("are equal, but 1 vector has another shape: 64 in A, 1 x 64 in B")
+    other["lm_head.bias"] = other["lm_head.bias"].view(9, 1)
+    found = same(tmp_path / "both", other, tensors)
+    assert found.holds
+    assert "but 2 vectors have another shape: " in found.reason
+    assert "9 x 1 in A, 9 in B" in found.reason
+
+
 def test_whole_numbers_are_compared_as_numbers(tmp_path):
     """By entries, whatever their dtypes; one of another shape is in both, and differs."""
     tensors = models.matrices(0)

@@ -305,9 +305,16 @@ def test_equal_models_leave_weights_open():
     assert (found.high - found.low > 1).all()
 
 
+@pytest.mark.parametrize("in_tiles", [False, True])
 @pytest.mark.parametrize("stored", DTYPES)
-def test_trimmed_and_dropped_deltas_are_known_by_their_masks(stored):
-    """TIES keeps the largest fifth; DARE drops six tenths at random; a plain merge does neither."""
+def test_trimmed_and_dropped_deltas_are_known_by_their_masks(stored, in_tiles, monkeypatch):
+    """TIES keeps the largest fifth; DARE drops six tenths at random; a plain merge does neither.
+    Nor is it asked of all matrices at once, or of whole ones.
+    """
+    if in_tiles:
+        monkeypatch.setattr("shadow.spectra.mixture.PART", 512)
+        for name in ("FEW", "SORTED"):
+            monkeypatch.setattr(f"shadow.spectra.masks.{name}", 4000)
     base = cast(based(), stored)
     sides = [cast(tuned(base, 0.3, seed), stored) for seed in (1, 2)]
     rng = np.random.default_rng(0)
@@ -329,8 +336,12 @@ def test_trimmed_and_dropped_deltas_are_known_by_their_masks(stored):
     assert dare is not None
     assert (dare.method, dare.factors) == ("dare", pytest.approx([1.25, 1.25], rel=1e-3))
     assert dare.kept == pytest.approx([0.4, 0.4], abs=0.02)
-    for plain in (mixed((0.5, 0.5), sides, stored, base), sides[0], base):
+    trained = cast(tuned(base, 0.3, 7), stored)
+    for plain in (mixed((0.5, 0.5), sides, stored, base), sides[0], base, trained):
         assert masked(tensors(plain, sides, stored, base), 2) is None
+    for found in (trimmed, dropped):  # but for one tensor, the last that is read
+        name = list(base)[-1]
+        assert masked(tensors({**found, name: trained[name]}, sides, stored, base), 2) is None
 
 
 def test_bounds_of_one_weight_are_an_intersection():
@@ -359,6 +370,23 @@ def test_one_pass_gives_sums_and_what_likely_weights_leave(in_steps):
     other = replace(asked, theta=np.array([0.6, 0.3]))
     sums, rest = sums_and_rest(one.parts(), "BF16", other)
     assert_alike(sums, one.sums)
+    assert rest is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("whose", [0, 1])
+def test_likely_weights_say_nothing_of_entries_that_are_not_finite(value, whose):
+    base = cast(based(), "BF16")
+    sides = [cast(tuned(base, 0.3, seed), "BF16") for seed in (1, 2)]
+    target = mixed((0.3, 0.6), sides, "BF16", base)
+    name = next(iter(base))
+    (target, sides[0])[whose][name][7, 9] = value
+    parts = read(target[name], base[name], [side[name] for side in sides])
+    with np.errstate(invalid="ignore"):
+        sums, rest = sums_and_rest(
+            parts, "BF16", Asked(np.array([0.3, 0.6]), np.eye(2), True, False)
+        )
+    assert not sums.finite
     assert rest is None
 
 

@@ -58,8 +58,18 @@ def verify_same(
                   if one.adapter and one.adapter.dora]  # fmt: skip
     dora = with_norms[0] if len(with_norms) == 1 else ""
     scales = _scales(first, second)
-    answer, against = same(Compared(rows, lined.lone, lined.unread, scales, dora))
+    reshaped = [text for pair, _ in compared if (text := _reshaped(pair))]
+    answer, against = same(Compared(rows, lined.lone, lined.unread, scales, dora, reshaped))
     return Verification("same", of, answer, against, lined.notes)
+
+
+def _reshaped(pair: MatrixPair) -> str:
+    """The shapes of a vector that both store as a whole, but not alike; empty where they do."""
+    assert pair.base is not None, "lined up"
+    shapes = pair.base.stored_shape, pair.tuned.stored_shape
+    if pair.is_matrix or shapes[0] == shapes[1] or math.prod(shapes[0]) != math.prod(shapes[1]):
+        return ""
+    return "{} in A, {} in B".format(*(" x ".join(map(str, shape)) or "()" for shape in shapes))
 
 
 def _same_files(first: Found, second: Found) -> str | None:

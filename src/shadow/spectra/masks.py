@@ -22,7 +22,10 @@ from shadow.spectra.mixture_fit import Mixed
 MOST_SIDES = 4  # subsets of the sides are tried for each entry
 CLEAR = 4.0  # an entry says whether it was dropped if its delta is so many bounds
 LEAST = 500  # entries that must say so, of each side
+OFF = 0.25  # the share of a sample that may disagree with factors that are not yet precise
 SAMPLE = 400_000  # entries that factors are read from
+FEW = 1 << 20  # entries of the smallest tensors, which may say that it is none of these
+SORTED = 1 << 24  # entries at most of a tensor that is sorted as a whole
 DROPPED = 0.02, 0.98  # shares between which entries were dropped
 
 
@@ -62,37 +65,68 @@ def _subsets(sides: int) -> Iterator[NDArray[np.bool_]]:
 
 def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     """Trimmed by size to one share, signs elected, the mean of what agrees times one factor."""
-    shares = [_share_kept(_whole(one), one.stored) for one in tensors if one.sums.entries >= LEAST]
-    known = [share for share in shares if share is not None]
+    order = sorted(tensors, key=lambda one: one.sums.entries)
+    before = np.cumsum([0, *(one.sums.entries for one in order)])
+    few = [one for one, first in zip(order, before, strict=False) if first < FEW]
+    share = _share(few)
+    if share is None or not DROPPED[0] < share < DROPPED[1] or _far(few, share):
+        return None
+    share = _share([one for one in order if one in few or one.sums.entries <= SORTED])
+    if share is None or not DROPPED[0] < share < DROPPED[1]:
+        return None
+    low, high = 0.0, math.inf  # between which the factor lies: what stops it is an entry's bound
+    limits = {one.name: _limits(one, share) for one in order}
+    for one in order:
+        for target, merged, most in _sure(one, limits[one.name]):
+            ends = (target + most * np.array([[-1.0], [1.0]])) / merged
+            low, high = max(low, float(ends.min(0).max())), min(high, float(ends.max(0).min()))
+            if not low <= high:
+                return None
+    if high == math.inf:
+        return None
+    factor, clear = (low + high) / 2, 0
+    for one in order:
+        for part in one.parts():
+            most = once(part, np.full(sides, factor), one.stored)
+            fits = np.zeros(len(most), bool)
+            for merged in _trimmed(part.terms, *limits[one.name]):
+                fits |= np.abs(part.target - factor * merged) <= most
+                if fits.all():
+                    break
+            if not fits.all():
+                return None
+            clear += int((np.abs(factor * part.terms).max(0) > CLEAR * most).sum())
+    return Masked("ties", [share], [factor], _are_alike(tensors)) if clear >= LEAST else None
+
+
+def _share(tensors: Sequence[Mixed]) -> float | None:
+    """The share that was kept of each side, as far as some tensors say; None where none does."""
+    found = [_share_kept(_whole(one), one.stored) for one in tensors if one.sums.entries >= LEAST]
+    known = [share for share in found if share is not None]
     if not known:
         return None
     share = max(known)
-    if abs(share - round(share, 2)) < 0.003:
-        share = round(share, 2)
-    if not DROPPED[0] < share < DROPPED[1]:
-        return None
-    low, high = 0.0, math.inf  # between which the factor lies: what stops it is an entry's bound
-    for one in tensors:
-        whole = _whole(one)
-        keeps, drops = list(_trimmed(whole.first, whole.terms, share))[:: (1 << sides) - 1]
+    return round(share, 2) if abs(share - round(share, 2)) < 0.003 else share
+
+
+def _sure(one: Mixed, limits: tuple[Floats, Floats]) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Target, elected mean and bound of entries that are kept or dropped for sure, and changed."""
+    for part in one.parts():
+        keeps, drops = _trimmed(part.terms, *limits, only_ends=True)
         sure = (keeps == drops) & (keeps != 0)
         if sure.any():
-            merged, most = keeps[sure], once(whole, np.ones(sides), one.stored)[sure]
-            ends = (whole.target[sure] + most * np.array([[-1.0], [1.0]])) / merged
-            low, high = max(low, float(ends.min(0).max())), min(high, float(ends.max(0).min()))
-    if not low <= high < math.inf:
-        return None
-    factor, clear = (low + high) / 2, 0
-    for one in tensors:
-        whole = _whole(one)
-        most = once(whole, np.full(sides, factor), one.stored)
-        fits = np.zeros(len(most), bool)
-        for merged in _trimmed(whole.first, whole.terms, share):
-            fits |= np.abs(whole.target - factor * merged) <= most
-        if not fits.all():
-            return None
-        clear += int((np.abs(factor * whole.terms).max(0) > CLEAR * most).sum())
-    return Masked("ties", [share], [factor], _are_alike(tensors)) if clear >= LEAST else None
+            most = once(part, np.ones(len(part.terms)), one.stored)
+            yield part.target[sure], keeps[sure], most[sure]
+
+
+def _far(tensors: Sequence[Mixed], share: float) -> bool:
+    """Whether many entries are no elected mean times one factor, whatever the exact share."""
+    found = [each for one in tensors for each in _sure(one, _limits(one, share))]
+    if not found:
+        return False
+    target, merged, most = map(np.concatenate, zip(*found, strict=True))
+    left = np.abs(target - np.median(target / merged) * merged)
+    return bool(np.mean(left > most) > OFF)
 
 
 def _are_alike(tensors: Sequence[Mixed]) -> bool:
@@ -116,17 +150,30 @@ def _share_kept(whole: Read, stored: str) -> float | None:
     return float(best[moved].max()) / count
 
 
-def _trimmed(first: Floats, deltas: Floats, share: float) -> Iterator[Floats]:
+def _limits(one: Mixed, share: float) -> tuple[Floats, Floats]:
+    """How large the smallest entry of each side is that is kept, and how far rounding moves it."""
+    sizes = np.empty((len(one.sums.gram), one.sums.entries), np.float32)
+    done, largest = 0, 0.0
+    for part in one.parts():
+        stop = done + len(part.first)
+        sizes[:, done:stop] = np.abs(part.terms)
+        done, largest = stop, max(largest, float(np.abs(part.first).max()))
+    at = done - max(1, int(share * done))
+    sizes.partition(at, axis=1)
+    limits = sizes[:, at].astype(np.float64)
+    return limits, 1e-6 * limits + UNIT * largest
+
+
+def _trimmed(
+    deltas: Floats, limits: Floats, near: Floats, *, only_ends: bool = False
+) -> Iterator[Floats]:
     """The elected mean of the trimmed deltas; of entries as large as the smallest that is kept,
-    once for each way to keep or drop them.
+    once for each way to keep or drop them. only_ends: all kept, and all dropped.
     """
-    count = deltas.shape[1]
-    keep = max(1, int(share * count))
     size = np.abs(deltas)
-    limits = np.partition(size, count - keep, axis=1)[:, count - keep]
-    near = 1e-6 * limits + UNIT * np.abs(first).max()
     tied = (np.abs(size - limits[:, None]) <= near[:, None]) & (limits[:, None] > 0)
-    for also in _subsets(len(deltas)):
+    ways = list(_subsets(len(deltas)))
+    for also in (ways[0], ways[-1]) if only_ends else ways:
         kept = ((size > limits[:, None]) & ~tied) | (tied & ~also[:, None])
         each = np.where(kept, deltas, 0.0)
         sign = np.sign(each.sum(0))
@@ -140,19 +187,12 @@ def _trimmed(first: Floats, deltas: Floats, share: float) -> Iterator[Floats]:
 def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     """Dropped at random, the rest times a factor for each side."""
     factors = _factors(tensors, sides)
+    for reads in (_samples, _samples, _every):
+        if factors is None or (reads is _every and not _fits_samples(tensors, factors)):
+            return None
+        factors = _refined(reads(tensors), factors)
     if factors is None:
         return None
-    for _ in range(2):
-        gram, cross = np.zeros((sides, sides)), np.zeros(sides)
-        for one in tensors:
-            for part in one.parts():
-                chosen, _, most = _nearest(part, factors, one.stored)
-                terms = part.terms * chosen / most
-                gram += terms @ terms.T
-                cross += terms @ (part.target / most)
-        if np.linalg.matrix_rank(gram) < sides:
-            return None
-        factors = np.asarray(np.linalg.solve(gram, cross), np.float64)
     kept, clear = np.zeros(sides), np.zeros(sides)
     size_kept, size = np.zeros(sides), np.zeros(sides)
     for one in tensors:
@@ -175,12 +215,48 @@ def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     return Masked("dare", share.tolist(), factors.tolist())
 
 
+def _every(tensors: Sequence[Mixed]) -> Iterator[tuple[Read, str]]:
+    """All entries with their formats."""
+    for one in tensors:
+        for part in one.parts():
+            yield part, one.stored
+
+
+def _samples(tensors: Sequence[Mixed]) -> Iterator[tuple[Read, str]]:
+    """A few entries of every tensor with their formats."""
+    for one in tensors:
+        yield one.sums.sample, one.stored
+
+
+def _fits_samples(tensors: Sequence[Mixed], factors: Floats) -> bool:
+    """Whether most of a few entries were kept or dropped."""
+    off = entries = 0
+    for part, stored in _samples(tensors):
+        _, left, most = _nearest(part, factors, stored)
+        off, entries = off + int(np.count_nonzero(left > most)), entries + len(left)
+    return off <= OFF * entries
+
+
+def _refined(reads: Iterator[tuple[Read, str]], factors: Floats) -> Floats | None:
+    """Factors by least squares of what they leave; None where those of the sides are open."""
+    gram, cross = np.zeros((len(factors), len(factors))), np.zeros(len(factors))
+    for part, stored in reads:
+        chosen, _, most = _nearest(part, factors, stored)
+        terms = part.terms * chosen / most
+        gram += terms @ terms.T
+        cross += terms @ (part.target / most)
+    if np.linalg.matrix_rank(gram) < len(factors):
+        return None
+    return np.asarray(np.linalg.solve(gram, cross), np.float64)
+
+
 def _factors(tensors: Sequence[Mixed], sides: int) -> Floats | None:
     """The factor of each side, where only that side was kept: the commonest ratio of the change to
     its delta.
     """
     largest = max(tensors, key=lambda one: one.sums.entries)
-    whole = _whole(largest)
+    step = -(-largest.sums.entries // (3 * SAMPLE))  # of these many are precise enough
+    whole = joined([part.some(slice(None, None, step)) for part in largest.parts()])
     most = once(whole, np.ones(sides), largest.stored)
     found = []
     for delta in whole.terms:

@@ -65,6 +65,12 @@ class Read:
             self._units[stored] = ulp(self.tuned, stored)
         return self._units[stored]
 
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether all entries are, and their squares."""
+        terms = self.terms.ravel()
+        return math.isfinite(float(self.target @ self.target) + float(terms @ terms))
+
     def some(self, entries: slice) -> Read:
         """Copies of some entries."""
         return Read(*(one[..., entries].copy() for one in (self.tuned, self.first, self.terms)))
@@ -312,9 +318,10 @@ def sums_and_rest(
     def seen() -> Iterator[Read]:
         nonlocal leaving
         for part in parts:
-            if leaving is not None:
+            if leaving is not None and part.is_finite:
                 leaving.add(part)
-                leaving = None if leaving.is_hopeless else leaving
+            if leaving is not None and (leaving.is_hopeless or not part.is_finite):
+                leaving = None
             yield part
 
     sums = products(seen(), stored)

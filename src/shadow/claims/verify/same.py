@@ -42,6 +42,8 @@ class Compared:
     """By module, what two adapters multiply their updates by, where that differs."""
     dora: str = ""
     """Which of two adapters is the only one that gives rows their norms, A or B."""
+    reshaped: Sequence[str] = ()
+    """The shapes of each vector that both store in another shape."""
 
 
 def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
@@ -79,7 +81,8 @@ def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
         return Answer("same", "cannot_be_told", reason, figures), unread
     if not found.rows:
         return Answer("same", "cannot_be_told", "there is nothing to compare", figures), ()
-    return Answer("same", "holds", f"{_equal(found.rows)}{_casts(found.rows)}", figures), ()
+    reason = f"{_equal(found.rows)}{_casts(found.rows)}{_shapes(found.reshaped)}"
+    return Answer("same", "holds", reason, figures), ()
 
 
 def _equal(rows: Sequence[Scanned]) -> str:
@@ -93,6 +96,14 @@ def _casts(rows: Sequence[Scanned]) -> str:
         return ""
     named = several([f"{old} -> {new}" for old, new in sorted(casts)], 3)
     return f", after a cast {named} that is exact in every entry"
+
+
+def _shapes(reshaped: Sequence[str]) -> str:
+    """`, but 2 vectors have another shape: 4 in A, 1 x 4 in B`, which a loader may refuse."""
+    if not reshaped:
+        return ""
+    some = several([*dict.fromkeys(reshaped)], 3)
+    return f", but {counted(len(reshaped), 'vector has', 'vectors have')} another shape: {some}"
 
 
 def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) -> list[str]:
