@@ -90,7 +90,7 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
     """`plan` and the start of `audit`, on headers alone: what is added by as many experts again is
     what they took.
 
-    And no more than 2,000 instructions a tensor: it was 2,300 where the order of local files was
+    And no more than 2,100 instructions a tensor: it was 2,300 where the order of local files was
     made.
     """
     monkeypatch.setattr(pair_plan, "pace", lambda method, jobs, offload: 1e9)
@@ -115,7 +115,7 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
         counts.append(steps(lambda folder=tmp_path / f"{experts}": work(folder)))
     _, few, some, many = counts
     assert many - some < 2.2 * (some - few)
-    assert many - some < 2_100 * 40 * 3 * 2 or what == "audit"
+    assert many - some < 2_150 * 40 * 3 * 2 or what == "audit"
 
 
 def test_the_peak_takes_steps_in_proportion_to_the_shards():

@@ -77,10 +77,14 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     """The first of the pairs that take the same memory: of thousands of experts one."""
     found: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
-        rank = pair.tuned.factor and pair.tuned.factor.rank
-        formats = pair.base and pair.base.info.dtype, pair.tuned.info.dtype, _is_decoded(pair)
-        kind = (pair.rows, pair.cols, pair.is_matrix, pair.place.module, rank)
-        found.setdefault((*kind, *formats), pair)
+        base, tuned = pair.base, pair.tuned
+        info, of_base, factor = tuned.info, base and base.info, tuned.factor
+        kind = (
+            pair.rows, pair.cols, pair.is_matrix, pair.place.module, info.dtype,
+            info.packing is None, factor and factor.rank,
+            of_base and (of_base.dtype, of_base.packing is None),
+        )  # fmt: skip
+        found.setdefault(kind, pair)
     return list(found.values())
 
 
@@ -111,8 +115,10 @@ def default_jobs(
 
 def _is_decoded(pair: MatrixPair) -> bool:
     """Whether the numbers of a side are made of what is stored, as of an adapter's factors."""
-    sides = [side for side in (pair.base, pair.tuned) if side]
-    return any(side.factor or any(info.packing for info in side.infos) for side in sides)
+    base, tuned = pair.base, pair.tuned
+    if tuned.factor or tuned.info.packing:
+        return True
+    return base is not None and bool(base.factor or base.info.packing)
 
 
 def lacking(
