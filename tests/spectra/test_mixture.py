@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.masks import masked
+from shadow.spectra.masks import _share_kept, masked
 from shadow.spectra.mixture import (
     Asked,
     interval,
+    joined,
+    once,
     products,
     read,
     remainder,
@@ -342,6 +344,49 @@ def test_trimmed_and_dropped_deltas_are_known_by_their_masks(stored, in_tiles, m
     for found in (trimmed, dropped):  # but for one tensor, the last that is read
         name = list(base)[-1]
         assert masked(tensors({**found, name: trained[name]}, sides, stored, base), 2) is None
+
+
+@pytest.mark.parametrize("kept", [(0.5, 0.5), (0.1, 0.1), (0.7, 0.3)])
+def test_shares_of_dropped_entries_are_those_of_the_masks(kept):
+    """Also where deltas are a few steps of their grid, so that one of them may be the other's."""
+    names = [f"layers.{layer}.attn" for layer in range(8)]
+    generator = torch.Generator().manual_seed(0)
+    base = {name: (0.02 * torch.randn(200, 256, generator=generator)).bfloat16() for name in names}
+    sides = [cast(tuned(base, 0.05, seed), "BF16") for seed in (1, 2)]
+    rng, share = np.random.default_rng(0), np.array(kept)[:, None]
+    merge = {}
+    for name, start in base.items():
+        d = np.stack([(one[name].double() - start.double()).numpy().ravel() for one in sides])
+        change = (d * (rng.random(d.shape) < share) / share).sum(0) / 2
+        merge[name] = (start.double() + torch.from_numpy(change).view(start.shape)).bfloat16()
+    found = masked(tensors(merge, sides, "BF16", base), 2)
+    assert found is not None
+    for share, error, true in zip(found.kept, found.errors, kept, strict=True):
+        assert 0 < error < 0.002
+        assert share == pytest.approx(true, abs=3 * error)
+
+
+def test_the_share_that_is_kept_is_that_of_ranks_in_whole_tensors():
+    """The fewest of the largest entries of each side that all entries that moved are among."""
+    rng = np.random.default_rng(3)
+    for count, keep in ((600, 0.3), (5_000, 0.05), (5_000, 0.9)):
+        start = rng.standard_normal((1, count))
+        deltas = 0.3 * rng.standard_normal((2, 1, count))
+        at = int(keep * count)
+        large = [np.abs(d) >= np.sort(np.abs(d).ravel())[-at] for d in deltas]
+        change = sum(np.where(mask, d, 0) for mask, d in zip(large, deltas, strict=True))
+        whole = joined(
+            list(
+                read(
+                    *(torch.from_numpy(x).float() for x in (start + change, start)),
+                    [torch.from_numpy(start + d).float() for d in deltas],
+                )
+            )
+        )
+        sizes = np.abs(whole.terms)
+        ranks = [(one[:, None] <= one[None]).sum(1) for one in sizes]  # itself and all larger
+        moved = np.abs(whole.target) > once(whole, np.ones(2), "F32")
+        assert _share_kept(whole, "F32") == np.minimum(*ranks)[moved].max() / count
 
 
 def test_bounds_of_one_weight_are_an_intersection():

@@ -302,7 +302,9 @@ def _dropped(found: Masked) -> Found:
         weights = [Weight(factor, factor, -math.inf, math.inf)] if found.is_open else []
         return Found("ties", "model", weights, kept=found.kept, factor=factor)
     weights = [
-        Weight(value, value, value, value)
-        for value in (factor * kept for factor, kept in zip(found.factors, found.kept, strict=True))
+        Weight(
+            factor * kept, factor * kept, factor * (kept - 2 * error), factor * (kept + 2 * error)
+        )
+        for factor, kept, error in zip(found.factors, found.kept, found.errors, strict=True)
     ]
     return Found("dare", "model", weights, kept=found.kept)

@@ -9,7 +9,7 @@ made anew from masks and factors and must agree with every entry within the roun
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.spectra.mixture import UNIT, Floats, Read, joined, once
-from shadow.spectra.mixture_fit import Mixed
+from shadow.spectra.mixture_fit import Mixed, simplest
 
 MOST_SIDES = 4  # subsets of the sides are tried for each entry
 CLEAR = 4.0  # an entry says whether it was dropped if its delta is so many bounds
@@ -39,6 +39,8 @@ class Masked:
     """The share of entries that is kept: of TIES one number, of DARE one for each side."""
     factors: Sequence[float]
     """What kept deltas are multiplied by: of TIES one number, of DARE one for each side."""
+    errors: Sequence[float] = ()
+    """Of DARE: the standard errors of the shares, which some of the entries tell."""
     is_open: bool = False
     """Whether two sides are equal within the rounding, so that either may have no part in TIES."""
 
@@ -74,20 +76,46 @@ def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     share = _share([one for one in order if one in few or one.sums.entries <= SORTED])
     if share is None or not DROPPED[0] < share < DROPPED[1]:
         return None
-    low, high = 0.0, math.inf  # between which the factor lies: what stops it is an entry's bound
     limits = {one.name: _limits(one, share) for one in order}
-    for one in order:
+    for some in (few, order):  # a factor that is a simple number shows in a few
+        low, high = _interval(some, limits)
+        if not low <= high:
+            return None
+        if high == math.inf:
+            continue
+        half = (high - low) / 2
+        factor = simplest(low + half, -half, half)
+        clear = _agreeing(order, limits, factor)
+        if clear is not None:
+            if clear < LEAST:
+                return None
+            return Masked("ties", [share], [factor], is_open=_are_alike(tensors))
+    return None
+
+
+Limits = Mapping[str, tuple[Floats, Floats]]
+
+
+def _interval(tensors: Sequence[Mixed], limits: Limits) -> tuple[float, float]:
+    """Between what the factor lies, as the bounds of these entries say; an empty interval where
+    they contradict one another.
+    """
+    low, high = 0.0, math.inf
+    for one in tensors:
         for target, merged, most in _sure(one, limits[one.name]):
             ends = (target + most * np.array([[-1.0], [1.0]])) / merged
             low, high = max(low, float(ends.min(0).max())), min(high, float(ends.max(0).min()))
             if not low <= high:
-                return None
-    if high == math.inf:
-        return None
-    factor, clear = (low + high) / 2, 0
-    for one in order:
+                return low, high
+    return low, high
+
+
+def _agreeing(tensors: Sequence[Mixed], limits: Limits, factor: float) -> int | None:
+    """How many entries changed beyond doubt; None where one disagrees with the factor."""
+    clear = 0
+    for one in tensors:
         for part in one.parts():
-            most = once(part, np.full(sides, factor), one.stored)
+            most = once(part, np.full(len(part.terms), factor), one.stored)
             fits = np.zeros(len(most), bool)
             for merged in _trimmed(part.terms, *limits[one.name]):
                 fits |= np.abs(part.target - factor * merged) <= most
@@ -96,7 +124,7 @@ def _ties(tensors: Sequence[Mixed], sides: int) -> Masked | None:
             if not fits.all():
                 return None
             clear += int((np.abs(factor * part.terms).max(0) > CLEAR * most).sum())
-    return Masked("ties", [share], [factor], _are_alike(tensors)) if clear >= LEAST else None
+    return clear
 
 
 def _share(tensors: Sequence[Mixed]) -> float | None:
@@ -142,12 +170,20 @@ def _share_kept(whole: Read, stored: str) -> float | None:
     moved = np.abs(whole.target) > once(whole, np.ones(len(whole.terms)), stored)
     if not moved.any() or moved.all():
         return None
-    count = len(moved)
-    best = np.full(count, count)
-    for delta in np.abs(whole.terms):
-        larger = count - np.searchsorted(np.sort(delta), delta, "right")
-        best = np.minimum(best, larger + 1)
-    return float(best[moved].max()) / count
+    count, sizes = len(moved), np.abs(whole.terms)
+    ordered = np.sort(sizes)
+
+    def needed(entries: Floats) -> int:
+        """How many of the largest of each side have these entries among them, of either side."""
+        ranks = [
+            count - np.searchsorted(*two, "right") for two in zip(ordered, entries, strict=True)
+        ]
+        return int(np.min(ranks, 0).max()) + 1
+
+    at_least = needed(sizes[:, moved][:, :: max(1, int(moved.sum()) // LEAST)])
+    # most are among so many of the largest: the others are asked
+    beyond = moved & (sizes < ordered[:, [count - at_least]]).all(0)
+    return max(at_least, needed(sizes[:, beyond]) if beyond.any() else 0) / count
 
 
 def _limits(one: Mixed, share: float) -> tuple[Floats, Floats]:
@@ -200,7 +236,7 @@ def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
             chosen, left, most = _nearest(part, factors, one.stored)
             if not (left <= most * (1 + 1e-9)).all():
                 return None
-            says = np.abs(factors[:, None] * part.terms) > CLEAR * most
+            says = _says(factors[:, None] * part.terms, most)
             kept += (says & chosen).sum(1)
             clear += says.sum(1)
             size_kept += (np.abs(part.terms) * (says & chosen)).sum(1)
@@ -212,7 +248,21 @@ def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
     at_random = np.abs(size_kept / kept / (size / clear) - 1) < 0.1 + 3 / np.sqrt(kept)
     if not at_random.all() or not ((share > DROPPED[0]) & (share < DROPPED[1])).any():
         return None
-    return Masked("dare", share.tolist(), factors.tolist())
+    errors = np.sqrt(share * (1 - share) / clear)
+    return Masked("dare", share.tolist(), factors.tolist(), errors.tolist())
+
+
+def _says(deltas: Floats, most: Floats) -> NDArray[np.bool_]:
+    """Of each side the entries that tell whether it was kept, whatever was: no two ways to keep and
+    drop the sides that differ in this one lie within one another's bounds.
+    """
+    says = np.abs(deltas) > CLEAR * most
+    sides = len(deltas)
+    for signs in product((-1, 0, 1), repeat=sides):
+        differ = np.flatnonzero(signs)
+        if len(differ) > 1 and signs[differ[0]] > 0:
+            says[differ] &= np.abs(np.array(signs) @ deltas) > 2 * most
+    return says
 
 
 def _every(tensors: Sequence[Mixed]) -> Iterator[tuple[Read, str]]:

@@ -342,7 +342,7 @@ class _Search:
         found = self.parameters.copy()
         for number, of in enumerate(np.eye(len(found))):
             ends = interval(slopes[first], left[first], most[first], of)
-            found[number] = _simplest(found[number], *ends)
+            found[number] = simplest(found[number], *ends)
         before, self.parameters = self.parameters, found
         _, left, most = self.bounds(in_steps)
         if (np.abs(left) > most).any():
@@ -436,7 +436,7 @@ class _Search:
         return center + low, center + high
 
 
-def _simplest(value: float, down: float, up: float) -> float:
+def simplest(value: float, down: float, up: float) -> float:
     """The number with the smallest denominator between value + down and value + up; the value where
     that is large, or nothing limits it.
     """

@@ -134,10 +134,11 @@ def _in_words(measured: Mixture, found: Found) -> str:
     if found.method == "ties":
         factor = "" if abs(found.factor - 1) < 1e-3 else f", times {_number(found.factor)}"
         return f"a TIES merge: the largest {share(found.kept[0])} of each delta are kept{factor}"
-    total = _sum(found.weights)
     if found.method == "dare":
         dropped = several([share(1 - kept) for kept in found.kept], 4)
-        return f"a DARE merge: {dropped} of the entries are dropped, base + {total} without that"
+        about = f"base + {_sum(found.weights, digits=2)}"
+        return f"a DARE merge: {dropped} of the entries are dropped, about {about} without that"
+    total = _sum(found.weights)
     where = {"model": "in every tensor", "layer": "by layer", "module": "by layer and module"}
     if found.method == "slerp":
         ends = _number(min(found.t)), _number(max(found.t))
@@ -148,17 +149,17 @@ def _in_words(measured: Mixture, found: Found) -> str:
     return f"{total} {where[found.per]}"
 
 
-def _sum(weights: Sequence[Weight]) -> str:
+def _sum(weights: Sequence[Weight], digits: int = 3) -> str:
     texts = []
     for letter, weight in zip(LETTERS, weights, strict=False):
-        least, most = _number(weight.least), _number(weight.most)
+        least, most = _number(weight.least, digits), _number(weight.most, digits)
         own = least if least == most else f"({least} to {most})"
         texts.append(f"{own} {letter}")
     return " + ".join(texts).replace("+ -", "- ")
 
 
-def _number(value: float) -> str:
-    return f"{round(value, 4) or 0.0:.3g}"
+def _number(value: float, digits: int = 3) -> str:
+    return f"{round(value, 4) or 0.0:.{digits}g}"
 
 
 def _rounding(measured: Mixture, found: Found) -> str:
