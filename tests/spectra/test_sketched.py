@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
-from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure_pair
+from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure_pair, summed
 from shadow.spectra.krylov import (
     PASSES,
     WIDTH,
@@ -39,7 +39,6 @@ from shadow.spectra.sketched import (
     with_errors,
 )
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
 
 Array = NDArray[np.float64]
 SIDE = 640
@@ -170,8 +169,8 @@ def pair(shape: tuple[int, int], kind: str, dtype: torch.dtype) -> tuple[torch.T
 def measured(base: torch.Tensor, tuned: torch.Tensor, stored: str, method: Method) -> Measured:
     space = Workspace()
     wide = torch.float64 if stored == "F32" else torch.float32
-    size = extent(Sides(base, tuned, wide, space))
-    return measure_pair(base, tuned, (stored, stored), size, Means(method, space), "w")
+    total = summed(Sides(base, tuned, wide, space), (stored, stored))
+    return measure_pair(base, tuned, (stored, stored), total, Means(method, space), "w")
 
 
 def hold(by_sketch: Measured, truth: Measured, loose: float = 1e-4) -> None:
@@ -272,9 +271,9 @@ def test_a_sketch_depends_on_its_key_alone() -> None:
     first = measured(base, tuned, "BF16", Method("sketch")).delta.values
     assert measured(base, tuned, "BF16", Method("sketch")).delta.values == first
     space = Workspace()
-    size = extent(Sides(base, tuned, torch.float32, space))
+    total = summed(Sides(base, tuned, torch.float32, space), ("BF16", "BF16"))
     means = Means(Method("sketch"), space)
-    other = measure_pair(base, tuned, ("BF16", "BF16"), size, means, "another").delta.values
+    other = measure_pair(base, tuned, ("BF16", "BF16"), total, means, "another").delta.values
     assert other["participation_ratio"] != first["participation_ratio"]
 
 
@@ -319,9 +318,9 @@ def test_an_adapter_has_the_singular_values_of_its_factors() -> None:
         base, torch.randn(600, 4, generator=draw), torch.randn(4, 700, generator=draw), 1e-3
     )
     space = Workspace()
-    size = extent(Sides(base, tuned, torch.float64, space))
+    total = summed(Sides(base, tuned, torch.float64, space), ("BF16", "F64"))
     means = Means(Method("sketch"), space)
-    found = measure_pair(base, tuned, ("BF16", "F64"), size, means, "w")
+    found = measure_pair(base, tuned, ("BF16", "F64"), total, means, "w")
     assert (found.base.precision, found.delta.precision) == ("sketch", "exact")
     assert found.delta.values["numerical_rank"] == 4
 
@@ -348,9 +347,9 @@ def test_the_difference_from_a_rounded_base_is_sketched_too() -> None:
 
 def measured_with(precision, base, tuned, formats):
     space = Workspace()
-    size = extent(Sides(base, tuned, torch.float64, space))
+    total = summed(Sides(base, tuned, torch.float64, space), formats)
     means = Means(Method(precision, subspaces=False), space)
-    return measure_pair(base, tuned, formats, size, means, "a")
+    return measure_pair(base, tuned, formats, total, means, "a")
 
 
 @pytest.mark.parametrize(

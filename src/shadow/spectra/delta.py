@@ -84,7 +84,7 @@ from shadow.spectra.spectrum import (
     symmetric_product,
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
-from shadow.spectra.sums import Extent, Sums, extent, sums
+from shadow.spectra.sums import Extent, Sums, sums
 from shadow.spectra.tail import hill, marchenko_pastur, power_law
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
@@ -141,11 +141,21 @@ def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Ten
         yield t if scale == 1.0 else t.mul_(scale)
 
 
+def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
+    """The sums of both sides, as `sums` says, with ulps of the coarser of the stored dtypes."""
+    coarser = min(map(float_format, formats), key=lambda stored: stored.mantissa_bits)
+    if is_quantised(sides.base) or is_quantised(sides.tuned):
+        # scales move 8-bit steps to where the weights are: no weight lies below the smallest
+        # normal number
+        coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
+    return sums(sides, coarser)
+
+
 def measure_pair(
     base: Matrix,
     tuned: Matrix,
     formats: tuple[str, str],
-    size: Extent,
+    total: Sums,
     means: Means,
     key: str,
     direction: Direction | None = None,
@@ -153,18 +163,11 @@ def measure_pair(
     """All numbers of base, tuned and delta, and what `shadow.spectra.residual` keeps of the delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
-    size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
-    sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
+    total the sums of `summed`, key names the matrix for the sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
     """
-    coarser = min((float_format(name) for name in formats), key=lambda stored: stored.mantissa_bits)
-    if is_quantised(base) or is_quantised(tuned):
-        # scales move 8-bit steps to where the weights are: no weight lies below the smallest
-        # normal number
-        coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
-    total = sums(sides, coarser, size)
-    profile, scale = total.profile, total.profile.scale
-    made = _by_spectra(sides, total, formats, size, means, key, direction)
+    profile, scale, size = total.profile, total.profile.scale, total.size
+    made = _by_spectra(sides, total, formats, means, key, direction)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
@@ -180,7 +183,7 @@ def measure_pair(
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
     even = even_bits(sides, undone.grid) if undone.grid else None
     undone = without_means(undone, even, values["relative_norm"])
-    values |= _floor(values["floor_ratio"], undone, coarser)
+    values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     count_now = partial(undo, sides, formats, lines, size.base)
     values |= excess_values(undone, values, count_now)
@@ -221,7 +224,6 @@ def _by_spectra(
     sides: Sides,
     total: Sums,
     formats: tuple[str, str],
-    size: Extent,
     means: Means,
     key: str,
     direction: Direction | None,
@@ -236,8 +238,8 @@ def _by_spectra(
     spectra: list[Spectrum] = []
     subject: Subject
     for subject, matrix, energy, largest, stored in (
-        ("base", sides.base, total.base, size.base, formats[0]),
-        ("tuned", sides.tuned, total.tuned, size.tuned, formats[1]),
+        ("base", sides.base, total.base, total.size.base, formats[0]),
+        ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
     ):
         norm = math.sqrt(energy) / total.scale
         if method.subjects != "all":
@@ -443,10 +445,9 @@ def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: s
 
 def _difference(sides: Sides, means: Means, key: str) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
-    size = extent(sides)
-    if size.delta == 0:
+    total = sums(sides, FLOATS["F32"])
+    if isinstance(total, Extent):
         return {}
-    total = sums(sides, FLOATS["F32"], size)
     profile, covered = total.profile, coverage_values(total.profile)
     read = partial(delta_blocks, sides, profile.scale)
     means = _tier(means, sides.shape)
