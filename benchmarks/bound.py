@@ -59,7 +59,7 @@ PHASES = {
     "subspaces": ("subspace_values",),
     "undoing the rounding": ("undo",),
     "sums over entries": ("sums",),
-    "sketches": ("sketch", "sketch_of_gram"),
+    "sketches": ("_show", "sketch_of_gram"),
     "sharp edge": ("sharp_edge_values",),
     "tails": ("power_law", "hill", "marchenko_pastur"),
 }

@@ -27,6 +27,7 @@ from shadow.spectra.krylov import (
     upper_bounds,
 )
 from shadow.spectra.lazy import Updated
+from shadow.spectra.residual import Direction, projection
 from shadow.spectra.sketched import (
     KEPT,
     SMALLEST,
@@ -38,7 +39,7 @@ from shadow.spectra.sketched import (
     ratio_of,
     with_errors,
 )
-from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.spectrum import Sides, Workspace, blocks
 
 Array = NDArray[np.float64]
 SIDE = 640
@@ -286,8 +287,9 @@ def test_blocks_that_are_kept_are_those_that_are_made_again(
     base, tuned = pair(shape, "few", torch.bfloat16 if stored == "BF16" else torch.float32)
     monkeypatch.setattr("shadow.spectra.sketched.BLOCK", 1 << 16)
     reads: list[int] = []
-    blocks = Sides.blocks
-    monkeypatch.setattr(Sides, "blocks", lambda *how: reads.append(1) or blocks(*how))
+    monkeypatch.setattr(
+        "shadow.spectra.sketched.blocks", lambda *how: reads.append(1) or blocks(*how)
+    )
     found, passes = [], []
     for kept in (0, KEPT):
         monkeypatch.setattr("shadow.spectra.sketched.KEPT", kept)
@@ -467,3 +469,22 @@ def test_estimates_of_squares_are_possible_ones(
     monkeypatch.setattr("shadow.spectra.sketched.square_trace", lambda _: Estimate(found, 0.1))
     space = SimpleNamespace(energy=2.0, side=4)
     assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(told, 0.1)
+
+
+@pytest.mark.parametrize("direction", ["reading", "writing"])
+@pytest.mark.parametrize("shape", [(600, 700), (700, 600)])
+def test_what_is_kept_of_the_residual_stream_is_that_of_the_delta(
+    shape: tuple[int, int], direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the blocks of the first pass, against one product with the whole delta."""
+    monkeypatch.setattr("shadow.spectra.sketched.BLOCK", 1 << 16)
+    base, tuned = pair(shape, "few", torch.bfloat16)
+    space = Workspace()
+    total = summed(Sides(base, tuned, torch.float32, space), ("BF16", "BF16"))
+    means = Means(Method("sketch"), space)
+    found = measure_pair(base, tuned, ("BF16", "BF16"), total, means, "w", direction).sketch
+    D = tuned.double().numpy() - base.double().numpy()
+    D = D if direction == "reading" else D.T
+    images = D @ projection(D.shape[1], np.dtype(np.float64))
+    expected = (images.T @ images / (D**2).sum())[np.triu_indices(images.shape[1])]
+    np.testing.assert_allclose(found, expected, atol=1e-6)

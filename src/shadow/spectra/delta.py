@@ -42,7 +42,7 @@ from shadow.spectra.null import (
 )
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
-from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
+from shadow.spectra.residual import Direction, Residual, on_short_side, sketch_of_gram
 from shadow.spectra.rest import noise_like_rest, rest_values
 from shadow.spectra.rounding import (
     Undone,
@@ -163,7 +163,8 @@ def measure_pair(
     """All numbers of base, tuned and delta, and what `shadow.spectra.residual` keeps of the delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
-    total the sums of `summed`, key names the matrix for the sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
+    total the sums of `summed`, key names the matrix for the sampled null. direction: how the matrix
+    meets the residual stream; None, and there is no sketch.
     """
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     profile, scale, size = total.profile, total.profile.scale, total.size
@@ -300,6 +301,7 @@ def _by_sketches(
     profile, scale = total.profile, total.profile.scale
     subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
     made: dict[Subject, Sketch] = {}
+    residual = Residual(sides.shape, direction) if direction else None
     scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
     energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
     norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
@@ -312,8 +314,9 @@ def _by_sketches(
     }
     if asked:
         sizes = {name: (by, norms[name]) for name, by in asked.items()}
-        made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
-    kept_sketch, whole, nothing = None, None, np.zeros(0)
+        look = residual.add if residual and "delta" in asked else None
+        made = sketches(of_pair(sides, asked, look), sides.shape, sizes, key)
+    whole, nothing = None, np.zeros(0)
     if adapted is not None:
         whole = _update_spectrum(adapted, norms["delta"])
         values = spectrum_values(whole)
@@ -352,17 +355,15 @@ def _by_sketches(
             )
             of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
             values |= subspace_values(before, after, of_delta, sides, profile)
-    if direction is not None:
-        corners = [corner for _, corner in blocks(sides.tuned)]
-        parts = delta_blocks(sides, scale, sides.dtype)
-        kept_sketch = sketch(parts, corners, sides.shape, profile.energy, direction)
+    if residual and "delta" not in asked:
+        _show(residual, sides, delta_blocks(sides, scale, sides.dtype))
     return _Figured(
         weights[0],
         weights[1],
         values,
         whole.precision if whole else "sketch",
         whole.sigma if whole else nothing,
-        kept_sketch,
+        residual.sketch(profile.energy) if residual else None,
         whole,
     )
 
@@ -413,8 +414,14 @@ def _delta_spectrum(
         return delta, None
     if sketches:
         return delta, sketches[-1]
-    corners = [corner for _, corner in blocks(sides.tuned)]
-    return delta, sketch(read(sides.dtype), corners, shape, profile.energy, direction)
+    residual = Residual(shape, direction)
+    _show(residual, sides, read(sides.dtype))
+    return delta, residual.sketch(profile.energy)
+
+
+def _show(residual: Residual, sides: Sides, of_delta: Iterator[Tensor]) -> None:
+    for (_, corner), block in zip(blocks(sides.tuned), of_delta, strict=True):
+        residual.add(block, corner)
 
 
 def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: str) -> Values:

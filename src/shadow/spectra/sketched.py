@@ -30,7 +30,7 @@ from shadow.spectra.krylov import (
 )
 from shadow.spectra.measurement import Subject, Values
 from shadow.spectra.purity import NOISE
-from shadow.spectra.spectrum import Sides, Spectrum, Workspace
+from shadow.spectra.spectrum import Corner, Sides, Spectrum, Workspace, blocks
 from shadow.spectra.subspace import SUBSPACE
 
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
@@ -39,6 +39,7 @@ FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
 SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
 BLOCK = 1 << 20  # elements of a block; of twice as many, three leave the caches
+PIECE = 1 << 17  # of a tall block: both products read it, the second from the caches of a core
 KEPT = 100_000_000  # elements that are kept in float32 (400 MB) instead of made again every pass
 TOPS = (1, 4, 16, 64)
 
@@ -83,8 +84,11 @@ def sketches(
                 # other ways to write these products take MKL two to four times as long
                 if wide:
                     total += (part @ (v.T @ part).T.contiguous()).numpy()
-                else:
-                    total += ((part @ v).T @ part).T.numpy()
+                    continue
+                product = torch.zeros(v.T.shape)
+                for piece in torch.split(part, max(1, PIECE // len(v))):
+                    product.addmm_((piece @ v).T, piece)
+                total += product.T.numpy()
         return made
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
@@ -94,16 +98,23 @@ def sketches(
     return dict(zip(sizes, made, strict=True))
 
 
-def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
-    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides."""
+def of_pair(
+    sides: Sides, scales: Mapping[Subject, float], look: Callable[[Tensor, Corner], None] | None
+) -> Reading:
+    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides.
+
+    look: is shown the blocks of the last, and where each begins, while they are read first.
+    """
     keep, kept = kept_elements(sides.shape, len(scales)) > 0, list[list[Tensor]]()
+    looks = [look] if look else []
 
     def read() -> Iterator[list[Tensor]]:
         space = sides.space
         if kept:
             yield from kept
             return
-        for b, t in sides.blocks(BLOCK):
+        for index, corner in blocks(sides.tuned, BLOCK):
+            b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
             if "delta" in scales:
                 parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
@@ -111,7 +122,10 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
             if keep:
                 made = [part.clone() for part in made]
                 kept.append(made)
+            for show in looks:
+                show(made[-1], corner)
             yield made
+        looks.clear()
 
     return read
 
