@@ -285,7 +285,7 @@ def test_blocks_that_are_kept_are_those_that_are_made_again(
 ) -> None:
     """Every figure is the same number, of a matrix of many blocks."""
     base, tuned = pair(shape, "few", torch.bfloat16 if stored == "BF16" else torch.float32)
-    monkeypatch.setattr("shadow.spectra.sketched.BLOCK", 1 << 16)
+    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 1 << 16)
     reads: list[int] = []
     monkeypatch.setattr(
         "shadow.spectra.sketched.blocks", lambda *how: reads.append(1) or blocks(*how)
@@ -293,7 +293,8 @@ def test_blocks_that_are_kept_are_those_that_are_made_again(
     found, passes = [], []
     for kept in (0, KEPT):
         monkeypatch.setattr("shadow.spectra.sketched.KEPT", kept)
-        found.append(measured(base, tuned, stored, Method("sketch"))[:3])
+        method = Method("sketch", subjects="delta")
+        found.append(measured(base, tuned, stored, method)[:3])
         passes.append(len(reads))
     assert 2 * passes[0] - passes[1] == PASSES - 1
     assert [one.values for one in found[0]] == [one.values for one in found[1]]
@@ -477,7 +478,7 @@ def test_what_is_kept_of_the_residual_stream_is_that_of_the_delta(
     shape: tuple[int, int], direction: Direction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the blocks of the first pass, against one product with the whole delta."""
-    monkeypatch.setattr("shadow.spectra.sketched.BLOCK", 1 << 16)
+    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 1 << 16)
     base, tuned = pair(shape, "few", torch.bfloat16)
     space = Workspace()
     total = summed(Sides(base, tuned, torch.float32, space), ("BF16", "BF16"))

@@ -38,9 +38,9 @@ WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
 SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
-BLOCK = 1 << 20  # elements of a block; of twice as many, three leave the caches
-PIECE = 1 << 17  # of a tall block: both products read it, the second from the caches of a core
-KEPT = 100_000_000  # elements that are kept in float32 (400 MB) instead of made again every pass
+# elements of a delta alone that are kept in float32 (400 MB) instead of made again every pass; of
+# three matrices, reading them anew takes no longer
+KEPT = 100_000_000
 TOPS = (1, 4, 16, 64)
 
 Array = NDArray[np.float64]
@@ -77,19 +77,16 @@ def sketches(
 
     def products(few: Sequence[NDArray[np.float32]]) -> list[Array]:
         """One pass: float32 by block, float64 over blocks."""
-        made = [np.zeros(columns.shape) for columns in few]
+        made = [np.zeros(columns.shape if wide else columns.T.shape) for columns in few]
         for parts in read():
             for total, part, columns in zip(made, parts, few, strict=True):
                 v = torch.from_numpy(columns)
                 # other ways to write these products take MKL two to four times as long
                 if wide:
                     total += (part @ (v.T @ part).T.contiguous()).numpy()
-                    continue
-                product = torch.zeros(v.T.shape)
-                for piece in torch.split(part, max(1, PIECE // len(v))):
-                    product.addmm_((piece @ v).T, piece)
-                total += product.T.numpy()
-        return made
+                else:
+                    total += ((part @ v).T @ part).numpy()
+        return made if wide else [np.ascontiguousarray(total.T) for total in made]
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
     spaces = krylov_spaces(products, frame(key, min(shape)), energies)
@@ -113,7 +110,7 @@ def of_pair(
         if kept:
             yield from kept
             return
-        for index, corner in blocks(sides.tuned, BLOCK):
+        for index, corner in blocks(sides.tuned):
             b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
             if "delta" in scales:
@@ -131,9 +128,9 @@ def of_pair(
 
 
 def kept_elements(shape: tuple[int, int], count: int) -> int:
-    """Elements of count matrices that `of_pair` keeps in float32: all of them, or none."""
-    elements = count * math.prod(shape)
-    return elements if elements <= KEPT else 0
+    """Elements of count matrices that `of_pair` keeps in float32: all of one, or none."""
+    elements = math.prod(shape)
+    return elements if count == 1 and elements <= KEPT else 0
 
 
 def one_alone(blocks: Callable[[], Iterator[Tensor]], space: Workspace) -> Reading:
