@@ -372,7 +372,8 @@ def test_sums_of_equal_sides_and_of_broken_ones_are_their_extent_alone():
     good = torch.ones(200, 3000)
     bad = good.clone()
     bad[-1, -1] = math.nan
-    for base, tuned in ((good, good), (good, bad), (bad, good)):
+    broken = 2 * bad
+    for base, tuned in ((good, good), (good, bad), (bad, good), (good, broken), (broken, good)):
         found = sums(Sides(base, tuned, torch.float32, Workspace()), FLOATS["BF16"])
         assert isinstance(found, Extent)
         assert found.finite == (base is tuned)

@@ -118,7 +118,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         b, t = (side.numpy() for side in sides.read(index))
         if size is None:
             largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
-            if not max(largest) < SAFE:
+            if not (largest[0] < SAFE and largest[1] < SAFE):
                 return None
         d = sides.space.take("work", b.shape, sides.dtype).numpy()
         product = sides.space.take("product", b.shape, sides.dtype).numpy()
