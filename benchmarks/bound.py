@@ -39,10 +39,10 @@ from rich.console import Console
 from rich.table import Table
 
 from shadow.places.groups import direction_of
-from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import BLOCK, Sides, Workspace
 from shadow.spectra.subspace import VECTORS
-from shadow.spectra.sums import extent
+from shadow.spectra.sums import Sums
 from shadow.spectra.tridiagonal import eigensystem
 
 LAYER = {  # module, such as attn.q: (rows, cols)
@@ -59,8 +59,7 @@ PHASES = {
     "subspaces": ("subspace_values",),
     "undoing the rounding": ("undo",),
     "sums over entries": ("sums",),
-    "largest entries": ("extent",),
-    "sketches": ("sketch", "sketch_of_gram"),
+    "sketches": ("_show", "sketch_of_gram"),
     "sharp edge": ("sharp_edge_values",),
     "tails": ("power_law", "hill", "marchenko_pastur"),
 }
@@ -148,8 +147,9 @@ def measured(module: str, shape: tuple[int, int], repeats: int) -> dict[str, flo
     for _ in range(repeats + 1):
         profile = cProfile.Profile(time.process_time)
         profile.enable()
-        size = extent(Sides(base, tuned, working_dtype(*FORMATS), space))
-        measure_pair(base, tuned, FORMATS, size, means, module, direction_of(module))
+        total = summed(Sides(base, tuned, working_dtype(*FORMATS), space), FORMATS)
+        assert isinstance(total, Sums), "both sides are finite and differ"
+        measure_pair(base, tuned, FORMATS, total, means, module, direction_of(module))
         profile.disable()
         told = _phases(pstats.Stats(profile))
         if not best or told["whole"] < best["whole"]:

@@ -36,10 +36,10 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.claims.label import MARGIN
 from shadow.dtypes import FLOATS
-from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
-from shadow.spectra.sums import extent
+from shadow.spectra.sums import Extent
 from shadow.summary.bootstrap import (
     DRAWS,
     FEWEST,
@@ -120,11 +120,11 @@ def plant(
 
 def measured(base: torch.Tensor, tuned: torch.Tensor, dtype: str) -> dict[str, float]:
     """The columns of the delta of two stored matrices; nothing where they are equal."""
-    size = extent(Sides(base, tuned, working_dtype(dtype), Workspace()))
-    if size.delta == 0:
+    total = summed(Sides(base, tuned, working_dtype(dtype), Workspace()), (dtype, dtype))
+    if isinstance(total, Extent):
         return {}
     means = Means(Method(), Workspace())
-    values = measure_pair(base, tuned, (dtype, dtype), size, means, "planted").delta.values
+    values = measure_pair(base, tuned, (dtype, dtype), total, means, "planted").delta.values
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -40,12 +40,12 @@ import shadow
 from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
 from shadow.spectra import rounding, rounding_counts, rounding_model
-from shadow.spectra.delta import Means, Method, measure_pair
+from shadow.spectra.delta import Means, Method, measure_pair, summed
 from shadow.spectra.edge import levels, sharp_edge
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import NOISE, dominated, purity_z
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
+from shadow.spectra.sums import Sums
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "rounding.md"
 COMMAND = "python benchmarks/rounding.py"
@@ -737,12 +737,13 @@ def cost(shape: tuple[int, int]) -> list[str]:
     D = tuned.double().numpy() - base.double().numpy()
     lines = ((D**2).sum(1), (D**2).sum(0))
     sides = Sides(base, tuned, torch.float32, Workspace())
-    size = extent(sides)
     formats = ("BF16", "BF16")
+    total = summed(sides, formats)
+    assert isinstance(total, Sums), "both sides are finite and differ"
     audit = milliseconds(
-        lambda: measure_pair(base, tuned, formats, size, Means(Method(), Workspace()), "")
+        lambda: measure_pair(base, tuned, formats, total, Means(Method(), Workspace()), "")
     )
-    undo = milliseconds(lambda: rounding.undo(sides, formats, lines, size.base))
+    undo = milliseconds(lambda: rounding.undo(sides, formats, lines, total.size.base))
     edge = milliseconds(lambda: sharp_edge(*lines))
     audit -= undo + edge
     added = 100 * (undo + edge) / audit

@@ -21,9 +21,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from shadow.spectra.delta import Means, Measured, Method, measure_pair
+from shadow.spectra.delta import Means, Measured, Method, measure_pair, summed
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
+from shadow.spectra.sums import Sums
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 MARKS = "<!-- sketch -->", "<!-- /sketch -->"
@@ -95,9 +95,10 @@ def measured(case: Case, precision: str, key: str) -> Measured:
     _, stored, base, tuned = case
     space = Workspace()
     wide = torch.float64 if stored == "F32" else torch.float32
-    size = extent(Sides(base, tuned, wide, space))
+    total = summed(Sides(base, tuned, wide, space), (stored, stored))
+    assert isinstance(total, Sums), "both sides are finite and differ"
     method = Method("sketch" if precision == "sketch" else "exact", subspaces=False)
-    return measure_pair(base, tuned, (stored, stored), size, Means(method, space), key)
+    return measure_pair(base, tuned, (stored, stored), total, Means(method, space), key)
 
 
 class Tally:

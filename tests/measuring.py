@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from shadow.checkpoints.decoders import packed_tensor
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
-from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
 
 BF16 = ("BF16", "BF16")
 
@@ -21,9 +20,9 @@ def measure(*pair, **how):
 def measure_all(base, tuned, dtypes=BF16, method=None, key="k", direction=None, **means):
     """`measure_pair` with a workspace of its own; means: `remember` or `grams`."""
     space = Workspace()
-    size = extent(Sides(base, tuned, working_dtype(*dtypes), space))
+    total = summed(Sides(base, tuned, working_dtype(*dtypes), space), dtypes)
     setting = Means(method or Method(), space, **means)
-    return measure_pair(base, tuned, dtypes, size, setting, key, direction)
+    return measure_pair(base, tuned, dtypes, total, setting, key, direction)
 
 
 class Piece:

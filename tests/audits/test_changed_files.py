@@ -88,7 +88,7 @@ def changing(monkeypatch, where, name, change):
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("when", ["extent", "measure_pair"])
+@pytest.mark.parametrize("when", ["summed", "measure_pair"])
 def test_a_file_that_changes_while_it_is_read_is_refused(pair, tmp_path, monkeypatch, change, when):
     """Between two matrices, and in the middle of one: the fault is told, and no report is left."""
     changing(monkeypatch, workers, when, lambda: change(tmp_path))
@@ -129,14 +129,14 @@ CUTTING = """
 import os, runpy, sys
 from shadow.audits import workers
 
-extent, left = workers.extent, [sys.argv.pop(1)]
+summed, left = workers.summed, [sys.argv.pop(1)]
 
-def cutting(sides):
+def cutting(*arguments):
     if left:
         os.truncate(left.pop(), 4096)
-    return extent(sides)
+    return summed(*arguments)
 
-workers.extent = cutting
+workers.summed = cutting
 runpy.run_module("shadow", run_name="__main__")
 """
 

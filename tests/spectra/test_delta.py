@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
 from shadow.spectra.delta import Means, Method, measure_alone
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
+from shadow.spectra.sums import Extent, Sums, extent, sums
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {
@@ -330,6 +331,53 @@ def test_extent_finds_every_nan_and_infinity():
             assert not extent(Sides(good, bad, torch.float32, Workspace())).finite
             assert not extent(Sides(bad, good, torch.float32, Workspace())).finite
     assert extent(Sides(good, good, torch.float32, Workspace())).finite
+
+
+@pytest.mark.parametrize("case", ["usual", "late", "tiny", "huge", "small change"])
+def test_sums_are_those_of_float64_whatever_the_first_tile_says(case):
+    """Where entries need a scale, or the first tile has no difference, as where all is plain."""
+    draw = torch.Generator().manual_seed(0)
+    base, change = (torch.randn(200, 3000, generator=draw) for _ in range(2))
+    change[40] = 0
+    if case == "late":
+        change[:-3] = 0
+    unit = {"tiny": 2.0**-70, "huge": 2.0**70}.get(case, 1.0)
+    base, change = base * unit, change * unit * (2.0**-60 if case == "small change" else 0.01)
+    if case == "small change":
+        base *= 2.0**-40
+    tuned = base + change
+    found = sums(Sides(base, tuned, torch.float32, Workspace()), FLOATS["BF16"])
+    assert isinstance(found, Sums)
+    b, t = base.double().numpy(), tuned.double().numpy()
+    d = t - b
+    scale, of_delta = found.scale, found.profile.scale
+    close = partial(np.testing.assert_allclose, rtol=1e-5)
+    close(found.size.base, np.abs(b).max())
+    close(found.size.tuned, np.abs(t).max())
+    close(found.size.delta, np.abs(d).max())
+    close([found.base / scale**2, found.tuned / scale**2], [(b**2).sum(), (t**2).sum()])
+    close(found.along / scale / of_delta, (b * d).sum(), atol=1e-5 * np.abs(b * d).sum())
+    close(found.profile.rows / of_delta**2, (d**2).sum(1))
+    close(found.profile.cols / of_delta**2, (d**2).sum(0))
+    close(found.profile.fourth / of_delta**4, (d**4).sum())
+    ulps = np.exp2(np.frexp(np.maximum(np.abs(b), np.abs(t)))[1] - 1.0 - 7)
+    close(found.ulps / scale**2, (ulps**2).sum())
+    close(found.ulp_rows * 2.0**-14 / scale**2, (ulps**2).sum(1))
+    close(found.ulp_cols * 2.0**-14 / scale**2, (ulps**2).sum(0))
+    assert found.zeros == (d == 0).sum()
+    assert found.profile.changed == d.any(1).sum()
+
+
+def test_sums_of_equal_sides_and_of_broken_ones_are_their_extent_alone():
+    good = torch.ones(200, 3000)
+    bad = good.clone()
+    bad[-1, -1] = math.nan
+    broken = 2 * bad
+    for base, tuned in ((good, good), (good, bad), (bad, good), (good, broken), (broken, good)):
+        found = sums(Sides(base, tuned, torch.float32, Workspace()), FLOATS["BF16"])
+        assert isinstance(found, Extent)
+        assert found.finite == (base is tuned)
+        assert (found.delta == 0) == (base is tuned)
 
 
 def test_a_matrix_without_a_base_has_its_own_spectrum():

@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.delta import Means, Method, measure_pair, working_dtype
+from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.history import base_slope, cast, even_bits
 from shadow.spectra.last_bits import EvenBits
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 NAMES = {BF16: "BF16", F16: "F16", F32: "F32"}
@@ -30,7 +29,9 @@ def columns(base: torch.Tensor, tuned: torch.Tensor) -> dict[str, float | str | 
     """The delta's columns of matrices.parquet."""
     sides, formats = sides_of(base, tuned)
     means = Means(Method(), Workspace())
-    return dict(measure_pair(base, tuned, formats, extent(sides), means, "key").delta.values)
+    return dict(
+        measure_pair(base, tuned, formats, summed(sides, formats), means, "key").delta.values
+    )
 
 
 @pytest.mark.parametrize(

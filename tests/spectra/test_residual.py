@@ -15,10 +15,10 @@ from shadow.reports.columns import RESIDUAL
 from shadow.spectra import residual
 from shadow.spectra.residual import (
     WIDTH,
+    Residual,
     overlaps,
     overlaps_left_out,
     projection,
-    sketch,
     stacked_participation,
     stacked_stderr,
 )
@@ -49,8 +49,10 @@ def deltas(width, shared, direction, lengths=(96, 200, 32, 96, 400), rank=20):
 def sketched(D, direction):
     matrix = torch.from_numpy(D)
     energy = (D.astype(float) ** 2).sum()
-    indices, corners = zip(*blocks(matrix), strict=True)
-    return sketch((matrix[index] for index in indices), corners, D.shape, energy, direction)
+    residual = Residual(D.shape, direction)
+    for index, corner in blocks(matrix):
+        residual.add(matrix[index], corner)
+    return residual.sketch(energy)
 
 
 def with_error(Ds, width, direction):

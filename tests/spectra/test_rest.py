@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from shadow.spectra.delta import Means, Method, measure_pair
+from shadow.spectra.delta import Means, Method, measure_pair, summed
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
 from shadow.summary.layer_medians import AS_ROUNDING
 
 SHAPE = (192, 256)
@@ -20,9 +19,9 @@ def values(d: np.ndarray, size: float, dtype: torch.dtype = torch.bfloat16) -> d
     name = "BF16" if dtype == torch.bfloat16 else "F32"
     base = W.to(dtype)
     tuned = (W.double() + torch.from_numpy(d)).to(dtype)
-    size_of = extent(Sides(base, tuned, torch.float64, Workspace()))
+    total = summed(Sides(base, tuned, torch.float64, Workspace()), (name, name))
     means = Means(Method(), Workspace())
-    return dict(measure_pair(base, tuned, (name, name), size_of, means, "key").delta.values)
+    return dict(measure_pair(base, tuned, (name, name), total, means, "key").delta.values)
 
 
 def low_rank(rank: int, seed: int = 1) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
-from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure_pair
+from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure_pair, summed
 from shadow.spectra.krylov import (
     PASSES,
     WIDTH,
@@ -27,6 +27,7 @@ from shadow.spectra.krylov import (
     upper_bounds,
 )
 from shadow.spectra.lazy import Updated
+from shadow.spectra.residual import Direction, projection
 from shadow.spectra.sketched import (
     KEPT,
     SMALLEST,
@@ -38,8 +39,7 @@ from shadow.spectra.sketched import (
     ratio_of,
     with_errors,
 )
-from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import extent
+from shadow.spectra.spectrum import Sides, Workspace, blocks
 
 Array = NDArray[np.float64]
 SIDE = 640
@@ -170,8 +170,8 @@ def pair(shape: tuple[int, int], kind: str, dtype: torch.dtype) -> tuple[torch.T
 def measured(base: torch.Tensor, tuned: torch.Tensor, stored: str, method: Method) -> Measured:
     space = Workspace()
     wide = torch.float64 if stored == "F32" else torch.float32
-    size = extent(Sides(base, tuned, wide, space))
-    return measure_pair(base, tuned, (stored, stored), size, Means(method, space), "w")
+    total = summed(Sides(base, tuned, wide, space), (stored, stored))
+    return measure_pair(base, tuned, (stored, stored), total, Means(method, space), "w")
 
 
 def hold(by_sketch: Measured, truth: Measured, loose: float = 1e-4) -> None:
@@ -272,9 +272,9 @@ def test_a_sketch_depends_on_its_key_alone() -> None:
     first = measured(base, tuned, "BF16", Method("sketch")).delta.values
     assert measured(base, tuned, "BF16", Method("sketch")).delta.values == first
     space = Workspace()
-    size = extent(Sides(base, tuned, torch.float32, space))
+    total = summed(Sides(base, tuned, torch.float32, space), ("BF16", "BF16"))
     means = Means(Method("sketch"), space)
-    other = measure_pair(base, tuned, ("BF16", "BF16"), size, means, "another").delta.values
+    other = measure_pair(base, tuned, ("BF16", "BF16"), total, means, "another").delta.values
     assert other["participation_ratio"] != first["participation_ratio"]
 
 
@@ -285,14 +285,16 @@ def test_blocks_that_are_kept_are_those_that_are_made_again(
 ) -> None:
     """Every figure is the same number, of a matrix of many blocks."""
     base, tuned = pair(shape, "few", torch.bfloat16 if stored == "BF16" else torch.float32)
-    monkeypatch.setattr("shadow.spectra.sketched.BLOCK", 1 << 16)
+    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 1 << 16)
     reads: list[int] = []
-    blocks = Sides.blocks
-    monkeypatch.setattr(Sides, "blocks", lambda *how: reads.append(1) or blocks(*how))
+    monkeypatch.setattr(
+        "shadow.spectra.sketched.blocks", lambda *how: reads.append(1) or blocks(*how)
+    )
     found, passes = [], []
     for kept in (0, KEPT):
         monkeypatch.setattr("shadow.spectra.sketched.KEPT", kept)
-        found.append(measured(base, tuned, stored, Method("sketch"))[:3])
+        method = Method("sketch", subjects="delta")
+        found.append(measured(base, tuned, stored, method)[:3])
         passes.append(len(reads))
     assert 2 * passes[0] - passes[1] == PASSES - 1
     assert [one.values for one in found[0]] == [one.values for one in found[1]]
@@ -319,9 +321,9 @@ def test_an_adapter_has_the_singular_values_of_its_factors() -> None:
         base, torch.randn(600, 4, generator=draw), torch.randn(4, 700, generator=draw), 1e-3
     )
     space = Workspace()
-    size = extent(Sides(base, tuned, torch.float64, space))
+    total = summed(Sides(base, tuned, torch.float64, space), ("BF16", "F64"))
     means = Means(Method("sketch"), space)
-    found = measure_pair(base, tuned, ("BF16", "F64"), size, means, "w")
+    found = measure_pair(base, tuned, ("BF16", "F64"), total, means, "w")
     assert (found.base.precision, found.delta.precision) == ("sketch", "exact")
     assert found.delta.values["numerical_rank"] == 4
 
@@ -348,9 +350,9 @@ def test_the_difference_from_a_rounded_base_is_sketched_too() -> None:
 
 def measured_with(precision, base, tuned, formats):
     space = Workspace()
-    size = extent(Sides(base, tuned, torch.float64, space))
+    total = summed(Sides(base, tuned, torch.float64, space), formats)
     means = Means(Method(precision, subspaces=False), space)
-    return measure_pair(base, tuned, formats, size, means, "a")
+    return measure_pair(base, tuned, formats, total, means, "a")
 
 
 @pytest.mark.parametrize(
@@ -468,3 +470,22 @@ def test_estimates_of_squares_are_possible_ones(
     monkeypatch.setattr("shadow.spectra.sketched.square_trace", lambda _: Estimate(found, 0.1))
     space = SimpleNamespace(energy=2.0, side=4)
     assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(told, 0.1)
+
+
+@pytest.mark.parametrize("direction", ["reading", "writing"])
+@pytest.mark.parametrize("shape", [(600, 700), (700, 600)])
+def test_what_is_kept_of_the_residual_stream_is_that_of_the_delta(
+    shape: tuple[int, int], direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the blocks of the first pass, against one product with the whole delta."""
+    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 1 << 16)
+    base, tuned = pair(shape, "few", torch.bfloat16)
+    space = Workspace()
+    total = summed(Sides(base, tuned, torch.float32, space), ("BF16", "BF16"))
+    means = Means(Method("sketch"), space)
+    found = measure_pair(base, tuned, ("BF16", "BF16"), total, means, "w", direction).sketch
+    D = tuned.double().numpy() - base.double().numpy()
+    D = D if direction == "reading" else D.T
+    images = D @ projection(D.shape[1], np.dtype(np.float64))
+    expected = (images.T @ images / (D**2).sum())[np.triu_indices(images.shape[1])]
+    np.testing.assert_allclose(found, expected, atol=1e-6)

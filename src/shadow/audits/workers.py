@@ -43,6 +43,7 @@ from shadow.spectra.delta import (
     frobenius_norm,
     measure_alone,
     measure_pair,
+    summed,
     working_dtype,
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
@@ -64,7 +65,7 @@ from shadow.spectra.spectrum import (
     blocks,
     solve_anew,
 )
-from shadow.spectra.sums import Extent, extent, largest_entry
+from shadow.spectra.sums import Extent, Sums, extent, largest_entry
 
 Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
@@ -247,9 +248,10 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
             for _ in range(PASSES):
                 compared(sides, ("BF16", "BF16"))
             return
-        size = extent(sides)
+        total = summed(sides, ("BF16", "BF16"))
+        assert isinstance(total, Sums)
         grams = ON_CPU if offload is None else Offloaded(offload, "pace")
-        measure_pair(b, t, ("BF16", "BF16"), size, Means(method, space, grams=grams), "pace")
+        measure_pair(b, t, ("BF16", "BF16"), total, Means(method, space, grams=grams), "pace")
 
     with (
         contextlib.nullcontext() if offload is None else full_products(),
@@ -376,7 +378,8 @@ def _measured(
     sides = Sides(base_matrix, matrix, working_dtype(*formats), space)
     if method.subjects == "none" and pair.is_matrix:
         return _norms(pair.key, sides, formats, detail, same_kind=pair.tuned.factor is None)
-    size = extent(sides)
+    total = summed(sides, formats) if pair.is_matrix else extent(sides)
+    size = total if isinstance(total, Extent) else total.size
     if not size.finite:
         return _broken(pair.key, size)
     if not pair.is_matrix:
@@ -391,14 +394,14 @@ def _measured(
             base_norm=base_norm,
             cast=(cast(sides, formats) or "neither") if size.delta else None,
         )
-    if size.delta == 0:
+    if isinstance(total, Extent):
         note = detail if pair.tuned.factor is not None else _note_of_equal(formats, detail)
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
     means = Means(method, space, remember, grams)
     direction = direction_of(pair.place.module)
     *measurements, residual = measure_pair(
-        base_matrix, matrix, formats, size, means, pair.key, direction
+        base_matrix, matrix, formats, total, means, pair.key, direction
     )
     norms = {
         measurement.subject: measurement.number("frobenius_norm") for measurement in measurements

@@ -42,7 +42,7 @@ from shadow.spectra.null import (
 )
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
-from shadow.spectra.residual import Direction, on_short_side, sketch, sketch_of_gram
+from shadow.spectra.residual import Direction, Residual, on_short_side, sketch_of_gram
 from shadow.spectra.rest import noise_like_rest, rest_values
 from shadow.spectra.rounding import (
     Undone,
@@ -84,7 +84,7 @@ from shadow.spectra.spectrum import (
     symmetric_product,
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
-from shadow.spectra.sums import Extent, Sums, extent, sums
+from shadow.spectra.sums import Extent, Sums, sums
 from shadow.spectra.tail import hill, marchenko_pastur, power_law
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
@@ -142,11 +142,21 @@ def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Ten
         yield t if scale == 1.0 else t.mul_(scale)
 
 
+def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
+    """The sums of both sides, as `sums` says, with ulps of the coarser of the stored dtypes."""
+    coarser = min(map(float_format, formats), key=lambda stored: stored.mantissa_bits)
+    if is_quantised(sides.base) or is_quantised(sides.tuned):
+        # scales move 8-bit steps to where the weights are: no weight lies below the smallest
+        # normal number
+        coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
+    return sums(sides, coarser)
+
+
 def measure_pair(
     base: Matrix,
     tuned: Matrix,
     formats: tuple[str, str],
-    size: Extent,
+    total: Sums,
     means: Means,
     key: str,
     direction: Direction | None = None,
@@ -154,18 +164,12 @@ def measure_pair(
     """All numbers of base, tuned and delta, and what `shadow.spectra.residual` keeps of the delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
-    size what `extent` found (finite, and a delta that is not 0), key names the matrix for the
-    sampled null. direction: how the matrix meets the residual stream; None, and there is no sketch.
+    total the sums of `summed`, key names the matrix for the sampled null. direction: how the matrix
+    meets the residual stream; None, and there is no sketch.
     """
-    coarser = min((float_format(name) for name in formats), key=lambda stored: stored.mantissa_bits)
-    if is_quantised(base) or is_quantised(tuned):
-        # scales move 8-bit steps to where the weights are: no weight lies below the smallest
-        # normal number
-        coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
-    total = sums(sides, coarser, size)
-    profile, scale = total.profile, total.profile.scale
-    made = _by_spectra(sides, total, formats, size, means, key, direction)
+    profile, scale, size = total.profile, total.profile.scale, total.size
+    made = _by_spectra(sides, total, formats, means, key, direction)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
@@ -181,7 +185,7 @@ def measure_pair(
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
     even = even_bits(sides, undone.grid) if undone.grid else None
     undone = without_means(undone, even, values["relative_norm"])
-    values |= _floor(values["floor_ratio"], undone, coarser)
+    values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     count_now = partial(undo, sides, formats, lines, size.base)
     values |= excess_values(undone, values, count_now)
@@ -222,7 +226,6 @@ def _by_spectra(
     sides: Sides,
     total: Sums,
     formats: tuple[str, str],
-    size: Extent,
     means: Means,
     key: str,
     direction: Direction | None,
@@ -237,8 +240,8 @@ def _by_spectra(
     spectra: list[Spectrum] = []
     subject: Subject
     for subject, matrix, energy, largest, stored in (
-        ("base", sides.base, total.base, size.base, formats[0]),
-        ("tuned", sides.tuned, total.tuned, size.tuned, formats[1]),
+        ("base", sides.base, total.base, total.size.base, formats[0]),
+        ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
     ):
         norm = math.sqrt(energy) / total.scale
         if method.subjects != "all":
@@ -299,6 +302,7 @@ def _by_sketches(
     profile, scale = total.profile, total.profile.scale
     subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
     made: dict[Subject, Sketch] = {}
+    residual = Residual(sides.shape, direction) if direction else None
     scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
     energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
     norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
@@ -311,8 +315,9 @@ def _by_sketches(
     }
     if asked:
         sizes = {name: (by, norms[name]) for name, by in asked.items()}
-        made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
-    kept_sketch, whole, nothing = None, None, np.zeros(0)
+        look = residual.add if residual and "delta" in asked else None
+        made = sketches(of_pair(sides, asked, look), sides.shape, sizes, key)
+    whole, nothing = None, np.zeros(0)
     if adapted is not None:
         whole = _update_spectrum(adapted, norms["delta"])
         values = spectrum_values(whole)
@@ -351,17 +356,15 @@ def _by_sketches(
             )
             of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
             values |= subspace_values(before, after, of_delta, sides, profile)
-    if direction is not None:
-        corners = [corner for _, corner in blocks(sides.tuned)]
-        parts = delta_blocks(sides, scale, sides.dtype)
-        kept_sketch = sketch(parts, corners, sides.shape, profile.energy, direction)
+    if residual and "delta" not in asked:
+        _show(residual, sides, delta_blocks(sides, scale, sides.dtype))
     return _Figured(
         weights[0],
         weights[1],
         values,
         whole.precision if whole else "sketch",
         whole.sigma if whole else nothing,
-        kept_sketch,
+        residual.sketch(profile.energy) if residual else None,
         whole,
     )
 
@@ -412,8 +415,14 @@ def _delta_spectrum(
         return delta, None
     if sketches:
         return delta, sketches[-1]
-    corners = [corner for _, corner in blocks(sides.tuned)]
-    return delta, sketch(read(sides.dtype), corners, shape, profile.energy, direction)
+    residual = Residual(shape, direction)
+    _show(residual, sides, read(sides.dtype))
+    return delta, residual.sketch(profile.energy)
+
+
+def _show(residual: Residual, sides: Sides, of_delta: Iterator[Tensor]) -> None:
+    for (_, corner), block in zip(blocks(sides.tuned), of_delta, strict=True):
+        residual.add(block, corner)
 
 
 def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: str) -> Values:
@@ -444,10 +453,9 @@ def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: s
 
 def _difference(sides: Sides, means: Means, key: str) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
-    size = extent(sides)
-    if size.delta == 0:
+    total = sums(sides, FLOATS["F32"])
+    if isinstance(total, Extent):
         return {}
-    total = sums(sides, FLOATS["F32"], size)
     profile, covered = total.profile, coverage_values(total.profile)
     read = partial(delta_blocks, sides, profile.scale)
     means = _tier(means, sides.shape)

@@ -14,6 +14,7 @@ from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.last_bits import EvenBits
 from shadow.spectra.lazy import Updated, is_quantised, torch_dtype
 from shadow.spectra.measurement import Cast, Values
+from shadow.spectra.parts import PART
 from shadow.spectra.rounding_counts import Floats, classes
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks, tiles
 
@@ -28,7 +29,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     side is the base cast, `base` the reverse; None where neither holds.
 
     formats: stored dtypes. An F32 file may hold the values of a coarser format, so casts to those
-    are tried too. The first entry that is another ends a search, so that this costs a block of
+    are tried too. The first entry that is another ends a search, so that this costs a part of
     ordinary pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms
     may, has a base that equals its cast: `base` needs a difference as large as rounding leaves.
     """
@@ -48,7 +49,8 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
 def _all_cast(sides: Sides, side: str, to: FloatFormat) -> bool:
     """Whether one side is the other cast to a format, in every entry."""
     narrow = torch_dtype(to)
-    for b, t in sides.blocks(SMALL_BLOCK):
+    for index, _ in tiles(sides.tuned, PART):
+        b, t = sides.read(index)
         source, found = (b, t) if side == "tuned" else (t, b)
         if not torch.equal(source.to(narrow).to(sides.dtype), found):
             return False

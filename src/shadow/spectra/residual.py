@@ -20,7 +20,7 @@ Experts of a mixture are left out: there are too many, and each sees few tokens.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,38 +95,40 @@ def projection_memory(width: int, *, short_side: bool) -> tuple[int, int]:
     return (kept + pieces, 0) if short_side else (0, pieces)
 
 
-def sketch(
-    blocks: Iterable[Tensor],
-    corners: Iterable[tuple[int, int]],
-    shape: tuple[int, int],
-    energy: float,
-    direction: Direction,
-) -> NDArray[np.float32]:
-    """Pᵀ G P / tr G of one delta, its upper triangle as (k (k + 1) / 2,), k the columns of P.
+class Residual:
+    """Sums over the blocks of one delta, of any size, in the order of `spectrum.blocks`."""
 
-    blocks: those of D in the order of `shadow.spectra.spectrum.blocks`, energy: the sum of their
-    squares; corners: their first (row, column).
-    """
-    reads = direction == "reading"
-    width = shape[1] if reads else shape[0]
-    total = np.zeros((min(width, WIDTH),) * 2)
-    gathered: NDArray[np.floating] | None = None  # D P, where D is cut along the residual side
-    drawn = None
-    if width > WHOLE and not on_short_side(shape, direction):
-        drawn = _pieces(width)
-    for corner, block in zip(corners, blocks, strict=True):
+    def __init__(self, shape: tuple[int, int], direction: Direction) -> None:
+        self._reads = direction == "reading"
+        self._width = width = shape[1] if self._reads else shape[0]
+        self._total = np.zeros((min(width, WIDTH),) * 2)
+        # D P, where D is cut along the residual side
+        self._gathered: NDArray[np.floating] | None = None
+        self._drawn = None
+        if width > WHOLE and not on_short_side(shape, direction):
+            self._drawn = _pieces(width)
+
+    def add(self, block: Tensor, corner: tuple[int, int]) -> None:
+        """The next block of D, and the (row, column) where it begins."""
         entries = block.numpy()
-        x, first = (entries, corner[1]) if reads else (entries.T, corner[0])
-        for part in _products(x, first, width, drawn):
-            if drawn is None and x.shape[1] == width:
-                total += part.T @ part
-            elif gathered is None:
-                gathered = part
+        x, first = (entries, corner[1]) if self._reads else (entries.T, corner[0])
+        for part in _products(x, first, self._width, self._drawn):
+            if self._drawn is None and x.shape[1] == self._width:
+                self._total += part.T @ part
+            elif self._gathered is None:
+                self._gathered = part
             else:
-                gathered += part
-    if gathered is not None:
-        total += gathered.T @ gathered
-    return _packed(total, energy)
+                self._gathered += part
+
+    def sketch(self, energy: float) -> NDArray[np.float32]:
+        """Pᵀ G P / tr G, its upper triangle as (k (k + 1) / 2,), k the columns of P.
+
+        energy: the sum of squares of D.
+        """
+        if self._gathered is not None:
+            self._total += self._gathered.T @ self._gathered
+            self._gathered = None
+        return _packed(self._total, energy)
 
 
 def _products(
@@ -148,10 +150,10 @@ def _products(
 def sketch_of_gram(
     times: Callable[[NDArray[np.floating]], NDArray[np.floating]], side: int, energy: float
 ) -> NDArray[np.float32]:
-    """What `sketch` returns of a delta whose Gram matrix G on the residual side is known.
+    """What `Residual.sketch` returns of a delta whose Gram matrix G on the residual side is known.
 
     times: what multiplies G, (side, side), by a few columns, (side, k) -> (side, k); energy: its
-    trace. 6 times as fast as `sketch` at 896 x 4864.
+    trace. 6 times as fast as `Residual` at 896 x 4864.
     """
     columns = projection(side, np.dtype(np.float32))
     return _packed(columns.T @ times(columns), energy)
@@ -172,7 +174,7 @@ def overlaps(
 ) -> NDArray[np.float64]:
     """(n, n) cosines <G_a, G_b> / (||G_a|| ||G_b||) between the Grams of n deltas, in [0, 1].
 
-    sketches (n, k (k + 1) / 2): what `sketch` returned. participation (n,): participation ratios of
+    sketches (n, k (k + 1) / 2): of `Residual.sketch`. participation (n,): participation ratios of
     the deltas. Estimated as the ratio of unbiased estimates from one projection, whose errors
     cancel where directions are shared.
     """

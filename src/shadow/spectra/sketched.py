@@ -30,7 +30,7 @@ from shadow.spectra.krylov import (
 )
 from shadow.spectra.measurement import Subject, Values
 from shadow.spectra.purity import NOISE
-from shadow.spectra.spectrum import Sides, Spectrum, Workspace
+from shadow.spectra.spectrum import Corner, Sides, Spectrum, Workspace, blocks
 from shadow.spectra.subspace import SUBSPACE
 
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
@@ -38,8 +38,9 @@ WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
 SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
-BLOCK = 1 << 20  # elements of a block; of twice as many, three leave the caches
-KEPT = 100_000_000  # elements that are kept in float32 (400 MB) instead of made again every pass
+# elements of a delta alone that are kept in float32 (400 MB) instead of made again every pass; of
+# three matrices, reading them anew takes no longer
+KEPT = 100_000_000
 TOPS = (1, 4, 16, 64)
 
 Array = NDArray[np.float64]
@@ -76,7 +77,7 @@ def sketches(
 
     def products(few: Sequence[NDArray[np.float32]]) -> list[Array]:
         """One pass: float32 by block, float64 over blocks."""
-        made = [np.zeros(columns.shape) for columns in few]
+        made = [np.zeros(columns.shape if wide else columns.T.shape) for columns in few]
         for parts in read():
             for total, part, columns in zip(made, parts, few, strict=True):
                 v = torch.from_numpy(columns)
@@ -84,8 +85,8 @@ def sketches(
                 if wide:
                     total += (part @ (v.T @ part).T.contiguous()).numpy()
                 else:
-                    total += ((part @ v).T @ part).T.numpy()
-        return made
+                    total += ((part @ v).T @ part).numpy()
+        return made if wide else [np.ascontiguousarray(total.T) for total in made]
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
     spaces = krylov_spaces(products, frame(key, min(shape)), energies)
@@ -94,16 +95,23 @@ def sketches(
     return dict(zip(sizes, made, strict=True))
 
 
-def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
-    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides."""
+def of_pair(
+    sides: Sides, scales: Mapping[Subject, float], look: Callable[[Tensor, Corner], None] | None
+) -> Reading:
+    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides.
+
+    look: is shown the blocks of the last, and where each begins, while they are read first.
+    """
     keep, kept = kept_elements(sides.shape, len(scales)) > 0, list[list[Tensor]]()
+    looks = [look] if look else []
 
     def read() -> Iterator[list[Tensor]]:
         space = sides.space
         if kept:
             yield from kept
             return
-        for b, t in sides.blocks(BLOCK):
+        for index, corner in blocks(sides.tuned):
+            b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
             if "delta" in scales:
                 parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
@@ -111,15 +119,18 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
             if keep:
                 made = [part.clone() for part in made]
                 kept.append(made)
+            for show in looks:
+                show(made[-1], corner)
             yield made
+        looks.clear()
 
     return read
 
 
 def kept_elements(shape: tuple[int, int], count: int) -> int:
-    """Elements of count matrices that `of_pair` keeps in float32: all of them, or none."""
-    elements = count * math.prod(shape)
-    return elements if elements <= KEPT else 0
+    """Elements of count matrices that `of_pair` keeps in float32: all of one, or none."""
+    elements = math.prod(shape)
+    return elements if count == 1 and elements <= KEPT else 0
 
 
 def one_alone(blocks: Callable[[], Iterator[Tensor]], space: Workspace) -> Reading:

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from shadow.dtypes import FloatFormat
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.null import Profile
 from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
+
+# Entries of a tile and its columns at most: two sides, their difference and a product are 1 MB in
+# float32, which the caches of a core hold.
+SUMMED = 1 << 16
+NARROW = 1 << 11
+SAFE = 2.0**24  # a largest entry below which nothing needs a smaller scale
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,21 @@ class Extent:
         """Whether all entries of both sides are finite."""
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
+    @property
+    def scales(self) -> tuple[float, float]:
+        """Powers of two: of both sides, and of the delta of both scaled sides."""
+        scale = power_of_two_scale(max(self.base, self.tuned))
+        return scale, power_of_two_scale(self.delta * scale)
+
 
 def extent(sides: Sides) -> Extent:
     """The largest absolute entries of both sides and of their difference, in one pass."""
     largest = [0.0, 0.0, 0.0]
     for index, _ in tiles(sides.tuned):
-        b, t = sides.read(index)
+        b, t = (side.numpy() for side in sides.read(index))
         largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
-        largest[2] = _larger(largest[2], t.sub_(b))
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            largest[2] = _larger(largest[2], np.subtract(t, b, out=t))
     return Extent(*largest)
 
 
@@ -44,13 +56,13 @@ def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float
     """The largest absolute entry, NaN or infinite where any entry is."""
     largest = 0.0
     for index, _ in tiles(matrix):
-        largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space))
+        largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space).numpy())
     return largest
 
 
-def _larger(largest: float, block: Tensor) -> float:
-    low, high = (float(bound) for bound in torch.aminmax(block))
-    return float(np.maximum(largest, max(-low, high)))  # np.maximum hands NaN on, max() does not
+def _larger(largest: float, block: NDArray[np.floating]) -> float:
+    # of both together torch takes twice as long; np.maximum hands NaN on, max() does not
+    return float(np.maximum(largest, max(-float(block.min()), float(block.max()))))
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,33 @@ class Sums:
     ulp_cols: NDArray[np.float64]  # (cols,): and by column
     row_scaling: float  # share of D's energy that scales rows of W_base, 0 to 1
     col_scaling: float  # the same of columns
+    size: Extent
+    stored: FloatFormat  # whose ulps they are
 
 
-def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
-    """Every sum over entries, in one pass. stored: the coarser format of the two, for ulps."""
+def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
+    """Every sum over entries; the extent alone where an entry is not finite, or both sides agree.
+
+    stored: the coarser format of the two, for ulps. One pass, as a rule: entries whose squares are
+    safe need no scale, and two sides that differ do so in the first tile.
+    """
+    found = _sums(sides, stored, None)
+    if found is None:
+        size = extent(sides)
+        found = _sums(sides, stored, size) if size.finite and size.delta else None
+        return size if found is None else found
+    return found
+
+
+def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None:
+    """size: None where it is not known; then None is returned where the scales are not 1, or the
+    first tile has no difference.
+    """
     rows, cols = sides.shape
-    scale = power_of_two_scale(max(size.base, size.tuned))
-    delta_scale = power_of_two_scale(size.delta * scale)
+    largest = [0.0, 0.0, 0.0]
+    scale = delta_scale = 1.0
+    if size is not None:
+        scale, delta_scale = size.scales
     bits, exponent_mask = _exponent_bits(sides.dtype)
     smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
     r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
@@ -82,8 +114,12 @@ def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
     along_cols, base_cols, ulp_cols = np.zeros(cols), np.zeros(cols), np.zeros(cols)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
-    for index, (row, col) in tiles(sides.tuned):
+    for index, (row, col) in tiles(sides.tuned, SUMMED, NARROW):
         b, t = (side.numpy() for side in sides.read(index))
+        if size is None:
+            largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
+            if not (largest[0] < SAFE and largest[1] < SAFE):
+                return None
         d = sides.space.take("work", b.shape, sides.dtype).numpy()
         product = sides.space.take("product", b.shape, sides.dtype).numpy()
         differs = sides.space.take("differs", b.shape, torch.bool).numpy()
@@ -94,6 +130,10 @@ def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
         totals["base"] += float(squares.sum(dtype=np.float64))
         totals["tuned"] += _products(t, t)
         np.subtract(t, b, out=d)
+        if size is None:
+            largest[2] = _larger(largest[2], d)
+            if not largest[2]:
+                return None
         np.not_equal(d, 0, out=differs)
         different += int(np.count_nonzero(differs))
         in_rows, in_cols = slice(row, row + len(b)), slice(col, col + b.shape[1])
@@ -121,6 +161,9 @@ def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
         np.square(d, out=d)
         c[in_cols] += down @ d
         totals["fourth"] += _products(d, d)
+    found = Extent(*largest) if size is None else size
+    if found.scales != (scale, delta_scale):
+        return None
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
     zeros = rows * cols - different
@@ -130,6 +173,8 @@ def sums(sides: Sides, stored: FloatFormat, size: Extent) -> Sums:
         **totals,
         zeros=zeros,
         scale=scale,
+        size=found,
+        stored=stored,
         ulp_rows=ulp_rows,
         ulp_cols=ulp_cols,
         row_scaling=_scaling(along_rows, base_rows, profile.energy),
