@@ -1,7 +1,6 @@
-"""How well a straight line tells the path of a matrix over stages at even steps: R² of all entries
-together, from the inner products of its steps alone.
+"""How well a straight line tells the path of matrices over stages at even steps.
 
-Needs no torch.
+R² of all entries together follows from the inner products of the steps alone. Needs no torch.
 """
 
 from __future__ import annotations
