@@ -366,6 +366,23 @@ def test_shares_of_dropped_entries_are_those_of_the_masks(kept):
         assert share == pytest.approx(true, abs=3 * error)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_factors_of_dropped_deltas_are_exact_enough_for_every_entry(seed):
+    """Least squares over all entries leaves an error that is beyond the bound of one of them."""
+    rng = np.random.default_rng(seed)
+    base = cast(based(seed), "F16")
+    sides = [cast(tuned(base, 0.3, 100 * seed + other), "F16") for other in (1, 2)]
+    factors = rng.random((2, 1)) + 0.4
+    merge = {}
+    for name, start in base.items():
+        d = np.stack([(one[name].double() - start.double()).numpy().ravel() for one in sides])
+        change = (d * (rng.random(d.shape) < 0.4) * factors).sum(0)
+        merge[name] = (start.double() + torch.from_numpy(change).view(start.shape)).half()
+    found = masked(tensors(merge, sides, "F16", base), 2)
+    assert found is not None
+    assert found.factors == pytest.approx(factors[:, 0], rel=1e-5)
+
+
 def test_the_share_that_is_kept_is_that_of_ranks_in_whole_tensors():
     """The fewest of the largest entries of each side that all entries that moved are among."""
     rng = np.random.default_rng(3)

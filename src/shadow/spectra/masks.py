@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.spectra.mixture import UNIT, Floats, Read, joined, once
+from shadow.spectra.mixture import EXTREMES, UNIT, Floats, Read, extremes, joined, once, within
 from shadow.spectra.mixture_fit import Mixed, simplest
 
 MOST_SIDES = 4  # subsets of the sides are tried for each entry
@@ -26,6 +26,8 @@ OFF = 0.25  # the share of a sample that may disagree with factors that are not 
 SAMPLE = 400_000  # entries that factors are read from
 FEW = 1 << 20  # entries of the smallest tensors, which may say that it is none of these
 SORTED = 1 << 24  # entries at most of a tensor that is sorted as a whole
+NEARLY = 1e-4  # a share of entries that factors may miss which are not yet exact
+ROUNDS = 3  # looks at every entry in which factors are made exact
 DROPPED = 0.02, 0.98  # shares between which entries were dropped
 
 
@@ -229,18 +231,19 @@ def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
         factors = _refined(reads(tensors), factors)
     if factors is None:
         return None
-    kept, clear = np.zeros(sides), np.zeros(sides)
-    size_kept, size = np.zeros(sides), np.zeros(sides)
-    for one in tensors:
-        for part in one.parts():
-            chosen, left, most = _nearest(part, factors, one.stored)
-            if not (left <= most * (1 + 1e-9)).all():
-                return None
-            says = _says(factors[:, None] * part.terms, most)
-            kept += (says & chosen).sum(1)
-            clear += says.sum(1)
-            size_kept += (np.abs(part.terms) * (says & chosen)).sum(1)
-            size += (np.abs(part.terms) * says).sum(1)
+    for _ in range(ROUNDS):
+        counts = _Counts(np.zeros((4, sides)))
+        if not counts.ask(tensors, factors):
+            return None
+        if not counts.beyond:
+            break
+        change, reached = within(*map(np.concatenate, zip(*counts.rows, strict=True)))
+        if reached > 1 + 1e-9:
+            return None
+        factors = factors + change
+    if counts.beyond:
+        return None
+    clear, kept, size, size_kept = counts.of_sides
     if (clear < LEAST).any() or (kept == 0).any():
         return None
     share = kept / clear
@@ -250,6 +253,39 @@ def _dare(tensors: Sequence[Mixed], sides: int) -> Masked | None:
         return None
     errors = np.sqrt(share * (1 - share) / clear)
     return Masked("dare", share.tolist(), factors.tolist(), errors.tolist())
+
+
+@dataclass
+class _Counts:
+    """What one look at every entry tells of factors."""
+
+    of_sides: Floats
+    """Of each side, of entries that tell whether it was kept: how many there are and were kept, and
+    the sums of their sizes.
+    """
+    beyond: int = 0
+    """Entries that factors leave more of than rounding does."""
+    rows: list[tuple[Floats, Floats, Floats]] = field(default_factory=list)
+    """Entries by which factors are bounded: kept deltas, what is left, and the bounds."""
+
+    def ask(self, tensors: Sequence[Mixed], factors: Floats) -> bool:
+        """False, and no more is read, where more than a few entries are beyond."""
+        for one in tensors:
+            for part in one.parts():
+                chosen, left, most = _nearest(part, factors, one.stored)
+                off = int(np.count_nonzero(np.abs(left) > most * (1 + 1e-9)))
+                if off > max(2, NEARLY * len(left)):
+                    return False
+                self.beyond += off
+                deltas = part.terms * chosen
+                ends = extremes(deltas, left, most, EXTREMES, by_part=True)
+                self.rows.append((deltas[:, ends].T, left[ends], most[ends]))
+                says = _says(factors[:, None] * part.terms, most)
+                size = np.abs(part.terms) * says
+                self.of_sides += [
+                    says.sum(1), (says & chosen).sum(1), size.sum(1), (size * chosen).sum(1)
+                ]  # fmt: skip
+        return True
 
 
 def _says(deltas: Floats, most: Floats) -> NDArray[np.bool_]:
@@ -283,7 +319,8 @@ def _fits_samples(tensors: Sequence[Mixed], factors: Floats) -> bool:
     off = entries = 0
     for part, stored in _samples(tensors):
         _, left, most = _nearest(part, factors, stored)
-        off, entries = off + int(np.count_nonzero(left > most)), entries + len(left)
+        off += int(np.count_nonzero(np.abs(left) > most))
+        entries += len(left)
     return off <= OFF * entries
 
 
@@ -333,8 +370,8 @@ def _nearest(part: Read, factors: Floats, stored: str) -> tuple[NDArray[np.bool_
     best = np.full(len(most), math.inf)
     chosen = np.zeros(part.terms.shape, bool)
     for subset in _subsets(len(factors)):
-        left = np.abs(part.target - (factors * subset) @ part.terms)
-        closer = left < best
+        left = part.target - (factors * subset) @ part.terms
+        closer = np.abs(left) < np.abs(best)
         best = np.where(closer, left, best)
         chosen[:, closer] = subset[:, None]
     return chosen, best, most
