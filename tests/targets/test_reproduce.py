@@ -656,7 +656,7 @@ def test_the_recipe_of_linearity_tells_a_line_from_a_walk(straight, tmp_path, mo
     assert len(panel["pairs"]) == 13
     assert set(panel["pairs"][0]["whole"]) == {"zero_share"}
     page = (tmp_path / "linearity" / "linearity.md").read_text()
-    (row,) = [line for line in page.splitlines() if "| linearity |" in line]
+    (row,) = [line for line in page.splitlines() if "<code>linearity</code>" in line]
     assert f"{whole['measured']:.2f}" in row
     assert "0.9" in row.replace(f"{whole['measured']:.2f}", "")
     assert "](grpo-1.5b.svg)" in page
