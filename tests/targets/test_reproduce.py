@@ -657,8 +657,8 @@ def test_the_recipe_of_linearity_tells_a_line_from_a_walk(straight, tmp_path, mo
     assert set(panel["pairs"][0]["whole"]) == {"zero_share"}
     page = (tmp_path / "linearity" / "linearity.md").read_text()
     (row,) = [line for line in page.splitlines() if "<code>linearity</code>" in line]
-    assert f"{whole['measured']:.2f}" in row
-    assert "0.9" in row.replace(f"{whole['measured']:.2f}", "")
+    assert f"{whole['measured']:.3f}" in row
+    assert "0.900" in row.replace(f"{whole['measured']:.3f}", "")
     assert "](grpo-1.5b.svg)" in page
     drawn = (tmp_path / "linearity" / "grpo-1.5b.svg").read_text()
     assert "rounding alone" not in drawn
