@@ -468,6 +468,10 @@ def test_verify_files(sides, shadow):
         put(folder, training_args__bin=folder.name)
     done = shadow("verify", "files", base, tuned)
     assert "config.json agrees; 1 pickle has other bytes and is not looked into;" in done.out
+    (tuned / "training_args.bin").unlink()
+    done = shadow("verify", "files", base, tuned)
+    assert done.code == 0
+    assert "config.json agrees; 1 pickle is in A alone; weights are not compared" in done.out
     put(tuned, config__json={"rope_theta": 2}, x__py="")
     done = shadow("verify", "files", base, tuned)
     assert done.code == 4

@@ -42,7 +42,7 @@ class Masked:
     factors: Sequence[float]
     """What kept deltas are multiplied by: of TIES one number, of DARE one for each side."""
     errors: Sequence[float] = ()
-    """Of DARE: the standard errors of the shares, which some of the entries tell."""
+    """Of DARE: the standard errors of the shares."""
     is_open: bool = False
     """Whether two sides are equal within the rounding, so that either may have no part in TIES."""
 

@@ -44,7 +44,7 @@ STEPS_SHARE = 0.005  # of the entries that rounded steps could take beyond one r
 STEPS_ENERGY = 1.6
 ENOUGH = 2_000  # entries of a tensor that shares and energies are asked of
 FEW = 1e-3  # a share of entries that no other weights explain
-HOPELESS = 30  # times as many, which a second look does not make few
+AGAIN = 30  # times as many, which a second look may make few
 DENOMINATORS = (*range(1, 13), 16, 20, 100, 1_000, 10_000)  # of weights that people give
 ALIKE = 1 / 3  # groups that need weights of their own, of all groups, at least
 
@@ -401,7 +401,7 @@ class _Search:
         """By tensor, how many entries disagree with parameters that nearly all agree with."""
         self.in_steps = False
         entries = sum(one.sums.entries for one in self.members)
-        for limit in (HOPELESS * max(2, FEW * entries), max(2, FEW * entries)):
+        for limit in (AGAIN * max(2, FEW * entries), max(2, FEW * entries)):
             slopes, left, most = self.bounds(in_steps=False)
             # a linear program leaves some entries at their bounds, give or take its own rounding
             change, _ = within(slopes, left, most * (1 - 1e-6), by_sum=True)

@@ -68,6 +68,8 @@ def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...
             pickles, "pickle has other bytes and is", "pickles have other bytes and are"
         )
         texts.append(f"{changed} not looked into")
+    if gone := sum(row["kind"] == "pickle" and row["state"] == "removed" for row in matter):
+        texts.append(f"{counted(gone, 'pickle is', 'pickles are')} in A alone")
     texts.append("weights are not compared")
     return Answer("files", "holds", "; ".join(texts), figures), ()
 
