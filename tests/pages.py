@@ -18,6 +18,7 @@ from shadow.claims.recognised import RECOGNISED
 from shadow.claims.verify.table import VERIFY
 from shadow.cli.commands import app
 from shadow.cli.examples import EXAMPLES
+from shadow.cli.examples import claims as verify_claims
 from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,8 @@ def command_line() -> str:
             out += [_row(*record) for record in shown] + [""]
         if examples := EXAMPLES.get(path.removeprefix("shadow ")):
             out += ["```sh", *examples, "```", ""]
+        if path == "shadow verify":
+            out += ["```text", *verify_claims(), "```", ""]
         inner = getattr(command, "commands", {})
         out += [f"- `{path} {name}`: {one.get_short_help_str(200)}" for name, one in inner.items()]
         out += [""] if inner else []

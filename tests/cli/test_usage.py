@@ -13,6 +13,7 @@ import typer.main
 from reports import uniform
 from typer.testing import CliRunner
 
+from shadow.claims.verify.table import FORMS
 from shadow.cli import commands
 from shadow.cli.commands import GROUPS, app
 from shadow.cli.examples import EVERYDAY, EXAMPLES
@@ -112,6 +113,17 @@ def test_examples_are_commands_of_this_version(command, line):
     known = typer.main.get_command(app).commands[command]
     assert known.make_context(command, arguments) is not None
     assert line in CliRunner().invoke(app, [command, "--help"]).output
+
+
+def test_the_help_of_verify_has_every_claim_with_what_it_says():
+    """A line each at 80 columns, in the order of the table."""
+    told = CliRunner().invoke(app, ["verify", "--help"], env={"COLUMNS": "80"}).stdout
+    lines = [line.strip() for line in told.partition("Claims:")[2].splitlines() if line.strip()]
+    assert len(lines) == len(FORMS)
+    for line, (claim, form) in zip(lines, FORMS.items(), strict=True):
+        typed, _, says = line.partition("  ")
+        assert typed == f"{claim} {form.names_in_usage}"
+        assert says.strip() == form.says
 
 
 def test_help_has_groups():

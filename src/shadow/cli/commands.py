@@ -24,7 +24,6 @@ from shadow.cli import (
     reproduce,
     verify,
 )
-from shadow.cli.examples import epilog_of
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.cli.usage import Command, Commands, WrongUsage, as_usage_error
 from shadow.errors import ShadowError, UsageError
@@ -89,12 +88,7 @@ def _help(command: Callable[..., None]) -> str:
 
 for _group, _members in GROUPS.items():
     for _command in _members:
-        app.command(
-            cls=Command,
-            help=_help(_command),
-            rich_help_panel=_group,
-            epilog=epilog_of(_command.__name__),
-        )(_command)
+        app.command(cls=Command, help=_help(_command), rich_help_panel=_group)(_command)
 _lab.command("run", cls=Command, help=_help(lab.lab_run))(lab.lab_run)
 
 

@@ -58,8 +58,17 @@ commands shows all that they have.
 
 def epilog_of(command: str) -> str | None:
     """The last lines of a command's help; None where it has no examples."""
-    lines = EXAMPLES.get(command)
-    if lines is None:
-        return None
+    title, lines = "Examples", list(EXAMPLES.get(command, ()))
+    if command == "verify":
+        title, lines = "Claims", claims()
     # \b: lines stay as they are
-    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+    return "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)]) if lines else None
+
+
+def claims() -> list[str]:
+    """A line for each claim of `shadow verify`: what is typed, and what it says."""
+    from shadow.claims.verify.table import FORMS
+
+    typed = {name: f"{name} {form.names_in_usage}" for name, form in FORMS.items()}
+    width = max(map(len, typed.values()))
+    return [f"{words:<{width}}  {FORMS[name].says}" for name, words in typed.items()]

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from shadow.cli.examples import EVERYDAY
+from shadow.cli.examples import EVERYDAY, epilog_of
 from shadow.errors import UsageError
 from shadow.text import nearest
 
@@ -44,6 +44,7 @@ class Command(TyperCommand):
         """As typer does it, of the parameters that are asked for, and without a type of flags."""
         everyday = () if ctx.meta.get(EVERY) else EVERYDAY.get(self.name or "", ())
         shown = copy.copy(self)
+        shown.epilog = epilog_of(self.name or "")
         shown.params = [copy.copy(one) for one in self.params]
         for one in shown.params:
             if getattr(one, "is_flag", False):
@@ -51,7 +52,7 @@ class Command(TyperCommand):
         if everyday:
             shown.params = _everyday(shown.params, everyday)
             first, *others = (self.help or "").split("\n\n")
-            needed = [text for text in others if text.startswith(("Claims: ", "Exit codes: "))]
+            needed = [text for text in others if text.startswith("Exit codes: ")]
             shown.help = "\n\n".join([first, *needed])
         super(Command, shown).format_help(ctx, formatter)
 

@@ -28,7 +28,7 @@ def verify(
     claim: Annotated[
         str | None,
         typer.Argument(
-            help="Claim to check: see above.",
+            help="Claim to check: see below.",
             metavar="CLAIM",
             autocompletion=completion.verify_claims,
         ),
@@ -77,14 +77,12 @@ def verify(
     offline: option.Offline = False,
     format: option.Format = "table",
     json: option.Json = False,
-    quiet: option.Quiet = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Print only the answer, and errors.")
+    ] = False,
     help_all: option.HelpAll = False,
 ) -> None:
     """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
-
-    Claims: same A B; merged BASE ADAPTER MERGED; trained BASE TUNED --moved PATTERN --frozen
-    PATTERN; stored FULL STORED [--base BASE]; base TUNED CANDIDATE...; mixture TUNED A B...
-    [--base BASE]; files A B; quantised ORIGINAL QUANTISED.
 
     Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.

@@ -26,6 +26,8 @@ class Form:
 
     checkpoints: tuple[str, ...]
     """Their names, in order, as in usage: `BASE`, `TUNED`."""
+    says: str
+    """What it says of them, in a line of help."""
     repeats: bool = False
     """Whether the last may be given several times."""
     options: tuple[str, ...] = ()
@@ -34,9 +36,14 @@ class Form:
     """Options of which one must be given."""
 
     @property
+    def names_in_usage(self) -> str:
+        """`BASE TUNED`, `TUNED A B...`."""
+        return " ".join(self.checkpoints) + ("..." if self.repeats else "")
+
+    @property
     def usage(self) -> str:
         """`BASE TUNED --moved PATTERN --frozen PATTERN`, `TUNED A B... [--base REF]`."""
-        words = [" ".join(self.checkpoints) + ("..." if self.repeats else "")]
+        words = [self.names_in_usage]
         for option in self.options:
             text = f"--{option} {'REF' if option == 'base' else 'PATTERN'}"
             words.append(text if option in self.needs else f"[{text}]")
@@ -59,14 +66,21 @@ class Form:
 
 VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, MIXTURE, FILES, QUANTISED)
 FORMS: Mapping[str, Form] = {
-    "same": Form(("A", "B")),
-    "merged": Form(("BASE", "ADAPTER", "MERGED")),
-    "trained": Form(("BASE", "TUNED"), options=("moved", "frozen"), needs=("moved", "frozen")),
-    "stored": Form(("FULL", "STORED"), options=("base",)),
-    "base": Form(("TUNED", "CANDIDATE"), repeats=True),
-    "mixture": Form(("TUNED", "A", "B"), repeats=True, options=("base",)),
-    "files": Form(("A", "B")),
-    "quantised": Form(("ORIGINAL", "QUANTISED")),
+    "same": Form(("A", "B"), "equal weights, whatever names and dtypes"),
+    "merged": Form(("BASE", "ADAPTER", "MERGED"), "MERGED is BASE plus ADAPTER"),
+    "trained": Form(
+        ("BASE", "TUNED"),
+        "what should move did, and no frozen weight",
+        options=("moved", "frozen"),
+        needs=("moved", "frozen"),
+    ),
+    "stored": Form(("FULL", "STORED"), "STORED is FULL, rounded", options=("base",)),
+    "base": Form(("TUNED", "CANDIDATE"), "the nearest relative of TUNED", repeats=True),
+    "mixture": Form(
+        ("TUNED", "A", "B"), "TUNED is a merge of A, B, ...", repeats=True, options=("base",)
+    ),
+    "files": Form(("A", "B"), "equal configs, tokenizers and code"),
+    "quantised": Form(("ORIGINAL", "QUANTISED"), "no error beyond that of the format"),
 }
 # of a pair: the base is the first checkpoint, the tuned side the second
 OF_PAIRS = tuple(
