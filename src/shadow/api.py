@@ -481,7 +481,7 @@ def judge(
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
     """
-    from shadow.audits.verify_pair import pair_check
+    from shadow.audits.verify.pair import pair_check
     from shadow.claims.rules import gather
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
@@ -535,8 +535,8 @@ def verify(
     """
     from shadow.audits.perform import access_of
     from shadow.audits.runtime import Runtime
-    from shadow.audits.verify import question
-    from shadow.audits.verify import verify as check
+    from shadow.audits.verify.questions import question
+    from shadow.audits.verify.questions import verify as check
     from shadow.audits.workers import single_threads
 
     asked = question(

@@ -13,7 +13,7 @@ from test_verify_trained import based, moved
 
 import shadow
 from shadow.audits.sides import find_checkpoint, reference_of, side_of
-from shadow.audits.verify import Runtime
+from shadow.audits.verify.questions import Runtime
 from shadow.errors import ShadowError
 from shadow.targets.references import parse_checkpoint
 

@@ -14,7 +14,7 @@ from command import run_shadow
 from safetensors.torch import load_file, save_file
 
 import shadow
-from shadow.audits import verify_merged
+from shadow.audits.verify import merged as verify_merged
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.spectra.merging import half_ulp, quantised

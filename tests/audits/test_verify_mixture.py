@@ -12,7 +12,7 @@ from command import run_shadow
 from safetensors.torch import load_file, save_file
 
 import shadow
-from shadow.audits import verify_mixture
+from shadow.audits.verify import mixture as verify_mixture
 from shadow.errors import ShadowError, UsageError
 
 Q = "model.layers.{}.self_attn.q_proj.weight"

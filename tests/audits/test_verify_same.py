@@ -329,7 +329,7 @@ def test_the_files_of_one_folder_are_not_read(tmp_path, monkeypatch):
     """A folder beside itself by another name ends early."""
     a = models.toy(tmp_path / "a", 0)
     (tmp_path / "b").symlink_to(a)
-    monkeypatch.setattr("shadow.audits.verify_same.scan", None)
+    monkeypatch.setattr("shadow.audits.verify.same.scan", None)
     assert shadow.verify("same", a, tmp_path / "b").reason == "the weight files are the same files"
 
 

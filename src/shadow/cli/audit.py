@@ -303,7 +303,7 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
 
 def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
-    from shadow.audits.verify_pair import pair_check
+    from shadow.audits.verify.pair import pair_check
     from shadow.telling.verdicts import rules_document
 
     result = outcome.finished()

@@ -120,7 +120,7 @@ def _each_once(
 
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
-    from shadow.audits.verify_pair import pair_check
+    from shadow.audits.verify.pair import pair_check
     from shadow.claims.verdicts import judge_report
     from shadow.telling.baselines import read_measured
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shadow.audits.runtime import Progress, Runtime
-    from shadow.audits.verify import Question
+    from shadow.audits.verify.questions import Question
     from shadow.claims.verify.verification import FailedVerification, Verification
 
 
@@ -135,7 +135,7 @@ def _question(
     frozen: Sequence[str],
     base: str | None,
 ) -> Question:
-    from shadow.audits.verify import question
+    from shadow.audits.verify.questions import question
     from shadow.claims.verify.table import FORMS
     from shadow.targets.references import parse_checkpoint
 
@@ -153,7 +153,7 @@ def _question(
 
 def _listed(file: Path) -> list[Question]:
     """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
-    from shadow.audits.verify import question
+    from shadow.audits.verify.questions import question
     from shadow.targets.checked import read_form
     from shadow.targets.forms import ClaimsForm
 
@@ -177,7 +177,7 @@ def _checked(
     asked: Question, runtime: Runtime, *, is_alone: bool, quiet: bool
 ) -> Verification | FailedVerification:
     """What came of a claim; of one among several also its fault, which is said at once."""
-    from shadow.audits.verify import verify as check
+    from shadow.audits.verify.questions import verify as check
     from shadow.claims.verify.verification import FailedVerification
 
     hidden = contextlib.nullcontext(None) if quiet else console.steps("verify")

@@ -11,7 +11,7 @@ import torch
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import scan, sides_of
-from shadow.audits.verify_lined import (
+from shadow.audits.verify.lined import (
     found_all,
     is_raw,
     is_whole,

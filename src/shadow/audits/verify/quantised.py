@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import in_words, scan, sides_of
-from shadow.audits.verify_lined import found_all, is_raw, line_up_all, opened_models, row_of
+from shadow.audits.verify.lined import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.audits.workers import own_workspace
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair

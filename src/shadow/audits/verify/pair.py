@@ -32,7 +32,7 @@ def pair_check(
         from shadow.audits.perform import access_of
         from shadow.audits.runtime import Runtime
         from shadow.audits.sides import client_for, find_checkpoint, reference_of
-        from shadow.audits.verify import question, verify
+        from shadow.audits.verify.questions import question, verify
 
         sides = summary.base, summary.tuned
         references = [reference_of(side) for side in sides]

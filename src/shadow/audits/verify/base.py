@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import scan, sides_of
-from shadow.audits.verify_lined import found_all, opened_models
+from shadow.audits.verify.lined import found_all, opened_models
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.base import ALPHA, Candidate, base

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
-from shadow.audits.verify_base import verify_base
-from shadow.audits.verify_files import verify_files
-from shadow.audits.verify_merged import verify_merged
-from shadow.audits.verify_mixture import verify_mixture
-from shadow.audits.verify_quantised import verify_quantised
-from shadow.audits.verify_same import verify_same
-from shadow.audits.verify_stored import verify_stored
-from shadow.audits.verify_trained import verify_trained
+from shadow.audits.verify.base import verify_base
+from shadow.audits.verify.files import verify_files
+from shadow.audits.verify.merged import verify_merged
+from shadow.audits.verify.mixture import verify_mixture
+from shadow.audits.verify.quantised import verify_quantised
+from shadow.audits.verify.same import verify_same
+from shadow.audits.verify.stored import verify_stored
+from shadow.audits.verify.trained import verify_trained
 from shadow.claims.verify.table import FORMS, VERIFY, Form, require_form
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError

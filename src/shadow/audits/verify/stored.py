@@ -11,7 +11,7 @@ import torch
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan, sides_of
-from shadow.audits.verify_lined import (
+from shadow.audits.verify.lined import (
     found_all,
     is_raw,
     line_up_all,

@@ -13,7 +13,7 @@ from torch import Tensor
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.audits.sides import open_found
-from shadow.audits.verify_lined import (
+from shadow.audits.verify.lined import (
     found_all,
     line_up_all,
     opened_models,

@@ -20,7 +20,7 @@ from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs
 from shadow.audits.runtime import Progress, Runtime
 from shadow.audits.scan import fetch_all, require_unchanged
-from shadow.audits.verify_lined import found_all, opened_models, role_of, whole_numbers
+from shadow.audits.verify.lined import found_all, opened_models, role_of, whole_numbers
 from shadow.audits.workers import views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints

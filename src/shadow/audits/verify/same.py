@@ -10,7 +10,7 @@ from pathlib import Path
 from shadow.audits.runtime import AlignedPair, Runtime
 from shadow.audits.scan import scan, sides_of
 from shadow.audits.sides import open_found
-from shadow.audits.verify_lined import found_all, line_up_all, row_of
+from shadow.audits.verify.lined import found_all, line_up_all, row_of
 from shadow.checkpoints.adapters import adapter_factors
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located
 from shadow.checkpoints.pairing import MatrixPair

@@ -1,0 +1,4 @@
+"""Claims of `shadow verify`: checkpoints, read in passes over their entries -> a verification.
+
+The answers are those of `claims.verify`.
+"""
