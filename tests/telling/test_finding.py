@@ -618,6 +618,23 @@ def test_the_headline_names_up_to_two_parts_that_hold_most(tmp_path):
     assert told(tmp_path / "d", six).headline.endswith("12 directions of 64.")
 
 
+def test_modules_that_were_asked_for_are_not_told_as_the_place_of_the_change(tmp_path):
+    """Under --module, that all of it lies in these modules says nothing of the model; where some
+    of them are identical, it does.
+    """
+    settings = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
+    ups = [row(layer, "mlp.up") for layer in range(4)]
+    others = [row(layer, "attn.q", frobenius_norm=0.03) for layer in range(4)]
+    rest = skipped("filtered", "attn.v", 3)
+    for deltas in (ups, [*ups, *others]):
+        found = told(tmp_path, deltas, settings=settings, extra_tensors=rest)
+        assert found.sentences[0].code == "part_asked_for"
+        assert "all of it" not in f"{found.headline} {found.sentences[1].text}"
+    found = told(tmp_path, ups, settings=settings, extra_tensors=(*rest, *same("attn.q")))
+    assert found.headline.endswith("all of it in mlp.up.")
+    assert "all of it in mlp.up." in found.sentences[1].text
+
+
 def test_the_headline_says_when_only_a_part_changed(tmp_path):
     """The norm is then one of what changed, which does not compare with that of a whole model."""
     found = told(tmp_path, model(), extra_tensors=same())

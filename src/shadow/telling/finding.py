@@ -72,7 +72,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             sentences += known_changes(summary)
         sentences += [size_and_place(summary, apart=True, alike=False), *_tier(summary), *later]
     else:
-        sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]
+        place = size_and_place(summary, apart=relation == "sibling", filtered=filtered)
+        sentences += [*known_changes(summary), place]
         sentences += [*_tier(summary), *few_rows(summary), *vectors(summary), *later]
         copied = is_copy(summary) or is_mostly_copy(summary)
         few = summary.recognised.few_entries is not None  # they bound rank and structure alike
