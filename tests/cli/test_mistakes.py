@@ -37,6 +37,8 @@ MISTAKES = {
         ("show", "demo"), 1, "no such folder: demo", "did you mean 'reports/demo'?"),
     "a pair instead of its report": (
         ("show", "demo:base..narrow"), 1, "no such folder", f"did you mean '{REPORT}'?"),
+    "an export to no format": (
+        ("export", "reports"), 2, "'--to'. Choose from: csv, json, arrow,", "--help"),
     "a misspelt report": (
         ("show", "reports/dmeo"), 1, "no such folder", "did you mean 'reports/demo'?"),
     "one checkpoint in a list": (

@@ -77,7 +77,9 @@ def _totals(index: Index) -> list[tuple[str, str]]:
     parts = [f"{pairs}: {states}" if states else pairs, f"took {seconds}"]
     if moved := sum(row.bytes or 0 for row in index.rows):
         parts.append(f"{byte_size(moved)} fetched")
-    rows = {"pairs": "; ".join(parts), "more": "shadow show DIR/FAMILY/PAIR"}
+    rows = {"pairs": "; ".join(parts)}
+    if counts["done"] or counts["kept"]:
+        rows["more"] = "shadow show DIR/FAMILY/PAIR"
     if missing := index.missing_shards:
         rows["shards"] = f"{several(index.shards)} of the list; not here: {several(missing)}"
     return list(rows.items())

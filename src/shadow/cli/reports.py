@@ -11,7 +11,7 @@ import typer
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import reports_here, scores_here
-from shadow.cli.screens import show_pair, show_pairs
+from shadow.cli.screens import SIDE_BY_SIDE, show_pair, show_pairs, show_scores
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below, reports_of
 from shadow.storage import Store, located, parsed_options, work_folder
@@ -81,10 +81,12 @@ def show(
         texts = [markdown(document.shown(full=full), level=3) for document in documents]
         console.show_text("\n".join(texts))
         return
-    if index is not None and not full:  # a line a pair is there already
-        return
-    for summary, provenance, folder in reports:
-        show_pair(summary, provenance, folder, of=len(reports), full=full)
+    brief = not full and (index is not None or len(reports) > SIDE_BY_SIDE)
+    if index is None or full:  # of a list, a line a pair is there already
+        for summary, provenance, folder in reports:
+            show_pair(summary, provenance, folder, of=len(reports), full=full)
+    if scores and brief:
+        show_scores(summary for summary, _, _ in reports)
     if index is None and len(reports) > 1:
         from shadow.claims.verdicts import Judgement
 
