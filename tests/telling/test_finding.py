@@ -635,6 +635,19 @@ def test_modules_that_were_asked_for_are_not_told_as_the_place_of_the_change(tmp
     assert "all of it in mlp.up." in found.sentences[1].text
 
 
+def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
+    """A tensor of a dtype that is not known has a partner all the same: it is not only in the base;
+    another of the same module is.
+    """
+    unread = skipped("unknown_dtype", "mlp.up", 2, sides=("tuned",))
+    partner = skipped("only_in_base", "mlp.up", 2, sides=("base",))
+    found = told(tmp_path / "a", model(2), extra_tensors=(*unread, *partner))
+    assert "left_out" not in codes(found)
+    missing = skipped("only_in_base", "mlp.up", 1, sides=("base",))
+    found = told(tmp_path / "b", model(1), extra_tensors=(*unread, *partner, *missing))
+    assert sentence(found, "left_out") == "Not compared: layer 1 (only in the base)."
+
+
 def test_the_headline_says_when_only_a_part_changed(tmp_path):
     """The norm is then one of what changed, which does not compare with that of a whole model."""
     found = told(tmp_path, model(), extra_tensors=same())
