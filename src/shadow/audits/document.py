@@ -111,6 +111,20 @@ def plan_document(plan: PairPlan) -> Document:
     return Document(blocks)
 
 
+def plans_document(plans: Sequence[PairPlan], of: int) -> Document:
+    """What the audits of several pairs will take together, of so many that were asked for."""
+    count = f"{of:,}" if len(plans) == of else f"{len(plans):,} of {of:,}"
+    shared = "less where pairs share a checkpoint"
+    rows = {"pairs": count}
+    if moved := sum(plan.bytes_to_move for plan in plans):
+        rows["to move"] = f"{byte_size(moved)}, {shared}"
+    rows["memory"] = f"at most about {byte_size(max(plan.memory for plan in plans))}"
+    rows["time"] = f"{about_time(sum(plan.seconds for plan in plans))} of computing, {shared}"
+    return Document(
+        [Section("all pairs"), Figures([FigureRow(name, text) for name, text in rows.items()])]
+    )
+
+
 def _side(side: PlannedSide) -> str:
     named = side.repo
     if side.commit:
