@@ -635,6 +635,13 @@ def test_modules_that_were_asked_for_are_not_told_as_the_place_of_the_change(tmp
     assert "all of it in mlp.up." in found.sentences[1].text
 
 
+def test_the_headline_of_what_an_adapter_leaves_ends_once(tmp_path):
+    """Where the base alone has what was asked for, no number of tensors follows."""
+    settings = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
+    found = told(tmp_path, [], settings=settings, extra_tensors=same()[:1])
+    assert found.headline == "What was asked for is the same."
+
+
 def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
     """A tensor of a dtype that is not known has a partner all the same: it is not only in the base;
     another of the same module is.

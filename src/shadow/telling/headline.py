@@ -76,7 +76,7 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
             return "Only biases and norms changed."
         return "Of what was compared, only biases and norms changed."
     if "identical" in texts:  # what the sentence says before it gives numbers
-        return f"{texts['identical'].partition(':')[0]}."
+        return f"{texts['identical'].partition(':')[0].removesuffix('.')}."
     if (scaled := summary.recognised.scaled) is not None:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
