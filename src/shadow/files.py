@@ -186,7 +186,7 @@ def writing(folder: Path, hint: str | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         if hint is None and error.errno == errno.ENOSPC:
-            hint = "free some space and run the same command again: it continues from here"
+            hint = "free some space and run the same command again"
         raise ShadowError(
             f"cannot write to {folder}: {error.strerror or error}", hint or OTHER_FOLDER
         ) from error

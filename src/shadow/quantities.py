@@ -133,13 +133,18 @@ def _gain(value: float) -> str:
     return f"{value:+,.0f}" if abs(value) >= 999.5 else f"{value:+.3g}"
 
 
+def _score(value: float) -> str:
+    """A share has four digits, so that 0.5 stands beside 0.6123 as 0.5000."""
+    return f"{value:#.4g}" if 0 < abs(value) < 1 else _number(value, 4)
+
+
 FORMS: Mapping[Kind, Callable[[float], str]] = {
     "count": lambda value: f"{value:,.0f}",
     "share": share,
     "fraction": _fraction,
     "portion": _portion,
     "number": _number,
-    "score": lambda value: _number(value, 4),
+    "score": _score,
     "about": about,
     "fixed": lambda value: _decimals(value, 2),
     "thousandths": lambda value: _decimals(value, 3),

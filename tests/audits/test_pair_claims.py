@@ -161,7 +161,7 @@ def test_a_claim_that_cannot_be_told_is_exit_5(sides):
         ("{claim: [same]}", "list.yaml:1"),
         ("same ./a ./b",
          "'same ./a ./b' is no claim of a pair hint: write `trained --frozen embed`"),
-        ("merged ./a ./b", "no claim 'merged'"),
+        ("merged ./a ./b", "'merged' hint: one of same, trained, stored, files, quantised;"),
         ("tained --frozen embed", "no claim 'tained' hint: did you mean 'trained'?"),
         ("{claim: trained, frozen: [embed norm]}", "'embed norm' is more than one pattern"),
         ("{claim: trained, moved: [embed --frozen norm]}", "is more than one pattern"),

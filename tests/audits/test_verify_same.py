@@ -464,6 +464,15 @@ def test_an_entry_that_is_no_claim_says_how_one_is_written(tmp_path, entry):
     assert "write `same ./a ./b`" in done.err
 
 
+def test_a_claim_in_one_line_with_options_says_how_to_write_them(tmp_path):
+    """As typed at the command it would be taken for a checkpoint called --frozen."""
+    (tmp_path / "claims.yaml").write_text("- trained ./a ./b --frozen embed\n")
+    done = run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path)
+    done.assert_refused()
+    assert "a claim in one line has no options" in done.err
+    assert "write {claim: trained, of: [./a, ./b], frozen: [embed]}" in done.err
+
+
 def test_hints_name_what_the_claim_takes(tmp_path):
     """Usage has its options; a base by component only where there is a base."""
     done = run_shadow("verify", "trained", "./a", "./b", cwd=tmp_path)

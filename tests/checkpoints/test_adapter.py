@@ -121,6 +121,22 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
     assert result.summary.figures["rank_ceiling"] == low["rank_ceiling"].max()
 
 
+def test_a_filter_leaves_out_what_the_adapter_leaves(tmp_path):
+    """With --module attn.v, what the adapter has no factors of is left out too, and not identical:
+    the part that was asked for is the share of attn.v.
+    """
+    base = models.saved("llama", tmp_path / "base")
+    adapter, _ = adapted(base, tmp_path, {"target_modules": ["v_proj"]})
+    sides = open_folder(str(base)), open_folder(str(adapter))
+    pairs, skips = pair_checkpoints(*sides, Filter(modules=("attn.v",)))
+    assert {pair.place.module for pair in pairs} == {"attn.v"}
+    assert {(skip.status, skip.reason) for skip in skips} == {("skipped", "filtered")}
+    pairs, skips = pair_checkpoints(*sides, Filter(modules=("attn.q",)))
+    asked = [skip for skip in skips if skip.place.module == "attn.q"]
+    assert not pairs
+    assert {skip.status for skip in asked} == {"identical"}
+
+
 def test_a_low_rank_delta_is_numpys(tmp_path):
     """Without peft: scaling * B @ A in float64 NumPy for one matrix, every column of a delta."""
     shape, rank, alpha = (48, 64), 3, 12.0

@@ -183,6 +183,13 @@ def test_two_checkpoints_that_share_nothing_are_an_error():
         line_up({Q: (BF, (4, 4))}, {Q: (BF, (5, 4))})
 
 
+def test_what_shares_no_name_is_told_with_a_name_of_each_side():
+    """A prefix that a tool has written shows at once."""
+    with pytest.raises(ShadowError) as fault:
+        line_up({Q: (BF, (4, 4))}, {f"student.{Q}": (BF, (4, 4))})
+    assert fault.value.hint.endswith(f"the first tensors are '{Q}' and 'student.{Q}'")
+
+
 NAMES = st.sampled_from(
     [
         Q, EMBED, HEAD, "model.norm.weight", "transformer.h.0.attn.c_attn.weight",

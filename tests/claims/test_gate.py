@@ -515,9 +515,10 @@ def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):
     held = shadow("gate", "whole", "--against", "g")
     assert held.code == 1
     assert words in held.err
-    page = shadow("report", "g", "-o", "x.html")
-    assert (page.code, words in page.err) == (1, True)
-    for command in (("show", "g"), ("compare", "g"), ("export", "g", "--to", "csv")):
+    for command in (("report", "g", "-o", "x.html"), ("show", "g")):  # go on with the others
+        done = shadow(*command)
+        assert (done.code, words in done.err) == (1, True)
+    for command in (("compare", "g"), ("export", "g", "--to", "csv")):
         assert words in shadow(*command).assert_refused()
 
 

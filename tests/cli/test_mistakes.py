@@ -37,6 +37,8 @@ MISTAKES = {
         ("show", "demo"), 1, "no such folder: demo", "did you mean 'reports/demo'?"),
     "a pair instead of its report": (
         ("show", "demo:base..narrow"), 1, "no such folder", f"did you mean '{REPORT}'?"),
+    "an export to no format": (
+        ("export", "reports"), 2, "'--to'. Choose from: csv, json, arrow,", "--help"),
     "a misspelt report": (
         ("show", "reports/dmeo"), 1, "no such folder", "did you mean 'reports/demo'?"),
     "one checkpoint in a list": (
@@ -77,3 +79,23 @@ def test_a_mistake_is_answered_in_one_line_and_a_hint(place, mistake):
     assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
     assert message in lines[0]
     assert hint in lines[1]
+
+
+def test_a_damaged_report_hides_no_other(demo_reports, tmp_path):
+    """show names it, and shows the rest; the exit code is 1."""
+    shutil.copytree(demo_reports, tmp_path / "reports" / "demo")
+    (tmp_path / "reports/demo/base..broad/matrices.parquet").write_bytes(b"PAR1")
+    done = run_shadow("show", "reports", cwd=tmp_path)
+    assert "Concentrated: changed by 8.0 %" in done.assert_done(1)
+    assert "base..broad: matrices.parquet cannot be read" in done.err
+    alone = run_shadow("show", "reports/demo/base..broad", cwd=tmp_path)
+    assert alone.assert_done(1) == ""
+
+
+def test_a_plan_of_several_pairs_ends_with_what_all_take(tmp_path):
+    """Their number and time; a single pair has told it itself."""
+    text = run_shadow("plan", "demo", cwd=tmp_path).assert_done()
+    _, _, ending = text.partition("\nall pairs ─")
+    assert "\npairs   2\n" in ending
+    assert "of computing, less where pairs share a checkpoint" in ending
+    assert "all pairs" not in run_shadow("plan", "demo:base..broad", cwd=tmp_path).assert_done()

@@ -549,6 +549,27 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert found.verdict == "more concentrated"
 
 
+def test_reports_without_spectra_are_not_comparable(tmp_path):
+    """Where --norms left out concentration, nothing was found alike: no verdict, and no table of
+    empty cells by module.
+    """
+    plain = uniform(tmp_path / "plain", 0.3)
+    nothing = dict.fromkeys(("concentration", "stable_rank", "top4_energy"))
+    method = {"precision": "default", "nulls": 0, "seed": 0, "subjects": "none"}
+    settings = {"method": method, "chosen": {}, "relation": "tuned"}
+    rows = [delta(0.4, where, **nothing) for where in places(6)]
+    norms = write(tmp_path / "norms", rows, settings=settings)
+    told = compare([plain, norms])
+    found = one(told)
+    assert found.verdict == "not comparable"
+    assert found.not_comparable == ["B (norms) has no spectra, which --norms leaves out"]
+    told = compare([norms, norms])
+    assert (
+        one(told).not_comparable[0].endswith("B (norms) have no spectra, which --norms leaves out")
+    )
+    assert "By module" not in drawn(comparison_document(told, p_values=False))
+
+
 def test_what_is_not_shown_is_said(tmp_path):
     """JSON carries the claims: what was measured, what fits it, what it does not show."""
     told = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)]).as_json()

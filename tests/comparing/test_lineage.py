@@ -122,6 +122,21 @@ def test_the_shared_rounding_of_a_master_copy_is_that_of_a_simulation(first, sec
         assert -0.28 < predicted < -0.21  # what trained updates of this size have shown
 
 
+def test_a_step_that_changed_nothing_is_told_so(tmp_path):
+    """A copy of a stage: a size of 0 and a note, instead of dashes and a chance of nothing."""
+    demo = Path(__file__).parents[2] / "registry" / "demo"
+    for name, source in (("base", "base"), ("one", "narrow"), ("two", "narrow")):
+        shutil.copytree(demo / source, tmp_path / name, copy_function=shutil.copyfile)
+    for one, two in (("base", "one"), ("one", "two")):
+        given = ("audit", f"./{one}", f"./{two}", "--name", f"copy:{one}..{two}", "--norms")
+        shadow(*given, cwd=tmp_path).assert_done()
+    text = shadow("lineage", "copy", cwd=tmp_path).assert_done()
+    (row,) = (line.split() for line in text.splitlines() if line.startswith(" one..two"))
+    assert row[1:3] == ["0", "%"]
+    assert "\none..two: nothing changed\n" in text
+    assert "± -" not in text
+
+
 def test_training_from_the_stored_stage_shares_no_rounding():
     """The same updates, the second of them from the stored middle: a cosine of 0, within five of
     its deviations.

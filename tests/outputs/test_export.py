@@ -596,7 +596,7 @@ def test_an_export_to_another_format_is_not_replaced(folders, tmp_path):
     """`--to json` over a folder of CSV: refused, and the CSV is still there."""
     export(folders[:1], "csv", tmp_path / "out")
     before = tree(tmp_path)
-    with pytest.raises(ShadowError, match="something other than an export to json"):
+    with pytest.raises(ShadowError, match="something other than an unchanged export to json"):
         export(folders[:1], "json", tmp_path / "out")
     assert tree(tmp_path) == before
 
@@ -642,7 +642,7 @@ def test_an_export_that_somebody_touched_is_not_replaced(folders, tmp_path, to, 
     export(folders[:1], to, tmp_path / "out")
     touch(tmp_path / "out")
     before = tree(tmp_path)
-    with pytest.raises(ShadowError, match="something other than an export"):
+    with pytest.raises(ShadowError, match="something other than an unchanged export"):
         export(folders[:1], to, tmp_path / "out")
     assert tree(tmp_path) == before
 
@@ -657,7 +657,7 @@ def test_a_database_with_more_in_it_is_not_replaced(folders, tmp_path, to, state
     base = (sqlite3 if to == "sqlite" else duckdb).connect(str(tmp_path / "out"))
     base.execute(statement)
     base.close()
-    with pytest.raises(ShadowError, match="something other than an export"):
+    with pytest.raises(ShadowError, match="something other than an unchanged export"):
         export(folders[:1], to, tmp_path / "out")
 
 

@@ -580,7 +580,12 @@ def test_nothing_foreign_is_overwritten(run, tmp_path, suffix):
 def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
     """Each with what to do instead; nothing is written."""
     bare = toy(tmp_path / "bare", layers=1, modules=["mlp.up"], spectra=False)
+    norms = tmp_path / "norms"
+    shadow("audit", "demo:base..narrow", "--norms", "-o", norms).assert_done()
+    norms = norms / "demo/base..narrow"
     for folders, kind, choice, words in (
+        ([norms], "modules", Choice(), "concentration is null in every layer"),
+        ([norms], "spectrum", Choice(), "--norms or --no-spectra"),
         ([run], "spectrum", Choice(layer=77), "layer 77"),
         ([run], "spectrum", Choice(expert=1), "no expert 1"),
         ([run], "depth", Choice(component="vision"), "no matrix of vision changed"),
@@ -601,7 +606,7 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
         (("--kind", "depth", "-o", "x.svg", "--component", "visoin"), "no component"),
     ):
         assert words in shadow("figure", run, *arguments).assert_refused(code=2)
-    assert {path.name for path in tmp_path.iterdir()} == {"bare"}
+    assert {path.name for path in tmp_path.iterdir()} == {"bare", "norms"}
 
 
 def test_a_report_of_nothing_is_one_line(run, tmp_path):

@@ -32,7 +32,7 @@ from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.cells import columns_of, metric_texts
 from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
-from shadow.outputs.page.html import file_text, library, script_json
+from shadow.outputs.page.html import coded, file_text, library, script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
 from shadow.quantities import portion_of, text_of
 from shadow.reports.columns import DELTA, SPECTRAL
@@ -485,7 +485,7 @@ def test_the_page_without_scripts_tells_what_matters(vision):
     finding = summary["finding"]
     assert finding["sentences"]
     for one in (*finding["sentences"], *finding["other_explanations"]):
-        assert one.get("text", one.get("reason")) in page.text
+        assert one.get("text", one.get("reason")).replace("`", "") in page.text
     assert all(
         text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"])
     )
@@ -495,6 +495,15 @@ def test_the_page_without_scripts_tells_what_matters(vision):
     names = ("language", "vision", "projector", "attn.q", "mlp.down", "Side by side")
     for text in (*skipped, "gptq", "model.packed", "0" * 40, "1" * 40, *names):
         assert text in page.text
+
+
+def test_what_stands_between_backticks_is_code(small):
+    """A column's name in the text of a gate, and no backtick; what is inside is escaped."""
+    html = page_of(small.parent).decode()
+    body = re.sub(r"(?s)<(script|style).*?</\1>", "", html)
+    assert "the median <code>floor_ratio</code> is at least 2" in body
+    assert "`" not in body
+    assert str(coded("a `<b>` and ` alone")) == "a <code>&lt;b&gt;</code> and ` alone"
 
 
 def test_no_line_of_text_begins_with_a_per_cent_sign(vision):
@@ -842,7 +851,18 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
     run = tmp_path / "run"
     shutil.copytree(small, run / "toy" / "base..tuned")
     rows = [
-        Row(None, "toy", pair, "tuned", folder, "org/a", "org/b", state=state, error=error)
+        Row(
+            None,
+            "toy",
+            pair,
+            "tuned",
+            folder,
+            "org/a",
+            "org/b",
+            state=state,
+            error=error,
+            hint="look there" if error else None,
+        )
         for pair, folder, state, error in (
             ("base..tuned", "toy/base..tuned", "done", None),
             ("base..b", "toy/base..b", "failed", "no such <b>repository"),
@@ -854,7 +874,7 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
     (run / "index.json").write_text(json.dumps(index.as_json()))
     assert shadow("report", "run", "-o", "page.html").code == 0
     told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())
-    assert "run/toy/base..b failed no such <b>repository" in told
+    assert "run/toy/base..b failed no such <b>repository (look there)" in told
     assert "run/toy/base..d pending" in told
     assert "run/toy/base..c pending" in told
     assert "run/toy/base..tuned done" not in told

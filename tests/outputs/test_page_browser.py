@@ -289,6 +289,20 @@ def test_the_list_of_pairs_stays_in_the_window(fifty, opened):
     assert contents["y"] + contents["height"] <= heading["y"] < 200
 
 
+def test_no_cell_of_a_table_with_sentences_covers_another(one, opened):
+    """On a telephone the result of a gate stands beside its name, not below it."""
+    page = opened(one, width=390, touch=True)
+    covered = page.evaluate(
+        """() => [...document.querySelectorAll("table.sentences tbody tr")].flatMap((row) => {
+            const [first, second] = row.cells;
+            const ends = first.getBoundingClientRect().right;
+            const begins = second.getBoundingClientRect().left;
+            return ends > begins + 1 && begins > 0 ? [first.innerText] : [];
+        })"""
+    )
+    assert not covered
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_table_that_scrolls_shows_it(one, opened, theme):
     """On a telephone its right edge is shaded, until one has scrolled there: then its left is."""

@@ -174,7 +174,7 @@ FAULTS = {  # what the list holds, the line, what the message and the hint say
         "- {base: a/b, tuned: c/d, name: mine}\n", ":1",
         "'mine' is not a pair name", "for example mine:base..run-7"),
     "a name that climbs": (
-        "- base: a/b\n  tuned: c/d\n  name: ../x:a..b\n", ":3", "is not a pair name", "letters"),
+        "- base: a/b\n  tuned: c/d\n  name: ../x:a..b\n", ":3", "is not a pair name", "a-z"),
     "a name of a target": ("- {target: demo, name: a:b..c}\n", ":1", "unknown key 'name'", "alone"),
     "one name twice": (
         "- {base: a/b, tuned: c/d, name: m:a..b}\n- {base: a/b, tuned: c/e, name: m:a..b}\n", ":2",
@@ -183,7 +183,7 @@ FAULTS = {  # what the list holds, the line, what the message and the hint say
     "empty entry": ("- demo\n-\n", ":2", "'' is not a target", "one target a line"),
     "list in a list": ("- demo\n- [demo]\n", ":2", "['demo'] is not an entry", "a target alone"),
     "mapping for text": (
-        "- base: {repo: a/b}\n  tuned: c/d\n", ":1", "`base` is not text", "quotes"),
+        "- base: {repo: a/b}\n  tuned: c/d\n", ":1", "`base` is not text", "org/name@rev"),
     "no reference": (
         "- demo\n- base: a/b\n  tuned: word\n", ":3", "'word' is neither a folder nor", "./NAME"),
     "alias": ("- &a demo\n- *a\n", ":2", "aliases are not allowed", "- "),

@@ -186,7 +186,7 @@ FAULTS = {  # what the file holds, the line, what the message and the hint say
     "tag twice": (GOOD + "  tags:\n    - a\n    - a\n", 6, "'a' is listed twice", None),
     "repo is a list": (
         "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: [org/s]\n", 5,
-        "is not text", "quotes"),
+        "is not text", "org/name@rev"),
     "repo is no reference": (
         "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: word\n", 5, "neither", "./NAME"),
     "note is a mapping": (GOOD + "  note:\n    a: b\n", 4, "`note` is not text", None),

@@ -618,6 +618,43 @@ def test_the_headline_names_up_to_two_parts_that_hold_most(tmp_path):
     assert told(tmp_path / "d", six).headline.endswith("12 directions of 64.")
 
 
+def test_modules_that_were_asked_for_are_not_told_as_the_place_of_the_change(tmp_path):
+    """Under --module, that all of it lies in these modules says nothing of the model; where some
+    of them are identical, it does.
+    """
+    settings = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
+    ups = [row(layer, "mlp.up") for layer in range(4)]
+    others = [row(layer, "attn.q", frobenius_norm=0.03) for layer in range(4)]
+    rest = skipped("filtered", "attn.v", 3)
+    for deltas in (ups, [*ups, *others]):
+        found = told(tmp_path, deltas, settings=settings, extra_tensors=rest)
+        assert found.sentences[0].code == "part_asked_for"
+        assert "all of it" not in f"{found.headline} {found.sentences[1].text}"
+    found = told(tmp_path, ups, settings=settings, extra_tensors=(*rest, *same("attn.q")))
+    assert found.headline.endswith("all of it in mlp.up.")
+    assert "all of it in mlp.up." in found.sentences[1].text
+
+
+def test_the_headline_of_what_an_adapter_leaves_ends_once(tmp_path):
+    """Where the base alone has what was asked for, no number of tensors follows."""
+    settings = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
+    found = told(tmp_path, [], settings=settings, extra_tensors=same()[:1])
+    assert found.headline == "What was asked for is the same."
+
+
+def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
+    """A tensor of a dtype that is not known has a partner all the same: it is not only in the base;
+    another of the same module is.
+    """
+    unread = skipped("unknown_dtype", "mlp.up", 2, sides=("tuned",))
+    partner = skipped("only_in_base", "mlp.up", 2, sides=("base",))
+    found = told(tmp_path / "a", model(2), extra_tensors=(*unread, *partner))
+    assert "left_out" not in codes(found)
+    missing = skipped("only_in_base", "mlp.up", 1, sides=("base",))
+    found = told(tmp_path / "b", model(1), extra_tensors=(*unread, *partner, *missing))
+    assert sentence(found, "left_out") == "Not compared: layer 1 (only in the base)."
+
+
 def test_the_headline_says_when_only_a_part_changed(tmp_path):
     """The norm is then one of what changed, which does not compare with that of a whole model."""
     found = told(tmp_path, model(), extra_tensors=same())

@@ -77,7 +77,9 @@ def _totals(index: Index) -> list[tuple[str, str]]:
     parts = [f"{pairs}: {states}" if states else pairs, f"took {seconds}"]
     if moved := sum(row.bytes or 0 for row in index.rows):
         parts.append(f"{byte_size(moved)} fetched")
-    rows = {"pairs": "; ".join(parts), "more": "shadow show DIR/FAMILY/PAIR"}
+    rows = {"pairs": "; ".join(parts)}
+    if counts["done"] or counts["kept"]:
+        rows["more"] = "shadow show DIR/FAMILY/PAIR"
     if missing := index.missing_shards:
         rows["shards"] = f"{several(index.shards)} of the list; not here: {several(missing)}"
     return list(rows.items())
@@ -107,6 +109,20 @@ def plan_document(plan: PairPlan) -> Document:
         beside = "" if plan.device_memory is None else ", without a device"
         blocks.append(Figures(tiers, title=f"What each tier takes{beside}"))
     return Document(blocks)
+
+
+def plans_document(plans: Sequence[PairPlan], of: int) -> Document:
+    """What the audits of several pairs will take together, of so many that were asked for."""
+    count = f"{of:,}" if len(plans) == of else f"{len(plans):,} of {of:,}"
+    shared = "less where pairs share a checkpoint"
+    rows = {"pairs": count}
+    if moved := sum(plan.bytes_to_move for plan in plans):
+        rows["to move"] = f"{byte_size(moved)}, {shared}"
+    rows["memory"] = f"at most about {byte_size(max(plan.memory for plan in plans))}"
+    rows["time"] = f"{about_time(sum(plan.seconds for plan in plans))} of computing, {shared}"
+    return Document(
+        [Section("all pairs"), Figures([FigureRow(name, text) for name, text in rows.items()])]
+    )
 
 
 def _side(side: PlannedSide) -> str:

@@ -19,7 +19,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.places.names import Facts, name_rules
 from shadow.reasons import Status
-from shadow.text import in_ranges, several
+from shadow.text import in_ranges, several, short
 
 Side = Literal["base", "tuned"]
 
@@ -172,7 +172,9 @@ def pair_checkpoints(
             why = NO_BASE.format(place.component)
             skipped += _skips("tuned", operand, place, reason="not_a_matrix", detail=why)
     for place, operand in base_operands.items():
-        if tuned.adapter:
+        if tuned.adapter and not chosen.passes(place):
+            skipped += _skips("base", operand, place, reason="filtered")
+        elif tuned.adapter:
             why = "the adapter leaves it as it is"
             skipped += [
                 Skipped("base", info, place, reason=None, detail=why, status="identical")
@@ -188,7 +190,7 @@ def pair_checkpoints(
             raise _closed(base.reference, base_unusable)
         raise ShadowError(
             f"{base.reference} and {tuned.reference} share no tensor of the same place and shape",
-            "check that these are a base and a model tuned from it",
+            f"check that these are a base and a model tuned from it{_names_apart(base, tuned)}",
         )
     lined = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair)]
     apart = [tensor for outcome in outcomes if isinstance(outcome, list) for tensor in outcome]
@@ -200,6 +202,14 @@ def pair_checkpoints(
         elif not chosen.passes(outcome.place):
             skipped += _both(outcome.place, outcome.base, outcome.tuned, reason="filtered")
     return [pair for pair in lined if chosen.passes(pair.place)], skipped
+
+
+def _names_apart(base: Checkpoint, tuned: Checkpoint) -> str:
+    """`; the first tensors are ...`, where no name is on both sides: a prefix shows at once."""
+    if not base.tensors or not tuned.tensors or base.tensors.keys() & tuned.tensors.keys():
+        return ""
+    first, other = (short(min(side.tensors)) for side in (base, tuned))
+    return f"; the first tensors are {first} and {other}"
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:

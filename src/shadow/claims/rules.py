@@ -214,14 +214,17 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
     return parse_place(place), state
 
 
-def _require_claim(which: str, name: str) -> None:
-    """Raises UsageError unless there is a gate, or a claim about pairs, of this name."""
+def _require_claim(which: str, name: str, written: str | None = None) -> None:
+    """Raises UsageError unless there is a gate, or a claim about pairs, of this name. written: what
+    stands before a name, if not which and a dot.
+    """
     from shadow.claims.gates import GATES
 
     known = tuple(GATES) if which == GATE else OF_PAIRS
     if name in known:
         return
-    hint = nearest(name, known) or f"one of {', '.join(f'{which}.{one}' for one in known)}"
+    before = f"{which}." if written is None else written
+    hint = nearest(name, known) or f"one of {', '.join(before + one for one in known)}"
     if which == VERIFY and not closest(name, known):
         hint = f"{hint}; `shadow verify` checks claims about other checkpoints too"
     raise UsageError(f"no {'gate' if which == GATE else 'claim'} {name[:40]!r}", hint)
@@ -394,7 +397,7 @@ def claim_rule(text: str, file: str, line: int) -> Rule:
 
     try:
         first, *rest = text.split() or [""]
-        _require_claim(VERIFY, first)
+        _require_claim(VERIFY, first, written="")
         if rest and not rest[0].startswith("--"):
             raise UsageError(f"{short(text)} is no claim of a pair", PairClaimForm.WRITTEN)
         figure = Metric(VERIFY, None, str(pair_claim(text)))

@@ -350,7 +350,7 @@ Parts = Annotated[
         help="Measure each pair in this many parts; each part is then a task.",
         min=1,
         max=10_000,
-        show_default="1; for a single pair on Ray, as many as run at a time",
+        show_default="1, or for a single pair on Ray as many as run at a time",
     ),
 ]
 FailOn = Annotated[

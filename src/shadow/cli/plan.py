@@ -75,7 +75,7 @@ def plan(
         ),
         jobs=jobs,
     )
-    from shadow.audits.document import plan_document
+    from shadow.audits.document import plan_document, plans_document
     from shadow.audits.perform import planner
 
     plan_of = planner(request, console.say)
@@ -102,6 +102,8 @@ def plan(
         if fault is not None:
             faults.append(fault)
             console.complain(fault if is_alone else of_pair(fault, pair))
+    if format == "table" and len(selection.own) > 1 and plans:
+        console.show(plans_document(plans, len(selection.own)))
     if format != "table":
         console.show_json_pairs([planned.as_json() for planned in plans], format)
     if faults:

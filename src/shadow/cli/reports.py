@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import reports_here, scores_here
-from shadow.cli.screens import show_pair, show_pairs
+from shadow.cli.screens import SIDE_BY_SIDE, show_pair, show_pairs, show_scores
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below, reports_of
 from shadow.storage import Store, located, parsed_options, work_folder
 from shadow.text import counted, several
+
+if TYPE_CHECKING:
+    from shadow.audits.list_index import Index
+    from shadow.claims.summary import Summary
+    from shadow.reports.metadata import ReportMetadata
+
+    Shown = tuple[Summary, ReportMetadata, Path]
 
 
 def show(
@@ -40,9 +48,10 @@ def show(
     not kept.
 
     For a list, first show how its pairs stand.
+
+    Exit codes: 0 done; 1 a report cannot be read; 2 wrong usage.
     """
     from shadow.audits.list_index import read_index
-    from shadow.telling.reading import read_summary
 
     if json:
         format = "json"
@@ -56,7 +65,7 @@ def show(
         from shadow.audits.document import list_document
 
         console.show(list_document(index))
-    reports = [(*read_summary(folder), folder) for folder in folders]
+    reports = _readable(folders)
     if scores:
         from shadow.comparing.gains import NO_SCORES, join
         from shadow.comparing.score_files import scores_of_sides
@@ -69,6 +78,36 @@ def show(
             (summary.with_scores(join(given, of_report) or NO_SCORES), provenance, folder)
             for (summary, provenance, folder), of_report in zip(reports, sides, strict=True)
         ]
+    _show(reports, index, run, format, full=full, scored=bool(scores))
+    if len(reports) < len(folders):
+        raise typer.Exit(1)
+
+
+def _readable(folders: Sequence[Path]) -> list[Shown]:
+    """The reports that can be read; of the others, what is wrong. A single one raises its fault."""
+    from shadow.telling.reading import read_summary
+
+    reports = []
+    for folder in folders:
+        try:
+            reports.append((*read_summary(folder), folder))
+        except ShadowError as fault:
+            if len(folders) == 1:
+                raise
+            console.complain(fault)
+    return reports
+
+
+def _show(
+    reports: Sequence[Shown],
+    index: Index | None,
+    run: Path,
+    format: str,
+    *,
+    full: bool,
+    scored: bool,
+) -> None:
+    """Reports in the format that was asked for. index: of their list; scored: with scores given."""
     if format in ("json", "jsonl"):
         summaries = [summary.as_json() for summary, _, _ in reports]
         console.show_json_pairs(summaries, format, None if index is None else index.as_json())
@@ -81,10 +120,12 @@ def show(
         texts = [markdown(document.shown(full=full), level=3) for document in documents]
         console.show_text("\n".join(texts))
         return
-    if index is not None and not full:  # a line a pair is there already
-        return
-    for summary, provenance, folder in reports:
-        show_pair(summary, provenance, folder, of=len(reports), full=full)
+    brief = not full and (index is not None or len(reports) > SIDE_BY_SIDE)
+    if index is None or full:  # of a list, a line a pair is there already
+        for summary, provenance, folder in reports:
+            show_pair(summary, provenance, folder, of=len(reports), full=full)
+    if scored and brief:
+        show_scores(summary for summary, _, _ in reports)
     if index is None and len(reports) > 1:
         from shadow.claims.verdicts import Judgement
 

@@ -113,7 +113,7 @@ def as_usage_error(fault: Any) -> UsageError | None:
         name = max(fault.param.opts, key=len)
         end = f"{bound['number']} {'or more' if bound['side'] == 'greater' else 'at most'}"
         return UsageError(f"{name}: the number is out of range", f"give {end}")
-    message = str(fault.format_message()).rstrip(".")
+    message = " ".join(str(fault.format_message()).split()).rstrip(".")
     if not message:
         return None
     return UsageError(message[:1].lower() + message[1:], _hint(message, context))

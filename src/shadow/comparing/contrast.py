@@ -214,6 +214,9 @@ def _not_comparable(
             f" {counted(int(apart.sum()), 'matrix', 'matrices')}), and the rank of an update limits"
             " its directions"
         )
+    if norms := [one.name for one in (first, second) if one.provenance.subjects == "none"]:
+        have = "has" if len(norms) == 1 else "have"
+        reasons.append(f"{' and '.join(norms)} {have} no spectra, which --norms leaves out")
     for side, report in zip(SIDES, (first, second), strict=True):
         cosine, floor = voting[f"cosine_{side}"].median(), voting[f"floor_ratio_{side}"].median()
         if cosine < LINEAGE:

@@ -15,10 +15,13 @@ from shadow.summary.numbers import are, median
 from shadow.summary.rows import UncomparedRow, VectorFigures, VocabularyRow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shadow.summary.columns import Columns
 
 ONE_SIDED = ("only_in_base", "only_in_tuned")
 UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a finding names
+UNREAD = ("unknown_dtype", "quantized")  # reasons of what is there, and is told as unread
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
 SHAPES = re.compile(r"base \(([\d, ]+)\), tuned \(([\d, ]+)\)")  # a detail of shape_differs
 BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
@@ -69,23 +72,28 @@ def vocabulary(tensors: Columns) -> list[VocabularyRow]:
 
 
 def uncompared(tensors: Columns) -> list[UncomparedRow]:
-    """What has no partner, another shape or no finite numbers: whole layers, otherwise modules."""
+    """What has no partner, another shape or no finite numbers: whole layers, otherwise modules.
+    A tensor whose partner cannot be read has one.
+    """
     rows = tensors.where(are(tensors["status"], "skipped") & are(tensors["reason"], *UNCOMPARED))
     # tensors of both sides have the same reason and detail; one side tells of both
     rows = rows.where(are(rows["side"], "tuned") | are(rows["reason"], "only_in_base"))
     if not len(rows):
         return []
+    unread = set(_placed(tensors.where(are(tensors["reason"], *UNREAD))))
     absent = {reason: _absent_layers(tensors, reason) for reason in ONE_SIDED}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for reason, component, module, layer, detail in rows.each(
-        "reason", "component", "module", "layer", "detail"
+    for (side, component, module, number), reason, detail in zip(
+        _placed(rows), rows["reason"].tolist(), rows["detail"].tolist(), strict=True
     ):
-        number = None if math.isnan(layer) else int(layer)
+        other = "base" if side == "tuned" else "tuned"
+        if reason in ONE_SIDED and (other, component, module, number) in unread:
+            continue
         named = None if (component, number) in absent.get(reason, ()) else str(module)
         told = detail or ""
         base_shape, tuned_shape = _shapes(told) if reason == "shape_differs" else (None, None)
-        side = _side(reason, told)
-        key = (reason, side, component, named, number is None, base_shape, tuned_shape)
+        of_side = _side(reason, told)
+        key = (reason, of_side, component, named, number is None, base_shape, tuned_shape)
         group = groups.setdefault(key, {"layers": set(), "tensors": 0})
         group["tensors"] += 1
         if number is not None:
@@ -103,6 +111,12 @@ def uncompared(tensors: Columns) -> list[UncomparedRow]:
         )
         for (reason, side, component, named, _, base_shape, tuned_shape), group in groups.items()
     ]
+
+
+def _placed(rows: Columns) -> Iterator[tuple[str, str, str, int | None]]:
+    """Side, component, module and layer of each tensor."""
+    for side, component, module, layer in rows.each("side", "component", "module", "layer"):
+        yield side, component, module, None if math.isnan(layer) else int(layer)
 
 
 def _absent_layers(tensors: Columns, reason: str) -> set[tuple[str, int]]:

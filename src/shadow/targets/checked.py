@@ -24,7 +24,7 @@ MAX_FILE = 1_000_000  # bytes
 
 WORDS = {  # by pydantic's name of a fault: what is wrong, and what to write
     "string_type": ("{what} is not text", "put it in quotes"),
-    "dataclass_exact_type": ("{what} is not text", "put it in quotes"),
+    "dataclass_exact_type": ("{what} is not text", "write ./folder, or org/name@revision"),
     "list_type": ("{what} is not a list", "write {key}: [one, two]"),
     "dict_type": ("{what} is not a mapping of names", None),
     "literal_error": ("{what} is {value}", "one of {words}"),

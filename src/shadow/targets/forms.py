@@ -512,6 +512,10 @@ def _as_side(value: Any, info: ValidationInfo) -> Any:
 Side = Annotated[Reference | ComponentBase, BeforeValidator(_as_side)]
 
 
+# of claims, as keys of an entry
+OPTIONS = {"--frozen": "frozen: [embed]", "--moved": "moved: [layers.0-7]", "--base": "base: ./c"}
+
+
 class ClaimForm(Form):
     """A claim for `shadow verify`; docs/verify.md says what each is asked of."""
 
@@ -529,6 +533,10 @@ class ClaimForm(Form):
         claim, *of = text.split() or [""]
         if not of:
             raise FaultError(f"{short(text)} is no claim with checkpoints", cls.WRITTEN)
+        if options := [word for word in of if word.startswith("--")]:
+            known = f", {OPTIONS[options[0]]}" if options[0] in OPTIONS else ""
+            hint = f"write {{claim: {claim}, of: [./a, ./b]{known}}}"
+            raise FaultError(f"{short(text)}: a claim in one line has no options", hint)
         return {"claim": claim, "of": of}
 
 

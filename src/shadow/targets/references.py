@@ -90,7 +90,7 @@ def pair_name(text: str) -> tuple[str, str]:
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
         hint = (
-            "write FAMILY:BASE..TUNED, for example mine:base..run-7; each of letters, digits, . _ -"
+            "write FAMILY:BASE..TUNED, for example mine:base..run-7; each of a-z, A-Z, 0-9, . _ -"
         )
         raise UsageError(f"{short(text)} is not a pair name", hint)
     return family, stages

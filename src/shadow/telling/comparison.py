@@ -92,7 +92,8 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
     ):
         origin.insert(0, ("how sure", HOW_SURE))
     if len(contrasts) == 1:
-        yield modules_apart(contrasts[0])
+        if not all(row.concentration is None for row in contrasts[0].modules):
+            yield modules_apart(contrasts[0])
         if (joint := contrasts[0].joint) is not None and joint.modules:
             yield _directions_by_module(joint)
         yield from _layers_apart(contrasts[0])

@@ -36,7 +36,8 @@ NOT_SHOWN = (
 )
 ESTIMATED = (
     "Figures of singular values of large matrices are estimates from a few passes over the weights:"
-    " each row has errors of its own. Their ranks and exponents are unknown."
+    " each row has errors of its own. Their numerical ranks, exponents and"
+    " leading directions are unknown."
 )
 STAGES: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
@@ -72,7 +73,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             sentences += known_changes(summary)
         sentences += [size_and_place(summary, apart=True, alike=False), *_tier(summary), *later]
     else:
-        sentences += [*known_changes(summary), size_and_place(summary, apart=relation == "sibling")]
+        place = size_and_place(summary, apart=relation == "sibling", filtered=filtered)
+        sentences += [*known_changes(summary), place]
         sentences += [*_tier(summary), *few_rows(summary), *vectors(summary), *later]
         copied = is_copy(summary) or is_mostly_copy(summary)
         few = summary.recognised.few_entries is not None  # they bound rank and structure alike

@@ -28,6 +28,7 @@ from shadow.telling.size import (
     ALIKE,
     MOST,
     has_frozen,
+    is_all_asked_for,
     is_as_stored,
     is_mostly_frozen,
     only_matrix,
@@ -75,7 +76,7 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
             return "Only biases and norms changed."
         return "Of what was compared, only biases and norms changed."
     if "identical" in texts:  # what the sentence says before it gives numbers
-        return f"{texts['identical'].partition(':')[0]}."
+        return f"{texts['identical'].partition(':')[0].removesuffix('.')}."
     if (scaled := summary.recognised.scaled) is not None:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
@@ -91,7 +92,8 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         return f"{copy}, but for {beside_a_copy(Draft(summary))}."
     if is_scaled_by_lines(summary):
         return f"{_size(summary, texts)}, by factors for rows or columns of the base."
-    said = [_size(summary, texts), _kind(summary, texts), _place(summary)]
+    place = _place(summary, "part_asked_for" in texts)
+    said = [_size(summary, texts), _kind(summary, texts), place]
     text = ", ".join(part for part in said if part)
     if summary.tier == "norms":
         text = f"{text}; no spectra were measured"
@@ -145,13 +147,15 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     return text if least < most else f"{text} of {most:,.0f}"
 
 
-def _place(summary: Summary) -> str:
+def _place(summary: Summary, filtered: bool) -> str:
     """The parts that hold most of it, if they are few."""
     parts = parts_by_energy(summary)
     if not parts:
         return ""
     if len(parts) == 1 and (rows := summary.recognised.few_rows):
         return f"all of it in {rows[0].changed:,} of {rows[0].rows:,} rows of {parts[0].name}"
+    if len(parts) == 1 and is_all_asked_for(summary, filtered):
+        return ""
     if len(parts) == 1:
         return f"all of it in {only_matrix(summary) or parts[0].name}"
     if all(part.in_proportion for part in parts) and not is_mostly_frozen(summary):
@@ -161,6 +165,8 @@ def _place(summary: Summary) -> str:
         rest = parts[count:]
         if rest and rest[0].energy > ALIKE * named[-1].energy:
             continue  # what is as large is named too
+        if not rest and is_all_asked_for(summary, filtered):
+            return ""
         if not rest:
             return f"all of it in {and_list([part.name for part in named])}"
         if sum(part.energy for part in named) >= MOST:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SHORT = {"attention": "attn", "embedding": "embed"}
 PLACES = ("1st", "2nd", "3rd", "4th")
+CHANGED = "changed"  # the gate that a step without a changed matrix fails
 NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
 LEGENDS = {  # of heads that mean something else in other tables
     "kept": "share of the stored delta's energy that comes from the update; the rest is rounding",
@@ -57,8 +58,15 @@ def chain_table(chain: Chain) -> Table:
 
 def _size(step: Step) -> str:
     """With a star where it is that of the rounded update."""
+    if _is_still(step):
+        return text_of(0.0, "share")
     size = text_of(step.size, "share")
     return f"{size}*" if step.relative_norm_unrounded is None else size
+
+
+def _is_still(step: Step) -> bool:
+    """Whether every matrix that was compared is the same."""
+    return not step.matrices and CHANGED in step.failed_gates
 
 
 def _directions(step: Step) -> Cell:
@@ -121,6 +129,8 @@ def _notes(chain: Chain) -> Iterator[Paragraph]:
     """Chance levels of every step, and what is missing."""
     reasons = [(step, chance_text(before, step)) for before, step in pairwise(chain.steps)]
     for step in (*chain.steps, *chain.whole):
+        if _is_still(step):
+            reasons.append((step, "nothing changed"))
         if "lineage" in step.failed_gates:
             reasons.append(
                 (step, "base and tuned have little in common: unrelated, or tuned for very long")
@@ -165,6 +175,8 @@ def chance_text(before: Step, step: Step) -> str:
     joint = step.joint
     if joint is None:
         return f"no cosine: {step.no_joint}" if step.no_joint else ""
+    if joint.chance_cosine is None:  # a step that changed nothing, as is told
+        return ""
     parts = [f"by chance the cosine is 0 ± {text_of(joint.chance_cosine, 'ratio')}"]
     master = joint.chance_cosine_master
     if master is not None and master < -NO_CHANCE:

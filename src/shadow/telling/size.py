@@ -39,13 +39,15 @@ EVEN = 0.28  # of the energy in a quarter of the depth, below which none is name
 IN_PROPORTION = 1.1
 
 
-def size_and_place(summary: PairRecord, apart: bool, alike: bool = True) -> Sentence:
+def size_and_place(
+    summary: PairRecord, apart: bool, alike: bool = True, filtered: bool = False
+) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     draft = Draft(summary)
     norm = _norm(draft, apart)
     if not alike:
         return draft.sentence("size", f"{norm}.")
-    place, more = _modules(draft)
+    place, more = _modules(draft, filtered)
     first = f"{norm}, {place}." if place else f"{norm}."
     return draft.sentence("size", first, more, _depth(draft), *_unchanged(draft))
 
@@ -202,12 +204,19 @@ def is_outside(module: str) -> bool:
     return module.partition(".")[0] in OUTSIDE
 
 
-def _modules(draft: Draft) -> tuple[str, str]:
+def is_all_asked_for(summary: PairRecord, filtered: bool) -> bool:
+    """Whether a filter chose modules that all changed: where all of it lies is then no finding."""
+    return filtered and not has_frozen(summary)
+
+
+def _modules(draft: Draft, filtered: bool) -> tuple[str, str]:
     """The parts of most energy, until they hold MOST of it, as the end of a sentence; and a
     sentence of those outside layers of more than their share.
     """
     parts = parts_by_energy(draft.summary)
     if not parts:
+        return "", ""
+    if len(parts) == 1 and is_all_asked_for(draft.summary, filtered):
         return "", ""
     if len(parts) == 1:
         return f"all of it in {only_matrix(draft.summary) or parts[0].name}", ""

@@ -2,9 +2,9 @@
 
     pattern := [component "."] ["layers" ["." range] "."] [module | "experts." [which "."] range]
 
-At least one of the three; component and module may hold * and ?. What is left out is any, and
-`attn` is `attn.*`. The last range is of experts, whether each has tensors of its own or they are
-stacked in one.
+At least one of the three, and the layers may follow the module, as in rules; component and module
+may hold * and ?. What is left out is any, and `attn` is `attn.*`. The last range is of experts,
+whether each has tensors of its own or they are stacked in one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from shadow.text import closest, short
 SUCH_AS = "such as language.layers.0-7, language.embed or norm"
 EXPERTS = re.compile(r"experts(?:\.([a-z_*?]+))?\.(\d{1,6})(?:-(\d{1,6}))?")
 LAYERS = re.compile(r"layers?(?:\.(\d{1,6})(?:-(\d{1,6}))?(?![^.])|\.\*(?![^.])|(?![^.]))\.?")
+LAYERS_LAST = re.compile(r"\.(layers?\.\d{1,6}(?:-\d{1,6})?)$")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def parse_pattern(text: str) -> Pattern:
     first, _, after = text.partition(".")
     if any(fnmatchcase(known, first) for known in rules.components):
         component, rest = first, after
+    if last := LAYERS_LAST.search(rest):
+        rest = f"{last[1]}.{rest[: last.start()]}"
     layers, in_layers = None, False
     if match := LAYERS.match(rest):
         rest, in_layers = rest[match.end() :], True
@@ -81,7 +84,8 @@ def parse_pattern(text: str) -> Pattern:
     if any(module.startswith(f"{rest}.") for module in rules.modules):
         rest = f"{rest}.*"
     if rest and not any(fnmatchcase(module, rest) for module in rules.modules):
-        close = _of_tensor(text) or nearest_modules(rest) or closest(first, rules.components)
+        close = _of_tensor(text) or nearest_modules(rest)
+        close = close or (closest(first, rules.components) if component == "*" else None)
         hint = f"did you mean {close!r}?" if close else SUCH_AS
         raise UsageError(f"{short(text)}: no module {short(rest)}", hint)
     return Pattern(text, component, layers, in_layers, rest or "*", experts)

@@ -144,7 +144,7 @@ def export(
                 rows[name] += len(table)
             yield part
 
-    with placing(output, partial(_is_ours, to), f"an export to {to}") as aside:
+    with placing(output, partial(_is_ours, to), f"an unchanged export to {to}") as aside:
         FORMATS[to].write(aside, Export(names, metadata, parts()))
     return ExportResult(
         output=output,

@@ -10,6 +10,7 @@ from shadow.claims.label import MARGIN
 from shadow.outputs.figures.source import (
     Choice,
     FigureData,
+    all_null,
     chosen_components,
     chosen_modules,
     names_of,
@@ -35,6 +36,9 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     """Concentration by module: every matrix, the median and its interval; 0 is the null's."""
     names = [name for source in sources for name in source.deltas["module"]]
     modules = chosen_modules(sources[0], choice.modules, names)
+    for source in sources:
+        if not np.isfinite(source.deltas["concentration"]).any():
+            raise all_null(source, "concentration")
     figure.set_size_inches(choice.width, 0.62 + len(modules) * (0.13 + 0.07 * len(sources)))
     axes = figure.subplots()
     axes.axvspan(-MARGIN, MARGIN, color=PALE, linewidth=0, zorder=0)

@@ -152,7 +152,10 @@ def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[
 def all_null(source: FigureData, metric: str) -> ShadowError:
     """The fault that a metric of a report has no value that could be drawn."""
     return ShadowError(
-        f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is"
+        f"{source.folder}: {metric} is null in every layer",
+        "audit it without --norms"
+        if source.summary.tier == "norms"
+        else "`shadow explain` says when it is",
     )
 
 

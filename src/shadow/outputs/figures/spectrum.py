@@ -100,8 +100,8 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     """The singular values of base, tuned and delta of a matrix."""
     if not report.has_spectra:
         raise ShadowError(
-            f"{report.folder}: audited with --no-spectra, so it has no singular values",
-            "audit it again without",
+            f"{report.folder}: audited with --norms or --no-spectra, so it has no singular values",
+            "audit it again without them",
         )
     wanted = (pc.field("tensor") == row["tensor"]) & (pc.field("module") == row["module"])
     for name in ("layer", "expert"):

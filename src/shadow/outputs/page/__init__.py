@@ -66,7 +66,11 @@ class Written:
 
 
 CONTINUES = "the same command continues from there"
-MISSING = (named("pair", "where"), worded("state"), worded("why"), worded("what to do", "hint"))
+MISSING = (
+    named("pair", "where"),
+    worded("state"),
+    worded("why", lambda pair: f"{pair.why} ({pair.hint})" if pair.hint else pair.why),
+)
 
 
 def write_page(
@@ -147,7 +151,7 @@ def page_bytes(
         pairs=sections,
         ranked=ranked,
         ranking=_ranking(ranked),
-        missing=table_of(MISSING, missing, "Without a report") if missing else None,
+        missing=table_of(MISSING, missing) if missing else None,
         lineage=_lineage_blocks(followed, numbers) if followed.is_one else None,
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours

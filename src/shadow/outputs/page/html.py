@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from shadow.outputs.page.cards import drawn_picture, scale_line
 from shadow.quantities import DASH, Quantity
@@ -134,6 +134,12 @@ def _finalized(value: Any) -> Any:
     return value
 
 
+def coded(value: object) -> Markup:
+    """Text in which what stands between backticks is code: `floor_ratio`."""
+    shown = escape(_finalized(value))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(shown)))  # noqa: S704 - escaped
+
+
 def cell_text(cell: Cell) -> str:
     """A cell of a table: a dash where nothing is known, a minus sign before what is below 0."""
     if cell is None or str(cell) == DASH:
@@ -156,6 +162,6 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_finalized,
     )
-    jinja.filters["cell"] = cell_text
+    jinja.filters |= {"cell": cell_text, "coded": coded}
     jinja.globals |= {"kind_of": kind_of, "drawn_picture": drawn_picture, "scale_line": scale_line}
     return jinja
