@@ -492,11 +492,11 @@ def test_a_merged_adapter_has_the_rank_that_holds_it(tmp_path):
     assert one(compare([adapter, merged])).not_comparable == []
     larger = report("larger", rank_ceiling=8, floor_ratio=None)
     (why,) = one(compare([larger, merged])).not_comparable
-    assert "is an adapter of rank 8 and B (merged) of rank 4 at most (in 18 matrices)" in why
+    assert "is an adapter of rank 8 and B (merged) of rank 4 beyond rounding (in 18 matrices)" in why
     (warning,) = (
         text for text in one(compare([merged, report("full")])).warnings if "low rank" in text
     )
-    assert "A (merged) are of low rank (in the median matrix 4 at most, 6.2 % of" in warning
+    assert "A (merged) are of low rank (in the median matrix 4 beyond rounding, 6.2 % of" in warning
 
 
 def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):

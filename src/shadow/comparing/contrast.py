@@ -248,14 +248,14 @@ def _short(matched: pd.DataFrame) -> NDArray[np.float64]:
 
 def _ceiling(ceilings: NDArray[np.float64], held: NDArray[np.float64]) -> str:
     """What bounds the rank of updates, in words: an adapter, else, where it is low, the rank that
-    they have at most. Infinity is no bound.
+    stands out of their rounding. Infinity is no bound.
     """
     kinds = []
     free = np.isinf(ceilings)
     if (free & np.isinf(held)).any():
         kinds.append("of full rank")
     if (merged := free & ~np.isinf(held)).any():
-        kinds.append(f"of rank {held[merged].max():.0f} at most")
+        kinds.append(f"of rank {held[merged].max():.0f} beyond rounding")
     kinds += [f"an adapter of rank {rank:.0f}" for rank in np.unique(ceilings[~free])]
     more = " or more" if len(kinds) > 2 else ""
     return " or ".join(kinds[:2]) + more
@@ -440,8 +440,8 @@ def _warn_of_deltas(
         low = (first, second)[lower]
         yield (
             f"only the deltas of {low.name} are of low rank (in the median matrix"
-            f" {pd.Series(held[lower]).median():.0f} at most, {100 * min(shares):.2g} % of what is"
-            " possible), like a merged adapter"
+            f" {pd.Series(held[lower]).median():.0f} beyond rounding, {100 * min(shares):.2g} % of"
+            " what is possible), like a merged adapter"
         )
     outside = (
         matched[matched["layer"].isna()].groupby("module")["concentration_difference"].median()
