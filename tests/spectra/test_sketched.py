@@ -180,7 +180,7 @@ def measured(
     return measure_pair(base, tuned, (stored, stored), total, Means(method, space), key)
 
 
-def hold(by_sketch: Measured, truth: Measured, loose: float = 1e-4) -> None:
+def hold(by_sketch: Measured, truth: Measured) -> None:
     """Each estimated column within its error of the column in `exact`; all else equal or null."""
     for ours, exact in zip(by_sketch[:3], truth[:3], strict=True):
         for name, value in ours.values.items():
@@ -196,7 +196,7 @@ def hold(by_sketch: Measured, truth: Measured, loose: float = 1e-4) -> None:
             elif isinstance(value, str):
                 assert value == right
             else:
-                assert value == pytest.approx(right, rel=loose), name
+                assert value == pytest.approx(right, rel=1e-9), name
 
 
 @pytest.mark.parametrize("kind", ["noise", "few"])

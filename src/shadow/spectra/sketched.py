@@ -170,7 +170,7 @@ def weight_values(of: Sketch) -> Values:
     """The columns that every subject has; None where a product with few vectors cannot tell."""
     space, m = of.space, of.space.side
     squares = _squares(of)
-    ratio = space.energy**2 / squares.value
+    ratio, error = space.energy**2 / squares.value, squares.error / squares.value
     ranked, energies = effective_rank(space), energy_rank(space)
     widths = nuclear(space)
     leading = of.sigma(0)
@@ -184,7 +184,7 @@ def weight_values(of: Sketch) -> Values:
         **_told("effective_rank", ranked.exp, math.inf),
         **_told("energy_rank", energies.exp),
         **_told("spectral_entropy", entropy),
-        **_told("participation_ratio", Estimate(ratio, ratio * squares.error / squares.value)),
+        **_told("participation_ratio", Estimate(ratio, ratio * error), math.inf),
         **_tops(of, TOPS),
         "sigma_floor": FLOOR * (leading.value - leading.error),
     }
