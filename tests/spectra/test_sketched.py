@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
-from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure_pair, summed
+from shadow.spectra.delta import (
+    USUAL,
+    Means,
+    Measured,
+    Method,
+    measure_alone,
+    measure_pair,
+    summed,
+)
 from shadow.spectra.krylov import (
-    PASSES,
     WIDTH,
     Entropy,
     Estimate,
@@ -31,19 +39,20 @@ from shadow.spectra.lazy import Updated
 from shadow.spectra.null import Profile
 from shadow.spectra.residual import Direction, projection
 from shadow.spectra.sketched import (
-    KEPT,
     SMALLEST,
     Sketch,
     _above,
     _squares,
     effective_rank_shift,
+    kept_elements,
     leading_directions,
     ratio_of,
     subspace_errors,
     with_errors,
 )
-from shadow.spectra.spectrum import Sides, Workspace, blocks
+from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.subspace import NO_SUBSPACES
+from shadow.spectra.sums import Sums
 
 Array = NDArray[np.float64]
 SIDE = 640
@@ -285,25 +294,54 @@ def test_a_sketch_depends_on_its_key_alone() -> None:
 
 
 @pytest.mark.parametrize("stored", ["BF16", "F32"])
-@pytest.mark.parametrize("shape", [(600, 700), (700, 600)])
-def test_blocks_that_are_kept_are_those_that_are_made_again(
-    shape: tuple[int, int], stored: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shape", [(600, 700), (700, 600), (6, 100, 700)])
+@pytest.mark.parametrize("size", [1.0, 2.0**-40])
+def test_a_delta_that_is_kept_is_the_one_that_is_made_again(
+    shape: tuple[int, ...], stored: str, size: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every figure is the same number, of a matrix of many blocks."""
-    base, tuned = pair(shape, "few", torch.bfloat16 if stored == "BF16" else torch.float32)
+    """Every figure and what is kept of the residual stream, of a matrix of many blocks and tiles;
+    the same entries in memory of an earlier, larger pair.
+    """
+    dtype = torch.bfloat16 if stored == "BF16" else torch.float32
+    flat = pair((math.prod(shape[:-1]), shape[-1]), "few", dtype)
+    base, tuned = ((size * side).view(shape) for side in flat)
     monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 1 << 16)
-    reads: list[int] = []
-    monkeypatch.setattr(
-        "shadow.spectra.sketched.blocks", lambda *how: reads.append(1) or blocks(*how)
-    )
-    found, passes = [], []
-    for kept in (0, KEPT):
-        monkeypatch.setattr("shadow.spectra.sketched.KEPT", kept)
-        method = Method("sketch", subjects="delta")
-        found.append(measured(base, tuned, stored, method)[:3])
-        passes.append(len(reads))
-    assert 2 * passes[0] - passes[1] == PASSES - 1
-    assert [one.values for one in found[0]] == [one.values for one in found[1]]
+    method, space = Method("sketch", subjects="delta"), Workspace()
+    sides = Sides(base, tuned, torch.float64 if stored == "F32" else torch.float32, space)
+    formats = (stored, stored)
+    for earlier in (torch.ones(900, 900), torch.ones(560, 560)):
+        summed(replace(sides, base=0 * earlier, tuned=earlier), formats, method)
+    found = []
+    for how in (USUAL, method):
+        total = summed(sides, formats, how)
+        assert isinstance(total, Sums)
+        assert (total.delta is None) == (how is USUAL)
+        if total.delta is not None:
+            expected = (tuned.double() - base.double()) * total.profile.scale
+            assert (total.delta == expected.reshape(total.delta.shape).float()).all()
+        means = Means(method, space)
+        found.append(measure_pair(base, tuned, formats, total, means, "w", "reading"))
+    assert found[0].delta.values == found[1].delta.values
+    np.testing.assert_array_equal(found[0].sketch, found[1].sketch)
+
+
+def test_what_is_not_sketched_alone_is_not_kept() -> None:
+    """Of three subjects, of small and of too large matrices, and of adapters."""
+    draw = torch.Generator().manual_seed(2)
+    base = torch.randn(600, 700, generator=draw)
+    factors = torch.randn(600, 4, generator=draw), torch.randn(4, 700, generator=draw)
+    alone = Method("sketch", subjects="delta")
+    for method, sides in (
+        (Method("sketch"), (base, 2 * base)),
+        (Method("default", subjects="delta"), (base, 2 * base)),
+        (alone, (base[:SMALLEST], 2 * base[:SMALLEST])),
+        (alone, (base, Updated(base, *factors, 1.0))),
+    ):
+        total = summed(Sides(*sides, torch.float64, Workspace()), ("F32", "F64"), method)
+        assert isinstance(total, Sums)
+        assert total.delta is None
+    assert kept_elements((10_000, 10_000)) == 100_000_000
+    assert kept_elements((10_000, 10_001)) == 0
 
 
 def test_only_deltas_give_the_same_deltas() -> None:
