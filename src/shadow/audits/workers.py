@@ -248,7 +248,7 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
             for _ in range(PASSES):
                 compared(sides, ("BF16", "BF16"))
             return
-        total = summed(sides, ("BF16", "BF16"), method)
+        total = summed(sides, ("BF16", "BF16"))
         assert isinstance(total, Sums)
         grams = ON_CPU if offload is None else Offloaded(offload, "pace")
         measure_pair(b, t, ("BF16", "BF16"), total, Means(method, space, grams=grams), "pace")
@@ -378,7 +378,7 @@ def _measured(
     sides = Sides(base_matrix, matrix, working_dtype(*formats), space)
     if method.subjects == "none" and pair.is_matrix:
         return _norms(pair.key, sides, formats, detail, same_kind=pair.tuned.factor is None)
-    total = summed(sides, formats, method) if pair.is_matrix else extent(sides)
+    total = summed(sides, formats) if pair.is_matrix else extent(sides)
     size = total if isinstance(total, Extent) else total.size
     if not size.finite:
         return _broken(pair.key, size)

@@ -57,13 +57,10 @@ from shadow.spectra.sketched import (
     SMALLEST,
     Sketch,
     effective_rank_shift,
-    kept_elements,
     leading_directions,
-    of_kept,
     of_pair,
     one_alone,
     ratio_of,
-    shown,
     sketched_delta,
     sketches,
     subspace_errors,
@@ -146,24 +143,14 @@ def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Ten
         yield t if scale == 1.0 else t.mul_(scale)
 
 
-def summed(sides: Sides, formats: tuple[str, str], method: Method = USUAL) -> Sums | Extent:
-    """The sums of both sides, as `sums` says, with ulps of the coarser of the stored dtypes; and
-    the delta, where the method sketches it alone.
-    """
+def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
+    """The sums of both sides, as `sums` says, with ulps of the coarser of the stored dtypes."""
     coarser = min(map(float_format, formats), key=lambda stored: stored.mantissa_bits)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
-    return sums(sides, coarser, keep=_keeps(method, sides))
-
-
-def _keeps(method: Method, sides: Sides) -> bool:
-    """Whether the passes of a sketch take the delta from memory."""
-    if method.precision != "sketch" or method.subjects != "delta":
-        return False
-    fits = min(sides.shape) > SMALLEST and kept_elements(sides.shape) > 0
-    return fits and not isinstance(sides.tuned, Updated)
+    return sums(sides, coarser)
 
 
 def measure_pair(
@@ -329,10 +316,8 @@ def _by_sketches(
     }
     if asked:
         sizes = {name: (by, norms[name]) for name, by in asked.items()}
-        read = of_kept(total.delta) if total.delta is not None else of_pair(sides, asked)
-        if residual and "delta" in asked:
-            read = shown(read, sides.shape[0] <= sides.shape[1], residual.add)
-        made = sketches(read, sides.shape, sizes, key)
+        look = residual.add if residual and "delta" in asked else None
+        made = sketches(of_pair(sides, asked, look), sides.shape, sizes, key)
     whole, nothing = None, np.zeros(0)
     if adapted is not None:
         whole = _update_spectrum(adapted, norms["delta"])
@@ -471,17 +456,16 @@ def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: s
 
 def _difference(sides: Sides, means: Means, key: str) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
-    total = sums(sides, FLOATS["F32"], keep=_keeps(means.method, sides))
+    total = sums(sides, FLOATS["F32"])
     if isinstance(total, Extent):
         return {}
     profile, covered = total.profile, coverage_values(total.profile)
     read = partial(delta_blocks, sides, profile.scale)
     means = _tier(means, sides.shape)
     if means.method.precision == "sketch":
-        scale, norm = profile.scale, math.sqrt(profile.energy) / profile.scale
-        kept = total.delta
-        alone = of_pair(sides, {"delta": scale}) if kept is None else of_kept(kept)
-        made = sketches(alone, sides.shape, {"delta": (scale, norm)}, key)
+        norm = math.sqrt(profile.energy) / profile.scale
+        alone = one_alone(partial(read, sides.dtype), sides.space)
+        made = sketches(alone, sides.shape, {"delta": (profile.scale, norm)}, key)
         return sketched_delta(made["delta"], *closed_null(profile), None) | covered
     delta, _ = _delta_spectrum(sides, read, profile, means, None)
     values = spectrum_values(delta)

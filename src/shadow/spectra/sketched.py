@@ -39,8 +39,8 @@ WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
 SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
-# elements of a delta alone that are kept in float32 (400 MB) where they are summed up, instead of
-# made again every pass; of three matrices, reading them anew takes no longer
+# elements of a delta alone that are kept in float32 (400 MB) instead of made again every pass; of
+# three matrices, reading them anew takes no longer
 KEPT = 100_000_000
 TOPS = (1, 4, 16, 64)
 
@@ -96,41 +96,37 @@ def sketches(
     return dict(zip(sizes, made, strict=True))
 
 
-def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
-    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides."""
+def of_pair(
+    sides: Sides, scales: Mapping[Subject, float], look: Callable[[Tensor, Corner], None] | None
+) -> Reading:
+    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides.
+
+    look: is shown the blocks of the last, and where each begins, while they are read first.
+    """
+    keep, kept = [*scales] == ["delta"] and kept_elements(sides.shape) > 0, list[list[Tensor]]()
+    looks = [look] if look else []
 
     def read() -> Iterator[list[Tensor]]:
         space = sides.space
-        for b, t in sides.blocks():
+        if kept:
+            yield from kept
+            return
+        for index, corner in blocks(sides.tuned):
+            b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
+            number = f" {len(kept)}" if keep else ""  # of a buffer, which later pairs use again
             if "delta" in scales:
-                parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
-            yield [_single(parts[name], by, name, space) for name, by in scales.items()]
-
-    return read
-
-
-def of_kept(kept: Tensor) -> Reading:
-    """The one matrix that is kept, scaled and in float32."""
-    return lambda: ([kept[index]] for index, _ in blocks(kept))
-
-
-def shown(read: Reading, wide: bool, look: Callable[[Tensor, Corner], None]) -> Reading:
-    """The same; look is shown the blocks of the last of the matrices, and where each begins, while
-    they are read first.
-    """
-    looks = [look]
-
-    def reading() -> Iterator[Sequence[Tensor]]:
-        start = 0
-        for parts in read():
+                work = f"work{number}" if sides.dtype == torch.float32 else "work"
+                parts["delta"] = torch.sub(t, b, out=space.take(work, b.shape, sides.dtype))
+            made = [_single(parts[name], by, name + number, space) for name, by in scales.items()]
+            if keep:
+                kept.append(made)
             for show in looks:
-                show(parts[-1], (0, start) if wide else (start, 0))
-            start += parts[-1].shape[wide]
-            yield parts
+                show(made[-1], corner)
+            yield made
         looks.clear()
 
-    return reading
+    return read
 
 
 def kept_elements(shape: tuple[int, int]) -> int:

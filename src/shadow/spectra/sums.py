@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from shadow.dtypes import FloatFormat
 from shadow.spectra.lazy import Matrix
@@ -83,29 +82,23 @@ class Sums:
     col_scaling: float  # the same of columns
     size: Extent
     stored: FloatFormat  # whose ulps they are
-    # (rows, cols) in float32: D by the scale of its profile, where it was to be kept; until the
-    # next are summed up in the same workspace
-    delta: Tensor | None
 
 
-def sums(sides: Sides, stored: FloatFormat, *, keep: bool = False) -> Sums | Extent:
+def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
     """Every sum over entries; the extent alone where an entry is not finite, or both sides agree.
 
-    stored: the coarser format of the two, for ulps. keep: whether to keep D. One pass, as a rule:
-    entries whose squares are safe need no scale, and two sides that differ do so in the first tile.
+    stored: the coarser format of the two, for ulps. One pass, as a rule: entries whose squares are
+    safe need no scale, and two sides that differ do so in the first tile.
     """
-    kept = sides.space.take("kept", sides.shape, torch.float32) if keep else None
-    found = _sums(sides, stored, None, kept)
+    found = _sums(sides, stored, None)
     if found is None:
         size = extent(sides)
-        found = _sums(sides, stored, size, kept) if size.finite and size.delta else None
+        found = _sums(sides, stored, size) if size.finite and size.delta else None
         return size if found is None else found
     return found
 
 
-def _sums(
-    sides: Sides, stored: FloatFormat, size: Extent | None, kept: Tensor | None
-) -> Sums | None:
+def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None:
     """size: None where it is not known; then None is returned where the scales are not 1, or the
     first tile has no difference.
     """
@@ -147,8 +140,6 @@ def _sums(
         reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
             d *= delta_scale
-        if kept is not None:
-            kept.numpy()[in_rows, in_cols] = d
         along = np.vecdot(b, d)
         totals["along"] += float(along.sum(dtype=np.float64))
         along_rows[in_rows] += along
@@ -184,7 +175,6 @@ def _sums(
         scale=scale,
         size=found,
         stored=stored,
-        delta=kept,
         ulp_rows=ulp_rows,
         ulp_cols=ulp_cols,
         row_scaling=_scaling(along_rows, base_rows, profile.energy),
