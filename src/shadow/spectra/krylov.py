@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH = 24  # vectors of a block
-FOLD = 4  # columns of the frame that are left out at a time
+FOLD = 3  # columns of the frame that are left out at a time
 PASSES = 4  # blocks, each a pass over the matrix
 SIGMAS = 2.1  # standard errors of an error: 95 in 100 by Student's t of WIDTH - 2 probes
 SHARED = 2.0  # probes that share a space scatter less than their mean, by 0.7 to 1.5; with room
