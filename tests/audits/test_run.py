@@ -571,10 +571,11 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     fewer workers.
     """
     from shadow.audits.machine_limits import MachineLimits
-    from shadow.audits.memory import default_jobs, lacking
+    from shadow.audits.memory import default_jobs, lacking, matrix_memory, worker_memory
     from shadow.checkpoints.pairing import MatrixPair, Operand
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.places.architecture import Part, Place
+    from shadow.spectra.delta import Method
 
     place = Place("language", 0, "mlp.up")
     tuned = Operand(TensorInfo("w", "BF16", (8192, 28672), "s", 0, 0), Part(place))
@@ -586,6 +587,12 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
         assert (fault is None) == (memory > 1 << 30)
     assert fault is not None
     assert fault.message == "w: 8,192 x 28,672 needs 1.8 GB of memory, 1.0 MB are free"
+    square = MatrixPair(place, None, tuned, 3584, 3584, True)
+    deltas = Method("sketch", subspaces=False, subjects="delta")
+    alone = matrix_memory(pair, deltas)  # too large to be kept, as that of the other is
+    assert matrix_memory(square, deltas) > 4 * 3584**2
+    assert worker_memory([square, pair], deltas) == alone + 4 * 3584**2
+    assert worker_memory([pair], deltas) == alone
 
 
 def test_norms_take_more_than_one_worker_only_where_something_is_decoded():

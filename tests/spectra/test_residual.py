@@ -60,9 +60,11 @@ def with_error(Ds, width, direction):
     grams = [D @ D.T if D.shape[0] < D.shape[1] else D.T @ D for D in Ds]
     participation = energies**2 / np.array([(G.astype(float) ** 2).sum() for G in grams])
     kept = np.stack([sketched(D, direction) for D in Ds])
-    found = stacked_participation(overlaps(kept, participation, width), energies, participation)
+    cosines = overlaps(kept, participation, width)
+    found = stacked_participation(cosines, energies, participation)
     left_out = overlaps_left_out(kept, participation, width)
-    return found, stacked_stderr(left_out, energies, participation, found)
+    exact = np.zeros(len(Ds))
+    return found, stacked_stderr(cosines, left_out, energies, participation, exact)
 
 
 def written_out(Ds, direction):
@@ -80,6 +82,20 @@ def test_narrow_streams_are_exact(width, shared, direction):
     found, stderr = with_error(Ds, width, direction)
     assert found == pytest.approx(written_out(Ds, direction), rel=1e-5)
     assert stderr == 0.0
+
+
+def test_the_error_of_an_estimated_ratio_is_in_that_of_its_stack():
+    """As the stack's ratio scatters where those of its deltas do, and that of one as it does."""
+    energies, ratios = RNG.uniform(1, 4, 5), RNG.uniform(2, 90, 5)
+    cosines, errors = np.full((5, 5), 0.3) + 0.7 * np.eye(5), RNG.uniform(0.005, 0.02, 5)
+    drawn = [
+        stacked_participation(cosines, energies, ratios * (1 + errors * RNG.standard_normal(5)))
+        for _ in range(4000)
+    ]
+    stderr = stacked_stderr(cosines, [], energies, ratios, errors)
+    assert stderr == pytest.approx(np.std(drawn), rel=0.06)
+    one = np.ones(1)
+    assert stacked_stderr(np.eye(1), [], one, 50 * one, 0.01 * one) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,16 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     lines = LINE * (pair.rows + pair.cols)
     solved = GRAM * side**2
     if method.precision == "sketch" and side > SMALLEST:
-        many = 1 if method.subjects == "delta" else 3
-        solved = SKETCH * side + 4 * kept_elements(shape, many)
+        solved = SKETCH * side + _delta(pair, method)
     return max(blocks, factors) + _projection(pair)[1] + solved + lines + kept
+
+
+def _delta(pair: MatrixPair, method: Method) -> int:
+    """Bytes of the delta that a sketch keeps, and a worker for those of later pairs."""
+    shape, alone = (pair.rows, pair.cols), method.subjects == "delta"
+    if not (pair.is_matrix and alone and method.precision == "sketch" and min(shape) > SMALLEST):
+        return 0
+    return 4 * kept_elements(shape)
 
 
 def _kept(pair: MatrixPair) -> int:
@@ -89,8 +96,12 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
 
 
 def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
-    """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape."""
-    return max((matrix_memory(pair, method) for pair in pairs), default=0)
+    """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape, and
+    the largest delta that is kept.
+    """
+    both = [(matrix_memory(pair, method), _delta(pair, method)) for pair in pairs]
+    most = max((every - delta for every, delta in both), default=0)
+    return most + max((delta for _, delta in both), default=0)
 
 
 def shared_memory(pairs: Iterable[MatrixPair]) -> int:

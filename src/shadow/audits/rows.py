@@ -29,6 +29,7 @@ from shadow.reports.columns import FILES, MATRICES, RESIDUAL, SPECTRA, TENSORS, 
 from shadow.reports.metadata import SIDES
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
+from shadow.spectra.krylov import SIGMAS
 from shadow.spectra.measurement import Measurement
 from shadow.spectra.reordering import FAR
 from shadow.spectra.residual import (
@@ -239,6 +240,7 @@ class _Stacked:
     sketch: NDArray[np.float32]
     norm: float
     participation: float
+    estimated: float  # the standard error of it, as a share of it
 
     @classmethod
     def of(cls, outcome: Outcome) -> _Stacked | None:
@@ -247,7 +249,9 @@ class _Stacked:
             return None
         delta = outcome.measurements[-1]
         participation = delta.number("participation_ratio") or 1.0
-        return cls(outcome.residual, _delta_norm(delta), participation)
+        error = delta.number("participation_ratio_error") if delta.precision == "sketch" else None
+        estimated = (error or 0.0) / SIGMAS / participation
+        return cls(outcome.residual, _delta_norm(delta), participation, estimated)
 
 
 def _is_far(delta: Measurement) -> bool:
@@ -394,6 +398,7 @@ def _residual_rows(stacked: Iterable[tuple[MatrixPair, _Stacked]]) -> list[dict[
         largest = float(norms.max())
         energies = (norms / (largest or 1.0)) ** 2  # in units that neither vanish nor overflow
         participation = np.array([delta.participation for _, delta in members])
+        estimated = np.array([delta.estimated for _, delta in members])
         # The last bits must not depend on the machine's cores.
         with threadpool_limits(limits=1, user_api="blas"):
             sketches = np.stack([delta.sketch for _, delta in members])
@@ -402,7 +407,7 @@ def _residual_rows(stacked: Iterable[tuple[MatrixPair, _Stacked]]) -> list[dict[
         for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
             chosen = np.arange(len(members)) if layer is None else np.flatnonzero(layers == layer)
             both = np.ix_(chosen, chosen)
-            ratio = stacked_participation(cosines[both], energies[chosen], participation[chosen])
+            of_each = energies[chosen], participation[chosen]
             without = [overlap[both] for overlap in left_out]
             rows.append(
                 {
@@ -412,9 +417,9 @@ def _residual_rows(stacked: Iterable[tuple[MatrixPair, _Stacked]]) -> list[dict[
                     "width": width,
                     "matrices": len(chosen),
                     "energy": float(energies[chosen].sum()) * largest * largest,
-                    "participation_ratio": ratio,
+                    "participation_ratio": stacked_participation(cosines[both], *of_each),
                     "participation_ratio_stderr": stacked_stderr(
-                        without, energies[chosen], participation[chosen], ratio
+                        cosines[both], without, *of_each, estimated[chosen]
                     ),
                 }
             )

@@ -113,7 +113,8 @@ def _error(column: Column) -> Column:
 
 IDENTITY, SPECTRAL, DELTA = (_group(name) for name in ("identity", "spectral", "delta"))
 ESTIMATED = frozenset(_SKETCH["estimated"])  # columns that have an error in `sketch`
-ERRORS = tuple(_error(column) for column in (*SPECTRAL, *DELTA) if column.name in ESTIMATED)
+_NAMED = {column.name: column for column in (*SPECTRAL, *DELTA)}
+ERRORS = tuple(_error(_NAMED[name]) for name in _SKETCH["estimated"])
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
 TENSORS, RESIDUAL, SPECTRA = (_group(name) for name in ("tensors", "residual", "spectra"))
 FILES = _group("files")

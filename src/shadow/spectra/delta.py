@@ -63,6 +63,7 @@ from shadow.spectra.sketched import (
     ratio_of,
     sketched_delta,
     sketches,
+    subspace_errors,
     weight_values,
     with_errors,
 )
@@ -355,7 +356,9 @@ def _by_sketches(
                 leading_directions(one, sides.shape) if one else zeros for one in found
             )
             of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
-            values |= subspace_values(before, after, of_delta, sides, profile)
+            compared = subspace_values(before, after, of_delta, sides, profile)
+            largest = (strongest.value + strongest.error) / norms["delta"]
+            values |= compared | subspace_errors(compared, base, tuned, largest, profile)
     if residual and "delta" not in asked:
         _show(residual, sides, delta_blocks(sides, scale, sides.dtype))
     return _Figured(

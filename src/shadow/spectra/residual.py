@@ -235,33 +235,38 @@ def stacked_participation(
     cosines: NDArray[np.float64], energies: NDArray[np.float64], participation: NDArray[np.float64]
 ) -> float:
     """(tr G)² / ||G||_F² of the stacked deltas, from each one's overlaps, energy and own ratio."""
-    return 1.0 / _inverse_participation(cosines, energies, participation)
+    norms = _norms(energies, participation)
+    return 1.0 / float(norms @ cosines @ norms)
 
 
-def _inverse_participation(
-    cosines: NDArray[np.float64], energies: NDArray[np.float64], participation: NDArray[np.float64]
-) -> float:
-    share = energies / energies.sum()
-    norms = share / np.sqrt(participation)  # of each delta's own G
-    return float(norms @ cosines @ norms)
+def _norms(
+    energies: NDArray[np.float64], participation: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """||G||_F of each delta, in units of the trace of all."""
+    return np.asarray(energies / energies.sum() / np.sqrt(participation))
 
 
 def stacked_stderr(
+    cosines: NDArray[np.float64],
     left_out: Sequence[NDArray[np.float64]],
     energies: NDArray[np.float64],
     participation: NDArray[np.float64],
-    found: float,
+    estimated: NDArray[np.float64],
 ) -> float:
     """Standard error of `stacked_participation` (found), from its inverses with each part left out.
 
     found² sqrt((g - 1) / g sum (x_i - mean x)²), g the number of parts (jackknife, Tukey 1958): on
     stacks of known ratio it was 0.5 to 1.2 of the root mean square error. 0 where nothing is left
-    out, as it is exact there.
+    out, as it is exact there. estimated: the standard errors of each one's own ratio as shares of
+    it, which are added in squares, each by the derivative of the inverse.
     """
-    if not left_out:
-        return 0.0
-    inverse = np.array(
-        [_inverse_participation(cosines, energies, participation) for cosines in left_out]
-    )
-    spread = ((inverse - inverse.mean()) ** 2).sum()
-    return float(found**2 * np.sqrt((len(inverse) - 1) / len(inverse) * spread))
+    norms = _norms(energies, participation)
+    towards = cosines @ norms
+    found = 1.0 / float(norms @ towards)
+    squares = float(((norms * towards * estimated) ** 2).sum())
+    if left_out:
+        inverse = np.array([norms @ part @ norms for part in left_out])
+        squares += (
+            (len(inverse) - 1) / len(inverse) * float(((inverse - inverse.mean()) ** 2).sum())
+        )
+    return found**2 * float(np.sqrt(squares))

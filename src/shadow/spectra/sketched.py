@@ -29,9 +29,10 @@ from shadow.spectra.krylov import (
     square_trace,
 )
 from shadow.spectra.measurement import Subject, Values
+from shadow.spectra.null import Profile
 from shadow.spectra.purity import NOISE
 from shadow.spectra.spectrum import Corner, Sides, Spectrum, Workspace, blocks
-from shadow.spectra.subspace import SUBSPACE
+from shadow.spectra.subspace import GAPS, SUBSPACE
 
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
@@ -102,7 +103,7 @@ def of_pair(
 
     look: is shown the blocks of the last, and where each begins, while they are read first.
     """
-    keep, kept = kept_elements(sides.shape, len(scales)) > 0, list[list[Tensor]]()
+    keep, kept = [*scales] == ["delta"] and kept_elements(sides.shape) > 0, list[list[Tensor]]()
     looks = [look] if look else []
 
     def read() -> Iterator[list[Tensor]]:
@@ -113,11 +114,12 @@ def of_pair(
         for index, corner in blocks(sides.tuned):
             b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
+            number = f" {len(kept)}" if keep else ""  # of a buffer, which later pairs use again
             if "delta" in scales:
-                parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
-            made = [_single(parts[name], by, name, space) for name, by in scales.items()]
+                work = f"work{number}" if sides.dtype == torch.float32 else "work"
+                parts["delta"] = torch.sub(t, b, out=space.take(work, b.shape, sides.dtype))
+            made = [_single(parts[name], by, name + number, space) for name, by in scales.items()]
             if keep:
-                made = [part.clone() for part in made]
                 kept.append(made)
             for show in looks:
                 show(made[-1], corner)
@@ -127,10 +129,10 @@ def of_pair(
     return read
 
 
-def kept_elements(shape: tuple[int, int], count: int) -> int:
-    """Elements of count matrices that `of_pair` keeps in float32: all of one, or none."""
+def kept_elements(shape: tuple[int, int]) -> int:
+    """Elements of a delta alone that are kept in float32: all, or none."""
     elements = math.prod(shape)
-    return elements if count == 1 and elements <= KEPT else 0
+    return elements if elements <= KEPT else 0
 
 
 def one_alone(blocks: Callable[[], Iterator[Tensor]], space: Workspace) -> Reading:
@@ -169,7 +171,7 @@ def weight_values(of: Sketch) -> Values:
     """The columns that every subject has; None where a product with few vectors cannot tell."""
     space, m = of.space, of.space.side
     squares = _squares(of)
-    ratio = space.energy**2 / squares.value
+    ratio, error = space.energy**2 / squares.value, squares.error / squares.value
     ranked, energies = effective_rank(space), energy_rank(space)
     widths = nuclear(space)
     leading = of.sigma(0)
@@ -183,7 +185,7 @@ def weight_values(of: Sketch) -> Values:
         **_told("effective_rank", ranked.exp, math.inf),
         **_told("energy_rank", energies.exp),
         **_told("spectral_entropy", entropy),
-        **_told("participation_ratio", Estimate(ratio, ratio * squares.error / squares.value)),
+        **_told("participation_ratio", Estimate(ratio, ratio * error), math.inf),
         **_tops(of, TOPS),
         "sigma_floor": FLOOR * (leading.value - leading.error),
     }
@@ -298,15 +300,65 @@ def leading_directions(of: Sketch, shape: tuple[int, int]) -> Spectrum:
     """The leading SUBSPACE singular vectors as comparisons of subspaces need them.
 
     Where their span may be off by more than SETTLED, no value is resolved, so that every column
-    that rests on them is None. Off by at most the residual over the gap to the next value (Davis &
-    Kahan 1970).
+    that rests on them is None.
     """
     space, count = of.space, SUBSPACE
     sigma = np.zeros(space.side)
-    gap = float(space.values[count - 1] - space.bounds[count])
-    if gap > 0 and np.linalg.norm(space.residuals[:count]) <= SETTLED * gap:
+    if _turn(of, 0.0) <= SETTLED:
         sigma[:count] = np.sqrt(space.values[:count]) / of.scale
         sigma[count] = of.sigma(count).value
     vectors = np.ascontiguousarray(space.vectors(count + 1))
     floor = FLOOR * math.sqrt(space.values[0]) / of.scale
     return Spectrum(sigma, *shape, of.norm, floor, "sketch", vectors)
+
+
+def _turn(of: Sketch, rounding: float = ROUNDING) -> float:
+    """The sine, in the Frobenius norm, of the angle by which the span of the leading SUBSPACE
+    vectors may be off, at most: the residual over the gap to the next value (Davis & Kahan 1970).
+    That on the long side is off by no more. rounding: of a product with the last of them, in units
+    of sigma_1 and its own value.
+    """
+    leading, last = of.space.values[[0, SUBSPACE - 1]]
+    gap = float(last - of.space.bounds[SUBSPACE])
+    missed = np.linalg.norm(of.space.residuals[:SUBSPACE]) + rounding * math.sqrt(leading * last)
+    return float(missed) / gap if gap > 0 else math.inf
+
+
+def subspace_errors(
+    values: Values, base: Sketch | None, tuned: Sketch | None, largest: float, profile: Profile
+) -> Values:
+    """The errors of what `subspace_values` made of the `leading_directions` of two sketches.
+
+    largest: the largest singular value of D over its Frobenius norm, at most; profile: D's.
+
+    Where U may turn by a sine e, ||Uᵀ X||_F moves by at most e sigma_1(X): X is D, a diagonal
+    matrix of its profile, or the other side's vectors, for which the sine of the angle between both
+    moves as little as its cosine. sigma_k² is at most a Ritz value and residual² / gap (Lehmann
+    1949), so that most of a gap's error is that of sigma_{k+1}.
+    """
+    before, after = (_turn(one) if one else math.inf for one in (base, tuned))
+    errors = Values()
+    for side, energies in (("left", profile.rows), ("right", profile.cols)):
+        unit = math.sqrt(len(energies) / SUBSPACE)
+        uneven = math.sqrt(float(energies.max()) / profile.energy)
+        overlap = values[f"overlap_{side}"]
+        if overlap is not None:
+            apart = min(overlap, 1.0 - overlap)
+            off = (before + after) / math.sqrt(SUBSPACE)
+            errors[f"overlap_{side}_error"] = _moved(apart, off)
+        for name, most in ((f"alignment_{side}", largest), (f"alignment_{side}_null", uneven)):
+            found = values[name]
+            if found is not None:
+                errors[f"{name}_error"] = _moved(found, before * unit * most)
+    for name, one, turn in zip(GAPS, (base, tuned), (before, after), strict=True):
+        gap = values[name]
+        if one is not None and gap is not None:
+            first, last = np.sqrt(one.space.values[[0, SUBSPACE - 1]]) / one.scale
+            off = (one.sigma(SUBSPACE).error + ROUNDING * first) / last
+            errors[f"{name}_error"] = float(off + (1.0 - gap) * turn**2 / 2.0)
+    return errors
+
+
+def _moved(square: float, off: float) -> float:
+    """How far a square moves at most where its root moves by off."""
+    return off * (2.0 * math.sqrt(square) + off)
