@@ -8,9 +8,12 @@ cell of its copy, with two exceptions that formats make themselves:
 
 - An entry beyond the last level of its block is clipped: its copy is the smallest or the largest
   value of the block, and the entry lies beyond that, by no more steps and in no more entries of the
-  block than CLIPS has.
+  block than `Scales` has.
 - A scale that is rounded after the levels were chosen moves them, by SCALE_ERROR of their size in
   16 bits.
+- Scales of K types are whole multiples of one for 256 columns. A block far smaller than the largest
+  of these has the scale 0: all its entries get one value, and lie no further from it than scales
+  below half a multiple reach.
 
 Measured with ggml's quantisers on normal, Student-t and column-scaled matrices: no entry is
 elsewhere, of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, TQ1_0 and TQ2_0.
@@ -52,23 +55,52 @@ ALIKE = 0.125  # of a step: steps that are further apart put most levels at othe
 PEAKED = 4.0  # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal
 CLASSES = 16  # of entries, by how far they lie from the middle of their block
 PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
-# How many steps beyond its last level a quantiser leaves an entry, and of what share of a block. Of
-# ggml's types on normal, Student-t, column-scaled and real matrices at most 2.0 and .13; where the
-# scales of blocks are rounded too, 23 and .41, and of Q2_K, with its four levels, 5.5 and .81. A
-# block of one level leaves at most ONE_LEVEL.
-PLAIN_CLIPS = PLAIN_CLIP, 0.25
-ONE_LEVEL = 1.5
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What quantisers leave of a format: `clip` and `share`, how many steps beyond its last level
+    an entry is left, and of what share of a block. Of ggml's types on normal, Student-t,
+    column-scaled and real matrices at most 2.0 and .13; where the scales of blocks are rounded too,
+    23 and .41, and of Q2_K, with its four levels, 5.5 and .81.
+
+    Of K types also: the largest code of a scale that has no importance matrix; how many steps of
+    the largest block a block without scale reaches; and that of its offset.
+    """
+
+    clip: float = PLAIN_CLIP
+    share: float = 0.25
+    last: int = 0
+    reach: float = 0.0
+    offset: float = 0.0
+
+
+PLAIN = Scales()
+# levels on one side of 0, or above the offset, times half of one over the last code; with an
+# importance matrix the last code of Q6_K is its largest too
+K_TYPES = {
+    "Q2_K": Scales(16.0, 0.9, 15, 3 / 30, 1 / 30),
+    "Q3_K": Scales(32.0, 0.6, 32, 4 / 64),
+    "Q4_K": Scales(32.0, 0.6, 63, 15 / 126, 1 / 126),
+    "Q5_K": Scales(32.0, 0.6, 63, 31 / 126, 1 / 126),
+    "Q6_K": Scales(32.0, 0.6, 0, 32 / 256),
+}
+# How far from a block without scale its entries lie, in times of that: the first, and one in eight
+# the second. A fit leaves some beyond 1 for others that it weighs more; at most 1.6 were measured
+# without an importance matrix and 3.1 with one.
+UNSCALED = 2.0, 4.0, 1 / 8
+ONE_LEVEL = 1.5  # steps that a block of one level leaves at most
+LAST = 0.05  # of a code: what float32 makes of steps beside a far larger offset is less
 EMPTY = 2.0**-8  # of the largest cell of a row: that of a block of a codebook without a scale
-SUPER_BLOCK = 256  # columns whose scales are rounded to that of the largest, of CLIPS
+SUPER_BLOCK = 256  # columns whose scales are rounded to that of the largest, of K_TYPES
 # The step of blocks whose scale is below the smallest of F16: 255 of these, or in a super-block 63
 # times 31, reach half of it.
 UNDERFLOW, SUPER_UNDERFLOW = 510 * SMALLEST, 3906 * SMALLEST
-CLIPS = {"Q2_K": (16.0, 0.9), **dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "Q6_K"), (32.0, 0.6))}
 
 
 def format_noise(original: Matrix, copy: Quantised, agree: Agree | None = None) -> FormatNoise:
     """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
-    sums = _Sums(original.shape[-1], agree, CLIPS.get(copy.format, PLAIN_CLIPS))
+    sums = _Sums(original.shape[-1], agree, K_TYPES.get(copy.format, PLAIN))
     for index, _ in tiles(original, TILE, original.shape[-1]):
         x, q = (_rows(part) for part in (original[index], copy[index]))
         steps, bounds = copy.steps(index), copy.cells(index)
@@ -158,8 +190,8 @@ def _kept(least: float, most: float) -> Values:
 class _Sums:
     """Sums in the making."""
 
-    def __init__(self, cols: int, agree: Agree | None, clips: tuple[float, float]) -> None:
-        self.counts = dict.fromkeys(("entries", "outside", "clipped"), 0)
+    def __init__(self, cols: int, agree: Agree | None, scales: Scales) -> None:
+        self.counts = dict.fromkeys(("entries", "outside", "clipped", "unscaled", "refitted"), 0)
         self.made: list[float] = []
         self.even: list[float] = []
         self.in_steps: list[float] = []
@@ -173,7 +205,7 @@ class _Sums:
         self.block = cols
         self.order: slice | NDArray[np.intp] = slice(None)  # of columns, block by block
         self.agree = agree
-        self.clips = clips
+        self.scales = scales
         self.requantised = 0
         self.finite = True
 
@@ -200,7 +232,9 @@ class _Sums:
         self.error.append(float(squares.sum()))
         self.by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
         if s is not None:
-            self._add_cells(cells(x, q, s, self.block, self.clips), squares)
+            last = self.scales.last if isinstance(self.order, slice) else 0
+            self.counts["refitted"] += refitted(s, q, self.block, last)
+            self._add_cells(cells(x, q, s, self.block, self.scales), squares)
         elif bounds is not None:
             self._add_cells(cells_between(x, q, *bounds), squares)
 
@@ -213,6 +247,7 @@ class _Sums:
         self.in_steps.append(float(u2.sum()))
         self.counts["outside"] += int(np.count_nonzero(cell.outside))
         self.counts["clipped"] += int(np.count_nonzero(cell.clipped))
+        self.counts["unscaled"] += int(np.count_nonzero(cell.unscaled))
         self.furthest = max(self.furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
         self.outside_by_column += np.count_nonzero(cell.outside, axis=0)
         if cell.classes is not None:
@@ -273,42 +308,70 @@ class Cells:
     """The mean of squared errors that are even over the cell."""
     outside: NDArray[np.bool_]
     clipped: NDArray[np.bool_]
+    unscaled: NDArray[np.bool_]
     classes: NDArray[np.intp] | None = None
     """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1."""
 
 
-def cells(x: Floats, q: Floats, s: Floats, block: int, clips: tuple[float, float]) -> Cells:
-    """Where entries of an original lie, of rows whose blocks of columns share a step. clips: an
-    entry of CLIPS.
-
-    A block whose scale was rounded to 0 has the largest step of its super-block, where it has one.
-    """
+def cells(x: Floats, q: Floats, s: Floats, block: int, scales: Scales) -> Cells:
+    """Where entries of an original lie, of rows whose blocks of columns share a step."""
     rows, cols = x.shape
-    step = s
-    if not s.all():
-        least: float | Floats = UNDERFLOW
-        if clips != PLAIN_CLIPS:
-            length = SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols
-            coarsest = s.reshape(rows, -1, length).max(axis=-1)
-            least = np.maximum(np.repeat(coarsest, length, axis=1), SUPER_UNDERFLOW)
-        step = np.where(s > 0, s, least)
+    empty, step = s == 0, s
+    if empty.any():
+        step = np.where(empty, _unscaled(s, q, scales), s)
     blocked = q.reshape(rows, cols // block, block)
     largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
     smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
     moved = np.abs(q) if _is_symmetric(q, s) else np.abs(q - smallest) + np.abs(smallest)
     error = x - q
     loose = step / 2 + SCALE_ERROR * (moved + step / 2) + ARITHMETIC * step + SMALLEST
+    reach = np.where(largest > smallest, scales.clip, ONE_LEVEL) * step + SMALLEST
+    share: float | Floats = scales.share
+    if scales.reach and empty.any():
+        near, furthest, few = UNSCALED
+        loose = np.where(empty, near * loose, loose)
+        reach = np.where(empty, furthest * loose / near, reach)
+        share = np.where(empty, few, share)
     far = np.abs(error) > loose
-    most, share = clips
-    reach = np.where(largest > smallest, most, ONE_LEVEL) * step + SMALLEST
-    near = far & (np.abs(error) <= reach)
-    clipped = near & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    near_end = far & (np.abs(error) <= reach)
+    clipped = near_end & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
     of_block = clipped.reshape(blocked.shape).mean(axis=-1)
-    clipped &= np.repeat(of_block <= share, block, axis=-1)
+    clipped &= np.repeat(of_block, block, axis=-1) <= share
     span = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
     away = np.abs(2 * q - largest - smallest) / span
     classes = np.minimum(away * CLASSES, CLASSES - 1).astype(np.intp)
-    return Cells(step, step**2 / 12, far & ~clipped, clipped, classes)
+    return Cells(step, step**2 / 12, far & ~clipped, clipped, empty, classes)
+
+
+def _unscaled(s: Floats, q: Floats, scales: Scales) -> float | Floats:
+    """How wide cells are whose scale was rounded to 0: of K types by the largest step and offset of
+    the super-block.
+    """
+    if not scales.reach:
+        return UNDERFLOW
+    coarsest, offset = _by_super_block(s).max(axis=-1), -_by_super_block(q).min(axis=-1)
+    reach = scales.reach * coarsest + scales.offset * np.maximum(0.0, offset)
+    width = np.maximum(2 * reach, SUPER_UNDERFLOW)
+    return np.repeat(width, s.shape[1] // width.shape[1], axis=1)
+
+
+def _by_super_block(values: Floats) -> Floats:
+    rows, cols = values.shape
+    return values.reshape(rows, -1, SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols)
+
+
+def refitted(s: Floats, q: Floats, block: int, last: int) -> int:
+    """How many super-blocks of steps have a largest scale whose code is not `last`: then steps are
+    no whole multiples of it over `last`. 0 for a `last` of 0, and without super-blocks.
+    """
+    if not last or SUPER_BLOCK % block or s.shape[1] % SUPER_BLOCK:
+        return 0
+    steps = _by_super_block(s)[..., ::block]
+    coarsest = steps.max(axis=-1, keepdims=True)
+    codes = steps * last / np.where(coarsest > 0, coarsest, 1.0)
+    # steps are differences of numbers in float32
+    known = np.abs(_by_super_block(q)).max(axis=-1) < 2.0**13 * coarsest[..., 0]
+    return int(np.count_nonzero(known & (np.abs(codes - np.rint(codes)) > LAST).any(axis=-1)))
 
 
 def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
@@ -330,7 +393,7 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
     near = far & (np.abs(error) <= ONE_LEVEL * width + SMALLEST)
     clipped = near & np.where(error < 0, open_below, open_above)
     even = (below**3 + above**3) / (3 * np.where(width > 0, width, 1.0))
-    return Cells(width, even, far & ~clipped, clipped)
+    return Cells(width, even, far & ~clipped, clipped, empty)
 
 
 def _is_symmetric(q: Floats, s: Floats) -> bool:
