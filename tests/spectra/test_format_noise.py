@@ -9,7 +9,14 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from quantising import Copy, awq, ggml, gptq, k_blocks, k_copy, k_like, k_quants
 
-from shadow.spectra.format_noise import Scales, block_length, cells, cells_between, format_noise
+from shadow.spectra.format_noise import (
+    K_TYPES,
+    Scales,
+    block_length,
+    cells,
+    cells_between,
+    format_noise,
+)
 
 ROWS, COLS = 48, 512
 
@@ -76,6 +83,22 @@ def test_importance_shows_in_the_largest_scale_of_a_super_block(original, kind):
         assert one.refitted >= 1
     assert format_noise(-original, plain).refitted == 0
     assert format_noise(-original, even).refitted == alike.refitted
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_blocks_far_smaller_than_their_neighbours_are_no_change(kind, weighed):
+    """A scale of one or two codes is rounded by up to half of one, the offset too: whole blocks lie
+    beyond their last level by what that makes, which may be many of their own steps.
+    """
+    rng = np.random.default_rng(7)
+    sizes = np.exp(rng.uniform(-7, 0, (256, 32))).repeat(16, axis=1)
+    matrix = torch.from_numpy((rng.standard_t(4, (256, 512)) * sizes).astype(np.float32))
+    importance = np.exp(rng.standard_normal(512)) if weighed else None
+    found = format_noise(matrix, k_quants(matrix, kind, importance))
+    assert (found.outside, found.is_copy(kind)) == (0, True)
+    assert found.unscaled > 0.2 * found.entries
+    assert 1.0 <= found.error / found.made < 1.001
 
 
 @pytest.mark.parametrize("top", [15, 14])
@@ -198,18 +221,17 @@ def test_classes_are_by_distance_from_the_middle_of_a_block():
 
 def test_blocks_of_one_level_are_clipped_nearby_and_those_without_scale_reach_less():
     """Up to 1.5 steps. A scale of 0 is that of a block far below the largest of its rows: it has a
-    cell of 15 levels of half a code of 63, and twice as much of its entries, of one in eight four
-    times.
+    cell of 15 levels of half a code of 63, and its entries 1.25 times as much, one in eight 2.5.
     """
     q = np.hstack([np.full((1, 32), 2.0), np.zeros((1, 32)), np.tile([-1.0, 1.0], (1, 16))])
     q, s = np.repeat(q, 2, axis=0), np.repeat([[1.0, 0.0, 0.25]] * 2, 32, axis=1)
     x = q.copy()
     x[0, [0, 1]] += 1.4, 1.6
     reach = 15 / 126 + 1 / 126  # of steps, and of the offset, which is 1
-    x[0, 32:64] += 1.9 * reach
-    x[0, [32, 33]] = 3.9 * reach, -4.1 * reach
-    x[1, 32:64] = np.where(np.arange(32) < 5, 2.1, 1.0) * reach
-    found = cells(x, q, s, 32, Scales(32.0, 0.6, 63, 15 / 126, 1 / 126))
+    x[0, 32:64] += 1.2 * reach
+    x[0, [32, 33]] = 2.4 * reach, -2.6 * reach
+    x[1, 32:64] = np.where(np.arange(32) < 5, 1.3, 1.0) * reach
+    found = cells(x, q, s, 32, K_TYPES["Q4_K"])
     assert [np.flatnonzero(row).tolist() for row in found.clipped] == [[0, 32], []]
     assert [np.flatnonzero(row).tolist() for row in found.outside] == [[1, 33], [*range(32, 37)]]
     assert found.even[0, ::32] == pytest.approx(np.square([1.0, 2 * reach, 0.25]) / 12)

@@ -64,8 +64,10 @@ class Scales:
     column-scaled and real matrices at most 2.0 and .13; where the scales of blocks are rounded too,
     23 and .41, and of Q2_K, with its four levels, 5.5 and .81.
 
-    Of K types also: the largest code of a scale that has no importance matrix; how many steps of
-    the largest block a block without scale reaches; and that of its offset.
+    Of K types also: the largest code of a scale that has no importance matrix; by how many of the
+    largest steps, and of the largest offset, the rounding of both moves the last level of a block;
+    and how many times as far a fit leaves entries, which weighs others more. At most 1.1 was
+    measured of 15 levels and more, 1.6 of fewer, and with an importance matrix 1.1 and 3.1.
     """
 
     clip: float = PLAIN_CLIP
@@ -73,22 +75,21 @@ class Scales:
     last: int = 0
     reach: float = 0.0
     offset: float = 0.0
+    fitted: float = 1.0
 
 
 PLAIN = Scales()
 # levels on one side of 0, or above the offset, times half of one over the last code; with an
 # importance matrix the last code of Q6_K is its largest too
 K_TYPES = {
-    "Q2_K": Scales(16.0, 0.9, 15, 3 / 30, 1 / 30),
-    "Q3_K": Scales(32.0, 0.6, 32, 4 / 64),
-    "Q4_K": Scales(32.0, 0.6, 63, 15 / 126, 1 / 126),
-    "Q5_K": Scales(32.0, 0.6, 63, 31 / 126, 1 / 126),
-    "Q6_K": Scales(32.0, 0.6, 0, 32 / 256),
+    "Q2_K": Scales(16.0, 0.9, 15, 3 / 30, 1 / 30, 2.0),
+    "Q3_K": Scales(32.0, 0.6, 32, 4 / 64, 0.0, 2.0),
+    "Q4_K": Scales(32.0, 0.6, 63, 15 / 126, 1 / 126, 1.25),
+    "Q5_K": Scales(32.0, 0.6, 63, 31 / 126, 1 / 126, 1.25),
+    "Q6_K": Scales(32.0, 0.6, 0, 32 / 256, 0.0, 1.25),
 }
-# How far from a block without scale its entries lie, in times of that: the first, and one in eight
-# the second. A fit leaves some beyond 1 for others that it weighs more; at most 1.6 were measured
-# without an importance matrix and 3.1 with one.
-UNSCALED = 2.0, 4.0, 1 / 8
+FEW = 1 / 8  # of the entries of a block without scale lie up to twice as far
+COARSE = 0.5  # steps that the last level moves so: more makes columns as uneven as weights do
 ONE_LEVEL = 1.5  # steps that a block of one level leaves at most
 LAST = 0.05  # of a code: what float32 makes of steps beside a far larger offset is less
 EMPTY = 2.0**-8  # of the largest cell of a row: that of a block of a codebook without a scale
@@ -251,7 +252,8 @@ class _Sums:
         self.furthest = max(self.furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
         self.outside_by_column += np.count_nonzero(cell.outside, axis=0)
         if cell.classes is not None:
-            self._add_columns(u2, cell.classes, (cell.width > 0) & ~cell.outside & ~cell.clipped)
+            judged = (cell.classes >= 0) & (cell.width > 0)
+            self._add_columns(u2, cell.classes, judged & ~cell.outside & ~cell.clipped)
 
     def _add_columns(
         self, squares: Floats, of: NDArray[np.intp], inside: NDArray[np.bool_]
@@ -310,15 +312,20 @@ class Cells:
     clipped: NDArray[np.bool_]
     unscaled: NDArray[np.bool_]
     classes: NDArray[np.intp] | None = None
-    """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1."""
+    """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1; -1 where the
+    block's scale was rounded too much to tell how columns were weighed.
+    """
 
 
 def cells(x: Floats, q: Floats, s: Floats, block: int, scales: Scales) -> Cells:
     """Where entries of an original lie, of rows whose blocks of columns share a step."""
     rows, cols = x.shape
-    empty, step = s == 0, s
-    if empty.any():
-        step = np.where(empty, _unscaled(s, q, scales), s)
+    empty, step, ends = s == 0, s, None
+    if scales.reach:
+        ends = _rounded_ends(s, q, scales)
+        step = np.where(empty, np.maximum(2 * ends, SUPER_UNDERFLOW), s)
+    elif empty.any():
+        step = np.where(empty, UNDERFLOW, s)
     blocked = q.reshape(rows, cols // block, block)
     largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
     smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
@@ -327,32 +334,31 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, scales: Scales) -> Cells:
     loose = step / 2 + SCALE_ERROR * (moved + step / 2) + ARITHMETIC * step + SMALLEST
     reach = np.where(largest > smallest, scales.clip, ONE_LEVEL) * step + SMALLEST
     share: float | Floats = scales.share
-    if scales.reach and empty.any():
-        near, furthest, few = UNSCALED
-        loose = np.where(empty, near * loose, loose)
-        reach = np.where(empty, furthest * loose / near, reach)
-        share = np.where(empty, few, share)
+    if ends is not None:
+        loose = np.where(empty, scales.fitted * loose, loose)
+        reach = np.where(empty, 2 * loose, reach)
+        share = np.where(empty, FEW, share)
     far = np.abs(error) > loose
-    near_end = far & (np.abs(error) <= reach)
-    clipped = near_end & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    at_end = far & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    clipped = at_end & (np.abs(error) <= reach)
     of_block = clipped.reshape(blocked.shape).mean(axis=-1)
     clipped &= np.repeat(of_block, block, axis=-1) <= share
     span = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
     away = np.abs(2 * q - largest - smallest) / span
     classes = np.minimum(away * CLASSES, CLASSES - 1).astype(np.intp)
+    if ends is not None:
+        clipped |= at_end & ~empty & (np.abs(error) <= loose + scales.fitted * ends)
+        classes = np.where(ends <= COARSE * s, classes, -1)
     return Cells(step, step**2 / 12, far & ~clipped, clipped, empty, classes)
 
 
-def _unscaled(s: Floats, q: Floats, scales: Scales) -> float | Floats:
-    """How wide cells are whose scale was rounded to 0: of K types by the largest step and offset of
-    the super-block.
+def _rounded_ends(s: Floats, q: Floats, scales: Scales) -> Floats:
+    """How far the last levels of blocks move as scales and offsets of a super-block are rounded to
+    codes of the largest.
     """
-    if not scales.reach:
-        return UNDERFLOW
     coarsest, offset = _by_super_block(s).max(axis=-1), -_by_super_block(q).min(axis=-1)
-    reach = scales.reach * coarsest + scales.offset * np.maximum(0.0, offset)
-    width = np.maximum(2 * reach, SUPER_UNDERFLOW)
-    return np.repeat(width, s.shape[1] // width.shape[1], axis=1)
+    ends = scales.reach * coarsest + scales.offset * np.maximum(0.0, offset)
+    return np.repeat(ends, s.shape[1] // ends.shape[1], axis=1)
 
 
 def _by_super_block(values: Floats) -> Floats:
