@@ -19,6 +19,7 @@ class Copy:
     numbers: torch.Tensor
     each: torch.Tensor | None
     format: str = "made up"
+    ends: tuple[torch.Tensor, torch.Tensor] | None = None
     dtype = torch.float32
 
     @property
@@ -39,7 +40,7 @@ class Copy:
         return None if self.each is None else self.each[index]
 
     def cells(self, index):
-        return None
+        return None if self.ends is None else (self.ends[0][index], self.ends[1][index])
 
 
 def _copy(numbers: np.ndarray, steps: np.ndarray, name: str) -> Copy:
@@ -69,6 +70,21 @@ def k_like(original: torch.Tensor) -> Copy:
     return _copy(
         (levels * scale - offset).reshape(original.shape), steps.reshape(original.shape), "Q4_K"
     )
+
+
+def codebook(original: torch.Tensor, levels: tuple[float, ...], block: int, name: str) -> Copy:
+    """The nearest of levels, times the largest number of a block over the largest level."""
+    ascending = np.unique(levels)
+    blocks = original.double().numpy().reshape(-1, block)
+    scale = abs(blocks).max(1, keepdims=True) / ascending[-1]
+    middles = (ascending[1:] + ascending[:-1]) / 2
+    place = np.searchsorted(middles, blocks / scale)
+    edges = np.concatenate([ascending[:1], middles, ascending[-1:]])
+    numbers, low, high = (
+        torch.from_numpy((of[place + by] * scale).astype(np.float32)).view(original.shape)
+        for of, by in ((ascending, 0), (edges, 0), (edges, 1))
+    )
+    return Copy(numbers, None, name, (low, high))
 
 
 def gptq(original: torch.Tensor, group: int = 128, seed: int = 0, in_order: bool = True) -> Copy:

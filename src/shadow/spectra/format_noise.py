@@ -52,7 +52,9 @@ COLUMNS = ("format_ratio", "format_outside", "format_copy", "kept_low", "kept_hi
 # of eleven types of ggml on normal weights, .58 of Q3_K with columns that differ by a factor e.
 LEAST_EVEN = 0.55
 ALIKE = 0.125  # of a step: steps that are further apart put most levels at other places
-PEAKED = 4.0  # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal
+# mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal, and 8 if a fifth of
+# the entries have a normal one and the others none, as trainings in BF16 leave
+PEAKED = 8.0
 CLASSES = 16  # of entries, by how far they lie from the middle of their block
 PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
 
@@ -148,21 +150,24 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
 
 
 def _of_two_grids(sides: Sides, delta: float) -> Values:
-    """Of two quantised sides. Where steps are nearly the same, their errors go together: those of a
-    difference f of a step have s² f (1 - f), s²/6 on average and s²/4 at most. Of a difference far
-    below a step that is nearly all there is; then |D| has the mean of the update's |d|.
+    """Of two quantised sides. Where steps are nearly the same, or codebooks the same, their errors
+    go together: those of a difference f of a step have s² f (1 - f), s²/6 on average and s²/4 at
+    most. Of a difference far below a step that is nearly all there is; then |D| has the mean of the
+    update's |d|, of a codebook too, whose thresholds lie in the middle of its levels.
     """
     base, tuned = sides.base, sides.tuned
     if not (is_quantised(base) and is_quantised(tuned)):
         return {}
     apart, together, spread, sizes = [], [], [], []
     for index, _ in tiles(tuned, TILE, tuned.shape[-1]):
-        first, second = base.steps(index), tuned.steps(index)
+        first, second = _evens(base, index), _evens(tuned, index)
         if first is None or second is None:
             return {}
-        b, t = _rows(first), _rows(second)
-        even = (b * b + t * t) / 12
-        alike = np.abs(b - t) <= ALIKE * np.maximum(b, t)
+        (b, b_even), (t, t_even) = first, second
+        even = b_even + t_even
+        alike = np.full(even.shape, base.format == tuned.format)
+        if b is not None and t is not None:
+            alike = np.abs(b - t) <= ALIKE * np.maximum(b, t)
         apart.append(float(even[~alike].sum()))
         together.append(float(even[alike].sum()))
         spread.append(float((even * even).sum()))
@@ -172,12 +177,27 @@ def _of_two_grids(sides: Sides, delta: float) -> Values:
         return {}
     # of sums of squares of errors, and of their products with the update
     error = 2.0 * math.sqrt(1.4 * math.fsum(spread) + 4 * delta * math.sqrt(math.fsum(spread)))
-    most = PEAKED * math.fsum(sizes) ** 2 / tuned.numel() / delta
+    # few entries may have moved, so that the sum of |D| is one of chance
+    size = math.fsum(sizes) + 2.0 * math.sqrt(delta)
+    most = PEAKED * size**2 / tuned.numel() / delta
     least = max(0.0, LEAST_EVEN * different - error) / delta
     return {
         "floor_ratio": math.sqrt(delta / (different + equal)),
         **_kept(max(least, 1.0 - most), (different + 1.5 * equal + error) / delta),
     }
+
+
+def _evens(side: Quantised, index: tuple[slice, ...]) -> tuple[Floats | None, Floats] | None:
+    """The steps of a part, None of a codebook, and the squares of errors that are even over cells.
+    None where the format has no known cells.
+    """
+    if (steps := side.steps(index)) is not None:
+        s = _rows(steps)
+        return s, s * s / 12
+    if (bounds := side.cells(index)) is None:
+        return None
+    q = _rows(side[index])
+    return None, cells_between(q, q, *map(_rows, bounds)).even
 
 
 def _kept(least: float, most: float) -> Values:
