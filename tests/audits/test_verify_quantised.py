@@ -179,6 +179,49 @@ def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
     assert deltas[UP]["kept_low"] <= share <= deltas[UP]["kept_high"] < 0.3
 
 
+def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
+    """Most matrices are stored finely and mlp.down in 4 bits, whose error is most of the stored
+    change. The range weighs matrices by their energy, and has the truth by NumPy.
+    """
+    tuned = moved(model, 2e-4)
+    kinds = {name: "Q4_0" for name in model if "down_proj" in name}
+    copy = stored("copy", tuned, "Q8_0", kinds=kinds)
+    report = shadow.audit(str(stored("base", model)), str(copy), output=tmp_path / "out", jobs=1)
+    update = there = 0.0
+    for name, one in tuned.items():
+        if one.ndim > 1 and ".layers." in name:
+            decoded = ggufs.decoded(one, kinds.get(name, "Q8_0"))
+            update += float(np.square(one.astype(float) - model[name]).sum())
+            there += float(np.square(decoded.astype(float) - model[name]).sum())
+    inside = report.summary.inside_layers
+    assert inside.kept_low > 0.5
+    assert inside.kept_low_overall <= update / there <= inside.kept_high_overall < 0.5
+    (said,) = (one for one in report.summary.finding.sentences if one.code == "kept")
+    assert set(said.figures) >= {
+        "inside_layers.kept_low_overall", "inside_layers.kept_high_overall"
+    }  # fmt: skip
+    assert "about as large as its rounding, most of it in mlp.down" in (
+        report.summary.finding.headline
+    )
+
+
+def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_path):
+    """Of IQ types nothing says what rounding leaves: the gate fails, though the embedding is stored
+    finely and moved by more than its rounding.
+    """
+    kinds = {"model.embed_tokens.weight": "F32", "lm_head.weight": "F32"}
+    sides = [
+        str(stored(name, one, "IQ4_NL", kinds=kinds))
+        for name, one in (("base", model), ("copy", moved(model, 2e-4)))
+    ]
+    report = shadow.audit(*sides, output=tmp_path / "out", jobs=1)
+    gates = {gate.name: gate for gate in report.summary.gates}
+    assert (gates["rounding"].passed, gates["rounding"].figure) == (False, None)
+    assert gates["rounding"].reason == "it is not known what rounding to IQ4_NL makes of a change"
+    assert report.summary.figures.floor_ratio is None
+    assert report.summary.label == "not assessable"
+
+
 def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model, stored, tmp_path):
     """The error is 10 to 150 times the update, as far as the base tells; beside the quantised base
     there is the update alone.

@@ -29,6 +29,7 @@ QUANTISED = Claim(
 WEIGHED = {"Q4_1", "Q5_1", "Q6_K"}
 UNEVEN = 0.012
 CHANCE = 1e-6  # that some column without an entry outside is chance
+SOME = 0.001  # the share of entries without a scale from which a note says so
 FAR = 0.5  # the cosine of original and copy below which it is not a copy of this tensor
 
 
@@ -253,9 +254,10 @@ def _notes(tensors: Sequence[Quantised]) -> list[str]:
         exact = sum(one.is_exact for one in those)
         if exact and not those[0].is_float:
             text += f"; {exact:,} requantised bit for bit"
-        if lost := sum(one.unscaled for one in those):
-            text += f"; {share(lost / sum(one.entries for one in those))} of the entries lie in"
-            text += " blocks that are too small for a scale, and hold one value a block"
+        lost = sum(one.unscaled for one in those) / max(1, sum(one.entries for one in those))
+        if lost >= SOME:
+            text += f"; {share(lost)} of the entries lie in blocks that are too small for a scale,"
+            text += " and hold one value a block"
         notes.append(text)
     if weighed := [one for one in tensors if one.is_weighed]:
         notes.append(
