@@ -160,6 +160,20 @@ def test_a_finding_says_copy_and_means_it(model, stored, tmp_path):
     assert "but for mlp.up of layer 1" in report.summary.finding.headline
 
 
+def test_entries_of_vectors_are_not_said_to_be_all(model, stored):
+    """Matrices of unknown levels are not compared; how many entries are the base's is unknown."""
+    tuned = moved(model, 0.002)
+    found = verify(
+        "stored",
+        stored("tuned", tuned),
+        stored("copy", tuned, "IQ4_NL"),
+        base=stored("base", model),
+    )
+    assert found.outcome == "cannot_be_told"
+    assert not any("entries are the base's" in note for note in found.notes)
+    assert "unchanged_share" not in found.figures
+
+
 def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
     """An update of a hundredth of a step: nearly nothing of it is left, and two quantised files
     alone have the true share in their range.
