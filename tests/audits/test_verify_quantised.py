@@ -160,6 +160,16 @@ def test_a_finding_says_copy_and_means_it(model, stored, tmp_path):
     assert "but for mlp.up of layer 1" in report.summary.finding.headline
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "MXFP4"])
+@pytest.mark.parametrize(("size", "outcome"), [(2e-4, "cannot_be_told"), (0.03, "holds")])
+def test_what_moved_between_two_quantised_sides_is_told_beyond_their_rounding(
+    model, stored, kind, size, outcome
+):
+    """Of a codebook as of even steps."""
+    sides = stored("base", model, kind), stored("tuned", moved(model, size), kind)
+    assert verify("trained", *sides, moved="mlp.up").outcome == outcome
+
+
 def test_entries_of_vectors_are_not_said_to_be_all(model, stored):
     """Matrices of unknown levels are not compared; how many entries are the base's is unknown."""
     tuned = moved(model, 0.002)
