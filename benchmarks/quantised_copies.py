@@ -35,7 +35,7 @@ from shadow.spectra.format_noise import block_length, format_noise
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import quantising
 
-FINAL = 20261202  # asked once, after all was developed with others
+FINAL = 20261129  # asked once, after all was developed with others
 PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
 MARKS = "<!-- quantised-rates -->", "<!-- /quantised-rates -->"
 LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -99,6 +99,8 @@ def originals(seed: int, folder: Path) -> list[np.ndarray]:
     found = [found[place] for place in order]
     while len(found) < MATRICES:
         scales = np.exp(0.5 * rng.standard_normal(512))
+        if len(found) % 2:  # blocks beside which others have no scale
+            scales = np.exp(rng.uniform(-7, 0, 32)).repeat(16)
         found.append((0.02 * scales * rng.standard_t(4, (ROWS, 512))).astype(np.float32))
     return found
 
@@ -139,6 +141,7 @@ def judged(seed: int, folder: Path) -> Iterator[Judged]:
             order = rng.permutation(len(original))
             yield Judged(kind, "rows permuted", said_of(original, ggml.copy(original[order], kind)))
             yield Judged(kind, "a block at one level", said_of(original, stuck(plain, rng)))
+            yield Judged(kind, "a block set to 0", said_of(original, zeroed(plain, rng)))
             same = [one for one in matrices if one.shape == original.shape and one is not original]
             if same:
                 other = same[int(rng.integers(len(same)))]
@@ -155,20 +158,30 @@ def judged(seed: int, folder: Path) -> Iterator[Judged]:
 
 def stuck(copy: Any, rng: np.random.Generator) -> Any:
     """The copy with all entries of a block at its largest: those of the original are clipped."""
-    steps, numbers = copy.each.numpy(), copy.numbers.clone().view(copy.each.shape)
-    cols = steps.shape[1]
-    length = block_length(steps)
-    row = int(rng.choice(np.flatnonzero(steps.min(1) > 0)))
-    start = int(rng.integers(cols // length)) * length
-    block = numbers[row, start : start + length]
-    block[:] = block.max()
+    numbers, block = copy.numbers.clone(), drawn(copy, rng)
+    numbers[block] = numbers[block].max()
     return quantising.Copy(numbers, copy.each, copy.format)
+
+
+def zeroed(copy: Any, rng: np.random.Generator) -> Any:
+    """The copy with a block that lost its scale and its offset."""
+    numbers, steps, block = copy.numbers.clone(), copy.each.clone(), drawn(copy, rng)
+    numbers[block] = steps[block] = 0
+    return quantising.Copy(numbers, steps, copy.format)
+
+
+def drawn(copy: Any, rng: np.random.Generator) -> tuple[int, slice]:
+    """A block that has a scale."""
+    steps = copy.each.numpy()
+    length = block_length(steps)
+    row, start = rng.choice(np.argwhere(steps[:, ::length] > 0))
+    return int(row), slice(int(start) * length, (int(start) + 1) * length)
 
 
 HOLDS = ("exact", "a copy", "importance matrix")
 # what is right to say of each truth; all that begins with one of these
 RIGHT = {
-    "a block at one level": ("beyond the format",),
+    "a block": ("beyond the format",),
     "a copy": ("exact", "a copy"),
     "importance matrix": ("importance matrix",),
     "changed": ("beyond the format", "nothing like it"),

@@ -3,6 +3,8 @@
 A matrix of each format is read tile by tile to float32, as an audit reads it the first time: the
 bytes of the file (which the system has in memory), their numbers, and the copy into the audit's
 buffer. Bytes are random, so that only the layout is that of a model. The best of the rounds counts.
+`library`: the decoding of GGUF types by the package `gguf` alone, which takes no file and keeps
+nothing. For other formats the libraries want a GPU, or make a model of it; their decoders are ours.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import gguf
 import numpy as np
 import torch
 import typer
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, quants
 from gguf import GGMLQuantizationType as Type
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.packed_tensors import AT_ONCE
 from shadow.spectra.spectrum import Workspace, blocks, read_block, tiles
 
 ROWS, COLS = 2048, 4096
@@ -163,13 +166,29 @@ def written(folder: Path, name: str) -> Path:
     return folder
 
 
+def alone(kind: str, rounds: int) -> float:
+    """How fast the package decodes a type, as many blocks at a time as we ask it for."""
+    block, size = GGML_QUANT_SIZES[Type[kind]]
+    raw = numbers(ROWS * COLS // block, size).numpy()
+    decoder, step, best = getattr(quants, kind), AT_ONCE // block, 0.0
+    decoder.init_grid()
+    for _ in range(rounds):
+        began = time.process_time()
+        with np.errstate(all="ignore"):
+            for first in range(0, len(raw), step):
+                decoder.dequantize_blocks(raw[first : first + step])
+        best = max(best, ROWS * COLS / 1e6 / (time.process_time() - began))
+    return best
+
+
 def main(
     only: Annotated[list[str] | None, typer.Argument(help="Formats; none: all.")] = None,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     torch.set_num_threads(1)
     space, rates = Workspace(), {}
-    table = Table("format", "tiles", "blocks", "beside BF16", title="Mparameters a CPU s")
+    heads = "format", "library", "tiles", "blocks", "beside BF16"
+    table = Table(*heads, title="Mparameters a CPU s")
     for name in ("BF16", *PACKED, *(f"GGUF {kind}" for kind in TYPES)):
         if only and name != "BF16" and not any(word in name for word in only):
             continue
@@ -186,7 +205,9 @@ def main(
                     best = max(best, ROWS * COLS / 1e6 / (time.process_time() - began))
                 rates[name, number] = best
         beside = rates[name, 0] / rates["BF16", 0]
-        table.add_row(name, *(f"{rates[name, number]:.0f}" for number in (0, 1)), f"{beside:.2f}")
+        library = f"{alone(name.split()[1], rounds):.0f}" if name.startswith("GGUF") else ""
+        ours = (f"{rates[name, number]:.0f}" for number in (0, 1))
+        table.add_row(name, library, *ours, f"{beside:.2f}")
     Console(width=80).print(table)
 
 

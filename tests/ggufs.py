@@ -64,6 +64,16 @@ def decoded(weight, kind):
     return gguf.quants.dequantize(quantize(weight, Type[kind]), Type[kind])
 
 
+def iq4_nl(weight):
+    """Blocks of 32 with a scale of 16 bits and the nearest of 16 levels: gguf cannot write them."""
+    blocks = weight.astype(float).reshape(-1, 2, 16)
+    scale = (abs(blocks).max((1, 2)) / 113).astype(np.float16)
+    levels = np.array(gguf.quants.IQ4_NL.kvalues, float)
+    codes = abs(blocks[..., None] / scale[:, None, None, None] - levels).argmin(-1).astype(np.uint8)
+    raw = np.hstack([scale[:, None].view(np.uint8), codes[:, 0] | codes[:, 1] << 4])
+    return raw.reshape(len(weight), -1)
+
+
 def write(
     path,
     tensors,
@@ -103,7 +113,8 @@ def write(
             weight = weight + np.float32(added)
         called = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name
         type_ = Type[(kinds or {}).get(name, kind)] if weight.ndim > 1 else Type.F32
-        data = quantize(np.ascontiguousarray(weight, np.float32), type_)
+        weight = np.ascontiguousarray(weight, np.float32)
+        data = iq4_nl(weight) if type_ == Type.IQ4_NL else quantize(weight, type_)
         writer.add_tensor(called, data, raw_dtype=type_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

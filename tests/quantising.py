@@ -1,5 +1,5 @@
-"""Quantised copies in memory, for tests: ggml's legacy types by the package, a super-block of
-4 bits, GPTQ and AWQ by a few lines of NumPy.
+"""Quantised copies in memory, for tests: ggml's legacy types by the package; Q2_K and Q3_K, a
+super-block of 4 bits, GPTQ and AWQ by a few lines of NumPy.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ class Copy:
     numbers: torch.Tensor
     each: torch.Tensor | None
     format: str = "made up"
+    ends: tuple[torch.Tensor, torch.Tensor] | None = None
     dtype = torch.float32
 
     @property
@@ -39,7 +40,7 @@ class Copy:
         return None if self.each is None else self.each[index]
 
     def cells(self, index):
-        return None
+        return None if self.ends is None else (self.ends[0][index], self.ends[1][index])
 
 
 def _copy(numbers: np.ndarray, steps: np.ndarray, name: str) -> Copy:
@@ -69,6 +70,21 @@ def k_like(original: torch.Tensor) -> Copy:
     return _copy(
         (levels * scale - offset).reshape(original.shape), steps.reshape(original.shape), "Q4_K"
     )
+
+
+def codebook(original: torch.Tensor, levels: tuple[float, ...], block: int, name: str) -> Copy:
+    """The nearest of levels, times the largest number of a block over the largest level."""
+    ascending = np.unique(levels)
+    blocks = original.double().numpy().reshape(-1, block)
+    scale = abs(blocks).max(1, keepdims=True) / ascending[-1]
+    middles = (ascending[1:] + ascending[:-1]) / 2
+    place = np.searchsorted(middles, blocks / scale)
+    edges = np.concatenate([ascending[:1], middles, ascending[-1:]])
+    numbers, low, high = (
+        torch.from_numpy((of[place + by] * scale).astype(np.float32)).view(original.shape)
+        for of, by in ((ascending, 0), (edges, 0), (edges, 1))
+    )
+    return Copy(numbers, None, name, (low, high))
 
 
 def gptq(original: torch.Tensor, group: int = 128, seed: int = 0, in_order: bool = True) -> Copy:
@@ -110,3 +126,151 @@ def awq(original: torch.Tensor, factors: torch.Tensor, group: int = 128) -> Copy
     numbers = (np.clip(np.round(scaled / scale) + zero, 0, 15) - zero) * scale
     steps = np.broadcast_to(scale, scaled.shape)
     return _copy(numbers.reshape(original.shape), steps.reshape(original.shape), "AWQ")
+
+
+def k_blocks(original: np.ndarray, kind: str, importance: np.ndarray | None = None) -> np.ndarray:
+    """Q2_K or Q3_K as ggml fits them, in bytes (rows, bytes of a row). importance: of columns."""
+    fit = {"Q2_K": _q2_k, "Q3_K": _q3_k}[kind]
+    x = np.asarray(original, float).reshape(-1, 16, 16)
+    weights = None
+    if importance is not None:
+        size = np.sqrt((1 + (kind == "Q3_K")) * np.mean(x**2, (1, 2), keepdims=True) + x**2)
+        weights = np.broadcast_to(importance, original.shape).reshape(x.shape) * size
+    return np.hstack(fit(x, weights)).reshape(len(original), -1)
+
+
+def k_copy(blocks: np.ndarray, kind: str) -> Copy:
+    """What blocks of Q2_K or Q3_K hold."""
+    numbers = dequantize(blocks, GGMLQuantizationType[kind])
+    ends = []
+    for level in (0x00, 0x55):
+        filled = blocks.reshape(-1, {"Q2_K": 84, "Q3_K": 110}[kind]).copy()
+        filled[:, slice(16, 80) if kind == "Q2_K" else slice(32, 96)] = level
+        ends.append(dequantize(filled, GGMLQuantizationType[kind]).reshape(numbers.shape))
+    return _copy(numbers, abs(ends[1] - ends[0]), kind)
+
+
+def k_quants(original: torch.Tensor, kind: str, importance: np.ndarray | None = None) -> Copy:
+    """The copy that `k_blocks` makes."""
+    return k_copy(k_blocks(original.numpy(), kind, importance), kind)
+
+
+def _q2_k(x: np.ndarray, weights: np.ndarray | None) -> list[np.ndarray]:
+    """Scale and offset of 4 bits for each 16 entries, by the least |x| |error|; with weights by
+    their squares. The largest scale of 256 entries becomes 15.
+    """
+    w, power = (abs(x), 1) if weights is None else (weights, 2)
+    tries = 3 + (np.arange(-5, 11) / 10 if weights is None else np.arange(-18, 19) / 20)
+    low, high = np.minimum(x.min(-1), 0), x.max(-1)
+    scale = (high - low) / 3
+    levels = _levels(x, scale, low, 3)
+    best = (w * abs(scale[..., None] * levels + low[..., None] - x) ** power).sum(-1)
+    sum_w, sum_x = w.sum(-1), (w * x).sum(-1)
+    for count in tries:
+        levels = _levels(x, (high - low) / count, low, 3)
+        of, of2, ofx = ((w * one).sum(-1) for one in (levels, levels**2, levels * x))
+        found = sum_w * of2 - of**2
+        with np.errstate(all="ignore"):
+            step, start = (sum_w * ofx - sum_x * of) / found, (of2 * sum_x - of * ofx) / found
+            step = np.where(start > 0, ofx / of2, step)
+        start = np.minimum(start, 0)
+        error = (w * abs(step[..., None] * levels + start[..., None] - x) ** power).sum(-1)
+        better = (found > 0) & (error < best)
+        scale, low, best = (
+            np.where(better, *pair) for pair in ((step, scale), (start, low), (error, best))
+        )
+    parts = []
+    for each in (scale, -low):
+        if weights is None:
+            unit = each.max(-1) / 15
+            codes = _levels(each, unit, np.zeros_like(unit), 15)
+        else:
+            unit, codes = _positive(each, sum_w, 15)
+        parts.append((unit.astype(np.float16), codes.astype(np.uint8)))
+    (d, ls), (dmin, lm) = parts
+    steps, starts = (d[:, None].astype(float) * ls, dmin[:, None].astype(float) * lm)
+    levels = _levels(x, steps, -starts, 3).astype(np.uint8)
+    quarters = levels.reshape(-1, 2, 4, 32) << np.array([0, 2, 4, 6], np.uint8)[:, None]
+    ends = np.stack([d, dmin], 1).view(np.uint8)
+    return [ls | lm << 4, np.bitwise_or.reduce(quarters, 2).reshape(-1, 64), ends]
+
+
+def _q3_k(x: np.ndarray, weights: np.ndarray | None) -> list[np.ndarray]:
+    """A scale of 6 bits for each 16 entries, by least squares weighed by x², or by the weights. The
+    largest scale of 256 entries becomes -32.
+    """
+    if weights is None:
+        scale = _descended(x, x**2, -4 / _furthest(x), -4, 3)[0]
+        unit = -_furthest(scale) / 32
+        codes = _levels(scale, unit, np.zeros_like(unit), 31, -32)
+    else:
+        scale, _ = _searched(x, weights, 4)
+        unit, codes = _searched(scale, weights.sum(-1), 32)
+    d = unit.astype(np.float16)
+    steps = d[:, None].astype(float) * codes
+    levels = (_levels(x, steps, np.zeros_like(steps), 3, -4) + 4).astype(np.uint8).reshape(-1, 256)
+    eights = (levels >> 2).reshape(-1, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
+    quarters = (levels & 3).reshape(-1, 2, 4, 32) << np.array([0, 2, 4, 6], np.uint8)[:, None]
+    stored = (codes + 32).astype(np.uint8)
+    upper = (stored >> 4).reshape(-1, 4, 4) << np.array([0, 2, 4, 6], np.uint8)[:, None]
+    return [
+        np.bitwise_or.reduce(eights, 1), np.bitwise_or.reduce(quarters, 2).reshape(-1, 64),
+        (stored[:, :8] & 15) | (stored[:, 8:] & 15) << 4, np.bitwise_or.reduce(upper, 1),
+        d[:, None].view(np.uint8),
+    ]  # fmt: skip
+
+
+def _levels(x: np.ndarray, step: np.ndarray, start: np.ndarray, most: int, least: int = 0):
+    with np.errstate(all="ignore"):
+        found = np.rint((x - start[..., None]) / step[..., None])
+    return np.clip(np.nan_to_num(found, posinf=0, neginf=0), least, most)
+
+
+def _furthest(x: np.ndarray) -> np.ndarray:
+    found = np.take_along_axis(x, abs(x).argmax(-1)[..., None], -1)[..., 0]
+    return np.where(found == 0, 1e-30, found)
+
+
+def _searched(x: np.ndarray, w: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best of scales that put the furthest number at about -most, and the levels."""
+    best, scale, levels = np.zeros(x.shape[:-1]), np.zeros(x.shape[:-1]), np.zeros_like(x)
+    for shift in (0, *range(-9, 10)):
+        step = -_furthest(x) / (most + 0.1 * shift)
+        tried = _levels(x, step, np.zeros_like(step), most - 1, -most)
+        along, own = (w * x * tried).sum(-1), (w * tried**2).sum(-1)
+        better = (own > 0) & (along**2 > best * own)
+        with np.errstate(all="ignore"):
+            scale = np.where(better, along / own, scale)
+        best, levels = (
+            np.where(better, scale * along, best),
+            np.where(better[..., None], tried, levels),
+        )
+    return scale, levels
+
+
+def _positive(x: np.ndarray, w: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_searched`, of numbers above 0, one after another moved to a better level."""
+    best, start = np.full(len(x), np.inf), np.ones(len(x))
+    for shift in (0, *range(-4, 5)):
+        step = x.max(-1) / (most + 0.1 * shift)
+        tried = _levels(x, step, np.zeros_like(step), most)
+        error = (w * (x - step[:, None] * tried) ** 2).sum(-1)
+        start, best = np.where(error < best, step, start), np.minimum(error, best)
+    return _descended(x, w, 1 / np.where(start > 0, start, 1), 0, most)
+
+
+def _descended(x: np.ndarray, w: np.ndarray, by: np.ndarray, least: int, most: int):
+    """The scale and the levels of a fit, where each entry in turn goes to a better level."""
+    levels = np.clip(np.rint(by[..., None] * x), least, most)
+    along, own = (w * x * levels).sum(-1), (w * levels**2).sum(-1)
+    for turn in range(5 * x.shape[-1]):
+        place = turn % x.shape[-1]
+        v, u, level = x[..., place], w[..., place], levels[..., place]
+        along_rest, own_rest = along - u * v * level, own - u * level**2
+        with np.errstate(all="ignore"):
+            tried = np.clip(np.nan_to_num(np.rint(v * own_rest / along_rest)), least, most)
+        a, o = along_rest + u * v * tried, own_rest + u * tried**2
+        better = (along_rest > 0) & (o > 0) & (a**2 * own > along**2 * o)
+        levels[..., place] = np.where(better, tried, level)
+        along, own = np.where(better, a, along), np.where(better, o, own)
+    return np.where(own > 0, along / np.where(own > 0, own, 1), 0), levels

@@ -160,6 +160,30 @@ def test_a_finding_says_copy_and_means_it(model, stored, tmp_path):
     assert "but for mlp.up of layer 1" in report.summary.finding.headline
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "MXFP4"])
+@pytest.mark.parametrize(("size", "outcome"), [(2e-4, "cannot_be_told"), (0.03, "holds")])
+def test_what_moved_between_two_quantised_sides_is_told_beyond_their_rounding(
+    model, stored, kind, size, outcome
+):
+    """Of a codebook as of even steps."""
+    sides = stored("base", model, kind), stored("tuned", moved(model, size), kind)
+    assert verify("trained", *sides, moved="mlp.up").outcome == outcome
+
+
+def test_entries_of_vectors_are_not_said_to_be_all(model, stored):
+    """Matrices of unknown levels are not compared; how many entries are the base's is unknown."""
+    tuned = moved(model, 0.002)
+    found = verify(
+        "stored",
+        stored("tuned", tuned),
+        stored("copy", tuned, "IQ4_NL"),
+        base=stored("base", model),
+    )
+    assert found.outcome == "cannot_be_told"
+    assert not any("entries are the base's" in note for note in found.notes)
+    assert "unchanged_share" not in found.figures
+
+
 def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
     """An update of a hundredth of a step: nearly nothing of it is left, and two quantised files
     alone have the true share in their range.
@@ -177,6 +201,49 @@ def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
     both = [ggufs.decoded(one[UP], "Q4_0").astype(float) for one in (model, tuned)]
     share = (update**2).sum() / ((both[1] - both[0]) ** 2).sum()
     assert deltas[UP]["kept_low"] <= share <= deltas[UP]["kept_high"] < 0.3
+
+
+def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
+    """Most matrices are stored finely and mlp.down in 4 bits, whose error is most of the stored
+    change. The range weighs matrices by their energy, and has the truth by NumPy.
+    """
+    tuned = moved(model, 2e-4)
+    kinds = {name: "Q4_0" for name in model if "down_proj" in name}
+    copy = stored("copy", tuned, "Q8_0", kinds=kinds)
+    report = shadow.audit(str(stored("base", model)), str(copy), output=tmp_path / "out", jobs=1)
+    update = there = 0.0
+    for name, one in tuned.items():
+        if one.ndim > 1 and ".layers." in name:
+            decoded = ggufs.decoded(one, kinds.get(name, "Q8_0"))
+            update += float(np.square(one.astype(float) - model[name]).sum())
+            there += float(np.square(decoded.astype(float) - model[name]).sum())
+    inside = report.summary.inside_layers
+    assert inside.kept_low > 0.5
+    assert inside.kept_low_overall <= update / there <= inside.kept_high_overall < 0.5
+    (said,) = (one for one in report.summary.finding.sentences if one.code == "kept")
+    assert set(said.figures) >= {
+        "inside_layers.kept_low_overall", "inside_layers.kept_high_overall"
+    }  # fmt: skip
+    assert "about as large as its rounding, most of it in mlp.down" in (
+        report.summary.finding.headline
+    )
+
+
+def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_path):
+    """Of IQ types nothing says what rounding leaves: the gate fails, though the embedding is stored
+    finely and moved by more than its rounding.
+    """
+    kinds = {"model.embed_tokens.weight": "F32", "lm_head.weight": "F32"}
+    sides = [
+        str(stored(name, one, "IQ4_NL", kinds=kinds))
+        for name, one in (("base", model), ("copy", moved(model, 2e-4)))
+    ]
+    report = shadow.audit(*sides, output=tmp_path / "out", jobs=1)
+    gates = {gate.name: gate for gate in report.summary.gates}
+    assert (gates["rounding"].passed, gates["rounding"].figure) == (False, None)
+    assert gates["rounding"].reason == "it is not known what rounding to IQ4_NL makes of a change"
+    assert report.summary.figures.floor_ratio is None
+    assert report.summary.label == "not assessable"
 
 
 def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model, stored, tmp_path):

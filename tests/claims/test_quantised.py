@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from quantising import Copy, awq, ggml, gptq, k_like
+from quantising import Copy, awq, ggml, gptq, k_like, k_quants
 
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.scanned import Apart
@@ -63,6 +63,22 @@ def test_scales_of_an_importance_matrix_hold_with_a_note(original):
     assert any("importance matrix" in note for note in notes)
     other = row(original, Copy(numbers, steps.view(ROWS, COLS), "Q4_K"))
     assert answer(other)[0].outcome == "does_not_hold"
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
+def test_types_of_few_bits_tell_an_importance_matrix_and_what_they_lost(original, kind):
+    """Both hold; a note says which scales were fitted with weights. One of 32 blocks, far smaller
+    than the others, has no scale.
+    """
+    original[:, :16] *= 0.01
+    importance = np.exp(np.random.default_rng(1).standard_normal(COLS))
+    plain, weighed = (row(original, k_quants(original, kind, of)) for of in (None, importance))
+    assert (plain.is_weighed, weighed.is_weighed) == (False, True)
+    found, _, notes = answer(plain, weighed)
+    assert found.outcome == "holds"
+    assert found.figures["entries_unscaled"] == 2 * ROWS * 16
+    assert "3.1 % of the entries lie in blocks that are too small for a scale" in notes[0]
+    assert notes[1].startswith("scales of 1 of 2 tensors are not what ggml makes")
 
 
 def test_a_codebook_cannot_be_told_but_by_its_quantiser(original):

@@ -7,9 +7,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from quantising import Copy, awq, ggml, gptq, k_like
+from quantising import Copy, awq, ggml, gptq, k_blocks, k_copy, k_like, k_quants
 
-from shadow.spectra.format_noise import block_length, cells, cells_between, format_noise
+from shadow.spectra.format_noise import (
+    K_TYPES,
+    Scales,
+    block_length,
+    cells,
+    cells_between,
+    format_noise,
+)
 
 ROWS, COLS = 48, 512
 
@@ -60,6 +67,85 @@ def test_super_blocks_with_coarse_scales_leave_entries_in_their_cells(original):
     assert found.error == pytest.approx(found.made)
 
 
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
+def test_importance_shows_in_the_largest_scale_of_a_super_block(original, kind):
+    """ggml alone gives it the last code, 15 of Q2_K and 32 of Q3_K; weights move it. So it is seen
+    also where all columns weigh the same, and of another original.
+    """
+    plain, even = (k_quants(original, kind, of) for of in (None, np.ones(COLS)))
+    drawn = np.exp(np.random.default_rng(1).standard_normal(COLS))
+    found, alike, weighed = (
+        format_noise(original, copy) for copy in (plain, even, k_quants(original, kind, drawn))
+    )
+    assert (found.outside, found.refitted, found.is_copy(kind)) == (0, 0, True)
+    for one in (alike, weighed):
+        assert (one.outside, one.is_copy(kind)) == (0, True)
+        assert one.refitted >= 1
+    assert format_noise(-original, plain).refitted == 0
+    assert format_noise(-original, even).refitted == alike.refitted
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_blocks_far_smaller_than_their_neighbours_are_no_change(kind, weighed):
+    """A scale of one or two codes is rounded by up to half of one, the offset too: whole blocks lie
+    beyond their last level by what that makes, which may be many of their own steps.
+    """
+    rng = np.random.default_rng(7)
+    sizes = np.exp(rng.uniform(-7, 0, (256, 32))).repeat(16, axis=1)
+    matrix = torch.from_numpy((rng.standard_t(4, (256, 512)) * sizes).astype(np.float32))
+    importance = np.exp(rng.standard_normal(512)) if weighed else None
+    found = format_noise(matrix, k_quants(matrix, kind, importance))
+    assert (found.outside, found.is_copy(kind)) == (0, True)
+    assert found.unscaled > 0.2 * found.entries
+    assert 1.0 <= found.error / found.made < 1.001
+
+
+@pytest.mark.parametrize("top", [15, 14])
+def test_super_blocks_are_counted_whose_largest_scale_is_not_the_last(top):
+    """Blocks of 16 with the scales 1 to `top`; a super-block of zeros tells nothing."""
+    codes = np.repeat(np.r_[np.arange(15), top, np.zeros(16)], 16)[None] * 2.0**-7
+    numbers = torch.from_numpy(codes * 3)
+    found = format_noise(numbers, Copy(numbers, torch.from_numpy(codes), "Q2_K"))
+    assert found.refitted == (top == 14)
+
+
+@pytest.mark.parametrize(("kind", "reach"), [("Q2_K", 3 / 30), ("Q3_K", 4 / 64)])
+def test_a_block_whose_scale_is_rounded_to_0_is_as_small_as_that_needs(original, kind, reach):
+    """Its numbers are lost. Of levels and codes the file says how large they may be, in steps of
+    the largest block: below half a code. A larger block that was set to 0 is outside.
+    """
+    original = original.clone()
+    original[:, 16:32] *= 0.01
+    blocks = k_blocks(original.numpy(), kind)
+    copy = k_copy(blocks, kind)
+    lost = copy.each.double()[:, 16:32] == 0
+    coarsest = copy.each[:, :256].double().amax(1, keepdim=True).expand(-1, 16)
+    assert lost.all()
+    found = format_noise(original, copy)
+    assert (found.outside, found.unscaled) == (0, int((copy.each == 0).sum()))
+    assert found.made == pytest.approx(found.error)
+    own = copy.each[copy.each > 0].double().square().sum() / 12
+    offset = torch.zeros_like(coarsest)
+    if kind == "Q2_K":
+        offset = -copy.numbers[:, :256].double().amin(1, keepdim=True).expand(-1, 16) / 30
+    expected = float(own + (reach * coarsest + offset)[lost].square().sum() / 3)
+    assert found.even == pytest.approx(expected, rel=0.02)
+    row = original[3, 48:64]
+    codes = blocks.reshape(len(original), -1)[3]
+    if kind == "Q2_K":
+        codes[3] = 0
+    else:
+        codes[96 + 3] = codes[96 + 3] & 0xF0
+        codes[104 + 3] = (codes[104 + 3] & 0xFC) | 2
+    zeroed = k_copy(blocks, kind)
+    assert not zeroed.numbers[3, 48:64].any()
+    assert zeroed.numbers[3].count_nonzero() >= copy.numbers[3].count_nonzero() - 16
+    beyond = row.double().abs() > 2 * (reach * coarsest[3] + offset[3])
+    assert 8 <= int(beyond.sum()) == format_noise(original, zeroed).outside
+    assert format_noise(original, zeroed).is_copy(kind) is False
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "K"])
 @pytest.mark.parametrize("steps", [1, 6, 20])
 def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
@@ -105,7 +191,7 @@ def test_a_format_clips_as_far_and_as_much_of_a_block_as_its_quantiser(
     assert found.furthest == (0.0 if clipped else steps)
 
 
-PLAIN = 4.0, 0.25
+PLAIN = Scales()
 
 
 @pytest.mark.parametrize(("offset", "moved"), [(0.0, 3.0), (-8.25, 9.0 + 14.25)])
@@ -133,18 +219,23 @@ def test_classes_are_by_distance_from_the_middle_of_a_block():
     assert (found == np.tile(expected, 2)).all()
 
 
-def test_blocks_of_one_level_are_clipped_nearby_and_those_without_scale_have_the_largest_step():
-    """Up to 1.5 steps. A scale of 0 is that of a block far below the others of its rows."""
+def test_blocks_of_one_level_are_clipped_nearby_and_those_without_scale_reach_less():
+    """Up to 1.5 steps. A scale of 0 is that of a block far below the largest of its rows: it has a
+    cell of 15 levels of half a code of 63, and its entries 1.25 times as much, one in eight 2.5.
+    """
     q = np.hstack([np.full((1, 32), 2.0), np.zeros((1, 32)), np.tile([-1.0, 1.0], (1, 16))])
-    s = np.repeat([[1.0, 0.0, 0.25]], 32, axis=1)
+    q, s = np.repeat(q, 2, axis=0), np.repeat([[1.0, 0.0, 0.25]] * 2, 32, axis=1)
     x = q.copy()
     x[0, [0, 1]] += 1.4, 1.6
-    x[0, 32:64] += 0.4
-    x[0, 32] = 1.6
-    found = cells(x, q, s, 32, (32.0, 0.6))
-    assert np.flatnonzero(found.clipped).tolist() == [0]
-    assert np.flatnonzero(found.outside).tolist() == [1, 32]
-    assert (found.even[0, ::32] == np.square([1.0, 1.0, 0.25]) / 12).all()
+    reach = 15 / 126 + 1 / 126  # of steps, and of the offset, which is 1
+    x[0, 32:64] += 1.2 * reach
+    x[0, [32, 33]] = 2.4 * reach, -2.6 * reach
+    x[1, 32:64] = np.where(np.arange(32) < 5, 1.3, 1.0) * reach
+    found = cells(x, q, s, 32, K_TYPES["Q4_K"])
+    assert [np.flatnonzero(row).tolist() for row in found.clipped] == [[0, 32], []]
+    assert [np.flatnonzero(row).tolist() for row in found.outside] == [[1, 33], [*range(32, 37)]]
+    assert found.even[0, ::32] == pytest.approx(np.square([1.0, 2 * reach, 0.25]) / 12)
+    assert found.unscaled.sum(0).tolist() == [0] * 32 + [2] * 32 + [0] * 32
 
 
 def test_cells_of_codebooks_have_two_sides():
@@ -242,7 +333,8 @@ def test_clipped_entries_are_known_where_columns_of_a_block_do_not_lie_together(
     copy = k_like(original)
     order = np.random.default_rng(3).permutation(COLS)
     mixed = Copy(copy.numbers[:, order], copy.each[:, order])
-    found, expected = format_noise(original[:, order], mixed), format_noise(original, copy)
+    in_order = Copy(copy.numbers, copy.each)
+    found, expected = format_noise(original[:, order], mixed), format_noise(original, in_order)
     assert expected.clipped > 10
     for name, value in vars(expected).items():
         assert getattr(found, name) == (value and pytest.approx(value, rel=1e-9, abs=1e-12)), name

@@ -21,13 +21,32 @@ def rows(*given):
     columns = dict.fromkeys(
         (*LAYER_MEDIANS, *BESIDE, "kept_reason", "kept_history", "component", "module", "layer")
     )
-    columns |= dict.fromkeys(("floor_ratio", "rank_ceiling"))
+    columns |= dict.fromkeys(("floor_ratio", "rank_ceiling", "frobenius_norm"))
     columns |= dict.fromkeys(
         ("tensor", "rows", "cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99")
     )
     columns |= {f"top{k}_energy": None for k in TOPS}
     columns |= {f"alignment_{side}": None for side in ("left", "right", "left_null", "right_null")}
     return pd.DataFrame([{**columns, "component": "language", **one} for one in given])
+
+
+def test_the_range_of_kept_weighs_matrices_by_their_energy():
+    """Of a quantised side: matrices with a range, one whose kept is known and one that storage did
+    not round; one of unknown levels has 0 to 1. Null without quantised sides, and where nothing is
+    known of most.
+    """
+    known = [
+        {"layer": 0, "frobenius_norm": 6.0**0.5, "kept_low": 0.0, "kept_high": 0.5},
+        {"layer": 1, "frobenius_norm": 1.0, "kept_low": 0.8, "kept_high": 1.0},
+        {"layer": 2, "frobenius_norm": 1.0, "kept": 0.9},
+        {"layer": 3, "frobenius_norm": 1.0, "kept_reason": "nothing_rounded"},
+    ]
+    unknown = {"layer": 4, "frobenius_norm": 1.0}
+    found = inside_layers(columns(rows(*known, unknown)))
+    assert found["kept_low_overall"] == pytest.approx((0.8 + 0.9 + 1.0) / 10)
+    assert found["kept_high_overall"] == pytest.approx((3.0 + 1.0 + 0.9 + 1.0 + 1.0) / 10)
+    for some in (known[2:], [known[0], unknown, unknown]):
+        assert inside_layers(columns(rows(*some)))["kept_low_overall"] is None
 
 
 def test_an_embedding_moves_no_median():

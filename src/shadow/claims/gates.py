@@ -13,7 +13,7 @@ from shadow.claims.recognised import is_rearranged
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import VectorFigures
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
-from shadow.text import counted
+from shadow.text import counted, several
 
 PAIRED = 0.9
 # what each figure must reach
@@ -49,7 +49,8 @@ GATES = table(
     Claim(
         "rounding",
         "the change is more than rounding",
-        f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing",
+        f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing. It fails"
+        " if most matrices are of IQ types, whose rounding is not known",
         needs=("figures.floor_ratio",),
         null="a floor_ratio of 1, as of a copy that was rounded once",
     ),
@@ -87,7 +88,7 @@ def gates(record: PairRecord, standing: Standing) -> list[Gate]:
         _changed(record, standing),
         _lineage(record, standing),
         _paired(standing),
-        _rounding(record),
+        _rounding(record, standing),
         _rank(record, standing),
         _formats(standing),
     ]
@@ -158,10 +159,14 @@ def _paired(standing: Standing) -> Gate:
     return _gate("paired", standing.compared, passed=passed, reason=reason)
 
 
-def _rounding(record: PairRecord) -> Gate:
+def _rounding(record: PairRecord, standing: Standing) -> Gate:
     figure = record.figures.floor_ratio
     if figure is None and record.tier == "norms" and record.figures.rank_ceiling is None:
         reason = "norms alone were measured, and not what rounding left"
+        return _gate("rounding", None, passed=False, reason=reason)
+    if standing.unjudged:
+        formats = several(standing.unjudged, 3)
+        reason = f"it is not known what rounding to {formats} makes of a change"
         return _gate("rounding", None, passed=False, reason=reason)
     if figure is None:
         return _gate("rounding", None, passed=True, reason="storage did not round the change")

@@ -8,9 +8,12 @@ cell of its copy, with two exceptions that formats make themselves:
 
 - An entry beyond the last level of its block is clipped: its copy is the smallest or the largest
   value of the block, and the entry lies beyond that, by no more steps and in no more entries of the
-  block than CLIPS has.
+  block than `Scales` has.
 - A scale that is rounded after the levels were chosen moves them, by SCALE_ERROR of their size in
   16 bits.
+- Scales of K types are whole multiples of one for 256 columns. A block far smaller than the largest
+  of these has the scale 0: all its entries get one value, and lie no further from it than scales
+  below half a multiple reach.
 
 Measured with ggml's quantisers on normal, Student-t and column-scaled matrices: no entry is
 elsewhere, of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, TQ1_0 and TQ2_0.
@@ -49,26 +52,58 @@ COLUMNS = ("format_ratio", "format_outside", "format_copy", "kept_low", "kept_hi
 # of eleven types of ggml on normal weights, .58 of Q3_K with columns that differ by a factor e.
 LEAST_EVEN = 0.55
 ALIKE = 0.125  # of a step: steps that are further apart put most levels at other places
-PEAKED = 4.0  # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal
+# mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal, and 8 if a fifth of
+# the entries have a normal one and the others none, as trainings in BF16 leave
+PEAKED = 8.0
 CLASSES = 16  # of entries, by how far they lie from the middle of their block
 PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
-# How many steps beyond its last level a quantiser leaves an entry, and of what share of a block. Of
-# ggml's types on normal, Student-t, column-scaled and real matrices at most 2.0 and .13; where the
-# scales of blocks are rounded too, 23 and .41, and of Q2_K, with its four levels, 5.5 and .81. A
-# block of one level leaves at most ONE_LEVEL.
-PLAIN_CLIPS = PLAIN_CLIP, 0.25
-ONE_LEVEL = 1.5
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What quantisers leave of a format: `clip` and `share`, how many steps beyond its last level
+    an entry is left, and of what share of a block. Of ggml's types on normal, Student-t,
+    column-scaled and real matrices at most 2.0 and .13; where the scales of blocks are rounded too,
+    23 and .41, and of Q2_K, with its four levels, 5.5 and .81.
+
+    Of K types also: the largest code of a scale that has no importance matrix; by how many of the
+    largest steps, and of the largest offset, the rounding of both moves the last level of a block;
+    and how many times as far a fit leaves entries, which weighs others more. At most 1.1 was
+    measured of 15 levels and more, 1.6 of fewer, and with an importance matrix 1.1 and 3.1.
+    """
+
+    clip: float = PLAIN_CLIP
+    share: float = 0.25
+    last: int = 0
+    reach: float = 0.0
+    offset: float = 0.0
+    fitted: float = 1.0
+
+
+PLAIN = Scales()
+# levels on one side of 0, or above the offset, times half of one over the last code; with an
+# importance matrix the last code of Q6_K is its largest too
+K_TYPES = {
+    "Q2_K": Scales(16.0, 0.9, 15, 3 / 30, 1 / 30, 2.0),
+    "Q3_K": Scales(32.0, 0.6, 32, 4 / 64, 0.0, 2.0),
+    "Q4_K": Scales(32.0, 0.6, 63, 15 / 126, 1 / 126, 1.25),
+    "Q5_K": Scales(32.0, 0.6, 63, 31 / 126, 1 / 126, 1.25),
+    "Q6_K": Scales(32.0, 0.6, 0, 32 / 256, 0.0, 1.25),
+}
+FEW = 1 / 8  # of the entries of a block without scale lie up to twice as far
+COARSE = 0.5  # steps that the last level moves so: more makes columns as uneven as weights do
+ONE_LEVEL = 1.5  # steps that a block of one level leaves at most
+LAST = 0.05  # of a code: what float32 makes of steps beside a far larger offset is less
 EMPTY = 2.0**-8  # of the largest cell of a row: that of a block of a codebook without a scale
-SUPER_BLOCK = 256  # columns whose scales are rounded to that of the largest, of CLIPS
+SUPER_BLOCK = 256  # columns whose scales are rounded to that of the largest, of K_TYPES
 # The step of blocks whose scale is below the smallest of F16: 255 of these, or in a super-block 63
 # times 31, reach half of it.
 UNDERFLOW, SUPER_UNDERFLOW = 510 * SMALLEST, 3906 * SMALLEST
-CLIPS = {"Q2_K": (16.0, 0.9), **dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "Q6_K"), (32.0, 0.6))}
 
 
 def format_noise(original: Matrix, copy: Quantised, agree: Agree | None = None) -> FormatNoise:
     """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
-    sums = _Sums(original.shape[-1], agree, CLIPS.get(copy.format, PLAIN_CLIPS))
+    sums = _Sums(original.shape[-1], agree, K_TYPES.get(copy.format, PLAIN))
     for index, _ in tiles(original, TILE, original.shape[-1]):
         x, q = (_rows(part) for part in (original[index], copy[index]))
         steps, bounds = copy.steps(index), copy.cells(index)
@@ -115,21 +150,24 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
 
 
 def _of_two_grids(sides: Sides, delta: float) -> Values:
-    """Of two quantised sides. Where steps are nearly the same, their errors go together: those of a
-    difference f of a step have s² f (1 - f), s²/6 on average and s²/4 at most. Of a difference far
-    below a step that is nearly all there is; then |D| has the mean of the update's |d|.
+    """Of two quantised sides. Where steps are nearly the same, or codebooks the same, their errors
+    go together: those of a difference f of a step have s² f (1 - f), s²/6 on average and s²/4 at
+    most. Of a difference far below a step that is nearly all there is; then |D| has the mean of the
+    update's |d|, of a codebook too, whose thresholds lie in the middle of its levels.
     """
     base, tuned = sides.base, sides.tuned
     if not (is_quantised(base) and is_quantised(tuned)):
         return {}
     apart, together, spread, sizes = [], [], [], []
     for index, _ in tiles(tuned, TILE, tuned.shape[-1]):
-        first, second = base.steps(index), tuned.steps(index)
+        first, second = _evens(base, index), _evens(tuned, index)
         if first is None or second is None:
             return {}
-        b, t = _rows(first), _rows(second)
-        even = (b * b + t * t) / 12
-        alike = np.abs(b - t) <= ALIKE * np.maximum(b, t)
+        (b, b_even), (t, t_even) = first, second
+        even = b_even + t_even
+        alike = np.full(even.shape, base.format == tuned.format)
+        if b is not None and t is not None:
+            alike = np.abs(b - t) <= ALIKE * np.maximum(b, t)
         apart.append(float(even[~alike].sum()))
         together.append(float(even[alike].sum()))
         spread.append(float((even * even).sum()))
@@ -139,12 +177,27 @@ def _of_two_grids(sides: Sides, delta: float) -> Values:
         return {}
     # of sums of squares of errors, and of their products with the update
     error = 2.0 * math.sqrt(1.4 * math.fsum(spread) + 4 * delta * math.sqrt(math.fsum(spread)))
-    most = PEAKED * math.fsum(sizes) ** 2 / tuned.numel() / delta
+    # few entries may have moved, so that the sum of |D| is one of chance
+    size = math.fsum(sizes) + 2.0 * math.sqrt(delta)
+    most = PEAKED * size**2 / tuned.numel() / delta
     least = max(0.0, LEAST_EVEN * different - error) / delta
     return {
         "floor_ratio": math.sqrt(delta / (different + equal)),
         **_kept(max(least, 1.0 - most), (different + 1.5 * equal + error) / delta),
     }
+
+
+def _evens(side: Quantised, index: tuple[slice, ...]) -> tuple[Floats | None, Floats] | None:
+    """The steps of a part, None of a codebook, and the squares of errors that are even over cells.
+    None where the format has no known cells.
+    """
+    if (steps := side.steps(index)) is not None:
+        s = _rows(steps)
+        return s, s * s / 12
+    if (bounds := side.cells(index)) is None:
+        return None
+    q = _rows(side[index])
+    return None, cells_between(q, q, *map(_rows, bounds)).even
 
 
 def _kept(least: float, most: float) -> Values:
@@ -158,8 +211,8 @@ def _kept(least: float, most: float) -> Values:
 class _Sums:
     """Sums in the making."""
 
-    def __init__(self, cols: int, agree: Agree | None, clips: tuple[float, float]) -> None:
-        self.counts = dict.fromkeys(("entries", "outside", "clipped"), 0)
+    def __init__(self, cols: int, agree: Agree | None, scales: Scales) -> None:
+        self.counts = dict.fromkeys(("entries", "outside", "clipped", "unscaled", "refitted"), 0)
         self.made: list[float] = []
         self.even: list[float] = []
         self.in_steps: list[float] = []
@@ -173,7 +226,7 @@ class _Sums:
         self.block = cols
         self.order: slice | NDArray[np.intp] = slice(None)  # of columns, block by block
         self.agree = agree
-        self.clips = clips
+        self.scales = scales
         self.requantised = 0
         self.finite = True
 
@@ -200,7 +253,9 @@ class _Sums:
         self.error.append(float(squares.sum()))
         self.by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
         if s is not None:
-            self._add_cells(cells(x, q, s, self.block, self.clips), squares)
+            last = self.scales.last if isinstance(self.order, slice) else 0
+            self.counts["refitted"] += refitted(s, q, self.block, last)
+            self._add_cells(cells(x, q, s, self.block, self.scales), squares)
         elif bounds is not None:
             self._add_cells(cells_between(x, q, *bounds), squares)
 
@@ -213,10 +268,12 @@ class _Sums:
         self.in_steps.append(float(u2.sum()))
         self.counts["outside"] += int(np.count_nonzero(cell.outside))
         self.counts["clipped"] += int(np.count_nonzero(cell.clipped))
+        self.counts["unscaled"] += int(np.count_nonzero(cell.unscaled))
         self.furthest = max(self.furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
         self.outside_by_column += np.count_nonzero(cell.outside, axis=0)
         if cell.classes is not None:
-            self._add_columns(u2, cell.classes, (cell.width > 0) & ~cell.outside & ~cell.clipped)
+            judged = (cell.classes >= 0) & (cell.width > 0)
+            self._add_columns(u2, cell.classes, judged & ~cell.outside & ~cell.clipped)
 
     def _add_columns(
         self, squares: Floats, of: NDArray[np.intp], inside: NDArray[np.bool_]
@@ -273,42 +330,74 @@ class Cells:
     """The mean of squared errors that are even over the cell."""
     outside: NDArray[np.bool_]
     clipped: NDArray[np.bool_]
+    unscaled: NDArray[np.bool_]
     classes: NDArray[np.intp] | None = None
-    """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1."""
-
-
-def cells(x: Floats, q: Floats, s: Floats, block: int, clips: tuple[float, float]) -> Cells:
-    """Where entries of an original lie, of rows whose blocks of columns share a step. clips: an
-    entry of CLIPS.
-
-    A block whose scale was rounded to 0 has the largest step of its super-block, where it has one.
+    """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1; -1 where the
+    block's scale was rounded too much to tell how columns were weighed.
     """
+
+
+def cells(x: Floats, q: Floats, s: Floats, block: int, scales: Scales) -> Cells:
+    """Where entries of an original lie, of rows whose blocks of columns share a step."""
     rows, cols = x.shape
-    step = s
-    if not s.all():
-        least: float | Floats = UNDERFLOW
-        if clips != PLAIN_CLIPS:
-            length = SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols
-            coarsest = s.reshape(rows, -1, length).max(axis=-1)
-            least = np.maximum(np.repeat(coarsest, length, axis=1), SUPER_UNDERFLOW)
-        step = np.where(s > 0, s, least)
+    empty, step, ends = s == 0, s, None
+    if scales.reach:
+        ends = _rounded_ends(s, q, scales)
+        step = np.where(empty, np.maximum(2 * ends, SUPER_UNDERFLOW), s)
+    elif empty.any():
+        step = np.where(empty, UNDERFLOW, s)
     blocked = q.reshape(rows, cols // block, block)
     largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
     smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
     moved = np.abs(q) if _is_symmetric(q, s) else np.abs(q - smallest) + np.abs(smallest)
     error = x - q
     loose = step / 2 + SCALE_ERROR * (moved + step / 2) + ARITHMETIC * step + SMALLEST
+    reach = np.where(largest > smallest, scales.clip, ONE_LEVEL) * step + SMALLEST
+    share: float | Floats = scales.share
+    if ends is not None:
+        loose = np.where(empty, scales.fitted * loose, loose)
+        reach = np.where(empty, 2 * loose, reach)
+        share = np.where(empty, FEW, share)
     far = np.abs(error) > loose
-    most, share = clips
-    reach = np.where(largest > smallest, most, ONE_LEVEL) * step + SMALLEST
-    near = far & (np.abs(error) <= reach)
-    clipped = near & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    at_end = far & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
+    clipped = at_end & (np.abs(error) <= reach)
     of_block = clipped.reshape(blocked.shape).mean(axis=-1)
-    clipped &= np.repeat(of_block <= share, block, axis=-1)
+    clipped &= np.repeat(of_block, block, axis=-1) <= share
     span = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
     away = np.abs(2 * q - largest - smallest) / span
     classes = np.minimum(away * CLASSES, CLASSES - 1).astype(np.intp)
-    return Cells(step, step**2 / 12, far & ~clipped, clipped, classes)
+    if ends is not None:
+        clipped |= at_end & ~empty & (np.abs(error) <= loose + scales.fitted * ends)
+        classes = np.where(ends <= COARSE * s, classes, -1)
+    return Cells(step, step**2 / 12, far & ~clipped, clipped, empty, classes)
+
+
+def _rounded_ends(s: Floats, q: Floats, scales: Scales) -> Floats:
+    """How far the last levels of blocks move as scales and offsets of a super-block are rounded to
+    codes of the largest.
+    """
+    coarsest, offset = _by_super_block(s).max(axis=-1), -_by_super_block(q).min(axis=-1)
+    ends = scales.reach * coarsest + scales.offset * np.maximum(0.0, offset)
+    return np.repeat(ends, s.shape[1] // ends.shape[1], axis=1)
+
+
+def _by_super_block(values: Floats) -> Floats:
+    rows, cols = values.shape
+    return values.reshape(rows, -1, SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols)
+
+
+def refitted(s: Floats, q: Floats, block: int, last: int) -> int:
+    """How many super-blocks of steps have a largest scale whose code is not `last`: then steps are
+    no whole multiples of it over `last`. 0 for a `last` of 0, and without super-blocks.
+    """
+    if not last or SUPER_BLOCK % block or s.shape[1] % SUPER_BLOCK:
+        return 0
+    steps = _by_super_block(s)[..., ::block]
+    coarsest = steps.max(axis=-1, keepdims=True)
+    codes = steps * last / np.where(coarsest > 0, coarsest, 1.0)
+    # steps are differences of numbers in float32
+    known = np.abs(_by_super_block(q)).max(axis=-1) < 2.0**13 * coarsest[..., 0]
+    return int(np.count_nonzero(known & (np.abs(codes - np.rint(codes)) > LAST).any(axis=-1)))
 
 
 def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
@@ -330,7 +419,7 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
     near = far & (np.abs(error) <= ONE_LEVEL * width + SMALLEST)
     clipped = near & np.where(error < 0, open_below, open_above)
     even = (below**3 + above**3) / (3 * np.where(width > 0, width, 1.0))
-    return Cells(width, even, far & ~clipped, clipped)
+    return Cells(width, even, far & ~clipped, clipped, empty)
 
 
 def _is_symmetric(q: Floats, s: Floats) -> bool:

@@ -91,6 +91,12 @@ class FormatNoise:
     """Entries of the copy that the format's own quantiser makes of the original; None where there
     is no quantiser.
     """
+    unscaled: int = 0
+    """Entries of blocks whose scale was rounded to 0 beside the largest: their numbers are lost."""
+    refitted: int = 0
+    """Super-blocks whose largest scale is not the last: ggml leaves none without an importance
+    matrix.
+    """
     clean_columns: int = 0
     """Columns without any entry outside."""
     uneven: float = 0.0

@@ -201,6 +201,11 @@ class InsideLayers(Named, LayerMedians, _Known):
     kept_low: float | None = None
     """Medians of the range of kept where a side is quantised."""
     kept_high: float | None = None
+    kept_low_overall: float | None = None
+    """The range of kept of the energy of all matrices together; of a matrix of which nothing is
+    known it is 0 to 1. None where no side is quantised, or nothing is known of most matrices.
+    """
+    kept_high_overall: float | None = None
 
 
 MEDIANS = tuple(field.name for field in fields(Medians))

@@ -18,7 +18,7 @@ from shadow.spectra.last_bits import FEWEST_BITS, MANY_EVEN, NOT_ADDED, EvenBits
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
-from shadow.summary.numbers import are, floats, median
+from shadow.summary.numbers import are, floats, median, over, total_of
 from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedExpertsRow, UnchangedRow, row_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def inside_layers(deltas: Columns) -> InsideLayers:
         **_even(inside),
         "few_changed": int(are(reason, "few_changed").sum()),
         **_few(inside),
+        **_kept_range(inside),
         "in_two_formats": sum("/" in one for one in formats if one),
         "in_8_bits": sum("F8" in one for one in formats if one),
         **_short_sides(inside),
@@ -79,6 +80,24 @@ def inside_layers(deltas: Columns) -> InsideLayers:
         },
     }
     return row_of(InsideLayers, figures)
+
+
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def _kept_range(rows: Columns) -> dict[str, float | None]:
+    """The range of kept of all rows together, each weighed by its energy, where a side of some is
+    quantised.
+    """
+    ranged, kept = ~np.isnan(rows["kept_low"]), rows["kept"]
+    untouched = are(rows["kept_reason"], "nothing_rounded")
+    known = ranged | ~np.isnan(kept) | untouched
+    if not ranged.any() or 2 * known.sum() < len(known):
+        return {}
+    energy, found = rows["frobenius_norm"] ** 2, {}
+    for name, unknown in (("kept_low", 0.0), ("kept_high", 1.0)):
+        each = np.where(ranged, rows[name], np.where(untouched, 1.0, kept))
+        each = np.where(known, each, unknown)
+        found[f"{name}_overall"] = over(total_of(each * energy), total_of(energy))
+    return found
 
 
 def outside_layers(deltas: Columns) -> list[OutsideRow]:

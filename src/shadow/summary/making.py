@@ -65,6 +65,7 @@ from shadow.summary.rows import (
     checkpoint_side,
     row_of,
 )
+from shadow.summary.standing import unjudged_formats
 from shadow.summary.tables import Rows
 from shadow.summary.tiers import OF_SUBJECTS, Tier
 
@@ -286,7 +287,10 @@ def _residual(rows: Rows, component: str | None) -> _Tally:
 def _overall(rows: Rows) -> _Tally:
     """The figures of the pair that have intervals, in the order of these."""
     deltas, tally = rows.deltas, _Tally(rows)
-    tally.add_medians({name: deltas[name] for name in MEDIANS}, _delta_blocks(rows, deltas))
+    medians = {name: deltas[name] for name in MEDIANS}
+    if unjudged_formats(deltas):
+        medians["floor_ratio"] = np.full(len(deltas), np.nan)
+    tally.add_medians(medians, _delta_blocks(rows, deltas))
     norms, bases = tally.of(deltas), tally.of(deltas, "base_energy")
     tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
     zeros = tally.of(deltas, deltas["zero_share"] * deltas["parameters"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shadow.dtypes import FLOATS
 from shadow.summary.layer_medians import held_rank
 from shadow.summary.numbers import are, median
 
@@ -49,6 +50,8 @@ class Standing:
     """The share of the parameters whose format cannot be read as numbers, 0 to 1."""
     formats: list[str]
     """Pairs of formats of matrices that the two sides store differently, such as `BF16/F32`."""
+    unjudged: list[str]
+    """As `unjudged_formats`."""
 
 
 def standing_of(deltas: Columns, tensors: Columns) -> Standing:
@@ -75,7 +78,22 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
         rank_ceiling=None if np.isnan(ceilings).all() else float(np.nanmax(ceilings)),
         unread=float(sum(unread)) / max(1, total),
         formats=sorted({dtype for dtype in deltas["dtype"] if dtype and "/" in dtype}),
+        unjudged=unjudged_formats(deltas),
     )
+
+
+def unjudged_formats(deltas: Columns) -> list[str]:
+    """The quantised formats of which it is not known what rounding to them leaves, where more than
+    half of the changed matrices have one; the floors of the others do not say it of these.
+    """
+    unknown = np.isnan(deltas["floor_ratio"]) & np.isnan(deltas["rank_ceiling"])
+    unknown &= ~are(deltas["kept_reason"], "nothing_rounded")
+    formats = [
+        {one for one in (dtype or "").split("/") if one and one not in FLOATS}
+        for dtype in deltas["dtype"][unknown]
+    ]
+    quantised = [of_matrix for of_matrix in formats if of_matrix]
+    return sorted(set().union(*quantised)) if 2 * len(quantised) > len(deltas) else []
 
 
 def _weights(tensors: Columns) -> Columns:

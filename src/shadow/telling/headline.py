@@ -35,6 +35,7 @@ from shadow.telling.size import (
     parts_by_energy,
     unrounded_norm,
 )
+from shadow.telling.storage import is_no_more_than_format
 from shadow.telling.structure import knows_coherence
 from shadow.telling.wording import directions_text, factor
 from shadow.text import and_list, counted, with_article
@@ -126,6 +127,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
         return f"in {counted(summary.recognised.few_entries.entries, 'entry', 'entries')}"
     if "beyond_rounding" in codes:
         return f"more than rounding in {inside.known:,} of {inside.matrices:,} matrices"
+    if is_no_more_than_format(summary):
+        return KINDS["rounding"]
     for code, text in KINDS.items():
         if code in codes and not (code == "few_values" and "coherent" in codes):
             return text

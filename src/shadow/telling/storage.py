@@ -9,6 +9,7 @@ from shadow.claims.gates import Gate
 from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
+from shadow.summary.standing import ROUNDING
 from shadow.telling.wording import MATTERS, equally_strong
 from shadow.text import and_list
 
@@ -24,7 +25,7 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     sentences = _few_values(summary)
     if not judged or floor is None:
         return sentences
-    if inside.kept_low is not None and inside.kept_high is not None and kept is None:
+    if is_of_quantised(summary):
         return [*sentences, _kept_of_quantised(draft)]
     if 2 * rounded >= judged and beyond_rounding(summary):
         return [*sentences, _partly_rounded_away(draft)]
@@ -64,14 +65,29 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     return sentences
 
 
+def is_of_quantised(summary: PairRecord) -> bool:
+    """Whether a side is quantised, and how much of the stored change is the update is a range."""
+    inside = summary.inside_layers
+    low = inside.kept_low_overall
+    return low is not None and (inside.kept is None or low < WELL_KEPT)
+
+
+def is_no_more_than_format(summary: PairRecord) -> bool:
+    """Whether the error of the formats is as large as all that is stored of the change."""
+    floor, high = summary.figures.floor_ratio, summary.inside_layers.kept_high_overall
+    small = floor is not None and floor < ROUNDING
+    return is_of_quantised(summary) and (small or (high is not None and high < 0.5))
+
+
 def _kept_of_quantised(draft: Draft) -> Sentence:
     """The range of what is the update's, where a side is quantised."""
     inside = draft.summary.inside_layers
-    low = draft.write(inside.kept_low or 0.0, "inside_layers.kept_low", "share")
-    high = draft.write(inside.kept_high or 0.0, "inside_layers.kept_high", "share")
+    low = draft.write(inside.kept_low_overall or 0.0, "inside_layers.kept_low_overall", "share")
+    high = draft.write(inside.kept_high_overall or 0.0, "inside_layers.kept_high_overall", "share")
+    part = f"{low.removesuffix(' %')} to {high}" if low != high else high
     text = (
-        f"A side is quantised: inside the layers, {low.removesuffix(' %')} to {high} of the energy"
-        " of the stored change is the update, the rest is the error of the format."
+        f"A side is quantised: inside the layers, {part} of the energy of the stored change is the"
+        " update, the rest is the error of the format."
     )
     return draft.sentence("kept", text)
 

@@ -24,10 +24,12 @@ QUANTISED = Claim(
     null="the error that the file's own levels make of any original",
 )
 # `uneven` of copies without an importance matrix was at most .008 in these formats, where columns
-# differ in size by a factor e, and of copies with one as uneven .013 to .04
-WEIGHED = {"Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}
+# differ in size by a factor e, and of copies with one as uneven .013 to .04. Other K types tell by
+# the codes of their scales.
+WEIGHED = {"Q4_1", "Q5_1", "Q6_K"}
 UNEVEN = 0.012
 CHANCE = 1e-6  # that some column without an entry outside is chance
+SOME = 0.001  # the share of entries without a scale from which a note says so
 FAR = 0.5  # the cosine of original and copy below which it is not a copy of this tensor
 
 
@@ -77,7 +79,8 @@ class Quantised(FormatNoise):
         """Whether scales look like those of an importance matrix."""
         if self.is_exact or self.is_beyond:
             return False
-        return self.outside > 0 or (self.format in WEIGHED and self.uneven > UNEVEN)
+        is_uneven = self.format in WEIGHED and self.uneven > UNEVEN
+        return self.outside > 0 or self.refitted > 0 or is_uneven
 
     @property
     def ratio(self) -> float | None:
@@ -164,6 +167,7 @@ def _figures(tensors: Sequence[Quantised]) -> dict[str, Figure]:
         "entries": sum(one.entries for one in tensors),
         "entries_outside": sum(one.outside for one in tensors),
         "entries_clipped": sum(one.clipped for one in tensors),
+        "entries_unscaled": sum(one.unscaled for one in tensors),
     }
     if original := math.fsum(one.original for one in known):
         figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / original)
@@ -250,6 +254,10 @@ def _notes(tensors: Sequence[Quantised]) -> list[str]:
         exact = sum(one.is_exact for one in those)
         if exact and not those[0].is_float:
             text += f"; {exact:,} requantised bit for bit"
+        lost = sum(one.unscaled for one in those) / max(1, sum(one.entries for one in those))
+        if lost >= SOME:
+            text += f"; {share(lost)} of the entries lie in blocks that are too small for a scale,"
+            text += " and hold one value a block"
         notes.append(text)
     if weighed := [one for one in tensors if one.is_weighed]:
         notes.append(

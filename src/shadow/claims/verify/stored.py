@@ -138,7 +138,8 @@ def _figures(found: Copy) -> dict[str, Figure]:
         with_base = [one for one in known if one.unchanged is not None]
         of = sum(one.entries for one in with_base)
         # not counted of quantised tensors
-        if of and not any(one.unchanged is None and one.update is not None for one in known):
+        quantised = any(one.unchanged is None and one.update is not None for one in known)
+        if of and not quantised and not found.unread:
             figures["unchanged_share"] = sum(one.unchanged or 0 for one in with_base) / of
             expected = sum(one.unchanged_expected or 0 for one in with_base)
             figures["unchanged_expected"] = expected / of
