@@ -18,7 +18,7 @@ import pytest
 import torch
 from effort import every
 from models import UP, matrices
-from runs import pair_of
+from runs import StoppedError, pair_of, stopped_after
 
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
@@ -34,7 +34,6 @@ from shadow.reports.folders import found_below
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra.delta import Method
-from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
 from shadow.telling.reading import read_summary
@@ -222,21 +221,16 @@ def test_nothing_unfinished_has_the_name_of_a_file_of_a_report(
 
 
 OTHER = {
-    "precision": (
-        replace(EVERYTHING, method=Method("exact", subspaces=False)),
-        "--precision default, now exact",
-    ),
-    "nulls": (replace(EVERYTHING, method=Method(nulls=3, subspaces=False)), "--nulls 0, now 3"),
-    "seed": (replace(EVERYTHING, method=Method(seed=7, subspaces=False)), "--seed 0, now 7"),
-    "subspaces": (replace(EVERYTHING, method=Method()), "--subspaces no, now yes"),
-    "spectra": (replace(EVERYTHING, spectra=False), "--spectra yes, now no"),
-    "layers": (replace(EVERYTHING, chosen=Filter(layers=(0, 1))), "--layer all, now 0-1"),
-    "component": (
-        replace(EVERYTHING, chosen=Filter(components=("language",))),
-        "--component all, now language",
-    ),
-    "module": (replace(EVERYTHING, chosen=Filter(modules=("mlp.up",))), "--module all, now mlp.up"),
+    "precision": ({"method": Method("exact", subspaces=False)}, "--precision default, now exact"),
+    "nulls": ({"method": Method(nulls=3, subspaces=False)}, "--nulls 0, now 3"),
+    "seed": ({"method": Method(seed=7, subspaces=False)}, "--seed 0, now 7"),
+    "subspaces": ({"method": Method()}, "--subspaces no, now yes"),
+    "spectra": ({"spectra": False}, "--spectra yes, now no"),
+    "layers": ({"chosen": Filter(layers=(0, 1))}, "--layer all, now 0-1"),
+    "component": ({"chosen": Filter(components=("language",))}, "--component all, now language"),
+    "module": ({"chosen": Filter(modules=("mlp.up",))}, "--module all, now mlp.up"),
 }
+OTHER = {name: (replace(EVERYTHING, **more), told) for name, (more, told) in OTHER.items()}
 
 
 @pytest.mark.parametrize("change", OTHER)
@@ -307,10 +301,8 @@ def test_another_version_alone_keeps_the_report(pair, first, out):
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
     kept = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
-    assert (kept.measured, said) == (
-        0,
-        ["nothing to measure: the report is already there; measured by shadow 0.0.9"],
-    )
+    there = "nothing to measure: the report is already there; measured by shadow 0.0.9"
+    assert (kept.measured, said) == (0, [there])
     assert kept.summary == first.summary
     assert files(first.folder) == before
     with pytest.raises(KeptError, match="--precision"):
@@ -340,22 +332,15 @@ def test_another_schema_is_never_replaced_unasked(pair, first, out):
     assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
 
 
-class StoppedError(Exception):
-    pass
-
-
-def stopping(progress):
-    if progress.done:
-        raise StoppedError
-
-
 def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, out):
     """Stopped in the middle of --overwrite: the old numbers are there; the same command goes on and
     replaces them.
     """
     before = files(first.folder)
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True, show=stopping, jobs=1))
+        run_pair(
+            pair, OTHER["nulls"][0], out, Runtime(overwrite=True, show=stopped_after(1), jobs=1)
+        )
     assert files(first.folder) == before
     assert read_summary(first.folder)[0] == first.summary
     assert run_pair(pair, EVERYTHING, out).measured == 0, (
@@ -460,10 +445,12 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
 def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
     """Settings are named with both values; the optimiser, which changes no number, is not."""
     with pytest.raises(StoppedError):
-        run_pair(pair, EVERYTHING, out, Runtime(show=stopping, jobs=1))
+        run_pair(pair, EVERYTHING, out, Runtime(show=stopped_after(1), jobs=1))
     said = []
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], out, Runtime(show=stopping, jobs=1, say=said.append))
+        run_pair(
+            pair, OTHER["nulls"][0], out, Runtime(show=stopped_after(1), jobs=1, say=said.append)
+        )
     assert said == ["starting again: the unfinished audit there differs: --nulls 0, now 3"]
     told = replace(OTHER["nulls"][0], optimizer="adamw")
     assert run_pair(pair, told, out, Runtime(jobs=1, say=said.append)).measured == 1
@@ -549,11 +536,8 @@ def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, mo
     summary, metadata = read_summary(folder)
     assert metadata["settings"]["optimizer"] == summary.reference.optimizer == "adamw"
     assert stored_metadata(folder) == metadata
-    assert (
-        json.loads((folder / "summary.json").read_text())["label"]
-        == metadata["label"]
-        == summary.label
-    )
+    told = json.loads((folder / "summary.json").read_text())["label"]
+    assert told == metadata["label"] == summary.label
 
 
 # lists
@@ -586,10 +570,8 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert "--precision exact, now default" in kept.error
     assert "--overwrite" in kept.hint
     assert (kept.label, kept.concentration, kept.matrices, kept.version) == (None, None, None, None)
-    assert [row["state"] for row in pq.read_table(toys / "out" / "batch.parquet").to_pylist()] == [
-        "kept",
-        "done",
-    ]
+    table = pq.read_table(toys / "out" / "batch.parquet")
+    assert table["state"].to_pylist() == ["kept", "done"]
     assert json.loads((toys / "out" / "index.json").read_text())["counts"]["kept"] == 1
     gated = shadow("gate", "out", "--fail-on", "language.mlp.up.concentration > 2")
     assert gated.code == 1, "what was asked for is not there"
@@ -671,13 +653,9 @@ def test_what_the_model_does_not_have_is_wrong_usage(pair, first, tmp_path, out,
     chosen, told, hint = ABSENT[absent]
     before = files(first.folder)
     for output, overwrite in (("out", False), ("out", True), ("new", False)):
+        runtime = Runtime(overwrite=overwrite)
         with pytest.raises(UsageError) as caught:
-            run_pair(
-                pair,
-                replace(EVERYTHING, chosen=chosen),
-                tmp_path / output,
-                Runtime(overwrite=overwrite),
-            )
+            run_pair(pair, replace(EVERYTHING, chosen=chosen), tmp_path / output, runtime)
         assert (caught.value.message, caught.value.hint) == (f"{pair.tuned.repo}: {told}", hint)
     assert files(first.folder) == before
     assert not (tmp_path / "new").exists()
@@ -712,16 +690,11 @@ def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
         models.write(
             tmp_path / name, {**whole, "model.layers.1.input_layernorm.weight": torch.ones(8)}
         )
-    ends = (parse_reference(str(tmp_path / name)) for name in ("base", "tuned"))
-    summary = run_pair(
-        given_pair(*ends), replace(EVERYTHING, chosen=Filter(layers=(1,))), tmp_path / "out"
-    ).summary
+    pair, second = pair_of(tmp_path / "base", tmp_path / "tuned"), Filter(layers=(1,))
+    summary = run_pair(pair, replace(EVERYTHING, chosen=second), tmp_path / "out").summary
     changed = next(gate for gate in summary.gates if gate.name == "changed")
-    assert (changed.figure, changed.passed, changed.reason) == (
-        None,
-        False,
-        "no matrix was compared",
-    )
+    why = "no matrix was compared"
+    assert (changed.figure, changed.passed, changed.reason) == (None, False, why)
     assert summary.label == "not assessable"
     assert summary.label_reason.startswith("no matrix was compared")
     assert (summary.claims.measured, summary.claims.consistent_with) == ([], [])
