@@ -32,12 +32,8 @@ def tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Te
         name: torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for name, shape in shapes.items()
     }
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        base
-        if seed == 0
-        else {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
-    )
+    noise, size = torch.Generator().manual_seed(seed), 0.01 * bool(seed)
+    return {n: t + size * torch.randn(t.shape, generator=noise) for n, t in base.items()}
 
 
 def decoder() -> dict[str, tuple[int, ...]]:
@@ -139,9 +135,6 @@ PAIR = ("audit", "--base", "org/base", "--tuned", "org/tuned")
 SMALL = ("audit", "--base", "org/small-base", "--tuned", "org/small-tuned")
 
 
-# Checkpoints, the Hub, and commands
-
-
 def audited(base: Path, tuned: Path, output: Path) -> dict[str, pd.DataFrame]:
     """The tables of the audit of two folders."""
     pair = pair_of(base, tuned)
@@ -241,7 +234,6 @@ def incomplete(tmp_path: Path) -> list[Path]:
     return found_below(tmp_path / "home", "*.incomplete")
 
 
-AT_ONCE = {"Retry-After": "0"}
 PLACES = {
     "model info": {"pattern": "/api/models/org/small-tuned"},
     "listing": {"pattern": "/api/models/org/small-tuned/tree/*"},
@@ -250,9 +242,6 @@ PLACES = {
     "header": {"pattern": f"org/small-tuned/{MODEL}", "origin": "cdn"},
     "file": {"pattern": f"org/small-tuned/{MODEL}", "origin": "cdn", "skip": 1},
 }
-
-
-# Hostile answers
 
 
 def edit(hub: Hub, pattern: str, change: Callable) -> None:

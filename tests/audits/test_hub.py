@@ -15,7 +15,6 @@ from collections import Counter
 from pathlib import Path
 
 import models
-import pyarrow.parquet as pq
 import pytest
 import rearranging
 import torch
@@ -40,6 +39,8 @@ from hub_pairs import (
     until,
 )
 
+from shadow.reports.provenance import finished_metadata
+
 pytest_plugins = "hub_pairs"
 
 
@@ -61,14 +62,10 @@ def test_an_audit_of_the_hub_has_the_numbers_of_the_folders(run, hub, tmp_path, 
     """Every column of every table; the commits are in the metadata, and every row was verified."""
     run(*PAIR, "-o", "out").assert_done()
     assert_equal(tmp_path / "out", wanted)
-    metadata = json.loads(
-        pq.read_schema(report(tmp_path / "out") / "matrices.parquet").metadata[b"shadow"]
-    )
+    metadata = finished_metadata(report(tmp_path / "out"))
     for side in ("base", "tuned"):
-        assert (metadata[side]["repo"], metadata[side]["commit"]) == (
-            f"org/{side}",
-            hub.commit(f"org/{side}"),
-        )
+        own = metadata[side]
+        assert (own["repo"], own["commit"]) == (f"org/{side}", hub.commit(f"org/{side}"))
     assert frame(tmp_path / "out")["verified"].tolist() == [True] * len(wanted["matrices"])
 
 
@@ -123,10 +120,8 @@ def test_every_byte_moves_once(run, hub, folders, tmp_path, wanted):
     assert "fetching 9.5 MB" in run(*PAIR, "-o", "out").err
     assert moved(hub) == {name: size + HEADERS for name, size in sizes.items()}
     assert set(downloads(hub).values()) == {1}
-    for output, says in (
-        ("out2", ""),
-        ("out", "nothing to measure: the report is already there\n"),
-    ):
+    there = "nothing to measure: the report is already there\n"
+    for output, says in (("out2", ""), ("out", there)):
         hub.reset()
         done = run(*PAIR, "-o", output)
         done.assert_done()
@@ -156,9 +151,7 @@ def test_a_part_of_the_model_moves_in_ranges(
     assert not found["verified"].any()
     assert not downloads(hub)
     asked = hub.asked("*.safetensors", origin="cdn", method="GET")
-    assert (
-        len([request for request in asked if request.range != f"bytes=0-{HEADERS - 1}"]) == ranges
-    )
+    assert sum(request.range != f"bytes=0-{HEADERS - 1}" for request in asked) == ranges
     assert sum(request.sent for request in asked) <= most + 5 * HEADERS
     assert not blobs(tmp_path)
 
@@ -170,10 +163,7 @@ def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
     run(*PAIR, "-o", "out", "--layer", "0", "--fetch", "shards").assert_done()
     assert_same(frame(tmp_path / "out"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out")["verified"].all()
-    assert downloads(hub) == {
-        "model-00001-of-00003.safetensors": 1,
-        "model-00001-of-00002.safetensors": 1,
-    }
+    assert downloads(hub) == {f"model-00001-of-0000{count}.safetensors": 1 for count in (2, 3)}
     hub.reset()
     run(*PAIR, "-o", "out2", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "other").assert_done()
     assert_equal(tmp_path / "out2", wanted)
@@ -232,11 +222,8 @@ def test_the_token_stays_with_the_hub(run, hub, tmp_path):
     assert all(request.authorized for request in hub.requests if request.origin == "hub")
     hub.page_size = 1
     hub.fail("/evil", Status(404), times=None)
-    edit(
-        hub,
-        "*/tree/*",
-        lambda answer: answer.headers.update(Link=f'<{hub.other}/evil>; rel="next"'),
-    )
+    evil = f'<{hub.other}/evil>; rel="next"'
+    edit(hub, "*/tree/*", lambda answer: answer.headers.update(Link=evil))
     told(run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other"))
     assert {request.path for request in hub.requests if request.origin == "other"} == {"/evil"}
 
@@ -257,12 +244,8 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
     pytest.importorskip("hf_xet")
     (tmp_path / "xet").mkdir()
     shards = [path for side in ("base", "tuned") for path in folders[side].glob("*.safetensors")]
-    upload = subprocess.run(
-        [sys.executable, "-c", UPLOAD, f"local://{tmp_path}/xet", *shards],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", UPLOAD, f"local://{tmp_path}/xet", *shards]
+    upload = subprocess.run(command, capture_output=True, text=True, check=True)
     hashes = {
         f"/org/{Path(path).parent.name}/{Path(path).name}": one
         for path, one in json.loads(upload.stdout).items()
@@ -298,19 +281,15 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
         assert (kept > 9_000_000) == (disk == ())
         assert kept > 9_000_000 or kept < 10_000
     # repositories share the files of this cache, which lie beside them
-    (shared,) = {
-        path.resolve()
-        for path in (tmp_path / "home" / "0").rglob("model-00002-of-00002.safetensors")
-    }
+    last = "model-00002-of-00002.safetensors"
+    (shared,) = {path.resolve() for path in (tmp_path / "home" / "0").rglob(last)}
     assert shared.parents[1] == tmp_path / "home" / "0" / "blobs"
     content = bytearray(shared.read_bytes())
     content[70_000] ^= 1
     shared.chmod(0o644)
     shared.write_bytes(content)
     done = run(*PAIR, "-o", "out2", "--max-disk", "1GB", HF_HUB_CACHE=tmp_path / "home" / "0")
-    assert (
-        "the cached model-00002-of-00002.safetensors is damaged; downloading it again" in done.err
-    )
+    assert f"the cached {last} is damaged; downloading it again" in done.err
     assert_equal(tmp_path / "out2", wanted)
     assert len(blobs(tmp_path)) == 5
 
@@ -325,13 +304,8 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
     tag = hub.commit("org/model", "v1")
     for number, (revision, found) in enumerate({"v1": tag, tag: tag, "feature/x": commit}.items()):
         output = tmp_path / f"out{number}"
-        run(
-            "audit", "--base", "org/small-base", "--tuned", f"org/model@{revision}", "-o", output
-        ).assert_done()
-        metadata = json.loads(
-            pq.read_schema(report(output) / "matrices.parquet").metadata[b"shadow"]
-        )
-        assert metadata["tuned"]["commit"] == found
+        run(*SMALL[:-1], f"org/model@{revision}", "-o", output).assert_done()
+        assert finished_metadata(report(output))["tuned"]["commit"] == found
     assert_equal(tmp_path / "out0", small)
     assert_equal(tmp_path / "out1", small)
 
@@ -339,7 +313,7 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
 def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_path, small):
     """A branch that moved on is another checkpoint: the report stays, unless --overwrite."""
     first = hub.add("org/model", folders["small-base"])
-    command = ("audit", "--base", "org/small-base", "--tuned", "org/model", "-o", "out")
+    command = (*SMALL[:-1], "org/model", "-o", "out")
     run(*command).assert_done()
     second = hub.add("org/model", folders["small-tuned"])
     differs = f"the finished report there differs: commit of tuned {first[:12]}, now {second[:12]}"
@@ -385,20 +359,14 @@ def test_refusals_say_how_to_get_access(run, hub, folders):
     address = f"{hub.endpoint}/org/gated"
     no_token = "no token is in use: `hf auth login`, or HF_TOKEN"
     refused("org/gated", "org/gated is gated", address, no_token, HF_TOKEN="")
-    refused("org/gated", "org/gated is gated", address, "the token of HF_TOKEN is in use")
+    in_use = "the token of HF_TOKEN is in use"
+    refused("org/gated", "org/gated is gated", address, in_use)
     for name in ("org/private", "org/none"):
         refused(name, f"{name} is not on the Hub, or it is private", no_token, HF_TOKEN="")
-        refused(
-            name, f"{name} is not on the Hub, or it is private", "the token of HF_TOKEN is in use"
-        )
+        refused(name, f"{name} is not on the Hub, or it is private", in_use)
     refused("org/small-tuned@none", "has no revision 'none'", "org/small-tuned/tree/main")
     refused(f"org/small-tuned@{'0' * 40}", "has no revision")
-    refused(
-        "org/small-tuned",
-        "requires a valid login (401)",
-        "the token of HF_TOKEN is in use",
-        HF_TOKEN="hf_wrong",
-    )
+    refused("org/small-tuned", "requires a valid login (401)", in_use, HF_TOKEN="hf_wrong")
     hub.granted |= {"org/gated", "org/private"}
     for name in ("org/gated", "org/private"):
         run(*SMALL[:-1], name, "-o", "out").assert_done()
@@ -420,9 +388,8 @@ def test_a_repository_without_weights_says_what_there_is(run, hub, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "weights.npz").write_text("")
     hub.add("org/empty", tmp_path / "empty")
-    told(
-        run(*SMALL[:-1], "org/empty", "-o", "out"), "org/empty: no safetensors files", "weights.npz"
-    )
+    done = run(*SMALL[:-1], "org/empty", "-o", "out")
+    told(done, "org/empty: no safetensors files", "weights.npz")
 
 
 @pytest.mark.slow
@@ -451,21 +418,14 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
     """With nothing or a part of a pair: what is missing is said; with all, no request is made."""
     for offline in ({"HF_HUB_OFFLINE": "1"}, {}):
         command = (*SMALL, "-o", "out", *(() if offline else ("--offline",)))
-        told(
-            run(*command, **offline),
-            "org/small-base is not in the cache, and this run is offline",
-            "--offline",
-        )
+        missing = "org/small-base is not in the cache, and this run is offline"
+        told(run(*command, **offline), missing, "--offline")
     assert not hub.requests
     # the configs are there then, and no weights
     told(run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk")
     hub.reset()
-    told(
-        run(*SMALL, "-o", "out", "--offline"),
-        "org/small-base",
-        "cache",
-        "run once without --offline",
-    )
+    done = run(*SMALL, "-o", "out", "--offline")
+    told(done, "org/small-base", "cache", "run once without --offline")
     run(*SMALL, "-o", "out").assert_done()
     hub.reset()
     for number, offline in enumerate(({"HF_HUB_OFFLINE": "1"}, {})):
@@ -483,12 +443,8 @@ def test_offline_with_some_of_the_shards(run, hub, tmp_path, wanted):
     chosen = ("--layer", "0", "--fetch", "shards")
     run(*PAIR, "-o", "out", *chosen).assert_done()
     hub.reset()
-    told(
-        run(*PAIR, "-o", "out2", "--offline"),
-        "2 of 3 shards are not in the cache",
-        "model-00002-of-00003",
-        "--offline",
-    )
+    missing = ("2 of 3 shards are not in the cache", "model-00002-of-00003")
+    told(run(*PAIR, "-o", "out2", "--offline"), *missing, "--offline")
     assert not hub.requests
 
 
@@ -517,18 +473,14 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
     command += ["--hf-netloc", hub.endpoint.removeprefix("http://")]
     command += ["--repos-path", tmp_path / "repos", "--log-path", tmp_path / "logs"]
     hub.page_size = 2
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as mirror:
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=tmp_path, **silent) as mirror:
         try:
             until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
             for number in range(2):
-                more = {
-                    "HF_ENDPOINT": f"http://127.0.0.1:{port}",
-                    "HF_TOKEN": "",
-                    "HF_HUB_DOWNLOAD_TIMEOUT": "10",
-                }
-                more |= {"HF_HUB_CACHE": tmp_path / f"cache{number}", "HF_HUB_ETAG_TIMEOUT": "10"}
+                more = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": ""}
+                more |= {"HF_HUB_DOWNLOAD_TIMEOUT": "10", "HF_HUB_ETAG_TIMEOUT": "10"}
+                more |= {"HF_HUB_CACHE": tmp_path / f"cache{number}"}
                 hub.reset()
                 run(*PAIR, "-o", f"out-full{number}", **more).assert_done()
                 assert (sum(moved(hub).values()) > 9_000_000) == (number == 0)
@@ -536,9 +488,8 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
                 assert frame(tmp_path / f"out-full{number}")["verified"].all()
                 more |= {"HF_HUB_CACHE": tmp_path / f"ranges{number}"}
                 run(*PAIR, "-o", f"out-layer{number}", "--layer", "0", **more).assert_done()
-                assert_same(
-                    frame(tmp_path / f"out-layer{number}"), wanted["matrices"].query("layer == 0")
-                )
+                found = frame(tmp_path / f"out-layer{number}")
+                assert_same(found, wanted["matrices"].query("layer == 0"))
         finally:
             mirror.terminate()
 
@@ -548,18 +499,14 @@ def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody
 ):
     """Deltas are compared as in folders, without a request; a commit that is gone is told."""
     hub.add("org/small-next", models.write(tmp_path / "next", tensors(FEW, 2), models.LLAMA))
-    assert run(*SMALL, "-o", "out").code == 0
-    assert (
-        run("audit", "--base", "org/small-tuned", "--tuned", "org/small-next", "-o", "out").code
-        == 0
-    )
+    run(*SMALL, "-o", "out").assert_done()
+    run("audit", "org/small-tuned", "org/small-next", "-o", "out").assert_done()
     hub.add("org/small-next", folders["small-base"])  # its main has moved since
     hub.reset()
 
     def last() -> dict[str, object]:
-        done = run("lineage", "out", "--format", "json")
-        assert done.code == 0, done.err
-        return json.loads(done.out)["chains"][0]["steps"][1]
+        told = run("lineage", "out", "--format", "json").assert_done()
+        return json.loads(told)["chains"][0]["steps"][1]
 
     a, b, c = (
         torch.cat([one.double().reshape(-1) for one in tensors(FEW, seed).values()])

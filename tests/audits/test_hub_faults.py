@@ -29,7 +29,6 @@ from hub import (
     WrongRange,
 )
 from hub_pairs import (
-    AT_ONCE,
     INDEX,
     MODEL,
     PAIR,
@@ -46,6 +45,7 @@ from hub_pairs import (
 from safetensors.torch import load_file
 
 pytest_plugins = "hub_pairs"
+AT_ONCE = {"Retry-After": "0"}
 HASTE = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 
 
@@ -99,16 +99,8 @@ def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action)
     found_by(run, tmp_path, small, **HASTE)
     hub.faults.clear()
     faults.append(hub.fail(action=action, **PLACES["file"]))
-    found_by(
-        run,
-        tmp_path,
-        small,
-        "--fetch",
-        "ranges",
-        out="out2",
-        HF_HUB_CACHE=tmp_path / "other",
-        **HASTE,
-    )
+    more = {"out": "out2", "HF_HUB_CACHE": tmp_path / "other", **HASTE}
+    found_by(run, tmp_path, small, "--fetch", "ranges", **more)
     assert all(fault.fired == 1 for fault in faults)
     assert not incomplete(tmp_path)
 
@@ -125,11 +117,8 @@ def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
 @pytest.mark.parametrize("place", every(3, PLACES))
 def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
     """Nobody waits for hours: the number is in the hint, whichever of two headers tells it."""
-    limit = {
-        "RateLimit": '"api";r=0;t=9999',
-        "RateLimit-Policy": '"api";q=500;w=300',
-        "Retry-After": "1",
-    }
+    limit = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300'}
+    limit["Retry-After"] = "1"
     headers = limit if place == "model info" else {"Retry-After": "9999"}
     hub.fail(action=Status(429, headers), times=None, **PLACES[place])
     begun = time.monotonic()
@@ -140,19 +129,10 @@ def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
 
 def said(done: Run, *words: str) -> bool:
     """A refusal in one line and one hint, after talk such as `fetching 1 MB`."""
-    talk = [
-        line
-        for line in done.err.splitlines(keepends=True)
-        if not line.startswith(("error:", "hint:"))
-    ]
-    told(
-        Run(
-            done.code,
-            done.out,
-            "".join(line for line in done.err.splitlines(keepends=True) if line not in talk),
-        ),
-        *words,
-    )
+    lines = done.err.splitlines(keepends=True)
+    refusal = [line for line in lines if line.startswith(("error:", "hint:"))]
+    told(Run(done.code, done.out, "".join(refusal)), *words)
+    talk = [line for line in lines if line not in refusal]
     return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
 
 
@@ -161,9 +141,8 @@ def said(done: Run, *words: str) -> bool:
 def test_endless_faults_are_given_up(run, hub, tmp_path, place):
     """After six tries: exit 1, one line that names the fault, how to go on, no report."""
     fault = hub.fail(action=Status(503, AT_ONCE), times=None, **PLACES[place])
-    assert said(
-        run(*SMALL, "-o", "out"), "answers 503, also after 6 tries", "run the same command again"
-    )
+    done = run(*SMALL, "-o", "out")
+    assert said(done, "answers 503, also after 6 tries", "run the same command again")
     assert fault.fired in (6, 12)
     assert not list(tmp_path.rglob("*.parquet"))
 
@@ -184,19 +163,13 @@ def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
 @pytest.mark.parametrize("file", every(2, [MODEL, "config.json"]))
 def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     """Once: it is told, the numbers are right. Always: refused, and nothing stays in the cache."""
-    fault = hub.fail(
-        f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL
-    )
+    flip = Flip(20 if file == "config.json" else 15_000)
+    fault = hub.fail(f"org/small-tuned/{file}", flip, skip=file == MODEL)
     done = found_by(run, tmp_path, small)
     assert f"org/small-tuned: {file} arrived damaged; downloading it again" in done.err
     assert fault.fired == 1
     hub.reset()
-    fault = hub.fail(
-        f"org/small-tuned/{file}",
-        Flip(20 if file == "config.json" else 15_000),
-        skip=file == MODEL,
-        times=None,
-    )
+    fault = hub.fail(f"org/small-tuned/{file}", flip, skip=file == MODEL, times=None)
     done = run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other")
     assert said(done, f"{file} does not match its checksum")
     assert not list((tmp_path / "out2").rglob("*.parquet"))
@@ -216,9 +189,8 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
     command has the right one.
     """
     found_by(run, tmp_path, small)
-    (blob,) = (
-        path.resolve() for path in (tmp_path / "home").rglob(f"models--org--small-tuned/**/{MODEL}")
-    )
+    (path,) = (tmp_path / "home").rglob(f"models--org--small-tuned/**/{MODEL}")
+    blob = path.resolve()
     content = bytearray(blob.read_bytes())
     if position is None:
         content = content[:20_000]
@@ -391,23 +363,16 @@ def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
     hostile = shutil.copytree(folders["small-tuned"], tmp_path / "hostile")
     (hostile / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     hub.add("org/hostile", hostile)
-    told(
-        run(*SMALL[:-1], "org/hostile", "-o", "out"),
-        "error: org/hostile: ",
-        words,
-        "tell its owner",
-    )
+    done = run(*SMALL[:-1], "org/hostile", "-o", "out")
+    told(done, "error: org/hostile: ", words, "tell its owner")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_address_that_is_no_hub(run, hub, tmp_path):
     """A web page, an address without a scheme, nonsense: what is wrong with HF_ENDPOINT."""
     edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
-    told(
-        run(*SMALL, "-o", "out", seconds=10),
-        "does not answer like a Hub",
-        "check that HF_ENDPOINT is a Hub",
-    )
+    done = run(*SMALL, "-o", "out", seconds=10)
+    told(done, "does not answer like a Hub", "check that HF_ENDPOINT is a Hub")
     for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
         told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
     told(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
@@ -415,17 +380,13 @@ def test_an_address_that_is_no_hub(run, hub, tmp_path):
 
 def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
     """An LFS pointer, an empty file, a lying header: one line that names the file."""
-    for number, content in enumerate(
-        (b"version https://git-lfs.github.com/spec/v1\n", b"", b"1234", b"\xff" * 900)
-    ):
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    for number, content in enumerate((pointer, b"", b"1234", b"\xff" * 900)):
         broken = shutil.copytree(folders["small-tuned"], tmp_path / f"broken{number}")
         (broken / MODEL).write_bytes(content)
         hub.add("org/broken", broken)
-        told(
-            run(*SMALL[:-1], "org/broken", "-o", "out"),
-            f"error: org/broken: {MODEL}",
-            "tell its owner",
-        )
+        done = run(*SMALL[:-1], "org/broken", "-o", "out")
+        told(done, f"error: org/broken: {MODEL}", "tell its owner")
 
 
 @pytest.mark.parametrize("offline", [(), ("--offline",)], ids=["online", "offline"])

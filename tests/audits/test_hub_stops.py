@@ -82,16 +82,13 @@ def test_killed_in_the_first_download(hub, tmp_path, wanted):
     """Before any measurement: the same command begins again and removes the piece."""
     hub.rate = 1_000_000
     env = os.environ | variables(hub.endpoint, tmp_path / "home")
-    with subprocess.Popen(
-        [SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
-    ) as process:
+    command, apart = [SHADOW, *PAIR, "-o", "out"], {"cwd": tmp_path, "env": env}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **apart) as process:
         # that of a shard
         until(lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64])
         process.kill()
     hub.rate = None
-    done = subprocess.run(
-        [SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
+    done = subprocess.run(command, capture_output=True, text=True, **apart)
     assert_goes_on(Run(done.returncode, done.stdout, done.stderr), hub, tmp_path, wanted)
 
 
@@ -113,9 +110,7 @@ def test_killed_while_computing(run, start, hub, tmp_path):
 @pytest.mark.slow
 def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
     """`shadow clean` removes what --max-disk had fetched and its pieces, and nothing older."""
-    run(
-        "audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other"
-    ).assert_done()
+    run(*SMALL, "-o", "other").assert_done()
     before = blobs(tmp_path)
     assert len(before) == 2
     hub.rate = 3_000_000
@@ -198,10 +193,7 @@ def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted)
     hub.reset()
     run(*PAIR, "-o", "out", "--max-disk", "2.7MB").assert_done()
     assert_equal(tmp_path / "out", wanted)
-    assert set(downloads(hub)) == {
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    }
+    assert set(downloads(hub)) == {f"model-0000{part}-of-00002.safetensors" for part in (1, 2)}
     assert blobs(tmp_path) == before
 
 
@@ -210,32 +202,18 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     """A shard of two commits is one file: freed for one it stays for the other."""
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
     (moved_on / "README.md").write_text("new")
-    hub.add(
-        "org/small-base",
-        folders["small-base"],
-        revisions={"next": moved_on, "tuned": folders["small-tuned"]},
-    )
+    more = {"next": moved_on, "tuned": folders["small-tuned"]}
+    hub.add("org/small-base", folders["small-base"], revisions=more)
     run(*SMALL, "-o", "out").assert_done()
     before = blobs(tmp_path)
     command = ("audit", "--base", "org/small-base@next", "--tuned")
     run(*command, "org/small-base@main", "-o", "out2", "--max-disk", "1GB").assert_done()
     assert blobs(tmp_path) == before
-    for number, tuned in enumerate(("next", "main", "tuned")):
-        cache = {"HF_HUB_CACHE": tmp_path / "home" / str(number)}
-        run(
-            *command,
-            f"org/small-base@{tuned}",
-            "-o",
-            f"out{number + 3}",
-            "--max-disk",
-            "1GB",
-            **cache,
-        ).assert_done()
-        assert (
-            frame(tmp_path / f"out{number + 3}", "tensors")["status"]
-            .isin(["identical", "measured"])
-            .all()
-        )
+    for tuned in ("next", "main", "tuned"):
+        words = (*command, f"org/small-base@{tuned}", "-o", f"out-{tuned}", "--max-disk", "1GB")
+        run(*words, HF_HUB_CACHE=tmp_path / "home" / tuned).assert_done()
+        status = frame(tmp_path / f"out-{tuned}", "tensors")["status"]
+        assert set(status) <= {"identical", "measured"}
     assert blobs(tmp_path) == before
 
 
@@ -248,22 +226,18 @@ def test_clean_leaves_bytes_that_another_commit_came_to_have(
     (moved_on / "README.md").write_text("new")
     hub.add("org/small-base", folders["small-base"], revisions={"next": moved_on})
     fault = hub.fail(action=Stall(60, None), **PLACES["file"])
-    process = start(
-        "audit", "--base", "org/small-base@next", *SMALL[3:], "-o", "out", "--max-disk", "1GB"
-    )
+    words = ("audit", "--base", "org/small-base@next", *SMALL[3:], "-o", "out")
+    process = start(*words, "--max-disk", "1GB")
     until(lambda: fault.fired)
     process.kill()
     before = blobs(tmp_path)
     assert len(before) == 1
-    run(
-        "audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out2"
-    ).assert_done()
+    words = (*SMALL[:-1], folders["small-tuned"])
+    run(*words, "-o", "out2").assert_done()
     run("clean", "-o", "out").assert_done()
     assert blobs(tmp_path) == before
     hub.reset()
-    run(
-        "audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out3"
-    ).assert_done()
+    run(*words, "-o", "out3").assert_done()
     assert_equal(tmp_path / "out3", small)
     assert not moved(hub)
 
@@ -311,11 +285,8 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
     assert_equal(tmp_path / "out", wanted)
     hub.reset()
     with tiny_disk(tmp_path / "tiny", "size=4M") as home:
-        told(
-            run(*PAIR, "-o", "out2", HF_HUB_CACHE=home),
-            "4.5 MB of disk are needed at",
-            "4.2 MB are free",
-        )
+        done = run(*PAIR, "-o", "out2", HF_HUB_CACHE=home)
+        told(done, "4.5 MB of disk are needed at", "4.2 MB are free")
     assert set(moved(hub).values()) == {HEADERS}
 
 
@@ -347,19 +318,12 @@ def test_a_cache_that_cannot_be_written_to_is_one_error_line(run, hub, tmp_path,
     """A read-only disk, or a file in its place; what a read-only cache holds is used."""
     run(*SMALL, "-o", "out").assert_done()
     (tmp_path / "file").write_text("")
-    told(
-        run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "file", seconds=5),
-        "cannot write to",
-        "HF_HUB_CACHE",
-    )
+    done = run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "file", seconds=5)
+    told(done, "cannot write to", "HF_HUB_CACHE")
     with tiny_disk(tmp_path / "disk", "size=9M") as cache:
         shutil.copytree(tmp_path / "home" / "hub", cache, symlinks=True, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
         run(*SMALL, "-o", "out3", HF_HUB_CACHE=cache).assert_done()
         assert_equal(tmp_path / "out3", small)
-        told(
-            run(*PAIR, "-o", "out4", HF_HUB_CACHE=cache, seconds=5),
-            "cannot write to",
-            "Read-only",
-            "HF_HUB_CACHE",
-        )
+        done = run(*PAIR, "-o", "out4", HF_HUB_CACHE=cache, seconds=5)
+        told(done, "cannot write to", "Read-only", "HF_HUB_CACHE")

@@ -14,6 +14,7 @@ from effort import every
 from reports import delta, places
 
 from shadow.audits.list_index import read_index, write_index
+from shadow.reports.provenance import finished_metadata
 from shadow.telling.baselines import read_measured
 
 
@@ -36,46 +37,28 @@ def test_audit_and_gate_say_the_same(shadow):
     """The same rules on an audit and on its finished report: exit code, verdicts, figures; stdout
     is pure JSON.
     """
-    rules = (
-        "--fail-on",
-        "language.mlp.up.concentration > 0.3",
-        "--fail-on",
-        "language.*.spikes>100",
-    )
+    first, second = "language.mlp.up.concentration > 0.3", "language.*.spikes>100"
+    rules = ("--fail-on", first, "--fail-on", second)
     audited = shadow("audit", "demo", "-o", "out", *rules, "--format", "json")
     gated = shadow("gate", "out", *rules, "--format", "json")
     assert audited.code == gated.code == 4
     told = {summary["pair"]: summary["judged"] for summary in json.loads(audited.out)}
     assert told == judged(gated)
-    assert {pair: one["code"] for pair, one in told.items()} == {
-        "base..narrow": 4,
-        "base..broad": 0,
-    }
+    codes = {pair: one["code"] for pair, one in told.items()}
+    assert codes == {"base..narrow": 4, "base..broad": 0}
     assert [rule["outcome"] for rule in told["base..narrow"]["rules"]] == ["met", "passed"]
-    assert (
-        "demo:base..narrow: language.mlp.up.concentration > 0.3: language.mlp.up.con" in audited.err
-    )
+    assert f"demo:base..narrow: {first}: language.mlp.up.con" in audited.err
     assert json.loads(shadow("show", "out", "--format", "json").out) == [
         {key: value for key, value in summary.items() if key != "judged"}
         for summary in sorted(json.loads(audited.out), key=lambda one: one["pair"])
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        (
-            "matrices",
-            "matrices.parquet is missing from this report (it may not have been copied completely)",
-        ),
-        (
-            "tensors",
-            "tensors.parquet is missing from this report (it may not have been copied completely)",
-        ),
-    ],
-)
-def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):
+@pytest.mark.parametrize("name", ["matrices", "tensors"])
+def test_a_damaged_report_does_not_pass(shadow, tmp_path, name):
     """Its other files are there: it was to be judged, and no baseline may lack it in silence."""
+    why = "is missing from this report (it may not have been copied completely)"
+    words = f"{name}.parquet {why}"
     for pair in ("base..one", "base..two"):
         reports.uniform(tmp_path / "g" / "toy" / pair, 0.4)
     shutil.copytree(tmp_path / "g", tmp_path / "whole")
@@ -96,26 +79,14 @@ def test_a_damaged_report_does_not_pass(shadow, tmp_path, name, words):
 def test_a_list_is_judged_pair_by_pair(shadow):
     """A glob is a list: each pair has verdicts, annotations begin lines with FORCE_COLOR too."""
     env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
-    done = shadow(
-        "audit",
-        "dem*",
-        "-o",
-        "out",
-        "--fail-on",
-        "concentration > 0.3",
-        "--format",
-        "json",
-        env=env,
-    )
+    rule = ("--fail-on", "concentration > 0.3")
+    done = shadow("audit", "dem*", "-o", "out", *rule, "--format", "json", env=env)
     assert done.code == 4
-    told = {
-        summary["pair"]: summary["judged"]["code"] for summary in json.loads(done.out)["reports"]
-    }
+    told = {one["pair"]: one["judged"]["code"] for one in json.loads(done.out)["reports"]}
     assert told == {"base..narrow": 4, "base..broad": 0}
     (line,) = [line for line in done.err.splitlines() if "::" in line]
-    assert line.startswith(
-        "::error title=demo%3Abase..narrow%3A concentration > 0.3::concentration is 0.33 (> 0.3)"
-    )
+    assert line.startswith("::error title=demo%3Abase..narrow%3A concentration > 0.3::concen")
+    assert line.partition("::concentration")[2].startswith(" is 0.33 (> 0.3)")
     assert "\x1b[2K" not in done.err
 
 
@@ -146,25 +117,23 @@ def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
     """
     shutil.copytree(demo["narrow"], tmp_path / "reports" / "demo" / "base..narrow")
     shutil.copytree(demo["narrow"], tmp_path / "accepted" / "demo" / "base..narrow")
-    done = shadow("gate", "reports", "--against", "acepted", "--allow-missing")
+
+    def held(against, *more, **options):
+        return shadow("gate", "reports", "--against", against, *more, **options)
+
+    done = held("acepted", "--allow-missing")
     assert done.code == 0
     assert "did you mean 'accepted'?" in done.err
     assert done.err.splitlines()[-1] == "WARNING: no baseline: nothing was compared with acepted"
-    env = {"GITHUB_ACTIONS": "true"}
-    done = shadow("gate", "reports", "--against", "acepted", "--allow-missing", env=env)
+    done = held("acepted", "--allow-missing", env={"GITHUB_ACTIONS": "true"})
     assert "::warning title=shadow::no baseline: nothing was compared with acepted\n" in done.err
-    done = shadow("gate", "reports", "--against", "acepted")
+    done = held("acepted")
     assert "no such folder: acepted" in done.assert_refused()
     assert "did you mean 'accepted'?" in done.err
-    assert (
-        "WARNING" not in shadow("gate", "reports", "--against", "accepted", "--allow-missing").err
-    )
+    assert "WARNING" not in held("accepted", "--allow-missing").err
     # as of a baseline of other pairs: its folder is there, and nothing is compared
     (tmp_path / "empty").mkdir()
-    assert (
-        "WARNING: no baseline"
-        in shadow("gate", "reports", "--against", "empty", "--allow-missing").err
-    )
+    assert "WARNING: no baseline" in held("empty", "--allow-missing").err
 
 
 def test_a_checkpoint_is_no_baseline(shadow, demo, tmp_path):
@@ -190,37 +159,28 @@ def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
     """The figures of a copy that was rounded are judged, and the note says that they are not those
     of a training.
     """
-    folder = reports.write(
-        tmp_path / "a", [delta(0.4, where, floor_ratio=0.9) for where in places(6)]
-    )
+    rows = [delta(0.4, where, floor_ratio=0.9) for where in places(6)]
+    folder, rule = reports.write(tmp_path / "a", rows), ("--fail-on", "concentration > 0.5")
     now = read_measured(folder)
     assert [gate.name for gate in now.summary.failed_gates] == ["rounding"]
-    done = shadow("gate", folder, "--fail-on", "concentration > 0.5", "--format", "json")
+    done = shadow("gate", folder, *rule, "--format", "json")
     assert done.code == 0
     (one,) = json.loads(done.out)
     assert one["notes"] == [f"not assessable: {now.summary.failed_gates[0].reason}"]
-    assert (
-        "note: not assessable: " in shadow("gate", folder, "--fail-on", "concentration > 0.5").out
-    )
+    assert "note: not assessable: " in shadow("gate", folder, *rule).out
+
+
+MET, ABSENT = ("--fail-on", "concentration > 0.3"), ("--fail-on", "vision.spikes > 1")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("--fail-on", "concentration > 0.3"), 4),
+        (MET, 4),
         (("--fail-on", "concentration > 0.9"), 0),
-        (("--fail-on", "concentration > 0.3", "--fail-on", "vision.spikes > 1"), 1),
-        (
-            (
-                "--fail-on",
-                "concentration > 0.3",
-                "--fail-on",
-                "vision.spikes > 1",
-                "--allow-missing",
-            ),
-            4,
-        ),
-        (("--fail-on", "vision.spikes > 1", "--allow-missing"), 0),
+        ((*MET, *ABSENT), 1),
+        ((*MET, *ABSENT, "--allow-missing"), 4),
+        ((*ABSENT, "--allow-missing"), 0),
         (("--fail-on", "concentratoin > 0.3"), 2),
         (("--policy", "absent.yaml"), 1),
         (("--against", "absent"), 1),
@@ -243,17 +203,12 @@ def test_exit_codes_of_audit(shadow):
     """
     done = shadow("audit", "demo", "-o", "out", "--fail-on", "language.mlp.upp.spikes > 1")
     assert "no module 'mlp.upp'" in done.assert_refused(2)
-    done = shadow(
-        "audit", "demo:base..narrow", "--base", "./none", "--tuned", "./none", "-o", "out",
-        "--fail-on", "concentration > 0.3",
-    )  # fmt: skip
+    gone = ("--base", "./none", "--tuned", "./none")
+    done = shadow("audit", "demo:base..narrow", *gone, "-o", "out", *MET)
     assert done.code == 1
     assert "no such folder" in done.err
     assert "concentration > 0.3: concentration is 0.33 (> 0.3)" in done.err
-    assert (
-        shadow("audit", "demo:base..narrow", "-o", "out", "--fail-on", "concentration > 0.3").code
-        == 4
-    )
+    assert shadow("audit", "demo:base..narrow", "-o", "out", *MET).code == 4
 
 
 def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
@@ -261,7 +216,7 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
     shutil.copytree(demo["narrow"], tmp_path / "reports" / "good")
     shutil.copytree(demo["broad"], tmp_path / "reports" / "bad")
     (tmp_path / "reports" / "bad" / "tensors.parquet").write_bytes(b"no")
-    done = shadow("gate", "reports", "--fail-on", "concentration > 0.3")
+    done = shadow("gate", "reports", *MET)
     assert done.code == 1
     assert "concentration is 0.33 (> 0.3)" in done.err
     assert "tensors.parquet" in done.err
@@ -281,24 +236,16 @@ def test_what_a_list_lacks_is_no_pass(shadow, as_list, tmp_path, state):
     shutil.rmtree(tmp_path / "list" / row.folder)
     done = shadow("gate", "list", *rules)
     assert done.code == 1
-    assert (
-        f"demo:base..broad has no report: {'no such folder: x' if state == 'failed' else 'pending'}"
-        in done.err
-    )
+    why = "no such folder: x" if state == "failed" else "pending"
+    assert f"demo:base..broad has no report: {why}" in done.err
     assert "list lacks shard 2/2 of its list" in done.err
     judged = {one["pair"]: (one["code"], len(one["rules"])) for one in json.loads(done.out)}
     assert judged == {"base..narrow": (0, 1), "base..broad": (1, 0), "shard 2/2": (1, 0)}
     shutil.rmtree(tmp_path / "list" / "demo")
     done = shadow("gate", "list", *rules)
-    assert [one["pair"] for one in json.loads(done.out)] == [
-        "base..narrow",
-        "base..broad",
-        "shard 2/2",
-    ]
-    assert (
-        "demo:base..narrow: its report is missing (list/demo/base..narrow, done by index.json)"
-        in done.err
-    )
+    assert [one["pair"] for one in json.loads(done.out)] == list(judged)
+    why = "its report is missing (list/demo/base..narrow, done by index.json)"
+    assert f"demo:base..narrow: {why}" in done.err
 
 
 def test_the_first_of_very_many_missing_shards_are_told(shadow, as_list, tmp_path):
@@ -309,10 +256,8 @@ def test_the_first_of_very_many_missing_shards_are_told(shadow, as_list, tmp_pat
     done = shadow("gate", "list", "--fail-on", "concentration > 0.9", "--format", "json")
     assert done.code == 1
     missing = [one["pair"] for one in json.loads(done.out) if "shard" in one["pair"]]
-    assert (missing[0], missing[99:]) == (
-        "shard 2/1000000",
-        ["shard 101/1000000", "999,899 more shards"],
-    )
+    assert missing[0] == "shard 2/1000000"
+    assert missing[99:] == ["shard 101/1000000", "999,899 more shards"]
 
 
 def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
@@ -326,27 +271,14 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     # the broad pair's figures under the narrow pair's name
     for name in ("matrices", "tensors", "residual", "files"):
         table = pq.read_table(folder / f"{name}.parquet")
-        metadata = json.loads(table.schema.metadata[b"shadow"]) | {
-            "pair": "base..narrow",
-            "tuned": {
-                "repo": json.loads(
-                    pq.read_schema(demo["narrow"] / f"{name}.parquet").metadata[b"shadow"]
-                )["tuned"]["repo"],
-                "commit": None,
-                "fingerprint": "0" * 64,
-            },
-        }
+        tuned = finished_metadata(demo["narrow"])["tuned"]
+        tuned = {"repo": tuned["repo"], "commit": None, "fingerprint": "0" * 64}
+        metadata = json.loads(table.schema.metadata[b"shadow"])
+        metadata |= {"pair": "base..narrow", "tuned": tuned}
         table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
         pq.write_table(table, folder / f"{name}.parquet")
-    arguments = (
-        "audit",
-        "demo:base..narrow",
-        "-o",
-        "reports",
-        "--overwrite",
-        "--against",
-        "reports",
-    )
+    arguments = ("audit", "demo:base..narrow", "-o", "reports", "--overwrite")
+    arguments += ("--against", "reports")
     done = shadow(*arguments)
     assert done.code == 4, done.err
     assert "relative_norm_overall is 0.08, was 0.0645" in done.err
@@ -367,9 +299,8 @@ def test_against_another_pair(shadow, demo):
     assert done.code == 4
     (one,) = json.loads(done.out)
     assert "the baseline is of another pair: demo:base..broad" in one["notes"]
-    assert (
-        "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers" in one["notes"]
-    )
+    told = "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"
+    assert told in one["notes"]
 
 
 def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
@@ -377,21 +308,11 @@ def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
     (tmp_path / "policy.yaml").write_text(
         "head:\n  moved: language.head.relative_norm\n  severity: warning\n"
     )
-    done = shadow(
-        "gate",
-        demo["narrow"],
-        "--policy",
-        "policy.yaml",
-        "--against",
-        demo["broad"],
-        "--format",
-        "json",
-    )
+    words = ("gate", demo["narrow"], "--policy", "policy.yaml")
+    done = shadow(*words, "--against", demo["broad"], "--format", "json")
     (one,) = json.loads(done.out)
     assert [rule["name"] for rule in one["rules"]] == ["head"]
     # a head is outside the layers: it has no interval
     assert one["rules"][0]["outcome"] == "missing"
     assert done.code == 0
-    assert "needs --against" in shadow(
-        "gate", demo["narrow"], "--policy", "policy.yaml"
-    ).assert_refused(2)
+    assert "needs --against" in shadow(*words).assert_refused(2)

@@ -34,6 +34,10 @@ def figures(contrast):
     return {figure.figure: figure for figure in contrast.figures}
 
 
+def interval(figure):
+    return figure.difference, figure.low, figure.high
+
+
 def test_a_constant_difference_is_found_as_it_is(tmp_path):
     """0.40 against 0.30 in every matrix of 6 layers: 0.1 with an interval of no width, p of 2 in
     2^6 sign patterns.
@@ -41,20 +45,13 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     found = one(compare([uniform(tmp_path / "a", 0.40), uniform(tmp_path / "b", 0.30)]))
     own = figures(found)
     for name in ("concentration", "top4_energy", "spike_energy"):
-        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
-            (0.1, 0.1, 0.1)
-        )
-        assert (own[name].p_within_pair, own[name].level, own[name].margin) == (
-            2 / 64,
-            0.95,
-            MARGIN,
-        )
+        assert interval(own[name]) == pytest.approx((0.1,) * 3)
+        told = (own[name].p_within_pair, own[name].level, own[name].margin)
+        assert told == (2 / 64, 0.95, MARGIN)
     # 64^0.6 against 64^0.7 directions
     for name in ("stable_rank", "participation_ratio_over_null"):
         expected = -0.1 * math.log(NULL)
-        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
-            (expected,) * 3
-        )
+        assert interval(own[name]) == pytest.approx((expected,) * 3)
         assert own[name].margin == pytest.approx(MARGIN * math.log(NULL))
     assert own["relative_norm"].difference == 0
     assert own["relative_norm"].verdict is None
@@ -63,9 +60,8 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert (own["concentration"].first, own["concentration"].second) == (0.40, 0.30)
     assert found.matched.matrices == found.matched.in_layers == 18
     assert (found.relation, found.verified) == ("one base", "content")
-    assert (
-        "A (a) is more concentrated than B (b): concentration differs by +0.100" in found.sentence
-    )
+    text = "A (a) is more concentrated than B (b): concentration differs by +0.100"
+    assert text in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -92,7 +88,7 @@ def noisy(folder, mean, seed, layers=8, **options):
     """A report of matrices around a concentration: a part of the layer and noise, so that figures
     have intervals.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)  # as it is where it is one
     values = (
         mean + 0.02 * rng.normal(size=(layers, 1)) + 0.02 * rng.normal(size=(layers, len(MODULES)))
     )
@@ -141,19 +137,11 @@ def assert_mirrored(found, back):
     """B against A is A against B with the sign turned, everywhere."""
     for there, here in zip(found.figures, back.figures, strict=True):
         assert here.verdict == OPPOSITE.get(there.verdict, there.verdict)
-        assert (here.p_within_pair, here.level, here.margin, here.cells) == (
-            there.p_within_pair,
-            there.level,
-            there.margin,
-            there.cells,
-        )
+        for name in ("p_within_pair", "level", "margin", "cells"):
+            assert getattr(here, name) == getattr(there, name)
         assert (here.first, here.second) == (there.second, there.first)
-        for value, turned in (
-            (there.difference, here.difference),
-            (there.low, here.high),
-            (there.high, here.low),
-        ):
-            assert turned == (None if value is None else -value)
+        turned = (here.difference, here.high, here.low)
+        assert turned == tuple(None if one is None else -one for one in interval(there))
     assert back.verdict == OPPOSITE.get(found.verdict, found.verdict)
     for there, here in zip(found.layers + found.modules, back.layers + back.modules, strict=True):
         assert all(getattr(here, figure.name) == -getattr(there, figure.name) for figure in FIGURES)
@@ -199,12 +187,8 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
     everything = places(6)
     grown = {"rows": 80}
     same = {**place(0, "attn.q"), "tensor": "layers.0.attn.q", "status": "identical"}
-    left = {
-        **place(1, "attn.q"),
-        "tensor": "layers.1.attn.q",
-        "status": "skipped",
-        "reason": "filtered",
-    }
+    left = {**place(1, "attn.q"), "tensor": "layers.1.attn.q"}
+    left |= {"status": "skipped", "reason": "filtered"}
     first = write(tmp_path / "a", [delta(0.4, where) for where in everything])
     kept = [where for where in everything if where["module"] != "attn.q" or where["layer"] > 2]
     rows = [
@@ -303,39 +287,19 @@ def test_figures_that_disagree_are_mixed_evidence(tmp_path):
     alone = against("alone", concentration=0.45)
     assert alone.verdict == "mixed evidence"
     assert "none point the same way and none the other way" in alone.sentence
-    split = against(
-        "split",
-        concentration=0.45,
-        stable_rank=1.0,
-        top4_energy=0.9,
-        spike_energy=0.0,
-        participation_ratio=60,
-    )
+    two = {"stable_rank": 1.0, "top4_energy": 0.9}
+    split = against("split", concentration=0.45, **two, spike_energy=0.0, participation_ratio=60)
     assert split.verdict == "mixed evidence"
-    assert (
-        "stable rank and top-4 energy point the same way and PR / null PR and spike energy the"
-        " other" in split.sentence
-    )
-    assert (
-        against("two", concentration=0.45, stable_rank=1.0, top4_energy=0.9).verdict
-        == "more concentrated"
-    )
-    three = against(
-        "three",
-        concentration=0.45,
-        stable_rank=1.0,
-        top4_energy=0.9,
-        participation_ratio=2,
-        spike_energy=0,
-    )
+    same_way = "stable rank and top-4 energy point the same way and PR / null PR and spike energy"
+    assert f"{same_way} the other" in split.sentence
+    assert against("two", concentration=0.45, **two).verdict == "more concentrated"
+    three = against("three", concentration=0.45, **two, participation_ratio=2, spike_energy=0)
     assert three.verdict == "more concentrated"
     assert "; spike energy the other way" in three.sentence
-    others = against("others", stable_rank=1.0, top4_energy=0.9)
+    others = against("others", **two)
     assert others.verdict == "mixed evidence"
-    assert (
-        "concentration is not distinguished, but A is more concentrated by stable rank and top-4"
-        in others.sentence
-    )
+    but = "is not distinguished, but A is more concentrated by stable rank and top-4"
+    assert f"concentration {but}" in others.sentence
 
 
 def test_figures_without_a_value_are_left_out(tmp_path):
@@ -357,21 +321,15 @@ def test_bases_are_told_apart_and_refused(tmp_path):
         uniform(tmp_path / "a", 0.4),
         uniform(tmp_path / "b", 0.3, base=identity(9), weights=2.0),
     ]
-    with pytest.raises(
-        ShadowError, match="different bases: the spectra of 18 of 18 matrices differ"
-    ) as refused:
+    why = "the spectra of 18 of 18 matrices"
+    with pytest.raises(ShadowError, match=f"different bases: {why} differ") as refused:
         compare(folders)
     assert "--allow-different-base" in refused.value.hint
     found = one(compare(folders, allow_different_base=True))
-    assert (found.relation, found.verified, found.verdict) == (
-        "different bases",
-        None,
-        "more concentrated",
-    )
+    assert (found.relation, found.verified) == ("different bases", None)
+    assert found.verdict == "more concentrated"
     assert "from different bases" in found.sentence
-    assert any(
-        "the bases differ (the spectra of 18 of 18 matrices" in text for text in found.warnings
-    )
+    assert any(f"the bases differ ({why}" in text for text in found.warnings)
 
 
 def test_one_base_is_known_by_commit_content_or_spectra(tmp_path):
@@ -429,16 +387,17 @@ def test_three_reports_are_ranked_over_what_all_have(tmp_path):
 # What is said aloud
 
 
+def adapter(rank):
+    return {"rank_ceiling": rank, "floor_ratio": None}
+
+
 def test_what_voids_a_verdict(tmp_path):
     """An adapter against full rank, other ranks, rounding, unrelated sides: figures are shown, no
     direction is.
     """
     other = uniform(tmp_path / "other", 0.3)
     faults = {
-        "an adapter of rank 4 and B (other) of full rank (in 18 matrices)": {
-            "rank_ceiling": 4,
-            "floor_ratio": None,
-        },
+        "an adapter of rank 4 and B (other) of full rank (in 18 matrices)": adapter(4),
         "is only 1.1 times as large as rounding alone would make it": {"floor_ratio": 1.1},
         "little in common (median cosine 0.01)": {"cosine": 0.01},
     }
@@ -455,7 +414,7 @@ def test_what_voids_a_verdict(tmp_path):
     ranks = [
         write(
             tmp_path / f"r{rank}",
-            [delta(0.5, where, rank_ceiling=rank, floor_ratio=None) for where in places(6)],
+            [delta(0.5, where, **adapter(rank)) for where in places(6)],
         )
         for rank in (4, 16, 4)
     ]
@@ -478,9 +437,9 @@ def test_a_merged_adapter_has_the_rank_that_holds_it(tmp_path):
         return write(tmp_path / name, [delta(0.5, where, **figures_of) for where in places(6)])
 
     merged = report("merged", **RANK_4)
-    adapter = report("adapter", rank_ceiling=4, floor_ratio=None)
-    assert one(compare([adapter, merged])).not_comparable == []
-    larger = report("larger", rank_ceiling=8, floor_ratio=None)
+    same = report("adapter", **adapter(4))
+    assert one(compare([same, merged])).not_comparable == []
+    larger = report("larger", **adapter(8))
     (why,) = one(compare([larger, merged])).not_comparable
     assert "is an adapter of rank 8 and B (merged) of rank 4 at most (in 18 matrices)" in why
     (warning,) = (
@@ -507,14 +466,8 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
         "chosen": {"layers": [0]},
         "relation": "sibling",
     }
-    found = warnings(
-        "all",
-        {"settings": settings, "version": "0.0.9"},
-        dtype="F32",
-        verified=False,
-        relative_norm=0.2,
-        numerical_rank=16,
-    )
+    figures_of = {"dtype": "F32", "verified": False, "relative_norm": 0.2, "numerical_rank": 16}
+    found = warnings("all", {"settings": settings, "version": "0.0.9"}, **figures_of)
     for words in (
         "versions of shadow: A by 0.0.9",
         "--precision exact in A, default in B",
@@ -528,8 +481,8 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     ):
         assert words in found
     assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
-    adapter = warnings("adapter", numerical_rank=16, rank_ceiling=16, floor_ratio=None)
-    assert "merged adapter" not in adapter  # the comparison says that it is one
+    known = warnings("adapter", numerical_rank=16, **adapter(16))
+    assert "merged adapter" not in known  # the comparison says that it is one
     replaced = [
         delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99)
         for where in places(6)
@@ -571,15 +524,8 @@ def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
     rng = np.random.default_rng(7)
     excluded = 0
     for pair in range(6):
-        folders = [
-            uniform(
-                tmp_path / f"{pair}{side}",
-                0.3 + 0.02 * rng.normal(size=(8, 1)) + 0.02 * rng.normal(size=(8, 3)),
-                8,
-            )
-            for side in "ab"
-        ]
-        found = one(compare(folders))
+        sides = (f"{pair}{side}" for side in "ab")
+        found = one(compare([noisy(tmp_path / name, 0.3, rng) for name in sides]))
         assert found.verdict in ("not distinguished", "different, below the margin")
         excluded += figures(found)["concentration"].points != 0
     assert excluded <= 2  # of 6 at 5 %: more than 2 has a chance of 0.2 %

@@ -43,13 +43,10 @@ def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, t
     and refused.
     """
     shutil.copytree(DEMO, tmp_path / "copy", copy_function=shutil.copy)  # with times of their own
-    for base, name in (
-        ("./copy/base", "again"),
-        ("./copy/narrow", "step"),
-        ("./copy/broad", "other"),
-    ):
-        tuned = "./copy/broad" if base != "./copy/broad" else "./copy/narrow"
-        shadow("audit", "--base", base, "--tuned", tuned, "-o", name).assert_done()
+    for base, tuned, name in (
+        ("base", "broad", "again"), ("narrow", "broad", "step"), ("broad", "narrow", "other"),
+    ):  # fmt: skip
+        shadow("audit", f"./copy/{base}", f"./copy/{tuned}", "-o", name).assert_done()
 
     def relation(*runs):
         done = shadow("compare", *runs, "--format", "json")
@@ -59,10 +56,8 @@ def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, t
     assert relation(demo_reports / "base..narrow", "again") == ("one base", "content")
     assert relation(demo_reports / "base..broad", "again") == ("the same pair", "content")
     assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "content")
-    assert (
-        "different bases"
-        in shadow("compare", demo_reports / "base..narrow", "other").assert_refused()
-    )
+    other = shadow("compare", demo_reports / "base..narrow", "other")
+    assert "different bases" in other.assert_refused()
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -74,17 +69,9 @@ def test_output_fits_the_terminal(demo_reports, count):
         text = drawn(document, width)
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text
-        for word in (
-            "more concentrated",
-            "spread, 87.5 %",
-            "PR / null PR",
-            "x 0.83",
-            "+0.065",
-            "not shown",
-            "only 4 layers",
-            "rel. norm",
-            "x 1.18",  # the margin of ratios, in a column or in the title
-        ):
+        margin = "x 1.18"  # of ratios, in a column or in the title
+        figures = ("PR / null PR", "x 0.83", "+0.065", "rel. norm", margin)
+        for word in ("more concentrated", "spread, 87.5 %", "not shown", "only 4 layers", *figures):
             assert word in text
         assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)
         assert ("against the next" in text) == (count == 3)
@@ -93,12 +80,9 @@ def test_output_fits_the_terminal(demo_reports, count):
 def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
     """As of two changes that differ tenfold, on 80 columns."""
     compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    ends = {"difference": 0.067, "low": 0.061, "high": 0.072}
     small = {
-        "log ratio": {
-            "difference": math.log(0.067),
-            "low": math.log(0.061),
-            "high": math.log(0.072),
-        },
+        "log ratio": {name: math.log(value) for name, value in ends.items()},
         "difference": {"first": 0.0333, "second": 0.0211},
     }
     wide = [replace(figure, **small[figure.scale]) for figure in compared.contrasts[0].figures]
@@ -141,13 +125,8 @@ def test_components_and_experts_fit_too(tmp_path, width):
 
 def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path):
     """One row a matrix, columns as told; it can be written again, but replaces no other file."""
-    arguments = (
-        "compare",
-        demo_reports / "base..narrow",
-        demo_reports / "base..broad",
-        "-o",
-        "rows.parquet",
-    )
+    pairs = ["base..narrow", "base..broad"]
+    arguments = ("compare", *(demo_reports / pair for pair in pairs), "-o", "rows.parquet")
     done = shadow(*arguments)
     done.assert_done()
     assert "30 rows in rows.parquet" in done.err
@@ -156,19 +135,12 @@ def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path
     frame = table.to_pandas()
     assert len(frame) == 30
     assert frame["votes"].sum() == 28
-    np.testing.assert_allclose(
-        frame["concentration_difference"],
-        frame["concentration_first"] - frame["concentration_second"],
-    )
-    np.testing.assert_allclose(
-        frame["stable_rank_difference"],
-        np.log(frame["stable_rank_first"] / frame["stable_rank_second"]),
-    )
+    apart = frame["concentration_first"] - frame["concentration_second"]
+    np.testing.assert_allclose(frame["concentration_difference"], apart)
+    ratio = np.log(frame["stable_rank_first"] / frame["stable_rank_second"])
+    np.testing.assert_allclose(frame["stable_rank_difference"], ratio)
     told = json.loads(table.schema.metadata[b"shadow"])
-    assert [report["pair"] for report in told["comparison"]["reports"]] == [
-        "base..narrow",
-        "base..broad",
-    ]
+    assert [report["pair"] for report in told["comparison"]["reports"]] == pairs
     assert told["comparison"]["contrasts"][0]["verdict"] == "more concentrated"
     shadow(*arguments).assert_done()
     (tmp_path / "mine.parquet").write_text("mine")
@@ -183,16 +155,12 @@ def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path
 
 def test_a_folder_above_several_reports_stands_for_all_of_them(demo_reports, shadow):
     """In the order of their names, each once, whether it is named beside the folder or not."""
-    named = shadow(
-        "compare", demo_reports / "base..broad", demo_reports / "base..narrow", "--json"
-    ).assert_done()
-    assert shadow("compare", demo_reports, "--json").assert_done() == named
-    assert (
-        shadow(
-            "compare", demo_reports.parent, demo_reports / "base..narrow", "--json"
-        ).assert_done()
-        == named
+    broad, narrow = demo_reports / "base..broad", demo_reports / "base..narrow"
+    named, one, beside = (
+        shadow("compare", *runs, "--json").assert_done()
+        for runs in ((broad, narrow), (demo_reports,), (demo_reports.parent, narrow))
     )
+    assert one == beside == named
 
 
 def test_wrong_usage(demo_reports, shadow):
@@ -218,68 +186,58 @@ def test_the_margin_of_the_command_is_the_modules():
 # Hostile and broken reports
 
 
-def rewrite(
-    folder, change=lambda table: table, metadata=lambda told: told, file="matrices.parquet"
-):
-    table = pq.read_table(folder / file)
-    told = metadata(json.loads(table.schema.metadata[b"shadow"]))
-    raw = told if isinstance(told, bytes) else json.dumps(told).encode()
-    pq.write_table(change(table.replace_schema_metadata({b"shadow": raw})), folder / file)
+def rewritten(change=lambda table: table, **more):
+    """What spoils the rows of a report, or what its metadata say."""
+
+    def spoil(folder):
+        path = folder / "matrices.parquet"
+        table = change(pq.read_table(path))
+        told = json.loads(table.schema.metadata[b"shadow"]) | more
+        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told)}), path)
+
+    return spoil
 
 
-def with_column(name, values):
+def about(raw):
+    """What replaces the metadata of a report."""
+    return lambda folder: pq.write_table(
+        pq.read_table(folder / "matrices.parquet").replace_schema_metadata({b"shadow": raw}),
+        folder / "matrices.parquet",
+    )
+
+
+def column(name, value):
     def change(table):
-        column = pa.array(values(len(table)) if callable(values) else [values] * len(table))
-        return table.set_column(table.column_names.index(name), name, column)
+        values = pa.array([value] * len(table))
+        values = values.view("string") if isinstance(value, bytes) else values
+        return table.set_column(table.column_names.index(name), name, values)
 
-    return change
+    return rewritten(change)
+
+
+def file(name, content=None):
+    """What writes a file of a report, or removes it."""
+    return lambda folder: (
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    )
 
 
 FAULTS = {
-    "no report": (lambda folder: shutil.rmtree(folder), "no finished report"),
-    "damaged": (
-        lambda folder: (folder / "matrices.parquet").unlink(),
-        "matrices.parquet is missing from this report",
-    ),
-    "not parquet": (
-        lambda folder: (folder / "matrices.parquet").write_text("x"),
-        "matrices.parquet cannot be read",
-    ),
-    "cut": (lambda folder: (folder / "tensors.parquet").write_bytes(b"PAR1"), "cannot be read"),
-    "no tensors": (lambda folder: (folder / "tensors.parquet").unlink(), "is missing"),
-    "other schema": (
-        lambda folder: rewrite(folder, metadata=lambda m: {**m, "schema": 99}),
-        "schema 99",
-    ),
-    "metadata that are no JSON": (
-        lambda folder: rewrite(folder, metadata=lambda m: b"{"),
-        "not a report",
-    ),
-    "deep metadata": (
-        lambda folder: rewrite(folder, metadata=lambda m: b'{"schema": ' + b"[" * 200_000),
-        "not a report",
-    ),
-    "a base that is a number": (
-        lambda folder: rewrite(folder, metadata=lambda m: {**m, "base": 1}),
-        "not a report",
-    ),
-    "text for numbers": (
-        lambda folder: rewrite(folder, with_column("concentration", "x")),
-        "cannot be read",
-    ),
-    "broken layers": (lambda folder: rewrite(folder, with_column("layer", 0.5)), "cannot be read"),
-    "text that is none": (
-        lambda folder: rewrite(
-            folder, with_column("module", lambda n: pa.array([b"\xff"] * n).view("string"))
-        ),
-        "cannot be read",
-    ),
-    "no deltas": (
-        lambda folder: rewrite(folder, with_column("subject", "x")),
-        "no matrix of the same place",
-    ),
+    "no report": (shutil.rmtree, "no finished report"),
+    "damaged": (file("matrices.parquet"), "matrices.parquet is missing from this report"),
+    "not parquet": (file("matrices.parquet", b"x"), "matrices.parquet cannot be read"),
+    "cut": (file("tensors.parquet", b"PAR1"), "cannot be read"),
+    "no tensors": (file("tensors.parquet"), "is missing"),
+    "other schema": (rewritten(schema=99), "schema 99"),
+    "metadata that are no JSON": (about(b"{"), "not a report"),
+    "deep metadata": (about(b'{"schema": ' + b"[" * 200_000), "not a report"),
+    "a base that is a number": (rewritten(base=1), "not a report"),
+    "text for numbers": (column("concentration", "x"), "cannot be read"),
+    "broken layers": (column("layer", 0.5), "cannot be read"),
+    "text that is none": (column("module", b"\xff"), "cannot be read"),
+    "no deltas": (column("subject", "x"), "no matrix of the same place"),
     "one row many times": (
-        lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t])),
+        rewritten(lambda table: pa.concat_tables([table, table])),
         "no changed matrix",
     ),
 }
@@ -319,22 +277,13 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     ]
     rows += [delta(0.4, where) for where in places(6)]
     for row in rows[::5]:
-        row |= {
-            "stable_rank": -1.0,
-            "spike_energy": math.inf,
-            "concentration": 1e308,
-            "cosine": math.nan,
-        }
+        row |= {"stable_rank": -1.0, "spike_energy": math.inf, "cosine": math.nan}
+        row |= {"concentration": 1e308}
     mine = [delta(0.3, {**where, "module": HOSTILE}, dtype=HOSTILE) for where in places(6)]
     mine += [delta(0.3, where, dtype=HOSTILE) for where in places(6)]
     both = [{**place(layer, "[red]x[/red]"), "component": "[blue]y"} for layer in range(3)]
-    write(
-        tmp_path / "a",
-        rows + [delta(0.4, where) for where in both],
-        settings=odd,
-        version=HOSTILE,
-        pair=HOSTILE,
-    )
+    rows += [delta(0.4, where) for where in both]
+    write(tmp_path / "a", rows, settings=odd, version=HOSTILE, pair=HOSTILE)
     write(tmp_path / "b", mine + [delta(0.3, where) for where in both])
     text = shadow("compare", "a", "b", "--format", format).assert_done()
     if format == "json":
