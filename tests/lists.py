@@ -39,13 +39,5 @@ def index_of(*rows):
 
 
 def row(position, family, pair="base..instruct", **columns):
-    return Row(
-        position,
-        family,
-        pair,
-        "tuned",
-        report_folder(family, pair),
-        "org/base",
-        "org/tuned",
-        **columns,
-    )
+    sides = ("org/base", "org/tuned")
+    return Row(position, family, pair, "tuned", report_folder(family, pair), *sides, **columns)

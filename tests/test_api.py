@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -167,9 +168,8 @@ def test_a_notebook_keeps_its_threads(tmp_path):
 def test_no_submodule_has_the_name_of_a_function():
     """Importing it would replace the function."""
     assert set(FUNCTIONS) < set(shadow.__all__)
-    assert not {module.name for module in pkgutil.iter_modules(shadow.__path__)} & set(
-        shadow.__all__
-    )
+    modules = {module.name for module in pkgutil.iter_modules(shadow.__path__)}
+    assert not modules & set(shadow.__all__)
 
 
 def test_what_is_offered_is_there():
@@ -190,11 +190,8 @@ def test_one_pair_is_a_report_and_several_are_a_sequence(audited, tmp_path):
     assert isinstance(audited[0], shadow.AuditReport)
     output = audited[0].folder.parents[1]
     (pair,) = shadow.pairs("demo:base..narrow")
-    assert (
-        shadow.audit(pair, output=output)
-        == shadow.audit("demo:base..narrow", output=output)
-        == audited[0]
-    )
+    same = (shadow.audit(one, output=output) for one in (pair, "demo:base..narrow"))
+    assert list(same) == [audited[0]] * 2
     assert list(shadow.audit([pair], output=output)) == [audited[0]]
     assert len(audited[:1]) == 1
 
@@ -223,11 +220,10 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
     """The same pair as with base= and tuned=, by text or by Path, of `audit` and of `plan`."""
     monkeypatch.chdir(ROOT)
     base, tuned = "./registry/demo/base", Path("registry/demo/narrow")
-    report = shadow.audit(base, tuned, output=tmp_path, layers=[0], modules=["attn.q"])
+    part = {"output": tmp_path, "layers": [0], "modules": ["attn.q"]}
+    report = shadow.audit(base, tuned, **part)
     assert isinstance(report, shadow.AuditReport)
-    assert report == shadow.audit(
-        base=base, tuned=tuned, output=tmp_path, layers=[0], modules=["attn.q"]
-    )
+    assert report == shadow.audit(base=base, tuned=tuned, **part)
     (plan,) = shadow.plan(base, tuned, output=tmp_path / "plan", layers=[0])
     assert plan.pair == report.provenance.pair
 
@@ -343,9 +339,8 @@ def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):
     (tmp_path / "registry" / "broken.yaml").write_text(
         family % (demo / "base", demo / "narrow", tmp_path / "gone")
     )
-    with pytest.raises(
-        shadow.ShadowError, match=r"1 of 2 pairs could not be audited: broken:base\.\.gone: "
-    ):
+    told = r"1 of 2 pairs could not be audited: broken:base\.\.gone: "
+    with pytest.raises(shadow.ShadowError, match=told):
         shadow.audit("broken", output=tmp_path / "out", registry=tmp_path / "registry")
     assert shadow.read(tmp_path / "out").provenance.pair == "base..narrow"
 
@@ -401,10 +396,8 @@ def test_reports_are_compared_as_objects_or_folders(audited):
     narrow, broad = audited
     (contrast,) = shadow.compare(narrow, broad).contrasts
     assert contrast.verdict == "more concentrated"
-    assert (
-        shadow.compare(narrow.folder, str(broad.folder)).as_json()
-        == shadow.compare(narrow, broad).as_json()
-    )
+    by_folder = shadow.compare(narrow.folder, str(broad.folder))
+    assert by_folder.as_json() == shadow.compare(narrow, broad).as_json()
     with pytest.raises(shadow.UsageError, match="margin of 2"):
         shadow.compare(narrow, broad, margin=2)
 
@@ -423,20 +416,16 @@ def test_an_audit_takes_scores_that_others_measured(audited, scores, tmp_path):
     """
     shutil.copytree(audited[0].folder.parents[1], tmp_path / "reports")
     said = []
-    report = shadow.audit(
-        "demo:base..narrow", output=tmp_path / "reports", scores=scores, say=said.append
-    )
+    audit = partial(shadow.audit, "demo:base..narrow", output=tmp_path / "reports")
+    report = audit(scores=scores, say=said.append)
     file = pd.read_csv(scores).pivot(index="benchmark", columns="model", values="score")
     expected = file["demo:narrow"] - file["demo:base"]
     gains = {row["benchmark"]: row["gain"] for row in report.summary.as_json()["scores"]}
     assert gains == pytest.approx(dict(expected))
     assert any("scores of models that are not audited here: demo:broad" in text for text in said)
-    assert (
-        shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores=[str(scores)])
-        == report
-    )
+    assert audit(scores=[str(scores)]) == report
     with pytest.raises(shadow.ShadowError, match=r"no\.csv"):
-        shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores="no.csv")
+        audit(scores="no.csv")
 
 
 def test_scores_that_name_no_model_are_refused_before_anything_is_measured(tmp_path):
@@ -453,12 +442,8 @@ def test_gains_of_reports_are_held_against_their_concentrations(audited, scores)
     compared = shadow.compare(broad, narrow.folder, scores=scores)
     rows = compared.as_json()["scores"]["reports"]
     assert [row["pair"] for row in rows] == ["demo:base..broad", "demo:base..narrow"]
-    assert {row["benchmark"] for row in rows[0]["scores"]} == {
-        "narrow",
-        "original",
-        "broad",
-        "held_out",
-    }
+    benchmarks = {row["benchmark"] for row in rows[0]["scores"]}
+    assert benchmarks == {"narrow", "original", "broad", "held_out"}
     assert shadow.compare(narrow.folder.parent, scores=scores).as_json() == compared.as_json()
     assert shadow.compare(*audited).scores is None
     with pytest.raises(shadow.UsageError, match="1 report to compare"):
@@ -486,9 +471,8 @@ def test_reports_are_exported_together(audited, tmp_path):
     rows = pd.read_csv(tmp_path / "all" / "matrices.csv")
     assert len(rows) == sum(len(report.matrices) for report in audited)
     assert len(pd.read_csv(tmp_path / "below" / "matrices.csv")) == len(rows)
-    assert len((tmp_path / "one" / "matrices.jsonl").read_text().splitlines()) == len(
-        audited[0].matrices
-    )
+    lines = (tmp_path / "one" / "matrices.jsonl").read_text().splitlines()
+    assert len(lines) == len(audited[0].matrices)
     with pytest.raises(shadow.UsageError, match="no format 'xlsx'"):
         shadow.export(audited, "xlsx", tmp_path / "x")
 
@@ -509,15 +493,8 @@ def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, m
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[number], {})
-    wanted = [
-        "concentrated 0.33",
-        "",
-        "base..narrow ",
-        "+0.07",
-        "lm_head.weight [",
-        "demo:base..broad 0.25",
-    ]
-    wanted.append("more concentrated\n0 [")
+    wanted = ["concentrated 0.33", "", "base..narrow ", "+0.07", "lm_head.weight ["]
+    wanted += ["demo:base..broad 0.25", "more concentrated\n0 ["]
     assert wanted[number] in capsys.readouterr().out
 
 

@@ -40,18 +40,12 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
     """
     rows = [delta(0.4, place(None, "embed")), delta(0.3, place(2, "mlp.up"))]
     folder = write(tmp_path / "base..tuned", rows)
-    older = pq.read_table(folder / "matrices.parquet").drop_columns(
-        ["rank_ceiling", "intruders", "rows_changed"]
-    )
+    lacking = ["rank_ceiling", "intruders", "rows_changed"]
+    older = pq.read_table(folder / "matrices.parquet").drop_columns(lacking)
     pq.write_table(older, folder / "matrices.parquet")
     report = Report(folder)
-    kinds = {
-        "int": "Int64",
-        "bool": "boolean",
-        "string": "string",
-        "float": "float64",
-        "ints": "object",
-    }
+    kinds = {"int": "Int64", "bool": "boolean", "string": "string", "float": "float64"}
+    kinds |= {"ints": "object"}
     for name in ("matrices", "tensors", "residual", "files"):
         frame = getattr(report, name)
         assert {column.name: kinds[column.type] for column in TABLES[name].columns} == {
@@ -59,11 +53,7 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
         }
     deltas = report.matrices[report.matrices["subject"] == "delta"]
     assert deltas["layer"].tolist() == [pd.NA, 2]
-    assert (
-        deltas[["rank_ceiling", "intruders", "rows_changed", "verified", "alpha"]]
-        .isna()
-        .all(axis=None)
-    )
+    assert deltas[[*lacking, "verified", "alpha"]].isna().all(axis=None)
     assert deltas["concentration"].tolist() == [0.4, 0.3]
     assert report.spectra.empty
     assert list(report.spectra) == [column.name for column in TABLES["spectra"].columns]
@@ -114,10 +104,8 @@ def test_a_page_reads_each_file_of_a_report_once(narrow, read_files):
     assert section.step is not None
     assert report.summary.label
     assert len(report.deltas) == report.summary.figures["matrices"]
-    tables = [name for name in read_files if name.endswith(".parquet")]
-    assert sorted(tables) == [
-        f"{name}.parquet" for name in ("files", "matrices", "residual", "spectra", "tensors")
-    ]
+    tables = sorted(name.removesuffix(".parquet") for name in read_files if ".parquet" in name)
+    assert tables == ["files", "matrices", "residual", "spectra", "tensors"]
 
 
 def test_purity_of_an_older_report_is_there_in_every_way_of_reading(tmp_path):
@@ -133,9 +121,8 @@ def test_purity_of_an_older_report_is_there_in_every_way_of_reading(tmp_path):
     assert report.deltas["excess_purity"].tolist() == [pytest.approx(expected)]
     some = Report(folder).columns("matrices", ["subject", "excess_purity"])
     assert list(some) == ["subject", "excess_purity"]
-    assert some.loc[some["subject"] == "delta", "excess_purity"].tolist() == [
-        pytest.approx(expected)
-    ]
+    found = some.loc[some["subject"] == "delta", "excess_purity"].tolist()
+    assert found == [pytest.approx(expected)]
     (verdict,) = shadow.judge(report, "language.mlp.up.excess_purity > 0").verdicts
     assert [figure.value for figure in verdict.findings] == [pytest.approx(expected)]
 
@@ -146,26 +133,23 @@ def test_all_reports_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):
         uniform(tmp_path / name, 0.4)
     reports = shadow.read_all(tmp_path)
     assert isinstance(reports, shadow.AuditReports)
-    assert [report.folder for report in reports] == [
-        tmp_path / name for name in ("other", "toy/a..b", "toy/b..c")
-    ]
-    assert [report.folder for report in shadow.read_all(str(tmp_path / "toy"))] == [
-        tmp_path / "toy" / name for name in ("a..b", "b..c")
-    ]
-    assert [report.folder for report in shadow.read_all(tmp_path / "other")] == [tmp_path / "other"]
+    names = ("other", "toy/a..b", "toy/b..c")
+    for found, wanted in (
+        (reports, names),
+        (shadow.read_all(str(tmp_path / "toy")), names[1:]),
+        (shadow.read_all(tmp_path / "other"), names[:1]),
+    ):
+        assert [report.folder for report in found] == [tmp_path / name for name in wanted]
 
 
 def test_a_traceback_shows_the_hint_of_a_fault(tmp_path):
     """As a note, also after it was pickled, as by Ray; the text of the fault is its message."""
     for kind in (shadow.ShadowError, shadow.UsageError):
         fault = pickle.loads(pickle.dumps(kind("no such folder: x", "name another")))
-        assert (str(fault), fault.message, fault.hint) == (
-            *["no such folder: x"] * 2,
-            "name another",
-        )
-        assert "".join(traceback.format_exception(fault)).endswith(
-            "no such folder: x\nhint: name another\n"
-        )
+        assert str(fault) == fault.message == "no such folder: x"
+        assert fault.hint == "name another"
+        told = "".join(traceback.format_exception(fault))
+        assert told.endswith("no such folder: x\nhint: name another\n")
     assert not hasattr(shadow.ShadowError("x"), "__notes__")
 
 
@@ -204,12 +188,8 @@ def test_provenance_is_typed_and_whole(narrow):
     told = narrow.provenance
     assert isinstance(told, Provenance)
     assert told.base.repo.endswith("demo/base")
-    assert (told.relation, told.precision, told.nulls, told.subspaces) == (
-        "tuned",
-        "default",
-        0,
-        True,
-    )
+    found = (told.relation, told.precision, told.nulls, told.subspaces)
+    assert found == ("tuned", "default", 0, True)
     assert told.seconds > 0
     assert set(told.libraries) >= {"torch", "numpy"}
     metadata = pq.read_schema(narrow.folder / "tensors.parquet").metadata[b"shadow"]
@@ -229,13 +209,8 @@ def test_provenance_is_typed_and_whole(narrow):
 def test_provenance_of_odd_settings_is_none_where_it_tells_nothing(tmp_path, settings):
     """A number that is text, a flag for a number, a text for a list."""
     told = shadow.read(uniform(tmp_path / "base..tuned", 0.4, settings=settings)).provenance
-    assert (told.nulls, told.seed, told.relation, told.layers, told.modules) == (
-        None,
-        None,
-        None,
-        (),
-        (),
-    )
+    assert (told.nulls, told.seed, told.relation) == (None, None, None)
+    assert told.layers == told.modules == ()
 
 
 def test_a_folder_without_a_report_is_told_at_once(tmp_path):
@@ -255,23 +230,16 @@ def test_a_folder_without_a_report_is_told_at_once(tmp_path):
 def test_a_spectrum_is_an_array_of_what_numpy_finds(narrow):
     """Of the delta, the base and the tuned side of one matrix."""
     demo = ROOT / "registry" / "demo"
-    base, tuned = (
-        {name: tensor.float().numpy() for name, tensor in torch_tensors(demo / side).items()}
-        for side in ("base", "narrow")
-    )
+    files = (load_file(demo / side / "model.safetensors") for side in ("base", "narrow"))
+    base, tuned = ({name: one.float().numpy() for name, one in file.items()} for file in files)
     name = narrow.deltas.query("module == 'mlp.up' and layer == 1")["tensor"].item()
     wanted = {"base": base[name], "tuned": tuned[name], "delta": tuned[name] - base[name]}
     for subject, matrix in wanted.items():
         found = narrow.spectrum(name, subject=subject)
         assert found.dtype == np.float64
-        np.testing.assert_allclose(
-            found, np.linalg.svd(matrix, compute_uv=False), rtol=1e-3, atol=1e-4
-        )
+        sigma = np.linalg.svd(matrix, compute_uv=False)
+        np.testing.assert_allclose(found, sigma, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(narrow.spectrum(name), narrow.spectrum(name, subject="delta"))
-
-
-def torch_tensors(folder):
-    return load_file(folder / "model.safetensors")
 
 
 def test_a_tensor_of_several_matrices_says_how_to_tell_them_apart(tmp_path):

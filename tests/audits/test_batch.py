@@ -53,14 +53,11 @@ def test_both_files_say_the_same_of_every_pair(toys):
     run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
     told = json.loads((toys / "out" / "index.json").read_text())
     assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
-    assert [
-        (row["position"], row["family"], row["pair"], row["state"]) for row in told["pairs"]
-    ] == [
-        (1, "toy-a", "base..one", "done"),
-        (2, "toy-a", "base..two", "done"),
-        (3, "toy-bad", "base..gone", "failed"),
-        (4, "toy-bad", "base..one", "done"),
-    ]
+    keys = ("position", "family", "pair", "state")
+    assert [tuple(row[key] for key in keys) for row in told["pairs"]] == [
+        (1, "toy-a", "base..one", "done"), (2, "toy-a", "base..two", "done"),
+        (3, "toy-bad", "base..gone", "failed"), (4, "toy-bad", "base..one", "done"),
+    ]  # fmt: skip
     for row in told["pairs"]:
         assert (row["bytes"], row["relation"]) == (0, "tuned")
         # a failure takes less than the last digit
@@ -71,9 +68,7 @@ def test_both_files_say_the_same_of_every_pair(toys):
             assert {row[name] for name in (*HEADLINE, "label", "matrices")} == {None}
             continue
         summary = json.loads((toys / "out" / row["folder"] / "summary.json").read_text())
-        assert {name: row[name] for name in HEADLINE} == {
-            name: summary["figures"][name] for name in HEADLINE
-        }
+        assert all(row[name] == summary["figures"][name] for name in HEADLINE)
         assert (row["label"], row["matrices"]) == (summary["label"], summary["figures"]["matrices"])
         assert (row["base"], row["tuned"]) == (summary["base"]["repo"], summary["tuned"]["repo"])
         assert (row["error"], row["hint"]) == (None, None)
@@ -81,12 +76,8 @@ def test_both_files_say_the_same_of_every_pair(toys):
     assert pq.read_schema(toys / "out" / "batch.parquet").names == [column.name for column in BATCH]
     metadata = json.loads(pq.read_schema(toys / "out" / "batch.parquet").metadata[b"shadow"])
     assert metadata == {key: value for key, value in told.items() if key != "pairs"}
-    assert sorted(path.name for path in (toys / "out").iterdir()) == [
-        "batch.parquet",
-        "index.json",
-        "toy-a",
-        "toy-bad",
-    ]
+    names = {path.name for path in (toys / "out").iterdir()}
+    assert names == {"batch.parquet", "index.json", "toy-a", "toy-bad"}
 
 
 def test_the_index_is_right_before_each_pair(toys):
@@ -122,19 +113,14 @@ def test_rows_outlive_a_run_that_was_killed(tmp_path):
     standing.set(failed(rows[0]))
     standing.set(failed(rows[1], "first"))
     standing.set(failed(rows[1], "second"))
-    assert {one["state"] for one in json.loads((tmp_path / "index.json").read_text())["pairs"]} == {
-        "pending"
-    }
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert {one["state"] for one in index["pairs"]} == {"pending"}
     expected = (failed(rows[0]), failed(rows[1], "second"), *rows[2:])
     assert read_index(tmp_path).rows == expected
     journal = tmp_path / ".partial" / "rows.jsonl"
     whole = journal.read_bytes()
-    for torn in (
-        b'{"family": "family-3", "st',
-        b"\xff\n",
-        b"[]\n" + whole.splitlines()[1] + b"\n",
-        b"7\n",
-    ):
+    broken = b"[]\n" + whole.splitlines()[1] + b"\n"
+    for torn in (b'{"family": "family-3", "st', b"\xff\n", broken, b"7\n"):
         journal.write_bytes(whole + torn)
         assert read_index(tmp_path).rows == expected
     again = Standing(tmp_path, read_index(tmp_path))  # the next run
@@ -289,13 +275,8 @@ def test_shards_into_one_folder_one_after_the_other(toys):
     for number in (2, 1):
         run(select_toys(toys, "toy-a", "toy-c", "toy-odd", shard=f"{number}/2"), toys / "out")
         assert read_index(toys / "out").missing_shards == (["1/2"] if number == 2 else [])
-    assert list(states(toys / "out")) == [
-        "toy-a:base..one",
-        "toy-a:base..two",
-        "toy-c:base..two",
-        "toy-odd:base..odd",
-    ]
-    assert set(states(toys / "out").values()) == {"done"}
+    names = ("toy-a:base..one", "toy-a:base..two", "toy-c:base..two", "toy-odd:base..odd")
+    assert list(states(toys / "out").items()) == [(name, "done") for name in names]
 
 
 def test_two_lists_at_once_into_one_folder_are_refused(toys):
@@ -322,11 +303,9 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
 
     monkeypatch.setattr(sides, "find_checkpoint", buggy)
     monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
+    words = ["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)]
     with pytest.raises(ExceptionGroup) as caught:
-        app(
-            ["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)],
-            standalone_mode=False,
-        )
+        app(words, standalone_mode=False)
     assert caught.group_contains(KeyError, match="what no one expected")
     one, two = read_index(toys / "out").rows
     assert (one.state, two.state) == ("failed", "done")
@@ -340,9 +319,8 @@ def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
             hub.add(f"org/{name}", toys / name)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(toys / "home"))
-        (toys / "l.yaml").write_text(
-            "".join(f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
-        )
+        lines = (f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
+        (toys / "l.yaml").write_text("".join(lines))
         run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done()
         size = (toys / "one" / "model.safetensors").stat().st_size
         first = read_index(toys / "out").rows
@@ -386,11 +364,7 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     rows = read_index(tmp_path / "out").rows
     assert [row.state for row in rows] == ["done", "pending", "pending"]
     if how == signal.SIGINT:  # else batch.parquet is of a few seconds before
-        assert [row["state"] for row in table_rows(tmp_path / "out")] == [
-            "done",
-            "pending",
-            "pending",
-        ]
+        assert [row["state"] for row in table_rows(tmp_path / "out")] == [row.state for row in rows]
     assert (rows[1].seconds is not None) == (how == signal.SIGINT), (
         "what it took is known where there was time to say"
     )
@@ -421,27 +395,21 @@ def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
         futures = [pool.submit(audit, pair) for pair in selection.pairs]
         faults = [future.exception() for future in futures]
-    assert [type(fault) for fault in faults] == [
-        type(None),
-        type(None),
-        ShadowError,
-        type(None),
-        type(None),
-    ]
-    assert (faults[2].message, faults[2].hint)[0] == f"no such folder: {toys / 'gone'}"
+    assert [number for number, fault in enumerate(faults) if fault is not None] == [2]
+    assert isinstance(faults[2], ShadowError)
+    assert faults[2].message == f"no such folder: {toys / 'gone'}"
     assert ".safetensors" in faults[2].hint
     shadow("audit", "toy-a", "toy-bad", "toy-c*", "--registry", ".", "-o", "command").assert_done(1)
     assert contents(toys / "pool") == contents(toys / "command") != {}
     measured = [
         future.result() for future, fault in zip(futures, faults, strict=True) if fault is None
     ]
-    assert {str(result.folder.relative_to(toys / "pool")) for result in measured} == {
-        str(path.parent.relative_to(toys / "command"))
-        for path in toys.glob("command/*/*/matrices.parquet")
+    found = {path.parent for path in toys.glob("command/*/*/matrices.parquet")}
+    assert {result.folder.relative_to(toys / "pool") for result in measured} == {
+        folder.relative_to(toys / "command") for folder in found
     }
-    rows = {
-        row.name: asdict(row) for row in read_index(toys / "command").rows if row.state == "done"
-    }
+    rows = read_index(toys / "command").rows
+    rows = {row.name: asdict(row) for row in rows if row.state == "done"}
     apart = {"position": None, "seconds": None, "bytes": None}
     made = {row.name: asdict(row) | apart for row in merge(toys / "pool", []).index.rows}
     assert made == {name: row | apart for name, row in rows.items()}
