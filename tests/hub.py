@@ -4,7 +4,7 @@ large files lie on.
 The real client speaks to it with HF_ENDPOINT set to Hub.endpoint. As on huggingface.co, small files
 are answered at once; large ones (Git-LFS) by a redirect to a signed address on a second origin,
 which must never see a token. `python tests/hub.py org/name=FOLDER ...` serves folders until it is
-stopped.
+stopped. hub_parts.py has what it answers, and what can go wrong.
 """
 
 from __future__ import annotations

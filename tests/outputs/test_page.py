@@ -23,6 +23,7 @@ from families import gain
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
+from picture import contrast
 
 from shadow.audits.list_index import Index, Kind, Row
 from shadow.claims.reference import NearTraining, Position, runs
@@ -145,18 +146,13 @@ def test_the_page_loads_nothing(small):
     page = Elements(content)
     for tag, attributes in page.found:
         for key in ("src", "href", "action", "data", "poster", "srcset"):
-            assert attributes.get(key) is None or re.match(r"#|data:,$", attributes[key]), (
-                tag,
-                attributes,
-            )
+            address = attributes.get(key)
+            assert address is None or re.match(r"#|data:,$", address), (tag, attributes)
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
     assert b"@import" not in content.split(b"<script>")[0]
     assert b"url(" not in content.split(b"<script>")[0]
-    (policy,) = (
-        a["content"]
-        for t, a in page.found
-        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
-    )
+    metas = [told for tag, told in page.found if tag == "meta" and "http-equiv" in told]
+    (policy,) = (a["content"] for a in metas if a["http-equiv"] == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
@@ -178,9 +174,8 @@ def test_the_page_without_scripts_tells_what_matters(vision):
     assert finding["sentences"]
     for one in (*finding["sentences"], *finding["other_explanations"]):
         assert one.get("text", one.get("reason")) in page.text
-    assert all(
-        text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"])
-    )
+    told = (*finding["not_shown"], *summary["claims"]["measured"])
+    assert all(text in page.text for text in told)
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     assert summary["label_reason"] in page.text
     skipped = ("nonfinite", "NaN or infinite entries", "3 NaN", "model.odd.weight", "quantized")
@@ -203,10 +198,8 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
     """Energy in proportion to the parameters is no finding; numbers are those of the terminal."""
     page, summary = Elements(page_of(vision.parent)), read_summary(vision)[0]
     rows = [row for row in summary.modules if row.component == "language"]
-    attention, mlp = (
-        sum(row.parameters for row in rows if row.module.startswith(kind))
-        for kind in ("attn.", "mlp.")
-    )
+    attention = sum(row.parameters for row in rows if row.module.startswith("attn."))
+    mlp = sum(row.parameters for row in rows if row.module.startswith("mlp."))
     assert f"of their parameters {text_of(attention / mlp, 'ratio')}" in page.text
     null = text_of(summary.figures["null_participation_ratio"], "ratio")
     assert f"{null} with random signs" in page.text
@@ -310,27 +303,22 @@ def test_known_trainings_are_those_that_a_pair_is_held_against():
         training(896, "adamw", "narrow", 0.5),
     ]
     assert reference_distributions(None, table) == {}
-    assert reference_distributions(held(128, "adamw"), table) == {
-        "narrow trainings": [0.44],
-        "broad trainings": [0.29],
-    }
+    of_both = {"narrow trainings": [0.44], "broad trainings": [0.29]}
+    assert reference_distributions(held(128, "adamw"), table) == of_both
     assert reference_distributions(held(128), table)["broad trainings"] == [0.29, 0.01]
     assert reference_distributions(held(896), table) == {"narrow trainings": [0.5]}
 
 
 def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     """A pair with a place among them: their medians in its charts' data, its place in the text."""
-    nearest = NearTraining(
-        regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41
-    )
+    nearest = NearTraining("B", "<b>usual</b>", base="one", seed=3, concentration=0.41)
     place = held(128, nearest=[nearest])
     table = [training(128, "adamw", "narrow", value) for value in (0.41, 0.5)]
     monkeypatch.setattr("shadow.outputs.page.pair.runs", lambda: table)
     report = summarised(small, reference=place)
     page = Elements(page_bytes([read_pair(report, "here", 0, 1)], "t"))
-    assert page.json("data-0")["references"] == [
-        {"name": "narrow trainings", "values": [0.41, 0.5]}
-    ]
+    medians = {"name": "narrow trainings", "values": [0.41, 0.5]}
+    assert page.json("data-0")["references"] == [medians]
     told = " ".join(page.text.split())
     assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
     assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
@@ -341,15 +329,13 @@ def test_figures_that_are_null_have_no_interval(small):
     no interval.
     """
     summary, _ = read_summary(small)
-    modules = [
-        dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules
-    ]
+    null = {"concentration": None, "intervals": {}}
+    modules = [dataclasses.replace(row, **null) for row in summary.modules]
     figures = dataclasses.replace(summary.figures, concentration=None)
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
-    assert "random signs, too, would leave fewer than 2 directions" in (
-        Elements(page_bytes(found, "t")).text
-    )
+    told = "random signs, too, would leave fewer than 2 directions"
+    assert told in Elements(page_bytes(found, "t")).text
 
 
 def test_scores_are_shown_as_given(tmp_path):
@@ -393,13 +379,10 @@ def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(
     """The order is of summary.json's medians; a pair whose figures do not count has no rank."""
     page = Elements(page_of(several))
     ranked = page.json("shared")["overview"]
-    medians = {
-        folder.parent.name: read_summary(folder)[0].figures.concentration
-        for folder in folders_in(several)
-    }
-    assert [row["name"].split()[0] for row in ranked[:-1]] == sorted(
-        (name for name in medians if name != "unrelated"), key=lambda name: -medians[name]
-    )
+    summaries = {folder.parent.name: read_summary(folder)[0] for folder in folders_in(several)}
+    medians = {name: summary.figures.concentration for name, summary in summaries.items()}
+    order = sorted(medians.keys() - {"unrelated"}, key=lambda name: -medians[name])
+    assert [row["name"].split()[0] for row in ranked[:-1]] == order
     assert (ranked[-1]["name"], bool(ranked[-1]["failed"])) == ("unrelated base..tuned", True)
     for row in ranked:
         assert row["concentration"] == pytest.approx(medians[row["name"].split()[0]], rel=1e-3)
@@ -433,10 +416,8 @@ def test_cards_name_their_rows_and_share_a_scale(several):
     assert named == ["attn.q", "attn.o", "mlp.up", "mlp.down"] * len(summaries)
     norms = [norm for one in summaries for row in one.grid for norm in row.relative_norm if norm]
     (scale,) = re.findall('<p class="scale">(.*?)</p>', cards)
-    ends = [
-        text_of(norm, "share").replace(" ", "\N{NO-BREAK SPACE}")
-        for norm in (min(norms), max(norms))
-    ]
+    ends = [text_of(norm, "share") for norm in (min(norms), max(norms))]
+    ends = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in ends]
     assert re.findall("[\\d.]+\N{NO-BREAK SPACE}%", scale) == ends
 
 
@@ -582,20 +563,6 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
 def colours() -> dict[str, tuple[str, str]]:
     both = r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)"
     return {name: pair for name, *pair in re.findall(both, file_text("page.css"))}
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG 2.2: (L1 + 0.05) / (L2 + 0.05) of relative luminances."""
-
-    def luminance(colour):
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [
-            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-        ]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])

@@ -189,9 +189,8 @@ def test_an_adapter_beside_another_change_is_not_excluded(audited):
     merged = answers(audited(8, 0.5)[1])["merged_adapter"]
     assert merged.answer == "no"
     assert merged.reason.startswith("the median update has rank ")
-    assert merged.reason.endswith(
-        "beside another change, an adapter may have left the 8 directions that stand out"
-    )
+    beside = "beside another change, an adapter may have left the 8 directions that stand out"
+    assert merged.reason.endswith(beside)
     assert merged.figures["inside_layers.spikes"] == 8
 
 
@@ -212,17 +211,10 @@ def test_a_rest_as_large_as_8_bits_leave_may_hide_an_adapter(tmp_path, rank, tex
 
 def test_an_adapter_is_called_one(tmp_path):
     """A ceiling of 8 ranks, whatever its spectrum."""
-    figures = {
-        **RANK_8,
-        "rank_ceiling": 8,
-        "kept": None,
-        "kept_reason": "nothing_rounded",
-        "floor_ratio": None,
-    }
-    found = told(tmp_path, model(**figures))
-    assert sentence(found, "low_rank").startswith(
-        "It is an adapter: no matrix changed along more than 8 of 64"
-    )
+    exact = {"kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
+    found = told(tmp_path, model(**RANK_8, **exact, rank_ceiling=8))
+    text = "It is an adapter: no matrix changed along more than 8 of 64"
+    assert sentence(found, "low_rank").startswith(text)
     assert answers(found)["merged_adapter"].answer == "fits"
 
 
@@ -262,27 +254,27 @@ def test_directions_that_stand_out_are_those_inside_layers_where_there_are_other
 # bounds of the rank
 
 
+def figures_of(S, N, noise):
+    """By NumPy, of an update in noise of a share of the energy."""
+    D = math.sqrt(1 - noise) * S / np.linalg.norm(S) + math.sqrt(noise) * N / np.linalg.norm(N)
+    sigma = np.linalg.svd(D, compute_uv=False)
+    q = np.cumsum(sigma**2) / (sigma**2).sum()
+    figures = {f"rank_{t}": int(np.searchsorted(q, t / 100) + 1) for t in (90, 95, 99)}
+    figures |= {f"top{k}_energy": float(q[k - 1]) for k in TOPS}
+    return figures | {
+        "numerical_rank": int((sigma > 3e-4 * sigma[0]).sum()), "rows": len(D), "cols": len(D.T),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("rank", "noise"), [(8, 0.0), (8, 0.05), (8, 0.4), (16, 0.3), (64, 0.05), (128, 0.02)]
 )
 def test_the_rank_of_a_planted_update_is_not_below_its_bound(tmp_path, rank, noise):
     """NumPy's own spectra of an update of known rank in noise of a known share of the energy."""
     rng = np.random.default_rng([rank, int(1000 * noise)])
-    m, n = 256, 320
-    S = rng.standard_normal((m, rank)) @ rng.standard_normal((rank, n))
-    N = rng.standard_normal((m, n))
-    D = math.sqrt(1 - noise) * S / np.linalg.norm(S) + math.sqrt(noise) * N / np.linalg.norm(N)
-    sigma = np.linalg.svd(D, compute_uv=False)
-    q = np.cumsum(sigma**2) / (sigma**2).sum()
-    figures = {f"rank_{t}": int(np.searchsorted(q, t / 100) + 1) for t in (90, 95, 99)}
-    figures |= {f"top{k}_energy": float(q[k - 1]) for k in TOPS}
-    figures |= {
-        "numerical_rank": int((sigma > 3e-4 * sigma[0]).sum()),
-        "rows": m,
-        "cols": n,
-        "kept": 1 - noise,
-    }
-    inside = summary_of(tmp_path, model(1, **figures)).inside_layers
+    S = rng.standard_normal((256, rank)) @ rng.standard_normal((rank, 320))
+    figures = figures_of(S, rng.standard_normal((256, 320)), noise)
+    inside = summary_of(tmp_path, model(1, kept=1 - noise, **figures)).inside_layers
     assert inside["rank_least"] <= rank <= inside["rank_most"]
     if rank > 16:
         assert inside["rank_least"] > 20
@@ -305,15 +297,8 @@ def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
     """64 directions of half an update, a third of it kept: no bound below the short side."""
     rng = np.random.default_rng(3)
     S = rng.standard_normal((256, 64)) * np.arange(1, 65) ** -0.5 @ rng.standard_normal((64, 256))
-    N = rng.standard_normal((256, 256))
-    D = math.sqrt(0.16) * S / np.linalg.norm(S) + math.sqrt(0.84) * N / np.linalg.norm(N)
-    sigma = np.linalg.svd(D, compute_uv=False)
-    q = np.cumsum(sigma**2) / (sigma**2).sum()
-    figures = {f"top{k}_energy": float(q[k - 1]) for k in TOPS} | {
-        "kept": 0.32,
-        "numerical_rank": 256,
-    }
-    inside = summary_of(tmp_path, model(1, rows=256, cols=256, **figures)).inside_layers
+    figures = figures_of(S, rng.standard_normal((256, 256)), 0.84)
+    inside = summary_of(tmp_path, model(1, kept=0.32, **figures)).inside_layers
     assert inside["rank_most"] == 256
 
 
