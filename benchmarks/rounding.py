@@ -393,16 +393,8 @@ def errors_part(found: Sequence[Entry]) -> str:
             if own:
                 known = [_span(getattr(one, name) for one in own) for name in ERRORS]
                 rows.append([kind, f"{low:g} to {min(high, 1):g}", str(len(own)), *known])
-    heads = [
-        "update",
-        "`kept`",
-        "n",
-        "1/X as stored",
-        "normal shape in cells",
-        "fitted shape",
-        "norm, fitted shape",
-    ]
-    return table(heads, rows)
+    shapes = ["normal shape in cells", "fitted shape", "norm, fitted shape"]
+    return table(["update", "`kept`", "n", "1/X as stored", *shapes], rows)
 
 
 ERRORS = ("stored_error", "normal_error", "size_error", "norm_error")
@@ -439,14 +431,9 @@ def gate_part(found: Sequence[Entry]) -> str:
                         f"{refused} of {len(own)}" + (f", **{wrong} wrong**" if wrong else "")
                     )
             rows.append(row)
-    heads = [
-        "stored",
-        "relative norm",
-        "planted, stored base",
-        "planted, master copy",
-        "trained, stored base",
-    ]
-    return table([*heads, "trained, master copy"], rows)
+    ways = ("stored base", "master copy")
+    kinds = [f"{kind}, {way}" for kind in ("planted", "trained") for way in ways]
+    return table(["stored", "relative norm", *kinds], rows)
 
 
 def milliseconds(work: Callable[[], object]) -> float:
