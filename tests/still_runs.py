@@ -165,8 +165,8 @@ def write_adapter(here: Path) -> None:
     factors["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = normal(1, 2, 6)
     (here / "adapter").mkdir()
     save_file(factors, here / "adapter" / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True}
-    config |= {"alpha_pattern": {"up_proj": 4}}
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"up_proj": 4}}
+    config |= {"use_rslora": True}
     (here / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     (here / "other-adapter").mkdir()
     save_file(factors, here / "other-adapter" / "adapter_model.safetensors")
@@ -305,7 +305,7 @@ def write_vision(here: Path) -> None:
     }
     both |= {f"language_model.{name}": one for name, one in language.items()}
     both["multi_modal_projector.linear_1.weight"] = normal(810, HIDDEN, 32)
-    config = {"model_type": "llava", "vision_config": {"model_type": "clip"}, "text_config": LLAMA}
+    config = {"model_type": "llava", "text_config": LLAMA, "vision_config": {"model_type": "clip"}}
     write(here / "llava", both, config)
     write(here / "text", decoder(1))
 
