@@ -24,15 +24,15 @@ TESTS := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist l
 
 # The files that take longest go first, so that none of them is alone on one worker at the end.
 LONG_OF_FAST := $(addprefix tests/,outputs/test_figure.py audits/test_in_parts.py audits/test_merging.py comparing/test_scored_reports.py \
-	audits/test_hub.py audits/test_finished.py outputs/test_page.py lab/test_lab_findings.py telling/test_summary_file.py \
+	audits/test_hub.py audits/test_hub_faults.py audits/test_finished.py outputs/test_page.py lab/test_lab_findings.py telling/test_summary_file.py \
 	reports/test_schema.py audits/test_run.py lab/test_lab_pretrained.py lab/test_lab_widths.py)
 FAST_IN_ORDER := --no-loadscope-reorder $(LONG_OF_FAST) $(filter-out $(LONG_OF_FAST),$(wildcard tests/test_*.py tests/*/test_*.py))
 
 test: setup  ## the fast tests: two to five minutes on two cores
 	$(TESTS) $(FAST_IN_ORDER)
 
-LONG := $(addprefix tests/,test_still.py lab/test_lab.py test_docs.py audits/test_hub.py audits/test_run.py \
-	lab/test_lab_pretrained.py reports/test_storage_s3.py)
+LONG := $(addprefix tests/,test_still.py lab/test_lab.py test_docs.py audits/test_hub.py audits/test_hub_faults.py \
+	audits/test_hub_stops.py audits/test_run.py lab/test_lab_pretrained.py reports/test_storage_s3.py)
 IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py tests/*/test_*.py))
 
 test-slow: setup  ## the slow tests, and those of properties with many examples

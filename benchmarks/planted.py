@@ -17,7 +17,6 @@ import json
 import math
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from page_text import page, table
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
@@ -63,13 +63,9 @@ NORMS = (1e-1, 3e-2, 1e-2, 5e-3, 3e-3, 1e-3, 5e-4, 3e-4, 1e-4)
 PLANTS = ((0, 0.0), (1, 0.1), (4, 0.5), (16, 0.5), (32, 0.5), (2, 1.0))  # rank, share of the energy
 SHAPE = (384, 640)
 ROWS = (
-    "relative_norm",
-    "participation_ratio",
-    "stable_rank",
-    "top1_energy",
-    "rank_90",
+    "relative_norm", "participation_ratio", "stable_rank", "top1_energy", "rank_90",
     "effective_rank",
-)
+)  # fmt: skip
 Array = NDArray[np.float64]
 
 
@@ -442,8 +438,6 @@ def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> 
 
 def uneven_world(name: str, figure: str, spread: float) -> World:
     """Energies of layers from a log-normal distribution of a given spread."""
-    entropy = lambda layers: 1 - spread**2 / 2 / math.log(layers)  # noqa: E731
-    gini = lambda layers: math.erf(spread / 2)  # noqa: E731
 
     def draw(rng: np.random.Generator, layers: int) -> Statistic:
         energies = rng.lognormal(0, spread, layers)
@@ -456,8 +450,8 @@ def uneven_world(name: str, figure: str, spread: float) -> World:
         return partial(depth_entropy if figure == "entropy" else depth_gini, energies)
 
     true = {
-        "entropy": entropy,
-        "gini": gini,
+        "entropy": lambda layers: 1 - spread**2 / 2 / math.log(layers),
+        "gini": lambda layers: math.erf(spread / 2),
         "ratio": lambda layers: 0.5 * math.exp(spread**2 / 18),
     }[figure]
     return World(name, true, draw)
@@ -488,15 +482,6 @@ def coverage(world: World, layers: int, repeats: int) -> dict[str, float]:
 
 
 # -------------------------------------------------------------------------------- the document
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [
-        f"| {' | '.join(heads)} |",
-        "|" + "---|" * len(heads),
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-    return "\n".join(lines)
 
 
 def matrices_part(found: Sequence[Planted]) -> str:
@@ -623,10 +608,6 @@ def coverage_part(layers: Sequence[int], repeats: int) -> str:
     return table(["figure", "interval", *(f"{n} layers" for n in layers)], rows)
 
 
-def paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
-
-
 def document(
     found: Sequence[Planted],
     subspaces: Sequence[Subspaces],
@@ -637,10 +618,8 @@ def document(
     """The page: what was planted, what was found, and what follows from it."""
     parts = [
         "# Planted changes",
-        (
-            f"What the figures say about known changes. Made by `{COMMAND}`, which gives the same"
-            " numbers again."
-        ),
+        f"""What the figures say about known changes. Made by `{COMMAND}`, which gives the same
+        numbers again.""",
         "## Planted deltas",
         f"""D has a part of a given rank with equal singular values and a given share of the energy.
         The rest is Gaussian noise. The base is Gaussian, of {SHAPE[0]} x {SHAPE[1]}. The sum is
@@ -655,10 +634,8 @@ def document(
         (`floor_ratio`). The gate lies at {ROUNDING:g}: between the two, rounding dilutes a
         concentrated change. Its concentration is then too low, never too high. Below the gate the
         label is `not assessable`, and the smallest of these changes looks like rounding.""",
-        (
-            "The largest relative error of other columns, over all planted changes, by size above"
-            " the rounding:"
-        ),
+        """The largest relative error of other columns, over all planted changes, by size above the
+        rounding:""",
         rows_part(found),
         """`effective_rank` of a change of rank 2 counts the directions of the rounding as soon as
         they are resolved. The label does not use it.""",
@@ -697,10 +674,7 @@ def document(
         claims. All of this is about layers: an interval says nothing about another run of the same
         training.""",
     ]
-    return (
-        "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts)
-        + "\n"
-    )
+    return page(parts)
 
 
 def main(quick: Annotated[bool, typer.Option(help="A small version, printed.")] = False) -> None:

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices only wait for ea
 import numpy as np
 import torch
 from histories import SIZES
-from rounding import Block, Decoder
+from rounding_updates import Block, Decoder
 from torch import nn
 from torch.nn import functional
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from findings import Array, Weights
 from histories import Made
-from rounding import purity
+from rounding_updates import purity
 
 DIGITS = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
 CLASSES = 16  # of rows by their energy, in which kept is taken as the tool takes it

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -117,3 +118,14 @@ def registry(folder: Path, stages: Iterable[str], pairs: Iterable[str]) -> Path:
     ]
     (folder / "toy.yaml").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> float:
+    return float(first @ second / math.sqrt(first @ first) / math.sqrt(second @ second))
+
+
+def explained(walked: np.ndarray) -> float:
+    """R² of a straight line over rows at even steps, all columns together."""
+    times, centred = np.arange(len(walked)), walked - walked.mean(axis=0)
+    times = times - times.mean()
+    return float(((times @ centred) ** 2).sum() / (times @ times) / (centred**2).sum())

@@ -20,7 +20,8 @@ import pytest
 import typer.main
 from command import Run, run_shadow
 
-pytest.register_assert_rewrite("hub_pairs")  # before a test imports it
+# before a test imports them
+pytest.register_assert_rewrite("finding_cases", "hub_pairs", "ray_machines", "stores")
 
 # A process in the background inherits that interrupts are ignored; commands under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 
@@ -70,3 +72,16 @@ WRONG = {
     "half of the matrix": lambda right: right.triu(),
     "another order": lambda right: right.flip(0).flip(1),
 }
+
+
+def in_a_child(check):
+    """Settings are of the process: check runs in a fork of it."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            check()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

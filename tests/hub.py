@@ -4,7 +4,7 @@ large files lie on.
 The real client speaks to it with HF_ENDPOINT set to Hub.endpoint. As on huggingface.co, small files
 are answered at once; large ones (Git-LFS) by a redirect to a signed address on a second origin,
 which must never see a token. `python tests/hub.py org/name=FOLDER ...` serves folders until it is
-stopped.
+stopped. hub_parts.py has what it answers, and what can go wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import hashlib
 import io
-import json
 import os
 import re
 import secrets
@@ -24,12 +23,41 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate, count
+from itertools import count
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlencode
+
+from hub_parts import (
+    EXPIRED,
+    FILE_HEADERS,
+    Action,
+    Answer,
+    Cut,
+    Drop,
+    Expire,
+    Fault,
+    File,
+    Flip,
+    IgnoreRange,
+    Loop,
+    Redirect,
+    Repo,
+    Request,
+    Signed,
+    Stall,
+    Status,
+    Truncate,
+    WrongRange,
+    applies,
+    entries_of,
+    file_of,
+    json_answer,
+    matches,
+    redirect_to,
+    refusal,
+    sibling,
+)
 
 CHUNK = 1 << 18  # bytes written at a time
 REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
@@ -40,202 +68,6 @@ RESOLVE = re.compile(rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 RESOLVE_CACHE = re.compile(
     rf"/api/resolve-cache/models/{REPO}/(?P<revision>[0-9a-f]{{40}})/(?P<path>.+)"
 )
-
-
-# What can go wrong: the actions of Hub.fail.
-
-
-@dataclass(frozen=True)
-class Status:
-    """Another status instead of the answer, with headers such as Retry-After."""
-
-    code: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Drop:
-    """The connection ends before any answer. reset: by a TCP reset rather than in order."""
-
-    reset: bool = False
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The connection ends after so many bytes of the body, though Content-Length promised all."""
-
-    after: int
-    reset: bool = False
-
-
-@dataclass(frozen=True)
-class Stall:
-    """A pause after that many bytes of the body (None: before the answer); then it goes on."""
-
-    seconds: float
-    after: int | None = 0
-
-
-@dataclass(frozen=True)
-class Flip:
-    """The byte at this offset of the file is another. Counts for answers that hold this byte."""
-
-    offset: int
-
-
-@dataclass(frozen=True)
-class Truncate:
-    """The file ends after so many bytes, and all headers say so."""
-
-    size: int
-
-
-@dataclass(frozen=True)
-class IgnoreRange:
-    """A request for a range gets the whole file and status 200."""
-
-
-@dataclass(frozen=True)
-class WrongRange:
-    """A request for a range gets another one, as its Content-Range says."""
-
-
-@dataclass(frozen=True)
-class Expire:
-    """The signature of the address has run out: 403, now and for every later request with it."""
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A redirect to the address that was asked for. times=None makes it endless."""
-
-
-@dataclass(frozen=True)
-class Redirect:
-    """A redirect of a file to a third origin that has it, or to another address."""
-
-    url: str | None = None
-
-
-Action = (
-    Status
-    | Drop
-    | Cut
-    | Stall
-    | Flip
-    | Truncate
-    | IgnoreRange
-    | WrongRange
-    | Expire
-    | Loop
-    | Redirect
-)
-
-
-@dataclass
-class Fault:
-    """A rule of Hub.fail; fired counts the requests that it was applied to."""
-
-    pattern: str
-    action: Action
-    origin: str | None
-    method: str | None
-    times: int | None
-    skip: int
-    fired: int = 0
-
-
-@dataclass(frozen=True)
-class Request:
-    """One answered request, about a file where filename says so.
-
-    status: 0 if there was no answer. sent: bytes of the body that went into the socket; a client
-    that stopped reading may have got some hundred KB less. range: the Range header. authorized: an
-    Authorization header came.
-    """
-
-    origin: str
-    method: str
-    path: str
-    status: int
-    sent: int
-    range: str | None
-    authorized: bool
-    repo: str
-    filename: str
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file of a commit. oid: Git's name of it, or of its pointer if it has a sha256 (Git-LFS)."""
-
-    name: str
-    path: Path
-    size: int
-    oid: str
-    sha256: str | None
-    pointer_size: int
-
-    @property
-    def etag(self) -> str:
-        return f'"{self.sha256 or self.oid}"'
-
-
-@dataclass
-class _Repo:
-    gated: str | bool = False
-    private: bool = False
-    refs: dict[str, str] = field(default_factory=dict)
-    commits: dict[str, dict[str, _File]] = field(default_factory=dict)
-
-
-@dataclass
-class _Signed:
-    """What a signed address leads to. expires: by time.time."""
-
-    repo: str
-    file: _File
-    expires: float
-
-
-@dataclass
-class _Answer:
-    """An answer before it is sent; file is set where bytes start to stop of a file are its body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes = b""
-    file: _File | None = None
-    start: int = 0
-    stop: int = 0
-    repo: str = ""
-    about: _File | None = None
-    signed: _Signed | None = None
-
-    @property
-    def length(self) -> int:
-        return self.stop - self.start if self.file else len(self.body)
-
-    def become(self, status: int, headers: Mapping[str, str], body: bytes = b"") -> None:
-        """Be another answer to the same request."""
-        self.status, self.headers, self.body, self.file = status, dict(headers), body, None
-
-    def select(self, asked: str | None, size: int | None = None) -> None:
-        """Choose the file's bytes by a Range header. size: where it ends (None: at its end)."""
-        assert self.file
-        size = self.file.size if size is None else min(size, self.file.size)
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
-        start, stop = (int(match[1]), min(int(match[2] or size) + 1, size)) if match else (0, size)
-        if match and start >= size:
-            self.status, self.file = 416, None
-            self.headers["Content-Range"] = f"bytes */{size}"
-        elif match and start < stop:
-            self.status, self.start, self.stop = 206, start, stop
-            self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        # also a range that ends before it starts, or has several parts: a server may ignore it
-        else:
-            self.status, self.start, self.stop = 200, 0, size
-            self.headers.pop("Content-Range", None)
 
 
 class Hub:
@@ -266,8 +98,8 @@ class Hub:
         self.renamed: dict[str, str] = {}
         self.resolve_cache = False
         self.sent = 0
-        self._repos: dict[str, _Repo] = {}
-        self._signed: dict[str, _Signed] = {}
+        self._repos: dict[str, Repo] = {}
+        self._signed: dict[str, Signed] = {}
         self._requests: dict[int, Request] = {}  # by when they came
         self._numbers = count()
         self._changed = threading.Condition()
@@ -316,7 +148,7 @@ class Hub:
         its main; older commits stay, as long as the files of their folders do. gated: True, "auto"
         or "manual".
         """
-        known = self._repos.setdefault(repo, _Repo())
+        known = self._repos.setdefault(repo, Repo())
         known.gated, known.private = "manual" if gated is True else gated, private
         for name, source in {**(revisions or {}), "main": folder}.items():
             paths = {
@@ -324,7 +156,7 @@ class Hub:
                 for path in source.rglob("*")
                 if path.is_file()
             }
-            files = {path: _file(path, paths[path], lfs(path)) for path in sorted(paths)}
+            files = {path: file_of(path, paths[path], lfs(path)) for path in sorted(paths)}
             content = repo + "".join(f"\n{file.oid} {path}" for path, file in files.items())
             commit = hashlib.sha1(content.encode()).hexdigest()
             known.commits[commit] = files
@@ -373,7 +205,7 @@ class Hub:
             for request in self.requests
             if origin in (None, request.origin)
             and method in (None, request.method)
-            and _matches(pattern, request.repo, request.filename, request.path)
+            and matches(pattern, request.repo, request.filename, request.path)
         ]
 
     def bytes_of(self, pattern: str = "*", *, origin: str | None = None) -> int:
@@ -426,7 +258,7 @@ class Hub:
             wait = self._line_free - now
         self.closing.wait(max(wait, 0))
 
-    def fault(self, origin: str, method: str, path: str, answer: _Answer) -> Action | None:
+    def fault(self, origin: str, method: str, path: str, answer: Answer) -> Action | None:
         """What shall go wrong with this answer, if anything."""
         name = answer.about.name if answer.about else ""
         with self._changed:
@@ -434,8 +266,8 @@ class Hub:
                 if (
                     fault.origin in (None, origin)
                     and fault.method in (None, method)
-                    and _matches(fault.pattern, answer.repo, name, path)
-                    and _applies(fault.action, answer, origin)
+                    and matches(fault.pattern, answer.repo, name, path)
+                    and applies(fault.action, answer, origin)
                 ):
                     if fault.skip:
                         fault.skip -= 1
@@ -444,7 +276,7 @@ class Hub:
                         return fault.action
         return None
 
-    def break_answer(self, answer: _Answer, action: Action, path: str, asked: str | None) -> None:
+    def break_answer(self, answer: Answer, action: Action, path: str, asked: str | None) -> None:
         """Apply what can be applied to an answer before it is sent."""
         match action:
             case Status(code, headers):
@@ -464,16 +296,16 @@ class Hub:
                 answer.headers["Content-Range"] = f"bytes {answer.start}-{answer.stop - 1}/{size}"
             case Expire() if answer.signed:
                 answer.signed.expires = 0
-                answer.become(*_EXPIRED)
+                answer.become(*EXPIRED)
             case Loop():
                 answer.become(302, {"Location": path})
             case Redirect(url) if answer.about:
                 url = url or self._sign(self.other, answer.repo, answer.about)
                 answer.become(
-                    302, _redirect(answer.about, url, answer.headers.get("X-Repo-Commit"))
+                    302, redirect_to(answer.about, url, answer.headers.get("X-Repo-Commit"))
                 )
 
-    def answer(self, origin: str, target: str, headers: Mapping[str, str], form: bytes) -> _Answer:
+    def answer(self, origin: str, target: str, headers: Mapping[str, str], form: bytes) -> Answer:
         """What the Hub, or the server of the large files, says if nothing goes wrong."""
         path, _, query = target.partition("?")
         parameters = {name: values[-1] for name, values in parse_qs(query).items()}
@@ -481,19 +313,19 @@ class Hub:
             return self._answer_file_server(parameters, headers)
         token = headers.get("Authorization")
         if token is not None and token.removeprefix("Bearer ") not in self.tokens:
-            return _refusal(401, None, "Invalid credentials in Authorization header")
+            return refusal(401, None, "Invalid credentials in Authorization header")
         match = API.fullmatch(path) or RESOLVE.fullmatch(path) or RESOLVE_CACHE.fullmatch(path)
         if not match:
-            return _refusal(404, None, "Sorry, we can't find the page you are looking for.")
+            return refusal(404, None, "Sorry, we can't find the page you are looking for.")
         name = unquote(match["repo"])
         if name in self.renamed:
             moved = target[: match.start("repo")] + self.renamed[name] + target[match.end("repo") :]
-            return _Answer(307, {"Location": moved}, repo=name)
+            return Answer(307, {"Location": moved}, repo=name)
         repo = self._repos.get(name)
         if repo is None or (repo.private and (token is None or name not in self.granted)):
             # huggingface.co tells those without a token less: a bare 401, without a code. The
             # client takes that for this error, but only from https addresses.
-            answer = _refusal(404 if token else 401, "RepoNotFound", "Repository not found")
+            answer = refusal(404 if token else 401, "RepoNotFound", "Repository not found")
         elif match.re is API:
             answer = self._answer_api(name, repo, match, parameters, form)
         else:
@@ -504,23 +336,23 @@ class Hub:
     def _answer_api(
         self,
         name: str,
-        repo: _Repo,
+        repo: Repo,
         match: re.Match[str],
         parameters: Mapping[str, str],
         form: bytes,
-    ) -> _Answer:
+    ) -> Answer:
         revision = unquote(match["revision"] or "main")
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
-            return _refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         files = repo.commits[commit]
         if match["what"] == "tree":
             return self._answer_tree(name, files, match, parameters)
         if match["what"] == "paths-info":
-            entries = {entry["path"]: entry for entry in _entries(files)}
+            entries = {entry["path"]: entry for entry in entries_of(files)}
             asked = parse_qs(form.decode()).get("paths", [])
-            return _json([entries[path] for path in asked if path in entries])
-        return _json(
+            return json_answer([entries[path] for path in asked if path in entries])
+        return json_answer(
             {
                 "_id": hashlib.sha1(name.encode()).hexdigest()[:24],
                 "id": name,
@@ -535,33 +367,33 @@ class Hub:
                 "downloads": 0,
                 "likes": 0,
                 "tags": [],
-                "siblings": [_sibling(file, "blobs" in parameters) for file in files.values()],
+                "siblings": [sibling(file, "blobs" in parameters) for file in files.values()],
             }
         )
 
     def _answer_tree(
         self,
         name: str,
-        files: Mapping[str, _File],
+        files: Mapping[str, File],
         match: re.Match[str],
         parameters: Mapping[str, str],
-    ) -> _Answer:
+    ) -> Answer:
         folder = unquote(match["path"] or "")
         recursive = parameters.get("recursive", "").lower() in ("true", "1")
         prefix = f"{folder}/" if folder else ""
         entries = [
             entry
-            for entry in _entries(files)
+            for entry in entries_of(files)
             if entry["path"].startswith(prefix)
             and (recursive or "/" not in entry["path"].removeprefix(prefix))
         ]
         if folder and not entries:
-            return _refusal(
+            return refusal(
                 404, "EntryNotFound", f'{folder} does not exist on "{match["revision"]}"'
             )
         first = int(parameters.get("cursor", 0))
         last = first + min(int(parameters.get("limit", self.page_size)), self.page_size)
-        answer = _json(entries[first:last])
+        answer = json_answer(entries[first:last])
         if last < len(entries):
             path = f"/api/models/{name}/tree/{match['revision']}" + (
                 f"/{quote(folder, safe='')}" if folder else ""
@@ -573,43 +405,43 @@ class Hub:
     def _answer_resolve(
         self,
         name: str,
-        repo: _Repo,
+        repo: Repo,
         match: re.Match[str],
         token: str | None,
         headers: Mapping[str, str],
-    ) -> _Answer:
+    ) -> Answer:
         if repo.gated and token is None:
             message = (
                 f"Access to model {name} is restricted. You must have access to it and be"
                 " authenticated."
             )
-            return _refusal(401, "GatedRepo", message)
+            return refusal(401, "GatedRepo", message)
         if repo.gated and name not in self.granted:
             message = (
                 f"Access to model {name} is restricted and you are not in the authorized list."
             )
-            return _refusal(403, "GatedRepo", message)
+            return refusal(403, "GatedRepo", message)
         revision, path = unquote(match["revision"]), unquote(match["path"])
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
-            return _refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         file = repo.commits[commit].get(path)
         if file is None:
-            answer = _refusal(404, "EntryNotFound", "Entry not found")
+            answer = refusal(404, "EntryNotFound", "Entry not found")
             answer.headers["X-Repo-Commit"] = commit
             return answer
         if file.sha256:
-            return _Answer(
-                302, _redirect(file, self._sign(self.cdn, name, file), commit), about=file
+            return Answer(
+                302, redirect_to(file, self._sign(self.cdn, name, file), commit), about=file
             )
         if self.resolve_cache and match.re is RESOLVE:
             moved = (
                 f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}?etag={quote(file.etag)}"
             )
-            return _Answer(307, {"Location": moved, "X-Repo-Commit": commit}, about=file)
-        answer = _Answer(
+            return Answer(307, {"Location": moved, "X-Repo-Commit": commit}, about=file)
+        answer = Answer(
             200,
-            {"ETag": file.etag, "X-Repo-Commit": commit, **_FILE_HEADERS},
+            {"ETag": file.etag, "X-Repo-Commit": commit, **FILE_HEADERS},
             file=file,
             about=file,
         )
@@ -618,16 +450,16 @@ class Hub:
 
     def _answer_file_server(
         self, parameters: Mapping[str, str], headers: Mapping[str, str]
-    ) -> _Answer:
+    ) -> Answer:
         signed = self._signed.get(parameters.get("Signature", ""))
         if signed is None:
-            return _Answer(*_EXPIRED)
+            return Answer(*EXPIRED)
         if signed.expires < time.time():
-            return _Answer(*_EXPIRED, repo=signed.repo, about=signed.file)
+            return Answer(*EXPIRED, repo=signed.repo, about=signed.file)
         file = signed.file
-        answer = _Answer(
+        answer = Answer(
             200,
-            {"ETag": file.etag, **_FILE_HEADERS},
+            {"ETag": file.etag, **FILE_HEADERS},
             file=file,
             repo=signed.repo,
             about=file,
@@ -636,114 +468,14 @@ class Hub:
         answer.select(headers.get("Range"))
         return answer
 
-    def _sign(self, origin: str, repo: str, file: _File) -> str:
+    def _sign(self, origin: str, repo: str, file: File) -> str:
         """A new address of a file on an origin that asks for no token."""
         signature = secrets.token_hex(8)
         expires = time.time() + self.expires_in
-        self._signed[signature] = _Signed(repo, file, expires)
+        self._signed[signature] = Signed(repo, file, expires)
         return f"{origin}/{file.sha256 or file.oid}?" + urlencode(
             {"Expires": int(expires), "Signature": signature}
         )
-
-
-_FILE_HEADERS = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
-_EXPIRED = (403, {"Content-Type": "application/xml"}, b"<Error><Code>AccessDenied</Code></Error>")
-
-
-def _file(name: str, path: Path, lfs: bool) -> _File:
-    size = path.stat().st_size
-    if not lfs:
-        digest = hashlib.sha1(b"blob %d\0" % size)
-        digest.update(path.read_bytes())
-        return _File(name, path, size, digest.hexdigest(), None, 0)
-    with path.open("rb") as content:
-        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    pointer = (
-        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-    )
-    oid = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer).hexdigest()
-    return _File(name, path, size, oid, sha256, len(pointer))
-
-
-def _entries(files: Mapping[str, _File]) -> list[dict]:
-    """Files and folders as a listing tells them."""
-    folders = {
-        folder for name in files for folder in accumulate(name.split("/")[:-1], "{}/{}".format)
-    }
-    entries = [
-        {
-            "type": "directory",
-            "oid": hashlib.sha1(folder.encode()).hexdigest(),
-            "size": 0,
-            "path": folder,
-        }
-        for folder in folders
-    ]
-    for name, file in files.items():
-        entry = {"type": "file", "oid": file.oid, "size": file.size, "path": name}
-        if file.sha256:
-            entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
-        entries.append(entry)
-    return sorted(entries, key=lambda entry: entry["path"])
-
-
-def _sibling(file: _File, blobs: bool) -> dict:
-    """A file as model_info tells it. blobs: with its size and checksums."""
-    told: dict = {"rfilename": file.name}
-    if blobs:
-        told |= {"size": file.size, "blobId": file.oid}
-        if file.sha256:
-            told["lfs"] = {
-                "sha256": file.sha256,
-                "size": file.size,
-                "pointerSize": file.pointer_size,
-            }
-    return told
-
-
-def _json(content: object) -> _Answer:
-    return _Answer(
-        200, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(content).encode()
-    )
-
-
-def _refusal(status: int, code: str | None, message: str) -> _Answer:
-    answer = _json({"error": message})
-    answer.status = status
-    answer.headers |= {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-    return answer
-
-
-def _redirect(file: _File, url: str, commit: str | None) -> dict[str, str]:
-    """Headers of a redirect to a file."""
-    headers = {"Location": url, "X-Linked-Etag": file.etag, "X-Linked-Size": str(file.size)}
-    return headers | ({"X-Repo-Commit": commit} if commit else {})
-
-
-def _matches(pattern: str, repo: str, filename: str, path: str) -> bool:
-    names = (filename, f"{repo}/{filename}", path.partition("?")[0])
-    return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _applies(action: Action, answer: _Answer, origin: str) -> bool:
-    match action:
-        case Cut() | Stall(after=int()):
-            return answer.status in (200, 206)
-        case Flip(offset):
-            return answer.file is not None and answer.start <= offset < answer.stop
-        case Truncate():
-            return answer.file is not None
-        case IgnoreRange() | WrongRange():
-            return answer.status == 206
-        case Expire():
-            return answer.signed is not None
-        case Redirect():
-            return (
-                answer.about is not None
-                and answer.status in (200, 206, 302, 307)
-                and origin != "other"
-            )
-    return True
 
 
 class _Server(ThreadingHTTPServer):
@@ -815,7 +547,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_GET  # noqa: N815
 
-    def send(self, answer: _Answer, action: Action | None) -> None:
+    def send(self, answer: Answer, action: Action | None) -> None:
         match action:
             case Drop(reset):
                 self.end_connection(reset)
@@ -831,7 +563,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.send_body(answer, action)
 
-    def send_body(self, answer: _Answer, action: Action | None) -> None:
+    def send_body(self, answer: Answer, action: Action | None) -> None:
         hub = self.server.hub
         end = min(answer.length, action.after) if isinstance(action, Cut) else answer.length
         pause = action.after if isinstance(action, Stall) and action.after is not None else end

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import models
+import pandas as pd
 import pytest
 import torch
 from command import Run, Started
 from hub import Hub
+from runs import pair_of
+
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.spectra.delta import Method
 
 SECRET = "hf_" + "Sesame7" * 5
 MODEL = "model.safetensors"
@@ -22,12 +32,8 @@ def tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Te
         name: torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for name, shape in shapes.items()
     }
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        base
-        if seed == 0
-        else {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
-    )
+    noise, size = torch.Generator().manual_seed(seed), 0.01 * bool(seed)
+    return {n: t + size * torch.randn(t.shape, generator=noise) for n, t in base.items()}
 
 
 def decoder() -> dict[str, tuple[int, ...]]:
@@ -50,7 +56,7 @@ FEW = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """`base` in three shards and `tuned` in two, which end at other tensors; and a pair of one
     small file each.
@@ -119,3 +125,133 @@ def run(start):
         return start(*arguments, seconds=seconds, **more).end()
 
     return run
+
+
+TABLES = ("matrices", "tensors", "spectra")
+# columns that tell where a matrix came from, and nothing of its numbers
+WHO = ["family", "pair", "verified"]
+HEADERS = 65_536  # bytes asked for to read the header of a shard
+PAIR = ("audit", "--base", "org/base", "--tuned", "org/tuned")
+SMALL = ("audit", "--base", "org/small-base", "--tuned", "org/small-tuned")
+
+
+def audited(base: Path, tuned: Path, output: Path) -> dict[str, pd.DataFrame]:
+    """The tables of the audit of two folders."""
+    pair = pair_of(base, tuned)
+    result = run_pair(pair, Settings(Method(), Filter()), output)
+    return {name: pd.read_parquet(result.folder / f"{name}.parquet") for name in TABLES}
+
+
+@pytest.fixture(scope="session")
+def wanted(folders, tmp_path_factory):
+    return audited(folders["base"], folders["tuned"], tmp_path_factory.mktemp("wanted"))
+
+
+@pytest.fixture(scope="session")
+def small(folders, tmp_path_factory):
+    return audited(folders["small-base"], folders["small-tuned"], tmp_path_factory.mktemp("small"))
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Waits for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.005)
+
+
+def told(done: Run, *words: str) -> str:
+    """A refusal in exactly one line and one hint, which hold these words."""
+    done.assert_refused()
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"], done.err
+    for word in words:
+        assert word in done.err
+    return done.err
+
+
+def report(output: Path) -> Path:
+    """The only report under a folder."""
+    (path,) = output.rglob("matrices.parquet")
+    return path.parent
+
+
+def frame(output: Path, name: str = "matrices") -> pd.DataFrame:
+    return pd.read_parquet(report(output) / f"{name}.parquet")
+
+
+def assert_equal(output: Path, wanted: dict[str, pd.DataFrame]) -> None:
+    """The report has the very numbers of the audit of the folders, and nothing unfinished lies
+    beside it.
+    """
+    for name in TABLES:
+        found = frame(output, name)
+        assert_same(found, wanted[name])
+    assert not (report(output) / ".partial").exists()
+
+
+def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
+    # a filter leaves the whole unknown
+    known = [column for column in (*WHO, "energy_share") if column in found]
+    pd.testing.assert_frame_equal(
+        found.drop(columns=known).reset_index(drop=True),
+        wanted.drop(columns=known).reset_index(drop=True),
+        check_exact=True,
+        check_dtype=False,  # layers are floats to pandas where some row has none
+    )
+
+
+def moved(hub: Hub) -> Counter[str]:
+    """Bytes of every shard that went over the line, by the same names."""
+    found: Counter[str] = Counter()
+    for request in hub.asked("*.safetensors"):
+        found[f"{request.repo.removeprefix('org/')}/{request.filename}"] += request.sent
+    return found
+
+
+def downloads(hub: Hub) -> Counter[str]:
+    """How often each shard was asked for as a whole."""
+    asked = hub.asked("*.safetensors", origin="cdn", method="GET")
+    return Counter(request.filename for request in asked if request.range is None)
+
+
+def found_below(folder: Path, pattern: str) -> list[Path]:
+    """Also while a command makes and removes folders there."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return list(folder.rglob(pattern))
+
+
+def blobs(tmp_path: Path) -> dict[Path, int]:
+    """The large files in the cache and their sizes, running downloads included."""
+    found = {}
+    for path in found_below(tmp_path / "home", "blobs/*"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat().st_size
+    return {path: size for path, size in found.items() if size > 5000}
+
+
+def incomplete(tmp_path: Path) -> list[Path]:
+    return found_below(tmp_path / "home", "*.incomplete")
+
+
+PLACES = {
+    "model info": {"pattern": "/api/models/org/small-tuned"},
+    "listing": {"pattern": "/api/models/org/small-tuned/tree/*"},
+    "config": {"pattern": "org/small-tuned/config.json"},
+    "metadata of a file": {"pattern": f"org/small-tuned/{MODEL}", "method": "HEAD"},
+    "header": {"pattern": f"org/small-tuned/{MODEL}", "origin": "cdn"},
+    "file": {"pattern": f"org/small-tuned/{MODEL}", "origin": "cdn", "skip": 1},
+}
+
+
+def edit(hub: Hub, pattern: str, change: Callable) -> None:
+    """Changes every answer to a path that matches."""
+    answer = hub.answer
+
+    def changed(origin, target, headers, form):
+        found = answer(origin, target, headers, form)
+        if fnmatchcase(target.partition("?")[0], pattern):
+            change(found)
+        return found
+
+    hub.answer = changed

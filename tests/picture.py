@@ -26,6 +26,19 @@ WIDTH = 80
 MOST_LINES = 50  # more would not fit a screen: the picture says how many are left out
 
 
+def contrast(*colours: str) -> float:
+    """The ratio of relative luminances by WCAG 2, from 1 to 21."""
+    levels = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in colours]
+    linear = [
+        [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in level]
+        for level in levels
+    ]
+    dark, light = sorted(
+        0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear
+    )
+    return (light + 0.05) / (dark + 0.05)
+
+
 def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
     """A theme of Rich from colours in hexadecimal: background, text, and the eight of a terminal,
     plain and bright.

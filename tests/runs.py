@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from shadow.audits.runtime import Progress
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import parse_reference
+
+
+class StoppedError(Exception):
+    """What stops an audit in a test."""
+
+
+def stopped_after(count: int) -> Callable[[Progress], None]:
+    """A `show` that stops the audit once so many matrices are measured."""
+
+    def show(progress: Progress) -> None:
+        if progress.done >= count:
+            raise StoppedError
+
+    return show
 
 
 def pair_of(base: Path, tuned: Path) -> Pair:

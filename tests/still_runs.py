@@ -27,11 +27,8 @@ Tensors = dict[str, torch.Tensor]
 ROOT = Path(__file__).parents[1]
 TIME = 1_600_000_000  # of every input file, in seconds: fingerprints hold it
 LLAMA = {
-    "model_type": "llama",
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "hidden_size": 64,
-}
+    "model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64,
+}  # fmt: skip
 LAYER = "model.layers.{}.{}.weight"
 HIDDEN, INNER, WORDS = 64, 96, 80
 SHAPES = {
@@ -168,13 +165,8 @@ def write_adapter(here: Path) -> None:
     factors["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = normal(1, 2, 6)
     (here / "adapter").mkdir()
     save_file(factors, here / "adapter" / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "r": 4,
-        "lora_alpha": 8,
-        "alpha_pattern": {"up_proj": 4},
-        "use_rslora": True,
-    }
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"up_proj": 4}}
+    config |= {"use_rslora": True}
     (here / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     (here / "other-adapter").mkdir()
     save_file(factors, here / "other-adapter" / "adapter_model.safetensors")
@@ -195,11 +187,8 @@ def write_quantised(here: Path) -> None:
             torch.float8_e4m3fn
         )
         found[f"{name}_scale_inv"] = 0.01 + 0.001 * normal(420 + place, 2, 2).abs()
-    write(
-        here / "fp8",
-        found,
-        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
-    )
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    write(here / "fp8", found, {"quantization_config": blocks})
     packed: Tensors = {"model.norm.weight": torch.ones(160)}
     for name in names:
         owner = name.removesuffix(".weight")
@@ -224,12 +213,9 @@ def write_fused(here: Path) -> None:
         "gpt_neox.layers.0.attention.dense.weight": normal(543, HIDDEN, HIDDEN) / 8,
         "embed_out.weight": normal(544, WORDS, HIDDEN),
     }
-    write(here / "neox", neox, {"model_type": "gpt_neox"})
-    write(
-        here / "neox-tuned",
-        tuned(neox, 5, rank=3, size=0.2, noise=0.02),
-        {"model_type": "gpt_neox"},
-    )
+    config = {"model_type": "gpt_neox"}
+    write(here / "neox", neox, config)
+    write(here / "neox-tuned", tuned(neox, 5, rank=3, size=0.2, noise=0.02), config)
     gpt2 = {
         "wte.weight": normal(560, WORDS, HIDDEN),
         "h.0.attn.c_attn.weight": normal(561, HIDDEN, 3 * HIDDEN) / 8,
@@ -319,11 +305,8 @@ def write_vision(here: Path) -> None:
     }
     both |= {f"language_model.{name}": one for name, one in language.items()}
     both["multi_modal_projector.linear_1.weight"] = normal(810, HIDDEN, 32)
-    write(
-        here / "llava",
-        both,
-        {"model_type": "llava", "text_config": LLAMA, "vision_config": {"model_type": "clip"}},
-    )
+    config = {"model_type": "llava", "text_config": LLAMA, "vision_config": {"model_type": "clip"}}
+    write(here / "llava", both, config)
     write(here / "text", decoder(1))
 
 
@@ -370,16 +353,10 @@ still:
 
 def make_inputs(here: Path) -> None:
     """Every input file, in an empty folder."""
-    for one in (
-        write_decoders,
-        write_adapter,
-        write_quantised,
-        write_fused,
-        write_experts,
-        write_odd,
-        write_vision,
-    ):
+    for one in (write_decoders, write_adapter, write_quantised, write_fused, write_experts):
         one(here)
+    write_odd(here)
+    write_vision(here)
     shutil.copytree(
         ROOT / "registry" / "demo", here / "demo", ignore=shutil.ignore_patterns("*.md")
     )
@@ -410,6 +387,15 @@ NEWEST = (
 )  # fmt: skip
 
 
+def retold(target: Path, **more: object) -> None:
+    """Other metadata in every table of a report; those of None go."""
+    for path in target.glob("*.parquet"):
+        table = pq.read_table(path)
+        told = json.loads(table.schema.metadata[b"shadow"]) | more
+        told = {key: one for key, one in told.items() if key not in more or one is not None}
+        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
+
+
 def make_older(here: Path) -> None:
     """A report of a version that had neither the newest columns nor the tables of residuals and
     files, nor a seal of these.
@@ -418,13 +404,9 @@ def make_older(here: Path) -> None:
     shutil.copytree(here / "out" / "toy" / "base..one", target)
     (target / "residual.parquet").unlink()
     (target / "files.parquet").unlink()
-    for path in target.glob("*.parquet"):
-        table = pq.read_table(path)
-        told = json.loads(table.schema.metadata[b"shadow"])
-        del told["seal"]
-        if path.name == "matrices.parquet":
-            table = table.drop_columns(list(NEWEST))
-        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
+    path = target / "matrices.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(list(NEWEST)), path)
+    retold(target, seal=None)
 
 
 def make_older_again(here: Path) -> None:
@@ -438,10 +420,7 @@ def make_other_schema(here: Path) -> None:
     """A report of a schema that is newer than this version's."""
     target = here / "newer" / "toy" / "base..one"
     shutil.copytree(here / "out" / "toy" / "base..one", target)
-    for path in target.glob("*.parquet"):
-        table = pq.read_table(path)
-        told = json.loads(table.schema.metadata[b"shadow"]) | {"schema": 99, "version": "9.9.9"}
-        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
+    retold(target, schema=99, version="9.9.9")
 
 
 def make_broken(here: Path) -> None:
@@ -470,11 +449,10 @@ def make_hostile(here: Path) -> None:
     name = '::error::</script><b>=1+1 "\x1b[31m'
     for path in target.glob("*.parquet"):
         table = pq.read_table(path)
-        told = json.loads(table.schema.metadata[b"shadow"]) | {"pair": name}
         if "pair" in table.column_names:
             names = pa.array([name] * len(table), pa.string())
-            table = table.set_column(table.column_names.index("pair"), "pair", names)
-        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
+            pq.write_table(table.set_column(table.column_names.index("pair"), "pair", names), path)
+    retold(target, pair=name)
     summary = json.loads((target / "summary.json").read_text()) | {"pair": name}
     (target / "summary.json").write_text(json.dumps(summary))
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import still
-from still import Done, Goldens, alike, changes, exact_text
+from still_text import Done, Goldens, alike, changes, exact_text
 
 SCRIPT = Path(still.__file__)
 ROWS = {

@@ -1,11 +1,8 @@
-"""Lists audited into one folder: the index at every moment, going on, exit codes, what is shown, a
-process pool.
-"""
+"""Lists audited into one folder: the index at every moment, going on, a process pool."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import functools
 import io
 import json
@@ -18,76 +15,27 @@ from dataclasses import asdict, fields, replace
 import models
 import pyarrow.parquet as pq
 import pytest
-import torch
 from command import Started, run_shadow
 from effort import every
 from hub import Hub
-from models import UP, matrices
+from lists import EVERYTHING, index_of, run, select_toys, some_rows, states, table_rows
 from rich.console import Console
 from runs import contents, pair_of
-from view import drawn
 
 from shadow import files
 from shadow.audits import list_audit, list_index, sides
 from shadow.audits import pair as shadow_run
-from shadow.audits.document import list_document
 from shadow.audits.list_audit import audit_list
-from shadow.audits.list_index import (
-    Index,
-    Kind,
-    Row,
-    Standing,
-    read_index,
-    report_folder,
-    write_index,
-)
+from shadow.audits.list_index import Row, Standing, read_index, write_index
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.claims.answer import first_code
 from shadow.cli import console
 from shadow.cli.commands import app
-from shadow.cli.pace import Pace
 from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
 from shadow.targets.lists import select
-from shadow.text import inert
-
-EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
-
-
-@pytest.fixture
-def toys(tmp_path):
-    """A registry of four families over toy checkpoints: `bad` has a pair without a tuned side."""
-    for seed, name in enumerate(("base", "one", "two")):
-        models.toy(tmp_path / name, seed)
-    odd = {**matrices(1), UP.format(0): torch.full((8, 8), float("nan"))}
-    models.write(tmp_path / "odd", odd, models.LLAMA)
-    (tmp_path / "toys.yaml").write_text(
-        "toy-a: {base: ./base, one: ./one, two: ./two, tags: [toy]}\n"
-        "toy-bad: {base: ./base, gone: ./gone, one: ./one, tags: [toy]}\n"
-        "toy-c: {base: ./one, two: ./two}\n"
-        "toy-odd: {base: ./base, odd: ./odd}\n"
-    )
-    return tmp_path
-
-
-def select_toys(toys, *targets, **options):
-    return select(targets, registry=toys, **options)
-
-
-def run(selection, output, settings=EVERYTHING, **options):
-    return list(audit_list(selection, settings, output, **options))
-
-
-def states(output):
-    return {row.name: row.state for row in read_index(output).rows}
-
-
-def table_rows(output):
-    return pq.read_table(output / "batch.parquet").to_pylist()
-
 
 # the index
 
@@ -105,14 +53,11 @@ def test_both_files_say_the_same_of_every_pair(toys):
     run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
     told = json.loads((toys / "out" / "index.json").read_text())
     assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
-    assert [
-        (row["position"], row["family"], row["pair"], row["state"]) for row in told["pairs"]
-    ] == [
-        (1, "toy-a", "base..one", "done"),
-        (2, "toy-a", "base..two", "done"),
-        (3, "toy-bad", "base..gone", "failed"),
-        (4, "toy-bad", "base..one", "done"),
-    ]
+    keys = ("position", "family", "pair", "state")
+    assert [tuple(row[key] for key in keys) for row in told["pairs"]] == [
+        (1, "toy-a", "base..one", "done"), (2, "toy-a", "base..two", "done"),
+        (3, "toy-bad", "base..gone", "failed"), (4, "toy-bad", "base..one", "done"),
+    ]  # fmt: skip
     for row in told["pairs"]:
         assert (row["bytes"], row["relation"]) == (0, "tuned")
         # a failure takes less than the last digit
@@ -123,9 +68,7 @@ def test_both_files_say_the_same_of_every_pair(toys):
             assert {row[name] for name in (*HEADLINE, "label", "matrices")} == {None}
             continue
         summary = json.loads((toys / "out" / row["folder"] / "summary.json").read_text())
-        assert {name: row[name] for name in HEADLINE} == {
-            name: summary["figures"][name] for name in HEADLINE
-        }
+        assert all(row[name] == summary["figures"][name] for name in HEADLINE)
         assert (row["label"], row["matrices"]) == (summary["label"], summary["figures"]["matrices"])
         assert (row["base"], row["tuned"]) == (summary["base"]["repo"], summary["tuned"]["repo"])
         assert (row["error"], row["hint"]) == (None, None)
@@ -133,12 +76,8 @@ def test_both_files_say_the_same_of_every_pair(toys):
     assert pq.read_schema(toys / "out" / "batch.parquet").names == [column.name for column in BATCH]
     metadata = json.loads(pq.read_schema(toys / "out" / "batch.parquet").metadata[b"shadow"])
     assert metadata == {key: value for key, value in told.items() if key != "pairs"}
-    assert sorted(path.name for path in (toys / "out").iterdir()) == [
-        "batch.parquet",
-        "index.json",
-        "toy-a",
-        "toy-bad",
-    ]
+    names = {path.name for path in (toys / "out").iterdir()}
+    assert names == {"batch.parquet", "index.json", "toy-a", "toy-bad"}
 
 
 def test_the_index_is_right_before_each_pair(toys):
@@ -160,10 +99,6 @@ def test_the_index_is_right_before_each_pair(toys):
     assert [row["state"] for row in table_rows(toys / "out")] == [d, d, f, d, d]
 
 
-def some_rows(count):
-    return [row(number, f"family-{number}", "base..tuned") for number in range(1, count + 1)]
-
-
 def failed(one, error="no such folder"):
     return replace(one, state="failed", error=error, hint="look again", seconds=0.5)
 
@@ -178,19 +113,14 @@ def test_rows_outlive_a_run_that_was_killed(tmp_path):
     standing.set(failed(rows[0]))
     standing.set(failed(rows[1], "first"))
     standing.set(failed(rows[1], "second"))
-    assert {one["state"] for one in json.loads((tmp_path / "index.json").read_text())["pairs"]} == {
-        "pending"
-    }
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert {one["state"] for one in index["pairs"]} == {"pending"}
     expected = (failed(rows[0]), failed(rows[1], "second"), *rows[2:])
     assert read_index(tmp_path).rows == expected
     journal = tmp_path / ".partial" / "rows.jsonl"
     whole = journal.read_bytes()
-    for torn in (
-        b'{"family": "family-3", "st',
-        b"\xff\n",
-        b"[]\n" + whole.splitlines()[1] + b"\n",
-        b"7\n",
-    ):
+    broken = b"[]\n" + whole.splitlines()[1] + b"\n"
+    for torn in (b'{"family": "family-3", "st', b"\xff\n", broken, b"7\n"):
         journal.write_bytes(whole + torn)
         assert read_index(tmp_path).rows == expected
     again = Standing(tmp_path, read_index(tmp_path))  # the next run
@@ -345,13 +275,8 @@ def test_shards_into_one_folder_one_after_the_other(toys):
     for number in (2, 1):
         run(select_toys(toys, "toy-a", "toy-c", "toy-odd", shard=f"{number}/2"), toys / "out")
         assert read_index(toys / "out").missing_shards == (["1/2"] if number == 2 else [])
-    assert list(states(toys / "out")) == [
-        "toy-a:base..one",
-        "toy-a:base..two",
-        "toy-c:base..two",
-        "toy-odd:base..odd",
-    ]
-    assert set(states(toys / "out").values()) == {"done"}
+    names = ("toy-a:base..one", "toy-a:base..two", "toy-c:base..two", "toy-odd:base..odd")
+    assert list(states(toys / "out").items()) == [(name, "done") for name in names]
 
 
 def test_two_lists_at_once_into_one_folder_are_refused(toys):
@@ -378,11 +303,9 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
 
     monkeypatch.setattr(sides, "find_checkpoint", buggy)
     monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
+    words = ["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)]
     with pytest.raises(ExceptionGroup) as caught:
-        app(
-            ["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)],
-            standalone_mode=False,
-        )
+        app(words, standalone_mode=False)
     assert caught.group_contains(KeyError, match="what no one expected")
     one, two = read_index(toys / "out").rows
     assert (one.state, two.state) == ("failed", "done")
@@ -396,9 +319,8 @@ def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
             hub.add(f"org/{name}", toys / name)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(toys / "home"))
-        (toys / "l.yaml").write_text(
-            "".join(f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
-        )
+        lines = (f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
+        (toys / "l.yaml").write_text("".join(lines))
         run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done()
         size = (toys / "one" / "model.safetensors").stat().st_size
         first = read_index(toys / "out").rows
@@ -442,11 +364,7 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     rows = read_index(tmp_path / "out").rows
     assert [row.state for row in rows] == ["done", "pending", "pending"]
     if how == signal.SIGINT:  # else batch.parquet is of a few seconds before
-        assert [row["state"] for row in table_rows(tmp_path / "out")] == [
-            "done",
-            "pending",
-            "pending",
-        ]
+        assert [row["state"] for row in table_rows(tmp_path / "out")] == [row.state for row in rows]
     assert (rows[1].seconds is not None) == (how == signal.SIGINT), (
         "what it took is known where there was time to say"
     )
@@ -477,411 +395,24 @@ def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
         futures = [pool.submit(audit, pair) for pair in selection.pairs]
         faults = [future.exception() for future in futures]
-    assert [type(fault) for fault in faults] == [
-        type(None),
-        type(None),
-        ShadowError,
-        type(None),
-        type(None),
-    ]
-    assert (faults[2].message, faults[2].hint)[0] == f"no such folder: {toys / 'gone'}"
+    assert [number for number, fault in enumerate(faults) if fault is not None] == [2]
+    assert isinstance(faults[2], ShadowError)
+    assert faults[2].message == f"no such folder: {toys / 'gone'}"
     assert ".safetensors" in faults[2].hint
     shadow("audit", "toy-a", "toy-bad", "toy-c*", "--registry", ".", "-o", "command").assert_done(1)
     assert contents(toys / "pool") == contents(toys / "command") != {}
     measured = [
         future.result() for future, fault in zip(futures, faults, strict=True) if fault is None
     ]
-    assert {str(result.folder.relative_to(toys / "pool")) for result in measured} == {
-        str(path.parent.relative_to(toys / "command"))
-        for path in toys.glob("command/*/*/matrices.parquet")
+    found = {path.parent for path in toys.glob("command/*/*/matrices.parquet")}
+    assert {result.folder.relative_to(toys / "pool") for result in measured} == {
+        folder.relative_to(toys / "command") for folder in found
     }
-    rows = {
-        row.name: asdict(row) for row in read_index(toys / "command").rows if row.state == "done"
-    }
+    rows = read_index(toys / "command").rows
+    rows = {row.name: asdict(row) for row in rows if row.state == "done"}
     apart = {"position": None, "seconds": None, "bytes": None}
     made = {row.name: asdict(row) | apart for row in merge(toys / "pool", []).index.rows}
     assert made == {name: row | apart for name, row in rows.items()}
-
-
-# the command line
-
-
-def test_a_list_on_the_command_line(toys, shadow):
-    """`--list` with `-o`: every pair is tried, the table is printed, the fault told, and the exit
-    code is 1.
-    """
-    (toys / "l.txt").write_text("toy-bad\n# a comment\ntoy-c\n")
-    done = shadow("audit", "--list", "l.txt", "--registry", ".", "-o", "out")
-    out = done.assert_done(1)
-    assert [line.split()[1:4] for line in out.splitlines() if line[1:2].isdecimal()] == [
-        ["toy-bad", "base..gone", "failed"],
-        ["toy-bad", "base..one", "done"],
-        ["toy-c", "base..two", "done"],
-    ]
-    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: toy-bad:base..gone: no such folder: {toys / 'gone'}"]
-    told = json.loads(shadow("show", "out", "--format", "json").assert_done())
-    assert told["counts"] == {"done": 2, "failed": 1, "kept": 0, "pending": 0}
-    assert [report["family"] for report in told["reports"]] == ["toy-bad", "toy-c"]
-    again = shadow(
-        "audit", "--list", "l.txt", "--registry", ".", "-o", "out", "--format", "json"
-    ).assert_done(1)
-    same = ("pairs", "reports", "counts", "settings", "list")
-    stable = {"seconds": 0}
-    for told_by in (told, found := json.loads(again)):
-        told_by["pairs"] = [row | stable for row in told_by["pairs"]]
-    assert {key: found[key] for key in same} == {key: told[key] for key in same}
-
-
-@pytest.mark.parametrize(
-    ("targets", "code"),
-    [(("toy-a", "toy-odd"), 3), (("toy-odd", "toy-bad", "toy-a"), 1)],
-)
-@pytest.mark.parametrize("glob", every(2, ["*", ""]))
-def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob):
-    """In a list and without one: a fault before what --strict objects to, whichever came first."""
-    targets = [*targets[:-1], targets[-1] + glob]
-    shadow("audit", *targets, "--registry", ".", "-o", "out", "--strict").assert_done(code)
-
-
-@pytest.mark.parametrize(
-    ("codes", "code"),
-    [([], 0), ([0, 0], 0), ([3], 3), ([3, 4], 4), ([3, 4, 1], 1), ([0, 3, 0], 3), ([4, 3], 4)],
-)
-def test_codes_of_several_pairs(codes, code):
-    """The first of 1, 4, 3, 0 that occurred."""
-    assert first_code(set(codes)) == code
-
-
-def test_an_empty_shard_is_no_fault(toys, shadow):
-    """More jobs than families: the job says so, writes an index without rows and exits with 0."""
-    done = shadow("audit", "toy-c", "--shard", "1/2", "--registry", ".", "-o", "out")
-    other = shadow("audit", "toy-c", "--shard", "2/2", "--registry", ".", "-o", "other")
-    empty, output = (done, "out") if not read_index(toys / "out").rows else (other, "other")
-    assert (
-        empty.err
-        == f"nothing to audit in shard {1 if empty is done else 2}/2: the list has 1 pair\n"
-    )
-    assert ["pairs", "0;", "took"] in [
-        line.split()[:3] for line in empty.assert_done().splitlines()
-    ]
-    assert json.loads((toys / output / "index.json").read_text())["pairs"] == []
-    assert table_rows(toys / output) == []
-    shadow("show", output).assert_done()
-
-
-WRONG = {
-    "no list": ("--list", "none.yaml"),
-    "a fault in the list": ("--list", "toys.yaml"),
-    "a name in the list": ("--list", "wrong.txt"),
-    "no shard": ("toy-a", "--shard", "3/2"),
-    "no glob": ("x*",),
-    "no tag": ("--tag", "tyo"),
-    "a tag of none": ("toy-c", "--tag", "toy"),
-}
-
-
-@pytest.mark.parametrize("command", ["audit", "plan"])
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_list_is_wrong_usage(toys, shadow, wrong, command):
-    """Exit 2, one line and a hint, and no byte is written, also when the last name is wrong."""
-    (toys / "wrong.txt").write_text("toy-a\ntoy-c\ntoy-d\n")
-    shadow(command, *WRONG[wrong], "--registry", ".", "-o", "out").assert_refused(2)
-    assert not (toys / "out").exists()
-
-
-def test_plan_takes_lists(toys, shadow):
-    """The same names, and nothing measured."""
-    (toys / "l.txt").write_text("toy-a\ntoy-c:*\n")
-    found = json.loads(
-        shadow(
-            "plan", "--list", "l.txt", "--tag", "toy", "--registry", ".", "--format", "json"
-        ).assert_done()
-    )
-    assert [(one["family"], one["pair"]) for one in found] == [
-        ("toy-a", "base..one"),
-        ("toy-a", "base..two"),
-    ]
-    assert not list(toys.rglob("index.json"))
-
-
-FOREIGN = {
-    "a page's": '{"pages": []}',
-    "no object": "[1]",
-    "no JSON": "<html>",
-    "empty": "",
-    "deep": "[" * 100_000,
-    "a later schema": json.dumps(
-        {
-            "shadow": "batch",
-            "version": "9",
-            "schema": 2,
-            "settings": {},
-            "list": None,
-            "shards": [],
-            "pairs": [],
-        }
-    ),
-}
-
-
-@pytest.mark.parametrize("foreign", FOREIGN)
-def test_what_is_no_index_is_refused(tmp_path, foreign):
-    """Whatever else an index.json may be."""
-    (tmp_path / "index.json").write_text(FOREIGN[foreign])
-    with pytest.raises(ShadowError, match="no index of shadow"):
-        read_index(tmp_path)
-
-
-def test_an_index_that_is_not_ours_is_never_overwritten(toys, shadow):
-    """Some other index.json in the output folder: one line, exit 1, nothing measured; `show` says
-    the same.
-    """
-    (toys / "out").mkdir()
-    (toys / "out" / "index.json").write_text(FOREIGN["a page's"])
-    refused = shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
-    assert "no index of shadow" in refused
-    assert [path.name for path in (toys / "out").iterdir()] == ["index.json"]
-    assert (toys / "out" / "index.json").read_text() == FOREIGN["a page's"]
-    shadow("show", "out").assert_refused()
-    shadow("merge", "out").assert_refused()
-
-
-SPOILED = {
-    "no key": lambda told: told.pop("settings"),
-    "text for a number": lambda told: told["pairs"][0].update(seconds="fast"),
-    "a truth value": lambda told: told["pairs"][0].update(position=True),
-    "endless": lambda told: told["pairs"][0].update(seconds=float("inf")),
-    "huge": lambda told: told["pairs"][0].update(bytes=1 << 70),
-    "another state": lambda told: told["pairs"][0].update(state="running"),
-    "no name": lambda told: told["pairs"][0].update(family=None),
-    "a pair twice": lambda told: told["pairs"].append(told["pairs"][0]),
-    "a number for text": lambda told: told["pairs"][0].update(error=7),
-    "rows that are none": lambda told: told.update(pairs=[1]),
-    "no share": lambda told: told.update(shards=["9/2"]),
-    "a share of nothing": lambda told: told.update(shards=["x"]),
-    "settings that are none": lambda told: told.update(settings=3),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILED)
-def test_a_spoiled_index_is_one_fault(tmp_path, spoil):
-    """Whatever stands in an index, it is read whole or refused with one line."""
-    write_index(tmp_path, index_of(*some_rows(1)))
-    path = tmp_path / "index.json"
-    told = json.loads(path.read_text())
-    assert read_index(tmp_path).rows
-    SPOILED[spoil](told)
-    path.write_text(json.dumps(told))
-    with pytest.raises(ShadowError, match="no index of shadow"):
-        read_index(tmp_path)
-
-
-def test_an_index_that_cannot_be_written_is_one_fault(toys, shadow):
-    """A folder where batch.parquet should be: exit 1, nothing measured."""
-    (toys / "out" / "batch.parquet").mkdir(parents=True)
-    assert (
-        "cannot write to out"
-        in shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
-    )
-    assert not list(toys.rglob("journal.jsonl"))
-
-
-# what people see
-
-
-def shown(index, width):
-    """The lines of the table on a terminal of so many columns, without colour."""
-    return drawn(list_document(index), width).splitlines()
-
-
-HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
-
-
-def index_of(*rows):
-    return Index("0.1.0", Kind(1, {}), None, (), rows)
-
-
-def row(position, family, pair="base..instruct", **columns):
-    return Row(
-        position,
-        family,
-        pair,
-        "tuned",
-        report_folder(family, pair),
-        "org/base",
-        "org/tuned",
-        **columns,
-    )
-
-
-MANY = index_of(
-    row(
-        1, "qwen2.5-coder-32b", state="done", label="not assessable", concentration=0.3689,
-        relative_norm_overall=0.067, seconds=4000.0, bytes=14_000_000_000,
-    ),
-    row(
-        2, "internvl3.5-241b-a28b", "instruct..thinking", state="failed", seconds=3.21, bytes=0,
-        error="org/tuned is not in the cache, and this run is offline",
-        hint="run once without --offline",
-    ),
-    row(113, "a"),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_table_fits_the_terminal(width):
-    """Every figure on one line of its row, the fault below, with its hint."""
-    lines = shown(MANY, width)
-    assert all(len(line) <= width for line in lines)
-    text = "\n".join(lines)
-    assert all(
-        word in text
-        for word in ("0.37", "6.7 %", "1:06:40", "3.2 s", "done", "failed", "pending", "14.0 GB")
-    )
-    assert "pairs  3: 1 done, 1 failed, 1 pending" in text
-    (head,) = [line for line in lines if "conc." in line]
-    assert head.split() == ["#", "family", "pair", "state", "norm", "conc.", "label", "time"]
-    assert "not assessable" not in text  # a dash
-    assert "more   shadow show DIR/FAMILY/PAIR" in text
-    assert "offline" in text.replace("\n", "")
-    assert "run once without --offline" in " ".join(text.split())
-
-
-@pytest.mark.parametrize("width", [40, 80, 120])
-def test_hostile_names_and_errors_are_text(tmp_path, width):
-    """Names and errors from files drive neither a terminal nor a CI service, wherever a line
-    breaks; both files and the table hold them as text.
-    """
-    rows = (
-        row(1, HOSTILE, HOSTILE, state="failed", error=HOSTILE * 3, hint=HOSTILE),
-        row(None, "=cmd|'/c'!A0"),
-    )
-    write_index(tmp_path, index_of(*rows))
-    index = read_index(tmp_path)
-    for found in (index_of(*rows), index):
-        # as console prints where no person watches
-        lines = inert("\n".join(shown(found, width))).splitlines()
-        assert all(line.isprintable() for line in lines)
-        assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
-    assert "[red]" in "".join(shown(index, 200))
-    assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
-    assert [found["family"] for found in table_rows(tmp_path)] == [
-        found.family for found in index.rows
-    ]
-    assert index.rows[0].folder.count("/") == 1
-
-
-def test_show_tells_the_list_first_and_then_its_reports(toys, shadow):
-    """The table alone, and with --full the reports below it; of a list without a report the table
-    alone; piped at 80 columns.
-    """
-    shadow("audit", "toy-a", "toy-bad*", "--registry", ".", "-o", "out").assert_done(1)
-    short = shadow("show", "out", env={"COLUMNS": None}).assert_done()
-    plain = shadow("show", "out", "--full", env={"COLUMNS": None}).assert_done()
-    assert plain.startswith(short)
-    assert "base  " not in short
-    model = json.loads((toys / "out" / "index.json").read_text())["pairs"][0]["tuned"]
-    (toys / "scores.csv").write_text(f"model,benchmark,score\n{model},arc,0.5\n")
-    scored = shadow("show", "out", "--scores", "scores.csv").assert_done()
-    assert "toy-a:base..one: mean gain none" in scored
-    table, first, *rest = plain.split("──\n")[0:1] + plain.split("\ntoy-a  base..")
-    assert table.startswith("list ─")
-    assert len([first, *rest]) == 3
-    assert max(map(len, plain.splitlines())) <= 80
-    assert "list" not in shadow("show", "out/toy-a").assert_done().splitlines()[0]
-    shadow("audit", "toy-bad:base..g*", "--registry", ".", "-o", "none").assert_done(1)
-    failed = shadow("show", "none").assert_done()
-    assert "1 failed" in failed
-    assert "shadow show" not in failed  # there is no report
-    assert json.loads(shadow("show", "none", "--format", "json").assert_done())["reports"] == []
-
-
-def test_exact_targets_print_what_they_always_did(toys, shadow):
-    """Without a list there is no index, and JSON is the list of summaries."""
-    found = json.loads(
-        shadow(
-            "audit", "toy-a", "toy-c", "--registry", ".", "-o", "out", "--format", "json"
-        ).assert_done()
-    )
-    assert [one["family"] for one in found] == ["toy-a", "toy-a", "toy-c"]
-    assert sorted(path.name for path in (toys / "out").iterdir()) == ["toy-a", "toy-c"]
-    assert isinstance(json.loads(shadow("show", "out", "--format", "json").assert_done()), list)
-
-
-def test_columns_of_the_table_can_be_explained(shadow):
-    """`explain state` knows it; a name that a report has too is explained as of the report."""
-    assert "pending: not reached yet" in shadow("explain", "state").assert_done()
-    assert "formula" in shadow("explain", "concentration").assert_done()
-
-
-# progress
-
-
-def test_progress_of_a_list_is_two_bars(monkeypatch):
-    """On a terminal: pairs done above, the current pair's matrices below; elsewhere nothing."""
-    from shadow.audits.runtime import Progress
-
-    for terminal in (True, False):
-        file = io.StringIO()
-        file.isatty = lambda terminal=terminal: terminal
-        monkeypatch.setattr(
-            console,
-            "err",
-            Console(file=file, force_terminal=terminal, width=100, color_system=None),
-        )
-        with console.pairs_progress(3, is_list=True) as watch:
-            for name in ("a:x", "\x1b]0;b\a:y"):
-                with watch(name) as show:
-                    show(Progress(5, 10, 50, 100))
-            time.sleep(0.2)
-        text = file.getvalue()
-        assert ("2/3" in text and "5/10" in text and "left" in text) == terminal
-        assert ("\\x1b]0;b\\x07:y" in text) == terminal
-        assert text == "" or terminal
-        assert "\x1b]0;b" not in text
-
-
-def test_time_left_counts_only_what_was_measured():
-    """Ten pairs, of which three reports were read: the time is that of a measured pair times what
-    is left.
-    """
-    from shadow.audits.runtime import Progress
-
-    now = 0.0
-    pace = Pace(10, lambda: now)
-    pace.begin("first")
-    assert pace.left() == "", "nothing can be said yet"
-    pace.end("first")
-    for name in "bc":  # read at once, no progress told
-        now += 10
-        pace.begin(name)
-        pace.end(name)
-    pace.begin("measured")
-    for done, left in ((50, "2:10"), (100, "2:00")):
-        now += 10
-        pace.update("measured", Progress(1, 2, done, 100))
-        assert pace.left() == f"{left} left"
-    pace.end("measured")
-    pace.begin("next")
-    now += 10
-    pace.update("next", Progress(1, 2, 50, 100))
-    assert pace.left() == "1:50 left"
-
-
-def test_an_audit_of_a_list_tells_its_bars(toys):
-    """audit_list names each pair when it begins, and the matrices of each that is measured."""
-    told = {}
-
-    @contextlib.contextmanager
-    def watch(name):
-        told[name] = []
-        yield lambda state: told[name].append(state.done)
-
-    run(select_toys(toys, "toy-a*"), toys / "out", watch=watch)
-    assert told == {"toy-a:base..one": [0, 1, 2], "toy-a:base..two": [0, 1, 2]}
-    run(select_toys(toys, "toy-a*"), toys / "out", watch=watch)
-    assert told == {"toy-a:base..one": [], "toy-a:base..two": []}
 
 
 def test_a_given_pair_goes_into_a_list(toys):

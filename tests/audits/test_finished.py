@@ -18,7 +18,7 @@ import pytest
 import torch
 from effort import every
 from models import UP, matrices
-from runs import pair_of
+from runs import StoppedError, pair_of, stopped_after
 
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
@@ -34,7 +34,6 @@ from shadow.reports.folders import found_below
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra.delta import Method
-from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
 from shadow.telling.reading import read_summary
@@ -222,21 +221,16 @@ def test_nothing_unfinished_has_the_name_of_a_file_of_a_report(
 
 
 OTHER = {
-    "precision": (
-        replace(EVERYTHING, method=Method("exact", subspaces=False)),
-        "--precision default, now exact",
-    ),
-    "nulls": (replace(EVERYTHING, method=Method(nulls=3, subspaces=False)), "--nulls 0, now 3"),
-    "seed": (replace(EVERYTHING, method=Method(seed=7, subspaces=False)), "--seed 0, now 7"),
-    "subspaces": (replace(EVERYTHING, method=Method()), "--subspaces no, now yes"),
-    "spectra": (replace(EVERYTHING, spectra=False), "--spectra yes, now no"),
-    "layers": (replace(EVERYTHING, chosen=Filter(layers=(0, 1))), "--layer all, now 0-1"),
-    "component": (
-        replace(EVERYTHING, chosen=Filter(components=("language",))),
-        "--component all, now language",
-    ),
-    "module": (replace(EVERYTHING, chosen=Filter(modules=("mlp.up",))), "--module all, now mlp.up"),
+    "precision": ({"method": Method("exact", subspaces=False)}, "--precision default, now exact"),
+    "nulls": ({"method": Method(nulls=3, subspaces=False)}, "--nulls 0, now 3"),
+    "seed": ({"method": Method(seed=7, subspaces=False)}, "--seed 0, now 7"),
+    "subspaces": ({"method": Method()}, "--subspaces no, now yes"),
+    "spectra": ({"spectra": False}, "--spectra yes, now no"),
+    "layers": ({"chosen": Filter(layers=(0, 1))}, "--layer all, now 0-1"),
+    "component": ({"chosen": Filter(components=("language",))}, "--component all, now language"),
+    "module": ({"chosen": Filter(modules=("mlp.up",))}, "--module all, now mlp.up"),
 }
+OTHER = {name: (replace(EVERYTHING, **more), told) for name, (more, told) in OTHER.items()}
 
 
 @pytest.mark.parametrize("change", OTHER)
@@ -278,14 +272,12 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(toys):
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
     models.toy(toys / "one", 8)
-    with pytest.raises(
-        KeptError, match=f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
-    ):
+    told = f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
+    with pytest.raises(KeptError, match=told):
         run_pair(pair, EVERYTHING, toys / "out")
     other = replace(pair, base=parse_reference(str(toys / "one")))
-    with pytest.raises(
-        KeptError, match=f"base {toys / 'base'}, now {toys / 'one'}; files of tuned"
-    ):
+    told = f"base {toys / 'base'}, now {toys / 'one'}; files of tuned"
+    with pytest.raises(KeptError, match=told):
         run_pair(other, EVERYTHING, toys / "out")
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
@@ -307,10 +299,8 @@ def test_another_version_alone_keeps_the_report(pair, first, out):
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
     kept = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
-    assert (kept.measured, said) == (
-        0,
-        ["nothing to measure: the report is already there; measured by shadow 0.0.9"],
-    )
+    there = "nothing to measure: the report is already there; measured by shadow 0.0.9"
+    assert (kept.measured, said) == (0, [there])
     assert kept.summary == first.summary
     assert files(first.folder) == before
     with pytest.raises(KeptError, match="--precision"):
@@ -340,27 +330,18 @@ def test_another_schema_is_never_replaced_unasked(pair, first, out):
     assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
 
 
-class StoppedError(Exception):
-    pass
-
-
-def stopping(progress):
-    if progress.done:
-        raise StoppedError
-
-
 def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, out):
     """Stopped in the middle of --overwrite: the old numbers are there; the same command goes on and
     replaces them.
     """
     before = files(first.folder)
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True, show=stopping, jobs=1))
+        run_pair(
+            pair, OTHER["nulls"][0], out, Runtime(overwrite=True, show=stopped_after(1), jobs=1)
+        )
     assert files(first.folder) == before
     assert read_summary(first.folder)[0] == first.summary
-    assert run_pair(pair, EVERYTHING, out).measured == 0, (
-        "and it does not take the unfinished work away"
-    )
+    assert run_pair(pair, EVERYTHING, out).measured == 0  # and the unfinished work stays
     done = run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True, jobs=1))
     assert done.measured == 1
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
@@ -426,9 +407,8 @@ def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, first, out
         run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True))
     assert files(first.folder) == before
     monkeypatch.undo()
-    assert run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True)).measured == 0, (
-        "only written"
-    )
+    done = run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True))
+    assert done.measured == 0, "only written"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -460,10 +440,12 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
 def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
     """Settings are named with both values; the optimiser, which changes no number, is not."""
     with pytest.raises(StoppedError):
-        run_pair(pair, EVERYTHING, out, Runtime(show=stopping, jobs=1))
+        run_pair(pair, EVERYTHING, out, Runtime(show=stopped_after(1), jobs=1))
     said = []
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], out, Runtime(show=stopping, jobs=1, say=said.append))
+        run_pair(
+            pair, OTHER["nulls"][0], out, Runtime(show=stopped_after(1), jobs=1, say=said.append)
+        )
     assert said == ["starting again: the unfinished audit there differs: --nulls 0, now 3"]
     told = replace(OTHER["nulls"][0], optimizer="adamw")
     assert run_pair(pair, told, out, Runtime(jobs=1, say=said.append)).measured == 1
@@ -549,11 +531,8 @@ def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, mo
     summary, metadata = read_summary(folder)
     assert metadata["settings"]["optimizer"] == summary.reference.optimizer == "adamw"
     assert stored_metadata(folder) == metadata
-    assert (
-        json.loads((folder / "summary.json").read_text())["label"]
-        == metadata["label"]
-        == summary.label
-    )
+    told = json.loads((folder / "summary.json").read_text())["label"]
+    assert told == metadata["label"] == summary.label
 
 
 # lists
@@ -575,21 +554,17 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     done = shadow("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
     text = done.assert_done(1)
     assert "pairs  2: 1 done, 1 kept" in text
-    errors = [line for line in done.err.splitlines() if line.startswith("error")]
-    assert errors == [
-        f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished report there differs:"
-        " --precision exact, now default"
-    ]
+    (error,) = [line for line in done.err.splitlines() if line.startswith("error")]
+    assert error.startswith(f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished ")
+    assert error.endswith(" report there differs: --precision exact, now default")
     assert files(folder) == before
     kept, other = read_index(toys / "out").rows
     assert (kept.state, other.state) == ("kept", "done")
     assert "--precision exact, now default" in kept.error
     assert "--overwrite" in kept.hint
     assert (kept.label, kept.concentration, kept.matrices, kept.version) == (None, None, None, None)
-    assert [row["state"] for row in pq.read_table(toys / "out" / "batch.parquet").to_pylist()] == [
-        "kept",
-        "done",
-    ]
+    table = pq.read_table(toys / "out" / "batch.parquet")
+    assert table["state"].to_pylist() == ["kept", "done"]
     assert json.loads((toys / "out" / "index.json").read_text())["counts"]["kept"] == 1
     gated = shadow("gate", "out", "--fail-on", "language.mlp.up.concentration > 2")
     assert gated.code == 1, "what was asked for is not there"
@@ -602,9 +577,8 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     for shown in (named.assert_done(1), (toys / "step.md").read_text()):
         rows = [line for line in shown.splitlines() if re.search(r"toy-[ab]\b.*\bbase\b", line)]
         assert re.findall(r"\b(kept|done)\b", "\n".join(rows)) == ["kept", "done"]
-    shadow(
-        "audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces", "--overwrite"
-    ).assert_done()
+    words = ("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
+    shadow(*words, "--overwrite").assert_done()
     assert {row.state for row in read_index(toys / "out").rows} == {"done"}
 
 
@@ -623,9 +597,8 @@ def test_a_list_keeps_reports_of_another_version(toys):
     assert rows[0].seconds == row.seconds
     assert [other.version for other in merge(toys / "out", []).index.rows] == ["0.0.9", row.version]
     with_metadata(shutil.copytree(toys / "out", toys / "copy") / "toy-a/base..one", version="0.0.8")
-    assert merge(toys / "out", [toys / "copy"]).there == 2, (
-        "numbers are the same, whatever measured them"
-    )
+    # numbers are the same, whatever measured them
+    assert merge(toys / "out", [toys / "copy"]).there == 2
 
 
 def test_a_merge_does_not_take_a_kept_report_for_what_was_asked_for(toys):
@@ -671,13 +644,9 @@ def test_what_the_model_does_not_have_is_wrong_usage(pair, first, tmp_path, out,
     chosen, told, hint = ABSENT[absent]
     before = files(first.folder)
     for output, overwrite in (("out", False), ("out", True), ("new", False)):
+        runtime = Runtime(overwrite=overwrite)
         with pytest.raises(UsageError) as caught:
-            run_pair(
-                pair,
-                replace(EVERYTHING, chosen=chosen),
-                tmp_path / output,
-                Runtime(overwrite=overwrite),
-            )
+            run_pair(pair, replace(EVERYTHING, chosen=chosen), tmp_path / output, runtime)
         assert (caught.value.message, caught.value.hint) == (f"{pair.tuned.repo}: {told}", hint)
     assert files(first.folder) == before
     assert not (tmp_path / "new").exists()
@@ -707,21 +676,14 @@ def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
 def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
     """Two layers, of which the second has no numbers: an audit of it says so, and of no copy."""
     for name in ("base", "tuned"):
-        whole = matrices(0)
-        whole[UP.format(1)] = torch.ones(8, 8, dtype=torch.int32)
-        models.write(
-            tmp_path / name, {**whole, "model.layers.1.input_layernorm.weight": torch.ones(8)}
-        )
-    ends = (parse_reference(str(tmp_path / name)) for name in ("base", "tuned"))
-    summary = run_pair(
-        given_pair(*ends), replace(EVERYTHING, chosen=Filter(layers=(1,))), tmp_path / "out"
-    ).summary
+        more = {"model.layers.1.input_layernorm.weight": torch.ones(8)}
+        more[UP.format(1)] = torch.ones(8, 8, dtype=torch.int32)
+        models.write(tmp_path / name, matrices(0) | more)
+    pair, second = pair_of(tmp_path / "base", tmp_path / "tuned"), Filter(layers=(1,))
+    summary = run_pair(pair, replace(EVERYTHING, chosen=second), tmp_path / "out").summary
     changed = next(gate for gate in summary.gates if gate.name == "changed")
-    assert (changed.figure, changed.passed, changed.reason) == (
-        None,
-        False,
-        "no matrix was compared",
-    )
+    why = "no matrix was compared"
+    assert (changed.figure, changed.passed, changed.reason) == (None, False, why)
     assert summary.label == "not assessable"
     assert summary.label_reason.startswith("no matrix was compared")
     assert (summary.claims.measured, summary.claims.consistent_with) == ([], [])

@@ -21,7 +21,7 @@ import torch
 from command import Started
 from effort import chosen
 from rich.filesize import decimal
-from runs import pair_of
+from runs import StoppedError, pair_of, stopped_after
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import journal
@@ -90,14 +90,8 @@ def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
         b, t = (undone(kind, row["tensor"], W[row["tensor"]], row["module"]) for W in (Wb, Wt))
         assert (row["rows"], row["cols"]) == t.shape
         expected = reference.delta(b, t, ("F32", "F32"))
-        for column in (
-            "frobenius_norm",
-            "effective_rank",
-            "concentration",
-            "null_edge",
-            "relative_norm",
-            "floor_ratio",
-        ):
+        norms = ("frobenius_norm", "relative_norm", "null_edge", "floor_ratio")
+        for column in ("effective_rank", "concentration", *norms):
             assert row[column] == pytest.approx(expected[column], rel=1e-6), column
     for row in frames["tensors"].query("side == 'tuned'").to_dict("records"):
         b, t = Wb[row["tensor"]].double(), Wt[row["tensor"]].double()
@@ -132,25 +126,10 @@ def test_files_are_what_the_schema_says(llama, whole):
         [np.linalg.norm(sigma) for sigma in spectra["sigma"]], norms, rtol=1e-6
     )
     summary = json.loads((whole.folder / "summary.json").read_text())
-    assert {
-        "schema",
-        "family",
-        "pair",
-        "base",
-        "tuned",
-        "counts",
-        "figures",
-        "modules",
-        "label",
-        "claims",
-    } <= summary.keys()
-    assert summary["label"] in {
-        "concentrated",
-        "distributed",
-        "mixed",
-        "indeterminate",
-        "not assessable",
-    }
+    keys = "schema family pair base tuned counts figures modules label claims"
+    assert {*keys.split()} <= summary.keys()
+    labels = ("concentrated", "distributed", "mixed", "indeterminate", "not assessable")
+    assert summary["label"] in labels
     assert sum(summary["counts"].values()) == len(tensors)
     assert not (whole.folder / ".partial").exists()
 
@@ -195,13 +174,7 @@ def test_a_filter_gives_the_same_rows_as_the_full_run(llama, whole, tmp_path):
     assert found.pop("energy_share").isna().all()  # of a whole that was not measured
     assert rows.pop("energy_share").sum() < 1
     pd.testing.assert_frame_equal(rows, found, check_dtype=False)
-    reasons = (
-        tables(part.folder)["tensors"]
-        .to_pandas()
-        .query("status == 'skipped'")["reason"]
-        .value_counts()
-    )
-    assert reasons["filtered"] > 0
+    assert "filtered" in tables(part.folder)["tensors"]["reason"].to_pylist()
     assert len(tables(part.folder)["tensors"]) == len(tables(whole.folder)["tensors"])
 
 
@@ -214,24 +187,12 @@ def test_shares_of_energy_add_up_to_one(whole):
     )
 
 
-class StoppedError(Exception):
-    pass
-
-
-def interrupted(after):
-    def show(progress):
-        if progress.done >= after:
-            raise StoppedError
-
-    return show
-
-
 def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
     llama, whole, tmp_path, monkeypatch
 ):
     """What the journal holds is not measured again, and the result is that of one run."""
     with pytest.raises(StoppedError):
-        run(*llama, tmp_path / "out", runtime=Runtime(show=interrupted(9), jobs=1))
+        run(*llama, tmp_path / "out", runtime=Runtime(show=stopped_after(9), jobs=1))
     folder = next((tmp_path / "out").glob("*/*"))
     assert list(folder.glob("*.parquet")) == list(folder.glob("**/*.parquet")) == []
     measured, said = [], []
@@ -253,7 +214,7 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
 def test_a_journal_cut_in_the_middle_of_a_line_is_good_up_to_there(llama, tmp_path):
     """A line that was not written whole is measured again; the rest counts."""
     with pytest.raises(StoppedError):
-        run(*llama, tmp_path, runtime=Runtime(show=interrupted(9), jobs=1))
+        run(*llama, tmp_path, runtime=Runtime(show=stopped_after(9), jobs=1))
     journal = next(tmp_path.glob("*/*/.partial/journal.jsonl"))
     journal.write_bytes(journal.read_bytes()[:-50])
     states = []
@@ -267,7 +228,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     """Outcomes of other files or settings are never mixed in."""
     tuned = models.write(tmp_path / "tuned", load_file(llama[1] / "model.safetensors"))
     with pytest.raises(StoppedError):
-        run(llama[0], tuned, tmp_path / "out", runtime=Runtime(show=interrupted(9)))
+        run(llama[0], tuned, tmp_path / "out", runtime=Runtime(show=stopped_after(9)))
     settings = EVERYTHING
     if change == "tuned":
         models.write(
@@ -278,13 +239,8 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     else:
         next(tmp_path.glob("out/*/*/.partial/journal.jsonl")).write_bytes(b"\x00garbage\n" * 5)
     states, said = [], []
-    run(
-        llama[0],
-        tuned,
-        tmp_path / "out",
-        settings,
-        runtime=Runtime(show=states.append, say=said.append),
-    )
+    runtime = Runtime(show=states.append, say=said.append)
+    run(llama[0], tuned, tmp_path / "out", settings, runtime)
     assert states[0].done == 0
     assert not any("resuming" in line for line in said)
 
@@ -356,11 +312,8 @@ def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     local = open_folder(str(tmp_path), allow_pickle=True, scratch=scratch)
     assert line_up(local, remote, Filter(), runtime, scratch=scratch).pairs
-    assert [(one.moved, one.to_move, one.total) for one in shown] == [
-        (1000, size, 0),
-        (0, size, 0),
-        (size, size, 0),
-    ]
+    assert [(one.moved, one.to_move) for one in shown] == [(1000, size), (0, size), (size, size)]
+    assert {one.total for one in shown} == {0}
     assert said == [f"fetching {decimal(size)} of .bin files"]
 
 
@@ -379,11 +332,8 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
     ):
         time.sleep(0.01)
     done = child.kill(signal.SIGINT)
-    assert (done.code, done.out, done.err) == (
-        130,
-        "",
-        "stopped; run the same command again to continue\n",
-    )
+    told = "stopped; run the same command again to continue\n"
+    assert (done.code, done.out, done.err) == (130, "", told)
     assert len(list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))) == 1
     assert not list(tmp_path.glob("out/**/*.parquet"))
 
@@ -466,18 +416,12 @@ def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
     rows = tables(result.folder)["tensors"].to_pandas().set_index(["tensor", "side"])
     for side in ("base", "tuned"):
         assert tuple(rows.loc[(q, side), ["status", "relative_norm"]]) == ("identical", 0.0)
-        assert tuple(rows.loc[(v, side), ["status", "reason", "detail"]]) == (
-            "skipped",
-            "nonfinite",
-            "in the tuned tensor",
-        )
-        assert rows.loc[("model.embed_tokens.weight", side), "detail"].startswith(
-            "5 rows only in tuned"
-        )
-        assert rows.loc[("model.norm.weight", side), "reason"] == "not_a_matrix"
-        assert rows.loc[("model.norm.weight", side), "relative_norm"] == pytest.approx(
-            0.1, rel=1e-6
-        )
+        broken = rows.loc[(v, side), ["status", "reason", "detail"]]
+        assert tuple(broken) == ("skipped", "nonfinite", "in the tuned tensor")
+        grown = rows.loc[("model.embed_tokens.weight", side), "detail"]
+        assert grown.startswith("5 rows only in tuned")
+        norm = rows.loc[("model.norm.weight", side)]
+        assert (norm["reason"], norm["relative_norm"]) == ("not_a_matrix", pytest.approx(0.1))
         assert rows.loc[("model.layers.0.rotary.inv_freq", side), "reason"] == "not_float"
     measured = tables(result.folder)["matrices"].to_pandas()
     assert set(measured["tensor"]) == {k, "model.embed_tokens.weight"}
@@ -500,11 +444,8 @@ def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
     found = {key: table.to_pandas() for key, table in tables(result.folder).items()}
     assert list(found["matrices"]["module"]) == ["attn.q"] * 3
     (row,) = found["tensors"].query("side == 'tuned'").to_dict("records")
-    assert (row["status"], row["module"], row["detail"]) == (
-        "measured",
-        "attn.qkv",
-        "attn.k identical; attn.v identical",
-    )
+    assert (row["status"], row["module"]) == ("measured", "attn.qkv")
+    assert row["detail"] == "attn.k identical; attn.v identical"
     expected = float((tuned[name] - base[name]).double().norm() / base[name].double().norm())
     assert row["relative_norm"] == pytest.approx(expected, rel=1e-6)
 
@@ -632,10 +573,8 @@ def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
         torch.bfloat16
     )
     name = "model.layers.0.mlp.up_proj.weight"
-    for side, matrix in (("base", base), ("tuned", tuned)):
-        (tmp_path / side).mkdir()
-        save_file({name: matrix}, tmp_path / side / "model.safetensors")
-    folder = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out").folder
+    sides = (models.write(tmp_path / str(at), {name: W}) for at, W in enumerate((base, tuned)))
+    folder = run(*sides, tmp_path / "out").folder
     spectra = tables(folder)["spectra"].to_pylist()
     lists = ("binade_entries", "binade_changed", "binade_expected")
     for row in spectra:

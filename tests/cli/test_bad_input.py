@@ -37,16 +37,21 @@ def weights(seed):
     return {**matrices, NORM: torch.ones(6)}
 
 
-def write_index(folder, weight_map, name=INDEX):
-    (folder / name).write_text(json.dumps({"weight_map": weight_map}))
+def save(folder, file="model.safetensors", **more):
+    """The toy checkpoint of a folder, with more tensors."""
+    save_file(weights(int(folder.name == "tuned")) | more, folder / file)
+
+
+def write_index(folder, weight_map):
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
 @pytest.fixture
 def folders(tmp_path):
     """`base` and `tuned`, two toy checkpoints of one file each."""
-    for seed, name in enumerate(("base", "tuned")):
+    for name in ("base", "tuned"):
         (tmp_path / name).mkdir()
-        save_file(weights(seed), tmp_path / name / "model.safetensors")
+        save(tmp_path / name)
         (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
     return tmp_path / "base", tmp_path / "tuned"
 
@@ -74,11 +79,8 @@ def test_the_command_itself_audits_and_refuses(folders, tmp_path):
         for arguments in (PAIR, ("show", "none"))
     )
     Run(good.returncode, good.stdout, good.stderr).assert_done()
-    assert {path.name for path in report(tmp_path).iterdir()} >= {
-        "matrices.parquet",
-        "tensors.parquet",
-        "summary.json",
-    }
+    names = {path.name for path in report(tmp_path).iterdir()}
+    assert names >= {"matrices.parquet", "tensors.parquet", "summary.json"}
     assert "no such folder" in Run(bad.returncode, bad.stdout, bad.stderr).assert_refused()
 
 
@@ -110,9 +112,7 @@ def index_of(weight_map):
 
 def named(name):
     """The toy checkpoint with one more tensor of this name."""
-    return lambda folder: save_file(
-        {**weights(1), name: torch.ones(2)}, folder / "model.safetensors"
-    )
+    return lambda folder: save(folder, **{name: torch.ones(2)})
 
 
 def twice(folder):
@@ -247,16 +247,10 @@ def mixed(folder):
     (folder / "model.safetensors").unlink()
     nan = torch.full((4, 4), float("nan"))
     more = {"model.layers.1.mlp.up_proj.weight": nan, "model.layers.0.ids": torch.arange(3)}
-    save_file(weights(int(folder.name == "tuned")) | more, folder / "most.safetensors")
-    found = dict.fromkeys([UP, DOWN, NORM, *more], "most.safetensors")
-    write_index(
-        folder,
-        found
-        | {
-            "model.layers.0.strange.weight": "strange.safetensors",
-            "model.layers.0.lost.weight": "most.safetensors",
-        },
-    )
+    save(folder, "most.safetensors", **more)
+    lost = "model.layers.0.lost.weight"
+    found = dict.fromkeys([UP, DOWN, NORM, *more, lost], "most.safetensors")
+    write_index(folder, found | {"model.layers.0.strange.weight": "strange.safetensors"})
 
 
 def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tmp_path):
@@ -281,10 +275,7 @@ def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tm
 def test_strict_has_no_objection_to_vectors_and_filters(shadow, folders):
     """What --strict never objects to: not_a_matrix, not_float, filtered."""
     for folder in folders:
-        save_file(
-            weights(int(folder.name == "tuned")) | {"ids": torch.arange(3)},
-            folder / "model.safetensors",
-        )
+        save(folder, ids=torch.arange(3))
     shadow(*PAIR, "--strict", "--module", "mlp.up").assert_done()
 
 
@@ -318,17 +309,11 @@ def test_a_number_that_no_column_holds_names_no_layer_and_no_expert(shadow, fold
         f"model.layers.{10**20}.mlp.up_proj.weight",
         f"model.layers.0.mlp.experts.{10**20}.up_proj.weight",
     ]
-    for seed, folder in enumerate(folders):
-        save_file(
-            {**weights(seed), **{name: torch.randn(8, 6) for name in names}},
-            folder / "model.safetensors",
-        )
+    for folder in folders:
+        save(folder, **{name: torch.randn(8, 6) for name in names})
     shadow(*PAIR).assert_done()
-    rows = (
-        pd.read_parquet(report(tmp_path) / "matrices.parquet")
-        .query("subject == 'delta'")
-        .set_index("tensor")
-    )
+    rows = pd.read_parquet(report(tmp_path) / "matrices.parquet")
+    rows = rows.query("subject == 'delta'").set_index("tensor")
     assert set(rows.loc[names, "module"]) == {"other"}
     assert rows.loc[names, "expert"].isna().all()
 
@@ -371,7 +356,7 @@ def test_no_tensor_is_lost_where_names_collide(shadow, folders, tmp_path, names)
     """Names that mean one place: every tensor of either side still has its row."""
     for folder in folders:
         more = {name: torch.full((3, 4), float(i)) for i, name in enumerate(names)}
-        save_file(weights(int(folder.name == "tuned")) | more, folder / "model.safetensors")
+        save(folder, **more)
     shadow(*PAIR).assert_done()
     tensors = pd.read_parquet(report(tmp_path) / "tensors.parquet")
     for side in ("base", "tuned"):
@@ -379,27 +364,16 @@ def test_no_tensor_is_lost_where_names_collide(shadow, folders, tmp_path, names)
 
 
 HOSTILE_NAMES = [
-    "[red]x[/red]",
-    "[/]",
-    "[link=http://x]y",
-    ":bomb:",
-    "%s{0}",
-    "=1+1",
-    "::error::x",
-    "<script>",
-    "a\\",
-    "../../x",
-]
+    "[red]x[/red]", "[/]", "[link=http://x]y", ":bomb:", "%s{0}", "=1+1", "::error::x", "<script>",
+    "a\\", "../../x",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", every(3, HOSTILE_NAMES))
 def test_a_printable_name_is_shown_as_it_is(shadow, folders, tmp_path, name):
     """Markup, emoji codes and so on in a name are text, in the terminal and in the report."""
     for folder in folders:
-        save_file(
-            weights(int(folder.name == "tuned")) | {name: torch.arange(3)},
-            folder / "model.safetensors",
-        )
+        save(folder, **{name: torch.arange(3)})
     assert f", e.g. {name}" in shadow(*PAIR, "--full").assert_done()
     assert name in set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor)
 
@@ -585,10 +559,7 @@ def larger(folders):
     """The toy checkpoints with a matrix large enough that its journal entry exceeds a page."""
     for seed, folder in enumerate(folders):
         matrix = torch.randn(500, 500, generator=torch.Generator().manual_seed(seed))
-        save_file(
-            {**weights(seed), "model.layers.1.mlp.up_proj.weight": matrix},
-            folder / "model.safetensors",
-        )
+        save(folder, **{"model.layers.1.mlp.up_proj.weight": matrix})
     return folders
 
 
@@ -634,10 +605,8 @@ def test_one_failing_pair_does_not_stop_the_others(shadow, folders, tmp_path):
     done = shadow("audit", "fam", "--registry", ".", "-o", "out")
     assert done.code == 1
     assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"]
-    assert sorted(path.name for path in (tmp_path / "out" / "fam").iterdir()) == [
-        "base..a",
-        "base..c",
-    ]
+    made = {path.name for path in (tmp_path / "out" / "fam").iterdir()}
+    assert made == {"base..a", "base..c"}
 
 
 def test_a_terminal_of_few_letters_gets_the_report(shadow, folders):

@@ -17,13 +17,13 @@ import chains
 import numpy as np
 import pytest
 import torch
+from chains import cosine, explained
 from command import run_shadow
 from reports import delta, identity, place, write
 from safetensors.torch import save_file
 
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, shrinking
 from shadow.comparing.one_checkpoint import numbered
-from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.lab import training
 from shadow.lab.design import SCALES
@@ -31,163 +31,12 @@ from shadow.lab.training import Recipe
 from shadow.outputs.figures import draw, write_figure
 from shadow.outputs.figures.source import Choice
 from shadow.outputs.page import write_page
-from shadow.spectra import joint
-from shadow.spectra.joint import joint_values, shared_rounding
-from shadow.spectra.spectrum import Workspace
 from shadow.summary.rows import CheckpointSide
 from shadow.telling.reading import SummarisedReport, read_step
-
-BF16 = FLOATS["BF16"]
 
 
 def shadow(*arguments: str | Path, cwd: Path, width: int = 80):
     return run_shadow(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": str(width)})
-
-
-# -------------------------------------------------------------------------------- two deltas
-
-
-def three(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Three matrices in BF16, the second delta leaning on the first."""
-    generator = torch.Generator().manual_seed(seed)
-    first, one, two = (torch.randn(shape, generator=generator) for _ in range(3))
-    one = one + 3 * torch.outer(
-        torch.randn(shape[0], generator=generator), torch.randn(shape[1], generator=generator)
-    )
-    middle = (0.02 * first + 1e-3 * one).bfloat16()
-    last = (middle.float() + 2e-3 * two + 5e-4 * one).bfloat16()
-    return (0.02 * first).bfloat16(), middle, last
-
-
-@pytest.mark.parametrize("shape", [(64, 96), (300, 40), (9, 12), (32, 32)])
-@pytest.mark.parametrize("block", [1 << 19, 130])
-def test_two_deltas_are_held_against_each_other_as_numpy_does_it(monkeypatch, shape, block):
-    """Inner product, energies, and energy inside the leading 16 directions, from NumPy's SVD;
-    whatever the blocks.
-    """
-    monkeypatch.setattr(joint, "SMALL_BLOCK", block)
-    matrices = three(shape)
-    found = joint_values(
-        ((matrices[0], matrices[1]), (matrices[1], matrices[2])), ("BF16",) * 3, Workspace()
-    )
-    a, b, c = (matrix.double().numpy() for matrix in matrices)
-    old, new = b - a, c - b
-    left, _, right = np.linalg.svd(old, full_matrices=False)
-    k = min(16, *shape)
-    assert found.inner == pytest.approx((old * new).sum())
-    assert (found.first, found.second) == (
-        pytest.approx((old**2).sum()),
-        pytest.approx((new**2).sum()),
-    )
-    assert found.spread == pytest.approx(((old * new) ** 2).sum())
-    inside = found.inside
-    assert (inside.directions, inside.energy) == (k, pytest.approx((new**2).sum()))
-    assert inside.left == pytest.approx(((left[:, :k].T @ new) ** 2).sum())
-    assert inside.right == pytest.approx(((new @ right[:k].T) ** 2).sum())
-    assert inside.chance_left == pytest.approx(((new**2).sum(1) * (left[:, :k] ** 2).sum(1)).sum())
-    assert inside.chance_right == pytest.approx(((new**2).sum(0) * (right[:k] ** 2).sum(0)).sum())
-
-
-def test_a_delta_of_nothing_has_no_directions():
-    """Where either step left a matrix alone, its energy counts and nothing else."""
-    first, middle, _ = three((32, 48))
-    for pairs in (((first, middle), (middle, middle)), ((middle, middle), (middle, first))):
-        found = joint_values(pairs, ("BF16",) * 3, Workspace())
-        assert (found.inner, found.inside.directions, found.inside.energy) == (0.0, 0, 0.0)
-        assert found.shared.inner == 0.0
-        assert max(found.first, found.second) > 0
-
-
-def rounded(values: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(values).bfloat16().double().numpy()
-
-
-def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    return float(first @ second / math.sqrt(first @ first) / math.sqrt(second @ second))
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [(2e-4, 2e-4), (1e-3, 1e-3), (2e-3, 1e-3), (2e-3, 2e-3), (0.01, 0.003)]
-)
-def test_the_shared_rounding_of_a_master_copy_is_that_of_a_simulation(first, second):
-    """Normal updates of a master copy, stored thrice in BF16: the cosine of the stored deltas."""
-    random = np.random.default_rng(0)
-    master = 0.02 * random.standard_normal(250_000)
-    moves = [0.02 * size * random.standard_normal(250_000) for size in (first, second)]
-    a, b, c = rounded(master), rounded(master + moves[0]), rounded(master + moves[0] + moves[1])
-    told = shared_rounding(b, b - a, c - b, BF16)
-    predicted = told.inner / math.sqrt(told.first) / math.sqrt(told.second)
-    assert predicted == pytest.approx(cosine(b - a, c - b), abs=0.006)
-    if 1e-3 <= first <= 2e-3 and first == second:
-        assert -0.28 < predicted < -0.21  # what trained updates of this size have shown
-
-
-def test_a_step_that_changed_nothing_is_told_so(tmp_path):
-    """A copy of a stage: a size of 0 and a note, instead of dashes and a chance of nothing."""
-    demo = Path(__file__).parents[2] / "registry" / "demo"
-    for name, source in (("base", "base"), ("one", "narrow"), ("two", "narrow")):
-        shutil.copytree(demo / source, tmp_path / name, copy_function=shutil.copyfile)
-    for one, two in (("base", "one"), ("one", "two")):
-        given = ("audit", f"./{one}", f"./{two}", "--name", f"copy:{one}..{two}", "--norms")
-        shadow(*given, cwd=tmp_path).assert_done()
-    text = shadow("lineage", "copy", cwd=tmp_path).assert_done()
-    (row,) = (line.split() for line in text.splitlines() if line.startswith(" one..two"))
-    assert row[1:3] == ["0", "%"]
-    assert "\none..two: nothing changed\n" in text
-    assert "± -" not in text
-
-
-def test_training_from_the_stored_stage_shares_no_rounding():
-    """The same updates, the second of them from the stored middle: a cosine of 0, within five of
-    its deviations.
-    """
-    random = np.random.default_rng(0)
-    a = rounded(0.02 * random.standard_normal(250_000))
-    b = rounded(a + 2e-5 * random.standard_normal(250_000))
-    c = rounded(b + 2e-5 * random.standard_normal(250_000))
-    old, new = b - a, c - b
-    spread = math.sqrt(((old * new) ** 2).sum() / (old @ old) / (new @ new))
-    assert abs(cosine(old, new)) < 5 * spread
-
-
-@pytest.mark.parametrize("width", [1e-4, 3e-3, 0.05, 0.3, 0.9, 1.99, 2.5])
-def test_the_energy_of_stored_moves_is_that_of_an_integral(width):
-    """g(t) = E f (1 - f), by the trapezoid rule over the normal density; and its inverse."""
-    z = np.linspace(-9, 9, 200_001)
-    weights = np.exp(-z * z / 2)
-    part = np.abs(width * z) % 1
-    expected = float((weights * part * (1 - part)).sum() / weights.sum())
-    assert joint.moved_by(width) == pytest.approx(expected, rel=2e-3)
-    assert joint.width_of(width**2 + joint.moved_by(width)) == pytest.approx(width, rel=2e-3)
-
-
-def test_the_cosine_of_small_updates_of_a_master_copy_has_a_limit():
-    """As updates get small, -4 sqrt(pi) int Q(y)² dy = -(2 - sqrt(2)) / 2: crossing a border and
-    coming back.
-    """
-    expected = -(2 - math.sqrt(2)) / 2
-    for width in (1e-3, 1e-2):
-        joined = joint.moved_by(math.hypot(width, width))
-        single = joint.moved_by(width)
-        assert (joined - 2 * single) / 2 / (width**2 + single) == pytest.approx(expected, abs=2e-3)
-
-
-@pytest.mark.parametrize("size", [3e-4, 1e-3, 4e-3])
-@pytest.mark.parametrize("lean", [0.1, 0.5, 0.9])
-def test_storage_shrinks_a_cosine_by_less_than_what_it_kept(size, lean):
-    """Trained from the stored stage: by a factor between sqrt(kept_1 kept_2) and 1, as both keep
-    the same entries.
-    """
-    random = np.random.default_rng(1)
-    entries = 100_000
-    one, two = random.standard_normal((2, entries))
-    updates = 0.02 * size * np.array([one, lean * one + math.sqrt(1 - lean**2) * two])
-    a = rounded(0.02 * random.standard_normal(entries))
-    b = rounded(a + updates[0])
-    c = rounded(b + updates[1])
-    stored = cosine(b - a, c - b) / cosine(*updates)
-    kept = [cosine(b - a, updates[0]) ** 2, cosine(c - b, updates[1]) ** 2]
-    assert math.sqrt(kept[0] * kept[1]) - 0.03 < stored < 1.03
 
 
 # -------------------------------------------------------------------------------- order
@@ -394,11 +243,8 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
     assert chain["stages"] == ["base", "sft", "dpo", "rl"]
     assert [one["pair"] for one in chain["whole"]] == ["base..rl"]
     sizes = [one["relative_norm_unrounded"] for one in chain["steps"]]
-    assert sizes == [
-        pytest.approx(0.05, rel=0.02),
-        pytest.approx(0.001, rel=0.05),
-        pytest.approx(0.01, rel=0.02),
-    ]
+    for found, planned, rel in zip(sizes, (0.05, 0.001, 0.01), (0.02, 0.05, 0.02), strict=True):
+        assert found == pytest.approx(planned, rel=rel)
     kept = [one["kept"] for one in chain["steps"]]
     assert kept[0] > 0.98
     assert 0.3 < kept[1] < 0.5
@@ -466,13 +312,6 @@ def test_a_line_through_planted_stages_is_a_regression_of_every_entry(planted, t
     ) in page
 
 
-def explained(walked: np.ndarray) -> float:
-    """R² of a straight line over rows at even steps, all columns together."""
-    times, centred = np.arange(len(walked)), walked - walked.mean(axis=0)
-    times = times - times.mean()
-    return float(((times @ centred) ** 2).sum() / (times @ times) / (centred**2).sum())
-
-
 def test_a_matrix_that_some_stages_lack_is_left_out_of_the_line(planted, tmp_path):
     """Without the matrix that the middle lacks; a chain of two stages has no line."""
     _, stages = planted
@@ -500,8 +339,8 @@ def test_a_step_along_the_one_before_shows(planted, tmp_path):
     top, _ = planted
     for base, tuned in (("sft", "dpo"), ("dpo", "rl")):
         sides = ("--base", top / base, "--tuned", top / tuned)
-        done = shadow("audit", *sides, "--module", "attn.*", "-o", "reports", cwd=tmp_path)
-        assert done.code == 0, done.err
+        words = ("audit", *sides, "--module", "attn.*", "-o", "reports")
+        shadow(*words, cwd=tmp_path).assert_done()
     done = shadow("lineage", "reports", "--format", "json", cwd=tmp_path)
     (chain,) = json.loads(done.out)["chains"]
     assert chain["stages"] == ["sft", "dpo", "rl"]
@@ -533,21 +372,17 @@ def test_an_adapter_is_a_last_step(planted, tmp_path):
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     sides = ("--base", top / "sft", "--tuned", adapter)
-    done = shadow("audit", *sides, "-o", "reports", cwd=tmp_path)
-    assert done.code == 0, done.err
+    shadow("audit", *sides, "-o", "reports", cwd=tmp_path).assert_done()
     before = top / "reports" / "toy" / "base..sft"
     done = shadow("lineage", before, "reports", "--format", "json", cwd=tmp_path)
     found = json.loads(done.out)["chains"][0]["steps"][1]
     names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(chains.LAYERS)]
-    old = np.concatenate(
-        [(stages["sft"][name] - stages["base"][name]).numpy().reshape(-1) for name in names]
-    )
-    assert found["joint"]["cosine"] == pytest.approx(
-        cosine(old, torch.cat(products).numpy()), abs=1e-6
-    )
+    old = whole({name: stages["sft"][name] - stages["base"][name] for name in names})
+    new = torch.cat(products).numpy()
+    assert found["joint"]["cosine"] == pytest.approx(cosine(old, new), abs=1e-6)
     assert (found["joint"]["matrices"], found["joint"]["left_out"]) == (chains.LAYERS, 13)
     line = json.loads(done.out)["chains"][0]["linearity"]
-    walked = np.cumsum([0 * old, old, torch.cat(products).numpy()], axis=0)
+    walked = np.cumsum([0 * old, old, new], axis=0)
     assert line["r2"] == pytest.approx(explained(walked), rel=1e-6)
     assert (line["matrices"], line["left_out"]) == (chains.LAYERS, 13)
     assert found["relative_norm_unrounded"] == pytest.approx(found["relative_norm"])
@@ -577,15 +412,17 @@ def test_checkpoints_that_are_gone_or_changed_leave_the_joint_figures_out(plante
         sides = ("--base", f"./{base}", "--tuned", f"./{tuned}", "--module", "attn.q")
         shadow("audit", *sides, "-o", "r", cwd=work).assert_done()
 
-    def second(*options: str) -> dict[str, object]:
+    def chain(*options: str) -> dict[str, object]:
         done = shadow("lineage", "r", "--format", "json", *options, cwd=work)
-        assert done.code == 0, done.err
-        return json.loads(done.out)["chains"][0]["steps"][1]
+        (found,) = json.loads(done.assert_done())["chains"]
+        return found
+
+    def second(*options: str) -> dict[str, object]:
+        return chain(*options)["steps"][1]
 
     def line(*options: str) -> tuple[object, object]:
-        done = shadow("lineage", "r", "--format", "json", *options, cwd=work)
-        (chain,) = json.loads(done.assert_done())["chains"]
-        return chain["linearity"], chain["no_linearity"]
+        found = chain(*options)
+        return found["linearity"], found["no_linearity"]
 
     assert second()["joint"] is not None
     assert line()[0]["matrices"] == chains.LAYERS
@@ -604,9 +441,7 @@ def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
     top, _ = planted
     name = Path("reports", "toy", "base..sft")
     shutil.copytree(top / name, tmp_path / name)
-    done = shadow(
-        "lineage", "toy", "--registry", top / "registry", "--format", "json", cwd=tmp_path
-    )
+    done = shadow("lineage", "toy", "--registry", top / "registry", "--json", cwd=tmp_path)
     notes = json.loads(done.out)["notes"]
     assert "no report of sft..dpo: shadow audit toy:sft..dpo" in notes
     assert len(notes) == 3
@@ -618,8 +453,7 @@ def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(planted,
     top, _ = planted
     output = f"file://{top}/reports" if to == "file://" else "reports"
     done = shadow("lineage", "toy", "-o", output, "--no-joint", "--format", "json", cwd=top)
-    assert done.code == 0, done.err
-    (chain,) = json.loads(done.out)["chains"]
+    (chain,) = json.loads(done.assert_done())["chains"]
     pairs = [step["pair"] for step in told["chains"][0]["steps"]]
     assert [step["pair"] for step in chain["steps"]] == pairs
 
@@ -669,21 +503,10 @@ def test_the_figure_has_the_steps_in_order(planted, tmp_path):
     assert content == draw("lineage", folders[::-1], "svg", Choice())[0]
     assert notes[0] == "steps base to sft to dpo to rl"
     write_figure("lineage", folders, tmp_path / "x.png")
-    done = shadow(
-        "figure",
-        planted[0] / "reports",
-        "--kind",
-        "lineage",
-        "--layer",
-        "1",
-        "-o",
-        "x.svg",
-        cwd=tmp_path,
-    )
-    assert done.code == 2
-    same = write(
-        tmp_path / "same", [delta(0.3, place(0, "mlp.up"))], base=identity(1), tuned=identity(1)
-    )
+    words = ("figure", planted[0] / "reports", "--kind", "lineage", "--layer", "1", "-o", "x.svg")
+    assert shadow(*words, cwd=tmp_path).code == 2
+    row, sides = delta(0.3, place(0, "mlp.up")), {"base": identity(1), "tuned": identity(1)}
+    same = write(tmp_path / "same", [row], **sides)
     with pytest.raises(ShadowError, match="no step from one checkpoint to another"):
         draw("lineage", [same], "svg", Choice())
 
@@ -697,9 +520,8 @@ def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_pa
     section = page[page.index('<section id="lineage"') :]
     section = section[: section.index("</section>")]
     assert "base → sft → dpo → rl" in section
-    places = [
-        section.index(f">{name}</a>") for name in ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
-    ]
+    pairs = ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
+    places = [section.index(f">{name}</a>") for name in pairs]
     assert places == sorted(places)
     apart = [folder for folder in folders if folder.name in ("base..sft", "base..rl")]
     write_page(top, apart, tmp_path / "apart.html")
@@ -759,15 +581,11 @@ def trained(tmp_path_factory):
         }
         training.save(model, top / name, torch.bfloat16)
         before = name
-    chains.registry(
-        top / "registry",
-        ("untrained", *plan),
-        [f"{a}..{b}" for a, b in pairwise(("untrained", *plan))],
-    )
+    names = ("untrained", *plan)
+    chains.registry(top / "registry", names, [f"{a}..{b}" for a, b in pairwise(names)])
     shadow("audit", "toy", "--registry", "registry", "-o", "reports", cwd=top).assert_done()
     done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=top)
-    assert done.code == 0, done.err
-    return top, updates, json.loads(done.out)
+    return top, updates, json.loads(done.assert_done())
 
 
 @pytest.mark.slow
@@ -800,11 +618,23 @@ def test_cosines_of_trained_stages_are_those_of_their_updates(trained):
     _, updates, told = trained
     steps = {one["end"]: one for one in told["chains"][0]["steps"]}
     for before, after in (("pretrained", "narrow"), ("narrow", "broad")):
-        first, second = (
-            np.concatenate([own.numpy().reshape(-1) for own in updates[name].values()])
-            for name in (before, after)
-        )
+        first, second = whole(updates[before]), whole(updates[after])
         found = steps[after]["joint"]
         assert found["cosine"] == pytest.approx(cosine(first, second), abs=0.02)
         assert found["chance_cosine"] < 0.02
         assert found["matrices"] == steps[after]["matrices"]
+
+
+def test_a_step_that_changed_nothing_is_told_so(tmp_path):
+    """A copy of a stage: a size of 0 and a note, instead of dashes and a chance of nothing."""
+    demo = Path(__file__).parents[2] / "registry" / "demo"
+    for name, source in (("base", "base"), ("one", "narrow"), ("two", "narrow")):
+        shutil.copytree(demo / source, tmp_path / name, copy_function=shutil.copyfile)
+    for one, two in (("base", "one"), ("one", "two")):
+        given = ("audit", f"./{one}", f"./{two}", "--name", f"copy:{one}..{two}", "--norms")
+        shadow(*given, cwd=tmp_path).assert_done()
+    text = shadow("lineage", "copy", cwd=tmp_path).assert_done()
+    (row,) = (line.split() for line in text.splitlines() if line.startswith(" one..two"))
+    assert row[1:3] == ["0", "%"]
+    assert "\none..two: nothing changed\n" in text
+    assert "± -" not in text

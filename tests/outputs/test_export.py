@@ -6,11 +6,9 @@ import csv
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import sqlite3
-from pathlib import Path
 from urllib.parse import quote, unquote
 
 import duckdb
@@ -22,94 +20,20 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from effort import chosen
+from exports import HOSTILE, toy
 from hypothesis import given
 from hypothesis import strategies as st
 from reports import delta, places, write
 
-from shadow.errors import ShadowError, UsageError
-from shadow.files import placing
+from shadow.errors import ShadowError
 from shadow.outputs.exports import FORMATS, export
-from shadow.outputs.exports.formats import MANIFEST, code_span, neutral, partition
-from shadow.reports.columns import FILES, REPORTS, RESIDUAL, SPECTRA, TABLES
+from shadow.outputs.exports.formats import code_span, neutral, partition
+from shadow.reports.columns import REPORTS, TABLES
 from shadow.reports.folders import reports_below
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.report import Report
 
 NAMES = ("reports", "matrices", "tensors", "residual", "files", "spectra")
-FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")
-# (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
-HOSTILE = (
-    ("=HYPERLINK(\"http://x\",'a')", "+1..-1"),
-    ('\'); DROP TABLE "matrices"; --', 'base"..x'),
-    ("../../evil/pair=%2e%41 é\t", "a=b/..c\\d"),
-    ("- &a [b]: {c}\n---\n::error::", "`code` | <b>$x^2$</b> @user #1 http://x"),
-    ("\x1b[31m\u202e\u2028", "@SUM(1)\r\n..'"),
-    ("demo", "base..narrow"),
-)
-
-
-def toy(
-    folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True, residual: bool = True
-) -> Path:
-    """A finished report of hostile names and of numbers that are hard to write down."""
-    random = np.random.default_rng(seed)
-    rows = []
-    for index, where in enumerate(places(3)):
-        name = ("=1+1", "'quoted", "-x", 'a,"b"\r\nc', "\ttab", "{plain}")[index % 6]
-        hard = float(random.standard_normal() * 10.0 ** int(random.integers(-300, 300)))
-        numbers = {"spikes": index, "sigma_scale": hard, "cosine": 1 / 3}
-        rows.append(delta(0.1 + 0.05 * index, where, tensor=f"{name}{index}", **numbers))
-    rows[0] |= {"null_edge": math.nan, "alpha": math.inf, "verified": True}
-    rows[1] |= {"verified": False, "sigma_scale": -0.0, "nuclear_norm": 5e-324}
-    gates = [{"name": "x", "figure": None}]
-    write(folder, rows, family=family, pair=pair, label="not assessable", gates=gates)
-    metadata = pq.read_schema(folder / "matrices.parquet").metadata
-    matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
-    if spectra:
-        kept = [column.name for column in SPECTRA if column.type != "floats"]
-        found = [
-            {name: row[name] for name in kept} | {"sigma": random.random(5).tolist()}
-            for row in matrices
-        ]
-        found[0] |= {"sigma": [1.0, math.nan, 0.0], "binade_entries": [0.5, 0.0, 0.5]}
-        found[0] |= {"binade_changed": [1.0, None, 0.5]}
-        put(folder / "spectra.parquet", found, SPECTRA, metadata)
-    if residual:
-        row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2}
-        layers = [{**row, "energy": 0.1, "layer": layer} for layer in (None, 0, 1)]
-        put(folder / "residual.parquet", layers, RESIDUAL, metadata)
-    listed = {"side": "tuned", "state": "changed", "kind": "config", "bytes": 2**62}
-    named = [{"path": row["tensor"], **listed, "detail": f"=1 {family}"} for row in matrices[:3]]
-    put(folder / "files.parquet", named, FILES, metadata)
-    return folder
-
-
-def put(path, rows, columns, metadata):
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata),
-        path,
-    )
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Six reports in one folder, two folders deep, of hostile families and pairs; one without
-    spectra and residual.
-    """
-    top = tmp_path_factory.mktemp("runs")
-    for seed, (family, pair) in enumerate(HOSTILE):
-        folder = top / f"f{seed // 2}" / f"p{seed}"
-        toy(folder, family, pair, seed, spectra=seed != 3, residual=seed != 3)
-        if seed == 3:
-            (folder / "files.parquet").unlink()
-            (folder / "residual.parquet").unlink()  # as the first reports were
-    return top
-
-
-@pytest.fixture(scope="module")
-def folders(runs):
-    return sorted(path.parent for path in runs.rglob("matrices.parquet"))
 
 
 @pytest.fixture(scope="module")
@@ -561,180 +485,6 @@ def test_the_hub_client_loads_the_folder(exported, truth, tmp_path):
         same(rows.to_list(), truth[name])
 
 
-# Whole or not at all, and nowhere else
-
-
-def tree(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def content(path):
-    return tree(path) if path.is_dir() else path.read_bytes()
-
-
-@pytest.mark.parametrize("to", chosen(FORMATS, ("parquet", "duckdb", "csv")))
-def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_path, to):
-    """Twice to one place: the second takes the first's. The reports are as before, nothing lies
-    beside the export.
-    """
-    before = tree(runs)
-    target = tmp_path / "new" / "out"
-    for some in (folders[:1], folders[:2]):
-        done = export(some, to, target)
-        assert (done.reports, done.rows["matrices"]) == (len(some), 27 * len(some))
-    assert [path.name for path in (*tmp_path.iterdir(), *target.parent.iterdir())] == ["new", "out"]
-    assert tree(runs) == before
-    if to != "duckdb":  # whose files hold random numbers
-        export(folders[:2], to, tmp_path / "again")
-        assert content(target) == content(tmp_path / "again")
-
-
-def test_an_export_to_another_format_is_not_replaced(folders, tmp_path):
-    """`--to json` over a folder of CSV: refused, and the CSV is still there."""
-    export(folders[:1], "csv", tmp_path / "out")
-    before = tree(tmp_path)
-    with pytest.raises(ShadowError, match="something other than an unchanged export to json"):
-        export(folders[:1], "json", tmp_path / "out")
-    assert tree(tmp_path) == before
-
-
-def spoil_file(path):
-    path.write_text("somebody's")
-
-
-def spoil_folder(path):
-    path.mkdir()
-    (path / "notes.txt").write_text("somebody's")
-
-
-@pytest.mark.parametrize(
-    "spoil", [spoil_file, spoil_folder, Path.mkdir, lambda path: path.symlink_to("nowhere")]
-)
-@pytest.mark.parametrize("to", FORMATS)
-def test_what_is_somebody_elses_is_refused_and_stays(folders, tmp_path, to, spoil):
-    """A file, a folder, an empty folder, a link at the place: one line, and all is as before."""
-    spoil(tmp_path / "out")
-    before = tree(tmp_path), (tmp_path / "out").is_symlink()
-    with pytest.raises(ShadowError, match="already exists"):
-        export(folders[:1], to, tmp_path / "out")
-    assert (tree(tmp_path), (tmp_path / "out").is_symlink()) == before
-
-
-def added_file(path):
-    (path / "mine.txt").write_text("x")
-
-
-def changed_file(path):
-    next(file for file in sorted(path.rglob("*")) if file.is_file()).open("a").write("x")
-
-
-def removed_manifest(path):
-    (path / MANIFEST).unlink()
-
-
-@pytest.mark.parametrize("touch", [added_file, changed_file, removed_manifest])
-@pytest.mark.parametrize("to", FOLDERS)
-def test_an_export_that_somebody_touched_is_not_replaced(folders, tmp_path, to, touch):
-    """A file added, changed or taken away: refused."""
-    export(folders[:1], to, tmp_path / "out")
-    touch(tmp_path / "out")
-    before = tree(tmp_path)
-    with pytest.raises(ShadowError, match="something other than an unchanged export"):
-        export(folders[:1], to, tmp_path / "out")
-    assert tree(tmp_path) == before
-
-
-@pytest.mark.parametrize("to", ["sqlite", "duckdb"])
-@pytest.mark.parametrize(
-    "statement", ["CREATE TABLE notes (text TEXT)", "CREATE VIEW mine AS SELECT 1 AS one"]
-)
-def test_a_database_with_more_in_it_is_not_replaced(folders, tmp_path, to, statement):
-    """A table or view of somebody's own is not lost."""
-    export(folders[:1], to, tmp_path / "out")
-    base = (sqlite3 if to == "sqlite" else duckdb).connect(str(tmp_path / "out"))
-    base.execute(statement)
-    base.close()
-    with pytest.raises(ShadowError, match="something other than an unchanged export"):
-        export(folders[:1], to, tmp_path / "out")
-
-
-@pytest.mark.parametrize("to", ["sqlite", "duckdb"])
-def test_a_pipe_in_the_place_of_a_database_is_refused_without_waiting(folders, tmp_path, to):
-    os.mkfifo(tmp_path / "x")
-    with pytest.raises(ShadowError, match="already exists"):
-        export(folders[:1], to, tmp_path / "x")
-
-
-def test_a_database_in_a_folder_whose_name_is_no_text_is_known_again(folders, tmp_path):
-    place = tmp_path / os.fsdecode(b"\xff") / "x.sqlite"
-    for _ in range(2):
-        export(folders[:1], "sqlite", place)
-    assert place.is_file()
-
-
-def test_what_cannot_be_read_is_not_replaced(tmp_path):
-    """It may be anybody's."""
-
-    def unreadable(path):
-        raise PermissionError
-
-    (tmp_path / "x").write_text("mine")
-    with (
-        pytest.raises(ShadowError, match="already exists"),
-        placing(tmp_path / "x", unreadable, "ours") as aside,
-    ):
-        aside.write_text("ours")
-    assert (tmp_path / "x").read_text() == "mine"
-
-
-@pytest.mark.parametrize("to", FORMATS)
-def test_a_broken_report_leaves_the_former_export(folders, tmp_path, to):
-    """The last of several reports is cut: an error, what was exported before is there, whole."""
-    good, bad = (shutil.copytree(folders[0], tmp_path / name) for name in ("good", "bad"))
-    rename(bad, pair="another")
-    export([good], to, tmp_path / "out")
-    before = content(tmp_path / "out")
-    (bad / "tensors.parquet").write_bytes((bad / "tensors.parquet").read_bytes()[:-9])
-    with pytest.raises(ShadowError, match="cannot be read"):
-        export([good, bad], to, tmp_path / "out")
-    assert content(tmp_path / "out") == before
-    assert {path.name for path in tmp_path.iterdir()} == {"good", "bad", "out"}
-
-
-def rename(folder, **told):
-    """Other metadata in every file of a report."""
-    for path in folder.glob("*.parquet"):
-        table = pq.read_table(path)
-        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **told}
-        pq.write_table(
-            table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path
-        )
-
-
-@pytest.mark.parametrize("to", FORMATS)
-def test_a_disk_that_gives_out_leaves_nothing(shadow, runs, tmp_path, to):
-    """No file may exceed 6,000 bytes: exit 1, one line, neither the export nor a part of it."""
-    error = shadow("export", runs, "--to", to, "-o", "new/out", file_size=6000).assert_refused()
-    assert "cannot write" in error
-    assert not list(tmp_path.iterdir())
-
-
-# What goes in
-
-
-def test_some_tables_only(folders, tmp_path):
-    """`--table` leaves the others out; the table of reports is always there."""
-    done = export(folders, "csv", tmp_path / "out", ["residual"])
-    files = {path.name for path in (tmp_path / "out").glob("*.csv")}
-    assert files == {"reports.csv", "residual.csv"}
-    assert list(done.rows) == ["reports", "residual"]
-    with pytest.raises(UsageError, match="no table 'weights'"):
-        export(folders, "csv", tmp_path / "out", ["weights"])
-
-
 def test_the_table_of_reports_says_how_each_was_made(exported, folders):
     """Family, pair, checkpoints and settings, and all the metadata as JSON."""
     rows = {
@@ -753,70 +503,9 @@ def test_the_table_of_reports_says_how_each_was_made(exported, folders):
         assert (row["label"], json.loads(row["gates"])[0]["name"]) == ("not assessable", "x")
 
 
-def test_metadata_without_sense_are_null_or_text(tmp_path):
-    """Wrong types, numbers that are none, halves of letters: text or null in every format."""
-    method = {"precision": "x", "nulls": "many", "seed": 10**40, "subspaces": 1}
-    odd = {
-        "settings": {"method": method, "relation": ["a"]},
-        "label": {"a": math.nan},
-        "seconds": math.inf,
-        "family": "half \ud800 letter",
-    }
-    folder = toy(tmp_path / "a", "x", "y", 0)
-    rename(folder, **odd)
-    for to in FORMATS:
-        export([folder], to, tmp_path / to)
-    row = json.loads((tmp_path / "json" / "reports.jsonl").read_text())
-    known = {"nulls": None, "seed": None, "subspaces": None, "seconds": None}
-    known |= {"relation": '["a"]', "label": '{"a": null}', "family": "half ? letter"}
-    assert {key: row[key] for key in known} == known
-
-
-def test_two_reports_of_one_pair_are_refused(folders, tmp_path):
-    """They would be one set of rows twice."""
-    twin = shutil.copytree(folders[0], tmp_path / "twin")
-    with pytest.raises(ShadowError, match="both reports of"):
-        export([folders[0], twin], "csv", tmp_path / "out")
-
-
-def test_text_that_is_none_is_refused(folders, tmp_path):
-    """Bytes that are no UTF-8 in a report: one line, nothing written."""
-    folder = shutil.copytree(folders[0], tmp_path / "a")
-    table = pq.read_table(folder / "tensors.parquet")
-    broken = pa.array([b"\xff"] * len(table)).view("string")
-    place = table.column_names.index("tensor")
-    pq.write_table(table.set_column(place, "tensor", broken), folder / "tensors.parquet")
-    with pytest.raises(ShadowError, match="cannot be read"):
-        export([folder], "csv", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
-    """Without -o the export is called after RUN, in the working folder; no data go to stdout."""
-    done = shadow("export", runs, "--to", "sqlite")
-    assert done.assert_done() == ""
-    assert f"{runs.name}.sqlite: a SQLite database; rows: 6 reports, 162 matrices" in done.err
-    assert "1 of 6 reports were made before these columns existed" in done.err
-    assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}.sqlite"]
-
-
 def test_an_export_inside_run_is_no_report(runs, exported, tmp_path):
     """In the folder of the reports, none of the formats is taken for one of them."""
     top = shutil.copytree(runs, tmp_path / "runs")
     for to, path in exported.items():
         (shutil.copytree if path.is_dir() else shutil.copy)(path, top / f"in-{to}")
     assert len(reports_below(top)) == len(HOSTILE)
-
-
-def test_wrong_usage_of_export(shadow, runs, tmp_path):
-    """No report there, a name that is too long, a format or table that is none."""
-    assert "no such folder" in shadow("export", "nowhere", "--to", "csv").assert_refused()
-    (tmp_path / "empty").mkdir()
-    assert "no finished report" in shadow("export", "empty", "--to", "csv").assert_refused()
-    assert "too long" in shadow("export", "x" * 5000, "--to", "csv").assert_refused().lower()
-    for output in ("x" * 5000, f"{'x' * 5000}/y"):
-        done = shadow("export", runs, "--to", "csv", "-o", output)
-        assert "too long" in done.assert_refused().lower()
-    assert shadow("export", runs, "--to", "xlsx").code == 2
-    table = shadow("export", runs, "--to", "csv", "--table", "x")
-    assert "no table" in table.assert_refused(code=2)

@@ -1,4 +1,4 @@
-"""The page holds the numbers of the report, lets no text of it become markup, and loads nothing."""
+"""The page tells what the report says, lets no text of it become markup, and loads nothing."""
 
 from __future__ import annotations
 
@@ -19,29 +19,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import reports
 from families import gain
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
+from picture import contrast
 
 from shadow.audits.list_index import Index, Kind, Row
 from shadow.claims.reference import NearTraining, Position, runs
 from shadow.errors import ShadowError
 from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
-from shadow.outputs.page.cells import columns_of, metric_texts
-from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
 from shadow.outputs.page.html import coded, file_text, library, script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
 from shadow.quantities import portion_of, text_of
-from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.telling.reading import SummarisedReport, read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
 # what a reader sees
 SHOWN = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \\x202e\\x2028\\x1b[31m"
-
 # of plotly-cartesian.min.js in plotly.js-cartesian-dist-min 4.1.1
 PUBLISHED = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
 
@@ -93,309 +89,6 @@ def written(run: Path) -> bytes:
 
 
 page_of = cache(written)  # of reports that no test changes
-
-
-def measured(folder: Path) -> dict:
-    """The data of the charts of one report."""
-    return json.loads(read_pair(SummarisedReport(folder), "here", 0, 1).data)
-
-
-drawn = cache(measured)  # of reports that no test changes
-
-
-def rows(folder: Path, name: str = "matrices") -> list[dict]:
-    return pq.read_table(folder / f"{name}.parquet").to_pylist()
-
-
-def cells_of(data: dict) -> dict[tuple, int]:
-    return {
-        (*data["groups"][group], layer): index
-        for index, (group, layer) in enumerate(zip(data["group"], data["layer"], strict=True))
-    }
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return families.small(tmp_path_factory.mktemp("small") / "toy" / "base..tuned", family="toy")
-
-
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("experts") / "moe" / "base..tuned"
-    return families.mixture(folder, layers=3, experts=4, width=48, family="moe")
-
-
-@pytest.fixture(scope="module")
-def vision(tmp_path_factory):
-    """A vision-language pair with a frozen tower, a projector without a base, and a tensor that was
-    not measured.
-    """
-    odd = {"tensor": "model.odd.weight", "reason": "nonfinite", "detail": "3 NaN"}
-    packed = {"tensor": "model.packed", "reason": "quantized", "detail": "gptq"}
-    skipped = (
-        odd | {"layer": 2, "module": "attn.q"},
-        packed | {"component": "vision", "layer": 30, "module": "mlp.up"},
-    )
-    parts = (
-        families.Part(families.SMALL, 4, outside=(("embed", (96, 64)),)),
-        families.Part(families.SMALL, 3, "vision", identical=True),
-        families.Part({}, 0, "projector", (("projector.0", (64, 64)),), base=False),
-    )
-    folder = tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned"
-    return families.write_family(folder, parts, family="vlm", skipped=skipped)
-
-
-# ---- the numbers
-
-
-@pytest.mark.parametrize("subject", ["delta", "base", "tuned"])
-def test_every_value_of_the_heat_map_is_the_rows(small, subject):
-    """Each cell of a dense model is one row of matrices.parquet, in every column that has a value,
-    to four digits.
-    """
-    data = drawn(small)
-    cells = cells_of(data)
-    of_subject = [row for row in rows(small) if row["subject"] == subject]
-    assert len(of_subject) == len(cells) == 25
-    named = columns_of(subject)
-    assert set(data["values"][subject]) == {
-        name for name in named if any(row[name] is not None for row in of_subject)
-    }
-    for row in of_subject:
-        cell = cells[row["component"], row["module"], row["layer"]]
-        for name, values in data["values"][subject].items():
-            assert values[cell] == (
-                None if row[name] is None else pytest.approx(row[name], rel=1e-3, abs=1e-12)
-            ), name
-        for name in ("rows", "cols", "tensor"):
-            assert data[name][cell] == row[name]
-
-
-def test_the_shift_is_tuned_minus_base_before_rounding(small):
-    """The shift of the effective rank is the column of the delta, which four digits of both sides
-    could not give.
-    """
-    data = drawn(small)
-    shifts = [row for row in rows(small) if row["subject"] == "delta"]
-    for row in shifts:
-        cell = cells_of(data)[row["component"], row["module"], row["layer"]]
-        for name in ("effective_rank", "stable_rank"):
-            assert data["shift"][name][cell] == pytest.approx(row[f"{name}_shift"], rel=1e-3)
-
-
-def test_intervals_of_modules_are_those_of_the_summary(small):
-    """Median, interval and layers of each module agree with summary.json, where it has them."""
-    data, summary = drawn(small), json.loads((small / "summary.json").read_text())
-    checked = 0
-    for row in summary["modules"]:
-        place = data["groups"].index([row["component"], row["module"]])
-        for name, bounds in row["intervals"].items():
-            if name not in data["modules"]["delta"]:
-                continue  # participation_share and energy_share are no columns
-            median, told, layers, level = data["modules"]["delta"][name][place]
-            assert median == pytest.approx(row[name], rel=1e-3)
-            assert told == (None if bounds is None else pytest.approx(bounds, rel=1e-3))
-            assert bounds is None or (layers, level) == (row["layers"], row["interval_level"])
-            checked += bounds is not None
-    assert checked >= 4 * 8
-
-
-def test_a_module_of_the_page_has_the_directions_that_the_summary_has(tmp_path):
-    """1 / X above m is larger than every value: the median of 10, 12, 14 and two such is 14; of two
-    values and three such there is none.
-    """
-    deltas = [
-        reports.delta(
-            0.3,
-            reports.place(layer, module),
-            kept_reason="nothing_rounded",
-            excess_purity=0.001,
-            equivalent_directions=None if layer >= few else 10.0 + 2 * layer,
-        )
-        for module, few in (("mlp.up", 3), ("mlp.down", 2))
-        for layer in range(5)
-    ]
-    data = drawn(reports.write(tmp_path / "base..tuned", deltas))
-    told = data["modules"]["delta"]["equivalent_directions"]
-    medians = {
-        module: told[data["groups"].index(["language", module])]
-        for module in ("mlp.up", "mlp.down")
-    }
-    assert medians["mlp.up"][0] == 14
-    assert medians["mlp.down"] is None
-
-
-def test_a_cell_of_experts_is_their_median_and_range(experts):
-    """Against NumPy over the rows: value, least and largest, and each expert by itself."""
-    data = drawn(experts)
-    cells = cells_of(data)
-    deltas = [row for row in rows(experts) if row["subject"] == "delta"]
-    for layer in range(3):
-        cell = cells["language", "experts.up", layer]
-        own = [row for row in deltas if (row["module"], row["layer"]) == ("experts.up", layer)]
-        own.sort(key=lambda row: row["expert"])
-        values = [row["concentration"] for row in own]
-        assert data["matrices"][cell] == len(own) == 4
-        assert data["values"]["delta"]["concentration"][cell] == pytest.approx(
-            np.median(values), rel=1e-3
-        )
-        found = data["ranges"]["concentration"]
-        assert [found["low"][cell], found["high"][cell]] == pytest.approx(
-            [min(values), max(values)], rel=1e-3
-        )
-        single = data["experts"]
-        both = zip(single["values"]["concentration"], single["cell"], strict=True)
-        singles = [value for value, at in both if at == cell]
-        assert singles == pytest.approx(values, rel=1e-3)
-    attention = cells["language", "attn.q", 0]
-    assert data["matrices"][attention] == 1
-    assert data["ranges"]["concentration"]["low"][attention] is None
-
-
-def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
-    """With room for two numbers of every expert, two metrics are kept, the headline ones."""
-    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 2 * 3 * 4 * 3)
-    assert list(measured(experts)["experts"]["values"]) == ["relative_norm", "concentration"]
-    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 3)
-    assert measured(experts)["experts"] == {}
-
-
-def test_what_has_no_delta_is_a_cell_with_its_state(vision):
-    """Identical and skipped tensors, matrices without a base: cells with the reason, no value."""
-    data = drawn(vision)
-    cells = cells_of(data)
-    states = {key: (data["state"][cell], data["reason"][cell]) for key, cell in cells.items()}
-    assert states["vision", "attn.q", 2] == ("identical", None)
-    assert states["vision", "mlp.up", 30] == ("skipped", "quantized")
-    assert states["projector", "projector.0", None] == ("alone", None)
-    # that another tensor of its place was skipped changes nothing
-    assert states["language", "attn.q", 2] == ("measured", None)
-    projector = cells["projector", "projector.0", None]
-    assert data["values"]["delta"]["concentration"][projector] is None
-    assert data["values"]["tuned"]["effective_rank"][projector] > 1
-    components = dict.fromkeys(component for component, _ in data["groups"])
-    assert list(components) == ["language", "vision", "projector"]
-
-
-def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
-    """Metrics are the numeric columns of matrices.parquet, in the words of `shadow explain`."""
-    texts = metric_texts()
-    drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
-    assert set(texts) == {column.name for column in drawn}
-    for column in drawn:
-        text = texts[column.name]
-        assert (text["text"], text["pitfalls"]) == (column.text, column.pitfalls)
-        assert text["delta"] is (column in DELTA)
-    assert texts["participation_ratio"]["under_null"] == "null_participation_ratio"
-    assert texts["concentration"]["under_null"] == 0
-
-
-# ---- spectra
-
-
-@given(st.integers(1, 20_000), st.integers(FEWEST, MOST))
-def test_thinned_ranks_keep_the_ends(count, points):
-    """Ascending without repeats, at most points of them, all of the first, and the last."""
-    ranks = kept_ranks(count, points)
-    assert (np.diff(ranks) > 0).all()
-    assert len(ranks) <= min(count, points)
-    assert list(ranks[: min(LEADING, count)]) == list(range(min(LEADING, count)))
-    assert ranks[-1] == count - 1
-
-
-def test_thinned_curves_stay_close_to_the_whole_ones():
-    """Straight lines between the kept points, on log axes, are within 2 % of a bulk with spikes and
-    of a power law.
-    """
-    ranks = np.arange(1, 3585)
-    bulk = families.spectrum(np.random.default_rng(0), 3584, 3584, 1.0, spikes=5)
-    for sigma in (bulk, ranks**-0.7):
-        kept = kept_ranks(3584, MOST)
-        line = np.exp(np.interp(np.log(ranks), np.log(ranks[kept]), np.log(sigma[kept])))
-        assert np.abs(line / sigma - 1)[:-3].max() < 0.02
-        assert len(kept) <= MOST
-
-
-def test_pages_of_many_curves_have_fewer_points_each():
-    """A 7B family has the most, fifty of them the fewest."""
-    assert points_for(3 * 198) == MOST
-    assert points_for(50 * 3 * 198) == FEWEST
-    assert FEWEST < points_for(6000) < MOST
-
-
-@given(st.floats(allow_nan=True, allow_infinity=True))
-def test_short_numbers_are_close_or_null(value):
-    """Four digits, and null for what JSON cannot hold."""
-    found = short(value)
-    assert found is None if not np.isfinite(value) else found == pytest.approx(value, rel=5.1e-4)
-    json.dumps(found, allow_nan=False)
-
-
-def test_curves_are_the_singular_values_at_their_ranks(small):
-    """Every curve against spectra.parquet; marks lie above null_edge, as many as `spikes`."""
-    data = drawn(small)
-    cells = cells_of(data)
-    whole = {
-        (*(row[key] for key in ("component", "module", "layer")), row["subject"]): row["sigma"]
-        for row in rows(small, "spectra")
-    }
-    deltas = {
-        (row["component"], row["module"], row["layer"]): row
-        for row in rows(small)
-        if row["subject"] == "delta"
-    }
-    for (*place, subject), sigma in whole.items():
-        curve = data["spectra"]["curves"][str(cells[tuple(place)])]
-        ranks = np.array(data["spectra"]["ranks"][str(len(sigma))])
-        assert curve[subject] == pytest.approx([sigma[rank - 1] for rank in ranks], rel=1e-3)
-        row = deltas[tuple(place)]
-        assert len(curve["spikes"]) == row["spikes"]
-        assert all(spike > row["null_edge"] * 0.999 for spike in curve["spikes"])
-    assert sum(len(curve["spikes"]) for curve in data["spectra"]["curves"].values()) > 20
-
-
-def test_curves_of_experts_are_medians_with_a_band(experts):
-    """Against NumPy over the experts of a layer."""
-    data = drawn(experts)
-    curve = data["spectra"]["curves"][str(cells_of(data)["language", "experts.down", 1])]
-    stacked = np.stack(
-        [
-            row["sigma"]
-            for row in rows(experts, "spectra")
-            if (row["module"], row["layer"], row["subject"]) == ("experts.down", 1, "delta")
-        ]
-    )
-    at = np.array(data["spectra"]["ranks"][str(stacked.shape[1])]) - 1
-    assert curve["matrices"] == len(stacked) == 4
-    assert curve["delta"] == pytest.approx(np.median(stacked, axis=0)[at], rel=1e-3)
-    assert curve["low"] == pytest.approx(np.quantile(stacked, 0.1, axis=0)[at], rel=1e-3)
-    assert curve["high"] == pytest.approx(np.quantile(stacked, 0.9, axis=0)[at], rel=1e-3)
-    assert "spikes" not in curve
-
-
-def test_an_unresolved_singular_value_is_a_gap(tmp_path):
-    """A log axis has no 0: what spectra.parquet has as 0 is null on the page."""
-    folder = families.small(tmp_path / "base..tuned", layers=1)
-    table = pq.read_table(folder / "spectra.parquet")
-    sigmas = [[*row[:-2], 0.0, 0.0] for row in table.column("sigma").to_pylist()]
-    changed = table.set_column(
-        table.schema.get_field_index("sigma"),
-        table.schema.field("sigma"),
-        pa.chunked_array([pa.array(sigmas, table.schema.field("sigma").type)]),
-    )
-    pq.write_table(
-        changed.replace_schema_metadata(table.schema.metadata), folder / "spectra.parquet"
-    )
-    curves = drawn(folder)["spectra"]["curves"].values()
-    assert all(curve["delta"][-1] is None and curve["delta"][0] > 0 for curve in curves)
-
-
-def test_a_report_without_spectra_has_a_page(tmp_path):
-    """--no-spectra: no curves, everything else."""
-    folder = families.small(tmp_path / "base..tuned", layers=1, spectra=False)
-    data = drawn(folder)
-    assert data["spectra"] == {"ranks": {}, "curves": {}}
-    assert data["values"]["delta"]["concentration"]
 
 
 # ---- the file
@@ -453,18 +146,13 @@ def test_the_page_loads_nothing(small):
     page = Elements(content)
     for tag, attributes in page.found:
         for key in ("src", "href", "action", "data", "poster", "srcset"):
-            assert attributes.get(key) is None or re.match(r"#|data:,$", attributes[key]), (
-                tag,
-                attributes,
-            )
+            address = attributes.get(key)
+            assert address is None or re.match(r"#|data:,$", address), (tag, attributes)
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
     assert b"@import" not in content.split(b"<script>")[0]
     assert b"url(" not in content.split(b"<script>")[0]
-    (policy,) = (
-        a["content"]
-        for t, a in page.found
-        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
-    )
+    metas = [told for tag, told in page.found if tag == "meta" and "http-equiv" in told]
+    (policy,) = (a["content"] for a in metas if a["http-equiv"] == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
@@ -486,9 +174,8 @@ def test_the_page_without_scripts_tells_what_matters(vision):
     assert finding["sentences"]
     for one in (*finding["sentences"], *finding["other_explanations"]):
         assert one.get("text", one.get("reason")).replace("`", "") in page.text
-    assert all(
-        text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"])
-    )
+    told = (*finding["not_shown"], *summary["claims"]["measured"])
+    assert all(text in page.text for text in told)
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     assert summary["label_reason"] in page.text
     skipped = ("nonfinite", "NaN or infinite entries", "3 NaN", "model.odd.weight", "quantized")
@@ -520,10 +207,8 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
     """Energy in proportion to the parameters is no finding; numbers are those of the terminal."""
     page, summary = Elements(page_of(vision.parent)), read_summary(vision)[0]
     rows = [row for row in summary.modules if row.component == "language"]
-    attention, mlp = (
-        sum(row.parameters for row in rows if row.module.startswith(kind))
-        for kind in ("attn.", "mlp.")
-    )
+    attention = sum(row.parameters for row in rows if row.module.startswith("attn."))
+    mlp = sum(row.parameters for row in rows if row.module.startswith("mlp."))
     assert f"of their parameters {text_of(attention / mlp, 'ratio')}" in page.text
     null = text_of(summary.figures["null_participation_ratio"], "ratio")
     assert f"{null} with random signs" in page.text
@@ -627,27 +312,22 @@ def test_known_trainings_are_those_that_a_pair_is_held_against():
         training(896, "adamw", "narrow", 0.5),
     ]
     assert reference_distributions(None, table) == {}
-    assert reference_distributions(held(128, "adamw"), table) == {
-        "narrow trainings": [0.44],
-        "broad trainings": [0.29],
-    }
+    of_both = {"narrow trainings": [0.44], "broad trainings": [0.29]}
+    assert reference_distributions(held(128, "adamw"), table) == of_both
     assert reference_distributions(held(128), table)["broad trainings"] == [0.29, 0.01]
     assert reference_distributions(held(896), table) == {"narrow trainings": [0.5]}
 
 
 def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     """A pair with a place among them: their medians in its charts' data, its place in the text."""
-    nearest = NearTraining(
-        regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41
-    )
+    nearest = NearTraining("B", "<b>usual</b>", base="one", seed=3, concentration=0.41)
     place = held(128, nearest=[nearest])
     table = [training(128, "adamw", "narrow", value) for value in (0.41, 0.5)]
     monkeypatch.setattr("shadow.outputs.page.pair.runs", lambda: table)
     report = summarised(small, reference=place)
     page = Elements(page_bytes([read_pair(report, "here", 0, 1)], "t"))
-    assert page.json("data-0")["references"] == [
-        {"name": "narrow trainings", "values": [0.41, 0.5]}
-    ]
+    medians = {"name": "narrow trainings", "values": [0.41, 0.5]}
+    assert page.json("data-0")["references"] == [medians]
     told = " ".join(page.text.split())
     assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
     assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
@@ -658,15 +338,13 @@ def test_figures_that_are_null_have_no_interval(small):
     no interval.
     """
     summary, _ = read_summary(small)
-    modules = [
-        dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules
-    ]
+    null = {"concentration": None, "intervals": {}}
+    modules = [dataclasses.replace(row, **null) for row in summary.modules]
     figures = dataclasses.replace(summary.figures, concentration=None)
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
-    assert "random signs, too, would leave fewer than 2 directions" in (
-        Elements(page_bytes(found, "t")).text
-    )
+    told = "random signs, too, would leave fewer than 2 directions"
+    assert told in Elements(page_bytes(found, "t")).text
 
 
 def test_scores_are_shown_as_given(tmp_path):
@@ -710,13 +388,10 @@ def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(
     """The order is of summary.json's medians; a pair whose figures do not count has no rank."""
     page = Elements(page_of(several))
     ranked = page.json("shared")["overview"]
-    medians = {
-        folder.parent.name: read_summary(folder)[0].figures.concentration
-        for folder in folders_in(several)
-    }
-    assert [row["name"].split()[0] for row in ranked[:-1]] == sorted(
-        (name for name in medians if name != "unrelated"), key=lambda name: -medians[name]
-    )
+    summaries = {folder.parent.name: read_summary(folder)[0] for folder in folders_in(several)}
+    medians = {name: summary.figures.concentration for name, summary in summaries.items()}
+    order = sorted(medians.keys() - {"unrelated"}, key=lambda name: -medians[name])
+    assert [row["name"].split()[0] for row in ranked[:-1]] == order
     assert (ranked[-1]["name"], bool(ranked[-1]["failed"])) == ("unrelated base..tuned", True)
     for row in ranked:
         assert row["concentration"] == pytest.approx(medians[row["name"].split()[0]], rel=1e-3)
@@ -750,10 +425,8 @@ def test_cards_name_their_rows_and_share_a_scale(several):
     assert named == ["attn.q", "attn.o", "mlp.up", "mlp.down"] * len(summaries)
     norms = [norm for one in summaries for row in one.grid for norm in row.relative_norm if norm]
     (scale,) = re.findall('<p class="scale">(.*?)</p>', cards)
-    ends = [
-        text_of(norm, "share").replace(" ", "\N{NO-BREAK SPACE}")
-        for norm in (min(norms), max(norms))
-    ]
+    ends = [text_of(norm, "share") for norm in (min(norms), max(norms))]
+    ends = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in ends]
     assert re.findall("[\\d.]+\N{NO-BREAK SPACE}%", scale) == ends
 
 
@@ -910,20 +583,6 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
 def colours() -> dict[str, tuple[str, str]]:
     both = r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)"
     return {name: pair for name, *pair in re.findall(both, file_text("page.css"))}
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG 2.2: (L1 + 0.05) / (L2 + 0.05) of relative luminances."""
-
-    def luminance(colour):
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [
-            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-        ]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])

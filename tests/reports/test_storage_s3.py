@@ -11,6 +11,7 @@ import time
 from datetime import UTC, datetime
 
 import pytest
+import stores
 from command import Started, run_shadow
 
 from shadow.audits.pair import Settings
@@ -19,11 +20,9 @@ from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.reports import remote
 from shadow.reports.remote import CLAIM, fetched, fetched_if_any
-from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located
 from shadow.targets.lists import select
-from shadow.telling.reading import read_summary
 
 pytestmark = pytest.mark.slow
 PAIR = "demo/base..narrow"
@@ -88,14 +87,7 @@ def store_of(server, url) -> Store:
 def whole(server, url):
     """The chosen layers of a report whose files are of one audit; None where there is none."""
     folder = fetched_if_any(store_of(server, url).at(*PAIR.split("/")))
-    if folder is None:
-        return None
-    _, metadata = read_summary(folder)
-    report = Report(folder)
-    for name in ("matrices", "tensors", "residual", "files", "spectra"):
-        assert report.table(name) is not None  # whole, and of the audit that the report is of
-        assert json.loads(report.parquet(name).schema_arrow.metadata[b"shadow"]) == metadata
-    return metadata["settings"]["chosen"]["layers"]
+    return folder and stores.whole(folder)
 
 
 def test_an_audit_into_a_bucket_is_read_from_it(server, run, url):

@@ -16,6 +16,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from chains import explained
 from command import run_shadow
 from hub import Hub
 from hypothesis import given
@@ -171,24 +172,12 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
         ("[effective_rank]", "[{column: x, over: y}]", r"own\.yaml:5: `module` and `over` go toge"),
         ("[effective_rank]", "[{column: x, mean: z}]", r"own\.yaml:5: `mean` is 'z'"),
         ("[effective_rank]", "[x, {column: x}]", r"own\.yaml:5: the metric x is listed twice"),
-        (
-            ": [demo]",
-            f": [demo]\n{TOLD}{{'demo:base..narow': {{}}}}",
-            r"yaml:11: .*no pair: 'demo:ba",
-        ),
+        (": [demo]", f": [demo]\n{TOLD}{{'demo:base..narow': {{}}}}", r"11: .*no pair: 'demo:ba"),
         (": [demo]", f": [demo]\n{TOLD}{{'demo:base..broad': {{x: 1}}}}", r"11: .*no metric: 'x'"),
-        (
-            ": [demo]",
-            f": [demo]\n{TOLD}{{'demo:base..broad': {{x: nan}}}}",
-            r"11: 'nan' is not a n",
-        ),
+        (": [demo]", f": [demo]\n{TOLD}{{'demo:base..broad': {{x: nan}}}}", r"11: 'nan' is not a"),
         ("pairs: [demo]", "of: [demo]", r"own\.yaml:10: unknown key 'of'"),
         ("    pairs: [demo]\n", "", r"own\.yaml:7: it has neither `pairs` nor `stages`"),
-        (
-            "[demo]",
-            "[demo]\n    stages: {a: ./a, b: ./b, c: ./c}",
-            r"7: it has both `pairs` and `s",
-        ),
+        ("[demo]", "[demo]\n    stages: {a: ./a, b: ./b, c: ./c}", r"7: it has both `pairs` and"),
         ("pairs: [demo]", "stages: [./a, ./b, ./c]", r"own\.yaml:10: `stages` is not a mapping"),
         ("pairs: [demo]", "stages: {a: ./a, b: ./b}", r"own\.yaml:10: a run of fewer than three"),
         ("pairs: [demo]", "stages: {a: ./a, b: ./b, c..d: ./c}", r"10: 'c\.\.d' cannot name"),
@@ -287,6 +276,12 @@ def test_every_shipped_recipe_reads():
 # --------------------------------------------------------- the shipped recipe, on tiny models
 
 
+def reading_from(hub: Hub, home: Path, monkeypatch) -> None:
+    """Commands read this Hub, with a cache of their own."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_HOME", str(home))
+
+
 def layouts(tmp_path: Path) -> dict[str, Path]:
     """Tiny checkpoints under the names that the recipe has, in the released layouts."""
     qwen = models.saved("qwen3_vl", tmp_path / "qwen")
@@ -337,8 +332,7 @@ def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monke
     with Hub() as hub:
         for repo, folder in repos.items():
             hub.add(repo, folder)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        reading_from(hub, tmp_path / "home", monkeypatch)
         done = run_shadow("reproduce", "benchmark-shadows", "--json", cwd=tmp_path)
         done.assert_done()
         panels = {panel["panel"]: panel["pairs"] for panel in json.loads(done.out)}
@@ -362,8 +356,7 @@ def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monke
         for repo, folder in repos.items():
             if repo != "OPPOer/AndesVL-4B-Thinking":
                 hub.add(repo, folder)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "other-home"))
+        reading_from(hub, tmp_path / "other-home", monkeypatch)
         gone = run_shadow(
             "reproduce", "benchmark-shadows", "-o", "new", "--panel", "reasoning", cwd=tmp_path
         )
@@ -388,15 +381,12 @@ def reproduced(
     """
     generator = torch.Generator().manual_seed(0)
     weights = {
-        f"model.layers.{layer}.{module}.weight": size * torch.randn(128, 192, generator=generator)
+        f"model.layers.{layer}.{module}_proj.weight": size
+        * torch.randn(128, 192, generator=generator)
         for layer in range(2)
-        for module, size in (
-            ("mlp.up_proj", 0.02),
-            ("self_attn.q_proj", 0.03),
-            ("self_attn.o_proj", 0.01),
-        )
+        for module, size in {"mlp.up": 0.02, "self_attn.q": 0.03, "self_attn.o": 0.01}.items()
     }
-    pairs = {pair.full_name: pair for one in read_recipe(name).panels for pair in one.pairs}
+    pairs = pairs_of(name)
     found = {}
     with Hub() as hub:
         for repo in dict.fromkeys(
@@ -406,12 +396,10 @@ def reproduced(
             folder = tune(repo, own, generator)
             found[repo] = {key: weight.bfloat16() for key, weight in own.items()}
             if not isinstance(folder, Path):
-                folder = models.write(
-                    tmp_path / "repos" / repo, found[repo], {"model_type": "qwen3"}
-                )
+                config = {"model_type": "qwen3"}
+                folder = models.write(tmp_path / "repos" / repo, found[repo], config)
             hub.add(repo, folder)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        reading_from(hub, tmp_path / "home", monkeypatch)
         done = run_shadow("reproduce", name, "--json", cwd=tmp_path)
         done.assert_done()
     panels = json.loads(done.out)
@@ -560,12 +548,9 @@ def test_the_recipe_of_output_over_query_divides_means_and_knows_an_even_change(
     """Measured: means of relative norms by NumPy. Noise: what entries of one size in both modules
     have, by the norms of the base. Distilled tunes move o twice as far as q.
     """
-    distilled = {
-        pair.tuned.repo
-        for name, pair in pairs_of("output-over-query").items()
-        if name.endswith("..distill")
-    }
-    bases = {pair.base.repo for pair in pairs_of("output-over-query").values()}
+    pairs = pairs_of("output-over-query")
+    distilled = {pair.tuned.repo for name, pair in pairs.items() if name.endswith("..distill")}
+    bases = {pair.base.repo for pair in pairs.values()}
 
     def tune(repo: str, weights: Tensors, generator: torch.Generator) -> None:
         if repo in bases:
@@ -575,7 +560,7 @@ def test_the_recipe_of_output_over_query_divides_means_and_knows_an_even_change(
             weight += size * torch.randn(weight.shape, generator=generator)
 
     found, told = reproduced(tmp_path, monkeypatch, "output-over-query", tune)
-    for name, pair in pairs_of("output-over-query").items():
+    for name, pair in pairs.items():
         changes, base = deltas(found, pair), found[pair.base.repo]
         norms: dict[str, list[float]] = {"o_proj": [], "q_proj": []}
         even: dict[str, list[float]] = {"o_proj": [], "q_proj": []}
@@ -629,8 +614,7 @@ def test_the_recipe_of_linearity_tells_a_line_from_a_walk(straight, tmp_path, mo
     """
     with Hub() as hub:
         stages = run_of(tmp_path, hub, straight)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        reading_from(hub, tmp_path / "home", monkeypatch)
         plan = json.loads(
             run_shadow("reproduce", "linearity", "--plan", "--json", cwd=tmp_path).assert_done()
         )
@@ -664,14 +648,6 @@ def test_the_recipe_of_linearity_tells_a_line_from_a_walk(straight, tmp_path, mo
     assert "rounding alone" not in drawn
 
 
-def explained(path: np.ndarray) -> float:
-    """R² of a straight line over stages at even steps, all entries together."""
-    times = np.arange(len(path))
-    fitted = np.polyfit(times, path, 1)
-    residues = path - fitted[1] - times[:, None] * fitted[0]
-    return float(1 - (residues**2).sum() / ((path - path.mean(axis=0)) ** 2).sum())
-
-
 @pytest.mark.slow
 def test_a_run_without_one_of_its_stages_is_told(tmp_path, monkeypatch):
     """A folder that the repository lacks: the pairs that meet it and the run are missing, the
@@ -682,15 +658,12 @@ def test_a_run_without_one_of_its_stages_is_told(tmp_path, monkeypatch):
         repo = "Miaow-Lab/RLVR-Linearity-Checkpoints"
         shutil.rmtree(tmp_path / "repos" / repo / "global_step_300")
         hub.add(repo, tmp_path / "repos" / repo)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        reading_from(hub, tmp_path / "home", monkeypatch)
         done = run_shadow("reproduce", "linearity", "--json", cwd=tmp_path)
     assert done.code == 1
     (panel,) = json.loads(done.out)
-    assert [one["pair"] for one in panel["pairs"] if one.get("error")] == [
-        "step-200..step-300",
-        "step-300..step-400",
-    ]
+    lacking = ["step-200..step-300", "step-300..step-400"]
+    assert [one["pair"] for one in panel["pairs"] if one.get("error")] == lacking
     assert "global_step_300/hf_model" in done.err
     assert panel["run"]["error"] == "the run lacks step-200..step-300, step-300..step-400"
     page = (tmp_path / "linearity" / "linearity.md").read_text()

@@ -1,0 +1,472 @@
+"""Every fault of a Hub, a line or an answer: tried again, or one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+from itertools import cycle
+
+import models
+import packing
+import pytest
+from command import Run
+from effort import every
+from hub import (
+    Cut,
+    Drop,
+    Expire,
+    Flip,
+    Hub,
+    IgnoreRange,
+    Loop,
+    Redirect,
+    Stall,
+    Status,
+    Truncate,
+    WrongRange,
+)
+from hub_pairs import (
+    INDEX,
+    MODEL,
+    PAIR,
+    PLACES,
+    SMALL,
+    assert_equal,
+    assert_same,
+    blobs,
+    edit,
+    frame,
+    incomplete,
+    told,
+)
+from safetensors.torch import load_file
+
+pytest_plugins = "hub_pairs"
+AT_ONCE = {"Retry-After": "0"}
+HASTE = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+
+
+# What a server or a line does
+
+
+def found_by(run, tmp_path, small, *options, out="out", **more) -> Run:
+    """The small pair is audited all the same, with the right numbers."""
+    done = run(*SMALL, "-o", out, *options, **more)
+    done.assert_done()
+    assert_equal(tmp_path / out, small)
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "actions",
+    [
+        (Status(500, AT_ONCE), Status(503, AT_ONCE)),
+        (Status(429, {"Retry-After": "1"}),),
+        (Drop(), Drop(reset=True)),
+    ],
+    ids=["5xx", "429", "drop"],
+)
+def test_a_fault_at_every_request_once_does_not_matter(run, hub, tmp_path, small, actions):
+    """Each kind of request fails once: it is tried again."""
+    faults = [
+        hub.fail(action=action, **place) for place, action in zip(PLACES.values(), cycle(actions))
+    ]
+    done = found_by(run, tmp_path, small)
+    assert all(fault.fired == 1 for fault in faults)
+    assert "damaged" not in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "config"])
+def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small, place):
+    """No answer, or none of its body, within the time that HF_HUB_DOWNLOAD_TIMEOUT allows."""
+    fault = hub.fail(action=Stall(60, None), **PLACES[place])
+    found_by(run, tmp_path, small, **HASTE)
+    assert fault.fired
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str
+)
+def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action):
+    """A header, a file, a range: cut in order or by a reset, stalled, or expired."""
+    faults = [hub.fail(action=action, **PLACES[place]) for place in ("header", "file")]
+    found_by(run, tmp_path, small, **HASTE)
+    hub.faults.clear()
+    faults.append(hub.fail(action=action, **PLACES["file"]))
+    more = {"out": "out2", "HF_HUB_CACHE": tmp_path / "other", **HASTE}
+    found_by(run, tmp_path, small, "--fetch", "ranges", **more)
+    assert all(fault.fired == 1 for fault in faults)
+    assert not incomplete(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
+    """Ranges go on where the line broke: tries count from the last byte that came."""
+    fault = hub.fail("org/tuned/*", Cut(70_000), origin="cdn", skip=2, times=None)
+    run(*PAIR, "-o", "out", "--module", "embed").assert_done()
+    assert_same(frame(tmp_path / "out"), wanted["matrices"].query("module == 'embed'"))
+    assert fault.fired == 8
+
+
+@pytest.mark.parametrize("place", every(3, PLACES))
+def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
+    """Nobody waits for hours: the number is in the hint, whichever of two headers tells it."""
+    limit = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300'}
+    limit["Retry-After"] = "1"
+    headers = limit if place == "model info" else {"Retry-After": "9999"}
+    hub.fail(action=Status(429, headers), times=None, **PLACES[place])
+    begun = time.monotonic()
+    done = run(*SMALL, "-o", "out", seconds=20)
+    assert time.monotonic() - begun < 40
+    assert said(done, "too many requests to the Hub (429)", "wait 9999 s")
+
+
+def said(done: Run, *words: str) -> bool:
+    """A refusal in one line and one hint, after talk such as `fetching 1 MB`."""
+    lines = done.err.splitlines(keepends=True)
+    refusal = [line for line in lines if line.startswith(("error:", "hint:"))]
+    told(Run(done.code, done.out, "".join(refusal)), *words)
+    talk = [line for line in lines if line not in refusal]
+    return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_endless_faults_are_given_up(run, hub, tmp_path, place):
+    """After six tries: exit 1, one line that names the fault, how to go on, no report."""
+    fault = hub.fail(action=Status(503, AT_ONCE), times=None, **PLACES[place])
+    done = run(*SMALL, "-o", "out")
+    assert said(done, "answers 503, also after 6 tries", "run the same command again")
+    assert fault.fired in (6, 12)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
+    """A shard always cut short after six tries (20 s); a Hub that nobody answers for sooner."""
+    hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
+    assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = run(*SMALL, "-o", "out2", endpoint=nobody)
+        told(done, f"{nobody} cannot be reached", "connection and HF_ENDPOINT", "--offline")
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("file", every(2, [MODEL, "config.json"]))
+def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
+    """Once: it is told, the numbers are right. Always: refused, and nothing stays in the cache."""
+    flip = Flip(20 if file == "config.json" else 15_000)
+    fault = hub.fail(f"org/small-tuned/{file}", flip, skip=file == MODEL)
+    done = found_by(run, tmp_path, small)
+    assert f"org/small-tuned: {file} arrived damaged; downloading it again" in done.err
+    assert fault.fired == 1
+    hub.reset()
+    fault = hub.fail(f"org/small-tuned/{file}", flip, skip=file == MODEL, times=None)
+    done = run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other")
+    assert said(done, f"{file} does not match its checksum")
+    assert not list((tmp_path / "out2").rglob("*.parquet"))
+    assert not list((tmp_path / "other").rglob(f"models--org--small-tuned/snapshots/*/{file}"))
+    assert fault.fired == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("position", "disk"),
+    [(15_000, ()), (30, ()), (3, ()), (None, ()), (15_000, ("--max-disk", "30kB"))],
+    ids=["data", "header", "length", "cut", "freeing"],
+)
+def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
+    """A flipped byte in a shard in the cache, also in its header, or a shard that was cut there: it
+    is fetched again, which is said; offline it is refused. Where it was the header, the next
+    command has the right one.
+    """
+    found_by(run, tmp_path, small)
+    (path,) = (tmp_path / "home").rglob(f"models--org--small-tuned/**/{MODEL}")
+    blob = path.resolve()
+    content = bytearray(blob.read_bytes())
+    if position is None:
+        content = content[:20_000]
+    else:
+        content[position] ^= 0x01
+    blob.write_bytes(content)
+    told(run(*SMALL, "-o", "out2", "--offline"), "small-tuned" if position == 15_000 else MODEL)
+    done = run(*SMALL, "-o", "out3", *disk)
+    assert f"org/small-tuned: the cached {MODEL} is damaged; downloading it again" in done.err
+    if position == 30:
+        assert said(done, "another header than was read before", "run the same command again")
+        done = run(*SMALL, "-o", "out3", *disk)
+    done.assert_done()
+    assert_equal(tmp_path / "out3", small)
+    assert len(blobs(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
+    """A full audit works; one layer takes whole shards; --fetch ranges is refused."""
+    hub.fail("*", IgnoreRange(), times=None)
+    run(*PAIR, "-o", "out").assert_done()
+    assert_equal(tmp_path / "out", wanted)
+    run(*PAIR, "-o", "out2", "--layer", "0", HF_HUB_CACHE=tmp_path / "other").assert_done()
+    assert_same(frame(tmp_path / "out2"), wanted["matrices"].query("layer == 0"))
+    assert frame(tmp_path / "out2")["verified"].all()
+    done = run(*PAIR, "-o", "out3", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "third")
+    told(done, "its files cannot be read in parts", "--fetch shards")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_quantised_model_of_the_hub(run, hub, tmp_path, whole):
+    """The shape of a matrix in 4 bits is read from a small tensor: its bytes alone, or the file of
+    a server that ignores ranges.
+    """
+    base = models.saved("llama", tmp_path / "base", 0)
+    packed, _, said = packing.quantised("nf4", load_file(base / MODEL))
+    config = json.loads((base / "config.json").read_text()) | {"quantization_config": said}
+    hub.add("org/nf4", models.write(tmp_path / "nf4", packed, config))
+    if whole:
+        hub.fail("*", IgnoreRange(), times=None)
+    run("audit", base, "org/nf4", "-o", "out").assert_done()
+    tuned = frame(tmp_path / "out", "tensors").query("side == 'tuned'").set_index("tensor")
+    matrices = tuned[tuned.index.str.contains("proj")]
+    assert set(matrices["dtype"]) == {"NF4"}
+    assert set(matrices["status"]) == {"measured"}
+
+
+def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
+    """A full audit works; where a range is needed it is refused rather than measured."""
+    fault = hub.fail("*", WrongRange(), times=None)
+    found_by(run, tmp_path, small)
+    assert fault.fired
+    fault.skip = 2  # the headers are right
+    done = run(*SMALL, "-o", "out2", "--module", "mlp.up", HF_HUB_CACHE=tmp_path / "other")
+    assert said(done, "the server sent another range than requested", "--fetch shards")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "action"),
+    [("model info", Loop())]
+    + [
+        (place, action)
+        for place in ("config", "metadata of a file", "header", "file")
+        for action in (Loop(), Redirect("ftp://127.0.0.1/x"), Redirect("file:///etc/passwd"))
+    ],
+    ids=str,
+)
+def test_redirects_that_lead_nowhere(run, hub, place, action):
+    """In a circle, or to what is not a web address: one line, at once."""
+    where = {**PLACES[place], "origin": None}
+    hub.fail(action=action, times=None, **where)
+    began = time.monotonic()
+    done = run(*SMALL, "-o", "out", seconds=20)
+    assert said(done)
+    assert "redirected" in done.err
+    assert time.monotonic() - began < 40
+
+
+HTML = b"<!doctype html><title>Welcome</title>"
+NESTED = b"[" * 100_000
+INFO, TREE = "/api/models/org/small-tuned", "/api/models/org/small-tuned/tree/*"
+
+
+def entry(**more) -> bytes:
+    """A listing with one file."""
+    lfs = {"oid": "0" * 64, "size": 30_000, "pointerSize": 1}
+    return json.dumps(
+        [{"type": "file", "oid": "0" * 40, "size": 30_000, "path": MODEL, "lfs": lfs, **more}]
+    ).encode()
+
+
+ANSWERS = {
+    "info is HTML": (INFO, HTML),
+    "info is a list": (INFO, b"[1]"),
+    "info is empty": (INFO, b""),
+    "info is nested": (INFO, NESTED),
+    "info is no UTF-8": (INFO, b'{"id": "\xff"}'),
+    "commit is a number": (INFO, b'{"id": "x", "sha": 5}'),
+    "commit is a path": (INFO, b'{"id": "x", "sha": "../../../../etc"}'),
+    "commit is missing": (INFO, b'{"id": "x"}'),
+    "listing is HTML": (TREE, HTML),
+    "listing is nested": (TREE, NESTED),
+    "listing is an object": (TREE, b'{"a": 1}'),
+    "listing of numbers": (TREE, b"[1]"),
+    "listing of nothing": (TREE, b"[]"),
+    "size is text": (TREE, entry(lfs=None, size="5")),
+    "size is negative": (TREE, entry(lfs=None, size=-5)),
+    "size is negative in LFS": (TREE, entry(lfs={"oid": "0" * 64, "size": -5, "pointerSize": 1})),
+    "size is huge": (TREE, entry(lfs=None, size=2**70)),
+    "size is nought": (TREE, entry(lfs=None, size=0)),
+    "path is a number": (TREE, entry(path=5)),
+    "path is a list": (TREE, entry(path=[MODEL])),
+    "path is missing": (TREE, b'[{"type": "file", "oid": "0", "size": 5}]'),
+    "path is not printable": (TREE, entry(path="\x1b[31m.safetensors")),
+    "path is half a letter": (TREE, entry(path="\ud800.safetensors")),
+    "path goes up": (TREE, entry(path="../../x.safetensors")),
+    "path is absolute": (TREE, entry(path="/etc/x.safetensors")),
+    "path is dots": (TREE, entry(path="..safetensors")),
+    "LFS is a list": (TREE, entry(lfs=[1])),
+}
+
+
+@pytest.mark.parametrize("case", every(5, ANSWERS))
+def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
+    """Exit 1, a line and a hint, at once, and nothing outside the cache."""
+    pattern, body = ANSWERS[case]
+    edit(hub, pattern, lambda answer: answer.become(200, {"Content-Type": "text/html"}, body))
+    done = run(*SMALL, "-o", "out", seconds=10)
+    told(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["hub"]
+    assert "Welcome" not in done.err
+
+
+@pytest.mark.parametrize("checksum", every(4, ["x" * 64, "abc", 5, None]))
+def test_an_unusable_checksum_is_none(run, hub, tmp_path, small, checksum):
+    """A file whose checksum is no checksum is read, and its rows say that nothing was verified."""
+
+    def spoil(answer) -> None:
+        listed = json.loads(answer.body)
+        for one in listed:
+            if one["path"] == MODEL:
+                one["lfs"]["oid"] = checksum
+        answer.body = json.dumps(listed).encode()
+
+    edit(hub, TREE, spoil)
+    found_by(run, tmp_path, small)
+    verified = frame(tmp_path / "out").groupby("subject")["verified"].unique()
+    assert {subject: list(values) for subject, values in verified.items()} == {
+        "base": [True], "tuned": [False], "delta": [False]
+    }  # fmt: skip
+
+
+INDEXES = {
+    "goes up": ({"a": "../../x.safetensors"}, "leaves the folder"),
+    "absolute": ({"a": "/etc/x.safetensors"}, "leaves the folder"),
+    "not there": ({"a": "x.safetensors"}, "1 of 1 shards are not in the repository"),
+    "escape": ({"a": "\x1b[2J.safetensors"}, "no file name"),
+    "no map": ([], "no weight_map"),
+    "a pickle": ({"a": "x.bin"}, "not a .safetensors file"),
+}
+
+
+@pytest.mark.parametrize("case", every(3, INDEXES))
+def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
+    """Shards that lie outside, that are not there, that are something else."""
+    weight_map, words = INDEXES[case]
+    hostile = shutil.copytree(folders["small-tuned"], tmp_path / "hostile")
+    (hostile / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    hub.add("org/hostile", hostile)
+    done = run(*SMALL[:-1], "org/hostile", "-o", "out")
+    told(done, "error: org/hostile: ", words, "tell its owner")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_address_that_is_no_hub(run, hub, tmp_path):
+    """A web page, an address without a scheme, nonsense: what is wrong with HF_ENDPOINT."""
+    edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
+    done = run(*SMALL, "-o", "out", seconds=10)
+    told(done, "does not answer like a Hub", "check that HF_ENDPOINT is a Hub")
+    for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
+        told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
+    told(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
+
+
+def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
+    """An LFS pointer, an empty file, a lying header: one line that names the file."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\n"
+    for number, content in enumerate((pointer, b"", b"1234", b"\xff" * 900)):
+        broken = shutil.copytree(folders["small-tuned"], tmp_path / f"broken{number}")
+        (broken / MODEL).write_bytes(content)
+        hub.add("org/broken", broken)
+        done = run(*SMALL[:-1], "org/broken", "-o", "out")
+        told(done, f"error: org/broken: {MODEL}", "tell its owner")
+
+
+@pytest.mark.parametrize("offline", [(), ("--offline",)], ids=["online", "offline"])
+def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, offline):
+    """`org/here` is on the Hub or nowhere; the one hint is how to write the folder."""
+    (tmp_path / "org" / "here").mkdir(parents=True)
+    done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
+    assert done.code == 1
+    assert "error: org/here is not" in done.err
+    assert done.err.endswith("hint:  for the folder, write ./org/here\n")
+    early = "org/here is taken for a model on the Hub; for the folder, write ./org/here\n"
+    assert done.err.startswith(early) != bool(offline)  # before the first request
+
+
+def broken_by(action, path, folder, origin=None):
+    """What is said of a file whose download goes wrong in this way, for good."""
+    from huggingface_hub import get_session
+
+    from shadow.checkpoints.hub_client import own_client
+    from shadow.checkpoints.hub_faults import FAILURES, in_words
+
+    with Hub() as hub, own_client():
+        hub.add("org/small", folder)
+        hub.fail(path, action, origin=origin, times=None)
+        with pytest.raises(FAILURES) as caught:
+            get_session().get(f"{hub.endpoint}/org/small/resolve/main/{path}")
+    return in_words(caught.value, repo="org/small", path=path)
+
+
+@pytest.mark.parametrize("action", [Cut(3), Cut(3, reset=True)], ids=str)
+@pytest.mark.parametrize("path", ["config.json", MODEL])
+def test_an_answer_that_ends_early_is_told_as_that(folders, path, action):
+    """The line broke within a file: not `cannot be reached`, since the Hub had answered."""
+    assert "arrived incomplete" in broken_by(action, path, folder=folders["small-base"]).message
+
+
+@pytest.mark.parametrize("origin", ["hub", "cdn"])
+def test_a_server_that_does_not_answer_cannot_be_reached(folders, origin):
+    """Also the one to which the Hub, which did answer, redirects."""
+    told = broken_by(Drop(), MODEL, origin=origin, folder=folders["small-base"])
+    assert "cannot be reached" in told.message
+
+
+@pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])
+def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered, tries):
+    """Where it has, a refused connection is an outage, and all tries are made."""
+    from huggingface_hub import get_session
+
+    from shadow.checkpoints import hub_client as client
+    from shadow.errors import ShadowError
+
+    monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(client, "PATIENCE", 0.0)
+    monkeypatch.setattr(client, "answered", threading.Event())
+    made = []
+    with Hub() as hub, client.own_client():
+        there = hub.endpoint
+        if answered:
+            get_session().get(f"{there}/api/models/org/none")
+
+    def attempt() -> None:
+        made.append(True)
+        get_session().get(there)
+
+    with client.own_client(), pytest.raises(ShadowError, match="cannot be reached"):
+        client.trying(attempt, lambda _: None, repo="org/small", revision=None)
+    assert len(made) == tries
+
+
+@pytest.mark.slow
+def test_files_that_change_under_way(tmp_path):
+    """A shard that another program takes away or cuts is a line, not a traceback."""
+    from shadow.checkpoints.hub import RemoteFile, Snapshot
+    from shadow.checkpoints.safetensors_files import TensorInfo
+    from shadow.checkpoints.sources import LocalFile, WholeFile
+    from shadow.errors import ShadowError
+
+    remote = WholeFile(Snapshot("org/x", "0" * 40, None, {}, "open"), RemoteFile(MODEL, 9, None))
+    remote.path = tmp_path / "gone"
+    (tmp_path / "cut").write_bytes(bytes(3))
+    for source in (remote, LocalFile(tmp_path / "gone"), LocalFile(tmp_path / "cut")):
+        with pytest.raises(ShadowError, match="changed during the audit"):
+            source.tensor(TensorInfo("a", "F32", (1,), MODEL, 0, 4))

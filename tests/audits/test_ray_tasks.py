@@ -1,0 +1,447 @@
+"""What becomes of tasks on Ray, from Python: faults, messages, lost machines, too much memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import models
+import pytest
+from ray_machines import SECONDS, Command, until
+from runs import contents
+
+from shadow.audits.machine_limits import machine_limits
+
+pytest_plugins = "ray_machines"
+pytestmark = pytest.mark.ray
+
+
+def test_a_ray_of_this_machine_is_nobody_elses(command):
+    """All its processes listen on the loopback address alone and ask for a token; nothing of that
+    stays in this process.
+    """
+    script = """
+def listening():
+    addresses = {}
+    for family in ("tcp", "tcp6"):
+        for line in Path("/proc/net", family).read_text().splitlines()[1:]:
+            _, local, _, state, *more = line.split()
+            if state == "0A":
+                addresses[f"socket:[{more[5]}]"] = local.partition(":")[0]
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            address = addresses.get(os.readlink(link))
+            if address and b"OF_THIS_TEST=1" in (link.parents[1] / "environ").read_bytes():
+                found.append(address)
+        except OSError:
+            continue
+    return found
+before = dict(os.environ)
+with ray_engine.ray_engine(Ray("local"), Runtime()):
+    mode = ray.get(ray.remote(lambda: os.environ["RAY_AUTH_MODE"]).remote())
+    found = listening()
+    here = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    print(mode, len(found) > 3, set(found) - here)
+print({name for name in os.environ if name.startswith("RAY_") and name not in before})
+"""
+    variables = {**command.variables, "OF_THIS_TEST": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    printed = in_python(replace(command, variables=variables), script)
+    assert printed.splitlines() == ["token True set()", "set()"]
+
+
+HEAD = """
+import os, signal, time
+from functools import partial
+from pathlib import Path
+import ray, shadow
+from shadow.audits import ray_engine
+from shadow.audits.engine import Task
+from shadow.audits.ray_engine import Ray
+from shadow.audits.runtime import Runtime
+from shadow.errors import ShadowError
+"""
+
+
+def in_python(command: Command, script: str) -> str:
+    """What a script prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + script],
+        cwd=command.folder, env={**os.environ, **command.variables},
+        capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_of_the_python_page_runs_as_it_stands(command):
+    """On a Ray of this machine that it starts and ends, with a second one for the second call."""
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"(?ms)^<!-- not run: needs Ray;[^\n]*\n```python\n(.*?)^```", page)
+    ended_too = "\nimport ray\nassert not ray.is_initialized()\n"
+    printed = in_python(command, script + ended_too)
+    assert printed == "demo:base..narrow demo:base..broad\n"
+
+
+def test_python_has_reports_in_the_order_of_the_pairs(tmp_path, command, machines):
+    """The first pair takes longest and one fails: the reports of all others are there and those of
+    one process; the fault names the pair, with the usual hint; a Ray that the process has
+    initialised stays, and an address of another one is refused.
+    """
+    for seed, name, layers in ((0, "base", 12), (1, "slow", 12), (2, "fast", 1)):
+        models.toy(tmp_path / name, seed, layers, 200)
+    (tmp_path / "toys.yaml").write_text(
+        "toy-a: {base: ./base, slow: ./slow, fast: ./fast}\ntoy-bad: {base: ./base, gone: ./gone}\n"
+    )
+    script = f"""
+ray.init(address="{machines.address}", log_to_driver=False, logging_level="error")
+on_ray = dict(engine=shadow.Ray(cpus_per_task=1), registry=".")
+lines, states = [], []
+reports = shadow.audit(
+    ["toy-a:base..slow", "toy-a:base..fast"], output="ray", say=lines.append,
+    progress=states.append, **on_ray,
+)
+print([report.name for report in reports])
+print(max(state.done for state in states))
+print(sum(line.startswith("[1/2] toy-a:base..slow: ") for line in lines) > 0)
+try:
+    shadow.audit(["toy-bad:base..gone", "toy-a:base..fast"], output="bad", **on_ray)
+except shadow.ShadowError as error:
+    print(error.message.partition(": ")[0], "|", "toy-bad:base..gone" in error.message)
+    print(bool(error.hint))
+try:
+    on_ray["engine"] = shadow.Ray("127.0.0.1:1", cpus_per_task=1)
+    shadow.audit("toy-a", output="x", **on_ray)
+except shadow.UsageError as error:
+    print(error.message)
+assert ray.is_initialized()
+"""
+    assert in_python(command, script).splitlines() == [
+        "['toy-a:base..slow', 'toy-a:base..fast']",
+        "12",
+        "True",
+        "1 of 2 pairs could not be audited | True",
+        "True",
+        "this process has a Ray of another address already",
+    ]
+    assert (tmp_path / "bad" / "toy-a" / "base..fast" / "matrices.parquet").is_file()
+    command("audit", "toy-a:base..*", "--registry", ".", "-o", "local")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}
+
+
+def test_waiting_for_another_audit_is_no_loss(command, machines):
+    """A task gives way three times, then its process is killed once: it begins again and ends."""
+    script = f"""
+def work(runtime):
+    begun = Path("begun")
+    begun.write_text((begun.read_text() if begun.exists() else "") + "x")
+    if len(begun.read_text()) == 4:
+        os._exit(1)
+    return len(begun.read_text())
+runtime = Runtime(say=print)
+with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
+    engine.submit(Task("one", work, lambda: runtime))
+    for ended in engine.as_completed():
+        print(ended.result, ended.fault)
+        if ended.result in (1, 2, 3):
+            engine.submit(ended.task)
+"""
+    assert in_python(command, script).splitlines() == [
+        "1 None",
+        "2 None",
+        "3 None",
+        "its process was lost (WorkerCrashedError); trying again",
+        "5 None",
+    ]
+
+
+def test_a_fault_of_any_kind_comes_back_with_its_traceback(command, machines):
+    """One that cannot be pickled, one that cannot be unpickled and a plain one: each is told once,
+    with its type and text, and none is taken for a machine without `shadow`.
+    """
+    script = f"""
+import threading
+class Locked(Exception):
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+class TwoWords(Exception):
+    def __init__(self, one, other):
+        super().__init__(one)
+def locked(runtime):
+    raise Locked("disk on fire")
+def two_words(runtime):
+    raise TwoWords("disk on fire", 2)
+def plain(runtime):
+    raise ValueError("disk on fire")
+runtime = Runtime(say=print)
+with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
+    for work in (locked, two_words, plain):
+        engine.submit(Task(work.__name__, work, lambda: runtime))
+    for ended in engine.as_completed():
+        (note,) = ended.fault.__notes__
+        print(type(ended.fault).__name__, ended.fault, f"in {{ended.task.name}}" in note)
+"""
+    assert sorted(in_python(command, script).splitlines()) == [
+        "RuntimeError Locked: disk on fire True",
+        "RuntimeError TwoWords: disk on fire True",
+        "ValueError disk on fire True",
+    ]
+
+
+def test_tasks_know_whether_they_share_their_machine(command):
+    """Two at a time on this machine do; with --max-disk there is one, which does not."""
+    script = """
+from shadow.audits.plan import Access
+quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="error")
+ray.init("local", num_cpus=2, **quiet)
+for cores, most in ((1, None), (2, None), (1, 10**9)):
+    runtime = Runtime(access=Access(max_disk=most))
+    with ray_engine.ray_engine(Ray(cpus_per_task=cores), runtime) as engine:
+        engine.submit(Task("one", lambda there: there.access.alone, lambda: runtime))
+        print([ended.result for ended in engine.as_completed()])
+"""
+    assert in_python(command, script).splitlines() == ["[False]", "[True]", "[True]"]
+
+
+def test_what_tasks_tell_goes_to_the_machine_of_the_driver(command, machines):
+    """Ray puts an actor that needs no resources on any machine; with that machine, all messages
+    would be lost.
+    """
+    script = f"""
+
+class Own(ray_engine.Ear):
+    def machine(self):
+        return ray.get_runtime_context().get_node_id()
+
+ray_engine.Ear = Own
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()):
+    here = ray.get_runtime_context().get_node_id()
+    ears = [ray_engine.new_ear() for _ in range(8)]
+    print(*(ray.get(ear.machine.remote()) == here for ear in ears))
+"""
+    assert in_python(command, script).split() == ["True"] * 8
+
+
+def test_what_tasks_tell_outlives_the_process_that_collects_it(tmp_path, command, machines):
+    """That process is killed between two messages of a task: both arrive, each once."""
+    script = f"""
+
+class Own(ray_engine.Ear):
+    def process(self):
+        return os.getpid()
+
+def work(runtime):
+    runtime.say("before")
+    while not Path("killed").exists():
+        time.sleep(0.1)
+    runtime.say("after")
+
+def say(text):
+    print(text)
+    if text == "before":
+        os.kill(ray.get(engine.ear.process.remote()), signal.SIGKILL)
+        Path("killed").touch()
+
+ray_engine.Ear = Own
+runtime = Runtime(say=say)
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
+    engine.submit(Task("one", work, lambda: runtime))
+    print([ended.fault for ended in engine.as_completed()])
+"""
+    assert in_python(command, script).splitlines() == ["before", "after", "[None]"]
+
+
+def test_last_words_are_waited_for(command, machines):
+    """What a task tells right before it ends comes late: it comes. The times are made short."""
+    script = f"""
+
+class Own(ray_engine.Ear):
+    def since(self, *asked):
+        if self._told:
+            time.sleep(2)
+        return super().since(*asked)
+
+ray_engine.Ear, ray_engine.GRACE = Own, 0.5
+runtime = Runtime(say=print)
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
+    engine.submit(Task("one", lambda there: there.say("last words"), lambda: runtime))
+    print([ended.fault for ended in engine.as_completed()])
+"""
+    assert in_python(command, script).splitlines() == ["last words", "[None]"]
+
+
+def test_the_cluster_keeps_the_function_of_tasks_once(command, machines):
+    """Each copy would stay until the run ends, and every worker would load it."""
+    script = f"""
+from ray.experimental.internal_kv import _internal_kv_list
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
+    before = len(_internal_kv_list("RemoteFunction", namespace="fun"))
+    for name in "abc":
+        engine.submit(Task(name, lambda runtime: None, Runtime))
+    print(len(list(engine.as_completed())))
+    print(len(_internal_kv_list("RemoteFunction", namespace="fun")) - before)
+"""
+    assert in_python(command, script).splitlines() == ["3", "1"]
+
+
+def test_a_run_whose_own_machine_is_lost_ends(command, machines):
+    """Ray then begins no task any more, on whichever machine. That it is lost is made up."""
+    script = f"""
+with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
+    engine.submit(Task("one", lambda runtime: None, Runtime))
+    engine.here = "gone"
+    try:
+        list(engine.as_completed())
+    except ShadowError as error:
+        print(error.message, "|", error.hint)
+"""
+    assert in_python(command, script).splitlines() == [
+        "Ray has ended on the machine of this command | "
+        "start Ray there again; the same command continues"
+    ]
+
+
+def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
+    """The only machine with cores is taken away: one line, and a fault with a hint instead of an
+    endless wait. The times are made short.
+    """
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    cluster = cluster_utils.Cluster()
+    try:
+        own = {"object_store_memory": 100_000_000}
+        cluster.add_node(num_cpus=0, include_dashboard=False, **own)
+        worker = cluster.add_node(num_cpus=1, **own)
+        script = f"""
+ray_engine.EMPTY_TOLD, ray_engine.EMPTY_ENDS = 1.0, 3.0
+def work(runtime):
+    Path("begun").touch()
+    time.sleep({SECONDS})
+runtime = Runtime(say=print)
+request = Ray("{cluster.address}", cpus_per_task=1)
+with ray_engine.ray_engine(request, Runtime(say=print)) as engine:
+    for name in ("one", "two"):
+        engine.submit(Task(name, work, lambda: runtime))
+    try:
+        list(engine.as_completed())
+    except ShadowError as error:
+        print(error.message, "|", error.hint)
+"""
+        process = subprocess.Popen(
+            [sys.executable, "-c", HEAD + script],
+            cwd=tmp_path, env={**os.environ, **command.variables},
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        until((tmp_path / "begun").exists)
+        cluster.remove_node(worker, allow_graceful=False)
+        out, _ = process.communicate(timeout=SECONDS)
+    finally:
+        cluster.shutdown()
+    lines = out.splitlines()
+    assert lines.count("Ray has no machine for a task; waiting for up to 0 minutes") == 1
+    assert lines[-1] == (
+        "Ray has had no machine for a task for 0 minutes | "
+        "start Ray on a machine again; the same command continues"
+    )
+
+
+def test_another_version_on_a_machine_is_one_line(tmp_path, command, machines):
+    """Told with both versions and what to do; nothing is tried again, and nothing is left."""
+    script = f"""
+ray_engine.__version__ = "0.0.1"
+lines = []
+try:
+    shadow.audit("demo", output="out", engine=shadow.Ray("{machines.address}", 1),
+                 say=lines.append)
+except shadow.ShadowError as error:
+    print(error.message)
+    print(error.hint)
+assert not any("trying again" in line for line in lines)
+"""
+    message, hint = in_python(command, script).splitlines()
+    assert message.startswith("2 of 2 pairs could not be audited: demo:base..narrow: a machine has")
+    assert "and the command is of shadow 0.0.1" in message
+    assert hint == "install shadow 0.0.1 on every machine"
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+MEMORY = 4 * 2**30  # bytes that a task takes after ten matrices, twice what Ray leaves it
+
+
+def test_a_task_that_takes_too_much_memory_goes_on_with_one_thread(tmp_path, command):
+    """Ray's monitor kills it, in earnest. It goes on at its journal, and the report is that of one
+    process.
+    """
+    memory = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
+    total, free = (int(memory[key]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    if free < 2 * MEMORY or machine_limits().memory_by != "the machine":
+        pytest.skip("needs 8 GiB of free memory, and no control group that limits it")
+    for seed, name in enumerate(("base", "tuned")):
+        models.toy(tmp_path / name, seed, 40, 100)
+    script = f"""
+from dataclasses import replace
+import numpy as np
+from shadow.audits.ray_engine import RayEngine
+submit = RayEngine.submit
+def hungry(work, runtime):
+    again = Path("again")
+    if again.exists():
+        again.write_text(str(runtime.jobs))
+        return work(runtime)
+    def show(state):
+        runtime.show(state)
+        if state.done == 10:
+            again.touch()
+            taken = np.ones({MEMORY} // 8)
+            time.sleep({SECONDS})
+    return work(replace(runtime, show=show))
+RayEngine.submit = lambda self, task: submit(self, replace(task, work=partial(hungry, task.work)))
+said = []
+shadow.audit(base="./base", tuned="./tuned", output="out", engine="ray", parts=1, say=said.append)
+print(*said, sep="\\n")
+"""
+    monitored = {
+        "RAY_memory_usage_threshold": str((total - free + MEMORY / 2) / total),
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
+    said = in_python(replace(command, variables={**command.variables, **monitored}), script)
+    assert "its machine ran out of memory; trying again" in said
+    assert "resuming: 10 of 40 matrices already measured" in said
+    assert (tmp_path / "again").read_text() == "1"
+    command("audit", "./base", "./tuned", "-o", "local")
+    assert contents(tmp_path / "out") == contents(tmp_path / "local") != {}
+
+
+def test_a_task_that_is_out_of_memory_three_times_is_given_up(tmp_path, command, machines):
+    """Ray's answer is made up: one line and a hint, and the same call goes on later."""
+    for seed, name in enumerate(("base", "tuned")):
+        models.toy(tmp_path / name, seed)
+    script = f"""
+get, left = ray.get, [3]
+def got(reference, **more):
+    if not more and left[0]:  # of a task, not of what tasks tell
+        left[0] -= 1
+        raise ray.exceptions.OutOfMemoryError("killed by the memory monitor")
+    return get(reference, **more)
+ray.get = got
+lines = []
+asked = dict(base="./base", tuned="./tuned", output="out",
+             engine=shadow.Ray("{machines.address}", 1), parts=1, say=lines.append)
+try:
+    shadow.audit(**asked)
+except shadow.ShadowError as error:
+    print(error.message)
+    print(error.hint)
+print(sum(line.endswith("its machine ran out of memory; trying again") for line in lines))
+shadow.audit(**asked)
+"""
+    message, hint, again = in_python(command, script).splitlines()
+    assert message == "its machine ran out of memory, 3 times in a row"
+    assert hint.startswith("give each task more with --memory-per-task")
+    assert again == "2"
+    command("audit", "./base", "./tuned", "-o", "local")
+    assert contents(tmp_path / "out") == contents(tmp_path / "local") != {}

@@ -1,0 +1,319 @@
+"""`shadow gate`, and rules on an audit: exit codes, lists, baselines, and what is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import reports
+from command import run_shadow
+from effort import every
+from reports import delta, places
+
+from shadow.audits.list_index import read_index, write_index
+from shadow.reports.provenance import finished_metadata
+from shadow.telling.baselines import read_measured
+
+
+@pytest.fixture(scope="module")
+def as_list(tmp_path_factory):
+    """The demo, audited as a list of one shard."""
+    folder = tmp_path_factory.mktemp("list")
+    run_shadow("audit", "demo", "--shard", "1/1", "-o", "list", cwd=folder).assert_done()
+    return folder / "list"
+
+
+# The commands
+
+
+def judged(done):
+    return {one["pair"]: one for one in json.loads(done.out)}
+
+
+def test_audit_and_gate_say_the_same(shadow):
+    """The same rules on an audit and on its finished report: exit code, verdicts, figures; stdout
+    is pure JSON.
+    """
+    first, second = "language.mlp.up.concentration > 0.3", "language.*.spikes>100"
+    rules = ("--fail-on", first, "--fail-on", second)
+    audited = shadow("audit", "demo", "-o", "out", *rules, "--format", "json")
+    gated = shadow("gate", "out", *rules, "--format", "json")
+    assert audited.code == gated.code == 4
+    told = {summary["pair"]: summary["judged"] for summary in json.loads(audited.out)}
+    assert told == judged(gated)
+    codes = {pair: one["code"] for pair, one in told.items()}
+    assert codes == {"base..narrow": 4, "base..broad": 0}
+    assert [rule["outcome"] for rule in told["base..narrow"]["rules"]] == ["met", "passed"]
+    assert f"demo:base..narrow: {first}: language.mlp.up.con" in audited.err
+    assert json.loads(shadow("show", "out", "--format", "json").out) == [
+        {key: value for key, value in summary.items() if key != "judged"}
+        for summary in sorted(json.loads(audited.out), key=lambda one: one["pair"])
+    ]
+
+
+@pytest.mark.parametrize("name", ["matrices", "tensors"])
+def test_a_damaged_report_does_not_pass(shadow, tmp_path, name):
+    """Its other files are there: it was to be judged, and no baseline may lack it in silence."""
+    why = "is missing from this report (it may not have been copied completely)"
+    words = f"{name}.parquet {why}"
+    for pair in ("base..one", "base..two"):
+        reports.uniform(tmp_path / "g" / "toy" / pair, 0.4)
+    shutil.copytree(tmp_path / "g", tmp_path / "whole")
+    (tmp_path / "g" / "toy" / "base..two" / f"{name}.parquet").unlink()
+    done = shadow("gate", "g", "--fail-on", "concentration > 0.9")
+    assert done.code == 1
+    assert done.err.count(words) == 1
+    assert "hint:  run the audit again" in done.err
+    held = shadow("gate", "whole", "--against", "g")
+    assert held.code == 1
+    assert words in held.err
+    for command in (("report", "g", "-o", "x.html"), ("show", "g")):  # go on with the others
+        done = shadow(*command)
+        assert (done.code, words in done.err) == (1, True)
+    for command in (("compare", "g"), ("export", "g", "--to", "csv")):
+        assert words in shadow(*command).assert_refused()
+
+
+def test_a_list_is_judged_pair_by_pair(shadow):
+    """A glob is a list: each pair has verdicts, annotations begin lines with FORCE_COLOR too."""
+    env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
+    rule = ("--fail-on", "concentration > 0.3")
+    done = shadow("audit", "dem*", "-o", "out", *rule, "--format", "json", env=env)
+    assert done.code == 4
+    told = {one["pair"]: one["judged"]["code"] for one in json.loads(done.out)["reports"]}
+    assert told == {"base..narrow": 4, "base..broad": 0}
+    (line,) = [line for line in done.err.splitlines() if "::" in line]
+    assert line.startswith("::error title=demo%3Abase..narrow%3A concentration > 0.3::concen")
+    assert line.partition("::concentration")[2].startswith(" is 0.33 (> 0.3)")
+    assert "\x1b[2K" not in done.err
+
+
+def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
+    """Outcome, rule, what was found, and the message of a rule that was met."""
+    (tmp_path / "policy.yaml").write_text(
+        "narrow-up:\n  fail_on: language.mlp.up.concentration > 0.3\n  message: Look at the data.\n"
+        "spiky:\n  fail_on: spikes > 1\n  severity: warning\n"
+    )
+    text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
+    for word in (
+        "rule: fails if",  # what passed does not hold: its condition alone reads the other way
+        "FAILED",
+        "narrow-up",
+        "language.mlp.up.concentration is 0.39 (> 0.3)",
+        "Look at the data.",
+        "FAILED (warning)",
+    ):
+        assert word in text
+    text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
+    assert "Look at the data." not in text
+    assert "passed" in text
+
+
+def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
+    """Exit 0 is what --allow-missing asks for; the last line, and on GitHub an annotation, say that
+    nothing was compared. Without it the nearest folder is named.
+    """
+    shutil.copytree(demo["narrow"], tmp_path / "reports" / "demo" / "base..narrow")
+    shutil.copytree(demo["narrow"], tmp_path / "accepted" / "demo" / "base..narrow")
+
+    def held(against, *more, **options):
+        return shadow("gate", "reports", "--against", against, *more, **options)
+
+    done = held("acepted", "--allow-missing")
+    assert done.code == 0
+    assert "did you mean 'accepted'?" in done.err
+    assert done.err.splitlines()[-1] == "WARNING: no baseline: nothing was compared with acepted"
+    done = held("acepted", "--allow-missing", env={"GITHUB_ACTIONS": "true"})
+    assert "::warning title=shadow::no baseline: nothing was compared with acepted\n" in done.err
+    done = held("acepted")
+    assert "no such folder: acepted" in done.assert_refused()
+    assert "did you mean 'accepted'?" in done.err
+    assert "WARNING" not in held("accepted", "--allow-missing").err
+    # as of a baseline of other pairs: its folder is there, and nothing is compared
+    (tmp_path / "empty").mkdir()
+    assert "WARNING: no baseline" in held("empty", "--allow-missing").err
+
+
+def test_a_checkpoint_is_no_baseline(shadow, demo, tmp_path):
+    """With and without --allow-missing: it will never have reports."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"")
+    for more in ((), ("--allow-missing",)):
+        done = shadow("gate", demo["narrow"], "--against", "base", *more)
+        assert "base is a checkpoint, not a report" in done.assert_refused()
+
+
+@pytest.mark.parametrize("name", ["batch.parquet", "demo/base..narrow/summary.json"])
+def test_a_file_in_place_of_its_folder_is_answered_with_the_folder(shadow, as_list, tmp_path, name):
+    """Not with itself."""
+    (tmp_path / "list").symlink_to(as_list)
+    file = f"list/{name}"
+    done = shadow("gate", file, "--fail-on", "spikes > 1")
+    assert f"{file} is a file, not a folder" in done.assert_refused()
+    assert f"did you mean '{file.rpartition('/')[0]}'?" in done.err
+
+
+def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
+    """The figures of a copy that was rounded are judged, and the note says that they are not those
+    of a training.
+    """
+    rows = [delta(0.4, where, floor_ratio=0.9) for where in places(6)]
+    folder, rule = reports.write(tmp_path / "a", rows), ("--fail-on", "concentration > 0.5")
+    now = read_measured(folder)
+    assert [gate.name for gate in now.summary.failed_gates] == ["rounding"]
+    done = shadow("gate", folder, *rule, "--format", "json")
+    assert done.code == 0
+    (one,) = json.loads(done.out)
+    assert one["notes"] == [f"not assessable: {now.summary.failed_gates[0].reason}"]
+    assert "note: not assessable: " in shadow("gate", folder, *rule).out
+
+
+MET, ABSENT = ("--fail-on", "concentration > 0.3"), ("--fail-on", "vision.spikes > 1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (MET, 4),
+        (("--fail-on", "concentration > 0.9"), 0),
+        ((*MET, *ABSENT), 1),
+        ((*MET, *ABSENT, "--allow-missing"), 4),
+        ((*ABSENT, "--allow-missing"), 0),
+        (("--fail-on", "concentratoin > 0.3"), 2),
+        (("--policy", "absent.yaml"), 1),
+        (("--against", "absent"), 1),
+        (("--against", "absent", "--allow-missing"), 0),
+        ((), 2),
+    ],
+)
+def test_exit_codes_of_gate(shadow, demo, arguments, code):
+    """1 could not or nothing to judge, 2 wrong usage, 4 met, 0 else."""
+    done = shadow("gate", demo["narrow"], *arguments)
+    assert "Traceback" not in done.err
+    assert done.code == code, done.err
+    if code == 2 or ("absent" in str(arguments) and code):
+        done.assert_refused(code)
+
+
+def test_exit_codes_of_audit(shadow):
+    """A wrong rule stops before anything is measured; a pair that cannot be audited outranks a rule
+    that was met.
+    """
+    done = shadow("audit", "demo", "-o", "out", "--fail-on", "language.mlp.upp.spikes > 1")
+    assert "no module 'mlp.upp'" in done.assert_refused(2)
+    gone = ("--base", "./none", "--tuned", "./none")
+    done = shadow("audit", "demo:base..narrow", *gone, "-o", "out", *MET)
+    assert done.code == 1
+    assert "no such folder" in done.err
+    assert "concentration > 0.3: concentration is 0.33 (> 0.3)" in done.err
+    assert shadow("audit", "demo:base..narrow", "-o", "out", *MET).code == 4
+
+
+def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
+    """`gate` judges the others and exits with 1."""
+    shutil.copytree(demo["narrow"], tmp_path / "reports" / "good")
+    shutil.copytree(demo["broad"], tmp_path / "reports" / "bad")
+    (tmp_path / "reports" / "bad" / "tensors.parquet").write_bytes(b"no")
+    done = shadow("gate", "reports", *MET)
+    assert done.code == 1
+    assert "concentration is 0.33 (> 0.3)" in done.err
+    assert "tensors.parquet" in done.err
+
+
+@pytest.mark.parametrize("state", every(2, ["failed", "pending"]))
+def test_what_a_list_lacks_is_no_pass(shadow, as_list, tmp_path, state):
+    """A pair without a report and a shard elsewhere are faults; what is there is judged."""
+    shutil.copytree(as_list, tmp_path / "list")
+    rules = ("--fail-on", "concentration > 0.9", "--format", "json")
+    assert shadow("gate", "list", *rules).code == 0
+    index = read_index(tmp_path / "list")
+    row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
+    write_index(tmp_path / "list", replace(index.with_rows({row.key: row}), shards=("1/2",)))
+    # of the shard alone: the report is there, whatever the index says
+    assert shadow("gate", "list", *rules).code == 1
+    shutil.rmtree(tmp_path / "list" / row.folder)
+    done = shadow("gate", "list", *rules)
+    assert done.code == 1
+    why = "no such folder: x" if state == "failed" else "pending"
+    assert f"demo:base..broad has no report: {why}" in done.err
+    assert "list lacks shard 2/2 of its list" in done.err
+    judged = {one["pair"]: (one["code"], len(one["rules"])) for one in json.loads(done.out)}
+    assert judged == {"base..narrow": (0, 1), "base..broad": (1, 0), "shard 2/2": (1, 0)}
+    shutil.rmtree(tmp_path / "list" / "demo")
+    done = shadow("gate", "list", *rules)
+    assert {one["pair"] for one in json.loads(done.out)} == judged.keys()
+    why = "its report is missing (list/demo/base..narrow, done by index.json)"
+    assert f"demo:base..narrow: {why}" in done.err
+
+
+def test_the_first_of_very_many_missing_shards_are_told(shadow, as_list, tmp_path):
+    """A hundred one by one, and how many more there are."""
+    shutil.copytree(as_list, tmp_path / "list")
+    index = read_index(tmp_path / "list")
+    write_index(tmp_path / "list", replace(index, shards=("1/1000000",)))
+    done = shadow("gate", "list", "--fail-on", "concentration > 0.9", "--format", "json")
+    assert done.code == 1
+    missing = [one["pair"] for one in json.loads(done.out) if "shard" in one["pair"]]
+    assert missing[0] == "shard 2/1000000"
+    assert missing[99:] == ["shard 101/1000000", "999,899 more shards"]
+
+
+def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
+    shadow, demo, tmp_path
+):
+    """`--against reports -o reports --overwrite`: the earlier report is read before the new one
+    takes its place.
+    """
+    folder = tmp_path / "reports" / "demo" / "base..narrow"
+    shutil.copytree(demo["broad"], folder)
+    # the broad pair's figures under the narrow pair's name
+    for name in ("matrices", "tensors", "residual", "files"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        tuned = finished_metadata(demo["narrow"])["tuned"]
+        tuned = {"repo": tuned["repo"], "commit": None, "fingerprint": "0" * 64}
+        metadata = json.loads(table.schema.metadata[b"shadow"])
+        metadata |= {"pair": "base..narrow", "tuned": tuned}
+        table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
+        pq.write_table(table, folder / f"{name}.parquet")
+    arguments = ("audit", "demo:base..narrow", "-o", "reports", "--overwrite")
+    arguments += ("--against", "reports")
+    done = shadow(*arguments)
+    assert done.code == 4, done.err
+    assert "relative_norm_overall is 0.08, was 0.0645" in done.err
+    again = shadow(*arguments)
+    assert again.code == 0
+    assert "the baseline is this report itself" in again.out
+
+
+def test_a_report_is_not_its_own_baseline(shadow, demo):
+    """`gate X --against X` would pass whatever X is."""
+    done = shadow("gate", demo["narrow"], "--against", demo["narrow"])
+    assert "is its own baseline" in done.assert_refused()
+
+
+def test_against_another_pair(shadow, demo):
+    """The pair given: one report against one other, and it is said whose baseline that is."""
+    done = shadow("gate", demo["narrow"], "--against", demo["broad"], "--format", "json")
+    assert done.code == 4
+    (one,) = json.loads(done.out)
+    assert "the baseline is of another pair: demo:base..broad" in one["notes"]
+    told = "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"
+    assert told in one["notes"]
+
+
+def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
+    """With `moved` rules --against judges what they name, not every figure of the pair."""
+    (tmp_path / "policy.yaml").write_text(
+        "head:\n  moved: language.head.relative_norm\n  severity: warning\n"
+    )
+    words = ("gate", demo["narrow"], "--policy", "policy.yaml")
+    done = shadow(*words, "--against", demo["broad"], "--format", "json")
+    (one,) = json.loads(done.out)
+    assert [rule["name"] for rule in one["rules"]] == ["head"]
+    # a head is outside the layers: it has no interval
+    assert one["rules"][0]["outcome"] == "missing"
+    assert done.code == 0
+    assert "needs --against" in shadow(*words).assert_refused(2)

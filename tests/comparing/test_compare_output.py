@@ -1,0 +1,335 @@
+"""A comparison on the screen, in files and as errors: what is told, and that it fits."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from reports import delta, identity, place, places, uniform, write
+from view import drawn
+
+from shadow.cli.reports import compare as command
+from shadow.comparing.comparison import MARGIN, compare
+from shadow.errors import ShadowError
+from shadow.reports.columns import COMPARISON
+from shadow.telling.comparison import HOW_SURE, comparison_document, modules_apart
+
+DEMO = Path(__file__).parents[2] / "registry" / "demo"
+
+
+# The command
+
+
+def test_the_rows_go_into_a_folder_that_is_made(shadow, tmp_path):
+    """As the folder of a figure or of an export is; and no line of a pipe ends with a space."""
+    uniform(tmp_path / "a", 0.4)
+    uniform(tmp_path / "b", 0.3)
+    done = shadow("compare", "a", "b", "-o", "new/folder/rows.parquet")
+    assert done.assert_done()
+    assert (tmp_path / "new" / "folder" / "rows.parquet").is_file()
+    assert [line for line in done.out.splitlines() if line != line.rstrip()] == []
+
+
+@pytest.mark.slow
+def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, tmp_path):
+    """A copy of the base has another fingerprint; the demo's narrow model as a base is another one,
+    and refused.
+    """
+    shutil.copytree(DEMO, tmp_path / "copy", copy_function=shutil.copy)  # with times of their own
+    for base, tuned, name in (
+        ("base", "broad", "again"), ("narrow", "broad", "step"), ("broad", "narrow", "other"),
+    ):  # fmt: skip
+        shadow("audit", f"./copy/{base}", f"./copy/{tuned}", "-o", name).assert_done()
+
+    def relation(*runs):
+        done = shadow("compare", *runs, "--format", "json")
+        (contrast,) = json.loads(done.assert_done())["contrasts"]
+        return contrast["relation"], contrast["verified"]
+
+    assert relation(demo_reports / "base..narrow", "again") == ("one base", "content")
+    assert relation(demo_reports / "base..broad", "again") == ("the same pair", "content")
+    assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "content")
+    other = shadow("compare", demo_reports / "base..narrow", "other")
+    assert "different bases" in other.assert_refused()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_output_fits_the_terminal(demo_reports, count):
+    """No line is longer than the terminal, nothing is cut off."""
+    pairs = ("base..narrow", "base..broad", "base..narrow")[:count]
+    document = comparison_document(compare([demo_reports / pair for pair in pairs]))
+    for width in (80, 120):
+        text = drawn(document, width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        margin = "x 1.18"  # of ratios, in a column or in the title
+        figures = ("PR / null PR", "x 0.83", "+0.065", "rel. norm", margin)
+        for word in ("more concentrated", "spread, 87.5 %", "not shown", "only 4 layers", *figures):
+            assert word in text
+        assert ("By depth" in text) == ("mlp.down" in text) == (count == 2)
+        assert ("against the next" in text) == (count == 3)
+
+
+def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
+    """As of two changes that differ tenfold, on 80 columns."""
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    ends = {"difference": 0.067, "low": 0.061, "high": 0.072}
+    small = {
+        "log ratio": {name: math.log(value) for name, value in ends.items()},
+        "difference": {"first": 0.0333, "second": 0.0211},
+    }
+    wide = [replace(figure, **small[figure.scale]) for figure in compared.contrasts[0].figures]
+    wide[-1] = replace(wide[-1], first=0.00083, second=0.014)
+    document = comparison_document(
+        replace(compared, contrasts=[replace(compared.contrasts[0], figures=wide)])
+    )
+    text = drawn(document, 80)
+    assert "x 0.067  x 0.061 to 0.072  more concentrated" in text
+    assert text.count("0  more concentrated") + text.count("2  more concentrated") == 5
+
+
+def test_every_column_of_the_modules_has_a_name_of_its_own(tmp_path):
+    """`conc.` of either report, and their difference."""
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    heads = [column.head for column in modules_apart(compared.contrasts[0]).columns]
+    assert heads[2:5] == ["conc. A", "conc. B", "A - B"]
+    assert len(set(heads)) == len(heads)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_components_and_experts_fit_too(tmp_path, width):
+    """A vision tower beside a mixture of experts, and a long pair name: no line is longer, nothing
+    is cut off.
+    """
+    where = [{**place(layer, "mlp.down"), "component": "vision"} for layer in range(24)]
+    where += [place(layer, "experts.gate", expert) for layer in range(48) for expert in range(21)]
+    name = "Qwen2.5-VL-72B..Qwen2.5-VL-72B-Instruct-0123abcd"
+    folders = [
+        write(tmp_path / one, [delta(c, own) for own in where])
+        for one, c in ((name, 0.45), ("b", 0.123))
+    ]
+    text = drawn(comparison_document(compare(folders)), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "1,032 matrices of both; the 1,032 in 72 layers decide" in text
+    for word in ("vision     mlp.down", "experts.gate  1,008", "vision top-4", "+0.327"):
+        assert word in text
+
+
+def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path):
+    """One row a matrix, columns as told; it can be written again, but replaces no other file."""
+    pairs = ["base..narrow", "base..broad"]
+    arguments = ("compare", *(demo_reports / pair for pair in pairs), "-o", "rows.parquet")
+    done = shadow(*arguments)
+    done.assert_done()
+    assert "30 rows in rows.parquet" in done.err
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.column_names == [column.name for column in COMPARISON]
+    frame = table.to_pandas()
+    assert len(frame) == 30
+    assert frame["votes"].sum() == 28
+    apart = frame["concentration_first"] - frame["concentration_second"]
+    np.testing.assert_allclose(frame["concentration_difference"], apart)
+    ratio = np.log(frame["stable_rank_first"] / frame["stable_rank_second"])
+    np.testing.assert_allclose(frame["stable_rank_difference"], ratio)
+    told = json.loads(table.schema.metadata[b"shadow"])
+    assert [report["pair"] for report in told["comparison"]["reports"]] == pairs
+    assert told["comparison"]["contrasts"][0]["verdict"] == "more concentrated"
+    shadow(*arguments).assert_done()
+    (tmp_path / "mine.parquet").write_text("mine")
+    for path in (demo_reports / "base..narrow" / "matrices.parquet", tmp_path / "mine.parquet"):
+        before = path.read_bytes()
+        assert "no comparison" in shadow(*arguments[:-1], path).assert_refused()
+        assert path.read_bytes() == before
+    nowhere = shadow(*arguments[:-1], "mine.parquet/where/rows.parquet")
+    assert "cannot write to mine.parquet/where" in nowhere.assert_refused()
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "mine.parquet"}
+
+
+def test_a_folder_above_several_reports_stands_for_all_of_them(demo_reports, shadow):
+    """In the order of their names, each once, whether it is named beside the folder or not."""
+    broad, narrow = demo_reports / "base..broad", demo_reports / "base..narrow"
+    named, one, beside = (
+        shadow("compare", *runs, "--json").assert_done()
+        for runs in ((broad, narrow), (demo_reports,), (demo_reports.parent, narrow))
+    )
+    assert one == beside == named
+
+
+def test_wrong_usage(demo_reports, shadow):
+    """One report, too many, a margin that is none: exit code 2."""
+    run = demo_reports / "base..narrow"
+    assert "1 report to compare" in shadow("compare", run).assert_refused(code=2)
+    assert "name too long" in shadow("compare", run, "x" * 5000).assert_refused().lower()
+    many = shadow("compare", *[run] * 13)
+    assert "13 reports" in many.assert_refused(code=2)
+    assert "name two to 12, or a folder above so many" in many.err
+    assert "`shadow show` has a table of any number, --scores correlates up to 200" in many.err
+    for margin in ("-0.1", "nan", "2"):
+        assert "--margin" in shadow("compare", run, run, "--margin", margin).assert_refused(code=2)
+
+
+def test_the_margin_of_the_command_is_the_modules():
+    """The default stands twice, because the command line imports nothing heavy."""
+    import inspect
+
+    assert inspect.signature(command).parameters["margin"].default == MARGIN
+
+
+# Hostile and broken reports
+
+
+def rewritten(change=lambda table: table, **more):
+    """What spoils the rows of a report, or what its metadata say."""
+
+    def spoil(folder):
+        path = folder / "matrices.parquet"
+        table = change(pq.read_table(path))
+        told = json.loads(table.schema.metadata[b"shadow"]) | more
+        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told)}), path)
+
+    return spoil
+
+
+def about(raw):
+    """What replaces the metadata of a report."""
+    return lambda folder: pq.write_table(
+        pq.read_table(folder / "matrices.parquet").replace_schema_metadata({b"shadow": raw}),
+        folder / "matrices.parquet",
+    )
+
+
+def column(name, value):
+    def change(table):
+        values = pa.array([value] * len(table))
+        values = values.view("string") if isinstance(value, bytes) else values
+        return table.set_column(table.column_names.index(name), name, values)
+
+    return rewritten(change)
+
+
+def file(name, content=None):
+    """What writes a file of a report, or removes it."""
+    return lambda folder: (
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    )
+
+
+FAULTS = {
+    "no report": (shutil.rmtree, "no finished report"),
+    "damaged": (file("matrices.parquet"), "matrices.parquet is missing from this report"),
+    "not parquet": (file("matrices.parquet", b"x"), "matrices.parquet cannot be read"),
+    "cut": (file("tensors.parquet", b"PAR1"), "cannot be read"),
+    "no tensors": (file("tensors.parquet"), "is missing"),
+    "other schema": (rewritten(schema=99), "schema 99"),
+    "metadata that are no JSON": (about(b"{"), "not a report"),
+    "deep metadata": (about(b'{"schema": ' + b"[" * 200_000), "not a report"),
+    "a base that is a number": (rewritten(base=1), "not a report"),
+    "text for numbers": (column("concentration", "x"), "cannot be read"),
+    "broken layers": (column("layer", 0.5), "cannot be read"),
+    "text that is none": (column("module", b"\xff"), "cannot be read"),
+    "no deltas": (column("subject", "x"), "no matrix of the same place"),
+    "one row many times": (
+        rewritten(lambda table: pa.concat_tables([table, table])),
+        "no changed matrix",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_report_is_one_error_line(tmp_path, fault):
+    """What the command tells in one line."""
+    spoil, words = FAULTS[fault]
+    folders = [
+        uniform(tmp_path / "a", 0.4),
+        uniform(tmp_path / "b", 0.3, base=identity(5) if fault == "no deltas" else None),
+    ]
+    spoil(folders[1])
+    with pytest.raises(ShadowError) as refused:
+        compare(folders)
+    assert words in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+HOSTILE = "x\x1b[31m\n::error::owned [bold]"
+
+
+@pytest.mark.parametrize("format", ["table", "json"])
+def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
+    """Control characters and markup in every name, numbers without sense in every place: shown as
+    text, exit 0.
+    """
+    odd = {
+        "method": {"precision": HOSTILE, "nulls": [HOSTILE]},
+        "chosen": {HOSTILE: math.nan},
+        "relation": HOSTILE,
+    }
+    rows = [
+        delta(0.4, {**where, "component": HOSTILE}, tensor=HOSTILE + str(i))
+        for i, where in enumerate(places(6))
+    ]
+    rows += [delta(0.4, where) for where in places(6)]
+    for row in rows[::5]:
+        row |= {"stable_rank": -1.0, "spike_energy": math.inf, "cosine": math.nan}
+        row |= {"concentration": 1e308}
+    mine = [delta(0.3, {**where, "module": HOSTILE}, dtype=HOSTILE) for where in places(6)]
+    mine += [delta(0.3, where, dtype=HOSTILE) for where in places(6)]
+    both = [{**place(layer, "[red]x[/red]"), "component": "[blue]y"} for layer in range(3)]
+    rows += [delta(0.4, where) for where in both]
+    write(tmp_path / "a", rows, settings=odd, version=HOSTILE, pair=HOSTILE)
+    write(tmp_path / "b", mine + [delta(0.3, where) for where in both])
+    text = shadow("compare", "a", "b", "--format", format).assert_done()
+    if format == "json":
+        json.loads(text)
+    else:
+        assert "\\x1b[31m" in text
+        assert all(word in text for word in ("[bold]", "[red]x[/red]", "[blue]y"))
+
+
+def test_a_comparison_says_how_sure_it_is(shadow, demo_reports):
+    """The counts of the lab, which docs/compare.md has from its tables; with the default margin
+    alone, since they are of it.
+    """
+    runs = [demo_reports / "base..narrow", demo_reports / "base..broad"]
+    shown, wider = (
+        " ".join(shadow("compare", *runs, *more).assert_done().split())
+        for more in ((), ("--margin", "0.06"))
+    )
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    for count in ("0 of 140 pairs", "15 of 99 pairs of narrow and broad data"):
+        assert count in HOW_SURE
+        assert count in page.partition("<!-- reliance -->")[2].partition("<!-- /reliance -->")[0]
+    assert HOW_SURE in shown
+    assert HOW_SURE not in wider
+
+
+def test_a_median_of_differences_is_not_called_a_difference_of_medians(shadow, tmp_path):
+    """0.40, 0.41 and 0.10 beside 0.30, 0.40 and 0.20: medians 0.40 and 0.30 differ by 0.10, and the
+    median of the differences is 0.01; the title says which one is shown.
+    """
+    values = [[0.40] * 3, [0.41] * 3, [0.10] * 3], [[0.30] * 3, [0.40] * 3, [0.20] * 3]
+    folders = [
+        uniform(tmp_path / name, np.array(one), 3)
+        for name, one in zip("ab", values, strict=True)
+    ]  # fmt: skip
+    own = compare(folders).contrasts[0].figures[0]
+    assert own.figure == "concentration"
+    assert (own.first, own.second) == pytest.approx((0.40, 0.30))
+    assert own.difference == pytest.approx(0.01)
+    shown = " ".join(shadow("compare", *folders).assert_done().split())
+    assert "A - B: the median of the differences matrix by matrix" in shown
+
+
+def test_p_is_shown_on_request_alone(shadow, demo_reports):
+    """JSON has it always; a table only with --p-values, adjusted over the figures."""
+    runs = [demo_reports / "base..narrow", demo_reports / "base..broad"]
+    plain, asked = (shadow("compare", *runs, *more).assert_done() for more in ((), ("--p-values",)))
+    assert "p is within this pair" not in plain
+    assert "p is within this pair, adjusted over the figures" in " ".join(asked.split())

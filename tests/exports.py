@@ -1,0 +1,68 @@
+"""Finished reports of hostile names and of numbers that are hard to write down."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from reports import delta, places, write
+
+from shadow.reports.columns import FILES, RESIDUAL, SPECTRA
+from shadow.reports.parquet import arrow_schema
+
+FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")
+# (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
+HOSTILE = (
+    ("=HYPERLINK(\"http://x\",'a')", "+1..-1"),
+    ('\'); DROP TABLE "matrices"; --', 'base"..x'),
+    ("../../evil/pair=%2e%41 é\t", "a=b/..c\\d"),
+    ("- &a [b]: {c}\n---\n::error::", "`code` | <b>$x^2$</b> @user #1 http://x"),
+    ("\x1b[31m\u202e\u2028", "@SUM(1)\r\n..'"),
+    ("demo", "base..narrow"),
+)
+
+
+def toy(
+    folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True, residual: bool = True
+) -> Path:
+    """A finished report of hostile names and of numbers that are hard to write down."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for index, where in enumerate(places(3)):
+        name = ("=1+1", "'quoted", "-x", 'a,"b"\r\nc', "\ttab", "{plain}")[index % 6]
+        hard = float(random.standard_normal() * 10.0 ** int(random.integers(-300, 300)))
+        numbers = {"spikes": index, "sigma_scale": hard, "cosine": 1 / 3}
+        rows.append(delta(0.1 + 0.05 * index, where, tensor=f"{name}{index}", **numbers))
+    rows[0] |= {"null_edge": math.nan, "alpha": math.inf, "verified": True}
+    rows[1] |= {"verified": False, "sigma_scale": -0.0, "nuclear_norm": 5e-324}
+    gates = [{"name": "x", "figure": None}]
+    write(folder, rows, family=family, pair=pair, label="not assessable", gates=gates)
+    metadata = pq.read_schema(folder / "matrices.parquet").metadata
+    matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
+    if spectra:
+        kept = [column.name for column in SPECTRA if column.type != "floats"]
+        found = [
+            {name: row[name] for name in kept} | {"sigma": random.random(5).tolist()}
+            for row in matrices
+        ]
+        found[0] |= {"sigma": [1.0, math.nan, 0.0], "binade_entries": [0.5, 0.0, 0.5]}
+        found[0] |= {"binade_changed": [1.0, None, 0.5]}
+        put(folder / "spectra.parquet", found, SPECTRA, metadata)
+    if residual:
+        row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2}
+        layers = [{**row, "energy": 0.1, "layer": layer} for layer in (None, 0, 1)]
+        put(folder / "residual.parquet", layers, RESIDUAL, metadata)
+    listed = {"side": "tuned", "state": "changed", "kind": "config", "bytes": 2**62}
+    named = [{"path": row["tensor"], **listed, "detail": f"=1 {family}"} for row in matrices[:3]]
+    put(folder / "files.parquet", named, FILES, metadata)
+    return folder
+
+
+def put(path, rows, columns, metadata):
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata),
+        path,
+    )

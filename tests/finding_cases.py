@@ -1,0 +1,370 @@
+"""What findings are told of, row by row; the report that each sentence needs; and the check that
+every number of a finding is one of its tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import reports
+
+from shadow.outputs.markdown import markdown
+from shadow.quantities import text_of
+from shadow.summary.layer_medians import TOPS
+from shadow.telling.reading import read_summary
+from shadow.telling.report import report_document
+from shadow.telling.verdicts import gate_document
+from shadow.telling.wording import factor
+
+SETTINGS = {
+    "method": {"precision": "default", "nulls": 0, "seed": 0},
+    "chosen": {},
+    "relation": "tuned",
+}
+LEVELS = {"bf16": 0.70, "int8": 0.14}
+WIDE = {"rows": 1024, "cols": 1024}
+
+
+def row(layer, module, /, **figures):
+    """A fine-tune's delta, far above its rounding, with structure, but for what is told."""
+    usual = {
+        "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0,
+        "numerical_rank": 64, "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499,
+        "rank_90": 30, "rank_95": 40, "rank_99": 55, "alignment_left": 1.0,
+        "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
+        "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
+        **{f"top{k}_energy": k / 64 for k in TOPS},
+    }  # fmt: skip
+    return reports.delta(
+        0.3, reports.place(layer, module), **{"parameters": 64 * 96, **usual, **figures}
+    )
+
+
+def model(layers=4, **figures):
+    return [row(layer, module, **figures) for layer in range(layers) for module in reports.MODULES]
+
+
+MADE = {}
+
+
+def summary_of(folder, deltas, **more):
+    """Of equal reports one is written and summarised."""
+    key = repr((deltas, more))
+    if key not in MADE:
+        MADE[key] = read_summary(reports.write(folder / "base..tuned", deltas, **more))[0]
+    return MADE[key]
+
+
+def told(folder, deltas, **more):
+    return summary_of(folder, deltas, **more).finding
+
+
+def same(module="mlp.up", layer=9, component="language"):
+    """The two sides of a tensor that is identical."""
+    where = {
+        "component": component,
+        "layer": layer,
+        "module": module,
+        "status": "identical",
+        "shape": [64, 96],
+    }
+    return tuple(
+        {**where, "tensor": f"{component}.{layer}.{module}", "side": side}
+        for side in ("base", "tuned")
+    )
+
+
+def alone(count):
+    """Tensors of the base that have no partner."""
+    return tuple(
+        {
+            "component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}",
+            "status": "skipped", "reason": "only_in_base",
+        }
+        for at in range(count)
+    )  # fmt: skip
+
+
+def skipped(reason, module, layer, detail=None, shape=(64, 96), sides=("base", "tuned")):
+    """A tensor that was not measured, as the two sides have it."""
+    where = {"component": "language", "layer": layer, "module": module, "reason": reason}
+    return tuple(
+        {
+            **where, "tensor": f"skipped.{layer}.{module}", "side": side, "status": "skipped",
+            "detail": detail, "shape": list(shape), "compared": 0,
+        }
+        for side in sides
+    )  # fmt: skip
+
+
+def vectors(norms, count=4):
+    """Biases that were compared, of these relative norms; the others did not move."""
+    told = [*norms, *[0.0] * (count - len(norms))]
+    return tuple(
+        {**one, "relative_norm": norm, "compared": 64}
+        for layer, norm in enumerate(told)
+        for one in skipped("not_a_matrix", "bias", layer, shape=[64])
+    )
+
+
+def grown(base_rows, tuned_rows, module="embed"):
+    """A vocabulary of two sizes, the common rows of which are identical."""
+    common = min(base_rows, tuned_rows) * 64
+    return tuple(
+        {
+            **one, "tensor": module, "shape": [rows, 64], "compared": common, "relative_norm": 0.0,
+            "status": "identical",
+        }
+        for one, rows in zip(same(module, None), (base_rows, tuned_rows), strict=True)
+    )  # fmt: skip
+
+
+def with_swapped(cosine=0.02):
+    """Twelve matrices, two of which are others."""
+    return [*model(), *[row(at, "attn.v", cosine=cosine) for at in (2, 3)]]
+
+
+def elsewhere(how="same", content="layers.3.mlp.up"):
+    """Twelve matrices, and one that has nothing in common with its partner, nor with any other
+    where how is None.
+    """
+    return [*model(), row(2, "mlp.gate", cosine=0.01, content_of=content, content_how=how)]
+
+
+BROKEN = skipped("nonfinite", "mlp.up", 2, "in the tuned tensor")
+SCALED = {"decay_cosine": 1.0, "relative_norm": 0.01}
+PRUNED = {"decay_cosine": -0.12, "relative_norm": 0.12, "zero_share": 0.7}
+
+
+def with_head(share):
+    """A model, and a head of a share of the energy with the parameters of one matrix of twelve."""
+    energy = 12 * 0.05**2
+    return [*model(), row(None, "head", frobenius_norm=math.sqrt(energy * share / (1 - share)))]
+
+
+ROUNDED = {
+    "kept": 0.1,
+    "kept_reason": "rounded_away",
+    "kept_history": "stored_base",
+    "floor_ratio": 0.05,
+}
+ROUNDED |= {"relative_norm_unrounded": None, "equivalent_directions": None, "purity_z": 1.0}
+UNKNOWN = {
+    "kept": None,
+    "kept_reason": "rounding_unexplained",
+    "kept_history": None,
+    "floor_ratio": 1.5,
+}
+UNKNOWN |= {"relative_norm_unrounded": None, "equivalent_directions": None}
+RANK_8 = {"rank_90": 8, "rank_95": 8, "rank_99": 8, "numerical_rank": 64}
+RANK_8 |= {"rest_rank": 8, "rest_energy": 0.001, "rest_over_rounding": 1.0}
+RANK_8 |= {f"top{k}_energy": min(1.0, k / 8) * 0.9995 for k in TOPS}
+
+
+def report(deltas, **more):
+    """What a report is of."""
+    return deltas, more
+
+
+MUST = {  # by code: what a report has to be of for the sentence to stand there
+    "identical": report([], extra_tensors=same()),
+    "nonfinite": report(model(), extra_tensors=BROKEN),
+    "vocabulary": report(model(), extra_tensors=grown(591, 551)),
+    "left_out": report(model(), extra_tensors=alone(1)),
+    "only_vectors": report([], extra_tensors=(*same(), *vectors([0.1, 0.2]))),
+    "vectors": report(model(), extra_tensors=vectors([0.9, 0.9, 0.9])),
+    "mostly_copy": report([*model(cast="tuned", **ROUNDED), row(4, "mlp.up")]),
+    "scaled_lines": report(model(row_scaling=0.9, col_scaling=0.1)),
+    "base_few_values": report(model(levels_base=LEVELS["int8"], **WIDE)),
+    "replaced": report(with_swapped()),
+    "scaled": report(model(**SCALED)),
+    "zeroed": report(model(**PRUNED)),
+    "few_entries": report([row(1, "mlp.up", zero_share=1 - 63 / (64 * 96))]),
+    "masked": report(model(zero_share_excess=0.3)),
+    "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
+    "unrelated": report(model(cosine=0.01, relative_norm=1.4)),
+    "hardly_related": report(model(cosine=0.3)),
+    "layers_moved": report(elsewhere()),
+    "negated": report(with_swapped(-0.99)),
+    "reordered": report(elsewhere("rows in another order", "layers.2.mlp.gate")),
+    "part_asked_for": report(
+        model(), settings={**SETTINGS, "chosen": {"layers": [0]}}, extra_tensors=alone(12)
+    ),
+    "part_shared": report(model(), extra_tensors=alone(12)),
+    "unread_formats": report(
+        model(), extra_tensors=tuple({**one, "reason": "quantized"} for one in alone(1))
+    ),
+    "size": report(model()),
+    "coherent": report(model()),
+    "standing_out": report(model(spikes=1, spike_energy=0.1)),
+    "low_rank": report(model(**RANK_8)),
+    "flat": report(model(purity_z=-20.0)),
+    "noise": report(model(purity_z=0.5)),
+    "mixed": report([*model(3, purity_z=0.5), *model(4)[9:]]),
+    "concentration": report(model(purity_z=None)),
+    "few_values": report(model(levels_tuned=LEVELS["int8"], **WIDE)),
+    "beyond_rounding": report([*model(**ROUNDED), row(4, "attn.q")]),
+    "rounded_away": report(model(**ROUNDED)),
+    "rounding": report(model(cast="tuned", **ROUNDED)),
+    "unexplained": report(model(**UNKNOWN)),
+    "kept": report(model(kept=0.5, floor_ratio=0.8)),
+    "siblings": report(model(), settings={**SETTINGS, "relation": "sibling"}),
+}
+MUST_NOT = {  # a near miss of the same code
+    "identical": report(model(1), extra_tensors=same()),
+    "nonfinite": report(model(), extra_tensors=alone(1)),
+    "vocabulary": report(model(), extra_tensors=grown(591, 591)),
+    "left_out": report(model(), extra_tensors=BROKEN),
+    "only_vectors": report([], extra_tensors=(*same(), *vectors([]))),
+    "vectors": report(model(), extra_tensors=vectors([0.9])),
+    "mostly_copy": report(model(cast="tuned", **ROUNDED)),
+    "scaled_lines": report(model(cast="tuned", row_scaling=0.9, col_scaling=0.1, **ROUNDED)),
+    "base_few_values": report(model(levels_base=LEVELS["bf16"], **WIDE)),
+    "replaced": report(with_swapped(0.6)),
+    "scaled": report([*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
+    "zeroed": report(model(**{**PRUNED, "zero_share": 0.0})),
+    "few_entries": report([row(1, "mlp.up", zero_share=1 - 64 / (64 * 96))]),
+    "masked": report(model(zero_share_excess=0.29)),
+    "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
+    "unrelated": report(model(cosine=0.3)),
+    "hardly_related": report(model(cosine=0.6)),
+    "layers_moved": report(elsewhere(content="layers.9.mlp.up")),  # which there is none of
+    "negated": report(with_swapped(-0.7)),
+    "reordered": report(elsewhere(None)),
+    "part_asked_for": report(model(), extra_tensors=alone(12)),
+    "part_shared": report(model(), extra_tensors=alone(1)),
+    "unread_formats": report(model(), extra_tensors=alone(1)),
+    "size": report([], extra_tensors=same()),
+    "coherent": report(model(purity_z=4.9)),
+    "standing_out": report(model(spikes=9, spike_energy=0.099)),
+    "low_rank": report(model(**{**RANK_8, "rest_over_rounding": 1.3})),
+    "flat": report(model(purity_z=-4.9)),
+    "noise": report(model(purity_z=5.1)),
+    "mixed": report([*model(3), *model(4, purity_z=0.5)[9:]]),
+    "concentration": report(model()),
+    "few_values": report(model(levels_tuned=LEVELS["bf16"], **WIDE)),
+    "beyond_rounding": report(model(**ROUNDED)),
+    "rounded_away": report(model(kept=0.3, floor_ratio=0.3)),
+    "rounding": report(model(**{**ROUNDED, "floor_ratio": 1.0})),
+    "unexplained": report(model(**{**UNKNOWN, "floor_ratio": 5.0})),
+    "kept": report(model(kept=0.95)),
+    "siblings": report(model()),
+}
+
+
+def codes(found):
+    return [one.code for one in found.sentences]
+
+
+def sentence(found, code):
+    return next(one.text for one in found.sentences if one.code == code)
+
+
+def says(at, code, deltas, *texts, without=(), **more):
+    """The sentence of a report has these texts, and none of those."""
+    text = sentence(told(at / f"{len(MADE)}", deltas, **more), code)
+    assert [one for one in texts if one not in text] == [], text
+    assert [one for one in without if one in text] == [], text
+
+
+def answers(found):
+    return {one.code: one for one in found.other_explanations}
+
+
+# numbers of a finding
+
+PLACES = re.compile(
+    r"layers? [\d, toand]+|set to 0|are 0 in|8 or 4 bits|in 8 bits|\(0 is noise, 1 a single"
+    r"|have nearly 1\b|\(IA\)3"
+)
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
+
+
+def tables(summary):
+    """Every figure of a summary by its place, got from the JSON."""
+    told = summary.as_json()
+    found = {
+        f"{key}.{name}": value
+        for key in ("figures", "inside_layers", "counts")
+        for name, value in told[key].items()
+    }
+    found |= {f"gates.{gate['name']}.figure": gate["figure"] for gate in told["gates"]}
+    for key, names in (
+        ("modules", ("component", "module")),
+        ("coherence", ("component", "module")),
+        ("components", ("component",)),
+        ("quarters", ("component", "quarter")),
+        ("depth", ("component", "layer")),
+    ):
+        for one in told[key]:
+            place = ".".join(str(one[name]) for name in names)
+            found |= {f"{key}.{place}.{name}": value for name, value in one.items()}
+    found |= {f"vectors.{name}": value for name, value in told["vectors"].items()}
+    for one in told["vocabulary"]:
+        place = f"vocabulary.{one['component']}.{one['module']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
+    for one in told["uncompared"]:
+        for name in ("base_shape", "tuned_shape"):
+            place = f"uncompared.{one['component']}.{one['module']}.{name}"
+            found |= {f"{place}.{at}": size for at, size in enumerate(one[name] or [])}
+    for at, one in enumerate((told["recognised"]["casts"] or {}).get("rows", [])):
+        found[f"recognised.casts.rows.{at}.relative_norm"] = one["relative_norm"]
+    named = ("rearranged.negated", "rearranged.reordered", "casts", "scaled_lines")
+    for key in ("replaced", "scaled", "zeroed", "few_entries", "masked", *named):
+        of_key = told["recognised"]
+        for name in key.split("."):
+            of_key = of_key.get(name) or {}
+        found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
+    for one in told["unchanged_experts"]:
+        place = f"unchanged_experts.{one['component']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
+    for one in told["recognised"]["few_rows"]:
+        place = f"recognised.few_rows.{one['component']}.{one['module']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
+    for name, place in (("size", told["published"]["size"]), ("top20", told["published"]["top20"])):
+        found |= {f"published.{name}.{key}": value for key, value in (place or {}).items()}
+    return found
+
+
+def written(value):
+    kinds = ("share", "count", *(("about", "ratio") if value >= 0 else ()))
+    texts = {text_of(value, kind).removesuffix(" %") for kind in kinds}
+    texts |= {factor(value), f"{value:.1f}", f"{value:.2f}"}
+    return (
+        texts
+        | {text_of(math.floor(1000 * value) / 1000, "share").removesuffix(" %")}
+        | {f"{math.floor(1000 * value) / 10:.1f}"}
+        if 0 <= value <= 1
+        else texts
+    )
+
+
+def check(summary):
+    """Every figure is the table's, and every number of a sentence is a figure's."""
+    known = tables(summary)
+    parts = [*summary.finding.sentences, *summary.finding.other_explanations]
+    for one in parts:
+        for place, value in one.figures.items():
+            assert known[place] == value, place
+    for one in summary.finding.sentences:
+        allowed = (
+            set().union(*(written(value) for value in one.figures.values()))
+            if one.figures
+            else set()
+        )
+        text = PLACES.sub("", one.text).replace("4 to 8 bits", "").replace("(IA)3", "")
+        for number in NUMBER.findall(text):
+            assert number.lstrip("-").rstrip(",") in allowed | {
+                text.lstrip("-") for text in allowed
+            }, (number, one)
+
+
+def card(summary, metadata):
+    """The Markdown of a report."""
+    return markdown(report_document(summary, metadata).shown())
+
+
+def step(judged):
+    """The Markdown of a CI step."""
+    return markdown(gate_document([judged]))

@@ -1,0 +1,300 @@
+"""The charts of a page hold the numbers of the report."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import families
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import reports
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadow.outputs.page.cells import columns_of, metric_texts
+from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
+from shadow.outputs.page.pair import read_pair
+from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.telling.reading import SummarisedReport
+
+
+def measured(folder: Path) -> dict:
+    """The data of the charts of one report."""
+    return json.loads(read_pair(SummarisedReport(folder), "here", 0, 1).data)
+
+
+drawn = cache(measured)  # of reports that no test changes
+
+
+def rows(folder: Path, name: str = "matrices") -> list[dict]:
+    return pq.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def cells_of(data: dict) -> dict[tuple, int]:
+    return {
+        (*data["groups"][group], layer): index
+        for index, (group, layer) in enumerate(zip(data["group"], data["layer"], strict=True))
+    }
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experts") / "moe" / "base..tuned"
+    return families.mixture(folder, layers=3, experts=4, width=48, family="moe")
+
+
+# ---- the numbers
+
+
+@pytest.mark.parametrize("subject", ["delta", "base", "tuned"])
+def test_every_value_of_the_heat_map_is_the_rows(small, subject):
+    """Each cell of a dense model is one row of matrices.parquet, in every column that has a value,
+    to four digits.
+    """
+    data = drawn(small)
+    cells = cells_of(data)
+    of_subject = [row for row in rows(small) if row["subject"] == subject]
+    assert len(of_subject) == len(cells) == 25
+    named = columns_of(subject)
+    assert set(data["values"][subject]) == {
+        name for name in named if any(row[name] is not None for row in of_subject)
+    }
+    for row in of_subject:
+        cell = cells[row["component"], row["module"], row["layer"]]
+        for name, values in data["values"][subject].items():
+            assert values[cell] == (
+                None if row[name] is None else pytest.approx(row[name], rel=1e-3, abs=1e-12)
+            ), name
+        for name in ("rows", "cols", "tensor"):
+            assert data[name][cell] == row[name]
+
+
+def test_the_shift_is_tuned_minus_base_before_rounding(small):
+    """The shift of the effective rank is the column of the delta, which four digits of both sides
+    could not give.
+    """
+    data = drawn(small)
+    shifts = [row for row in rows(small) if row["subject"] == "delta"]
+    for row in shifts:
+        cell = cells_of(data)[row["component"], row["module"], row["layer"]]
+        for name in ("effective_rank", "stable_rank"):
+            assert data["shift"][name][cell] == pytest.approx(row[f"{name}_shift"], rel=1e-3)
+
+
+def test_intervals_of_modules_are_those_of_the_summary(small):
+    """Median, interval and layers of each module agree with summary.json, where it has them."""
+    data, summary = drawn(small), json.loads((small / "summary.json").read_text())
+    checked = 0
+    for row in summary["modules"]:
+        place = data["groups"].index([row["component"], row["module"]])
+        for name, bounds in row["intervals"].items():
+            if name not in data["modules"]["delta"]:
+                continue  # participation_share and energy_share are no columns
+            median, told, layers, level = data["modules"]["delta"][name][place]
+            assert median == pytest.approx(row[name], rel=1e-3)
+            assert told == (None if bounds is None else pytest.approx(bounds, rel=1e-3))
+            assert bounds is None or (layers, level) == (row["layers"], row["interval_level"])
+            checked += bounds is not None
+    assert checked >= 4 * 8
+
+
+def test_a_module_of_the_page_has_the_directions_that_the_summary_has(tmp_path):
+    """1 / X above m is larger than every value: the median of 10, 12, 14 and two such is 14; of two
+    values and three such there is none.
+    """
+    deltas = [
+        reports.delta(
+            0.3,
+            reports.place(layer, module),
+            kept_reason="nothing_rounded",
+            excess_purity=0.001,
+            equivalent_directions=None if layer >= few else 10.0 + 2 * layer,
+        )
+        for module, few in (("mlp.up", 3), ("mlp.down", 2))
+        for layer in range(5)
+    ]
+    data = drawn(reports.write(tmp_path / "base..tuned", deltas))
+    told = data["modules"]["delta"]["equivalent_directions"]
+    medians = {
+        module: told[data["groups"].index(["language", module])]
+        for module in ("mlp.up", "mlp.down")
+    }
+    assert medians["mlp.up"][0] == 14
+    assert medians["mlp.down"] is None
+
+
+def test_a_cell_of_experts_is_their_median_and_range(experts):
+    """Against NumPy over the rows: value, least and largest, and each expert by itself."""
+    data = drawn(experts)
+    cells = cells_of(data)
+    deltas = [row for row in rows(experts) if row["subject"] == "delta"]
+    for layer in range(3):
+        cell = cells["language", "experts.up", layer]
+        own = [row for row in deltas if (row["module"], row["layer"]) == ("experts.up", layer)]
+        own.sort(key=lambda row: row["expert"])
+        values = [row["concentration"] for row in own]
+        assert data["matrices"][cell] == len(own) == 4
+        assert data["values"]["delta"]["concentration"][cell] == pytest.approx(
+            np.median(values), rel=1e-3
+        )
+        found = data["ranges"]["concentration"]
+        assert [found["low"][cell], found["high"][cell]] == pytest.approx(
+            [min(values), max(values)], rel=1e-3
+        )
+        single = data["experts"]
+        both = zip(single["values"]["concentration"], single["cell"], strict=True)
+        singles = [value for value, at in both if at == cell]
+        assert singles == pytest.approx(values, rel=1e-3)
+    attention = cells["language", "attn.q", 0]
+    assert data["matrices"][attention] == 1
+    assert data["ranges"]["concentration"]["low"][attention] is None
+
+
+def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
+    """With room for two numbers of every expert, two metrics are kept, the headline ones."""
+    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 2 * 3 * 4 * 3)
+    assert list(measured(experts)["experts"]["values"]) == ["relative_norm", "concentration"]
+    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 3)
+    assert measured(experts)["experts"] == {}
+
+
+def test_what_has_no_delta_is_a_cell_with_its_state(vision):
+    """Identical and skipped tensors, matrices without a base: cells with the reason, no value."""
+    data = drawn(vision)
+    cells = cells_of(data)
+    states = {key: (data["state"][cell], data["reason"][cell]) for key, cell in cells.items()}
+    assert states["vision", "attn.q", 2] == ("identical", None)
+    assert states["vision", "mlp.up", 30] == ("skipped", "quantized")
+    assert states["projector", "projector.0", None] == ("alone", None)
+    # that another tensor of its place was skipped changes nothing
+    assert states["language", "attn.q", 2] == ("measured", None)
+    projector = cells["projector", "projector.0", None]
+    assert data["values"]["delta"]["concentration"][projector] is None
+    assert data["values"]["tuned"]["effective_rank"][projector] > 1
+    components = dict.fromkeys(component for component, _ in data["groups"])
+    assert list(components) == ["language", "vision", "projector"]
+
+
+def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
+    """Metrics are the numeric columns of matrices.parquet, in the words of `shadow explain`."""
+    texts = metric_texts()
+    drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
+    assert set(texts) == {column.name for column in drawn}
+    for column in drawn:
+        text = texts[column.name]
+        assert (text["text"], text["pitfalls"]) == (column.text, column.pitfalls)
+        assert text["delta"] is (column in DELTA)
+    assert texts["participation_ratio"]["under_null"] == "null_participation_ratio"
+    assert texts["concentration"]["under_null"] == 0
+
+
+# ---- spectra
+
+
+@given(st.integers(1, 20_000), st.integers(FEWEST, MOST))
+def test_thinned_ranks_keep_the_ends(count, points):
+    """Ascending without repeats, at most points of them, all of the first, and the last."""
+    ranks = kept_ranks(count, points)
+    assert (np.diff(ranks) > 0).all()
+    assert len(ranks) <= min(count, points)
+    assert list(ranks[: min(LEADING, count)]) == list(range(min(LEADING, count)))
+    assert ranks[-1] == count - 1
+
+
+def test_thinned_curves_stay_close_to_the_whole_ones():
+    """Straight lines between the kept points, on log axes, are within 2 % of a bulk with spikes and
+    of a power law.
+    """
+    ranks = np.arange(1, 3585)
+    bulk = families.spectrum(np.random.default_rng(0), 3584, 3584, 1.0, spikes=5)
+    for sigma in (bulk, ranks**-0.7):
+        kept = kept_ranks(3584, MOST)
+        line = np.exp(np.interp(np.log(ranks), np.log(ranks[kept]), np.log(sigma[kept])))
+        assert np.abs(line / sigma - 1)[:-3].max() < 0.02
+        assert len(kept) <= MOST
+
+
+def test_pages_of_many_curves_have_fewer_points_each():
+    """A 7B family has the most, fifty of them the fewest."""
+    assert points_for(3 * 198) == MOST
+    assert points_for(50 * 3 * 198) == FEWEST
+    assert FEWEST < points_for(6000) < MOST
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_short_numbers_are_close_or_null(value):
+    """Four digits, and null for what JSON cannot hold."""
+    found = short(value)
+    assert found is None if not np.isfinite(value) else found == pytest.approx(value, rel=5.1e-4)
+    json.dumps(found, allow_nan=False)
+
+
+def test_curves_are_the_singular_values_at_their_ranks(small):
+    """Every curve against spectra.parquet; marks lie above null_edge, as many as `spikes`."""
+    data = drawn(small)
+    cells = cells_of(data)
+    whole = {
+        (*(row[key] for key in ("component", "module", "layer")), row["subject"]): row["sigma"]
+        for row in rows(small, "spectra")
+    }
+    deltas = {
+        (row["component"], row["module"], row["layer"]): row
+        for row in rows(small)
+        if row["subject"] == "delta"
+    }
+    for (*place, subject), sigma in whole.items():
+        curve = data["spectra"]["curves"][str(cells[tuple(place)])]
+        ranks = np.array(data["spectra"]["ranks"][str(len(sigma))])
+        assert curve[subject] == pytest.approx([sigma[rank - 1] for rank in ranks], rel=1e-3)
+        row = deltas[tuple(place)]
+        assert len(curve["spikes"]) == row["spikes"]
+        assert all(spike > row["null_edge"] * 0.999 for spike in curve["spikes"])
+    assert sum(len(curve["spikes"]) for curve in data["spectra"]["curves"].values()) > 20
+
+
+def test_curves_of_experts_are_medians_with_a_band(experts):
+    """Against NumPy over the experts of a layer."""
+    data = drawn(experts)
+    curve = data["spectra"]["curves"][str(cells_of(data)["language", "experts.down", 1])]
+    stacked = np.stack(
+        [
+            row["sigma"]
+            for row in rows(experts, "spectra")
+            if (row["module"], row["layer"], row["subject"]) == ("experts.down", 1, "delta")
+        ]
+    )
+    at = np.array(data["spectra"]["ranks"][str(stacked.shape[1])]) - 1
+    assert curve["matrices"] == len(stacked) == 4
+    assert curve["delta"] == pytest.approx(np.median(stacked, axis=0)[at], rel=1e-3)
+    assert curve["low"] == pytest.approx(np.quantile(stacked, 0.1, axis=0)[at], rel=1e-3)
+    assert curve["high"] == pytest.approx(np.quantile(stacked, 0.9, axis=0)[at], rel=1e-3)
+    assert "spikes" not in curve
+
+
+def test_an_unresolved_singular_value_is_a_gap(tmp_path):
+    """A log axis has no 0: what spectra.parquet has as 0 is null on the page."""
+    folder = families.small(tmp_path / "base..tuned", layers=1)
+    table = pq.read_table(folder / "spectra.parquet")
+    sigmas = [[*row[:-2], 0.0, 0.0] for row in table.column("sigma").to_pylist()]
+    changed = table.set_column(
+        table.schema.get_field_index("sigma"),
+        table.schema.field("sigma"),
+        pa.chunked_array([pa.array(sigmas, table.schema.field("sigma").type)]),
+    )
+    pq.write_table(
+        changed.replace_schema_metadata(table.schema.metadata), folder / "spectra.parquet"
+    )
+    curves = drawn(folder)["spectra"]["curves"].values()
+    assert all(curve["delta"][-1] is None and curve["delta"][0] > 0 for curve in curves)
+
+
+def test_a_report_without_spectra_has_a_page(tmp_path):
+    """--no-spectra: no curves, everything else."""
+    folder = families.small(tmp_path / "base..tuned", layers=1, spectra=False)
+    data = drawn(folder)
+    assert data["spectra"] == {"ranks": {}, "curves": {}}
+    assert data["values"]["delta"]["concentration"]

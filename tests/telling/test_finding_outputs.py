@@ -1,0 +1,136 @@
+"""Every output shows the same finding, and none lets its text become markup."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import reports
+import view
+from finding_cases import SETTINGS, WIDE, answers, card, check, codes, model, step, with_head
+from typer.testing import CliRunner
+
+from shadow.claims.draft import Sentence
+from shadow.claims.explanations import ANSWERS, EXPLANATIONS, Explanation
+from shadow.claims.summary import Finding
+from shadow.claims.verdicts import Judgement
+from shadow.cli.commands import app
+from shadow.outputs.markdown import plain
+from shadow.reports.columns import TABLES
+from shadow.telling.finding import CODES
+from shadow.telling.reading import read_summary
+from shadow.telling.report import report_document
+
+# outputs
+
+HOSTILE = Finding(
+    "<b>|`x`\n[red]",
+    [
+        Sentence(
+            "size",
+            "<b>x</b> | `a` [l](http://e.x) ![i](j) @team #7421 www.e.x **b** \x1b[31m\n- item $m$",
+            {},
+        )
+    ],
+    [Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
+    ["not\nshown"],
+)
+
+
+def test_no_text_becomes_markdown():
+    """Markup, tables, links, images, mentions and references stay text, on one line."""
+    text = plain(HOSTILE.sentences[0].text)
+    assert "\n" not in text
+    active = ("<b>", "|", "`", "[l]", "](", "![", "@team", "#7421", "http://", "www.e", "**", "$")
+    for mark in (*active, "\x1b"):
+        assert mark not in text
+    assert plain("- item").startswith("<!-- -->")
+    assert (
+        plain("The change is 8.0 % of the base's norm (as stored 9 %).")
+        == "The change is 8.0 % of the base's norm (as stored 9 %)."
+    )
+
+
+def test_hostile_findings_are_harmless_in_every_output(must):
+    """Of a forged summary: Markdown of a report and of CI show it as text."""
+    summary = replace(must("size"), finding=HOSTILE, family="<f>|@x", pair="`p`")
+    metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
+    judged = Judgement("f", "p", summary=summary)
+    for text in (card(summary, metadata), step(judged)):
+        active = ("<b>", "<i>", "<f>", "@team", "@you", "@x", "@m", "#7421", "http://", "`a`")
+        for mark in (*active, "`p`", "\x1b"):
+            assert mark not in text
+        assert "x" in text
+
+
+def test_markdown_names_local_checkpoints_by_their_folders(must):
+    """A model card tells nobody's folders; a repository of the Hub keeps its whole name."""
+    summary = must("size")
+    local = {"repo": "/home/me/secret/tuned-7", "commit": None, "fingerprint": "f"}
+    hub = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
+    metadata = {"version": "1", "settings": SETTINGS}
+    text = card(replace(summary, base=hub, tuned=local), metadata)
+    assert f"- base: org/base @<!-- --> {'c' * 40}\n- tuned: tuned-7\n" in text
+    assert "secret" not in text
+    parts = {**local, "repo": "language=org/name vision=/home/me/se cret/tower audio=/x/y"}
+    text = card(replace(summary, base=hub, tuned=parts), metadata)
+    assert "language=org/name vision=tower audio=y\n" in text
+
+
+def test_every_output_opens_with_the_same_sentences(tmp_path):
+    """Terminal, JSON, Markdown and CI's summary have the sentences of summary.json, in order."""
+    folder = reports.write(tmp_path / "base..tuned", with_head(0.46))
+    summary, metadata = read_summary(folder)
+    texts = [one.text for one in summary.finding.sentences]
+    told = summary.as_json()["finding"]["sentences"]
+    assert [one["text"] for one in told] == texts
+    document = report_document(summary, metadata, folder).shown(full=True)
+    table = " ".join(view.drawn(document, 80).split())
+    markdowns = (card(summary, metadata), step(Judgement("f", "p", summary=summary)))
+    for text in (table, *(one.replace("**", "") for one in markdowns)):
+        flat = " ".join(text.split())
+        places = [flat.index(" ".join(one.split())) for one in texts]
+        assert places == sorted(places)
+    assert table.index(texts[0]) < table.index("By module")
+
+
+def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
+    """At 1,024 wide it is one line of the footer; at 64, where the lab has trainings, it stands
+    with its reference.
+    """
+    for wide, quiet in (({}, False), (WIDE, True)):
+        folder = reports.write(tmp_path / str(quiet), model(**wide))
+        summary, metadata = read_summary(folder)
+        document = report_document(summary, metadata, folder)
+        text = view.drawn(document.shown(full=True))
+        assert "\nlabel" not in view.drawn(document.shown())
+        assert (text.index("\nlabel ") > text.index("\nreport ")) == quiet
+        assert ("\nreference " in text) != quiet
+        assert "Label" not in step(Judgement("f", "p", summary=summary))
+
+
+def test_explain_finding_lists_every_code():
+    """`shadow explain finding`: sentences and other explanations."""
+    text = CliRunner().invoke(app, ["explain", "finding"]).stdout
+    assert all(code in text for code in (*CODES, *EXPLANATIONS))
+    assert set(ANSWERS) == {"no", "fits", "cannot_be_excluded"}
+
+
+def test_an_older_report_says_what_its_columns_carry(tmp_path):
+    """Only the columns that every report of the schema has: size and concentration, and no figure
+    that it lacks.
+    """
+    folder = reports.write(tmp_path / "base..tuned", model())
+    path = folder / "matrices.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table.select([name for name in table.column_names if name in TABLES["matrices"].first]),
+        path,
+    )
+    summary, _ = read_summary(folder)
+    check(summary)
+    assert codes(summary.finding)[:2] == ["size", "concentration"]
+    assert "directions of" not in summary.finding.text
+    found = answers(summary.finding)
+    open_ones = ("merged_adapter", "weight_decay", "merge")
+    assert {found[code].answer for code in open_ones} == {"cannot_be_excluded"}
