@@ -134,8 +134,10 @@ def _finalized(value: Any) -> Any:
     return value
 
 
-def coded(value: object) -> Markup:
-    """Text in which what stands between backticks is code: `floor_ratio`."""
+def coded(value: object) -> object:
+    """Text in which what stands between backticks is code: `floor_ratio`; else as it is."""
+    if not isinstance(value, str) or "`" not in value:
+        return value
     shown = escape(_finalized(value))
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(shown)))  # noqa: S704 - escaped
 
