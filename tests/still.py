@@ -221,7 +221,9 @@ def run_one(
         for name, stamp in after.items():
             if before.get(name) != stamp:
                 content = (HERE / name).read_bytes()
-                digest = hashlib.sha256(content).hexdigest()
+                # JUnit tells how long a run took
+                told = still_text.masked(content.decode()).encode() if ".xml" in name else content
+                digest = hashlib.sha256(told).hexdigest()
                 files[name] = "" if name in before and hashes.get(name) == digest else content
                 hashes[name] = digest
         done.append(Done(run.arguments, columns, code, out, err, dict(sorted(files.items()))))
