@@ -53,7 +53,7 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
 
 
 def _delta(pair: MatrixPair, method: Method) -> int:
-    """Bytes of the delta that a sketch keeps, and a worker for those of later pairs."""
+    """Bytes of a delta that a sketch keeps, in memory that later pairs use again."""
     shape, alone = (pair.rows, pair.cols), method.subjects == "delta"
     if not (pair.is_matrix and alone and method.precision == "sketch" and min(shape) > SMALLEST):
         return 0

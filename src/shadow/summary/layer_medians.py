@@ -285,8 +285,8 @@ def _even(inside: Columns) -> dict[str, int]:
 
 
 def held_rank(column: Column) -> NDArray[np.float64]:
-    """The rank of each delta as far as it stands out of rounding, or less: that of its adapter,
-    numerical_rank or, where it is low, rank_most.
+    """The rank of each delta, as far as it stands out of rounding: the least of that of its
+    adapter, numerical_rank and, where it is low, rank_most.
 
     numerical_rank alone counts directions of rounding: an exact product of rank 8 that was added in
     F32 has about 60 of 256. A rank_most that is not low, as of a fast spectrum, is no limit that

@@ -36,8 +36,7 @@ NOT_SHOWN = (
 )
 ESTIMATED = (
     "Figures of singular values of large matrices are estimates from a few passes over the weights:"
-    " each row has errors of its own. Their numerical ranks, exponents and"
-    " leading directions are unknown."
+    " each row has errors of its own. Their numerical ranks and exponents are unknown."
 )
 STAGES: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
