@@ -20,7 +20,7 @@ demo: setup  ## audit the demo family, offline
 
 # A file of tests stays on one worker, so that its fixtures are made once. Bytecode is kept whatever the environment says:
 # every process that the tests start would compile the package anew.
-TESTS := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist loadfile
+TESTS := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0
 
 # The files that take longest go first, so that none of them is alone on one worker at the end.
 LONG_OF_FAST := $(addprefix tests/,outputs/test_figure.py audits/test_in_parts.py audits/test_merging.py comparing/test_scored_reports.py \
@@ -31,7 +31,7 @@ FAST_IN_ORDER := --no-loadscope-reorder $(LONG_OF_FAST) $(filter-out $(LONG_OF_F
 test: setup  ## the fast tests: two to five minutes on two cores
 	$(TESTS) $(FAST_IN_ORDER)
 
-LONG := $(addprefix tests/,test_still.py lab/test_lab.py test_docs.py audits/test_hub.py audits/test_hub_faults.py \
+LONG := $(addprefix tests/,lab/test_lab.py test_docs.py audits/test_hub.py audits/test_hub_faults.py \
 	audits/test_hub_stops.py audits/test_run.py lab/test_lab_pretrained.py reports/test_storage_s3.py)
 IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py tests/*/test_*.py))
 

@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from shadow.cli.examples import EVERYDAY, epilog_of
 from shadow.errors import UsageError
+from shadow.gone import gone
 from shadow.text import nearest
 
 # The class of every such fault. Newer versions of typer bring it themselves, older ones click's.
@@ -31,7 +32,7 @@ class Commands(TyperGroup):
         """As typer does it. Raises UsageError for an unknown command, with the nearest one."""
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
-            raise UsageError(
+            raise gone("command", name) or UsageError(
                 f"no command {name[:80]!r}", nearest(name, self.commands) or _help_of(ctx)
             )
         return super().resolve_command(ctx, args)
@@ -98,6 +99,8 @@ def as_usage_error(fault: Any) -> UsageError | None:
             for parameter in context.command.params
             for name in (*parameter.opts, *parameter.secondary_opts)
         ]
+        if error := gone("option", unknown):
+            return error
         known = [name for name in options if name.startswith("-")]
         hint = nearest(unknown, known) or _help_of(context)
         return UsageError(f"unknown option {unknown[:80]}", hint)

@@ -1,0 +1,20 @@
+"""Words of earlier versions that are gone, each with what to use instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shadow.errors import UsageError
+
+# kind of word, word: what to use. The kinds: command, option, claim, rule, column, key, format.
+GONE: Mapping[tuple[str, str], str] = {
+    ("command", "merge"): "copy the folders together; `shadow show` makes the index",
+    ("command", "schema"): "use `shadow explain --all`",
+    ("command", "reproduce"): "audit a list of registry/lists/, then use `shadow figure`",
+}
+
+
+def gone(kind: str, word: str) -> UsageError | None:
+    """Return the error for a word that is gone, or None for any other word."""
+    instead = GONE.get((kind, word))
+    return UsageError(f"the {kind} {word} is gone", instead) if instead else None
