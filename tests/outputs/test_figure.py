@@ -29,9 +29,6 @@ from shadow.outputs.figures.source import Choice, read_source, shown
 from shadow.outputs.figures.style import CURVES, styled
 from shadow.reports.columns import SPECTRA, delta_metrics
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.report import Report
-from shadow.summary.by_layer import by_layer as pair_by_layer
-from shadow.targets.recipes import Metric
 
 SHADOW = Path(sys.executable).parent / "shadow"
 MODULES = ("attn.q", "attn.o", "mlp.gate", "mlp.up")
@@ -267,8 +264,6 @@ def test_experts_above_their_short_side_are_not_left_out(tmp_path):
     lines = drawn("depth", [folder], metric="equivalent_directions").axes[0].lines
     (curve,) = (line for line in lines if line.get_label() == "experts.up")
     np.testing.assert_array_equal(np.asarray(curve.get_ydata(), float), [20, np.nan])
-    (figures,) = pair_by_layer(Report(folder), [Metric("equivalent_directions")]).figures.values()
-    assert [(one.layer, one.measured) for one in figures] == [(0, 20.0)]
 
 
 def test_the_heatmap_is_the_grid_of_medians(run):

@@ -21,7 +21,6 @@ from shadow.cli import (
     lookup,
     plan,
     reports,
-    reproduce,
     verify,
 )
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
@@ -66,7 +65,7 @@ def _shadow(
 
 
 GROUPS = {
-    "Measure": (audit.audit, plan.plan, verify.verify, reproduce.reproduce),
+    "Measure": (audit.audit, plan.plan, verify.verify),
     "Read reports": (
         reports.show,
         exports.report,

@@ -40,7 +40,6 @@ EVERYDAY = {
         "junit", "format", "json", "full", "quiet", "verbose",
     ),
     "plan": ("targets", "listed", "layer", "module", "fetch", "max_disk", "format", "json"),
-    "reproduce": ("recipe", "output", "panel", "plan", "overwrite", "format", "json"),
     "compare": ("runs", "margin", "scores", "joint", "output", "format", "json"),
     "gate": (
         "runs", "fail_on", "policy", "against", "allow_missing", "junit", "format", "json", "quiet",

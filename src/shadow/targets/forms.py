@@ -1,10 +1,9 @@
-"""What each file that people write may hold, as pydantic models: families, lists, recipes and
+"""What each file that people write may hold, as pydantic models: families, lists and
 policies. Editors get their schemas of families and lists from the same models.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,11 +59,6 @@ PAIR_NAME = {"type": "string", "pattern": f"^{NAME.pattern}:{NAME.pattern}$"}
 Ref = Annotated[Reference, BeforeValidator(by(parse_reference)), WithJsonSchema(REFERENCE)]
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 Word = Annotated[str, StringConstraints(min_length=1)]
-Prose = Annotated[
-    str,
-    BeforeValidator(lambda text: " ".join(text.split()) if isinstance(text, str) else text),
-    StringConstraints(min_length=1, max_length=2_000),
-]
 
 
 def _one_word(text: str) -> str:
@@ -380,95 +374,6 @@ class ListForm(RootModel[Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]])
     """What `shadow audit --list` audits, one after another."""
 
     model_config = ConfigDict(title="A list of targets of shadow")
-
-
-class MetricForm(Form):
-    """A figure that a recipe reads; docs/reproduce.md says what each key is."""
-
-    CALLED = "a metric"
-    WRITTEN = "write a column alone, or {column: relative_norm, module: attn.o, over: attn.q}"
-
-    column: Word
-    alone: Word | None = None
-    module: Word | None = None
-    over: Word | None = None
-    mean: Literal["matrices", "entries"] | None = None
-
-    @classmethod
-    def of_text(cls, text: str) -> object:
-        return {"column": text}
-
-    @model_validator(mode="after")
-    def _has_both_modules(self) -> MetricForm:
-        if (self.module is None) != (self.over is None):
-            raise FaultError("`module` and `over` go together", self.WRITTEN)
-        return self
-
-
-def _number(text: object) -> float:
-    try:
-        number = float(str(text))
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise FaultError(f"{short(str(text))} is not a number")
-    return number
-
-
-def _stage(name: str) -> str:
-    if ".." in name:
-        raise FaultError(f"{short(name)} cannot name a stage", "write single dots")
-    return name
-
-
-StageName = Annotated[Name, AfterValidator(_stage)]
-Published = dict[Word, dict[Word, Annotated[float, BeforeValidator(_number)]]]
-
-
-class PanelForm(Form):
-    """One figure of a recipe."""
-
-    CALLED = "a panel"
-
-    WRITTEN = "it has `pairs`, or `stages` of one run in order"
-
-    text: Prose
-    bears_on: Prose
-    pairs: list[Entry] | None = Field(None, min_length=1)
-    stages: dict[StageName, Checkpoint] | None = Field(None, max_length=50)
-    published: Published = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _has_one_of_both(self) -> PanelForm:
-        if (self.pairs is None) == (self.stages is None):
-            which = "neither `pairs` nor" if self.stages is None else "both `pairs` and"
-            raise FaultError(f"it has {which} `stages`", self.WRITTEN)
-        if self.stages is not None and len(self.stages) < 3:
-            raise FaultError("a run of fewer than three stages", "list two as a pair", "stages")
-        return self
-
-    @field_validator("pairs")
-    @classmethod
-    def _have_no_claims(cls, pairs: list[Entry] | None) -> list[Entry] | None:
-        for at, pair in enumerate(pairs or ()):
-            if pair.claims:
-                hint = "claims are for `shadow audit --list`"
-                raise FaultError("a pair of a recipe has no claims", hint, at, "claims")
-        return pairs
-
-
-class RecipeForm(Form):
-    """What to audit and to draw; docs/reproduce.md says what each key is."""
-
-    CALLED = "a recipe"
-
-    title: Prose
-    source: Prose
-    components: list[Word]
-    modules: list[Word]
-    subjects: Literal["all", "delta", "none"] = "all"
-    metrics: list[MetricForm] = Field(min_length=1)
-    panels: dict[Name, PanelForm] = Field(min_length=1, max_length=20)
 
 
 class RuleForm(Form):

@@ -329,16 +329,13 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
         form = checked(
             ListForm, [] if tree == "" else tree, lines, name, hint=YAML_ENTRY, folder=folder
         )
-    return entries_of(form.root, lines, name)
+    return _entries(form.root, lines, name)
 
 
-def entries_of(
-    forms: Sequence[TargetForm | TwoCheckpointsForm],
-    lines: Mapping[KeyPath, int],
-    file: str,
-    at: KeyPath = (),
+def _entries(
+    forms: Sequence[TargetForm | TwoCheckpointsForm], lines: Mapping[KeyPath, int], file: str
 ) -> list[ListEntry]:
-    """The entries of the YAML list that stands at a path of a file."""
+    """The entries of a list in YAML."""
     from shadow.targets.forms import TargetForm
 
     entries = []
@@ -351,10 +348,10 @@ def entries_of(
             if form.name is not None:
                 names = under_name(names, form.name)
         claims = tuple(
-            ListedClaim(str(claim), file, lines[*at, index, "claims", number])
+            ListedClaim(str(claim), file, lines[index, "claims", number])
             for number, claim in enumerate(form.claims)
         )
-        entries.append(ListEntry(f"{file}:{lines[*at, index]}", names, claims))
+        entries.append(ListEntry(f"{file}:{lines[index,]}", names, claims))
     return entries
 
 
