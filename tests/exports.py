@@ -13,7 +13,6 @@ from reports import delta, places, write
 from shadow.reports.columns import FILES, RESIDUAL, SPECTRA
 from shadow.reports.parquet import arrow_schema
 
-FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")
 # (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
 HOSTILE = (
     ("=HYPERLINK(\"http://x\",'a')", "+1..-1"),

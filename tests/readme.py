@@ -28,7 +28,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shadow.comparing.scores import COLUMNS
-from shadow.outputs.exports import FORMATS
 from shadow.reports.columns import NOTATION, TABLES
 from shadow.reports.columns import SCHEMA as NUMBER
 from shadow.reports.schema import FILES, RULES, is_later, null_cases
@@ -286,14 +285,6 @@ def glossary() -> str:
     return "\n\n".join(parts)
 
 
-def formats() -> str:
-    """A Markdown table of what `shadow export --to` writes."""
-    rows = [f"| `{name}` | {form.what} | `{form.opens}` |" for name, form in FORMATS.items()]
-    return "\n".join(
-        ["| `--to` | what it writes | one line that opens it |", "|---|---|---|", *rows]
-    )
-
-
 def schema_document() -> str:
     """docs/schema.md: every table and column of a report, with its type."""
     out = [
@@ -349,7 +340,6 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "answers": answers,
     "scored": lambda: fenced(scored_demo()),
     "score-columns": score_columns,
-    "formats": formats,
     "glossary": glossary,
 }
 

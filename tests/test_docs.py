@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from xml.etree import ElementTree
 
 import models
 import pages
-import pandas as pd
 import picture
 import pytest
 import readme
@@ -31,7 +29,6 @@ from markdown_it import MarkdownIt
 
 from shadow import __version__
 from shadow.cli.commands import app
-from shadow.outputs.exports import FORMATS
 from shadow.reports.columns import SCHEMA as NUMBER
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
@@ -420,17 +417,10 @@ def printed_by(script):
 
 
 @pytest.mark.slow
-def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
-    """Both run as they stand on the demo's report."""
-    import duckdb
-
+def test_the_pandas_lines_answer_their_question(audited):
+    """They run as they stand on the demo's report."""
     for page in (readme.README, START):
         assert "attn.q" in printed_by(blocks(page, "python")[0])
-    (sql,) = blocks(START, "sql")
-    with duckdb.connect() as connection:
-        rows = connection.sql(sql).fetchall()
-    assert len(rows) == 5
-    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
 
 
 @pytest.mark.slow
@@ -442,33 +432,6 @@ def test_the_script_that_measures_one_matrix_agrees_with_numpy(monkeypatch):
     assert len(lines) == 3
     for name, measured, truth in map(str.split, lines):
         assert float(measured) == pytest.approx(float(truth), rel=1e-6), name
-
-
-@pytest.mark.slow
-def test_every_export_opens_in_the_line_that_is_shown(audited):
-    """The demo in every format under its default name; each line, and those of the partitioned
-    dataset, gives rows.
-    """
-    import duckdb
-    import polars as pl
-
-    for to in FORMATS:
-        subprocess.run(
-            [readme.SHADOW, "export", "reports", "--to", to], check=True, capture_output=True
-        )
-    for to, form in FORMATS.items():
-        if (
-            to != "hf-dataset-folder"
-        ):  # tests/outputs/test_export.py opens it where `datasets` is installed
-            assert len(
-                eval(form.opens, {"pd": pd, "pl": pl, "duckdb": duckdb, "sqlite3": sqlite3})
-            ) in (60, 180)
-    (dataset,) = blocks(ROOT / "docs" / "report.md", "python")
-    found = {}
-    exec(dataset, found)
-    assert [len(found[name]) for name in ("a", "b", "c")] == [180, 180, 180]
-    for name in ("a", "b"):
-        assert set(found[name]["pair"]) == {"base..narrow", "base..broad"}
 
 
 @pytest.mark.slow

@@ -62,7 +62,6 @@ MORE = {
     "report": ("report", "reports"),
     "figure": ("figure", "reports/demo/base..narrow", "--kind", "heatmap", "-o", "x.svg"),
     "lab": ("lab", "run", "--preset", "smoke", "-o", "lab"),
-    "duckdb": ("export", "reports", "--to", "duckdb"),
 }
 
 

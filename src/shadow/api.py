@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
-Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
+Format = Literal["csv", "parquet", "markdown"]
 Group = TypeVar("Group", Files, Nulls, Ray)
 
 OUTPUT = "reports"
@@ -562,12 +562,12 @@ def export(
     tables: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
 ) -> ExportResult:
-    """Write reports in the format of another tool: one set of tables, however many reports.
+    """Write reports as CSV, Parquet or Markdown: one set of tables, however many reports.
 
     Args:
         reports: A report, a folder or a URL with reports, or a list of such.
-        to: csv, json, arrow, parquet, duckdb, sqlite or hf-dataset-folder.
-        path: The file or folder to write. Only an export to the same format that nobody has
+        to: csv, parquet or markdown.
+        path: The folder to write. Only an export to the same format that nobody has
             touched is replaced.
         tables: Only these: matrices, tensors, residual, files, spectra.
         storage_options: Options of the driver of URLs, as fsspec takes them.
@@ -577,8 +577,6 @@ def export(
     """
     from shadow.outputs import exports
 
-    if to not in exports.FORMATS:
-        raise UsageError(f"no format {to!r}", f"one of {', '.join(exports.FORMATS)}")
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
     folders = [
         folder for report in listed for folder in reports_below(_at(report, storage_options))

@@ -8,7 +8,6 @@ from shadow.errors import ShadowError
 
 EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "az": ("adlfs",),
-    "duckdb": ("duckdb",),
     "figure": ("matplotlib",),
     "gs": ("gcsfs",),
     "lab": ("gguf", "matplotlib", "transformers"),

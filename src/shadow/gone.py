@@ -6,11 +6,17 @@ from collections.abc import Mapping
 
 from shadow.errors import UsageError
 
-# kind of word, word: what to use. The kinds: command, option, claim, rule, column, key, format.
+# kind of word, word: what to use. The kinds: command, option, claim, rule, column, key, format,
+# figure.
 GONE: Mapping[tuple[str, str], str] = {
     ("command", "merge"): "copy the folders together; `shadow show` makes the index",
     ("command", "schema"): "use `shadow explain --all`",
     ("command", "reproduce"): "audit a list of registry/lists/, then use `shadow figure`",
+    ("format", "json"): "use csv or parquet; `shadow show --json` has the summaries",
+    ("format", "arrow"): "use parquet, which Arrow reads",
+    ("format", "duckdb"): "use parquet or csv, which DuckDB reads",
+    ("format", "sqlite"): "use csv, which SQLite imports",
+    ("format", "hf-dataset-folder"): "use parquet, which `datasets` loads",
 }
 
 

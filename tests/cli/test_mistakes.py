@@ -38,7 +38,7 @@ MISTAKES = {
     "a pair instead of its report": (
         ("show", "demo:base..narrow"), 1, "no such folder", f"did you mean '{REPORT}'?"),
     "an export to no format": (
-        ("export", "reports"), 2, "'--to'. Choose from: csv, json, arrow,", "--help"),
+        ("export", "reports"), 2, "'--to'. Choose from: csv, parquet,", "--help"),
     "a misspelt report": (
         ("show", "reports/dmeo"), 1, "no such folder", "did you mean 'reports/demo'?"),
     "one checkpoint in a list": (

@@ -29,7 +29,7 @@ EXAMPLES = {
     ),
     "export": (
         "shadow export reports --to csv",
-        "shadow export reports --to duckdb -o audits.duckdb",
+        "shadow export reports --to markdown -o cards",
         "shadow export reports --to parquet --table matrices",
     ),
 }  # fmt: skip

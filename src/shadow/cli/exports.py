@@ -17,7 +17,7 @@ from shadow.storage import parsed_options
 from shadow.text import counted
 
 # the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`
-ExportFormat = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
+ExportFormat = Literal["csv", "parquet", "markdown"]
 FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
 
 
@@ -142,7 +142,7 @@ def export(
     output: Annotated[
         Path | None,
         option.written(
-            help="File or folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
+            help="Folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
         ),
     ] = None,
     table: Annotated[
@@ -153,7 +153,7 @@ def export(
     ] = None,
     storage_options: option.StorageOptions = None,
 ) -> None:
-    """Export finished reports to another format: one set of tables for all of them.
+    """Export finished reports as CSV, Parquet or Markdown: one set of tables for all of them.
 
     An export is written completely or not at all. It replaces only an unchanged export of the same
     format.
@@ -161,12 +161,12 @@ def export(
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
     from shadow.outputs import exports as exporting
-    from shadow.reports.tables import absent_note
 
     run = reports_here(run, parsed_options(storage_options), spectra=True)
-    target = output or exporting.default_output(run, to)
+    target = output or Path(f"{run.absolute().resolve().name or 'reports'}-{to}")
     done = exporting.export(reports_below(run), to, target, tables=table or ())
-    if done.older:
-        console.say(f"{done.older} of {done.reports} reports were {absent_note(done.absent)}")
-    counts = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
-    console.say(f"{done.output}: {exporting.FORMATS[to].what}; rows: {counts}")
+    counts = [
+        f"{done.reports} reports",
+        *(f"{count:,} {name}" for name, count in done.rows.items()),
+    ]
+    console.say(f"{done.output}: {', '.join(counts)}")

@@ -22,6 +22,10 @@ NOT_A_CHOICE = re.compile(
 )
 BOUND = re.compile(r"should be (?P<side>greater|less) than or equal to (?P<number>[\d.]+)")
 EVERY = "shadow.every-option"  # of a context: whether help shows all options
+KINDS = {
+    "--to": "format",
+    "--kind": "figure",
+}  # options whose words may be gone
 OF_ONE_RUN = ("show", "report", "export", "figure")  # commands that take one report or folder
 
 
@@ -109,6 +113,8 @@ def as_usage_error(fault: Any) -> UsageError | None:
         word = choice["word"].strip("'")
         choices = re.findall("'([^']*)'", choice["choices"])
         name = max(fault.param.opts, key=len)
+        if error := gone(KINDS.get(name, ""), word):
+            return error
         hint = nearest(word, choices) or f"such as {name} {choices[0]}"
         return UsageError(f"{name}: {word[:80]!r} is not one of {', '.join(choices)}", hint)
     bound = BOUND.search(fault.message or "")

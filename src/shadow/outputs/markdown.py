@@ -16,6 +16,7 @@ from shadow.telling.document import (
     Document,
     Figures,
     Headline,
+    Image,
     Level,
     Lines,
     Note,
@@ -98,6 +99,8 @@ def _drawn(block: Block, level: int, room: int | None) -> str:
             return f"<sub>{text}</sub>" if block.quiet else text
         case Note():
             return f"**{block.word.capitalize()}.** {plain(block.text)}"
+        case Image():
+            return f"![{plain(block.text)}]({block.file})"
         case Provenance():
             texts = "; ".join(f"{name}: {plain(text)}" for name, text in block.rows)
             return f"<sub>{texts}</sub>"

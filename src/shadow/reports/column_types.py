@@ -18,13 +18,10 @@ Cell = str | float | Sequence[float | None] | NDArray[np.float32] | None
 
 @dataclass(frozen=True)
 class StoredType:
-    """The names that formats have for a type."""
+    """How a type is stored."""
 
     arrow: str
     """In Arrow; of one value, also of a list."""
-    sqlite: str
-    duckdb: str
-    json: str
     is_list: bool = False
 
     @property
@@ -36,14 +33,12 @@ class StoredType:
 
 
 STORED_TYPES: dict[Type, StoredType] = {
-    "string": StoredType(arrow="string", sqlite="TEXT", duckdb="VARCHAR", json="string"),
-    "int": StoredType(arrow="int64", sqlite="INTEGER", duckdb="BIGINT", json="integer"),
-    "float": StoredType(arrow="double", sqlite="REAL", duckdb="DOUBLE", json="number"),
-    "bool": StoredType(arrow="bool", sqlite="INTEGER", duckdb="BOOLEAN", json="boolean"),
-    "ints": StoredType(arrow="int64", sqlite="TEXT", duckdb="BIGINT[]", json="array", is_list=True),
-    "floats": StoredType(
-        arrow="float", sqlite="TEXT", duckdb="FLOAT[]", json="array", is_list=True
-    ),
+    "string": StoredType(arrow="string"),
+    "int": StoredType(arrow="int64"),
+    "float": StoredType(arrow="double"),
+    "bool": StoredType(arrow="bool"),
+    "ints": StoredType(arrow="int64", is_list=True),
+    "floats": StoredType(arrow="float", is_list=True),
 }
 
 

@@ -74,7 +74,7 @@ class Table:
     def exported(self) -> tuple[Column, ...]:
         """The columns as `shadow export` writes them: family and pair, then the others."""
         names = ("family", "pair")
-        return (*REPORTS[:2], *(column for column in self.columns if column.name not in names))
+        return (*IDENTITY[:2], *(column for column in self.columns if column.name not in names))
 
 
 _SKETCH = {name: words.split() for name, words in _WORDS["sketch"].items()}
@@ -118,7 +118,7 @@ ERRORS = tuple(_error(_NAMED[name]) for name in _SKETCH["estimated"])
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
 TENSORS, RESIDUAL, SPECTRA = (_group(name) for name in ("tensors", "residual", "spectra"))
 FILES = _group("files")
-BATCH, REPORTS, COMPARISON = (_group(name) for name in ("batch", "reports", "comparison"))
+BATCH, COMPARISON = (_group(name) for name in ("batch", "comparison"))
 COUNTS, FIGURES, SCORES = (_group(name) for name in ("counts", "figures", "scores"))
 _COLUMNS = {
     "matrices": MATRICES,
@@ -127,7 +127,6 @@ _COLUMNS = {
     "files": FILES,
     "spectra": SPECTRA,
     "batch": BATCH,
-    "reports": REPORTS,
     "comparison": COMPARISON,
     "summary": (*COUNTS, *FIGURES),
     "scores": SCORES,

@@ -1,0 +1,145 @@
+"""Finished reports -> CSV files, a Parquet dataset or Markdown, all reports in the same tables.
+
+An export is a folder that is written whole or not at all. Family and pair are the first columns of
+every table.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadow import __version__
+from shadow.errors import ShadowError, UsageError
+from shadow.files import placing
+from shadow.gone import gone
+from shadow.outputs.markdown import markdown
+from shadow.reports.columns import SCHEMA, TABLES
+from shadow.reports.parquet import arrow_schema
+from shadow.reports.tables import STORED
+from shadow.storage import as_given
+from shadow.telling.reading import SummarisedReport
+from shadow.telling.report import report_document
+
+ExportFormat = Literal["csv", "parquet", "markdown"]
+MANIFEST = "shadow-export.json"  # in every export: its format and its files
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    output: Path
+    rows: Mapping[str, int]
+    """By table; empty for Markdown."""
+    reports: int
+
+
+def export(
+    folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()
+) -> ExportResult:
+    """Write the reports in folders to output; of all tables, or of some.
+
+    Raises UsageError for an unknown format or table, ShadowError when a report cannot be read, when
+    two are of one pair, and when output is somebody else's.
+    """
+    formats = get_args(ExportFormat)
+    if to not in formats:
+        raise gone("format", to) or UsageError(f"no format {to!r}", f"one of {', '.join(formats)}")
+    if unknown := sorted({*tables} - {*STORED}):
+        raise UsageError(f"no table {unknown[0]!r} to export", f"one of {', '.join(STORED)}")
+    names = [name for name in STORED if name in tables or not tables]
+    rows = dict.fromkeys(names if to != "markdown" else (), 0)
+    pairs: dict[tuple[str, str], Path] = {}
+    with placing(output, partial(_is_ours, to), f"an unchanged export to {to}") as folder:
+        folder.mkdir()
+        for report in map(SummarisedReport, folders):  # in memory one at a time
+            pair = report.provenance.family, report.provenance.pair
+            if (twin := pairs.setdefault(pair, report.folder)) != report.folder:
+                fault = f"{twin} and {report.folder} are both reports of {':'.join(pair)}"
+                raise ShadowError(fault, "name a folder that holds one of them")
+            if to == "markdown":
+                _add_markdown(folder, report)
+                continue
+            for name, table in _tables(report, names):
+                (_add_csv if to == "csv" else _add_parquet)(folder, name, table)
+                rows[name] += len(table)
+        made = {"shadow_export": to, "version": __version__, "schema": SCHEMA}
+        text = json.dumps({**made, "files": _sizes(folder)}, indent=1)
+        (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+    return ExportResult(output, rows, len(folders))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path.lstat().st_size for path in files}
+
+
+def _is_ours(to: str, folder: Path) -> bool:
+    """Return whether a folder has the files of an export to this format and no others."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sizes = {name: size for name, size in _sizes(folder).items() if name != MANIFEST}
+        return bool(manifest["shadow_export"] == to and manifest["files"] == sizes)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _tables(report: SummarisedReport, names: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield each table of a report with family and pair as its first columns."""
+    pair = {"family": report.provenance.family, "pair": report.provenance.pair}
+    # JSON may hold halves of letters, which UTF-8 cannot
+    pair = {name: text.encode(errors="replace").decode() for name, text in pair.items()}
+    for name in names:
+        table = report.table(name)
+        more = {name: pa.repeat(text, len(table)) for name, text in pair.items()}
+        schema = arrow_schema(TABLES[name].exported)
+        columns = [more[one] if one in more else table[one] for one in schema.names]
+        yield name, pa.Table.from_arrays(columns, schema=schema)
+
+
+def _add_csv(folder: Path, name: str, table: pa.Table) -> None:
+    """Add rows to `TABLE.csv`, by RFC 4180 in UTF-8."""
+    with (folder / f"{name}.csv").open("a", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\r\n")
+        if not file.tell():
+            lines.writerow(table.column_names)
+        lines.writerows(zip(*(map(cell, one.to_pylist()) for one in table.columns), strict=True))
+
+
+def cell(value: object) -> str:
+    """A cell of CSV: null is empty, a list JSON, a number reads back, and no text is a formula.
+
+    Text that begins like a formula, or with an apostrophe, gets an apostrophe in front.
+    """
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith((*FORMULA, "'")) else value
+    return "" if value is None else json.dumps(value, separators=(",", ":"))
+
+
+def _add_parquet(folder: Path, name: str, table: pa.Table) -> None:
+    """Add `TABLE/family=F/pair=P/part-0.parquet`: Hive's partitions, which become columns again."""
+    pq.write_to_dataset(
+        table,
+        folder / name,
+        ["family", "pair"],
+        basename_template="part-{i}.parquet",
+        existing_data_behavior="overwrite_or_ignore",
+        compression="zstd",
+    )
+
+
+def _add_markdown(folder: Path, report: SummarisedReport) -> None:
+    """Add to `reports.md` what `shadow show` prints of a report, for a model card."""
+    document = report_document(report.summary, report.provenance.told, as_given(report.folder))
+    with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
+        file.write(markdown(document.shown()) + "\n")
