@@ -284,22 +284,3 @@ def ties(base: State, sides: Sequence[State], density: float, factor: float, sto
         mean = (kept * agree).sum(0) / agree.sum(0).clamp_min(1)
         found[name] = start.float() + factor * mean.reshape(start.shape)
     return cast(found, stored)
-
-
-def dare(
-    base: State,
-    sides: Sequence[State],
-    weights: Sequence[float],
-    dropped: float,
-    rng: np.random.Generator,
-    stored: str,
-) -> State:
-    """Drop entries of deltas at random and divide the rest by the share kept (Yu et al. 2024)."""
-    found = {}
-    for name, start in base.items():
-        total = start.float()
-        for weight, one in zip(weights, sides, strict=True):
-            mask = torch.from_numpy(rng.random(tuple(start.shape)) >= dropped).float()
-            total = total + weight / (1 - dropped) * mask * (one[name].float() - start.float())
-        found[name] = total
-    return cast(found, stored)
