@@ -313,7 +313,6 @@ BATCH = {
     "schema": 1,
     "version": "0.1.0",
     "list": None,
-    "shards": ["1/2"],
     "pairs": [ROW],
 }
 BATCH |= {"settings": {"method": {"precision": "default"}}}

@@ -103,8 +103,8 @@ finally:
     print(sorted(UNNEEDED & sys.modules.keys()))
 """
 UNNEEDED = {  # by the audit of one pair of this machine
-    "shadow.audits.list_audit", "shadow.audits.list_index", "shadow.audits.merging",
-    "shadow.audits.ray_engine", "shadow.audits.remote", "shadow.comparing.comparison",
+    "shadow.audits.list_audit", "shadow.audits.list_index", "shadow.audits.ray_engine",
+    "shadow.audits.remote", "shadow.comparing.comparison",
     "huggingface_hub", "matplotlib", "pyarrow.dataset", "scipy.optimize",
     "scipy.sparse", "scipy.stats", "transformers",
 }  # fmt: skip

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import multiprocessing
+import shutil
 import signal
 import sys
 import time
@@ -27,7 +28,6 @@ from shadow.audits import list_audit, list_index, sides
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import Row, Standing, read_index, write_index
-from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import console
@@ -133,9 +133,7 @@ def test_rows_outlive_a_run_that_was_killed(tmp_path):
 
 
 def test_a_journal_belongs_to_one_index(tmp_path):
-    """Rows kept beside an index.json that was written anew since are not laid over it, and a merge
-    leaves none.
-    """
+    """Rows kept beside an index.json that was written again since are not laid over it."""
     rows = some_rows(2)
     Standing(tmp_path, index_of(*rows)).set(failed(rows[0]))
     kept = (tmp_path / ".partial" / "rows.jsonl").read_bytes()
@@ -270,13 +268,67 @@ def test_a_report_of_another_command_counts(toys):
     assert two.bytes == 0
 
 
+SHARED = ("toy-a", "toy-c", "toy-odd")
+
+
 def test_shards_into_one_folder_one_after_the_other(toys):
-    """Each keeps the rows of the others; the index says which shares are there."""
-    for number in (2, 1):
-        run(select_toys(toys, "toy-a", "toy-c", "toy-odd", shard=f"{number}/2"), toys / "out")
-        assert read_index(toys / "out").missing_shards == (["1/2"] if number == 2 else [])
+    """Each has a row for every pair of the list, and keeps those of the others."""
     names = ("toy-a:base..one", "toy-a:base..two", "toy-c:base..two", "toy-odd:base..odd")
+    for number in (2, 1):
+        selection = select_toys(toys, *SHARED, shard=f"{number}/2")
+        run(selection, toys / "out")
+        assert tuple(states(toys / "out")) == names
+        pending = sum(state == "pending" for state in states(toys / "out").values())
+        assert pending == (4 - len(selection.own) if number == 2 else 0)
     assert list(states(toys / "out").items()) == [(name, "done") for name in names]
+
+
+def test_show_makes_the_index_of_shards_that_were_copied_together(toys, shadow):
+    """The index of one list: rows in its order, with figures; the same as of one job but for what
+    each pair took. What is lost meanwhile is no longer done.
+    """
+    for number in (1, 2):
+        run(select_toys(toys, *SHARED, shard=f"{number}/2"), toys / f"{number}")
+        shutil.copytree(toys / f"{number}", toys / "all", dirs_exist_ok=True)
+    assert "pending" in states(toys / "all").values()
+    shadow("show", "all").assert_done()
+    run(select_toys(toys, *SHARED), toys / "one")
+    took = {"seconds": None, "bytes": None}
+    made, expected = (
+        [asdict(row) | took for row in read_index(toys / name).rows] for name in ("all", "one")
+    )
+    assert made == expected
+    assert [row["state"] for row in table_rows(toys / "all")] == ["done"] * 4
+    before = (toys / "all" / "index.json").read_bytes()
+    shadow("show", "all").assert_done()
+    assert (toys / "all" / "index.json").read_bytes() == before
+    shutil.rmtree(toys / "all" / "toy-c")
+    shadow("show", "all").assert_done()
+    assert states(toys / "all")["toy-c:base..two"] == "pending"
+
+
+def test_a_copied_report_of_other_settings_is_not_done(toys, shadow):
+    """It is `kept`, and its row says what differs; a report that no list names has a row at the
+    end.
+    """
+    run(select_toys(toys, "toy-a"), toys / "out")
+    other = Settings(Method("exact", subspaces=False), Filter(), spectra=False)
+    run(select_toys(toys, "toy-c*"), toys / "other", other)
+    shutil.copytree(toys / "other" / "toy-c", toys / "out" / "toy-c")
+    shadow("show", "out").assert_done()
+    *_, last = read_index(toys / "out").rows
+    assert (last.name, last.state, last.position) == ("toy-c:base..two", "kept", None)
+    assert "settings.method.precision" in last.error
+
+
+def test_an_index_that_cannot_be_written_is_shown(toys, shadow):
+    """While its list is audited, `show` says what is there and writes nothing."""
+    run(select_toys(toys, "toy-a"), toys / "out")
+    shutil.rmtree(toys / "out" / "toy-a" / "base..two")
+    before = (toys / "out" / "index.json").read_bytes()
+    with list_index.alone_in(toys / "out"):
+        assert "1 pending" in shadow("show", "out").assert_done()
+    assert (toys / "out" / "index.json").read_bytes() == before
 
 
 def test_two_lists_at_once_into_one_folder_are_refused(toys):
@@ -285,7 +337,7 @@ def test_two_lists_at_once_into_one_folder_are_refused(toys):
     next(first)
     with pytest.raises(ShadowError, match="another list") as caught:
         run(select_toys(toys, "toy-c*"), toys / "out")
-    assert "shadow merge" in caught.value.hint
+    assert "copied together" in caught.value.hint
     assert len(list(first)) == 1
     assert list(states(toys / "out")) == ["toy-a:base..one", "toy-a:base..two"]
     run(select_toys(toys, "toy-c*"), toys / "out")
@@ -384,7 +436,7 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
 @pytest.mark.slow
 def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
     """run_pair mapped over the list by concurrent.futures, in processes that share nothing: the
-    same reports, the same fault with its hint; and `merge` makes the same index from them.
+    same reports, and the same fault with its hint.
     """
     selection = select_toys(toys, "toy-a", "toy-bad", "toy-c*")
     settings = Settings(Method(), Filter())
@@ -408,11 +460,6 @@ def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
     assert {result.folder.relative_to(toys / "pool") for result in measured} == {
         folder.relative_to(toys / "command") for folder in found
     }
-    rows = read_index(toys / "command").rows
-    rows = {row.name: asdict(row) for row in rows if row.state == "done"}
-    apart = {"position": None, "seconds": None, "bytes": None}
-    made = {row.name: asdict(row) | apart for row in merge(toys / "pool", []).index.rows}
-    assert made == {name: row | apart for name, row in rows.items()}
 
 
 def test_a_given_pair_goes_into_a_list(toys):

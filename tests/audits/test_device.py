@@ -20,13 +20,12 @@ from shadow.audits import pair as audit_module
 from shadow.audits import pair_plan
 from shadow.audits.devices import CPU, DeviceChoice, choose
 from shadow.audits.document import plan_document
-from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.pair_plan import plan_pair
 from shadow.audits.workers import pace
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
-from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.errors import KeptError, UsageError
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra import spectrum
 from shadow.spectra.delta import Method
@@ -251,15 +250,6 @@ def test_reports_of_two_devices_are_compared_with_a_warning(on, pair, by_cpu, tm
     told = json.dumps(compare([by_cpu, folder]).as_json())
     assert "measured with different settings: --device cpu in A, fake in B" in told
     assert "--device" not in json.dumps(compare([by_cpu, by_cpu]).as_json())
-
-
-def test_reports_of_two_devices_are_not_merged(on, pair, toys, tmp_path):
-    """They do not stand in one index: the fault names the setting."""
-    on(FakeDevice())
-    audited(pair, tmp_path / "device")
-    run_pair(pair, ON_CPU, tmp_path / "cpu")
-    with pytest.raises(ShadowError, match=r'differ in settings\.device: .*"fake"'):
-        merge(tmp_path / "all", [tmp_path / "device", tmp_path / "cpu"])
 
 
 def test_spectra_are_kept_for_the_device_that_solved_them(on, pair, by_cpu, tmp_path):

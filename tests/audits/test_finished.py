@@ -23,7 +23,6 @@ from runs import StoppedError, pair_of, stopped_after
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import read_index
-from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError, UsageError
@@ -595,21 +594,6 @@ def test_a_list_keeps_reports_of_another_version(toys):
     rows = read_index(toys / "out").rows
     assert [other.version for other in rows] == ["0.0.9", row.version]
     assert rows[0].seconds == row.seconds
-    assert [other.version for other in merge(toys / "out", []).index.rows] == ["0.0.9", row.version]
-    with_metadata(shutil.copytree(toys / "out", toys / "copy") / "toy-a/base..one", version="0.0.8")
-    # numbers are the same, whatever measured them
-    assert merge(toys / "out", [toys / "copy"]).there == 2
-
-
-def test_a_merge_does_not_take_a_kept_report_for_what_was_asked_for(toys):
-    """Files changed since: the shard's row stays `kept` where reports are joined."""
-    audited(toys)
-    models.toy(toys / "one", 8)
-    assert [outcome.state for outcome in audited(toys)] == ["kept", "done"]
-    assert [row.state for row in merge(toys / "all", [toys / "out"]).index.rows] == ["kept", "done"]
-    assert [row.state for row in merge(toys / "out", []).index.rows] == ["kept", "done"]
-    audited(toys, runtime=Runtime(overwrite=True))
-    assert [row.state for row in merge(toys / "out", []).index.rows] == ["done", "done"]
 
 
 def test_an_optimizer_renews_the_labels_of_a_list(toys):
@@ -619,7 +603,7 @@ def test_an_optimizer_renews_the_labels_of_a_list(toys):
     again = audited(toys, replace(EVERYTHING, optimizer="sgd"))
     assert [outcome.result.measured for outcome in again] == [0, 0]
     assert [row.seconds for row in read_index(toys / "out").rows] == [row.seconds for row in first]
-    assert merge(toys / "out", []).index.kind.settings["optimizer"] == "sgd"
+    assert read_index(toys / "out").kind.settings["optimizer"] == "sgd"
 
 
 # what the model does not have

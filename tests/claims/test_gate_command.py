@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -225,23 +224,21 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
 
 @pytest.mark.parametrize("state", every(2, ["failed", "pending"]))
 def test_what_a_list_lacks_is_no_pass(shadow, as_list, tmp_path, state):
-    """A pair without a report and a shard elsewhere are faults; what is there is judged."""
+    """A pair without a report is a fault; what is there is judged."""
     shutil.copytree(as_list, tmp_path / "list")
     rules = ("--fail-on", "concentration > 0.9", "--format", "json")
     assert shadow("gate", "list", *rules).code == 0
     index = read_index(tmp_path / "list")
     row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
-    write_index(tmp_path / "list", replace(index.with_rows({row.key: row}), shards=("1/2",)))
-    # of the shard alone: the report is there, whatever the index says
-    assert shadow("gate", "list", *rules).code == 1
+    write_index(tmp_path / "list", index.with_rows({row.key: row}))
+    assert shadow("gate", "list", *rules).code == 0, "the report is there, whatever the index says"
     shutil.rmtree(tmp_path / "list" / row.folder)
     done = shadow("gate", "list", *rules)
     assert done.code == 1
     why = "no such folder: x" if state == "failed" else "pending"
     assert f"demo:base..broad has no report: {why}" in done.err
-    assert "list lacks shard 2/2 of its list" in done.err
     judged = {one["pair"]: (one["code"], len(one["rules"])) for one in json.loads(done.out)}
-    assert judged == {"base..narrow": (0, 1), "base..broad": (1, 0), "shard 2/2": (1, 0)}
+    assert judged == {"base..narrow": (0, 1), "base..broad": (1, 0)}
     shutil.rmtree(tmp_path / "list" / "demo")
     done = shadow("gate", "list", *rules)
     assert {one["pair"] for one in json.loads(done.out)} == judged.keys()
@@ -249,16 +246,38 @@ def test_what_a_list_lacks_is_no_pass(shadow, as_list, tmp_path, state):
     assert f"demo:base..narrow: {why}" in done.err
 
 
-def test_the_first_of_very_many_missing_shards_are_told(shadow, as_list, tmp_path):
-    """A hundred one by one, and how many more there are."""
-    shutil.copytree(as_list, tmp_path / "list")
-    index = read_index(tmp_path / "list")
-    write_index(tmp_path / "list", replace(index, shards=("1/1000000",)))
-    done = shadow("gate", "list", "--fail-on", "concentration > 0.9", "--format", "json")
+def test_a_pair_of_the_list_that_is_missing_is_no_pass(shadow, demo, tmp_path):
+    """`gate FOLDER --list FILE` is 1, with a line for each pair without a report; rules are judged
+    beside. Claims of the list hold, or do not.
+    """
+    (tmp_path / "l.yaml").write_text("- demo:base..narrow\n- {target: demo:base..broad}\n")
+    (tmp_path / "empty").mkdir()
+    done = shadow("gate", "empty", "--list", "l.yaml", "--junit", "j.xml")
     assert done.code == 1
-    missing = [one["pair"] for one in json.loads(done.out) if "shard" in one["pair"]]
-    assert missing[0] == "shard 2/1000000"
-    assert missing[99:] == ["shard 101/1000000", "999,899 more shards"]
+    names = [f"demo:base..{name}" for name in ("narrow", "broad")]
+    assert all(done.err.count(f"{name} of the list has no report") == 1 for name in names)
+    assert (tmp_path / "j.xml").read_text().count("<failure") == 2
+    shutil.copytree(demo["narrow"], tmp_path / "out" / "demo" / "base..narrow")
+    done = shadow("gate", "out", "--list", "l.yaml", "--fail-on", "concentration > 0.3")
+    assert done.code == 1
+    assert names[1] in done.err
+    assert "concentration is 0.33" in done.err
+    shutil.copytree(demo["broad"], tmp_path / "out" / "demo" / "base..broad")
+    shadow("gate", "out", "--list", "l.yaml").assert_done()
+    assert shadow("gate", "out", "--list", "l.yaml", "--fail-on", "concentration > 0.3").code == 4
+    (tmp_path / "l.yaml").write_text("- {target: demo:base..broad, claims: [same]}\n")
+    assert shadow("gate", "out", "--list", "l.yaml").code == 4
+    for wrong in ("none.yaml", "wrong.txt"):
+        (tmp_path / "wrong.txt").write_text("dem\n")
+        shadow("gate", "out", "--list", wrong).assert_refused(2)
+
+
+def test_a_shard_alone_lacks_the_rest_of_its_list(shadow, tmp_path):
+    """Its index has every pair of the list, so `gate` of one shard does not pass."""
+    for number in (1, 2):
+        shadow("audit", "demo:*", "--shard", f"{number}/2", "-o", f"{number}").assert_done()
+    codes = {shadow("gate", f"{number}", "--fail-on", "spikes > 100").code for number in (1, 2)}
+    assert codes == {0, 1}, "the pairs of one family stay in one shard"
 
 
 def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(

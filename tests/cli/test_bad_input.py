@@ -532,8 +532,6 @@ LONG_PATHS = {
     "plan -o": ("plan", *PAIR[1:-1], LONG),
     "show": ("show", LONG),
     "clean": ("clean", "-o", LONG),
-    "merge": ("merge", LONG, "base"),
-    "merge from": ("merge", "out", LONG),
     "compare": ("compare", LONG, "base"),
     "gate": ("gate", LONG, "--fail-on", "concentration > 1"),
     "export": ("export", LONG, "--to", "csv"),

@@ -23,7 +23,6 @@ COMMANDS = {
     "compare": ("compare", NARROW, BROAD, "--joint", "--scores", "scores.csv", "--json"),
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
     "lineage": ("lineage", "out", "--no-joint", "--json"),
-    "merge": ("merge", "merged", "out", "--json"),
     "families": ("families", "demo", "--json"),
     "schema": ("schema", "--json"),
 }

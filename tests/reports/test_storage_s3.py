@@ -19,7 +19,7 @@ from shadow.audits.remote import run_remote_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.reports import remote
-from shadow.reports.remote import CLAIM, fetched, fetched_if_any
+from shadow.reports.remote import CLAIM, fetched_if_any
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located
 from shadow.targets.lists import select
@@ -291,26 +291,6 @@ def test_a_writer_that_is_killed_goes_on_where_it_was(
     again.assert_done()
     assert "nothing to measure" in again.err
     assert whole(server, url) == [0]
-
-
-def test_a_list_in_a_bucket_and_its_merge(server, run, url, tmp_path):
-    """Two shards into URLs of their own, merged into a third: index and reports of one list."""
-    (tmp_path / "list.txt").write_text("demo:base..narrow\ndemo:base..broad\n")
-    for number in (1, 2):
-        run(
-            "audit", "--list", "list.txt", "--shard", f"{number}/2", "-o", f"{url}/{number}", *QUICK
-        ).assert_done()
-    out = run("merge", f"{url}/all", f"{url}/1", f"{url}/2").assert_done()
-    assert "pairs  2: 2 done" in out
-    assert {"index.json", "batch.parquet", f"{PAIR}/matrices.parquet"} < set(
-        store_of(server, f"{url}/all").files()
-    )
-    run("gate", f"{url}/all", "--fail-on", "concentration > 0.99").assert_done()
-    folder = fetched(store_of(server, f"{url}/all"))
-    assert sorted(path.name for path in (folder / "demo").iterdir()) == [
-        "base..broad",
-        "base..narrow",
-    ]
 
 
 def test_a_report_that_vanishes_while_it_is_read(server, url, run, tmp_path):

@@ -68,7 +68,6 @@ MORE_COMMANDS = [
     ("report", DEMO, "-o", "page.html"),
     ("figure", NARROW, "--kind", "depth", "-o", "depth.svg"),
     ("plan", "demo", "-o", DEMO),
-    ("merge", DEMO),
     ("clean", "-o", DEMO),
     ("audit", "demo", "-o", DEMO, "--no-subspaces", *RULE),
 ]

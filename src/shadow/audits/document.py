@@ -80,8 +80,6 @@ def _totals(index: Index) -> list[tuple[str, str]]:
     rows = {"pairs": "; ".join(parts)}
     if counts["done"] or counts["kept"]:
         rows["more"] = "shadow show DIR/FAMILY/PAIR"
-    if missing := index.missing_shards:
-        rows["shards"] = f"{several(index.shards)} of the list; not here: {several(missing)}"
     return list(rows.items())
 
 

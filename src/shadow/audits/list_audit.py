@@ -21,7 +21,6 @@ from shadow.audits.list_index import (
     Standing,
     alone_in,
     done_row,
-    in_order,
     kind_of,
     read_index,
     report_folder,
@@ -150,42 +149,33 @@ def begun(
     settings: Settings,
     is_there: Callable[[Row, Kind], bool] | None = None,
 ) -> Index:
-    """The index before the first pair: what an earlier run of the list left here, all else of this
-    shard pending.
+    """The index before the first pair: what an earlier run of the list left here, all else pending.
 
-    Of pairs that other shards audit there are rows where they were audited into this folder.
-    is_there: whether the report of a row is still there; None: look into the folder.
+    Every shard has a row for each pair of the whole list. is_there: whether the report of a row is
+    still there; None: look into the folder.
     """
     is_there = is_there or partial(_is_there, output)
     index = Index(
         version=__version__,
         kind=Kind(SCHEMA, settings.as_json()),
         digest=selection.digest,
-        shards=(str(selection.shard),),
         rows=(),
     )
     earlier = read_index(output)
     if earlier is None or earlier.kind.of_numbers != index.kind.of_numbers:
         earlier = index
     known = {row.key: row for row in earlier.rows}
-    of_this_shard = {(pair.family, pair.name) for pair in selection.own}
+    own = {(pair.family, pair.name) for pair in selection.own}
     rows = []
     for position, pair in enumerate(selection.pairs, 1):
         new = _pending_row(pair, position)
-        row = known.get(new.key)
-        if row is None:
-            if new.key in of_this_shard:
-                rows.append(new)
-            continue
-        stands = is_there(row, index.kind) if row.state == "done" else new.key not in of_this_shard
+        row = known.get(new.key, new)
+        stands = is_there(row, index.kind) if row.state == "done" else new.key not in own
         if stands:
             rows.append(replace(row, position=position))
         else:
             rows.append(replace(new, seconds=row.seconds, bytes=row.bytes))
-    shards = set(index.shards)
-    if earlier.digest == index.digest:
-        shards.update(earlier.shards)
-    return replace(index, rows=in_order(rows), shards=tuple(sorted(shards)))
+    return replace(index, rows=tuple(rows))
 
 
 def _pending_row(pair: Pair, position: int) -> Row:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
@@ -147,18 +147,7 @@ class Index:
     """What all reports agree in."""
     digest: str | None
     """Which list it was (Selection.digest); None: none, or several."""
-    shards: tuple[str, ...]
-    """Which shares of the list are here, such as `1/4`."""
     rows: tuple[Row, ...]
-
-    @property
-    def missing_shards(self) -> list[str]:
-        """The shares of the list that are not here; none where they were cut in different ways."""
-        numbers = {tuple(map(int, shard.split("/"))) for shard in self.shards}
-        if len({of for _, of in numbers}) != 1:
-            return []
-        ((_, of), *_) = numbers
-        return [f"{number}/{of}" for number in range(1, of + 1) if (number, of) not in numbers]
 
     def with_rows(self, rows: Mapping[Key, Row]) -> Index:
         """The same index with these rows instead of those of their pairs."""
@@ -170,7 +159,6 @@ class Index:
             "version": self.version,
             **vars(self.kind),
             "list": self.digest,
-            "shards": list(self.shards),
             "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
             "pairs": [row.as_json() for row in self.rows],
         }
@@ -216,6 +204,46 @@ def done_row(
         version=metadata["version"],
         **figures,
     )
+
+
+def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -> Index:
+    """Return the index with the rows of the reports that lie in its folder.
+
+    Copying the folders of several shards together leaves the index of one of them. A report of
+    other settings is `kept`; a pair without a report is not done.
+    """
+    old = {row.key: row for row in index.rows}
+    there = {
+        (summary.family, summary.pair): _refreshed_row(index, old, summary, metadata)
+        for summary, metadata in reports
+    }
+    rows = [
+        there.pop(row.key, row.emptied("pending") if row.state == "done" else row)
+        for row in index.rows
+    ]
+    return replace(index, rows=(*rows, *there.values()))
+
+
+def _refreshed_row(
+    index: Index, old: Mapping[Key, Row], summary: Summary, metadata: ReportMetadata
+) -> Row:
+    """Make the row of a report again; of its time and place the index knows more."""
+    row = old.get((summary.family, summary.pair))
+    if row is not None and row.state == "kept":  # until the list is run again
+        return row
+    is_of_list = row is not None and row.state == "done"
+    new = done_row(
+        summary,
+        metadata,
+        position=row.position if row is not None else None,
+        seconds=row.seconds if row is not None and is_of_list else metadata.get("seconds"),
+        moved=row.bytes if row is not None else None,
+    )
+    had, wanted = kind_of(metadata).of_numbers, index.kind.of_numbers
+    if had == wanted:
+        return new
+    error = f"the finished report there differs: {different(vars(had), vars(wanted))}"
+    return new.emptied("kept", error=error, hint="run the list again, with --overwrite")
 
 
 def kind_of(metadata: ReportMetadata) -> Kind:
@@ -307,7 +335,6 @@ class _File:
     schema: int
     settings: dict[str, Any]
     list: str | None
-    shards: tuple[str, ...]
     pairs: tuple[Row, ...]
 
 
@@ -327,9 +354,7 @@ def read_index(folder: Path) -> Index | None:
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        hint = (
-            "if no other program wrote it, remove it: `shadow merge` rebuilds it from the reports"
-        )
+        hint = "if no other program wrote it, remove it, and run the list again"
         raise ShadowError(f"{path}: no index of shadow that this version can read", hint) from error
     return index.with_rows(_kept_rows(folder / PARTIAL / ROWS, hashlib.sha256(raw).hexdigest()))
 
@@ -367,16 +392,12 @@ def _valid(kind: type[Content], raw: bytes) -> Content:
 
 
 def _index(content: _File) -> Index:
-    for shard in content.shards:
-        number, of = map(int, shard.split("/"))
-        if not 1 <= number <= of <= 1_000_000:
-            raise ValueError
     if content.schema != SCHEMA or not all(row.fits for row in content.pairs):
         raise ValueError
     if len({row.key for row in content.pairs}) < len(content.pairs):
         raise ValueError
     kind = Kind(content.schema, content.settings)
-    return Index(content.version, kind, content.list, shards=content.shards, rows=content.pairs)
+    return Index(content.version, kind, content.list, rows=content.pairs)
 
 
 @contextlib.contextmanager
@@ -409,10 +430,7 @@ def _hold(path: Path, flags: int, at_end: contextlib.ExitStack) -> None:
     at_end.callback(os.close, handle)
     if not is_held(path, handle):
         folder = path if path.is_dir() else path.parents[1]
-        hint = (
-            "wait for it; shards of one list each take a folder of their own, and `shadow merge`"
-            " joins them"
-        )
+        hint = "wait for it; shards of one list each take a folder, which are copied together later"
         raise ShadowError(f"another list is being audited into {folder}", hint)
 
 
@@ -449,12 +467,3 @@ def different(
 def _said(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:56]}..."
-
-
-def in_order(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """By place in the list; those that have none last, by name."""
-    return tuple(
-        sorted(
-            rows, key=lambda row: (row.position is None, row.position or 0, row.family, row.pair)
-        )
-    )

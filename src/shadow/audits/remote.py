@@ -10,8 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,34 +18,27 @@ from pathlib import Path
 from shadow.audits.finished import differences, named, notes_of_age
 from shadow.audits.journal import remove_journal_of
 from shadow.audits.list_index import is_held
-from shadow.audits.merging import Merged, merge, summary_of
 from shadow.audits.pair import run_pair, when_free
 from shadow.audits.runtime import AuditResult, Runtime, Settings
 from shadow.audits.sides import identity_of
-from shadow.claims.summary import Summary
 from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name, write_whole, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import Identity, check_schema, finished_metadata, require_tables
+from shadow.reports.provenance import Identity, finished_metadata, require_tables
 from shadow.reports.remote import (
     MAX_JSON,
     OvertakenError,
-    PublishedIndex,
-    completed,
     fetched,
     kept_token,
-    new_token,
     outlined,
-    outlined_below,
     publish,
-    publish_copy,
     standing,
     told_as,
 )
 from shadow.reports.report import Report
-from shadow.storage import Store, place_for
+from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.telling.reading import read_summary
 
@@ -127,78 +119,6 @@ def _other(
         target, folder, there, asked, replace(runtime, overwrite=False), rescored=rescored
     )
     return done
-
-
-def merge_remote(store: Store, sources: Sequence[Path | Store]) -> Merged:
-    """Merge folders and what is at URLs into the reports at a URL as `merge` does with folders, and
-    publish what is new there.
-
-    Of reports at URLs only what is small comes to this machine; a table only where two reports are
-    of one pair, or where a summary of another version has to be made again. Within one store
-    reports are copied by the store itself.
-    """
-    published = PublishedIndex(store)
-    outlines: dict[Path, Store] = {}
-    output = _outlined(store, outlines) or place_for(store)
-    folders = [
-        _require_any(source, outlines) if isinstance(source, Store) else source
-        for source in sources
-    ]
-    with told_as(output, store):
-        of_pairs = defaultdict[tuple[str, str], list[Path]](list)
-        for folder in _reports([output, *folders]):
-            metadata = finished_metadata(folder)
-            if metadata is not None:
-                check_schema(folder, metadata)
-                of_pairs[metadata["family"], metadata["pair"]].append(folder)
-        for reports in of_pairs.values():
-            for folder in reports if len(reports) > 1 else ():
-                if folder in outlines:
-                    completed(outlines[folder], folder, spectra=True)
-
-        def summary_there(folder: Path) -> Summary:
-            if folder in outlines:
-                try:
-                    return read_summary(folder, with_rows=False)[0]
-                except ShadowError:  # made by another version: from the rows, then
-                    completed(outlines[folder], folder, spectra=False)
-            return summary_of(folder)
-
-        def copy(report: Path, target: Path) -> None:
-            place = store.at(*target.relative_to(output).parts)
-            if report in outlines:
-                publish_copy(outlines[report], place, token=new_token())
-            else:
-                publish(report, place, token=new_token(), replaces=None)
-
-        merged = merge(output, folders, summary_of=summary_there, copy=copy)
-        published.publish(output)
-    for folder in {output, *(path for path in folders if path not in sources)}:
-        shutil.rmtree(folder, ignore_errors=True)
-    return merged
-
-
-def _outlined(store: Store, outlines: dict[Path, Store]) -> Path | None:
-    """A folder with what is small of all that is at a URL; its reports join outlines."""
-    top = outlined_below(store)
-    for folder in _reports([top] if top is not None else []):
-        assert top is not None
-        outlines[folder] = store.at(*folder.relative_to(top).parts)
-    return top
-
-
-def _require_any(store: Store, outlines: dict[Path, Store]) -> Path:
-    top = _outlined(store, outlines)
-    if top is None:
-        raise ShadowError(f"{store}: no report there", "name a URL that `shadow audit -o` wrote to")
-    return top
-
-
-def _reports(folders: Iterable[Path]) -> list[Path]:
-    """The folders of finished reports in output folders."""
-    return [
-        path.parent for folder in folders for path in sorted(folder.glob("*/*/matrices.parquet"))
-    ]
 
 
 def _already_there(

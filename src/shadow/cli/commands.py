@@ -74,7 +74,7 @@ GROUPS = {
         exports.export,
         exports.figure,
     ),
-    "Check and keep reports": (gate.gate, reports.merge, reports.clean),
+    "Check and keep reports": (gate.gate, reports.clean),
     "Look up": (lookup.explain, lookup.schema, lookup.families),
 }
 

@@ -15,11 +15,8 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import Options, file_here, reports_here
 from shadow.errors import ShadowError, UsageError
-from shadow.reports.folders import meant, reports_below
+from shadow.reports.folders import found_below, meant, reports_below
 from shadow.storage import Store, as_given, located, parsed_options, url_of
-from shadow.text import counted
-
-SHARDS_TOLD = 100  # missing shards of a list that are named one by one
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
@@ -44,6 +41,8 @@ def gate(
     policy: option.PolicyFile = None,
     against: option.Against = None,
     allow_missing: option.AllowMissing = False,
+    listed: option.ListFile = None,
+    registry: option.Registry = None,
     junit: option.Junit = None,
     storage_options: option.StorageOptions = None,
     format: option.PairsFormat = "table",
@@ -54,7 +53,8 @@ def gate(
     """Check finished reports against rules and a baseline, for CI, as `audit` does with the same
     options.
 
-    A missing pair or shard of a list is an error, and does not pass.
+    A missing pair of a list is an error, and does not pass: of the list that --list names, or of
+    the one that was audited into the folder.
 
     Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 4 a
     rule was violated; 5 a claim cannot be told.
@@ -64,16 +64,19 @@ def gate(
         format = "json"
     options = parsed_options(storage_options)
     rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
-    if not rules:
-        raise UsageError(
-            "nothing to check the reports against", "add --fail-on, --policy or --against"
-        )
+    if not rules and listed is None:
+        hint = "add --fail-on, --policy, --against or --list"
+        raise UsageError("nothing to check the reports against", hint)
+    selection = None if listed is None else _listed(listed, registry, options)
+    claims = {} if selection is None else claims_of(selection)
+    claimed = {(pair.family, pair.name): of_pair for pair, of_pair in claims.items()}
     from shadow.audits.list_index import read_index
     from shadow.reports.provenance import report_metadata
     from shadow.telling.verdicts import rules_document
 
     runs = [reports_here(run, options) for run in runs]
-    folders_of = {run: reports_below(run) for run in runs}
+    below = reports_below if selection is None else found_below
+    folders_of = {run: below(run) for run in runs}
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
     judged: list[Judgement] = []
     names: dict[Path, tuple[str, str]] = {}
@@ -85,8 +88,12 @@ def gate(
         except ShadowError as error:
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
             faulty.add(folder.resolve())
+    there = set(names.values())
     for run, index in indexes.items():
-        judged += _not_there(run, index, set(names.values()), faulty)
+        judged += _not_there(run, index, there, faulty)
+    if selection is not None:
+        there |= {(one.family, one.pair) for one in judged}
+        judged += _missing_pairs(selection, runs, there, faulty)
     baselines = baselines_of(
         against,
         list(names.values()),
@@ -96,7 +103,8 @@ def gate(
     )
     for folder, name in names.items():
         try:
-            judged.append(_judgement(folder, rules, baselines.get(name)))
+            own = [*rules, *claimed.get(name, ())]
+            judged.append(_judgement(folder, own, baselines.get(name)))
         except ShadowError as error:
             judged.append(at_fault(*name, error))
             continue
@@ -132,7 +140,7 @@ def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -
 def _not_there(
     run: Path, index: Index, there: set[tuple[str, str]], faulty: set[Path]
 ) -> list[Judgement]:
-    """The faults of a list's folder: pairs without their report, and shards that are elsewhere.
+    """The faults of a list's folder: pairs without their report.
 
     there: the pairs whose reports are read. faulty: folders of reports whose fault is known.
     """
@@ -145,14 +153,34 @@ def _not_there(
         is_told = (run / row.folder).resolve() in faulty
         if row.state != "kept" and row.key not in there and not is_told:
             judged.append(at_fault(row.family, row.pair, _missing(run, row)))
-    missing = index.missing_shards
-    for shard in missing[:SHARDS_TOLD]:
-        error = ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards")
-        judged.append(at_fault(str(run), f"shard {shard}", error))
-    if len(missing) > SHARDS_TOLD:
-        more = counted(len(missing) - SHARDS_TOLD, "more shard", "more shards")
-        error = ShadowError(f"{run} lacks {more} of its list", "merge all shards")
-        judged.append(at_fault(str(run), more, error))
+    return judged
+
+
+def _listed(listed: str, registry: Path | None, options: Options) -> Selection:
+    """Return the pairs of a list. Raises UsageError where it names none."""
+    from shadow.targets.lists import select
+
+    if url_of(listed) is not None:
+        listed = str(file_here(Path(listed), options))
+    return select(registry=registry, listed=listed)
+
+
+def _missing_pairs(
+    selection: Selection, runs: Sequence[Path], known: set[tuple[str, str]], faulty: set[Path]
+) -> list[Judgement]:
+    """Return the faults of a list's pairs without a report.
+
+    known: pairs with a report or with a fault that was told. faulty: folders of reports with one.
+    """
+    from shadow.audits.list_index import report_folder
+
+    judged = []
+    for pair in selection.pairs:
+        folders = {(run / report_folder(pair.family, pair.name)).resolve() for run in runs}
+        if (pair.family, pair.name) in known or folders & faulty:
+            continue
+        error = ShadowError(f"{pair.full_name} of the list has no report", "audit the list again")
+        judged.append(at_fault(pair.family, pair.name, error))
     return judged
 
 

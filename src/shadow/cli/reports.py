@@ -1,7 +1,8 @@
-"""Commands about finished reports: show, compare, merge, clean."""
+"""Commands about finished reports: show, compare, clean."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def show(
     """Show finished reports again, and a table of them if there are several. Scores given here are
     not kept.
 
-    For a list, first show how its pairs stand.
+    For a list, first show how its pairs stand. Its index.json and batch.parquet are brought up to
+    date, as after copying the folders of several shards together.
 
     Exit codes: 0 done; 1 a report cannot be read; 2 wrong usage.
     """
@@ -61,11 +63,13 @@ def show(
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
         folders = []
+    reports = _readable(folders)
+    if index is not None:
+        index = _up_to_date(run, index, reports)
     if index is not None and format == "table":
         from shadow.audits.document import list_document
 
         console.show(list_document(index))
-    reports = _readable(folders)
     if scores:
         from shadow.comparing.gains import NO_SCORES, join
         from shadow.comparing.score_files import scores_of_sides
@@ -96,6 +100,27 @@ def _readable(folders: Sequence[Path]) -> list[Shown]:
                 raise
             console.complain(fault)
     return reports
+
+
+def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
+    """Make the index of a list again from the reports in its folder.
+
+    It is written where that is possible: not while the list is audited, nor without permission.
+    """
+    from shadow.audits.list_index import alone_in, refreshed, report_folder, write_index
+
+    new = refreshed(
+        index,
+        [
+            (summary, provenance)
+            for summary, provenance, folder in reports
+            if folder == run / report_folder(summary.family, summary.pair)
+        ],
+    )
+    if new != index:
+        with contextlib.suppress(ShadowError), alone_in(run):
+            write_index(run, new)
+    return new
 
 
 def _show(
@@ -237,76 +262,6 @@ def compare(
         console.show_json(comparison.as_json())
     else:
         console.show(comparison_document(comparison, p_values=p_values))
-
-
-def merge(
-    output: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder to merge into; may be a URL.",
-            metavar="OUT",
-            file_okay=False,
-            callback=option.a_place,
-        ),
-    ],
-    folders: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help=(
-                "Folders or URLs given to `shadow audit -o`; without any, only the index of OUT is"
-                " rebuilt."
-            ),
-            metavar="DIR",
-            callback=option.places,
-        ),
-    ] = None,
-    storage_options: option.StorageOptions = None,
-    format: option.Format = "table",
-    json: option.Json = False,
-) -> None:
-    """Merge the reports of several jobs, such as the shards of a list, into one folder, and rebuild
-    its index.
-
-    All reports must have the same settings, and two reports of one pair the same numbers.
-
-    Last digits may differ, because kinds of CPU round differently; then the first report is kept.
-
-    Exit codes: 0 done; 1 failed, and nothing was copied, or a shard of the list is missing; 2 wrong
-    usage.
-    """
-    as_json = json or format == "json"
-    from shadow.audits.document import list_document
-    from shadow.audits.merging import merge as merged
-
-    options = parsed_options(storage_options)
-    place = located(output, options)
-    if isinstance(place, Store):
-        from shadow.audits.remote import merge_remote
-
-        place.require_access()
-        result = merge_remote(place, [located(folder, options) for folder in folders or []])
-    else:
-        sources = [reports_here(folder, options, spectra=True) for folder in folders or []]
-        result = merged(place, sources)
-    console.say(f"{result.copied} reports copied to {place}, {result.there} were already there")
-    if result.rounded:
-        names = several([":".join(key) for key in result.rounded])
-        console.say(
-            f"the last digits of {names} differ, because CPUs round differently: the first report"
-            " of each is kept"
-        )
-    if result.unscored:
-        names = several([":".join(key) for key in result.unscored])
-        console.say(
-            f"scores of {names} are left out: the report that is kept has other scores or none"
-        )
-    if as_json:
-        console.show_json(result.index.as_json())
-    else:
-        console.show(list_document(result.index))
-    if missing := result.index.missing_shards:
-        which = f"{'shard' if len(missing) == 1 else 'shards'} {several(missing)}"
-        raise ShadowError(f"{place} lacks {which} of its list", "merge all shards")
 
 
 def clean(

@@ -493,9 +493,7 @@ class PublishedIndex:
                 self.store.entry(INDEX) != self._there
                 and self.store.read(INDEX, MAX_JSON) != self._sent
             ):
-                hint = (
-                    "shards of one list each take a URL of their own, and `shadow merge` joins them"
-                )
+                hint = "shards of one list each take a URL of their own"
                 raise ShadowError(f"{self.store}: another list is being audited there", hint)
             for name in INDEX_FILES:
                 if name == INDEX:
