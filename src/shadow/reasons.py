@@ -32,6 +32,8 @@ REASONS = {
     "adapter": Reason("tensors of an adapter that are not applied"),
     "unreadable": Reason("listed in the index but missing from every shard", strict=True),
 }
+# What makes a report one that nobody should build on: sentences of the finding, and rules.
+BROKEN = ("nonfinite", "all_zero", "empty", "nothing_compared", "unrelated", "part_shared")
 # the detail of a vector that has no relative norm, as its base is 0, and moved all the same
 FROM_ZERO = "0 in the base, and not in the tuned model"
 BEYOND_VOCABULARY = "beyond the vocabulary"  # of tokens that a model has no row for

@@ -29,6 +29,11 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
+def short_name(name: str) -> str:
+    """A name from a file on one line, of at most 120 characters."""
+    return visible(name[:120])
+
+
 def short(said: object) -> str:
     """What somebody wrote, for a message: one line of at most 80 characters."""
     text = repr(said)

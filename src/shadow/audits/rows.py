@@ -117,6 +117,7 @@ def write_tables(
             outcome.delta_norm,
             outcome.base_norm,
             cast=outcome.cast,
+            zero=outcome.zero,
             reordered=outcome.reordered,
         )
         if (of_pair := _Stacked.of(outcome)) is not None:
@@ -508,6 +509,7 @@ def _tensor_row(
         # scales and the factors of an update have fewer entries than the matrix that they make
         "compared": min(compared, math.prod(info.shape)),
         "cast": _cast([part.outcome.cast for part in parts]),
+        "all_zero": sum(part.outcome.zero == side for part in parts),
         "content_of": content_of,
         "content_how": content_how,
     }

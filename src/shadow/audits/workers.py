@@ -392,6 +392,9 @@ def _measured(
             detail=FROM_ZERO if from_zero else detail,
             delta_norm=delta_norm,
             base_norm=base_norm,
+            zero="tuned"
+            if size.base > 0 == size.tuned
+            else None,  # a base may begin with biases of 0
             cast=(cast(sides, formats) or "neither") if size.delta else None,
         )
     if isinstance(total, Extent):
@@ -417,6 +420,7 @@ def _measured(
         base_norm=norms["base"],
         cast=_copied(sides, formats, measurements[-1]),
         measurements=tuple(measurements),
+        zero=_zero(measurements),
         reordered=order,
         residual=residual,
     )
@@ -486,8 +490,15 @@ def _norms(
         base_norm=base_norm,
         cast=_copied(sides, formats, measurements[-1], may_be=found.rounded is not None),
         measurements=measurements,
+        zero=_zero(measurements),
         reordered=order,
     )
+
+
+def _zero(measurements: Sequence[Measurement]) -> Side | None:
+    """Return the side of a changed matrix in which every entry is 0."""
+    zero = {one.subject: one.number("frobenius_norm") == 0 for one in measurements}
+    return next((side for side in SIDES if zero[side]), None)
 
 
 def own_workspace() -> Workspace:

@@ -5,6 +5,7 @@
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number  |  "label" ("==" | "!=") word
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
+            | "nonfinite" | "all_zero" | "empty" | "nothing_compared" | "unrelated" | "part_shared"
             | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
 
 Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
@@ -31,6 +32,7 @@ from shadow.claims.label import Label
 from shadow.claims.verify.table import OF_PAIRS, pair_claim
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
+from shadow.reasons import BROKEN
 from shadow.reports.columns import COUNTS, ESTIMATED, FIGURES, delta_metrics
 from shadow.reports.words import HEADS
 from shadow.text import closest, nearest, short
@@ -51,6 +53,7 @@ OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
 HOLDS, FAILS = "holds", "does not hold"
 STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
 FILES, GATE, VERIFY = "files", "gate", "verify"  # what stands before the name of these
+IS_BROKEN = ""  # what stands there of a word of BROKEN, which is a rule by itself
 # kinds of files, and what is known inside them, that stand behind FILES
 OF_REPOSITORIES = (
     *("config", "generation", "chat_template", "tokenizer", "code", "pickle", "weights", "index"),
@@ -198,6 +201,8 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
     """The place, the files or the claim that a rule without a number names, and its comparison;
     None of another rule. Raises UsageError.
     """
+    if text.strip() in BROKEN:
+        return Metric(IS_BROKEN, None, text.strip()), HOLDS
     if match := CLAIM.fullmatch(text):
         negated, which, name = match.groups()
         _require_claim(which, name.split()[0] if which == VERIFY else name)

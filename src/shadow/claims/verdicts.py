@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from shadow.claims.answer import first_code
+from shadow.claims.broken import broken
 from shadow.claims.measured import NAMED, Measured, Scope
 from shadow.claims.rules import (
     COLUMNS,
     FAILS,
     HOLDS,
+    IS_BROKEN,
     MOVED,
     OF_REPORTS,
     OF_THE_PAIR,
@@ -157,7 +159,7 @@ class Judgement:
         codes = {verdict.code for verdict in self.verdicts}
         if self.fault is not None:
             codes.add(1)
-        if self.objections:
+        if self.objections or (self.summary is not None and broken(self.summary)):
             codes.add(3)
         return first_code(codes)
 
@@ -233,7 +235,13 @@ def _judged(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
 
 
 def _claimed(rule: Rule, now: Measured) -> Verdict:
-    """A gate, or a claim about the pair."""
+    """A gate, a claim about the pair, or a word for what is broken."""
+    if rule.figure.component == IS_BROKEN:
+        word = rule.figure.metric
+        texts = [sentence.text for sentence in broken(now.summary) if sentence.code == word]
+        finding = RuleFigure(word, HOLDS if texts else FAILS, bool(texts))
+        detail = " ".join(texts) or f"it is not {word}"
+        return Verdict(rule, "met" if texts else "passed", detail, (finding,))
     if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
         return _checked(rule, now)
     answer, reason = now.answer(rule.figure)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from shadow.claims.broken import broken
 from shadow.claims.rules import MOVED
 from shadow.claims.verdicts import Judgement, Verdict
 from shadow.claims.verify.verification import IN_WORDS, FailedVerification, Verification
@@ -40,6 +41,9 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
                 if verdict.rule.severity == "warning":
                     line = f"warning: {line}"
                 lines.append(line)
+    for judgement in judged:
+        if judgement.summary is not None:
+            lines += [f"{judgement.name}: {one.text}" for one in broken(judgement.summary)]
     if reasons := sorted({reason for judgement in judged for reason in judgement.objections}):
         lines.append(f"--strict: skipped because of {', '.join(reasons)}")
     return lines
@@ -125,6 +129,10 @@ def workflow_commands(
     for judgement in judged:
         if judgement.fault is not None:
             texts["error"].append(_annotation("error", judgement.name, judgement.fault))
+        if judgement.summary is not None:
+            for one in broken(judgement.summary):
+                title = f"{judgement.name}: {one.code}"
+                texts["error"].append(_annotation("error", title, one.text))
         if judgement.objections:
             text = f"skipped because of {', '.join(judgement.objections)}"
             texts["error"].append(_annotation("error", f"{judgement.name}: --strict", text))
@@ -290,6 +298,9 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
     if judgement.fault is not None:
         _said(case, "failure", message=judgement.fault, kind="not audited")
+    if judgement.summary is not None:
+        for sentence in broken(judgement.summary):
+            _said(case, "failure", message=sentence.text, kind=sentence.code)
     if judgement.objections:
         _said(
             case,

@@ -12,7 +12,8 @@ import numpy as np
 
 from shadow.reasons import FROM_ZERO
 from shadow.summary.numbers import are, median
-from shadow.summary.rows import UncomparedRow, VectorFigures, VocabularyRow
+from shadow.summary.rows import BrokenRow, UncomparedRow, VectorFigures, VocabularyRow
+from shadow.text import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ ONE_SIDED = ("only_in_base", "only_in_tuned")
 UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a finding names
 UNREAD = ("unknown_dtype", "quantized")  # reasons of what is there, and is told as unread
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
+EXAMPLES = 3  # tensors of a kind of damage that a summary names
 SHAPES = re.compile(r"base \(([\d, ]+)\), tuned \(([\d, ]+)\)")  # a detail of shape_differs
 BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
 
@@ -69,6 +71,28 @@ def vocabulary(tensors: Columns) -> list[VocabularyRow]:
         for (component, module), of in sides.items()
         if (component, module) in partial and len(of) == 2 and of["base"] != of["tuned"]
     ]
+
+
+def broken(tensors: Columns) -> list[BrokenRow]:
+    """Return the tensors that no training leaves so, a row for each side and kind of damage."""
+    rows = []
+    found = {
+        "nonfinite": are(tensors["reason"], "nonfinite"),
+        "all_zero": tensors["all_zero"] > 0,
+        "empty": np.array([0 in shape for shape in tensors["shape"]], dtype=np.bool_),
+    }
+    for code, chosen in found.items():
+        of_code = tensors.where(chosen)
+        for side in ("base", "tuned"):
+            names = [
+                short_name(name)
+                for name, of, detail in of_code.each("tensor", "side", "detail")
+                if of == side
+                and (code != "nonfinite" or _side(code, detail or "") in (side, "both"))
+            ]
+            if names:
+                rows.append(BrokenRow(code, side, len(names), names[:EXAMPLES]))
+    return rows
 
 
 def uncompared(tensors: Columns) -> list[UncomparedRow]:

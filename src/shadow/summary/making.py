@@ -26,7 +26,7 @@ from shadow.summary.bootstrap import (
     intervals_of_medians,
 )
 from shadow.summary.columns import Columns
-from shadow.summary.coverage import uncompared, vector_figures, vocabulary
+from shadow.summary.coverage import broken, uncompared, vector_figures, vocabulary
 from shadow.summary.depth import (
     Sum,
     depth_entropy,
@@ -137,6 +137,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             *_renumbered_experts(deltas),
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
         ],
+        broken=broken(tensors),
         tier=tier_of(metadata),
         estimated=bool(are(deltas["precision"], "sketch").any()),
         files=files_record(rows.files),

@@ -9,6 +9,7 @@ from shadow.summary.figures import InsideLayers, PairFigures
 from shadow.summary.rows import (
     AloneRow,
     Bounds,
+    BrokenRow,
     CheckpointSide,
     CoherenceRow,
     ComponentRow,
@@ -85,6 +86,8 @@ class PairRecord:
     warnings: list[ReportWarning]
     unchanged_experts: list[UnchangedExpertsRow] = field(default_factory=list, kw_only=True)
     """Components of which some tensors of experts are identical, and others not."""
+    broken: list[BrokenRow] = field(default_factory=list, kw_only=True)
+    """Tensors with NaN or infinite entries, of zeros alone, or without entries."""
     tier: Tier = field(default="full", kw_only=True)
     """What was measured: all spectra, those of the deltas alone, or no spectra but norms."""
     estimated: bool = field(default=False, kw_only=True)

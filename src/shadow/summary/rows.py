@@ -249,6 +249,19 @@ class UncomparedRow:
 
 
 @dataclass(frozen=True)
+class BrokenRow:
+    """Tensors of one side that no training leaves so."""
+
+    code: str
+    """nonfinite, all_zero or empty."""
+    side: str
+    """base or tuned."""
+    count: int
+    tensors: list[str]
+    """The first names, in the order of the model."""
+
+
+@dataclass(frozen=True)
 class VocabularyRow:
     """An embedding or a head with more rows on one side; the rows that both have are compared."""
 

@@ -23,6 +23,7 @@ from shadow.telling.known_changes import (
     has_nothing_in_common,
     is_of_base,
 )
+from shadow.telling.limits import broken_text
 from shadow.telling.rearranged import rearranged_headline, rearranged_kind
 from shadow.telling.size import (
     ALIKE,
@@ -48,7 +49,6 @@ AT_MOST = 2  # parts of the model that are named
 SAYING = ("concentrated", "distributed")  # labels that answer in a word
 # what leaves nothing more to say; the first that stands among the sentences
 ALONE = {
-    "nonfinite": "Broken: a side holds NaN or infinite entries.",
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Two unrelated models of one shape.",
 }
@@ -67,6 +67,10 @@ KINDS = {
 def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     """One line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`"""
     texts = {sentence.code: sentence.text for sentence in sentences}
+    if summary.broken:
+        row = summary.broken[0]
+        side = "the tuned model" if row.side == "tuned" else "the base"
+        return f"Broken: {broken_text(row)} in {side}."
     for code, text in ALONE.items():
         if code in texts:
             return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from shadow.claims.answer import Figure
 from shadow.claims.draft import Draft, Sentence
@@ -10,7 +11,7 @@ from shadow.claims.gates import Gate
 from shadow.claims.recognised import is_rearranged
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import UncomparedRow, VocabularyRow
+from shadow.summary.rows import BrokenRow, UncomparedRow, VocabularyRow
 from shadow.telling.rearranged import rearranged
 from shadow.telling.wording import (
     NAMED,
@@ -20,8 +21,19 @@ from shadow.telling.wording import (
     place_of,
     vectors_moved,
 )
-from shadow.text import and_list
+from shadow.text import and_list, counted
 
+
+class _Damage(NamedTuple):
+    one: str
+    many: str
+
+
+DAMAGE = {
+    "nonfinite": _Damage("holds NaN or infinite entries", "hold NaN or infinite entries"),
+    "all_zero": _Damage("is all zero", "are all zero"),
+    "empty": _Damage("has no entries", "have no entries"),
+}
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 
 
@@ -30,11 +42,11 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
     changed, lineage, paired, formats = (
         gates[name] for name in ("changed", "lineage", "paired", "formats")
     )
-    broken = _nonfinite(summary)
+    broken = broken_sentences(summary)
     if changed.figure is None:
         of = " that was asked for" if filtered else ""
         text = f"Nothing was compared: no matrix{of} has a partner on the other side."
-        if broken:
+        if any(sentence.code == "nonfinite" for sentence in broken):
             text = f"Nothing was compared: no matrix{of} has a partner and finite numbers."
         return [*broken, Sentence("nothing_compared", text, {})]
     sentences = [*broken, *_relation(summary, lineage)]
@@ -68,19 +80,29 @@ def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
-def _nonfinite(summary: PairRecord) -> list[Sentence]:
-    """Which side is broken, and where."""
-    rows = [row for row in summary.uncompared if row.reason == "nonfinite"]
-    if not rows:
-        return []
-    sides = {row.side for row in rows}
-    who = {"base": "The base is", "tuned": "The tuned model is"}.get(
-        sides.pop() if len(sides) == 1 else "both", "Both models are"
-    )
-    holds = "they hold" if who == "Both models are" else "it holds"
-    text = f"{who} broken: {holds} NaN or infinite entries in {_places_of(summary, rows)}."
-    those = "This tensor was" if sum(row.tensors for row in rows) == 1 else "These tensors were"
-    return [Sentence("nonfinite", f"{text} {those} not compared.", {})]
+def broken_sentences(summary: PairRecord) -> list[Sentence]:
+    """Which tensors are broken, of which side and how, and whether that leaves them out."""
+    sentences = []
+    for row in summary.broken:
+        side = "tuned model" if row.side == "tuned" else row.side
+        text = f"The {side} is broken: {broken_text(row)}."
+        if row.code == "nonfinite":
+            text += " This tensor was" if row.count == 1 else " These tensors were"
+            text += " not compared."
+        sentences.append(Sentence(row.code, text, {}))
+    return sentences
+
+
+def broken_text(row: BrokenRow) -> str:
+    """`model.norm.weight and 2 more tensors are all zero`."""
+    first, *others = row.tensors
+    more = row.count - 1
+    if not more:
+        names, verb = first, DAMAGE[row.code].one
+    else:
+        rest = others[0] if more == 1 and others else counted(more, "more tensor", "more tensors")
+        names, verb = f"{first} and {rest}", DAMAGE[row.code].many
+    return f"{names} {verb}"
 
 
 def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:

@@ -16,6 +16,7 @@ from shadow.claims.summary import Summary
 from shadow.quantities import Kind, Quantity, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
+from shadow.telling.limits import DAMAGE
 from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
 from shadow.text import and_list, counted
 
@@ -129,8 +130,8 @@ def _of_sentences(summary: Summary) -> Iterator[FigureRow]:
     codes = {sentence.code for sentence in summary.finding.sentences}
     for sentence in summary.finding.sentences:
         code = sentence.code
-        if code == "nonfinite":
-            yield FigureRow("nonfinite", FAILED, sentence.text)
+        if code in DAMAGE:
+            yield FigureRow(code, FAILED, sentence.text)
         elif code == "rounding" and is_copy(summary):
             yield FigureRow(RECOGNISED["copy"].title, FOUND, sentence.text)
         elif code == "identical":  # the headline says the first half
