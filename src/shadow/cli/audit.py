@@ -125,8 +125,9 @@ def audit(
     If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite
     replaces it.
 
-    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but --strict found a skipped
-    tensor; 4 done, but a rule was violated; 5 done, but a claim cannot be told.
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but a side is broken, the two are not
+    states of one model, or --strict found a skipped tensor; 4 done, but a rule was violated; 5
+    done, but a claim cannot be told.
     """
     begin(junit, "audit")
     if quiet and verbose:

@@ -56,8 +56,9 @@ def gate(
     A missing pair of a list is an error, and does not pass: of the list that --list names, or of
     the one that was audited into the folder.
 
-    Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 4 a
-    rule was violated; 5 a claim cannot be told.
+    Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 3
+    a side is broken, or the two are not states of one model; 4 a rule was violated; 5 a claim
+    cannot be told.
     """
     begin(junit, "gate")
     if json:

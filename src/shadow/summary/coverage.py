@@ -87,8 +87,7 @@ def broken(tensors: Columns) -> list[BrokenRow]:
             names = [
                 short_name(name)
                 for name, of, detail in of_code.each("tensor", "side", "detail")
-                if of == side
-                and (code != "nonfinite" or _side(code, detail or "") in (side, "both"))
+                if of == side and _side(code, detail or "") in (side, "both")
             ]
             if names:
                 rows.append(BrokenRow(code, side, len(names), names[:EXAMPLES]))
