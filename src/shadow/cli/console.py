@@ -37,12 +37,29 @@ def forgive_letters() -> None:
 
 
 _views = 0  # that this command has displayed
+_outlives = False  # whether this command goes on where the reader of stdout (`| head`) has gone
 
 
 def begin() -> None:
     """A command begins: nothing has been displayed."""
-    global _views
-    _views = 0
+    global _views, _outlives
+    _views, _outlives = 0, False
+
+
+def outlive_reader() -> None:
+    """Go on without a word where the reader of stdout goes: a file of results is to be finished."""
+    global _outlives
+    _outlives = True
+
+
+@contextlib.contextmanager
+def _to_reader() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        if not _outlives:
+            raise
+        give_up()
 
 
 def display(renderable: RenderableType) -> None:
@@ -54,7 +71,8 @@ def display(renderable: RenderableType) -> None:
     text = _rendered(out, renderable)
     text = re.sub(rf"(?:{BLANK_LINE})+", "\n", text).strip("\n")
     if text:
-        out.file.write(f"\n{text}\n" if _views else f"{text}\n")
+        with _to_reader():
+            out.file.write(f"\n{text}\n" if _views else f"{text}\n")
         _views += 1
 
 
@@ -83,14 +101,16 @@ def show_json_pairs(
 
 def _print_json(value: Any, indent: int | None = None) -> None:
     text = json.dumps(value, indent=indent, allow_nan=False)
-    print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
+    with _to_reader():
+        print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
 def show_text(text: str) -> None:
     """Data as it is, such as Markdown, on stdout: never wrapped or coloured."""
     if not is_watched(out):
         text = inert(text)
-    print(text, end="")
+    with _to_reader():
+        print(text, end="")
 
 
 def say(text: str) -> None:
@@ -105,7 +125,8 @@ def say_nothing(text: str) -> None:
 def flush() -> None:
     """Write what stdout still holds: a full disk is noticed now, and not by the interpreter."""
     if sys.stdout is not None:
-        sys.stdout.flush()
+        with _to_reader():
+            sys.stdout.flush()
 
 
 def give_up() -> None:

@@ -249,6 +249,7 @@ def begin(junit: Path | None, command: str) -> None:
 
         begin_junit(junit, command)
         _begun[junit] = command
+        console.outlive_reader()
 
 
 def ended_by(fault: ShadowError) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import typer
@@ -45,6 +46,11 @@ class Commands(TyperGroup):
 class Command(TyperCommand):
     """A command whose help fits a screen: the options of every day, and with `--help-all` all."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does it. Raises UsageError for a value of an option that begins with `--`."""
+        _require_values(self.params, args)
+        return super().parse_args(ctx, args)  # type: ignore[no-any-return]
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """As typer does it, of the parameters that are asked for, and without a type of flags."""
         everyday = () if ctx.meta.get(EVERY) else EVERYDAY.get(self.name or "", ())
@@ -67,6 +73,28 @@ class Command(TyperCommand):
         if option is not None:
             option.metavar = ""
         return option
+
+
+def _require_values(parameters: Iterable[Any], args: Sequence[str]) -> None:
+    """Refuse `--junit --help`: what looks like an option is meant as one, and is no file's name."""
+    with_value = {
+        name
+        for one in parameters
+        if one.param_type_name == "option" and not one.is_flag and not one.count
+        for name in one.opts
+    }
+    typed = args[: args.index("--")] if "--" in args else args
+    for word, following in pairwise([*typed, ""]):
+        name, is_one_word, value = word.partition("=")
+        value = value if is_one_word else following
+        if name in with_value and value.startswith("--"):
+            raise UsageError(
+                f"{name} has no value: {value[:80]!r} begins with --", _with_value(name)
+            )
+
+
+def _with_value(name: str) -> str:
+    return f"write its value behind it, such as {name} VALUE; a file may be ./--NAME"
 
 
 def _everyday(parameters: Iterable[Any], names: Sequence[str]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +79,7 @@ def verify(
     format: option.Format = "table",
     json: option.Json = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print only the answer, and errors.")
+        bool, typer.Option("-q", "--quiet", help="Print a line for each claim, and errors.")
     ] = False,
     help_all: option.HelpAll = False,
 ) -> None:
@@ -107,23 +108,30 @@ def verify(
     from shadow.claims.answer import first_code
     from shadow.claims.verify.verification import Verification
     from shadow.outputs.ci import write_claims
-    from shadow.telling.verification import verification_document, verifications_document
+    from shadow.telling.verification import (
+        in_lines,
+        verification_document,
+        verifications_document,
+    )
+    from shadow.text import visible
 
     say = console.say_nothing if quiet else console.say
     runtime = Runtime(jobs=jobs, access=access_of(files), say=say)
     is_alone = listed is None
     found = [_checked(one, runtime, is_alone=is_alone, quiet=quiet) for one in asked]
+    if junit is not None:  # before anything is printed, whose reader may have gone
+        write_claims(junit, found)
     if json or format == "json":
         every = [one.as_json() for one in found]
         console.show_json(every[0] if is_alone else every)
+    elif quiet:
+        console.show_text("".join(f"{visible(line)}\n" for line in in_lines(found)))
     else:
         for one in found:
             if isinstance(one, Verification):
                 console.show(verification_document(one))
         if not is_alone:
             console.show(verifications_document(found))
-    if junit is not None:
-        write_claims(junit, found)
     if code := first_code({one.exit_code for one in found}):
         raise typer.Exit(code)
 
@@ -181,6 +189,7 @@ def _checked(
     from shadow.claims.verify.verification import FailedVerification
 
     hidden = contextlib.nullcontext(None) if quiet else console.steps("verify")
+    begun = time.monotonic()
     try:
         with hidden as update:
 
@@ -188,9 +197,11 @@ def _checked(
                 if update is not None:
                     update(state.done, state.total, asked.claim)
 
-            return check(asked, replace(runtime, show=show))
+            found = check(asked, replace(runtime, show=show))
+            return replace(found, seconds=time.monotonic() - begun)
     except ShadowError as error:
         if is_alone:
             raise
         console.complain(error)
-        return FailedVerification(asked.claim, asked.of, as_given(error.message))
+        seconds = time.monotonic() - begun
+        return FailedVerification(asked.claim, asked.of, as_given(error.message), seconds=seconds)

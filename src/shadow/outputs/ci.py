@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -21,13 +22,15 @@ from shadow.files import read_start, write_beside
 from shadow.outputs.markdown import markdown
 from shadow.telling.verdicts import gate_document, said_of
 from shadow.telling.verification import asked
-from shadow.text import counted, visible
+from shadow.text import counted, several, visible
 
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
 HEADS = 2_000  # bytes at most of what is no row
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
 FAULTS = ("met", "missing")  # outcomes: a rule was violated, or had nothing to judge
+NAMED = 3  # tensors that a message names
+LAST_PARTS = 2  # of a path elsewhere
 TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
 
 
@@ -241,21 +244,47 @@ def write_claims(path: Path, found: Sequence[Verification | FailedVerification])
     told is skipped, and a fault is an error. Raises ShadowError.
     """
     root = ET.Element("testsuites", name="shadow")
-    suite = ET.SubElement(root, "testsuite", name="shadow verify")
+    total = sum(one.seconds for one in found)
+    suite = ET.SubElement(root, "testsuite", name="shadow verify", time=f"{total:.3f}")
     for one in found:
-        names = {"classname": "shadow verify", "name": visible(asked(one))}
-        case = ET.SubElement(suite, "testcase", names, time="0.000")
+        names = {"classname": "shadow verify", "name": visible(asked(_without_folders(one)))}
+        case = ET.SubElement(suite, "testcase", names, time=f"{one.seconds:.3f}")
         if isinstance(one, FailedVerification):
             _said(case, "error", message=one.fault, kind="fault")
-        elif one.outcome == "does_not_hold":
-            _said(case, "failure", message=one.reason, kind=one.claim)
-        elif one.outcome == "cannot_be_told":
-            _said(case, "skipped", message=one.reason, kind=one.claim)
-        if isinstance(one, Verification):
-            lines = [f"{IN_WORDS[one.outcome]}: {one.reason}"]
-            _output(case, [*lines, *(f"{item.name}: {item.what}" for item in one.against[:100])])
+            continue
+        if one.outcome != "holds":
+            tag = "failure" if one.outcome == "does_not_hold" else "skipped"
+            _said(case, tag, message=_with_tensors(one), kind=one.claim)
+        lines = [f"{IN_WORDS[one.outcome]}: {one.reason}"]
+        _output(case, [*lines, *(f"{item.name}: {item.what}" for item in one.against[:100])])
     _count(suite)
     _write_junit(path, _document(root))
+
+
+def _with_tensors(one: Verification) -> str:
+    """The reason, and the first of what speaks against the claim."""
+    if not one.against:
+        return one.reason
+    named = several([f"{item.name}: {item.what}" for item in one.against], NAMED, "; ")
+    return f"{one.reason} ({named})"
+
+
+def _without_folders(
+    one: Verification | FailedVerification,
+) -> Verification | FailedVerification:
+    """With absolute paths as they are from here, or as their last parts: a case has one name on
+    every machine.
+    """
+    return replace(one, of={name: _from_here(text) for name, text in one.of.items()})
+
+
+def _from_here(text: str) -> str:
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    if path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd()).as_posix()
+    return "/".join(path.parts[-LAST_PARTS:]).removeprefix("/")
 
 
 def _check_junit(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from shadow.claims.answer import Outcome
@@ -27,7 +28,7 @@ from shadow.telling.document import (
     Table,
     Word,
 )
-from shadow.text import in_ranges
+from shadow.text import counted, in_ranges
 
 SHOWN = 8  # rows of what speaks against a claim
 LEVELS: Mapping[Outcome, Level] = {
@@ -35,6 +36,8 @@ LEVELS: Mapping[Outcome, Level] = {
     "does_not_hold": "fault",
     "cannot_be_told": "warning",
 }
+ORDER = (1, 4, 5, 0)  # of exit codes, the worst first
+OTHERS = ((4, ("does not", "do not")), (5, ("cannot be told",) * 2), (1, ("fault", "faults")))
 INDEX = re.compile(r"[0-9]{1,9}")  # in a name
 NUMBER = re.compile(r"[0-9][0-9,.]*")  # in a text
 RUNS = 4  # of indices that a name spells out
@@ -119,7 +122,31 @@ def asked(one: Verification | FailedVerification) -> str:
     return " ".join([one.claim, *(f"{name}={text}" for name, text in one.of.items())])
 
 
+def in_lines(found: Sequence[Verification | FailedVerification]) -> list[str]:
+    """A line each, those that do not hold first; of several, how many there are of each outcome."""
+    ordered = sorted(found, key=lambda one: ORDER.index(one.exit_code))
+    lines = [f"{_outcome(one)}: {asked(one)}: {_reason(one)}" for one in ordered]
+    return [*lines, totals(found)] if len(lines) > 1 else lines
+
+
+def totals(found: Sequence[Verification | FailedVerification]) -> str:
+    """`4 hold, 3 do not, 1 cannot be told`."""
+    counts = Counter(one.exit_code for one in found)
+    texts = [counted(counts[0], "holds", "hold")]
+    texts += [
+        f"{counts[code]:,} {words[counts[code] > 1]}" for code, words in OTHERS if counts[code]
+    ]
+    return ", ".join(texts)
+
+
+def _outcome(one: Verification | FailedVerification) -> str:
+    return "fault" if isinstance(one, FailedVerification) else IN_WORDS[one.outcome]
+
+
+def _reason(one: Verification | FailedVerification) -> str:
+    return one.fault if isinstance(one, FailedVerification) else one.reason
+
+
 def _line(one: Verification | FailedVerification) -> list[Cell]:
-    if isinstance(one, FailedVerification):
-        return [asked(one), Word("fault", "fault"), one.fault]
-    return [asked(one), Word(IN_WORDS[one.outcome], LEVELS[one.outcome]), one.reason]
+    level = "fault" if isinstance(one, FailedVerification) else LEVELS[one.outcome]
+    return [asked(one), Word(_outcome(one), level), _reason(one)]

@@ -41,6 +41,8 @@ class Verification:
     against: tuple[Against, ...] = ()
     """What speaks against it, the largest first."""
     notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    """What it took."""
 
     @property
     def outcome(self) -> Outcome:
@@ -89,6 +91,7 @@ class FailedVerification:
     of: Mapping[str, str]
     fault: str
     exit_code: int = 1
+    seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """For machines: what it was asked of, and the fault."""
