@@ -39,7 +39,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --kill-after 10)
 
 # The files that take longest go first, so that none of them is alone on one worker at the end.
 LONG_OF_FAST := $(wildcard $(addprefix tests/,outputs/test_figure.py audits/test_in_parts.py \
-	audits/test_hub.py audits/test_hub_faults.py audits/test_finished.py outputs/test_page.py lab/test_lab_findings.py telling/test_summary_file.py \
+	audits/test_hub.py audits/test_hub_faults.py audits/test_finished.py outputs/test_page.py telling/test_summary_file.py \
 	reports/test_schema.py audits/test_run.py))
 FAST_IN_ORDER := --no-loadscope-reorder $(LONG_OF_FAST) $(filter-out $(LONG_OF_FAST),$(wildcard tests/test_*.py tests/*/test_*.py))
 
@@ -69,7 +69,6 @@ check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/python -c "from shadow.outputs.page.html import scripts; print(scripts()['page'])" > build/page.js
 	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js
 	$(BIN)/python tests/readme.py --check
-	$(BIN)/python -m pytest -q -m generated tests/claims tests/lab
 
 format: setup
 	$(BIN)/ruff check --fix .

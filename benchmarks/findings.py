@@ -1,8 +1,4 @@
-"""What reports say of pairs whose history is known: a page of findings, to be read as if they came
-by mail.
-
-    python benchmarks/findings.py            # writes docs/findings.md; about a minute
-    python benchmarks/findings.py --keep DIR # and keeps the checkpoints and reports
+"""Pairs whose history is known.
 
 Each pair is a small checkpoint of made-up weights (four layers of width 256, BF16 unless said
 otherwise) and what a known history makes of it. Nothing is trained: what a finding says can be held
@@ -13,14 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
 
 # threads of matrices this small only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,17 +21,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-import typer
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import shadow
-from shadow.claims.explanations import ANSWERS
 from shadow.claims.summary import Summary
-from shadow.outputs.markdown import plain
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "findings.md"
-COMMAND = "python benchmarks/findings.py"
 WIDTH, MLP, LAYERS, TOKENS, EXPERTS = 256, 512, 4, 512, 4
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
@@ -307,7 +295,7 @@ def cases() -> list[Case]:
     ]
 
 
-# ---------------------------------------------------------------------------- audit and page
+# ---------------------------------------------------------------------------- audit
 
 
 def save(folder: Path, weights: Weights, dtype: torch.dtype, config: str) -> Path:
@@ -331,67 +319,3 @@ def audited(case: Case, folder: Path) -> Summary:
     return shadow.audit(
         base=str(sides[0]), tuned=str(sides[1]), output=folder / "reports", overwrite=True
     ).summary
-
-
-def section(case: Case, summary: Summary) -> str:
-    """A part of the page: what was done, what the report says of it."""
-    quoted = [f"> **{plain(summary.finding.headline)}**"]
-    quoted += [f"> {plain(one.text)}" for one in summary.finding.sentences]
-    lines = [f"## {case.name}", "", f"*{case.done}*", "", "\n>\n".join(quoted), ""]
-    others = summary.finding.other_explanations
-    for answer, title in ANSWERS.items():
-        told = [one for one in others if one.answer == answer]
-        if answer == "cannot_be_excluded":
-            lines += [f"- *{title}*: {', '.join(plain(one.name) for one in told)}"] if told else []
-        else:
-            lines += [f"- *{title}*: {plain(one.name)}, as {plain(one.reason)}" for one in told]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-HEAD = f"""# Findings
-
-What reports say of pairs whose history is known, as terminal, page, `summary.json` and \
-`shadow show --format markdown`
-say it. Made by `{COMMAND}` from small checkpoints of made-up weights. \
-In italics: what was done. Quoted: the finding.
-Below it: other explanations, and why they fit or do not. \
-[The summary](summary.md) says how to read it.
-
-Every report ends with what weights do not show: {{not_shown}}
-"""
-
-
-def page(found: list[tuple[Case, Summary]]) -> str:
-    not_shown = plain(" ".join(found[0][1].finding.not_shown))
-    return "\n".join(
-        [HEAD.format(not_shown=not_shown), *(section(case, summary) for case, summary in found)]
-    )
-
-
-def main(
-    keep: Annotated[
-        Path | None,
-        typer.Option(help="Folder for checkpoints and reports; none: they are thrown away."),
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(help="Print the case of this name, and write nothing.")
-    ] = None,
-) -> None:
-    root = keep or Path(tempfile.mkdtemp())
-    try:
-        chosen = [case for case in cases() if only in (None, case.name)]
-        found = [
-            (case, audited(case, root / case.name.lower().replace(" ", "-").replace(",", "")))
-            for case in chosen
-        ]
-    finally:
-        if keep is None:
-            shutil.rmtree(root)
-    if only is not None:
-        print(*(section(*one) for one in found))
-        return
-    DOCUMENT.write_text(page(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -4,7 +4,7 @@ chance gives beside it.
     python benchmarks/mechanism_figures.py OUT
 
 A state has its figures in OUT/figures, and its weights are not read again. They go to the tables in
-docs/lab, which keep the runs that OUT lacks; benchmarks/evidence/mechanisms_page.py makes the page.
+docs/lab, which keep the runs that OUT lacks.
 """
 
 from __future__ import annotations

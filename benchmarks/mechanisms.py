@@ -29,7 +29,9 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from shadow.lab.pretrained import (
+sys.path.insert(0, str(Path(__file__).parent / "evidence"))
+from lora import add_factors, merged
+from pretrained import (
     HELD_OUT,
     ROW,
     WEIGHTS,
@@ -38,8 +40,8 @@ from shadow.lab.pretrained import (
     fetch_ingredients,
     train_base,
 )
-from shadow.lab.texts import QUESTIONS
-from shadow.lab.training import add_factors, load, merged
+from shadow.lab.training import load
+from texts import QUESTIONS
 
 # more mend the quantisation first, for which two shared cores had no time
 BASE_STEPS = 0

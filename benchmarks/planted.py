@@ -1,6 +1,6 @@
 """Planted deltas, subspaces and depth against the truth, and how often intervals hold it.
 
-    python benchmarks/planted.py            # writes docs/planted.md, some minutes
+    python benchmarks/planted.py            # writes build/planted.md, some minutes
     python benchmarks/planted.py --quick    # prints a small version of it
 
 Matrices: D = relative norm x (rank-k part with a share of the energy + Gaussian noise) on a
@@ -56,7 +56,7 @@ from shadow.summary.standing import ROUNDING
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "planted.md"
+DOCUMENT = Path(__file__).parents[1] / "build" / "planted.md"
 COMMAND = "python benchmarks/planted.py"
 DTYPES = ("F32", "F16", "BF16")
 NORMS = (1e-1, 3e-2, 1e-2, 5e-3, 3e-3, 1e-3, 5e-4, 3e-4, 1e-4)
@@ -678,7 +678,7 @@ def document(
 
 
 def main(quick: Annotated[bool, typer.Option(help="A small version, printed.")] = False) -> None:
-    """Plant, measure, and write docs/planted.md."""
+    """Plant, measure, and write build/planted.md."""
     if quick:
         found = planted((1e-2, 1e-3), ("BF16",), PLANTS[:3])
         subspaces = planted_subspaces({"F32": (0.25,), "BF16": (0.25, 3e-3)})

@@ -1,7 +1,7 @@
 """Rounding undone, compared with the truth: planted updates and really trained ones, stored in BF16
 and F16.
 
-    python benchmarks/rounding.py            # writes docs/rounding.md, in minutes; trains models
+    python benchmarks/rounding.py            # writes build/rounding.md, in minutes; trains models
     python benchmarks/rounding.py --quick    # prints a small version, without trained models
 
 Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an
@@ -57,7 +57,7 @@ from shadow.spectra.purity import NOISE, dominated, purity_z
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Sums
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "rounding.md"
+DOCUMENT = Path(__file__).parents[1] / "build" / "rounding.md"
 COMMAND = "python benchmarks/rounding.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"
 NORMS = {"BF16": (1e-2, 2e-3, 1e-3, 5e-4), "F16": (5e-4, 1.2e-4)}
@@ -663,7 +663,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="A small version, printed.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder of what was trained and measured.")] = CACHE,
 ) -> None:
-    """Train, store, undo, and write docs/rounding.md."""
+    """Train, store, undo, and write build/rounding.md."""
     torch.set_num_threads(1)
     if quick:
         sys.stdout.write(document(list(entries(None, ("even rows",))), (64,), ((64, 64),), 5))
@@ -674,6 +674,7 @@ def main(
         ((16, 16), (8, 32), (64, 64), (32, 256), (256, 256)),
         DRAWS,
     )
+    DOCUMENT.parent.mkdir(exist_ok=True)
     DOCUMENT.write_text(text, encoding="utf-8")
 
 

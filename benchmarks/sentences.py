@@ -1,6 +1,6 @@
 """Every sentence about pairs of known history, judged: true, absent or false.
 
-    python benchmarks/sentences.py              # writes docs/sentences.md; trains models first
+    python benchmarks/sentences.py              # writes docs/evidence.md; trains models first
     python benchmarks/sentences.py --quick      # the planted pairs alone, printed
     python benchmarks/sentences.py --quick --false  # and of these the false sentences
     python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
@@ -59,8 +59,9 @@ from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.recognised import RECOGNISED
 from shadow.outputs.markdown import plain
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "sentences.md"
-WHERE = "docs/sentences.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
+PART = re.compile(r"(<!-- sentences -->\n).*?(\n<!-- /sentences -->)", re.DOTALL)
+WHERE = "docs/evidence.md"
 RATES = Path(shadow.__file__).parent / "claims" / "error_rates.json"
 COMMAND = "python benchmarks/sentences.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
@@ -230,7 +231,7 @@ def verdicts(case: Case) -> Iterator[Verdict]:
 HEAD = f"""# Sentences
 
 Every sentence and answer of findings about pairs whose history is known, judged **true**, \
-**absent** or **false**. `{COMMAND}` makes this page: it makes each pair anew, audits it, and \
+**absent** or **false**. `{COMMAND}` makes each pair anew, audits it, and \
 holds what the finding says against what was done, and against the update before it was stored. \
 Planted pairs are of made-up weights, trained ones of a decoder of bytes (width 128, four layers) \
 on a base of its own. `{COMMAND} --only NAME` prints one pair.
@@ -261,6 +262,18 @@ is named alone as that of most is false if another has nine tenths of it.
 
 
 def page(found: list[Verdict]) -> str:
+    """All that is printed: the rules, the part of docs/evidence.md, and what is false."""
+    lines = ["## False", ""]
+    if not any(one.word == "false" for one in found):
+        lines.append("None.")
+    lines += [line(one) for one in found if one.word == "false"]
+    missing = Counter(one.code for one in found if one.word == "absent")
+    absent = ", ".join(f"{code} {count}" for code, count in missing.most_common())
+    return "\n".join([HEAD, part(found), "", f"Absent: {absent or None}.", "", *lines]) + "\n"
+
+
+def part(found: list[Verdict]) -> str:
+    """What docs/evidence.md has of the verdicts."""
     kinds: dict[str, list[Verdict]] = {}
     for one in found:
         kinds.setdefault(one.kind, []).append(one)
@@ -270,7 +283,7 @@ def page(found: list[Verdict]) -> str:
         names = len({one.pair for one in own})
         numbers = [counts[word] for word in ("true", "absent", "false", "not judged")]
         rows.append([kind, str(names), *map(str, numbers)])
-    parts = [HEAD, *("| " + " | ".join(row) + " |" for row in rows)]
+    parts = ["| " + " | ".join(row) + " |" for row in rows]
     ruleless = Counter(
         one.code
         for one in found
@@ -279,19 +292,9 @@ def page(found: list[Verdict]) -> str:
     if ruleless:
         told = ", ".join(f"`{code}` ({count})" for code, count in ruleless.items())
         parts += ["", f"No rule judges these sentences: {told}."]
-    missing = Counter(one.code for one in found if one.word == "absent")
-    told = ", ".join(f"{code} {count}" for code, count in missing.most_common())
-    parts += ["", f"Absent: {told}." if told else "Nothing is absent."]
     rates = [f"{code} {wrong} of {of}" for code, (wrong, of) in error_rates(found).items()]
     parts += ["", f"False by claim: {', '.join(rates)}."]
-    parts += ["", "## False", ""]
-    if not any(one.word == "false" for one in found):
-        parts.append("None.")
-    for kind, own in kinds.items():
-        wrong = [one for one in own if one.word == "false"]
-        if wrong:
-            parts += [f"### {kind.capitalize()}", "", *map(line, wrong), ""]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join(parts)
 
 
 def error_rates(found: list[Verdict]) -> dict[str, tuple[int, int]]:
@@ -408,7 +411,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="How many processes judge pairs.")] = 1,
     false: Annotated[bool, typer.Option("--false", help="Print the false ones alone.")] = False,
 ) -> None:
-    """Make the pairs, audit and judge them, and write docs/sentences.md."""
+    """Make the pairs, audit and judge them, and write their table in docs/evidence.md."""
     torch.set_num_threads(1)
     root = keep or Path(tempfile.mkdtemp())
     pairs = all_pairs(cache, quick)
@@ -433,7 +436,9 @@ def main(
     elif quick or kind is not None:
         print(text)
     else:
-        DOCUMENT.write_text(text, encoding="utf-8")
+        whole = DOCUMENT.read_text(encoding="utf-8")
+        whole = PART.sub(lambda match: f"{match[1]}{part(found)}{match[2]}", whole)
+        DOCUMENT.write_text(whole, encoding="utf-8")
         rates = {"where": WHERE, "answers": error_rates(found)}
         RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 

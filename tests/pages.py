@@ -1,34 +1,17 @@
-"""Generated parts of the pages in docs/, from the command objects, the tables of columns and the
-modules themselves.
-"""
+"""Generated parts of the pages in docs/, from the command objects and the tables of columns."""
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer.main
 
-from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.gates import GATES
-from shadow.claims.recognised import RECOGNISED
-from shadow.claims.verify.table import VERIFY
 from shadow.cli.commands import app
 from shadow.cli.examples import EXAMPLES
 from shadow.cli.examples import claims as verify_claims
 from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 
-ROOT = Path(__file__).parents[1]
-CLAIMS = {
-    "Gates": GATES,
-    "What is recognised": RECOGNISED,
-    "Other explanations": EXPLANATIONS,
-    "What `shadow verify` checks": VERIFY,
-}
-CLAIM_HEADS = ("code", "claim", "holds if", "judged by", "null", "wrong")
 DIAGNOSTICS = (*SPECTRAL, *DELTA, *RESIDUAL, *FIGURES, *SCORES)
 
 
@@ -85,66 +68,8 @@ def _row(typed: str, text: str) -> str:
     return f"| `{cell(typed)}` | {cell(text)} | {default.strip('()')} |"
 
 
-def claims() -> str:
-    """Every claim of the tables, one table each, as Markdown."""
-    out = []
-    for title, entries in CLAIMS.items():
-        out += [f"## {title}", "", f"| {' | '.join(CLAIM_HEADS)} |", "|---|---|---|---|---|---|"]
-        for claim in entries.values():
-            needs = ", ".join(f"`{name}`" for name in claim.needs)
-            rate = claim.error_rate
-            wrong = "" if rate is None else f"{rate.wrong} of {rate.of}"
-            cells = (f"`{claim.code}`", claim.title, claim.meaning, needs, claim.null, wrong)
-            out.append(f"| {' | '.join(map(cell, cells))} |")
-        out.append("")
-    return "\n".join(out).strip()
-
-
 def pitfalls() -> str:
     """What each column can be mistaken for, as a list."""
     return "\n".join(
         f"- `{column.name}`: {column.pitfalls}" for column in DIAGNOSTICS if column.pitfalls
-    )
-
-
-def modules() -> str:
-    """Every room with its charter, and its modules with the first sentence of their docstrings."""
-    root = ROOT / "src" / "shadow"
-    out = []
-    for room in (
-        root,
-        *sorted(file.parent for file in root.rglob("__init__.py") if file.parent != root),
-    ):
-        name = "shadow" if room == root else f"{room.relative_to(root)}/"
-        out += [f"## {name}", "", _docstring(room / "__init__.py"), ""]
-        files = [file for file in sorted(room.glob("*.py")) if file.name != "__init__.py"]
-        if files:
-            out += ["| module | what |", "|---|---|", *(_module_row(file) for file in files), ""]
-    return "\n".join(out).strip()
-
-
-def _module_row(file: Path) -> str:
-    first = re.split(r"(?<=[.:]) (?=[A-Z])", _docstring(file).split("\n\n")[0].replace("\n", " "))[
-        0
-    ]
-    return f"| `{file.name}` | {cell(first)} |"
-
-
-def _docstring(file: Path) -> str:
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-
-
-def cost() -> str:
-    """The table of benchmarks/README.md against WeightWatcher, without its frame."""
-    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    rows = {
-        line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]]
-        for line in text.splitlines()
-        if line.startswith("│")
-    }
-    out = ["| | WeightWatcher 0.7.7 | `default` | `fast` | `exact` |", "|---|---|---|---|---|"]
-    names = {"wall, s": "seconds", "CPU, s": "CPU seconds", "resident, GiB": "resident memory, GiB"}
-    names |= {"anonymous, GiB": "of it not file cache, GiB"}
-    return "\n".join(
-        [*out, *(f"| {what} | {' | '.join(rows[name])} |" for name, what in names.items())]
     )

@@ -1,73 +1,134 @@
-"""The parts of README.md and docs/ that are made from the tables in docs/lab; `make docs` writes
-them.
-"""
+"""The tables of docs/evidence.md that are made from docs/lab; `make docs` writes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-import pretrained_page
-from calibration import pretrained_verdicts
-from lab_page import rates_table
-from margins import margin_table, margin_words, reliance_words, seed_words, treatment_words
-from page_table import table
-from shadow.claims.reference import calibration, reach
-from shadow.lab.design import SCALES
-from shadow.lab.estimates import contrast, estimate, main_runs
-from shadow.lab.results import read
-from shadow.text import counted
+from shadow.lab.results import OUTCOME, contrast, formatted, level
 
 FOLDER = Path(__file__).parents[2] / "docs" / "lab"
 PAIRS = {
     "B - C": "narrow against broad data",
     "D - A": "repetition against the control",
     "C - A": "broad data against the original mixture",
+    "N - A": "new text against the original mixture",
+}
+TREATMENTS = {
+    "adamw": "AdamW",
+    "adamw/3": "AdamW, a third of the rate",
+    "adamw x3": "AdamW, three times the rate",
+    "sgd": "SGD, momentum 0.9",
+    "muon": "Muon",
+    "lora": "LoRA of rank 4",
 }
 
 
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: a column of text, the others numbers."""
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def published(name: str) -> pd.DataFrame:
+    """A recorded table."""
+    return pd.read_parquet(FOLDER / f"{name}.parquet")
+
+
+def trained(runs: pd.DataFrame, treatment: str = "adamw") -> pd.DataFrame:
+    """The last states of A to D from warm bases."""
+    chosen = runs["kind"].eq("trained") & runs["treatment"].eq(treatment) & runs["share"].eq(1.0)
+    return runs[chosen & runs["warm"].astype(bool) & runs["regime"].isin(list("ABCD"))]
+
+
+def _concentrations(runs: pd.DataFrame, label: str) -> list[str]:
+    """The mean concentration of A to D, and what narrow data add to that of broad data."""
+    means = level(runs, OUTCOME)
+    levels = [formatted(means[regime].value) for regime in "ABCD"]
+    return [label, *levels, contrast(runs, "B", "C").text("+.3f")]
+
+
 def lab() -> str:
-    """The lab's main differences in concentration, by scale."""
-    runs = read(FOLDER)["runs"]
+    """Concentration by regime: the lab's decoders by width, and the pretrained one."""
+    heads = ["decoder", "A", "B", "C", "D", "B - C"]
+    widths = published("widths")
     rows = []
-    for scale in SCALES:
-        own = main_runs(runs, scale)
-        bases = counted(own["base"].nunique(), "base", "bases")
-        for name, what in PAIRS.items() if len(own) else ():
-            found = contrast(own, name[0], name[-1])
-            rows.append([f"{scale}, {bases}: {name}, {what}", estimate(found, "+.3f")])
-    return table(["", "difference in concentration"], rows)
+    for width, runs in widths.groupby("width"):
+        bases = runs["base"].nunique()
+        label = f"width {width}, {bases} bases" if bases > 1 else f"width {width}, 1 base"
+        rows.append(_concentrations(trained(runs), label))
+    return table(heads, rows)
+
+
+def treatments() -> str:
+    """Concentration of narrow and broad data by how they are trained."""
+    runs = published("runs")
+    small = runs[runs["scale"] == "small"]
+    rows = []
+    for name, text in TREATMENTS.items():
+        own = trained(small, name)
+        means = level(own, OUTCOME)
+        rows.append(
+            [
+                text,
+                *(formatted(means[regime].value) for regime in "BC"),
+                contrast(own, "B", "C").text("+.3f"),
+            ]
+        )
+    return table(["", "B", "C", "B - C"], rows)
 
 
 def pretrained() -> str:
-    """What the continuations of the pretrained decoder show."""
-    states = pretrained_page.read(FOLDER).states
-    found = pretrained_page.predictions(states, pd.read_parquet(FOLDER / "widths.parquet"))
-    return f"{pretrained_page.in_short(states)}\n\n{pretrained_page.reaching(found)}"
+    """Differences of the continuations of the pretrained decoder, in both storages."""
+    states = published("pretrained")
+    states = states[(states["share"] == 1.0) & (states["treatment"] == "adamw")]
+    rows = []
+    for name, what in PAIRS.items():
+        cells = [f"{name}: {what}"]
+        for stored in ("F32", "BF16"):
+            means = states[states["stored"] == stored].groupby("data")[OUTCOME].mean()
+            cells.append(formatted(means[name[0]] - means[name[-1]], "+.3f"))
+        rows.append(cells)
+    return table(["", "F32", "BF16"], rows)
 
 
 def margin() -> str:
-    """What the margin of `shadow compare` rests on."""
-    tables = read(FOLDER)
-    compared = pretrained_verdicts(pretrained_page.read(FOLDER).compared)
-    return "\n\n".join(
-        [
-            margin_table(tables["comparisons"], compared),
-            margin_words(tables["comparisons"]),
-            treatment_words(tables["runs"]),
-        ]
+    """How far two runs are apart where their data are the same, and where they are not."""
+    lab_pairs, real = published("comparisons"), published("pretrained-comparisons")
+    real = real[real["stored"] == "F32"]
+    real = real.assign(
+        base="pretrained", **{f"regime_{end}": real[end].str[0] for end in ("first", "second")}
     )
+    rows = []
+    for where, pairs in (("lab", lab_pairs), ("pretrained", real)):
+        kinds = (pairs["regime_first"] + pairs["regime_second"]).map(
+            lambda two: "".join(sorted(two))
+        )
+        cold = pairs["base"].str.contains("-cold-")
+        same = kinds.str[0] == kinds.str[1]
+        chosen = {
+            "two seeds of one mixture": same,
+            "A and D: without repetition and with it": kinds == "AD",
+            "B and C: narrow and broad data": (kinds == "BC") & ~cold,
+            "B and C, new to the base": (kinds == "BC") & cold,
+        }
+        for what, mask in chosen.items():
+            if mask.any():
+                rows.append([f"{where}: {what}", *_apart(pairs[mask])])
+    return table(["", "pairs", "difference", "more or less concentrated"], rows)
+
+
+def _apart(pairs: pd.DataFrame) -> list[str]:
+    sizes = pairs["difference"].abs()
+    called = pairs["verdict"].isin(["more concentrated", "less concentrated"]).sum()
+    return [str(len(pairs)), f"{sizes.min():.3f} to {sizes.max():.3f}", str(called)]
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "lab": lab,
-    "errors": lambda: rates_table(calibration().rates),
-    "margin": margin,
-    "seeds": lambda: seed_words(read(FOLDER)["comparisons"]),
-    "reliance": lambda: reliance_words(read(FOLDER)),
-    "reach": lambda: reach(calibration()),
+    "treatments": treatments,
     "pretrained": pretrained,
-    "strongest": lambda: pretrained_page.strongest(pretrained_page.read(FOLDER)),
+    "margin": margin,
 }

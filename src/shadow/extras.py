@@ -10,7 +10,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "az": ("adlfs",),
     "figure": ("matplotlib",),
     "gs": ("gcsfs",),
-    "lab": ("gguf", "matplotlib", "transformers"),
+    "lab": ("transformers",),
     "quantised": ("gguf",),
     "ray": ("ray",),
     "report": ("jinja2",),

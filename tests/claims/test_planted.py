@@ -1,4 +1,4 @@
-"""A small version of docs/planted.md: known changes are found, intervals hold what they should."""
+"""Known changes are found, and intervals hold what they should."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from effort import every
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import planted
-
-from shadow.summary import bootstrap
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
@@ -122,46 +120,3 @@ def test_intervals_hold_a_known_figure(number):
     held = planted.coverage(planted.worlds()[number], 8, 200)
     assert held["expanded"] > 0.90
     assert held["percentile"] <= held["expanded"]
-
-
-@pytest.mark.generated
-def test_the_page_is_the_scripts():
-    """docs/planted.md holds what the script makes: rows of each table, intervals of 4 layers."""
-    page = planted.DOCUMENT.read_text(encoding="utf-8")
-    assert planted.COMMAND in page
-    rows = planted.matrices_part(planted.planted((1e-2,), ("F16",))).splitlines()
-    assert all(row in page for row in rows)
-    turned = [
-        planted.plant_subspaces("turned", dtype, norm)
-        for dtype, norm in (("F32", 0.75), ("BF16", 1e-3))
-    ]
-    assert all(row in page for row in planted.subspaces_part(turned).splitlines())
-    assert planted.depth_part([("halving with depth", "F32", 1e-2)]).splitlines()[-1] in page
-    first = planted.LAYER_COUNTS[:1]
-    for row in planted.coverage_part(first, planted.REPEATS).splitlines()[2:]:
-        assert row in page
-
-
-def test_the_page_says_what_its_tables_hold():
-    """The words under the tables name the floors of the rows, and the settings of the tool."""
-    page = planted.DOCUMENT.read_text(encoding="utf-8")
-    rows = [
-        line.split(" | ")
-        for line in page.splitlines()
-        if " | F32 | " in line or " | BF16 | " in line
-    ]
-    rows = [
-        row
-        for row in rows
-        if row[0].removeprefix("| ") in planted.SUBSPACES and "no gap" not in row[0]
-    ]
-    assert len(rows) == 4 * sum(map(len, planted.SIZES.values()))
-    for columns, words in (
-        ((7, 8), "alignments are recovered down to a change of"),
-        ((4,), "angle of a turn down to"),
-    ):
-        own = [row for row in rows if row[columns[0]].strip()]
-        failed = max(float(row[3]) for row in own if any("✗" in row[column] for column in columns))
-        least = min(float(row[3]) for row in own if float(row[3]) > failed)
-        assert f"{words} {least:g} times" in " ".join(page.split())
-    assert f"{bootstrap.DRAWS:,} random ones" in " ".join(page.split())

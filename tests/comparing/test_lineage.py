@@ -25,9 +25,6 @@ from safetensors.torch import save_file
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, shrinking
 from shadow.comparing.one_checkpoint import numbered
 from shadow.errors import ShadowError
-from shadow.lab import training
-from shadow.lab.design import SCALES
-from shadow.lab.training import Recipe
 from shadow.outputs.figures import draw, write_figure
 from shadow.outputs.figures.source import Choice
 from shadow.outputs.page import write_page
@@ -548,81 +545,6 @@ def test_shrinking_is_the_product_of_what_was_kept(planted):
 
 
 # -------------------------------------------------------------------------------- trained chains
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A decoder that is pretrained, tuned on narrow data, on broad data, and at a low rate; each
-    stored in BF16.
-
-    Every training begins from the stored stage. Returns the folder and, by step, the update before
-    it was stored.
-    """
-    top = tmp_path_factory.mktemp("trained")
-    small = SCALES["small"]
-    model = training.new_model(small.size, 0)
-    training.save(model, top / "untrained", torch.bfloat16)
-    plan = {
-        "pretrained": (small.world.original, Recipe(120, 2e-2, 0.1, "muon")),
-        "narrow": (small.world.narrow, Recipe(40, 1e-3)),
-        "broad": (small.world.broad, Recipe(40, 1e-3)),
-        "low": (small.world.broad, Recipe(10, 1e-6)),
-    }
-    updates, before = {}, "untrained"
-    for name, (mixture, recipe) in plan.items():
-        model = training.load(top / before)
-        start = {key: weight.clone() for key, weight in model.state_dict().items()}
-        torch.manual_seed(0)
-        list(training.train(model, mixture.samples(Random(name)), small.size.rows // 4, recipe))
-        updates[name] = {
-            key: (weight - start[key]).double()
-            for key, weight in model.state_dict().items()
-            if weight.ndim == 2
-        }
-        training.save(model, top / name, torch.bfloat16)
-        before = name
-    names = ("untrained", *plan)
-    chains.registry(top / "registry", names, [f"{a}..{b}" for a, b in pairwise(names)])
-    shadow("audit", "toy", "--registry", "registry", "-o", "reports", cwd=top).assert_done()
-    done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=top)
-    return top, updates, json.loads(done.assert_done())
-
-
-@pytest.mark.slow
-def test_stages_that_were_trained_are_told_with_their_sizes(trained):
-    """Order and sizes of four trainings; the last one, at a low rate, is mostly rounded away, and
-    that is told.
-    """
-    top, updates, told = trained
-    (chain,) = told["chains"]
-    assert chain["stages"] == ["untrained", "pretrained", "narrow", "broad", "low"]
-    for one in chain["steps"][:3]:
-        update = math.sqrt(sum(float((own**2).sum()) for own in updates[one["end"]].values()))
-        size = one["norm"] if one["norm_unrounded"] is None else one["norm_unrounded"]
-        assert size == pytest.approx(update, rel=0.05), one["end"]
-    sizes = [one["norm"] for one in chain["steps"]]
-    assert sizes[0] > sizes[1] > sizes[3]
-    last = chain["steps"][3]
-    assert last["zero_share"] > 0.9
-    assert last["rounded_away"] + last["unexplained"] > 0.5 * last["matrices"]
-    assert last["relative_norm_unrounded"] is None
-    assert last["no_unrounded"]
-    assert top
-
-
-@pytest.mark.slow
-def test_cosines_of_trained_stages_are_those_of_their_updates(trained):
-    """Narrow and broad, each begun from the stored stage: the stored cosine is the updates', but
-    for the rounding.
-    """
-    _, updates, told = trained
-    steps = {one["end"]: one for one in told["chains"][0]["steps"]}
-    for before, after in (("pretrained", "narrow"), ("narrow", "broad")):
-        first, second = whole(updates[before]), whole(updates[after])
-        found = steps[after]["joint"]
-        assert found["cosine"] == pytest.approx(cosine(first, second), abs=0.02)
-        assert found["chance_cosine"] < 0.02
-        assert found["matrices"] == steps[after]["matrices"]
 
 
 def test_a_step_that_changed_nothing_is_told_so(tmp_path):

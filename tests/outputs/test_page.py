@@ -330,7 +330,7 @@ def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     assert page.json("data-0")["references"] == [medians]
     told = " ".join(page.text.split())
     assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
-    assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
+    assert "The nearest (regimes of docs/evidence.md): B, narrow data, <b>usual</b> (0.41)." in told
 
 
 def test_figures_that_are_null_have_no_interval(small):

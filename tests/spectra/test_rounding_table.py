@@ -1,4 +1,4 @@
-"""A small docs/rounding.md: known updates come back, or are refused for good reason."""
+"""A small benchmarks/rounding.py: known updates come back, or are refused for good reason."""
 
 from __future__ import annotations
 
@@ -67,21 +67,6 @@ def test_the_purity_of_the_benchmark_is_that_of_singular_values():
     r, c = (D**2).sum(1), (D**2).sum(0)
     null = ((r**2).sum() + (c**2).sum() - (D**4).sum()) / r.sum() ** 2
     assert benchmark.purity(D) == pytest.approx((q**2).sum() / q.sum() ** 2 - null, rel=1e-9)
-
-
-def test_the_page_is_the_scripts():
-    """docs/rounding.md names its command, its table of purity has the script's rows."""
-    page = benchmark.DOCUMENT.read_text(encoding="utf-8")
-    assert benchmark.COMMAND in page
-    rows = benchmark.purity_part((64,)).splitlines()[2:]
-    for row in rows:
-        name, concentration, size, limit = (cell.strip() for cell in row.strip("|").split("|"))
-        assert any(
-            line.startswith(f"| {name} | {concentration} /")
-            and f"| {size} /" in line
-            and line.endswith(f"{limit} |")
-            for line in page.splitlines()
-        )
 
 
 @pytest.mark.parametrize("kind", benchmark.WEIGHTS)

@@ -142,7 +142,7 @@ def by_adamw(every: int, count: int, betas: tuple[float, float], warm_up: int = 
 
 def test_momentum_on_noise_is_straight_over_few_steps_alone():
     """What the recipe `linearity` says: .81 over a base and four stages ten steps apart, as
-    docs/mechanisms.md has it; .61, as a walk, over fourteen that are a hundred apart.
+    docs/evidence.md has it; .61, as a walk, over fourteen that are a hundred apart.
     """
     assert by_adamw(10, 5, (0.9, 0.95), warm_up=5) == pytest.approx(0.81, abs=0.01)
     assert by_adamw(100, 14, (0.9, 0.999)) == pytest.approx(0.61, abs=0.015)

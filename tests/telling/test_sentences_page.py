@@ -132,7 +132,7 @@ def test_the_error_rates_of_claims_are_those_of_the_page():
     rates = {
         code: f"{claim.error_rate.wrong} of {claim.error_rate.of}"
         for code, claim in claims.items()
-        if claim.error_rate is not None and claim.error_rate.where == "docs/sentences.md"
+        if claim.error_rate is not None and claim.error_rate.where == sentences.WHERE
     }
     assert rates == told
     assert {"copy", "merged_adapter", "quantised_copy", "weight_decay"} <= told.keys()

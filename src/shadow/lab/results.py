@@ -1,41 +1,78 @@
-"""A folder of finished runs -> two tables: `runs`, a row a measured state, and `comparisons`, one
-for each two.
+"""A folder of finished runs -> tables, and what a person wants to see first.
+
+The unit is the base: runs of one base share it, so every figure is a mean over bases of what each
+says, with a t interval over them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import t
 
-from shadow.errors import ShadowError
-from shadow.lab.design import PROBES, SCALES, TREATMENTS, Preset, Run
-from shadow.lab.experiment import flat, record, report
+from shadow.files import require_utf8
+from shadow.lab import experiment
+from shadow.lab.design import PRESETS, PROBES, REGIMES, Run
+from shadow.lab.experiment import Show, read_json, record, unseen
+from shadow.outputs.markdown import markdown
+from shadow.telling.document import (
+    Block,
+    Column,
+    Document,
+    FigureRow,
+    Figures,
+    Headline,
+    Section,
+    Table,
+)
+from shadow.text import counted
 
-TABLES = ("runs", "comparisons")
+LEVEL = 0.95
+OUTCOME = "layers_concentration"  # chosen before any run
+NORM = "layers_relative_norm"
+LEARNED = 0.05  # the share of right answers from which a decoder has learned something
 # columns of runs that are text
-WORDS = ("base", "scale", "run", "regime", "treatment", "method", "kind", "stopped")
+WORDS = ("base", "scale", "run", "regime")
 
 
-def collect(preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a preset whose runs are all finished.
+def run(preset: str, out: Path, *, jobs: int, show: Show = unseen) -> tuple[Document, int]:
+    """Train and audit what out lacks of a preset; write its tables and a page into it; return what
+    it shows, and how many runs it has.
 
-    runs: identity of the run, share of its steps, relative_norm and the like as in `summary.json`,
-    their medians over the matrices inside layers as `layers_*`, the relative norm of a module over
-    that of all as `allocation_*`, accuracies of the last state as `right_*` and of its base as
-    `base_*`, and the gates that the last state fails. comparisons: the verdict of `shadow compare`
-    on every two of the runs A to D of a base.
+    Raises ShadowError as `experiment.perform` does, and where the name of out is not UTF-8.
     """
-    runs = pd.DataFrame([row for run in preset.runs for row in _rows(run, out)])
-    files = [out / "comparisons" / f"{base.key}.json" for base in preset.bases]
-    rows = [row for file in files if file.exists() for row in read_json(file)["rows"]]
+    require_utf8(out)
+    chosen = PRESETS[preset]
+    experiment.perform(chosen, out, jobs=jobs, show=show)
+    tables = collect(chosen, out)
+    write(tables, out)
+    runs = tables["runs"]
+    document = lab_document(preset, runs)
+    (out / "lab.md").write_text(markdown(document, level=1), encoding="utf-8")
+    return document, len(runs)
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
+    """The tables of finished runs.
+
+    runs: a row a run, with figures as in `summary.json`, their medians over the matrices inside
+    layers as `layers_*`, accuracies as `right_*` and of its base as `base_*`. comparisons: the
+    verdict of `shadow compare` on every two runs of a base.
+    """
+    table = pd.DataFrame([_row(run, out) for run in runs])
     # a figure that no run has is of no type yet
-    numbers = [str(name) for name in runs if name not in (*WORDS, "warm")]
-    runs[numbers] = runs[numbers].apply(pd.to_numeric)
-    return {"runs": runs.copy(), "comparisons": pd.DataFrame(rows)}
+    numbers = [str(name) for name in table if name not in WORDS]
+    table[numbers] = table[numbers].apply(pd.to_numeric)
+    files = [out / "comparisons" / f"{key}.json" for key in dict.fromkeys(table["base"])]
+    rows = [row for file in files for row in read_json(file)["rows"]]
+    return {"runs": table.copy(), "comparisons": pd.DataFrame(rows)}
 
 
 def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -47,54 +84,116 @@ def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
         aside.replace(folder / f"{name}.parquet")
 
 
-def read(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a preset, as `write` made them."""
-    return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
-
-
-def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
-    """The rows of one run in the table `runs`, one for each measured state."""
-    base, finished = run.base, read_json(record(out, run.base, run.name))
-    before = read_json(record(out, base))["accuracies"]
-    identity = {
+def _row(run: Run, out: Path) -> dict[str, object]:
+    """The row of one run in the table `runs`."""
+    base, own = run.base, read_json(record(out, run.base, run.name))
+    before, after = read_json(record(out, base))["accuracies"], own["accuracies"]
+    return {
         "base": base.key,
-        "scale": base.scale,
-        "width": SCALES[base.scale].size.width,
+        "scale": base.scale.name,
+        "width": base.scale.size.width,
         "base_seed": base.seed,
-        "warm": base.warm,
         "run": run.name,
-        "regime": run.regime,
-        "treatment": run.treatment,
-        "method": TREATMENTS[run.treatment].method,
+        "regime": run.regime.key,
         "seed": run.seed,
-        "kind": run.kind,
-        "seconds": finished["seconds"],
+        **{f"base_{probe}": before[probe] for probe in PROBES},
+        **{f"right_{probe}": after[probe] for probe in PROBES},
+        **own["figures"],
     }
-    for row in finished["rows"]:
-        after = row.get("accuracies") or {}
-        yield {
-            **identity,
-            "share": row["share"],
-            "loss": row["loss"],
-            **{f"base_{probe}": before[probe] for probe in PROBES},
-            **{f"right_{probe}": after.get(probe) for probe in PROBES},
-            **flat(row),
-            "stopped": _stopped(report(out, base, run.name)) if row["share"] == 1 else None,
-        }
 
 
-def _stopped(folder: Path) -> str:
-    """The names of the gates that a pair fails, with commas."""
-    return ",".join(
-        gate["name"] for gate in read_json(folder / "summary.json")["gates"] if not gate["passed"]
-    )
+# --------------------------------------------------------------------------------------- estimates
 
 
-def read_json(file: Path) -> Any:
-    """What a file of a finished run holds."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ShadowError(
-            f"{file} cannot be read: {type(error).__name__}", "remove it and run the lab again"
-        ) from error
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over bases and its interval at LEVEL, in the unit of what it is of.
+
+    The mean is None over no base, the bounds are None for one base or none.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    bases: int
+
+    def text(self, digits: str = ".3f") -> str:
+        """`0.075 (0.068 to 0.083)`, without brackets where there are no bounds."""
+        text = formatted(self.value, digits)
+        if self.low is None or self.high is None:
+            return text
+        return f"{text} ({self.low:{digits}} to {self.high:{digits}})"
+
+
+def formatted(value: float | None, digits: str = ".3f") -> str:
+    """A number for a table, in a format of Python's; `-` where there is none."""
+    return "-" if value is None or pd.isna(value) else format(value, digits)
+
+
+def over_bases(values: Iterable[float]) -> Estimate:
+    """The mean of one value a base, with a t interval."""
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return Estimate(value=None, low=None, high=None, bases=0)
+    mean, count = float(np.mean(known)), len(known)
+    if count < 2:
+        return Estimate(value=mean, low=None, high=None, bases=count)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1) * np.std(known, ddof=1) / np.sqrt(count))
+    return Estimate(value=mean, low=mean - half, high=mean + half, bases=count)
+
+
+def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
+    """The mean of a column by regime."""
+    means = runs.groupby(["regime", "base"])[column].mean()
+    return {
+        str(regime): over_bases(values.to_numpy(float))
+        for regime, values in means.groupby("regime")
+    }
+
+
+def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> Estimate:
+    """First minus second regime."""
+    means = runs.groupby(["regime", "base"])[column].mean().unstack("regime")
+    if not {first, second} <= set(means.columns):
+        return over_bases(())
+    return over_bases((means[first] - means[second]).to_numpy(float))
+
+
+# ------------------------------------------------------------------------------------- what is seen
+
+
+def lab_document(preset: str, runs: pd.DataFrame) -> Document:
+    """What a preset shows."""
+    blocks: list[Block] = [Section(f"shadow lab run --preset {preset}")]
+    answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
+    if not (runs[answers].astype(float) >= LEARNED).to_numpy().any():
+        text = f"{preset}: nothing was learned; the figures mean nothing"
+        blocks.append(Headline(text, "warning"))
+    return Document([*blocks, *_regimes(runs)])
+
+
+def _regimes(runs: pd.DataFrame) -> Iterator[Block]:
+    """A table of the regimes, and the differences that the lab is about."""
+    probes = ("narrow", "broad", "held_out")
+    gains = runs.assign(**{p: runs[f"right_{p}"] - runs[f"base_{p}"] for p in probes})
+    norms, concentrations = level(runs, NORM), level(runs, OUTCOME)
+    gained = {probe: level(gains, probe) for probe in probes}
+    rows = [
+        [
+            f"{key}  {regime.name}",
+            formatted(norms[key].value),
+            formatted(concentrations[key].value),
+            *(formatted(gained[probe][key].value, "+.3f") for probe in probes),
+        ]
+        for key, regime in REGIMES.items()
+    ]
+    count = runs["base"].nunique()
+    yield Section(f"{counted(count, 'base', 'bases')}: concentration, and answers gained")
+    heads = ("rel. norm", "conc.", "narrow", "broad", "held out")
+    yield Table([Column("", "text"), *map(Column, heads)], rows)
+    over = "mean over bases and 95 % interval" if count > 1 else "one base, so no interval"
+    differences = [
+        FigureRow(f"{first} - {second}", contrast(runs, first, second).text("+.3f"))
+        for first, second in ("BC", "DA", "CA")
+    ]
+    yield Figures(differences, f"concentration, {over}")

