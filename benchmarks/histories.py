@@ -59,6 +59,8 @@ class Made:
     """By sizes that differ widely between entries."""
     rotated: bool = False
     """By an adapter that is not of low rank."""
+    facts: tuple[str, ...] = ()
+    """What is true besides `told`, and need not be said."""
 
 
 @dataclass(frozen=True)
@@ -359,99 +361,6 @@ def lora(rank: int, size: float, into: str | None = None) -> Made:
     )  # fmt: skip
 
 
-def rotated(size: float) -> Made:
-    """OFT: blocks of 32 rows turned by an orthogonal matrix each."""
-    base = base_of()
-    update = {}
-    for name in inside(base):
-        W = base[name]
-        blocks = []
-        for at in range(0, len(W), 32):
-            S = generator("turn", name, at).standard_normal((32, 32))
-            S = (S - S.T) * (size / math.sqrt(2 * 32))
-            R = np.linalg.solve(np.eye(32) + S / 2, np.eye(32) - S / 2)  # Cayley
-            blocks.append(R @ W[at : at + 32])
-        update[name] = np.concatenate(blocks) - W
-    return stored_pair(base, update, rotated=True)
-
-
-def scaled_lines(size: float, what: str) -> Made:
-    """(IA)3: rows of k and v and inputs of down times a factor each. Folded: the gains of norms
-    multiplied into the inputs of the next matrices, and 1 in their place.
-    """
-    base = base_of()
-    update = {}
-    for name, W in base.items():
-        layer = name.split(".")[2] if ".layers." in name else ""
-        if what == "ia3":
-            lines = {".k_proj": (len(W), 1), ".v_proj": (len(W), 1), ".down_proj": (1, len(W.T))}
-            for module, shape in lines.items():
-                if module in name:
-                    drawn = generator("factor", name).standard_normal(shape)
-                    update[name] = size * drawn * W
-            continue
-        norm = None
-        if any(f".{one}_proj" in name for one in "qkv"):
-            norm = "input_layernorm"
-        elif ".up_proj" in name:
-            norm = "post_attention_layernorm"
-        if norm:
-            update[name] = W * (base[f"model.layers.{layer}.{norm}.weight"] - 1)
-        elif name.endswith("layernorm.weight"):
-            update[name] = 1 - W
-    rest = {"rotated": True} if what == "ia3" else {"ways": UNTRAINED}
-    return stored_pair(base, update, scaled=True, told=("scaled lines",), **rest)
-
-
-def merged(what: str, size: float) -> Made:
-    """Means, extrapolations and stages of tunes that were stored before."""
-    base = base_of()
-    D = [tune(base, size, seed=seed) for seed in range(1, 5)]
-    return merge_of(what, base, D)
-
-
-def merge_of(what: str, base: Weights, D: list[Weights]) -> Made:
-    stored = [as_stored(plus(base, one)) for one in D]
-
-    def of(*parts: float) -> tuple[Weights, Weights]:
-        """What these parts of the stored tunes make, the base having the rest; the float update."""
-        return (
-            {
-                n: base[n] + sum(p * (s[n] - base[n]) for p, s in zip(parts, stored, strict=False))
-                for n in base
-            },
-            {n: sum(p * d[n] for p, d in zip(parts, D, strict=False)) for n in D[0]},
-        )
-
-    ways: Ways = {"merge": True}
-    rounded = "mean"
-    if what == "mean of two":
-        tuned, update = of(0.5, 0.5)
-    elif what == "mean of four":
-        tuned, update = of(0.25, 0.25, 0.25, 0.25)
-    elif what == "halfway":
-        tuned, update = of(0.5)
-    elif what == ".3 and .7":
-        tuned, update = of(0.3, 0.7)
-    elif what == "twice the delta":
-        tuned, update = of(2.0)
-        ways, rounded = {}, "sum"
-    elif what == "two stages":  # the second is trained from the first as it is stored
-        tuned, update = plus(stored[0], D[1]), {n: D[0][n] + D[1][n] for n in D[0]}
-        ways, rounded = {}, "sum"
-    else:  # a BF16 delta added in BF16, as merging tools do
-        delta = as_stored({n: D[0][n] for n in D[0]})
-        tuned, update = plus(base, delta), D[0]
-        ways, rounded = {"merge": None}, "once"
-    return Made(narrow(base, BF16), narrow(tuned, BF16), update, ways=ways, rounded=rounded)
-
-
-MERGES = (
-    "mean of two", "mean of four", "halfway", ".3 and .7", "twice the delta", "two stages",
-    "BF16 delta added",
-)  # fmt: skip
-
-
 def few_known(count: int, size: float, rank: int = 0) -> Made:
     """Of 14 matrices all but `count` differ by a master copy that was kept."""
     full = weights(SEVEN)
@@ -514,48 +423,19 @@ def renumbered(base: Weights, order: list[int], fill: Weights | None = None) -> 
 
 
 def other(what: str) -> Made:
-    """No training of the base: layers, signs and orders, or another model."""
+    """No training of the base: layers at other numbers, or another model."""
     base = base_of(DEEP)
     tuned = base
     if what == "layer dropped":
         tuned = renumbered(base, [0, 1, 3, 4, 5])
     elif what == "layer inserted":
         tuned = renumbered(base, [0, 1, -1, 2, 3, 4, 5], as_stored(weights(DEEP, 5)))
-    elif what == "three layers negated":
-        lower = tuple(f".layers.{at}." for at in (1, 3, 4))
-        tuned = {
-            n: -W if any(one in n for one in lower) and W.ndim == 2 else W for n, W in base.items()
-        }
-    elif what in ("neurons permuted", "columns permuted"):
-        tuned = permuted(base, what)
     elif what == "unrelated":
         tuned = weights(DEEP, 1)
-    told = {"neurons permuted": "permuted", "columns permuted": "permuted"}.get(what, what)
     return Made(
-        narrow(base, BF16), narrow(tuned, BF16), None, told=(told,), apart=what == "unrelated",
+        narrow(base, BF16), narrow(tuned, BF16), None, told=(what,), apart=what == "unrelated",
         ways=UNTRAINED,
     )  # fmt: skip
-
-
-def permuted(base: Weights, what: str) -> Weights:
-    """The neurons of each MLP in another order, or the axes of the residual stream."""
-    found = {}
-    for name, W in base.items():
-        if what == "neurons permuted":
-            layer = name.split(".")[2] if ".layers." in name else ""
-            order = generator("order", layer).permutation(256)
-            found[name] = W
-            if ".up_proj" in name:
-                found[name] = W[order]
-            elif ".down_proj" in name:
-                found[name] = W[:, order]
-            continue
-        order = generator("order").permutation(128)
-        if W.ndim == 1 or ".o_proj" in name or ".down_proj" in name:
-            found[name] = W[order]
-        else:
-            found[name] = W[:, order]
-    return found
 
 
 def part(what: str) -> Made:

@@ -46,7 +46,7 @@ class Case:
         if pair.label:
             family, _, name = pair.label.partition(":")
             target = replace(target, family=family, name=name)
-        self.report = shadow.audit(target, output=folder / "reports", overwrite=True, jobs=1)
+        self.report = shadow.audit(target, output=folder / "reports", jobs=1)
         self.summary = self.report.summary
         self.finding = self.summary.finding
         self.codes = [one.code for one in self.finding.sentences]
@@ -56,6 +56,10 @@ class Case:
     def _sides(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         yield "base", self.made.base
         yield "tuned", self.made.tuned
+
+    def is_true(self, *facts: str) -> bool:
+        """Whether one of these was done, in the words of MEANINGS."""
+        return bool({*facts} & {*self.made.told, *self.made.facts})
 
     @property
     def text(self) -> str:
@@ -409,18 +413,19 @@ def only_vectors(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def scaled(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    by_factor = {"scaled", "three layers negated"} & set(case.made.told)
-    yield bool(by_factor), "the base was not multiplied by one factor"
+    yield (
+        case.is_true("scaled", "three layers negated"),
+        "the base was not multiplied by one factor",
+    )
 
 
 def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield "zeroed" in case.made.told, "entries were not only set to 0"
+    yield case.is_true("zeroed"), "entries were not only set to 0"
 
 
 def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    what = {"one matrix replaced by noise", "permuted", "three layers negated"}
-    what |= {"layer dropped", "layer inserted"}
-    holds = bool(what & {*case.made.told, case.pair.name.partition(", ")[2]})
+    what = ("replaced", "permuted", "three layers negated", "layer dropped", "layer inserted")
+    holds = case.is_true(*what) or case.pair.name.endswith("one matrix replaced by noise")
     yield holds, "no matrix was replaced, exchanged or reordered"
 
 
@@ -457,10 +462,10 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
 # what sentences of other codes say, by their words, and whether it is so
 WORDS: Mapping[str, Callable[[Case], bool]] = {
     r"dequantised": lambda case: "base" in case.made.few_bits,
-    r"negat": lambda case: "three layers negated" in case.made.told,
-    r"permut|another order|reorder": lambda case: "permuted" in case.made.told,
-    r"layers?\b.*(shift|renumber|insert|dropped|left out)": lambda case: bool(
-        {"layer dropped", "layer inserted"} & set(case.made.told)
+    r"negat": lambda case: case.is_true("three layers negated"),
+    r"permut|another order|reorder": lambda case: case.is_true("permuted"),
+    r"layers?\b.*(shift|renumber|insert|dropped|left out)": lambda case: case.is_true(
+        "layer dropped", "layer inserted", "permuted"
     ),
     r"\bmean of|merged? of|averag": lambda case: (
         case.made.rounded == "mean" or "BF16 delta" in case.pair.name
@@ -558,15 +563,7 @@ def _headline_place(case: Case, text: str) -> Judged:
 
 def way_of(case: Case, code: str) -> bool | None:
     """Whether this was done; None where the history does not decide it."""
-    way = {**WAYS, **case.made.ways}.get(code)
-    if code != "weight_decay" or case.made.update is None or not case.made.update:
-        return way
-    cosine = case.truth.decay_cosine()
-    if cosine is None or way is None:
-        return None
-    if way:
-        return True if cosine < -0.1 else None
-    return False if cosine > -0.1 else None
+    return {**WAYS, **case.made.ways}.get(code)
 
 
 def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, str]:

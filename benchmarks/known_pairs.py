@@ -1,31 +1,21 @@
-"""The pairs by which sentences are judged: planted histories, and trainings in every way of
-storage.
-"""
+"""Planted histories by which sentences are judged; kinds.py has those of trained models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
-from findings import Weights
 from histories import (
     BESIDE,
-    BF16,
     BITS,
     CASTS,
-    F16,
-    F32,
     MANY,
     MASKS,
-    MERGES,
     SIZES,
     SMALL,
     WIDE,
     Made,
     Pair,
-    Ways,
-    as_stored,
     base_of,
     cast,
     decay,
@@ -36,22 +26,13 @@ from histories import (
     few_known,
     in_part,
     lora,
-    merge_of,
-    merged,
-    narrow,
     other,
     part,
-    plus,
     pruned,
-    rotated,
-    scaled_lines,
     stored_pair,
     tune,
     with_dense_rest,
 )
-from trainings import RUNS, SEEDS, State, base_state, llama_name, trained
-
-# -------------------------------------------------------------------------------- planted
 
 
 def planted() -> list[Pair]:
@@ -116,24 +97,6 @@ def _planted() -> Iterator[Pair | tuple[str, str, str, Callable[[], Made]]]:
                 f"dense rest, {size:g}", full, "95 % of the energy in 16 of 768 directions",
                 lambda size=size: stored_pair(b := base_of(WIDE), with_dense_rest(b, size)),
             )  # fmt: skip
-    for size in (6e-3, 2e-2):
-        turned = "rotations and scales"
-        yield f"OFT, {size:g}", turned, "blocks of 32 rows rotated", partial(rotated, size)
-    for size in (1e-2, 5e-2):
-        yield (
-            f"(IA)3, {size:g}", turned, "rows of k and v, inputs of down times factors",
-            partial(scaled_lines, size, "ia3"),
-        )  # fmt: skip
-    yield (
-        "folded gains", turned, "gains of norms folded into the next matrices",
-        partial(scaled_lines, 0.0, "folded"),
-    )  # fmt: skip
-    for what in MERGES:
-        for size in (8e-4, 2e-3, 6e-3, 2e-2):
-            yield (
-                f"{what}, {size:g}", "merges and stages, planted",
-                f"{what}, of stored tunes of relative norm {size:g}", partial(merged, what, size),
-            )  # fmt: skip
     for cosine in (-0.2, -0.45):
         for size in (4.5e-3, 2e-3, 1.2e-3):
             yield (
@@ -162,11 +125,8 @@ def _planted() -> Iterator[Pair | tuple[str, str, str, Callable[[], Made]]]:
             f"{14 - count} of 14 matrices from a master copy{of_rank}",
             partial(few_known, count, size, rank),
         )  # fmt: skip
-    for what in (
-        "layer dropped", "layer inserted", "three layers negated", "neurons permuted",
-        "columns permuted", "unrelated",
-    ):  # fmt: skip
-        yield what, "layers, signs and orders", what, partial(other, what)
+    for what in ("layer dropped", "layer inserted", "unrelated"):
+        yield what, "layers", what, partial(other, what)
     for what in ("nothing", "vectors alone", "head alone", "two modules"):
         yield what, "parts", f"changed: {what}", partial(part, what)
     for what in ("vision, frozen tower", "vision, head alone", "vision, one of two layers"):
@@ -175,97 +135,3 @@ def _planted() -> Iterator[Pair | tuple[str, str, str, Callable[[], Made]]]:
         "named dpo", "parts", "a tune that is given the name x:base..dpo",
         lambda: stored_pair(b := base_of(SMALL), fast(b, 6e-3)), label="x:base..dpo",
     )  # fmt: skip
-
-
-# -------------------------------------------------------------------------------- trained
-
-STORAGES = (
-    "stored base", "master copy", "F32 base loaded", "F32 base kept", "F32 tuned",
-    "F32 tuned, base rounded", "saved as F16", "saved as F32",
-)  # fmt: skip
-ELSEWHERE = {"adamw": (8e-4, 2e-3, 6e-3)}  # sizes that are stored in other ways; of others, one
-USUAL = (2e-3,)
-
-
-def trained_pairs(folder: Path) -> Iterator[Pair]:
-    """Every training in every way of storage; trained when its pair is made."""
-    for kind in RUNS:
-        if kind.startswith("bf16"):
-            for size in SIZES:
-                yield Pair(
-                    f"{kind}, {size:g}", "BF16 alone, trained",
-                    f"AdamW, every step rounded to BF16 ({kind[5:]})",
-                    partial(rounded_training, folder, kind, size),
-                )  # fmt: skip
-            continue
-        for storage in STORAGES:
-            for size in SIZES if storage == "stored base" else ELSEWHERE.get(kind, USUAL):
-                yield Pair(
-                    f"{kind}, {storage}, {size:g}",
-                    f"trained, {storage}",
-                    f"trained by {kind} to a relative norm of {size:g}; storage: {storage}",
-                    partial(stored_training, folder, kind, storage, size),
-                )
-    for what in MERGES:
-        for size in (2e-3, 6e-3):
-            yield Pair(
-                f"trained, {what}, {size:g}", "merges and stages, trained",
-                f"{what}, of trained tunes of relative norm {size:g}",
-                partial(trained_merge, folder, what, size),
-            )  # fmt: skip
-
-
-def sides(folder: Path, kind: str, size: float) -> tuple[Weights, Weights, Weights]:
-    """The base in float32, the same in BF16, and the update, by the names of a checkpoint."""
-    found, _ = trained(folder, kind, size)
-    full = in_float64(base_state(folder))
-    start, after = as_stored(full), in_float64(found)
-    return full, start, {name: after[name] - start[name] for name in start}
-
-
-def in_float64(state: State) -> Weights:
-    return {llama_name(name): one.double().numpy() for name, one in state.items()}
-
-
-def ways_of(kind: str) -> Ways:
-    return {
-        "short_run": True,
-        "orthogonalised_optimiser": kind == "muon",
-        "weight_decay": kind == "decay",
-    }
-
-
-def stored_training(folder: Path, kind: str, storage: str, size: float) -> Made:
-    full, start, update = sides(folder, kind, size)
-    base, tuned, rounded = narrow(start, BF16), plus(start, update), "once"
-    after = narrow(tuned, BF16)
-    if storage in ("master copy", "F32 base kept", "F32 tuned, base rounded"):
-        tuned, rounded = plus(full, update), "master"
-        after = narrow(tuned, BF16)
-    if storage.startswith("F32 base"):
-        base = narrow(full, F32)
-    elif storage.startswith("F32 tuned"):
-        after = narrow(tuned, F32)
-    elif storage == "saved as F16":
-        after = {name: one.to(F16) for name, one in after.items()}
-    elif storage == "saved as F32":
-        after = {name: one.to(F32) for name, one in after.items()}
-    if storage == "F32 tuned":
-        rounded = "no"
-    return Made(base, after, update, ways=ways_of(kind), rounded=rounded)
-
-
-def rounded_training(folder: Path, kind: str, size: float) -> Made:
-    after, steps = trained(folder, kind, size)
-    start, after64 = as_stored(in_float64(base_state(folder))), in_float64(after)
-    update = {llama_name(name): one.double().numpy() for name, one in steps.items()}
-    return Made(
-        narrow(start, BF16), narrow(after64, BF16), update, ways=ways_of("adamw"),
-        rounded="every step", also={name: after64[name] - start[name] for name in start},
-    )  # fmt: skip
-
-
-def trained_merge(folder: Path, what: str, size: float) -> Made:
-    D = [sides(folder, kind, size)[2] for kind in ("adamw", *SEEDS)]
-    start = as_stored(in_float64(base_state(folder)))
-    return merge_of(what, start, D)

@@ -6,7 +6,7 @@
     python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
     python benchmarks/sentences.py --keep DIR   # and keeps checkpoints and reports
 
-histories.py, trainings.py and known_pairs.py make the pairs, truths.py says what is true of each,
+histories.py with known_pairs.py and kinds.py make the pairs, truths.py says what is true of each,
 judging.py holds sentences against it. What was trained is kept in a folder: a run that was cut off
 goes on from there.
 """
@@ -31,7 +31,7 @@ from typing import Annotated, Literal
 
 import torch
 import typer
-from histories import SIZES, WAYS, Pair
+from histories import WAYS, Pair
 from judging import (
     BEFORE,
     COHERENT,
@@ -50,8 +50,8 @@ from judging import (
     size_in,
     written,
 )
-from known_pairs import planted, trained_pairs
-from trainings import RUNS, SEEDS, trained
+from kinds import kind_pairs
+from known_pairs import planted
 from truths import place_of
 
 import shadow
@@ -122,6 +122,7 @@ MEANINGS: Mapping[str, Callable[[Case], bool]] = {
     "layer inserted": _has("shift|inserted|renumber|another place"),
     "three layers negated": _has("negat"),
     "permuted": _has("permut|reorder|another order"),
+    "rotated": _has("not comparable entry by entry"),
     "1/X": lambda case: "equivalent_directions" in _places(case),
     "norm before storage": lambda case: "overall_unrounded" in _places(case),
     "rounded away": _code("rounded_away", "beyond_rounding", "rounding"),
@@ -322,7 +323,10 @@ def line(one: Verdict) -> str:
 def method() -> str:
     """A digest of the package and of these scripts: what a verdict rests on."""
     here, package = Path(__file__).parent, Path(shadow.__file__).parent
-    names = ("histories", "trainings", "known_pairs", "truths", "judging", "sentences", "findings")
+    names = (
+        "histories", "known_pairs", "truths", "judging", "sentences", "findings",
+        "kinds", "kind_models", "kind_trainings", "kind_edits",
+    )  # fmt: skip
     files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
     files += [here / f"{name}.py" for name in names]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
@@ -336,7 +340,7 @@ def all_verdicts(
     path = cache / f"verdicts-{method()}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     there: dict[str, list[dict[str, str]]] = dict(json.loads(line) for line in lines)
-    left = [pair for pair in pairs if pair.name not in there or keep]
+    left = [pair for pair in pairs if pair.name not in there]
     for found in made_anew(left, root, cache, keep, jobs):
         own = [asdict(one) for one in found]
         with path.open("a", encoding="utf-8") as file:
@@ -355,9 +359,6 @@ def made_anew(
     if jobs == 1:
         yield from (judged_pair(pair, root, keep) for pair in pairs)
         return
-    if any("trained" in pair.kind for pair in pairs):  # two processes would train the same
-        for kind in (*RUNS, *SEEDS):
-            trained(cache, kind, SIZES[0])
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         work = [pool.submit(judged_name, pair.name, root, cache, keep) for pair in pairs]
         yield from (one.result() for one in as_completed(work))
@@ -371,7 +372,7 @@ def judged_name(name: str, root: Path, cache: Path, keep: bool) -> list[Verdict]
 
 
 def all_pairs(cache: Path, quick: bool) -> list[Pair]:
-    return [*planted(), *([] if quick else trained_pairs(cache))]
+    return [*planted(), *([] if quick else kind_pairs(cache))]
 
 
 def judged_pair(pair: Pair, root: Path, keep: bool) -> list[Verdict]:

@@ -13,6 +13,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import histories
 import judging
+import kind_edits
+import kind_models
+import kind_trainings
+import kinds
 import known_pairs
 import sentences
 from truths import Truth
@@ -26,7 +30,7 @@ PAIRS = {pair.name: pair for pair in known_pairs.planted()}
 
 
 def test_names_are_unique_and_every_code_has_its_place(tmp_path):
-    pairs = [*PAIRS.values(), *known_pairs.trained_pairs(tmp_path)]
+    pairs = [*PAIRS.values(), *kinds.kind_pairs(tmp_path)]
     assert len({pair.name for pair in pairs}) == len(pairs)
     assert set(histories.WAYS) <= set(EXPLANATIONS)
     assert not set(judging.SENTENCES) & set(judging.UNDECIDED)
@@ -136,3 +140,67 @@ def test_the_error_rates_of_claims_are_those_of_the_page():
     }
     assert rates == told
     assert {"copy", "merged_adapter", "quantised_copy", "weight_decay"} <= told.keys()
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A base with gains and biases, and tasks that are noise."""
+    W = kind_models.fresh(64, 3, 128, 0)
+    g = torch.Generator().manual_seed(1)
+    for name, one in W.items():
+        W[name] = one + (0.1 if one.ndim == 1 else 0.01) * torch.randn(one.shape, generator=g)
+    folder = tmp_path_factory.mktemp("kinds")
+    for at in range(6):
+        moved = {n: one + 1e-2 * torch.randn(one.shape, generator=g) for n, one in W.items()}
+        kind_models.kept(folder / f"base-task-{at}.pt", lambda moved=moved: moved)
+    return kind_models.Base("base", W, folder)
+
+
+@pytest.mark.parametrize("what", kind_edits.SAME)
+def test_other_weights_of_the_same_function_compute_the_same(untrained, what):
+    W, x = untrained.start, torch.arange(64).view(1, -1)
+    changed = kind_edits.SAME[what](untrained, 0).tuned
+    after = kind_models.forward({name: one.float() for name, one in changed.items()}, x)
+    before = kind_models.forward(W, x)
+    assert any(not torch.equal(changed[name].float(), one) for name, one in W.items())
+    assert float((after - before).norm() / before.norm()) < 0.05  # stored in BF16
+
+
+@pytest.mark.parametrize("how", kind_edits.COPIES)
+def test_copies_have_few_values_and_no_update(untrained, how):
+    pair = kind_edits.COPIES[how](untrained, 0)
+    if "rotated" in how:
+        assert pair.update is None
+        return
+    assert pair.update == {}
+    assert pair.few_bits == ("tuned",)
+    changed = Truth(pair).stored_norm()
+    assert 1e-3 < changed < (1.2 if "ternary" in how or "GPTQ 2" in how else 0.5)
+
+
+def test_compensated_rounding_serves_the_outputs_better():
+    g = torch.Generator().manual_seed(2)
+    X = torch.randn(512, 64, generator=g) @ torch.randn(64, 64, generator=g)
+    W = torch.randn(32, 64, generator=g)
+    near = kind_edits.few_bits("int4", W)
+    made_up_for = kind_edits.gptq(W, X, 4, 32)
+    assert float(((made_up_for - W) @ X.T).norm()) < 0.8 * float(((near - W) @ X.T).norm())
+    assert float((made_up_for - W).norm()) > float((near - W).norm())
+
+
+@pytest.mark.parametrize("name", [*kind_edits.EDITS, *kind_edits.PRUNED, *kind_edits.MERGED])
+def test_kinds_without_training_are_made(untrained, name):
+    kinds_of = {**kind_edits.EDITS, **kind_edits.PRUNED, **kind_edits.MERGED}
+    pair = kinds_of[name](untrained, 1)
+    assert any(
+        other.shape != pair.tuned[n].shape or not torch.equal(other, pair.tuned[n])
+        for n, other in pair.base.items()
+        if n in pair.tuned
+    ) or set(pair.tuned) != set(pair.base)
+
+
+def test_a_training_moves_what_it_should(untrained):
+    pair = kind_trainings.TRAININGS["norms alone"](untrained, 0)
+    assert set(pair.update) == {name for name in pair.base if "norm" in name}
+    pair = kind_trainings.ADAPTERS["LoRA, rank 1"](untrained, 0)
+    assert Truth(pair).rank(Truth(pair).inside) == 1

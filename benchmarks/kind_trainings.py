@@ -1,0 +1,729 @@
+"""Kinds of training and of adapters: of a base and a seed, what is stored of each."""
+
+from __future__ import annotations
+
+import copy
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from histories import BF16, F16, F32, UNTRAINED, Made, Stored, Ways, narrow
+from kind_edits import few_bits, shrunk
+from kind_models import (
+    EMBED,
+    LM,
+    UNSEEN,
+    Base,
+    Loss,
+    Rule,
+    State,
+    adamw,
+    difference,
+    forward,
+    layers_of,
+    matrices,
+    next_byte,
+    train,
+    windows,
+)
+from torch.nn import functional
+
+Kind = Callable[[Base, int], Made]
+
+
+def made(
+    base: Base,
+    after: State,
+    dtypes: tuple[torch.dtype, torch.dtype] = (BF16, BF16),
+    start: State | None = None,
+    stored: State | None = None,
+    **rest,
+) -> Made:
+    """A pair whose truth is `after` less the base, in float32; stored: what is saved in its stead,
+    as where it was rounded in a way of its own.
+    """
+    start = base.start if start is None else start
+    update = {
+        name: one.double().numpy() for name, one in difference(after, start).items() if one.any()
+    }
+    tuned = as_arrays(after if stored is None else stored)
+    return Made(narrow(as_arrays(start), dtypes[0]), narrow(tuned, dtypes[1]), update, **rest)
+
+
+def as_arrays(W: Mapping[str, torch.Tensor]) -> dict:
+    return {name: one.double().numpy() for name, one in W.items()}
+
+
+def norm_of(D: State, W: State) -> float:
+    names = [name for name in D if D[name].ndim == 2]
+    above, below = (sum(float(one[n].double().square().sum()) for n in names) for one in (D, W))
+    return math.sqrt(above / below)
+
+
+# -------------------------------------------------------------------------------- rules
+
+
+def plain(rate: float, momentum: float = 0.9) -> Rule:
+    """SGD."""
+
+    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        m["sum"] = momentum * m.get("sum", torch.zeros_like(w)) + g
+        return w - rate * m["sum"]
+
+    return rule
+
+
+def signs(rate: float, decay: float = 0.0, momentum: float = 0.9) -> Rule:
+    """Sign SGD, or Lion with momentum."""
+
+    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        mean = m.get("mean", torch.zeros_like(w))
+        m["mean"] = 0.99 * mean + 0.01 * g if momentum else mean
+        return w * (1 - rate * decay) - rate * (momentum * mean + (1 - momentum) * g).sign()
+
+    return rule
+
+
+def orthogonal(G: torch.Tensor) -> torch.Tensor:
+    """Five steps of Newton and Schulz."""
+    X = G / (G.norm() + 1e-7)
+    X = X.T if len(G) > len(G.T) else X
+    for _ in range(5):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X.T if len(G) > len(G.T) else X
+
+
+def muon(rate: float, decay: float = 0.0) -> Rule:
+    """Orthogonal updates of the matrices of layers, AdamW at a third of the rate for the rest."""
+    rest = adamw(rate / 3)
+
+    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        if w.ndim == 1 or ".layers." not in name:
+            return rest(name, w, g, m, step)
+        m["sum"] = 0.95 * m.get("sum", torch.zeros_like(w)) + g
+        scale = 0.2 * math.sqrt(max(w.shape))
+        return w * (1 - rate * decay) - rate * scale * orthogonal(g + 0.95 * m["sum"])
+
+    return rule
+
+
+def adafactor(rate: float) -> Rule:
+    """Second moments by rows and columns alone."""
+
+    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        squared, keep = g * g + 1e-30, 1 - step**-0.8
+        if w.ndim == 1:
+            m["all"] = second = keep * m.get("all", torch.zeros_like(w)) + (1 - keep) * squared
+        else:
+            for way, dim in (("rows", 1), ("cols", 0)):
+                mean = squared.mean(dim)
+                m[way] = keep * m.get(way, torch.zeros_like(mean)) + (1 - keep) * mean
+            second = torch.outer(m["rows"], m["cols"]) / m["rows"].mean()
+        step_of = g / second.sqrt()
+        return w - rate * step_of / max(1.0, float(step_of.square().mean().sqrt()))
+
+    return rule
+
+
+def galore(rate: float, rank: int = 8) -> Rule:
+    """Adam in the leading directions of the gradient, chosen anew every ten steps."""
+    inner = adamw(rate)
+
+    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        if w.ndim == 1:
+            return inner(name, w, g, m, step)
+        if step % 10 == 1:
+            m["P"] = torch.linalg.svd(g, full_matrices=False)[0][:, :rank]
+        small = torch.zeros_like(m["P"].T @ g)
+        return w + m["P"] @ inner(name, small, m["P"].T @ g, m, step)
+
+    return rule
+
+
+def by_layer(rate: float) -> Rule:
+    """AdamW with rates that fall by .5 a layer from the top."""
+
+    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        depth = 4 if ".layers." not in name else int(name.split(".")[2])
+        return adamw(rate * 0.5 ** (4 - depth))(name, w, g, m, step)
+
+    return rule
+
+
+def noised(rate: float) -> Rule:
+    """Adam on clipped gradients with noise, as private training has it."""
+    inner = adamw(rate)
+
+    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode()))
+        clipped = g / max(1.0, float(g.norm()) / 0.1)
+        spread = 0.5 * 0.1 / math.sqrt(g.numel())
+        return inner(name, w, clipped + spread * torch.randn(w.shape, generator=draw), m, step)
+
+    return rule
+
+
+# -------------------------------------------------------------------------------- losses
+
+
+def sharp(loss: Loss, radius: float = 0.02) -> Loss:
+    """SAM: the loss where a step uphill leads."""
+
+    def found(W: State, g: torch.Generator) -> torch.Tensor:
+        live = {name: one for name, one in W.items() if one.requires_grad}
+        state = g.get_state()
+        slopes = torch.autograd.grad(loss(W, g), list(live.values()), allow_unused=True)
+        length = torch.sqrt(sum(one.square().sum() for one in slopes if one is not None))
+        up = {
+            name: one if slope is None else one + radius * slope / length
+            for (name, one), slope in zip(live.items(), slopes, strict=True)
+        }
+        g.set_state(state)
+        return loss({**W, **up}, g)
+
+    return found
+
+
+def distilled(teacher: State) -> Loss:
+    def loss(W: State, g: torch.Generator) -> torch.Tensor:
+        x = windows("prose", 8, g)[:, :-1]
+        with torch.no_grad():
+            wanted = forward(teacher, x).log_softmax(-1)
+        return functional.kl_div(
+            forward(W, x).log_softmax(-1), wanted, log_target=True, reduction="batchmean"
+        )
+
+    return loss
+
+
+def preferred(start: State) -> Loss:
+    """DPO with beta .1: prose over tables."""
+
+    def said(W: State, x: torch.Tensor) -> torch.Tensor:
+        logits = forward(W, x[:, :-1]).log_softmax(-1)
+        return logits.gather(2, x[:, 1:, None])[..., 0].sum(1)
+
+    def loss(W: State, g: torch.Generator) -> torch.Tensor:
+        x = torch.cat([windows("prose", 4, g), windows("tables", 4, g)])
+        with torch.no_grad():
+            before = said(start, x)
+        gain = said(W, x) - before
+        return -functional.logsigmoid(0.1 * (gain[:4] - gain[4:])).mean()
+
+    return loss
+
+
+def with_new_tokens(W: State, g: torch.Generator) -> torch.Tensor:
+    """Prose in which every space is one of eight bytes that no text has."""
+    x = windows("prose", 8, g)
+    fresh = UNSEEN + torch.randint(0, 8, x.shape, generator=g)
+    x = torch.where(x == 32, fresh, x)
+    return functional.cross_entropy(forward(W, x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+
+def ascent(W: State, g: torch.Generator) -> torch.Tensor:
+    return -next_byte("code")(W, g)
+
+
+# -------------------------------------------------------------------------------- trainings
+
+PROSE = next_byte("prose")
+STEPS = 25
+
+
+def rounded(how: str, g: torch.Generator, w: torch.Tensor) -> torch.Tensor:
+    """A float32 tensor on BF16's grid: to the nearest, at random by distance, or cut off."""
+    if how == "nearest":
+        return w.bfloat16().float()
+    bits = w.contiguous().view(torch.int32)
+    if how == "stochastic":
+        bits = bits + torch.randint(0, 1 << 16, w.shape, generator=g).int()
+    return (bits & -65536).view(torch.float32)
+
+
+def each_step(how: str, seed: int) -> Callable[[State, State, int], None]:
+    """Rounds all weights to BF16 after every step; Kahan: what was lost is added to the next."""
+    g, lost = torch.Generator().manual_seed(seed), {}
+
+    def after(before: State, W: State, step: int) -> None:
+        for name, one in W.items():
+            full = one + lost.get(name, 0.0) if how == "kahan" else one
+            W[name] = rounded("nearest" if how == "kahan" else how, g, full)
+            lost[name] = full - W[name]
+
+    return after
+
+
+def in_bf16(rule: Rule, how: str, base: Base, seed: int) -> Made:
+    """Every step rounded; the truth is what is stored, or the sum of steps."""
+    total = {name: torch.zeros_like(one) for name, one in base.start.items()}
+    finish = each_step(how, seed)
+
+    def after(before: State, W: State, step: int) -> None:
+        for name in W:
+            total[name] += W[name] - before[name]
+        finish(before, W, step)
+
+    found = train(base.start, PROSE, rule, STEPS, seed, after=after)
+    pair = made(base, {name: base.start[name] + total[name] for name in total}, stored=found)
+    also = {name: one.double().numpy() for name, one in difference(found, base.start).items()}
+    return Made(**{**vars(pair), "also": also, "rounded": "every step"})
+
+
+def usual(base: Base, seed: int) -> State:
+    """A plain AdamW training of this base."""
+    return base.kept(
+        f"usual-{seed}", lambda: train(base.start, PROSE, adamw(2e-4), STEPS, 300 + seed)
+    )
+
+
+def training(
+    rule: Rule, steps: int = STEPS, loss: Loss = PROSE, ways: Ways | None = None, **rest
+) -> Kind:
+    """A training of a base as stored, kept by the name that the table gives it."""
+
+    def kind(base: Base, seed: int, name: str = "") -> Made:
+        make = partial(train, base.start, loss, rule, steps, seed, **rest)
+        after = base.kept(f"{name}-{seed}", make) if name else make()
+        return made(base, after, ways=ways or {})
+
+    return kind
+
+
+def some(pattern: str) -> Callable[[str, int], bool]:
+    return lambda name, step: any(one in name for one in pattern.split("|"))
+
+
+def averaged(kind: str, base: Base, seed: int) -> Made:
+    """EMA with a half-life of 14 steps, or the mean of the last of every five (SWA)."""
+    mean, count = {name: one.clone() for name, one in base.start.items()}, 0
+
+    def after(before: State, W: State, step: int) -> None:
+        nonlocal count
+        if kind == "EMA":
+            for name, one in W.items():
+                mean[name] = 0.95 * mean[name] + 0.05 * one
+        elif step % 5 == 0:
+            count += 1
+            for name, one in W.items():
+                mean[name] = mean[name] + (one - mean[name]) / count
+
+    train(base.start, PROSE, adamw(3e-4), STEPS, seed, after=after)
+    return made(base, mean)
+
+
+def preference_stage(both: bool, base: Base, seed: int) -> Made:
+    """DPO after a fine-tune that was stored; both: the pair is of base and end."""
+    first = {name: one.bfloat16().float() for name, one in usual(base, seed).items()}
+    end = base.kept(f"dpo-{seed}", lambda: train(first, preferred(first), adamw(3e-5), STEPS, seed))
+    if not both:
+        return made(base, end, start=first)
+    return made(base, end, rounded="sum")
+
+
+def new_rows(base: Base, seed: int) -> Made:
+    """The rows of new tokens alone, in embedding and head."""
+
+    def after(before: State, W: State, step: int) -> None:
+        for name in (EMBED, LM):
+            W[name][:UNSEEN] = before[name][:UNSEEN]
+
+    found = train(base.start, with_new_tokens, adamw(2e-3), 15, seed, some(f"{EMBED}|{LM}"), after)
+    return made(base, found)
+
+
+def stored_as(how: str, base: Base, seed: int) -> Made:
+    """A float32 training, rounded once at random, or cut off."""
+    after = usual(base, seed)
+    g = torch.Generator().manual_seed(seed)
+    rest: dict = {"rounded": "every step"} if how == "cut" else {}
+    stored = {name: rounded(how, g, one) for name, one in after.items()}
+    return made(base, after, stored=stored, **rest)
+
+
+def lisa(name: str, step: int) -> bool:
+    return ".layers." not in name or int(name.split(".")[2]) == (step // 5 * 7) % 3
+
+
+FEW = {"short_run": True}
+MUON = {"orthogonalised_optimiser": True}
+DECAY = {"weight_decay": True}
+TRAININGS: Mapping[str, Kind] = {
+    "AdamW": training(adamw(3e-4)),
+    "AdamW, decay .1": training(adamw(3e-4, 0.1), ways=DECAY),
+    "AdamW, decay .1, small": training(adamw(3e-5, 0.1), ways=DECAY),
+    "AdamW, new data": training(adamw(3e-4), loss=next_byte("tables")),
+    "AdamW, decay .1, new data": training(adamw(3e-4, 0.1), loss=next_byte("tables"), ways=DECAY),
+    "AdamW, few large steps": training(adamw(3e-3), 6, ways=FEW),
+    "Adafactor": training(adafactor(1e-3)),
+    "Lion": training(signs(5e-5)),
+    "Lion, one step": training(signs(3e-4), 1, ways=FEW),
+    "sign SGD in BF16": partial(in_bf16, signs(1e-4, momentum=0.0), "nearest"),
+    "Muon": training(muon(1e-3), ways=MUON),
+    "Muon, decay": training(muon(1e-3, 0.1), ways=MUON | DECAY),
+    "Muon, one step": training(muon(0.01), 1, ways=MUON | FEW),
+    "Muon, eight steps": training(muon(0.01), 8, ways=MUON | FEW),
+    "Muon, ten steps at .02": training(muon(0.02), 10, ways=MUON | FEW),
+    "SGD": training(plain(0.05)),
+    "SGD, the base's own data": training(plain(0.05), loss=next_byte("code")),
+    "SAM": training(adamw(3e-4), 15, loss=sharp(PROSE)),
+    "EMA": partial(averaged, "EMA"),
+    "SWA": partial(averaged, "SWA"),
+    "layer-wise rates": training(by_layer(1e-3)),
+    "GaLore": training(galore(1e-3)),
+    "LISA": training(adamw(3e-4), only=lisa),
+    "half frozen": training(
+        adamw(3e-4), only=lambda name, step: name in (LM, "model.norm.weight")
+        or ".layers.2." in name or ".layers.3." in name,
+    ),
+    "biases alone": training(adamw(1e-2), only=some("bias")),
+    "norms alone": training(adamw(3e-3), only=some("norm")),
+    "embeddings alone": training(adamw(3e-4), only=some(f"{EMBED}|{LM}")),
+    "new tokens alone": new_rows,
+    "decay on unseen tokens": training(
+        adamw(2e-3, 0.1), only=some(f"{EMBED}|{LM}"), loss=next_byte("tables"), ways=DECAY
+    ),
+    "noised gradients": training(noised(3e-4)),
+    "distillation": lambda base, seed: made(
+        base, train(base.start, distilled(base.task(seed + 1)), adamw(3e-4), STEPS, seed)
+    ),
+    "gradient ascent": training(adamw(1e-4), 15, loss=ascent),
+    "DPO after SFT": partial(preference_stage, False),
+    "SFT and DPO": partial(preference_stage, True),
+    "BF16, to the nearest": partial(in_bf16, adamw(3e-4), "nearest"),
+    "BF16, stochastic": partial(in_bf16, adamw(1e-4), "stochastic"),
+    "BF16, Kahan sums": lambda base, seed: replace(
+        in_bf16(adamw(1e-4), "kahan", base, seed), rounded="once", also=None
+    ),
+    "rounded at random, once": partial(stored_as, "stochastic"),
+    "truncated": partial(stored_as, "cut"),
+}  # fmt: skip
+
+# -------------------------------------------------------------------------------- storage
+
+
+def sized(base: Base, after: State, size: float, of: State | None = None) -> State:
+    """A training scaled to a relative norm; of: the weights that it is added to."""
+    D = difference(after, base.start)
+    by = size / norm_of(D, base.start)
+    return {name: one + by * D[name] for name, one in (of or base.start).items()}
+
+
+def resized(name: str, size: float, base: Base, seed: int) -> Made:
+    """A kind of training or adapter, as a shorter one would leave it."""
+    kind = {**TRAININGS, **ADAPTERS}[name]
+    pair = kind(base, seed, name)
+    after = {n: base.start[n] + torch.from_numpy(D).float() for n, D in (pair.update or {}).items()}
+    return made(base, sized(base, {**base.start, **after}, size), ways=pair.ways)
+
+
+RESIZED = {
+    f"{name} to {size:g}": partial(resized, name, size)
+    for name in ("AdamW", "AdamW, decay .1", "Muon", "SGD", "Lion", "GaLore", "LoRA, rank 8")
+    for size in (3e-4, 8e-4, 2e-3, 6e-3)
+}
+
+
+def storage(how: str, size: float, base: Base, seed: int) -> Made:
+    """Formats of base and tuned side, and of the training between them."""
+    grid, trains, saves = (getattr(torch, one) for one in STORAGES[how])
+    stored = {name: one.to(grid).float() for name, one in base.full.items()}
+    master = trains == F32 != saves
+    start = base.full if master else {n: one.to(trains).float() for n, one in stored.items()}
+    after = sized(base, usual(base, seed), size, start)
+    kept = {name: one.to(trains).float() for name, one in after.items()}
+    found = made(base, after, (grid, saves), start=start, stored=kept)
+    rounded = "no" if trains == saves == grid == F32 else "master" if master else "once"
+    return replace(found, base=narrow(as_arrays(stored), grid), rounded=rounded)
+
+
+STORAGES = {  # format of the base, of the training, of the file
+    "F16": ("float16", "float16", "float16"),
+    "BF16": ("bfloat16", "bfloat16", "bfloat16"),
+    "BF16 in F16": ("bfloat16", "bfloat16", "float16"),
+    "BF16 in F32": ("bfloat16", "bfloat16", "float32"),
+    "F32 by BF16 in F32": ("float32", "bfloat16", "float32"),
+    "F32 by BF16": ("float32", "bfloat16", "bfloat16"),
+    "F32 in F16": ("float32", "float32", "float16"),
+    "F32 in BF16": ("float32", "float32", "bfloat16"),
+    "master copy in BF16": ("bfloat16", "float32", "bfloat16"),
+    "F32": ("float32", "float32", "float32"),
+}
+
+
+def there_and_back(by: tuple[torch.dtype, ...], base: Base, seed: int) -> Made:
+    """Casts alone."""
+    stored: Stored = {name: one.to(by[0]) for name, one in base.full.items()}
+    back = stored
+    for dtype in by[1:]:
+        back = {name: one.to(dtype) for name, one in back.items()}
+    same = all(torch.equal(back[name].double(), one.double()) for name, one in stored.items())
+    ways: Ways = {**UNTRAINED, "quantised_copy": None}
+    return Made(stored, back, {}, ways, ("same",) if same else ("copy",))
+
+
+CASTS = {
+    "F32 to BF16": (F32, BF16), "BF16 to F16": (BF16, F16), "F16 to BF16": (F16, BF16),
+    "F32 to BF16 to F32": (F32, BF16, F32), "BF16 to F16 to BF16": (BF16, F16, BF16),
+    "F16 to BF16 to F16": (F16, BF16, F16),
+}  # fmt: skip
+
+# -------------------------------------------------------------------------------- adapters
+
+Params = State
+Init = Callable[[torch.Generator, torch.Tensor], Params]
+Apply = Callable[[torch.Tensor, Params], torch.Tensor]
+
+
+def low(rank: int) -> Init:
+    return lambda g, w: {
+        "A": torch.randn(rank, w.shape[1], generator=g) / math.sqrt(w.shape[1]),
+        "B": torch.zeros(w.shape[0], rank),
+    }
+
+
+def added(w: torch.Tensor, p: Params) -> torch.Tensor:
+    return w + 2 * p["B"] @ p["A"]
+
+
+def dora(w: torch.Tensor, p: Params) -> torch.Tensor:
+    turned = added(w, p)
+    return (w.norm(dim=1, keepdim=True) + p["m"]) * turned / turned.norm(dim=1, keepdim=True)
+
+
+def vera(w: torch.Tensor, p: Params) -> torch.Tensor:
+    g = torch.Generator().manual_seed(5)
+    A, B = torch.randn(8, w.shape[1], generator=g), torch.randn(w.shape[0], 8, generator=g)
+    return w + p["b"][:, None] * B @ (p["d"][:, None] * A) / math.sqrt(w.shape[1])
+
+
+def pissa(g: torch.Generator, w: torch.Tensor) -> Params:
+    U, S, V = torch.linalg.svd(w, full_matrices=False)
+    B, A = U[:, :8] * S[:8].sqrt(), S[:8].sqrt()[:, None] * V[:8]
+    return {"A": A, "B": B}
+
+
+def loha(w: torch.Tensor, p: Params) -> torch.Tensor:
+    return w + (p["B"] @ p["A"]) * (p["D"] @ p["C"])
+
+
+def lokr(w: torch.Tensor, p: Params) -> torch.Tensor:
+    return w + torch.kron(p["C"], p["B"] @ p["A"])
+
+
+def boft(w: torch.Tensor, p: Params) -> torch.Tensor:
+    S = p["S"] - p["S"].transpose(1, 2)
+    eye = torch.eye(S.shape[1])
+    R = torch.linalg.solve(eye + S, eye - S)
+    return (R @ w.view(len(S), -1, w.shape[1])).reshape(w.shape)
+
+
+def fourier(w: torch.Tensor, p: Params) -> torch.Tensor:
+    at = torch.randperm(w.numel(), generator=torch.Generator().manual_seed(6))[: len(p["c"])]
+    spectrum = torch.zeros(w.numel()).index_put((at,), p["c"]).view(w.shape)
+    return w + torch.fft.ifft2(spectrum).real * 10
+
+
+def adapted(
+    base: Base, seed: int, init: Init, apply: Apply, names: list[str] | None = None,
+    start: State | None = None, rate: float = 2e-3, steps: int = 15,
+) -> State:  # fmt: skip
+    """Weights with adapters trained on some matrices, merged in float32; start: other weights under
+    them.
+    """
+    start = start or base.start
+    names = names or matrices(start)
+    g = torch.Generator().manual_seed(seed)
+    first = {f"{n}/{k}": v for n in names for k, v in init(g, start[n]).items()}
+
+    def of(p: State) -> State:
+        own: dict[str, Params] = {name: {} for name in names}
+        for key, one in p.items():
+            name, _, part = key.rpartition("/")
+            own[name][part] = one
+        return {**start, **{name: apply(start[name], own[name]) for name in names}}
+
+    end = train(first, lambda p, g: PROSE(of(p), g), adamw(rate), steps, seed)
+    return {name: one.detach() for name, one in of(end).items()}
+
+
+def adapter(
+    init: Init, apply: Apply, low_rank: bool | None = True, names: str = "", turned: bool = False,
+    rate: float = 2e-3,
+) -> Kind:  # fmt: skip
+    def kind(base: Base, seed: int, name: str = "") -> Made:
+        chosen = [one for one in matrices(base.start) if names in one or not names]
+        if "|" in names:
+            chosen = [one for one in matrices(base.start) if some(names)(one, 0)]
+
+        def make() -> State:
+            return adapted(base, seed, init, apply, chosen, rate=rate)
+
+        after = base.kept(f"{name}-{seed}", make) if name else make()
+        told = ("low_rank",) if low_rank else ()
+        return made(base, after, ways={"merged_adapter": low_rank}, told=told, rotated=turned)
+
+    return kind
+
+
+def pissa_merged(base: Base, seed: int) -> Made:
+    """Trained from the leading part of each matrix, which is taken off the rest."""
+    off = {
+        name: base.start[name] - (p := pissa(torch.Generator(), base.start[name]))["B"] @ p["A"]
+        for name in matrices(base.start)
+    }
+    start = {**base.start, **off}
+    after = adapted(base, seed, pissa, lambda w, p: w + p["B"] @ p["A"], start=start, rate=5e-4)
+    return made(base, after, ways={"merged_adapter": True})
+
+
+def on_few_bits(how: str, base: Base, seed: int) -> Made:
+    """LoftQ and QLoRA: adapters on NF4, merged there, or onto the 16 bits that it was made of."""
+    inside = matrices(base.start)
+    low_bits = {**base.start, **{name: few_bits("NF4", base.start[name]) for name in inside}}
+
+    def nearest(g: torch.Generator, w: torch.Tensor) -> Params:
+        name = next(name for name in inside if low_bits[name] is w)
+        U, S, V = torch.linalg.svd(base.start[name] - w, full_matrices=False)
+        return {"A": S[:8].sqrt()[:, None] * V[:8], "B": U[:, :8] * S[:8].sqrt()}
+
+    if how == "LoftQ":
+        after = adapted(
+            base, seed, nearest, lambda w, p: w + p["B"] @ p["A"], start=low_bits, rate=5e-4
+        )
+        return made(base, after, ways={"merged_adapter": None, "quantised_copy": None})
+    trained = adapted(base, seed, low(8), added, start=low_bits)
+    after = {n: base.start[n] + trained[n] - low_bits[n] for n in base.start}
+    return made(base, after, ways={"merged_adapter": True}, told=("low_rank",))
+
+
+def relora(base: Base, seed: int) -> Made:
+    W = base.start
+    for at in range(3):
+        W = adapted(base, seed + 100 * at, low(4), added, start=W, steps=8)
+    return made(base, W, ways={"merged_adapter": None})
+
+
+def then_all(base: Base, seed: int) -> Made:
+    after = train(adapted(base, seed, low(8), added), PROSE, adamw(1e-4), 10, seed)
+    return made(base, after, ways={"merged_adapter": None})
+
+
+def boft_blocks(g: torch.Generator, w: torch.Tensor) -> Params:
+    return {"S": torch.zeros(len(w) // 16, 16, 16)}
+
+
+ADAPTERS: Mapping[str, Kind] = {
+    "LoRA, rank 1": adapter(low(1), added),
+    "LoRA, rank 8": adapter(low(8), added),
+    "LoRA on q and v": adapter(low(8), added, names="q_proj|v_proj", rate=5e-3),
+    "DoRA": adapter(lambda g, w: {**low(8)(g, w), "m": torch.zeros(len(w), 1)}, dora, None),
+    "VeRA": adapter(
+        lambda g, w: {"b": torch.zeros(len(w)), "d": torch.full((8,), 0.1)}, vera, rate=5e-2
+    ),
+    "PiSSA": pissa_merged,
+    "LoftQ": partial(on_few_bits, "LoftQ"),
+    "QLoRA onto 16 bits": partial(on_few_bits, "QLoRA"),
+    "ReLoRA": relora,
+    "LoHa": adapter(
+        lambda g, w: {**low(4)(g, w), **{
+            key: torch.randn(shape, generator=g) / 2
+            for key, shape in (("C", (4, w.shape[1])), ("D", (len(w), 4)))
+        }}, loha, None,
+    ),
+    "LoKr": adapter(
+        lambda g, w: {
+            "C": torch.randn(8, 8, generator=g), "A": torch.randn(4, w.shape[1] // 8, generator=g),
+            "B": torch.zeros(len(w) // 8, 4),
+        }, lokr, None, rate=2e-4,
+    ),
+    "BOFT": adapter(boft_blocks, boft, False, turned=True),
+    "FourierFT": adapter(
+        lambda g, w: {"c": torch.zeros(1000)}, fourier, False, turned=True, rate=1.0
+    ),
+    "LoRA, then all entries": then_all,
+}  # fmt: skip
+
+# -------------------------------------------------------------------------------- of both
+
+
+def then_few_bits(how: str, far: bool, base: Base, seed: int) -> Made:
+    """Trained a little or far, and then a copy of that in few bits."""
+    after = usual(base, seed)
+    if far:
+        make = partial(train, base.start, PROSE, adamw(4e-3), STEPS, seed)
+        after = base.kept(f"far-{seed}", make)
+    stored = {n: few_bits(how, w) if n in matrices(after) else w for n, w in after.items()}
+    return few_or_trained(made(base, after, stored=stored, few_bits=("tuned",)))
+
+
+def few_or_trained(pair: Made) -> Made:
+    """The copy explains the change only where most of its energy is not the update's."""
+    whole = own = 0.0
+    for name, D in (pair.update or {}).items():
+        if D.ndim == 2:
+            whole += float(((pair.tuned[name].double() - pair.base[name].double()) ** 2).sum())
+            own += float((D**2).sum())
+    share = own / whole
+    way = False if share > 0.75 else True if share < 0.25 else None
+    return replace(pair, ways={**pair.ways, "quantised_copy": way})
+
+
+def aware(copy_side: bool, base: Base, seed: int) -> Made:
+    """Quantisation-aware training in int4 blocks: the copy, or the weights behind it."""
+
+    def loss(W: State, g: torch.Generator) -> torch.Tensor:
+        low_bits = {
+            n: W[n] + (few_bits("int4", W[n].detach()) - W[n]).detach() for n in matrices(W)
+        }
+        return PROSE({**W, **low_bits}, g)
+
+    after = base.kept(f"aware-{seed}", lambda: train(base.start, loss, adamw(3e-4), STEPS, seed))
+    if not copy_side:
+        return made(base, after)
+    stored = {n: few_bits("int4", w) if n in matrices(after) else w for n, w in after.items()}
+    return few_or_trained(made(base, after, stored=stored, few_bits=("tuned",)))
+
+
+def pruned_and_trained(order: str, base: Base, seed: int) -> Made:
+    """Pruned and then trained, zeros held; or the base itself was pruned."""
+    thin = {**base.start, **{n: shrunk(base.start[n], 0.5) for n in matrices(base.start)}}
+    masks = {name: one != 0 for name, one in thin.items()}
+
+    def after(before: State, W: State, step: int) -> None:
+        for name in matrices(W):
+            W[name] = W[name] * masks[name]
+
+    held = order != "from a pruned base, all trained"
+    rest: dict = {"after": after} if held else {}
+    end = base.kept(f"{order}-{seed}", lambda: train(thin, PROSE, adamw(2e-4), STEPS, seed, **rest))
+    start = base.start if order == "pruned, then trained" else thin
+    return made(base, end, start=start)
+
+
+def started_anew(base: Base, seed: int) -> Made:
+    """The last layer drawn anew and trained."""
+    last, g = f".layers.{layers_of(base.start) - 1}.", torch.Generator().manual_seed(seed)
+    W = copy.copy(base.start)
+    for name in matrices(W):
+        if last in name:
+            W[name] = torch.randn(W[name].shape, generator=g) * W[name].std()
+    end = base.kept(f"anew-{seed}", lambda: train(W, PROSE, adamw(1e-3), STEPS, seed, some(last)))
+    return made(base, end, told=("beside",), facts=("replaced",))
+
+
+BOTH: Mapping[str, Mapping[str, Kind]] = {
+    "copies in few bits": {
+        f"trained{' far' * far}, then {how}": partial(then_few_bits, how, far)
+        for how in ("int8", "NF4", "FP8") for far in (False, True)
+    } | {"QAT, the copy": partial(aware, True), "QAT, the weights": partial(aware, False)},
+    "pruned": {
+        one: partial(pruned_and_trained, one)
+        for one in ("pruned, then trained", "from a pruned base", "from a pruned base, all trained")
+    },
+    "shape": {"last layer anew": started_anew},
+}  # fmt: skip
