@@ -100,14 +100,16 @@ def _weights(tensors: Columns) -> Columns:
     """The tensors of the side with more parameters that count as its weights, with size and their
     compared parameters.
 
-    Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside
-    the component that it is the base of.
+    Left out are a tied head, which is its embedding, integers, components without a base, and what
+    a checkpoint holds beside the component that it is the base of.
     """
     # a filter of the user's has no detail
     has_detail = np.array([detail is not None for detail in tensors["detail"]], dtype=np.bool_)
     elsewhere = are(tensors["reason"], "filtered") & has_detail
+    # a projector, for example
+    without_base = are(tensors["reason"], "only_in_tuned") & are(tensors["status"], "measured")
     weights = tensors.added(size=tensors.sizes).where(
-        ~(are(tensors["reason"], "tied", "not_float") | elsewhere)
+        ~(are(tensors["reason"], "tied", "not_float") | elsewhere | without_base)
     )
     sides = {side: weights.where(are(weights["side"], side)) for side in ("base", "tuned")}
     rows = max(sides["tuned"], sides["base"], key=lambda of_side: sum(of_side["size"]))
