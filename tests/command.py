@@ -26,7 +26,7 @@ import shadow.checkpoints.choosing
 import shadow.telling.verdicts, shadow.telling.comparison
 import shadow.outputs.ci, shadow.comparing.comparison, shadow.outputs.exports
 import shadow.claims.verdicts, shadow.targets.lists
-import shadow.audits.list_audit, shadow.comparing.score_files, shadow.audits.document
+import shadow.audits.list_audit, shadow.comparing.scores, shadow.audits.document
 import shadow.telling.families, shadow.telling.lineage, shadow.targets.forms
 import shadow.outputs.page, shadow.outputs.figures
 import encodings.utf_8_sig, pyarrow.vendored.version, scipy.special  # from within functions

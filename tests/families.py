@@ -5,7 +5,6 @@ agrees with them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.claims.summary import summary_from_json
-from shadow.comparing.gains import Gain, Scored
-from shadow.comparing.kept_scores import kept_bytes
-from shadow.comparing.scores import ScoreFile
-from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import FILES, MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY
@@ -127,7 +122,6 @@ def write_family(
     change: float = 0.03,
     spectra: bool = True,
     skipped: tuple[dict[str, Any], ...] = (),
-    scores: Sequence[Gain] = (),
     prefix: str = "model",
     **metadata: Any,
 ) -> Path:
@@ -256,40 +250,7 @@ def write_family(
     # sealed as an audit's, so that readers need not make it again
     paths = {name: folder / f"{name}.parquet" for name in tables}
     _write_tables(folder, tables, {**told, SEAL: seal(summary, paths, told)})
-    if scores:
-        scored = Scored((ScoreFile("scores.csv", "0" * 64),), tuple(scores), ())
-        (folder / KEPT).write_bytes(kept_bytes(scored, told))
     return folder
-
-
-def gain(
-    name: str,
-    base: float,
-    tuned: float | None,
-    *,
-    group: str | None = None,
-    metric: str = "acc",
-    higher: bool = True,
-) -> Gain:
-    """A benchmark's scores as others measured them."""
-    change = None if tuned is None else (tuned - base if higher else base - tuned)
-    return Gain(
-        name,
-        group,
-        metric,
-        "share",
-        higher,
-        base,
-        tuned,
-        change,
-        None,
-        None,
-        None,
-        "base",
-        "tuned",
-        "scores.csv",
-        "scores.csv",
-    )
 
 
 OUTSIDE = (("embed", (152064, 3584)), ("head", (152064, 3584)))

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,8 +41,6 @@ from shadow.checkpoints.packed_tensors import PackedTensor
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import read_header
 from shadow.claims.rules import read_policy
-from shadow.comparing.gains import Gain
-from shadow.comparing.kept_scores import read_kept
 from shadow.comparing.scores import read_scores
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
@@ -316,16 +314,6 @@ BATCH = {
     "pairs": [ROW],
 }
 BATCH |= {"settings": {"method": {"precision": "default"}}}
-GAIN = dict.fromkeys(one.name for one in fields(Gain))
-GAIN |= {
-    "benchmark": "gsm8k",
-    "unit": "fraction",
-    "higher_is_better": True,
-    "base": 0.5,
-    "tuned": 0.6,
-    "gain": 0.1,
-}
-GAIN |= {"base_file": "a.csv", "tuned_file": "a.csv", "others": ["f1"]}
 
 
 def targets(top: Path) -> Mapping[str, Target]:
@@ -338,13 +326,6 @@ def targets(top: Path) -> Mapping[str, Target]:
         for name in ("matrices", "tensors", "residual", "files")
     }
     told = json.loads(tables["matrices"].schema.metadata[b"shadow"])
-    kept = {
-        "schema": 1,
-        "scores": [GAIN],
-        "score_files": [{"name": "a.csv", "sha256": "0"}],
-        "score_notes": ["x"],
-    }
-    kept |= {side: told[side] for side in ("base", "tuned")}
 
     def weights(folder: Path, content: bytes) -> None:
         (folder / SHARD).write_bytes(content)
@@ -413,10 +394,6 @@ def targets(top: Path) -> Mapping[str, Target]:
 
         return read
 
-    def scores_kept(folder: Path, content: bytes) -> None:
-        (folder / "scores.json").write_bytes(content)
-        read_kept(folder, told)
-
     def like(*trees: Any) -> st.SearchStrategy[bytes]:
         return changed_json(trees) | changed_bytes(
             tuple(json.dumps(tree).encode() for tree in trees)
@@ -437,9 +414,8 @@ def targets(top: Path) -> Mapping[str, Target]:
             changed_bytes(LISTS[1:]), one("l.yaml", lambda path: read_list(str(path)))
         ),
         "policy": Target(changed_bytes((POLICY,)), one("policy.yaml", read_policy)),
-        "csv": Target(changed_bytes((CSV,)), one("a.csv", lambda path: read_scores([path]))),
-        "harness": Target(like(HARNESS), one("a.json", lambda path: read_scores([path]))),
-        "scores": Target(like(kept), scores_kept),
+        "csv": Target(changed_bytes((CSV,)), one("a.csv", read_scores)),
+        "harness": Target(like(HARNESS), one("a.json", read_scores)),
         "batch": Target(like(BATCH), one("index.json", lambda path: read_index(path.parent))),
         "metadata": Target(like(told), metadata),
         "summary": Target(

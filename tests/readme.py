@@ -27,7 +27,6 @@ import picture
 import torch
 from safetensors.torch import load_file, save_file
 
-from shadow.comparing.scores import COLUMNS
 from shadow.reports.columns import NOTATION, TABLES
 from shadow.reports.columns import SCHEMA as NUMBER
 from shadow.reports.schema import FILES, RULES, is_later, null_cases
@@ -229,7 +228,7 @@ def row_of_demo() -> str:
     return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"
 
 
-PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
+PROBES = ("narrow", "original", "broad", "held_out")
 
 
 def demo_scores() -> str:
@@ -237,39 +236,10 @@ def demo_scores() -> str:
     models = json.loads(
         (README.parent / "registry/demo/training.json").read_text(encoding="utf-8")
     )["models"]
-    rows = ["model,benchmark,score,group"]
+    rows = ["model,benchmark,score"]
     for model, told in models.items():
-        rows += [
-            f"demo:{model},{probe},{told['accuracies'][probe]},{group}"
-            for probe, group in PROBES.items()
-        ]
+        rows += [f"demo:{model},{probe},{told['accuracies'][probe]}" for probe in PROBES]
     return "\n".join(rows)
-
-
-def scored_demo() -> str:
-    """What scores add to the demo's audit: a line, and a table."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "scores.csv"
-        file.write_text(demo_scores(), encoding="utf-8")
-        text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file).replace(
-            str(file), file.name
-        )
-    line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
-    table = text[
-        text.index("Scores, measured") : text.index("attn.q", text.index("Scores, measured"))
-    ]
-    return f"{line.strip()}\n\n{table.strip()}"
-
-
-def score_columns() -> str:
-    """A Markdown table of the columns of a CSV of scores."""
-    return "\n".join(
-        [
-            "| column | what |",
-            "|---|---|",
-            *(f"| `{name}` | {text} |" for name, text in COLUMNS.items()),
-        ]
-    )
 
 
 def fenced(text: str) -> str:
@@ -335,8 +305,6 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     **PARTS,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "answers": answers,
-    "scored": lambda: fenced(scored_demo()),
-    "score-columns": score_columns,
     "glossary": glossary,
 }
 

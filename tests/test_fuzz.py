@@ -12,7 +12,7 @@ from shadow.errors import ShadowError
 
 TARGETS = (
     "header", "gguf", "layout", "index", "config", "adapter", "registry", "list", "yaml-list",
-    "policy", "csv", "harness", "scores", "batch", "metadata", "summary", "parquet",
+    "policy", "csv", "harness", "batch", "metadata", "summary", "parquet",
 )  # fmt: skip
 
 
@@ -58,7 +58,6 @@ def test_what_breaks_its_word_is_found(reader, error):
 
 
 ESCAPES = {  # each once printed as it is
-    "scores": {"schema": "\x1b[2J"},
     "metadata": {"schema": 2, "version": "\x1b[2J"},
     "adapter": {"peft_type": "LORA", "init_lora_weights": "pissa\x1b[2J"},
 }

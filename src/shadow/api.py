@@ -32,7 +32,7 @@ from shadow.places.names import check_component
 from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
-from shadow.storage import Store, located
+from shadow.storage import Store, fetched_file, located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
 from shadow.targets.references import (
@@ -94,7 +94,6 @@ class AuditOptions(OldOptions, total=False):
     subjects: Subjects
     optimizer: Optimizer | None
     device: str
-    scores: Place | Sequence[Place]
     overwrite: bool
     jobs: int | None
     files: Files
@@ -144,7 +143,6 @@ def audit(
     subjects: Subjects = "all",
     optimizer: Optimizer | None = None,
     device: str = "cpu",
-    scores: Place | Sequence[Place] = (),
     overwrite: bool = False,
     jobs: int | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
@@ -186,8 +184,6 @@ def audit(
             the label needs it.
         device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there
             is one.
-        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder
-            of them, or a list of such. They join the report beside its numbers.
         overwrite: Replace a finished report of other settings or files.
         jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit
             the memory; one where norms of stored floats are all that is measured.
@@ -229,7 +225,6 @@ def audit(
 
     from shadow.audits.perform import perform
     from shadow.audits.workers import single_threads
-    from shadow.comparing.score_files import scores_of_pairs
 
     say, progress = say or _ignore, progress or _ignore
     chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
@@ -249,7 +244,6 @@ def audit(
             device=device,
         ),
         files,
-        scores=scores_of_pairs(_paths(scores, storage_options), chosen, say),
         overwrite=overwrite,
         jobs=jobs,
         ray=None if engine == "local" else ray,
@@ -419,21 +413,21 @@ def compare(
         others: Others, at least one but for a folder above several.
         margin: The least difference of concentration that counts, 0 to 1.
         allow_different_base: Also compare deltas from different bases.
-        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder
-            of them, or a list of such.
+        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a list
+            of such.
         joint: Also compare where two deltas of one base point, which reads the checkpoints: they
             must be in folders or in the Hub's cache.
         jobs: Of joint: how many matrices are measured at a time; None: as many as fit.
         allow_pickle: Of joint: also read pickled checkpoints, in a process of their own.
         storage_options: Options of the driver of URLs, as fsspec takes them.
-        say: Gets a line of text on what the scores lack.
+        say: Gets a line of text on what joint leaves out.
 
     Raises:
         ShadowError: Where a report cannot be read, two have nothing in common, or scores name none
             of the models.
     """
     from shadow.comparing import comparison
-    from shadow.comparing.score_files import scores_of_reports
+    from shadow.comparing.scores import read_scores
 
     if not 0 <= margin <= 1:
         raise UsageError(
@@ -447,7 +441,7 @@ def compare(
         folders,
         margin=margin,
         allow_different_base=allow_different_base,
-        scores=scores_of_reports(given, folders, say or _ignore),
+        scores=[score for file in given for score in read_scores(file)],
     )
     if not joint:
         return compared
@@ -659,9 +653,10 @@ def _path(place: Place | None) -> Path | None:
 def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -> list[Path]:
     """Files of scores; one place may stand for a list of one, and those at URLs are fetched."""
     listed = [places] if isinstance(places, str | PathLike) else places
-    from shadow.comparing.score_files import here
+    from shadow.comparing.scores import MAX_FILE
 
-    return [here(located(place, options)) for place in listed]
+    there = [located(place, options) for place in listed]
+    return [one if isinstance(one, Path) else fetched_file(one, MAX_FILE) for one in there]
 
 
 def _here(place: Place, options: Mapping[str, Any] | None) -> Path:

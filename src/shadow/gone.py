@@ -12,6 +12,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("command", "merge"): "copy the folders together; `shadow show` makes the index",
     ("command", "schema"): "use `shadow explain --all`",
     ("command", "reproduce"): "audit a list of registry/lists/, then use `shadow figure`",
+    ("option", "--scores"): "use `shadow compare RUNS --scores FILE`",
     ("format", "json"): "use csv or parquet; `shadow show --json` has the summaries",
     ("format", "arrow"): "use parquet, which Arrow reads",
     ("format", "duckdb"): "use parquet or csv, which DuckDB reads",

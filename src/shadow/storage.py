@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -643,29 +643,6 @@ def fetched_file(store: Store, most: int) -> Path:
     path = place_for(store)
     path.write_bytes(content)
     return path
-
-
-def fetched_files(store: Store, most: int, suffixes: Collection[str], count: int) -> Path:
-    """A copy of a file, or of a folder's files with these suffixes and no dotted name.
-
-    Raises ShadowError for a file of more than most bytes, and for more than count files.
-    """
-    there = {
-        name: entry.size
-        for name, entry in store.files().items()
-        if Path(name).suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in name.split("/"))
-    }
-    if not there:
-        return fetched_file(store, most)
-    if len(there) > count:
-        raise ShadowError(f"{store}: more than {count:,} files", "name a folder with fewer")
-    for name, size in there.items():
-        store._require_size(name, size, most)
-    folder = place_for(store)
-    folder.mkdir()
-    store.fetch(there, folder)
-    return folder
 
 
 def is_copy(path: str | os.PathLike[str]) -> bool:

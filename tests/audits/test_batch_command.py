@@ -242,10 +242,6 @@ def test_show_tells_the_list_first_and_then_its_reports(toys, shadow):
     plain = shadow("show", "out", "--full", env={"COLUMNS": None}).assert_done()
     assert plain.startswith(short)
     assert "base  " not in short
-    model = json.loads((toys / "out" / "index.json").read_text())["pairs"][0]["tuned"]
-    (toys / "scores.csv").write_text(f"model,benchmark,score\n{model},arc,0.5\n")
-    scored = shadow("show", "out", "--scores", "scores.csv").assert_done()
-    assert "toy-a:base..one: mean gain none" in scored
     table, first, *rest = plain.split("──\n")[0:1] + plain.split("\ntoy-a  base..")
     assert table.startswith("list ─")
     assert len([first, *rest]) == 3

@@ -177,7 +177,7 @@ def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pa
 
 def test_the_report_of_an_earlier_version_is_there(tmp_path, pair):
     """Its fingerprints rest on a smaller sample of the same files: nothing is measured again, and
-    it is left as it is. A label and scores are made anew without measuring.
+    it is left as it is. A label is made anew without measuring.
     """
     first = run_pair(pair, SETTINGS, tmp_path / "out")
     formers = {

@@ -120,7 +120,7 @@ class Elsewhere:
             yield Ended(one, pickle.loads(pickle.dumps(work(runtime))), None)
 
 
-def failing(pair, settings, output, runtime, *, scores):
+def failing(pair, settings, output, runtime):
     faults = {
         "bug": KeyError("x"),
         "kept": KeptError("other", "--overwrite"),
@@ -161,7 +161,7 @@ def test_a_fault_that_cannot_be_pickled_travels_as_text():
 def test_a_fault_that_travels_twice_has_one_traceback():
     """The outcome keeps the fault as it was raised; each copy has one note, with its own notes."""
     try:
-        failing(local("bug"), SETTINGS, Path("out"), Runtime(), scores=None)
+        failing(local("bug"), SETTINGS, Path("out"), Runtime())
     except KeyError as error:
         error.add_note("while measuring")
         fault = error
@@ -173,7 +173,7 @@ def test_a_fault_that_travels_twice_has_one_traceback():
     assert fault.__notes__ == ["while measuring"]
 
 
-def busy(pair, settings, output, runtime, *, scores):
+def busy(pair, settings, output, runtime):
     raise BusyError("another audit is writing", "wait")
 
 

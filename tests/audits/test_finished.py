@@ -451,7 +451,7 @@ def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
     assert said[1] == "resuming: 1 of 2 matrices already measured"
 
 
-# labels and scores
+# labels
 
 
 @pytest.fixture(scope="module")
@@ -494,28 +494,6 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
     assert again == ["nothing to measure: the report is already there"]
     run_pair(pair, EVERYTHING, tmp_path / "out")
     assert stored_metadata(folder)["settings"]["optimizer"] is None
-
-
-def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shadow):
-    """Scores are in summary.json alone: metadata of tables never have them, whenever they came."""
-    _, folder = demo
-    (tmp_path / "scores.csv").write_text(
-        "model,benchmark,score\ndemo:base,x,0.2\ndemo:narrow,x,0.5\n"
-    )
-    plain = stored_metadata(folder)
-    command = ("audit", "demo:base..narrow", "--no-subspaces", "--scores", "scores.csv")
-    shadow(*command, "-o", "out").assert_done()
-    assert stored_metadata(folder) == plain
-    done = shadow(*command, "-o", "out", "--optimizer", "adamw")
-    assert "the label is made again" in done.err
-    done.assert_done()
-    shadow(*command, "-o", "fresh", "--optimizer", "adamw").assert_done()
-    fresh = tmp_path / "fresh/demo/base..narrow"
-    assert files(folder)["summary.json"] == files(fresh)["summary.json"]
-    assert files(folder)["scores.json"] == files(fresh)["scores.json"]
-    assert stored_metadata(folder)["claims"] == stored_metadata(fresh)["claims"]
-    text = shadow("audit", "demo:base..narrow", "--no-subspaces", "-o", "out").assert_done()
-    assert "x gain +0.3" in text, "kept when only the label is renewed"
 
 
 @pytest.mark.parametrize("kills", every(3, range(7)))

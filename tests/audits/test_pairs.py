@@ -11,7 +11,6 @@ import pytest
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pairs import audit_pairs
 from shadow.checkpoints.pairing import Filter
-from shadow.comparing.scores import ScoreFile, ScoreFiles
 from shadow.errors import KeptError, ShadowError
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
@@ -27,7 +26,7 @@ def named(name: str) -> Pair:
 def failing_with(faults):
     """An audit that raises what stands under the pair's name."""
 
-    def audit(pair, settings, output, runtime, *, scores):
+    def audit(pair, settings, output, runtime):
         runtime.show(Progress(done=1, total=2, cost_done=1, cost_total=2, moved=5, to_move=9))
         runtime.say("at work")
         raise faults[pair.name]
@@ -108,27 +107,6 @@ def test_who_is_told_of_a_pair_hears_nothing_of_another(numbered):
     assert said == (
         ["[1/2] toy:one: at work", "[2/2] toy:two: at work"] if numbered else ["at work"] * 2
     )
-
-
-def test_each_pair_gets_its_own_scores():
-    """Those of the pairs that have any, and None elsewhere."""
-    given = ScoreFiles(files=(ScoreFile("scores.csv", "0" * 64),))
-    seen = []
-
-    def audit(pair, settings, output, runtime, *, scores):
-        seen.append(scores)
-        raise ShadowError("no")
-
-    list(
-        audit_pairs(
-            [named("one"), named("two")],
-            SETTINGS,
-            Path("out"),
-            scores={named("two"): given},
-            audit=audit,
-        )
-    )
-    assert seen == [None, given]
 
 
 def test_what_run_pair_is_called_with_can_be_pickled():

@@ -528,7 +528,6 @@ LONG_PATHS = {
     "audit --against": (*PAIR, "--against", LONG),
     "audit --policy": (*PAIR, "--policy", LONG),
     "audit --junit": (*PAIR, "--fail-on", "concentration > 1", "--junit", LONG),
-    "audit --scores": (*PAIR, "--scores", LONG),
     "plan -o": ("plan", *PAIR[1:-1], LONG),
     "show": ("show", LONG),
     "clean": ("clean", "-o", LONG),

@@ -15,7 +15,7 @@ RULE = ("--fail-on", "concentration > 0.3")
 DEMO = readme.ROOT / "registry" / "demo"
 NARROW, BROAD = "out/demo/base..narrow", "out/demo/base..broad"
 COMMANDS = {
-    "audit": ("audit", "demo", "-o", "out", "--scores", "scores.csv", *RULE, "--json"),
+    "audit": ("audit", "demo", "-o", "out", *RULE, "--json"),
     "audit --list": ("audit", "--list", "list.txt", "-o", "listed", "--json"),
     "plan": ("plan", "demo", "--json"),
     "show": ("show", "out", "--json"),

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from families import gain
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -246,7 +245,6 @@ def test_text_of_a_report_never_becomes_markup(tmp_path):
     def page_with(run, text, **names):
         options = {
             "skipped": ({"tensor": text, "reason": "quantized", "detail": text},),
-            "scores": [gain(text, 0.1, 0.2, group=text, metric=text)],
             "base": {"repo": text, "commit": None, "fingerprint": text},
         }
         folder = tmp_path / run / "toy" / "base..tuned"
@@ -345,30 +343,6 @@ def test_figures_that_are_null_have_no_interval(small):
     found = [read_pair(without, "here", number, 2) for number in range(2)]
     told = "random signs, too, would leave fewer than 2 directions"
     assert told in Elements(page_bytes(found, "t")).text
-
-
-def test_scores_are_shown_as_given(tmp_path):
-    """Benchmarks, means of groups and notes in words; the gains of the charts are those, null ones
-    left out.
-    """
-    scores = [
-        gain("MMLU", 0.5, 0.625, group="knowledge"),
-        gain("GSM8K", 0.25, None),
-        gain("loss", 2.0, 1.5, metric="bits", higher=False),
-    ]
-    families.small(tmp_path / "run" / "base..tuned", layers=1, scores=scores)
-    page = Elements(page_of(tmp_path / "run"))
-    told = " ".join(page.text.split())
-    for text in ("MMLU", "GSM8K", "+0.125", "+0.5", "(less is better)", "scores.csv", "mean of 1"):
-        assert text in told, text
-    assert page.json("shared")["overview"][0]["gains"] == [
-        {"name": "knowledge, mean of its benchmarks", "gain": 0.125},
-        {"name": "MMLU, acc", "gain": 0.125},
-        {"name": "loss, bits", "gain": 0.5},
-    ]
-
-
-# ---- several pairs
 
 
 @pytest.fixture(scope="module")

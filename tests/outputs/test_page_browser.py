@@ -12,7 +12,6 @@ from pathlib import Path
 import families
 import pyarrow.parquet as pq
 import pytest
-from families import gain
 from PIL import Image, ImageColor
 from playwright.sync_api import expect, sync_playwright
 
@@ -115,10 +114,9 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fifty(tmp_path_factory):
-    """Fifty pairs of two layers each, too few for intervals, half of them with scores."""
+    """Fifty pairs of two layers each, too few for intervals."""
     run = tmp_path_factory.mktemp("fifty") / "run"
     for index in range(50):
-        scores = [gain("MMLU", 0.5, 0.5 + index / 200)]
         families.small(
             run / f"family-{index:02}" / "base..tuned",
             layers=2,
@@ -126,7 +124,6 @@ def fifty(tmp_path_factory):
             seed=index,
             narrow=index / 25,
             change=0.01 * 1.05**index,
-            scores=scores if index % 2 else None,
         )
     return written(run)
 
@@ -225,13 +222,12 @@ def test_a_page_without_reports_opens(tmp_path, opened):
 
 
 def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
-    """Ranking, scatter and scores; details are of the pair chosen by list, button or address."""
+    """Ranking and scatter; details are of the pair chosen by list, button or address."""
     page = opened(fifty)
-    assert charts(page)[:3] == ["ranking", "scatter", "scores"]
+    assert charts(page)[:2] == ["ranking", "scatter"]
     assert len(page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")) == 50
     x = page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")
     assert x == sorted(x, reverse=True)
-    assert len(page.evaluate("document.querySelector('[data-chart=scores]').data[0].x")) == 25
     assert page.locator("article:visible").count() == 1
     page.locator("#picker").select_option(label="family-17 base..tuned")
     expect(page.locator("article:visible h2").first).to_have_text("family-17 base..tuned")
@@ -576,7 +572,6 @@ def test_hostile_names_stay_text(tmp_path, opened):
             family=f"{name}{HOSTILE}",
             prefix=HOSTILE,
             skipped=({"tensor": HOSTILE, "reason": "quantized", "detail": HOSTILE},),
-            scores=[gain(HOSTILE, 0.1, 0.2, group=HOSTILE, metric=HOSTILE)],
         )
     page = opened(written(tmp_path / "run"))
     page.locator("#picker").select_option("1")

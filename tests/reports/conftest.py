@@ -9,7 +9,6 @@ from runs import pair_of
 from stores import FIRST, PLAIN, at
 
 from shadow.audits.pair import run_pair
-from shadow.comparing.scores import read_scores
 from shadow.reports import remote
 from shadow.reports.remote import publish
 from shadow.storage import located
@@ -33,21 +32,12 @@ def pair(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def scores(pair, tmp_path_factory):
-    """What others measured of the pair."""
-    path = tmp_path_factory.mktemp("scores") / "scores.csv"
-    path.write_text(f"model,benchmark,score\n{pair.base},mmlu,0.5\n{pair.tuned},mmlu,0.6\n")
-    return read_scores([path])
-
-
-@pytest.fixture(scope="session")
-def finished(pair, scores, tmp_path_factory):
-    """Finished reports of the pair: two that differ, and the first with scores."""
+def finished(pair, tmp_path_factory):
+    """Two finished reports of the pair that differ."""
     folder = tmp_path_factory.mktemp("finished")
-    asked = {"first": (PLAIN, None), "second": (FIRST, None), "scored": (PLAIN, scores)}
+    asked = {"first": PLAIN, "second": FIRST}
     return {
-        name: run_pair(pair, settings, folder / name, scores=joined).folder
-        for name, (settings, joined) in asked.items()
+        name: run_pair(pair, settings, folder / name).folder for name, settings in asked.items()
     }
 
 

@@ -162,7 +162,6 @@ PLACES = {
     "list": ["audit", "--list"],
     "policy": ["audit", "demo", "--policy"],
     "against": ["audit", "demo", "--allow-missing", "--against"],
-    "scores": ["audit", "demo", "--scores"],
     "plan": ["plan", "demo", "-o"],
     "clean": ["clean", "-o"],
     "merge": ["merge"],

@@ -7,7 +7,6 @@ import os
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -150,27 +149,6 @@ def test_an_upload_that_fails_anywhere_loses_nothing(
         assert not folder.exists()
     # the claim's end alone is no fault
     assert failed == (len(numbers) if len(numbers) == 2 else 8 + replacing)
-
-
-def test_scores_whose_upload_failed_are_uploaded_by_the_same_command(
-    pair, store, target, there, scores, monkeypatch
-):
-    """The report at the URL has the same tables, and no table tells of scores. A command without
-    scores leaves them here and says so.
-    """
-    there()
-    with_scores = partial(
-        run_remote_pair, pair, PLAIN, work_folder(store), store=store, scores=scores
-    )
-    fails_to_upload(monkeypatch, 1, with_scores)
-    folder = work_folder(store) / pair.family / pair.name
-    _, said = audited(pair, store)
-    assert f"a report with other scores, which was not uploaded, stays in {folder}" in said
-    result = with_scores()
-    assert [gain.benchmark for gain in result.summary.scores] == ["mmlu"]
-    for name in ("summary.json", "scores.json"):
-        assert b"mmlu" in target.read(name, 10**7)
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize("content", ["", "0123"])
@@ -449,8 +427,8 @@ TORN = (b"", b"PAR1", b"x" * 100, b"PAR1" + b"\xff" * 20 + b"PAR1")
 def test_a_report_at_a_url_with_a_broken_or_missing_table_is_measured_again(
     pair, store, target, table, content, overwrite, there
 ):
-    """As in a folder; it is said which table is missing, and the scores stay."""
-    there("scored")
+    """As in a folder; it is said which table is missing."""
+    there()
     target.remove([f"{table}.parquet"])
     if content is not None:
         target.put(f"{table}.parquet", content)
@@ -465,8 +443,6 @@ def test_a_report_at_a_url_with_a_broken_or_missing_table_is_measured_again(
         assert f"{table}.parquet is missing from this report" in said[0]
     assert whole(fetched(target)) == []
     assert f"{table}.parquet" in target.files()
-    found = table != "matrices" or content is not None  # by that table a report is found
-    assert (b"mmlu" in target.read("summary.json", 10**7)) == found
     assert not work_folder(store).exists()
 
 

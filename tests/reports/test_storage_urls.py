@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from stores import at
 
 import shadow as package
 from shadow import storage
@@ -95,53 +94,17 @@ def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
     assert f"show {one} --full" in command("show", one)[1]
 
 
-def scores_at(path, pair, benchmark):
-    """A file of scores in the memory."""
-    rows = f"{pair.tuned},{benchmark},0.5\n{pair.base},{benchmark},0.4\n"
-    MemoryFileSystem().pipe_file(path, f"model,benchmark,score\n{rows}".encode())
-
-
-def test_lists_policies_and_scores_may_be_urls(pair):
-    """A report says which scores joined it by their URL."""
+def test_lists_and_policies_may_be_urls(pair):
     system = MemoryFileSystem()
     entry = f"- {{base: {pair.base}, tuned: {pair.tuned}, name: toy:base..tuned}}\n"
     system.pipe_file("/bucket/in/list.yaml", entry.encode())
     system.pipe_file("/bucket/in/policy.yaml", b"far:\n  fail_on: relative_norm > 0.01\n")
-    scores_at("/bucket/in/scores.csv", pair, "mmlu")
     code, out, err = command(
         "audit", "--list", "memory://bucket/in/list.yaml", "-o", "memory://bucket/listed",
-        "--no-subspaces", "--policy", "memory://bucket/in/policy.yaml", "--scores",
-        "memory://bucket/in/scores.csv",
+        "--no-subspaces", "--policy", "memory://bucket/in/policy.yaml",
     )  # fmt: skip
     assert code == 4, err
     assert "base..tuned" in out
-    kept = located("memory://bucket/listed/toy/base..tuned").read("scores.json", 10**6).decode()
-    assert "memory://bucket/in/scores.csv" in kept
-    assert storage.scratch_folder().name not in kept
-
-
-def test_scores_may_be_a_folder_at_a_url(pair, tmp_path, monkeypatch):
-    """All of its CSV and JSON files and no others, in the command and in Python; too many or too
-    large ones are refused before they are fetched.
-    """
-    for name, benchmark in (("a.csv", "mmlu"), ("more/b.csv", "arc"), (".hidden/c.csv", "gsm8k")):
-        scores_at(f"/bucket/in/{name}", pair, benchmark)
-    MemoryFileSystem().pipe_file("/bucket/in/readme.txt", b"no scores")
-    place = located("memory://bucket/scored")
-    words = (pair.base, pair.tuned, "-o", place, "--no-subspaces")
-    code, _, err = command("audit", *words, "--scores", "memory://bucket/in")
-    assert code == 0, err
-    kept = at(pair, place).read("scores.json", 10**6).decode()
-    assert "memory://bucket/in/more/b.csv" in kept
-    assert ("mmlu" in kept, "arc" in kept, "gsm8k" in kept) == (True, True, False)
-    report = package.audit(pair, output=tmp_path / "py", scores="memory://bucket/in")
-    assert {gain.benchmark for gain in report.summary.scores} == {"mmlu", "arc"}
-    monkeypatch.setattr("shadow.comparing.score_files.MAX_FILES", 1)
-    with pytest.raises(ShadowError, match="more than 1 files"):
-        package.audit(pair, output=tmp_path / "x", scores="memory://bucket/in")
-    monkeypatch.setattr("shadow.comparing.score_files.MAX_FILE", 10)
-    with pytest.raises(ShadowError, match="larger than 10 bytes"):
-        package.audit(pair, output=tmp_path / "x", scores="memory://bucket/in/a.csv")
 
 
 def test_a_fault_in_a_list_at_a_url_names_the_url_and_the_line(tmp_path, monkeypatch):

@@ -7,12 +7,9 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Literal
 
-import families
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +22,6 @@ from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.summary.figures import PairFigures
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import read_as
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 from shadow.telling import reading, summary_file
@@ -273,84 +269,3 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         forge(change)
         assert read_summary(report)[0].label_reason != "forged"
         assert len(again) == before + 1
-
-
-def test_scores_are_not_sealed(report, again, tmp_path):
-    """Scores renewed beside a report leave its seal as it is; scores written into summary.json are
-    not believed.
-    """
-    metadata = report_metadata(report)
-    file = families.ScoreFile("scores.csv", "0" * 64)
-    scored = families.Scored((file,), (families.gain("mmlu", 0.5, 0.6),), ())
-    (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))
-    found, _ = read_summary(report)
-    (report / "summary.json").write_bytes(summary_file.summary_bytes(found.as_json()))
-    assert [row.benchmark for row in read_summary(report)[0].scores] == ["mmlu"]
-    edit(report, lambda told: told["scores"][0].update(benchmark="forged"))
-    assert [row.benchmark for row in read_summary(report)[0].scores] == ["mmlu"]
-    (report / families.KEPT).unlink()
-    bare = read_summary(report)[0]
-    assert bare.scores == []
-    assert summary_file.MEASURED_BY_OTHERS not in bare.claims.not_shown
-    assert not again
-
-
-def test_code_and_data_are_part_of_who_made_it(monkeypatch, tmp_path):
-    """A checkout changes without its version: another byte of code or data is another maker."""
-    package, data = tmp_path / "package", tmp_path / "registry"
-    package.mkdir()
-    (data / "reference").mkdir(parents=True)
-    for path, text in (
-        (package / "summary_file.py", "a"),
-        (data / "names.yaml", "b"),
-        (data / "reference/runs.csv", "c"),
-    ):
-        path.write_text(text)
-    monkeypatch.setattr(summary_file, "__file__", str(package / "summary_file.py"))
-    monkeypatch.setattr(summary_file, "registry_folder", lambda: data)
-    makers = {summary_file.maker.__wrapped__()["code"]}
-    for path in (package / "summary_file.py", data / "names.yaml", data / "reference/runs.csv"):
-        path.write_text("x")
-        makers.add(summary_file.maker.__wrapped__()["code"])
-    (package / "new.py").write_text("")
-    makers.add(summary_file.maker.__wrapped__()["code"])
-    assert len(makers) == 5
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """A field of every type that a summary has."""
-
-    value: float | None = None
-    count: int = 0
-    text: str | None = None
-    word: Literal["one", "two"] = "one"
-    pair: tuple[float, float] | None = None
-    texts: list[str] | None = None
-    counts: Mapping[str, int] | None = None
-
-
-@pytest.mark.parametrize(
-    ("told", "fits"),
-    [
-        ({"value": 1}, True), ({"count": 1.5}, False), ({"count": True}, False),
-        ({"value": True}, False),
-        ({"text": None}, True), ({"text": "x"}, True), ({"count": None}, False),
-        ({"value": float("inf")}, False),
-        ({"word": "two"}, True), ({"word": "three"}, False), ({"word": []}, False),
-        ({"pair": [1, 2.0]}, True),
-        ({"pair": [1]}, False), ({"texts": []}, True), ({"texts": ["x", 1]}, False),
-        ({"texts": "x"}, False),
-        ({"counts": {"z": 1}}, True), ({"counts": {"z": "q"}}, False), ({"other": 1}, False),
-        ([], False), (1, False),
-    ],
-)  # fmt: skip
-def test_types_say_what_json_may_be(told, fits):
-    """Booleans are no numbers, a number is finite, and there is no key that is no field."""
-    if fits:
-        made = read_as(Kinds, told)
-        for key, value in told.items():
-            assert getattr(made, key) == (tuple(value) if key == "pair" else value)
-    else:
-        with pytest.raises(TypeError):
-            read_as(Kinds, told)

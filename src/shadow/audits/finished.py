@@ -12,10 +12,8 @@ from shadow import __version__
 from shadow.audits.journal import alone_at, remove_journal_of
 from shadow.audits.runtime import DEFAULTS, AuditResult, Runtime
 from shadow.claims.summary import Summary
-from shadow.comparing.gains import NO_SCORES, Scored
-from shadow.comparing.kept_scores import kept_bytes, read_kept
 from shadow.errors import ShadowError
-from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
+from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import SIDES, CheckpointMetadata, JudgedMetadata, ReportMetadata, Side
 from shadow.reports.parquet import rewritten
@@ -131,62 +129,40 @@ def notes_of_age(metadata: ReportMetadata, absent: Sequence[str]) -> list[str]:
 
 
 def with_new_label(
-    done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]
+    done: AuditResult, identity: Identity, say: Callable[[str], None]
 ) -> AuditResult:
-    """A finished report with the label and the scores that are asked for.
-
-    None of its numbers is measured anew.
-    """
+    """A finished report with the label that is asked for. None of its numbers is measured anew."""
     had = done.provenance["settings"].get("optimizer")
     now = identity.settings.get("optimizer")
-    if had == now and scored is None:
+    if had == now:
         return done
     folder = done.folder
     metadata = done.provenance
-    if had != now:
-        say(
-            f"the label is made again: --optimizer was {had or 'not given'}, is now"
-            f" {now or 'not given'}"
-        )
-        metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
+    optimizers = f"was {had or 'not given'}, is now {now or 'not given'}"
+    say(f"the label is made again: --optimizer {optimizers}")
+    metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
     report = Report(folder)
-    plain = summarise({name: report.table(name) for name in SUMMARISED}, metadata)
+    summary = summarise({name: report.table(name) for name in SUMMARISED}, metadata)
     if report.absent:
-        plain = plain.with_warning("older_report", absent_note(report.absent))
-    metadata = {**metadata, **verdict_metadata(plain)}
-    given = kept_scores(folder, identity, say) if scored is None else scored
-    summary = plain.with_scores(given)
+        summary = summary.with_warning("older_report", absent_note(report.absent))
+    metadata = {**metadata, **verdict_metadata(summary)}
     with alone_at(folder), replacing(folder) as staged:
-        if had != now:
-            files = {
-                name: rewritten(folder / f"{name}.parquet", staged.path(f"{name}.parquet"))
-                for name in TABLES_OF_A_PAIR
-                if (folder / f"{name}.parquet").is_file()
-            }
-            if files.keys() >= set(SUMMARISED):
-                paths = {name: file.path for name, file in files.items()}
-                metadata = {**metadata, "seal": seal(plain.as_json(), paths, metadata)}
-            for file in files.values():
-                file.finish(metadata)
+        files = {
+            name: rewritten(folder / f"{name}.parquet", staged.path(f"{name}.parquet"))
+            for name in TABLES_OF_A_PAIR
+            if (folder / f"{name}.parquet").is_file()
+        }
+        if files.keys() >= set(SUMMARISED):
+            paths = {name: file.path for name, file in files.items()}
+            metadata = {**metadata, "seal": seal(summary.as_json(), paths, metadata)}
+        for file in files.values():
+            file.finish(metadata)
         staged.put(SUMMARY, summary_bytes(summary.as_json()))
-        staged.put(KEPT, kept_bytes(given, metadata) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
 
 
-def kept_scores(folder: Path, identity: Identity, say: Callable[[str], None]) -> Scored:
-    """The scores that an earlier report of the same checkpoints has; others are not taken over."""
-    try:
-        return read_kept(folder, identity.as_json())
-    except ShadowError as error:
-        say(f"{error.message}: removed")
-        return NO_SCORES
-
-
 def verdict_metadata(summary: Summary) -> JudgedMetadata:
-    """What the metadata of every table tell of a summary.
-
-    Scores, which no table knows of, change nothing in it.
-    """
+    """What the metadata of every table tell of a summary."""
     stated = summary.as_json()
     return {
         "label": stated["label"],

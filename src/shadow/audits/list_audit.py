@@ -5,11 +5,10 @@ An engine may carry out the pairs elsewhere; this process alone writes the index
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from shadow import __version__
 from shadow.audits.engine import Engine, Watch
@@ -28,7 +27,6 @@ from shadow.audits.list_index import (
 from shadow.audits.pair import run_pair
 from shadow.audits.pairs import PairOutcome, audit_pairs
 from shadow.audits.runtime import AuditResult, Runtime, Settings
-from shadow.comparing.scores import ScoreFiles
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports.columns import SCHEMA
@@ -46,7 +44,6 @@ def audit_list(
     output: Path,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
-    scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,
     audit: Callable[..., AuditResult] = run_pair,
     store: Store | None = None,
@@ -82,7 +79,6 @@ def audit_list(
             settings,
             output,
             runtime,
-            scores=scores,
             watch=watch,
             numbered=True,
             audit=audit,

@@ -26,7 +26,6 @@ from shadow.audits.finished import (
     already_done,
     differences,
     finished,
-    kept_scores,
     named,
     say_afresh,
     verdict_metadata,
@@ -57,13 +56,9 @@ from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
 from shadow.claims.summary import Summary
-from shadow.comparing.gains import Scored, join
-from shadow.comparing.kept_scores import kept_bytes
-from shadow.comparing.scored_sides import neither, sides_of
-from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
-from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, Staged, replacing
+from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, Staged, replacing
 from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity
@@ -86,8 +81,6 @@ def run_pair(
     settings: Settings,
     output: Path,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-    *,
-    scores: ScoreFiles | None = None,
 ) -> AuditResult:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
@@ -96,15 +89,15 @@ def run_pair(
     that any engine may map it over pairs, in processes or on machines that share the folder.
 
     Goes on where an interrupted run of the same pair, settings and version stopped; measures
-    nothing when the report is already there, also if another version made it. scores and the
-    optimiser of settings join the report beside its numbers, which do not depend on them. Raises
+    nothing when the report is already there, also if another version made it. The
+    optimiser of settings joins the report beside its numbers, which do not depend on it. Raises
     KeptError where a report of other settings or files is there and stays, UsageError where the
     model has nothing of what was chosen, and otherwise ShadowError; whatever happens, no
     half-written report is left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = nearest_folder(output)
-    asked = Asked(pair, settings, runtime, scores, folder, _scratch(folder))
+    asked = Asked(pair, settings, runtime, folder, _scratch(folder))
     try:
         with client_for(references_of(pair)):
             # what another audit of the pair has measured by then is not measured again
@@ -128,7 +121,7 @@ def measure_part(
     Goes on where it was stopped. Raises ShadowError as run_pair does, and where the checkpoints are
     not those of the identity, as on a machine that has other files.
     """
-    asked = Asked(pair, settings, runtime, None, folder, _scratch(folder))
+    asked = Asked(pair, settings, runtime, folder, _scratch(folder))
     try:
         with client_for(references_of(pair)):
             base, tuned = find_sides(pair, runtime, asked.scratch)
@@ -185,14 +178,13 @@ def run_asked(asked: Asked) -> AuditResult:
     runtime.detail(details.of_found("tuned", tuned))
     runtime.detail(details.of_settings(settings))
     wanted = identity(pair, settings, base, tuned)
-    scored = None if asked.scores is None else _scored(asked.scores, wanted, pair)
     there, broken = finished(folder)
     known = wanted if there is None else as_reported(wanted, there, base, tuned)
     other = [] if there is None else differences(there, known)
     if there is not None and not other:
         done, broken = already_done(folder, there, known, runtime)
         if done is not None:
-            return with_new_label(done, known, scored, runtime.say)
+            return with_new_label(done, known, runtime.say)
     # where that fetches no weights, a filter that the model has nothing of is refused before a
     # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
@@ -221,8 +213,6 @@ def run_asked(asked: Asked) -> AuditResult:
         journal.take_over_parts()
         summed = summed_with(lined, settings)
         measured = _measure(asked, lined, journal, summed)
-        if scored is None:
-            scored = kept_scores(folder, known, runtime.say)
         sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
         writing = _Clock()
         run = _run_metadata(settings, clock, journal.outcomes.values())
@@ -240,8 +230,8 @@ def run_asked(asked: Asked) -> AuditResult:
             )
             del lined  # the headers: the summary takes as much again
             told = with_contents(wanted.as_json(), contents)
-            plain = summarise(tables, told)
-            summary, metadata = _finish(staged, files, plain, told, run=run, scored=scored)
+            summary = summarise(tables, told)
+            metadata = _finish(staged, files, summary, told, run=run)
             for source in sources:
                 source.require_unchanged()
         runtime.detail(
@@ -268,38 +258,24 @@ class _Clock:
         return time.monotonic() - self._began
 
 
-def _scored(scores: ScoreFiles, wanted: Identity, pair: Pair) -> Scored:
-    """The scores of this pair.
-
-    Raises ShadowError, before anything is measured, where they name neither side.
-    """
-    sides = sides_of(wanted.as_json(), pair)
-    scored = join(scores, sides)
-    if scored is None:
-        raise neither(scores, [sides])
-    return scored
-
-
 def _finish(
     staged: Staged,
     files: Mapping[str, TableFile],
-    plain: Summary,
+    summary: Summary,
     told: ReportMetadata,
     *,
     run: RunMetadata,
-    scored: Scored,
-) -> tuple[Summary, ReportMetadata]:
+) -> ReportMetadata:
     """Give the closed tables of a report their metadata, and write its other files.
 
-    plain: the summary without scores. told: what the report is of.
+    told: what the report is of.
     """
-    summary = plain.with_scores(scored)
     paths = {name: file.path for name, file in files.items()}
     metadata: ReportMetadata = {
         **told,
         **run,
-        **verdict_metadata(plain),
-        "seal": seal(plain.as_json(), paths, told),
+        **verdict_metadata(summary),
+        "seal": seal(summary.as_json(), paths, told),
     }
     for name in TABLES_OF_A_PAIR:
         if name in files:
@@ -307,8 +283,7 @@ def _finish(
         else:
             staged.put(f"{name}.parquet", b"")
     staged.put(SUMMARY, summary_bytes(summary.as_json()))
-    staged.put(KEPT, kept_bytes(scored, told) if scored.gains else b"")
-    return summary, metadata
+    return metadata
 
 
 def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from shadow.audits.engine import (
@@ -25,7 +24,6 @@ from shadow.audits.pair import run_pair
 from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings
 from shadow.audits.sides import client_for, references_of
 from shadow.claims.summary import Summary
-from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.quantities import text_of
 from shadow.targets.families import Pair
@@ -85,7 +83,6 @@ def audit_pairs(
     output: Path,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
-    scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,
     numbered: bool = False,
     audit: Callable[..., AuditResult] = run_pair,
@@ -98,7 +95,7 @@ def audit_pairs(
     Of a pair that is stopped, as by Ctrl-C, the outcome is yielded too; what stopped it is raised
     after that.
 
-    scores are those of the pairs that have any. watch is called with each pair that begins and
+    watch is called with each pair that begins and
     gives what gets its progress, instead of `runtime.show`. numbered: what is said of a pair begins
     with its number and its name, and ends with a line on its report. audit is called as run_pair
     is. engine: what carries out the pairs; None: this process, in turn.
@@ -110,7 +107,7 @@ def audit_pairs(
         own = runtime
         if numbered:
             own = runtime.prefixed(f"[{number}/{len(pairs)}] {pair.full_name}: ")
-        work = partial(_audited, audit, pair, settings, output, scores.get(pair))
+        work = partial(_audited, audit, pair, settings, output)
         task = Task(pair.full_name, work, partial(_runtime_of, pair, own, pins), near_of(pair))
         of_task[task] = pair, own.say
         engine.submit(task)
@@ -199,7 +196,6 @@ def _audited(
     pair: Pair,
     settings: Settings,
     output: Path,
-    scores: ScoreFiles | None,
     runtime: Runtime,
 ) -> PairOutcome:
     """The work of one task: what becomes of a pair, whatever that is."""
@@ -208,7 +204,7 @@ def _audited(
     fault: BaseException | None = None
     state: State = "done"
     try:
-        result = audit(pair, settings, output, replace(runtime, show=meter.show), scores=scores)
+        result = audit(pair, settings, output, replace(runtime, show=meter.show))
     except KeptError as error:
         fault, state = error, "kept"
     except Exception as error:

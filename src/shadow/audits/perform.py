@@ -87,14 +87,14 @@ def _performed(
 
             outcomes = audit_list(
                 request.selection, settings, output, runtime,
-                scores=request.scores, watch=watch, audit=audit, store=store, engine=engine,
+                watch=watch, audit=audit, store=store, engine=engine,
             )  # fmt: skip
         else:
             # what is said of several at a time says of which
             numbered = engine is not None and not request.is_alone
             outcomes = audit_pairs(
                 request.selection.own, settings, output, runtime,
-                scores=request.scores, watch=watch, numbered=numbered, audit=audit, engine=engine,
+                watch=watch, numbered=numbered, audit=audit, engine=engine,
             )  # fmt: skip
         yield from outcomes
 

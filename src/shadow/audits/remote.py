@@ -21,14 +21,12 @@ from shadow.audits.list_index import is_held
 from shadow.audits.pair import run_pair, when_free
 from shadow.audits.runtime import AuditResult, Runtime, Settings
 from shadow.audits.sides import identity_of
-from shadow.comparing.scores import ScoreFiles
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name, write_whole, writing
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT
+from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name, writing
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Identity, finished_metadata, require_tables
 from shadow.reports.remote import (
-    MAX_JSON,
     OvertakenError,
     fetched,
     kept_token,
@@ -52,7 +50,6 @@ def run_remote_pair(
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
     store: Store,
-    scores: ScoreFiles | None = None,
 ) -> AuditResult:
     """Audit one pair as `run_pair` does, and publish the report at `store/<family>/<pair>/`.
 
@@ -68,21 +65,17 @@ def run_remote_pair(
         there, broken = standing(target)
         if there is not None:
             asked = identity_of(pair, settings, runtime, there)
-            done, broken = _already_there(
-                target, folder, there, asked, runtime, rescored=scores is not None
-            )
+            done, broken = _already_there(target, folder, there, asked, runtime)
             if done is not None:
                 return done
-        # An earlier upload failed. What was to be uploaded may differ from what is at the URL in
-        # its scores alone, of which no table tells.
+        # an earlier upload failed
         waiting = (folder / FINISHED).is_file()
         if broken and not waiting:
             runtime.say(f"measuring again: {broken}")
-            _take_over_scores(target, folder)
         elif there is not None and not waiting:
             _take_over(target, folder)
         before = _digests(folder)
-        result = run_pair(pair, settings, output, runtime, scores=scores)
+        result = run_pair(pair, settings, output, runtime)
         is_there = not waiting and _digests(folder) == before
         if there is None or not is_there or finished_metadata(folder) != there:
             try:
@@ -93,7 +86,6 @@ def run_remote_pair(
                     folder,
                     partial(identity_of, pair, settings, runtime),
                     runtime,
-                    rescored=scores is not None,
                 )
                 if other is None:
                     raise
@@ -107,17 +99,13 @@ def _other(
     folder: Path,
     asked_of: Callable[[ReportMetadata], Identity],
     runtime: Runtime,
-    *,
-    rescored: bool,
 ) -> AuditResult | None:
     """The report that another process was faster with; None where it is not what was asked for."""
     there, _ = standing(target)
     if there is None or differences(there, asked := asked_of(there)):
         return None
     runtime.say("another audit of the pair was faster: its report stays")
-    done, _ = _already_there(
-        target, folder, there, asked, replace(runtime, overwrite=False), rescored=rescored
-    )
+    done, _ = _already_there(target, folder, there, asked, replace(runtime, overwrite=False))
     return done
 
 
@@ -127,8 +115,6 @@ def _already_there(
     there: ReportMetadata,
     asked: Identity,
     runtime: Runtime,
-    *,
-    rescored: bool,
 ) -> tuple[AuditResult | None, str]:
     """The report at the URL, if it is what was asked for; or what is wrong with it.
 
@@ -140,7 +126,7 @@ def _already_there(
     if other and not runtime.overwrite:
         message = f"{target}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
-    if other or rescored or there["settings"].get("optimizer") != asked.settings.get("optimizer"):
+    if other or there["settings"].get("optimizer") != asked.settings.get("optimizer"):
         return None, ""
     with outlined(target) as outline:
         if outline is None:  # removed meanwhile
@@ -162,19 +148,14 @@ def _already_there(
                     summary, _ = read_summary(copy)
             except ShadowError as error:
                 return None, error.message
-        kept = outline / KEPT
-        scores = kept.read_bytes() if kept.is_file() else None
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
-    _tidy(folder, asked, scores, runtime)
+    _tidy(folder, asked, runtime)
     done = AuditResult(folder, summary, measured=0, provenance=there, url=target.url)
     return done, ""
 
 
-def _tidy(folder: Path, asked: Identity, scores: bytes | None, runtime: Runtime) -> None:
-    """Remove what an audit left here whose report is published. One of anything else stays.
-
-    scores: what is kept of them at the URL.
-    """
+def _tidy(folder: Path, asked: Identity, runtime: Runtime) -> None:
+    """Remove what an audit left here whose report is published. One of anything else stays."""
     remove_journal_of(folder, asked)
     left = finished_metadata(folder)
     if left is not None:
@@ -183,8 +164,6 @@ def _tidy(folder: Path, asked: Identity, scores: bytes | None, runtime: Runtime)
             other = "of other settings or files"
         elif left["settings"].get("optimizer") != asked.settings.get("optimizer"):
             other = "of another --optimizer"
-        elif (folder / KEPT).is_file() and (folder / KEPT).read_bytes() != scores:
-            other = "with other scores"
         if other:
             runtime.say(f"a report {other}, which was not uploaded, stays in {folder}")
             return
@@ -202,17 +181,6 @@ def _take_over(target: Store, folder: Path) -> None:
                 shutil.copyfile(copy / name, aside)
                 aside.replace(folder / name)
     shutil.rmtree(copy, ignore_errors=True)
-
-
-def _take_over_scores(target: Store, folder: Path) -> None:
-    """The scores of a report at the URL that is broken, for the one that replaces it."""
-    if (folder / KEPT).is_file():
-        return
-    scores = target.read(KEPT, MAX_JSON)
-    if scores is not None:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / KEPT, scores)
 
 
 def _publish(folder: Path, target: Store, there: ReportMetadata | None, runtime: Runtime) -> None:

@@ -5,8 +5,8 @@ Imports nothing that computes. `shadow.audits.perform` carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,8 +16,6 @@ from shadow.storage import Store, work_folder
 from shadow.text import bytes_of
 
 if TYPE_CHECKING:
-    from shadow.comparing.scores import ScoreFiles
-    from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
 Place = str | PathLike[str]
@@ -114,7 +112,6 @@ class AuditRequest:
     output: Path | Store
     measuring: Measuring = Measuring()
     files: Files = Files()
-    scores: Mapping[Pair, ScoreFiles] = field(default_factory=dict)
     overwrite: bool = False
     jobs: int | None = None
     """Matrices that are measured at a time; None: as many as there are cores, or as fit the memory;

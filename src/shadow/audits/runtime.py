@@ -15,7 +15,6 @@ from shadow.audits.plan import Access
 from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
 from shadow.claims.summary import Summary
-from shadow.comparing.scores import ScoreFiles
 from shadow.reasons import STRICT
 from shadow.reports.metadata import ReportMetadata, SettingsMetadata
 from shadow.spectra.delta import Method
@@ -155,7 +154,6 @@ class Asked:
     pair: Pair
     settings: Settings
     runtime: Runtime
-    scores: ScoreFiles | None
     folder: Path
     scratch: Path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shadow.claims.draft import Sentence
@@ -11,8 +11,6 @@ from shadow.claims.explanations import Explanation
 from shadow.claims.gates import Gate, failed
 from shadow.claims.label import Claims, Evidence, Label
 from shadow.claims.reference import Position
-from shadow.comparing.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored
-from shadow.comparing.scores import ScoreFile
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import PublishedFigures, ReportWarning, WarningCode, read_as
@@ -57,13 +55,6 @@ class Summary(PairRecord):
     published: PublishedFigures
     """What others published of this pair, and its place among released ones."""
     finding: Finding
-    scores: list[Gain] = field(default_factory=list)
-    """What others measured, by benchmark; no figure rests on it. Empty where nobody gave any."""
-    score_groups: list[GroupGain] = field(default_factory=list)
-    """The means of the gains, one for each group of benchmarks."""
-    score_files: list[ScoreFile] = field(default_factory=list)
-    score_notes: list[str] = field(default_factory=list)
-    """What was left out of the scores, or makes them doubtful."""
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -126,20 +117,6 @@ class Summary(PairRecord):
     def with_warning(self, code: WarningCode, text: str) -> Summary:
         """The same summary with one more warning."""
         return replace(self, warnings=[*self.warnings, ReportWarning(code, text)])
-
-    def with_scores(self, scored: Scored) -> Summary:
-        """The same figures, and beside them the scores that others measured."""
-        if not scored.gains:
-            return self
-        not_shown = dict.fromkeys([*self.claims.not_shown, MEASURED_BY_OTHERS])
-        return replace(
-            self,
-            claims=replace(self.claims, not_shown=list(not_shown)),
-            scores=list(scored.gains),
-            score_groups=scored.groups,
-            score_files=list(scored.files),
-            score_notes=list(scored.notes),
-        )
 
 
 def summary_from_json(stored: Mapping[str, object]) -> Summary:

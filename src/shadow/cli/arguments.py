@@ -15,6 +15,7 @@ from shadow.text import counted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shadow.comparing.scores import Score
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -107,11 +108,11 @@ def file_here(file: Path, options: Options) -> Path:
     return fetched_file(place, MAX_FILE)
 
 
-def scores_here(files: Sequence[Path] | None, options: Options) -> list[Path]:
-    """Files of scores and folders of them; those at URLs are fetched."""
-    from shadow.comparing.score_files import here
+def scores_of(files: Sequence[Path] | None, options: Options) -> list[Score]:
+    """Read files of scores; those at URLs are fetched."""
+    from shadow.comparing.scores import read_scores
 
-    return [here(located(file, options)) for file in files or ()]
+    return [score for file in files or () for score in read_scores(file_here(file, options))]
 
 
 def files_of(

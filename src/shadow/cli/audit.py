@@ -18,7 +18,6 @@ from shadow.cli.arguments import (
     files_of,
     of_pair,
     say_left_out,
-    scores_here,
     selected,
     subjects_of,
 )
@@ -86,7 +85,6 @@ def audit(
     ] = True,
     overwrite: option.Overwrite = False,
     optimizer: option.Optimizer = None,
-    scores: option.Scores = None,
     file: option.FilePattern = None,
     allow_pickle: option.Pickle = False,
     fetch: option.Fetch = "auto",
@@ -156,7 +154,6 @@ def audit(
     with uncollected():
         from shadow.audits.perform import perform
         from shadow.audits.runtime import tell_nobody
-        from shadow.comparing.score_files import scores_of_pairs
 
         gc.freeze()  # all of torch and pandas stays: to look for cycles there took 0.1 s
 
@@ -184,7 +181,6 @@ def audit(
             cache_dir=cache_dir,
             file=file,
         ),
-        scores=scores_of_pairs(scores_here(scores, options), selection.own, say),
         overwrite=overwrite,
         jobs=jobs,
         ray=ray,

@@ -306,8 +306,8 @@ Scores = Annotated[
     list[Path] | None,
     typer.Option(
         help=(
-            "Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder"
-            " of them; may be repeated. A file may be at a URL."
+            "Benchmark scores that others measured: a CSV, or results of lm-eval (JSON); may be"
+            " repeated, and at a URL."
         ),
         metavar="FILE",
         callback=places,

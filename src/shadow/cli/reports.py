@@ -12,8 +12,8 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import reports_here, scores_here
-from shadow.cli.screens import SIDE_BY_SIDE, show_pair, show_pairs, show_scores
+from shadow.cli.arguments import reports_here, scores_of
+from shadow.cli.screens import show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below, reports_of
 from shadow.storage import Store, located, parsed_options, work_folder
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 def show(
     run: option.RunFolders = option.DEFAULT_OUTPUT,
-    scores: option.Scores = None,
     storage_options: option.StorageOptions = None,
     format: Annotated[
         Literal["table", "json", "jsonl", "markdown"],
@@ -45,8 +44,7 @@ def show(
     json: option.Json = False,
     full: option.Full = False,
 ) -> None:
-    """Show finished reports again, and a table of them if there are several. Scores given here are
-    not kept.
+    """Show finished reports again, and a table of them if there are several.
 
     For a list, first show how its pairs stand. Its index.json and batch.parquet are brought up to
     date, as after copying the folders of several shards together.
@@ -70,19 +68,7 @@ def show(
         from shadow.audits.document import list_document
 
         console.show(list_document(index))
-    if scores:
-        from shadow.comparing.gains import NO_SCORES, join
-        from shadow.comparing.score_files import scores_of_sides
-        from shadow.comparing.scored_sides import sides_of
-
-        files = scores_here(scores, options)
-        sides = [sides_of(provenance) for _, provenance, _ in reports]
-        given = scores_of_sides(files, sides, console.say)
-        reports = [
-            (summary.with_scores(join(given, of_report) or NO_SCORES), provenance, folder)
-            for (summary, provenance, folder), of_report in zip(reports, sides, strict=True)
-        ]
-    _show(reports, index, run, format, full=full, scored=bool(scores))
+    _show(reports, index, run, format, full=full)
     if len(reports) < len(folders):
         raise typer.Exit(1)
 
@@ -130,9 +116,8 @@ def _show(
     format: str,
     *,
     full: bool,
-    scored: bool,
 ) -> None:
-    """Reports in the format that was asked for. index: of their list; scored: with scores given."""
+    """Reports in the format that was asked for. index: of their list."""
     if format in ("json", "jsonl"):
         summaries = [summary.as_json() for summary, _, _ in reports]
         console.show_json_pairs(summaries, format, None if index is None else index.as_json())
@@ -145,12 +130,9 @@ def _show(
         texts = [markdown(document.shown(full=full), level=3) for document in documents]
         console.show_text("\n".join(texts))
         return
-    brief = not full and (index is not None or len(reports) > SIDE_BY_SIDE)
     if index is None or full:  # of a list, a line a pair is there already
         for summary, provenance, folder in reports:
             show_pair(summary, provenance, folder, of=len(reports), full=full)
-    if scored and brief:
-        show_scores(summary for summary, _, _ in reports)
     if index is None and len(reports) > 1:
         from shadow.claims.verdicts import Judgement
 
@@ -226,7 +208,6 @@ def compare(
     """
     as_json = json or format == "json"
     from shadow.comparing import comparison as comparing
-    from shadow.comparing.score_files import scores_of_reports
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
     from shadow.telling.comparison import comparison_document
@@ -243,7 +224,7 @@ def compare(
         folders,
         margin=margin,
         allow_different_base=allow_different_base,
-        scores=scores_of_reports(scores_here(scores, options), folders, console.say),
+        scores=scores_of(scores, options),
     )
     if joint:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then

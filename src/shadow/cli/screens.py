@@ -39,15 +39,6 @@ def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool) -
     console.show(pairs_document(judged, as_given(folder), has_table=has_table))
 
 
-def show_scores(summaries: Iterable[Summary]) -> None:
-    """A line for each pair: its name, and what it gained."""
-    from shadow.telling.scores import scores_line
-
-    for one in summaries:
-        if line := scores_line(one):
-            console.show_text(f"{visible(f'{one.family}:{one.pair}: {line}')}\n")
-
-
 def show_headlines(summaries: Iterable[Summary]) -> None:
     """A line for each pair: its name, and what happened to the weights."""
     for one in summaries:

@@ -14,11 +14,9 @@ import pandas as pd
 
 from shadow import __version__
 from shadow.comparing.contrast import Contrast, contrast
-from shadow.comparing.correlation import ScoredSet, score_reports
 from shadow.comparing.differences import OPPOSITE, ComparisonVerdict
-from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.comparing.matching import ComparedReport, Relation, ReportIdentity, compared, relations
-from shadow.comparing.scores import ScoreFiles
+from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
@@ -88,11 +86,9 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """For machines; the rows of single matrices are left to the Parquet file."""
         without_rows = [replace(contrast, rows=[]) for contrast in self.contrasts]
-        as_dict = asdict(replace(self, contrasts=without_rows, scores=None))
+        as_dict = asdict(replace(self, contrasts=without_rows))
         for row in as_dict["contrasts"]:
             del row["rows"]
-        if self.scores is not None:
-            as_dict["scores"] = self.scores.as_json()
         return as_dict
 
     @property
@@ -120,7 +116,7 @@ def compare(
     *,
     margin: float = MARGIN,
     allow_different_base: bool = False,
-    scores: ScoreFiles | None = None,
+    scores: Sequence[Score] = (),
 ) -> Comparison:
     """Compare finished reports, every two of them.
 
@@ -130,10 +126,10 @@ def compare(
     compared.
     """
     reports = [compared(Report(folder), report_label(i)) for i, folder in enumerate(folders)]
-    scored = score_reports(reports, scores)
+    scored = score_reports(reports, scores) if scores else None
     not_shown = list(CLAIMS["not_shown"])
     if scored is not None:
-        not_shown += [MEASURED_BY_OTHERS, *scored.not_shown]
+        not_shown += NOT_SHOWN
     comparison = Comparison(
         schema=COMPARISON_SCHEMA,
         version=__version__,
@@ -152,7 +148,7 @@ def compare(
     apart = None
     if not allow_different_base:
         apart = _different_bases(reports, related)
-    if apart is not None and scores is None:
+    if apart is not None and not scores:
         raise ShadowError(
             apart, "compare models tuned from one base, or add --allow-different-base"
         )

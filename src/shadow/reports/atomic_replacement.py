@@ -11,7 +11,6 @@ from pathlib import Path
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_through, writing
 
-KEPT = "scores.json"
 # in PARTIAL: files of a report that are all written, and only have to be moved to their places
 READY = "ready"
 # behind the name of a file that is not at its place yet: nothing in PARTIAL is to look finished
@@ -19,7 +18,7 @@ WAITING = ".new"
 
 FINISHED = "matrices.parquet"  # a report is there if this file is
 TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "files", "matrices")
-FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
+FILES_OF_A_PAIR = ("summary.json", *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 
 
 @dataclass(frozen=True)

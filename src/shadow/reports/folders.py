@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT, READY
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, READY
 from shadow.text import closest, several
 
 FILES = frozenset(FILES_OF_A_PAIR)
@@ -58,7 +58,7 @@ def _is_report(folder: Path, names: Set[str]) -> bool:
         return True
     if PARTIAL in names and (folder / PARTIAL / READY).is_dir():
         return True  # all of it is written: who reads it moves the files to their places
-    if names <= {PARTIAL, KEPT}:
+    if names <= {PARTIAL}:
         return False
     from shadow.reports.provenance import has_remains  # brings pyarrow
 

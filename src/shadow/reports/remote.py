@@ -23,7 +23,7 @@ from pathlib import Path
 
 from shadow.errors import ShadowError
 from shadow.files import safe_name, write_beside, writing
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, KEPT, TABLES_OF_A_PAIR
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, TABLES_OF_A_PAIR
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import MAGIC, TAIL
 from shadow.reports.provenance import finished_metadata
@@ -185,7 +185,7 @@ def standing(store: Store) -> tuple[ReportMetadata | None, str]:
 def outlined(
     store: Store,
     tables: Collection[str] = tuple(f"{name}.parquet" for name in TABLES_OF_A_PAIR),
-    texts: Collection[str] = (SUMMARY, KEPT),
+    texts: Collection[str] = (SUMMARY,),
 ) -> Iterator[Path | None]:
     """A folder with what is small of the report at a URL; None where there is no report.
 

@@ -29,7 +29,7 @@ from shadow.reports.metadata import CheckpointMetadata
 from shadow.summary.figures import DepthFigures, LayerMedians, Medians
 
 Bounds = tuple[float, float] | None
-WarningCode = Literal["experts_renumbered", "few_values", "older_report", "scores_unreadable"]
+WarningCode = Literal["experts_renumbered", "few_values", "older_report"]
 
 
 class CheckpointSide(TypedDict):

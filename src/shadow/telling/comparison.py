@@ -78,7 +78,7 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
     if comparison.not_contrasted:
         yield Headline(f"{capital(comparison.not_contrasted)}.", "warning")
     if comparison.scores is not None:
-        yield from scored_set_blocks(comparison.scores, p_values=p_values)
+        yield from scored_set_blocks(comparison.scores)
     for contrast in contrasts:
         if len(contrasts) > 1:
             yield Section(f"{first} against {contrast.second}")

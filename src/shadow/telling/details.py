@@ -27,7 +27,6 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.scores import ROWS, scores_blocks
 from shadow.telling.screen import FAILED, faults
 
 COMPONENT_FIGURES: Sequence[tuple[str, str, Kind]] = (
@@ -139,29 +138,6 @@ def components_table(components: Sequence[ComponentRow]) -> Table:
         rows.append([title, *cells])
     columns = [Column("figure", "name"), *(Column(row.component) for row in components)]
     return Table(columns, rows, "Components side by side")
-
-
-def all_scores(summary: Summary) -> Iterator[Block]:
-    """Every benchmark, and the mean gain of each group of them."""
-    files = ", ".join(file.name for file in summary.score_files)
-    yield Paragraph(
-        f"Measured by others and repeated as they were given{f', in {files}' if files else ''}. A"
-        " gain is positive where the tuned model is better. A score alone does not tell what kind"
-        " of change earned it.",
-        quiet=True,
-    )
-    yield from scores_blocks(summary, most=max(ROWS, len(summary.scores)))
-    if groups := [row for row in summary.score_groups if row.group]:
-        yield table_of(GROUP, groups, "Means of groups")
-
-
-GROUP = (
-    named("group"),
-    number("benchmarks", lambda row: f"mean of {row.benchmarks:,}"),
-    number("gain", "gain", "gain"),
-    number("±", "gain_stderr", "ratio"),
-    worded("", lambda row: row.reason or ""),
-)
 
 
 def resampling_note(summary: Summary) -> Provenance:

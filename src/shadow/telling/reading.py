@@ -12,7 +12,6 @@ import pyarrow as pa
 from shadow.claims.gates import gates
 from shadow.claims.label import footprint
 from shadow.claims.summary import Finding, Summary, summary_from_json
-from shadow.comparing.kept_scores import read_kept
 from shadow.comparing.lineage import Step, step_of
 from shadow.comparing.published import published_figures
 from shadow.errors import ShadowError
@@ -64,7 +63,7 @@ def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, Repo
     if sealed is None:
         raise ShadowError(f"{folder}: its summary was made by another version")
     try:
-        return _scored(summary_from_json(sealed), report), report.provenance.told
+        return summary_from_json(sealed), report.provenance.told
     except TypeError:  # sealed by somebody else
         raise ShadowError(f"{folder}: its summary is not of the shape that it should be") from None
 
@@ -81,15 +80,7 @@ class SummarisedReport(Report):
         What an older report lacks is null, and a warning of the summary.
         Raises ShadowError when the folder holds no finished report, or one of another schema.
         """
-        return _scored(_believed_or_made(self), self)
-
-
-def _scored(summary: Summary, report: Report) -> Summary:
-    """A summary with the scores that the report keeps."""
-    try:
-        return summary.with_scores(read_kept(report.folder, report.provenance.told))
-    except ShadowError as error:  # the numbers do not rest on them
-        return summary.with_warning("scores_unreadable", error.message)
+        return _believed_or_made(self)
 
 
 def _believed_or_made(report: Report) -> Summary:

@@ -11,7 +11,6 @@ from typing import Any
 
 from shadow.claims.explanations import ANSWERS, Explanation
 from shadow.claims.summary import Summary
-from shadow.comparing.gains import MEASURED_BY_OTHERS
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.reports.metadata import ReportMetadata
@@ -51,7 +50,6 @@ from shadow.telling.document import (
     worded,
 )
 from shadow.telling.files import files_blocks
-from shadow.telling.scores import scores_blocks, scores_line
 from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
 from shadow.text import several
 
@@ -112,14 +110,10 @@ def _blocks(
     yield Figures(standing_rows(summary), close=True, when="full", about="gates")
     if rows := figure_rows(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
-    if summary.scores:
-        yield Figures([FigureRow("scores", scores_line(summary))], close=True, about="finding")
     if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
         yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
         yield Note(warning.text, "warning", about="finding")
-    if summary.scores:
-        yield from scores_blocks(summary)
     if stopped := faults(summary):
         failed = ((gate.name, FAILED, gate.reason) for gate in stopped)
         yield answers_table("Failed gates", ("gate", "answer", "because"), failed, when="full")
@@ -350,6 +344,5 @@ def _origin(
         if not summary.failed_gates:
             rows["label"] += f": {summary.label_reason}"
     rows["measured"] = "; ".join(summary.claims.measured)
-    others = [f"{text}." for text in summary.claims.not_shown if text == MEASURED_BY_OTHERS]
-    rows["not shown"] = " ".join([*summary.finding.not_shown, *others])
+    rows["not shown"] = " ".join(summary.finding.not_shown)
     return [(name, text) for name, text in rows.items() if text]

@@ -14,8 +14,7 @@ tables, and that nobody has changed it:
 
 In every other case the summary is made again from the tables. This is a seal and no signature: who
 writes all files anew can say in them what he likes, as he can in the tables themselves. What a
-summary holds is therefore checked as that of any file is. Scores are not sealed: they lie in
-scores.json, and are checked with it.
+summary holds is therefore checked as that of any file is.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow import __version__
-from shadow.comparing.gains import MEASURED_BY_OTHERS, NO_SCORES
 from shadow.files import registry_folder
 from shadow.reports.metadata import SealMetadata
 from shadow.reports.parquet import pages_of
@@ -44,7 +42,6 @@ SEAL = "seal"  # its key in a report's metadata
 # what metadata say a report is of
 IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
-SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
 PIECE = 1 << 20  # bytes of a file that are read at a time
 
 
@@ -67,8 +64,7 @@ def seal(
 
 
 def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None:
-    """The summary.json of a finished report, its scores left out; None where it may not be
-    believed.
+    """The summary.json of a finished report; None where it may not be believed.
 
     What the values are is not checked: see `read_as`. with_rows: False where the tables lie
     elsewhere, and only the summary's own checksum can be compared. Raises ShadowError where there
@@ -98,19 +94,12 @@ def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None
         pa.ArrowException,
     ):
         return None  # such as of a report that was made before there were seals
-    return _unsealed(stored)
-
-
-def _unsealed(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary as JSON without the scores that joined it, which are not sealed."""
-    kept = {name: value for name, value in summary.items() if name not in SCORED}
-    not_shown = [text for text in kept["claims"]["not_shown"] if text != MEASURED_BY_OTHERS]
-    return {**kept, "claims": {**kept["claims"], "not_shown": not_shown}}
+    return stored
 
 
 def summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
-    """A sha256 of a summary, whatever scores joined it, and of what its report is of."""
-    whole = [_unsealed(summary), {key: metadata[key] for key in IDENTITY}]
+    """A sha256 of a summary, and of what its report is of."""
+    whole = [summary, {key: metadata[key] for key in IDENTITY}]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 

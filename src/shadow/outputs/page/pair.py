@@ -68,19 +68,7 @@ class PairSection:
             "relative_norm": short(figures.relative_norm_overall),
             "norm_interval": _rounded(intervals.get("relative_norm_overall")),
             "matrices": figures.matrices,
-            "gains": [{"name": name, "gain": short(gain)} for name, gain in self._gains()],
         }
-
-    def _gains(self) -> list[tuple[str, float]]:
-        """Gains in scores that others measured: means of groups, then single benchmarks."""
-        gains = [
-            (f"{row.group}, mean of its benchmarks", row.gain)
-            for row in self.summary.score_groups
-            if row.group
-        ]
-        for row in self.summary.scores:
-            gains.append((", ".join(filter(None, (row.benchmark, row.metric))), row.gain))
-        return [(name, gain) for name, gain in gains if gain is not None]
 
     @property
     def headlines(self) -> list[Block]:

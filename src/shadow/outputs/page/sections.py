@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from shadow.claims.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
-from shadow.telling.details import all_scores, components_table, gates_blocks, resampling_note
+from shadow.telling.details import components_table, gates_blocks, resampling_note
 from shadow.telling.document import (
     Block,
     Column,
@@ -92,7 +92,6 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "energy": ("Energy", "Update energy"),
     "components": ("Components", "Side by side"),
     "modules": ("Modules", "By module"),
-    "scores": ("Scores", "Scores"),
     "skipped": ("Not measured", "Not measured"),
     "files": ("Files", "Files beside the weights"),
     "provenance": ("Provenance", "Provenance"),
@@ -146,8 +145,6 @@ def sections_of(
         content["components"] = [Beside([components_table(summary.components)], [Chart("sides")])]
     if "files" in blocks:
         content["files"] = blocks["files"]
-    if summary.scores:
-        content["scores"] = all_scores(summary)
     halves = {name for both in BESIDE for name in both}
     if faults(summary):  # what failed is shown, and needs the width
         halves -= {"claims", "gates"}

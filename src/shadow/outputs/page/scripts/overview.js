@@ -6,12 +6,6 @@ class Overview {
     this.open = open;
     // in the order of the table; a pair that fails a gate has no rank
     this.rows = shared.overview.map((row, place) => ({ ...row, rank: row.failed.length ? "" : String(place + 1) }));
-    const benchmarks = [...new Set(this.rows.flatMap((row) => row.gains.map((gain) => gain.name)))];
-    const part = root.querySelector('[data-part="scores"]');
-    part.hidden = !benchmarks.length;
-    const select = root.querySelector('[data-control="benchmark"]');
-    options(select, benchmarks.map((name) => [name, name]));
-    select.addEventListener("change", () => this.scores());
   }
 
   chart(name) {
@@ -20,7 +14,6 @@ class Overview {
   draw() {
     this.ranking();
     this.scatter();
-    this.scores();
   }
 
   told(row) {
@@ -155,30 +148,6 @@ class Overview {
         yaxis: axis({ title: "concentration", rangemode: "tozero" }),
       }),
       `Concentration against relative norm of ${rows.length} pairs`,
-    );
-    this.clickable(div, rows);
-  }
-
-  scores() {
-    const div = this.chart("scores"), benchmark = this.root.querySelector('[data-control="benchmark"]').value;
-    const rows = this.rows.filter((row) => row.concentration !== null)
-      .map((row) => ({ ...row, gained: row.gains.find((gain) => gain.name === benchmark)?.gain ?? null })).filter((
-        row,
-      ) => row.gained !== null);
-    div.hidden = !rows.length;
-    if (!rows.length) return;
-    const traces = this.points(div, rows, (row) => row.concentration, (row) => row.gained, {
-      hovertext: rows.map((row) => lines(...this.told(row), `${safe(benchmark)}: gain ${number(row.gained)}`)),
-    });
-    draw(
-      div,
-      traces,
-      layout(div, 320, {
-        margin: { l: 10, r: 16, t: 16, b: 44 },
-        xaxis: axis({ title: "concentration", zeroline: false }),
-        yaxis: axis({ title: `gain in ${safe(clipped(benchmark, 40))}`, zeroline: true }),
-      }),
-      `Gain in ${benchmark} against concentration of ${rows.length} pairs`,
     );
     this.clickable(div, rows);
   }
