@@ -24,7 +24,6 @@ COMMANDS = {
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
     "lineage": ("lineage", "out", "--no-joint", "--json"),
     "families": ("families", "demo", "--json"),
-    "schema": ("schema", "--json"),
 }
 OF_PAIRS = ("audit", "audit --list", "plan", "show", "gate")
 
