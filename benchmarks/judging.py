@@ -385,11 +385,6 @@ def mostly_copy(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield told == len(beside), f"{len(beside)} tensors changed by more"
 
 
-def scaled_lines(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    scaled = case.made.scaled or case.pair.name.endswith("rows times 1.5")
-    yield scaled, "rows and columns were not multiplied by factors"
-
-
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     yield case.made.apart, f"done was: {case.pair.done}"
 
@@ -456,7 +451,6 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "vectors": vectors, "only_vectors": only_vectors, "scaled": scaled, "zeroed": zeroed,
     "base_few_values": base_few_values,
     "mostly_copy": mostly_copy,
-    "scaled_lines": scaled_lines,
     "replaced": replaced, "masked": masked, "few_rows": few_rows, "stage": stage,
 }  # fmt: skip
 # what sentences of other codes say, by their words, and whether it is so

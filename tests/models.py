@@ -26,6 +26,21 @@ def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tenso
     }
 
 
+def gaussian(seed: int, layers: int, width: int = 32) -> dict[str, torch.Tensor]:
+    """All matrices of a small decoder; the MLP is half as wide again."""
+    generator = torch.Generator().manual_seed(seed)
+    middle = width + width // 2
+    shapes = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
+    shapes |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (middle, width))
+    shapes["mlp.down_proj"] = (width, middle)
+    made = {
+        f"model.layers.{layer}.{module}.weight": torch.randn(*shape, generator=generator)
+        for layer in range(layers)
+        for module, shape in shapes.items()
+    }
+    return made | {"model.embed_tokens.weight": torch.randn(64, width, generator=generator)}
+
+
 def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
     """A checkpoint of one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -177,13 +177,6 @@ def sharp_edge(r, c):
     return np.sqrt(min(found)) * (1 + min(len(r), len(c)) ** (-2 / 3))
 
 
-def scaling(D, W):
-    """The share of the energy of D that the best factor for each row of W explains."""
-    factors = [(d @ w) / (w @ w) if w.any() else 0.0 for d, w in zip(D, W, strict=True)]
-    rest = D - np.array(factors)[:, None] * W
-    return 1 - (rest**2).sum() / (D**2).sum()
-
-
 def levels(W, dtype):
     """The median over rows of the share of distinct values; all rows where there are at most 64."""
     if dtype.startswith("F8"):
@@ -261,7 +254,5 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "levels_base": levels(Wb, dtypes[0]),
             "levels_tuned": levels(Wt, dtypes[1]),
             "top20_energy": (s[:20] ** 2).sum() / (s**2).sum(),
-            "row_scaling": scaling(D, Wb),
-            "col_scaling": scaling(D.T, Wb.T),
         }
     )

@@ -42,7 +42,7 @@ def places(layers: int, modules: tuple[str, ...] = MODULES) -> list[dict[str, An
     return [place(layer, module) for layer in range(layers) for module in modules]
 
 
-CONTENT = ("content_of", "content_how")  # where the content of a tuned tensor is in the base
+CHECKSUMS = {"base": "base_checksum", "tuned": "checksum"}  # of a tensor's bytes, by side
 
 
 def shaped_by(concentration: float) -> dict[str, float]:
@@ -122,7 +122,7 @@ def write(
                     "status": "measured",
                     "cast": row.get("cast", "neither"),
                     "relative_norm": row.get("relative_norm"),
-                    **{key: row.get(key) for key in CONTENT if side == "tuned"},
+                    "checksum": row.get(CHECKSUMS[side]),
                 }
             )
     tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import models
 import pytest
-import rearranging
 import torch
 from hub import Status
 from hub_pairs import (
@@ -27,7 +26,6 @@ from hub_pairs import (
     SMALL,
     assert_equal,
     assert_same,
-    audited,
     blobs,
     downloads,
     edit,
@@ -77,36 +75,6 @@ def test_a_folder_against_the_hub(run, folders, tmp_path, wanted):
     assert {subject: list(values) for subject, values in found.items()} == {
         "base": [None], "tuned": [True], "delta": [None]
     }  # fmt: skip
-
-
-def test_moved_layers_are_found_on_the_hub_as_in_folders(run, hub, tmp_path):
-    """Also where shards are freed at their last use, and where that of the base's last layer, which
-    has no partner, is not fetched: its first rows are, twice at most, in ranges.
-    """
-    weights = rearranging.weights(0, layers=5, width=128)
-    base = dict(sorted(weights.items(), key=lambda one: ("layers" in one[0], one[0])))
-    sides = {"deep": (base, 6), "shallow": (rearranging.dropped(base, 1), 2)}
-    folders = [models.sharded(tmp_path / name, *side) for name, side in sides.items()]
-    for folder in folders:
-        hub.add(f"org/{folder.name}", folder)
-    wanted = audited(*folders, tmp_path / "wanted")
-    pair = ("audit", "--base", "org/deep", "--tuned", "org/shallow")
-    run(*pair, "-o", "out").assert_done()
-    whole = wanted["tensors"]["checksum"]
-    fetched = frame(tmp_path / "out", "tensors")["checksum"]
-    assert whole.notna().all()
-    assert fetched.isna().any()  # of the last layer, a part was read
-    assert (fetched.isna() | (fetched == whole)).all()
-    wanted["tensors"] = wanted["tensors"].assign(checksum=fetched)
-    assert_equal(tmp_path / "out", wanted)
-    summary = json.loads((report(tmp_path / "out") / "summary.json").read_text())
-    assert summary["finding"]["headline"] == "The base without its layer 1."
-    last = "model-00006-of-00006.safetensors"
-    assert last not in downloads(hub)
-    assert moved(hub)[f"deep/{last}"] < 2 * HEADERS
-    run(*pair, "-o", "out2", "--max-disk", "3MB", HF_HUB_CACHE=tmp_path / "other").assert_done()
-    assert_equal(tmp_path / "out2", wanted)
-    assert not blobs(tmp_path / "other")
 
 
 # Bytes and requests

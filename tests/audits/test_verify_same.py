@@ -199,8 +199,8 @@ def test_a_prefix_twice_is_seen_through_and_noted(tmp_path):
     assert same(tmp_path / "broken", tensors, broken).holds is False
 
 
-def test_swapped_and_permuted_projections_are_named(tmp_path):
-    """Swapped q and k, and rows of q in another order, are told from other values."""
+def test_swapped_projections_are_named(tmp_path):
+    """Swapped q and k are told from other values."""
     generator = torch.Generator().manual_seed(0)
     names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkvo"]
     tensors = {name: torch.randn(64, 64, generator=generator) for name in names}
@@ -211,12 +211,6 @@ def test_swapped_and_permuted_projections_are_named(tmp_path):
         names[0]: f"4,096 of 4,096 entries differ; A has these values in {names[1]}",
         names[1]: f"4,096 of 4,096 entries differ; A has these values in {names[0]}",
     }
-    permuted = copied(tensors)  # the two layouts of rotary embeddings, 4 heads
-    permuted[names[0]] = (
-        tensors[names[0]].view(4, 2, 8, 64).transpose(1, 2).reshape(64, 64).contiguous()
-    )
-    (one,) = same(tmp_path / "2", tensors, permuted).against
-    assert one.what.endswith("it looks like A's with its rows in another order")
     noise = copied(tensors)
     noise[names[0]] = torch.randn(64, 64, generator=generator)
     (one,) = same(tmp_path / "3", tensors, noise).against

@@ -9,7 +9,6 @@ import models
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import rearranging
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -526,8 +525,8 @@ def test_what_is_not_shown_is_said(tmp_path):
 
 def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path):
     """Rolled by 17 rows a delta has the same spectrum: what the figures cannot see is said."""
-    base = rearranging.weights(0, layers=5)
-    deltas = {name: 0.01 * matrix for name, matrix in rearranging.weights(1, layers=5).items()}
+    base = models.gaussian(0, layers=5)
+    deltas = {name: 0.01 * matrix for name, matrix in models.gaussian(1, layers=5).items()}
     before, asked = models.write(tmp_path / "base", base), Settings(Method(), Filter())
     folders = []
     for side, rows in (("one", 0), ("other", 17)):

@@ -191,7 +191,7 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
         "kept_history", "kept", "relative_norm_unrounded", "excess_purity", "purity_z",
         "excess_purity_unrounded", "equivalent_directions", "null_edge_sharp", "spikes_sharp",
         "alignment_left_null", "alignment_right_null", "levels_base", "levels_tuned",
-        "kept_least", "relative_norm_unrounded_least", "row_scaling", "col_scaling",
+        "kept_least", "relative_norm_unrounded_least",
         "rest_rank", "rest_energy", "rest_over_rounding", "decay_cosine_unrounded",
     }  # fmt: skip
     by_rows = {"levels_base", "levels_tuned"}  # of rows, which are columns in the transposed
@@ -199,7 +199,6 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
         flipped["col_participation_ratio"],
         flipped["row_participation_ratio"],
     )
-    flipped["row_scaling"], flipped["col_scaling"] = flipped["col_scaling"], flipped["row_scaling"]
     for name, value in one.items():
         mirror = name.replace("left", "RIGHT").replace("right", "left").lower()
         if value is None:

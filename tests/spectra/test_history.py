@@ -160,21 +160,6 @@ def test_two_stored_stages_lie_between_the_values_of_one_rounding_and_of_two() -
     assert 0.95 * low <= true <= 1.05 * high
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_scaled_rows_and_columns_are_told_by_the_share_that_factors_explain(axis: int) -> None:
-    base = drawn(0).to(F32)
-    factors = torch.from_numpy(1 + 0.05 * np.random.default_rng(2).standard_normal(SHAPE[axis]))
-    tuned = (base.double() * (factors[:, None] if axis == 0 else factors)).to(F32)
-    values = columns(base, tuned)
-    D, W = tuned.double().numpy() - base.double().numpy(), base.double().numpy()
-    for of, name in ((0, "row_scaling"), (1, "col_scaling")):
-        along = (D * W).sum(1 - of) ** 2 / (W * W).sum(1 - of)
-        assert values[name] == pytest.approx(along.sum() / (D * D).sum(), rel=1e-5)
-    assert values[("row_scaling", "col_scaling")[axis]] == pytest.approx(1.0, abs=1e-3)
-    ordinary = columns(base, (base.double() + drawn(3, 1e-4)).to(F32))
-    assert ordinary["row_scaling"] == pytest.approx(1 / SHAPE[1], rel=0.5)
-
-
 def test_a_tuned_side_that_moved_less_than_the_base_was_rounded_is_no_original_of_it() -> None:
     """Norms near 1 that a training moved by a tenth of half an ulp: their cast is the base."""
     base = torch.ones((1, 4096), dtype=BF16) * 1.25

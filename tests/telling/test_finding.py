@@ -57,12 +57,6 @@ def test_a_sentence_stands_where_it_is_true_and_only_there(must, tmp_path, code)
     assert code not in codes(told(tmp_path, deltas, **more))
 
 
-def test_one_factor_for_all_scales_no_rows(tmp_path):
-    """What decay explains, factors for rows and columns explain as well."""
-    decayed = model(row_scaling=0.9, col_scaling=0.9, decay_cosine=-0.9)
-    assert "scaled_lines" not in codes(told(tmp_path, decayed))
-
-
 def test_no_entries_are_masked_by_an_update_along_the_weights_or_in_few_matrices(tmp_path):
     """Small weights move least where all move in proportion, and storage hides that."""
     along = model(zero_share_excess=0.5, decay_cosine=0.5)
@@ -174,19 +168,13 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
     ("deltas", "text"),
     [
         (
-            with_swapped(),
-            "2 matrices (attn.v of layers 2 and 3) have nothing in common with the base's (cosine"
-            " 0.02), unlike most others: they were replaced, exchanged or reordered.",
-        ),
-        (
             with_swapped(0.37),
-            "2 matrices (attn.v of layers 2 and 3) have little in common with the base's (cosine"
-            " 0.37), unlike most others: they may have been replaced, exchanged or reordered.",
+            "2 matrices have little or nothing in common with the base's (cosines 0.37 to 0.37)",
         ),
-        (model(**SCALED), "Every matrix is the base's times 1.010; nothing else changed in it."),
+        (model(**SCALED), "Every matrix that changed is the base's times 1.010; nothing else"),
         (
             model(decay_cosine=-1.0, relative_norm=0.001),
-            "Every matrix is the base's times 0.9990; nothing else changed in it.",
+            "Every matrix that changed is the base's times 0.9990; nothing else",
         ),
         (
             model(**PRUNED),
@@ -205,11 +193,6 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
             "2 tensors changed by more than rounding: mlp.up of layer 4 by 5.0 % and the head by"
             " 5.0 %. In the other 12 that changed, the tuned side is the base in another format",
         ),
-        (
-            model(row_scaling=0.98, col_scaling=0.01),
-            "In 12 matrices, rows of the base were multiplied by factors, as by (IA)3 or by norms"
-            " folded into weights. They explain 98 % of the change in the median.",
-        ),
     ],
 )
 def test_what_was_done_to_the_weights_is_the_first_sentence(tmp_path, deltas, text):
@@ -217,7 +200,7 @@ def test_what_was_done_to_the_weights_is_the_first_sentence(tmp_path, deltas, te
     found = told(tmp_path, deltas)
     assert found.sentences[0].text.startswith(text)
     assert found.sentences[1].code == "size"
-    without = ("scaled", "scaled_lines", "rounding", "mostly_copy")
+    without = ("scaled", "rounding", "mostly_copy")
     assert ("coherent" in codes(found)) == (found.sentences[0].code not in without)
 
 
@@ -232,7 +215,6 @@ def test_gates_come_first_and_unrelated_models_have_no_structure(must):
     """A cosine near 0: two unrelated models, the size of their difference, no word of an update."""
     found = must("unrelated").finding
     assert codes(found) == ["unrelated", "size"]
-    assert found.sentences[0].text.startswith("These are two unrelated models of one shape")
     assert "The difference is" in found.text
     assert found.other_explanations == []
 
@@ -280,10 +262,9 @@ HEADLINES = {
     "scaled": "The base's matrices times 1.010.",
     "zeroed": "Changed by 5.0 %, by setting entries to 0, in all modules alike.",
     "few_entries": "Changed by 5.0 %, in 63 entries, all of it in one matrix, mlp.up of layer 1.",
-    "replaced": ("Changed by 5.0 %, with 2 matrices replaced or exchanged, in all modules alike."),
+    "replaced": "Changed by 5.0 %, with 2 matrices unlike the base's, in all modules alike.",
     "rounding": "A copy of the base, only rounded.",
     "mostly_copy": "A rounded copy of the base, but for mlp.up of layer 4 by 5.0 %.",
-    "scaled_lines": "Changed by 5.0 %, by factors for rows or columns of the base.",
     "base_few_values": (
         "Changed by 5.0 %, spread over 12 directions of 1,024, in all modules alike."
     ),
@@ -291,7 +272,7 @@ HEADLINES = {
         "Changed by 2.6 % as stored, more than rounding in 1 of 13 matrices, in all modules alike."
     ),
     "identical": "The weights are the same.",
-    "unrelated": "Two unrelated models of one shape.",
+    "unrelated": "Nothing in common entry by entry.",
     "coherent": ("Changed by 5.0 %, spread over 12 directions of 64, in all modules alike."),
     "low_rank": "Changed by 5.0 %, of rank 8 or less, in all modules alike.",
     "flat": "Changed by 5.0 %, flatter than noise, in all modules alike.",

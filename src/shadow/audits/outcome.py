@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shadow.reasons import REASONS, Status
 from shadow.reports.columns import MATRICES, SPECTRA, Type
 from shadow.reports.metadata import SIDES, Side
-from shadow.spectra.measurement import Cast, Measurement, Order, Precision
+from shadow.spectra.measurement import Cast, Measurement, Precision
 
 SUBJECTS: dict[Status, tuple[tuple[str, ...], ...]] = {  # of the measurements of an outcome
     "measured": (("base", "tuned", "delta"), ("tuned",)),
@@ -53,8 +53,6 @@ class Outcome:
     """The delta's Gram on the side of the residual stream (see `shadow.spectra.residual`)."""
     zero: Side | None = None
     """The side whose every entry is 0 where the other's are not."""
-    reordered: Order | None = None
-    """What of the tuned matrix is the base's in another order (see `shadow.spectra.reordering`)."""
     seconds: float = field(default=0.0, compare=False)
     """Of one worker."""
     cached: int = field(default=0, compare=False)
@@ -89,7 +87,6 @@ def is_sound(outcome: Outcome) -> bool:
         and (outcome.residual is None or outcome.deltas != ())
         and outcome.cast in (None, *get_args(Cast), "neither")
         and outcome.zero in (None, *SIDES)
-        and outcome.reordered in (None, *get_args(Order))
         and isinstance(outcome.grams, Mapping)
         and None not in outcome.grams.values()
         and _fit("int", outcome.cached, *outcome.grams.values())

@@ -34,7 +34,6 @@ from shadow.audits.finished import (
 from shadow.audits.journal import Fetched, Journal
 from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs, kinds, lacking
-from shadow.audits.moved_layers import moved_layers
 from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan, make_plan
 from shadow.audits.rows import write_tables
@@ -226,7 +225,6 @@ def run_asked(asked: Asked) -> AuditResult:
                 journal.outcomes,
                 spectra=settings.spectra,
                 repository=repository,
-                moved=partial(moved_layers, lined, scratch=asked.scratch, say=runtime.say),
             )
             del lined  # the headers: the summary takes as much again
             told = with_contents(wanted.as_json(), contents)

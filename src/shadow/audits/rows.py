@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,6 @@ from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.krylov import SIGMAS
 from shadow.spectra.measurement import Measurement
-from shadow.spectra.reordering import FAR
 from shadow.spectra.residual import (
     overlaps,
     overlaps_left_out,
@@ -59,7 +58,6 @@ def write_tables(
     *,
     spectra: bool,
     repository: Sequence[Mapping[str, Cell]],
-    moved: Callable[[Collection[str]], Mapping[str, str]],
 ) -> tuple[dict[str, TableFile], dict[str, pa.Table], dict[Side, str | None]]:
     """Write the tables of a finished audit, each to the path of its file's name: their files by
     name, closed and without metadata; and what a summary needs of them (see
@@ -67,8 +65,7 @@ def write_tables(
     of each side (see `shadow.audits.contents.content_of`).
 
     repository: the rows of files.parquet. Rows have a fixed order. An outcome is asked for once,
-    and let go when its rows are made. moved: what of the pairs that have nothing in common, which
-    it gets the keys of, is another layer of the base (see `shadow.audits.moved_layers`).
+    and let go when its rows are made.
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
@@ -97,13 +94,10 @@ def write_tables(
     stacked: list[tuple[MatrixPair, _Stacked]] = []
     norms = array("d")  # of the deltas
     checksums: dict[Side, dict[str, str]] = {side: {} for side in SIDES}  # by name of a tensor
-    far: set[str] = set()  # keys of the pairs that have nothing in common
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
         matrices.extend(_matrix_rows(pair, outcome, identity))
         norms.extend(_delta_norm(delta) for delta in outcome.deltas)
-        if outcome.reordered is None and any(map(_is_far, outcome.deltas)):
-            far.add(pair.key)
         if sigmas is not None:
             sigmas.extend(_spectrum_rows(pair, outcome))
         for side in SIDES:
@@ -118,7 +112,6 @@ def write_tables(
             outcome.base_norm,
             cast=outcome.cast,
             zero=outcome.zero,
-            reordered=outcome.reordered,
         )
         if (of_pair := _Stacked.of(outcome)) is not None:
             stacked.append((pair, of_pair))
@@ -126,7 +119,6 @@ def write_tables(
     energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
-    contents = _contents(ordered, light, moved(far))
 
     def written(rows: Iterator[dict[str, Cell]]) -> Iterator[dict[str, Cell]]:
         for row in rows:
@@ -134,9 +126,7 @@ def write_tables(
             yield row
 
     digests = {
-        side: content_of(
-            written(_rows_of_side(side, ordered, skipped, light, contents, checksums[side]))
-        )
+        side: content_of(written(_rows_of_side(side, ordered, skipped, light, checksums[side])))
         for side in SIDES
     }
     residual = table_of(RESIDUAL, _residual_rows(stacked))
@@ -253,32 +243,6 @@ class _Stacked:
         error = delta.number("participation_ratio_error") if delta.precision == "sketch" else None
         estimated = (error or 0.0) / SIGMAS / participation
         return cls(outcome.residual, _delta_norm(delta), participation, estimated)
-
-
-def _is_far(delta: Measurement) -> bool:
-    """Whether two matrices have little in common; one with the opposite sign is the base's."""
-    cosine = delta.number("cosine")
-    return cosine is not None and abs(cosine) < FAR
-
-
-Content = tuple[str, str]  # the base's tensor that a tuned one has the content of, and how
-
-
-def _contents(
-    pairs: Sequence[MatrixPair], outcomes: Mapping[str, Outcome], moved: Mapping[str, str]
-) -> dict[str, Content]:
-    """By the name of a tuned tensor: where its content is in the base, if not at its place.
-
-    Of a tensor of several matrices only where it is alike for all that have another order.
-    """
-    found: defaultdict[str, set[Content]] = defaultdict(set)
-    for pair in pairs:
-        order = outcomes[pair.key].reordered
-        if order is not None and pair.base is not None:
-            how = f"{order} in another order"
-            found[pair.tuned.info.name].add((pair.base.info.name, how))
-    alike = {name: contents.pop() for name, contents in found.items() if len(contents) == 1}
-    return alike | {name: (base, "same") for name, base in moved.items()}
 
 
 def _delta_norm(delta: Measurement) -> float:
@@ -432,7 +396,6 @@ def _rows_of_side(
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
     outcomes: Mapping[str, Outcome],
-    contents: Mapping[str, Content],
     checksums: Mapping[str, str],
 ) -> Iterator[dict[str, Cell]]:
     """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
@@ -449,9 +412,8 @@ def _rows_of_side(
         return (*_order(replace(_place_of(parts_of(name)), slot="")), name)
 
     for name in sorted(held, key=order):
-        content = contents.get(name) if side == "tuned" else None
         yield {
-            **_tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name), content),
+            **_tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name)),
             "checksum": checksums.get(name),
         }
 
@@ -489,11 +451,8 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Outco
     return _Part(operand, holder.place, outcomes[holder.key], entries)
 
 
-def _tensor_row(
-    side: Side, info: TensorInfo, parts: Sequence[_Part], content: Content | None
-) -> dict[str, Cell]:
+def _tensor_row(side: Side, info: TensorInfo, parts: Sequence[_Part]) -> dict[str, Cell]:
     status, reason, detail = _merged(parts)
-    content_of, content_how = content or (None, None)
     compared = sum(part.entries for part in parts if part.is_compared)
     return {
         "tensor": info.name,
@@ -510,8 +469,6 @@ def _tensor_row(
         "compared": min(compared, math.prod(info.shape)),
         "cast": _cast([part.outcome.cast for part in parts]),
         "all_zero": sum(part.outcome.zero == side for part in parts),
-        "content_of": content_of,
-        "content_how": content_how,
     }
 
 

@@ -52,7 +52,6 @@ from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement
-from shadow.spectra.reordering import FAR, reordered
 from shadow.spectra.sketched import SMALLEST
 from shadow.spectra.spectrum import (
     ON_CPU,
@@ -409,9 +408,6 @@ def _measured(
     norms = {
         measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
     }
-    cosine, order = measurements[-1].number("cosine"), None
-    if cosine is not None and abs(cosine) < FAR:
-        order = reordered(Sides(base_matrix, matrix, working_dtype(*formats), space))
     return Outcome(
         pair.key,
         "measured",
@@ -421,7 +417,6 @@ def _measured(
         cast=_copied(sides, formats, measurements[-1]),
         measurements=tuple(measurements),
         zero=_zero(measurements),
-        reordered=order,
         residual=residual,
     )
 
@@ -479,9 +474,6 @@ def _norms(
         note = _note_of_equal(formats, detail) if same_kind else detail
         return Outcome(key, "identical", detail=note, delta_norm=0.0, base_norm=base_norm)
     measurements = norm_values(found)
-    cosine, order = measurements[-1].number("cosine"), None
-    if cosine is not None and abs(cosine) < FAR:
-        order = reordered(sides)
     return Outcome(
         key,
         "measured",
@@ -491,7 +483,6 @@ def _norms(
         cast=_copied(sides, formats, measurements[-1], may_be=found.rounded is not None),
         measurements=measurements,
         zero=_zero(measurements),
-        reordered=order,
     )
 
 

@@ -37,7 +37,7 @@ GATES = table(
         "lineage",
         "the tuned model comes from the base",
         "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
-        f" at least {LINEAGE:g}), and no layers, signs or neurons are rearranged",
+        f" at least {LINEAGE:g}), and none is merely moved, rotated or reordered",
         null="a cosine of 0, as between unrelated models of one shape",
     ),
     Claim(
@@ -137,7 +137,7 @@ def _lineage(record: PairRecord, standing: Standing) -> Gate:
         )
     elif is_rearranged(record):
         reason = (
-            "layers, signs or neurons of the base are rearranged, so the difference is not an"
+            "layers have moved, or matrices are rotated or reordered: the difference is not an"
             f" update (median cosine {cosine:.2f})"
         )
     elif passed:

@@ -192,7 +192,6 @@ def measure_pair(
     values |= excess_values(undone, values, count_now)
     values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
     values |= _purity(values, undone, sides, means, key)
-    values |= {"row_scaling": total.row_scaling, "col_scaling": total.col_scaling}
     beyond = made.delta and (
         noise_like_rest(made.delta, total.ulp_rows, total.ulp_cols)
         or noise_like_rest(made.delta, profile.rows, profile.cols)

@@ -78,8 +78,6 @@ class Sums:
     scale: float  # the power of two that entries were multiplied by
     ulp_rows: NDArray[np.float64]  # (rows,): the same sums of squared ulps, by row
     ulp_cols: NDArray[np.float64]  # (cols,): and by column
-    row_scaling: float  # share of D's energy that scales rows of W_base, 0 to 1
-    col_scaling: float  # the same of columns
     size: Extent
     stored: FloatFormat  # whose ulps they are
 
@@ -110,8 +108,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
     bits, exponent_mask = _exponent_bits(sides.dtype)
     smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
     r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
-    along_rows, base_rows, ulp_rows = np.zeros(rows), np.zeros(rows), np.zeros(rows)
-    along_cols, base_cols, ulp_cols = np.zeros(cols), np.zeros(cols), np.zeros(cols)
+    ulp_rows, ulp_cols = np.zeros(rows), np.zeros(cols)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
     for index, (row, col) in tiles(sides.tuned, SUMMED, NARROW):
@@ -126,8 +123,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         if scale != 1.0:
             b *= scale
             t *= scale
-        squares = np.vecdot(b, b)
-        totals["base"] += float(squares.sum(dtype=np.float64))
+        totals["base"] += _products(b, b)
         totals["tuned"] += _products(t, t)
         np.subtract(t, b, out=d)
         if size is None:
@@ -140,13 +136,8 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
             d *= delta_scale
-        along = np.vecdot(b, d)
-        totals["along"] += float(along.sum(dtype=np.float64))
-        along_rows[in_rows] += along
-        base_rows[in_rows] += squares
+        totals["along"] += _products(b, d)
         down = np.ones(len(d), d.dtype)
-        along_cols[in_cols] += down @ np.multiply(b, d, out=product)
-        base_cols[in_cols] += down @ np.square(b, out=product)
         # The exponents of numbers >= 0 are in the order of their bits.
         b_bits, t_bits = b.view(bits[1]), t.view(bits[1])
         b_bits &= exponent_mask
@@ -177,15 +168,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         stored=stored,
         ulp_rows=ulp_rows,
         ulp_cols=ulp_cols,
-        row_scaling=_scaling(along_rows, base_rows, profile.energy),
-        col_scaling=_scaling(along_cols, base_cols, profile.energy),
     )
-
-
-def _scaling(along: NDArray[np.float64], base: NDArray[np.float64], energy: float) -> float:
-    """sum_i <D_i, W_i>² / ||W_i||² / E over lines i, in [0, 1]."""
-    shares = np.divide(along**2, base, out=np.zeros_like(base), where=base > 0)
-    return min(1.0, float(shares.sum()) / energy)
 
 
 def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:

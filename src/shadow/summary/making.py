@@ -25,6 +25,7 @@ from shadow.summary.bootstrap import (
     interval,
     intervals_of_medians,
 )
+from shadow.summary.changes import recognised
 from shadow.summary.columns import Columns
 from shadow.summary.coverage import broken, uncompared, vector_figures, vocabulary
 from shadow.summary.depth import (
@@ -49,7 +50,6 @@ from shadow.summary.layer_medians import (
     unchanged_modules,
 )
 from shadow.summary.numbers import Floats, are, finite, median, over, total_of
-from shadow.summary.recognised import recognised
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import (
     ALONE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shadow.summary.changes import Recognised
 from shadow.summary.figures import InsideLayers, PairFigures
 from shadow.summary.rows import (
     AloneRow,
@@ -19,7 +20,6 @@ from shadow.summary.rows import (
     ModuleRow,
     OutsideRow,
     QuarterRow,
-    Recognised,
     ReportWarning,
     SkippedRow,
     UnchangedExpertsRow,

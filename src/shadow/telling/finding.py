@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from shadow.claims.draft import Sentence
 from shadow.claims.explanations import Explanation, explanations
-from shadow.claims.recognised import is_copy, is_mostly_copy, is_rearranged, is_scaled_by_lines
+from shadow.claims.recognised import is_copy, is_mostly_copy, is_rearranged
 from shadow.claims.summary import Finding, Summary
 from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
@@ -78,7 +78,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         copied = is_copy(summary) or is_mostly_copy(summary)
         few = summary.recognised.few_entries is not None  # they bound rank and structure alike
         # a factor leaves the base's own structure, a copy that of rounding
-        if not (copied or few or summary.recognised.scaled or is_scaled_by_lines(summary)):
+        if not (copied or few or summary.recognised.scaled):
             sentences += structure(summary)
         if not (copied or few):
             sentences += storage(summary, gates)

@@ -8,23 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import (
-    has_other_norm_unrounded,
-    is_copy,
-    is_rearranged,
-    is_scaled_by_lines,
-)
+from shadow.claims.recognised import has_other_norm_unrounded, is_copy, is_rearranged
 from shadow.claims.summary import Summary
 from shadow.quantities import text_of
 from shadow.telling.known_changes import (
     beside_a_copy,
     few_bits,
     format_error,
-    has_nothing_in_common,
     is_of_base,
+    not_in_place_headline,
 )
 from shadow.telling.limits import broken_text
-from shadow.telling.rearranged import rearranged_headline, rearranged_kind
 from shadow.telling.size import (
     ALIKE,
     MOST,
@@ -50,7 +44,7 @@ SAYING = ("concentrated", "distributed")  # labels that answer in a word
 # what leaves nothing more to say; the first that stands among the sentences
 ALONE = {
     "nothing_compared": "Nothing was compared.",
-    "unrelated": "Two unrelated models of one shape.",
+    "unrelated": "Nothing in common entry by entry.",
 }
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
@@ -75,7 +69,7 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         if code in texts:
             return text
     if is_rearranged(summary):
-        return rearranged_headline(summary)
+        return not_in_place_headline(summary)
     if "only_vectors" in texts:
         if texts.keys() == {"only_vectors", "identical"}:
             return "Only biases and norms changed."
@@ -95,8 +89,6 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     if "mostly_copy" in texts:
         copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
         return f"{copy}, but for {beside_a_copy(Draft(summary))}."
-    if is_scaled_by_lines(summary):
-        return f"{_size(summary, texts)}, by factors for rows or columns of the base."
     place = _place(summary, "part_asked_for" in texts)
     said = [_size(summary, texts), _kind(summary, texts), place]
     text = ", ".join(part for part in said if part)
@@ -122,11 +114,13 @@ def _size(summary: Summary, codes: Container[str]) -> str:
 
 def _kind(summary: Summary, codes: Container[str]) -> str:
     inside, replaced = summary.inside_layers, summary.recognised.replaced
-    if replaced is not None and has_nothing_in_common(replaced):
+    apart = summary.recognised.rearranged
+    if apart is not None and apart.not_comparable is not None:
+        count = counted(apart.not_comparable.matrices, "matrix", "matrices")
+        return f"with {count} not comparable entry by entry"
+    if replaced is not None:
         count = counted(replaced.matrices, "matrix", "matrices")
-        return f"with {count} replaced or exchanged"
-    if kind := rearranged_kind(summary):
-        return kind
+        return f"with {count} unlike the base's"
     if summary.recognised.few_entries is not None:
         return f"in {counted(summary.recognised.few_entries.entries, 'entry', 'entries')}"
     if "beyond_rounding" in codes:

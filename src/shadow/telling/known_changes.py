@@ -1,36 +1,96 @@
-"""What no training does and the figures show beyond doubt: copies, factors, zeros, exchanges."""
+"""Sentences of what no training does: copies, factors, zeros, layers at other numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import recognised
+from shadow.quantities import FORMS
+from shadow.summary.changes import CHANGES, Casts, FewRowsRow, MovedLayers, MovedRow
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import Casts, FewEntries, Masked, Replaced, Scaled, ScaledLines, Zeroed
-from shadow.telling.wording import and_others, factor, place_of, places_of, vectors_moved
-from shadow.text import and_list
+from shadow.telling.wording import (
+    NAMED,
+    and_others,
+    capital,
+    factor,
+    layers_of,
+    layers_text,
+    place_of,
+    places_of,
+    vectors_moved,
+)
+from shadow.text import and_list, counted
 
 VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
-NOTHING_IN_COMMON = 0.1  # a cosine below which two matrices have nothing in common
+FIRST = ("layers_moved", "not_comparable")  # codes that stand before the size of a change
+LATER = "few_rows"  # the code that stands after it
+# {share:share}, {matrices:count matrix|matrices}, {places}
+TEXTS: Mapping[str, Callable[[float], str]] = {**dict[Any, Any](FORMS), "factor": factor}
+SLOT = re.compile(r"\{(\w+)(?::(\w+)(?: ([^|{}]*)\|([^{}]*))?)?\}")
 
 
 def known_changes(summary: PairRecord) -> list[Sentence]:
-    """What no training does, and the figures show beyond doubt."""
-    holds = recognised(summary)
-    if copied := {"copy", "mostly_copy"} & set(holds):
-        holds = list(copied)  # what else its figures show is of rounding
-    found = vars(summary.recognised)
-    return [
-        SENTENCES[code](Draft(summary), found["casts" if copied else code])
-        for code in holds
-        if code in SENTENCES
-    ]
+    """Sentences of the recognised changes that stand before the size."""
+    holds = {*recognised(summary)} - {*FIRST, LATER}
+    return _sentences(summary, holds & {"copy", "mostly_copy"} or holds)  # else it is of rounding
+
+
+def not_in_place(summary: PairRecord) -> list[Sentence]:
+    """Sentences of what a comparison place by place does not find."""
+    return _sentences(summary, FIRST)
+
+
+def few_rows(summary: PairRecord) -> list[Sentence]:
+    """Embeddings of which only a few rows changed."""
+    return _sentences(summary, {LATER})
+
+
+def _sentences(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
+    told = []
+    for one in CHANGES:
+        found = one.figures(summary.recognised)
+        if one.code not in codes or found is None:
+            continue
+        for figures in found if isinstance(found, list) else [found]:
+            draft, place = Draft(summary), one.place
+            if isinstance(figures, FewRowsRow):
+                place = f"{place}.{figures.component}.{figures.module}"
+            if isinstance(figures, Casts):
+                told.append(_copy(draft, figures))
+            elif isinstance(figures, MovedLayers):
+                told.append(Sentence(one.code, _moved(summary, figures), {}))
+            else:
+                told.append(draft.sentence(one.code, filled(draft, one.text, place, figures)))
+    return told
+
+
+def filled(draft: Draft, text: str, place: str, figures: Any) -> str:
+    """A template with its figures, which the draft notes."""
+
+    def slot(match: re.Match[str]) -> str:
+        name, kind, one, many = match.groups()
+        if name == "places":
+            return places_of(draft.summary, figures.rows)
+        value = getattr(figures, name)
+        told = draft.write(value, f"recognised.{place}.{name}", TEXTS[kind])
+        return told if one is None else f"{told} {one if value == 1 else many}"
+
+    return SLOT.sub(slot, text)
 
 
 def _copy(draft: Draft, casts: Casts) -> Sentence:
+    """What is no copy comes first."""
     count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
+    if casts.beside:
+        beside = draft.write(casts.beside, "recognised.casts.beside", "count")
+        text = (
+            f"{beside} {'tensor' if beside == '1' else 'tensors'} changed by more than rounding:"
+            f" {beside_a_copy(draft)}. In the other {count} that changed, {_cast_to(draft)}."
+        )
+        return draft.sentence("mostly_copy", text)
     every = "the only tensor" if count == "1" else f"all {count} tensors"
     text = f"In {every} that changed, {_cast_to(draft)}."
     if formats := few_bits(draft.summary):
@@ -70,25 +130,13 @@ def _cast_to(draft: Draft) -> str:
     return "the tuned side is the base in another format, equal but for rounding"
 
 
-def _mostly_copy(draft: Draft, casts: Casts) -> Sentence:
-    """What is no copy comes first."""
-    beside = draft.write(casts.beside, "recognised.casts.beside", "count")
-    count = draft.write(casts.tensors, "recognised.casts.tensors", "count")
-    noun = "tensor" if beside == "1" else "tensors"
-    text = (
-        f"{beside} {noun} changed by more than rounding: {beside_a_copy(draft)}. In the other"
-        f" {count} that changed, {_cast_to(draft)}."
-    )
-    return draft.sentence("mostly_copy", text)
-
-
 def beside_a_copy(draft: Draft) -> str:
     """`the head by 10 % and norms of layers 0 to 3 by 30 %`: what changed by more than a cast."""
-    casts, several = draft.summary.recognised.casts, draft.summary.has_components
+    casts, components = draft.summary.recognised.casts, draft.summary.has_components
     named = []
     rows = list(enumerate(casts.rows if casts else []))
     for at, row in sorted(rows, key=lambda one: -(one[1].relative_norm or 0.0)):
-        name = place_of(row.component, row.module, row.layers, several)
+        name = place_of(row.component, row.module, row.layers, components)
         if row.relative_norm is not None:
             most = " at most" if row.tensors > 1 else ""
             place = f"recognised.casts.rows.{at}.relative_norm"
@@ -97,96 +145,32 @@ def beside_a_copy(draft: Draft) -> str:
     return and_others(named)
 
 
-def _scaled_lines(draft: Draft, lines: ScaledLines) -> Sentence:
-    place = "recognised.scaled_lines"
-    count = draft.write(lines.matrices, f"{place}.matrices", "count")
-    share = draft.write(lines.share, f"{place}.share", "share")
-    noun = "matrix" if count == "1" else "matrices"
-    what = "rows or columns"
-    if lines.by_row in (0, lines.matrices):
-        what = "columns" if not lines.by_row else "rows"
-    text = (
-        f"In {count} {noun}, {what} of the base were multiplied by factors, as by (IA)3 or by norms"
-        f" folded into weights. They explain {share} of the change in the median."
+def _moved(summary: PairRecord, moved: MovedLayers) -> str:
+    """`Layers 3 to 9 are the base's layers 4 to 10. ...`"""
+    told = [
+        f"{layers_of(row.component, _span(row.first_layer, row), summary.has_components)}"
+        f" {'is' if row.first_layer == row.last_layer else 'are'} the base's"
+        f" {layers_text(_span(row.base_first, row))}"
+        for row in moved.rows[: 2 * NAMED]
+    ]
+    if more := len(moved.rows) - len(told):
+        told.append(f"{counted(more, 'stretch', 'stretches')} more of layers have moved")
+    return (
+        f"{capital(and_list(told))}, byte for byte. The figures compare layers of the same number,"
+        " so those of moved layers describe no change."
     )
-    return draft.sentence("scaled_lines", text)
 
 
-def _scaled(draft: Draft, scaled: Scaled) -> Sentence:
-    by = draft.write(scaled.factor, "recognised.scaled.factor", factor)
-    changed = " that changed" if any(row.identical for row in draft.summary.components) else ""
-    text = f"Every matrix{changed} is the base's times {by}; nothing else changed in it."
-    return draft.sentence("scaled", text)
+def _span(first: int, row: MovedRow) -> range:
+    return range(first, first + row.last_layer - row.first_layer + 1)
 
 
-def _zeroed(draft: Draft, zeroed: Zeroed) -> Sentence:
-    count = draft.write(zeroed.matrices, "recognised.zeroed.matrices", "count")
-    share = draft.write(zeroed.share, "recognised.zeroed.share", "share")
-    matrices = "the only matrix that changed"
-    if zeroed.matrices != 1:
-        matrices = f"the {count} matrices that changed"
-    text = (
-        f"Entries were set to 0, as by pruning, and no other entry changed: {share} of the entries"
-        f" in the median of {matrices}."
-    )
-    return draft.sentence("zeroed", text)
-
-
-def _few_entries(draft: Draft, few: FewEntries) -> Sentence:
-    entries = draft.write(few.entries, "recognised.few_entries.entries", "count")
-    of = draft.write(few.of, "recognised.few_entries.of", "count")
-    text = f"Only {entries} of {of} entries changed, in {places_of(draft.summary, few.rows)}."
-    return draft.sentence("few_entries", text)
-
-
-def _masked(draft: Draft, masked: Masked) -> Sentence:
-    place = "recognised.masked"
-    count = draft.write(masked.matrices, f"{place}.matrices", "count")
-    of = draft.write(masked.of, f"{place}.of", "count")
-    excess = draft.write(masked.excess, f"{place}.excess", "share")
-    text = (
-        f"In {count} of {of} matrices, more entries stayed the same than rounding leaves of"
-        f" normally distributed updates (by {excess} of those counted, in the median). Sparse"
-        " training, TIES, DARE, pruning and frozen columns do that, and so do updates of widely"
-        " differing sizes."
-    )
-    return draft.sentence("masked", text)
-
-
-def _replaced(draft: Draft, replaced: Replaced) -> Sentence:
-    count = draft.write(replaced.matrices, "recognised.replaced.matrices", "count")
-    low = draft.write(replaced.cosine_least, "recognised.replaced.cosine_least", "fixed")
-    high = draft.write(replaced.cosine_most, "recognised.replaced.cosine_most", "fixed")
-    places = places_of(draft.summary, replaced.rows)
-    one = replaced.matrices == 1
-    noun, have = ("matrix", "has") if one else ("matrices", "have")
-    cosines = f"cosine {low}" if low == high else f"cosines {low} to {high}"
-    if has_nothing_in_common(replaced):
-        common, were = "nothing", "was" if one else "were"
-    else:  # a training of large steps may leave so much
-        common, were = "little", "may have been"
-    text = (
-        f"{count} {noun} ({places}) {have} {common} in common with the base's ({cosines}), unlike"
-        f" most others: {'it' if one else 'they'} {were} replaced, exchanged or reordered."
-    )
-    return draft.sentence("replaced", text)
-
-
-def has_nothing_in_common(replaced: Replaced) -> bool:
-    """Whether the cosine is so near 0 that no training can have left it."""
-    return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
-
-
-def few_rows(summary: PairRecord) -> list[Sentence]:
-    sentences = []
-    for row in summary.recognised.few_rows:
-        draft = Draft(summary)
-        place = f"recognised.few_rows.{row.component}.{row.module}"
-        changed = draft.write(row.changed, f"{place}.changed", "count")
-        rows = draft.write(row.rows, f"{place}.rows", "count")
-        text = f"Only {changed} of {rows} rows of the embeddings changed."
-        sentences.append(draft.sentence("few_rows", text))
-    return sentences
+def not_in_place_headline(summary: PairRecord) -> str:
+    """The headline of a pair that a comparison place by place does not show."""
+    found = summary.recognised.rearranged
+    if found is not None and found.moved is not None:
+        return "The base with layers at other numbers."
+    return "Not comparable entry by entry: rotated, reordered or another model."
 
 
 def vectors(summary: PairRecord) -> list[Sentence]:
@@ -197,15 +181,3 @@ def vectors(summary: PairRecord) -> list[Sentence]:
     draft = Draft(summary)
     text = f"Vectors changed more than matrices: {vectors_moved(draft)}."
     return [draft.sentence("vectors", text)]
-
-
-SENTENCES: Mapping[str, Callable[[Draft, Any], Sentence]] = {
-    "copy": _copy,
-    "mostly_copy": _mostly_copy,
-    "scaled_lines": _scaled_lines,
-    "scaled": _scaled,
-    "zeroed": _zeroed,
-    "few_entries": _few_entries,
-    "masked": _masked,
-    "replaced": _replaced,
-}

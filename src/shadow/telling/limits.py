@@ -12,7 +12,7 @@ from shadow.claims.recognised import is_rearranged
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import BrokenRow, UncomparedRow, VocabularyRow
-from shadow.telling.rearranged import rearranged
+from shadow.telling.known_changes import not_in_place
 from shadow.telling.wording import (
     NAMED,
     and_others,
@@ -211,9 +211,9 @@ def _identical(draft: Draft) -> str:
 
 
 def _relation(summary: PairRecord, lineage: Gate) -> list[Sentence]:
-    if is_rearranged(summary):
-        return rearranged(summary)
-    return [*_distance(lineage), *rearranged(summary)]
+    if is_rearranged(summary) or summary.recognised.scaled is not None:
+        return not_in_place(summary)
+    return [*_distance(lineage), *not_in_place(summary)]
 
 
 def _distance(lineage: Gate) -> list[Sentence]:
@@ -225,8 +225,8 @@ def _distance(lineage: Gate) -> list[Sentence]:
         return [
             Sentence(
                 "unrelated",
-                f"These are two unrelated models of one shape ({cosine}; a model and its base have"
-                " nearly 1).",
+                f"Entry by entry, the two have nothing in common ({cosine}; a model and its base"
+                " have nearly 1): unrelated, or one is the other rotated, reordered or moved.",
                 figures,
             )
         ]

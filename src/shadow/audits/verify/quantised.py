@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import in_words, scan, sides_of
 from shadow.audits.verify.lined import found_all, is_raw, line_up_all, opened_models, row_of
-from shadow.audits.workers import own_workspace
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
@@ -23,8 +21,6 @@ from shadow.claims.verify.verification import Verification
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Matrix, is_quantised
-from shadow.spectra.reordering import reordered
-from shadow.spectra.spectrum import Sides
 from shadow.targets.references import AnyReference
 
 SAMPLE = 64, 512  # rows and columns by which a matrix is found again in another place
@@ -82,11 +78,6 @@ def _compared(
         )  # fmt: skip
     if not (row.finite and pair.is_matrix and row.is_far):
         return row, None
-    order = reordered(Sides(first, second, torch.float32, own_workspace()))
-    if order is not None:
-        return replace(
-            row, remark=f"it looks like the original's with its {order} in another order"
-        ), None
     return row, (_corner(first), _corner(second))
 
 
@@ -107,7 +98,11 @@ def _with_places(scanned: Sequence[tuple[Quantised, Samples | None]]) -> list[Qu
                 if float(mine @ theirs) > ALIKE * math.sqrt(energy):
                     elsewhere[row.place] = f"the original has these values in {other.place}"
     return [
-        replace(row, remark=row.remark or elsewhere.get(row.place, "nothing like the original's"))
+        replace(
+            row,
+            remark=row.remark
+            or elsewhere.get(row.place, "nothing like the original's, entry by entry"),
+        )
         if row.is_far and row.finite and row.rows > 1
         else row
         for row, _ in scanned

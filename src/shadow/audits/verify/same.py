@@ -22,10 +22,10 @@ from shadow.claims.verify.scanned import Scanned
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
 from shadow.spectra.entries import mark
-from shadow.spectra.reordering import FAR, reordered
 from shadow.targets.references import AnyReference
 
-MOST_FAR = 64  # tensors that differ in all, of which another order or place is looked for
+FAR = 0.5  # |cosine| below which two tensors have little in common
+MOST_FAR = 64  # such tensors, of which another place is looked for
 
 
 def verify_same(
@@ -157,6 +157,4 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], lined: AlignedPair) -> di
         elsewhere = marks.get((tuple(sides.tuned.shape), mark(sides.tuned)))
         if elsewhere is not None:
             said[pair.key] = f"A has these values in {elsewhere}"
-        elif (order := reordered(sides)) is not None:
-            said[pair.key] = f"it looks like A's with its {order} in another order"
     return said

@@ -1,0 +1,453 @@
+"""Changes that no training makes and the figures show beyond doubt: how each shows and reads."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.dtypes import FLOATS
+from shadow.summary.numbers import are, finite, median
+from shadow.summary.rows import ReplacedRow
+from shadow.summary.standing import OUTSIDE
+
+if TYPE_CHECKING:
+    from shadow.summary.columns import Columns
+
+Mask = NDArray[np.bool_]
+Layer = tuple[str, int]  # component, number
+
+# cosines of base and tuned: below, another matrix stands there; the model's median has to be above
+OTHER, SAME_MODEL = 0.5, 0.9
+# How far singular values may be apart, and how far times sqrt(rows cols): those of independent
+# matrices of one size have 3 (planted, 32 to 1,024 wide), of a matrix and its rotation in BF16 0.1.
+AGREE, AGREE_OF_ENTRIES = 0.01, 2.0
+# Both equations hold to 4e-10 for F32; a format of fewer bits breaks them, and nothing is said.
+EXACT = 1e-6
+UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
+FEW_ROWS, MANY_ROWS = 0.05, 100  # of the rows that changed; rows from which a few are few
+EXCESS = 0.3  # of unchanged entries over what storage explains, from which a matrix was masked
+ALONG = 0.5  # cosine of a change with the base from which it may be in proportion to that
+ASTRAY = 0.5  # kept_misfit from which the sizes of changes go with those of the weights
+SOME_KEPT = 0.01  # share of entries that are the same, without which nothing was set to 0 alone
+
+
+@dataclass(frozen=True)
+class Places:
+    """Some matrices, and where they are."""
+
+    matrices: int
+    rows: list[ReplacedRow]
+
+
+@dataclass(frozen=True)
+class Replaced(Places):
+    """Matrices that have little in common with the base's, in a model that is close to it."""
+
+    cosine_least: float
+    cosine_most: float
+
+
+@dataclass(frozen=True)
+class FewEntries(Places):
+    """Entries that changed, of all of the changed matrices: fewer than each has rows or columns."""
+
+    entries: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Every changed matrix is its base times one factor."""
+
+    matrices: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """In every changed matrix some entries, a median share of them, became 0; all others stayed."""
+
+    matrices: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Matrices of layers with more unchanged entries than storage leaves, by a median share."""
+
+    matrices: int
+    of: int
+    excess: float
+
+
+@dataclass(frozen=True)
+class FewRowsRow:
+    """An embedding of which only a few of the compared rows changed."""
+
+    component: str
+    module: str
+    changed: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class ChangedRow:
+    """Tensors of one module that changed by more than a cast, at most by a relative norm."""
+
+    component: str
+    module: str
+    layers: list[int]
+    tensors: int
+    relative_norm: float | None
+
+
+@dataclass(frozen=True)
+class Casts:
+    """Changed tensors that are the other side's in another format, and those that are not."""
+
+    tensors: int
+    of_base: int  # of these, tensors of which the base is the side that was cast
+    beside: int  # that changed by more, vectors among them
+    rows: list[ChangedRow]
+    formats: list[str]  # of 8 bits or less, of changed matrices on the side that was cast
+
+
+@dataclass(frozen=True)
+class MovedRow:
+    """Layers that follow each other, and are as many of the base, from base_first on."""
+
+    component: str
+    first_layer: int
+    last_layer: int
+    base_first: int
+
+
+@dataclass(frozen=True)
+class MovedLayers:
+    """Layers most matrices of which are those of another layer of the base, byte for byte."""
+
+    layers: int
+    rows: list[MovedRow]
+
+
+@dataclass(frozen=True)
+class Rearranged:
+    """Where a comparison place by place shows no change."""
+
+    matrices: int  # that are so, outside embeddings, heads and positions
+    changed: int
+    moved: MovedLayers | None
+    not_comparable: Places | None
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Changes that the figures show beyond doubt; None where none is known."""
+
+    replaced: Replaced | None
+    scaled: Scaled | None
+    zeroed: Zeroed | None
+    few_rows: list[FewRowsRow]
+    casts: Casts | None
+    rearranged: Rearranged | None
+    few_entries: FewEntries | None
+    masked: Masked | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A recognised change; its text is a template of its figures."""
+
+    code: str
+    title: str
+    meaning: str
+    place: str  # of its figures, in Recognised
+    text: str = ""  # empty where a function of its own tells it
+    null: str = ""
+    holds: Callable[[Any], bool] = bool
+
+    def figures(self, found: Recognised) -> Any:
+        """The figures of the change where it holds, otherwise None."""
+        first, _, second = self.place.partition(".")
+        figures = getattr(found, first)
+        if figures and second:
+            figures = getattr(figures, second)
+        return figures if figures and self.holds(figures) else None
+
+
+CHANGES = (
+    Change(
+        "copy",
+        "rounded copy",
+        "every changed tensor is the other side's tensor in another format",
+        "casts",
+        null="at least one entry that is not the other side's in another format",
+        holds=lambda casts: casts.tensors > 0 and not casts.beside,
+    ),
+    Change(
+        "mostly_copy",
+        "rounded copy with changes",
+        "most changed tensors are the other side's tensors in another format; some are not",
+        "casts",
+        holds=lambda casts: 0 < casts.beside <= casts.tensors,
+    ),
+    Change(
+        "scaled",
+        "scaled base",
+        "every changed matrix is the base's times one factor",
+        "scaled",
+        "Every matrix that changed is the base's times {factor:factor}; nothing else changed in"
+        " it.",
+    ),
+    Change(
+        "zeroed",
+        "pruned base",
+        "in every changed matrix, some entries became 0 and all others stayed the same",
+        "zeroed",
+        "Entries were set to 0, as by pruning, and no other entry changed: {share:share} of the"
+        " entries in the median of {matrices:count matrix|matrices}.",
+    ),
+    Change(
+        "replaced",
+        "replaced matrices",
+        "some matrices have little in common with the base's, while the others are close to it",
+        "replaced",
+        "{matrices:count matrix has|matrices have} little or nothing in common with the base's"
+        " (cosines {cosine_least:fixed} to {cosine_most:fixed}), unlike most others, as if"
+        " replaced, exchanged, rotated or reordered: {places}.",
+    ),
+    Change(
+        "few_entries",
+        "few entries",
+        "fewer entries of each changed matrix changed than it has rows and columns",
+        "few_entries",
+        "Only {entries:count} of {of:count} entries changed, in {places}.",
+    ),
+    Change(
+        "masked",
+        "masked entries",
+        "in most changed matrices of layers, the share of entries that stayed the same is at least"
+        " 30 points above what rounding leaves of normal updates",
+        "masked",
+        "In {matrices:count} of {of:count matrix|matrices}, more entries stayed the same than"
+        " rounding leaves of normally distributed updates (by {excess:share} of those counted, in"
+        " the median). Sparse training, TIES, DARE, pruning and frozen columns do that, and so do"
+        " updates of widely differing sizes.",
+        null="an excess of about 0, as after a training of all entries",
+    ),
+    Change(
+        "few_rows",
+        "few tokens",
+        "only a few rows of an embedding changed",
+        "few_rows",
+        "Only {changed:count} of {rows:count} rows of the embeddings changed.",
+    ),
+    Change(
+        "layers_moved",
+        "moved layers",
+        "layers are other layers of the base, byte for byte, as after layers were dropped or"
+        " inserted",
+        "rearranged.moved",
+        null="not found between unrelated models, nor where layers were trained after they moved",
+    ),
+    Change(
+        "not_comparable",
+        "not comparable entry by entry",
+        "matrices are far from the base's entry by entry and have the same singular values",
+        "rearranged.not_comparable",
+        "{matrices:count matrix is|matrices are} not comparable entry by entry: rotated, reordered"
+        " or another model ({places}). The singular values agree with the base's; the difference"
+        " is no change.",
+        null="singular values that differ",
+    ),
+)
+
+
+def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
+    """What all rows show beyond doubt. lineage: the median cosine of the two models."""
+    scaled, zeroed, few = _scaled(deltas), _zeroed(deltas), _few_entries(deltas)
+    moved = _moved_layers(tensors)
+    in_moved = np.array([place in moved for place in deltas.each("component", "layer")], bool)
+    apart = _are_rotated(deltas) & ~in_moved & (scaled is None)
+    return Recognised(
+        replaced=_replaced(deltas.where(~(in_moved | apart)), lineage),
+        scaled=scaled,
+        zeroed=None if scaled is not None else zeroed,
+        few_rows=_few_rows(deltas),
+        casts=_casts(tensors, deltas),
+        rearranged=_rearranged(deltas, moved, in_moved, apart),
+        few_entries=few,
+        masked=None if scaled or zeroed or few else _masked(deltas),
+    )
+
+
+def _are_rotated(deltas: Columns) -> Mask:
+    """Which matrices are far from the base's, or opposite to it, with the same singular values."""
+    with np.errstate(all="ignore"):  # a forged report may hold infinities
+        agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
+        same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
+    rotated: Mask = (deltas["cosine"] < OTHER) & same
+    return rotated
+
+
+def _rearranged(
+    deltas: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
+) -> Rearranged | None:
+    if not moved and not apart.any():
+        return None
+    inside = ~are(deltas["module"], *OUTSIDE)
+    return Rearranged(
+        matrices=int(((in_moved | apart) & inside).sum()),
+        changed=int(inside.sum()),
+        moved=MovedLayers(len(moved), _runs(moved)) if moved else None,
+        not_comparable=_places(deltas.where(apart)) if apart.any() else None,
+    )
+
+
+def _moved_layers(tensors: Columns) -> dict[Layer, int]:
+    """By layer of the tuned model: the one of the base that most of its matrices are, by their
+    checksums, where that is another.
+    """
+    layers = tensors.where(tensors.are_matrices & ~are(tensors["module"], "norm", "bias")).inside
+    holding, of = defaultdict[tuple[str, str], set[int]](set), Counter[Layer]()
+    votes = defaultdict[Layer, Counter[int]](Counter)
+    rows = [row for row in layers.each("side", "component", "layer", "checksum") if row[3]]
+    for side, component, layer, checksum in rows:
+        if side == "base":
+            holding[component, checksum].add(int(layer))
+    for side, component, layer, checksum in rows:
+        if side == "tuned":
+            of[component, int(layer)] += 1
+            votes[component, int(layer)].update(holding[component, checksum])
+    moved = {}
+    for place, found in votes.items():
+        at = max(found, key=lambda layer: (found[layer], -abs(layer - place[1])), default=place[1])
+        if at != place[1] and 2 * found[at] > of[place]:
+            moved[place] = at
+    return moved
+
+
+def _runs(moved: Mapping[Layer, int]) -> list[MovedRow]:
+    """Layers that follow each other on both sides together."""
+    rows: list[MovedRow] = []
+    for (component, layer), of_base in sorted(moved.items()):
+        last = rows[-1] if rows else MovedRow("", 0, 0, 0)
+        follows = last.last_layer + 1, last.base_first + layer - last.first_layer
+        if (component, layer, of_base) == (last.component, *follows):
+            rows[-1] = replace(last, last_layer=layer)
+        else:
+            rows.append(MovedRow(component, layer, layer, of_base))
+    return rows
+
+
+def _places(deltas: Columns) -> Places:
+    return Places(len(deltas), by_module(deltas))
+
+
+def by_module(deltas: Columns) -> list[ReplacedRow]:
+    """How many delta rows there are of each module, and in which layers."""
+    return [
+        ReplacedRow(component, module, _layers(group), len(group))
+        for (component, module), group in deltas.groups("component", "module")
+    ]
+
+
+def _layers(rows: Columns) -> list[int]:
+    return sorted({int(layer) for layer in rows.inside["layer"]})
+
+
+def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
+    other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
+    if lineage is None or lineage < SAME_MODEL or not len(other):
+        return None
+    low, high = float(other["cosine"].min()), float(other["cosine"].max())
+    return Replaced(**vars(_places(other)), cosine_least=low, cosine_most=high)
+
+
+def _scaled(deltas: Columns) -> Scaled | None:
+    """The delta is the base times (factor - 1), and their cosine 1 or -1."""
+    cosine = deltas["decay_cosine"]
+    if len(deltas) < 2 or not (np.abs(cosine) >= 1.0 - EXACT).all():
+        return None
+    offsets = deltas["relative_norm"] * cosine.round()
+    middle = median(offsets)
+    if not middle or not np.nanmax(np.abs(offsets - middle)) <= UNEVEN * abs(middle):
+        return None
+    return Scaled(matrices=len(deltas), factor=1.0 + middle)
+
+
+def _zeroed(deltas: Columns) -> Zeroed | None:
+    """The delta is minus a part of the base, so that its cosine is minus its relative norm. A base
+    without some of its singular directions has that too, but there no entry stays the same.
+    """
+    cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
+    if len(deltas) < 2 or not (np.abs(cosine + norm) <= EXACT * norm).all():
+        return None
+    if not ((same >= SOME_KEPT) & (same <= 1.0)).all():
+        return None
+    return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))
+
+
+def _few_rows(deltas: Columns) -> list[FewRowsRow]:
+    few = (deltas["module"] == "embed") & (deltas["rows"] >= MANY_ROWS)
+    rows = deltas.where(few & (deltas["rows_changed"] <= FEW_ROWS))
+    return [
+        FewRowsRow(component, module, round(share * int(count)), int(count))
+        for component, module, share, count in rows.each(
+            "component", "module", "rows_changed", "rows"
+        )
+    ]
+
+
+def _few_entries(deltas: Columns) -> FewEntries | None:
+    """An adapter stores no entries, so that it has no such share."""
+    changed = np.round((1.0 - deltas["zero_share"]) * deltas["parameters"])
+    if not len(deltas) or not (changed < np.fmin(deltas["rows"], deltas["cols"])).all():
+        return None
+    of = int(deltas["parameters"].sum())
+    return FewEntries(**vars(_places(deltas)), entries=int(changed.sum()), of=of)
+
+
+def _masked(deltas: Columns) -> Masked | None:
+    """What is in proportion to the base moves its smallest entries least, and is none of these. Of
+    an embedding, tokens that were not seen stay.
+    """
+    inside = deltas.inside
+    excess, misfit = inside["zero_share_excess"], np.nan_to_num(inside["kept_misfit"])
+    along = np.nan_to_num(np.abs(inside["decay_cosine"])) >= ALONG
+    found = excess[(excess >= EXCESS) & ~along & ~(misfit >= ASTRAY)]
+    if 2 * len(found) <= len(inside):
+        return None
+    return Masked(matrices=len(found), of=len(inside), excess=float(np.median(found)))
+
+
+def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
+    """None of a report that has changed matrices without a word of whether they are casts."""
+    tuned = tensors.where(are(tensors["side"], "tuned"))
+    if ((tuned["relative_norm"] > 0) & (tuned["cast"] == None)).any():  # noqa: E711
+        return None
+    others = tuned.where(are(tuned["cast"], "neither"))
+    rows = [
+        ChangedRow(
+            component, module, _layers(group), len(group),
+            finite(np.fmax.reduce(group["relative_norm"])),
+        )
+        for (component, module), group in others.groups("component", "module")
+    ]  # fmt: skip
+    # a quantised side has its scales as tensors beside these
+    of_tuned, of_base = (
+        min(
+            int((are(tensors["side"], side) & are(tensors["cast"], how)).sum())
+            for side in ("base", "tuned")
+        )
+        for how in ("tuned", "base")
+    )
+    rounded = 0 if of_base and not of_tuned else -1
+    stored = {pair.split("/")[rounded] for pair in deltas["dtype"] if pair}
+    few = sorted(stored - {name for name, form in FLOATS.items() if form.bits > 8})
+    return Casts(of_tuned + of_base, of_base, len(others), rows, few)
