@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from shadow.errors import UsageError
 
 # kind of word, word: what to use. The kinds: command, option, claim, rule, column, key, format,
-# figure.
+# figure, sentence.
 GONE: Mapping[tuple[str, str], str] = {
     ("command", "merge"): "copy the folders together; `shadow show` makes the index",
     ("command", "schema"): "use `shadow explain --all`",
@@ -18,6 +18,13 @@ GONE: Mapping[tuple[str, str], str] = {
     ("format", "duckdb"): "use parquet or csv, which DuckDB reads",
     ("format", "sqlite"): "use csv, which SQLite imports",
     ("format", "hf-dataset-folder"): "use parquet, which `datasets` loads",
+    ("column", "row_scaling"): "use decay_cosine: only one factor for a whole matrix is recognised",
+    ("column", "col_scaling"): "use decay_cosine: only one factor for a whole matrix is recognised",
+    ("column", "content_of"): "compare the column checksum of both sides",
+    ("column", "content_how"): "compare the column checksum of both sides",
+    ("sentence", "scaled_lines"): "only one factor for a whole matrix is recognised (`scaled`)",
+    ("sentence", "negated"): "use not_comparable, or scaled where all were negated",
+    ("sentence", "reordered"): "use not_comparable",
 }
 
 
@@ -25,3 +32,8 @@ def gone(kind: str, word: str) -> UsageError | None:
     """Return the error for a word that is gone, or None for any other word."""
     instead = GONE.get((kind, word))
     return UsageError(f"the {kind} {word} is gone", instead) if instead else None
+
+
+def gone_word(word: str) -> UsageError | None:
+    """Return the error for a word of any kind that is gone."""
+    return next((gone(kind, one) for kind, one in GONE if one == word), None)

@@ -31,6 +31,7 @@ from typing import Any, Literal, NoReturn, get_args
 from shadow.claims.label import Label
 from shadow.claims.verify.table import OF_PAIRS, pair_claim
 from shadow.errors import ShadowError, UsageError
+from shadow.gone import gone
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import COUNTS, ESTIMATED, FIGURES, delta_metrics
@@ -372,6 +373,8 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if metric.removesuffix("_error") in ESTIMATED and metric not in known:
         hint = "a rule on the figure takes its error into account"
         raise UsageError(f"{metric!r} is an error, which no rule can name", hint)
+    if error := gone("column", metric):
+        raise error
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:

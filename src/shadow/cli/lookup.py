@@ -10,6 +10,7 @@ import typer
 from shadow.cli import completion, console
 from shadow.cli import options as option
 from shadow.errors import UsageError
+from shadow.gone import gone_word
 from shadow.text import VERY_LIKE, nearest, several
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def explain(
     if not found and all(single):
         found = [one for documents in single for one in documents]
     if not found:
+        if error := gone_word(word):
+            raise error
         known = [*columns, *HEADS, *completion.TOPICS, *other_words(), *terms()]
         hint = _with_words_of(word, known) or nearest(word, known, VERY_LIKE)
         hint = hint or "`shadow explain` lists every column"

@@ -14,7 +14,6 @@ from shadow.summary.record import PairRecord
 from shadow.telling.wording import (
     NAMED,
     and_others,
-    capital,
     factor,
     layers_of,
     layers_text,
@@ -146,7 +145,7 @@ def beside_a_copy(draft: Draft) -> str:
 
 
 def _moved(summary: PairRecord, moved: MovedLayers) -> str:
-    """`Layers 3 to 9 are the base's layers 4 to 10. ...`"""
+    """`Byte for byte, layers 3 to 9 are the base's layers 4 to 10. ...`"""
     told = [
         f"{layers_of(row.component, _span(row.first_layer, row), summary.has_components)}"
         f" {'is' if row.first_layer == row.last_layer else 'are'} the base's"
@@ -156,8 +155,8 @@ def _moved(summary: PairRecord, moved: MovedLayers) -> str:
     if more := len(moved.rows) - len(told):
         told.append(f"{counted(more, 'stretch', 'stretches')} more of layers have moved")
     return (
-        f"{capital(and_list(told))}, byte for byte. The figures compare layers of the same number,"
-        " so those of moved layers describe no change."
+        f"Byte for byte, {and_list(told)}. The figures compare layers of the same number, so those"
+        " of moved layers describe no change."
     )
 
 
