@@ -38,7 +38,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from shadow.places.groups import direction_of
 from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import BLOCK, Sides, Workspace
 from shadow.spectra.subspace import VECTORS
@@ -59,7 +58,6 @@ PHASES = {
     "subspaces": ("subspace_values",),
     "undoing the rounding": ("undo",),
     "sums over entries": ("sums",),
-    "sketches": ("_show", "sketch_of_gram"),
     "sharp edge": ("sharp_edge_values",),
     "tails": ("power_law", "hill", "marchenko_pastur"),
 }
@@ -149,7 +147,7 @@ def measured(module: str, shape: tuple[int, int], repeats: int) -> dict[str, flo
         profile.enable()
         total = summed(Sides(base, tuned, working_dtype(*FORMATS), space), FORMATS)
         assert isinstance(total, Sums), "both sides are finite and differ"
-        measure_pair(base, tuned, FORMATS, total, means, module, direction_of(module))
+        measure_pair(base, tuned, FORMATS, total, means, module)
         profile.disable()
         told = _phases(pstats.Stats(profile))
         if not best or told["whole"] < best["whole"]:

@@ -50,7 +50,7 @@ CASES = {
     "few columns": Case(DOWN, (2_000_000, 16)),
     "wide": Case(UP, (64, 300_000)),
     "tall": Case(DOWN, (300_000, 64)),
-    "long, on no residual stream": Case("model.embed_tokens.weight", (2_000_000, 24)),
+    "long": Case("model.embed_tokens.weight", (2_000_000, 24)),
     "an embedding": Case("model.embed_tokens.weight", (256_000, 1024)),
     "a layer of 7B": Case(DOWN, (4096, 11_008)),
     "square": Case(f"{LAYER}.self_attn.q_proj.weight", (5120, 5120)),

@@ -317,7 +317,6 @@ ATTENTION_SHARE = 0.3  # of the energy of every layer
 TOKENS = 45  # of the vocabulary that change
 DEPTH = (
     "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp", "embedding_rows_changed",
-    "reading_participation_ratio_stacked",
 )  # fmt: skip
 
 
@@ -327,9 +326,7 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
     rng = np.random.default_rng(0)
     stored = getattr(torch, FLOATS[dtype].torch_name)
     energies = profile / profile.sum()
-    # of the residual stream, shared by all readers
-    directions = np.linalg.qr(rng.standard_normal((HIDDEN, 6)))[0]
-    base, tuned, readers = {}, {}, np.zeros((HIDDEN, HIDDEN))
+    base, tuned = {}, {}
     weights = {name: 0.02 * rng.standard_normal(shape) for name, shape in _names()}
     size = norm * math.sqrt(sum(float((W**2).sum()) for W in weights.values()))
     for name, W in weights.items():
@@ -337,14 +334,8 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
         if "layers." in name:
             layer, module = int(name.split(".")[2]), ".".join(name.split(".")[3:5])
             share = ATTENTION_SHARE / 4 if "attn" in module else (1 - ATTENTION_SHARE) / 3
-            reads = not module.endswith(("o_proj", "down_proj"))
-            change = (
-                rng.standard_normal((len(W), 6)) @ directions.T
-                if reads
-                else rng.standard_normal(W.shape)
-            )
+            change = rng.standard_normal(W.shape)
             change *= size * math.sqrt(energies[layer] * share) / np.linalg.norm(change)
-            readers += change.T @ change if reads else 0.0
         elif "embed" in name:
             change[:TOKENS] = 0.02 * norm * rng.standard_normal((TOKENS, HIDDEN))
         base[name] = torch.from_numpy(W).to(stored)
@@ -356,7 +347,6 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
         "effective_layers": math.exp(-(p * np.log(p)).sum()),
         "attention_to_mlp": ATTENTION_SHARE / (1 - ATTENTION_SHARE),
         "embedding_rows_changed": TOKENS / VOCABULARY,
-        "reading_participation_ratio_stacked": float(np.trace(readers) ** 2 / (readers**2).sum()),
     }
     figures = audited(base, tuned)
     return true, {name: figures[name] for name in DEPTH}
@@ -655,9 +645,8 @@ def document(
         subspaces_floor(subspaces),
         "## Planted depth",
         f"""Two checkpoints of {LAYERS} layers, audited as a whole: the energy of the layers follows
-        a profile, attention has {100 * ATTENTION_SHARE:.0f} % of it in each, {TOKENS} of
-        {VOCABULARY} tokens change, and all readers of the residual stream change along the same six
-        directions of it. Measured (true):""",
+        a profile, attention has {100 * ATTENTION_SHARE:.0f} % of it in each, and
+        {TOKENS} of {VOCABULARY} tokens change. Measured (true):""",
         depth_part(depths),
         "## Intervals",
         f"""How many of a hundred intervals contained the true value, in {repeats:,} repetitions; 95

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from reports import delta, places, write
 
-from shadow.reports.columns import FILES, RESIDUAL, SPECTRA
+from shadow.reports.columns import FILES, SPECTRA
 from shadow.reports.parquet import arrow_schema
 
 # (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
@@ -24,9 +24,7 @@ HOSTILE = (
 )
 
 
-def toy(
-    folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True, residual: bool = True
-) -> Path:
+def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True) -> Path:
     """A finished report of hostile names and of numbers that are hard to write down."""
     random = np.random.default_rng(seed)
     rows = []
@@ -50,10 +48,6 @@ def toy(
         found[0] |= {"sigma": [1.0, math.nan, 0.0], "binade_entries": [0.5, 0.0, 0.5]}
         found[0] |= {"binade_changed": [1.0, None, 0.5]}
         put(folder / "spectra.parquet", found, SPECTRA, metadata)
-    if residual:
-        row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2}
-        layers = [{**row, "energy": 0.1, "layer": layer} for layer in (None, 0, 1)]
-        put(folder / "residual.parquet", layers, RESIDUAL, metadata)
     listed = {"side": "tuned", "state": "changed", "kind": "config", "bytes": 2**62}
     named = [{"path": row["tensor"], **listed, "detail": f"=1 {family}"} for row in matrices[:3]]
     put(folder / "files.parquet", named, FILES, metadata)

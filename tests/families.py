@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.claims.summary import summary_from_json
-from shadow.reports.columns import FILES, MATRICES, RESIDUAL, SPECTRA, TENSORS
+from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY
 from shadow.telling.reading import summarise
@@ -236,7 +236,6 @@ def write_family(
         for name, columns, rows in (
             ("matrices", MATRICES, matrices),
             ("tensors", TENSORS, tensors),
-            ("residual", RESIDUAL, []),
             ("files", FILES, []),
             ("spectra", SPECTRA, curves),
         )

@@ -322,8 +322,7 @@ def targets(top: Path) -> Mapping[str, Target]:
         top / "report", [reports.delta(0.3, where) for where in reports.places(1, ("mlp.up",))]
     )
     tables = {
-        name: pq.read_table(whole / f"{name}.parquet")
-        for name in ("matrices", "tensors", "residual", "files")
+        name: pq.read_table(whole / f"{name}.parquet") for name in ("matrices", "tensors", "files")
     }
     told = json.loads(tables["matrices"].schema.metadata[b"shadow"])
 

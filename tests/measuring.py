@@ -12,17 +12,12 @@ from shadow.spectra.spectrum import Sides, Workspace
 BF16 = ("BF16", "BF16")
 
 
-def measure(*pair, **how):
-    """The measurements of base, tuned and delta: `measure_all` without the sketch."""
-    return measure_all(*pair, **how)[:3]
-
-
-def measure_all(base, tuned, dtypes=BF16, method=None, key="k", direction=None, **means):
+def measure(base, tuned, dtypes=BF16, method=None, key="k", **means):
     """`measure_pair` with a workspace of its own; means: `remember` or `grams`."""
     space = Workspace()
     total = summed(Sides(base, tuned, working_dtype(*dtypes), space), dtypes)
     setting = Means(method or Method(), space, **means)
-    return measure_pair(base, tuned, dtypes, total, setting, key, direction)
+    return measure_pair(base, tuned, dtypes, total, setting, key)
 
 
 class Piece:

@@ -10,9 +10,9 @@ import typer.main
 from shadow.cli.commands import app
 from shadow.cli.examples import EXAMPLES
 from shadow.cli.examples import claims as verify_claims
-from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
+from shadow.reports.columns import DELTA, FIGURES, SCORES, SPECTRAL
 
-DIAGNOSTICS = (*SPECTRAL, *DELTA, *RESIDUAL, *FIGURES, *SCORES)
+DIAGNOSTICS = (*SPECTRAL, *DELTA, *FIGURES, *SCORES)
 
 
 def cell(text: str) -> str:

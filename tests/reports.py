@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.reports.columns import FILES, MATRICES, RESIDUAL, TENSORS
+from shadow.reports.columns import FILES, MATRICES, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.summary.columns import Columns, columns_of
 
@@ -138,7 +138,7 @@ def write(
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     for file, columns, content in (
-        ("residual", RESIDUAL, []), ("files", FILES, []),
+        ("files", FILES, []),
         ("matrices", MATRICES, rows), ("tensors", TENSORS, tensors),
     ):  # fmt: skip
         table = pa.Table.from_pylist(content, schema=arrow_schema(columns))

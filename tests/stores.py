@@ -18,7 +18,7 @@ from shadow.telling.reading import read_summary
 
 PLAIN = Settings(Method(subspaces=False), Filter())
 FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)))
-TABLES = ["matrices", "tensors", "residual", "files", "spectra"]
+TABLES = ["matrices", "tensors", "files", "spectra"]
 
 
 def at(pair, store):

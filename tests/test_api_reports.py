@@ -46,7 +46,7 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
     report = Report(folder)
     kinds = {"int": "Int64", "bool": "boolean", "string": "string", "float": "float64"}
     kinds |= {"ints": "object"}
-    for name in ("matrices", "tensors", "residual", "files"):
+    for name in ("matrices", "tensors", "files"):
         frame = getattr(report, name)
         assert {column.name: kinds[column.type] for column in TABLES[name].columns} == {
             column: str(dtype) for column, dtype in frame.dtypes.items()
@@ -105,7 +105,7 @@ def test_a_page_reads_each_file_of_a_report_once(narrow, read_files):
     assert report.summary.label
     assert len(report.deltas) == report.summary.figures["matrices"]
     tables = sorted(name.removesuffix(".parquet") for name in read_files if ".parquet" in name)
-    assert tables == ["files", "matrices", "residual", "spectra", "tensors"]
+    assert tables == ["files", "matrices", "spectra", "tensors"]
 
 
 def test_purity_of_an_older_report_is_there_in_every_way_of_reading(tmp_path):

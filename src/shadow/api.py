@@ -563,7 +563,7 @@ def export(
         to: csv, parquet or markdown.
         path: The folder to write. Only an export to the same format that nobody has
             touched is replaced.
-        tables: Only these: matrices, tensors, residual, files, spectra.
+        tables: Only these: matrices, tensors, files, spectra.
         storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:

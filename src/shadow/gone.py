@@ -8,6 +8,9 @@ from shadow.errors import UsageError
 
 # kind of word, word: what to use. The kinds: command, option, claim, rule, column, key, format,
 # figure, sentence.
+STREAM = "use participation_ratio, of each matrix"
+# kind of word, word: what to use. The kinds: command, option, claim, rule, column, table, key,
+# format, figure.
 GONE: Mapping[tuple[str, str], str] = {
     ("command", "merge"): "copy the folders together; `shadow show` makes the index",
     ("command", "schema"): "use `shadow explain --all`",
@@ -25,6 +28,12 @@ GONE: Mapping[tuple[str, str], str] = {
     ("sentence", "scaled_lines"): "only one factor for a whole matrix is recognised (`scaled`)",
     ("sentence", "negated"): "use not_comparable, or scaled where all were negated",
     ("sentence", "reordered"): "use not_comparable",
+    ("table", "residual"): "matrices has the participation ratio of each matrix",
+    ("column", "reading_participation_ratio"): STREAM,
+    ("column", "writing_participation_ratio"): STREAM,
+    ("column", "reading_participation_ratio_stacked"): STREAM,
+    ("column", "writing_participation_ratio_stacked"): STREAM,
+    ("column", "participation_ratio_stderr"): STREAM,
 }
 
 

@@ -90,7 +90,7 @@ def audited(pair, folder, runtime=ONE_WORKER, settings=ON_DEVICE):
 
 
 def same_tables(first, second):
-    for name in ("matrices", "tensors", "spectra", "residual"):
+    for name in ("matrices", "tensors", "spectra"):
         assert pq.read_table(first / f"{name}.parquet").equals(
             pq.read_table(second / f"{name}.parquet")
         ), name

@@ -150,7 +150,7 @@ def test_a_fused_bias_has_the_norm_of_its_parts_with_any_number_of_workers(kind,
         assert rows[bias, "tuned"]["relative_norm"] == pytest.approx(float(expected), rel=1e-12)
         tables = [
             pq.read_table(result.folder / f"{name}.parquet").replace_schema_metadata()
-            for name in ("matrices", "tensors", "spectra", "residual")
+            for name in ("matrices", "tensors", "spectra")
         ]
         summary = json.loads((result.folder / "summary.json").read_text())
         # made_from are digests of whole files, which say when they were made

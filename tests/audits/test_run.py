@@ -461,9 +461,7 @@ def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
     ],
 )
 def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, dtype):
-    """Tensors of 13 to 200 MB, most of them on a residual stream that is never so wide: a few
-    blocks of anonymous memory. benchmarks/memory.py measures more shapes.
-    """
+    """Tensors of 13 to 200 MB: a few blocks of anonymous memory."""
     for side in ("base", "tuned"):
         tensor = torch.randn(shape, generator=torch.Generator().manual_seed(len(side))).to(dtype)
         models.write(tmp_path / side, {f"model.{name}.weight": tensor})

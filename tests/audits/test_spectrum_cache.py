@@ -252,7 +252,7 @@ def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(
     )
     assert "cache" not in plain.err
     assert not (tmp_path / "unused").exists()
-    for name in ("matrices", "spectra", "tensors", "residual"):
+    for name in ("matrices", "spectra", "tensors"):
         first, other = (
             next((tmp_path / top).rglob(f"middle..last*/{name}.parquet"))
             for top in ("kept", "plain")

@@ -188,7 +188,7 @@ def test_each_gate_stops_what_it_is_for_and_each_pair_gets_its_word(case, audite
     assert again.as_json() == done.summary.as_json()
     assert written == json.loads(json.dumps(done.summary.as_json()))
     files = {path.stem: path for path in done.folder.glob("*.parquet")}
-    assert files.keys() == {"files", "matrices", "residual", "spectra", "tensors"}
+    assert files.keys() == {"files", "matrices", "spectra", "tensors"}
     for path in files.values():
         metadata = json.loads(pq.read_schema(path).metadata[b"shadow"])
         assert (metadata["label"], metadata["label_reason"]) == (label, written["label_reason"])

@@ -289,7 +289,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     # the broad pair's figures under the narrow pair's name
-    for name in ("matrices", "tensors", "residual", "files"):
+    for name in ("matrices", "tensors", "files"):
         table = pq.read_table(folder / f"{name}.parquet")
         tuned = finished_metadata(demo["narrow"])["tuned"]
         tuned = {"repo": tuned["repo"], "commit": None, "fingerprint": "0" * 64}

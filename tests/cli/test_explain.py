@@ -76,7 +76,6 @@ def test_a_head_names_a_column_that_there_is():
         (["null", "PR"], "null_participation_ratio  "),
         (["eff. rank"], "effective_rank  "),
         (["energy"], "energy_share  "),
-        (["energy"], "sum norm(D)_F^2"),  # the column of residual.parquet with the same name
     ],
 )
 def test_a_head_shows_its_column(words, name):

@@ -35,15 +35,14 @@ def vision(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Six reports in one folder, two folders deep, of hostile families and pairs; one without
-    spectra and residual.
+    spectra.
     """
     top = tmp_path_factory.mktemp("runs")
     for seed, (family, pair) in enumerate(HOSTILE):
         folder = top / f"f{seed // 2}" / f"p{seed}"
-        toy(folder, family, pair, seed, spectra=seed != 3, residual=seed != 3)
+        toy(folder, family, pair, seed, spectra=seed != 3)
         if seed == 3:
             (folder / "files.parquet").unlink()
-            (folder / "residual.parquet").unlink()  # as the first reports were
     return top
 
 

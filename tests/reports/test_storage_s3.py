@@ -29,7 +29,6 @@ PAIR = "demo/base..narrow"
 FILES = [
     "files.parquet",
     "matrices.parquet",
-    "residual.parquet",
     "spectra.parquet",
     "summary.json",
     "tensors.parquet",
@@ -240,7 +239,7 @@ def started(server, tmp_path, work, *words):
 def test_two_machines_with_one_pair_do_not_mix(server, url, tmp_path, same):
     """Both upload at once, slowly: the report is of one; who lost is told or agrees."""
     server.fault = lambda request: (
-        "wait" if request.path.endswith(("spectra.parquet", "residual.parquet")) else None
+        "wait" if request.path.endswith(("spectra.parquet", "files.parquet")) else None
     )
     other = QUICK if same else ("--no-subspaces", "--layer", "1", "--module", "mlp.up")
     both = [

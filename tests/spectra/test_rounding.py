@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from measuring import measure_all, scaled_floats
+from measuring import measure, scaled_floats
 from scipy.stats import norm as normal
 
 from shadow.dtypes import FLOATS
@@ -289,7 +289,7 @@ def test_updates_of_uneven_rows_are_no_masks_far_above_their_rounding(ratio, sto
     tuned = narrow(wide(base) + d, "BF16")
     if stored == "F32":
         base, tuned = base.float(), tuned.float()
-    values = measure_all(base, tuned, (stored, stored)).delta.values
+    values = measure(base, tuned, (stored, stored)).delta.values
     assert values["kept_history"] == "far_above"
     assert abs(values["zero_share_excess"]) < 0.05
 

@@ -29,7 +29,6 @@ from shadow.spectra.krylov import (
 )
 from shadow.spectra.lazy import Updated
 from shadow.spectra.null import Profile
-from shadow.spectra.residual import Direction, projection
 from shadow.spectra.sketched import (
     KEPT,
     SMALLEST,
@@ -261,7 +260,7 @@ def test_a_side_of_zeros_takes_no_gram_matrix(
 def test_columns_are_those_of_the_schema() -> None:
     """A sketch has no column that the schema lacks, and every error that it knows has one."""
     base, tuned = pair((600, 700), "few", torch.bfloat16)
-    of_base, _, delta, _ = measured(base, tuned, "BF16", Method("sketch"))
+    of_base, _, delta = measured(base, tuned, "BF16", Method("sketch"))
     errors = {column.name for column in ERRORS}
     assert set(of_base.values) <= {column.name for column in SPECTRAL} | errors
     assert set(delta.values) <= {column.name for column in (*SPECTRAL, *DELTA)} | errors
@@ -581,22 +580,3 @@ def test_estimates_of_squares_are_possible_ones(
     monkeypatch.setattr("shadow.spectra.sketched.square_trace", lambda _: Estimate(found, 0.1))
     space = SimpleNamespace(energy=2.0, side=4)
     assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(told, 0.1)
-
-
-@pytest.mark.parametrize("direction", ["reading", "writing"])
-@pytest.mark.parametrize("shape", [(600, 700), (700, 600)])
-def test_what_is_kept_of_the_residual_stream_is_that_of_the_delta(
-    shape: tuple[int, int], direction: Direction, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the blocks of the first pass, against one product with the whole delta."""
-    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 1 << 16)
-    base, tuned = pair(shape, "few", torch.bfloat16)
-    space = Workspace()
-    total = summed(Sides(base, tuned, torch.float32, space), ("BF16", "BF16"))
-    means = Means(Method("sketch"), space)
-    found = measure_pair(base, tuned, ("BF16", "BF16"), total, means, "w", direction).sketch
-    D = tuned.double().numpy() - base.double().numpy()
-    D = D if direction == "reading" else D.T
-    images = D @ projection(D.shape[1], np.dtype(np.float64))
-    expected = (images.T @ images / (D**2).sum())[np.triu_indices(images.shape[1])]
-    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -397,8 +397,7 @@ def test_no_output_begins_or_ends_with_a_blank_line(demo_reports, tmp_path):
 def test_a_forged_table_has_a_summary(folder, table, column, value):
     """Figures of it mean nothing; what counts is that its reader gets no traceback."""
     tables = {
-        name: pq.read_table(folder / f"{name}.parquet")
-        for name in ("matrices", "tensors", "residual", "files")
+        name: pq.read_table(folder / f"{name}.parquet") for name in ("matrices", "tensors", "files")
     }
     metadata = json.loads(tables["matrices"].schema.metadata[b"shadow"])
     forged = tables[table]

@@ -171,7 +171,7 @@ def test_a_summary_of_another_seal_is_made_again(report, again, what):
     """Of another version or code, of other tables, of none; and where the report is no longer of
     what was sealed.
     """
-    for name in ("matrices", "tensors", "residual", "files"):
+    for name in ("matrices", "tensors", "files"):
         rewrite(report / f"{name}.parquet", metadata=OTHERS[what])
     read_summary(report)
     assert again == [report]
@@ -181,7 +181,7 @@ def test_a_table_that_was_only_written_again_is_the_same(report, again):
     """With the same columns and rows, and in metadata what does not belong to it: the time of
     another run.
     """
-    for name in ("matrices", "tensors", "residual", "files"):
+    for name in ("matrices", "tensors", "files"):
         rewrite(
             report / f"{name}.parquet",
             metadata=lambda told: told.update(started="2026-01-01", seconds=1.0),
@@ -200,7 +200,7 @@ def test_a_summary_that_is_none_is_made_again(report, again, content):
     assert again == [report]
 
 
-@pytest.mark.parametrize("name", ["matrices", "tensors", "residual"])
+@pytest.mark.parametrize("name", ["matrices", "tensors"])
 def test_tables_that_were_changed_are_believed_before_the_summary(report, again, name):
     """A table with another number, or other names of columns: a summary is of what was there."""
 
@@ -208,7 +208,6 @@ def test_tables_that_were_changed_are_believed_before_the_summary(report, again,
         column = {
             "matrices": "concentration",
             "tensors": "relative_norm",
-            "residual": "participation_ratio",
         }[name]
         half = pc.multiply(table[column], 0.5)
         return table.set_column(table.column_names.index(column), column, half)
@@ -250,7 +249,7 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         told = json.loads((report / "summary.json").read_text())
         metadata = report_metadata(report)
         sealed = metadata["seal"] | {"summary": summary_file.summary_digest(told, metadata)}
-        for name in ("matrices", "tensors", "residual", "files"):
+        for name in ("matrices", "tensors", "files"):
             rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
 
     forge(lambda told: told.update(label_reason="forged"))

@@ -311,10 +311,7 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         }
         for measurement in outcome.measurements
     ]
-    residual = None
-    if outcome.residual is not None:
-        residual = base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
-    return {**vars(outcome), "measurements": measurements, "residual": residual}
+    return {**vars(outcome), "measurements": measurements}
 
 
 def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
@@ -330,13 +327,10 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
     )
     entry["status"] = sys.intern(entry["status"])  # one text for all outcomes
     base_verified, tuned_verified = entry.pop("verified")
-    kept = entry.pop("residual")
-    residual = None if kept is None else np.frombuffer(base64.b64decode(kept), dtype="<f4")
     return Outcome(
         **entry,
         measurements=measurements,
         verified=(base_verified, tuned_verified),
-        residual=residual,
     )
 
 

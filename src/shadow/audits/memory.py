@@ -12,12 +12,10 @@ from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
-from shadow.places.groups import direction_of
 from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK
 from shadow.spectra.parts import PART
-from shadow.spectra.residual import on_short_side, projection_memory
 from shadow.spectra.sketched import SMALLEST, kept_elements
 from shadow.spectra.spectrum import BLOCK
 from shadow.text import byte_size
@@ -49,7 +47,7 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     solved = GRAM * side**2
     if method.precision == "sketch" and side > SMALLEST:
         solved = SKETCH * side + _delta(pair, method)
-    return max(blocks, factors) + _projection(pair)[1] + solved + lines + kept
+    return max(blocks, factors) + solved + lines + kept
 
 
 def _delta(pair: MatrixPair, method: Method) -> int:
@@ -69,15 +67,6 @@ def _kept(pair: MatrixPair) -> int:
     if stored and numbers + stored > WHOLE:
         return kept_memory(stored) + STRIPE
     return kept_memory(numbers) + stored
-
-
-def _projection(pair: MatrixPair) -> tuple[int, int]:
-    """Bytes that the projection for a pair takes in a process, and in a worker."""
-    shape, direction = (pair.rows, pair.cols), direction_of(pair.place.module)
-    if direction is None or not pair.is_matrix:
-        return 0, 0
-    width = pair.cols if direction == "reading" else pair.rows
-    return projection_memory(width, short_side=on_short_side(shape, direction))
 
 
 def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
@@ -102,11 +91,6 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
     both = [(matrix_memory(pair, method), _delta(pair, method)) for pair in pairs]
     most = max((every - delta for every, delta in both), default=0)
     return most + max((delta for _, delta in both), default=0)
-
-
-def shared_memory(pairs: Iterable[MatrixPair]) -> int:
-    """Bytes that the process and the projections that all workers share take at most."""
-    return PROCESS + max((_projection(pair)[0] for pair in pairs), default=0)
 
 
 def default_jobs(

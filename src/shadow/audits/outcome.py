@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shadow.reasons import REASONS, Status
 from shadow.reports.columns import MATRICES, SPECTRA, Type
 from shadow.reports.metadata import SIDES, Side
@@ -49,8 +46,6 @@ class Outcome:
     """
     verified: tuple[bool | None, bool | None] = (None, None)
     """Whether the bytes of base and tuned side agree with a checksum of the Hub; None: a folder."""
-    residual: NDArray[np.float32] | None = None
-    """The delta's Gram on the side of the residual stream (see `shadow.spectra.residual`)."""
     zero: Side | None = None
     """The side whose every entry is 0 where the other's are not."""
     seconds: float = field(default=0.0, compare=False)
@@ -84,7 +79,6 @@ def is_sound(outcome: Outcome) -> bool:
         and None not in (outcome.seconds, outcome.cached)
         and _fit("float", outcome.delta_norm, outcome.base_norm, outcome.seconds)
         and _fit("bool", *outcome.verified)
-        and (outcome.residual is None or outcome.deltas != ())
         and outcome.cast in (None, *get_args(Cast), "neither")
         and outcome.zero in (None, *SIDES)
         and isinstance(outcome.grams, Mapping)

@@ -12,7 +12,7 @@ from typing import Any
 
 from shadow.audits.devices import open_device
 from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import default_jobs, kinds, lacking, shared_memory, worker_memory
+from shadow.audits.memory import PROCESS, default_jobs, kinds, lacking, worker_memory
 from shadow.audits.plan import make_plan
 from shadow.audits.runtime import Runtime, Settings
 from shadow.audits.schedule import source_of
@@ -176,8 +176,7 @@ def _takes(
     """
     work = sum(count * cost(one, method) for one, count in alike)
     rate = _pace(method, jobs) if offload is None else pace(method, jobs, offload)
-    shared = shared_memory([] if method.subjects == "none" else of_memory)
-    memory = shared + jobs * worker_memory(of_memory, method)
+    memory = PROCESS + jobs * worker_memory(of_memory, method)
     return max(float(f"{work / rate:.2g}"), SHORTEST), memory
 
 

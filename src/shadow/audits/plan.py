@@ -17,9 +17,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.errors import ShadowError, UsageError
 from shadow.files import nearest_folder
-from shadow.places.groups import direction_of
 from shadow.spectra.delta import USUAL, Method
-from shadow.spectra.residual import WIDTH
 from shadow.spectra.sketched import SMALLEST
 from shadow.text import byte_size, bytes_of, counted, size_for
 
@@ -186,10 +184,6 @@ def _report_disk(pairs: Sequence[MatrixPair], skipped: int, method: Method) -> i
                 many = 3 if method.subjects == "all" else 1
                 journal += int(many * BASE64 * 8 * side)  # singular values
                 rows += 2 * many * 4 * side  # as a row, and in the table
-            direction = direction_of(pair.place.module)
-            if direction is not None:
-                kept = min(WIDTH, pair.cols if direction == "reading" else pair.rows)
-                journal += int(BASE64 * 4 * (kept * (kept + 1) / 2))
     return journal + max(journal, rows)
 
 

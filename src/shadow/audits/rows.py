@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from shadow.audits.contents import content_of
 from shadow.audits.outcome import Outcome
@@ -21,22 +19,14 @@ from shadow.audits.schedule import named_of
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.places.architecture import Place
-from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
 from shadow.reports.column_types import Cell, null_if_undefined
-from shadow.reports.columns import FILES, MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
+from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS, Column
 from shadow.reports.metadata import SIDES
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
-from shadow.spectra.krylov import SIGMAS
 from shadow.spectra.measurement import Measurement
-from shadow.spectra.residual import (
-    overlaps,
-    overlaps_left_out,
-    stacked_participation,
-    stacked_stderr,
-)
 from shadow.summary.tables import needed
 from shadow.text import several
 
@@ -73,7 +63,6 @@ def write_tables(
         for name, columns in (
             ("spectra", SPECTRA),
             ("tensors", TENSORS),
-            ("residual", RESIDUAL),
             ("files", FILES),
             ("matrices", MATRICES),
         )
@@ -91,7 +80,6 @@ def write_tables(
     tensors = _Groups(TENSORS, partial(write, "tensors"))
     sigmas = _Groups(SPECTRA, files["spectra"].write) if spectra else None
     light: dict[str, Outcome] = {}  # by key of a pair: what became of it, without numbers
-    stacked: list[tuple[MatrixPair, _Stacked]] = []
     norms = array("d")  # of the deltas
     checksums: dict[Side, dict[str, str]] = {side: {} for side in SIDES}  # by name of a tensor
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
@@ -113,8 +101,6 @@ def write_tables(
             cast=outcome.cast,
             zero=outcome.zero,
         )
-        if (of_pair := _Stacked.of(outcome)) is not None:
-            stacked.append((pair, of_pair))
     largest = max(norms, default=0.0)
     energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
     if any(skip.reason == "filtered" for skip in skipped):
@@ -129,11 +115,9 @@ def write_tables(
         side: content_of(written(_rows_of_side(side, ordered, skipped, light, checksums[side])))
         for side in SIDES
     }
-    residual = table_of(RESIDUAL, _residual_rows(stacked))
-    files["residual"].write(residual)
     listed = table_of(FILES, repository)
     files["files"].write(listed)
-    del ordered, light, stacked, checksums
+    del ordered, light, checksums
     for groups in filter(None, (tensors, matrices, sigmas)):
         groups.close()
     for group in without_share.table(MATRICES).to_batches():
@@ -143,7 +127,6 @@ def write_tables(
     of_summary = {
         "matrices": for_summary["matrices"].table(MATRICES),
         "tensors": for_summary["tensors"].table(TENSORS),
-        "residual": residual,
         "files": listed,
     }
     return files, of_summary, digests
@@ -222,27 +205,6 @@ def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.
     ]
     field = matrices.schema.field(place)
     return matrices.set_column(place, field, pa.array(shares, type=field.type))
-
-
-@dataclass(frozen=True)
-class _Stacked:
-    """A delta on the residual stream: its Gram, norm and participation ratio."""
-
-    sketch: NDArray[np.float32]
-    norm: float
-    participation: float
-    estimated: float  # the standard error of it, as a share of it
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> _Stacked | None:
-        """That of an outcome, if it has one."""
-        if outcome.residual is None:
-            return None
-        delta = outcome.measurements[-1]
-        participation = delta.number("participation_ratio") or 1.0
-        error = delta.number("participation_ratio_error") if delta.precision == "sketch" else None
-        estimated = (error or 0.0) / SIGMAS / participation
-        return cls(outcome.residual, _delta_norm(delta), participation, estimated)
 
 
 def _delta_norm(delta: Measurement) -> float:
@@ -335,60 +297,6 @@ def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cel
                 for name, numbers in measurement.lists.items()
             },
         }
-
-
-def _residual_rows(stacked: Iterable[tuple[MatrixPair, _Stacked]]) -> list[dict[str, Cell]]:
-    """The stacked deltas of every layer, and of all layers, of each component in each direction.
-
-    Only matrices on a residual stream of the component's usual width are stacked.
-    """
-    stacks: defaultdict[tuple[str, Direction], list[tuple[MatrixPair, _Stacked]]]
-    stacks = defaultdict(list)
-    for pair, delta in stacked:
-        if (direction := direction_of(pair.place.module)) is not None:
-            stacks[pair.place.component, direction].append((pair, delta))
-    rows: list[dict[str, Cell]] = []
-    for (component, direction), candidates in stacks.items():
-        widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in candidates]
-        width = Counter(widths).most_common(1)[0][0]
-        members = [
-            member
-            for member, its_width in zip(candidates, widths, strict=True)
-            if its_width == width
-        ]
-        layers = np.array(
-            [-1 if pair.place.layer is None else pair.place.layer for pair, _ in members]
-        )
-        norms = np.array([delta.norm for _, delta in members])
-        largest = float(norms.max())
-        energies = (norms / (largest or 1.0)) ** 2  # in units that neither vanish nor overflow
-        participation = np.array([delta.participation for _, delta in members])
-        estimated = np.array([delta.estimated for _, delta in members])
-        # The last bits must not depend on the machine's cores.
-        with threadpool_limits(limits=1, user_api="blas"):
-            sketches = np.stack([delta.sketch for _, delta in members])
-            cosines = overlaps(sketches, participation, width)
-            left_out = overlaps_left_out(sketches, participation, width)
-        for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
-            chosen = np.arange(len(members)) if layer is None else np.flatnonzero(layers == layer)
-            both = np.ix_(chosen, chosen)
-            of_each = energies[chosen], participation[chosen]
-            without = [overlap[both] for overlap in left_out]
-            rows.append(
-                {
-                    "component": component,
-                    "direction": direction,
-                    "layer": layer,
-                    "width": width,
-                    "matrices": len(chosen),
-                    "energy": float(energies[chosen].sum()) * largest * largest,
-                    "participation_ratio": stacked_participation(cosines[both], *of_each),
-                    "participation_ratio_stderr": stacked_stderr(
-                        cosines[both], without, *of_each, estimated[chosen]
-                    ),
-                }
-            )
-    return rows
 
 
 def _rows_of_side(

@@ -33,7 +33,6 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
-from shadow.places.groups import direction_of
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
 from shadow.spectra.delta import (
@@ -401,10 +400,7 @@ def _measured(
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
     means = Means(method, space, remember, grams)
-    direction = direction_of(pair.place.module)
-    *measurements, residual = measure_pair(
-        base_matrix, matrix, formats, total, means, pair.key, direction
-    )
+    measurements = measure_pair(base_matrix, matrix, formats, total, means, pair.key)
     norms = {
         measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
     }
@@ -417,7 +413,6 @@ def _measured(
         cast=_copied(sides, formats, measurements[-1]),
         measurements=tuple(measurements),
         zero=_zero(measurements),
-        residual=residual,
     )
 
 

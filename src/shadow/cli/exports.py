@@ -147,9 +147,7 @@ def export(
     ] = None,
     table: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Only this table: matrices, tensors, residual, files, spectra; may be repeated."
-        ),
+        typer.Option(help="Only this table: matrices, tensors, files, spectra; may be repeated."),
     ] = None,
     storage_options: option.StorageOptions = None,
 ) -> None:

@@ -99,7 +99,6 @@ def explain(
         COUNTS,
         FIGURES,
         MATRICES,
-        RESIDUAL,
         SCORES,
         SPECTRA,
         TABLES,
@@ -111,7 +110,7 @@ def explain(
     # of columns with one name, that of matrices.parquet is meant
     columns = {
         column.name: column
-        for column in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)
+        for column in (*BATCH, *COUNTS, *SCORES, *FIGURES, *SPECTRA, *TENSORS, *MATRICES)
     }
     word = " ".join(words or ())
     if not word:

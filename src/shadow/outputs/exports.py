@@ -56,7 +56,9 @@ def export(
     if to not in formats:
         raise gone("format", to) or UsageError(f"no format {to!r}", f"one of {', '.join(formats)}")
     if unknown := sorted({*tables} - {*STORED}):
-        raise UsageError(f"no table {unknown[0]!r} to export", f"one of {', '.join(STORED)}")
+        raise gone("table", unknown[0]) or UsageError(
+            f"no table {unknown[0]!r} to export", f"one of {', '.join(STORED)}"
+        )
     names = [name for name in STORED if name in tables or not tables]
     rows = dict.fromkeys(names if to != "markdown" else (), 0)
     pairs: dict[tuple[str, str], Path] = {}

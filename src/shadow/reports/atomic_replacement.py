@@ -17,7 +17,7 @@ READY = "ready"
 WAITING = ".new"
 
 FINISHED = "matrices.parquet"  # a report is there if this file is
-TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "files", "matrices")
+TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
 FILES_OF_A_PAIR = ("summary.json", *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 
 

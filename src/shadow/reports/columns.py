@@ -116,14 +116,13 @@ ESTIMATED = frozenset(_SKETCH["estimated"])  # columns that have an error in `sk
 _NAMED = {column.name: column for column in (*SPECTRAL, *DELTA)}
 ERRORS = tuple(_error(_NAMED[name]) for name in _SKETCH["estimated"])
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
-TENSORS, RESIDUAL, SPECTRA = (_group(name) for name in ("tensors", "residual", "spectra"))
+TENSORS, SPECTRA = (_group(name) for name in ("tensors", "spectra"))
 FILES = _group("files")
 BATCH, COMPARISON = (_group(name) for name in ("batch", "comparison"))
 COUNTS, FIGURES, SCORES = (_group(name) for name in ("counts", "figures", "scores"))
 _COLUMNS = {
     "matrices": MATRICES,
     "tensors": TENSORS,
-    "residual": RESIDUAL,
     "files": FILES,
     "spectra": SPECTRA,
     "batch": BATCH,

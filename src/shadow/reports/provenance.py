@@ -228,7 +228,7 @@ def unreadable(path: Path, error: Exception) -> ShadowError:
 def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:
     """Refuse a finished report that lacks a table which its metadata say was written.
 
-    Older reports have no residual.parquet or files.parquet, and no seal that names them. spectra:
+    Older reports have no files.parquet, and no seal that names them. spectra:
     must singular values be there too, if the audit wrote them? A copy for a reader of other tables
     leaves them out. Raises ShadowError.
     """

@@ -79,11 +79,6 @@ class Report:
         return frame_of(self.table("tensors"))
 
     @cached_property
-    def residual(self) -> pd.DataFrame:
-        """A row for each layer and direction of the residual stream; empty in older reports."""
-        return frame_of(self.table("residual"))
-
-    @cached_property
     def files(self) -> pd.DataFrame:
         """A row for each file of either side: `shadow schema files`; empty in older reports."""
         return frame_of(self.table("files"))

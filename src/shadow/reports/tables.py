@@ -24,8 +24,8 @@ from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import missing, unreadable
 from shadow.text import several
 
-STORED = ("matrices", "tensors", "residual", "files", "spectra")  # tables of a pair's folder
-LATER = ("residual", "files")  # tables that older reports lack
+STORED = ("matrices", "tensors", "files", "spectra")  # tables of a pair's folder
+LATER = ("files",)  # tables that older reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
 FEW_ROWS = 2_000  # up to which columns are read one by one: handing them to threads takes as long

@@ -42,7 +42,6 @@ from shadow.spectra.null import (
 )
 from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
-from shadow.spectra.residual import Direction, Residual, on_short_side, sketch_of_gram
 from shadow.spectra.rest import noise_like_rest, rest_values
 from shadow.spectra.rounding import (
     Undone,
@@ -82,7 +81,6 @@ from shadow.spectra.spectrum import (
     shape_of,
     solve_anew,
     spectrum,
-    symmetric_product,
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
 from shadow.spectra.sums import Extent, Sums, sums
@@ -117,12 +115,11 @@ class Means:
 
 
 class Measured(NamedTuple):
-    """The numbers of a matrix pair, and the sketch of its delta where one was asked for."""
+    """The numbers of a matrix pair."""
 
     base: Measurement
     tuned: Measurement
     delta: Measurement
-    sketch: NDArray[np.float32] | None
 
 
 def working_dtype(*formats: str) -> torch.dtype:
@@ -160,17 +157,15 @@ def measure_pair(
     total: Sums,
     means: Means,
     key: str,
-    direction: Direction | None = None,
 ) -> Measured:
-    """All numbers of base, tuned and delta, and what `shadow.spectra.residual` keeps of the delta.
+    """All numbers of base, tuned and delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
-    total the sums of `summed`, key names the matrix for the sampled null. direction: how the matrix
-    meets the residual stream; None, and there is no sketch.
+    total the sums of `summed`, key names the matrix for the sampled null.
     """
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     profile, scale, size = total.profile, total.profile.scale, total.size
-    made = _by_spectra(sides, total, formats, means, key, direction)
+    made = _by_spectra(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
@@ -207,7 +202,7 @@ def measure_pair(
     binades = vars(undone.binades) if undone.binades else {}
     lists = {f"binade_{name}": numbers for name, numbers in binades.items()}
     delta = Measurement("delta", made.precision, {**values, **about_kept}, made.sigma, lists)
-    return Measured(made.base, made.tuned, delta, made.sketch)
+    return Measured(made.base, made.tuned, delta)
 
 
 class _Figured(NamedTuple):
@@ -218,7 +213,6 @@ class _Figured(NamedTuple):
     values: Values  # of the delta
     precision: Precision  # of the delta, as it was used
     sigma: NDArray[np.float64]  # of the delta; none of them in `sketch`
-    sketch: NDArray[np.float32] | None
     delta: Spectrum | None  # None in `sketch`
 
 
@@ -228,12 +222,11 @@ def _by_spectra(
     formats: tuple[str, str],
     means: Means,
     key: str,
-    direction: Direction | None,
 ) -> _Figured:
     """The columns that rest on singular values, from all of them or, in `sketch`, by estimates."""
     means = _tier(means, sides.shape)
     if means.method.precision == "sketch":
-        return _by_sketches(sides, total, means, key, direction)
+        return _by_sketches(sides, total, means, key)
     method, profile, scale = means.method, total.profile, total.profile.scale
     vectors = VECTORS if method.subspaces else 0
     weights: list[Measurement] = []
@@ -252,7 +245,7 @@ def _by_spectra(
         of_weights = spectrum_values(found)
         weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
     read = partial(delta_blocks, sides, scale)
-    delta, kept_sketch = _delta_spectrum(sides, read, profile, means, direction)
+    delta = _delta_spectrum(sides, read, profile, means)
     values = spectrum_values(delta)
     values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
@@ -281,7 +274,6 @@ def _by_spectra(
         values,
         delta.precision,
         delta.sigma,
-        kept_sketch,
         delta,
     )
 
@@ -293,16 +285,13 @@ def _tier(means: Means, shape: tuple[int, int]) -> Means:
     return replace(means, method=replace(means.method, precision="default"))
 
 
-def _by_sketches(
-    sides: Sides, total: Sums, means: Means, key: str, direction: Direction | None
-) -> _Figured:
+def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> _Figured:
     """By products with few vectors; the delta of an adapter, from its factors, has all values, and
     so has a side of zeros.
     """
     profile, scale = total.profile, total.profile.scale
     subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
     made: dict[Subject, Sketch] = {}
-    residual = Residual(sides.shape, direction) if direction else None
     scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
     energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
     norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
@@ -315,8 +304,7 @@ def _by_sketches(
     }
     if asked:
         sizes = {name: (by, norms[name]) for name, by in asked.items()}
-        look = residual.add if residual and "delta" in asked else None
-        made = sketches(of_pair(sides, asked, look), sides.shape, sizes, key)
+        made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
     whole, nothing = None, np.zeros(0)
     if adapted is not None:
         whole = _update_spectrum(adapted, norms["delta"])
@@ -358,15 +346,12 @@ def _by_sketches(
             compared = subspace_values(before, after, of_delta, sides, profile)
             largest = (strongest.value + strongest.error) / norms["delta"]
             values |= compared | subspace_errors(compared, base, tuned, largest, profile)
-    if residual and "delta" not in asked:
-        _show(residual, sides, delta_blocks(sides, scale, sides.dtype))
     return _Figured(
         weights[0],
         weights[1],
         values,
         whole.precision if whole else "sketch",
         whole.sigma if whole else nothing,
-        residual.sketch(profile.energy) if residual else None,
         whole,
     )
 
@@ -384,47 +369,20 @@ def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
     return {"floor_ratio": math.ldexp(floor, finer)}
 
 
-def _delta_spectrum(
-    sides: Sides, read: Read, profile: Profile, means: Means, direction: Direction | None
-) -> tuple[Spectrum, NDArray[np.float32] | None]:
-    """The spectrum of D, whose scaled blocks are read, and its sketch where there is a direction.
-
-    Where the residual stream is on the side of the Gram matrix, the sketch comes from there; else
-    it takes one more pass over both sides.
-    """
-    shape, norm = sides.shape, math.sqrt(profile.energy) / profile.scale
-    sketches: list[NDArray[np.float32]] = []
-
-    def look(lower: Tensor) -> None:
-        times = partial(symmetric_product, lower)
-        sketches.append(sketch_of_gram(times, len(lower), profile.energy))
-
+def _delta_spectrum(sides: Sides, read: Read, profile: Profile, means: Means) -> Spectrum:
+    """The spectrum of D, whose scaled blocks are read; that of an update from its factors."""
+    norm = math.sqrt(profile.energy) / profile.scale
     if isinstance(sides.tuned, Updated):
-        delta = _update_spectrum(sides.tuned, norm)
-    else:
-        by_gram = direction is not None and on_short_side(shape, direction)
-        delta = spectrum(
-            read,
-            shape,
-            norm,
-            profile.scale,
-            means.method.precision,
-            sides.dtype == torch.float64,
-            grams=means.grams,
-            look=look if by_gram else None,
-        )
-    if direction is None:
-        return delta, None
-    if sketches:
-        return delta, sketches[-1]
-    residual = Residual(shape, direction)
-    _show(residual, sides, read(sides.dtype))
-    return delta, residual.sketch(profile.energy)
-
-
-def _show(residual: Residual, sides: Sides, of_delta: Iterator[Tensor]) -> None:
-    for (_, corner), block in zip(blocks(sides.tuned), of_delta, strict=True):
-        residual.add(block, corner)
+        return _update_spectrum(sides.tuned, norm)
+    return spectrum(
+        read,
+        sides.shape,
+        norm,
+        profile.scale,
+        means.method.precision,
+        sides.dtype == torch.float64,
+        grams=means.grams,
+    )
 
 
 def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: str) -> Values:
@@ -466,7 +424,7 @@ def _difference(sides: Sides, means: Means, key: str) -> Values:
         alone = one_alone(partial(read, sides.dtype), sides.space)
         made = sketches(alone, sides.shape, {"delta": (profile.scale, norm)}, key)
         return sketched_delta(made["delta"], *closed_null(profile), None) | covered
-    delta, _ = _delta_spectrum(sides, read, profile, means, None)
+    delta = _delta_spectrum(sides, read, profile, means)
     values = spectrum_values(delta)
     return {**values, **null_values(delta, profile, values["participation_ratio"]), **covered}
 

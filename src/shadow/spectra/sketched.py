@@ -31,7 +31,7 @@ from shadow.spectra.krylov import (
 from shadow.spectra.measurement import Subject, Values
 from shadow.spectra.null import Profile
 from shadow.spectra.purity import NOISE
-from shadow.spectra.spectrum import Corner, Sides, Spectrum, Workspace, blocks
+from shadow.spectra.spectrum import Sides, Spectrum, Workspace, blocks
 from shadow.spectra.subspace import GAPS, SUBSPACE
 
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
@@ -96,22 +96,16 @@ def sketches(
     return dict(zip(sizes, made, strict=True))
 
 
-def of_pair(
-    sides: Sides, scales: Mapping[Subject, float], look: Callable[[Tensor, Corner], None] | None
-) -> Reading:
-    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides.
-
-    look: is shown the blocks of the last, and where each begins, while they are read first.
-    """
+def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
+    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides."""
     keep, kept = [*scales] == ["delta"] and kept_elements(sides.shape) > 0, list[list[Tensor]]()
-    looks = [look] if look else []
 
     def read() -> Iterator[list[Tensor]]:
         space = sides.space
         if kept:
             yield from kept
             return
-        for index, corner in blocks(sides.tuned):
+        for index, _ in blocks(sides.tuned):
             b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
             number = f" {len(kept)}" if keep else ""  # of a buffer, which later pairs use again
@@ -121,10 +115,7 @@ def of_pair(
             made = [_single(parts[name], by, name + number, space) for name, by in scales.items()]
             if keep:
                 kept.append(made)
-            for show in looks:
-                show(made[-1], corner)
             yield made
-        looks.clear()
 
     return read
 

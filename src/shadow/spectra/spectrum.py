@@ -292,8 +292,8 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 @cache
 def blas() -> dict[str, Routine] | None:
-    """BLAS's `?syrk`, `?symm` and `?symv`; None where SciPy's BLAS has other integers than C's."""
-    counts = {"syrk": 10, "symm": 12, "symv": 10}
+    """BLAS's `?syrk` and `?symv`; None where SciPy's BLAS has other integers than C's."""
+    counts = {"syrk": 10, "symv": 10}
     return routines(cython_blas, {f"{x}{name}": n for name, n in counts.items() for x in "sd"})
 
 
@@ -314,26 +314,6 @@ def _add_product(
     form, depth = b"T" if wide else b"N", block.size // side
     syrk = routine[f"{LETTER[total.dtype]}syrk"]
     syrk(b"U", form, side, depth, one, block, width, one, total, side)
-
-
-def symmetric_product(lower: Tensor, few: NDArray[np.floating]) -> NDArray[np.floating]:
-    """G few, (side, k) in the dtype of G, of the symmetric matrix G whose lower triangle is given.
-
-    lower: (side, side), C-contiguous float32 or float64, left as it is; few: (side, k).
-    """
-    side, count = few.shape
-    matrix = lower.numpy()
-    rows = np.ascontiguousarray(few.T, dtype=matrix.dtype)
-    routine = blas()
-    if routine is None:
-        triangle = np.tril(matrix)
-        return np.asarray(triangle @ rows.T + np.tril(matrix, -1).T @ rows.T)
-    out = np.empty_like(rows)
-    one, zero = matrix.dtype.type(1.0), matrix.dtype.type(0.0)
-    # as in `_add_product`, the lower triangle is the upper one there
-    symm = routine[f"{LETTER[matrix.dtype]}symm"]
-    symm(b"L", b"U", side, count, one, matrix, side, rows, side, zero, out, side)
-    return out.T
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
@@ -398,8 +378,6 @@ def _leading(
 Read = Callable[[torch.dtype], Iterator[Tensor]]
 # all eigenvalues, and vectors where they are wanted
 Eigen = tuple[NDArray[np.float64], NDArray[np.float64] | None]
-# is shown the lower triangle of a Gram matrix, (side, side), and leaves it as it is
-Look = Callable[[Tensor], None]
 
 
 class Grams:
@@ -435,7 +413,6 @@ def spectrum(
     wide_format: bool,
     vectors: int = 0,
     grams: Grams = ON_CPU,
-    look: Look | None = None,
 ) -> Spectrum:
     """Singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields in order.
 
@@ -443,8 +420,7 @@ def spectrum(
     multiplied by. wide_format says that the stored numbers have more bits than float32 products
     keep (F32, F64): then, and where the short side is small, `exact` is taken instead of `default`.
     Returns `precision` as it was used. vectors: how many leading singular vectors of the short side
-    to return as well, at most. grams: where its Gram matrix is made. look: is shown the Gram matrix
-    of the scaled blocks before it is solved; where several are made, those of the result last.
+    to return as well, at most. grams: where its Gram matrix is made.
     """
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
@@ -453,7 +429,7 @@ def spectrum(
     moved = False
     while True:
         values, floor, leading, elsewhere = gram_singular_values(
-            read, shape, norm * scale, precision, min(vectors, side), grams, look
+            read, shape, norm * scale, precision, min(vectors, side), grams
         )
         moved |= elsewhere  # also where a Gram that was moved only decides that another is made
         unresolved = int(np.count_nonzero(values < floor))
@@ -501,14 +477,11 @@ def gram_singular_values(
     precision: Precision,
     vectors: int = 0,
     grams: Grams = ON_CPU,
-    look: Look | None = None,
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
     """Singular values, descending, their floor, leading vectors of the short side, and moved."""
     dtype = torch.float64 if precision == "exact" else torch.float32
 
     def solve(lower: Tensor) -> Eigen:
-        if look is not None:
-            look(lower)
         if vectors:
             return with_vectors(lower, vectors)
         return eigenvalues(lower.double()), None

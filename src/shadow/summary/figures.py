@@ -97,10 +97,6 @@ class _Shares:
 class PairFigures(Named, DepthFigures, _Shares, Medians, _Size):
     """The figures of a pair over all matrices that changed; None where one is undefined."""
 
-    reading_participation_ratio: float | None
-    reading_participation_ratio_stacked: float | None
-    writing_participation_ratio: float | None
-    writing_participation_ratio_stacked: float | None
     embedding_row_participation_ratio: float | None
     embedding_rows_changed: float | None
     relative_norm_overall_unrounded_least: float | None = None

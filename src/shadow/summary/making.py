@@ -21,7 +21,6 @@ from shadow.summary.bootstrap import (
     Blocks,
     Interval,
     Statistic,
-    blocks_of,
     interval,
     intervals_of_medians,
 )
@@ -271,20 +270,6 @@ def _depth(rows: Rows, component: str | None) -> _Tally:
     return depth
 
 
-def _residual(rows: Rows, component: str | None) -> _Tally:
-    """Directions of the residual stream: of a layer, the median, and of all layers stacked."""
-    residual = _Tally(rows)
-    stacked = rows.residual.of(component)
-    for direction in ("reading", "writing"):
-        stacks = stacked.where(are(stacked["direction"], direction))
-        by_layer, whole = stacks.inside, stacks.outside["participation_ratio"]
-        name = f"{direction}_participation_ratio"
-        blocks = blocks_of(by_layer["component"].tolist(), by_layer["layer"])
-        residual.add_medians({name: by_layer["participation_ratio"]}, blocks)
-        residual.figures[f"{name}_stacked"] = finite(max(whole, default=None))
-    return residual
-
-
 def _overall(rows: Rows) -> _Tally:
     """The figures of the pair that have intervals, in the order of these."""
     deltas, tally = rows.deltas, _Tally(rows)
@@ -307,7 +292,6 @@ def _overall(rows: Rows) -> _Tally:
         if {component, "language"} <= with_base:
             tally.add_ratio(name, *(tally.of(deltas.of(one)) for one in (component, "language")))
     tally.join(_depth(rows, rows.main))
-    tally.join(_residual(rows, rows.main))
     return tally
 
 
@@ -437,12 +421,6 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
         component: total_of(_known(group["energy"]))
         for (component,), group in deltas.inside.groups("component")
     }
-    stacks = {
-        tuple(key): ratio
-        for *key, ratio in rows.residual.each(
-            "component", "layer", "direction", "participation_ratio"
-        )
-    }
     layer_rows = []
     for place, (component, layer) in enumerate(rows.layers):
         here = np.flatnonzero(at == place)
@@ -457,13 +435,7 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
             "up_effective_rank_shift": median(numbers["effective_rank_shift"][here[up[here]]]),
         }
         medians = {name: median(numbers[name][here]) for name in BY_LAYER}
-        directions = {
-            f"{direction}_participation_ratio": finite(
-                stacks.get((component, layer, direction), math.nan)
-            )
-            for direction in ("reading", "writing")
-        }
-        layer_rows.append(row_of(LayerRow, counted, medians, directions))
+        layer_rows.append(row_of(LayerRow, counted, medians))
     return layer_rows
 
 

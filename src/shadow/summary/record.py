@@ -37,8 +37,8 @@ STATUSES = ("measured", "identical", "skipped")  # of tensors
 class PairRecord:
     """What was measured of one pair: the first keys of `summary.json`, in their order.
 
-    Figures are medians over all delta rows unless their name says otherwise; those of depth and of
-    the residual stream are of the main component, language where there is one.
+    Figures are medians over all delta rows unless their name says otherwise; those of depth
+    are of the main component, language where there is one.
     """
 
     schema: int

@@ -160,8 +160,6 @@ class LayerRow:
     spikes: float | None
     up_effective_rank_shift: float | None
     """Of the MLP up-projections; the median of several experts."""
-    reading_participation_ratio: float | None
-    writing_participation_ratio: float | None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,6 @@ class Rows:
     """The rows of tuned matrices that have no base."""
     tensors: Columns
     """All rows of tensors.parquet, with was_compared."""
-    residual: Columns
     files: list[dict[str, Any]]
     """All rows of files.parquet; none where it is not given."""
     layers: Sequence[tuple[str, int]]
@@ -123,7 +122,6 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
         deltas=deltas.added(**made),
         alone=columns_of(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
-        residual=columns_of(tables["residual"]),
         files=tables["files"].to_pylist() if "files" in tables else [],
         layers=layers,
     )

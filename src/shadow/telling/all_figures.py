@@ -20,7 +20,6 @@ RATIOS = (
     ("vision_to_language", "vision : language"),
     ("projector_to_language", "projector : language"),
 )
-STREAM = (("reading_participation_ratio", "read"), ("writing_participation_ratio", "written"))
 
 
 def all_figures(summary: Summary) -> list[FigureRow]:
@@ -92,9 +91,7 @@ def _directions(summary: Summary) -> Iterator[FigureRow]:
 
 
 def _where(summary: Summary) -> Iterator[FigureRow]:
-    """How evenly the change lies over layers, over attention and MLP, over components and tokens,
-    and over the residual stream.
-    """
+    """How evenly the change lies over layers, attention and MLP, components and tokens."""
     f = summary.figures
     if f.effective_layers is not None and f.depth_entropy is not None:
         of = f"of {text_of(f.depth_layers, 'count')}, effective number"
@@ -104,10 +101,6 @@ def _where(summary: Summary) -> Iterator[FigureRow]:
             sizes = parameter_ratio(summary, name)
             of = "" if sizes is None else f"of their parameters {text_of(sizes, 'ratio')}"
             yield FigureRow(title, quantity(summary, name, "ratio"), of)
-    for name, verb in STREAM:
-        if f[name] is not None:
-            remark = f"directions {verb}, in the median layer"
-            yield FigureRow("residual stream", quantity(summary, name, "about"), remark)
     if f.embedding_rows_changed is not None:
         changed = text_of(f.embedding_rows_changed, "share")
         tokens = Quantity(f.embedding_row_participation_ratio, "ratio")

@@ -26,7 +26,7 @@ from shadow.telling.summary_file import SUMMARISED, believed
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
-    """The summary of the tables matrices, tensors, residual and files, or of what is `needed` of
+    """The summary of the tables matrices, tensors and files, or of what is `needed` of
     them; metadata is what Identity has.
     """
     rows = read_rows(tables)

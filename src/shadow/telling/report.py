@@ -61,7 +61,6 @@ DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles a
     ("relative_norm", "rel. norm", "share"),
     ("energy_share", "energy", "share"),
     ("concentration", "concentration", "fixed"),
-    ("reading_participation_ratio", "directions read", "number"),
 )
 
 

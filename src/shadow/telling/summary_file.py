@@ -37,7 +37,7 @@ from shadow.reports.parquet import pages_of
 from shadow.reports.report import Report
 
 FILE = "summary.json"
-SUMMARISED = ("matrices", "tensors", "residual", "files")  # the tables that a summary is made from
+SUMMARISED = ("matrices", "tensors", "files")  # the tables that a summary is made from
 SEAL = "seal"  # its key in a report's metadata
 # what metadata say a report is of
 IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")

@@ -138,8 +138,6 @@ Object.assign(Pair.prototype, {
       "energy_share",
       "spikes",
       "effective_rank_shift",
-      "reading_participation_ratio",
-      "writing_participation_ratio",
     ];
     options(
       this.control("sides-metric"),
