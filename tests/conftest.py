@@ -68,3 +68,12 @@ def demo_reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     run_shadow("audit", "demo", "-o", "reports", cwd=folder).assert_done()
     return folder / "reports" / "demo"
+
+
+@pytest.fixture(params=[True, False], ids=["MKL at home", "elsewhere"])
+def mkl(request, monkeypatch):
+    """Both choices of libraries that follow from the CPU's vendor, on any machine."""
+    from shadow.spectra import spectrum
+
+    monkeypatch.setattr(spectrum, "mkl_is_at_home", lambda: request.param)
+    return request.param

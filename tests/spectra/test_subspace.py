@@ -297,7 +297,7 @@ def test_tiny_deltas_keep_their_alignment():
 
 
 @pytest.mark.parametrize("dtypes", [("BF16", "BF16"), F64])
-def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
+def test_lanczos_on_large_sides_agrees(dtypes, mkl, monkeypatch):
     """On large sides vectors come from Lanczos: the same numbers."""
     base, tuned = (torch.from_numpy(W) for W in pair(260, 320))
     if dtypes != F64:
@@ -308,7 +308,7 @@ def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
         assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=2e-6)
 
 
-def test_lanczos_that_misses_a_copy_is_replaced(monkeypatch):
+def test_lanczos_that_misses_a_copy_is_replaced(mkl, monkeypatch):
     """Forty equal singular values, one of them in a Krylov space: all vectors are computed then."""
     for name in ("OPENBLAS_SIDE", "OPENBLAS_SIDE_AT_HOME"):
         monkeypatch.setattr(spectrum, name, 50)

@@ -15,7 +15,7 @@ is reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
@@ -25,13 +25,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import cython_blas
 from torch import Tensor
 
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
-from shadow.spectra.routines import Routine, routines
-from shadow.spectra.tridiagonal import eigensystem
+from shadow.spectra.tridiagonal import eigensystem, require_square
 
 Made = TypeVar("Made")
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
@@ -43,12 +41,12 @@ SMALL_BLOCK = 1 << 19
 # blocks. Its columns at most: a sum of so many squares in float32 is right to 1e-6.
 TILE = 1 << 18
 WIDEST = 1 << 13
-# Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
-# of the time at 896, 0.85 at 2048, 1.4 at 3072. With vectors they come with all eigenvalues from
-# one tridiagonal form. Above it MKL's eigenvalues and Lanczos for the vectors take less, even where
-# the spectrum is flat (800 products for 64 vectors; 200 where it decays).
+# Up to this side leading vectors come with all eigenvalues from one tridiagonal form, by OpenBLAS,
+# on processors other than Intel's: in 0.7 of the time at 2048. Above it torch's eigenvalues and
+# Lanczos for the vectors take less, even where the spectrum is flat (800 products for 64 vectors;
+# 200 where it decays).
 OPENBLAS_SIDE = 2048
-# The same with vectors on Intel's processors, where MKL's eigenvalues take half of OpenBLAS's time
+# The same on Intel's processors, where MKL's eigenvalues take half of OpenBLAS's time
 # at 1536 and 2048, and Lanczos as long again where the spectrum is flat (benchmarks/README.md).
 OPENBLAS_SIDE_AT_HOME = 1536
 KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
@@ -260,7 +258,7 @@ def mkl_is_at_home() -> bool:
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
     eigenvalues of an 896-side Gram in 0.60 of the time (benchmarks/spectrum_methods.py measures it
-    anew). Products are OpenBLAS's on any processor: on a Xeon with AMX, sides 896 to 4096, its
+    again). Products are NumPy's on any processor: on a Xeon with AMX, sides 896 to 4096, OpenBLAS's
     rank-k updates took 0.81 to 0.91 of the time of MKL's products by panels.
     """
     try:
@@ -273,91 +271,54 @@ def mkl_is_at_home() -> bool:
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
     """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
 
-    Returns (side, side) with the lower triangle right; what is above the diagonal is undefined, but
-    finite where the blocks are. dtype: float32 or float64.
+    Returns (side, side), symmetric. dtype: float32 or float64. NumPy makes the product of a matrix
+    with its own transpose by a rank-k update, so that it costs half of another product.
     """
     total = torch.zeros((side, side), dtype=dtype)
-    product: Tensor | None = None
-    routine = blas()
+    product = torch.empty_like(total)
     for block in matrix_blocks:
-        if routine is not None:
-            _add_product(routine, total.numpy(), block.contiguous().numpy(), wide)
-        else:  # NumPy does half the work too, but mirrors the half and needs another sum
-            x = block if wide else block.T
-            product = torch.empty_like(total) if product is None else product
-            np.matmul(x.numpy(), x.T.numpy(), out=product.numpy())
-            total += product
+        x = block.contiguous() if wide else block.contiguous().T
+        np.matmul(x.numpy(), x.T.numpy(), out=product.numpy())
+        total += product
     return total
 
 
-@cache
-def blas() -> dict[str, Routine] | None:
-    """BLAS's `?syrk` and `?symv`; None where SciPy's BLAS has other integers than C's."""
-    counts = {"syrk": 10, "symv": 10}
-    return routines(cython_blas, {f"{x}{name}": n for name, n in counts.items() for x in "sd"})
-
-
-LETTER = {np.dtype(np.float32): "s", np.dtype(np.float64): "d"}  # of a routine's name
-
-
-def _add_product(
-    routine: Mapping[str, Routine],
-    total: NDArray[np.floating],
-    block: NDArray[np.floating],
-    wide: bool,
-) -> None:
-    """Add W Wᵀ (wide) or Wᵀ W to a lower triangle; both matrices are C-contiguous.
-
-    In Fortran's order rows are columns, so the lower triangle is the upper one there.
-    """
-    side, width, one = len(total), block.shape[1], total.dtype.type(1.0)
-    form, depth = b"T" if wide else b"N", block.size // side
-    syrk = routine[f"{LETTER[total.dtype]}syrk"]
-    syrk(b"U", form, side, depth, one, block, width, one, total, side)
-
-
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the float64 matrix with this lower triangle, overwritten."""
-    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE:
-        return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy())
-    return eigensystem(lower.numpy(), 0)[0]
+    """Eigenvalues, ascending, of the matrix with this lower triangle.
+
+    Raises TypeError but for a square contiguous matrix in float64. By torch on any processor: an
+    audit of 0.5B shapes took 0.99 to 1.09 of the time of one by OpenBLAS on a Zen 4.
+    """
+    require_square("eigenvalues", lower.numpy())
+    return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy())
 
 
-def with_vectors(lower: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def with_vectors(gram: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
 
-    lower: the lower triangle of a symmetric matrix; it is overwritten.
+    gram: symmetric, in float32 or float64; it may be overwritten.
     """
     largest = OPENBLAS_SIDE_AT_HOME if mkl_is_at_home() else OPENBLAS_SIDE
-    routine = blas()
-    if len(lower) <= largest or routine is None:
-        return eigensystem(lower.double().numpy(), count)
-    values = eigenvalues(lower.double())
-    return values, _leading(routine, lower, values, count)
+    if len(gram) <= largest:
+        return eigensystem(gram.double().numpy(), count)
+    values = eigenvalues(gram.double())
+    return values, _leading(gram, values, count)
 
 
-def _leading(
-    routine: Mapping[str, Routine], lower: Tensor, values: NDArray[np.float64], count: int
-) -> NDArray[np.float64]:
+def _leading(gram: Tensor, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """The leading eigenvectors (side, count) by restarted Lanczos, checked against all values.
 
-    Each product reads half of the matrix, as it waits for memory: 0.55 to 0.6 of the time of one
-    with the whole. Products with a float32 matrix are in float32: their rounding turns the vectors
-    no more than that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue,
-    or not converge: then the matrix is reduced to tridiagonal form.
+    Products with a float32 matrix are in float32: their rounding turns the vectors no more than
+    that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
+    converge: then the matrix is reduced to tridiagonal form.
     """
     # imported here: most audits have no side that large, and the import takes 20 ms
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-    matrix, side = lower.numpy(), len(lower)
-    symv = routine[f"{LETTER[matrix.dtype]}symv"]
-    one, zero, out = matrix.dtype.type(1.0), matrix.dtype.type(0.0), np.empty(side, matrix.dtype)
+    matrix, side = gram.numpy(), len(gram)
 
     def times(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        narrow = np.ascontiguousarray(x.reshape(-1), dtype=matrix.dtype)
-        # as in `_add_product`, the lower triangle is the upper one there
-        symv(b"U", side, one, matrix, side, narrow, 1, zero, out, 1)
-        return out.astype(np.float64)
+        return np.asarray(matrix @ x.reshape(-1).astype(matrix.dtype), np.float64)
 
     product = LinearOperator(matrix.shape, matvec=times, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(side)
@@ -366,13 +327,13 @@ def _leading(
     again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}
     try:
         largest, vectors = eigsh(
-            product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[lower.dtype], **again
+            product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[gram.dtype], **again
         )
-        if np.abs(largest - values[-count:]).max() <= SAME_EIGENVALUE[lower.dtype] * values[-1]:
+        if np.abs(largest - values[-count:]).max() <= SAME_EIGENVALUE[gram.dtype] * values[-1]:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
-    return eigensystem(lower.double().numpy(), count)[1]
+    return eigensystem(gram.double().numpy(), count)[1]
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]

@@ -12,16 +12,13 @@ The routines are those of SciPy's LAPACK (`shadow.spectra.routines`).
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cython_lapack, eigh_tridiagonal
+from scipy.linalg import eigh_tridiagonal
 
-from shadow.spectra.routines import Routine, routines
+from shadow.spectra.routines import Routine, array_fault, lapack
 
 PANEL = 64  # columns that LAPACK's blocked routines may take at once
-POINTERS = {"dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13}  # arguments of each routine
 # inner products of the vectors of one matrix; dstein leaves 1e-14, more says that it failed
 ORTHONORMAL = 1e-10
 
@@ -32,13 +29,16 @@ def eigensystem(
     """Eigenvalues (n,), ascending, and eigenvectors (n, count) of the largest ones, largest first.
 
     lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are
-    the same to the last bit whatever the count.
+    the same to the last bit whatever the count. Raises TypeError for any other matrix.
     """
+    require_square("eigensystem", lower)
+    n = len(lower)
+    if not 0 <= count <= n:
+        raise TypeError(f"eigensystem: {count} vectors of {n}")
     of_lapack = lapack()
     if of_lapack is None:
         values, vectors = np.linalg.eigh(lower, UPLO="L")
         return values, np.ascontiguousarray(vectors[:, ::-1][:, :count])
-    n = len(lower)
     diagonal, beside, scales = np.empty(n), np.empty(n), np.empty(n)
     work, info = np.empty(PANEL * n + 2 * PANEL**2), np.zeros(1, np.intc)
     # row by row the lower triangle is, in Fortran's order, the upper one
@@ -56,6 +56,16 @@ def eigensystem(
     return values, vectors[::-1].T
 
 
+def require_square(name: str, matrix: object) -> None:
+    """Raise TypeError, with the function's name, but for a square matrix in C-contiguous float64
+    that may be overwritten and is not empty.
+    """
+    n = len(matrix) if isinstance(matrix, np.ndarray) and matrix.ndim == 2 else 0
+    fault = array_fault(matrix, (n, n)) or (None if n else "is empty")
+    if fault:
+        raise TypeError(f"{name}: the matrix {fault}")
+
+
 def _of_tridiagonal(
     dstein: Routine,
     diagonal: NDArray[np.float64],
@@ -65,7 +75,8 @@ def _of_tridiagonal(
     """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
     n, count = len(diagonal), len(values)
     vectors, info = np.empty((count, n)), np.zeros(1, np.intc)
-    blocks = np.ones(count, np.intc), np.array([n], np.intc)  # of one block, which ends at n
+    # of one block, which ends at n; LAPACK may read as many ends as there are rows
+    blocks = np.ones(count, np.intc), np.full(n, n, np.intc)
     work, iwork, failed = np.empty(5 * n), np.empty(n, np.intc), np.empty(count, np.intc)
     tridiagonal = n, diagonal, beside
     dstein(*tridiagonal, count, values.copy(), *blocks, vectors, n, work, iwork, failed, info)
@@ -75,9 +86,3 @@ def _of_tridiagonal(
         diagonal, beside[: n - 1], select="i", select_range=(n - count, n - 1)
     )
     return np.ascontiguousarray(vectors.T)
-
-
-@cache
-def lapack() -> dict[str, Routine] | None:
-    """The routines by name, or None where SciPy's LAPACK has other integers than C's int."""
-    return routines(cython_lapack, POINTERS)
