@@ -262,7 +262,7 @@ def schema_document() -> str:
         "",
         (
             "Made by `make docs` from src/shadow/."
-            " `shadow schema --format json` says the same to machines,"
+            " `shadow explain --all --json` says the same to machines,"
         ),
         "`shadow explain COLUMN` has sources and pitfalls.",
         "",

@@ -618,7 +618,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that i
 
 @FULL
 @pytest.mark.parametrize(
-    "arguments", ["schema --format json", "schema", "explain label", "--version"]
+    "arguments", ["explain --all --json", "explain --all", "explain gates", "--version"]
 )
 def test_output_that_cannot_be_written_is_one_error_line(arguments):
     """A full disk behind stdout, for a large text and one that waits in a buffer until the end."""
@@ -641,7 +641,7 @@ def test_a_reader_that_has_gone_is_no_fault():
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ("schema --format json >&-", 0, ""),
+        ("explain --all --json >&-", 0, ""),
         ("--version >&-", 0, ""),
         ("audit --list - <&-", 2, "standard input is closed"),
     ],

@@ -74,7 +74,6 @@ def test_other_shells_take_a_pair_as_one_word():
         ("shadow explain con", ["conc.", "concentration", "condition_number"]),
         ("shadow explain zer", ["zeroed", "zero_share"]),
         ("shadow explain merged", ["merged_adapter"]),
-        ("shadow schema matr", ["matrices"]),
         ("shadow audi", ["audit"]),
         ("shadow audit --fetch sh", ["shards"]),
     ],
@@ -90,7 +89,6 @@ def test_every_word_that_is_offered_is_explained():
     assert len(completion.words("")) > 100
     known = [
         *(table.columns[-1].name for table in TABLES.values()),
-        "label_reason",
         *completion.TOPICS,
     ]
     assert set(known) <= set(completion.words(""))
@@ -110,7 +108,7 @@ def test_a_begun_word_loads_nothing_heavy():
         "import sys; from types import SimpleNamespace; from shadow.cli import completion as c; "
         "ctx = SimpleNamespace(params={}); "
         "assert c.families(ctx, 'demo') and c.targets(ctx, 'demo:'); "
-        "assert c.modules('') and c.words('') and c.tables(''); "
+        "assert c.modules('') and c.words(''); "
         "print(*{'torch', 'pandas', 'numpy', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run(

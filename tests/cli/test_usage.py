@@ -49,7 +49,7 @@ def shadow(monkeypatch, capsys):
             "did you mean 'shards'?",
         ),
         (
-            "schema --format yaml",
+            "families --format yaml",
             "--format: 'yaml' is not one of table, json",
             "such as --format table",
         ),

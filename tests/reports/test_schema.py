@@ -1,5 +1,5 @@
-"""`shadow schema` is the schema of the files, and reports that were made before the newest columns
-stay readable.
+"""`shadow explain --all` is the schema of the files; reports that were made before the newest
+columns stay readable.
 """
 
 from __future__ import annotations
@@ -72,26 +72,23 @@ def made_before(folder):
 
 def test_the_schema_is_that_of_the_files(demo, shadow):
     """Names, order and types of every column, as they stand in the Parquet files of an audit."""
-    told = {
-        name: json.loads(shadow("schema", name, "--format", "json").assert_done())
-        for name in STORED
-    }
+    told = json.loads(shadow("explain", "--all", "--json").assert_done())
     names = {
         "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
         "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
     }  # fmt: skip
     assert {path.stem for path in demo.glob("*.parquet")} == set(STORED)
     for name in STORED:
-        table = told[name]["tables"][name]
+        table = told["tables"][name]
         found = pq.read_schema(demo / table["file"])
         assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [
             (field.name, field.type) for field in found
         ]
-    assert told["spectra"]["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
+    assert told["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
 
 
 def test_a_type_has_one_name_in_arrow_and_in_the_schema():
-    """What `shadow schema` calls a list is what is written, of 64-bit integers or 32-bit floats."""
+    """What the schema calls a list is what is written, of 64-bit integers or 32-bit floats."""
     types = {kind: arrow_type(Column("a", kind, "")) for kind in STORED_TYPES}
     lists = {"ints": pa.list_(pa.int64()), "floats": pa.list_(pa.float32())}
     assert types == {
@@ -130,14 +127,15 @@ def test_columns_that_say_never_null_never_are(demo):
 
 
 def test_the_schema_for_people(shadow):
-    """Without a table an overview, with one a row a column; a wrong name gets the nearest."""
-    overview = shadow("schema").assert_done()
+    """An overview of the tables, and a row for each of their columns."""
+    shown = shadow("explain", "--all").assert_done()
     for name, table in TABLES.items():
-        assert name in overview
-        listed = shadow("schema", name).assert_done()
-        assert all(column.name in listed for column in table.columns)
-    assert "later" in shadow("schema", "matrices").out
-    assert "no table 'matrix'" in shadow("schema", "matrix").assert_refused(code=2)
+        assert name in shown
+        assert all(column.name in shown for column in table.columns)
+    assert "later" in shown
+    assert "leave the word out" in shadow("explain", "--all", "alpha").err
+    assert shadow("explain", "--json").code == 2
+    assert "the command schema is gone" in shadow("schema").assert_refused(code=2)
 
 
 def test_the_first_columns_stay_and_the_later_ones_are_known():
@@ -153,7 +151,7 @@ def test_the_first_columns_stay_and_the_later_ones_are_known():
 
 def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
     """Every key of summary.json and index.json, and every figure that is no matrix column."""
-    told = json.loads(shadow("schema", "--format", "json").assert_done())
+    told = json.loads(shadow("explain", "--all", "--json").assert_done())
     summary = json.loads((demo / "summary.json").read_text())
     assert list(told["files"]["summary.json"]) == list(summary)
     listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
@@ -161,7 +159,6 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
     assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
     index = Index("0.1.0", Kind(1, {}), None, (), ())
     assert list(told["files"]["index.json"]) == list(index.as_json())
-    assert "files" not in json.loads(shadow("schema", "spectra", "--format", "json").assert_done())
     shadow("explain", "concentration_q25").assert_done()
 
 
@@ -273,7 +270,7 @@ TOLD = [{"base": {"repo": "x", "commit": 5}}, {"seconds": "long"}, {"libraries":
 def test_metadata_of_other_types_are_one_line(run, shadow, told):
     """A side's commit that is a number, a time that is text: no report, whoever reads it."""
     rewrite(run, **told)
-    for arguments in (("show", "out"), ("merge", "out"), ("export", "out", "--to", "csv")):
+    for arguments in (("show", "out"), ("export", "out", "--to", "csv")):
         assert "not a report of shadow" in shadow(*arguments).assert_refused()
     assert "not a report of shadow" in shadow("report", "out", "-o", "x.html").err
 
@@ -283,7 +280,6 @@ def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
     rewrite(run, base={**metadata["base"], "commit": math.nan}, seconds=math.inf)
     (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
     assert told["base"]["commit"] is None
-    shadow("merge", "out").assert_done()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -326,13 +322,12 @@ def test_the_note_names_a_few():
 
 def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
     """The same in JSON, on the screen and in docs/schema.md, with all that the README reads."""
-    told = json.loads(shadow("schema", "--json").assert_done())["tables"]
+    told = json.loads(shadow("explain", "--all", "--json").assert_done())["tables"]
     marked = {
         name: [one["name"] for one in table["columns"] if one["start_here"]]
         for name, table in told.items()
     }
     start = marked.pop("matrices")
-    known = {one["name"] for one in told["matrices"]["columns"]}
     assert len(start) == 13
     assert {"tensor", "subject", "relative_norm", "concentration"} < set(start)
     assert {"participation_ratio", "null_participation_ratio", "spikes", "floor_ratio"} < set(start)
@@ -341,13 +336,6 @@ def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
         (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8").splitlines()
     )
     assert [line.split("`")[1] for line in lines if "**Start here.**" in line] == start
-    shown = run_shadow(
-        "schema", "matrices", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}
-    ).assert_done()
+    env = {**os.environ, "COLUMNS": "300"}
+    shown = run_shadow("explain", "--all", cwd=tmp_path, env=env).assert_done()
     assert [line.split()[0] for line in shown.splitlines() if "; start here" in line] == start
-    listed = [
-        line.split()[0]
-        for line in shown.splitlines()
-        if line.split()[:1] and line.split()[0] in known
-    ]
-    assert listed[: len(start)] == start

@@ -477,7 +477,7 @@ def test_a_condition_that_does_not_hold_is_no_fault(store, monkeypatch):
     [
         ("audit", "{}", "demo"),
         ("plan", "{}", "{}"),
-        *((command, "{}") for command in ("families", "explain", "schema", "show")),
+        *((command, "{}") for command in ("families", "explain", "show")),
     ],
 )
 @pytest.mark.parametrize("secret", ["hushhush", "hush/hush", "hu@sh"])

@@ -75,7 +75,7 @@ GROUPS = {
         exports.figure,
     ),
     "Check and keep reports": (gate.gate, reports.clean),
-    "Look up": (lookup.explain, lookup.schema, lookup.families),
+    "Look up": (lookup.explain, lookup.families),
 }
 
 

@@ -82,12 +82,6 @@ def verify_claims(incomplete: str) -> list[str]:
     return _begun(FORMS, incomplete)
 
 
-def tables(incomplete: str) -> list[str]:
-    from shadow.reports.columns import TABLES
-
-    return _begun(TABLES, incomplete)
-
-
 def _pairs(family: str, registry: Path | None) -> list[str]:
     from shadow.targets.families import load_families
 

@@ -92,8 +92,16 @@ def explain(
             autocompletion=completion.words,
         ),
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option("--all", help="Show the schema of report files: every table and column."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --all: print JSON.")] = False,
 ) -> None:
-    """Explain a column: formula, range, null value, source, pitfalls."""
+    """Explain a column: formula, range, null value, source, pitfalls. With --all, every table."""
+    if every or json:
+        _explain_all(words, every=every, json=json)
+        return
     from shadow.reports.columns import (
         BATCH,
         COUNTS,
@@ -119,8 +127,8 @@ def explain(
         return
     from shadow.telling.words import other_words
 
-    every = [column for table in TABLES.values() for column in table.columns]
-    columns = {column.name: column for column in (*every, *columns.values())}
+    all_columns = [column for table in TABLES.values() for column in table.columns]
+    columns = {column.name: column for column in (*all_columns, *columns.values())}
     found = _explained(word, columns)
     single = [_explained(one, columns) for one in words or ()]
     if not found and all(single):
@@ -137,6 +145,23 @@ def explain(
     shown = [column for _, column in found if column is not None]
     if (notation := notation_document(shown)) is not None:
         console.show(notation)
+
+
+def _explain_all(words: Sequence[str] | None, *, every: bool, json: bool) -> None:
+    if words or not every:
+        raise UsageError("--all shows every table, and --json goes with it", "leave the word out")
+    from shadow.reports.columns import TABLES
+
+    if json:
+        from shadow.reports.schema import schema_json
+
+        console.show_json(schema_json(TABLES.values()))
+        return
+    from shadow.telling.dictionary import schema_document, table_document
+
+    console.show(schema_document(list(TABLES.values())))
+    for table in TABLES.values():
+        console.show(table_document(table))
 
 
 def _with_words_of(word: str, known: Sequence[str]) -> str | None:
@@ -196,34 +221,3 @@ def _topic(word: str) -> Document:
     if word == "published":
         return dictionary.published_document(released())
     return dictionary.gates_document() if word == "gates" else dictionary.finding_document()
-
-
-def schema(
-    table: Annotated[
-        str | None,
-        typer.Argument(
-            help="A table of a report; without it, list all.",
-            metavar="TABLE",
-            autocompletion=completion.tables,
-        ),
-    ] = None,
-    format: option.Format = "table",
-    json: option.Json = False,
-) -> None:
-    """Show the schema of report files: tables, columns, types, units, null cases."""
-    as_json = json or format == "json"
-    from shadow.reports.columns import TABLES
-
-    if table is not None and table not in TABLES:
-        raise UsageError(
-            f"no table {table!r}", nearest(table, TABLES) or f"one of {', '.join(TABLES)}"
-        )
-    chosen = [TABLES[table]] if table else list(TABLES.values())
-    if as_json:
-        from shadow.reports.schema import schema_json
-
-        console.show_json(schema_json(chosen, files=table is None))
-        return
-    from shadow.telling.dictionary import schema_document, table_document
-
-    console.show(table_document(TABLES[table]) if table else schema_document(chosen))

@@ -61,7 +61,7 @@ class Table:
     """A table of a report."""
 
     name: str
-    """What `shadow schema` and exports call it."""
+    """What `explain --all` and exports call it."""
     file: str
     row: str
     columns: tuple[Column, ...]

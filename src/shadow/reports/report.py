@@ -70,17 +70,17 @@ class Report:
 
     @cached_property
     def matrices(self) -> pd.DataFrame:
-        """A row for each matrix and subject (base, tuned, delta): `shadow schema matrices`."""
+        """A row for each matrix and subject (base, tuned, delta)."""
         return frame_of(self.table("matrices"))
 
     @cached_property
     def tensors(self) -> pd.DataFrame:
-        """A row for each tensor of either side, measured or not: `shadow schema tensors`."""
+        """A row for each tensor of either side, measured or not."""
         return frame_of(self.table("tensors"))
 
     @cached_property
     def files(self) -> pd.DataFrame:
-        """A row for each file of either side: `shadow schema files`; empty in older reports."""
+        """A row for each file of either side; empty in older reports."""
         return frame_of(self.table("files"))
 
     @cached_property

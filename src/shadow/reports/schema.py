@@ -15,18 +15,16 @@ FILES: dict[str, dict[str, str]] = _WORDS["files"]
 """The JSON files beside the tables: what each key holds."""
 
 
-def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, object]:
-    """What `shadow schema --format json` prints. files: also of the JSON files beside tables."""
-    content: dict[str, object] = {
+def schema_json(tables: Iterable[Table]) -> dict[str, object]:
+    """What `shadow explain --all --json` prints."""
+    return {
         "schema": SCHEMA,
         "version": __version__,
         "rules": RULES,
         "notation": NOTATION,
         "tables": {table.name: _table(table) for table in tables},
+        "files": FILES,
     }
-    if files:
-        content["files"] = FILES
-    return content
 
 
 def is_later(table: Table, column: Column) -> bool:

@@ -1,4 +1,4 @@
-"""What `explain` and `schema` show, as documents: columns, tables, words and topics."""
+"""What `explain` shows, as documents: columns, tables, words and topics."""
 
 from __future__ import annotations
 
@@ -186,23 +186,20 @@ def _range(pairs: Sequence[Released], name: str) -> str:
 
 
 def schema_document(tables: Sequence[Table]) -> Document:
-    """`schema` without a table: what each table is."""
+    """`explain --all`: what each table is."""
     fields = [
         named("table", "name"),
         number("columns", lambda table: len(table.columns), "count"),
         worded("where", "file"),
         worded("one row is", "row"),
     ]
-    title = (
-        f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has"
-        " formulas and sources."
-    )
+    title = f"Schema {SCHEMA}. `shadow explain COLUMN` has formulas and sources."
     rules = [Paragraph(f"- {rule}", quiet=True, close=True) for rule in RULES]
     return Document([table_of(fields, tables), Paragraph(title), *rules])
 
 
 def table_document(table: Table) -> Document:
-    """`schema TABLE`: type, unit, meaning and null case of every column, most needed first."""
+    """`explain --all`: type, unit, meaning and null case of every column, most needed first."""
     fields = [
         named("column", "name"),
         worded("type"),

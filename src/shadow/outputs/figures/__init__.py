@@ -74,7 +74,7 @@ def draw(
     """The bytes of a figure, and what was chosen."""
     if choice.metric is not None and choice.metric not in delta_metrics():
         raise UsageError(
-            f"no metric {choice.metric!r} of a delta", "`shadow schema matrices` lists the columns"
+            f"no metric {choice.metric!r} of a delta", "`shadow explain` lists the columns"
         )
     if kind in ("spectrum", "heatmap") and len(folders) > 1:
         raise ShadowError(
