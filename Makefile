@@ -47,7 +47,7 @@ test: setup  ## the fast tests: two to five minutes on two cores
 	$(LIMIT) 600 $(TESTS) $(FAST_IN_ORDER)
 
 LONG := $(wildcard $(addprefix tests/,lab/test_lab.py test_docs.py audits/test_hub.py audits/test_hub_faults.py \
-	audits/test_hub_stops.py audits/test_run.py reports/test_storage_s3.py))
+	audits/test_hub_stops.py audits/test_run.py ))
 IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py tests/*/test_*.py))
 
 test-slow: setup  ## the slow tests, and those of properties with many examples

@@ -119,7 +119,6 @@ def test_a_password_in_quotes_may_have_spaces():
 @pytest.mark.parametrize(
     "text",
     [
-        "an endpoint begins with https:// or http://; check --storage-options",
         "org/a: http://127.0.0.1:9 cannot be reached (ConnectError)",
         "see http://127.0.0.1:8000/org/name/tree/a@b",
         "see http://[::1]:8000/org/name, https://huggingface.co/org/name.",

@@ -32,7 +32,7 @@ from shadow.places.names import check_component
 from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
-from shadow.storage import Store, fetched_file, located
+from shadow.storage import Store, located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
 from shadow.targets.references import (
@@ -100,7 +100,6 @@ class AuditOptions(OldOptions, total=False):
     engine: EngineName | Ray
     parts: int | None
     registry: Place | None
-    storage_options: Mapping[str, Any] | None
     say: Callable[[str], None] | None
     progress: Callable[[Progress], None] | None
 
@@ -149,7 +148,6 @@ def audit(
     engine: EngineName | Ray = "local",
     parts: int | None = None,
     registry: Place | None = None,
-    storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     **deprecated: Unpack[OldOptions],
@@ -195,7 +193,6 @@ def audit(
         parts: Measure each pair in this many parts, 1 or more; None: whole, or a single pair on ray
             in as many as run at a time.
         registry: A folder with more families.
-        storage_options: Options of the driver of a URL, as fsspec takes them.
         say: Gets a line of text now and then.
         progress: Gets how far the audit of a pair is, after every matrix; with ray twice a second,
             from each pair that runs.
@@ -230,7 +227,7 @@ def audit(
     chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
     request = AuditRequest(
         Selection(chosen, chosen),
-        located(output, storage_options),
+        located(output),
         Measuring(
             _words(components),
             [str(layer) for layer in layers],
@@ -255,7 +252,7 @@ def audit(
         for outcome in outcomes:
             try:
                 result = outcome.finished()
-                reports[outcome.pair] = AuditReport(_here(result.place, storage_options))
+                reports[outcome.pair] = AuditReport(_here(result.place))
             except ShadowError as error:
                 if request.is_alone:
                     raise
@@ -283,37 +280,33 @@ def _refuse_unknown(left: Mapping[str, Any], function: str) -> None:
         raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
-def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReport:
+def read(folder: Place) -> AuditReport:
     """The finished report in a folder, or the only one below it.
 
     Args:
         folder: A folder, or a URL, whose reports are fetched.
-        storage_options: Options of the driver of a URL, as fsspec takes them.
 
     Raises:
         ShadowError: Where there is none, or more than one; a broken one; or one of another schema.
     """
-    here = _here(folder, storage_options)
+    here = _here(folder)
     report = AuditReport(one_report(here, "name one of them, or read all with shadow.read_all"))
     assert report.provenance  # read now, so that a folder without a report is refused here
     return report
 
 
-def read_all(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReports:
+def read_all(folder: Place) -> AuditReports:
     """The finished reports in a folder or up to two levels below it, sorted by their paths.
 
     Of each only what it is of is read now: its tables are read when you first ask for them.
 
     Args:
         folder: A folder or a URL.
-        storage_options: For the driver of a URL.
 
     Raises:
         ShadowError: Where there is none; where one is broken, or of another schema.
     """
-    reports = AuditReports(
-        AuditReport(path) for path in reports_below(_here(folder, storage_options))
-    )
+    reports = AuditReports(AuditReport(path) for path in reports_below(_here(folder)))
     for report in reports:
         assert report.provenance  # read now, as `read` does
     return reports
@@ -401,7 +394,6 @@ def compare(
     joint: bool = False,
     jobs: int | None = None,
     allow_pickle: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Whose delta is more concentrated, over the same matrices, for every two of the reports.
@@ -419,7 +411,6 @@ def compare(
             must be in folders or in the Hub's cache.
         jobs: Of joint: how many matrices are measured at a time; None: as many as fit.
         allow_pickle: Of joint: also read pickled checkpoints, in a process of their own.
-        storage_options: Options of the driver of URLs, as fsspec takes them.
         say: Gets a line of text on what joint leaves out.
 
     Raises:
@@ -433,8 +424,8 @@ def compare(
         raise UsageError(
             f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
         )
-    given = _paths(scores, storage_options)
-    runs = [_at(report, storage_options) for report in (first, *others)]
+    given = _paths(scores)
+    runs = [_at(report) for report in (first, *others)]
     folders = reports_of(runs, once=bool(given))
     comparison.check_count(len(folders), scored=bool(given))
     compared = comparison.compare(
@@ -457,7 +448,6 @@ def judge(
     *,
     against: Report | Place | None = None,
     allow_missing: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
 ) -> Judgement:
     """Hold a report against rules and a baseline: what came of each rule, and the exit code of
     `shadow gate`.
@@ -469,7 +459,6 @@ def judge(
             report does not answer, both checkpoints are read, if they are on this machine.
         against: The report of an earlier audit, which figures must not have moved from.
         allow_missing: A rule that finds nothing to judge is no fault.
-        storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:
         UsageError: Where a rule makes no sense.
@@ -489,8 +478,8 @@ def judge(
         )
     baseline: Measured | None = None
     if against is not None:
-        baseline = read_measured(one_report(_at(against, storage_options)), "the baseline")
-    now = read_measured(one_report(_at(report, storage_options)), check=pair_check())
+        baseline = read_measured(one_report(_at(against)), "the baseline")
+    now = read_measured(one_report(_at(report)), check=pair_check())
     return judge_report(gathered, now, baseline)
 
 
@@ -554,7 +543,6 @@ def export(
     /,
     *,
     tables: Sequence[str] = (),
-    storage_options: Mapping[str, Any] | None = None,
 ) -> ExportResult:
     """Write reports as CSV, Parquet or Markdown: one set of tables, however many reports.
 
@@ -564,7 +552,6 @@ def export(
         path: The folder to write. Only an export to the same format that nobody has
             touched is replaced.
         tables: Only these: matrices, tensors, files, spectra.
-        storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:
         ShadowError: Where a report cannot be read, or what is at path would be lost.
@@ -572,9 +559,7 @@ def export(
     from shadow.outputs import exports
 
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
-    folders = [
-        folder for report in listed for folder in reports_below(_at(report, storage_options))
-    ]
+    folders = [folder for report in listed for folder in reports_below(_at(report))]
     return exports.export(folders, to, Path(path), tables=tables)
 
 
@@ -650,28 +635,25 @@ def _path(place: Place | None) -> Path | None:
     return Path(place)
 
 
-def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -> list[Path]:
-    """Files of scores; one place may stand for a list of one, and those at URLs are fetched."""
+def _paths(places: Place | Sequence[Place]) -> list[Path]:
+    """Files of scores; one place may stand for a list of one."""
     listed = [places] if isinstance(places, str | PathLike) else places
-    from shadow.comparing.scores import MAX_FILE
-
-    there = [located(place, options) for place in listed]
-    return [one if isinstance(one, Path) else fetched_file(one, MAX_FILE) for one in there]
+    return [Path(place) for place in listed]
 
 
-def _here(place: Place, options: Mapping[str, Any] | None) -> Path:
+def _here(place: Place) -> Path:
     """A folder of reports; one at a URL is fetched, until the process ends."""
-    there = located(place, options)
+    there = located(place)
     if isinstance(there, Store):
         return fetched(there)
     return there
 
 
-def _at(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
+def _at(report: Report | Place) -> Path:
     """The folder of a report, or the one that a place stands for."""
     if isinstance(report, Report):
         return report.folder
-    return _here(report, options)
+    return _here(report)
 
 
 def _words(words: Sequence[str]) -> list[str]:

@@ -72,11 +72,6 @@ def shadow(monkeypatch, capsys):
         ),
         ("audit demo --max-disk 40", "--max-disk: 40 bytes hold no shard", "did you mean 40GB?"),
         ("audit demo --max-disk 0", "--max-disk: 0 bytes hold no shard", "such as 40GB"),
-        (
-            "audit demo -o memory://x/y",
-            "memory://x/y: URLs of memory:// are not supported",
-            "or a folder",
-        ),
         ("zzzz", "no command 'zzzz'", "shadow --help` lists"),
         ("compare", "missing argument 'RUN'", "shadow compare --help` lists"),
     ],

@@ -442,7 +442,6 @@ def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
         (("gate", "out", "--policy", "absent.yaml"), 1),
         (("audit", "demo", "-o", "out", "-q", "-v"), 2),
         (("audit", "dmeo", "-o", "out"), 1),
-        (("audit", "demo", "-o", "out", "--storage-options", "{"), 2),
     ],
 )
 def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(

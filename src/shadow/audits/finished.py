@@ -98,16 +98,21 @@ def named(differing: list[str]) -> str:
 
 
 def already_done(
-    folder: Path, metadata: ReportMetadata, identity: Identity, runtime: Runtime
+    folder: Path,
+    metadata: ReportMetadata,
+    identity: Identity,
+    runtime: Runtime,
+    *,
+    spectra: bool = True,
 ) -> tuple[AuditResult | None, str]:
     """The report that is there; or why it is measured again: its tables are broken, or it is older
-    and may go.
+    and may go. spectra: must singular values be there too? A copy may leave them out.
     """
     try:
         notes = notes_of_age(metadata, Report(folder).absent)
         if notes and runtime.overwrite:
             return None, "; ".join(notes)
-        require_tables(folder, metadata, spectra=True)
+        require_tables(folder, metadata, spectra=spectra)
         summary, _ = read_summary(folder)
     except ShadowError as error:
         return None, error.message

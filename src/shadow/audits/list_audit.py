@@ -5,7 +5,8 @@ An engine may carry out the pairs elsewhere; this process alone writes the index
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,10 @@ from shadow.audits.pairs import PairOutcome, audit_pairs
 from shadow.audits.runtime import AuditResult, Runtime, Settings
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
+from shadow.reports.atomic_replacement import FINISHED
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata
-from shadow.reports.remote import PublishedIndex
+from shadow.reports.remote import fetch_index, publish_index
 from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
@@ -52,28 +54,17 @@ def audit_list(
     """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
     What is done, failed, kept and pending is on the disk before the first pair and after each (see
-    `Standing`). store: where audit publishes the reports of output; the index is published there
-    too, now and then and at the end. Raises ShadowError when the index cannot be read or written.
+    `Standing`). store: where audit uploads the reports of output; the index goes there at the end.
+    Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
-        published = None
-        if store is None:
-            standing = Standing(output, begun(output, selection, settings))
-        else:
-            published = PublishedIndex(store)
+        is_there = None
+        if store is not None:
+            is_there = partial(_is_at, store.files())
             # else a run that was killed here knows more
             if not (output / PARTIAL / ROWS).is_file():
-                published.fetch(output)
-            there = published.finished()
-            index = begun(
-                output,
-                selection,
-                settings,
-                lambda row, _: report_folder(row.family, row.pair) in there,
-            )
-            standing = Standing(
-                output, index, partial(_try_to_publish, published, output, runtime.say)
-            )
+                fetch_index(store, output)
+        standing = Standing(output, begun(output, selection, settings, is_there))
         outcomes = audit_pairs(
             selection.own,
             settings,
@@ -92,20 +83,18 @@ def audit_list(
                     yield outcome
         except BaseException:
             standing.finish()
-            if published is not None:
-                _try_to_publish(published, output, runtime.say)
+            if store is not None:
+                with suppress(ShadowError):
+                    publish_index(output, store)
             raise
         standing.finish()
-        if published is not None:
-            published.publish(output)
+        if store is not None:
+            publish_index(output, store)
 
 
-def _try_to_publish(published: PublishedIndex, output: Path, say: Callable[[str], None]) -> None:
-    """What fails now may succeed at the end; the audit of the list is worth more."""
-    try:
-        published.publish(output)
-    except ShadowError as error:
-        say(f"the index is not up to date: {error.message}")
+def _is_at(there: Container[str], row: Row, _: Kind) -> bool:
+    """Whether the report of a row is among the files of a store."""
+    return f"{report_folder(row.family, row.pair)}/{FINISHED}" in there
 
 
 def _row_after(before: Row, outcome: PairOutcome) -> Row:

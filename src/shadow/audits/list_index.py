@@ -285,11 +285,8 @@ class Standing:
     What a row costs does not depend on how many there are, but for the whole files now and then.
     """
 
-    def __init__(
-        self, output: Path, index: Index, written: Callable[[], None] | None = None
-    ) -> None:
-        """written is called whenever both files were written, but for the last time."""
-        self._output, self._index, self._written = output, index, written
+    def __init__(self, output: Path, index: Index) -> None:
+        self._output, self._index = output, index
         self._rows = {row.key: row for row in index.rows}
         self._write()
 
@@ -318,8 +315,6 @@ class Standing:
             (self._output / PARTIAL).mkdir(exist_ok=True)
             head = json.dumps({INDEX: hashlib.sha256(content).hexdigest()})
             (self._output / PARTIAL / ROWS).write_bytes(head.encode() + b"\n")
-        if self._written is not None:
-            self._written()
         now = time.monotonic()
         self._due = now + max(EVERY, SHARE * (now - started))
 

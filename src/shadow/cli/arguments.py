@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from shadow.audits.request import Fetch, Files, Subjects
 from shadow.errors import ShadowError, UsageError
-from shadow.storage import fetched_file, located, url_of
+from shadow.storage import located
 from shadow.text import counted
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from shadow.comparing.scores import Score
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
-
-Options = Mapping[str, Any]
-"""Options of the driver of a URL."""
-
-# bytes of a list, a policy or a file of scores at a URL; their readers have limits of their own
-MAX_FILE = 64_000_000
 
 
 def selected(
@@ -36,20 +30,14 @@ def selected(
     tags: Sequence[str] | None,
     shard: str | None,
     registry: Path | None,
-    options: Options,
 ) -> Selection:
-    """The pairs that are named. options: those of the driver of a list's URL.
-
-    Raises UsageError where there is none.
-    """
+    """The pairs that are named. Raises UsageError where there is none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references, under_name
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference
 
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    if listed is not None and url_of(listed) is not None:
-        listed = str(file_here(Path(listed), options))
     targets = targets or []
     given: list[Pair] = []
     if base is not None and tuned is not None:
@@ -87,12 +75,12 @@ def of_pair(error: ShadowError, pair: Pair) -> ShadowError:
     return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
 
 
-def reports_here(run: Path, options: Options, *, spectra: bool = False) -> Path:
+def reports_here(run: Path, *, spectra: bool = False) -> Path:
     """The folder of reports; those at a URL are fetched.
 
     spectra: with their singular values. Raises ShadowError where there is none at a URL.
     """
-    place = located(run, options)
+    place = located(run)
     if isinstance(place, Path):
         return place
     from shadow.reports.remote import fetched
@@ -100,19 +88,11 @@ def reports_here(run: Path, options: Options, *, spectra: bool = False) -> Path:
     return fetched(place, spectra=spectra)
 
 
-def file_here(file: Path, options: Options) -> Path:
-    """A file; one at a URL is fetched."""
-    place = located(file, options)
-    if isinstance(place, Path):
-        return place
-    return fetched_file(place, MAX_FILE)
-
-
-def scores_of(files: Sequence[Path] | None, options: Options) -> list[Score]:
-    """Read files of scores; those at URLs are fetched."""
+def scores_of(files: Sequence[Path] | None) -> list[Score]:
+    """Read files of scores."""
     from shadow.comparing.scores import read_scores
 
-    return [score for file in files or () for score in read_scores(file_here(file, options))]
+    return [score for file in files or () for score in read_scores(file)]
 
 
 def files_of(

@@ -14,7 +14,6 @@ from shadow.audits.request import AuditRequest, Measuring, Nulls, Ray
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import (
-    Options,
     files_of,
     of_pair,
     say_left_out,
@@ -24,7 +23,7 @@ from shadow.cli.arguments import (
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, judged_of, rules_of
 from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
-from shadow.storage import Store, located, parsed_options, work_folder
+from shadow.storage import Store, located, work_folder
 
 if TYPE_CHECKING:
     from shadow.audits.pairs import PairOutcome
@@ -43,7 +42,6 @@ def audit(
     tag: option.Tag = None,
     shard: option.Shard = None,
     output: option.Output = option.DEFAULT_OUTPUT,
-    storage_options: option.StorageOptions = None,
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
@@ -133,8 +131,7 @@ def audit(
     if subspaces and (norms or subjects != "all"):
         hint = "leave out --subspaces"
         raise UsageError("--subspaces needs the spectra of base and tuned", hint)
-    options = parsed_options(storage_options)
-    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
+    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing)
     ray = _ray(engine, address, cpus_per_task, memory_per_task)
     say = console.say_nothing if quiet else console.say
     selection = selected(
@@ -146,7 +143,6 @@ def audit(
         tags=tag,
         shard=shard,
         registry=registry,
-        options=options,
     )
     claims = claims_of(selection)
     from shadow.audits.machine_limits import uncollected
@@ -159,7 +155,7 @@ def audit(
 
     request = AuditRequest(
         selection,
-        located(output, options),
+        located(output),
         Measuring(
             component or [],
             layer or [],
@@ -195,9 +191,7 @@ def audit(
             [(pair.family, pair.name) for pair in selection.own],
             say,
             allow_missing=allow_missing,
-            options=options,
         ),
-        options,
         strict=strict,
         format="json" if json else format,
         full=full,
@@ -248,7 +242,6 @@ class _Shown:
     """Further rules of pairs: what a list says of them."""
     baselines: Mapping[tuple[str, str], Measured]
     """By family and pair: the earlier reports that figures must not have moved from."""
-    storage: Options
     strict: bool
     format: Literal["table", "json", "jsonl"]
     full: bool
@@ -316,7 +309,6 @@ def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
         pair_check(shown.request.files, shown.request.jobs, shown.say),
         seconds=outcome.seconds,
         strict=shown.strict,
-        storage=shown.storage,
     )
     if shown.shows_each:
         titled = pairs > SIDE_BY_SIDE and not shown.full

@@ -13,7 +13,6 @@ from shadow.cli.arguments import reports_here
 from shadow.errors import UsageError
 from shadow.extras import require
 from shadow.reports.folders import found_below, reports_below
-from shadow.storage import parsed_options
 from shadow.text import counted
 
 # the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`
@@ -26,7 +25,6 @@ def report(
     output: Annotated[
         Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
     ] = Path("report.html"),
-    storage_options: option.StorageOptions = None,
 ) -> None:
     """Write finished reports as one web page that works offline: charts and tables, light and dark.
 
@@ -36,7 +34,7 @@ def report(
     require("report")
     from shadow.outputs.page import write_page
 
-    run = reports_here(run, parsed_options(storage_options), spectra=True)
+    run = reports_here(run, spectra=True)
     folders = found_below(run)
     was_there = output.exists()
     with console.steps("report") as update:
@@ -86,7 +84,6 @@ def figure(
         bool,
         typer.Option("--title/--no-title", help="Write above the figure which report it shows."),
     ] = True,
-    storage_options: option.StorageOptions = None,
 ) -> None:
     """Draw a figure for a paper.
 
@@ -129,7 +126,7 @@ def figure(
         width=width,
         title=title,
     )
-    folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
+    folders = reports_below(reports_here(run, spectra=True))
     output = output or Path(f"{kind}.svg")
     for note in write_figure(kind, folders, output, choice=choice):
         console.say(f"{output}: {note}")
@@ -149,7 +146,6 @@ def export(
         list[str] | None,
         typer.Option(help="Only this table: matrices, tensors, files, spectra; may be repeated."),
     ] = None,
-    storage_options: option.StorageOptions = None,
 ) -> None:
     """Export finished reports as CSV, Parquet or Markdown: one set of tables for all of them.
 
@@ -160,7 +156,7 @@ def export(
     """
     from shadow.outputs import exports as exporting
 
-    run = reports_here(run, parsed_options(storage_options), spectra=True)
+    run = reports_here(run, spectra=True)
     target = output or Path(f"{run.absolute().resolve().name or 'reports'}-{to}")
     done = exporting.export(reports_below(run), to, target, tables=table or ())
     counts = [

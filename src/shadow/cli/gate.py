@@ -13,10 +13,10 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import Options, file_here, reports_here
+from shadow.cli.arguments import reports_here
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import found_below, meant, reports_below
-from shadow.storage import Store, as_given, located, parsed_options, url_of
+from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
@@ -44,7 +44,6 @@ def gate(
     listed: option.ListFile = None,
     registry: option.Registry = None,
     junit: option.Junit = None,
-    storage_options: option.StorageOptions = None,
     format: option.PairsFormat = "table",
     json: option.Json = False,
     quiet: option.Quiet = False,
@@ -63,19 +62,20 @@ def gate(
     begin(junit, "gate")
     if json:
         format = "json"
-    options = parsed_options(storage_options)
-    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing, options=options)
+    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing)
     if not rules and listed is None:
         hint = "add --fail-on, --policy, --against or --list"
         raise UsageError("nothing to check the reports against", hint)
-    selection = None if listed is None else _listed(listed, registry, options)
+    from shadow.targets.lists import select
+
+    selection = None if listed is None else select(registry=registry, listed=listed)
     claims = {} if selection is None else claims_of(selection)
     claimed = {(pair.family, pair.name): of_pair for pair, of_pair in claims.items()}
     from shadow.audits.list_index import read_index
     from shadow.reports.provenance import report_metadata
     from shadow.telling.verdicts import rules_document
 
-    runs = [reports_here(run, options) for run in runs]
+    runs = [reports_here(run) for run in runs]
     below = reports_below if selection is None else found_below
     folders_of = {run: below(run) for run in runs}
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
@@ -100,7 +100,6 @@ def gate(
         list(names.values()),
         console.say_nothing if quiet else console.say,
         allow_missing=allow_missing,
-        options=options,
     )
     for folder, name in names.items():
         try:
@@ -157,15 +156,6 @@ def _not_there(
     return judged
 
 
-def _listed(listed: str, registry: Path | None, options: Options) -> Selection:
-    """Return the pairs of a list. Raises UsageError where it names none."""
-    from shadow.targets.lists import select
-
-    if url_of(listed) is not None:
-        listed = str(file_here(Path(listed), options))
-    return select(registry=registry, listed=listed)
-
-
 def _missing_pairs(
     selection: Selection, runs: Sequence[Path], known: set[tuple[str, str]], faulty: set[Path]
 ) -> list[Judgement]:
@@ -210,12 +200,11 @@ def judged_of(
     *,
     seconds: float,
     strict: bool,
-    storage: Options,
 ) -> Judgement:
     """What came of an audit. check: for claims that its report does not answer; seconds: what it
     took; strict: it objects to what was skipped and should not be.
 
-    Of a report that was published the rows are fetched for rules; storage are the options for that.
+    Of a report that was uploaded the rows are fetched for rules.
     """
     from shadow.claims.verdicts import Judgement, judge_report
     from shadow.telling.baselines import read_measured
@@ -230,7 +219,7 @@ def judged_of(
         )
     folder = result.folder
     if result.url is not None:
-        folder = reports_here(Path(result.url), storage)
+        folder = reports_here(Path(result.url))
     now = read_measured(folder, summary=summary, check=check)
     judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
     if result.url is not None:
@@ -267,7 +256,6 @@ def rules_of(
     against: Path | None,
     *,
     allow_missing: bool,
-    options: Options,
 ) -> tuple[Rule, ...]:
     """The rules of a command. Raises UsageError for one that makes no sense."""
     if not fail_on and policy is None and against is None:
@@ -276,7 +264,7 @@ def rules_of(
 
     return gather(
         fail_on or [],
-        None if policy is None else file_here(policy, options),
+        policy,
         against=against is not None,
         allow_missing=allow_missing,
     )
@@ -311,7 +299,6 @@ def baselines_of(
     say: Callable[[str], None],
     *,
     allow_missing: bool,
-    options: Options,
 ) -> dict[tuple[str, str], Measured]:
     """The earlier reports of pairs, by family and pair. say: gets a line where there are none.
 
@@ -321,7 +308,7 @@ def baselines_of(
 
     if against is None:
         return {}
-    place = located(against, options)
+    place = located(against)
     if isinstance(place, Store):
         from shadow.reports.remote import fetched_if_any
 

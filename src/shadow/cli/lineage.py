@@ -12,11 +12,11 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import Options, reports_here
+from shadow.cli.arguments import reports_here
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.reports.folders import found_below, reports_at
-from shadow.storage import parsed_options, url_of
+from shadow.storage import url_of
 from shadow.text import nearest
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def lineage(
         ),
     ],
     output: option.Output = option.DEFAULT_OUTPUT,
-    storage_options: option.StorageOptions = None,
     joint: Annotated[
         bool,
         typer.Option(
@@ -80,14 +79,9 @@ def lineage(
     from shadow.telling.lineage import lineage_document
     from shadow.telling.reading import SummarisedReport, read_step
 
-    options = parsed_options(storage_options)
     families = load_families(registry)
     named = [families[target] for target in targets if target in families]
-    every = [
-        folder
-        for target in targets
-        for folder in _folders(target, families, output=output, options=options)
-    ]
+    every = [folder for target in targets for folder in _folders(target, families, output=output)]
     folders = list(dict.fromkeys(every))
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
@@ -114,16 +108,14 @@ def lineage(
         console.show(lineage_document(in_order))
 
 
-def _folders(
-    target: str, families: Mapping[str, Family], *, output: Path, options: Options
-) -> list[Path]:
+def _folders(target: str, families: Mapping[str, Family], *, output: Path) -> list[Path]:
     """The finished reports that an argument stands for."""
     if target not in families:
-        path = reports_here(Path(target), options)
+        path = reports_here(Path(target))
         if os.path.lexists(path):
             return reports_at(path)
     if "/" not in target:  # a family, which no registry need have: one of a list, or of `--name`
-        folder = reports_here(output / safe_name(target), options)
+        folder = reports_here(output / safe_name(target))
         if folder.is_dir() and (reports := found_below(folder)):
             return reports
     if target in families:

@@ -12,7 +12,7 @@ from shadow.audits import request
 from shadow.cli import completion
 from shadow.cli.usage import show_all
 from shadow.errors import UsageError
-from shadow.storage import OPTIONS, Store, located, unsupported, url_of
+from shadow.storage import located, url_of
 from shadow.text import redacted_url
 
 
@@ -31,34 +31,29 @@ def on_this_machine(path: Path | None) -> Path | None:
 
 def a_place(path: Path | None) -> Path | None:
     """A callback of options that also take URLs: refuses at once those that are not supported."""
-    return None if path is None else _supported(path)
-
-
-def _supported(path: Path) -> Path:
+    if path is None:
+        return None
     place = located(path)
-    if isinstance(place, Path):
-        return place
-    require_lasting(place)
-    return path
-
-
-def require_lasting(store: Store) -> None:
-    """Refuse what would be gone with the process of the command; Python may use it."""
-    if store.scheme.protocol == "memory":
-        raise unsupported(store.url, "memory")
+    return place if isinstance(place, Path) else path
 
 
 def places(paths: list[Path] | None) -> list[Path] | None:
-    """The same for options and arguments that may be repeated."""
-    return None if paths is None else [_supported(path) for path in paths]
+    """The same for arguments that may be repeated."""
+    return None if paths is None else [a_place(path) or path for path in paths]
+
+
+def files(paths: list[Path] | None) -> list[Path] | None:
+    """A callback of options for files, which may be repeated."""
+    for path in paths or ():
+        on_this_machine(path)
+    return paths
 
 
 def a_name(text: str | None) -> str | None:
     """The same for a list, which may be standard input."""
-    if text is None or url_of(text) is None:
-        return text
-    place = _supported(Path(text))
-    return str(place) if url_of(place) is None else text  # a path has one slash of `s3://`
+    if text is not None:
+        on_this_machine(Path(text))
+    return text
 
 
 # Groups of options in the help
@@ -66,7 +61,6 @@ CHOICE = "What is audited"
 MEASURING = "How it is measured"
 FILES = "Where checkpoints and spectra come from"
 RULES = "Rules"
-STORAGE = "Storage at URLs"
 ENGINE = "Where it runs"
 
 
@@ -75,7 +69,7 @@ def _in(panel: str) -> Any:
 
 
 _choice, _measuring, _files = _in(CHOICE), _in(MEASURING), _in(FILES)
-_rules, _storage, _engine = _in(RULES), _in(STORAGE), _in(ENGINE)
+_rules, _engine = _in(RULES), _in(ENGINE)
 
 written: Any = partial(typer.Option, "-o", "--output", callback=on_this_machine)
 """An option for what a command writes on this machine."""
@@ -111,7 +105,7 @@ ListFile = Annotated[
     str | None,
     _choice(
         "--list",
-        help="File of targets: YAML, or one per line; - reads standard input. May be a URL.",
+        help="File of targets: YAML, or one per line; - reads standard input.",
         metavar="FILE",
         callback=a_name,
     ),
@@ -141,14 +135,6 @@ RunFolders = Annotated[
         help="Folder of a report, or a folder above it; may be a URL.",
         metavar="RUN",
         callback=a_place,
-    ),
-]
-StorageOptions = Annotated[
-    str | None,
-    _storage(
-        help="Options for the driver of a URL: JSON, or a file with JSON.",
-        envvar=OPTIONS,
-        metavar="JSON|FILE",
     ),
 ]
 Overwrite = Annotated[
@@ -307,10 +293,10 @@ Scores = Annotated[
     typer.Option(
         help=(
             "Benchmark scores that others measured: a CSV, or results of lm-eval (JSON); may be"
-            " repeated, and at a URL."
+            " repeated."
         ),
         metavar="FILE",
-        callback=places,
+        callback=files,
     ),
 ]
 Offline = Annotated[bool, _files("--offline", help="Use the Hub's cache only, without a network.")]
@@ -362,10 +348,10 @@ FailOn = Annotated[
 PolicyFile = Annotated[
     Path | None,
     _rules(
-        help="YAML file of named rules; may be a URL.",
+        help="YAML file of named rules.",
         metavar="FILE",
         dir_okay=False,
-        callback=a_place,
+        callback=on_this_machine,
     ),
 ]
 Against = Annotated[

@@ -9,7 +9,7 @@ from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import files_of, of_pair, say_left_out, selected, subjects_of
 from shadow.errors import ShadowError, UsageError
-from shadow.storage import Store, located, parsed_options
+from shadow.storage import located
 
 
 def plan(
@@ -21,7 +21,6 @@ def plan(
     tag: option.Tag = None,
     shard: option.Shard = None,
     output: option.Output = option.DEFAULT_OUTPUT,
-    storage_options: option.StorageOptions = None,
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
@@ -44,10 +43,6 @@ def plan(
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
-    options = parsed_options(storage_options)
-    place = located(output, options)
-    if isinstance(place, Store):
-        place.require_writable()
     selection = selected(
         targets,
         base=base,
@@ -57,11 +52,10 @@ def plan(
         tags=tag,
         shard=shard,
         registry=registry,
-        options=options,
     )
     request = AuditRequest(
         selection,
-        place,
+        located(output),
         Measuring(
             component or [],
             layer or [],

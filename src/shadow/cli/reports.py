@@ -16,7 +16,7 @@ from shadow.cli.arguments import reports_here, scores_of
 from shadow.cli.screens import show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below, reports_of
-from shadow.storage import Store, located, parsed_options, work_folder
+from shadow.storage import Store, located, work_folder
 from shadow.text import counted, several
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 def show(
     run: option.RunFolders = option.DEFAULT_OUTPUT,
-    storage_options: option.StorageOptions = None,
     format: Annotated[
         Literal["table", "json", "jsonl", "markdown"],
         typer.Option(
@@ -55,8 +54,7 @@ def show(
 
     if json:
         format = "json"
-    options = parsed_options(storage_options)
-    run = reports_here(run, options)
+    run = reports_here(run)
     folders = reports_below(run)
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
@@ -187,7 +185,6 @@ def compare(
             dir_okay=False,
         ),
     ] = None,
-    storage_options: option.StorageOptions = None,
     jobs: option.Jobs = None,
     allow_pickle: option.Pickle = False,
     format: option.Format = "table",
@@ -212,8 +209,7 @@ def compare(
     from shadow.reports.parquet import write_rows
     from shadow.telling.comparison import comparison_document
 
-    options = parsed_options(storage_options)
-    runs = [reports_here(run, options) for run in runs]
+    runs = [reports_here(run) for run in runs]
     folders = reports_of(runs, once=bool(scores))
     comparing.check_count(len(folders), scored=bool(scores))
     if not 0 <= margin <= 1:
@@ -224,7 +220,7 @@ def compare(
         folders,
         margin=margin,
         allow_different_base=allow_different_base,
-        scores=scores_of(scores, options),
+        scores=scores_of(scores),
     )
     if joint:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then

@@ -12,10 +12,10 @@ import typer
 
 from shadow.cli import completion, console
 from shadow.cli import options as option
-from shadow.cli.arguments import file_here, files_of
+from shadow.cli.arguments import files_of
 from shadow.cli.gate import begin
 from shadow.errors import ShadowError, UsageError
-from shadow.storage import as_given, parsed_options
+from shadow.storage import as_given
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ def verify(
             help="YAML file of claims to check, instead of one; may be a URL.",
             metavar="FILE",
             dir_okay=False,
-            callback=option.a_place,
+            callback=option.on_this_machine,
         ),
     ] = None,
     junit: option.Junit = None,
@@ -165,9 +165,8 @@ def _listed(file: Path) -> list[Question]:
     from shadow.targets.checked import read_form
     from shadow.targets.forms import ClaimsForm
 
-    here = file_here(file, parsed_options(None))
     hint = "docs/verify.md describes it: a list such as `- same ./a ./b`"
-    form, lines = read_form(ClaimsForm, here, hint=hint)
+    form, lines = read_form(ClaimsForm, file, hint=hint)
     asked = []
     for number, entry in enumerate(form.root):
         try:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
-from shadow.storage import as_given, is_copy
 from shadow.targets.families import (
     Family,
     Pair,
@@ -258,7 +257,7 @@ def _tagged(
 
 def shown(listed: str) -> str:
     """What to call a list in a message: its file as it was given, or standard input for `-`."""
-    return "standard input" if listed == "-" else as_given(listed)
+    return "standard input" if listed == "-" else listed
 
 
 def read_list(listed: str) -> list[ListEntry]:
@@ -283,7 +282,7 @@ def read_list(listed: str) -> list[ListEntry]:
     if len(raw) > MAX_BYTES:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
     folder = Path(listed).absolute().parent
-    if listed == "-" or is_copy(listed) or any(folder.is_relative_to(place) for place in STREAMS):
+    if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
         folder = Path.cwd()
     entries = (
         _yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw)
