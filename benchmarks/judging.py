@@ -41,8 +41,8 @@ class Case:
     def __init__(self, pair: Pair, folder: Path) -> None:
         self.pair, self.made = pair, pair.make()
         self.truth = Truth(self.made)
-        sides = [save(folder / side, one, pair.config) for side, one in self._sides()]
-        target = given_pair(*(parse_reference(str(one)) for one in sides))
+        self.sides = [save(folder / side, one, pair.config) for side, one in self._sides()]
+        target = given_pair(*(parse_reference(str(one)) for one in self.sides))
         if pair.label:
             family, _, name = pair.label.partition(":")
             target = replace(target, family=family, name=name)
@@ -570,3 +570,35 @@ def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, st
     if code == "weight_decay" and (cosine := case.truth.decay_cosine()) is not None:
         done = f"the decay cosine of the update is {cosine:.2f}"
     return ("true" if (answer == "fits") == way else "false"), done
+
+
+# ---------------------------------------------------------------------------- verify
+
+
+def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
+    """Answers of `verify`: the claim, what it says, the word, and what is true."""
+    if not case.pair.kind.startswith("kinds"):
+        return
+    base, tuned = map(str, case.sides)
+    same = not case.truth.difference and len(case.truth.shared) == len(case.truth.tuned)
+    same &= len(case.truth.shared) == len(case.truth.base)
+    yield _answered("verify same", shadow.verify("same", base, tuned), same)
+    moved: bool | None = None
+    still = [name for name in case.truth.shared if name not in case.truth.difference]
+    if any(".mlp." in name for name in still):
+        moved = False
+    elif case.made.update is not None:
+        moved = bool(case.made.update)
+    found = shadow.verify("trained", base, tuned, moved="language.layers.*.mlp.*")
+    yield _answered("verify trained", found, moved)
+
+
+def _answered(
+    name: str, found: shadow.Verification, truth: bool | None
+) -> tuple[str, str, Word, str]:
+    word: Word = "true" if found.holds == truth else "false"
+    if truth is None:
+        word = "not judged"
+    elif found.holds is None:
+        word = "absent"
+    return name, f"{found.outcome}: {found.reason}", word, f"done was: {truth}"

@@ -22,15 +22,18 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import typer
+from claims import bounds
 from histories import WAYS, Pair
 from judging import (
     BEFORE,
@@ -48,6 +51,7 @@ from judging import (
     near,
     says_copy,
     size_in,
+    verified,
     written,
 )
 from kinds import kind_pairs
@@ -60,12 +64,14 @@ from shadow.claims.recognised import RECOGNISED
 from shadow.outputs.markdown import plain
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
+DATA = DOCUMENT.parent / "lab" / "sentences.parquet"
 PART = re.compile(r"(<!-- sentences -->\n).*?(\n<!-- /sentences -->)", re.DOTALL)
 WHERE = "docs/evidence.md"
 RATES = Path(shadow.__file__).parent / "claims" / "error_rates.json"
 COMMAND = "python benchmarks/sentences.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
 Word = Literal["true", "absent", "false", "not judged"]
+WORDS = get_args(Word)
 
 
 @dataclass(frozen=True)
@@ -220,6 +226,8 @@ def verdicts(case: Case) -> Iterator[Verdict]:
         word, truth = explanation(case, each.code, each.name, each.answer)
         words = f"{each.name}: {each.answer.replace('_', ' ')}, as {each.reason}"
         yield made(each.code, words, word, truth if word == "false" else "")
+    for code, words, word, truth in verified(case):
+        yield made(code, words, word, truth if word == "false" else "")
     for name in expected(case):
         if not MEANINGS[name](case):
             yield made(f"missing: {name}", "", "absent", "")
@@ -234,8 +242,8 @@ HEAD = f"""# Sentences
 Every sentence and answer of findings about pairs whose history is known, judged **true**, \
 **absent** or **false**. `{COMMAND}` makes each pair anew, audits it, and \
 holds what the finding says against what was done, and against the update before it was stored. \
-Planted pairs are of made-up weights, trained ones of a decoder of bytes (width 128, four layers) \
-on a base of its own. `{COMMAND} --only NAME` prints one pair.
+The last eleven kinds are of two decoders of bytes (128 and 192 wide) that were trained on \
+text, the others of made-up weights. `{COMMAND} --only NAME` prints one pair.
 
 - An answer *fits* is false where it is not what was done, *no* where it is. \
 *Cannot be excluded* counts as absent.
@@ -249,7 +257,7 @@ as absent.
 of a copy in few bits only if that side went through few bits and no other change stands beside it.
 - *Like noise* is false where rows or columns were scaled by a factor each, and where storage left \
 an update more than five standard deviations of structure. *Unrelated* is false for all but \
-unrelated models.
+unrelated models, other weights of the same function included.
 - *Masked entries* is false where fewer than 30 % of the entries moved by less than a tenth of the \
 update's root mean square, which 8 % of a normal one do.
 - *Unchanged* is false if a tensor of the part changed. *Nothing but rounding* is false where \
@@ -264,38 +272,46 @@ is named alone as that of most is false if another has nine tenths of it.
 
 def page(found: list[Verdict]) -> str:
     """All that is printed: the rules, the part of docs/evidence.md, and what is false."""
-    lines = ["## False", ""]
-    if not any(one.word == "false" for one in found):
-        lines.append("None.")
-    lines += [line(one) for one in found if one.word == "false"]
+    wrong = [line(one) for one in _false(found)] or ["None."]
+    lines = ["## False", "", *wrong, "", f"No rule judges: {dict(ruleless(found)) or None}."]
     missing = Counter(one.code for one in found if one.word == "absent")
     absent = ", ".join(f"{code} {count}" for code, count in missing.most_common())
     return "\n".join([HEAD, part(found), "", f"Absent: {absent or None}.", "", *lines]) + "\n"
 
 
 def part(found: list[Verdict]) -> str:
-    """What docs/evidence.md has of the verdicts."""
+    """The table in docs/evidence.md; last, how many pairs may have a false statement, with 95 %."""
     kinds: dict[str, list[Verdict]] = {}
     for one in found:
-        kinds.setdefault(one.kind, []).append(one)
-    rows = [["kind of pair", "pairs", "true", "absent", "false", "not judged"], ["---"] * 6]
+        kinds.setdefault(one.kind.removeprefix("kinds: "), []).append(one)
+    rows = [["kind of pair", "pairs", *WORDS, "pairs with one false, at most"], ["---"] * 7]
     for kind, own in [*kinds.items(), ("**all**", found)]:
         counts = Counter(one.word for one in own)
-        names = len({one.pair for one in own})
-        numbers = [counts[word] for word in ("true", "absent", "false", "not judged")]
-        rows.append([kind, str(names), *map(str, numbers)])
+        pairs, wrong = ({one.pair for one in some} for some in (own, _false(own)))
+        most = 100 * bounds(len(wrong), len(pairs))[1]
+        numbers = [str(counts[word]) for word in WORDS]
+        rows.append([kind, str(len(pairs)), *numbers, f"{most:.2g} %"])
     parts = ["| " + " | ".join(row) + " |" for row in rows]
-    ruleless = Counter(
-        one.code
-        for one in found
-        if one.word == "not judged" and one.code not in (*SENTENCES, *UNDECIDED, *WAYS, "headline")
-    )
-    if ruleless:
-        told = ", ".join(f"`{code}` ({count})" for code, count in ruleless.items())
-        parts += ["", f"No rule judges these sentences: {told}."]
     rates = [f"{code} {wrong} of {of}" for code, (wrong, of) in error_rates(found).items()]
-    parts += ["", f"False by claim: {', '.join(rates)}."]
-    return "\n".join(parts)
+    return "\n".join([*parts, "", f"False by claim: {', '.join(rates)}."])
+
+
+def _false(some: Iterable[Verdict]) -> list[Verdict]:
+    return [one for one in some if one.word == "false"]
+
+
+def ruleless(found: Iterable[Verdict]) -> Counter[str]:
+    """Sentences that no rule judges."""
+    known = (*SENTENCES, *UNDECIDED, *WAYS, "headline")
+    return Counter(one.code for one in found if one.word == "not judged" and one.code not in known)
+
+
+def saved(found: list[Verdict]) -> None:
+    """Statements of every pair, code and word, in docs/lab."""
+    counts = Counter((one.kind, one.pair, one.code, one.word) for one in found)
+    columns = dict(zip(("kind", "pair", "code", "word"), zip(*counts, strict=True), strict=True))
+    table = pa.table({**columns, "statements": pa.array(counts.values(), pa.int16())})
+    pq.write_table(table, DATA, compression="zstd")
 
 
 def error_rates(found: list[Verdict]) -> dict[str, tuple[int, int]]:
@@ -433,13 +449,14 @@ def main(
             shutil.rmtree(root)
     text = page(found)
     if false:
-        print(*(line(one) for one in found if one.word == "false"), sep="\n")
+        print(*map(line, _false(found)), sep="\n")
     elif quick or kind is not None:
         print(text)
     else:
         whole = DOCUMENT.read_text(encoding="utf-8")
         whole = PART.sub(lambda match: f"{match[1]}{part(found)}{match[2]}", whole)
         DOCUMENT.write_text(whole, encoding="utf-8")
+        saved(found)
         rates = {"where": WHERE, "answers": error_rates(found)}
         RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 
