@@ -385,8 +385,13 @@ def mostly_copy(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield told == len(beside), f"{len(beside)} tensors changed by more"
 
 
+ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted", "three layers negated")
+
+
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield case.made.apart, f"done was: {case.pair.done}"
+    """Another model; or where the text says so, the same at other places or in another basis."""
+    holds = case.made.apart or ("rotated" in text and case.is_true(*ELSEWHERE))
+    yield holds, f"done was: {case.pair.done}"
 
 
 def identical(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -418,9 +423,14 @@ def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     yield case.is_true("zeroed"), "entries were not only set to 0"
 
 
+def layers_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield case.is_true("permuted", "layer dropped", "layer inserted"), "no layer has another number"
+
+
 def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    what = ("replaced", "permuted", "three layers negated", "layer dropped", "layer inserted")
-    holds = case.is_true(*what) or case.pair.name.endswith("one matrix replaced by noise")
+    holds = case.is_true("replaced", *ELSEWHERE) or case.pair.name.endswith(
+        "one matrix replaced by noise"
+    )
     yield holds, "no matrix was replaced, exchanged or reordered"
 
 
@@ -447,7 +457,8 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "size": size, "coherent": coherent, "standing_out": standing_out, "low_rank": low_rank,
     "noise": noise, "mixed": noise, "flat": flat, "kept": kept, "rounded_away": rounded_away,
     "rounding": rounding, "copy": rounding, "unexplained": unexplained, "few_values": few_values,
-    "unrelated": unrelated, "hardly_related": unrelated, "identical": identical,
+    "unrelated": unrelated, "not_comparable": unrelated,
+    "layers_moved": layers_moved, "identical": identical,
     "vectors": vectors, "only_vectors": only_vectors, "scaled": scaled, "zeroed": zeroed,
     "base_few_values": base_few_values,
     "mostly_copy": mostly_copy,
@@ -458,9 +469,6 @@ WORDS: Mapping[str, Callable[[Case], bool]] = {
     r"dequantised": lambda case: "base" in case.made.few_bits,
     r"negat": lambda case: case.is_true("three layers negated"),
     r"permut|another order|reorder": lambda case: case.is_true("permuted"),
-    r"layers?\b.*(shift|renumber|insert|dropped|left out)": lambda case: case.is_true(
-        "layer dropped", "layer inserted", "permuted"
-    ),
     r"\bmean of|merged? of|averag": lambda case: (
         case.made.rounded == "mean" or "BF16 delta" in case.pair.name
     ),
@@ -481,7 +489,7 @@ def by_words(case: Case, text: str) -> Judged:
 # what the truth of these pairs does not decide
 UNDECIDED = (
     "published", "concentration", "beyond_rounding", "left_out", "part_shared", "vocabulary",
-    "siblings",
+    "siblings", "hardly_related",
 )  # fmt: skip
 
 
@@ -490,8 +498,12 @@ UNDECIDED = (
 
 def headline(case: Case) -> Judged:
     text, truth, made = case.finding.headline, case.truth, case.made
-    if "Nothing in common" in text or "Not comparable" in text:
-        yield made.apart, f"done was: {case.pair.done}"
+    if "unrelated" in text or "Not comparable" in text:
+        yield from unrelated(case, text, {})
+    if "Nothing in common" in text:
+        yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.done}"
+    if "layers at other numbers" in text:
+        yield from layers_moved(case, text, {})
     if "copy of the base" in text:
         yield copied(case, text)
     if "The weights are the same" in text:
