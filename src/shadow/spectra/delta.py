@@ -314,11 +314,11 @@ def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> _Figured:
             **sharp_edge_values(whole, profile.rows, profile.cols, scale),
             **top_energies(whole, (20,)),
         }
-        strongest = Estimate(float(whole.sigma[0]), 0.0)
+        strongest = spectral = Estimate(float(whole.sigma[0]), 0.0)
     else:
         sharp = sharp_null_edge(profile.rows, profile.cols, scale)
         values = sketched_delta(made["delta"], *closed_null(profile), sharp)
-        strongest = made["delta"].sigma(0)
+        strongest, spectral = made["delta"].sigma(0), made["delta"].spectral_norm
     values |= {
         "condition_number": None,
         **_sizes(norms["delta"], norms["base"], total, sides.shape),
@@ -335,7 +335,7 @@ def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> _Figured:
         ]
         base, tuned = found
         if base:
-            values |= ratio_of(strongest, base.sigma(0), "relative_spectral")
+            values |= ratio_of(spectral, base.spectral_norm, "relative_spectral")
         if base and tuned:
             values |= effective_rank_shift(base, tuned)
         if means.method.subspaces:

@@ -60,6 +60,17 @@ class Sketch:
         low, high = (math.sqrt(of[place]) for of in (self.space.values, self.space.bounds))
         return Estimate((low + high) / 2.0 / self.scale, (high - low) / 2.0 / self.scale)
 
+    @property
+    def spectral_norm(self) -> Estimate:
+        """The largest singular value, in weights, by its Ritz value.
+
+        That is at most the truth, and much nearer to it than the bound from above, which fails in
+        one of 1,000: of 300 planted deltas and of noise up to side 2048 the truth lay within 0 to
+        0.33 of the way to the bound. The error is half of the way, and the rounding.
+        """
+        low, high = (math.sqrt(of[0]) / self.scale for of in (self.space.values, self.space.bounds))
+        return Estimate(low, (high - low) / 2.0 + ROUNDING * low)
+
 
 # Blocks of several matrices of one shape at a time, scaled, float32, in the order of `blocks`; each
 # time it is called, from the first on.
@@ -170,7 +181,7 @@ def weight_values(of: Sketch) -> Values:
     entropy = Estimate(energies.log.value / math.log(m), energies.log.error / math.log(m))
     return {
         "frobenius_norm": of.norm,
-        **_told("spectral_norm", leading),
+        **_told("spectral_norm", of.spectral_norm),
         **_told("nuclear_norm", Estimate(widths.value / of.scale, widths.error / of.scale)),
         **_told("stable_rank", _between(low**2, high**2)),
         **_told("effective_rank", ranked.exp, math.inf),
