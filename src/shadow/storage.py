@@ -1,8 +1,7 @@
 """Files at URLs, whatever fsspec reads and writes. The only module that knows fsspec.
 
-Its drivers find options and credentials in its configuration, the environment or the machine's
-role. A URL that may hold a credential is refused, and the words of a driver, which may hold one,
-are never repeated.
+Drivers find options and credentials in its configuration and in the environment. A URL that may
+hold a credential is refused, and the words of a driver, which may hold one, are not repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -27,7 +26,6 @@ from shadow.text import holds_account, redacted_url
 
 # Paths match too: pathlib makes `s3:/x` of `s3://x`.
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")
-WORK = "SHADOW_WORK_DIR"
 # Python prints what loggers without a handler say: of drivers, URLs of every retry.
 LOGGERS = "adlfs", "aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "gcsfs", "s3fs"
 SILENT = logging.NullHandler()
@@ -44,10 +42,9 @@ def url_of(place: str | os.PathLike[str]) -> str | None:
 
 
 def located(place: str | os.PathLike[str]) -> Path | Store:
-    """What a place stands for: a path, also of a `file://` URL, or a store.
+    """A path, also of a `file://` URL, or a store; nothing is reached yet.
 
-    Raises UsageError for a URL that may hold a credential, or for which there is no driver. Reaches
-    for nothing.
+    Raises UsageError for a URL that may hold a credential, or for which there is no driver.
     """
     url = url_of(place)
     if url is None:
@@ -61,11 +58,9 @@ def located(place: str | os.PathLike[str]) -> Path | Store:
         return Path(unquote(rest))
     import fsspec
 
-    if scheme not in fsspec.available_protocols():
-        hint = "such as s3://, gs://, az://, hf:// or a folder"
-        raise UsageError(f"{shown}: URLs of {scheme}:// are not supported", hint)
-    if not rest.strip("/") or not rest.isprintable():
-        raise UsageError(f"{shown}: no bucket or folder in it", f"write {scheme}://BUCKET/FOLDER")
+    if scheme not in fsspec.available_protocols() or not rest.strip("/"):
+        hint = "such as s3://BUCKET/FOLDER, gs://, az://, hf:// or a folder"
+        raise UsageError(f"{shown}: no URL that fsspec reads", hint)
     return Store(f"{scheme}://{rest.strip('/')}")
 
 
@@ -84,9 +79,6 @@ class Store:
 
     def require_access(self) -> None:
         """Write a small file and remove it: refusals come before anything is measured."""
-        if self.url.startswith("hf://") and not self.url.startswith("hf://buckets/"):
-            message = f"{self}: every file written to a repository of the Hub is a commit"
-            raise UsageError(message, "use a bucket: hf://buckets/NAME/BUCKET/FOLDER")
         with self.at(f".shadow-{os.getpid()}.tmp").reached() as (system, path):
             system.pipe_file(path, b"shadow")
             system.rm_file(path)
@@ -102,9 +94,8 @@ class Store:
             top += "/"
             return {path[len(top) :]: found[path] for path in found if path.startswith(top)}
 
-    def fetch(self, names: Iterable[str], folder: Path) -> None:
+    def fetch(self, names: Collection[str], folder: Path) -> None:
         """Copy files into a folder."""
-        names = list(names)
         with self.reached() as (system, top):
             here = [str(folder / name) for name in names]
             system.get([f"{top}/{name}" for name in names], here)
@@ -129,23 +120,13 @@ class Store:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         try:
             yield url_to_fs(self.url, use_listings_cache=False)
-        except Exception as error:
-            raise _fault(self, error) from None  # the driver's own may hold a signed URL
-
-
-def _fault(store: Store, error: Exception) -> ShadowError:
-    """What went wrong, in words that are none of the driver's."""
-    name = type(error).__name__
-    if isinstance(error, ImportError):  # whose words are fsspec's
-        scheme = store.url.partition(":")[0]
-        hint = installing(scheme) if scheme in EXTRAS else str(error)
-        return UsageError(f"{store}: its driver is not installed", hint)
-    if isinstance(error, FileNotFoundError):
-        return ShadowError(f"{store}: no such bucket or file", "check the URL")
-    if isinstance(error, PermissionError) or "Credential" in name or "Auth" in name:
-        return ShadowError(f"{store}: access denied", "check the credentials: docs/storage.md")
-    hint = "check endpoint, credentials and network (docs/storage.md), and run it again"
-    return ShadowError(f"{store}: the store failed ({name})", hint)
+        except Exception as error:  # whose words may hold a signed URL
+            hint = "check URL, credentials and endpoint (docs/storage.md), and run it again"
+            if isinstance(error, ImportError):  # whose words are fsspec's
+                scheme = self.url.partition(":")[0]
+                hint = installing(scheme) if scheme in EXTRAS else str(error)
+            fault = f"{self}: the store failed ({type(error).__name__})"
+            raise ShadowError(fault, hint) from None
 
 
 # Copies on this machine, which lie there until the process ends: their URLs by their paths
@@ -170,12 +151,9 @@ def as_given(text: object) -> str:
 
 
 def work_folder(store: Store) -> Path:
-    """Where audits into a store work on this machine: the same folder for the same URL.
-
-    Below `$SHADOW_WORK_DIR`, else `$XDG_CACHE_HOME/shadow/work`, else `~/.cache/shadow/work`.
-    """
+    """Where audits into a store work on this machine: the same folder for the same URL."""
     name = safe_name(store.url.rpartition("/")[2])
     digest = hashlib.sha256(store.url.encode()).hexdigest()[:12]
     cached = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    top = Path(os.environ.get(WORK) or f"{cached}/shadow/work")
+    top = Path(os.environ.get("SHADOW_WORK_DIR") or f"{cached}/shadow/work")
     return top.expanduser().absolute() / f"{name}-{digest}"

@@ -161,7 +161,7 @@ def test_a_broken_report_at_a_url_is_measured_again(pair, target):
     MemoryFileSystem().pipe_file(f"{target.url}/tensors.parquet", b"no")
     done, said = audited(pair, FIRST)
     assert done.measured > 0
-    assert said[0].startswith(f"measuring again: {storage.scratch_folder().name}")
+    assert said[0].startswith(f"measuring again: {target.url}")
     assert whole(remote.fetched(target)) == [0]
 
 
@@ -236,8 +236,8 @@ def test_a_url_is_one_also_after_pathlib(place, url):
         (f"s3://bucket/x?X-Amz-Signature={SECRET}", "may hold no account, password or query"),
         (f"file:///tmp/a#{SECRET}", "may hold no account"),
         (f"https://u:{SECRET}@host/list", "may hold no account"),
-        ("xyz://host/x", "xyz:// are not supported"),
-        ("s3://", "no bucket or folder"),
+        ("xyz://host/x", "no URL that fsspec reads"),
+        ("s3://", "no URL that fsspec reads"),
     ],
 )
 def test_urls_that_are_refused_before_anything_is_reached(url, message, shadow):
@@ -258,11 +258,9 @@ def test_a_key_may_have_a_colon_and_an_at_sign(tmp_path):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PermissionError(SECRET), "access denied"),
-        (type("NoCredentialsError", (Exception,), {})(SECRET), "access denied"),
-        (FileNotFoundError(SECRET), "no such bucket or file"),
+        (PermissionError(SECRET), "the store failed .PermissionError"),
         (TimeoutError(SECRET), "the store failed .TimeoutError"),
-        (ImportError("Install x"), "driver is not installed"),
+        (ImportError("Install x"), "the store failed .ImportError"),
     ],
 )
 def test_the_words_of_a_driver_are_not_repeated(error, message, monkeypatch):
@@ -274,11 +272,6 @@ def test_the_words_of_a_driver_are_not_repeated(error, message, monkeypatch):
         STORE.require_access()
     assert SECRET not in f"{raised.value.message} {raised.value.hint}"
     assert raised.value.__suppress_context__
-
-
-def test_a_repository_of_the_hub_is_no_output():
-    with pytest.raises(UsageError, match="is a commit"):
-        Store("hf://datasets/a/b").require_access()
 
 
 # commands

@@ -14,7 +14,9 @@ from pathlib import Path
 from shadow import __version__
 from shadow.audits.engine import Engine, Watch
 from shadow.audits.list_index import (
+    INDEX,
     ROWS,
+    TABLE,
     Index,
     Kind,
     Row,
@@ -33,7 +35,6 @@ from shadow.files import PARTIAL
 from shadow.reports.atomic_replacement import FINISHED
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata
-from shadow.reports.remote import fetch_index, publish_index
 from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
@@ -63,7 +64,7 @@ def audit_list(
             is_there = partial(_is_at, store.files())
             # else a run that was killed here knows more
             if not (output / PARTIAL / ROWS).is_file():
-                fetch_index(store, output)
+                store.fetch(store.files().keys() & {TABLE, INDEX}, output)
         standing = Standing(output, begun(output, selection, settings, is_there))
         outcomes = audit_pairs(
             selection.own,
@@ -85,11 +86,16 @@ def audit_list(
             standing.finish()
             if store is not None:
                 with suppress(ShadowError):
-                    publish_index(output, store)
+                    _upload_index(output, store)
             raise
         standing.finish()
         if store is not None:
-            publish_index(output, store)
+            _upload_index(output, store)
+
+
+def _upload_index(output: Path, store: Store) -> None:
+    for name in (TABLE, INDEX):
+        store.put(output / name)
 
 
 def _is_at(there: Container[str], row: Row, _: Kind) -> bool:

@@ -1,8 +1,4 @@
-"""The audit of one pair whose report is at a URL: measured on this disk, then uploaded.
-
-Journal and scratch never leave the machine. A finished report stays on its disk until all of it is
-at the URL.
-"""
+"""The audit of one pair whose report is at a URL: measured on this disk, then uploaded."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from shadow.errors import KeptError, ShadowError
 from shadow.files import PARTIAL, remove_empty, safe_name, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
 from shadow.reports.remote import fetched_if_any, publish
-from shadow.storage import Store
+from shadow.storage import Store, as_given
 from shadow.targets.families import Pair
 
 
@@ -30,12 +26,10 @@ def run_remote_pair(
     *,
     store: Store,
 ) -> AuditResult:
-    """Audit one pair as `run_pair` does, and upload the report to `store/<family>/<pair>/`.
+    """Audit one pair in output as `run_pair` does, and move the report to the store.
 
-    output is the folder of this machine to work in; nothing of the pair is left there when its
-    report is uploaded. Arguments, result and faults can be pickled. Raises what run_pair raises,
-    and ShadowError where the store fails; then the report stays in output, and the same call
-    uploads it.
+    Raises what run_pair raises, and ShadowError where the store fails; then the report stays in
+    output, and the same call uploads it.
     """
     names = safe_name(pair.family), safe_name(pair.name)
     folder, target = output.joinpath(*names), store.at(*names)
@@ -68,12 +62,12 @@ def _there(copy: Path, pair: Pair, settings: Settings, runtime: Runtime) -> Audi
         asked = identity_of(pair, settings, runtime, there)
         other = differences(there, asked)
         if other and not runtime.overwrite:
-            message = f"{copy}: the finished report there differs: {named(other)}"
+            message = as_given(f"{copy}: the finished report there differs: {named(other)}")
             raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
         if not other:
             done, broken = already_done(copy, there, asked, runtime, spectra=False)
             if done is not None:
                 return done
     if broken:
-        runtime.say(f"measuring again: {broken}")
+        runtime.say(as_given(f"measuring again: {broken}"))
     return None
