@@ -34,7 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.claims.label import MARGIN
+from shadow.claims.recognised import LIKE_NOISE
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
@@ -90,7 +90,7 @@ class Planted:
 
     @property
     def recovered(self) -> bool:
-        return self.found["spikes"] == self.true["spikes"] and abs(self.off) <= MARGIN
+        return self.found["spikes"] == self.true["spikes"] and abs(self.off) <= LIKE_NOISE
 
 
 # two pools of threads on small matrices take a hundred times as long
@@ -617,13 +617,13 @@ def document(
         planted relative norm, `times its rounding` the measured `floor_ratio`. A cell has the
         measured spikes *of* those that D has before it is stored, the measured concentration, and
         in brackets its distance from that of D. ✗: the spikes differ, or the concentration differs
-        by more than the margin of {MARGIN}.""",
+        by more than the margin of {LIKE_NOISE}.""",
         matrices_part(found),
         f"""**Floor.** Spikes and concentration of every planted change are recovered if the change
         is more than {math.ceil(10 * floor_of(found)) / 10} times the rounding of its storage
         (`floor_ratio`). The gate lies at {ROUNDING:g}: between the two, rounding dilutes a
-        concentrated change. Its concentration is then too low, never too high. Below the gate the
-        label is `not assessable`, and the smallest of these changes looks like rounding.""",
+        concentrated change. Its concentration is then too low, never too high. Below the
+        gate, the smallest of these changes looks like rounding.""",
         """The largest relative error of other columns, over all planted changes, by size above the
         rounding:""",
         rows_part(found),

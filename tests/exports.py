@@ -36,7 +36,7 @@ def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True
     rows[0] |= {"null_edge": math.nan, "alpha": math.inf, "verified": True}
     rows[1] |= {"verified": False, "sigma_scale": -0.0, "nuclear_norm": 5e-324}
     gates = [{"name": "x", "figure": None}]
-    write(folder, rows, family=family, pair=pair, label="not assessable", gates=gates)
+    write(folder, rows, family=family, pair=pair, gates=gates)
     metadata = pq.read_schema(folder / "matrices.parquet").metadata
     matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
     if spectra:

@@ -325,8 +325,7 @@ def tables(summary):
     for one in told["recognised"]["few_rows"]:
         place = f"recognised.few_rows.{one['component']}.{one['module']}"
         found |= {f"{place}.{name}": value for name, value in one.items()}
-    for name, place in (("size", told["published"]["size"]), ("top20", told["published"]["top20"])):
-        found |= {f"published.{name}.{key}": value for key, value in (place or {}).items()}
+    found |= {f"published.{key}": value for key, value in (told["published"] or {}).items()}
     return found
 
 

@@ -266,8 +266,6 @@ narrow:
 steady:
   moved: "*.attn.*.concentration"
   allow_missing: true
-word:
-  fail_on: label == concentrated
 frozen:
   fail_on: language.embed.layers.0-7 unchanged
 files:
@@ -302,7 +300,6 @@ ROW |= {
     "base": "org/a",
     "tuned": "org/b",
     "state": "done",
-    "label": "mixed",
     "seconds": 1.0,
     "bytes": 5,
 }

@@ -102,7 +102,7 @@ def test_a_page_reads_each_file_of_a_report_once(narrow, read_files):
     read_files.clear()
     section = read_pair(report, "here", 0, 1, with_step=True)
     assert section.step is not None
-    assert report.summary.label
+    assert report.summary.finding.headline
     assert len(report.deltas) == report.summary.figures["matrices"]
     tables = sorted(name.removesuffix(".parquet") for name in read_files if ".parquet" in name)
     assert tables == ["files", "matrices", "spectra", "tensors"]
@@ -158,7 +158,7 @@ def test_a_summary_prints_its_finding(narrow):
     finding = narrow.summary.finding
     sentences = " ".join(sentence.text for sentence in finding.sentences)
     assert str(finding) == f"{finding.headline} {sentences}"
-    assert str(narrow.summary) == f"demo:base..narrow, {narrow.summary.label}. {finding}"
+    assert str(narrow.summary) == f"demo:base..narrow. {finding}"
 
 
 def test_all_reports_are_read_or_none(tmp_path):
@@ -298,14 +298,14 @@ class Tags(HTMLParser):
 def test_a_repr_is_three_lines(narrow):
     """What it is of, what its finding says, where it lies."""
     first, second, third = repr(narrow).splitlines()
-    assert first == "demo:base..narrow: concentrated"
+    assert first == "demo:base..narrow"
     assert second == narrow.summary.finding.headline
     assert third.startswith(str(narrow.folder))
 
 
-def test_a_repr_has_no_label_out_of_its_reach_but_the_gates_that_failed(narrow, monkeypatch):
-    """`not assessable` reads as a failure; a gate that failed is one."""
-    summary = replace(narrow.summary, label="not assessable", reference=None)
+def test_a_repr_has_the_gates_that_failed(narrow, monkeypatch):
+    """Behind the name of the pair."""
+    summary = narrow.summary
     for gates, first in (
         (summary.gates, "demo:base..narrow"),
         ([replace(summary.gates[0], passed=False)], "demo:base..narrow: gate failed: changed"),
@@ -313,7 +313,6 @@ def test_a_repr_has_no_label_out_of_its_reach_but_the_gates_that_failed(narrow, 
         monkeypatch.setitem(vars(narrow), "summary", replace(summary, gates=gates))
         assert repr(narrow).splitlines()[0] == first
         assert ("failed" in narrow._repr_html_()) == ("failed" in first)
-        assert "not assessable" not in repr(narrow) + narrow._repr_html_()
 
 
 def test_a_notebook_shows_headline_figures_and_heat_map(narrow):

@@ -4,7 +4,7 @@ deltas.
     import shadow
 
     report = shadow.audit("demo:base..narrow", output="reports")
-    report.summary.label
+    report.summary.finding.headline
     report.deltas[["layer", "module", "concentration"]]
 
 What is named in `__all__` is loaded when it is first asked for, so that importing the package costs

@@ -20,7 +20,6 @@ from shadow.audits.request import (
     Files,
     Measuring,
     Nulls,
-    Optimizer,
     Place,
     Precision,
     Ray,
@@ -92,7 +91,6 @@ class AuditOptions(OldOptions, total=False):
     subspaces: bool
     spectra: bool
     subjects: Subjects
-    optimizer: Optimizer | None
     device: str
     overwrite: bool
     jobs: int | None
@@ -140,7 +138,6 @@ def audit(
     subspaces: bool = True,
     spectra: bool = True,
     subjects: Subjects = "all",
-    optimizer: Optimizer | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     jobs: int | None = None,
@@ -178,8 +175,6 @@ def audit(
         spectra: Write singular values, which `report.spectrum` needs.
         subjects: Measure the spectra of base, tuned and delta (all), of the delta alone (delta),
             or which tensors moved and how far, and no spectra (none).
-        optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only
-            the label needs it.
         device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there
             is one.
         overwrite: Replace a finished report of other settings or files.
@@ -236,7 +231,6 @@ def audit(
             draws,
             subspaces=subspaces,
             spectra=spectra,
-            optimizer=optimizer,
             subjects=subjects,
             device=device,
         ),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import UP, matrices
 
-from shadow.audits import finished, pair
+from shadow.audits import pair
 from shadow.telling import reading
 
 MADE = {}
@@ -33,7 +33,7 @@ def _summarise_once(tables, metadata, summarise=reading.summarise):
 def _each_summary_once(monkeypatch, request):
     if request.node.get_closest_marker("slow"):  # one of them counts what is in memory
         return
-    for module in (reading, pair, finished):
+    for module in (reading, pair):
         monkeypatch.setattr(module, "summarise", _summarise_once)
 
 

@@ -181,7 +181,7 @@ def shown(index, width):
 HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
 MANY = index_of(
     row(
-        1, "qwen2.5-coder-32b", state="done", label="not assessable", concentration=0.3689,
+        1, "qwen2.5-coder-32b", state="done", concentration=0.3689,
         relative_norm_overall=0.067, seconds=4000.0, bytes=14_000_000_000,
     ),
     row(
@@ -203,8 +203,7 @@ def test_the_table_fits_the_terminal(width):
     assert all(word in text for word in words)
     assert "pairs  3: 1 done, 1 failed, 1 pending" in text
     (head,) = [line for line in lines if "conc." in line]
-    assert head.split() == ["#", "family", "pair", "state", "norm", "conc.", "label", "time"]
-    assert "not assessable" not in text  # a dash
+    assert head.split() == ["#", "family", "pair", "state", "norm", "conc.", "time"]
     assert "more   shadow show DIR/FAMILY/PAIR" in text
     assert "offline" in text.replace("\n", "")
     assert "run once without --offline" in " ".join(text.split())

@@ -437,7 +437,7 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
 
 
 def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
-    """Settings are named with both values; the optimiser, which changes no number, is not."""
+    """Settings are named with both values."""
     with pytest.raises(StoppedError):
         run_pair(pair, EVERYTHING, out, Runtime(show=stopped_after(1), jobs=1))
     said = []
@@ -446,70 +446,8 @@ def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
             pair, OTHER["nulls"][0], out, Runtime(show=stopped_after(1), jobs=1, say=said.append)
         )
     assert said == ["starting again: the unfinished audit there differs: --nulls 0, now 3"]
-    told = replace(OTHER["nulls"][0], optimizer="adamw")
-    assert run_pair(pair, told, out, Runtime(jobs=1, say=said.append)).measured == 1
+    assert run_pair(pair, OTHER["nulls"][0], out, Runtime(jobs=1, say=said.append)).measured == 1
     assert said[1] == "resuming: 1 of 2 matrices already measured"
-
-
-# labels
-
-
-@pytest.fixture(scope="module")
-def made_demo(tmp_path_factory):
-    (pair,) = select(["demo:base..narrow"]).pairs
-    return pair, run_pair(pair, EVERYTHING, tmp_path_factory.mktemp("demo"))
-
-
-@pytest.fixture
-def demo(made_demo, out):
-    return made_demo[0], copied_to(out, made_demo[1]).folder
-
-
-def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
-    """summary.json and the metadata of every table are those of an audit with that optimiser; no
-    row changes.
-    """
-    pair, folder = demo
-    before = {
-        name: pq.read_table(folder / name) for name in files(folder) if name.endswith(".parquet")
-    }
-    told, said = replace(EVERYTHING, optimizer="adamw"), []
-    done = run_pair(pair, told, tmp_path / "out", Runtime(say=said.append))
-    fresh = run_pair(pair, told, tmp_path / "fresh")
-    assert done.measured == 0
-    assert said[1:] == ["the label is made again: --optimizer was not given, is now adamw"]
-    assert files(folder)["summary.json"] == files(fresh.folder)["summary.json"]
-    assert done.summary == fresh.summary
-    assert done.summary.reference.optimizer == "adamw"
-    assert all(pq.read_table(folder / name).equals(table) for name, table in before.items())
-    apart = ("started", "seconds")
-    found, wanted = (
-        {key: value for key, value in stored_metadata(one).items() if key not in apart}
-        for one in (folder, fresh.folder)
-    )
-    assert found == wanted
-    assert found["settings"]["optimizer"] == "adamw"
-    again = []
-    assert run_pair(pair, told, tmp_path / "out", Runtime(say=again.append)).measured == 0
-    assert again == ["nothing to measure: the report is already there"]
-    run_pair(pair, EVERYTHING, tmp_path / "out")
-    assert stored_metadata(folder)["settings"]["optimizer"] is None
-
-
-@pytest.mark.parametrize("kills", every(3, range(7)))
-def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, monkeypatch, kills):
-    """All of its files have the new label for whoever reads it, or none has."""
-    pair, folder = demo
-    move = os.replace
-    monkeypatch.setattr(os, "replace", killed_after(kills))
-    with pytest.raises(KeyboardInterrupt) if kills < 6 else monkeypatch.context():
-        run_pair(pair, replace(EVERYTHING, optimizer="adamw"), tmp_path / "out")
-    monkeypatch.setattr(os, "replace", move)
-    summary, metadata = read_summary(folder)
-    assert metadata["settings"]["optimizer"] == summary.reference.optimizer == "adamw"
-    assert stored_metadata(folder) == metadata
-    told = json.loads((folder / "summary.json").read_text())["label"]
-    assert told == metadata["label"] == summary.label
 
 
 # lists
@@ -539,7 +477,7 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert (kept.state, other.state) == ("kept", "done")
     assert "--precision exact, now default" in kept.error
     assert "--overwrite" in kept.hint
-    assert (kept.label, kept.concentration, kept.matrices, kept.version) == (None, None, None, None)
+    assert (kept.concentration, kept.matrices, kept.version) == (None, None, None)
     table = pq.read_table(toys / "out" / "batch.parquet")
     assert table["state"].to_pylist() == ["kept", "done"]
     assert json.loads((toys / "out" / "index.json").read_text())["counts"]["kept"] == 1
@@ -572,16 +510,6 @@ def test_a_list_keeps_reports_of_another_version(toys):
     rows = read_index(toys / "out").rows
     assert [other.version for other in rows] == ["0.0.9", row.version]
     assert rows[0].seconds == row.seconds
-
-
-def test_an_optimizer_renews_the_labels_of_a_list(toys):
-    """Nothing is measured, what each pair took stays, and the rows say what the reports say."""
-    audited(toys)
-    first = read_index(toys / "out").rows
-    again = audited(toys, replace(EVERYTHING, optimizer="sgd"))
-    assert [outcome.result.measured for outcome in again] == [0, 0]
-    assert [row.seconds for row in read_index(toys / "out").rows] == [row.seconds for row in first]
-    assert read_index(toys / "out").kind.settings["optimizer"] == "sgd"
 
 
 # what the model does not have
@@ -646,6 +574,3 @@ def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
     changed = next(gate for gate in summary.gates if gate.name == "changed")
     why = "no matrix was compared"
     assert (changed.figure, changed.passed, changed.reason) == (None, False, why)
-    assert summary.label == "not assessable"
-    assert summary.label_reason.startswith("no matrix was compared")
-    assert (summary.claims.measured, summary.claims.consistent_with) == ([], [])

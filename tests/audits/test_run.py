@@ -126,10 +126,8 @@ def test_files_are_what_the_schema_says(llama, whole):
         [np.linalg.norm(sigma) for sigma in spectra["sigma"]], norms, rtol=1e-6
     )
     summary = json.loads((whole.folder / "summary.json").read_text())
-    keys = "schema family pair base tuned counts figures modules label claims"
+    keys = "schema family pair base tuned counts figures modules gates finding"
     assert {*keys.split()} <= summary.keys()
-    labels = ("concentrated", "distributed", "mixed", "indeterminate", "not assessable")
-    assert summary["label"] in labels
     assert sum(summary["counts"].values()) == len(tensors)
     assert not (whole.folder / ".partial").exists()
 

@@ -134,13 +134,8 @@ def test_a_report_says_what_was_measured_and_an_older_one_is_full(reports):
     assert "no spectra were measured" in norms.finding.headline
     assert "norms_only" in [sentence.code for sentence in norms.finding.sentences]
     assert "deltas_only" in [sentence.code for sentence in deltas.finding.sentences]
-    assert norms.label == "not assessable"
-    assert norms.claims.consistent_with == []
-    assert norms.label_or_gates is None
-    assert (deltas.label, deltas.figures.concentration) == (
-        told["all"].label,
-        told["all"].figures.concentration,
-    )
+    assert norms.stopped is None
+    assert deltas.figures.concentration == told["all"].figures.concentration
     assert "subjects" not in shadow.read(reports["all"]).provenance.told["settings"]["method"]
     older = json.loads((reports["all"] / "summary.json").read_text())
     del older["tier"]

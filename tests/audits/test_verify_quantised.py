@@ -242,7 +242,6 @@ def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_p
     assert (gates["rounding"].passed, gates["rounding"].figure) == (False, None)
     assert gates["rounding"].reason == "it is not known what rounding to IQ4_NL makes of a change"
     assert report.summary.figures.floor_ratio is None
-    assert report.summary.label == "not assessable"
 
 
 def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model, stored, tmp_path):

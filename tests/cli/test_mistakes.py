@@ -86,7 +86,7 @@ def test_a_damaged_report_hides_no_other(demo_reports, tmp_path):
     shutil.copytree(demo_reports, tmp_path / "reports" / "demo")
     (tmp_path / "reports/demo/base..broad/matrices.parquet").write_bytes(b"PAR1")
     done = run_shadow("show", "reports", cwd=tmp_path)
-    assert "Concentrated: changed by 8.0 %" in done.assert_done(1)
+    assert "Changed by 8.0 %" in done.assert_done(1)
     assert "base..broad: matrices.parquet cannot be read" in done.err
     alone = run_shadow("show", "reports/demo/base..broad", cwd=tmp_path)
     assert alone.assert_done(1) == ""

@@ -12,7 +12,7 @@ from shadow.audits.pair import Progress
 from shadow.cli import console
 from shadow.cli.pace import in_lines
 
-HEADLINE = "Concentrated: changed by 8.0 %, spread over 14 directions of 64."
+HEADLINE = "Changed by 8.0 %, spread over 14 directions of 64."
 PAIR = ("audit", "demo:base..narrow", "-o", "out")
 
 

@@ -25,12 +25,11 @@ from markupsafe import escape
 from picture import contrast
 
 from shadow.audits.list_index import Index, Kind, Row
-from shadow.claims.reference import NearTraining, Position, runs
 from shadow.errors import ShadowError
 from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.html import coded, file_text, library, script_json
-from shadow.outputs.page.pair import read_pair, reference_distributions
+from shadow.outputs.page.pair import read_pair
 from shadow.quantities import portion_of, text_of
 from shadow.telling.reading import SummarisedReport, read_summary
 
@@ -173,10 +172,8 @@ def test_the_page_without_scripts_tells_what_matters(vision):
     assert finding["sentences"]
     for one in (*finding["sentences"], *finding["other_explanations"]):
         assert one.get("text", one.get("reason")).replace("`", "") in page.text
-    told = (*finding["not_shown"], *summary["claims"]["measured"])
-    assert all(text in page.text for text in told)
+    assert all(text in page.text for text in finding["not_shown"])
     assert all(gate["reason"] in page.text for gate in summary["gates"])
-    assert summary["label_reason"] in page.text
     skipped = ("nonfinite", "NaN or infinite entries", "3 NaN", "model.odd.weight", "quantized")
     names = ("language", "vision", "projector", "attn.q", "mlp.down", "Side by side")
     for text in (*skipped, "gptq", "model.packed", "0" * 40, "1" * 40, *names):
@@ -278,57 +275,11 @@ def test_json_inside_a_script_element_cannot_end_it(value):
     assert json.loads(text) == json.loads(script_json(json.loads(text)))
 
 
-def held(short_side, optimizer=None, nearest=()):
-    """A pair's place among known trainings of a size, with an optimiser or any."""
-    shares = {"narrow": 2, "broad": 1, "narrow_below": 0.5, "broad_below": 1.0}
-    return Position(short_side, optimizer, **shares, nearest=list(nearest))
-
-
-def training(short_side, optimizer, data, concentration):
-    """A training of the reference, of which these alone matter here."""
-    run = {"short_side": short_side, "optimizer": optimizer, "data": data}
-    return dataclasses.replace(runs()[0], **run, concentration=concentration)
-
-
 def summarised(folder, **changes):
     """A report whose summary says something else."""
     report = SummarisedReport(folder)
     vars(report)["summary"] = dataclasses.replace(report.summary, **changes)
     return report
-
-
-def test_known_trainings_are_those_that_a_pair_is_held_against():
-    """Of its size and optimiser, where that is known; narrow and broad apart; none for a pair that
-    is like none.
-    """
-    table = [
-        training(128, "adamw", "narrow", 0.44),
-        training(128, "adamw", "broad", 0.29),
-        training(128, "muon", "broad", 0.01),
-        training(128, "lora", "broad", 0.69),
-        training(128, "adamw", "original", 0.27),
-        training(896, "adamw", "narrow", 0.5),
-    ]
-    assert reference_distributions(None, table) == {}
-    of_both = {"narrow trainings": [0.44], "broad trainings": [0.29]}
-    assert reference_distributions(held(128, "adamw"), table) == of_both
-    assert reference_distributions(held(128), table)["broad trainings"] == [0.29, 0.01]
-    assert reference_distributions(held(896), table) == {"narrow trainings": [0.5]}
-
-
-def test_known_trainings_reach_chart_and_words(small, monkeypatch):
-    """A pair with a place among them: their medians in its charts' data, its place in the text."""
-    nearest = NearTraining("B", "<b>usual</b>", base="one", seed=3, concentration=0.41)
-    place = held(128, nearest=[nearest])
-    table = [training(128, "adamw", "narrow", value) for value in (0.41, 0.5)]
-    monkeypatch.setattr("shadow.outputs.page.pair.runs", lambda: table)
-    report = summarised(small, reference=place)
-    page = Elements(page_bytes([read_pair(report, "here", 0, 1)], "t"))
-    medians = {"name": "narrow trainings", "values": [0.41, 0.5]}
-    assert page.json("data-0")["references"] == [medians]
-    told = " ".join(page.text.split())
-    assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
-    assert "The nearest (regimes of docs/evidence.md): B, narrow data, <b>usual</b> (0.41)." in told
 
 
 def test_figures_that_are_null_have_no_interval(small):

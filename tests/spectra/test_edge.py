@@ -174,6 +174,16 @@ def test_levels_of_short_rows_name_nothing():
     assert levels.round_trip(0.5, 128) is None
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_zeros_of_pruned_rows_are_no_levels(share):
+    """BF16 with entries set to 0 is no copy through fewer bits; int8 with zeros still is."""
+    W = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    keeps = W.abs() >= W.abs().quantile(share)
+    assert levels.round_trip(edge.levels(W.bfloat16() * keeps), 1024) is None
+    if share < 0.9:
+        assert levels.round_trip(edge.levels(stored(W, "INT8") * keeps), 1024) == "8 bits"
+
+
 def test_levels_look_at_rows_spread_over_the_matrix():
     """Up to 64 rows, ascending, the first among them."""
     assert edge.levels_rows(3).tolist() == [0, 1, 2]

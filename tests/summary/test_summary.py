@@ -171,7 +171,7 @@ def test_the_screen_of_a_clean_pair_has_eighteen_lines(folder):
     assert len(lines) == 18
     firsts = [line.split()[0] if line else "" for line in lines]
     figures = ["relative", "concentration", "unchanged"]
-    assert firsts[:9] == ["demo", "base", "tuned", "", "Concentrated:", *figures, ""]
+    assert firsts[:9] == ["demo", "base", "tuned", "", "Changed", *figures, ""]
     assert firsts[16:] == ["layer", "more"]
 
 
@@ -186,17 +186,14 @@ def test_a_gate_that_failed_stands_on_the_screen_with_its_reason(folder):
     assert text.index(gate.reason) < text.index("attn.q")
 
 
-def test_the_table_of_pairs_has_a_dash_where_the_label_does_not_reach(folder):
-    """The label of a pair that has one, and the gates of one that failed some."""
+def test_the_table_of_pairs_has_the_gates_that_failed(folder):
+    """A dash where none did."""
     summary = read_summary(folder)[0]
-    none = replace(summary, reference=None, label="not assessable")
-    stopped = replace(none, gates=[replace(summary.gates[0], passed=False), *summary.gates[1:]])
-    judged = [Judgement("f", "a..b", summary=one) for one in (summary, none, stopped)]
+    stopped = replace(summary, gates=[replace(summary.gates[0], passed=False), *summary.gates[1:]])
+    judged = [Judgement("f", "a..b", summary=one) for one in (summary, stopped)]
     text = drawn(pairs_document(judged, "out"), 75)
     rows = [line.split() for line in text.splitlines() if "a..b" in line]
-    assert [" ".join(row[8:]) for row in rows] == [
-        summary.label, "-", f"failed: {summary.gates[0].name}"
-    ]  # fmt: skip
+    assert [" ".join(row[8:]) for row in rows] == ["-", f"failed: {summary.gates[0].name}"]
 
 
 def test_the_next_command_can_be_typed_as_it_stands(folder):
@@ -365,7 +362,7 @@ def test_no_output_begins_or_ends_with_a_blank_line(demo_reports, tmp_path):
         ("compare", tmp_path / "out"),
         ("plan", "demo"),
         ("explain",),
-        ("explain", "label"),
+        ("explain", "gates"),
         ("explain", "concentration", "spikes"),
         ("families",),
         ("families", "qwen2.5-7b"),

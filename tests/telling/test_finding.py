@@ -43,7 +43,6 @@ from finding_cases import (
 from safetensors.torch import save_file
 
 from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.reference import runs
 from shadow.claims.summary import summary_from_json
 from shadow.summary.rows import PublishedPlace
 from shadow.telling.finding import CODES, NOT_SHOWN, finding
@@ -140,7 +139,6 @@ def test_where_vectors_alone_moved_the_weights_are_not_the_same(tmp_path):
     changed = summary.gates[0]
     assert (changed.name, changed.passed, changed.figure) == ("changed", False, 0)
     assert "3 of 4 biases and norms did" in changed.reason
-    assert summary.claims.consistent_with == ["training of biases and norms only (BitFit)"]
 
 
 def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
@@ -248,11 +246,12 @@ def test_a_stage_is_told_where_its_name_says_what_it_is(must, pair, text):
 def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
     """Where a pair lies among published ones stands last; without a place there is no sentence."""
     summary = must("size")
-    size = PublishedPlace(value=0.05, below=2, families=20, pairs=45, least=0.01, most=0.2)
-    published = replace(summary.published, pair=None, size=size)
-    assert codes(finding(replace(summary, published=published), SETTINGS))[-1] == "published"
-    without = replace(summary, published=replace(published, size=None))
-    assert "published" not in codes(finding(without, SETTINGS))
+    place = PublishedPlace(value=0.05, below=9, families=19, least=0.01, most=0.2)
+    found = finding(replace(summary, published=place), SETTINGS)
+    assert codes(found)[-1] == "published"
+    text = "The mean relative norm of a tensor is 5.0 %, more than in 9 of 19 published families."
+    assert sentence(found, "published") == text
+    assert "published" not in codes(finding(replace(summary, published=None), SETTINGS))
 
 
 # headline
@@ -420,38 +419,27 @@ def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
     assert answers(found)["quantised_copy"].answer != "fits"
 
 
-def test_a_label_that_says_something_leads_the_headline(demo):
-    """Of the demo's pairs one is labelled concentrated; mixed is no answer, and not told."""
-    headlines = {pair: summary.finding.headline for pair, summary in demo.items()}
-    assert headlines["base..narrow"].startswith("Concentrated: changed by 8.0 %, spread over")
-    assert headlines["base..broad"].startswith("Changed by 6.4 %, spread over")
+def test_a_file_of_more_bits_than_rounded_tells_no_size(tmp_path):
+    """Weights of BF16 in files of F16: floor_ratio is of F16, and what BF16 rounded is unknown."""
+    figures = {**UNKNOWN, "floor_ratio": 8.0, "equivalent_directions": 40.0}
+    found = told(tmp_path / "a", model(**figures, dtype="F16"))
+    assert "as stored, with more structure than noise" in found.headline
+    assert "before storage is unknown" in sentence(found, "coherent")
+    assert "as stored" not in told(tmp_path / "b", model(**figures, dtype="BF16")).headline
 
 
 # other explanations
 
 FITS = {
     "merged_adapter": RANK_8,
-    "orthogonalised_optimiser": {"purity_z": -20.0, "concentration": -0.05},
-    "quantised_copy": {"levels_tuned": LEVELS["int8"], **WIDE},
-    "short_run": {"frobenius_norm": 5e-4, "relative_norm_unrounded": 5e-4},
-    "weight_decay": {"decay_cosine": -0.9},
-    "merge": {"even_share": 0.7, "even_entries": 9_000, "relative_norm": 0.01},
+    "orthogonalised_optimiser": {"purity_z": -20.0},
+    "quantised_copy": {"kept_low": 0.0, "kept_high": 0.4},
 }
-EXCLUDED = {
-    "merged_adapter": {},
-    "orthogonalised_optimiser": {},
-    "quantised_copy": {"levels_tuned": LEVELS["bf16"], **WIDE},  # and concentrated
-    "short_run": {"frobenius_norm": 0.6, "relative_norm_unrounded": 0.3},
-    "weight_decay": {"decay_cosine": 0.01},
-}
+EXCLUDED = {"quantised_copy": {"relative_norm": 0.0019}}
 OPEN = {
-    "merged_adapter": UNKNOWN,
-    "orthogonalised_optimiser": {"rows": 4096, "cols": 4096},
-    "quantised_copy": {"concentration": 0.02},
-    "short_run": {},
-    "weight_decay": {"decay_cosine": -0.3},
-    "merge": {"even_share": 0.55, "even_entries": 9_000, "relative_norm": 0.01},
-    "novel_data": {},
+    "merged_adapter": {},
+    "orthogonalised_optimiser": {"purity_z": -20.0, "decay_cosine": -0.2},  # of flat weights
+    "quantised_copy": {"levels_tuned": LEVELS["int8"], "relative_norm": 0.0019, **WIDE},
 }
 
 
@@ -472,27 +460,10 @@ def test_another_explanation_is_answered_by_its_figure(tmp_path, code, answer, f
         assert found[code].figures
 
 
-@pytest.mark.parametrize(
-    ("decay_cosine", "cosine", "answer"),
-    [
-        (-0.71, 0.02, "no"),  # another matrix of the same norm
-        (-1.0, -1.0, "no"),  # the same with the other sign
-        (-1.0, None, "no"),  # nothing but zeros
-        (-0.32, 0.0, "no"),  # another matrix of three times the norm
-        (-0.71, 0.71, "cannot_be_excluded"),  # half of it another matrix
-        (-1.0, 1.0, "fits"),
-        (-0.5, 0.96, "fits"),  # a third of the norm, a quarter of it decay
-    ],
-)
-def test_a_matrix_that_was_replaced_is_no_decay(tmp_path, decay_cosine, cosine, answer):
-    """It changes against the base as well, but decay leaves base and tuned parallel."""
-    # a head that changed little: unrelated models have no explanations
-    related = [row(None, "other") for _ in range(40)]
-    deltas = [*model(decay_cosine=decay_cosine, cosine=cosine), *related]
-    found = answers(told(tmp_path, deltas))["weight_decay"]
-    assert found.answer == answer
-    if cosine is not None and answer == "no":
-        assert f"median cosine of {cosine:.2f}, and decay leaves 1" in found.reason
+def test_more_than_the_rounding_of_a_format_is_no_copy_alone(tmp_path):
+    """Most of the change may be an update that was rounded to few bits afterwards."""
+    found = answers(told(tmp_path, model(kept_low=0.1, kept_high=0.6)))
+    assert found["quantised_copy"].answer == "cannot_be_excluded"
 
 
 def test_a_copy_needs_no_other_explanation(must):
@@ -500,29 +471,14 @@ def test_a_copy_needs_no_other_explanation(must):
     assert must("rounding").finding.other_explanations == []
 
 
-def test_decay_is_not_excluded_where_it_would_have_been_rounded_away(tmp_path):
-    """A cosine of 0 says nothing of an update that storage took."""
-    assert answers(told(tmp_path, model(**ROUNDED)))["weight_decay"].answer == "cannot_be_excluded"
-
-
 @pytest.mark.parametrize(
-    ("dtype", "fits"), [("BF16/F8_E4M3", True), ("F8_E4M3", True), ("F32/BF16", False)]
+    ("dtype", "few"), [("BF16/F8_E4M3", True), ("F8_E4M3", True), ("F32/BF16", False)]
 )
-def test_a_side_in_8_bits_is_a_copy_through_fewer_bits(tmp_path, dtype, fits):
+def test_a_side_in_8_bits_has_few_values(tmp_path, dtype, few):
     """FP8 has no distinct values to count, but says itself what it is."""
     found = told(tmp_path, model(dtype=dtype, levels_tuned=None))
-    assert ("few_values" in codes(found)) == fits
-    assert (answers(found)["quantised_copy"].answer == "fits") == fits
-
-
-def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
-    """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
-    muon = [run for run in runs() if run.optimizer == "muon" and run.short_side == 64]
-    reason = answers(told(tmp_path, model()))["orthogonalised_optimiser"].reason
-    assert (
-        f"in the lab's {len(muon)} trainings with Muon ({len({run.base for run in muon})} bases)"
-        in reason
-    )
+    assert ("few_values" in codes(found)) == few
+    assert answers(found)["quantised_copy"].answer != "fits"
 
 
 @pytest.mark.parametrize("code", MUST)

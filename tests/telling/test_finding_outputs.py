@@ -7,7 +7,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import reports
 import view
-from finding_cases import SETTINGS, WIDE, answers, card, check, codes, model, step, with_head
+from finding_cases import SETTINGS, answers, card, check, codes, model, step, with_head
 from typer.testing import CliRunner
 
 from shadow.claims.draft import Sentence
@@ -32,7 +32,7 @@ HOSTILE = Finding(
             {},
         )
     ],
-    [Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
+    [Explanation("quantised_copy", "<i>|n|</i>", "no", "@you | #3", {})],
     ["not\nshown"],
 )
 
@@ -94,21 +94,6 @@ def test_every_output_opens_with_the_same_sentences(tmp_path):
     assert table.index(texts[0]) < table.index("By module")
 
 
-def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
-    """At 1,024 wide it is one line of the footer; at 64, where the lab has trainings, it stands
-    with its reference.
-    """
-    for wide, quiet in (({}, False), (WIDE, True)):
-        folder = reports.write(tmp_path / str(quiet), model(**wide))
-        summary, metadata = read_summary(folder)
-        document = report_document(summary, metadata, folder)
-        text = view.drawn(document.shown(full=True))
-        assert "\nlabel" not in view.drawn(document.shown())
-        assert (text.index("\nlabel ") > text.index("\nreport ")) == quiet
-        assert ("\nreference " in text) != quiet
-        assert "Label" not in step(Judgement("f", "p", summary=summary))
-
-
 def test_explain_finding_lists_every_code():
     """`shadow explain finding`: sentences and other explanations."""
     text = CliRunner().invoke(app, ["explain", "finding"]).stdout
@@ -132,5 +117,5 @@ def test_an_older_report_says_what_its_columns_carry(tmp_path):
     assert codes(summary.finding)[:2] == ["size", "concentration"]
     assert "directions of" not in summary.finding.text
     found = answers(summary.finding)
-    open_ones = ("merged_adapter", "weight_decay", "merge")
+    open_ones = ("merged_adapter", "quantised_copy")
     assert {found[code].answer for code in open_ones} == {"cannot_be_excluded"}

@@ -115,14 +115,14 @@ def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
     which there are.
     """
     sealed = believed(Report(report))
-    lists = ("components", "modules", "depth", "skipped", "gates", "evidence")
+    lists = ("components", "modules", "depth", "skipped", "gates")
     parts = {
         "summary": lambda told: told,
         "figures": lambda told: told["figures"],
         "base": lambda told: told["base"],
     }
     parts |= {name: lambda told, name=name: told[name][0] for name in lists if sealed[name]}
-    assert {"components", "modules", "depth", "gates", "evidence"} <= parts.keys()
+    assert {"components", "modules", "depth", "gates"} <= parts.keys()
     assert summary_from_json(sealed).as_json().keys() >= sealed.keys()
     for part in parts.values():
         for key in part(sealed).keys() - ADDED:
@@ -138,11 +138,10 @@ def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
 
 TAMPERED = {
     "a figure": lambda told: told["figures"].update(concentration=0.99),
-    "the label": lambda told: told.update(label="the best"),
     "a gate": lambda told: told["gates"][0].update(passed=True, reason="it is fine"),
     "a warning": lambda told: told["warnings"].append("do not trust this"),
     "the code of a warning": lambda told: told["warning_codes"].append("older_report"),
-    "a claim": lambda told: told["claims"]["measured"].append("that it is good"),
+    "a headline": lambda told: told["finding"].update(headline="It is good."),
     "one more key": lambda told: told.update(more=1),
     "all of it": lambda told: told.clear(),
 }
@@ -153,7 +152,7 @@ OTHERS = {
     "other tables": lambda told: told["seal"]["tables"].update(tensors="0" * 64),
     "no table": lambda told: told["seal"].update(tables={}),
     "no mapping": lambda told: told.update(seal="x"),
-    "an optimizer": lambda told: told["settings"].update(optimizer="muon"),
+    "another setting": lambda told: told["settings"].update(spectra=False),
 }
 
 
@@ -252,8 +251,8 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         for name in ("matrices", "tensors", "files"):
             rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
 
-    forge(lambda told: told.update(label_reason="forged"))
-    assert read_summary(report)[0].label_reason == "forged"
+    forge(lambda told: told["finding"].update(headline="forged"))
+    assert read_summary(report)[0].finding.headline == "forged"
     for change in (
         lambda told: told["figures"].update(matrices=None),
         lambda told: told["depth"].append({"layer": "x"}),
@@ -266,5 +265,5 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
     ):
         before = len(again)
         forge(change)
-        assert read_summary(report)[0].label_reason != "forged"
+        assert read_summary(report)[0].finding.headline != "forged"
         assert len(again) == before + 1

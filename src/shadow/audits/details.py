@@ -37,7 +37,6 @@ def of_settings(settings: Settings) -> str:
         WORDS[OF_SUBJECTS[method.subjects]].how,
         f"subspaces {'compared' if method.subspaces else 'not compared'}",
         f"spectra {'written' if settings.spectra else 'not written'}",
-        f"optimiser {settings.optimizer or 'not given'}",
         f"only {'; '.join(filters)}" if filters else "every matrix",
     ]
     return f"settings: {', '.join(parts)}"

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from shadow.audits.pair_plan import PairPlan, PlannedModule, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
-NO_LABEL = "not assessable"
 STATES: Mapping[str, Level] = {
     "done": "passed",
     "failed": "fault",
@@ -50,8 +49,6 @@ LIST = (
     Field("state", "text", of=lambda row: Word(row.state, STATES[row.state])),
     number("norm", "relative_norm_overall", "share"),
     number("conc.", "concentration", "fixed"),
-    # as on the page: the label says nothing of the pair
-    Field("label", "text", of=lambda row: None if row.label == NO_LABEL else row.label or None),
     number("time", "seconds", "seconds"),
 )
 

@@ -5,7 +5,6 @@ is done again where nothing does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from shadow import __version__
@@ -13,16 +12,15 @@ from shadow.audits.journal import alone_at, remove_journal_of
 from shadow.audits.runtime import DEFAULTS, AuditResult, Runtime
 from shadow.claims.summary import Summary
 from shadow.errors import ShadowError
-from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, replacing
+from shadow.reports.atomic_replacement import replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import SIDES, CheckpointMetadata, JudgedMetadata, ReportMetadata, Side
-from shadow.reports.parquet import rewritten
 from shadow.reports.provenance import Identity, finished_metadata, refuse_remains, require_tables
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
-from shadow.telling.reading import read_summary, summarise
+from shadow.telling.reading import read_summary
 from shadow.telling.summary_file import FILE as SUMMARY
-from shadow.telling.summary_file import SUMMARISED, seal, summary_bytes
+from shadow.telling.summary_file import summary_bytes
 from shadow.text import and_more, in_ranges
 
 SHOWN = 12  # characters of a commit or of a fingerprint
@@ -66,8 +64,8 @@ def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
 def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
     """What makes a report another one than was asked for, with both values; empty if nothing does.
 
-    The version that measured it does not, nor the optimiser, on which no number depends. What its
-    settings do not say was no setting yet, and is what DEFAULTS say.
+    The version that measured it does not. What its settings do not say was no setting yet, and is
+    what DEFAULTS say.
     """
     if metadata["schema"] != SCHEMA:
         return [_both("schema", metadata["schema"], SCHEMA)]
@@ -133,48 +131,9 @@ def notes_of_age(metadata: ReportMetadata, absent: Sequence[str]) -> list[str]:
     return [*notes, absent_note(absent)] if absent else notes
 
 
-def with_new_label(
-    done: AuditResult, identity: Identity, say: Callable[[str], None]
-) -> AuditResult:
-    """A finished report with the label that is asked for. None of its numbers is measured anew."""
-    had = done.provenance["settings"].get("optimizer")
-    now = identity.settings.get("optimizer")
-    if had == now:
-        return done
-    folder = done.folder
-    metadata = done.provenance
-    optimizers = f"was {had or 'not given'}, is now {now or 'not given'}"
-    say(f"the label is made again: --optimizer {optimizers}")
-    metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
-    report = Report(folder)
-    summary = summarise({name: report.table(name) for name in SUMMARISED}, metadata)
-    if report.absent:
-        summary = summary.with_warning("older_report", absent_note(report.absent))
-    metadata = {**metadata, **verdict_metadata(summary)}
-    with alone_at(folder), replacing(folder) as staged:
-        files = {
-            name: rewritten(folder / f"{name}.parquet", staged.path(f"{name}.parquet"))
-            for name in TABLES_OF_A_PAIR
-            if (folder / f"{name}.parquet").is_file()
-        }
-        if files.keys() >= set(SUMMARISED):
-            paths = {name: file.path for name, file in files.items()}
-            metadata = {**metadata, "seal": seal(summary.as_json(), paths, metadata)}
-        for file in files.values():
-            file.finish(metadata)
-        staged.put(SUMMARY, summary_bytes(summary.as_json()))
-    return replace(done, summary=summary, provenance=metadata)
-
-
 def verdict_metadata(summary: Summary) -> JudgedMetadata:
     """What the metadata of every table tell of a summary."""
-    stated = summary.as_json()
-    return {
-        "label": stated["label"],
-        "label_reason": stated["label_reason"],
-        "gates": stated["gates"],
-        "claims": stated["claims"],
-    }
+    return {"gates": summary.as_json()["gates"]}
 
 
 def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[str], None]) -> None:

@@ -153,7 +153,7 @@ def begun(
         rows=(),
     )
     earlier = read_index(output)
-    if earlier is None or earlier.kind.of_numbers != index.kind.of_numbers:
+    if earlier is None or earlier.kind != index.kind:
         earlier = index
     known = {row.key: row for row in earlier.rows}
     own = {(pair.family, pair.name) for pair in selection.own}
@@ -195,4 +195,4 @@ def _is_there(output: Path, row: Row, kind: Kind) -> bool:
         return False
     if metadata is None or metadata["schema"] != SCHEMA:
         return False
-    return kind_of(metadata).of_numbers == kind.of_numbers
+    return kind_of(metadata) == kind

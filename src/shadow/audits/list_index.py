@@ -75,7 +75,6 @@ class Row:
     base_commit: str | None = None
     tuned_commit: str | None = None
     state: State = "pending"
-    label: str | None = None
     matrices: int | None = None
     relative_norm_overall: float | None = None
     concentration: float | None = None
@@ -129,12 +128,6 @@ class Kind:
     """The number of the schema of their files."""
     settings: Mapping[str, object]
     """As JSON has them."""
-
-    @property
-    def of_numbers(self) -> Kind:
-        """What they must agree in to be of one kind: no number depends on the optimiser."""
-        settings = {name: value for name, value in self.settings.items() if name != "optimizer"}
-        return replace(self, settings=settings)
 
 
 @dataclass(frozen=True)
@@ -197,7 +190,6 @@ def done_row(
         base_commit=summary.base.get("commit"),
         tuned_commit=summary.tuned.get("commit"),
         state="done",
-        label=summary.label,
         matrices=None if matrices is None else int(matrices),
         seconds=seconds,
         bytes=moved,
@@ -239,7 +231,7 @@ def _refreshed_row(
         seconds=row.seconds if row is not None and is_of_list else metadata.get("seconds"),
         moved=row.bytes if row is not None else None,
     )
-    had, wanted = kind_of(metadata).of_numbers, index.kind.of_numbers
+    had, wanted = kind_of(metadata), index.kind
     if had == wanted:
         return new
     error = f"the finished report there differs: {different(vars(had), vars(wanted))}"
@@ -251,8 +243,14 @@ def kind_of(metadata: ReportMetadata) -> Kind:
 
     The version that measured them is not among it: a report stays when shadow is upgraded.
     """
-    settings = {name: value for name, value in metadata["settings"].items() if name != "relation"}
-    return Kind(metadata["schema"], settings)
+    return Kind(metadata["schema"], _of_kind(metadata["settings"]))
+
+
+def _of_kind(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings but for the relation of a pair, and the optimiser that reports of 0.2 name."""
+    return {
+        name: value for name, value in settings.items() if name not in ("relation", "optimizer")
+    }
 
 
 def write_index(output: Path, index: Index) -> None:
@@ -391,7 +389,7 @@ def _index(content: _File) -> Index:
         raise ValueError
     if len({row.key for row in content.pairs}) < len(content.pairs):
         raise ValueError
-    kind = Kind(content.schema, content.settings)
+    kind = Kind(content.schema, _of_kind(content.settings))
     return Index(content.version, kind, content.list, rows=content.pairs)
 
 

@@ -29,7 +29,6 @@ from shadow.audits.finished import (
     named,
     say_afresh,
     verdict_metadata,
-    with_new_label,
 )
 from shadow.audits.journal import Fetched, Journal
 from shadow.audits.machine_limits import machine_limits
@@ -183,7 +182,7 @@ def run_asked(asked: Asked) -> AuditResult:
     if there is not None and not other:
         done, broken = already_done(folder, there, known, runtime)
         if done is not None:
-            return with_new_label(done, known, runtime.say)
+            return done
     # where that fetches no weights, a filter that the model has nothing of is refused before a
     # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)

@@ -135,12 +135,12 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
 
 
 def _in_short(summary: Summary) -> str:
-    """How far the weights moved, and the label or the gates that failed: part of a line."""
+    """How far the weights moved, and the gates that failed: part of a line."""
     norm = summary.figures.relative_norm_overall
     parts = ["nothing changed"]
     if norm and summary.figures.matrices:
         parts = [f"{text_of(norm, 'share')} {of_what(summary)}"]
-    standing = summary.label_or_gates
+    standing = summary.stopped
     if standing is not None:
         parts.append(standing)
     return ", ".join(parts)

@@ -22,7 +22,6 @@ from shadow.audits.request import (
     Fetch,
     Files,
     Measuring,
-    Optimizer,
     Precision,
     Subjects,
 )
@@ -127,7 +126,6 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
         say("precision fast is deprecated, as it was not faster everywhere: default is used")
         precision = "default"
     _require("subjects", measuring.subjects, get_args(Subjects))
-    _require("optimizer", measuring.optimizer, (None, *get_args(Optimizer)))
     if not 0 <= nulls.draws <= 1000:
         raise UsageError(f"nulls={nulls.draws}", "0 to 1000")
     if nulls.seed < 0:
@@ -146,7 +144,6 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
         method,
         filter_of(measuring.components, measuring.layers, measuring.modules),
         spectra=measuring.spectra and measuring.subjects != "none",
-        optimizer=measuring.optimizer,
         device=choose(measuring.device),
     )
 

@@ -22,7 +22,6 @@ Place = str | PathLike[str]
 # fast: a deprecated word for default
 Precision = Literal["default", "exact", "fast", "sketch"]
 Subjects = Literal["all", "delta", "none"]
-Optimizer = Literal["adamw", "sgd", "muon"]
 Fetch = Literal["auto", "shards", "ranges"]
 
 
@@ -49,7 +48,6 @@ class Measuring:
     nulls: Nulls = Nulls()
     subspaces: bool = True
     spectra: bool = True
-    optimizer: Optimizer | None = None
     subjects: Subjects = "all"
     """Whose spectra are measured: of base, tuned and delta; of the delta alone; or of none, and
     norms alone are."""

@@ -33,7 +33,6 @@ class Settings:
     method: Method
     chosen: Filter
     spectra: bool = True
-    optimizer: str | None = None
     device: DeviceChoice = CPU
 
     def as_json(self) -> SettingsMetadata:

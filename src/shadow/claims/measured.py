@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shadow.claims.rules import COLUMNS, FAILS, FILES, GATE, HOLDS, LABEL, UNCHANGED, Metric
+from shadow.claims.rules import COLUMNS, FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
 from shadow.claims.states import TENSORS, file_states, states
 from shadow.claims.summary import Summary
 from shadow.claims.verify.files import files
@@ -81,9 +81,7 @@ class Measured:
     def _figures(self, at: Scope) -> Mapping[str, Any]:
         """The figures of a place by name; None where one is undefined."""
         row = self._rows[at]
-        if isinstance(row, Summary):
-            return {**row.figures, LABEL: row.label}
-        return vars(row)
+        return dict(row.figures) if isinstance(row, Summary) else vars(row)
 
     def places(self, name: Metric) -> list[Scope]:
         """Where the report has what a rule names, in the order of the summary."""

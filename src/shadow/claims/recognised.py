@@ -64,6 +64,8 @@ def is_lost(record: PairRecord) -> bool:
     unknown = inside.rounded_away
     if floor is None or floor < CLEAR:
         unknown += inside.unexplained + inside.few_changed
+    else:  # a file of more bits may hold what fewer rounded
+        unknown += inside.unexplained_in_more_bits
     return 2 * unknown >= max(1, inside.matrices)
 
 

@@ -2,7 +2,7 @@
 
     place  := [component "."] [module "."] ["layers." first ["-" last] "."]
     figure := place metric
-    rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number  |  "label" ("==" | "!=") word
+    rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
             | "nonfinite" | "all_zero" | "empty" | "nothing_compared" | "unrelated" | "part_shared"
@@ -26,9 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn
 
-from shadow.claims.label import Label
 from shadow.claims.verify.table import OF_PAIRS, pair_claim
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
@@ -62,8 +61,6 @@ OF_REPOSITORIES = (
 )
 OF_REPORTS = ("same", "files")  # claims that a report answers; for others both sides are read
 MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
-LABEL = "label"
-LABELS: tuple[str, ...] = get_args(Label)
 # Every delta has these; of a set of matrices the median is meant, unless the summary has a figure
 # of that name for it.
 COLUMNS = tuple(delta_metrics())
@@ -193,7 +190,7 @@ def parse_rule(text: str, **more: Any) -> Rule:
         hint = f"did you mean {meant!r}?" if meant else f"one of {' '.join(COMPARISONS)}"
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
     name = parse_figure(figure)
-    threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
+    threshold = _number(text, wanted)
     named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
     return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
 
@@ -313,17 +310,6 @@ def _number(text: str, wanted: str) -> float:
     return float(wanted) + 0.0  # -0 is 0
 
 
-def _label(text: str, comparison: str, wanted: str) -> str:
-    if comparison not in ("==", "!="):
-        raise UsageError(f"{text!r}: a label is a word", "compare it by == or !=")
-    quoted = len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\""
-    word = wanted[1:-1] if quoted else wanted
-    if word not in LABELS:
-        hint = nearest(word, LABELS) or f"one of {', '.join(LABELS)}"
-        raise UsageError(f"{text!r}: no label {word!r}", hint)
-    return word
-
-
 def parse_figure(text: str, *, many: bool = False) -> Metric:
     """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too, and no
     layers are named.
@@ -367,13 +353,13 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if module and not _known(module, rules.modules):
         _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
     own = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
-    known = (*COLUMNS, *own, *([] if component or many else [LABEL]))
+    known = (*COLUMNS, *own)
     if layers is not None:
         known = COLUMNS  # a sum or a share of some layers is in no report
     if metric.removesuffix("_error") in ESTIMATED and metric not in known:
         hint = "a rule on the figure takes its error into account"
         raise UsageError(f"{metric!r} is an error, which no rule can name", hint)
-    if error := gone("column", metric):
+    if error := gone("rule", metric) or gone("column", metric):
         raise error
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")

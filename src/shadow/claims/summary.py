@@ -9,11 +9,8 @@ from typing import Any
 from shadow.claims.draft import Sentence
 from shadow.claims.explanations import Explanation
 from shadow.claims.gates import Gate, failed
-from shadow.claims.label import Claims, Evidence, Label
-from shadow.claims.reference import Position
-from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import STATUSES, PairRecord
-from shadow.summary.rows import PublishedFigures, ReportWarning, WarningCode, read_as
+from shadow.summary.rows import PublishedPlace, ReportWarning, WarningCode, read_as
 
 
 @dataclass(frozen=True)
@@ -45,34 +42,14 @@ class Summary(PairRecord):
     """What the terminal shows of one pair; `summary.json` is this as JSON."""
 
     gates: list[Gate]
-    label: Label
-    label_reason: str
-    evidence: list[Evidence]
-    reference: Position | None
-    """Where the pair lies among known trainings of about its size; None: there are none."""
-    claims: Claims
-    """What is measured, what would explain it, and what is not shown."""
-    published: PublishedFigures
-    """What others published of this pair, and its place among released ones."""
+    published: PublishedPlace | None
+    """Its place among released families by the norm of the change; None of a part."""
     finding: Finding
 
     @property
     def failed_gates(self) -> list[Gate]:
         """The gates that the pair does not pass: its figures are then not those of a training."""
         return failed(self.gates)
-
-    @property
-    def has_label(self) -> bool:
-        """Whether the reference of the lab applies, so that the label says something of the pair.
-
-        It is of decoders: a model of which no attention or MLP is known is none of them, whatever
-        its size.
-        """
-        decoder = any(
-            row.component == "language" and row.module.startswith((*ATTENTION, *MLP))
-            for row in self.modules
-        )
-        return decoder and self.reference is not None and not self.failed_gates
 
     @property
     def unknown_gates(self) -> tuple[Gate, ...]:
@@ -84,21 +61,18 @@ class Summary(PairRecord):
         )
 
     @property
-    def label_or_gates(self) -> str | None:
-        """The gates that the pair failed, otherwise its label where that applies; None where it
-        does not. Those that are unknown did not fail.
-
-        `not assessable` alone reads as a failure, and most released models are only out of the
-        label's reach.
+    def stopped(self) -> str | None:
+        """The gates that the pair failed, in words; None of none. Those that are unknown did not
+        fail.
         """
         unknown = self.unknown_gates
         if stopped := [gate.name for gate in self.failed_gates if gate not in unknown]:
             return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
-        return self.label if self.has_label else None
+        return None
 
     def __str__(self) -> str:
-        """The pair, its label and its finding: all fields would fill screens."""
-        return f"{self.family}:{self.pair}, {self.label}. {self.finding}"
+        """The pair and its finding: all fields would fill screens."""
+        return f"{self.family}:{self.pair}. {self.finding}"
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, warning_codes their codes."""

@@ -16,7 +16,7 @@ import typer
 from shadow.errors import ShadowError
 
 # what `shadow explain` knows besides columns and heads
-TOPICS = ("label", "finding", "published", "gates")
+TOPICS = ("finding", "gates")
 ENOUGH = 3  # letters of a word
 
 

@@ -212,12 +212,6 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
 
 
 def _topic(word: str) -> Document:
-    from shadow.claims.reference import calibration
-    from shadow.comparing.published import released
     from shadow.telling import dictionary
 
-    if word == "label":
-        return dictionary.label_document(calibration())
-    if word == "published":
-        return dictionary.published_document(released())
     return dictionary.gates_document() if word == "gates" else dictionary.finding_document()

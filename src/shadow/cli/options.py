@@ -228,14 +228,6 @@ Subjects = Annotated[
 Norms = Annotated[
     bool, _measuring("--norms", help="Measure which tensors moved and how far, and no spectra.")
 ]
-Optimizer = Annotated[
-    request.Optimizer | None,
-    _measuring(
-        help=(
-            "Optimiser of the tuned model, if you know it: the label uses trainings with that one."
-        )
-    ),
-]
 Device = Annotated[
     str,
     _measuring(

@@ -345,7 +345,6 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
             judgement.summary.finding.headline,
             *(sentence.text for sentence in judgement.summary.finding.sentences),
             f"tensors of both sides: {counts}",
-            f"label: {judgement.summary.label}: {judgement.summary.label_reason}",
         ]
         lines += [f"skipped: {row.tensors} {row.reason}" for row in judgement.summary.skipped]
         lines += [f"warning: {warning.text}" for warning in judgement.summary.warnings]

@@ -82,7 +82,7 @@ class AuditReport(SummarisedReport):
     def __repr__(self) -> str:
         try:
             summary = self.summary
-            standing = summary.label_or_gates
+            standing = summary.stopped
             titled = self.name if standing is None else f"{self.name}: {standing}"
             origin = f"{as_given(self.folder)}, measured by shadow {self.provenance.version}"
             lines = [titled, summary.finding.headline, origin]

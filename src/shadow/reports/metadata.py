@@ -37,7 +37,6 @@ class SettingsMetadata(TypedDict):
     method: MethodMetadata
     chosen: NotRequired[Mapping[str, object] | None]
     spectra: NotRequired[object]
-    optimizer: NotRequired[object]
     device: NotRequired[object]  # absent for cpu
     relation: NotRequired[object]
 
@@ -76,8 +75,6 @@ class SealMetadata(TypedDict):
 class JudgedMetadata(TypedDict):
     """What the summary said when the report was written."""
 
-    label: NotRequired[object]
-    label_reason: NotRequired[object]
     gates: NotRequired[object]
     claims: NotRequired[object]
     seal: NotRequired[object]

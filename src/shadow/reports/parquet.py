@@ -78,16 +78,6 @@ def _footer(schema: pa.Schema, groups: pq.FileMetaData) -> bytes:
     return content.removeprefix(MAGIC)
 
 
-def rewritten(path: Path, target: Path) -> TableFile:
-    """A closed copy of the table of a report without its metadata, group by group."""
-    with pq.ParquetFile(path) as source:
-        copy = TableFile(target, source.schema_arrow)
-        for number in range(source.num_row_groups):
-            copy.write(source.read_row_group(number))
-        copy.close()
-    return copy
-
-
 def _key_value(provenance: Mapping[str, object]) -> dict[bytes, bytes]:
     return {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
 

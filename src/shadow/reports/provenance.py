@@ -44,13 +44,11 @@ class Identity:
         return content
 
     def is_that_of(self, header: Any) -> bool:
-        """Are the numbers of a journal with this first line ours? None depends on the optimiser."""
+        """Whether the numbers of a journal with this first line are ours."""
         mine = self.as_json()
-        mine["settings"].pop("optimizer", None)
         if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
             return False
-        theirs = {name: value for name, value in header["settings"].items() if name != "optimizer"}
-        return bool({**header, "settings": theirs} == mine)
+        return bool(header == mine)
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,6 @@ class Provenance:
     subjects: str
     """Whose spectra were measured: all, delta, or none, and norms alone."""
     spectra: bool | None
-    optimizer: str | None
-    """What the tuned side was trained with, as the user says; None where nobody said it."""
     components: tuple[str, ...]
     layers: tuple[int, ...]
     """The layers that were chosen, from 0; empty for all."""
@@ -142,7 +138,6 @@ class Provenance:
             subspaces=_if_is(bool, method.get("subspaces")),
             subjects=_if_is(str, method.get("subjects")) or "all",
             spectra=_if_is(bool, settings.get("spectra")),
-            optimizer=_if_is(str, settings.get("optimizer")),
             components=all_that_are(str, chosen.get("components")),
             layers=all_that_are(int, chosen.get("layers")),
             modules=all_that_are(str, chosen.get("modules")),

@@ -31,6 +31,7 @@ LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rou
 SEARCHED, LEVEL = 25.0, 1e-7  # largest |logit| of -t, and a slope by them that counts as none
 SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
 LEVELS_ROWS = 64  # rows, evenly spaced
+UNPRUNED = 0.7  # share of the entries of a row that are not 0, below which it is pruned
 
 
 def sharp_edge(rows: Floats, cols: Floats) -> float:
@@ -179,10 +180,17 @@ def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float |
 
 
 def levels(rows: Tensor) -> float:
-    """Median share of distinct values in the first 1,024 entries of `levels_rows`, in (0, 1]."""
+    """Median share of distinct values in the first 1,024 entries of `levels_rows`, in (0, 1].
+
+    Zeros of pruned rows are no values: the others are counted.
+    """
     seen = np.sort(rows[:, :LEVELS_OF].float().numpy(), axis=1)
     distinct = 1 + np.count_nonzero(seen[:, 1:] != seen[:, :-1], axis=1)
-    return float(np.median(distinct) / seen.shape[1])
+    others = np.count_nonzero(seen, axis=1)
+    pruned = (others > 0) & (others < UNPRUNED * seen.shape[1])
+    if 2 * np.count_nonzero(pruned) < len(seen):
+        return float(np.median(distinct) / seen.shape[1])
+    return float(np.median((distinct[pruned] - 1) / others[pruned]))
 
 
 def levels_rows(count: int) -> NDArray[np.intp]:

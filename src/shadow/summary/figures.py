@@ -152,12 +152,10 @@ class InsideLayers(Named, LayerMedians, _Known):
     alignment_left_null: float | None
     alignment_right: float | None
     alignment_right_null: float | None
-    cosine: float | None
     above_short_side: int
     """Matrices less coherent than a change along all directions of their short side alike."""
-    rank_least: float | None
-    """Bounds of the rank of the update, medians."""
     rank_most: float | None
+    """Bound of the rank of the update, median."""
     levels_base_judged: int
     """Matrices of the base whose rows are long enough to count distinct values."""
     levels_base_few: int
@@ -176,14 +174,8 @@ class InsideLayers(Named, LayerMedians, _Known):
     """Median of kept if two roundings lie behind the change."""
     equivalent_directions_least: float | None = None
     """The same of equivalent_directions; None where they are."""
-    decay_cosine_unrounded: float | None = None
     rank_known: int = 0
     """Matrices the rank of whose update is known."""
-    rest_rank: float | None = None
-    """Directions that stand out of a rest that is like noise: median over matrices that have it."""
-    rest_norm: float | None = None
-    """How large that rest is, relative to the base: median."""
-    rest_known: int = 0
     even_judged: int = 0
     """Matrices with enough changed entries for their last bits to be judged."""
     even_many: int = 0
@@ -192,6 +184,10 @@ class InsideLayers(Named, LayerMedians, _Known):
     """Of these, matrices with more even last bits than one rounding leaves, but fewer than that."""
     few_changed: int = 0
     """Matrices of which fewer than 200 entries changed."""
+    unexplained_in_more_bits: int = 0
+    """Of the unexplained, matrices in files of more bits than BF16, whose floor_ratio may be of
+    another format than the one that rounded.
+    """
     format_ratio: float | None = None
     """The error of a quantised side over that of what its format makes, median."""
     kept_low: float | None = None

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
-    "decay_cosine_unrounded", "kept_least",
-    "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left",
-    "alignment_left_null",
-    "alignment_right", "alignment_right_null", "cosine",
+    "kept_least", "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy",
+    "alignment_left", "alignment_left_null", "alignment_right", "alignment_right_null",
     "format_ratio", "kept_low", "kept_high",
 )  # fmt: skip
 POOLER = re.compile(r"\bpooler\b")
@@ -67,6 +65,7 @@ def inside_layers(deltas: Columns) -> InsideLayers:
         **_ranks(inside),
         **_even(inside),
         "few_changed": int(are(reason, "few_changed").sum()),
+        "unexplained_in_more_bits": _in_more_bits(reason, formats),
         **_few(inside),
         **_kept_range(inside),
         "in_two_formats": sum("/" in one for one in formats if one),
@@ -242,6 +241,12 @@ def unchanged_experts(tensors: Columns) -> list[UnchangedExpertsRow]:
     ]
 
 
+def _in_more_bits(reason: NDArray[Any], formats: NDArray[Any]) -> int:
+    """Unexplained matrices both sides of which are in files of more bits than BF16."""
+    wide = [set((one or "").split("/")) <= {"F16", "F32", "F64"} for one in formats]
+    return int((are(reason, "rounding_unexplained") & np.array(wide, dtype=np.bool_)).sum())
+
+
 def _short_sides(inside: Columns) -> dict[str, int | None]:
     """The least and the largest number of directions that a matrix has."""
     sides = np.fmin(inside["rows"], inside["cols"])
@@ -252,16 +257,10 @@ def _short_sides(inside: Columns) -> dict[str, int | None]:
 
 
 def _ranks(inside: Columns) -> dict[str, float | int | None]:
-    """Medians of the bounds of ranks; how many ranks are known, and how many rests like noise."""
-    least, most = rank_bounds(inside.__getitem__)
-    return {
-        "rank_least": median(least),
-        "rank_most": median(most),
-        "rank_known": int(_is_of_rank(inside.__getitem__).sum()),
-        "rest_rank": median(inside["rest_rank"]),
-        "rest_norm": median(inside["relative_norm"] * np.sqrt(inside["rest_energy"])),
-        "rest_known": _count(inside["rest_rank"]),
-    }
+    """The median bound of ranks, and how many ranks are known."""
+    _, most = rank_bounds(inside.__getitem__)
+    known = int(_is_of_rank(inside.__getitem__).sum())
+    return {"rank_most": median(most), "rank_known": known}
 
 
 @np.errstate(all="ignore")

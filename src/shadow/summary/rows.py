@@ -314,32 +314,6 @@ class OutsideRow(LayerMedians, _Outside):
 
 
 @dataclass(frozen=True)
-class PublishedCheck:
-    """A published figure of the pair, and ours by the same definition."""
-
-    figure: str
-    """Of shadow.comparing.published.DEFINITIONS."""
-    published: float
-    ours: float | None
-    tolerance: float
-    """The difference up to which they agree."""
-    agrees: bool | None
-    reason: str | None
-    """Why they are not of the same tensors."""
-
-
-@dataclass(frozen=True)
-class PublishedPair:
-    """The pair as others measured it, whatever the commits."""
-
-    base: str
-    tuned: str
-    agrees: bool | None
-    """All figures that are compared; None: none is."""
-    checks: list[PublishedCheck]
-
-
-@dataclass(frozen=True)
 class FileRow:
     """A file that is not the same on both sides."""
 
@@ -366,32 +340,15 @@ class FilesRecord:
 
 @dataclass(frozen=True)
 class PublishedPlace:
-    """The rank of a figure among other families, each with the median of its pairs."""
+    """The rank of the mean relative norm of a tensor among other families."""
 
     value: float
     below: int
     """Families whose median is smaller."""
     families: int
     """All that it is ranked among, 1 or more."""
-    pairs: int
     least: float
     most: float
-
-
-@dataclass(frozen=True)
-class PublishedFigures:
-    """What figures that others published of released pairs say beside a report's."""
-
-    source: str
-    pair: PublishedPair | None
-    size: PublishedPlace | None
-    """By mean_relative_norm."""
-    no_size: str | None
-    top20: PublishedPlace | None
-    """By mean_top20_energy, among pairs of about its size."""
-    no_top20: str | None
-    within: float
-    """The factor that is about its size."""
 
 
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")

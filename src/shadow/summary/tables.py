@@ -31,8 +31,8 @@ READ = (
     *("row_participation_ratio", "rows_changed", "kept", "kept_reason", "kept_history"),
     *("relative_norm_unrounded", "excess_purity", "purity_z", "excess_purity_unrounded"),
     *("equivalent_directions", "decay_cosine", "levels_base", "levels_tuned", "energy_share"),
-    *("kept_least", "relative_norm_unrounded_least", "decay_cosine_unrounded"),
-    *("sigma_scale", "sigma_scale_iqr", "rest_rank", "rest_energy", "rest_over_rounding"),
+    *("kept_least", "relative_norm_unrounded_least"),
+    *("sigma_scale", "sigma_scale_iqr", "rest_rank", "rest_over_rounding"),
     *("even_share", "even_entries", "format_ratio", "format_copy", "kept_low", "kept_high"),
     *("zero_share_excess", "kept_misfit"),
 )

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shadow.claims.reference import Position, bases_of
 from shadow.claims.summary import Summary
 from shadow.quantities import Quantity, portion_of, text_of
 from shadow.telling.document import Cell, FigureRow, Word
@@ -39,7 +38,7 @@ def all_figures(summary: Summary) -> list[FigureRow]:
 
 
 def standing_rows(summary: Summary) -> list[FigureRow]:
-    """What the bounds in brackets are; gates, and a label where the pair has one."""
+    """What the bounds in brackets are, and the gates."""
     rows = []
     if summary.figures.matrices:
         rows.append(FigureRow("spread", _spread(summary)))
@@ -48,9 +47,6 @@ def standing_rows(summary: Summary) -> list[FigureRow]:
             count = text_of(summary.figures.matrices, "count")
             rows.append(FigureRow("medians", f"over all {count} matrices, if not said otherwise"))
     rows.append(FigureRow("gates", _gates(summary)))
-    if summary.reference and summary.has_label:
-        rows.append(FigureRow("label", f"{summary.label}: {summary.label_reason}"))
-        rows.append(FigureRow("reference", _reference(summary.reference)))
     return rows
 
 
@@ -131,18 +127,3 @@ def _gates(summary: Summary) -> Cell:
     if unknown:
         texts.append(f"{and_list(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown")
     return "; ".join(texts)
-
-
-def _reference(reference: Position) -> str:
-    """Where the concentration lies among known trainings."""
-    optimizer = reference.optimizer or "any optimiser"
-    bases = counted(bases_of(reference.short_side, reference.optimizer), "base", "bases")
-    line = (
-        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data"
-        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, with"
-        f" {optimizer}, of tiny decoders on {bases}"
-    )
-    if reference.nearest:
-        nearest = reference.nearest[0]
-        line += f"; nearest: {nearest.regime}, {text_of(nearest.concentration, 'fixed')}"
-    return line

@@ -7,18 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from shadow.claims.gates import GATES, Gate
-from shadow.claims.label import Evidence
-from shadow.claims.reference import Position, bases_of, runs
 from shadow.claims.summary import Summary
-from shadow.quantities import Kind, Quantity, bounds_text, text_of
-from shadow.reports.columns import FIGURES, MATRICES
+from shadow.quantities import Kind, Quantity, text_of
 from shadow.summary.rows import ComponentRow
 from shadow.telling.document import (
     Block,
     Cell,
     Column,
     Field,
-    Paragraph,
     Provenance,
     Table,
     Word,
@@ -48,20 +44,9 @@ COMPONENT_FIGURES: Sequence[tuple[str, str, Kind]] = (
 
 
 def gates_blocks(summary: Summary) -> Iterator[Block]:
-    """Every gate with its figure, the label or why there is none, and what speaks for it."""
+    """Every gate with its figure."""
     title = "Gates: what must hold for the figures to be those of a training"
     yield table_of(_gate_fields(summary), summary.gates, title)
-    if summary.reference and summary.has_label:
-        label = f"Label by comparison with the lab: {summary.label_reason}."
-        yield Paragraph(label, lead=summary.label.capitalize())
-    if summary.evidence:
-        title = "Evidence: figures of this pair, beside those of noise"
-        yield table_of(EVIDENCE, summary.evidence, title)
-    if summary.reference:
-        yield Paragraph(_among_known(summary.reference))
-    if not summary.has_label:
-        reason = "" if summary.failed_gates else f": {summary.label_reason}"
-        yield Paragraph(f"Label: {summary.label}{reason}.", quiet=True)
 
 
 def _needs(gate: Gate) -> str:
@@ -91,39 +76,6 @@ def _gate_fields(summary: Summary) -> Sequence[Field]:
         number("figure", "figure", "number"),
         number("needs", _needs),
         worded("reason"),
-    )
-
-
-def _spread(row: Evidence) -> str | None:
-    return bounds_text(row.interval, "number") if row.interval else None
-
-
-COLUMN_TEXTS = {column.name: column.text for column in (*MATRICES, *FIGURES)}
-EVIDENCE = (
-    named("figure", lambda row: _explained(row.name, COLUMN_TEXTS)),
-    number("here", "figure", "number"),
-    number("spread", _spread),
-    number("of noise", "without", "number"),
-    worded("says"),
-)
-
-
-def _among_known(place: Position) -> str:
-    """Where the pair lies among known trainings, and the nearest of them."""
-    data = {run.regime: f", {run.data} data" for run in runs() if run.data != "other"}
-    nearest = "; ".join(
-        f"{row.regime}{data.get(row.regime, '')}, {row.treatment}"
-        f" ({text_of(row.concentration, 'fixed')})"
-        for row in place.nearest
-    )
-    optimizer = f" with {place.optimizer}" if place.optimizer else ""
-    bases = text_of(bases_of(place.short_side, place.optimizer), "count")
-    return (
-        f"Among known trainings of {place.short_side}-wide matrices{optimizer}, the concentration"
-        f" lies above {text_of(place.narrow_below, 'share')} of the"
-        f" {text_of(place.narrow, 'count')} on narrow data and above"
-        f" {text_of(place.broad_below, 'share')} of the {text_of(place.broad, 'count')} on broad"
-        f" data, of {bases} bases. The nearest (regimes of docs/evidence.md): {nearest}."
     )
 
 

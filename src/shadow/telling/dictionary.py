@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from shadow.claims.explanations import EXPLANATIONS
 from shadow.claims.gates import GATES
-from shadow.claims.reference import Calibration, Trainings, bases_of, reach
-from shadow.comparing.published import Released
-from shadow.quantities import DASH, bounds_text
 from shadow.reports.columns import SCHEMA, Column, Table, notation_of
 from shadow.reports.schema import RULES, is_later, null_cases
 from shadow.reports.words import Head
@@ -25,13 +22,7 @@ from shadow.telling.document import (
     worded,
 )
 from shadow.telling.finding import CODES, NOT_SHOWN
-from shadow.telling.words import LABELS, TOPICS
-
-PUBLISHED_FIGURES = {
-    "relative norm": "mean_relative_norm",
-    "top-20 energy": "mean_top20_energy",
-    "o/q ratio": "oq_ratio",
-}
+from shadow.telling.words import TOPICS
 
 
 def _texts(texts: Mapping[str, str], title: str = "") -> Figures:
@@ -79,49 +70,6 @@ def word_document(word: str, explained: Head, column: Column | None) -> Document
     return Document([Paragraph(explained.text, lead=word), *more])
 
 
-def _trained_with(trainings: Trainings) -> str:
-    return f"{trainings.short_side}, {trainings.optimizer or 'not given'}"
-
-
-def label_document(shipped: Calibration) -> Document:
-    """`explain label`: the five words, the bounds behind them, and how often they err."""
-    bounds = [
-        worded("short side, optimiser", _trained_with),
-        number("narrow", "narrow", "count"),
-        number("broad", "broad", "count"),
-        number("bases", lambda one: bases_of(one.short_side, one.optimizer), "count"),
-        number(
-            "concentrated above",
-            lambda one: one.bounds["concentration"].concentrated,
-            "thousandths",
-        ),
-        number(
-            "distributed below", lambda one: one.bounds["concentration"].distributed, "thousandths"
-        ),
-    ]
-    rates = [
-        worded("how often it errs", "what"),
-        number("cases", lambda rate: f"{rate.errors} of {rate.cases}"),
-        number("bases", lambda rate: f"{rate.affected} of {rate.bases}"),
-        number("95 %, of bases", lambda rate: f"{rate.low:.2f} to {rate.high:.2f}"),
-    ]
-    made = ", ".join(f"{name} {value}" for name, value in shipped.made.items())
-    return Document(
-        [
-            Paragraph(
-                "one of five words for the spectrum of a pair that passes every gate", lead="label"
-            ),
-            _texts(LABELS),
-            Paragraph(reach(shipped)),
-            _quiet(TOPICS["label"]),
-            _quiet(TOPICS["bounds"]),
-            table_of(bounds, shipped.trainings),
-            table_of(rates, shipped.rates),
-            _quiet(f"Trainings of shadow lab, in registry/reference: {made}"),
-        ]
-    )
-
-
 def finding_document() -> Document:
     """`explain finding`: all sentences, by their codes, and the other explanations."""
     others = {code: f"{claim.title}: {claim.meaning}" for code, claim in EXPLANATIONS.items()}
@@ -142,47 +90,6 @@ def gates_document() -> Document:
     about = "conditions under which figures can be those of a fine-tune"
     texts = {name: gate.meaning.replace("`", "") for name, gate in GATES.items()}
     return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(TOPICS["gates"])])
-
-
-def published_document(table: Sequence[Released]) -> Document:
-    """`explain published`: definitions, what is compared, the families, the source."""
-    from shadow.comparing.published import DEFINITIONS, SOURCE, TOLERANCE, WITHIN, family_of
-
-    rule = (
-        "If your pair is one of these, each of its figures is compared with the published one:"
-        f" both agree within {100 * TOLERANCE:g} % (cosines within {TOLERANCE:g}). Figures over"
-        " other tensors are not compared, and the published commits are unknown. Any other pair"
-        " gets its rank among the other families: by mean_relative_norm among all, and by"
-        f" mean_top20_energy among families with pairs within a factor of {WITHIN:g} of its size,"
-        " since this energy falls with the size. A family is all models of one base; its value is"
-        " the median of its pairs. A rank is no verdict."
-    )
-    families: dict[str, list[Released]] = {}
-    for pair in table:
-        families.setdefault(family_of(pair.base, table), []).append(pair)
-    fields = [
-        worded("family of", lambda item: item[0].partition("/")[2]),
-        number("pairs", lambda item: len(item[1]), "count"),
-    ]
-    for head, name in PUBLISHED_FIGURES.items():
-        fields.append(number(head, lambda item, name=name: _range(item[1], name)))
-    source = f"Source: {SOURCE}; MIT, (c) 2026 Nikolay Yudin. In registry/reference/published.csv."
-    about = f"figures of {len(table)} released pairs, measured by others"
-    return Document(
-        [
-            Paragraph(about, lead="published"),
-            _texts(DEFINITIONS),
-            _quiet(rule),
-            table_of(fields, sorted(families.items())),
-            _quiet(source),
-        ]
-    )
-
-
-def _range(pairs: Sequence[Released], name: str) -> str:
-    """From the least to the largest that is known."""
-    known = [value for pair in pairs if (value := getattr(pair, name)) is not None]
-    return bounds_text((min(known), max(known)), "ratio") if known else DASH
 
 
 def schema_document(tables: Sequence[Table]) -> Document:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.claims.draft import Sentence
+from shadow.claims.draft import Draft, Sentence
 from shadow.claims.explanations import Explanation, explanations
 from shadow.claims.recognised import is_copy, is_mostly_copy, is_rearranged
 from shadow.claims.summary import Finding, Summary
-from shadow.comparing.published import context_sentence
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata
 from shadow.summary.tiers import WORDS
@@ -32,7 +31,10 @@ NOT_SHOWN = (
         "Weights do not show whether benchmark data were in the training, what the model can do, or"
         " what anyone intended."
     ),
-    "Different data, optimisers and learning rates can leave the same figures.",
+    (
+        "Different data, optimisers, learning rates, numbers of steps, weight decay and means of"
+        " models can leave the same figures."
+    ),
 )
 ESTIMATED = (
     "Figures of singular values of large matrices are estimates from a few passes over the weights:"
@@ -84,10 +86,9 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             sentences += storage(summary, gates)
             others = explanations(summary)
         sentences += _of_names(summary, relation)
+        if relation != "sibling":
+            sentences += _published(summary)
     sentences += files_sentences(summary)
-    if (published := context_sentence(summary.published)) is not None:
-        text, figures = published
-        sentences.append(Sentence("published", text, figures))
     return Finding(headline(summary, sentences), sentences, others, list(NOT_SHOWN))
 
 
@@ -121,3 +122,18 @@ def _of_names(summary: Summary, relation: object) -> list[Sentence]:
         return []
     after = f" after {STAGES[first]}" if first in STAGES else ""
     return [Sentence("stage", f"By its name, this stage is {STAGES[last]}{after}.", {})]
+
+
+def _published(summary: Summary) -> list[Sentence]:
+    """The place of the change among those of released families."""
+    if (place := summary.published) is None:
+        return []
+    draft = Draft(summary)
+    value = draft.write(place.value, "published.value", "share")
+    below = draft.write(place.below, "published.below", "count")
+    families = draft.write(place.families, "published.families", "count")
+    text = (
+        f"The mean relative norm of a tensor is {value}, more than in {below} of {families}"
+        " published families."
+    )
+    return [draft.sentence("published", text)]

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 
 AT_MOST = 2  # parts of the model that are named
-SAYING = ("concentrated", "distributed")  # labels that answer in a word
 # what leaves nothing more to say; the first that stands among the sentences
 ALONE = {
     "nothing_compared": "Nothing was compared.",
@@ -94,8 +93,6 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     text = ", ".join(part for part in said if part)
     if summary.tier == "norms":
         text = f"{text}; no spectra were measured"
-    if summary.has_label and summary.label in SAYING:
-        return f"{summary.label.capitalize()}: {text[:1].lower()}{text[1:]}."
     return f"{text}."
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from shadow.claims.gates import gates
-from shadow.claims.label import footprint
 from shadow.claims.summary import Finding, Summary, summary_from_json
 from shadow.comparing.lineage import Step, step_of
-from shadow.comparing.published import published_figures
+from shadow.comparing.published import published_place
 from shadow.errors import ShadowError
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.report import Report
@@ -32,17 +31,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     rows = read_rows(tables)
     standing = standing_of(rows.deltas, rows.tensors)
     record = record_of(rows, metadata, standing.cosine)
-    held = gates(record, standing)
-    optimizer = metadata["settings"].get("optimizer")
-    if not isinstance(optimizer, str):  # null, or what another program wrote
-        optimizer = None
-    unrelated = any(gate.name == "lineage" and not gate.passed for gate in held)
-    published = published_figures(rows.tensors, rows.deltas, metadata=metadata, unrelated=unrelated)
     summary = Summary(
         **vars(record),
-        gates=held,
-        **vars(footprint(record, held, optimizer)),
-        published=published,
+        gates=gates(record, standing),
+        published=published_place(rows.tensors, metadata),
         finding=Finding("", [], [], []),
     )
     return summary.with_finding(finding(summary, metadata["settings"]))
@@ -74,8 +66,7 @@ class SummarisedReport(Report):
 
     @cached_property
     def summary(self) -> Summary:
-        """The figures a person wants first: label, medians with intervals, components, modules,
-        depth.
+        """The figures a person wants first: medians with intervals, components, modules, depth.
 
         What an older report lacks is null, and a warning of the summary.
         Raises ShadowError when the folder holds no finished report, or one of another schema.

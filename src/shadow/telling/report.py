@@ -338,10 +338,5 @@ def _origin(
     if unverified := summary.figures.unverified:
         what = "matrices came as byte ranges, which no checksum covers"
         rows["unverified"] = f"{unverified} {what}"
-    if not summary.has_label:
-        rows["label"] = summary.label
-        if not summary.failed_gates:
-            rows["label"] += f": {summary.label_reason}"
-    rows["measured"] = "; ".join(summary.claims.measured)
     rows["not shown"] = " ".join(summary.finding.not_shown)
     return [(name, text) for name, text in rows.items() if text]

@@ -152,8 +152,8 @@ def _is_told(summary: Summary, reason: str) -> bool:
 
 
 def standing(summary: Summary) -> str | None:
-    """What there is to say of a pair in a table of pairs: gates that failed, what was found,
-    otherwise its label where that applies; None where nothing is.
+    """What there is to say of a pair in a table of pairs: gates that failed, what was found; None
+    where nothing is.
     """
     rows = answer_rows(summary)
     if failed := [row.name for row in rows if row.value == FAILED]:
@@ -161,4 +161,4 @@ def standing(summary: Summary) -> str | None:
     if found := [row.name for row in rows if row.value == FOUND]:
         files = ["files"] if any(one.code == "files" for one in summary.finding.sentences) else []
         return ", ".join(dict.fromkeys([*found, *files]))
-    return summary.label if summary.has_label else None
+    return None

@@ -30,6 +30,7 @@ CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NEARLY_ALL = 0.9  # of the energy inside layers
 ALIKE = 0.9  # of the last that was named, from which the next is named too
+MOSTLY_KEPT = 0.8  # share of the stored energy below which its norm is not the update's
 # modules, or how their names begin
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
@@ -77,6 +78,8 @@ def is_as_stored(summary: PairRecord) -> bool:
     """Whether what rounding took, or added, is unknown and may matter."""
     figures = summary.figures
     near = figures.floor_ratio is not None and figures.floor_ratio < CLEAR
+    if (kept := summary.inside_layers.kept) is not None:
+        near = near or kept < MOSTLY_KEPT
     return figures.relative_norm_overall_unrounded is None and (near or is_lost(summary))
 
 

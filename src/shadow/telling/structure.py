@@ -84,6 +84,8 @@ def _by_concentration(draft: Draft) -> list[Sentence]:
 def knows_coherence(summary: PairRecord) -> bool:
     """Whether it is known of half of the matrices or more how coherent their updates are."""
     inside = summary.inside_layers
+    if 2 * inside.unexplained_in_more_bits >= inside.matrices:
+        return False
     return 2 * (inside.coherent + inside.above_short_side) >= inside.judged
 
 

@@ -16,7 +16,6 @@ from shadow.reports.columns import read_words
 from shadow.reports.words import Head
 
 _WORDS = read_words("words.yaml")
-LABELS: Mapping[str, str] = _WORDS["labels"]
 TOPICS: Mapping[str, str] = _WORDS["topics"]
 _OF_SCREENS = {
     word: Head(**entry) for words, entry in _WORDS["screens"].items() for word in words.split(", ")
@@ -26,11 +25,7 @@ _MODULE = Head("a module: what role a matrix has in the model, by the name of it
 
 def other_words() -> Mapping[str, Head]:
     """By what stands on the screen, in small letters: what it means."""
-    texts = {
-        word: f"a label: {text}. `shadow explain label` lists the bounds"
-        for word, text in LABELS.items()
-    }
-    texts |= {name: f"a reason for skipping tensors: {one.text}" for name, one in REASONS.items()}
+    texts = {name: f"a reason for skipping tensors: {one.text}" for name, one in REASONS.items()}
     texts |= {name: f"a gate: it passes when {gate.meaning}" for name, gate in GATES.items()}
     texts |= {
         claim.title: (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shadow.claims.label import MARGIN
+from shadow.claims.recognised import LIKE_NOISE
 from shadow.outputs.figures.source import (
     Choice,
     FigureData,
@@ -41,7 +41,7 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
             raise all_null(source, "concentration")
     figure.set_size_inches(choice.width, 0.62 + len(modules) * (0.13 + 0.07 * len(sources)))
     axes = figure.subplots()
-    axes.axvspan(-MARGIN, MARGIN, color=PALE, linewidth=0, zorder=0)
+    axes.axvspan(-LIKE_NOISE, LIKE_NOISE, color=PALE, linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.6, zorder=1)
     for place, source in enumerate(sources):
         _draw_module_rows(axes, source, modules=modules, place=place, many=len(sources))
@@ -57,7 +57,7 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     annotate(
         figure,
         f"medians{interval_text(sources)}; open: no spread over layers",
-        f"tick: a matrix{counted}; grey: within {MARGIN:g} of 0",
+        f"tick: a matrix{counted}; grey: within {LIKE_NOISE:g} of 0",
     )
     if len(sources) > 1:
         from matplotlib.lines import Line2D

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from shadow import __version__
 from shadow.audits.journal import JOURNAL
 from shadow.audits.list_index import read_index, report_folder
-from shadow.claims.label import MARGIN
+from shadow.claims.recognised import LIKE_NOISE
 from shadow.comparing.lineage import Lineage, following, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
@@ -139,7 +139,7 @@ def page_bytes(
     ranked = sorted(sections, key=_rank)
     shared = {
         "metrics": metric_texts(),
-        "margin": MARGIN,
+        "margin": LIKE_NOISE,
         "layers": LAYERS,
         "overview": [section.overview() for section in ranked],
     }
@@ -211,7 +211,6 @@ def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
         number("PR", figure("participation_ratio", "ratio")),
         number("null PR", figure("null_participation_ratio", "ratio")),
         number("spikes", figure("spikes", "number")),
-        worded("label", lambda one: one.summary.label if one.summary.has_label else ""),
     ]
     if any(section.failed for section in ranked):
         fields.append(worded("gates failed", lambda section: ", ".join(section.failed)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from shadow.claims.reference import Position, ReferenceRun, runs, runs_of
 from shadow.claims.summary import Summary
 from shadow.comparing.lineage import Step
 from shadow.outputs.page.cells import cells_of, drawn_cells, places
@@ -62,7 +61,6 @@ class PairSection:
             "pair": self.number,
             "name": self.name,
             "failed": self.failed,
-            "label": self.summary.label,
             "concentration": short(figures.concentration),
             "interval": _rounded(intervals.get("concentration")),
             "relative_norm": short(figures.relative_norm_overall),
@@ -97,7 +95,6 @@ def read_pair(
     curves = len(set(zip(places(rows), rows["subject"], strict=True)))
     place = {cell.place: index for index, cell in enumerate(cells)}
     spectra = thinned_spectra(report, place, edges=edges, points=points_for(curves * pairs))
-    known = reference_distributions(summary.reference, runs())
     drawn = {
         "name": f"{summary.family} {summary.pair}",
         **drawn_cells(rows, cells, pairs),
@@ -107,10 +104,6 @@ def read_pair(
             "concentration": summary.figures.concentration,
             "interval": _rounded(summary.intervals.get("concentration")),
         },
-        "references": [
-            {"name": name, "values": [short(value) for value in values]}
-            for name, values in known.items()
-        ],
         "components": [_rounded(vars(row)) for row in summary.components],
         "modules_table": [_rounded(vars(row)) for row in summary.modules],
         "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
@@ -128,25 +121,6 @@ def read_pair(
         data=script_json(drawn),
         step=read_step(report, where) if with_step else None,
     )
-
-
-def reference_distributions(
-    place: Position | None, table: Sequence[ReferenceRun]
-) -> dict[str, list[float]]:
-    """Median concentrations of the known trainings that a pair is compared with, by what they are
-    called on the page.
-
-    place is the summary's reference, null where the pair is like none of them; table is like
-    `shadow.claims.reference.runs()`.
-    """
-    if place is None:
-        return {}
-    near = runs_of(place.short_side, place.optimizer, table)
-    by_data = {
-        f"{data} trainings": [run.concentration for run in near if run.data == data]
-        for data in ("narrow", "broad")
-    }
-    return {name: values for name, values in by_data.items() if values}
 
 
 def _rounded(value: object) -> object:

@@ -85,7 +85,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "headline": ("Finding", ""),
     "heat": ("Heat map", "Layer by module"),
     "claims": ("Other explanations", "Other explanations"),
-    "gates": ("Gates and label", "Gates and label"),
+    "gates": ("Gates", "Gates"),
     "spectra": ("Spectra", "Spectra"),
     "depth": ("Depth", "Depth profiles"),
     "concentration": ("Concentration", "Concentration"),

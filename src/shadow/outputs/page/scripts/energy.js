@@ -5,14 +5,6 @@ Object.assign(Pair.prototype, {
     const cells = this.cells.filter((cell) => cell.state === "measured");
     const single = this.data.experts.values?.concentration;
     const rows = [];
-    for (const reference of this.data.references) {
-      rows.push({
-        name: reference.name,
-        reference: true,
-        values: reference.values,
-        texts: reference.values.map(() => safe(reference.name)),
-      });
-    }
     for (const [group, [component, module]] of this.data.groups.entries()) {
       const own = cells.filter((cell) => cell.group === group);
       if (!own.length) continue;
@@ -40,7 +32,7 @@ Object.assign(Pair.prototype, {
     if (!rows.length) return;
     const traces = rows.map((row, place) => {
       const kept = row.values.map((value, index) => [value, row.texts[index]]).filter(([value]) => value !== null);
-      const tint = row.reference ? colour("s7") : componentHue(row.component);
+      const tint = componentHue(row.component);
       return {
         type: "box",
         orientation: "h",

@@ -1,10 +1,9 @@
-"""What may be said of a pair: each gate on real tiny models, and the word that each gets."""
+"""Each gate on real tiny models."""
 
 from __future__ import annotations
 
 import functools
 import json
-from typing import get_args
 
 import models
 import pyarrow.parquet as pq
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.claims.label import Label
 from shadow.errors import ShadowError
 from shadow.spectra.delta import Method
 from shadow.targets.families import find_pairs, given_pair, load_families
@@ -138,51 +136,36 @@ def gates_of(done):
     return {gate.name: gate for gate in done.summary.gates}
 
 
-CASES = {  # the gates that fail, the label, a part of its reason
-    "fine-tune": ([], "concentrated", "higher than in all 120 broad trainings of the reference"),
-    "another size": (
-        [],
-        "not assessable",
-        "`shadow compare` compares two models tuned from one base",
-    ),
-    "unrelated": (["lineage"], "not assessable", "base and tuned weights have little in common"),
-    "another depth": (
-        ["lineage", "paired"],
-        "not assessable",
-        "these are not two states of one model",
-    ),
-    "frozen": (["changed"], "not assessable", "nothing changed"),
-    "int8": ([], "indeterminate", "looks like noise of the same profile"),
-    "bf16": (["rounding"], "not assessable", "times as large as rounding alone would make it"),
-    "adapter": (
-        ["rank"],
-        "not assessable",
-        "Its concentration therefore says little about the training;",
-    ),
-    "merged": (
-        ["rank"],
-        "not assessable",
-        "at most, like a merged adapter. Its concentration therefore says",
-    ),
+CASES = {  # the gates that fail, and a part of the reason of the last
+    "fine-tune": [],
+    "another size": [],
+    "unrelated": [("lineage", "base and tuned weights have little in common")],
+    "another depth": [
+        ("lineage", "base and tuned weights have little in common"),
+        ("paired", "these are not two states of one model"),
+    ],
+    "frozen": [("changed", "nothing changed")],
+    "int8": [],
+    "bf16": [("rounding", "times as large as rounding alone would make it")],
+    "adapter": [("rank", "Its concentration therefore says little about the training;")],
+    "merged": [("rank", "at most, like a merged adapter. Its concentration therefore says")],
 }
 
 
 @pytest.mark.parametrize(
     "case", chosen(CASES, [case for case in CASES if case not in ("another size", "merged")])
 )
-def test_each_gate_stops_what_it_is_for_and_each_pair_gets_its_word(case, audited):
-    """Only the gates that should fail do, each with its reason; one label and its reason in
-    summary.json, read from the files, and in their metadata.
+def test_each_gate_stops_what_it_is_for(case, audited):
+    """Only the gates that should fail do, each with its reason, in summary.json, read from the
+    files, and in their metadata.
     """
-    failing, label, reason = CASES[case]
     done = audited(case)
     found = gates_of(done)
     assert list(found) == GATES
+    failing = [name for name, _ in CASES[case]]
     assert [name for name, gate in found.items() if not gate.passed] == failing, found
     assert all(gate.reason for gate in found.values())
-    assert (done.summary.label, reason in done.summary.label_reason) == (label, True), (
-        done.summary.label_reason
-    )
+    assert all(reason in found[name].reason for name, reason in CASES[case])
     written = json.loads((done.folder / "summary.json").read_text())
     again, _ = read_summary(done.folder)
     assert again.as_json() == done.summary.as_json()
@@ -191,26 +174,7 @@ def test_each_gate_stops_what_it_is_for_and_each_pair_gets_its_word(case, audite
     assert files.keys() == {"files", "matrices", "spectra", "tensors"}
     for path in files.values():
         metadata = json.loads(pq.read_schema(path).metadata[b"shadow"])
-        assert (metadata["label"], metadata["label_reason"]) == (label, written["label_reason"])
-        assert (metadata["gates"], metadata["claims"]) == (written["gates"], written["claims"])
-
-
-def test_the_words_of_a_label_are_five(audited):
-    """Whatever is measured, rounding is never called training, and no word is used that nothing is
-    calibrated for.
-    """
-    words = set(get_args(Label))
-    assert words == {"concentrated", "distributed", "mixed", "indeterminate", "not assessable"}
-    done = audited("int8").summary
-    assert done.claims.consistent_with[0].startswith("rounding")
-    assert abs(done.figures["concentration"]) < 0.01
-    assert done.figures["spiked"] == 0
-    fine = audited("fine-tune").summary
-    assert fine.claims.consistent_with[0].startswith(
-        "training that moved the weights along few directions"
-    )
-    assert [row.name for row in fine.evidence][:2] == ["concentration", "participation_share"]
-    assert all(row.says for row in fine.evidence)
+        assert metadata["gates"] == written["gates"]
 
 
 def test_files_of_two_audits_are_not_one_report(places, tmp_path):
