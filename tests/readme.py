@@ -182,9 +182,7 @@ def joint_demo() -> str:
             *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")),
             "--joint",
         )
-    sentence = text[text.index("Over the ") : text.index("\nA and B: medians")]
-    table = text[text.index("Where the deltas point") : text.index("\nBy depth") - 1]
-    return f"{sentence}\n{table}"
+    return text[text.index("Over the ") : text.index("\nA and B: medians")].strip()
 
 
 def planted_lineage() -> str:

@@ -14,18 +14,10 @@ from safetensors.torch import save_file
 
 import shadow as api
 from shadow.audits.joint import directions
-from shadow.places.architecture import Place
 from shadow.spectra import joint
 from shadow.spectra.joint import sibling_values
 from shadow.spectra.spectrum import Workspace
 from shadow.telling.comparison import directions_text
-
-MODULES = {
-    "attn.q": "self_attn.q_proj",
-    "attn.o": "self_attn.o_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-}
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
@@ -59,53 +51,29 @@ def test_two_deltas_of_one_base_are_compared_as_numpy_does_it(monkeypatch, shape
     """Inner product, and the overlap of the leading 16 directions with its value by chance."""
     monkeypatch.setattr(joint, "SMALL_BLOCK", block)
     base, one, two = three(shape)
-    found = sibling_values(((one, base), (base, two)), ("BF16",) * 3, Workspace())
+    found = sibling_values(((base, one), (base, two)), ("BF16",) * 3, Workspace())
     b, o, t = (side.double().numpy() for side in (base, one, two))
     assert found.inner == pytest.approx(((o - b) * (t - b)).sum())
     assert found.spread == pytest.approx((((o - b) * (t - b)) ** 2).sum())
     (left, chance_left), (right, chance_right) = overlaps(o - b, t - b)
-    overlap = found.overlap
-    assert overlap.directions == min(16, *shape)
-    assert (overlap.left, overlap.right) == pytest.approx((left, right), rel=1e-5)
-    assert (overlap.chance_left, overlap.chance_right) == pytest.approx(
-        (chance_left, chance_right), rel=1e-5
-    )
+    assert found.directions == min(16, *shape)
+    assert found.overlap == pytest.approx((left + right) / 2, rel=1e-5)
+    assert found.chance_overlap == pytest.approx((chance_left + chance_right) / 2, rel=1e-5)
 
 
 def test_the_same_change_twice_overlaps_wholly_and_none_not_at_all():
     base, one, _ = three((48, 64))
-    same = sibling_values(((one, base), (base, one)), ("BF16",) * 3, Workspace())
+    same = sibling_values(((base, one), (base, one)), ("BF16",) * 3, Workspace())
     assert same.inner == pytest.approx(same.first) == pytest.approx(same.second)
-    assert (same.overlap.left, same.overlap.right) == pytest.approx((1, 1))
+    assert same.overlap == pytest.approx(1)
     none = sibling_values(((base, base), (base, one)), ("BF16",) * 3, Workspace())
-    assert (none.inner, none.overlap.directions) == (0.0, 0)
-
-
-def test_chance_is_what_random_signs_give():
-    """Rows of uneven size, as deltas of real models have them: over 400 draws of random signs of
-    one side's vectors the mean overlap is the one that is reported, and not k / rows.
-    """
-    rng = np.random.default_rng(0)
-    sizes = np.exp(rng.normal(size=(80, 1)))
-    base = torch.zeros(80, 90, dtype=torch.float64)
-    one, two = (sizes * rng.normal(size=(80, 90)) for _ in range(2))
-    found = sibling_values(
-        ((torch.from_numpy(one), base), (base, torch.from_numpy(two))), ("F64",) * 3, Workspace()
-    ).overlap
-    u, v = (np.linalg.svd(side)[0][:, :16] for side in (one, two))
-    drawn = [
-        ((u.T @ (v * rng.choice([-1.0, 1.0], size=v.shape))) ** 2).sum() / 16 for _ in range(400)
-    ]
-    error = np.std(drawn) / np.sqrt(len(drawn))
-    assert found.chance_left == pytest.approx(np.mean(drawn), abs=5 * error)
-    assert found.chance_left > 2 * 16 / 80
-    assert found.chance_right == pytest.approx(16 / 90, rel=0.1)
+    assert (none.inner, none.directions) == (0.0, 0)
 
 
 @pytest.mark.parametrize("master", [True, False])
 def test_rounding_of_the_base_is_shared_where_both_started_from_more_bits(master):
-    """Unrelated updates of 0.2 % of the weights in BF16: the cosine is that of the shared rounding
-    if both trainings started from the float64 base, and 0 if they started from the stored one.
+    """Unrelated updates of 0.2 % of the weights in BF16: a cosine if both trainings started from
+    the float64 base, none if they started from the stored one; neither is beyond chance.
     """
     rng = np.random.default_rng(1)
     exact = 0.02 * rng.normal(size=(400, 600))
@@ -115,12 +83,19 @@ def test_rounding_of_the_base_is_shared_where_both_started_from_more_bits(master
         torch.from_numpy(start + 0.002 * 0.02 * rng.normal(size=exact.shape)).bfloat16()
         for _ in range(2)
     )
-    found = sibling_values(((one, base), (base, two)), ("BF16",) * 3, Workspace())
-    whole = np.sqrt(found.first * found.second)
-    predicted = found.shared.inner / np.sqrt(found.shared.first * found.shared.second)
-    assert 0.15 < predicted < 0.293
-    expected = predicted if master else 0.0
-    assert found.inner / whole == pytest.approx(expected, abs=5 * np.sqrt(found.spread) / whole)
+    found = sibling_values(((base, one), (base, two)), ("BF16",) * 3, Workspace())
+    told = directions([found], 0)
+    assert told.chance_cosine_master == pytest.approx(0.293)
+    assert told.beyond_chance == 0
+    assert (told.cosine > 5 * told.chance_cosine) == master
+
+
+def test_the_most_that_shared_rounding_adds_is_that_of_the_steps_of_the_base():
+    """ulp²/12 an entry, by NumPy: no more than the exact product of both roundings."""
+    base, one, two = three((64, 96))
+    found = sibling_values(((base, one), (base, two)), ("BF16",) * 3, Workspace())
+    ulps = 2.0 ** (np.floor(np.log2(np.abs(base.double().numpy()))) - 7)
+    assert found.rounding == pytest.approx((ulps**2).sum() / 12)
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +142,9 @@ def compared(top, first, second, *options):
     return contrast
 
 
-def test_planted_deltas_are_compared_by_module(audited):
-    """Cosine over all entries, and mean overlap of the matrices of each module, as NumPy has them:
-    related in the attention alone. Python gives the same.
+def test_planted_deltas_are_compared(audited):
+    """Cosine over all entries, and mean overlap of the matrices, as NumPy has them. Python gives
+    the same.
     """
     top, sides, _ = audited
     found = compared(top, "base..one", "base..two", "--joint")["joint"]
@@ -180,23 +155,12 @@ def test_planted_deltas_are_compared_by_module(audited):
     whole = [np.concatenate([delta[key].ravel() for key in delta]) for delta in deltas]
     assert found["cosine"] == pytest.approx(cosine(*whole), abs=1e-9)
     assert (found["matrices"], found["left_out"], found["directions"]) == (17, 0, 16)
-    by_module = {row["module"]: row for row in found["modules"]}
-    assert list(by_module) == ["embed", *MODULES]
-    for module, stored in MODULES.items():
-        row = by_module[module]
-        pairs = [(deltas[0][key], deltas[1][key]) for key in deltas[0] if stored in key]
-        together = [np.stack([pair[which] for pair in pairs]) for which in range(2)]
-        assert row["matrices"] == 4
-        assert row["cosine"] == pytest.approx(cosine(*together), abs=1e-9)
-        assert row["overlap_left"] == pytest.approx(
-            np.mean([overlaps(*pair)[0][0] for pair in pairs]), rel=1e-4
-        )
-        assert row["chance_overlap_right"] == pytest.approx(
-            np.mean([overlaps(*pair)[1][1] for pair in pairs]), rel=1e-4
-        )
-        beyond = abs(row["cosine"]) > 5 * row["chance_cosine"]
-        assert beyond == ("self_attn" in stored)
-    assert by_module["attn.q"]["cosine"] == pytest.approx(0.5, abs=0.05)
+    pairs = [(deltas[0][key], deltas[1][key]) for key in deltas[0]]
+    both = [overlaps(*pair) for pair in pairs]
+    means = [np.mean([[side[which] for side in sides] for sides in both]) for which in (0, 1)]
+    assert found["overlap"] == pytest.approx(means[0], rel=1e-4)
+    assert found["chance_overlap"] == pytest.approx(means[1], rel=1e-4)
+    assert found["cosine"] > 5 * found["chance_cosine"]
     reports = (top / "reports/toy/base..one", top / "reports/toy/base..two")
     (contrast,) = api.compare(*reports, joint=True).as_json()["contrasts"]
     assert contrast["joint"] == found
@@ -219,20 +183,19 @@ def test_an_adapter_points_somewhere_too(audited):
 
 
 def test_the_screen_says_it_beside_chance_or_what_is_missing(audited, tmp_path):
-    """A sentence and a table by module; and one line why not: not asked, another kind of pair, or
-    checkpoints that are gone.
+    """A sentence; and one line why not: not asked, another kind of pair, or checkpoints that are
+    gone.
     """
     top, *_ = audited
     reports = ("reports/toy/base..one", "reports/toy/base..two")
     shown = shadow("compare", *reports, "--joint", cwd=top).assert_done()
     assert "more than chance (0 ±" in shown
-    assert "Where the deltas point, by module" in shown
     silent = shadow("compare", *reports, cwd=top).assert_done()
     assert "point the same way: add --joint" in " ".join(silent.split())
     plain = compared(top, "base..one", "base..two")
     assert (plain["joint"], plain["no_joint"]) == (None, None)
     after = compared(top, "base..one", "one..after", "--joint")
-    assert "`shadow lineage` compares them" in after["no_joint"]
+    assert "steps of one lineage" in after["no_joint"]
     moved = tmp_path / "moved"
     shutil.copytree(top / "reports", moved / "reports")
     aside = top.parent / "aside"
@@ -255,8 +218,8 @@ def test_unrelated_deltas_are_not_called_related(tmp_path):
     for _ in range(20):
         base = torch.zeros(100, 100, dtype=torch.float64)
         one, two = (torch.from_numpy(rng.normal(size=(100, 100))) for _ in range(2))
-        values = sibling_values(((one, base), (base, two)), ("F64",) * 3, Workspace())
-        found = directions([(Place("language", 0, "mlp.up"), values)], 0)
+        values = sibling_values(((base, one), (base, two)), ("F64",) * 3, Workspace())
+        found = directions([values], 0)
         assert found.beyond_chance == 0
         assert found.chance_cosine == pytest.approx(0.01, rel=0.05)
         assert "no more than chance" in directions_text(found)

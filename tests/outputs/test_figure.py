@@ -212,16 +212,6 @@ def test_all_modules_together_have_a_mark_of_their_own(run, two):
     assert [line.get_marker() for line in middle.lines] == ["o", "s"]
 
 
-def test_the_axis_of_a_lineage_has_numbers_and_no_empty_decade(demo_reports):
-    """It ends less than twice beyond the sizes of the steps, and a number of it is shown."""
-    axes = laid_out("lineage", [demo_reports / "base..broad"]).axes[0]
-    low, high = axes.get_ylim()
-    (size,) = (line.get_ydata()[0] for line in axes.lines if line.get_marker() == "o")
-    assert size / 2 < low < size < high < 2 * size
-    shown_numbers = [label for label in axes.get_yticklabels() if label not in unseen(axes.yaxis)]
-    assert {label.get_text() for label in shown_numbers} == {"0.05", "0.1"}
-
-
 def test_depth_of_two_reports_has_a_curve_each(two):
     """The up-projections of both pairs, under their names."""
     top = drawn("depth", two).axes[0]

@@ -48,7 +48,7 @@ EVERYDAY = {
         "claim", "checkpoints", "moved", "frozen", "base", "listed", "junit", "format", "json",
         "quiet",
     ),
-    "lineage": ("targets", "output", "joint", "format", "json"),
+    "lineage": ("targets", "output", "format", "json"),
 }  # fmt: skip
 """Parameters that `--help` shows, by command; `--help-all` shows the others too. The help of other
 commands shows all that they have.

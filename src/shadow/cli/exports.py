@@ -17,7 +17,7 @@ from shadow.text import counted
 
 # the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`
 ExportFormat = Literal["csv", "parquet", "markdown"]
-FigureKind = Literal["depth", "spectrum", "heatmap", "modules", "lineage"]
+FigureKind = Literal["depth", "spectrum", "heatmap", "modules"]
 
 
 def report(
@@ -94,7 +94,6 @@ def figure(
 
     modules: concentration by module against its null, of up to four reports.
 
-    lineage: size, storage and place of each step from one stage of a base to the next.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """

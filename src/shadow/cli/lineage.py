@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,11 +21,7 @@ from shadow.text import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shadow.checkpoints.pairing import Filter
-    from shadow.comparing.lineage import Chain, Joint, Lineage, Linearity, Step
     from shadow.targets.families import Family
-
-LEFT_OUT = "left out by --no-joint"
 
 
 def lineage(
@@ -41,15 +36,6 @@ def lineage(
         ),
     ],
     output: option.Output = option.DEFAULT_OUTPUT,
-    joint: Annotated[
-        bool,
-        typer.Option(
-            "--joint/--no-joint",
-            help="Compare deltas that follow one another; reads the checkpoints.",
-        ),
-    ] = True,
-    jobs: option.Jobs = None,
-    allow_pickle: option.Pickle = False,
     format: option.Format = "table",
     json: option.Json = False,
     registry: option.Registry = None,
@@ -60,20 +46,9 @@ def lineage(
     The order comes from the checkpoints that finished reports name: the tuned side of one is the
     base of the next.
 
-    If the checkpoints are in folders or in the Hub's cache, the deltas of consecutive steps are
-    compared as well.
-
-    Exit codes: 0 done, also if the order has gaps, which are listed; 1 failed; 2 wrong usage.
+    Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
-    as_json = json or format == "json"
-    from shadow.comparing.lineage import (
-        MOST_REPORTS,
-        stage_names,
-        successions,
-        unaudited,
-        with_joint,
-        with_linearity,
-    )
+    from shadow.comparing.lineage import MOST_REPORTS, unaudited
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families
     from shadow.telling.lineage import lineage_document
@@ -92,18 +67,10 @@ def lineage(
         raise ShadowError(
             "all of these reports are of siblings, of which neither was tuned from the other"
         )
-    in_order = ordered(steps, stage_names(named))
-    in_order = in_order.noting([note for family in named for note in unaudited(family, steps)])
-    after = successions(in_order)
-    if joint and after:
-        in_order = with_joint(in_order, _held(in_order, jobs, allow_pickle=allow_pickle))
-    elif after:
-        keys = [(step.folder, later.folder) for step, later in after]
-        in_order = with_joint(in_order, dict.fromkeys(keys, LEFT_OUT))
-    line = partial(_line, jobs=jobs, allow_pickle=allow_pickle) if joint else _no_line
-    in_order = with_linearity(in_order, line)
-    if as_json:
-        console.show_json(in_order.as_json())
+    in_order = ordered(steps)
+    in_order.notes.extend(note for family in named for note in unaudited(family, steps))
+    if json or format == "json":
+        console.show_json(asdict(in_order))
     else:
         console.show(lineage_document(in_order))
 
@@ -128,72 +95,3 @@ def _folders(target: str, families: Mapping[str, Family], *, output: Path) -> li
     if pair and name in families:
         hint = f"name the family {name}"
     raise ShadowError(f"no family and no folder {target[:80]!r}", hint)
-
-
-def _held(
-    of_steps: Lineage, jobs: int | None, *, allow_pickle: bool
-) -> dict[tuple[str, str], Joint | str]:
-    """What the joint pass finds for every two successive steps; or why it cannot be made."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-    from shadow.audits.joint import hold_against
-    from shadow.comparing.lineage import successions
-
-    held: dict[tuple[str, str], Joint | str] = {}
-    for before, step in successions(of_steps):
-        title = f"{before.start}..{before.end} and {step.start}..{step.end}"
-        try:
-            chosen = _chosen((before, step))
-            with console.steps("lineage") as update:
-                held[before.folder, step.folder] = hold_against(
-                    (before.base, before.tuned, step.tuned),
-                    jobs=jobs,
-                    allow_pickle=allow_pickle,
-                    chosen=chosen,
-                    say=console.say,
-                    show=_titled(update, title),
-                )
-        except ShadowError as error:
-            held[before.folder, step.folder] = error.message
-    return held
-
-
-def _line(chain: Chain, jobs: int | None, *, allow_pickle: bool) -> Linearity | str:
-    """What a straight line through its stages tells of a chain; or why nothing."""
-    from shadow.audits.joint import linearity, steps_of_run
-
-    try:
-        with console.steps("lineage") as update:
-            products, left_out = steps_of_run(
-                [chain.steps[0].base, *(step.tuned for step in chain.steps)],
-                jobs=jobs,
-                allow_pickle=allow_pickle,
-                chosen=_chosen(chain.steps),
-                say=console.say,
-                show=_titled(update, f"all stages to {chain.stages[-1]}"),
-            )
-    except ShadowError as error:
-        return error.message
-    return linearity([value for _, value in products], len(chain.stages), left_out)
-
-
-def _no_line(chain: Chain) -> str:
-    return LEFT_OUT
-
-
-def _chosen(steps: Sequence[Step]) -> Filter:
-    """What these audits were all restricted to. Raises ShadowError where they differ."""
-    from shadow.checkpoints.pairing import Filter
-
-    chosen = steps[0].chosen
-    if any(step.chosen != chosen for step in steps):
-        which = "two audits" if len(steps) == 2 else "audits"
-        raise ShadowError(f"the {which} were restricted in different ways")
-    return Filter(
-        components=tuple(chosen.get("components", ())),
-        layers=tuple(chosen.get("layers", ())),
-        modules=tuple(chosen.get("modules", ())),
-    )
-
-
-def _titled(update: Callable[[int, int, str], None], title: str) -> Callable[[int, int], None]:
-    return lambda done, total: update(done, total, title)

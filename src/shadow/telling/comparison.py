@@ -24,7 +24,6 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.lineage import NO_CHANCE, sides_text
 from shadow.telling.report import by_module
 from shadow.telling.scores import scored_set_blocks
 from shadow.telling.wording import capital
@@ -42,6 +41,7 @@ HOW_SURE = (
     " less concentrated, and 15 of 99 pairs of narrow and broad data were missed"
 )
 KNOWN_BY = {"commit": "its commit", "content": "its content", "spectra": "its measured spectra"}
+NO_CHANCE = 0.005  # a shared rounding of less is not shown
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
 MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by module: head, kind
     "concentration": ("conc.", "difference"),
@@ -94,8 +94,6 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
     if len(contrasts) == 1:
         if not all(row.concentration is None for row in contrasts[0].modules):
             yield modules_apart(contrasts[0])
-        if (joint := contrasts[0].joint) is not None and joint.modules:
-            yield _directions_by_module(joint)
         yield from _layers_apart(contrasts[0])
         if contrasts[0].consistent_with:
             origin.insert(0, ("consistent with", "; or ".join(contrasts[0].consistent_with)))
@@ -164,28 +162,12 @@ def directions_text(joint: DeltaDirections) -> str:
     if joint.left_out:
         text += f" ({joint.left_out:,} others left out)"
     text += f", the two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
-    if joint.overlap_left is None:
+    if joint.overlap is None:
         return text
     return (
         f"{text} Their leading {joint.directions} directions overlap by"
-        f" {sides_text(joint.overlap_left, joint.overlap_right)} (outputs / inputs); by chance"
-        f" {sides_text(joint.chance_overlap_left, joint.chance_overlap_right)}."
+        f" {text_of(joint.overlap, 'share')}; by chance {text_of(joint.chance_overlap, 'share')}."
     )
-
-
-def _directions_by_module(joint: DeltaDirections) -> Table:
-    """A row for each module that both models changed."""
-    fields = [
-        *by_module(joint.modules),
-        number("n", "matrices", "count"),
-        number("cosine", "cosine", "thousandths"),
-        number("chance", lambda row: f"± {text_of(row.chance_cosine, 'ratio')}"),
-        number("overlap", lambda row: sides_text(row.overlap_left, row.overlap_right)),
-        number(
-            "by chance", lambda row: sides_text(row.chance_overlap_left, row.chance_overlap_right)
-        ),
-    ]
-    return table_of(fields, joint.modules, "Where the deltas point, by module: outputs / inputs")
 
 
 def _margins(contrast: Contrast) -> str:

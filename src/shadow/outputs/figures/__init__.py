@@ -1,4 +1,4 @@
-"""Finished reports -> a figure for a paper: depth, spectrum, heatmap, modules, lineage.
+"""Finished reports -> a figure for a paper: depth, spectrum, heatmap, modules.
 
 Figures are as wide as a column, tell curves apart by dashes and markers as well as by colour (Okabe
 & Ito's, which the colour-blind tell apart; maps get darker all the way), and are the same bytes for
@@ -17,7 +17,6 @@ from shadow.errors import ShadowError, UsageError
 from shadow.files import placing, read_start
 from shadow.outputs.figures.depth import draw_depth
 from shadow.outputs.figures.heatmap import draw_heatmap
-from shadow.outputs.figures.lineage import draw_lineage
 from shadow.outputs.figures.modules import draw_modules
 from shadow.outputs.figures.source import Choice, FigureData, read_source
 from shadow.outputs.figures.spectrum import draw_spectrum
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "pdf", "png")
 LARGEST = 100_000_000  # bytes of a file that may be such a figure
 MOST_REPORTS = 4  # in one figure
-MOST_STEPS = 40  # of a lineage, which need not be one chain
 OPTIONS = {  # of the command line, and the kinds that they are for
     "component": ("depth", "spectrum", "heatmap", "modules"),
     "module": ("depth", "spectrum", "heatmap", "modules"),
@@ -81,11 +79,10 @@ def draw(
             f"a {kind} shows one report, and there are {len(folders)}",
             f"name one of them, such as {folders[0]}",
         )
-    most = MOST_STEPS if kind == "lineage" else MOST_REPORTS
-    if len(folders) > most:
+    if len(folders) > MOST_REPORTS:
         raise ShadowError(
             f"{len(folders)} reports are more than a figure of this kind can show",
-            f"name a folder of at most {most}, such as one of links to them (ln -s);"
+            f"name a folder of at most {MOST_REPORTS}, such as one of links to them (ln -s);"
             " `shadow report` draws any number on a page",
         )
     sources = [read_source(folder, choice.component) for folder in folders]
@@ -110,5 +107,4 @@ DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {
     "spectrum": draw_spectrum,
     "heatmap": draw_heatmap,
     "modules": draw_modules,
-    "lineage": draw_lineage,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from shadow import __version__
 from shadow.audits.journal import JOURNAL
 from shadow.audits.list_index import read_index, report_folder
 from shadow.claims.recognised import LIKE_NOISE
-from shadow.comparing.lineage import Lineage, following, lineage
+from shadow.comparing.lineage import Lineage, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.outputs.page.cards import shared_scale
@@ -32,7 +32,6 @@ from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
 from shadow.summary.depth import LAYERS
-from shadow.summary.rows import checkpoint_side
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
@@ -87,19 +86,13 @@ def write_page(
     """
     _refuse_foreign(output)
     reports = [SummarisedReport(folder) for folder in folders]
-    in_chains = _in_chains(reports)
     sections: list[PairSection] = []
     unreadable: list[tuple[str, ShadowError]] = []
     for done, report in enumerate(_each_once(reports)):
         where = _below(report.folder, run)
         show(done, len(folders), where)
         try:
-            with_step = report.folder in in_chains
-            sections.append(
-                read_pair(
-                    report, where, number=len(sections), pairs=len(folders), with_step=with_step
-                )
-            )
+            sections.append(read_pair(report, where, number=len(sections), pairs=len(folders)))
         except ShadowError as error:
             if list(folders) == [run]:
                 raise
@@ -111,19 +104,6 @@ def write_page(
     with writing(output.parent):
         write_beside(output, content)
     return Written(len(sections), len(content), unreadable)
-
-
-def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
-    """The folders of the reports that follow one another, by their metadata: no table is read."""
-    known = []
-    for report in reports:
-        try:
-            metadata = report.provenance.told
-        except ShadowError:  # told when the report itself is read
-            continue
-        sides = checkpoint_side(metadata["base"]), checkpoint_side(metadata["tuned"])
-        known.append((report.folder, sides))
-    return {known[number][0] for number in following([sides for _, sides in known])}
 
 
 def _each_once(reports: list[SummarisedReport]) -> Iterator[SummarisedReport]:
@@ -152,7 +132,7 @@ def page_bytes(
         ranked=ranked,
         ranking=_ranking(ranked),
         missing=table_of(MISSING, missing) if missing else None,
-        lineage=_lineage_blocks(followed, numbers) if followed.is_one else None,
+        lineage=_lineage_blocks(followed, numbers) if followed.chains else None,
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
@@ -172,10 +152,9 @@ def page_bytes(
 
 
 def _followed(sections: Sequence[PairSection]) -> Lineage:
-    """The lineage of those that follow one another still, now that some could not be read."""
-    sides = [(section.summary.base, section.summary.tuned) for section in sections]
-    steps = [sections[number].step for number in following(sides)]
-    return lineage([step for step in steps if step is not None])
+    """The chains of reports of which one follows another."""
+    found = lineage([section.step for section in sections if section.step is not None])
+    return replace(found, chains=[chain for chain in found.chains if len(chain.steps) > 1])
 
 
 def _lineage_blocks(found: Lineage, numbers: Mapping[str, int]) -> list[Block]:

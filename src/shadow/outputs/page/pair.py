@@ -42,7 +42,7 @@ class PairSection:
     data: Markup
     """JSON for the charts."""
     step: Step | None = None
-    """The pair as a step of a lineage; None where nothing precedes or follows it."""
+    """The pair as a step of a lineage; None of siblings."""
 
     @property
     def name(self) -> str:
@@ -80,10 +80,8 @@ class PairSection:
         return [block.rows for block in blocks if isinstance(block, Picture)]
 
 
-def read_pair(
-    report: SummarisedReport, where: str, number: int, pairs: int, *, with_step: bool = False
-) -> PairSection:
-    """A finished report as a page of so many pairs tells it; with_step: as a step of a lineage too.
+def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> PairSection:
+    """A finished report as a page of so many pairs shows it.
 
     Raises ShadowError when it cannot be read.
     """
@@ -119,7 +117,7 @@ def read_pair(
             summary, blocks, report.provenance, skipped, has_spectra=len(rows["subject"]) > 0
         ),
         data=script_json(drawn),
-        step=read_step(report, where) if with_step else None,
+        step=read_step(report, where),
     )
 
 
