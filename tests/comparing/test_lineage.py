@@ -275,7 +275,6 @@ def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(planted,
         (("demo:base..narrow",), 1, "no family and no folder"),
         (("empty",), 1, "no finished report in it"),
         ((), 2, "missing argument"),
-        (("ftp://bucket/x",), 2, "URLs of ftp:// are not supported"),
     ],
 )
 def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code, message):
