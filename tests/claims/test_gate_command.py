@@ -166,8 +166,9 @@ def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
     done = shadow("gate", folder, *rule, "--format", "json")
     assert done.code == 0
     (one,) = json.loads(done.out)
-    assert one["notes"] == [f"not assessable: {now.summary.failed_gates[0].reason}"]
-    assert "note: not assessable: " in shadow("gate", folder, *rule).out
+    (failed,) = now.summary.failed_gates
+    assert one["notes"] == [f"gate {failed.name} failed: {failed.reason}"]
+    assert f"note: gate {failed.name} failed: " in shadow("gate", folder, *rule).out
 
 
 MET, ABSENT = ("--fail-on", "concentration > 0.3"), ("--fail-on", "vision.spikes > 1")

@@ -1,6 +1,6 @@
 """The gates: what must hold before figures can be those of a training.
 
-A pair that fails one has figures all the same, but its label is `not assessable`.
+A pair that fails one has figures all the same.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def judge_report(
 
     Rules are judged whatever the gates of the report say; a gate that failed is a note.
     """
-    notes = [f"not assessable: {gate.reason}" for gate in now.summary.failed_gates]
+    notes = [f"gate {gate.name} failed: {gate.reason}" for gate in now.summary.failed_gates]
     if baseline is not None:
         notes += notes_on(baseline, now)
     return Judgement(

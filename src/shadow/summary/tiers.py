@@ -17,8 +17,6 @@ class TierWords:
 
     how: str
     """What was measured, in a few words."""
-    measured: str
-    """What the label rests on."""
     option: str | None = None
     """What asks for it; None for the usual one."""
     code: str | None = None
@@ -34,7 +32,6 @@ class TierWords:
 WORDS: Mapping[Tier, TierWords] = {
     "norms": TierWords(
         "norms alone",
-        "the norms of base, tuned and delta of every matrix, and no spectra",
         "--norms",
         "norms_only",
         "Norms alone were measured. How many directions the change has, and how much of it is"
@@ -42,14 +39,10 @@ WORDS: Mapping[Tier, TierWords] = {
     ),
     "delta": TierWords(
         "spectra of deltas alone",
-        "the spectrum of the delta of every matrix, compared with the null",
         "--subjects delta",
         "deltas_only",
         "Spectra were measured of the deltas alone. How they lie to the directions of the base is"
         " unknown.",
     ),
-    "full": TierWords(
-        "spectra of base, tuned and delta",
-        "the spectra of base, tuned and delta of every matrix, compared with the null",
-    ),
+    "full": TierWords("spectra of base, tuned and delta"),
 }
