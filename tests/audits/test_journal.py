@@ -35,8 +35,6 @@ FAULTS = [
     (("base_norm",), float("inf")),
     (("seconds",), None),
     (("cached",), 1.5),
-    (("grams",), [1]),
-    (("grams",), {"cpu": "x"}),
     (("verified", 0), 7),
     (("measurements",), []),
     (("measurements", 0, "subject"), ["base"]),

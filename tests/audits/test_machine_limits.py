@@ -188,7 +188,7 @@ def test_plan_shows_what_limits_it():
         disk_peak=0, disk_report=0, disk_free=0, problem=None, jobs=1, memory=5, seconds=0.1,
         cores=1, cores_by="the control group /a", memory_free=2_000_000_000,
         memory_by="the machine",
-        device="cpu", device_name=None, device_memory=None, device_memory_free=None,
+        device="cpu", device_name=None,
         tiers=[PlannedTier("--norms", 90.0, 4_000_000), PlannedTier("", 5400.0, 6_000_000)],
     )  # fmt: skip
     text = "\n".join(map(str.rstrip, drawn(plan_document(plan), 200).split("\n")))

@@ -1,21 +1,19 @@
-"""The device that is asked for -> the one that makes Gram matrices; what a report says of it."""
+"""The device that is asked for -> what makes Gram matrices; what a report says of it."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from shadow.audits.outcome import Outcome
 from shadow.errors import UsageError
 from shadow.reports.metadata import DeviceMetadata
-from shadow.spectra.device import TorchDevice
+from shadow.spectra.device import OnDevice
+from shadow.spectra.spectrum import ON_CPU, Grams
 
-WORDS = "cpu, auto, cuda, or one card such as cuda:1"
+WORDS = "cpu, auto, cuda, mps, or one card such as cuda:1"
 
 
 @dataclass(frozen=True)
@@ -23,15 +21,22 @@ class DeviceChoice:
     """Where Gram matrices are to be made. Two reports are comparable where `kind` is the same."""
 
     kind: str = "cpu"
-    """cpu or cuda."""
+    """cpu, cuda or mps."""
     asked: str = "cpu"
-    """As it was asked for: cpu, auto, cuda, cuda:1."""
+    """As it was asked for: cpu, auto, cuda, cuda:1, mps."""
     place: str = "cpu"
-    """As torch calls it: cpu, cuda:0."""
+    """As torch calls it: cpu, cuda:0, mps."""
     name: str | None = None
     """What its maker calls the card."""
     note: str | None = None
     """Why `auto` took the CPU."""
+
+    @property
+    def use(self) -> DeviceMetadata:
+        """What a report says of the device."""
+        if self.kind == "cpu":
+            return {"asked": self.asked, "note": self.note}
+        return {"asked": self.asked, "name": self.name}
 
 
 CPU = DeviceChoice()
@@ -40,14 +45,16 @@ CPU = DeviceChoice()
 def choose(asked: str) -> DeviceChoice:
     """The device that a word means on this machine.
 
-    Raises UsageError for a word that means none, and for a card that torch does not have; `auto`
+    Raises UsageError for a word that means none, and for a device that torch does not have; `auto`
     takes the CPU then.
     """
     if asked == "cpu":
         return CPU
     card = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked, re.ASCII)
-    if asked != "auto" and card is None:
+    if asked not in ("auto", "mps") and card is None:
         raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
+    if asked == "mps" or (asked == "auto" and torch.backends.mps.is_available()):
+        return _mps(asked)
     place = f"cuda:{card[1] if card and card[1] else 0}"
     try:
         return DeviceChoice("cuda", asked, place, name=_name_of_card(place))
@@ -55,6 +62,12 @@ def choose(asked: str) -> DeviceChoice:
         if card is not None:
             raise UsageError(f"--device {asked}: {error.message}", error.hint) from error
         return DeviceChoice(asked=asked, note=error.message)
+
+
+def _mps(asked: str) -> DeviceChoice:
+    if not torch.backends.mps.is_available():
+        raise UsageError("--device mps: torch finds no such device", "use --device cpu, or auto")
+    return DeviceChoice("mps", asked, "mps", name="mps")
 
 
 def _name_of_card(place: str) -> str:
@@ -79,32 +92,6 @@ def _name_of_card(place: str) -> str:
         raise UsageError(f"the card cannot be used: {reason[:120]}", "use --device cpu") from error
 
 
-def open_device(choice: DeviceChoice) -> TorchDevice | None:
-    """What makes the Gram matrices; None for the CPU."""
-    return None if choice.kind == "cpu" else TorchDevice(choice.place)
-
-
-def in_words(use: DeviceMetadata) -> str:
-    """The use of a device as a line for people."""
-    why = ", ".join(f"{reason} {count}" for reason, count in use.get("reasons", {}).items())
-    here = f"{use.get('on_cpu', 0)} on the CPU" + (f" ({why})" if why else "")
-    return f"Gram matrices: {use.get('on_device', 0)} on {use.get('name')}, {here}"
-
-
-def device_use(choice: DeviceChoice, outcomes: Iterable[Outcome]) -> DeviceMetadata:
-    """What a report says of the device that was asked for, and of where Gram matrices were made."""
-    if choice.kind == "cpu":
-        return {"asked": choice.asked, "note": choice.note}
-    made = Counter[str]()
-    for outcome in outcomes:
-        made.update(outcome.grams)
-    reasons = {
-        where.partition(": ")[2]: count for where, count in sorted(made.items()) if ": " in where
-    }
-    return {
-        "asked": choice.asked,
-        "name": choice.name,
-        "on_device": made[choice.kind],
-        "on_cpu": sum(reasons.values()),
-        "reasons": reasons,
-    }
+def open_device(choice: DeviceChoice) -> Grams:
+    """What makes the Gram matrices."""
+    return ON_CPU if choice.kind == "cpu" else OnDevice(choice.place, choice.name)

@@ -101,7 +101,7 @@ def plan_document(plan: PairPlan) -> Document:
     ]
     blocks.append(Figures(costs))
     if tiers:
-        beside = "" if plan.device_memory is None else ", without a device"
+        beside = "" if plan.device == "cpu" else ", without a device"
         blocks.append(Figures(tiers, title=f"What each tier takes{beside}"))
     return Document(blocks)
 
@@ -186,11 +186,8 @@ def _costs(plan: PairPlan) -> dict[str, str]:
         f"about {byte_size(plan.memory)} with {counted(plan.jobs, 'worker', 'workers')}, beside"
         f" file caches; {byte_size(plan.memory_free)} available{_limited(plan.memory_by)}"
     )
-    if plan.device_memory is not None and plan.device_memory_free is not None:
-        rows["device"] = (
-            f"{plan.device} ({plan.device_name}): at most {byte_size(plan.device_memory)} of its"
-            f" memory; {byte_size(plan.device_memory_free)} are free"
-        )
+    if plan.device != "cpu":
+        rows["device"] = f"{plan.device} ({plan.device_name}), experimental"
     rows["cores"] = f"{plan.cores}{_limited(plan.cores_by)}"
     rows["time"] = f"{about_time(plan.seconds)} of computing on this machine"
     if plan.bytes_to_move:

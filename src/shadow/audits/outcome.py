@@ -54,8 +54,6 @@ class Outcome:
     """Spectra that were read from the cache, 0 to 2."""
     checksums: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By side and name: of tensors that were summed up with it (see `shadow.audits.contents`)."""
-    grams: Mapping[str, int] = field(default_factory=dict)
-    """How many Gram matrices were made where, `cuda` or `cpu: REASON`; empty without a device."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:
@@ -81,9 +79,7 @@ def is_sound(outcome: Outcome) -> bool:
         and _fit("bool", *outcome.verified)
         and outcome.cast in (None, *get_args(Cast), "neither")
         and outcome.zero in (None, *SIDES)
-        and isinstance(outcome.grams, Mapping)
-        and None not in outcome.grams.values()
-        and _fit("int", outcome.cached, *outcome.grams.values())
+        and _fit("int", outcome.cached)
         and _are_checksums(outcome.checksums)
         and all(map(_is_sound, outcome.measurements))
     )

@@ -7,7 +7,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,7 @@ import torch
 from shadow.audits import details
 from shadow.audits.cache_folder import size_of
 from shadow.audits.contents import Summed, summed_with, with_contents
-from shadow.audits.devices import CPU, device_use, in_words, open_device
+from shadow.audits.devices import CPU, open_device
 from shadow.audits.file_rows import file_rows
 from shadow.audits.finished import (
     already_done,
@@ -33,7 +33,6 @@ from shadow.audits.finished import (
 from shadow.audits.journal import Fetched, Journal
 from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs, kinds, lacking
-from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Plan, make_plan
 from shadow.audits.rows import write_tables
 from shadow.audits.runtime import AlignedPair, Asked, AuditResult, Progress, Runtime, Settings
@@ -60,7 +59,6 @@ from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, Staged, replacin
 from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity
-from shadow.spectra.device import Offload
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
 from shadow.telling.reading import summarise
@@ -213,7 +211,7 @@ def run_asked(asked: Asked) -> AuditResult:
         measured = _measure(asked, lined, journal, summed)
         sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
         writing = _Clock()
-        run = _run_metadata(settings, clock, journal.outcomes.values())
+        run = _run_metadata(settings, clock)
         with replacing(folder) as staged:
             files, tables, contents = write_tables(
                 staged.path,
@@ -387,7 +385,6 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=cache):
         runtime.detail(line)
     clock, busy, before = _Clock(), 0.0, read_so_far()
-    device = open_device(asked.settings.device)
     outcomes = measure_pairs(
         plan.base,
         plan.tuned,
@@ -396,7 +393,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
         jobs=jobs,
         fetching=fetching,
         remember=remember,
-        offload=None if device is None else Offload(device, runtime.say),
+        grams=open_device(asked.settings.device),
         summed=summed,
     )
     # What has not begun is given up as soon as anything goes wrong.
@@ -418,8 +415,6 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
         runtime.say(
             f"{kept.there} of {kept.asked} spectra came from the cache ({kept.folder}, {size})"
         )
-    if device is not None:
-        runtime.say(in_words(device_use(asked.settings.device, journal.outcomes.values())))
     return matrices - resumed
 
 
@@ -430,7 +425,7 @@ COMPUTE_DTYPES = {  # by precision
 }
 
 
-def _run_metadata(settings: Settings, clock: _Clock, outcomes: Iterable[Outcome]) -> RunMetadata:
+def _run_metadata(settings: Settings, clock: _Clock) -> RunMetadata:
     vectors = ", float64 vectors" if settings.method.subspaces else ""
     computed = COMPUTE_DTYPES[settings.method.precision] + vectors
     if settings.method.subjects == "none":
@@ -448,7 +443,6 @@ def _run_metadata(settings: Settings, clock: _Clock, outcomes: Iterable[Outcome]
         "seconds": round(clock.seconds(), 3),
     }
     if settings.device != CPU:
-        use = device_use(settings.device, outcomes)
-        run["device"] = settings.device.kind if use.get("on_device") else "cpu"
-        run["device_use"] = use
+        run["device"] = settings.device.kind
+        run["device_use"] = settings.device.use
     return run

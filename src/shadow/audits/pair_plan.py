@@ -10,14 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shadow.audits.devices import open_device
 from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import PROCESS, default_jobs, kinds, lacking, worker_memory
 from shadow.audits.plan import make_plan
 from shadow.audits.runtime import Runtime, Settings
 from shadow.audits.schedule import source_of
 from shadow.audits.sides import client_for, find_sides, line_up, pickled_part, references_of
-from shadow.audits.workers import cost, largest_side, pace
+from shadow.audits.workers import cost, pace
 from shadow.checkpoints.opening import Checkpoint, Config, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
 from shadow.checkpoints.sources import ByteRanges
@@ -26,7 +25,6 @@ from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.places.names import name_rules
 from shadow.spectra.delta import NORMS, USUAL, Method
-from shadow.spectra.device import Offload, device_memory
 from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair
 from shadow.text import byte_size
@@ -151,9 +149,6 @@ class PairPlan:
     device: str
     """cpu, or the kind of device that makes Gram matrices."""
     device_name: str | None
-    device_memory: int | None
-    """At most, beside what the driver takes; None for the CPU."""
-    device_memory_free: int | None
     hint: str | None = None
     """What to do about the problem."""
     tiers: Sequence[PlannedTier] = ()
@@ -169,13 +164,12 @@ def _takes(
     of_memory: Sequence[MatrixPair],
     method: Method,
     jobs: int,
-    offload: Offload | None = None,
 ) -> tuple[float, int]:
     """Seconds of computing and bytes of memory of so many workers. alike: a matrix of each shape,
     and how many there are.
     """
     work = sum(count * cost(one, method) for one, count in alike)
-    rate = _pace(method, jobs) if offload is None else pace(method, jobs, offload)
+    rate = _pace(method, jobs)
     memory = PROCESS + jobs * worker_memory(of_memory, method)
     return max(float(f"{work / rate:.2g}"), SHORTEST), memory
 
@@ -183,7 +177,7 @@ def _takes(
 @cache
 def _pace(method: Method, jobs: int) -> float:
     """The pace of this machine, which is measured once for all pairs."""
-    return pace(method, jobs, None)
+    return pace(method, jobs)
 
 
 def plan_pair(
@@ -221,15 +215,13 @@ def plan_pair(
         of_memory = kinds(lined.pairs)
         method = settings.method
         jobs = runtime.jobs or default_jobs(of_memory, machine, method)
-        device = open_device(settings.device)
-        offload = None if device is None else Offload(device, runtime.say)
         fault = lacking(of_memory, machine, method)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
         shapes = Counter((one.rows, one.cols) for one in matrices)
         first = {(one.rows, one.cols): one for one in of_memory if one.is_matrix}
         alike = [(one, shapes[shape]) for shape, one in first.items()]
-        seconds, memory = _takes(alike, of_memory, method, jobs, offload)
+        seconds, memory = _takes(alike, of_memory, method, jobs)
         return PairPlan(
             family=pair.family,
             pair=pair.name,
@@ -270,8 +262,6 @@ def plan_pair(
             seconds=seconds,
             device=settings.device.kind,
             device_name=settings.device.name,
-            device_memory=None if device is None else device_memory(largest_side(matrices), jobs),
-            device_memory_free=None if device is None else device.free_memory(),
         )
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,6 @@ from shadow.spectra.delta import (
     summed,
     working_dtype,
 )
-from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.entries import compared, norm_values
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.history import cast
@@ -100,7 +99,7 @@ def measure_pairs(
     jobs: int,
     fetching: Fetching,
     remember: Remember = solve_anew,
-    offload: Offload | None = None,
+    grams: Grams = ON_CPU,
     summed: Summed = NOTHING,
 ) -> Generator[Outcome, None, None]:
     """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
@@ -108,7 +107,7 @@ def measure_pairs(
     One more thread fetches the shards, as far ahead as the schedule allows. Within a step the
     largest pairs come first. The numbers do not depend on jobs: each matrix is one thread's work
     with one BLAS thread. Each source is freed when its last outcome has been taken. remember: how
-    the spectrum of one side is had. offload: the device that makes Gram matrices, if not the CPU.
+    the spectrum of one side is had. grams: where Gram matrices are made.
     summed: the tensors whose bytes are summed up with each pair.
     Closing the generator gives up what has not begun, a running download included.
     """
@@ -118,12 +117,10 @@ def measure_pairs(
         tuned=tuned,
         method=method,
         remember=remember,
-        offload=offload,
+        grams=grams,
         summed=summed,
     )
-    whole = contextlib.nullcontext() if offload is None else full_products()
-    with whole:
-        yield from in_workers(base, tuned, work, measure, jobs, fetching)
+    yield from in_workers(base, tuned, work, measure, jobs, fetching)
 
 
 def in_workers(
@@ -228,7 +225,7 @@ def cost(pair: MatrixPair, method: Method = USUAL) -> int:
     return side * pair.rows * pair.cols + 4 * side**3
 
 
-def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
+def pace(method: Method, jobs: int) -> float:
     """Units of `cost` a second that this machine does with all workers: one synthetic pair in each,
     about a second.
 
@@ -248,11 +245,9 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
             return
         total = summed(sides, ("BF16", "BF16"))
         assert isinstance(total, Sums)
-        grams = ON_CPU if offload is None else Offloaded(offload, "pace")
-        measure_pair(b, t, ("BF16", "BF16"), total, Means(method, space, grams=grams), "pace")
+        measure_pair(b, t, ("BF16", "BF16"), total, Means(method, space), "pace")
 
     with (
-        contextlib.nullcontext() if offload is None else full_products(),
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
@@ -267,18 +262,13 @@ def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
         return jobs * work / (time.perf_counter() - started)
 
 
-def largest_side(pairs: Sequence[MatrixPair]) -> int:
-    """The side of the largest Gram matrix."""
-    return max((min(pair.rows, pair.cols) for pair in pairs if pair.is_matrix), default=1)
-
-
 def outcome_of(
     pair: MatrixPair,
     base: Checkpoint,
     tuned: Checkpoint,
     method: Method,
     remember: Remember,
-    offload: Offload | None,
+    grams: Grams,
     summed: Summed,
 ) -> Outcome:
     started = time.perf_counter()
@@ -298,11 +288,6 @@ def outcome_of(
         cached += 1
         return remember(matrix, question, norm, solving)
 
-    grams: Grams = ON_CPU
-    made: Mapping[str, int] = {}
-    if offload is not None:
-        offloaded = Offloaded(offload, pair.tuned.info.name)
-        grams, made = offloaded, offloaded.made
     try:
         try:
             measured = _measured(pair, base, tuned, method, counted, grams)
@@ -318,7 +303,6 @@ def outcome_of(
         seconds=time.perf_counter() - started,
         cached=cached,
         checksums=checksums,
-        grams=dict(made),
     )
 
 

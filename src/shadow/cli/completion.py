@@ -73,7 +73,7 @@ def words(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    return _begun(("cpu", "auto", "cuda"), incomplete)
+    return _begun(("cpu", "auto", "cuda", "mps"), incomplete)
 
 
 def verify_claims(incomplete: str) -> list[str]:

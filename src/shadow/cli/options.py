@@ -232,8 +232,8 @@ Device = Annotated[
     str,
     _measuring(
         help=(
-            "Device for Gram matrices: cpu, cuda, a card such as cuda:1, or auto (a card if there"
-            " is one)."
+            "Device for products, experimental: cpu, cuda, a card such as cuda:1, mps, or auto"
+            " (a card if there is one)."
         ),
         metavar="DEVICE",
         autocompletion=completion.devices,

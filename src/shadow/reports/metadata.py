@@ -44,12 +44,9 @@ class SettingsMetadata(TypedDict):
 class DeviceMetadata(TypedDict):
     """Where Gram matrices were made, of an audit that did not ask for the CPU."""
 
-    asked: str  # auto, cuda, cuda:1
+    asked: str  # auto, cuda, cuda:1, mps
     name: NotRequired[str | None]  # of the card
     note: NotRequired[str | None]  # why auto took the CPU
-    on_device: NotRequired[int]  # Gram matrices
-    on_cpu: NotRequired[int]
-    reasons: NotRequired[Mapping[str, int]]  # how many of the CPU for what reason
 
 
 class RunMetadata(TypedDict):
@@ -57,7 +54,7 @@ class RunMetadata(TypedDict):
 
     seed: NotRequired[object]
     compute_dtype: NotRequired[object]
-    device: NotRequired[object]  # cpu, or cuda where it made any Gram matrix
+    device: NotRequired[object]  # cpu, cuda or mps
     device_use: NotRequired[object]  # DeviceMetadata
     libraries: NotRequired[Mapping[str, object] | None]
     started: NotRequired[object]

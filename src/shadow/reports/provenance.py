@@ -104,7 +104,7 @@ class Provenance:
     """How long that run took, 0 or more."""
     compute_dtype: str | None
     device: str | None
-    """What made Gram matrices: cpu, or cuda if it made any. `told["device_use"]` says how many."""
+    """What made Gram matrices: cpu, cuda or mps. `told["device_use"]` has its name."""
     asked_device: str
     """What `--device` asked for: cpu, also in reports from before it, or cuda."""
     libraries: Mapping[str, str] = field(hash=False)

@@ -86,7 +86,6 @@ class Spectrum:
     # sigma (left ones if rows <= cols), as many as were asked for; noise where sigma is
     vectors: NDArray[np.float64] | None = None
     shift: float = 0.0  # of each sigma² by rounding, at most, in units of sigma_1²
-    moved: bool = False  # whether the CPU was taken because a device failed
 
     @property
     def long_side(self) -> int:
@@ -337,29 +336,22 @@ def _leading(gram: Tensor, values: NDArray[np.float64], count: int) -> NDArray[n
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]
-# all eigenvalues, and vectors where they are wanted
-Eigen = tuple[NDArray[np.float64], NDArray[np.float64] | None]
 
 
 class Grams:
-    """Where Gram matrices are made: here, on the CPU."""
+    """Where Gram matrices and their eigenvalues are made: here, on the CPU."""
 
     solver = "cpu"  # what the last bits depend on besides the CPU
 
-    def solved(
-        self,
-        read: Read,
-        shape: tuple[int, int],
-        norm: float,
-        dtype: torch.dtype,
-        solve: Callable[[Tensor], Eigen],
-    ) -> tuple[Eigen, bool]:
-        """What solve makes of a Gram matrix, and whether the CPU made that as a device failed.
-
-        solve gets the lower triangle in dtype on the CPU. read yields the blocks of the matrix in
-        the order of `blocks`, as often as it is called; norm: their Frobenius norm.
+    def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
+        """The Gram matrix of a matrix whose blocks `read(dtype)` yields in the order of `blocks`;
+        norm: their Frobenius norm.
         """
-        return solve(gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)), False
+        return gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
+
+    def eigenvalues(self, gram: Tensor) -> NDArray[np.float64]:
+        """All eigenvalues, ascending, of one that `gram` returned."""
+        return eigenvalues(gram.double())
 
 
 ON_CPU = Grams()
@@ -387,12 +379,10 @@ def spectrum(
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
     shift = 0.0
-    moved = False
     while True:
-        values, floor, leading, elsewhere = gram_singular_values(
+        values, floor, leading = gram_singular_values(
             read, shape, norm * scale, precision, min(vectors, side), grams
         )
-        moved |= elsewhere  # also where a Gram that was moved only decides that another is made
         unresolved = int(np.count_nonzero(values < floor))
         values[values < floor] = 0.0
         if values[0] == 0.0:
@@ -406,7 +396,7 @@ def spectrum(
         precision = "exact"
     if leading is not None:  # one layout in memory: the last bits of products depend on it
         leading = np.ascontiguousarray(leading)
-    return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading, shift, moved)
+    return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading, shift)
 
 
 def eigenvalue_shift(sigma: NDArray[np.float64], precision: Precision) -> float:
@@ -438,15 +428,14 @@ def gram_singular_values(
     precision: Precision,
     vectors: int = 0,
     grams: Grams = ON_CPU,
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
-    """Singular values, descending, their floor, leading vectors of the short side, and moved."""
+) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
+    """Singular values, descending, their floor, and leading vectors of the short side."""
     dtype = torch.float64 if precision == "exact" else torch.float32
-
-    def solve(lower: Tensor) -> Eigen:
-        if vectors:
-            return with_vectors(lower, vectors)
-        return eigenvalues(lower.double()), None
-
-    (squares, leading), moved = grams.solved(read, shape, norm, dtype, solve)
+    made = grams.gram(read, shape, norm, dtype)
+    leading = None
+    if vectors:
+        squares, leading = with_vectors(made.cpu(), vectors)
+    else:
+        squares = grams.eigenvalues(made)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
-    return values, FLOOR[precision] * float(values[0]), leading, moved
+    return values, FLOOR[precision] * float(values[0]), leading
