@@ -5,13 +5,12 @@ A pair that fails one has figures all the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Claim, table
 from shadow.claims.recognised import is_rearranged
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import VectorFigures
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
 from shadow.text import counted, several
 
@@ -84,135 +83,114 @@ def failed(listed: Sequence[Gate]) -> list[Gate]:
 
 def gates(record: PairRecord, standing: Standing) -> list[Gate]:
     """Every gate of a pair, in the order of GATES."""
-    return [
-        _changed(record, standing),
-        _lineage(record, standing),
-        _paired(standing),
-        _rounding(record, standing),
-        _rank(record, standing),
-        _formats(standing),
-    ]
+    found = []
+    for name, judge in JUDGES.items():
+        figure, passed, reason = judge(record, standing)
+        found.append(Gate(name, figure, THRESHOLDS[name], passed, reason))
+    return found
 
 
-def _gate(name: str, figure: float | None, passed: bool, reason: str) -> Gate:
-    return Gate(name, figure, THRESHOLDS[name], passed, reason)
+# the figure of a gate, whether it passes, and why
+Judged = tuple[float | None, bool, str]
 
 
-def _changed(record: PairRecord, standing: Standing) -> Gate:
-    """How many matrices changed; untold where none was compared.
-
-    Vectors do not count: every other gate, and every figure that a rule can name, is of matrices.
-    """
-    count = record.figures.matrices
-    if not count and not standing.identical:
-        return _gate("changed", None, passed=False, reason="no matrix was compared")
+def _changed(record: PairRecord, standing: Standing) -> Judged:
+    """How many matrices changed: every other gate, and every figure of a rule, is of matrices."""
+    count, vectors = record.figures.matrices, record.vectors
     if count:
-        reason = f"{counted(count, 'matrix', 'matrices')} changed"
-    elif record.vectors.changed:
-        reason = f"no matrix changed, but {_changed_vectors(record.vectors)} did"
-    elif record.vectors.compared:
-        reason = "nothing changed: all matrices, biases and norms that were compared are identical"
-    else:
-        reason = "nothing changed: all matrices that were compared are identical"
-    return _gate("changed", count, passed=count > 0, reason=reason)
+        return count, True, f"{counted(count, 'matrix', 'matrices')} changed"
+    if not standing.identical:
+        return None, False, "no matrix was compared"
+    if vectors.changed:
+        of = f"{vectors.changed:,} of {vectors.compared:,} biases and norms"
+        only = "the only bias or norm" if vectors.compared == 1 else of
+        return count, False, f"no matrix changed, but {only} did"
+    what = "matrices, biases and norms" if vectors.compared else "matrices"
+    return count, False, f"nothing changed: all {what} that were compared are identical"
 
 
-def _changed_vectors(vectors: VectorFigures) -> str:
-    """`3 of 128 biases and norms`."""
-    if vectors.compared == 1:
-        return "the only bias or norm"
-    return f"{vectors.changed:,} of {vectors.compared:,} biases and norms"
-
-
-def _lineage(record: PairRecord, standing: Standing) -> Gate:
-    cosine = standing.cosine
+def _lineage(record: PairRecord, standing: Standing) -> Judged:
+    cosine, moved = standing.cosine, is_rearranged(record)
     if cosine is None:
-        reason = "no matrix outside embeddings and heads was compared"
-        return _gate("lineage", None, passed=False, reason=reason)
-    passed = cosine >= LINEAGE and not is_rearranged(record)
+        return None, False, "no matrix outside embeddings and heads was compared"
+    passed = cosine >= LINEAGE and not moved
+    median = f"median cosine {cosine:.2f}"
     if record.figures.rank_ceiling is not None:
-        reason = (
-            "an adapter fits any base of its shape, so nothing shows whether it was trained on this"
-            " one"
-        )
-    elif is_rearranged(record):
-        reason = (
-            "layers have moved, or matrices are rotated or reordered: the difference is not an"
-            f" update (median cosine {cosine:.2f})"
-        )
+        reason = "an adapter fits any base of its shape: nothing shows that it is of this one"
+    elif moved:
+        reason = f"layers have moved, or matrices are rotated or reordered ({median})"
     elif passed:
-        reason = f"base and tuned weights are similar (median cosine {cosine:.2f})"
+        reason = f"base and tuned weights are similar ({median})"
     else:
         reason = (
-            f"base and tuned weights have little in common (median cosine {cosine:.2f}): they do"
-            " not look like a base and a model tuned from it"
+            f"base and tuned weights have little in common ({median}): they do not look like a base"
+            " and a model tuned from it"
         )
-    return _gate("lineage", cosine, passed=passed, reason=reason)
+    return cosine, passed, reason
 
 
-def _paired(standing: Standing) -> Gate:
+def _paired(_: PairRecord, standing: Standing) -> Judged:
     passed = standing.compared >= PAIRED
     reason = f"{standing.compared_percent:.1f} % of the larger side's parameters were compared"
     if not passed:
         filtered = ": a filter left out the rest"
         reason += filtered if standing.is_part else ": these are not two states of one model"
-    return _gate("paired", standing.compared, passed=passed, reason=reason)
+    return standing.compared, passed, reason
 
 
-def _rounding(record: PairRecord, standing: Standing) -> Gate:
+def _rounding(record: PairRecord, standing: Standing) -> Judged:
     figure = record.figures.floor_ratio
     if figure is None and record.tier == "norms" and record.figures.rank_ceiling is None:
-        reason = "norms alone were measured, and not what rounding left"
-        return _gate("rounding", None, passed=False, reason=reason)
+        return None, False, "norms alone were measured, and not what rounding left"
     if standing.unjudged:
         formats = several(standing.unjudged, 3)
-        reason = f"it is not known what rounding to {formats} makes of a change"
-        return _gate("rounding", None, passed=False, reason=reason)
+        return None, False, f"it is not known what rounding to {formats} makes of a change"
     if figure is None:
-        return _gate("rounding", None, passed=True, reason="storage did not round the change")
+        return None, True, "storage did not round the change"
+    passed = figure >= ROUNDING
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
-    only = "only " if figure < ROUNDING else ""
-    reason = f"the change is {only}{times} times as large as rounding alone would make it"
-    return _gate("rounding", figure, passed=figure >= ROUNDING, reason=reason)
+    times = times if passed else f"only {times}"
+    return figure, passed, f"the change is {times} times as large as rounding alone would make it"
 
 
-def _rank(record: PairRecord, standing: Standing) -> Gate:
-    """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
+def _rank(record: PairRecord, standing: Standing) -> Judged:
+    """The share of its directions that a delta has at all, which an adapter of low rank bounds."""
     share = standing.rank_share
     if share is None and record.tier == "norms":
-        reason = "norms alone were measured, and no rank"
-        return _gate("rank", None, passed=False, reason=reason)
+        return None, False, "norms alone were measured, and no rank"
     if share is None and record.estimated:
-        reason = "singular values were estimated, and no rank is known"
-        return _gate("rank", None, passed=False, reason=reason)
+        return None, False, "singular values were estimated, and no rank is known"
     if share is None:
-        return _gate("rank", None, passed=True, reason="the rank of no delta is known")
+        return None, True, "the rank of no delta is known"
     if share >= FULL_RANK:
-        reason = (
-            f"the median delta has {100 * share:.0f} % of the directions that its shape allows,"
-            " rounding included"
-        )
-    else:
-        what = f"the median delta has rank {standing.rank:.0f} at most, like a merged adapter"
-        if standing.rank_ceiling:
-            ceiling = standing.rank_ceiling
-            what = f"the adapter limits every delta to rank {ceiling:.0f}"
-        reason = (
-            f"{what}. Its concentration therefore says little about the training; norms and"
-            " locations are still valid"
-        )
-    return _gate("rank", share, passed=share >= FULL_RANK, reason=reason)
+        of = f"{100 * share:.0f} % of the directions that its shape allows, rounding included"
+        return share, True, f"the median delta has {of}"
+    what = f"the median delta has rank {standing.rank:.0f} at most, like a merged adapter"
+    if standing.rank_ceiling:
+        what = f"the adapter limits every delta to rank {standing.rank_ceiling:.0f}"
+    reason = (
+        f"{what}. Its concentration therefore says little about the training; norms and locations"
+        " are still valid"
+    )
+    return share, False, reason
 
 
-def _formats(standing: Standing) -> Gate:
+def _formats(_: PairRecord, standing: Standing) -> Judged:
     share = standing.unread
+    reason = "base and tuned are stored in the same formats"
     if share:
         reason = f"{100 * share:.1f} % of the parameters are in a format that shadow does not read"
     elif standing.formats:
-        reason = (
-            "base and tuned are stored in different formats"
-            f" ({', '.join(standing.formats)[:60]}), so the change includes rounding"
-        )
-    else:
-        reason = "base and tuned are stored in the same formats"
-    return _gate("formats", share, passed=not share, reason=reason)
+        formats = ", ".join(standing.formats)[:60]
+        reason = f"base and tuned are stored in different formats ({formats}), which rounds"
+    return share, not share, reason
+
+
+JUDGES: Mapping[str, Callable[[PairRecord, Standing], Judged]] = {
+    "changed": _changed,
+    "lineage": _lineage,
+    "paired": _paired,
+    "rounding": _rounding,
+    "rank": _rank,
+    "formats": _formats,
+}
