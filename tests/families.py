@@ -210,7 +210,7 @@ def write_family(
         for row in skipped
     ]
     told = {
-        "version": "0.1.0",
+        "version": "0.2.0",
         "schema": 1,
         "family": family,
         "pair": folder.name,

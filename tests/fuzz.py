@@ -306,7 +306,7 @@ ROW |= {
 BATCH = {
     "shadow": MARK,
     "schema": 1,
-    "version": "0.1.0",
+    "version": "0.2.0",
     "list": None,
     "pairs": [ROW],
 }

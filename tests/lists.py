@@ -35,7 +35,7 @@ def some_rows(count):
 
 
 def index_of(*rows):
-    return Index("0.1.0", Kind(1, {}), None, rows)
+    return Index("0.2.0", Kind(1, {}), None, rows)
 
 
 def row(position, family, pair="base..instruct", **columns):

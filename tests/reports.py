@@ -127,7 +127,7 @@ def write(
             )
     tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]
     told = {
-        "version": "0.1.0", "schema": 1, "family": "toy", "pair": folder.name,
+        "version": "0.2.0", "schema": 1, "family": "toy", "pair": folder.name,
         "base": base or identity(),
         "tuned": tuned or identity(hash(folder.name) % 1000 + 1, f"./{folder.name}"),
         "settings": {

@@ -258,15 +258,12 @@ def test_two_arguments_that_are_no_checkpoints_are_refused(given, message):
         ({"target": "demo", "nulls": shadow.Nulls(1, seed=-1)}, "seed=-1"),
         ({"target": "demo", "base": "a/b", "tuned": "a/c"}, "a target, and base and tuned too"),
         ({"target": "demo", "engine": "slurm"}, "engine='slurm'"),
-        ({"target": "demo", "address": "auto"}, "address='auto' without engine='ray'"),
-        ({"target": "demo", "memory_per_task": 10}, "memory_per_task=10 without engine='ray'"),
         ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),
         ({"target": "demo", "engine": shadow.Ray(memory_per_task="lots")}, "'lots' is not a size"),
         ({"target": "demo", "engine": shadow.Ray("ray://head")}, "a run over a Ray client"),
         ({"target": "demo", "parts": 0}, "parts=0"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
 def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     """With a hint, and nothing is written."""
     target = [wrong.pop("target")] if "target" in wrong else []
@@ -276,47 +273,14 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ({"nulls": 3, "seed": 7}, {"nulls": shadow.Nulls(3, seed=7)}),
-        (
-            {"engine": "ray", "address": "auto", "cpus_per_task": 2, "memory_per_task": "1GB"},
-            {"engine": shadow.Ray("auto", 2, "1GB")},
-        ),
-        (
-            {"allow_pickle": True, "offline": True, "fetch": "ranges", "max_disk": 9, "cache": "x"},
-            {"files": shadow.Files(True, True, "ranges", 9, "x")},
-        ),
-    ],
-)
-def test_keywords_that_became_options_of_a_group_still_work(old, new, tmp_path, monkeypatch):
-    """They ask for the same, with a warning that names the group."""
-    asked = []
-
-    def noted(request, **_):
-        asked.append(request)
-        raise shadow.ShadowError("that is all")
-
-    monkeypatch.setattr("shadow.audits.perform.perform", noted)
-    (group,) = new
-    with (
-        pytest.warns(DeprecationWarning, match=rf"{group}=shadow\.") as warned,
-        pytest.raises(shadow.ShadowError, match="that is all"),
-    ):
-        shadow.audit("demo", output=tmp_path, **old)
-    assert len(warned) == len(old.keys() - {group})
-    with pytest.raises(shadow.ShadowError, match="that is all"):
-        shadow.audit("demo", output=tmp_path, **new)
-    assert asked[0] == asked[1]
-
-
 def test_the_audit_has_few_parameters_and_refuses_what_was_never_one():
-    """At most 26, the groups and the deprecated ones together counted as one each."""
+    """At most 26, the groups counted as one each."""
     assert len(inspect.signature(shadow.audit).parameters) <= 26
     for call in (shadow.audit, shadow.plan):
         with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
             call("demo", layer=0)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'offline'"):
+            call("demo", offline=True)
 
 
 def test_a_pair_in_parts_has_the_report_of_a_whole_one(audited, tmp_path):

@@ -108,25 +108,6 @@ def test_a_page_reads_each_file_of_a_report_once(narrow, read_files):
     assert tables == ["files", "matrices", "spectra", "tensors"]
 
 
-def test_purity_of_an_older_report_is_there_in_every_way_of_reading(tmp_path):
-    """It follows from other columns: in the whole table, in some columns of it, and for the rules
-    of a gate.
-    """
-    folder = write(tmp_path / "base..tuned", [delta(0.4, place(0, "mlp.up"))])
-    table = pq.read_table(folder / "matrices.parquet")
-    pq.write_table(table.drop_columns(["excess_purity", "purity_z"]), folder / "matrices.parquet")
-    row = next(row for row in table.to_pylist() if row["subject"] == "delta")
-    expected = 1 / row["participation_ratio"] - 1 / row["null_participation_ratio"]
-    report = shadow.read(folder)
-    assert report.deltas["excess_purity"].tolist() == [pytest.approx(expected)]
-    some = Report(folder).columns("matrices", ["subject", "excess_purity"])
-    assert list(some) == ["subject", "excess_purity"]
-    found = some.loc[some["subject"] == "delta", "excess_purity"].tolist()
-    assert found == [pytest.approx(expected)]
-    (verdict,) = shadow.judge(report, "language.mlp.up.excess_purity > 0").verdicts
-    assert [figure.value for figure in verdict.findings] == [pytest.approx(expected)]
-
-
 def test_all_reports_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):
     """As `show` and `export` find them: in the folder and up to two levels below it."""
     for name in ("toy/b..c", "toy/a..b", "other"):

@@ -1,7 +1,7 @@
-"""Reports that version 0.1.0 wrote are shown, compared, judged and skipped as they were then.
+"""A report that version 0.2.0 wrote is shown, compared, judged and skipped by this version.
 
-tests/older/0.1.0 has three pairs of the demo's checkpoints, audited by that version as copies in
-/tmp/shadow-older, whose files all have one time: base..narrow, base..broad, and base..same.
+tests/older/0.2.0 has one pair of the demo's checkpoints, layer 0 alone, audited by that version as
+copies in /tmp/shadow-older whose files all have one time; its files are packed smaller.
 """
 
 from __future__ import annotations
@@ -11,108 +11,85 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-OLDER = Path(__file__).with_name("older")
-PAIRS = ("base..broad", "base..narrow", "base..same")
+OLDER = Path(__file__).with_name("older") / "0.2.0"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
-CHECKPOINTS = Path("/tmp/shadow-older")  # where they lay when the reports were made
+CHECKPOINTS = Path("/tmp/shadow-older")  # where they lay when the report was made
 TIME = 1_600_000_000  # of their files
-VERDICT = "more concentrated"
-DIFFERENCES = {
-    "concentration": 0.06455526698409186,
-    "stable_rank": -0.18886941088702847,
-    "top4_energy": 0.06450786980472506,
-    "participation_ratio_over_null": -0.20934134563303025,
-    "spike_energy": 0.06351568182301924,
-    "relative_norm": -0.025651185461018633,
-}
-TEXTS = {"finding", "published", "warnings"}
-GONE = {"label", "label_reason", "evidence", "claims", "reference"}
-SINCE = (
-    "recognised",
-    "figures",
-    "inside_layers",
-    "base",
-    "tuned",
-)  # keys that have more in them by now
-
-
-def figures(summary: dict) -> dict:
-    """What has no words in it."""
-    without = {key: value for key, value in summary.items() if key not in TEXTS | GONE}
-    return {
-        **without,
-        "gates": [(gate["name"], gate["figure"], gate["passed"]) for gate in summary["gates"]],
-        "sentences": [
-            (sentence["code"], sentence["figures"]) for sentence in summary["finding"]["sentences"]
-        ],
-    }
+PAIR = "demo/base..narrow"
+AUDIT = ("audit", CHECKPOINTS / "base", CHECKPOINTS / "narrow", "--name", "demo:base..narrow")
+SETTINGS = ("--no-spectra", "--layer", "0")
 
 
 @pytest.fixture
-def reports(tmp_path) -> Path:
-    return Path(shutil.copytree(OLDER / "0.1.0", tmp_path / "reports"))
+def old(tmp_path) -> Path:
+    """The folder that the report lies in."""
+    shutil.copytree(OLDER, tmp_path / "old")
+    return tmp_path / "old"
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_an_older_report_is_shown_with_the_figures_that_it_was_written_with(shadow, reports, pair):
-    """show --format json gives the figures, gates, label and codes of the file, and the only
-    warning is that more was added since.
-    """
-    folder = reports / "older" / pair
-    shown = shadow("show", folder, "--format", "json")
-    assert shown.code == 0
-    (told,) = json.loads(shown.out)
-    written = json.loads((folder / "summary.json").read_text())
-    again = {key: figures(told)[key] for key in figures(written)}
-    for key in SINCE:
-        for name in again[key].keys() - written[key].keys():
-            del again[key][name]
-        for name in written[key].keys() - again[key].keys():  # gone since
-            del written[key][name]
-    assert again.pop("warning_codes") == ["older_report", *written["warning_codes"]]
-    before = {key: value for key, value in figures(written).items() if key in again}
-    # a sentence may rest on other figures by now: those that both have are equal
-    both = list(zip(again.pop("sentences"), before.pop("sentences"), strict=True))
-    for (code, now), (former, then) in both:
-        assert code == former
-        assert {key: now[key] for key in now.keys() & then.keys()}.items() <= then.items()
-    assert again == before
-
-
-def test_older_reports_are_compared(shadow, reports):
-    """The contrast of narrow and broad has the verdict and the differences of then."""
-    compared = shadow(
-        "compare", *(reports / "older" / pair for pair in PAIRS[1::-1]), "--format", "json"
-    )
-    assert compared.code == 0
-    (contrast,) = json.loads(compared.out)["contrasts"]
-    assert contrast["verdict"] == VERDICT
-    known = {row["figure"]: row["difference"] for row in contrast["figures"]}
-    assert known == pytest.approx(DIFFERENCES, rel=1e-9)
-
-
-def test_older_reports_are_judged(shadow, reports):
-    """A rule is met by narrow, passed by broad, and has nothing to judge in what did not change."""
-    judged = shadow(
-        "gate", reports, "--fail-on", "language.concentration > 0.3", "--format", "json"
-    )
-    assert judged.code == 1
-    outcomes = {pair["pair"]: pair["rules"][0]["outcome"] for pair in json.loads(judged.out)}
-    assert outcomes == dict(zip(PAIRS, ("passed", "met", "missing"), strict=True))
-
-
-def test_older_reports_are_not_measured_again(shadow, reports):
-    """The same audit of the same files leaves every table as it was."""
-    for stage in ("base", "narrow", "broad"):
+@pytest.fixture
+def checkpoints():
+    for stage in ("base", "narrow"):
         shutil.copytree(DEMO / stage, CHECKPOINTS / stage, dirs_exist_ok=True)
         for file in (CHECKPOINTS / stage).iterdir():
             os.utime(file, (TIME, TIME))
-    before = {file: file.read_bytes() for file in (reports / "older").rglob("*.parquet")}
-    done = shadow(
-        *("audit", "--registry", OLDER, "--list", OLDER / "list.txt"), *("-o", reports, "--json")
+
+
+def test_it_is_shown_with_the_figures_that_it_was_written_with(shadow, old):
+    """Every figure that stays; keys and tables that are gone are ignored."""
+    (told,) = json.loads(shadow("show", old, "--json").assert_done())
+    written = json.loads((old / PAIR / "summary.json").read_text())
+    assert told["schema"] == 2
+    for key in ("figures", "intervals", "inside_layers"):
+        both = told[key].keys() & written[key].keys()
+        assert len(both) > 5
+        assert {name: told[key][name] for name in both} == {
+            name: written[key][name] for name in both
+        }
+    assert told["finding"]["headline"]
+
+
+def test_it_is_judged_and_exported(shadow, old, tmp_path):
+    rule = ("--fail-on", "language.concentration > 0.3", "--json")
+    (judged,) = json.loads(shadow("gate", old, *rule).assert_done(4))
+    assert judged["rules"][0]["outcome"] == "met"
+    shadow("export", old, "--to", "csv", "-o", "csv").assert_done()
+    assert (tmp_path / "csv" / "matrices.csv").is_file()
+
+
+def test_the_same_audit_measures_nothing_and_the_numbers_are_the_same(shadow, old, checkpoints):
+    """Its settings are those of this version, so that it is no other report; nor for a list."""
+    before = {file: file.read_bytes() for file in old.rglob("*.parquet")}
+    again = shadow(*AUDIT, *SETTINGS, "-o", old)
+    again.assert_done()
+    assert "already there" in again.err
+    assert before == {file: file.read_bytes() for file in before}
+    shadow(*AUDIT, *SETTINGS, "-o", "new").assert_done()
+    compared = json.loads(shadow("compare", old / PAIR, f"new/{PAIR}", "--json").assert_done())
+    figures = compared["contrasts"][0]["figures"]
+    assert [row["difference"] for row in figures] == pytest.approx([0.0] * len(figures), abs=1e-9)
+    listed = (
+        f"- {{name: 'demo:base..narrow', base: {CHECKPOINTS}/base, tuned: {CHECKPOINTS}/narrow}}"
     )
-    assert done.code == 0, done.err
-    assert before
-    assert {file: file.read_bytes() for file in before} == before
+    (old.parent / "list.yaml").write_text(listed)
+    shadow("audit", "--list", "list.yaml", *SETTINGS, "-o", old).assert_done()
+    assert "differs" in shadow(*AUDIT, "--no-spectra", "-o", old).assert_refused()
+    shadow(*AUDIT, *SETTINGS, "--precision", "exact", "-o", old, "--overwrite").assert_done()
+    names = {file.name for file in (old / PAIR).iterdir()}
+    assert names & {"residual.parquet", "scores.json"} == set()
+
+
+def test_a_report_of_0_1_is_to_be_measured_again(shadow, old, checkpoints):
+    """One line and exit code 1, whoever reads it; an audit replaces it with --overwrite alone."""
+    for path in (old / PAIR).glob("*.parquet"):
+        table = pq.read_table(path)
+        told = json.loads(table.schema.metadata[b"shadow"]) | {"version": "0.1.0"}
+        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
+    for command in (("show", old), ("gate", old, "--fail-on", "concentration > 1")):
+        assert "measured by 0.1: audit again" in shadow(*command).assert_refused()
+    assert "differs" in shadow(*AUDIT, *SETTINGS, "-o", old).assert_refused()
+    shadow(*AUDIT, *SETTINGS, "-o", old, "--overwrite").assert_done()
+    shadow("show", old).assert_done()

@@ -6,17 +6,14 @@ What needs torch is imported by the function that needs it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack, overload
 
 from shadow.audits.request import (
     AuditRequest,
-    Fetch,
     Files,
     Measuring,
     Nulls,
@@ -60,26 +57,7 @@ Group = TypeVar("Group", Files, Nulls, Ray)
 OUTPUT = "reports"
 
 
-class OldFiles(TypedDict, total=False):
-    """Deprecated keywords, which are options of `Files` now."""
-
-    cache: Place | bool
-    allow_pickle: bool
-    offline: bool
-    fetch: Fetch
-    max_disk: int | str | None
-
-
-class OldOptions(OldFiles, total=False):
-    """Deprecated keywords of `audit`: also options of `Nulls` and of `Ray`."""
-
-    seed: int
-    address: str | None
-    cpus_per_task: int | None
-    memory_per_task: int | str | None
-
-
-class AuditOptions(OldOptions, total=False):
+class AuditOptions(TypedDict, total=False):
     """The keywords of `audit`, as its docstring explains them."""
 
     output: Place
@@ -147,7 +125,6 @@ def audit(
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **deprecated: Unpack[OldOptions],
 ) -> AuditReport | AuditReports:
     """Measure pairs of checkpoints, write their reports, and return them.
 
@@ -167,8 +144,7 @@ def audit(
         components: Only these: language, vision, projector, audio, other.
         layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
         modules: Only these: `mlp.up`, `attn.*`.
-        precision: default or exact, or sketch: estimates with their errors; fast is
-            deprecated and means default.
+        precision: default or exact, or sketch: estimates with their errors.
         nulls: Also sample the null with this many sign flips, 0 to 1000;
             `shadow.Nulls(100, seed=1)` gives their seed as well.
         subspaces: Compare the leading singular subspaces.
@@ -191,7 +167,6 @@ def audit(
         say: Gets a line of text now and then.
         progress: Gets how far the audit of a pair is, after every matrix; with ray twice a second,
             from each pair that runs.
-        **deprecated: Options of `files`, `nulls` and `engine` as keywords of their own.
 
     Returns:
         The report, where one pair was named; otherwise a sequence of reports in the order of the
@@ -201,19 +176,10 @@ def audit(
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
             first.
     """
-    left = dict(deprecated)
-    files = _with_old(files, left, "files=shadow.Files(...)")
     draws = nulls if isinstance(nulls, Nulls) else Nulls(nulls)
-    draws = _with_old(draws, left, f"nulls=shadow.Nulls({draws.draws}, ...)")
     ray = engine if isinstance(engine, Ray) else Ray()
-    ray = _with_old(ray, left, "engine=shadow.Ray(...)")
-    if engine == "local":
-        for field in fields(ray):
-            if (value := getattr(ray, field.name)) is not None:
-                raise UsageError(f"{field.name}={value!r} without engine='ray'", "add engine='ray'")
-    elif engine != "ray" and not isinstance(engine, Ray):
+    if engine not in ("local", "ray") and not isinstance(engine, Ray):
         raise UsageError(f"engine={engine!r}", "one of 'local', 'ray'")
-    _refuse_unknown(left, "audit")
 
     from shadow.audits.perform import perform
     from shadow.audits.workers import single_threads
@@ -257,21 +223,6 @@ def audit(
     if request.is_alone and not isinstance(target, list | tuple):
         return reports[chosen[0]]
     return AuditReports(reports[pair] for pair in chosen)
-
-
-def _with_old(group: Group, left: dict[str, Any], instead: str) -> Group:
-    """A group of options with those that were given as deprecated keywords, which leave `left`."""
-    given = {field.name: left.pop(field.name) for field in fields(group) if field.name in left}
-    for name in given:
-        text = f"{name}= is deprecated: give it in {instead}"
-        warnings.warn(text, DeprecationWarning, stacklevel=3)
-    return replace(group, **given)
-
-
-def _refuse_unknown(left: Mapping[str, Any], function: str) -> None:
-    """Raises TypeError for a keyword that was never one, as Python does."""
-    for name in left:
-        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
 
 
 def read(folder: Place) -> AuditReport:
@@ -343,7 +294,6 @@ def plan(
     files: Files = Files(),  # noqa: B008 - frozen
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
-    **deprecated: Unpack[OldFiles],
 ) -> tuple[PairPlan, ...]:
     """What `audit` would measure and take, a plan a pair, from headers alone: no weight is fetched.
 
@@ -353,9 +303,6 @@ def plan(
     Raises:
         ShadowError: Where an audit would fail before it measures.
     """
-    left = dict(deprecated)
-    files = _with_old(files, left, "files=shadow.Files(...)")
-    _refuse_unknown(left, "plan")
     from shadow.audits.perform import planner
     from shadow.audits.workers import single_threads
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 
 import models
-import pyarrow.parquet as pq
 import pytest
-from runs import pair_of, report_contents
+from runs import pair_of
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import pair as pair_module
 from shadow.audits import workers
 from shadow.audits.pair import Settings, run_pair
-from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError
 from shadow.spectra.delta import Method
@@ -170,28 +167,5 @@ def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pa
     tensors[models.UP.format(1)][0] *= 2
     save_file(tensors, file)
     os.utime(file, (1e9, 1e9))
-    with pytest.raises(KeptError, match="files of tuned, by their hash"):
-        run_pair(pair, SETTINGS, tmp_path / "out")
-
-
-def test_the_report_of_an_earlier_version_is_there(tmp_path, pair):
-    """Its fingerprints rest on a smaller sample of the same files: nothing is measured again, and
-    it is left as it is. A label is made anew without measuring.
-    """
-    first = run_pair(pair, SETTINGS, tmp_path / "out")
-    formers = {
-        side: {**first.provenance[side], "fingerprint": open_folder(str(tmp_path / name)).former}
-        for side, name in (("base", "base"), ("tuned", "one"))
-    }
-    for path in first.folder.glob("*.parquet"):
-        table = pq.read_table(path)
-        told = json.loads(table.schema.metadata[b"shadow"]) | formers
-        pq.write_table(table.replace_schema_metadata({"shadow": json.dumps(told)}), path)
-    before = report_contents(first.folder)
-    again = run_pair(pair, SETTINGS, tmp_path / "out")
-    assert again.measured == 0
-    assert report_contents(first.folder) == before
-    assert {side: again.provenance[side] for side in formers} == formers
-    models.toy(tmp_path / "one", 5, size=SIZE)
     with pytest.raises(KeptError, match="files of tuned, by their hash"):
         run_pair(pair, SETTINGS, tmp_path / "out")

@@ -321,9 +321,9 @@ def test_another_schema_is_never_replaced_unasked(pair, first, out):
     """This version cannot read it, so it cannot be kept for the same: exit 1, and only --overwrite
     replaces it.
     """
-    with_metadata(first.folder, schema=2)
+    with_metadata(first.folder, schema=3)
     before = files(first.folder)
-    with pytest.raises(KeptError, match=r"(?m)differs: schema 2, now 1$"):
+    with pytest.raises(KeptError, match=r"differs: schema and version 3 of .*, now 2 of "):
         run_pair(pair, EVERYTHING, out)
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2

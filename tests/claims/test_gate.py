@@ -361,7 +361,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     assert notes_on(same, now) == [told]
     notes = "\n".join(notes_on(other, now))
     assert "does not start from the same base: the spectra of" in notes
-    assert "different versions of shadow: the baseline by 0.0.9, this report by 0.1.0" in notes
+    assert "different versions of shadow: the baseline by 0.0.9, this report by 0.2.0" in notes
     assert "--precision exact in the baseline, default in this report" in notes
     assert "filtered differently" in notes
     another = baseline("d", "x..z", 6)

@@ -103,20 +103,3 @@ def test_the_share_of_time_is_that_of_all_workers():
         " at 2.0 GB a second, 90 % computing"
     )
     assert "busy 0 %" in of_time(0.0, 0.0, 1, Reading())
-
-
-def test_the_deprecated_precision_is_default_with_one_line_of_warning(shadow, tmp_path):
-    """`fast` was not faster on every processor: the same report, and it says default."""
-    plain, told = shadow(*PAIR, "plain"), shadow(*PAIR, "other", "--precision", "fast")
-    assert told.code == 0
-    assert told.err.splitlines() == [
-        "precision fast is deprecated, as it was not faster everywhere: default is used"
-    ]
-    assert told.out.replace("other/", "plain/") == plain.out
-    one, other = (
-        pd.read_parquet(tmp_path / name / "demo" / "base..narrow" / "matrices.parquet")
-        for name in ("plain", "other")
-    )
-    pd.testing.assert_frame_equal(one, other)
-    again = shadow(*PAIR, "plain", "--precision", "fast")
-    assert "already there" in again.err

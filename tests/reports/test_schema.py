@@ -84,7 +84,7 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
         assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [
             (field.name, field.type) for field in found
         ]
-    assert told["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
+    assert told["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 2
 
 
 def test_a_type_has_one_name_in_arrow_and_in_the_schema():
@@ -157,7 +157,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
     listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
     columns = {column.name for column in MATRICES}
     assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
-    index = Index("0.1.0", Kind(1, {}), None, (), ())
+    index = Index("0.2.0", Kind(1, {}), None, (), ())
     assert list(told["files"]["index.json"]) == list(index.as_json())
     shadow("explain", "concentration_q25").assert_done()
 
@@ -285,7 +285,7 @@ def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("schema", "hint"),
-    [(2, "git pull && pip install ."), (0, "audit the pair again, or read it with")],
+    [(3, "git pull && pip install ."), (0, "audit the pair again, or read it with")],
 )
 def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema, hint):
     """A report of a newer and of an older schema, in every command: both schemas, both versions,
@@ -302,7 +302,7 @@ def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command
     done = shadow(*COMMANDS[command])
     error = done.assert_refused()
     assert f"a report of schema {schema}, made by shadow 7.8.9; this is shadow " in error
-    assert error.endswith("which reads schema 1")
+    assert error.endswith("which reads schema 1 and 2")
     assert hint in done.err.splitlines()[1]
 
 

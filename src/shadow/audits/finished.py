@@ -15,7 +15,13 @@ from shadow.errors import ShadowError
 from shadow.reports.atomic_replacement import replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import SIDES, CheckpointMetadata, JudgedMetadata, ReportMetadata, Side
-from shadow.reports.provenance import Identity, finished_metadata, refuse_remains, require_tables
+from shadow.reports.provenance import (
+    Identity,
+    finished_metadata,
+    is_read,
+    refuse_remains,
+    require_tables,
+)
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.telling.reading import read_summary
@@ -67,8 +73,8 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
     The version that measured it does not. What its settings do not say was no setting yet, and is
     what DEFAULTS say.
     """
-    if metadata["schema"] != SCHEMA:
-        return [_both("schema", metadata["schema"], SCHEMA)]
+    if not is_read(metadata):
+        return [_both("schema and version", _maker(metadata), f"{SCHEMA} of {__version__}")]
     wanted = asked.as_json()
     differing = []
     if metadata["family"] != wanted["family"]:
@@ -150,6 +156,10 @@ def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[st
         "starting again: the unfinished audit there differs:"
         f" {named(differing) or 'in its first line'}"
     )
+
+
+def _maker(metadata: ReportMetadata) -> str:
+    return f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
 
 
 def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:

@@ -147,7 +147,7 @@ def _as_audited(
     side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path
 ) -> Checkpoint:
     found = find_checkpoint(reference, runtime, scratch)
-    if side["fingerprint"] not in (None, found.fingerprint, found.former):
+    if side["fingerprint"] not in (None, found.fingerprint):
         raise ShadowError(f"{side['repo']} has changed since it was audited")
     return open_found(found, runtime, scratch)
 

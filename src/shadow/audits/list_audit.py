@@ -34,7 +34,7 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports.atomic_replacement import FINISHED
 from shadow.reports.columns import SCHEMA
-from shadow.reports.provenance import finished_metadata
+from shadow.reports.provenance import finished_metadata, is_read
 from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
@@ -193,6 +193,6 @@ def _is_there(output: Path, row: Row, kind: Kind) -> bool:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))
     except (ShadowError, OSError):  # broken: the audit of the pair will say so
         return False
-    if metadata is None or metadata["schema"] != SCHEMA:
+    if metadata is None or not is_read(metadata):
         return False
     return kind_of(metadata) == kind

@@ -36,7 +36,7 @@ from shadow.files import (
     writing,
 )
 from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import BATCH, HEADLINE, SCHEMA
+from shadow.reports.columns import BATCH, HEADLINE, READ, SCHEMA
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
@@ -243,7 +243,12 @@ def kind_of(metadata: ReportMetadata) -> Kind:
 
     The version that measured them is not among it: a report stays when shadow is upgraded.
     """
-    return Kind(metadata["schema"], _of_kind(metadata["settings"]))
+    return Kind(_now(metadata["schema"]), _of_kind(metadata["settings"]))
+
+
+def _now(schema: int) -> int:
+    """Return this version's schema for one that it reads: the numbers of both mean the same."""
+    return SCHEMA if schema in READ else schema
 
 
 def _of_kind(settings: Mapping[str, object]) -> dict[str, object]:
@@ -385,11 +390,11 @@ def _valid(kind: type[Content], raw: bytes) -> Content:
 
 
 def _index(content: _File) -> Index:
-    if content.schema != SCHEMA or not all(row.fits for row in content.pairs):
+    if content.schema not in READ or not all(row.fits for row in content.pairs):
         raise ValueError
     if len({row.key for row in content.pairs}) < len(content.pairs):
         raise ValueError
-    kind = Kind(content.schema, _of_kind(content.settings))
+    kind = Kind(_now(content.schema), _of_kind(content.settings))
     return Index(content.version, kind, content.list, rows=content.pairs)
 
 

@@ -37,7 +37,6 @@ from shadow.audits.plan import Plan, make_plan
 from shadow.audits.rows import write_tables
 from shadow.audits.runtime import AlignedPair, Asked, AuditResult, Progress, Runtime, Settings
 from shadow.audits.sides import (
-    as_reported,
     client_for,
     find_sides,
     identity,
@@ -175,10 +174,9 @@ def run_asked(asked: Asked) -> AuditResult:
     runtime.detail(details.of_settings(settings))
     wanted = identity(pair, settings, base, tuned)
     there, broken = finished(folder)
-    known = wanted if there is None else as_reported(wanted, there, base, tuned)
-    other = [] if there is None else differences(there, known)
+    other = [] if there is None else differences(there, wanted)
     if there is not None and not other:
-        done, broken = already_done(folder, there, known, runtime)
+        done, broken = already_done(folder, there, wanted, runtime)
         if done is not None:
             return done
     # where that fetches no weights, a filter that the model has nothing of is refused before a

@@ -122,9 +122,6 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
     nulls, precision = measuring.nulls, measuring.precision
     _require("precision", measuring.precision, get_args(Precision))
-    if precision == "fast":
-        say("precision fast is deprecated, as it was not faster everywhere: default is used")
-        precision = "default"
     _require("subjects", measuring.subjects, get_args(Subjects))
     if not 0 <= nulls.draws <= 1000:
         raise UsageError(f"nulls={nulls.draws}", "0 to 1000")

@@ -59,7 +59,7 @@ def _there(copy: Path, pair: Pair, settings: Settings, runtime: Runtime) -> Audi
     """
     there, broken = finished(copy)
     if there is not None:
-        asked = identity_of(pair, settings, runtime, there)
+        asked = identity_of(pair, settings, runtime)
         other = differences(there, asked)
         if other and not runtime.overwrite:
             message = as_given(f"{copy}: the finished report there differs: {named(other)}")

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from shadow.targets.lists import Selection
 
 Place = str | PathLike[str]
-# fast: a deprecated word for default
-Precision = Literal["default", "exact", "fast", "sketch"]
+Precision = Literal["default", "exact", "sketch"]
 Subjects = Literal["all", "delta", "none"]
 Fetch = Literal["auto", "shards", "ranges"]
 

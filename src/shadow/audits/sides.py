@@ -6,7 +6,6 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from shadow import __version__
@@ -29,7 +28,7 @@ from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError
 from shadow.places.names import name_rules
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, Side
+from shadow.reports.metadata import CheckpointMetadata
 from shadow.reports.provenance import Identity
 from shadow.summary.rows import CheckpointSide
 from shadow.targets.families import Pair
@@ -61,16 +60,14 @@ def identity_of(
     pair: Pair,
     settings: Settings,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-    there: ReportMetadata | None = None,
 ) -> Identity:
     """What a report of the pair would be of: commits and files as they are now.
 
-    there: of a report whose names for the same files are taken. No weight is fetched.
+    No weight is fetched.
     """
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         sides = find_sides(pair, runtime, Path(unpacked))
-        asked = identity(pair, settings, *sides)
-        return asked if there is None else as_reported(asked, there, *sides)
+        return identity(pair, settings, *sides)
 
 
 def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Identity:
@@ -84,21 +81,6 @@ def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Ident
         tuned=side_of(tuned),
         settings={**settings.as_json(), "relation": pair.relation},
     )
-
-
-def as_reported(asked: Identity, there: ReportMetadata, base: Found, tuned: Found) -> Identity:
-    """An identity with the fingerprints of a report that is there, where an earlier version gave
-    them to these files.
-    """
-    if there["schema"] != SCHEMA:
-        return asked
-
-    def told(side: Side, found: Found) -> CheckpointMetadata:
-        if found.former is not None and there[side]["fingerprint"] == found.former:
-            return {**side_of(found), "fingerprint": found.former}
-        return side_of(found)
-
-    return replace(asked, base=told("base", base), tuned=told("tuned", tuned))
 
 
 def side_of(checkpoint: Found) -> CheckpointMetadata:

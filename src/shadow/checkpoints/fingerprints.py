@@ -13,7 +13,6 @@ import json
 import math
 import operator
 from collections.abc import Collection, Sequence
-from itertools import repeat
 
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
@@ -22,15 +21,13 @@ PIECE = 1 << 10  # bytes that are read at a place
 EVERY = 1 << 20  # bytes of a tensor for which one place is read, two at least
 # A shorter tensor is read whole: a disk reads as much for a single byte.
 SHORT = 1 << 12
-# What earlier fingerprints sampled: bytes from the middle of some tensors.
-FORMER_TENSORS, FORMER_BYTES = 256, 64
 
 
 class Fingerprint:
     """The fingerprint of a folder, made while its files are opened one after another."""
 
     def __init__(self) -> None:
-        self._now, self._former = hashlib.sha256(), hashlib.sha256()
+        self._now = hashlib.sha256()
 
     def add_shard(
         self,
@@ -45,23 +42,16 @@ class Fingerprint:
         # no more of Python than this for a tensor, of which there may be a million
         starts = [info.start for info in tensors]
         sizes = list(map(operator.sub, [info.end for info in tensors], starts))
-        self._former.update(_former_sample(data, starts, sizes))
         self._now.update(_sample(data, starts, sizes))
 
     def add(self, text: str) -> None:
         """Add what is known from elsewhere, as the config is."""
         self._now.update(text.encode())
-        self._former.update(text.encode())
 
     @property
     def now(self) -> str:
         """The sha256, in hexadecimal digits."""
         return self._now.hexdigest()
-
-    @property
-    def former(self) -> str:
-        """What earlier versions of shadow called the same files."""
-        return self._former.hexdigest()
 
 
 def places(start: int, size: int) -> list[tuple[int, int]]:
@@ -78,10 +68,3 @@ def _sample(data: HeldFile, starts: Sequence[int], sizes: Sequence[int]) -> byte
     if max(sizes, default=0) > SHORT:
         pieces = [place for piece in pieces for place in places(*piece)]
     return data.sample(*zip(*pieces, strict=True)) if pieces else b""
-
-
-def _former_sample(data: HeldFile, starts: Sequence[int], sizes: Sequence[int]) -> bytes:
-    step = math.ceil(len(starts) / FORMER_TENSORS) or 1
-    some = sizes[::step]
-    middles = map(operator.add, starts[::step], map(operator.rshift, some, repeat(1)))
-    return data.sample(list(middles), list(map(min, some, repeat(FORMER_BYTES))))

@@ -72,7 +72,6 @@ class Checkpoint:
     ranges: bool = False  # parts of a shard may be asked for
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
-    former: str | None = None  # the fingerprint that earlier versions gave a folder
     # by module: a quantised format that cannot be decoded, and why
     refused: Mapping[str, str] = field(default_factory=dict)
     # small files that its GGUF file holds inside: config.json, the tokenizer, the chat template
@@ -128,11 +127,6 @@ class Located:
         return self.snapshot.commit
 
     @property
-    def former(self) -> None:
-        """Of the Hub's files, versions differ in nothing."""
-        return
-
-    @property
     def access(self) -> str | None:
         """Who may read it: `open`, `gated` or `private`; None when nothing was asked."""
         return self.snapshot.access
@@ -171,11 +165,6 @@ class Assembled:
     def fingerprint(self) -> str:
         """A sha256 that changes when that of any part does."""
         return self._digest([part.fingerprint for _, part in self.parts])
-
-    @property
-    def former(self) -> str:
-        """The fingerprint that earlier versions gave it."""
-        return self._digest([part.former or part.fingerprint for _, part in self.parts])
 
     @property
     def access(self) -> str | None:
@@ -337,7 +326,6 @@ def _open_folder(
         reference=reference,
         commit=None,
         fingerprint=fingerprint.now,
-        former=fingerprint.former,
         config=config,
         tensors=tensors,
         sources=sources,

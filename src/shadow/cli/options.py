@@ -217,7 +217,7 @@ Precision = Annotated[
     _measuring(
         help=(
             "How precisely to compute spectra; sketch estimates what it can in a few passes over"
-            " the weights, each figure with its error. fast is deprecated and means default."
+            " the weights, each figure with its error."
         )
     ),
 ]

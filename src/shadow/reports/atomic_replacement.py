@@ -18,6 +18,7 @@ WAITING = ".new"
 
 FINISHED = "matrices.parquet"  # a report is there if this file is
 TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
+GONE = ("residual.parquet", "scores.json")  # of reports of 0.2, which a new one does not have
 FILES_OF_A_PAIR = ("summary.json", *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 
 
@@ -80,5 +81,7 @@ def put_in_place(folder: Path) -> None:
             f"{message}: {error.strerror or error}", "check the permissions of the folder"
         ) from error
     with contextlib.suppress(OSError):
+        for name in GONE:
+            (folder / name).unlink(missing_ok=True)
         ready.rmdir()
         ready.parent.rmdir()

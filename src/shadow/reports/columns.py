@@ -16,7 +16,8 @@ import yaml
 
 Type = Literal["string", "int", "float", "bool", "ints", "floats"]
 
-SCHEMA = 1  # of the report files; raised when a column changes its meaning, not when one is added
+SCHEMA = 2  # of the report files; raised when a column goes or changes its meaning
+READ = (1, SCHEMA)  # schemas that are read: 1 is that of version 0.2
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

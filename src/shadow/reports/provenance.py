@@ -15,7 +15,7 @@ from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, require_utf8
 from shadow.reports.atomic_replacement import FINISHED, TABLES_OF_A_PAIR, put_in_place
-from shadow.reports.columns import SCHEMA, TABLES
+from shadow.reports.columns import READ, SCHEMA, TABLES
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
 from shadow.text import counted
 
@@ -86,7 +86,7 @@ class Provenance:
     relation: str | None
     """`tuned` where the second was trained from the first, `sibling` where neither was."""
     precision: str
-    """How spectra were computed: default or exact; sketch: estimated; fast in older reports."""
+    """How spectra were computed: default or exact; sketch: estimated."""
     nulls: int | None
     """How many sign flips of each delta were drawn, 0 or more."""
     seed: int | None
@@ -193,7 +193,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
         raise unreadable(path, error) from error
     try:
         metadata: ReportMetadata = metadata_in((schema.metadata or {})[METADATA_KEY])
-        if type(metadata["schema"]) is int and metadata["schema"] != SCHEMA:
+        if type(metadata["schema"]) is int and not is_read(metadata):
             return metadata  # another version's; check_schema says so
         _check_metadata(metadata)
         if missing := TABLES["matrices"].first - set(schema.names):
@@ -343,10 +343,17 @@ def _instead_of_a_report(folder: Path) -> str:
     return "name a folder that `shadow audit` made"
 
 
+def is_read(metadata: ReportMetadata) -> bool:
+    """Return whether this version reads a report: those of 0.1 have schema 1 too, and are not."""
+    return metadata["schema"] in READ and not str(metadata.get("version")).startswith("0.1.")
+
+
 def check_schema(folder: Path, metadata: ReportMetadata) -> None:
     """Refuse a report whose columns mean something else than this version's."""
-    if metadata["schema"] != SCHEMA:
-        maker = metadata.get("version")
+    maker = metadata.get("version")
+    if metadata["schema"] in READ and not is_read(metadata):
+        raise ShadowError(f"{folder}: measured by 0.1: audit again")
+    if not is_read(metadata):
         made = "another version of shadow"
         if isinstance(maker, str) and len(maker) < 40 and maker.isprintable():
             made = f"shadow {maker}"
@@ -355,6 +362,6 @@ def check_schema(folder: Path, metadata: ReportMetadata) -> None:
             hint = "update shadow: in a clone of it, type: git pull && pip install ."
         raise ShadowError(
             f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is"
-            f" shadow {__version__}, which reads schema {SCHEMA}",
+            f" shadow {__version__}, which reads schema {' and '.join(map(str, READ))}",
             hint,
         )

@@ -38,7 +38,6 @@ from shadow.reports.provenance import (
 )
 from shadow.reports.tables import (
     LATER,
-    PURITY,
     STORED,
     check_rows,
     conformed,
@@ -103,7 +102,6 @@ class Report:
     def absent(self) -> tuple[str, ...]:
         """What it lacks that was added to reports since: columns by name, tables by their file.
 
-        Columns of purity are not among them: they follow from others.
         Raises ShadowError when a file is broken.
         """
         lacking: list[str] = []
@@ -111,7 +109,7 @@ class Report:
             path = self._path(name)
             if path.exists():
                 with telling_faults(path):
-                    stored = {*pq.read_schema(path).names, *PURITY}
+                    stored = {*pq.read_schema(path).names}
                 names = [column.name for column in TABLES[name].columns]
                 lacking += [name for name in names if name not in stored]
             elif name in LATER:

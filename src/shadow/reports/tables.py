@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,13 +28,6 @@ LATER = ("files",)  # tables that older reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
 FEW_ROWS = 2_000  # up to which columns are read one by one: handing them to threads takes as long
-UNTOUCHED, NOISE = 4.0, 5.0  # as shadow.spectra.purity has them
-PURITY_FROM = (
-    "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio",
-    "row_participation_ratio", "col_participation_ratio", "floor_ratio",
-)  # fmt: skip
-# made from these in reports that lack them
-PURITY = ("excess_purity", "purity_z", "equivalent_directions")
 MANY = 6  # absent columns that are named one by one
 
 
@@ -80,37 +72,6 @@ def _each_finite(columns: Sequence[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
     return [values if pa.types.is_float64(values.type) else finite(values) for values in columns]
 
 
-def with_purity(table: pa.Table) -> pa.Table:
-    """Rows of matrices with excess_purity, purity_z and equivalent_directions from the columns that
-    older reports have.
-
-    The formulas are those of an audit where kept is unknown: directions are of the stored delta,
-    and null where floor_ratio is below UNTOUCHED (an adapter has none, as nothing was rounded).
-    purity_z needs the participation ratios of rows and columns, which the first reports lack.
-    """
-    columns = {name: table[name].to_numpy() for name in table.column_names if name in PURITY_FROM}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        purity = 1.0 / columns["participation_ratio"] - 1.0 / columns["null_participation_ratio"]
-        z = purity * columns["row_participation_ratio"] * columns["col_participation_ratio"] / 2.0
-        directions = 1.0 / purity
-        short = np.minimum(columns["rows"], columns["cols"])
-        is_adapter = ~np.isnan(columns["rank_ceiling"].astype(float))
-        unrounded = is_adapter | (columns["floor_ratio"] >= UNTOUCHED)
-        countable = (z > NOISE) & (directions <= short) & unrounded
-    computed = {
-        "excess_purity": purity,
-        "purity_z": z,
-        "equivalent_directions": np.where(countable, directions, np.nan),
-    }
-    for name, values in computed.items():
-        values = np.where(np.isfinite(values), values, np.nan)
-        place = table.schema.get_field_index(name)
-        table = table.set_column(
-            place, table.schema.field(place), pa.chunked_array([pa.array(values, from_pandas=True)])
-        )
-    return table
-
-
 def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Null instead of NaN and infinity, in lists too."""
     if pa.types.is_floating(values.type):
@@ -138,19 +99,9 @@ def may_lack(name: str) -> bool:
 def read_columns(file: pq.ParquetFile, name: str, columns: Sequence[Column]) -> pa.Table:
     """Some columns of a table's file, as this version has them. Call it in `telling_faults`."""
     stored = set(file.schema_arrow.names)
-    wanted = [column.name for column in columns]
-    is_older = name == "matrices" and "excess_purity" not in stored
-    older = is_older and not {*PURITY}.isdisjoint(wanted)
-    read = list(columns)
-    if older:
-        more = {*PURITY, *PURITY_FROM} - {*wanted}
-        read += [column for column in TABLES[name].columns if column.name in more]
-    there = [column.name for column in read if column.name in stored]
+    there = [column.name for column in columns if column.name in stored]
     many = file.metadata.num_rows > FEW_ROWS
-    rows = conformed(file.read(columns=there, use_threads=many), read, TABLES[name].first)
-    if not older:
-        return rows
-    return with_purity(rows).select(wanted)
+    return conformed(file.read(columns=there, use_threads=many), columns, TABLES[name].first)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def pair_check(
                 for number, reference in enumerate(references)
             ]
             for side, one in zip(sides, found, strict=True):
-                if side["fingerprint"] not in (None, one.fingerprint, one.former):
+                if side["fingerprint"] not in (None, one.fingerprint):
                     raise ShadowError(f"{side['repo']} has changed since it was audited")
             if references[0] != references[1]:  # a side is read, and freed, for itself
                 runtime = replace(runtime, found=dict(zip(references, found, strict=True)))
