@@ -388,17 +388,20 @@ def tables_of(folder: Path) -> dict[str, pa.Table]:
     return found
 
 
-def equal(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """Return whether two columns are equal in every bit, nulls included."""
-    return one.type == other.type and repr_of(one) == repr_of(other)
-
-
-def repr_of(column: pa.ChunkedArray) -> bytes:
-    return repr(column.to_pylist()).encode()  # repr tells any two floats apart, and -0.0 from 0.0
+def alike(one: object, other: object, within: float) -> bool:
+    """Return whether two cells are equal in every bit, or floats differ by a relative `within`."""
+    if within and isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return all(alike(x, y, within) for x, y in zip(one, other, strict=True))
+    if within and isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= within * max(abs(one), abs(other))
+    return repr(one) == repr(other)  # repr tells any two floats apart, and -0.0 from 0.0
 
 
 def differences(
-    before: Mapping[str, pa.Table], after: Mapping[str, pa.Table], seen: dict[str, set[str]]
+    before: Mapping[str, pa.Table],
+    after: Mapping[str, pa.Table],
+    seen: dict[str, set[str]],
+    within: float,
 ) -> Iterator[str]:
     """Yield a line for each table and column that differs; gather columns of one side alone."""
     for name in sorted(before.keys() ^ after.keys()):
@@ -412,10 +415,12 @@ def differences(
             yield f"{name}: {len(one)} rows, then {len(other)}"
             continue
         for key in one.column_names:
-            if key in other.column_names and not equal(one[key], other[key]):
-                pairs = zip(one[key].to_pylist(), other[key].to_pylist(), strict=True)
-                unlike = [(x, y) for x, y in pairs if repr(x) != repr(y)]
-                first = f"{unlike[0][0]!r:.60} then {unlike[0][1]!r:.60}" if unlike else "types"
+            if key not in other.column_names:
+                continue
+            pairs = zip(one[key].to_pylist(), other[key].to_pylist(), strict=True)
+            unlike = [(x, y) for x, y in pairs if not alike(x, y, within)]
+            if unlike:
+                first = f"{unlike[0][0]!r:.60} then {unlike[0][1]!r:.60}"
                 yield f"{name}.{key}: {len(unlike)} of {len(one)} rows, such as {first}"
 
 
@@ -426,6 +431,7 @@ def main() -> int:
     parser.add_argument("before")
     parser.add_argument("after")
     parser.add_argument("--audit", action="append", choices=AUDITS, help="only this audit")
+    parser.add_argument("--within", type=float, default=0.0, help="relative tolerance of floats")
     parser.add_argument("--keep", type=Path, help="keep inputs and reports in this folder")
     asked = parser.parse_args()
     names = asked.audit or list(AUDITS)
@@ -448,10 +454,10 @@ def main() -> int:
                 lines.append(f"{name}: exit {codes['before'][name]}, then {codes['after'][name]}")
             before, after = tables["before"][name], tables["after"][name]
             count += len(before)
-            lines += [f"{name}: {line}" for line in differences(before, after, seen)]
+            lines += [f"{name}: {line}" for line in differences(before, after, seen, asked.within)]
     for which, columns in seen.items():
         print(f"{which}: {', '.join(sorted(columns)) or 'none'}")
-    print("\n".join(lines) or f"{len(names)} audits, {count} tables: equal in every bit")
+    print("\n".join(lines) or f"{len(names)} audits, {count} tables: equal")
     return int(bool(lines))
 
 
