@@ -29,6 +29,8 @@ GONE: Mapping[tuple[str, str], str] = {
     ("command", "reproduce"): "audit a list of registry/lists/, then use `shadow figure`",
     ("option", "--scores"): "use `shadow compare RUNS --scores FILE`",
     ("option", "--storage-options"): "set FSSPEC_S3_ENDPOINT_URL and its like (docs/storage.md)",
+    ("figure", "modules"): "use --kind heatmap, or depth with --module",
+    ("figure", "lineage"): "use `shadow lineage`",
     ("precision", "fast"): "use --precision default",
     ("format", "json"): "use csv or parquet; `shadow show --json` has the summaries",
     ("format", "arrow"): "use parquet, which Arrow reads",

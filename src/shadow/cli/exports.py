@@ -17,7 +17,7 @@ from shadow.text import counted
 
 # the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`
 ExportFormat = Literal["csv", "parquet", "markdown"]
-FigureKind = Literal["depth", "spectrum", "heatmap", "modules"]
+FigureKind = Literal["depth", "spectrum", "heatmap"]
 
 
 def report(
@@ -56,7 +56,7 @@ def report(
 
 def figure(
     run: option.RunFolders,
-    kind: Annotated[FigureKind, typer.Option(help="What to draw.")] = "modules",
+    kind: Annotated[FigureKind, typer.Option(help="What to draw.")] = "depth",
     output: Annotated[
         Path | None,
         option.written(
@@ -87,28 +87,17 @@ def figure(
 ) -> None:
     """Draw a figure for a paper.
 
-    depth: a metric by layer and module (the effective-rank shift), relative norm, concentration; of
-    up to four reports.
+    depth: a metric by layer and module (the effective-rank shift), of up to four reports.
 
     spectrum: the singular values of one matrix. heatmap: a metric by layer and module.
 
-    modules: concentration by module against its null, of up to four reports.
-
-
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
-    from shadow.outputs.figures import OPTIONS, write_figure
-    from shadow.outputs.figures.source import Choice
+    from shadow.outputs.figures import OPTIONS, Choice, write_figure
 
-    given = {
-        "component": component,
-        "module": module,
-        "layer": layer,
-        "expert": expert,
-        "metric": metric,
-    }
+    given = {"layer": layer, "expert": expert, "metric": metric}
     for name, kinds in OPTIONS.items():
-        if given[name] not in (None, []) and kind not in kinds:
+        if given[name] is not None and kind not in kinds:
             raise UsageError(
                 f"--{name} does not apply to a {kind}", f"it is for --kind {' and '.join(kinds)}"
             )

@@ -1,0 +1,365 @@
+"""Finished reports -> a figure for a paper: depth, spectrum or heatmap.
+
+Figures are as wide as a column, tell curves apart by dashes and markers as well as by colour (Okabe
+& Ito's, which the colour-blind tell apart), and are the same bytes for the same reports and
+version. Text of files is shown as it is, never as mathematics. No window, backend or setting of a
+user plays a part: matplotlib's objects draw, not pyplot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+
+from shadow.errors import ShadowError, UsageError
+from shadow.extras import require
+from shadow.files import placing, read_start
+from shadow.places.groups import UP
+from shadow.reports.columns import MATRICES, delta_metrics
+from shadow.reports.report import Report
+from shadow.summary.depth import LAYERS
+from shadow.summary.grid import order_of
+from shadow.summary.layer_medians import ranked
+from shadow.text import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "pdf", "png")
+LARGEST = 100_000_000  # bytes of a file that may be such a figure
+MOST_REPORTS = 4  # in one figure
+MOST_CURVES = 5  # more cannot be told apart
+OPTIONS = {  # of the command line, and the kinds that they are for
+    "layer": ("spectrum",),
+    "expert": ("spectrum",),
+    "metric": ("depth", "heatmap"),
+}
+CURVES: tuple[dict[str, Any], ...] = (  # each of colour, dashes and marker alone is enough
+    {"color": "#000000", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": (0, (4, 1.5)), "marker": "s"},
+    {"color": "#0072B2", "linestyle": (0, (1, 1)), "marker": "^"},
+    {"color": "#009E73", "linestyle": (0, (5, 1, 1, 1)), "marker": "D"},
+    {"color": "#CC79A7", "linestyle": (0, (2, 1)), "marker": "v"},
+)
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "base": {"color": "#aaaaaa", "linewidth": 2.4},
+    "tuned": {"color": "#000000", "linewidth": 0.8, "linestyle": "--"},
+    "delta": {"color": "#D55E00", "linewidth": 1.1},
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 7,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 6,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 2.8,
+    "savefig.dpi": 300,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "svg.hashsalt": "shadow",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # journals refuse type 3
+}
+MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
+METADATA: dict[str, dict[str, str | None]] = {  # who drew a file, and no date
+    "png": {"Software": MARK},
+    "svg": {"Creator": MARK, "Date": None},
+    "pdf": {"Creator": MARK, "Producer": MARK, "CreationDate": None},
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to draw. None and empty leave it to the figure."""
+
+    component: str | None = None
+    """None: language, or the one of most matrices."""
+    modules: tuple[str, ...] = ()
+    """Names or patterns such as `attn.*`."""
+    layer: int | None = None
+    expert: int | None = None
+    metric: str | None = None
+    width: float = 3.3
+    """In inches: a column of a two-column paper."""
+    title: bool = True
+
+
+@dataclass(frozen=True)
+class Source:
+    """A report that is drawn, and the delta rows of one of its components."""
+
+    report: Report
+    component: str
+    deltas: pd.DataFrame
+
+    @property
+    def inside(self) -> pd.DataFrame:
+        """The rows inside layers, as far as there is room for them."""
+        return self.deltas[self.deltas["layer"] < LAYERS].astype({"layer": int})
+
+    @property
+    def name(self) -> str:
+        told = self.report.provenance
+        text = shown(f"{told.family} {told.pair}", 60)
+        return text if self.component == "language" else f"{text}, {self.component}"
+
+
+def write_figure(
+    kind: str, folders: Sequence[Path], output: Path, choice: Choice | None = None
+) -> list[str]:
+    """Draw a figure of the reports in folders to output. Returns what was chosen, for people.
+
+    Raises UsageError for a choice that makes no sense, ShadowError where a report cannot be read
+    or shows nothing.
+    """
+    suffix = output.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        hint = f"use a name that ends in {', '.join(f'.{one}' for one in FORMATS)}"
+        raise UsageError(f"cannot draw to {output.name!r}", hint)
+    content, notes = draw(kind, folders, suffix, choice or Choice())
+    with placing(output, is_our_figure, "a figure of shadow") as aside:
+        aside.write_bytes(content)
+    return notes
+
+
+def is_our_figure(path: Path) -> bool:
+    """Return whether the file was drawn by this command."""
+    content = read_start(path, LARGEST) or b""
+    return len(content) < LARGEST and MARK.encode() in content
+
+
+def draw(
+    kind: str, folders: Sequence[Path], suffix: str, choice: Choice
+) -> tuple[bytes, list[str]]:
+    """The bytes of a figure, and what was chosen."""
+    if choice.metric is not None and choice.metric not in delta_metrics():
+        hint = "`shadow explain` lists the columns"
+        raise UsageError(f"no metric {choice.metric!r} of a delta", hint)
+    most = MOST_REPORTS if kind == "depth" else 1
+    if len(folders) > most:
+        fault = f"a figure of this kind shows {most}, and there are {len(folders)} reports"
+        raise ShadowError(fault, f"name one of them, such as {folders[0]}")
+    sources = [read_source(folder, choice.component) for folder in folders]
+    with styled():
+        figure, notes = compose(kind, sources, choice)
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, metadata=METADATA[suffix])
+        return content.getvalue(), notes
+
+
+def compose(kind: str, sources: Sequence[Source], choice: Choice) -> tuple[Figure, list[str]]:
+    """The figure as matplotlib's objects, and what was chosen. Call it and save it in `styled`."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
+
+    layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
+    figure = Figure(figsize=(choice.width, choice.width * 0.78), layout=layout)
+    notes = DRAWN[kind](figure, sources, choice)
+    if choice.title:
+        title = "\n".join(dict.fromkeys(source.name for source in sources))
+        figure.suptitle(title, fontsize=6, color="#777777", x=0.01, ha="left")
+    for axes in figure.axes:
+        axes.tick_params(which="both", length=2, pad=2)
+        if axes.get_xlabel() == "layer":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, notes
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The style of figures, whatever a user's own settings are; they are back afterwards."""
+    require("figure")
+    import matplotlib as mpl
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), mpl.rc_context():
+        warnings.simplefilter("ignore")  # of letters that the font lacks
+        mpl.rcdefaults()
+        settings: Any = mpl.rcParams
+        settings.update(STYLE)
+        yield
+
+
+def read_source(folder: Path, component: str | None) -> Source:
+    """A report and the deltas of a component: language, or that of most matrices."""
+    report = Report(folder)
+    rows = report.matrices
+    deltas = rows[rows["subject"] == "delta"]
+    names = list(deltas["component"].value_counts().index)
+    if not names:
+        raise ShadowError(f"{folder}: no matrix changed, there is nothing to draw")
+    chosen = component or ("language" if "language" in names else names[0])
+    if chosen not in names:
+        raise ShadowError(f"{folder}: no matrix of {chosen} changed", f"it has {', '.join(names)}")
+    own = deltas[deltas["component"] == chosen].reset_index(drop=True)
+    numbers = [column.name for column in MATRICES if column.type in ("int", "float")]
+    return Source(report, chosen, own.astype(dict.fromkeys(numbers, np.float64)))
+
+
+def shown(text: str, letters: int = 44) -> str:
+    """Text of files as a label: one line, cut in the middle, and no `_` first, which hides it."""
+    text = visible(text)
+    if len(text) > letters:
+        text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
+    return f" {text}" if text.startswith("_") else text
+
+
+def _modules(source: Source, rows: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
+    """The modules of rows that a pattern matches, all without patterns, in their usual order."""
+    if rows.empty:
+        raise ShadowError(f"{source.report.folder}: no matrix inside a layer changed")
+    names = sorted(set(rows["module"]), key=lambda name: order_of("", name))
+    some = [name for name in names if any(fnmatchcase(name, one) for one in patterns)]
+    if patterns and not some:
+        fault = f"{source.report.folder}: no such module changed: {', '.join(patterns)}"
+        raise ShadowError(fault, f"it has {', '.join(names)}")
+    return some or names
+
+
+def _grid(source: Source, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
+    """The median of a metric by module and layer. Raises ShadowError where there is no value."""
+    rows = source.inside
+    modules = _modules(source, rows, patterns)
+    medians = ranked(rows, metric).pivot_table(
+        index="module", columns="layer", values=metric, aggfunc="median"
+    )
+    grid = medians.where(np.isfinite(medians))
+    grid = grid.reindex(index=modules, columns=range(int(rows["layer"].max()) + 1))
+    if grid.isna().all(axis=None):
+        fault = f"{source.report.folder}: {metric} is null in every layer"
+        raise ShadowError(fault, "`shadow explain` says when it is; --norms leaves most out")
+    return grid.astype(float)
+
+
+def _label(metric: str) -> str:
+    return textwrap.fill(metric.replace("_rank_shift", "-rank shift").replace("_", " "), 24)
+
+
+def draw_depth(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
+    """A metric by layer: of one report a curve a module, of several a curve each."""
+    metric = choice.metric or "effective_rank_shift"
+    grids = [_grid(source, metric, choice.modules) for source in sources]
+    shared = [name for name in grids[0].index if all(name in grid.index for grid in grids)]
+    ups = [name for name in UP if name in shared]
+    modules = [*ups, *(name for name in shared or grids[0].index if name not in ups)]
+    if len(modules) > MOST_CURVES and ups and not choice.modules:
+        modules = ups  # which the paper plots
+    modules = modules[: 1 if len(sources) > 1 else MOST_CURVES]
+    axes = figure.subplots()
+    axes.axhline(0, color="#777777", linewidth=0.5)
+    curves = [(source, grid, module) for source, grid in zip(sources, grids, strict=True)
+              for module in modules if module in grid.index]  # fmt: skip
+    for style, (source, grid, module) in zip(CURVES, curves, strict=False):
+        label = shown(module, 24) if len(sources) == 1 else shown(source.report.provenance.pair, 30)
+        every = max(1, round(grid.shape[1] / 12))  # of many layers, a dozen have a marker
+        axes.plot(grid.columns, grid.loc[module], label=label, markevery=every, **style)
+    axes.set_ylabel(_label(metric) + (f"\n{shown(modules[0])}" if len(modules) == 1 else ""))
+    axes.set_xlabel("layer")
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.2)
+    notes = [f"{metric} of {', '.join(modules)}; {sources[0].component}"]
+    left = [name for name in grids[0].index if name not in modules]
+    return [*notes, f"without {', '.join(left)}: --module chooses"] if left else notes
+
+
+def draw_heatmap(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
+    """A metric by layer and module; of several experts the median, hatched where there is none."""
+    metric = choice.metric or "concentration"
+    grid = _grid(sources[0], metric, choice.modules)
+    rows, columns = grid.shape
+    figure.set_size_inches(choice.width, max(1.4, 0.75 + 0.17 * rows))
+    axes = figure.subplots()
+    axes.patch.set(facecolor="white", hatch="//////", edgecolor="#d9d9d9")
+    edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
+    values = np.ma.masked_invalid(grid.to_numpy())
+    line = 0.3 if columns <= 32 else 0
+    mesh = axes.pcolormesh(*edges, values, cmap="cividis", edgecolors="white", linewidth=line)
+    axes.set_yticks(range(rows), [shown(name, 24) for name in grid.index])
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.set_xlabel("layer")
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=max(8, 5 * rows), fraction=0.06)
+    bar.set_label(_label(metric), fontsize=6)
+    return [f"{metric} of {', '.join(grid.index)}; {sources[0].component}"]
+
+
+def draw_spectrum(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
+    """The singular values of one matrix: base, tuned, delta, and the null's edge."""
+    row = _matrix(sources[0], choice)
+    sigmas = _spectra(sources[0].report, row)
+    axes = figure.subplots()
+    for subject, style in SUBJECTS.items():
+        resolved = sigmas[subject][sigmas[subject] > 0]
+        axes.plot(np.arange(1, len(resolved) + 1), resolved, label=subject, **style)
+    edge = float(row["null_edge"])
+    if math.isfinite(edge):
+        spikes = int((sigmas["delta"] > edge).sum())
+        label = f"null edge, {edge:.3g}; {spikes} above"
+        axes.axhline(edge, color="#0072B2", linewidth=0.8, linestyle=(0, (4, 2)), label=label)
+    axes.set(xscale="log", yscale="log", ylabel="singular value")
+    axes.set_xlabel(f"index of the singular value\n{shown(str(row['tensor']), 56)}")
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2)
+    layer = "outside layers" if pd.isna(row["layer"]) else f"layer {row['layer']:.0f}"
+    return [f"{row['tensor']}: {row['module']}, {layer}; {sources[0].component}"]
+
+
+def _matrix(source: Source, choice: Choice) -> pd.Series[Any]:
+    """The delta row that was asked for; by default an up-projection in the middle of the layers."""
+    rows = source.deltas
+    modules = _modules(source, rows, choice.modules)
+    module = next((name for name in UP if name in modules), modules[0])
+    rows = rows[rows["module"] == module]
+    layers = sorted(rows["layer"].dropna().unique())
+    middle = layers[len(layers) // 2] if layers else None
+    for name, number in (("layer", choice.layer), ("expert", choice.expert)):
+        wanted = middle if number is None and name == "layer" else number
+        if wanted is not None:
+            rows = rows[rows[name] == wanted]
+        if rows.empty:
+            fault = f"{source.report.folder}: no {module} changed in {name} {number}"
+            raise ShadowError(fault, "choose another --module or --layer")
+    return rows.iloc[0]
+
+
+def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """The singular values of base, tuned and delta of a matrix."""
+    if not report.has_spectra:
+        fault = f"{report.folder}: audited with --norms or --no-spectra, so it has none"
+        raise ShadowError(fault, "audit it again without them")
+    wanted = (pc.field("tensor") == row["tensor"]) & (pc.field("module") == row["module"])
+    for name in ("layer", "expert"):
+        is_there = math.isfinite(row[name])
+        wanted &= pc.field(name) == int(row[name]) if is_there else pc.field(name).is_null()
+    sigmas: dict[str, np.ndarray[Any, Any]] = {}
+    for spectrum in report.spectra_where(wanted).to_pylist():
+        values = np.array(spectrum["sigma"] or [], dtype=float)  # NaN where it is None
+        sigmas.setdefault(str(spectrum["subject"]), values[np.isfinite(values)])
+    if not {"base", "tuned", "delta"} <= set(sigmas):
+        fault = f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}"
+        raise ShadowError(fault, "run the audit again")
+    return sigmas
+
+
+DRAWN: dict[str, Callable[[Figure, Sequence[Source], Choice], list[str]]] = {
+    "depth": draw_depth,
+    "spectrum": draw_spectrum,
+    "heatmap": draw_heatmap,
+}
