@@ -43,7 +43,7 @@ SAMPLED = 16  # every so many rows, changes over steps are followed
 AUDITED = [0, 7, 14, 21, 29]  # layers
 MASKED = 0.3  # the excess from which the finding speaks of a mask
 LINEAR = 0.7  # R² from which an entry moves in a line
-MEDIANS = ("even_share", "decay_cosine_unrounded")
+MEDIANS = ("decay_cosine",)
 NOISY = 40_000  # entries that AdamW moves by noise
 Row = dict[str, Any]
 

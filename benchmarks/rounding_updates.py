@@ -252,8 +252,7 @@ def _kept(path: Path, model: nn.Module, make: Callable[[], None]) -> dict[str, t
 # -------------------------------------------------------------------------------- storage
 
 HISTORIES = (
-    "stored base", "master copy", "F32 base loaded", "F32 base kept", "masked", "frozen rows",
-    "as weights", "decay",
+    "stored base", "master copy", "masked", "frozen rows", "as weights", "decay",
 )  # fmt: skip
 
 
@@ -275,11 +274,6 @@ def stored(
         D = math.sqrt(0.8) * D / np.linalg.norm(D) - math.sqrt(0.2) * W / np.linalg.norm(W)
     D = D * (norm * np.linalg.norm(W) / np.linalg.norm(D))
     rounded = narrow(W).double().numpy()
-    full = torch.from_numpy(W).float()
     if history == "master copy":
         return narrow(W), narrow(W + D), D
-    if history == "F32 base loaded":
-        return full, narrow(rounded + D), D
-    if history == "F32 base kept":
-        return full, narrow(full.double().numpy() + D), D
     return narrow(W), narrow(rounded + D), D

@@ -45,8 +45,7 @@ def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True
             {name: row[name] for name in kept} | {"sigma": random.random(5).tolist()}
             for row in matrices
         ]
-        found[0] |= {"sigma": [1.0, math.nan, 0.0], "binade_entries": [0.5, 0.0, 0.5]}
-        found[0] |= {"binade_changed": [1.0, None, 0.5]}
+        found[0] |= {"sigma": [1.0, math.nan, 0.0]}
         put(folder / "spectra.parquet", found, SPECTRA, metadata)
     listed = {"side": "tuned", "state": "changed", "kind": "config", "bytes": 2**62}
     named = [{"path": row["tensor"], **listed, "detail": f"=1 {family}"} for row in matrices[:3]]

@@ -47,7 +47,6 @@ FAULTS = [
     (("measurements", 2, "values", "numerical_rank"), 1.5),
     (("measurements", 2, "values", "numerical_rank"), 10**400),
     (("measurements", 2, "values", "of another version"), 1.0),
-    (("measurements", 2, "lists"), {"sigma of something": ""}),
     (("checksums",), []),
     (("checksums", "base"), "x"),
     (("checksums", "base", UP), 7),

@@ -561,30 +561,6 @@ def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
     assert default_jobs(pairs, low, NORMS) > default_jobs(pairs, low)
 
 
-def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
-    """BF16 over BF16: lists of a length on delta rows; by entries they give 1 - zero_share."""
-    rng = np.random.default_rng(0)
-    base = torch.from_numpy(0.02 * rng.standard_normal((64, 96))).to(torch.bfloat16)
-    tuned = (base.double() + 4e-5 * torch.from_numpy(rng.standard_normal((64, 96)))).to(
-        torch.bfloat16
-    )
-    name = "model.layers.0.mlp.up_proj.weight"
-    sides = (models.write(tmp_path / str(at), {name: W}) for at, W in enumerate((base, tuned)))
-    folder = run(*sides, tmp_path / "out").folder
-    spectra = tables(folder)["spectra"].to_pylist()
-    lists = ("binade_entries", "binade_changed", "binade_expected")
-    for row in spectra:
-        if row["subject"] != "delta":
-            assert all(row[name] is None for name in lists)
-    (delta,) = [row for row in spectra if row["subject"] == "delta"]
-    entries, changed, expected = (delta[name] for name in lists)
-    assert len(entries) == len(changed) == len(expected)
-    both = [(share, part) for share, part in zip(entries, changed, strict=True) if part is not None]
-    whole = sum(share * part for share, part in both)
-    assert whole == pytest.approx((base != tuned).double().mean().item(), abs=1e-6)
-    assert whole > 0.1
-
-
 def test_show_of_two_reports_is_the_screen_that_the_audit_ended_with(shadow):
     """In the order of the reports; of one report the other is not shown."""
     audited = shadow("audit", "demo", "-o", "out").assert_done()

@@ -104,12 +104,9 @@ ESTIMATED = {
     "zero_share_excess",
     "kept_least",
     "relative_norm_unrounded_least",
-    "decay_cosine_unrounded",
     "rest_rank",
     "rest_energy",
     "rest_over_rounding",
-    "even_share",
-    "even_entries",
     "format_ratio",
     "format_outside",
     "format_copy",
@@ -192,7 +189,7 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
         "excess_purity_unrounded", "equivalent_directions", "null_edge_sharp", "spikes_sharp",
         "alignment_left_null", "alignment_right_null", "levels_base", "levels_tuned",
         "kept_least", "relative_norm_unrounded_least",
-        "rest_rank", "rest_energy", "rest_over_rounding", "decay_cosine_unrounded",
+        "rest_rank", "rest_energy", "rest_over_rounding",
     }  # fmt: skip
     by_rows = {"levels_base", "levels_tuned"}  # of rows, which are columns in the transposed
     flipped["row_participation_ratio"], flipped["col_participation_ratio"] = (

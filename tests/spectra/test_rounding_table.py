@@ -49,17 +49,6 @@ def test_histories_that_the_model_does_not_have_are_refused(history):
         assert entry("even rows", history, dtype, norm).verdict == "refused"
 
 
-@pytest.mark.parametrize("history", ["F32 base loaded", "F32 base kept"])
-def test_the_history_of_an_f32_base_is_told(history):
-    """From the remainder that rounding took from it."""
-    one = entry("even rows", history)
-    assert (
-        one.found_history
-        == {"F32 base loaded": "base_rounded", "F32 base kept": "base_kept"}[history]
-    )
-    assert one.verdict == "right"
-
-
 def test_the_purity_of_the_benchmark_is_that_of_singular_values():
     """1 / participation ratio less that of the null, by an SVD."""
     D = np.random.default_rng(0).standard_normal((30, 40))

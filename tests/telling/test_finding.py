@@ -505,7 +505,7 @@ def drawn(rng):
             figures = {
                 "frobenius_norm": float(rng.exponential()), "kept": kept,
                 "kept_reason": str(rng.choice(reasons)),
-                "kept_history": str(rng.choice(["stored_base", "base_rounded"])),
+                "kept_history": str(rng.choice(["stored_base", "far_above"])),
                 "floor_ratio": one(0, 20), "purity_z": one(-30, 60),
                 "equivalent_directions": one(1, 64), "cosine": one(-1, 1, 0.05),
                 "relative_norm_unrounded": one(1e-6, 1), "decay_cosine": one(-1, 1),

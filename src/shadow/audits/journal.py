@@ -307,7 +307,6 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
                 name: null_if_undefined(value) for name, value in measurement.values.items()
             },
             "sigma": _to_text(measurement.sigma),
-            "lists": {name: _to_text(numbers) for name, numbers in measurement.lists.items()},
         }
         for measurement in outcome.measurements
     ]
@@ -321,7 +320,6 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
             precision=measurement["precision"],
             values=measurement["values"],
             sigma=_from_text(measurement["sigma"]),
-            lists={name: _from_text(text) for name, text in measurement["lists"].items()},
         )
         for measurement in entry.pop("measurements")
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from shadow.reasons import REASONS, Status
-from shadow.reports.columns import MATRICES, SPECTRA, Type
+from shadow.reports.columns import MATRICES, Type
 from shadow.reports.metadata import SIDES, Side
 from shadow.spectra.measurement import Cast, Measurement, Precision
 
@@ -19,7 +19,6 @@ SUBJECTS: dict[Status, tuple[tuple[str, ...], ...]] = {  # of the measurements o
     "skipped": ((),),
 }
 CELLS: dict[str, Type] = {column.name: column.type for column in MATRICES}
-LISTS = {column.name for column in SPECTRA if column.type == "floats"}
 NEEDED = "frobenius_norm", "participation_ratio"  # of each measurement, which a report weighs with
 
 
@@ -106,7 +105,6 @@ def _is_sound(measurement: Measurement) -> bool:
         and all(name in values for name in NEEDED)
         and values.keys() <= CELLS.keys()
         and all(_fit(CELLS[name], value) for name, value in values.items())
-        and measurement.lists.keys() <= LISTS
     )
 
 

@@ -292,10 +292,6 @@ def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cel
             **_place_columns(pair.place),
             "subject": measurement.subject,
             "sigma": sigma,
-            **{
-                name: [null_if_undefined(float(number)) for number in numbers]
-                for name, numbers in measurement.lists.items()
-            },
         }
 
 

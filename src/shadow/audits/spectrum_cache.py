@@ -30,7 +30,7 @@ from safetensors.numpy import load, save
 from shadow.audits.cache_folder import make_room, size_of
 from shadow.files import read_start
 from shadow.spectra import device, lazy, routines, spectrum, tridiagonal
-from shadow.spectra.lazy import Matrix, Rounded, Updated
+from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import Precision
 from shadow.spectra.spectrum import EXACT_SIDE, Question, Spectrum, blocks, mkl_is_at_home, shape_of
 
@@ -121,7 +121,7 @@ def key(matrix: Matrix, question: Question) -> str:
 
 
 def _kind(matrix: Matrix) -> str:
-    if isinstance(matrix, Updated | Rounded):
+    if isinstance(matrix, Updated):
         return type(matrix).__name__
     return str(matrix.dtype)
 

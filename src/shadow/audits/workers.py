@@ -35,6 +35,7 @@ from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
+from shadow.spectra.casts import cast
 from shadow.spectra.delta import (
     USUAL,
     Means,
@@ -47,7 +48,6 @@ from shadow.spectra.delta import (
 )
 from shadow.spectra.entries import compared, norm_values
 from shadow.spectra.format_noise import format_noise
-from shadow.spectra.history import cast
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement
 from shadow.spectra.sketched import SMALLEST

@@ -29,9 +29,9 @@ from shadow.spectra.edge import (
 )
 from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
 from shadow.spectra.format_noise import format_values
-from shadow.spectra.history import even_bits, even_values
 from shadow.spectra.krylov import Estimate
-from shadow.spectra.lazy import Matrix, Rounded, Updated, is_quantised
+from shadow.spectra.lazy import Matrix, Updated, is_quantised
+from shadow.spectra.levels import round_trip
 from shadow.spectra.measurement import Measurement, Precision, Subject, Subjects, Values, norm_alone
 from shadow.spectra.null import (
     Profile,
@@ -45,10 +45,10 @@ from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.rest import noise_like_rest, rest_values
 from shadow.spectra.rounding import (
     Undone,
-    decay_unrounded,
     excess_values,
     rounding_share,
     undo,
+    without_few_levels,
     without_means,
 )
 from shadow.spectra.rounding import values as undone_values
@@ -179,29 +179,26 @@ def measure_pair(
         "levels_tuned": stored_levels(tuned, formats[1]),
     }
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
-    even = even_bits(sides, undone.grid) if undone.grid else None
-    undone = without_means(undone, even, values["relative_norm"])
+    undone = without_means(undone, sides, values["relative_norm"])
+    undone = without_few_levels(undone, *_round_trips(values, sides.shape[1]))
     values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     count_now = partial(undo, sides, formats, lines, size.base)
     values |= excess_values(undone, values, count_now)
-    values |= decay_unrounded(undone, values, math.sqrt(profile.energy) / scale)
-    values |= _purity(values, undone, sides, means, key)
+    of_update = purity_values(values, sides.shape, undone.kept, undone.reason)
+    values |= with_errors(of_update, values, undone.kept)
     beyond = made.delta and (
         noise_like_rest(made.delta, total.ulp_rows, total.ulp_cols)
         or noise_like_rest(made.delta, profile.rows, profile.cols)
     )
     rounded = rounding_share(undone, values["floor_ratio"])
     values |= rest_values(beyond or None, rounded, sides.shape)
-    values |= even_values(even)
     about_kept = {
         "kept_reason": undone.reason,
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    binades = vars(undone.binades) if undone.binades else {}
-    lists = {f"binade_{name}": numbers for name, numbers in binades.items()}
-    delta = Measurement("delta", made.precision, {**values, **about_kept}, made.sigma, lists)
+    delta = Measurement("delta", made.precision, {**values, **about_kept}, made.sigma)
     return Measured(made.base, made.tuned, delta)
 
 
@@ -362,8 +359,7 @@ def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
     """
     if undone.history == "nothing_rounded":
         return {"floor_ratio": None}
-    trained_from_stored = undone.history in ("stored_base", "base_rounded")
-    if floor is None or undone.grid is None or not trained_from_stored:
+    if floor is None or undone.grid is None or undone.history != "stored_base":
         return {"floor_ratio": floor}
     finer = max(0, undone.grid.mantissa_bits - coarser.mantissa_bits)
     return {"floor_ratio": math.ldexp(floor, finer)}
@@ -385,48 +381,10 @@ def _delta_spectrum(sides: Sides, read: Read, profile: Profile, means: Means) ->
     )
 
 
-def _purity(of_delta: Values, undone: Undone, sides: Sides, means: Means, key: str) -> Values:
-    """excess_purity and purity_z of the stored delta, and what is known of the update's purity.
-
-    Where the base was rounded before training, excess_purity_unrounded and equivalent_directions
-    are of tuned - round(base), which has a spectrum of its own.
-    """
-    of_stored = with_errors(
-        purity_values(of_delta, sides.shape, undone.kept, undone.reason), of_delta, undone.kept
-    )
-    if not undone.of_rounded_base:
-        return of_stored
-    assert undone.grid is not None
-    rounded = replace(sides, base=Rounded(sides.base, undone.grid))
-    from_rounded = _difference(rounded, means, key)
-    if not from_rounded:
-        of_update: Values = dict.fromkeys(of_stored)
-    else:
-        of_update = with_errors(
-            purity_values(from_rounded, sides.shape, undone.kept, undone.reason),
-            from_rounded,
-            undone.kept,
-        )
-    stored = ("excess_purity", "purity_z", "excess_purity_error")
-    return of_update | {name: of_stored[name] for name in stored if name in of_stored}
-
-
-def _difference(sides: Sides, means: Means, key: str) -> Values:
-    """The columns of tuned - base that purity is made from; empty where the two are the same."""
-    total = sums(sides, FLOATS["F32"])
-    if isinstance(total, Extent):
-        return {}
-    profile, covered = total.profile, coverage_values(total.profile)
-    read = partial(delta_blocks, sides, profile.scale)
-    means = _tier(means, sides.shape)
-    if means.method.precision == "sketch":
-        norm = math.sqrt(profile.energy) / profile.scale
-        alone = one_alone(partial(read, sides.dtype), sides.space)
-        made = sketches(alone, sides.shape, {"delta": (profile.scale, norm)}, key)
-        return sketched_delta(made["delta"], *closed_null(profile), None) | covered
-    delta = _delta_spectrum(sides, read, profile, means)
-    values = spectrum_values(delta)
-    return {**values, **null_values(delta, profile, values["participation_ratio"]), **covered}
+def _round_trips(values: Values, length: int) -> list[str | None]:
+    """What base and tuned went through, by their distinct values in rows of a length."""
+    shares = [values[f"levels_{side}"] for side in ("base", "tuned")]
+    return [None if share is None else round_trip(share, length) for share in shares]
 
 
 def measure_alone(

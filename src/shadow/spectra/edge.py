@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.lazy import Matrix, Rounded, Updated, is_quantised
+from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import LEVELS_OF
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import Spectrum, shape_of
@@ -206,7 +206,7 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
 
     F32 and F64 are looked at in float32.
     """
-    if (is_quantised(matrix) or isinstance(matrix, Updated | Rounded)) or FLOATS[stored].bits <= 8:
+    if (is_quantised(matrix) or isinstance(matrix, Updated)) or FLOATS[stored].bits <= 8:
         return None
     each, rows = matrix.shape[-2], []
     for row in levels_rows(shape_of(matrix)[0]).tolist():

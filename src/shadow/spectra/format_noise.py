@@ -51,6 +51,9 @@ COLUMNS = ("format_ratio", "format_outside", "format_copy", "kept_low", "kept_hi
 # The energy of errors over s²/12, at least: entries that fix a scale have none. .76 to 1.0 measured
 # of eleven types of ggml on normal weights, .58 of Q3_K with columns that differ by a factor e.
 LEAST_EVEN = 0.55
+# Formats whose quantisers may make up for errors in other columns, as GPTQ does: their error is no
+# measure of the update, which may be 0 where it is four times that of rounding each entry.
+COMPENSATED = ("GPTQ", "AWQ", "INT", "MLX")
 ALIKE = 0.125  # of a step: steps that are further apart put most levels at other places
 # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal, and 8 if a fifth of
 # the entries have a normal one and the others none, as trainings in BF16 leave
@@ -130,8 +133,10 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
     nothing: Values = dict.fromkeys(COLUMNS)
     if any(stored not in FLOATS for _, stored in stepped):
         nothing["floor_ratio"] = None  # no ulps
+    compensated = any(stored.startswith(COMPENSATED) for _, stored in stepped)
+    unknown: Values = dict.fromkeys(("kept_low", "kept_high")) if compensated else {}
     if len(stepped) == 2:
-        return nothing | _of_two_grids(sides, delta)
+        return nothing | _of_two_grids(sides, delta) | unknown
     copy, stored = stepped[0]
     original = sides.base if copy is sides.tuned else sides.tuned
     if isinstance(original, Updated):
@@ -146,6 +151,7 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
         "format_outside": found.outside / found.entries,
         "format_copy": int(found.is_copy(stored) is True),
         **_kept((LEAST_EVEN * found.even - error) / delta, (found.even + error) / delta),
+        **unknown,
     }
 
 

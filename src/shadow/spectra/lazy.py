@@ -145,22 +145,7 @@ def _triangle(tall: Tensor) -> Tensor:
     return r
 
 
-@dataclass(frozen=True)
-class Rounded(_LikeAnother):
-    """A matrix rounded to a stored format, as an F32 base is that training loads in BF16."""
-
-    matrix: Matrix  # (rows, cols), or grouped
-    grid: FloatFormat
-
-    @property
-    def _like(self) -> Matrix:
-        return self.matrix
-
-    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        return self.matrix[index].to(torch_dtype(self.grid))
-
-
-Matrix = Tensor | InFile | Updated | Rounded
+Matrix = Tensor | InFile | Updated
 
 
 def torch_dtype(grid: FloatFormat) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,8 +26,6 @@ class Measurement:
     precision: Precision | None
     values: Cells  # by column of matrices.parquet
     sigma: NDArray[np.float64]  # singular values (m,), descending, in weights; (0,) likewise
-    # columns of spectra.parquet with several numbers each, beside sigma; NaN: undefined
-    lists: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def number(self, column: str) -> float | None:
         """A column that holds numbers."""

@@ -23,13 +23,12 @@ import numpy as np
 import torch
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.history import base_slope
-from shadow.spectra.last_bits import EvenBits
-from shadow.spectra.lazy import Rounded, Updated, is_quantised, torch_dtype
+from shadow.spectra.lazy import Updated, is_quantised, torch_dtype
 from shadow.spectra.measurement import Values
+from shadow.spectra.rounded_base import base_slope
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, fit_twice, mean_squares
-from shadow.spectra.spectrum import SMALL_BLOCK, Sides, blocks
+from shadow.spectra.spectrum import Sides, tiles
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -55,22 +54,13 @@ UNEVEN = 0.1  # an excess that is not left to that bound, which holds for update
 ERROR = 0.006  # of a share of the energy from counts
 # how near a slope of the base's rounding has to be to 0 or 1, and its standard error at most
 SURE = 0.1
-# standard errors from which tuned - round(base) goes with what rounding took from the base
-SLOPE_Z = 5.0
+# Halves go to the even neighbour, as in a mean of two stored models: the share of changed entries
+# with an even last bit, and its standard errors, above which one rounding did not leave them. A
+# delta of a larger relative norm that was added in 16 bits leaves few.
+SOME_EVEN, EVEN_Z, NOT_ADDED = 0.53, 6.0, 0.03
+LOOKED_AT = 1 << 18  # entries in which last bits are looked at, about
 
-
-@dataclass(frozen=True)
-class Binades:
-    """Changes by binade of the base, from that of its largest entry down (k <= BINADES)."""
-
-    entries: Floats  # (k,): share of all entries
-    changed: Floats  # (k,): share of the binade's entries that changed; NaN without an entry
-    expected: Floats  # (k,): the same by the fitted storage model
-
-
-History = Literal[
-    "stored_base", "base_rounded", "base_kept", "original_base", "far_above", "nothing_rounded"
-]
+History = Literal["stored_base", "far_above", "nothing_rounded"]
 Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away", "few_changed"]
 
 
@@ -89,33 +79,21 @@ class Undone:
 
     # share of the stored energy in other binades than the model has it, 0 to 1
     misfit: float | None = None
-    gain: float = 1.0  # <D, W_base> over <d, W_base>
     # kept and norm if two roundings lie behind D, as behind two stored stages taken as one; None
     # where one value covers that
     kept_least: float | None = None
     norm_least: float | None = None
     # share of the stored energy that is no multiple of the update by cell, 0 to 1
     noise: float | None = None
-    of_rounded_base: bool = False  # whether kept and norm are of tuned - round(base)
     # of the entries on the finest grid: the share that did not change, above that which a normal
     # update leaves, -1 to 1
     zero_excess: float | None = None
     grid: FloatFormat | None = None  # of the tuned side
-    binades: Binades | None = None
 
 
 NOTHING_ROUNDED = Undone("nothing_rounded", None, "nothing_rounded")
 UNEXPLAINED = Undone(None, None, "rounding_unexplained")
 FEW_CHANGED = Undone(None, None, "few_changed")
-
-
-def changes_by_binade(counts: Counts, fitted: Fit) -> Binades:
-    """What the gate of the fit compares, down to the last binade that has entries."""
-    entries, changed, _ = counts.by_binade
-    last = int(np.flatnonzero(entries)[-1]) + 1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share, expected = (part[:last] / entries[:last] for part in (changed, fitted.changed))
-    return Binades(entries[:last] / entries.sum(), share, expected)
 
 
 def kept_share(fitted: Fit) -> float:
@@ -156,7 +134,7 @@ def tails(shape: Floats) -> float:
     return float(reached.sum() * (reached @ squares**2) / (reached @ squares) ** 2)
 
 
-def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
+def undo_counts(counts: Counts, energy: float) -> Undone:
     """The verdict on a D of that energy whose counts follow the storage model, or do not.
 
     The fit is a gate. rounding_unexplained where more than MISFIT of the energy is in other binades
@@ -183,7 +161,6 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
         UNEXPLAINED,
         zero_excess=zero_excess(counts, normal),
         misfit=wrong,
-        binades=changes_by_binade(counts, fitted),
     )
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
     tailed = tails(fitted.shape) > TAILED and kept < 1 - 2 * ALTERNATIVE
@@ -195,16 +172,14 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
         norm_least = min(norm_least, math.sqrt(energy))
     return replace(
         unexplained,
-        history=history,
+        history="stored_base",
         kept=kept,
         reason=_reason(kept),
         norm=norm,
         zeros=1.0 - float(normal.changed.sum()) / entries,
-        gain=_gain(counts, fitted),
         kept_least=min(kept, kept_share(twice)),
         norm_least=norm_least,
         noise=1.0 - float(coherent_energies(fitted).sum() / fitted.stored.sum()),
-        of_rounded_base=history == "base_rounded",
     )
 
 
@@ -224,15 +199,6 @@ def _steps_of_two(counts: Counts) -> float:
     return float(few[1::2].sum()) / max(1.0, float(few.sum()))
 
 
-def _gain(counts: Counts, fitted: Fit) -> float:
-    """What of a change along the weights is stored: the mean of the gains of the binades by the
-    energy of the base in them, about that of entries which are even within each.
-    """
-    energy = counts.by_binade[0] * steps() ** 2
-    known = np.isfinite(fitted.gains) & (energy > 0)
-    return float(fitted.gains[known] @ energy[known] / energy.sum())
-
-
 def _reason(kept: float) -> Reason | None:
     return "rounded_away" if kept < ROUNDED_AWAY else None
 
@@ -244,7 +210,8 @@ def undo(
     largest: float,
     floor_ratio: float | None = None,
 ) -> Undone:
-    """What is known of the update between two stored matrices; their values decide the history.
+    """What is known of the update between two stored matrices, if one rounding of one side lies
+    between them; their values decide that.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
     the largest absolute entry of base. Which format a side was rounded to shows in its values, as
@@ -253,15 +220,9 @@ def undo(
 
     - an adapter: nothing_rounded;
     - a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded where D has
-      nothing of what rounding took from the base, original_base where it has all of that, so that
-      kept = 1 - 1 / floor_ratio²;
+      nothing of what rounding took from the base;
     - floor_ratio >= CLEAR: far_above, kept = 1 - 1 / floor_ratio²; there is no count of zeros;
     - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
-    - else base_rounded, if tuned - round(base) has nothing of what rounding took from the base, and
-      the model fits it: the base was loaded in the tuned side's format;
-    - else base_kept, if it has, and rounding both sides of that difference from numbers in between
-      fits: errors are even over an ulp and independent, so kept = 1 - 1 / floor_ratio² with the ulp
-      of the grid;
     - else, for scaled 8-bit floats, and where the energy is 0 or infinite in float64:
       rounding_unexplained.
     """
@@ -294,19 +255,12 @@ def undo(
 def _in_more_bits(
     sides: Sides, of_base: FloatFormat, rows: Floats, largest: float, floor_ratio: float | None
 ) -> Undone:
-    """The history of a tuned side in more bits than the base: trained from the stored base, and
-    nothing was rounded, or from what the base was before it was stored.
-    """
-    energy = float(rows.sum())
-    if floor_ratio is None or floor_ratio >= CLEAR or not LEAST < energy < 1.0 / LEAST:
+    """Nothing was rounded since the base was stored; unexplained where that does not show."""
+    if floor_ratio is None or floor_ratio >= CLEAR or not LEAST < rows.sum() < 1.0 / LEAST:
         return NOTHING_ROUNDED
     found = base_slope(sides, of_base, rows, largest)
     if found is None or found.stderr > SURE:
         return UNEXPLAINED
-    if abs(found.slope - 1.0) <= SURE + 2 * found.stderr:
-        kept = max(0.0, 1.0 - 1.0 / floor_ratio**2)
-        norm = math.sqrt(kept * energy)
-        return Undone("original_base", kept, _reason(kept), norm, noise=1.0 - kept)
     return NOTHING_ROUNDED if abs(found.slope) <= SURE + 2 * found.stderr else UNEXPLAINED
 
 
@@ -314,62 +268,15 @@ def _counted(
     sides: Sides, names: tuple[str, str], lines: tuple[Floats, Floats], largest: float
 ) -> Undone:
     """The history of a pair in which something was rounded, and what follows from it."""
+    if not _all_on(sides, *names):
+        return UNEXPLAINED
     energy, grid = float(lines[0].sum()), FLOATS[names[1]]
-    if _all_on(sides, *names):
-        counts = count(sides, grid, lines, largest)
-        error = _even_error(counts)
-        if energy >= CLEAR**2 * error:
-            excess = zero_excess(counts, fit(counts, rounds=0))
-            return replace(_far_above(energy, error), zero_excess=excess)
-        return undo_counts(counts, energy, "stored_base")
-    started = replace(sides, base=Rounded(sides.base, grid))
-    from_rounded = line_energies(started)
-    if not from_rounded[0].any():
-        return Undone("base_rounded", 0.0, "rounded_away", of_rounded_base=True)
-    counts = count(started, grid, from_rounded, largest)
-    if slope_z(sides, grid) <= SLOPE_Z:
-        return undo_counts(counts, float(from_rounded[0].sum()), "base_rounded")
-    dithered = fit(counts, "dithered")
-    binades = changes_by_binade(counts, dithered)
-    if misfit(counts, dithered) > MISFIT:
-        return replace(UNEXPLAINED, binades=binades)
-    return replace(base_kept(energy, _even_error(counts)), binades=binades)
-
-
-def slope_z(sides: Sides, grid: FloatFormat) -> float:
-    """The slope of tuned - round(base) over base - round(base), in standard errors; both in ulps.
-
-    0 on average where training started from round(base). Where it started from the base, tuned =
-    round(base + d) holds the remainder: the slope is 1 for a large d, and above 0 for any.
-    """
-    product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
-    for b, t in sides.blocks(SMALL_BLOCK):
-        rounded = b.to(torch_dtype(grid)).to(sides.dtype)
-        ulp = torch.ldexp(
-            torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits
-        )
-        # large changes are only noise
-        rest, change = (b - rounded).div_(ulp), (t - rounded).div_(ulp).clamp_(-1, 1)
-        product += float((rest * change).sum(dtype=torch.float64))
-        squares += float((change * change).sum(dtype=torch.float64))
-        remainders += float((rest * rest).sum(dtype=torch.float64))
-        entries += b.numel()
-    scale = squares * remainders
-    return product * math.sqrt(entries / scale) if scale > 0 else 0.0
-
-
-def base_kept(energy: float, error: float) -> Undone:
-    """The verdict where the base has more bits than the tuned side and was not rounded first.
-
-    energy: of D; error: sum of ulp² / 12.
-    """
-    kept = max(0.0, 1.0 - error / energy)
-    return Undone("base_kept", kept, _reason(kept), math.sqrt(kept * energy), noise=1.0 - kept)
-
-
-def _even_error(counts: Counts) -> float:
-    """sum of ulp² / 12 over all entries."""
-    return float((counts.by_binade[0] * steps() ** 2).sum()) * counts.unit**2 / 12
+    counts = count(sides, grid, lines, largest)
+    error = float((counts.by_binade[0] * steps() ** 2).sum()) * counts.unit**2 / 12
+    if energy >= CLEAR**2 * error:
+        excess = zero_excess(counts, fit(counts, rounds=0))
+        return replace(_far_above(energy, error), zero_excess=excess)
+    return undo_counts(counts, energy)
 
 
 def _far_above(energy: float, error: float) -> Undone:
@@ -388,33 +295,48 @@ def _all_on(sides: Sides, of_base: str, of_tuned: str) -> bool:
     return is_on_grid(sides.base, FLOATS[of_tuned], sides.dtype, sides.space)
 
 
-def line_energies(sides: Sides) -> tuple[Floats, Floats]:
-    """(rows,) and (cols,): energies of tuned - base in one pass, unscaled."""
-    rows, cols = sides.shape
-    r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
-    for index, (row, col) in blocks(sides.tuned):
-        b, t = sides.read(index)
-        squares = t.sub_(b).double().square_()
-        height, width = squares.shape
-        r[row : row + height] += squares.sum(1)
-        c[col : col + width] += squares.sum(0)
-    return r.numpy(), c.numpy()
+def without_means(undone: Undone, sides: Sides, relative_norm: float | None) -> Undone:
+    """Refuse what one rounding does not explain because halves were rounded."""
+    if undone.grid is None or undone.kept is None or (relative_norm or math.inf) > NOT_ADDED:
+        return undone
+    return _refused(undone) if rounds_halves(sides, undone.grid) else undone
 
 
-def without_means(undone: Undone, even: EvenBits | None, relative_norm: float | None) -> Undone:
-    """The verdict where last bits say that halves were rounded, as in a mean of stored models: then
-    one rounding does not explain the changes.
+def without_few_levels(undone: Undone, base: str | None, tuned: str | None) -> Undone:
+    """Refuse what went through 8 bits or fewer (`levels.round_trip` of each side): the rounding of
+    such a copy may make up for its own errors, as that of GPTQ does.
     """
-    if even is None or relative_norm is None or undone.kept is None:
-        return undone
-    if not even.rounded_halves(relative_norm):
-        return undone
+    return _refused(undone) if undone.kept is not None and tuned and not base else undone
+
+
+def _refused(undone: Undone) -> Undone:
     return replace(
-        UNEXPLAINED,
-        misfit=undone.misfit,
-        zero_excess=undone.zero_excess,
-        grid=undone.grid,
-        binades=undone.binades,
+        UNEXPLAINED, misfit=undone.misfit, zero_excess=undone.zero_excess, grid=undone.grid
+    )
+
+
+def rounds_halves(sides: Sides, grid: FloatFormat) -> bool:
+    """Whether more changed entries of the tuned side have an even last bit on its grid than one
+    rounding leaves. A mean of two models on one grid lies halfway between two numbers of it in half
+    of the entries that differ.
+    """
+    if grid.bits != 16:
+        return False
+    narrow = torch_dtype(grid)
+    step = max(1, sides.tuned.numel() // LOOKED_AT)
+    even = changed = 0
+    for number, (index, _) in enumerate(tiles(sides.tuned)):
+        if number % step:
+            continue
+        b, t = sides.read(index)
+        differs = b != t
+        bits = t.to(narrow).view(torch.int16)
+        changed += int(differs.sum())
+        even += int((differs & ((bits & 1) == 0)).sum())
+    return (
+        changed >= FEWEST
+        and even / changed > SOME_EVEN
+        and ((2 * even / changed - 1) * math.sqrt(changed) > EVEN_Z)
     )
 
 
@@ -425,18 +347,6 @@ def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
     if undone.noise is None or not floor_ratio:
         return None
     return min(undone.noise + ERROR, 1.0 / floor_ratio**2)
-
-
-def decay_unrounded(undone: Undone, of_delta: Values, norm: float) -> Values:
-    """decay_cosine_unrounded = <d, W_base> / (||d|| ||W_base||), from that of D and its norm: what
-    rounding leaves of a change along the weights is known by binade. None where the update is not.
-    """
-    name, stored = "decay_cosine_unrounded", of_delta["decay_cosine"]
-    if undone.reason == "nothing_rounded" or stored is None:
-        return {name: stored}
-    if undone.reason is not None or not undone.norm:
-        return {name: None}
-    return {name: max(-1.0, min(1.0, stored * norm / (undone.gain * undone.norm)))}
 
 
 def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undone]) -> Values:

@@ -136,8 +136,6 @@ class Fit:
     stored: Floats  # by cell: energy of D
     changed: Floats  # (BINADES,): expected number of changed entries
     energy: Floats  # (BINADES,): expected energy of D
-    # (BINADES,): sum D d / sum d², which a shift of d has too (Stein 1981); NaN without an update
-    gains: Floats
 
 
 def fit(counts: Counts, model: Model = "stored", rounds: int = 3) -> Fit:
@@ -225,16 +223,12 @@ def _fitted(
     weight = entries * steps() ** 2
     mean = float(mean_squares() @ shape)
     squared = np.exp2(2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE) * mean
-    product = weight * expected(known.product @ shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gains = product.sum(axis=(0, 1)) / (entries * squared[..., None]).sum(axis=(0, 1))
     return Fit(
         scales=scales,
         shape=shape,
         update=entries.sum(axis=2) * squared,
-        product=product.sum(axis=2),
+        product=(weight * expected(known.product @ shape)).sum(axis=2),
         stored=stored,
         changed=(entries * expected(known.changed @ shape)).sum(axis=(0, 1)),
         energy=(weight * expected(known.second @ shape)).sum(axis=(0, 1)),
-        gains=gains,
     )

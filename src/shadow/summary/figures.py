@@ -176,12 +176,6 @@ class InsideLayers(Named, LayerMedians, _Known):
     """The same of equivalent_directions; None where they are."""
     rank_known: int = 0
     """Matrices the rank of whose update is known."""
-    even_judged: int = 0
-    """Matrices with enough changed entries for their last bits to be judged."""
-    even_many: int = 0
-    """Of these, matrices with so many even last bits that halves were rounded, as in a mean."""
-    even_some: int = 0
-    """Of these, matrices with more even last bits than one rounding leaves, but fewer than that."""
     few_changed: int = 0
     """Matrices of which fewer than 200 entries changed."""
     unexplained_in_more_bits: int = 0

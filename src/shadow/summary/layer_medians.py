@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.spectra.last_bits import FEWEST_BITS, MANY_EVEN, NOT_ADDED, EvenBits
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
@@ -63,7 +62,6 @@ def inside_layers(deltas: Columns) -> InsideLayers:
         **_coherent(inside),
         **_if_rounded_twice(inside),
         **_ranks(inside),
-        **_even(inside),
         "few_changed": int(are(reason, "few_changed").sum()),
         "unexplained_in_more_bits": _in_more_bits(reason, formats),
         **_few(inside),
@@ -269,18 +267,6 @@ def _if_rounded_twice(inside: Columns) -> dict[str, float | None]:
     fewer = (inside["kept_least"] / inside["kept"]) ** 2
     known = inside["equivalent_directions"] * np.where(np.isnan(fewer), 1.0, fewer)
     return {"equivalent_directions_least": median(known)}
-
-
-def _even(inside: Columns) -> dict[str, int]:
-    """How many matrices have more even last bits than one rounding leaves, of how many."""
-    judged = many = some = 0
-    for share, entries, norm in inside.each("even_share", "even_entries", "relative_norm"):
-        if entries >= FEWEST_BITS and norm <= NOT_ADDED:
-            judged += 1
-            if EvenBits(share, entries).rounded_halves(norm):
-                many += share > MANY_EVEN
-                some += share <= MANY_EVEN
-    return {"even_judged": judged, "even_many": many, "even_some": some}
 
 
 def held_rank(column: Column) -> NDArray[np.float64]:

@@ -33,7 +33,7 @@ READ = (
     *("equivalent_directions", "decay_cosine", "levels_base", "levels_tuned", "energy_share"),
     *("kept_least", "relative_norm_unrounded_least"),
     *("sigma_scale", "sigma_scale_iqr", "rest_rank", "rest_over_rounding"),
-    *("even_share", "even_entries", "format_ratio", "format_copy", "kept_low", "kept_high"),
+    *("format_ratio", "format_copy", "kept_low", "kept_high"),
     *("zero_share_excess", "kept_misfit"),
 )
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject

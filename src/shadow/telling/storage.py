@@ -15,6 +15,10 @@ from shadow.text import and_list
 
 # share of the stored energy that is the update's, above which storage does not matter
 WELL_KEPT = 0.9
+MAY_EXPLAIN = (
+    "Weight decay, updates of widely differing sizes, a mean of models, rounding at every step or a"
+    " copy in more or fewer bits may have left it"
+)
 
 
 def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
@@ -42,7 +46,7 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
         draft.write(judged, "inside_layers.matrices", str)
         text = (
             f"In {all_of(unexplained, judged)} inside the layers, one rounding does not explain"
-            f" what is stored, so what storage took is unknown. {_what_may_explain(summary)}."
+            f" what is stored, so what storage took is unknown. {MAY_EXPLAIN}."
         )
         if not gates["rounding"].passed:
             size = draft.write(floor, "figures.floor_ratio", "ratio")
@@ -90,17 +94,6 @@ def _kept_of_quantised(draft: Draft) -> Sentence:
         " update, the rest is the error of the format."
     )
     return draft.sentence("kept", text)
-
-
-def _what_may_explain(summary: PairRecord) -> str:
-    """What leaves changes that one rounding does not."""
-    inside = summary.inside_layers
-    if inside.even_judged and 2 * inside.even_many >= inside.even_judged:
-        return "Exact halves were rounded, as in a mean of stored models"
-    return (
-        "Weight decay, updates of widely differing sizes, a mean of models, rounding at every step"
-        " or a copy in more bits may have left it"
-    )
 
 
 def _partly_rounded_away(draft: Draft) -> Sentence:
