@@ -274,3 +274,35 @@ def _descended(x: np.ndarray, w: np.ndarray, by: np.ndarray, least: int, most: i
         levels[..., place] = np.where(better, tried, level)
         along, own = np.where(better, a, along), np.where(better, o, own)
     return np.where(own > 0, along / np.where(own > 0, own, 1), 0), levels
+
+
+def compensated(weight, bits: int, group: int, seed: int = 0, by_size: bool = False):
+    """GPTQ as files hold it: whole numbers, scales and zeros of groups, and the order of columns.
+
+    Inputs are correlated, and some columns' far larger than others'. by_size: `desc_act`.
+    """
+    w = weight.double().numpy().copy()
+    cols, most = w.shape[1], (1 << bits) - 1
+    rng = np.random.default_rng(seed)
+    mixed = np.eye(cols) + rng.standard_normal((cols, cols)) / np.sqrt(cols)
+    inputs = rng.standard_normal((4 * cols, cols)) @ mixed * np.exp(0.7 * rng.standard_normal(cols))
+    hessian = inputs.T @ inputs
+    order = np.argsort(-np.diag(hessian)) if by_size else np.arange(cols)
+    w, hessian = w[:, order], hessian[order][:, order]
+    hessian += 0.01 * np.diag(hessian).mean() * np.eye(cols)
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    q, scales, zeros = np.zeros_like(w), [], []
+    for col in range(cols):
+        if col % group == 0:
+            part = w[:, col : col + group]
+            low, high = np.minimum(part.min(1), 0), np.maximum(part.max(1), 0)
+            scale = ((high - low) / most).astype(np.float16).astype(float)
+            zero = np.clip(np.round(-low / scale), 1, most)
+            scales.append(scale)
+            zeros.append(zero)
+        q[:, col] = np.clip(np.round(w[:, col] / scale) + zero, 0, most)
+        error = (w[:, col] - scale * (q[:, col] - zero)) / upper[col, col]
+        w[:, col:] -= np.outer(error, upper[col, col:])
+    back = np.argsort(order)
+    found = (q[:, back], np.stack(scales, 1), np.stack(zeros, 1), (np.arange(cols) // group)[back])
+    return tuple(torch.from_numpy(np.ascontiguousarray(one)) for one in found)

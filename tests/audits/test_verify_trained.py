@@ -425,9 +425,9 @@ def through_int8(weight):
         (lambda one: one.half().bfloat16(), "rounding to BF16 in another way may leave this"),
         (lambda one: (one.view(torch.int32) & -65536).view(torch.float32).bfloat16(),
          "rounding to BF16 in another way may leave this"),
-        (through_int8, "it may be the base's after a round trip through 8 bits"),
+        (through_int8, "it may be the base's after a round trip through 8 bits or fewer"),
         (lambda one: through_int8(one).bfloat16(),
-         "it may be the base's after a round trip through 8 bits"),
+         "it may be the base's after a round trip through 8 bits or fewer"),
         (lambda one: torch.where(one > 0.05, torch.inf, one), "some entries are not finite"),
     ],
 )  # fmt: skip

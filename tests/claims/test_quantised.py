@@ -30,25 +30,21 @@ def answer(*rows, lone=(), unread=()):
     return quantised(QuantisedCopy(rows, lone, unread))
 
 
-def test_gptq_and_awq_cannot_be_told_and_are_named(original):
-    """Both make more error than rounding; a change of that size does not hold."""
+def test_gptq_and_awq_cannot_be_excluded(original):
+    """They make more error than rounds; a change of that size in a type of ggml does not hold."""
     factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
     by_activations = gptq(original, in_order=False)
-    for name, copy in (
-        ("GPTQ", gptq(original)),
-        ("GPTQ", by_activations),
-        ("AWQ", awq(original, factors)),
-    ):
+    for copy in (gptq(original), by_activations, awq(original, factors)):
         found, against, _ = answer(row(original, copy))
         assert found.outcome == "cannot_be_told"
-        assert name in found.reason
-        assert name in against[0].what
+        assert found.reason.endswith("cannot be excluded")
+        assert len(against) == 1
     noise = 0.003 * torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(3))
     found, _, _ = answer(row(original, k_like(original + noise)))
     assert found.outcome == "does_not_hold"
 
 
-def test_scales_of_an_importance_matrix_hold_with_a_note(original):
+def test_scales_of_an_importance_matrix_hold(original):
     """Scales that are fitted after levels were chosen leave few entries outside."""
     copy = ggml(original, "Q4_0")
     x, q = (part.double().reshape(-1, 32) for part in (original, copy.numbers))
@@ -58,37 +54,32 @@ def test_scales_of_an_importance_matrix_hold_with_a_note(original):
     steps = copy.each.view(-1, 32) * factor.float()
     rescaled = row(original, Copy(numbers, steps.view(ROWS, COLS), "Q4_0"))
     assert 0 < rescaled.outside < 0.01 * rescaled.entries
-    found, _, notes = answer(rescaled)
-    assert found.outcome == "holds"
-    assert any("importance matrix" in note for note in notes)
+    assert answer(rescaled)[0].outcome == "holds"
     other = row(original, Copy(numbers, steps.view(ROWS, COLS), "Q4_K"))
     assert answer(other)[0].outcome == "does_not_hold"
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
-def test_types_of_few_bits_tell_an_importance_matrix_and_what_they_lost(original, kind):
-    """Both hold; a note says which scales were fitted with weights. One of 32 blocks, far smaller
-    than the others, has no scale.
+def test_types_of_few_bits_say_what_they_lost(original, kind):
+    """With an importance matrix or without; one of 32 blocks, far smaller than the others, has no
+    scale.
     """
     original[:, :16] *= 0.01
     importance = np.exp(np.random.default_rng(1).standard_normal(COLS))
-    plain, weighed = (row(original, k_quants(original, kind, of)) for of in (None, importance))
-    assert (plain.is_weighed, weighed.is_weighed) == (False, True)
-    found, _, notes = answer(plain, weighed)
+    found, _, notes = answer(
+        *(row(original, k_quants(original, kind, of)) for of in (None, importance))
+    )
     assert found.outcome == "holds"
     assert found.figures["entries_unscaled"] == 2 * ROWS * 16
     assert "3.1 % of the entries lie in blocks that are too small for a scale" in notes[0]
-    assert notes[1].startswith("scales of 1 of 2 tensors are not what ggml makes")
 
 
-def test_a_codebook_cannot_be_told_but_by_its_quantiser(original):
+def test_a_format_of_unknown_levels_cannot_be_told(original):
     """With an error of the size of a copy; what is nothing like the original does not hold."""
     copy = Copy(ggml(original, "Q4_0").numbers, None, "IQ4_NL")
     found, against, _ = answer(row(original, copy))
     assert (found.outcome, len(against)) == ("cannot_be_told", 1)
     assert "IQ4_NL" in found.reason
-    exact = row(original, copy, requantised=ROWS * COLS)
-    assert answer(exact)[0].outcome == "holds"
     other = Copy(torch.flip(copy.numbers, (0,)), None, "IQ4_NL")
     assert answer(row(original, other))[0].outcome == "does_not_hold"
 
@@ -100,8 +91,7 @@ def test_a_copy_of_zeros_is_no_calibration(original, step):
     copy = Copy(zeros, None if step is None else zeros + step, "GPTQ 4-bit")
     found, against, _ = answer(row(original, copy))
     assert found.outcome == "does_not_hold", found
-    assert "AWQ" not in against[0].what
-    assert answer(row(zeros, copy, requantised=ROWS * COLS))[0].outcome == "holds"
+    assert len(against) == 1
 
 
 def test_what_is_on_one_side_or_not_read_is_said(original):

@@ -24,7 +24,6 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.contents import Summed
 from shadow.audits.outcome import Outcome
-from shadow.audits.quantisers import agreement
 from shadow.audits.schedule import Schedule, ShardKey, infos_of, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.packed_tensors import DecodedTensor
@@ -416,7 +415,7 @@ def _copied(
     is_copy = delta.values.get("format_copy")
     if is_copy is None and is_quantised(copy):  # what its quantiser makes may be known
         stored = formats[side == "tuned"]
-        is_copy = format_noise(original, copy, agreement(stored)).is_copy(stored)
+        is_copy = format_noise(original, copy).is_copy(stored)
     if is_copy is None:
         return None
     return side if is_copy else "neither"

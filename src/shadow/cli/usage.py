@@ -49,7 +49,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does it. Raises UsageError for a value of an option that begins with `--`."""
         _require_values(self.params, args)
-        return super().parse_args(ctx, args)  # type: ignore[no-any-return]
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """As typer does it, of the parameters that are asked for, and without a type of flags."""

@@ -22,24 +22,20 @@ elsewhere, of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, TQ1_0 and TQ2_0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.lazy import Matrix, Quantised, Updated, is_quantised
+from shadow.spectra.lazy import Matrix, Quantised, Updated, is_quantised, is_stored
 from shadow.spectra.levels import FormatNoise
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import TILE, Sides, tiles
 
 Floats = NDArray[np.float64]
-Agree = Callable[[Floats, Floats], int | None]
-"""How many entries of rows of a copy the format's own quantiser makes of those of the original;
-None where it makes none of such rows.
-"""
 
 SCALE_ERROR = 2.0**-11  # the relative error of a number rounded to F16
 # of codebooks: an original or its quotient by the scale, and the scale, are each rounded to BF16
@@ -58,7 +54,6 @@ ALIKE = 0.125  # of a step: steps that are further apart put most levels at othe
 # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal, and 8 if a fifth of
 # the entries have a normal one and the others none, as trainings in BF16 leave
 PEAKED = 8.0
-CLASSES = 16  # of entries, by how far they lie from the middle of their block
 PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy of the format
 
 
@@ -69,44 +64,45 @@ class Scales:
     column-scaled and real matrices at most 2.0 and .13; where the scales of blocks are rounded too,
     23 and .41, and of Q2_K, with its four levels, 5.5 and .81.
 
-    Of K types also: the largest code of a scale that has no importance matrix; by how many of the
-    largest steps, and of the largest offset, the rounding of both moves the last level of a block;
-    and how many times as far a fit leaves entries, which weighs others more. At most 1.1 was
-    measured of 15 levels and more, 1.6 of fewer, and with an importance matrix 1.1 and 3.1.
+    Of K types also: by how many of the largest steps, and of the largest offset, the rounding of
+    both moves the last level of a block; and how many times as far a fit leaves entries, which
+    weighs others more. At most 1.1 was measured of 15 levels and more, 1.6 of fewer, and with an
+    importance matrix 1.1 and 3.1.
     """
 
     clip: float = PLAIN_CLIP
     share: float = 0.25
-    last: int = 0
     reach: float = 0.0
     offset: float = 0.0
     fitted: float = 1.0
 
 
 PLAIN = Scales()
-# levels on one side of 0, or above the offset, times half of one over the last code; with an
-# importance matrix the last code of Q6_K is its largest too
+# levels on one side of 0, or above the offset, times half of one over the last code of scales
 K_TYPES = {
-    "Q2_K": Scales(16.0, 0.9, 15, 3 / 30, 1 / 30, 2.0),
-    "Q3_K": Scales(32.0, 0.6, 32, 4 / 64, 0.0, 2.0),
-    "Q4_K": Scales(32.0, 0.6, 63, 15 / 126, 1 / 126, 1.25),
-    "Q5_K": Scales(32.0, 0.6, 63, 31 / 126, 1 / 126, 1.25),
-    "Q6_K": Scales(32.0, 0.6, 0, 32 / 256, 0.0, 1.25),
+    "Q2_K": Scales(16.0, 0.9, 3 / 30, 1 / 30, 2.0),
+    "Q3_K": Scales(32.0, 0.6, 4 / 64, 0.0, 2.0),
+    "Q4_K": Scales(32.0, 0.6, 15 / 126, 1 / 126, 1.25),
+    "Q5_K": Scales(32.0, 0.6, 31 / 126, 1 / 126, 1.25),
+    "Q6_K": Scales(32.0, 0.6, 32 / 256, 0.0, 1.25),
 }
 FEW = 1 / 8  # of the entries of a block without scale lie up to twice as far
-COARSE = 0.5  # steps that the last level moves so: more makes columns as uneven as weights do
 ONE_LEVEL = 1.5  # steps that a block of one level leaves at most
-LAST = 0.05  # of a code: what float32 makes of steps beside a far larger offset is less
 EMPTY = 2.0**-8  # of the largest cell of a row: that of a block of a codebook without a scale
+# Of normal values the share that repeats within 32 columns is .015 in BF16, .07 in 8 bits with a
+# scale for 32 columns, more with fewer scales, .2 in 8-bit floats and .5 in 4 bits. Where columns
+# of a scale do not lie together, it shows within 1,024.
+BESIDE, SAMPLED, MORE, REPEATS = (32, 1024), 1 << 14, 1.05, 0.01
+JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits than its copy
 SUPER_BLOCK = 256  # columns whose scales are rounded to that of the largest, of K_TYPES
 # The step of blocks whose scale is below the smallest of F16: 255 of these, or in a super-block 63
 # times 31, reach half of it.
 UNDERFLOW, SUPER_UNDERFLOW = 510 * SMALLEST, 3906 * SMALLEST
 
 
-def format_noise(original: Matrix, copy: Quantised, agree: Agree | None = None) -> FormatNoise:
+def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
     """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
-    sums = _Sums(original.shape[-1], agree, K_TYPES.get(copy.format, PLAIN))
+    sums = _Sums(original.shape[-1], K_TYPES.get(copy.format, PLAIN))
     for index, _ in tiles(original, TILE, original.shape[-1]):
         x, q = (_rows(part) for part in (original[index], copy[index]))
         steps, bounds = copy.steps(index), copy.cells(index)
@@ -217,23 +213,17 @@ def _kept(least: float, most: float) -> Values:
 class _Sums:
     """Sums in the making."""
 
-    def __init__(self, cols: int, agree: Agree | None, scales: Scales) -> None:
-        self.counts = dict.fromkeys(("entries", "outside", "clipped", "unscaled", "refitted"), 0)
+    def __init__(self, cols: int, scales: Scales) -> None:
+        self.counts = dict.fromkeys(("entries", "outside", "clipped", "unscaled"), 0)
         self.made: list[float] = []
         self.even: list[float] = []
         self.in_steps: list[float] = []
         self.error: list[float] = []
         self.furthest = 0.0
-        self.outside_by_column = np.zeros(cols, dtype=np.int64)
         self.by_column = np.zeros((3, cols))  # the sums of x², x q and q²
-        self.squares_by_column = np.zeros(cols)  # of entries within their cells, in steps
-        self.in_class = np.zeros((cols, CLASSES))
-        self.moments = np.zeros((3, CLASSES))  # counts, and sums of u² and u⁴
         self.block = cols
         self.order: slice | NDArray[np.intp] = slice(None)  # of columns, block by block
-        self.agree = agree
         self.scales = scales
-        self.requantised = 0
         self.finite = True
 
     def add(
@@ -243,11 +233,6 @@ class _Sums:
         if not all(np.isfinite(part).all() for part in (x, q, s) if part is not None):
             self.finite = False
             return
-        again = None if self.agree is None else self.agree(x, q)
-        if again is None:
-            self.agree = None
-        else:
-            self.requantised += again
         if s is not None:
             if self.block == x.shape[1]:  # no blocks yet, as rows of zeros show none
                 self.order = columns_by_block(s)
@@ -259,8 +244,6 @@ class _Sums:
         self.error.append(float(squares.sum()))
         self.by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
         if s is not None:
-            last = self.scales.last if isinstance(self.order, slice) else 0
-            self.counts["refitted"] += refitted(s, q, self.block, last)
             self._add_cells(cells(x, q, s, self.block, self.scales), squares)
         elif bounds is not None:
             self._add_cells(cells_between(x, q, *bounds), squares)
@@ -276,33 +259,6 @@ class _Sums:
         self.counts["clipped"] += int(np.count_nonzero(cell.clipped))
         self.counts["unscaled"] += int(np.count_nonzero(cell.unscaled))
         self.furthest = max(self.furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
-        self.outside_by_column += np.count_nonzero(cell.outside, axis=0)
-        if cell.classes is not None:
-            judged = (cell.classes >= 0) & (cell.width > 0)
-            self._add_columns(u2, cell.classes, judged & ~cell.outside & ~cell.clipped)
-
-    def _add_columns(
-        self, squares: Floats, of: NDArray[np.intp], inside: NDArray[np.bool_]
-    ) -> None:
-        """What `uneven` is made of: (error / s)² of entries within their cells, by class."""
-        cols = squares.shape[1]
-        place = (np.arange(cols) * CLASSES + of)[inside]
-        self.in_class += np.bincount(place, minlength=cols * CLASSES).reshape(cols, CLASSES)
-        self.squares_by_column += np.where(inside, squares, 0.0).sum(axis=0)
-        classes, values = of[inside], squares[inside]
-        for moment, weights in zip(self.moments, (None, values, values**2), strict=True):
-            moment += np.bincount(classes, weights, minlength=CLASSES)
-
-    def _uneven(self) -> float:
-        count = np.maximum(self.moments[0], 1)
-        mean, fourth = self.moments[1] / count, self.moments[2] / count
-        variance = self.in_class @ (fourth - mean**2)
-        known = variance > 0
-        away = (self.squares_by_column - self.in_class @ mean)[known]
-        if not known.any():
-            return 0.0
-        excess = float(np.mean(away**2 / variance[known])) - 1.0
-        return excess / float(self.in_class[known].sum(axis=1).mean())
 
     def found(self) -> FormatNoise:
         x, inner, q = self.by_column
@@ -319,10 +275,7 @@ class _Sums:
             even=math.fsum(self.even),
             in_steps=math.fsum(self.in_steps),
             inner=float(inner.sum()),
-            requantised=self.requantised if self.agree else None,
-            clean_columns=int(np.count_nonzero(self.outside_by_column == 0)),
-            uneven=self._uneven(),
-            scaled=max(0.0, scaled),
+            scaled=max(0.0, float(scaled)),
             finite=self.finite,
         )
 
@@ -337,10 +290,6 @@ class Cells:
     outside: NDArray[np.bool_]
     clipped: NDArray[np.bool_]
     unscaled: NDArray[np.bool_]
-    classes: NDArray[np.intp] | None = None
-    """Of how far the copy lies from the middle of its block, from 0 to CLASSES - 1; -1 where the
-    block's scale was rounded too much to tell how columns were weighed.
-    """
 
 
 def cells(x: Floats, q: Floats, s: Floats, block: int, scales: Scales) -> Cells:
@@ -369,13 +318,9 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, scales: Scales) -> Cells:
     clipped = at_end & (np.abs(error) <= reach)
     of_block = clipped.reshape(blocked.shape).mean(axis=-1)
     clipped &= np.repeat(of_block, block, axis=-1) <= share
-    span = np.maximum(largest - smallest, np.finfo(np.float64).tiny)
-    away = np.abs(2 * q - largest - smallest) / span
-    classes = np.minimum(away * CLASSES, CLASSES - 1).astype(np.intp)
     if ends is not None:
         clipped |= at_end & ~empty & (np.abs(error) <= loose + scales.fitted * ends)
-        classes = np.where(ends <= COARSE * s, classes, -1)
-    return Cells(step, step**2 / 12, far & ~clipped, clipped, empty, classes)
+    return Cells(step, step**2 / 12, far & ~clipped, clipped, empty)
 
 
 def _rounded_ends(s: Floats, q: Floats, scales: Scales) -> Floats:
@@ -390,20 +335,6 @@ def _rounded_ends(s: Floats, q: Floats, scales: Scales) -> Floats:
 def _by_super_block(values: Floats) -> Floats:
     rows, cols = values.shape
     return values.reshape(rows, -1, SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols)
-
-
-def refitted(s: Floats, q: Floats, block: int, last: int) -> int:
-    """How many super-blocks of steps have a largest scale whose code is not `last`: then steps are
-    no whole multiples of it over `last`. 0 for a `last` of 0, and without super-blocks.
-    """
-    if not last or SUPER_BLOCK % block or s.shape[1] % SUPER_BLOCK:
-        return 0
-    steps = _by_super_block(s)[..., ::block]
-    coarsest = steps.max(axis=-1, keepdims=True)
-    codes = steps * last / np.where(coarsest > 0, coarsest, 1.0)
-    # steps are differences of numbers in float32
-    known = np.abs(_by_super_block(q)).max(axis=-1) < 2.0**13 * coarsest[..., 0]
-    return int(np.count_nonzero(known & (np.abs(codes - np.rint(codes)) > LAST).any(axis=-1)))
 
 
 def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
@@ -456,3 +387,41 @@ def block_length(steps: Floats) -> int:
 def _rows(part: Tensor) -> Floats:
     """A part of a matrix as rows of float64."""
     return part.reshape(-1, part.shape[-1]).double().numpy()
+
+
+def has_few_levels(original: Matrix, copy: Matrix) -> bool:
+    """Whether values of a copy in floats that are not the original's repeat within rows as after a
+    round trip through 8 bits or fewer: more than any values do in the format of the copy. Zeros are
+    no levels: pruning makes them.
+    """
+    first, second = _sample(original), _sample(copy)
+    formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    form = next(one for one in formats if torch.equal(second.to(one).double(), second))
+    jitter = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    moved = (second != first) & (second != 0)
+    any_values = (first * (1 + JITTER * jitter.double())).to(form).double() * moved
+    second = second * moved
+    return any(
+        _repeats(second, beside) > MORE * _repeats(any_values, beside) + REPEATS
+        for beside in BESIDE
+    )
+
+
+def _sample(matrix: Matrix) -> Tensor:
+    """The first rows of a matrix, in float64."""
+    cols = matrix.shape[-1]
+    count = max(1, SAMPLED // cols)
+    if is_stored(matrix) and matrix.is_flat:  # no more of it is read
+        rows = torch.empty(min(count * cols, matrix.numel()), dtype=matrix.dtype)
+        matrix.fill(0, rows.view(torch.uint8).numpy().data)
+    else:
+        rows = matrix[(slice(0, 1),) * (matrix.ndim - 2) + (slice(0, count),)]
+    return rows.reshape(-1, cols).double()
+
+
+def _repeats(rows: Tensor, beside: int) -> float:
+    """The share of entries that have the value of another one of so many columns."""
+    beside = min(beside, rows.shape[1])
+    blocks = rows[:, : rows.shape[1] // beside * beside].reshape(-1, beside).sort().values
+    others = blocks != 0
+    return float(((blocks.diff() == 0) & others[:, 1:]).sum()) / max(1, int(others.sum()))

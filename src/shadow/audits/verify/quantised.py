@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import in_words, scan, sides_of
 from shadow.audits.verify.lined import found_all, is_raw, line_up_all, opened_models, row_of
@@ -18,7 +17,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
-from shadow.spectra.format_noise import format_noise
+from shadow.spectra.format_noise import format_noise, has_few_levels
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import Matrix, is_quantised
 from shadow.targets.references import AnyReference
@@ -68,13 +67,14 @@ def _compared(
     sides = sides_of(pair, original, copy)
     first, second = sides.base, sides.tuned
     if is_quantised(second):
-        noise = format_noise(first, second, agreement(stored))
-        row = replace(row, **vars(noise))
+        row = replace(row, **vars(format_noise(first, second)))
     else:
         kept = kept_of(sides, None, stored)
+        few = kept.off > 0 and pair.is_matrix and has_few_levels(first, second)
         row = replace(
             row, format=kept.grid, is_float=True, outside=kept.off, original=kept.full,
             copy=kept.copy, error=kept.error, inner=kept.full + kept.along, finite=kept.finite,
+            has_few_levels=few,
         )  # fmt: skip
     if not (row.finite and pair.is_matrix and row.is_far):
         return row, None

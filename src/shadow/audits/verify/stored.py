@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan, sides_of
 from shadow.audits.verify.lined import (
@@ -118,7 +117,7 @@ def _copied(
     found = kept_of(sides, third, grid if grid in FLOATS else "F32")
     is_predicted = True
     if is_quantised(second):
-        noise = format_noise(first, second, agreement(grid))
+        noise = format_noise(first, second)
         is_copy = noise.is_copy(grid)
         is_predicted = is_copy is not None
         off = max(1, noise.outside) if is_copy is False else 0

@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from shadow.audits.quantisers import agreement
 from shadow.audits.runtime import Runtime
 from shadow.audits.scan import scan, sides_of
 from shadow.audits.verify.lined import (
@@ -29,17 +26,15 @@ from shadow.dtypes import FLOATS, float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
-from shadow.spectra.edge import levels
 from shadow.spectra.entries import Binades
-from shadow.spectra.format_noise import format_noise, format_values
-from shadow.spectra.lazy import Matrix, is_quantised, is_stored
-from shadow.spectra.levels import round_trip
+from shadow.spectra.format_noise import format_noise, format_values, has_few_levels
+from shadow.spectra.lazy import is_quantised
+from shadow.spectra.levels import CALIBRATED, CALIBRATED_ERROR
 from shadow.spectra.merging import half_ulp
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.targets.references import AnyReference
 from shadow.text import in_ranges
 
-SAMPLE = 16  # rows that are looked at for distinct values
 SMALLEST = 2.0**-24  # of F16, which may have come between
 
 
@@ -122,39 +117,30 @@ def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, s
     if not row.finite:
         return row, "some entries are not finite"
     if is_quantised(first) and is_quantised(second):
-        least = format_values(sides, formats, row.delta_energy).get("kept_low")
+        values = format_values(sides, formats, row.delta_energy)
+        least, ratio = values.get("kept_low"), values.get("floor_ratio")
         is_open = formats[0] != formats[1] if least is None else least == 0
+        if any(one.startswith(CALIBRATED) for one in formats):
+            is_open = is_open or ratio is None or ratio <= CALIBRATED_ERROR
         return row, "rounding to its format and to the base's may leave this" if is_open else ""
     if is_quantised(second):
-        is_copy = format_noise(first, second, agreement(formats[1])).is_copy(formats[1])
-        if is_copy is None:
+        noise = format_noise(first, second)
+        if (is_copy := noise.is_copy(formats[1])) is None:
             return row, f"what {formats[1]} makes of the base's is not known"
+        if not is_copy and noise.may_be_calibrated(formats[1]):
+            return row, f"{formats[1]} may leave this of the base's, as by GPTQ or AWQ"
         return replace(row, rounded=("tuned", formats[1])) if is_copy else row, ""
     is_cast: bool | None = row.rounded == ("base", formats[0])
     if is_quantised(first):
-        is_cast = format_noise(second, first, agreement(formats[0])).is_copy(formats[0])
+        noise = format_noise(second, first)
+        is_cast = noise.is_copy(formats[0]) or noise.may_be_calibrated(formats[0])
     if is_cast is not False:
         return row, f"the base's may be this, rounded to {formats[0]}"
-    if row.rounded is None and is_matrix:
-        few = _few_levels(second, formats[1])
-        if few and not _few_levels(first, formats[0]):
-            return row, f"it may be the base's after a round trip through {few}"
+    if row.rounded is None and is_matrix and has_few_levels(first, second):
+        return row, "it may be the base's after a round trip through 8 bits or fewer"
     if row.rounded is None and _is_within_a_unit(sides, formats):
         return row, f"rounding to {formats[1]} in another way may leave this"
     return row, ""
-
-
-def _few_levels(side: Matrix, stored: str) -> str | None:
-    """`INT4` or `8 bits` where rows have as few distinct values as after a copy in that."""
-    if FLOATS[stored].bits <= 8:
-        return None
-    cols = side.shape[-1]
-    if is_stored(side) and side.is_flat:  # no more of it is read
-        rows = torch.empty(min(SAMPLE * cols, side.numel()), dtype=side.dtype)
-        side.fill(0, rows.view(torch.uint8).numpy().data)
-    else:
-        rows = side[(slice(0, 1),) * (side.ndim - 2) + (slice(0, SAMPLE),)]
-    return round_trip(levels(rows.reshape(-1, cols)), cols)
 
 
 def _is_within_a_unit(sides: Sides, formats: tuple[str, str]) -> bool:
