@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args, overload
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from shadow.errors import ShadowError, UsageError
-from shadow.outputs.inline_html import inline_html
-from shadow.reports.provenance import report_metadata
+from shadow.outputs.markdown import markdown
 from shadow.storage import as_given
 from shadow.telling.document import Document, Headline, Paragraph
 from shadow.telling.reading import SummarisedReport
@@ -21,8 +19,6 @@ from shadow.telling.report import report_document
 from shadow.text import nearest, visible
 
 Subject = Literal["delta", "base", "tuned"]
-
-SUBJECTS = get_args(Subject)
 
 
 @dataclass(frozen=True)
@@ -48,31 +44,29 @@ class AuditReport(SummarisedReport):
         The matrices of one tensor, as of a fused projection or of experts, are told apart by module
         and expert. Raises ShadowError where there is no such spectrum, or more than one.
         """
-        if subject not in SUBJECTS:
-            raise UsageError(f"no subject {subject!r}", f"one of {', '.join(SUBJECTS)}")
+        if subject not in get_args(Subject):
+            raise UsageError(f"no subject {subject!r}", f"one of {', '.join(get_args(Subject))}")
         rows = self.spectra
         if rows.empty:
-            raise ShadowError(
-                f"{self.folder}: the report has no spectra",
-                "audit the pair again with spectra=True",
-            )
+            hint = "audit the pair again with spectra=True"
+            raise ShadowError(f"{self.folder}: the report has no spectra", hint)
         of_tensor = rows[rows["tensor"] == tensor]
         if of_tensor.empty:
             hint = nearest(tensor, rows["tensor"].unique()) or "`report.spectra` lists them"
             raise ShadowError(f"{self.folder}: no spectrum of a tensor {tensor[:200]!r}", hint)
-        if module is not None:
-            of_tensor = of_tensor[of_tensor["module"] == module]
-        if expert is not None:
-            of_tensor = of_tensor[of_tensor["expert"] == expert]
         chosen = of_tensor[of_tensor["subject"] == subject]
+        for name, wanted in (("module", module), ("expert", expert)):
+            chosen = chosen if wanted is None else chosen[chosen[name] == wanted]
         if len(chosen) == 1:
             return np.asarray(chosen["sigma"].iloc[0], dtype=np.float64)
-        if chosen.empty:
-            raise ShadowError(
-                f"{self.folder}: no spectrum of the {subject} of {tensor[:200]!r}",
-                _alternatives(of_tensor),
-            )
-        raise ShadowError(f"{tensor[:200]!r} holds {len(chosen)} matrices", _alternatives(chosen))
+        columns = ["subject", "module", "expert"]
+        some = of_tensor[columns].drop_duplicates().head(5).to_dict("records")
+        there = "; ".join(
+            ", ".join(f"{key}={value!r}" for key, value in row.items() if not pd.isna(value))
+            for row in some
+        )
+        fault = f"{len(chosen) or 'no'} matrices of the {subject} of {tensor[:200]!r}"
+        raise ShadowError(f"{self.folder}: {fault}", f"there is {there}")
 
     @property
     def name(self) -> str:
@@ -82,60 +76,29 @@ class AuditReport(SummarisedReport):
     def __repr__(self) -> str:
         try:
             summary = self.summary
-            standing = summary.stopped
-            titled = self.name if standing is None else f"{self.name}: {standing}"
+            titled = ": ".join(filter(None, (self.name, summary.stopped)))
             origin = f"{as_given(self.folder)}, measured by shadow {self.provenance.version}"
             lines = [titled, summary.finding.headline, origin]
         except ShadowError as error:  # a repr must not fail: a notebook would show a traceback
             lines = ["AuditReport", error.message, error.hint or ""]
         return "\n".join(visible(line) for line in lines)
 
-    def _repr_html_(self) -> str:
+    def _repr_markdown_(self) -> str:
         """What `shadow show` prints, for notebooks."""
         try:
-            folder = as_given(self.folder)
-            document = report_document(self.summary, report_metadata(self.folder), folder)
+            told, folder = self.provenance.told, as_given(self.folder)
+            return markdown(report_document(self.summary, told, folder).shown(), level=4)
         except ShadowError as error:
-            document = Document([Headline(error.message), Paragraph(error.hint or "")])
-        return inline_html(document.shown())
+            return markdown(Document([Headline(error.message), Paragraph(error.hint or "")]))
 
 
-class AuditReports(Sequence[AuditReport]):
+class AuditReports(tuple[AuditReport, ...]):
     """The reports of several pairs, in the order in which these were named."""
 
-    def __init__(self, reports: Iterable[AuditReport]) -> None:
-        self._reports = tuple(reports)
-
-    @overload
-    def __getitem__(self, index: int) -> AuditReport: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> AuditReports: ...
-
-    def __getitem__(self, index: int | slice) -> AuditReport | AuditReports:
-        if isinstance(index, slice):
-            return AuditReports(self._reports[index])
-        return self._reports[index]
-
-    def __len__(self) -> int:
-        return len(self._reports)
+    __slots__ = ()
 
     def __repr__(self) -> str:
-        return "\n\n".join(repr(report) for report in self._reports) or "no reports"
+        return "\n\n".join(map(repr, self)) or "no reports"
 
-    def _repr_html_(self) -> str:
-        return "<hr>".join(report._repr_html_() for report in self._reports) or "<p>no reports</p>"
-
-
-def _alternatives(rows: pd.DataFrame) -> str | None:
-    """What tells the matrices of a tensor apart, for a hint."""
-    several = rows[["module", "expert", "subject"]].drop_duplicates().head(5)
-    choices = []
-    for module, expert, subject in several.itertuples(index=False):
-        which = f"subject={subject!r}, module={module!r}"
-        if not pd.isna(expert):
-            which += f", expert={expert}"
-        choices.append(which)
-    if not choices:
-        return None
-    return f"there is {'; '.join(choices)}"
+    def _repr_markdown_(self) -> str:
+        return "\n".join(report._repr_markdown_() for report in self) or "no reports"
