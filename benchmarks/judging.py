@@ -46,7 +46,7 @@ class Case:
         if pair.label:
             family, _, name = pair.label.partition(":")
             target = replace(target, family=family, name=name)
-        self.report = shadow.audit(target, output=folder / "reports", jobs=1)
+        self.report = shadow.audit(target, output=folder / "reports", overwrite=True, jobs=1)
         self.summary = self.report.summary
         self.finding = self.summary.finding
         self.codes = [one.code for one in self.finding.sentences]

@@ -477,7 +477,7 @@ def narrower(base: Base, seed: int) -> Made:
     """A quarter of the neurons of MLPs taken out."""
     found = dict(base.start)
     for name in ending(found, READS[3:] + WRITES[1:]):
-        dim = "down_proj" in name
+        dim = int("down_proj" in name)
         found[name] = found[name].narrow(dim, 0, 3 * found[name].shape[dim] // 4)
     return pair(base.start, found, update=False)
 
