@@ -572,15 +572,18 @@ def way_of(case: Case, code: str) -> bool | None:
 
 def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, str]:
     way = way_of(case, code)
-    if code == "merged_adapter" and case.made.rotated:
-        way = "low-rank" not in name and "low rank" not in name
+    done = f"done was: {case.pair.done}"
+    if code == "merged_adapter" and "few directions" in name:  # whatever made them few
+        rank = case.truth.rank(case.truth.inside)
+        side = min((min(case.truth.base[one].shape) for one in case.truth.inside), default=0)
+        way = 4 * rank <= side if rank is not None else False if case.made.update == {} else None
+        done = f"{done}, of rank {rank}"
+    elif code == "merged_adapter" and case.made.rotated:
+        way = "low-rank" not in name
     if way is None:
         return "not judged", ""
     if answer == "cannot_be_excluded":
         return "absent", ""
-    done = f"done was: {case.pair.done}"
-    if code == "weight_decay" and (cosine := case.truth.decay_cosine()) is not None:
-        done = f"the decay cosine of the update is {cosine:.2f}"
     return ("true" if (answer == "fits") == way else "false"), done
 
 

@@ -182,10 +182,10 @@ def test_noise_has_no_direction_that_stands_out(audited):
     assert "standing_out" not in codes(audited(0, 0.0)[1])
 
 
-def test_an_adapter_beside_another_change_is_not_excluded(audited):
-    """Rank 8 with half of the energy in noise of full rank."""
+def test_a_change_of_full_rank_is_no_adapter(audited):
+    """Rank 8 with half of the energy in noise of full rank: not of low rank as a whole."""
     merged = answers(audited(8, 0.5)[1])["merged_adapter"]
-    assert merged.answer == "cannot_be_excluded"
+    assert merged.answer == "no"
 
 
 def test_an_adapter_is_called_one(tmp_path):
@@ -259,15 +259,23 @@ def test_the_rank_of_a_planted_update_is_not_below_its_bound(tmp_path, rank, noi
 
 @pytest.mark.parametrize(
     ("over", "kept", "known"),
-    [(1.0, 0.98, 4), (1.14, 0.98, 4), (1.2, 0.98, 0), (1.0, 0.6, 0), (1.1, 0.8, 4), (1.14, 0.8, 0)],
+    [
+        (1.0, 0.98, 4),
+        (1.005, 0.98, 4),
+        (1.04, 0.98, 0),
+        (1.0, 0.6, 0),
+        (0.95, 0.8, 4),
+        (0.0, None, 0),
+    ],
 )
 def test_a_rank_is_known_where_little_of_the_update_can_hide(tmp_path, over, kept, known):
     """Beyond 8 directions there is what rounding leaves, times over: more may be the update's."""
-    figures = {**RANK_8, "rest_over_rounding": over, "kept": kept}
+    few = {"kept_reason": None if kept else "few_changed"}  # whose rank is that of a few entries
+    figures = {**RANK_8, "rest_over_rounding": over, "kept": kept, **few}
     deltas = [row(layer, "mlp.up", **figures) for layer in range(4)]
     inside = summary_of(tmp_path, deltas).inside_layers
     assert inside["rank_known"] == known
-    assert inside["rank_most"] == (8 if known else 64)
+    assert inside["rank_most"] == (8 if known else 64 if kept else None)
 
 
 def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from shadow.claims.answer import Claim, Figure, Outcome, table
 from shadow.claims.draft import Draft, all_of
-from shadow.claims.recognised import few_of, is_low_rank
+from shadow.claims.recognised import USUAL_RANK, few_of, is_low_rank
 from shadow.summary.record import PairRecord
 
 Word = Literal["no", "fits", "cannot_be_excluded"]
@@ -23,6 +23,7 @@ ANSWERS: Mapping[Word, str] = {
     "cannot_be_excluded": "cannot be excluded",
 }
 IN_8_BITS = 0.002  # relative norm, below what a rounding to 8 bits or fewer leaves
+HIGH = 0.5  # of the short side: more than any adapter of that width has
 ROUNDED = 0.5  # share of the energy up to which the rest is the rounding of a format
 ALONG = 0.1  # decay_cosine from which a change has the shape of the weights themselves
 EXPLANATIONS = table(
@@ -73,7 +74,6 @@ def explanations(record: PairRecord) -> list[Explanation]:
 
 
 def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
-    """Never `no`: several adapters, or one beside another change, leave full rank."""
     figures, inside = draft.summary.figures, draft.summary.inside_layers
     if figures.rank_ceiling is not None:
         rank = draft.write(figures.rank_ceiling, "figures.rank_ceiling", "count")
@@ -82,7 +82,12 @@ def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
         rank = draft.write(inside.rank_most or 0, "inside_layers.rank_most", "count")
         of = draft.directions()
         return "holds", f"the median update has rank {rank} at most, of {of} possible"
-    return "cannot_be_told", "several adapters, or one beside another change, leave full rank"
+    least, side = inside.rank_least, figures.short_side
+    if least is None or side is None or least <= min(USUAL_RANK, HIGH * side):
+        return "cannot_be_told", "the rank of the update is unknown"
+    rank = draft.write(least, "inside_layers.rank_least", "count")
+    of = draft.directions()
+    return "does_not_hold", f"the median update has rank {rank} or more, of {of} possible"
 
 
 def _orthogonalised(draft: Draft) -> tuple[Outcome, str]:

@@ -156,6 +156,8 @@ class InsideLayers(Named, LayerMedians, _Known):
     """Matrices less coherent than a change along all directions of their short side alike."""
     rank_most: float | None
     """Bound of the rank of the update, median."""
+    rank_least: float | None
+    """The same from below."""
     levels_base_judged: int
     """Matrices of the base whose rows are long enough to count distinct values."""
     levels_base_few: int
