@@ -285,11 +285,13 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
     """Eigenvalues, ascending, of the matrix with this lower triangle.
 
-    Raises TypeError but for a square contiguous matrix in float64. By torch on any processor: an
-    audit of 0.5B shapes took 0.99 to 1.09 of the time of one by OpenBLAS on a Zen 4.
+    Raises TypeError but for a square contiguous matrix in float64. By NumPy's OpenBLAS where MKL
+    takes slow paths: with torch's an audit of 0.5B shapes took up to 1.2 times as long on a Zen 4.
     """
     require_square("eigenvalues", lower.numpy())
-    return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy())
+    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE:
+        return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy())
+    return np.asarray(np.linalg.eigvalsh(lower.numpy(), UPLO="L"))
 
 
 def with_vectors(gram: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
