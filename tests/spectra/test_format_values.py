@@ -126,3 +126,13 @@ def test_codebooks_without_cells_have_no_floor(base):
     copy = ggml(base, "Q4_0")
     copy.each = None
     assert values(base, copy, ("F32", "NF4")) == dict.fromkeys(("floor_ratio", *COLUMNS))
+
+
+def test_formats_of_compensated_rounding_have_no_share_of_the_update(base):
+    """The error of GPTQ is larger than that of rounding each entry, with nothing trained."""
+    copy = gptq(base)
+    found = values(base, copy, ("F32", "GPTQ-4"))
+    assert (found["kept_low"], found["kept_high"]) == (None, None)
+    assert found["format_ratio"] > 1.05
+    both = values(copy, gptq(base + update(1e-3)), ("GPTQ-4", "GPTQ-4"))
+    assert (both["kept_low"], both["kept_high"]) == (None, None)

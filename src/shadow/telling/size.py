@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import CLEAR, has_other_norm_unrounded, is_lost
+from shadow.claims.recognised import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow
@@ -80,6 +80,8 @@ def is_as_stored(summary: PairRecord) -> bool:
     near = figures.floor_ratio is not None and figures.floor_ratio < CLEAR
     if (kept := summary.inside_layers.kept) is not None:
         near = near or kept < MOSTLY_KEPT
+    # of a copy in few bits, floor_ratio may be of the file's format
+    near = near or few_bits(Draft(summary)) is not None
     return figures.relative_norm_overall_unrounded is None and (near or is_lost(summary))
 
 
