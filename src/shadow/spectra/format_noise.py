@@ -48,7 +48,7 @@ COLUMNS = ("format_ratio", "format_outside", "format_copy", "kept_low", "kept_hi
 # of eleven types of ggml on normal weights, .58 of Q3_K with columns that differ by a factor e.
 LEAST_EVEN = 0.55
 # Formats whose quantisers may make up for errors in other columns, as GPTQ does: their error is no
-# measure of the update. 8-bit floats and NVFP4 (in levels.CALIBRATED) are rounded entry by entry as a rule.
+# measure of the update. Of levels.CALIBRATED, floats are rounded entry by entry as a rule.
 COMPENSATED = ("GPTQ", "AWQ", "INT", "MLX")
 ALIKE = 0.125  # of a step: steps that are further apart put most levels at other places
 # mean d² over the squared mean |d| of an update, at most; it is 1.6 if normal, and 8 if a fifth of
