@@ -85,7 +85,7 @@ def without_extras(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", BASIC, ids=lambda words: words[0])
 def test_auditing_and_reading_reports_needs_no_extra(without_extras, words):
-    """Without transformers, matplotlib, Jinja and DuckDB: exit 0, with output."""
+    """Without transformers, matplotlib and Jinja: exit 0, with output."""
     folder, found = without_extras
     code, out, err = found[words]
     assert code == 0, err
