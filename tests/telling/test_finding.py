@@ -435,9 +435,9 @@ FITS = {
     "orthogonalised_optimiser": {"purity_z": -20.0},
     "quantised_copy": {"kept_low": 0.0, "kept_high": 0.4},
 }
-EXCLUDED = {"quantised_copy": {"relative_norm": 0.0019}}
+EXCLUDED = {"merged_adapter": {}, "quantised_copy": {"relative_norm": 0.0019}}
 OPEN = {
-    "merged_adapter": {},
+    "merged_adapter": UNKNOWN,
     "orthogonalised_optimiser": {"purity_z": -20.0, "decay_cosine": -0.2},  # of flat weights
     "quantised_copy": {"levels_tuned": LEVELS["int8"], "relative_norm": 0.0019, **WIDE},
 }
