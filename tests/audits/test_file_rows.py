@@ -113,7 +113,9 @@ def merges(pairs):
         ("config_sentence_transformers.json", {"prompts": {"q": "a"}}, {"prompts": {}}, "prompts"),
         # one RoPE, written in both ways, and keys that change nothing
         ("config.json", {"rope_theta": 1e6}, {"rope_parameters": {"rope_theta": 1e6}}, None),
-        ("config.json", {"torch_dtype": "a", "y": None}, {"dtype": "b"}, None),
+        ("config.json", {"torch_dtype": "a", "y": None}, {"dtype": "b"}, "dtype"),
+        ("config.json", {"torch_dtype": "torch.a"}, {"dtype": "a"}, None),
+        ("config.json", {"torch_dtype": "a", "x": 1}, {"x": 1}, None),
         # what is said twice, in another way
         ("config.json", {"rope_theta": 1, "rope_parameters": {"rope_theta": 2}},
          {"rope_theta": 1, "rope_parameters": {"rope_theta": 3}}, "rope_parameters.rope_theta"),
@@ -569,7 +571,7 @@ def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
     put(tuned, tokenizer__json={**WHOLE, "added_tokens": more})
     shutil.copy(base / "config.json", tuned)
     row = told(base, tuned)["tokenizer.json"]
-    assert row["detail"].startswith("1 token is beyond the vocabulary of 5 rows: <tool>; special")
+    assert row["detail"].startswith("1 token is beyond the vocabulary of 5 rows: <tool>; token 5")
     assert row["differs"] == "special_tokens tokens_beyond"
     done = shadow("verify", "files", base, tuned)
     assert done.code == 4

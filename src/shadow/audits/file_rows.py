@@ -48,7 +48,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 TOKENS_BEYOND = "tokens_beyond"  # what differs where the tuned side alone has any
 INSIDE = ("config", "generation", "tokenizer")
 OTHER_FORM = "one side is a GGUF file, which keeps this in another form"
-ALIKE = "only layout differs, or keys such as dtype and transformers_version"
+ALIKE = "only layout differs, or keys such as transformers_version"
 
 
 # the row of a side of which not all files are known

@@ -27,9 +27,10 @@ WITH_NUMBERS = (  # files that say which numbers tokens have, and how many rows 
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "added_tokens.json", "vocab.json",
 )  # fmt: skip
+DTYPES = ("dtype", "torch_dtype")  # of newer and of older configs, which need not say it
 # keys of config files that change nothing of what a model computes
 NEUTRAL = (
-    *("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"),
+    *("_name_or_path", "name_or_path", "transformers_version", "use_cache"),
     *("_attn_implementation", "_attn_implementation_autoset", "_from_model_config", "_commit_hash"),
     *("special_tokens_map_file", "tokenizer_file", "output_attentions", "output_hidden_states"),
     "return_dict",
@@ -43,7 +44,8 @@ FIRST = (  # keys that are named before others
     "quantization_config", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 SPECIAL = re.compile(r"((?!add_)\w+_token|additional_special_tokens|extra_special_tokens)")
-PIECES = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+NUMBERED = "token "  # before the number of an added one
+LARGE = ("vocabulary", "merges")  # what a difference does not quote
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Difference:
 def can_look_into(path: str) -> bool:
     """Whether `differences` knows what is in a file, by its name."""
     name = PurePosixPath(path).name
-    return name in _BY_NAME or name.endswith("config.json")
+    return name in KINDS or name.endswith("config.json")
 
 
 def differences(path: str, base: bytes, tuned: bytes) -> list[Difference]:
@@ -68,9 +70,9 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[Difference]:
     The chat template in a tokenizer's config is left out: see `template_of`. Raises ValueError with
     a reason where a side cannot be understood.
     """
-    compare = _BY_NAME.get(PurePosixPath(path).name, _compare_configs)
+    parse = KINDS.get(PurePosixPath(path).name, _config)
     try:
-        return compare(base, tuned)
+        return _keys_apart(parse(base), parse(tuned))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -174,13 +176,13 @@ class _OddError(ValueError):
     """JSON that reads, but that no program should trust."""
 
 
-def _compare_configs(base: bytes, tuned: bytes) -> list[Difference]:
-    return _keys_apart(flat_config(read_json(base)), flat_config(read_json(tuned)))
+def _config(content: bytes) -> dict[str, Any]:
+    return flat_config(read_json(content))
 
 
-def _compare_modules(base: bytes, tuned: bytes) -> list[Difference]:
+def _modules(content: bytes) -> dict[str, Any]:
     """Of sentence-transformers: a list of what is applied in which order."""
-    return _compare_configs(*(b'{"modules": %s}' % content for content in (base, tuned)))
+    return _config(b'{"modules": %s}' % content)
 
 
 def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,6 +193,9 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, dict) else dict(config)
     merged.pop("text_config", None)
+    said = [str(merged.pop(key)) for key in DTYPES if merged.get(key)]
+    if said:
+        merged[DTYPES[0]] = said[0].removeprefix("torch.")
     if isinstance(text, dict):  # what both say, each another thing
         merged |= {
             f"top.{key}": value
@@ -220,15 +225,23 @@ def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys_apart(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[Difference]:
-    """The keys whose values differ; what a side does not say and null are one."""
+    """The keys whose values differ; what a side does not say and null are one, and a dtype that one
+    side alone says is no difference.
+    """
     apart = [key for key in {**base, **tuned} if not _equal(base.get(key), tuned.get(key))]
+    if not (base.get(DTYPES[0]) and tuned.get(DTYPES[0])):
+        apart = [key for key in apart if key != DTYPES[0]]
     ranks = {key: rank for rank, key in enumerate(FIRST)}
     apart.sort(key=lambda key: (ranks.get(key, len(ranks)), key))
     return [_difference(key, base.get(key), tuned.get(key)) for key in apart]
 
 
 def _difference(key: str, base: object, tuned: object) -> Difference:
+    if key in LARGE:
+        return Difference(key, f"{key} differs")
     word = key if WORD.fullmatch(key) else OTHER
+    if SPECIAL.fullmatch(key) or key.startswith(NUMBERED):
+        word = "special_tokens"
     return Difference(word, f"{visible(key)[:LONGEST]} {_said(base)} -> {_said(tuned)}")
 
 
@@ -248,80 +261,54 @@ def _said(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
-def _compare_tokenizer_configs(base: bytes, tuned: bytes) -> list[Difference]:
-    sides = [read_json(base), read_json(tuned)]
-    plain = [
-        {
-            key: value
-            for key, value in side.items()
-            if key not in ("chat_template", "added_tokens_decoder", *NEUTRAL)
-            and not SPECIAL.fullmatch(key)
-        }
-        for side in sides
-    ]
-    decoders = [side.get("added_tokens_decoder") for side in sides]
-    flags = [
-        _flags([{**one, "id": key} for key, one in decoder.items() if isinstance(one, dict)])
-        if isinstance(decoder, dict)
-        else {}
-        for decoder in decoders
-    ]
-    special = _special_apart(*(_special(side) for side in sides)) or _special_apart(*flags)
-    return [*special, *_keys_apart(*plain)]
+def _tokenizer_config(content: bytes) -> dict[str, Any]:
+    """Its keys but the chat template; special tokens by their roles, and added ones by number."""
+    side = {
+        key: value
+        for key, value in read_json(content).items()
+        if key not in ("chat_template", *NEUTRAL)
+    }
+    added = side.pop("added_tokens_decoder", None)
+    listed = added.items() if isinstance(added, dict) else ()
+    numbers = {f"{NUMBERED}{key}": _flagged(value) for key, value in listed}
+    return {**_contents(side), **numbers}
 
 
-def _compare_special(base: bytes, tuned: bytes) -> list[Difference]:
-    return _special_apart(_special(read_json(base)), _special(read_json(tuned)))
-
-
-def _special(side: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens of a file by role, as text where it says more of them; those that are
-    added to the vocabulary by number.
-    """
-    roles = {key: _content(value) for key, value in side.items() if SPECIAL.fullmatch(key)}
-    added = side.get("added_tokens_decoder")
-    listed = added if isinstance(added, dict) else {}
-    numbers = {f"token {key}": _content(value) for key, value in listed.items()}
-    return {key: value for key, value in {**roles, **numbers}.items() if value not in (None, [])}
+def _contents(side: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a file, with special tokens as text where it says more of them."""
+    found = {
+        key: _content(value) if SPECIAL.fullmatch(key) else value for key, value in side.items()
+    }
+    return {key: value for key, value in found.items() if value != []}
 
 
 def _content(value: object) -> object:
     """The text of a special token, which may be written as an object that holds it."""
     if isinstance(value, dict):
         return value.get("content", value)
-    if isinstance(value, list):
-        return [_content(item) for item in value]
-    return value
+    return [_content(item) for item in value] if isinstance(value, list) else value
 
 
-def _special_apart(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[Difference]:
-    apart = _keys_apart(base, tuned)
-    texts = [difference.text for difference in apart[:3]]
-    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
-    return [Difference("special_tokens", f"special tokens: {', '.join(texts)}{more}")][: len(apart)]
+def _flagged(token: object) -> object:
+    """The text of an added token, and how it is split off: what is true of it, such as lstrip."""
+    if not isinstance(token, dict):
+        return token
+    return [token.get("content"), *sorted(key for key, value in token.items() if value is True)]
 
 
-def _compare_tokenizers(base: bytes, tuned: bytes) -> list[Difference]:
+def _tokenizer(content: bytes) -> dict[str, Any]:
     """`tokenizer.json` of the tokenizers library."""
-    sides = [read_json(base), read_json(tuned)]
-    models = [side["model"] if isinstance(side.get("model"), dict) else {} for side in sides]
-    apart = _vocabularies_apart(*(_tokens(model.get("vocab")) for model in models))
-    if not apart and not _equal(*(model.get("vocab") for model in models)):
-        apart.append(Difference("vocabulary", "vocabulary differs"))
-    if not _equal(*(_merges(model.get("merges")) for model in models)):
-        apart.append(Difference("merges", "merges differ"))
-    listed = [side.get("added_tokens") for side in sides]
-    added, flags = ([of(one) for one in listed] for of in (_added, _flags))
-    apart += _special_apart(*added) or _special_apart(*flags)
-    pieces = [piece for piece in PIECES if not _equal(*(side.get(piece) for side in sides))]
-    rest = [
-        {key: value for key, value in model.items() if key not in ("vocab", "merges")}
-        for model in models
-    ]
-    apart += [Difference(piece, f"{piece} differs") for piece in pieces]
-    known = ("version", "model", "added_tokens", *PIECES)
-    more = [{key: value for key, value in side.items() if key not in known} for side in sides]
-    return [*apart, *_keys_apart(*rest), *_keys_apart(*more)]
+    side = read_json(content)
+    model = side.pop("model", None)
+    model = dict(model) if isinstance(model, dict) else {}
+    side.pop("version", None)
+    found: dict[str, Any] = {}
+    listed = side.pop("added_tokens", None)
+    for token in listed if isinstance(listed, list) else ():
+        number = token.get("id") if isinstance(token, dict) else None
+        found.setdefault(f"{NUMBERED}{number}", []).append(_flagged(token))
+    found |= {"vocabulary": model.pop("vocab", None), "merges": _merges(model.pop("merges", None))}
+    return {**side, **model, **found}
 
 
 def _tokens(vocabulary: object) -> dict[Any, Any]:
@@ -345,77 +332,25 @@ def _merges(merges: object) -> object:
     return merges
 
 
-def _added(tokens: object) -> dict[str, Any]:
-    """The texts of added tokens by number."""
-    found: dict[str, Any] = {}
-    for token in tokens if isinstance(tokens, list) else []:
-        if isinstance(token, dict):
-            key = f"token {token.get('id')}"
-            found[f"{key} again" if key in found else key] = token.get("content")
-    return found
-
-
-def _flags(tokens: object) -> dict[str, Any]:
-    """By number, how added tokens are split off and kept: what is true of each, such as lstrip."""
-    listed = tokens if isinstance(tokens, list) else []
-    return {
-        f"token {token.get('id')}": sorted(key for key, value in token.items() if value is True)
-        for token in listed
-        if isinstance(token, dict)
-    }
-
-
-def _vocabularies_apart(base: Mapping[Any, Any], tuned: Mapping[Any, Any]) -> list[Difference]:
-    added = sum(token not in base for token in tuned)
-    removed = sum(token not in tuned for token in base)
-    moved = sum(not _equal(tuned[token], base[token]) for token in base if token in tuned)
-    if not (added or removed or moved):
-        return []
-    counts = ((added, "added"), (removed, "removed"), (moved, "with another number"))
-    said = ", ".join(f"{count:,} {what}" for count, what in counts if count)
-    return [Difference("vocabulary", f"vocabulary {len(base):,} -> {len(tuned):,} tokens: {said}")]
-
-
-def _compare_vocabularies(base: bytes, tuned: bytes) -> list[Difference]:
-    return _vocabularies_apart(read_json(base), read_json(tuned))
-
-
-def _compare_lists(base: bytes, tuned: bytes) -> list[Difference]:
-    """`vocab.txt`: a token a line."""
-    sides = [_lines(content) for content in (base, tuned)]
-    apart = _vocabularies_apart(*({line: at for at, line in enumerate(side)} for side in sides))
-    if not apart and sides[0] != sides[1]:
-        apart.append(Difference("vocabulary", "vocabulary differs"))
-    return apart
-
-
-def _compare_merges(base: bytes, tuned: bytes) -> list[Difference]:
-    """`merges.txt`: a merge a line, after a line that says so."""
-    sides = [
-        [line for line in _lines(content) if not line.startswith("#version")]
-        for content in (base, tuned)
-    ]
-    if sides[0] == sides[1]:
-        return []
-    return [Difference("merges", f"merges differ ({len(sides[0]):,} -> {len(sides[1]):,})")]
-
-
 def _lines(content: bytes) -> list[str]:
     return content.decode(errors="replace").rstrip("\n").split("\n")
 
 
-_BY_NAME: Mapping[str, Callable[[bytes, bytes], list[Difference]]] = {
-    "tokenizer.json": _compare_tokenizers,
-    "tokenizer_config.json": _compare_tokenizer_configs,
-    "special_tokens_map.json": _compare_special,
-    "added_tokens.json": _compare_vocabularies,
-    "vocab.json": _compare_vocabularies,
-    "vocab.txt": _compare_lists,
-    "merges.txt": _compare_merges,
-    "params.json": _compare_configs,
-    "modules.json": _compare_modules,
-    "config_sentence_transformers.json": _compare_configs,
+KINDS: Mapping[str, Callable[[bytes], dict[str, Any]]] = {
+    "tokenizer.json": _tokenizer,
+    "tokenizer_config.json": _tokenizer_config,
+    "special_tokens_map.json": lambda content: _contents(read_json(content)),
+    "added_tokens.json": lambda content: {"vocabulary": read_json(content)},
+    "vocab.json": lambda content: {"vocabulary": read_json(content)},
+    "vocab.txt": lambda content: {"vocabulary": _lines(content)},
+    "merges.txt": lambda content: {
+        "merges": [line for line in _lines(content) if not line.startswith("#version")]
+    },
+    "params.json": _config,
+    "modules.json": _modules,
+    "config_sentence_transformers.json": _config,
 }
+"""What each kind of file says, by keys; of any other `config.json` as of a config."""
 
 
 def words_of(apart: Iterable[Difference]) -> Sequence[str]:

@@ -45,7 +45,7 @@ STEPS_ENERGY = 1.6
 ENOUGH = 2_000  # entries of a tensor that this is asked of
 # of weights that people give, the likeliest first
 DENOMINATORS = (1, 2, 3, 4, 5, 10, 20, *range(6, 10), 11, 12, 16, 100, 1_000, 10_000)
-ALIKE = 1 / 3  # groups that need weights of their own, of all groups, at least
+ALIKE = 1 / 3  # groups that need weights of their own, of all layers, at least
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,8 @@ def _fitted(groups: Sequence[_Group], per: Per) -> Fit | None:
         weights = np.array([weights_of(group.theta, group.has_base) for group in groups])
         errors = np.array([group.errors for group in groups])
         own = (np.abs(weights - np.median(weights, 0)) > errors + 1e-3).any(1)
-        if per == "layer" and own.sum() < max(2, ALIKE * len(groups)):
+        layers = sum(group.members[0].layer is not None for group in groups)
+        if per == "layer" and own.sum() < max(2, ALIKE * layers):
             return None
         return Fit(per, weights, errors.min(0), in_steps)
     return None
@@ -309,8 +310,8 @@ class _Group:
             disagree = {rest.name: rest.beyond for rest in self.rests if rest.beyond}
             if not disagree:
                 return True
-            if sum(disagree.values()) <= few and not in_steps:
-                self.few = disagree
+            if sum(disagree.values()) <= few:
+                self.few = self.few or disagree
             rows += [rest.rows for rest in self.rests]
             self.theta, reached = within(np.concatenate(rows), self.theta)
             if reached > LOOSE:
