@@ -51,6 +51,11 @@ class Replaced(Places):
     cosine_least: float
     cosine_most: float
 
+    @property
+    def cosines(self) -> tuple[float, float]:
+        """The least and the largest cosine of base and tuned."""
+        return self.cosine_least, self.cosine_most
+
 
 @dataclass(frozen=True)
 class FewEntries(Places):

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 
 AT_MOST = 2  # parts of the model that are named
+NOTHING_IN_COMMON = 0.1  # a cosine that no training of large steps leaves
 # what leaves nothing more to say; the first that stands among the sentences
 ALONE = {
     "nothing_compared": "Nothing was compared.",
@@ -115,7 +116,7 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if apart is not None and apart.not_comparable is not None:
         count = counted(apart.not_comparable.matrices, "matrix", "matrices")
         return f"with {count} not comparable entry by entry"
-    if replaced is not None:
+    if replaced is not None and max(map(abs, replaced.cosines)) < NOTHING_IN_COMMON:
         count = counted(replaced.matrices, "matrix", "matrices")
         return f"with {count} unlike the base's"
     if summary.recognised.few_entries is not None:
