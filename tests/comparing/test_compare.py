@@ -97,8 +97,8 @@ def noisy(folder, mean, seed, layers=8, **options):
 
 
 def test_figures_are_numpys(tmp_path):
-    """Medians of paired differences, of both sides, by module and by layer, from the Parquet rows
-    by NumPy alone.
+    """Medians of paired differences, of both sides and by module, from the Parquet rows by NumPy
+    alone.
     """
     folders = [noisy(tmp_path / "a", 0.4, 1), noisy(tmp_path / "b", 0.3, 2)]
     found = one(compare(folders))
@@ -123,12 +123,7 @@ def test_figures_are_numpys(tmp_path):
             assert getattr(row, figure.name) == pytest.approx(
                 np.median(apart[first["module"] == row.module]), rel=1e-12
             )
-        for row in found.layers:
-            assert getattr(row, figure.name) == pytest.approx(
-                np.median(apart[first["layer"] == row.layer]), rel=1e-12
-            )
     assert [row.matrices for row in found.modules] == [8, 8, 8]
-    assert [row.layer for row in found.layers] == list(range(8))
 
 
 OPPOSITE = {"more concentrated": "less concentrated", "less concentrated": "more concentrated"}
@@ -144,7 +139,7 @@ def assert_mirrored(found, back):
         turned = (here.difference, here.high, here.low)
         assert turned == tuple(None if one is None else -one for one in interval(there))
     assert back.verdict == OPPOSITE.get(found.verdict, found.verdict)
-    for there, here in zip(found.layers + found.modules, back.layers + back.modules, strict=True):
+    for there, here in zip(found.modules, back.modules, strict=True):
         assert all(getattr(here, figure.name) == -getattr(there, figure.name) for figure in FIGURES)
     assert back.matched.matrices == found.matched.matrices
 
@@ -200,11 +195,8 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
     found = one(compare([first, second]))
     assert found.matched.matrices == 14
     assert {row.reason: (row.matrices, row.examples[0]) for row in found.unmatched} == {
-        "identical to the base in B": (1, "layers.0.attn.q"),
-        "filtered in B": (1, "layers.1.attn.q"),
-        "not in B": (1, "layers.2.attn.q"),
-        "of another shape or name in B": (1, "layers.5.mlp.up"),
-        "of another shape or name in A": (1, "layers.5.mlp.up"),
+        "not in B": (4, "layers.0.attn.q"),
+        "not in A": (1, "layers.5.mlp.up"),
     }
     assert any("only 78 % of the changed parameters of A (a)" in text for text in found.warnings)
     assert found.verdict == "more concentrated"
@@ -237,9 +229,7 @@ def test_a_report_against_itself_shows_no_difference(tmp_path):
 
 
 def test_embeddings_and_heads_have_no_vote(tmp_path):
-    """A head that says the opposite changes no figure; a table by module and a warning have it,
-    with its share of the energy: 9 of 27 beside 18 matrices of energy 1, and 1 of 19.
-    """
+    """A head that says the opposite changes no figure; a table by module and a warning have it."""
     plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
     with_head = [
         write(
@@ -254,8 +244,7 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
     assert found.verdict == "more concentrated"
     assert found.matched.matrices == found.matched.in_layers + 1
     assert {row.module: row.concentration for row in found.modules}["head"] == pytest.approx(-0.7)
-    energy = "33 % of the energy of A, 5.3 % of B"
-    assert any(f"head (-0.700; {energy})" in text for text in found.warnings)
+    assert any("the other way: head" in text for text in found.warnings)
 
 
 def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
@@ -299,8 +288,8 @@ def test_figures_that_disagree_are_mixed_evidence(tmp_path):
     assert "; spike energy the other way" in three.sentence
     others = against("others", **two)
     assert others.verdict == "mixed evidence"
-    but = "is not distinguished, but A is more concentrated by stable rank and top-4"
-    assert f"concentration {but}" in others.sentence
+    assert "concentration is not distinguished" in others.sentence
+    assert "stable rank and top-4 energy and none point to different sides" in others.sentence
 
 
 def test_figures_without_a_value_are_left_out(tmp_path):
@@ -317,23 +306,22 @@ def test_figures_without_a_value_are_left_out(tmp_path):
 
 
 def test_bases_are_told_apart_and_refused(tmp_path):
-    """Other fingerprints or spectra: refused with the reason, with the flag told everywhere."""
+    """Other fingerprints: refused with the reason, with the flag said everywhere."""
     folders = [
         uniform(tmp_path / "a", 0.4),
         uniform(tmp_path / "b", 0.3, base=identity(9), weights=2.0),
     ]
-    why = "the spectra of 18 of 18 matrices"
-    with pytest.raises(ShadowError, match=f"different bases: {why} differ") as refused:
+    with pytest.raises(ShadowError, match="different bases: neither commit nor") as refused:
         compare(folders)
     assert "--allow-different-base" in refused.value.hint
     found = one(compare(folders, allow_different_base=True))
     assert (found.relation, found.verified) == ("different bases", None)
     assert found.verdict == "more concentrated"
     assert "from different bases" in found.sentence
-    assert any(f"the bases differ ({why}" in text for text in found.warnings)
+    assert any("the bases differ" in text for text in found.warnings)
 
 
-def test_one_base_is_known_by_commit_content_or_spectra(tmp_path):
+def test_one_base_is_known_by_commit_or_content(tmp_path):
     """A commit counts with its repository only: one commit may hold several checkpoints."""
     commit = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
     here = {**commit, "repo": "org/base/other"}
@@ -343,46 +331,23 @@ def test_one_base_is_known_by_commit_content_or_spectra(tmp_path):
         return one(compare([first, uniform(tmp_path / name, 0.3, **options)])).verified
 
     assert how("b", base=commit) == "commit"
-    assert how("c", base=here) == "spectra"
-    assert how("d", base=identity()) == "spectra"
-    assert how("e", base=identity(), weights=1 + 1e-9) == "spectra"
-    with pytest.raises(ShadowError, match="different bases"):
-        how("f", base=here, weights=1 + 1e-4)
+    for name, base in (("c", here), ("d", identity())):
+        with pytest.raises(ShadowError, match="different bases"):
+            how(name, base=base)
 
 
 def test_stages_of_a_lineage_are_recognised(tmp_path):
-    """base..sft, sft..dpo and dpo..final: consecutive, the outer two by the step between."""
+    """base..sft and sft..dpo are consecutive; base..sft and dpo..final have different bases."""
     ends = [identity(number, f"./{number}") for number in range(4)]
     steps = [
         uniform(tmp_path / name, c, base=ends[i], tuned=ends[i + 1], weights=i + 1.0)
         for i, (name, c) in enumerate([("base..sft", 0.4), ("sft..dpo", 0.3), ("dpo..final", 0.2)])
     ]
-    found = {(c.first, c.second): c for c in compare(steps).contrasts}
-    assert found["A", "B"].relation == found["B", "C"].relation == "consecutive stages"
-    assert found["A", "C"].relation == "one lineage"
-    assert all(any("steps of one lineage" in text for text in c.warnings) for c in found.values())
+    found = one(compare(steps[:2]))
+    assert found.relation == "consecutive stages"
+    assert any("steps of one lineage" in text for text in found.warnings)
     with pytest.raises(ShadowError, match="different bases"):
         compare([steps[0], steps[2]])
-
-
-def test_three_reports_are_ranked_over_what_all_have(tmp_path):
-    """Every pair in the order of the reports; the ranking, with what each step of it is worth."""
-    folders = [
-        noisy(tmp_path / name, c, seed)
-        for seed, (name, c) in enumerate([("b", 0.3), ("a", 0.45), ("b2", 0.3)])
-    ]
-    found = compare(folders)
-    assert [(c.first, c.second) for c in found.contrasts] == [("A", "B"), ("A", "C"), ("B", "C")]
-    ranks = {row.label: (row.rank, row.to_next) for row in found.ranking}
-    assert ranks["B"] == (1, "more concentrated")
-    assert {label for label in ranks if ranks[label][0] > 1} == {"A", "C"}
-    assert found.ranking[1].to_next in ("not distinguished", "different, below the margin")
-    assert found.ranking[2].to_next is None
-    assert [row.concentration for row in found.ranking] == sorted(
-        (row.concentration for row in found.ranking), reverse=True
-    )
-    assert found.ranking[0].cells == 24
-    assert compare(folders[:2]).ranking == []
 
 
 # What is said aloud
@@ -398,7 +363,7 @@ def test_what_voids_a_verdict(tmp_path):
     """
     other = uniform(tmp_path / "other", 0.3)
     faults = {
-        "an adapter of rank 4 and B (other) of full rank (in 18 matrices)": adapter(4),
+        "of rank 4, as an adapter and B (other) of full rank (in 18 matrices)": adapter(4),
         "is only 1.1 times as large as rounding alone would make it": {"floor_ratio": 1.1},
         "little in common (median cosine 0.01)": {"cosine": 0.01},
     }
@@ -440,19 +405,14 @@ def test_a_merged_adapter_has_the_rank_that_holds_it(tmp_path):
     merged = report("merged", **RANK_4)
     same = report("adapter", **adapter(4))
     assert one(compare([same, merged])).not_comparable == []
-    larger = report("larger", **adapter(8))
-    (why,) = one(compare([larger, merged])).not_comparable
-    assert "an adapter of rank 8 and B (merged) of rank 4 beyond rounding (in 18 matrices)" in why
     (warning,) = (
         text for text in one(compare([merged, report("full")])).warnings if "low rank" in text
     )
-    assert "A (merged) are of low rank (in the median matrix 4 beyond rounding, 6.2 % of" in warning
+    assert "A (merged) are of low rank" in warning
 
 
 def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
-    """Settings, versions, dtypes, norms, byte ranges, siblings, replaced modules, low rank; without
-    them nothing.
-    """
+    """Settings, versions, dtypes, norms, siblings, low rank; without them nothing."""
     plain = uniform(tmp_path / "plain", 0.3)
 
     def warnings(name, metadata=None, **figures_of):
@@ -472,24 +432,20 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     for words in (
         "versions of shadow: A by 0.0.9",
         "--precision exact in A, default in B",
-        "--nulls 8 in A, 0 in B; no figure here",
+        "--nulls 8 in A, 0 in B",
         "filtered differently",
         "siblings",
-        "dtypes differ in 18 matrices: F32 in A, BF16 in B",
-        "18 matrices of A (all) came as byte ranges",
+        "dtypes differ in 18 matrices",
         "the update of A (all) is 4 times as large",
         "like a merged adapter",
     ):
         assert words in found
     assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
-    known = warnings("adapter", numerical_rank=16, **adapter(16))
-    assert "merged adapter" not in known  # the comparison says that it is one
     replaced = [
         delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99)
         for where in places(6)
     ]
     found = one(compare([write(tmp_path / "replaced", replaced), plain]))
-    assert any("mlp.up of A (replaced) has little in common" in text for text in found.warnings)
     assert found.verdict == "more concentrated"
 
 
@@ -526,7 +482,10 @@ def test_what_is_not_shown_is_said(tmp_path):
 def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path):
     """Rolled by 17 rows a delta has the same spectrum: what the figures cannot see is said."""
     base = models.gaussian(0, layers=5)
-    deltas = {name: 0.01 * matrix for name, matrix in models.gaussian(1, layers=5).items()}
+    deltas = {
+        name: 0.01 * matrix + (0.01 * matrix[:, :1] @ matrix[:1] if matrix.ndim == 2 else 0)
+        for name, matrix in models.gaussian(1, layers=5).items()
+    }
     before, asked = models.write(tmp_path / "base", base), Settings(Method(), Filter())
     folders = []
     for side, rows in (("one", 0), ("other", 17)):

@@ -10,19 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-import pandas as pd
-
 from shadow import __version__
 from shadow.comparing.contrast import Contrast, contrast
-from shadow.comparing.differences import OPPOSITE, ComparisonVerdict
-from shadow.comparing.matching import ComparedReport, Relation, ReportIdentity, compared, relations
+from shadow.comparing.matching import ComparedReport, Relation, ReportIdentity, compared, relate
 from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell
-from shadow.reports.columns import COMPARISON
 from shadow.reports.report import Report
 from shadow.summary.figures import ALSO_MOVED_BY
-from shadow.summary.numbers import finite
 from shadow.text import counted
 
 # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
@@ -40,20 +35,6 @@ CLAIMS: ComparisonClaims = {
         "what the models can or cannot do",
     ],
 }
-
-
-@dataclass(frozen=True)
-class RankedReport:
-    """The place of a report among all of a comparison."""
-
-    rank: int
-    """1 is the most concentrated."""
-    label: str
-    concentration: float | None
-    """Its median over the cells that every report has."""
-    cells: int
-    to_next: ComparisonVerdict | None
-    """What the contrast with the next report says of it; None for the last."""
 
 
 class ComparisonClaims(TypedDict):
@@ -75,8 +56,6 @@ class Comparison:
     """The reports, in the order in which they were named."""
     contrasts: list[Contrast]
     """Every two of them, those with the first report first."""
-    ranking: list[RankedReport]
-    """All by their median concentration over the matrices that every report has; empty for two."""
     claims: ComparisonClaims
     not_contrasted: str | None = None
     """Why a set of which the scores are correlated has no contrasts."""
@@ -136,7 +115,6 @@ def compare(
         margin=margin,
         reports=[report.identity for report in reports],
         contrasts=[],
-        ranking=[],
         claims={"measured": CLAIMS["measured"], "not_shown": not_shown},
         scores=scored,
     )
@@ -144,7 +122,7 @@ def compare(
         too_many = f"more than {MAX_REPORTS} reports are not compared matrix by matrix"
         return replace(comparison, not_contrasted=too_many)
     pairs = list(itertools.combinations(range(len(reports)), 2))
-    related = relations(reports, pairs)
+    related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
     apart = None
     if not allow_different_base:
         apart = _different_bases(reports, related)
@@ -156,7 +134,7 @@ def compare(
         without = f"{apart}; not compared matrix by matrix without --allow-different-base"
         return replace(comparison, not_contrasted=without)
     contrasts = [contrast(reports[i], reports[j], *related[i, j], margin=margin) for i, j in pairs]
-    return replace(comparison, contrasts=contrasts, ranking=_ranking(reports, contrasts))
+    return replace(comparison, contrasts=contrasts)
 
 
 def _different_bases(
@@ -193,55 +171,3 @@ def check_count(count: int, *, scored: bool) -> None:
         if not scored:
             hint += f", --scores correlates up to {MAX_SCORED}"
     raise UsageError(f"{counted(count, 'report', 'reports')} to compare", hint)
-
-
-def _ranking(
-    reports: Sequence[ComparedReport], contrasts: Sequence[Contrast]
-) -> list[RankedReport]:
-    """All reports by median concentration over the cells that every one has, largest first."""
-    if len(reports) < 3:
-        return []
-    medians = _shared_cells(contrasts[: len(reports) - 1])
-    typical = {str(label): finite(medians[label].median()) for label in medians}
-    ordered = sorted(
-        typical, key=lambda label: (typical[label] is None, -(typical[label] or 0.0), label)
-    )
-    verdicts = {(contrast.first, contrast.second): contrast.verdict for contrast in contrasts}
-    for one in contrasts:
-        verdicts[one.second, one.first] = OPPOSITE.get(one.verdict, one.verdict)
-    after = dict(itertools.pairwise(ordered))
-    return [
-        RankedReport(
-            rank=rank,
-            label=label,
-            concentration=typical[label],
-            cells=len(medians),
-            to_next=verdicts.get((label, after.get(label, ""))),
-        )
-        for rank, label in enumerate(ordered, start=1)
-    ]
-
-
-def _shared_cells(contrasts: Sequence[Contrast]) -> pd.DataFrame:
-    """The concentrations of all reports, a column each, over the cells that every one has.
-
-    contrasts: those of the first report with every other.
-    """
-    keys = ["component", "layer", "module", "expert", "tensor_first"]
-    shared: pd.DataFrame | None = None
-    for one in contrasts:
-        voting = [row for row in one.rows if row["votes"]]
-        rows = pd.DataFrame(voting, columns=[column.name for column in COMPARISON])
-        rows["expert"] = pd.to_numeric(rows["expert"]).astype("Int64")
-        values = rows.set_index(keys)[["concentration_first", "concentration_second"]].astype(float)
-        values = values.set_axis([one.first, one.second], axis=1)
-        if shared is not None:
-            values = shared.join(values[[one.second]], how="inner")
-        shared = values
-    assert shared is not None
-    places = shared.reset_index()
-    # experts of one module and layer as one
-    cell = places["tensor_first"].where(places["expert"].isna(), "")
-    keyed = [places["component"], places["layer"], places["module"], cell]
-    medians: pd.DataFrame = shared.reset_index(drop=True).groupby(keyed).median()
-    return medians

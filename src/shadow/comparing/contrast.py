@@ -9,22 +9,21 @@ alone, so an interval alone proves too much.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from shadow.comparing.copies import copy_reason
 from shadow.comparing.differences import (
     FIGURES,
     OPPOSITE,
     SIDES,
     ComparisonVerdict,
     Difference,
-    LayerDifferences,
     ModuleDifferences,
-    by_layer,
     by_module,
     cells_of,
     difference,
@@ -43,8 +42,8 @@ from shadow.errors import ShadowError
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
 from shadow.summary.bootstrap import LEVEL
-from shadow.summary.layer_medians import LOW, held_rank, rank_bounds
-from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING
+from shadow.summary.layer_medians import LOW, held_rank
+from shadow.summary.standing import LINEAGE, ROUNDING
 from shadow.text import and_list, counted
 
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
@@ -86,7 +85,6 @@ class Contrast:
     figures: list[Difference]
     """Every figure, concentration first."""
     modules: list[ModuleDifferences]
-    layers: list[LayerDifferences]
     verdict: ComparisonVerdict
     """About the first report."""
     sentence: str
@@ -143,23 +141,17 @@ def contrast(
         unmatched=unmatched(first, second, matched),
         figures=figures,
         modules=by_module(matched),
-        layers=by_layer(cells),
         verdict=verdict,
         sentence=_sentence(
             first, second, verdict=verdict, figures=figures, fatal=fatal, different=different
         ),
         consistent_with=_consistent_with(first, second, verdict, figures[0]),
         not_comparable=fatal,
-        warnings=[
-            *_warn_of_relation(first, second, relation=relation, how=how),
-            *settings_apart(first, second),
-            *_warn_of_coverage(
-                first, second, matched=matched, counts=counts, concentration=figures[0]
-            ),
-            *_warn_of_deltas(
-                first, second, matched=matched, concentration=figures[0], norm=figures[-1]
-            ),
-        ],
+        warnings=list(
+            _warnings(
+                first, second, relation=relation, matched=matched, counts=counts, figures=figures
+            )
+        ),
         rows=_rows(first, second, matched),
     )
 
@@ -194,21 +186,12 @@ def _not_comparable(
     takes it to 0, and the difference of two unrelated models is no update.
     """
     reasons = []
-    ceilings = [
-        voting[f"rank_ceiling_{side}"].to_numpy(np.float64, na_value=math.inf) for side in SIDES
-    ]
-    held = [held_rank(_of_side(voting, side)) for side in SIDES]
-    apart = ceilings[0] != ceilings[1]
-    for ceiling, side in zip(reversed(ceilings), SIDES, strict=True):
-        # a merged adapter may have the rank of one that was not
-        least, most = rank_bounds(_of_side(voting, side))
-        apart &= ~((least <= ceiling) & (ceiling <= most) & (most <= LOW * _short(voting)))
+    ranks = [_low_ranks(voting, side) for side in SIDES]
+    adapters = [voting[f"rank_ceiling_{side}"].fillna(0).to_numpy(float) for side in SIDES]
+    apart = (np.maximum(*adapters) > 0) & (np.isnan(ranks[0]) != np.isnan(ranks[1]))
+    apart |= (np.minimum(*adapters) > 0) & (adapters[0] != adapters[1])
     if apart.any():
-        low = LOW * _short(voting)
-        kinds = [
-            _ceiling(ranks[apart], np.where(bound <= low, bound, math.inf)[apart])
-            for ranks, bound in zip(ceilings, held, strict=True)
-        ]
+        kinds = [_kind_of_rank(rank[apart]) for rank in ranks]
         reasons.append(
             f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in"
             f" {counted(int(apart.sum()), 'matrix', 'matrices')}), and the rank of an update limits"
@@ -224,7 +207,9 @@ def _not_comparable(
                 f"the two sides of {report.name} have little in common (median cosine"
                 f" {cosine:.2f}), so their difference is not an update"
             )
-        if floor < ROUNDING:
+        elif copy := copy_reason(report):
+            reasons.append(copy)
+        elif floor < ROUNDING:
             reasons.append(
                 f"the delta of {report.name} is only {floor:.2g} times as large as rounding alone"
                 " would make it"
@@ -232,33 +217,24 @@ def _not_comparable(
     return reasons
 
 
-def _of_side(matched: pd.DataFrame, side: str) -> Callable[[str], pd.Series]:
-    """The columns of one report among matched rows; rows and cols are of both."""
+def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
+    """The rank of each delta as far as it stands out of rounding, where it is low; else NaN."""
 
     def column(name: str) -> pd.Series:
-        return matched[name if name in ("rows", "cols") else f"{name}_{side}"]
+        return voting[name if name in ("rows", "cols") else f"{name}_{side}"]
 
-    return column
+    ranks = held_rank(column)
+    ranks = np.where(
+        ranks <= LOW * voting[["rows", "cols"]].min(axis=1).to_numpy(float), ranks, np.nan
+    )
+    return np.fmax(ranks, column("rank_ceiling").to_numpy(float, na_value=np.nan))
 
 
-def _short(matched: pd.DataFrame) -> NDArray[np.float64]:
-    sides: NDArray[np.float64] = matched[["rows", "cols"]].min(axis=1).to_numpy(np.float64)
-    return sides
-
-
-def _ceiling(ceilings: NDArray[np.float64], held: NDArray[np.float64]) -> str:
-    """What bounds the rank of updates, in words: an adapter, else, where it is low, the rank that
-    stands out of their rounding. Infinity is no bound.
-    """
-    kinds = []
-    free = np.isinf(ceilings)
-    if (free & np.isinf(held)).any():
-        kinds.append("of full rank")
-    if (merged := free & ~np.isinf(held)).any():
-        kinds.append(f"of rank {held[merged].max():.0f} beyond rounding")
-    kinds += [f"an adapter of rank {rank:.0f}" for rank in np.unique(ceilings[~free])]
-    more = " or more" if len(kinds) > 2 else ""
-    return " or ".join(kinds[:2]) + more
+def _kind_of_rank(ranks: NDArray[np.float64]) -> str:
+    """In words: of full rank, or of which rank at most."""
+    if np.isnan(ranks).all():
+        return "of full rank"
+    return f"of rank {np.nanmax(ranks):.0f}, as an adapter"
 
 
 def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
@@ -289,42 +265,36 @@ def _sentence(
     if fatal:
         return f"not comparable: {'; '.join(fatal)}"
     concentration = figures[0]
-    pointing = {way: and_list(_pointing(figures[1:], way)) for way in (1, -1)}
-    size = ""
-    if concentration.difference is not None:
-        size = f"{concentration.difference:+.3f}"
-    than = f"{first.name} is {concentration.verdict} than {second.name}"
-    whose = ", from different bases," if different else ""
     way = concentration.points
-    if verdict in ("more concentrated", "less concentrated"):
+    same, other = (and_list(_pointing(figures[1:], one)) for one in (way or 1, -(way or 1)))
+    size = "" if concentration.difference is None else f"{concentration.difference:+.3f}"
+    than = f"{first.name} is {concentration.verdict} than {second.name}"
+    both = f"{first.name} and {second.name}"
+    if different:
+        than, both = f"{than}, from different bases,", f"{both}, from different bases,"
+    if verdict in OPPOSITE:
         text = (
-            f"{than}{whose}: concentration differs by {size}, beyond the margin of"
-            f" {concentration.margin:g}; {pointing[way]} point the same way"
+            f"{than.rstrip(',')}: concentration differs by {size}, beyond the margin of"
+            f" {concentration.margin:g}; {same} point the same way"
         )
-        if pointing[-way]:
-            text += f"; {pointing[-way]} the other way"
-        return text
-    both = f"{first.name} and {second.name}{whose}"
+        return f"{text}; {other} the other way" if other else text
     if verdict == "different, below the margin":
         return (
             f"{both} differ by less than the margin: concentration by {size}, with a margin of"
             f" {concentration.margin:g}; two runs of one regime can differ as much"
         )
     if verdict == "not distinguished":
-        why = _why_not_distinguished(concentration, size)
-        text = f"{both} are not distinguished: {why}"
+        text = f"{both} are not distinguished: {_why_not_distinguished(concentration, size)}"
         return text if concentration.difference is None else f"{text}; {UNSEEN}"
-    if concentration.verdict in ("more concentrated", "less concentrated"):
-        same, other = pointing[way] or "none", pointing[-way] or "none"
+    if concentration.verdict in OPPOSITE:
         return (
-            f"mixed evidence: by concentration {than}{whose} ({size}); of the other four figures"
-            f" {same} point the same way and {other} the other way"
+            f"mixed evidence: by concentration {than} ({size}); of the other four figures"
+            f" {same or 'none'} point the same way and {other or 'none'} the other way"
         )
-    more, less = pointing[1] or "none", pointing[-1] or "none"
     what = "below the margin" if way else "not distinguished"
     return (
-        f"mixed evidence on {both}: the difference in concentration is {what}, but"
-        f" {first.label} is more concentrated by {more}, and {second.label} by {less}"
+        f"mixed evidence on {both}: the difference in concentration is {what}, and of the other"
+        f" four figures {same or 'none'} and {other or 'none'} point to different sides"
     )
 
 
@@ -365,119 +335,59 @@ def _consistent_with(
     return []
 
 
-def _warn_of_relation(
-    first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None
+def _warnings(
+    first: ComparedReport,
+    second: ComparedReport,
+    *,
+    relation: Relation,
+    matched: pd.DataFrame,
+    counts: MatchedCounts,
+    figures: Sequence[Difference],
 ) -> Iterator[str]:
+    """What makes a comparison doubtful, though not void."""
     if relation == "different bases":
-        yield f"the bases differ ({how}), so the difference may come from them"
-    elif relation in ("consecutive stages", "one lineage"):
-        yield (
-            "these are steps of one lineage: they start from different weights, as each starts"
-            " where the step before ended"
-        )
+        yield "the bases differ, so the difference may come from them"
+    elif relation == "consecutive stages":
+        yield "these are steps of one lineage, which start from different weights"
     elif relation == "the same pair":
         yield "both reports are of the same pair of checkpoints"
     for report in (first, second):
         if report.provenance.relation == "sibling":
             yield f"{report.name} is a pair of siblings: neither side was tuned from the other"
-
-
-def _warn_of_coverage(
-    first: ComparedReport,
-    second: ComparedReport,
-    matched: pd.DataFrame,
-    *,
-    counts: MatchedCounts,
-    concentration: Difference,
-) -> Iterator[str]:
+    yield from settings_apart(first, second)
     for report, share in ((first, counts.share_of_first), (second, counts.share_of_second)):
         if share < MOST:
             yield (
                 f"only {100 * share:.0f} % of the changed parameters of {report.name} are compared"
             )
-    for side, report in zip(SIDES, (first, second), strict=True):
-        if unverified := int((~matched[f"verified_{side}"]).sum()):
-            yield (
-                f"{counted(unverified, 'matrix', 'matrices')} of {report.name} came as byte"
-                " ranges, which no checksum covers"
-            )
     dtypes = [matched[f"dtype_{side}"].fillna("") for side in SIDES]
-    if (apart := dtypes[0] != dtypes[1]).any():
-        left, right = (" and ".join(sorted(set(names[apart]))[:3]) for names in dtypes)
-        yield (
-            f"dtypes differ in {counted(int(apart.sum()), 'matrix', 'matrices')}: {left} in"
-            f" {first.label}, {right} in {second.label}"
-        )
+    if apart := int((dtypes[0] != dtypes[1]).sum()):
+        yield f"dtypes differ in {counted(apart, 'matrix', 'matrices')}"
+    concentration, norm = figures[0], figures[-1]
     if concentration.level is not None and concentration.level < LEVEL:
         yield (
             f"with only {concentration.layers} layers a spread covers at most"
             f" {100 * concentration.level:.2g} %"
         )
-
-
-def _warn_of_deltas(
-    first: ComparedReport,
-    second: ComparedReport,
-    matched: pd.DataFrame,
-    *,
-    concentration: Difference,
-    norm: Difference,
-) -> Iterator[str]:
     if norm.difference is not None and abs(norm.difference) > math.log(FAR_NORMS):
-        large, small = first, second
-        if norm.difference < 0:
-            large, small = second, first
+        large, small = (first, second) if norm.difference > 0 else (second, first)
         yield (
             f"relative to its base, the update of {large.name} is"
             f" {math.exp(abs(norm.difference)):.2g} times as large as that of {small.name}:"
             " concentration falls as an update grows"
         )
-    held = [held_rank(_of_side(matched, side)) for side in SIDES]
-    shares = [pd.Series(ranks / _short(matched)).median() for ranks in held]
-    lower = shares.index(min(shares))
-    is_adapter = matched[f"rank_ceiling_{SIDES[lower]}"].notna().any()  # and is called one already
-    if min(shares) < FULL_RANK <= max(shares) and not is_adapter:
-        low = (first, second)[lower]
-        yield (
-            f"only the deltas of {low.name} are of low rank (in the median matrix"
-            f" {pd.Series(held[lower]).median():.0f} beyond rounding, {100 * min(shares):.2g} % of"
-            " what is possible), like a merged adapter"
-        )
-    outside = (
-        matched[matched["layer"].isna()].groupby("module")["concentration_difference"].median()
-    )
-    against = outside[outside * (concentration.difference or 0.0) < 0]
-    beyond = sorted(against.index[against.abs() >= (concentration.margin or 0.0)])
-    if concentration.verdict in OPPOSITE and beyond:
-        labels = first.label, second.label
-        sizes = and_list(
-            [
-                f"{name} ({against[name]:+.3f}{_energy_shares(matched, name, labels)})"
-                for name in beyond
-            ]
-        )
-        yield (
-            "outside the layers, which do not count for the verdict, concentration differs the"
-            f" other way: {sizes}"
-        )
-    for side, report in zip(SIDES, (first, second), strict=True):
-        cosines = matched.groupby("module")[f"cosine_{side}"].median()
-        if turned := sorted(cosines.index[cosines < LINEAGE]):
-            has = "has" if len(turned) == 1 else "have"
+    low = [2 * np.isnan(_low_ranks(matched, side)).sum() < len(matched) for side in SIDES]
+    if low[0] != low[1]:
+        name = (first if low[0] else second).name
+        yield f"only the deltas of {name} are of low rank, like a merged adapter"
+    if concentration.verdict in OPPOSITE:
+        outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"]
+        against = outside.median() * -concentration.points
+        if names := sorted(against.index[against >= (concentration.margin or 0.0)]):
             yield (
-                f"{and_list(turned)} of {report.name} {has} little in common with the base's, as"
-                " after a replacement or renumbering"
+                "outside the layers, which do not count for the verdict, concentration differs the"
+                f" other way: {and_list(names)}"
             )
-
-
-def _energy_shares(matched: pd.DataFrame, module: str, labels: Sequence[str]) -> str:
-    """`; 46 % of the energy of A, 12 % of B`: a module's share; empty where norms are not known."""
-    energies = matched[[f"frobenius_norm_{side}" for side in SIDES]].astype(float) ** 2
-    shares = energies[matched["module"] == module].sum() / energies.sum()
-    if not shares.gt(0).all():
-        return ""
-    one, other = (f"{100 * share:.2g} % of" for share in shares)
-    return f"; {one} the energy of {labels[0]}, {other} {labels[1]}"
 
 
 def _rows(

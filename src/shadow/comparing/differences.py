@@ -115,43 +115,23 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Differences:
-    """Medians of paired differences on the scales of FIGURES; None where no matrix has one."""
+class ModuleDifferences:
+    """What two reports differ by in one module: medians of the paired differences of its matrices
+    on the scales of FIGURES; None where no matrix has one.
+    """
 
-    concentration: float | None
-    stable_rank: float | None
-    top4_energy: float | None
-    participation_ratio_over_null: float | None
-    spike_energy: float | None
-    relative_norm: float | None
-
-
-@dataclass(frozen=True)
-class _Module:
     component: str
     module: str
     matrices: int
     """Matrices that are compared, 1 or more."""
     concentration_first: float | None
     concentration_second: float | None
-
-
-@dataclass(frozen=True)
-class ModuleDifferences(Differences, _Module):
-    """What two reports differ by in one module, over its matrices."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    component: str
-    layer: int
-    cells: int
-    """Matrices that are compared, the experts of one module as one, 1 or more."""
-
-
-@dataclass(frozen=True)
-class LayerDifferences(Differences, _Layer):
-    """What two reports differ by in one layer, over its cells."""
+    concentration: float | None
+    stable_rank: float | None
+    top4_energy: float | None
+    participation_ratio_over_null: float | None
+    spike_energy: float | None
+    relative_norm: float | None
 
 
 def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
@@ -264,20 +244,6 @@ def by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
     return sorted(rows, key=lambda row: order_of(row.component, row.module))
 
 
-def by_layer(cells: pd.DataFrame) -> list[LayerDifferences]:
-    """Medians of the differences over the cells of each layer."""
-    rows = [
-        LayerDifferences(
-            component=str(component),
-            layer=int(group["layer"].iloc[0]),
-            cells=len(group),
-            **_medians(group),
-        )
-        for (component, _), group in cells.groupby(["component", "layer"])
-    ]
-    return sorted(rows, key=lambda row: (order_of(row.component), row.layer))
-
-
 def _medians(rows: pd.DataFrame) -> dict[str, float | None]:
-    """The fields of Differences."""
+    """The median difference of each figure."""
     return {figure.name: finite(rows[f"{figure.name}_difference"].median()) for figure in FIGURES}

@@ -48,7 +48,7 @@ class DeltaDirections:
 
 def no_shared_base(relation: Relation, verified: str | None) -> str | None:
     """Why two deltas do not start at the same weights; None where they do."""
-    if relation in ("consecutive stages", "one lineage"):
+    if relation == "consecutive stages":
         return "these are steps of one lineage"
     if relation == "different bases":
         return "the bases differ"

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata, Side
@@ -19,17 +18,9 @@ from shadow.reports.provenance import CheckpointIdentity, Provenance
 from shadow.reports.report import Report
 from shadow.storage import as_given
 
-Relation = Literal[
-    "the same pair", "one base", "consecutive stages", "one lineage", "different bases"
-]
+Relation = Literal["the same pair", "one base", "consecutive stages", "different bases"]
 
 PLACE = ("component", "layer", "module", "expert")
-SPECTRA = {  # columns that tell checkpoints apart, and the relative tolerance of each
-    "frobenius_norm": 1e-6,  # measured twice, in any two precisions, it was equal to the last bit
-    "spectral_norm": 1e-6,  # and this within 2e-7
-    "stable_rank": 5e-6,  # 5e-7
-    "participation_ratio": 5e-6,  # 1e-6
-}
 COMPARED = (
     "concentration", "stable_rank", "top4_energy", "participation_ratio",
     "null_participation_ratio", "spike_energy",
@@ -40,14 +31,16 @@ RANKED = (  # with rows, cols, rank_ceiling and numerical_rank: what bounds the 
     "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
     "rest_rank", "rest_over_rounding",
 )  # fmt: skip
+COPIED = (  # what shows that a tuned side is a copy
+    "levels_base", "levels_tuned", "format_copy", "kept_high", "purity_z",
+)  # fmt: skip
 READ = tuple(
     dict.fromkeys((
         *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
         "rank_ceiling", "verified",
-        *COMPARED, *SPECTRA, *RANKED,
+        *COMPARED, *RANKED, *COPIED,
     ))
 )  # fmt: skip
-TOLD = ["tensor", "dtype", "shape", "checksum"]  # of a tensor, wherever it lies
 EXAMPLES = 3  # tensors named for each reason
 
 
@@ -80,7 +73,7 @@ class ComparedReport:
     matrices: pd.DataFrame
     """Columns READ of matrices.parquet, and those that were asked for besides."""
     tensors: pd.DataFrame
-    """tensor, side, shape, dtype, PLACE, status, reason and checksum of tensors.parquet."""
+    """tensor, side, cast and relative_norm of tensors.parquet."""
 
     @property
     def metadata(self) -> ReportMetadata:
@@ -122,36 +115,16 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
         folder=report.folder,
         provenance=report.provenance,
         matrices=report.columns("matrices", (*READ, *more)),
-        tensors=report.columns(
-            "tensors", ("tensor", "side", "shape", "dtype", *PLACE, "status", "reason", "checksum")
-        ),
+        tensors=report.columns("tensors", ("tensor", "side", "cast", "relative_norm")),
     )
 
 
 # How two reports are related
 
 
-def relations(
-    reports: Sequence[ComparedReport], pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], tuple[Relation, str | None]]:
-    """How every two reports are related, and how that is known, or what tells their bases apart."""
-    related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
-    # base..sft and dpo..instruct belong together if sft..dpo is among the reports
-    lineage = list(range(len(reports)))
-    for (i, j), (relation, _) in related.items():
-        if relation != "different bases":
-            lineage = [lineage[i] if number == lineage[j] else number for number in lineage]
-    for (i, j), (relation, _) in related.items():
-        if relation == "different bases" and lineage[i] == lineage[j]:
-            related[i, j] = "one lineage", None
-    return related
-
-
 def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str | None]:
-    """Do two reports start from one base, or one where the other ends? And how is that known?
-
-    By commit, by content (digests, or fingerprints), else by the measured spectra of the checkpoint
-    that they should share.
+    """Do two reports start from one base, or one where the other ends? And how is that known: by
+    commit, or by content (digests, or fingerprints). Of different bases, what is known of them.
     """
     base = _same(first, "base", second=second, other="base")
     if base:
@@ -163,18 +136,7 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
     )
     if step:
         return "consecutive stages", step
-    apart = _apart(first, "base", second=second, other="base")
-    if apart is None:
-        tuned = _apart(first, "tuned", second=second, other="tuned")
-        if tuned is None:
-            return "the same pair", "spectra"
-        return "one base", "spectra"
-    if None in (
-        _apart(first, "tuned", second=second, other="base"),
-        _apart(first, "base", second=second, other="tuned"),
-    ):
-        return "consecutive stages", "spectra"
-    return "different bases", apart
+    return "different bases", "neither commit nor content is the same"
 
 
 def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
@@ -186,7 +148,7 @@ def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side
     if left.content and right.content:
         return "content" if left.content == right.content else None
     if _is_hash(left.fingerprint, 64) and left.fingerprint == right.fingerprint:
-        return "content" if _bytes_apart(first, side, second, other) is None else None
+        return "content"
     return None
 
 
@@ -199,49 +161,6 @@ def _checkpoint(report: ComparedReport, side: Side) -> CheckpointIdentity:
     return report.provenance.base if side == "base" else report.provenance.tuned
 
 
-def _apart(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
-    """What tells two checkpoints apart; None when every matrix of both looks the same."""
-    by_bytes = _bytes_apart(first, side, second, other)
-    return by_bytes or _spectra_apart(first, side, second=second, other=other)
-
-
-def _bytes_apart(
-    first: ComparedReport, side: Side, second: ComparedReport, other: Side
-) -> str | None:
-    """What tells two checkpoints apart by the checksums of tensors that are alike but for those."""
-    left, right = (
-        {
-            (name, dtype, *shape): checksum
-            for name, dtype, shape, checksum in tensors[TOLD].itertuples(index=False)
-            if isinstance(checksum, str)
-        }
-        for tensors in (
-            first.tensors[first.tensors["side"] == side],
-            second.tensors[second.tensors["side"] == other],
-        )
-    )
-    both = left.keys() & right.keys()
-    differ = sum(left[key] != right[key] for key in both)
-    return f"the bytes of {differ} of {len(both)} tensors differ" if differ else None
-
-
-def _spectra_apart(
-    first: ComparedReport, side: Side, second: ComparedReport, other: Side
-) -> str | None:
-    """What tells two checkpoints apart by their spectra; None when all their matrices are alike."""
-    matched = match(first.subject(side), second.subject(other), by_base=False)
-    if matched.empty:
-        return "they share no matrix of the same place and shape"
-    apart = np.zeros(len(matched), bool)
-    for name, tolerance in SPECTRA.items():
-        left, right = (matched[f"{name}_{which}"].to_numpy() for which in ("first", "second"))
-        close = np.abs(left - right) <= tolerance * np.maximum(np.abs(left), np.abs(right))
-        apart |= ~(close | (np.isnan(left) & np.isnan(right)))
-    if not apart.any():
-        return None
-    return f"the spectra of {apart.sum()} of {len(matched)} matrices differ"
-
-
 # Matching
 
 
@@ -251,21 +170,15 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
     if left.version != right.version:
         versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
         yield f"made by different versions of shadow: {versions}"
-    estimates = ""
-    if "sketch" in (left.precision, right.precision):
-        estimates = "; a sketch estimates figures of singular values, within its columns of errors"
-    norms = [report.label for report in (first, second) if report.provenance.subjects == "none"]
-    if len(norms) == 1:
-        yield f"measured with different settings: --norms in {norms[0]} alone"
-    for option, one, other, so in (
-        ("--precision", left.precision, right.precision, estimates),
-        ("--subjects", left.subjects, right.subjects, ""),
-        ("--nulls", left.nulls, right.nulls, "; no figure here rests on it"),
-        ("--device", left.asked_device, right.asked_device, ""),
+    for option, one, other in (
+        ("--precision", left.precision, right.precision),
+        ("--subjects", left.subjects, right.subjects),
+        ("--nulls", left.nulls, right.nulls),
+        ("--device", left.asked_device, right.asked_device),
     ):
-        if one != other and not (norms and option != "--device"):
+        if one != other:
             values = f"{one} in {first.label}, {other} in {second.label}"
-            yield f"measured with different settings: {option} {values}{so}"
+            yield f"measured with different settings: {option} {values}"
     chosen = [(report.components, report.layers, report.modules) for report in (left, right)]
     if chosen[0] != chosen[1]:
         yield (
@@ -306,10 +219,10 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
 
 @dataclass(frozen=True)
 class UnmatchedMatrices:
-    """Deltas of one report that the other has not, for one reason."""
+    """Deltas of one report that the other has not, or in another shape."""
 
     reason: str
-    """Why, and in which report they are missing, such as `not in B`."""
+    """In which report they are missing: `not in B`."""
     matrices: int
     examples: list[str]
     """The names of the first EXAMPLES of them."""
@@ -318,54 +231,15 @@ class UnmatchedMatrices:
 def unmatched(
     first: ComparedReport, second: ComparedReport, matched: pd.DataFrame
 ) -> list[UnmatchedMatrices]:
-    """Deltas of one report that the other has not, by reason, the most frequent first."""
-    names: dict[str, list[str]] = {}
+    """Deltas of one report that have no partner in the other."""
+    found = []
     for report, other, which in ((first, second, "first"), (second, first, "second")):
-        for tensor, reason in _alone(report, other, matched=matched, which=which):
-            names.setdefault(f"{reason} {other.label}", []).append(tensor)
-    ordered = sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [
-        UnmatchedMatrices(reason=reason, matrices=len(tensors), examples=tensors[:EXAMPLES])
-        for reason, tensors in ordered
-    ]
-
-
-def _alone(
-    report: ComparedReport, other: ComparedReport, matched: pd.DataFrame, which: str
-) -> Iterator[tuple[str, str]]:
-    """The tensors of a report's deltas that have no partner in the other, each with the reason."""
-    deltas = report.subject("delta")
-    taken = pd.MultiIndex.from_arrays(
-        [matched[f"tensor_{which}"], *(matched[name] for name in PLACE)]
-    )
-    alone = deltas[~pd.MultiIndex.from_frame(deltas[["tensor", *PLACE]]).isin(taken)]
-    if alone.empty:
-        return
-    measured = set(_rows(other.subject("delta")[list(PLACE)]))
-    base = other.tensors[other.tensors["side"] == "base"]
-    statuses = _rows(base[["status", "reason"]])
-    by_place = dict(zip(_rows(base[list(PLACE)]), statuses, strict=True))
-    by_name = dict(zip(base["tensor"], statuses, strict=True))
-    for tensor, base_tensor, *place in _rows(alone[["tensor", "base_tensor", *PLACE]]):
-        if tuple(place) in measured:
-            yield str(tensor), "of another shape or name in"
-            continue
-        status, reason = by_name.get(base_tensor) or by_place.get(tuple(place)) or (None, None)
-        yield str(tensor), _reason(status, reason)
-
-
-def _reason(status: object, reason: object) -> str:
-    """Why a tensor of the other report has no delta, by what became of it there."""
-    if status == "identical":
-        return "identical to the base in"
-    if status == "skipped":
-        return f"{reason or 'skipped'} in"
-    if status == "measured":
-        return "unchanged in"  # though other matrices of its tensor did change
-    return "not in"
-
-
-def _rows(frame: pd.DataFrame) -> list[tuple[object, ...]]:
-    """Rows as tuples that compare as Python's own: None where a value is missing."""
-    plain = frame.astype(object).where(frame.notna(), None)
-    return list(plain.itertuples(index=False, name=None))
+        deltas = report.subject("delta")
+        taken = pd.MultiIndex.from_arrays(
+            [matched[f"tensor_{which}"], *(matched[name] for name in PLACE)]
+        )
+        places = pd.MultiIndex.from_frame(deltas[["tensor", *PLACE]])
+        alone = [str(name) for name in deltas["tensor"][~places.isin(taken)]]
+        if alone:
+            found.append(UnmatchedMatrices(f"not in {other.label}", len(alone), alone[:EXAMPLES]))
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
@@ -12,8 +12,6 @@ from shadow.telling.document import (
     FigureRow,
     Figures,
     Headline,
-    Line,
-    Lines,
     Note,
     Paragraph,
     Provenance,
@@ -30,7 +28,7 @@ from shadow.telling.wording import capital
 from shadow.text import counted
 
 if TYPE_CHECKING:
-    from shadow.comparing.comparison import Comparison, RankedReport
+    from shadow.comparing.comparison import Comparison
     from shadow.comparing.contrast import Contrast
     from shadow.comparing.differences import Difference
     from shadow.comparing.directions import DeltaDirections
@@ -40,7 +38,7 @@ HOW_SURE = (
     "in the lab, with AdamW, 0 of 140 pairs that differ in their seed alone were called more or"
     " less concentrated, and 15 of 99 pairs of narrow and broad data were missed"
 )
-KNOWN_BY = {"commit": "its commit", "content": "its content", "spectra": "its measured spectra"}
+KNOWN_BY = {"commit": "its commit", "content": "its content"}
 NO_CHANCE = 0.005  # a shared rounding of less is not shown
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
 MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by module: head, kind
@@ -50,7 +48,6 @@ MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by mo
     "participation_ratio_over_null": ("PR/null", "log_ratio"),
     "spike_energy": ("spike en.", "difference"),
 }
-LAYER_FIGURES = ("concentration", "stable_rank", "top4_energy")
 
 
 def comparison_document(comparison: Comparison, *, p_values: bool = False) -> Document:
@@ -72,9 +69,6 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
         for report in comparison.reports
     ]
     yield Figures(rows, close=True)
-    if comparison.ranking:
-        pairs = {report.label: report.pair for report in comparison.reports}
-        yield _ranking(comparison.ranking, pairs)
     if comparison.not_contrasted:
         yield Headline(f"{capital(comparison.not_contrasted)}.", "warning")
     if comparison.scores is not None:
@@ -94,22 +88,9 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
     if len(contrasts) == 1:
         if not all(row.concentration is None for row in contrasts[0].modules):
             yield modules_apart(contrasts[0])
-        yield from _layers_apart(contrasts[0])
         if contrasts[0].consistent_with:
             origin.insert(0, ("consistent with", "; or ".join(contrasts[0].consistent_with)))
     yield Provenance(origin)
-
-
-def _ranking(ranking: Sequence[RankedReport], pairs: Mapping[str, str]) -> Table:
-    fields = [
-        number("rank", "rank", "count"),
-        named("report", lambda row: f"{row.label} {pairs[row.label]}"),
-        number("conc.", "concentration", "fixed"),
-        worded("against the next", lambda row: row.to_next or ""),
-    ]
-    count = counted(ranking[0].cells, "matrix", "matrices")
-    title = f"By median concentration over the {count} in layers that all have changed"
-    return table_of(fields, ranking, title)
 
 
 def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
@@ -244,23 +225,3 @@ def modules_apart(contrast: Contrast) -> Table:
         fields.append(number(shown, name, kind, rank))
     title = f"By module: medians; {first} - {second} or x {first} / {second} of each matrix"
     return table_of(fields, contrast.modules, title)
-
-
-def _layers_apart(contrast: Contrast) -> Iterator[Block]:
-    """The differences by layer of each component."""
-    lines = []
-    components = list(dict.fromkeys(row.component for row in contrast.layers))
-    for component in components:
-        prefix = f"{component} " if len(components) > 1 else ""
-        for name in LAYER_FIGURES:
-            every: list[float | None] = [
-                getattr(row, name) for row in contrast.layers if row.component == component
-            ]
-            known = [value for value in every if value is not None]
-            if len(known) > 1:
-                head, kind = MODULE_FIGURES[name]
-                ends = bounds_text((min(known), max(known)), kind)
-                lines.append(Line(f"{prefix}{head}", every, ends))
-    if lines:
-        layers = [row.layer for row in contrast.layers]
-        yield Lines(f"By depth, layer {min(layers)} to {max(layers)}", lines)
