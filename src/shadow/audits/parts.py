@@ -30,7 +30,6 @@ from shadow.files import PARTIAL
 from shadow.reports.provenance import Identity
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
-from shadow.text import counted
 
 NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder"
 # of a part's bytes: a cut through shards of more than that, which both sides of it read, gains
@@ -55,10 +54,7 @@ class Parts:
             count = 1
         parts = cut(left, count, _sizes(left, lined))
         if len(parts) > 1:
-            told = f"measuring in {len(parts)} parts"
-            if twice := _shared_shards(parts):
-                told += f", {counted(twice, 'shard', 'shards')} in more than one of them"
-            asked.runtime.say(told)
+            asked.runtime.say(f"measuring in {len(parts)} parts")
         progress = _Sum(asked.runtime, lined, journal)
         commits = {**asked.runtime.commits, **_commits(asked.pair, lined)}
         runtime = replace(asked.runtime, commits=commits, elsewhere=None)
@@ -71,7 +67,7 @@ class Parts:
             work = partial(_measured, asked.pair, asked.settings, journal.identity, keys, folder)
             own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
             own = replace(own, show=partial(progress.tell, name))
-            self.engine.submit(Task(name, work, partial(_as_it_is, own), name))
+            self.engine.submit(Task(name, work, partial(replace, own), name))
         # Another machine may hold its journal, such as one that was lost with the part: a network
         # file system lets go of its locks after a minute or two.
         with closing(
@@ -102,8 +98,8 @@ def _measured(
 
 
 def _take_over(folder: Path, count: int, journal: Journal) -> None:
-    """Take over the `count` outcomes of a part from its folder, which another machine may have
-    written: perhaps after a moment. Raises ShadowError where they do not come.
+    """Take over the `count` outcomes of a part, perhaps after a moment: another machine may have
+    written them. Raises ShadowError where they do not come.
     """
     wanted = len(journal.outcomes) + count
 
@@ -122,9 +118,8 @@ def cut(
     """Stretches of the work, in its order, of about equal cost: at most `count`, and 1 or more
     where there is work.
 
-    sizes: bytes of the shards that must be fetched. A shard that lies on both sides of a cut is
-    fetched for both, so each cut goes where the fewest bytes do, near where the cost asks for it;
-    where none is good there is none.
+    sizes: bytes of the shards that must be fetched. A cut goes where the fewest bytes lie on both
+    sides of it, which are fetched for both; where none is good there is none.
     """
     ordered = in_order(pairs)
     if not ordered:
@@ -176,13 +171,6 @@ def _sizes(pairs: Sequence[MatrixPair], lined: AlignedPair) -> dict[ShardKey, in
     return sizes
 
 
-def _shared_shards(parts: Sequence[Sequence[MatrixPair]]) -> int:
-    """How many shards lie in more than one part."""
-    of_parts = ({shard for pair in part for shard in shards_of(pair)} for part in parts)
-    met = Counter(shard for shards in of_parts for shard in shards)
-    return sum(count > 1 for count in met.values())
-
-
 def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
     """The commits of the sides that are on the Hub, as they were opened here."""
     found: dict[Reference, str | None] = {}
@@ -200,42 +188,35 @@ def _folder(folder: Path, keys: Sequence[str]) -> Path:
     return folder / PARTS / hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
 
 
-def _as_it_is(runtime: Runtime) -> Runtime:
-    return runtime
-
-
 class _Sum:
     """The progress of all parts as that of their pair."""
 
     def __init__(self, runtime: Runtime, lined: AlignedPair, journal: Journal) -> None:
         self._show = runtime.show
-        self._total, self._cost_total = len(lined.pairs), sum(map(cost, lined.pairs))
-        spent = sum(cost(pair) for pair in lined.pairs if pair.key in journal.outcomes)
-        self._before = len(journal.outcomes), spent
+        there = [cost(pair) for pair in lined.pairs if pair.key in journal.outcomes]
+        self._before = Progress(
+            len(there), len(lined.pairs), sum(there), sum(map(cost, lined.pairs))
+        )
         self._parts: dict[str, Progress] = {}
-        self._tell()
+        self._show(self._before)
 
     def tell(self, name: str, state: Progress) -> None:
         self._parts[name] = state
-        self._tell()
+        before, states = self._before, self._parts.values()
+        self._show(
+            replace(
+                before,
+                done=min(before.total, before.done + sum(one.done for one in states)),
+                cost_done=min(
+                    before.cost_total, before.cost_done + sum(one.cost_done for one in states)
+                ),
+                moved=sum(one.moved for one in states),
+                to_move=sum(one.to_move for one in states),
+            )
+        )
 
     def end(self, name: str) -> None:
         """A part has ended; its last words may have been lost."""
         if name in self._parts:
             state = self._parts[name]
             self.tell(name, replace(state, done=state.total, cost_done=state.cost_total))
-
-    def _tell(self) -> None:
-        states = self._parts.values()
-        self._show(
-            Progress(
-                done=min(self._total, self._before[0] + sum(state.done for state in states)),
-                total=self._total,
-                cost_done=min(
-                    self._cost_total, self._before[1] + sum(state.cost_done for state in states)
-                ),
-                cost_total=self._cost_total,
-                moved=sum(state.moved for state in states),
-                to_move=sum(state.to_move for state in states),
-            )
-        )

@@ -1,10 +1,7 @@
 """Tasks on Ray: on the cores of this machine, or on a cluster.
 
-Ray is imported when it is asked for, and not before.
-
-What runs where is Ray's business. This process only says which machine a task should rather go to,
-so that each base is fetched by few of them, and keeps no more tasks in Ray than can run, so that
-the next one is chosen late.
+This process says which machine a task should rather go to, so that each base is fetched by few of
+them, and keeps no more tasks in Ray than can run, so that the next one is chosen late.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
@@ -44,15 +40,12 @@ TICK = 0.25  # seconds between two looks at what tasks tell
 EMPTY_TOLD = 5.0  # seconds without any machine, after which a line says so
 EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
-NOBODY = (
-    "check with `ray status` on that machine that Ray runs; without --address, Ray is started on"
-    " this machine"
-)
 OUTSIDE = (
-    "run the command on a machine of the cluster, as by `ray job submit`; `ray status` there says"
-    " whether Ray runs"
+    "run the command on a machine of the cluster, with its versions of Ray and Python; `ray status`"
+    " there says whether Ray runs"
 )
 BUSY = "run it again when the machine is less busy, or without --engine ray"
+MOST_SAID = 300  # characters of a fault of Ray's
 AUTH_MODE = "RAY_AUTH_MODE"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
@@ -66,8 +59,7 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
     require("ray")
     address = request.address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
-        hint = "submit the command to the cluster: ray job submit -- shadow audit ... --engine ray"
-        raise UsageError("a run over a Ray client would end with its connection", hint)
+        raise UsageError("a run over a Ray client would end with its connection", OUTSIDE)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by the processes that Ray starts
     import ray
 
@@ -119,73 +111,58 @@ def _connect(address: str) -> None:
                 **own,
             )
     except Exception as error:  # no other class where Ray's processes take too long to start
-        said = str(error).strip().partition("\n")[0]
+        said = " ".join(str(error).split())[:MOST_SAID]
         if address == "local":
             raise ShadowError(f"Ray did not start on this machine: {said}", BUSY) from error
-        if said.startswith("Version mismatch"):  # which are in the lines that follow
-            versions = " ".join(str(error).split()).partition(": ")[2]
-            hint = (
-                "install the versions of the cluster on this machine, or submit the command to it"
-            )
-            raise ShadowError(f"another version of Ray or Python: {versions}", hint) from error
         raise ShadowError(f"no Ray at {address}: {said}", OUTSIDE) from error
 
 
 def _require_somebody_at(address: str) -> None:
     """Raises ShadowError at once where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
+    hint = "auto, or HOST:PORT such as 10.0.0.1:6379"
+    wrong = UsageError(f"{address[:80]!r} is no address of a Ray cluster", hint)
     # such as http://HOST:8265, the address of the jobs, which RAY_ADDRESS may hold
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise _no_address(address)
+        raise wrong
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=GRACE).close()
     except UnicodeError as error:  # of a name that no host can have
-        raise _no_address(address) from error
+        raise wrong from error
     except OSError as error:
-        raise ShadowError(f"no Ray at {address}: {error.strerror or error}", NOBODY) from error
-
-
-def _no_address(address: str) -> UsageError:
-    return UsageError(
-        f"{address[:80]!r} is no address of a Ray cluster",
-        "auto, or HOST:PORT such as 10.0.0.1:6379",
-    )
+        raise ShadowError(f"no Ray at {address}: {error.strerror or error}", OUTSIDE) from error
 
 
 @contextlib.contextmanager
 def _asking_for_a_token() -> Iterator[None]:
     """A Ray that is started meanwhile carries out nothing without its token.
 
-    Not every version asks for one by itself. Whoever has set the mode decides. Otherwise nothing of
-    it stays, whether set here or by Ray: the next Ray of this process may be one without a token.
+    Nothing of it stays: the next Ray of this process may be one without a token.
     """
     if AUTH_MODE in os.environ:
         yield
         return
-    _set_auth_mode("token")
+    os.environ[AUTH_MODE] = "token"
+    _read_mode()
     try:
         yield
     finally:
-        _set_auth_mode(None)
-
-
-def _set_auth_mode(mode: str | None) -> None:
-    """For this process and those that Ray starts; None as if nobody had set it."""
-    if mode is None:
         os.environ.pop(AUTH_MODE, None)
-    else:
-        os.environ[AUTH_MODE] = mode
+        _read_mode()
+
+
+def _read_mode() -> None:
+    """Let Ray read the environment again, which it did when it was imported."""
     with contextlib.suppress(ImportError, AttributeError):  # a version without tokens
         from ray._raylet import Config  # type: ignore[attr-defined]
 
-        Config.initialize("")  # it has read the environment when Ray was imported
+        Config.initialize("")
 
 
 def _on_loopback() -> AbstractContextManager[None]:
     """A Ray that is started meanwhile listens on the loopback address alone.
 
-    On Linux Ray takes the machine's address even where it is asked for this one, and listens on all
-    addresses then. On Windows and macOS it takes this one, unless it may be part of a cluster.
+    On Linux it would listen on all addresses even where it is asked for this one.
     """
     from ray._private import ray_constants
 
@@ -193,13 +170,10 @@ def _on_loopback() -> AbstractContextManager[None]:
 
 
 def _without_talk() -> AbstractContextManager[None]:
-    """Ray prints what befalls its workers on stdout, which is for data.
-
-    What matters of it is said here.
-    """
+    """Ray prints what befalls its workers on stdout, which is for data."""
     from ray._private import worker
 
-    return _replaced(worker, "listen_error_messages", _listen_to_nothing)
+    return _replaced(worker, "listen_error_messages", lambda *_: None)
 
 
 @contextlib.contextmanager
@@ -216,10 +190,6 @@ def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def _listen_to_nothing(*_: object) -> None:
-    """What Ray's listener is replaced with."""
-
-
 @dataclass
 class _Running:
     """A task that Ray has."""
@@ -231,9 +201,7 @@ class _Running:
 
 
 class RayEngine:
-    """Tasks as those of Ray, each once on the driver's list and in Ray only when there is room for
-    it.
-    """
+    """Tasks of Ray, each handed over when there is room for it."""
 
     elsewhere = True
 
@@ -327,8 +295,7 @@ class RayEngine:
         """Give Ray as many tasks as there is room for."""
         machines = _machines()
         slots = self._slots(machines)
-        if self.here not in machines:
-            # Ray keeps the tasks then, and begins none of them any more.
+        if self.here not in machines:  # then Ray begins none of the tasks any more
             raise ShadowError(
                 "Ray has ended on the machine of this command",
                 "start Ray there again; the same command continues",
@@ -360,12 +327,14 @@ class RayEngine:
         empty = now - self._empty_since
         if empty >= EMPTY_ENDS:
             raise ShadowError(
-                f"Ray has had no machine for a task for {_minutes(empty)}",
+                f"Ray has had no machine for a task for {round(empty / 60)} minutes",
                 "start Ray on a machine again; the same command continues",
             )
         if empty >= EMPTY_TOLD and not self._empty_told:
             self._empty_told = True
-            self._say(f"Ray has no machine for a task; waiting for up to {_minutes(EMPTY_ENDS)}")
+            self._say(
+                f"Ray has no machine for a task; waiting for up to {round(EMPTY_ENDS / 60)} minutes"
+            )
 
     def _begin(self, task: Task, machine: str, watch: Watch | None) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -384,10 +353,9 @@ class RayEngine:
             cores=self._cores,
             memory=self._memory,
             own_cache=runtime.cache is not None and runtime.cache == default_folder(),
-            has_details=runtime.detail is not tell_nobody,
             version=__version__,
         )
-        options: dict[str, Any] = {"memory": self._memory} if self._memory else {}
+        options = {"memory": self._memory} if self._memory else {}
         remote = self._work.options(
             name=task.name,
             num_cpus=self._cores,
@@ -419,8 +387,10 @@ class RayEngine:
             self._heard = ear, before + len(messages)
             for name, message in messages:
                 for running in self._running.values():
-                    if running.task.name == name:
-                        _pass_on(message, running.runtime)
+                    if running.task.name == name and isinstance(message, Progress):
+                        running.runtime.show(message)
+                    elif running.task.name == name:
+                        running.runtime.say(str(message))
 
     def _ended(self, reference: Any) -> Ended | None:
         """What became of a task; None where it begins once more."""
@@ -434,16 +404,9 @@ class RayEngine:
             result, fault = ray.get(reference)
         except exceptions.RayTaskError as error:
             # before the work began, such as without shadow on that machine
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            message = (
-                f"a task could not begin: {type(cause).__name__}:"
-                f" {str(cause).strip().partition(chr(10))[0]}"
-            )
-            return Ended(
-                task,
-                None,
-                ShadowError(message, f"every machine needs shadow {__version__} and its packages"),
-            )
+            cause = " ".join(str(error.cause or error).split())[:MOST_SAID]
+            hint = f"every machine needs shadow {__version__} and its packages"
+            return Ended(task, None, ShadowError(f"a task could not begin: {cause}", hint))
         except exceptions.RayError as error:  # the process, the machine or the memory
             return self._again(running, error)
         self._losses.pop(task, None)  # it may be submitted again, as after waiting
@@ -454,27 +417,18 @@ class RayEngine:
 
         task = running.task
         short = isinstance(error, exceptions.OutOfMemoryError)
-        what = (
-            "its machine ran out of memory"
-            if short
-            else f"its process was lost ({type(error).__name__})"
-        )
+        what = f"its process was lost ({type(error).__name__})"
+        if short:
+            what = "its machine ran out of memory"
         losses = self._losses[task] = self._losses.get(task, 0) + 1
         if losses >= ATTEMPTS:
-            hint = (
-                "give each task more with --memory-per-task or --cpus-per-task; the same command"
-                " continues"
-            )
+            hint = "give each task more with --memory-per-task; the same command continues"
             return Ended(task, None, ShadowError(f"{what}, {losses} times in a row", hint))
         running.runtime.say(f"{what}; trying again")
         if short:
             self._wary.add(task)
         self._queue.put(task, first=True)
         return None
-
-
-def _minutes(seconds: float) -> str:
-    return counted(round(seconds / 60), "minute", "minutes")
 
 
 def _machines() -> dict[str, tuple[float, float]]:
@@ -492,42 +446,15 @@ def _machines() -> dict[str, tuple[float, float]]:
 
 
 def too_large(
-    cores: int, memory: int | None, machines: dict[str, tuple[float, float]]
+    cores: int, memory: int | None, machines: Mapping[str, tuple[float, float]]
 ) -> tuple[str, str]:
     """Why no machine has room for a task, and what to do."""
     most = max((cores for cores, _ in machines.values()), default=0)
-    if not most:  # such as the head of a cluster whose other machines have yet to come
-        return "no machine of Ray has cores", "start Ray on a machine with cores first"
     if most < cores:
-        return (
-            f"a task wants {cores} cores, the largest machine has {most:g}",
-            "use fewer --cpus-per-task",
-        )
-    wanted = memory or 0
-    there = max(memory for _, memory in machines.values())
-    if there < wanted:
-        return (
-            f"a task wants {byte_size(wanted)} of memory,"
-            f" the machine with the most has {byte_size(int(there))}",
-            "use less --memory-per-task",
-        )
-    own = max(memory for has, memory in machines.values() if has >= cores)
-    return (
-        f"a task wants {counted(cores, 'core', 'cores')} and {byte_size(wanted)} of memory,"
-        f" machines with so many cores have {byte_size(int(own))} or less",
-        "use less --memory-per-task, or fewer --cpus-per-task",
-    )
-
-
-def _pass_on(message: object, runtime: Runtime) -> None:
-    """A tuple holds lines of `--verbose`, several at a time."""
-    if isinstance(message, Progress):
-        runtime.show(message)
-    elif isinstance(message, tuple):
-        for line in message:
-            runtime.detail(line)
-    else:
-        runtime.say(str(message))
+        hint = "use fewer --cpus-per-task, or start Ray on a larger machine first"
+        return f"a task wants {cores} cores, the largest machine has {most:g}", hint
+    hint = "use less --memory-per-task, or fewer --cpus-per-task"
+    return f"no machine with {cores} cores has {byte_size(memory or 0)} of memory", hint
 
 
 class Ear:
@@ -563,10 +490,9 @@ def _here() -> str:
 
 
 def new_ear() -> Any:
-    """The ear, on the machine of the driver.
+    """The ear, on the machine of the driver: elsewhere it would be lost with its machine.
 
-    Elsewhere it would be lost with its machine, and with it all that tasks tell from then on. A
-    soft wish is not enough: Ray puts an actor that needs no resources on any machine. Where its
+    A soft wish is not enough: Ray puts an actor that needs no resources on any machine. Where its
     process is killed, as for want of memory, it begins again, and what tasks tell meanwhile waits.
     """
     import ray
@@ -599,7 +525,6 @@ class _There:
     cores: int
     memory: int | None
     own_cache: bool  # is the cache of spectra the one that each machine has?
-    has_details: bool  # does anybody want them?
     version: str
 
 
@@ -615,28 +540,11 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
     # Where there is no such folder, nothing relative is there either.
     with contextlib.suppress(OSError):
         os.chdir(there.folder)
-    next_state = next_details = 0.0
-    details: SimpleQueue[str] = SimpleQueue()  # of any thread
+    next_state = 0.0
 
-    def tell(what: object) -> None:
+    def say(what: object) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(there.ear.tell.remote(there.name, what))  # before the task ends
-
-    def tell_details() -> None:
-        lines = tuple(details.get() for _ in range(details.qsize()))
-        if lines:
-            tell(lines)
-
-    def say(text: str) -> None:
-        tell_details()  # which came first
-        tell(text)
-
-    def detail(text: str) -> None:
-        nonlocal next_details
-        details.put(text)
-        if time.monotonic() >= next_details:
-            next_details = time.monotonic() + TOLD_EVERY
-            tell_details()
 
     def show(state: Progress) -> None:
         nonlocal next_state
@@ -646,8 +554,6 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
                 there.ear.tell.remote(there.name, state)
 
     runtime = replace(there.runtime, say=say, show=show, limits=allotted(there.cores, there.memory))
-    if there.has_details:
-        runtime = replace(runtime, detail=detail)
     if there.own_cache:
         runtime = replace(runtime, cache=default_folder())
     with single_threads():
@@ -655,8 +561,6 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
             return there.work(runtime), None
         except Exception as error:
             return None, portable(error)
-        finally:
-            tell_details()
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:

@@ -133,10 +133,8 @@ class Runtime:
 
     def prefixed(self, prefix: str) -> Runtime:
         """The same, with lines that begin with whose they are."""
-        say = partial(_say_behind, prefix, self.say)
-        if self.detail is tell_nobody:  # which an engine need not send
-            return replace(self, say=say)
-        return replace(self, say=say, detail=partial(_say_behind, prefix, self.detail))
+        say, detail = (partial(_say_behind, prefix, one) for one in (self.say, self.detail))
+        return replace(self, say=say, detail=detail)
 
 
 def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
