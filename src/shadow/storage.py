@@ -117,7 +117,6 @@ class Store:
 
         for name in LOGGERS:
             logging.getLogger(name).addHandler(SILENT)
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         try:
             yield url_to_fs(self.url, use_listings_cache=False)
         except Exception as error:  # whose words may hold a signed URL

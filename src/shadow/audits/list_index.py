@@ -205,10 +205,10 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
     other settings is `kept`; a pair without a report is not done.
     """
     old = {row.key: row for row in index.rows}
-    there = {
-        (summary.family, summary.pair): _refreshed_row(index, old, summary, metadata)
-        for summary, metadata in reports
-    }
+    there: dict[Key, Row] = {}
+    for summary, metadata in reports:
+        key = summary.family, summary.pair
+        there[key] = _refreshed_row(old.get(key), index.kind, summary, metadata)
     rows = [
         there.pop(row.key, row.emptied("pending") if row.state == "done" else row)
         for row in index.rows
@@ -216,25 +216,16 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
     return replace(index, rows=(*rows, *there.values()))
 
 
-def _refreshed_row(
-    index: Index, old: Mapping[Key, Row], summary: Summary, metadata: ReportMetadata
-) -> Row:
-    """Make the row of a report again; of its time and place the index knows more."""
-    row = old.get((summary.family, summary.pair))
+def _refreshed_row(row: Row | None, kind: Kind, summary: Summary, metadata: ReportMetadata) -> Row:
+    """Make the row of a report again. row: what the index says of the pair."""
     if row is not None and row.state == "kept":  # until the list is run again
         return row
-    is_of_list = row is not None and row.state == "done"
-    new = done_row(
-        summary,
-        metadata,
-        position=row.position if row is not None else None,
-        seconds=row.seconds if row is not None and is_of_list else metadata.get("seconds"),
-        moved=row.bytes if row is not None else None,
-    )
-    had, wanted = kind_of(metadata), index.kind
-    if had == wanted:
+    seconds = row.seconds if row is not None and row.state == "done" else metadata.get("seconds")
+    position, moved = (None, None) if row is None else (row.position, row.bytes)
+    new = done_row(summary, metadata, position=position, seconds=seconds, moved=moved)
+    if kind_of(metadata) == kind:
         return new
-    error = f"the finished report there differs: {different(vars(had), vars(wanted))}"
+    error = "the finished report there has other settings than the list's"
     return new.emptied("kept", error=error, hint="run the list again, with --overwrite")
 
 
@@ -426,42 +417,15 @@ def _hold(path: Path, flags: int, at_end: contextlib.ExitStack) -> None:
     """Locks what is at a path until the end. Raises ShadowError where another process has it."""
     handle = os.open(path, flags, 0o666)
     at_end.callback(os.close, handle)
-    if not is_held(path, handle):
+    is_ours = False
+    with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+        is_ours = lock(handle) != "another's" and os.path.samestat(path.stat(), os.fstat(handle))
+    if not is_ours:
         folder = path if path.is_dir() else path.parents[1]
         hint = "wait for it; shards of one list each take a folder, which are copied together later"
         raise ShadowError(f"another list is being audited into {folder}", hint)
 
 
-def is_held(path: Path, handle: int) -> bool:
-    """Lock an open file or folder. False where another process has the lock, or has just removed
-    what was at the path.
-    """
-    try:
-        return lock(handle) != "another's" and os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
-
-
 def _quietly(remove: Callable[[], None]) -> None:
     with contextlib.suppress(OSError):
         remove()
-
-
-def different(
-    first: Mapping[str, object], other: Mapping[str, object], prefix: str = ""
-) -> str | None:
-    """The first key by which two JSON objects differ and both values, for people; None if equal."""
-    for key in dict.fromkeys([*first, *other]):
-        its_value = first.get(key)
-        other_value = other.get(key)
-        if its_value == other_value:
-            continue
-        if isinstance(its_value, Mapping) and isinstance(other_value, Mapping):
-            return different(its_value, other_value, f"{prefix}{key}.")
-        return f"{prefix}{key}: {_said(its_value)} and {_said(other_value)}"
-    return None
-
-
-def _said(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:56]}..."
