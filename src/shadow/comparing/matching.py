@@ -73,7 +73,7 @@ class ComparedReport:
     matrices: pd.DataFrame
     """Columns READ of matrices.parquet, and those that were asked for besides."""
     tensors: pd.DataFrame
-    """tensor, side, cast and relative_norm of tensors.parquet."""
+    """tensor, side, PLACE, status, reason, cast and relative_norm of tensors.parquet."""
 
     @property
     def metadata(self) -> ReportMetadata:
@@ -115,7 +115,9 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
         folder=report.folder,
         provenance=report.provenance,
         matrices=report.columns("matrices", (*READ, *more)),
-        tensors=report.columns("tensors", ("tensor", "side", "cast", "relative_norm")),
+        tensors=report.columns(
+            "tensors", ("tensor", "side", *PLACE, "status", "reason", "cast", "relative_norm")
+        ),
     )
 
 
