@@ -18,10 +18,7 @@ STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes 
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
 MANY = 0.25  # of the changed matrices in layers: permuted neurons are 3 of 7
 RECOGNISED = table(
-    *(
-        Claim(one.code, one.title, one.meaning, (f"recognised.{one.place}",), one.null)
-        for one in CHANGES
-    )
+    *(Claim(one.code, one.title, one.meaning, (f"recognised.{one.place}",)) for one in CHANGES)
 )
 
 

@@ -173,7 +173,6 @@ class Change:
     meaning: str
     place: str  # of its figures, in Recognised
     text: str = ""  # empty where a function of its own tells it
-    null: str = ""
     holds: Callable[[Any], bool] = bool
 
     def figures(self, found: Recognised) -> Any:
@@ -191,7 +190,6 @@ CHANGES = (
         "rounded copy",
         "every changed tensor is the other side's tensor in another format",
         "casts",
-        null="at least one entry that is not the other side's in another format",
         holds=lambda casts: casts.tensors > 0 and not casts.beside,
     ),
     Change(
@@ -243,7 +241,6 @@ CHANGES = (
         " rounding leaves of normally distributed updates (by {excess:share} of those counted, in"
         " the median). Sparse training, TIES, DARE, pruning and frozen columns do that, and so do"
         " updates of widely differing sizes.",
-        null="an excess of about 0, as after a training of all entries",
     ),
     Change(
         "few_rows",
@@ -258,7 +255,6 @@ CHANGES = (
         "layers are other layers of the base, byte for byte, as after layers were dropped or"
         " inserted",
         "rearranged.moved",
-        null="not found between unrelated models, nor where layers were trained after they moved",
     ),
     Change(
         "not_comparable",
@@ -268,7 +264,6 @@ CHANGES = (
         "{matrices:count matrix is|matrices are} not comparable entry by entry: rotated, reordered"
         " or another model ({places}). The singular values agree with the base's; the difference"
         " is no change.",
-        null="singular values that differ",
     ),
 )
 
