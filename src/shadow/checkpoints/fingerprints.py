@@ -3,7 +3,7 @@
 Two checkpoints of one shape that came out of one archive may have the same names, sizes, times and
 headers, and differ in their weights alone. The sample is of every tensor: PIECE bytes of each MiB,
 from its first to its last. It is taken before anything is measured, in 10 to 30 ms a GB from memory
-or from a disk (benchmarks/reading.py).
+or from a disk.
 """
 
 from __future__ import annotations

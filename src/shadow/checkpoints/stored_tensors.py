@@ -22,7 +22,7 @@ from shadow.dtypes import torch_name
 
 # Bytes up to which a tensor is read once and kept: the matrices inside layers up to 14B parameters.
 # Reading a matrix anew for every pass takes 0.2 s a GB where its parts are whole rows, and 0.4 s
-# where they are columns (benchmarks/reading.py).
+# where they are columns, on two cores of a Xeon.
 WHOLE = 136 << 20
 # bytes that are read at once of a larger one whose columns are asked for: in narrower stripes each
 # request brings less than it costs
@@ -176,7 +176,7 @@ def kept_memory(size: int) -> int:
 def room(count: int, dtype: torch.dtype) -> Tensor:
     """Memory for so many elements; much of it in huge pages, where a system has them.
 
-    Its first use takes a third of the time then (benchmarks/reading.py).
+    Its first use takes a third of the time then.
     """
     size = count * dtype.itemsize
     if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):

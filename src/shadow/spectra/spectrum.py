@@ -7,8 +7,8 @@ a tensor of any size needs a few blocks and one Gram.
 
 Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Against
 `torch.linalg.svdvals` that is faster at every shape measured, least for small squares (896 x 896:
-1.8 times) and most for large ones (2048 x 8192: 11 times; `benchmarks/spectrum_methods.py`, one
-thread of a Zen 4). The price is a floor below which a singular value is not resolved, and the floor
+1.8 times) and most for large ones (2048 x 8192: 11 times; one thread of a
+Zen 4). The price is a floor below which a singular value is not resolved, and the floor
 is reported.
 """
 
@@ -256,8 +256,7 @@ def mkl_is_at_home() -> bool:
     """Whether torch's linear algebra is Intel's library on an Intel processor.
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
-    eigenvalues of an 896-side Gram in 0.60 of the time (benchmarks/spectrum_methods.py measures it
-    again). Products are NumPy's on any processor: on a Xeon with AMX, sides 896 to 4096, OpenBLAS's
+    eigenvalues of an 896-side Gram in 0.60 of the time. Products are NumPy's on any processor: on a Xeon with AMX, sides 896 to 4096, OpenBLAS's
     rank-k updates took 0.81 to 0.91 of the time of MKL's products by panels.
     """
     try:
