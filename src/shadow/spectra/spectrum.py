@@ -256,8 +256,9 @@ def mkl_is_at_home() -> bool:
     """Whether torch's linear algebra is Intel's library on an Intel processor.
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
-    eigenvalues of an 896-side Gram in 0.60 of the time. Products are NumPy's on any processor: on a Xeon with AMX, sides 896 to 4096, OpenBLAS's
-    rank-k updates took 0.81 to 0.91 of the time of MKL's products by panels.
+    eigenvalues of an 896-side Gram in 0.60 of the time. Products are NumPy's on any processor: on a
+    Xeon with AMX, sides 896 to 4096, OpenBLAS's rank-k updates took 0.81 to 0.91 of the time of
+    MKL's products by panels.
     """
     try:
         with_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
