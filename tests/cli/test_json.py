@@ -22,7 +22,7 @@ COMMANDS = {
     "gate": ("gate", "out", *RULE, "--json"),
     "compare": ("compare", NARROW, BROAD, "--joint", "--scores", "scores.csv", "--json"),
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
-    "lineage": ("lineage", "out", "--no-joint", "--json"),
+    "lineage": ("lineage", "out", "--json"),
     "families": ("families", "demo", "--json"),
 }
 OF_PAIRS = ("audit", "audit --list", "plan", "show", "gate")

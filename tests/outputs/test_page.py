@@ -256,7 +256,6 @@ def test_text_of_a_report_never_becomes_markup(tmp_path):
     data = hostile.json("data-0")
     assert data["tensor"][0].startswith(SHOWN)
     assert data["name"] == f"{SHOWN} base..tuned"
-    assert hostile.json("shared")["overview"][0]["gains"][1]["name"] == f"{SHOWN}, {SHOWN}"
 
 
 @given(
