@@ -222,3 +222,11 @@ def test_a_word_names_a_column_that_there_is():
     assert [
         head for head in other_words().values() if head.column and head.column not in known
     ] == []
+
+
+@pytest.mark.parametrize("word", ["label", "evidence", "short_run", "weight_decay"])
+def test_a_word_that_is_gone_says_what_to_use(word):
+    """Of the label, and of explanations that can never be excluded."""
+    result = CliRunner().invoke(app, ["explain", word])
+    assert result.exit_code != 0
+    assert f"{word} is gone" in str(result.exception)
