@@ -238,7 +238,9 @@ def _keys_apart(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[Diffe
 
 def _difference(key: str, base: object, tuned: object) -> Difference:
     if key in LARGE:
-        return Difference(key, f"{key} differs")
+        first, second = (len(one) if isinstance(one, dict | list) else 0 for one in (base, tuned))
+        sizes = f"{key} {first:,} -> {second:,} entries"
+        return Difference(key, f"{key} differs" if first == second else sizes)
     word = key if WORD.fullmatch(key) else OTHER
     if SPECIAL.fullmatch(key) or key.startswith(NUMBERED):
         word = "special_tokens"
