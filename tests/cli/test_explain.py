@@ -35,7 +35,7 @@ def heads_of(*blocks):
 def test_every_head_of_a_table_is_explained(tmp_path):
     """By component, by module, the figures of a comparison and its modules."""
     compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
-    document = comparison_document(compared, p_values=True)
+    document = comparison_document(compared)
     heads = heads_of(component_table([]), module_table([], {}), *document.blocks)
     assert len(heads) > 25
     assert {"PR", "null PR", "conc.", "rel. norm", "shift", "energy", "PR/null", "A - B"} <= {

@@ -466,7 +466,7 @@ def test_reports_without_spectra_are_not_comparable(tmp_path):
     told = compare([norms, norms])
     (reason,) = one(told).not_comparable
     assert reason.endswith("B (norms) have no spectra, which --norms leaves out")
-    assert "By module" not in drawn(comparison_document(told, p_values=False))
+    assert "By module" not in drawn(comparison_document(told))
 
 
 def test_what_is_not_shown_is_said(tmp_path):

@@ -324,11 +324,3 @@ def test_a_median_of_differences_is_not_called_a_difference_of_medians(shadow, t
     assert own.difference == pytest.approx(0.01)
     shown = " ".join(shadow("compare", *folders).assert_done().split())
     assert "A - B: the median of the differences matrix by matrix" in shown
-
-
-def test_p_is_shown_on_request_alone(shadow, demo_reports):
-    """JSON has it always; a table only with --p-values, adjusted over the figures."""
-    runs = [demo_reports / "base..narrow", demo_reports / "base..broad"]
-    plain, asked = (shadow("compare", *runs, *more).assert_done() for more in ((), ("--p-values",)))
-    assert "p is within this pair" not in plain
-    assert "p is within this pair, adjusted over the figures" in " ".join(asked.split())

@@ -22,7 +22,6 @@ from shadow.summary.bootstrap import (
     distinct_draws,
     draws,
     expanded_tail,
-    holm,
     interval,
     interval_of_median,
     intervals_of_medians,
@@ -378,10 +377,3 @@ def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(
     spread_of_rate = 3 * np.sqrt(nominal * (1 - nominal) / pairs)
     assert excluded == pytest.approx(nominal, abs=spread_of_rate)
     assert significant <= 0.05 + spread_of_rate
-
-
-def test_p_of_several_figures_is_adjusted_as_holm_does():
-    """Three p by hand: the least times 3, the next times 2, none below the last; null is null."""
-    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06], nan_ok=True)
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []

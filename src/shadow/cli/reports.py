@@ -167,16 +167,6 @@ def compare(
         bool,
         typer.Option("--joint", help="Also compare where the deltas point; reads the checkpoints."),
     ] = False,
-    p_values: Annotated[
-        bool,
-        typer.Option(
-            "--p-values",
-            help=(
-                "Also show p of a sign-flip test over layers. It says nothing about other runs."
-                " JSON always has it."
-            ),
-        ),
-    ] = False,
     output: Annotated[
         Path | None,
         option.written(
@@ -238,7 +228,7 @@ def compare(
     if as_json:
         console.show_json(comparison.as_json())
     else:
-        console.show(comparison_document(comparison, p_values=p_values))
+        console.show(comparison_document(comparison))
 
 
 def clean(

@@ -78,7 +78,7 @@ class Contrast:
     second: str
     relation: Relation
     verified: str | None
-    """How it is known which weights they share: by commit, content or spectra."""
+    """How it is known which weights they share: by commit or content."""
     matched: MatchedCounts
     unmatched: list[UnmatchedMatrices]
     """What one of them has alone, by reason."""

@@ -365,20 +365,6 @@ def _place_of_rank(
     return place
 
 
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Several p, adjusted so that the chance of any wrong one below a level is that level.
-
-    Source: Holm 1979.
-    """
-    known = sorted((value, at) for at, value in enumerate(values) if value is not None)
-    adjusted: list[float | None] = [None] * len(values)
-    largest = 0.0
-    for rank, (value, at) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * value))
-        adjusted[at] = largest
-    return adjusted
-
-
 def sign_flip_p(per_layer: NDArray[np.float64]) -> float | None:
     """Two-sided p of the mean of per_layer (L,): the share of sign patterns whose mean is as far
     from 0.

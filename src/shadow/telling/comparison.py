@@ -50,15 +50,12 @@ MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by mo
 }
 
 
-def comparison_document(comparison: Comparison, *, p_values: bool = False) -> Document:
-    """Every report against the first; of two reports also in which modules and layers they differ.
-
-    p_values: also show p.
-    """
-    return Document([*_blocks(comparison, p_values)])
+def comparison_document(comparison: Comparison) -> Document:
+    """Every report against the first; of two reports also in which modules they differ."""
+    return Document([*_blocks(comparison)])
 
 
-def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
+def _blocks(comparison: Comparison) -> Iterator[Block]:
     from shadow.comparing.comparison import MARGIN
 
     first = comparison.reports[0].label
@@ -76,7 +73,7 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
     for contrast in contrasts:
         if len(contrasts) > 1:
             yield Section(f"{first} against {contrast.second}")
-        yield from _contrast(contrast, p_values)
+        yield from _contrast(contrast)
     not_shown = list(comparison.claims["not_shown"])
     if any(row.joint is None and row.no_joint is None for row in contrasts):
         not_shown.append("whether the deltas point the same way: add --joint")
@@ -93,7 +90,7 @@ def _blocks(comparison: Comparison, p_values: bool) -> Iterator[Block]:
     yield Provenance(origin)
 
 
-def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
+def _contrast(contrast: Contrast) -> Iterator[Block]:
     """The verdict, the figures behind it and what makes it doubtful."""
     relation: str = contrast.relation
     if contrast.verified:
@@ -118,7 +115,7 @@ def _contrast(contrast: Contrast, p_values: bool) -> Iterator[Block]:
         yield Paragraph(directions_text(contrast.joint))
     elif contrast.no_joint is not None:
         yield Note(f"where the deltas point is not known: {contrast.no_joint}", "warning")
-    yield _figures_apart(contrast, p_values)
+    yield _figures_apart(contrast)
 
 
 def directions_text(joint: DeltaDirections) -> str:
@@ -164,19 +161,16 @@ def _margins(contrast: Contrast) -> str:
     return ", ".join(texts)
 
 
-def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
+def _figures_apart(contrast: Contrast) -> Table:
     """A row for each figure: both medians, the paired difference with its spread over layers, and
     what it says.
     """
     from shadow.comparing.differences import FIGURES
-    from shadow.summary.bootstrap import holm
 
     # that they are medians says the title of the table
     titles = {figure.name: figure.title.removeprefix("median ") for figure in FIGURES}
     levels = [figure.level for figure in contrast.figures if figure.level is not None]
     spread = f"spread, {100 * min(levels):.3g} %" if levels else "spread"
-    adjusted = holm([figure.p_within_pair for figure in contrast.figures])
-    p_of = dict(zip((figure.figure for figure in contrast.figures), adjusted, strict=True))
 
     def median(value: float | None, figure: Difference) -> Quantity:
         return Quantity(value, "share" if figure.figure == "relative_norm" else "number")
@@ -196,9 +190,6 @@ def _figures_apart(contrast: Contrast, p_values: bool) -> Table:
         f" {contrast.second}: the median of the differences matrix by matrix, which is not the"
         " difference of the two medians"
     )
-    if p_values:
-        fields.append(number("p", lambda row: Quantity(p_of[row.figure], "number")))
-        title += "; p is within this pair, adjusted over the figures"
     fields.append(worded("verdict", lambda row: row.verdict or "not in the verdict"))
     return table_of(fields, contrast.figures, title)
 
