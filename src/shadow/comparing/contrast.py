@@ -227,7 +227,10 @@ def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
     ranks = np.where(
         ranks <= LOW * voting[["rows", "cols"]].min(axis=1).to_numpy(float), ranks, np.nan
     )
-    return np.fmax(ranks, column("rank_ceiling").to_numpy(float, na_value=np.nan))
+    known: NDArray[np.float64] = np.fmax(
+        ranks, column("rank_ceiling").to_numpy(float, na_value=np.nan)
+    )
+    return known
 
 
 def _kind_of_rank(ranks: NDArray[np.float64]) -> str:

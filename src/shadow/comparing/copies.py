@@ -65,7 +65,8 @@ def _of_few_bits(deltas: pd.DataFrame) -> pd.Series[bool]:
         )
         for side in ("base", "tuned")
     }
-    return rounded | stored | (levels["tuned"] & ~levels["base"])
+    found: pd.Series[bool] = rounded | stored | (levels["tuned"] & ~levels["base"])
+    return found
 
 
 def _is_few(dtype: str) -> bool:

@@ -112,7 +112,8 @@ def products(parts: Iterable[Read], stored: str) -> Products:
         cross = cross + part.terms @ target
         sums += [target @ target, part.tuned @ part.tuned, most @ most]
     finite = bool(np.isfinite([*sums, *np.ravel(gram), *np.ravel(cross)]).all())
-    return Products(entries, np.asarray(gram), np.asarray(cross), *sums.tolist(), finite)
+    energy, whole, rounding = sums.tolist()
+    return Products(entries, np.asarray(gram), np.asarray(cross), energy, whole, rounding, finite)
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,10 @@ def steps(part: Read, theta: Floats, stored: str, *, has_base: bool) -> Floats:
         sides = np.concatenate([part.first[None], part.first + part.terms[1:]])
     products = weights * sides
     sums = [ulp(np.abs(products).sum(0), stored)] * (len(weights) - 1)
-    differences = np.abs(weights) * ulp(sides, stored) if has_base else []
-    return 0.5 * np.stack([*ulp(products, stored), *sums, *differences])
+    steps = [*ulp(products, stored), *sums]
+    if has_base:
+        steps += [*(np.abs(weights) * ulp(sides, stored))]
+    return 0.5 * np.stack(steps)
 
 
 def weights_of(theta: Floats, has_base: bool) -> Floats:
@@ -200,8 +203,9 @@ def remainder(one: Mixed, theta: Floats, *, in_steps: bool) -> Remainder:
         sums += [len(left), (size > most).sum(), (size > total).sum(), left @ left, even / 3]
         chosen = extremes(part.terms, left, total, OF_TILE)
         rows.append(np.stack([*part.terms[:, chosen], target[chosen], total[chosen]], 1))
-    counts = sums[:3].astype(int).tolist()
-    return Remainder(one.name, *counts, *sums[3:].tolist(), np.concatenate(rows))
+    entries, once, beyond = sums[:3].astype(int).tolist()
+    energy, expected = sums[3:].tolist()
+    return Remainder(one.name, entries, once, beyond, energy, expected, np.concatenate(rows))
 
 
 def are_rounded_steps(rests: Sequence[Remainder]) -> bool:

@@ -154,5 +154,6 @@ def _parts(line: Line, *, has_base: bool) -> Iterator[Read]:
         sides.append(side)
     if len({tuple(matrix.shape) for matrix in (tuned, *sides)}) > 1:  # a vocabulary has more rows
         rows, cols = min(pair.rows for pair, _ in line), line[0][0].cols
-        tuned, *sides = [one[(slice(None),)].reshape(-1, cols)[:rows] for one in (tuned, *sides)]
+        cut = [one[(slice(None),)].reshape(-1, cols)[:rows] for one in (tuned, *sides)]
+        tuned, sides = cut[0], [*cut[1:]]
     return read(tuned, sides.pop() if has_base else None, sides)
