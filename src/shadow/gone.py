@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from shadow.errors import UsageError
 
-# kind of word, word: what to use. The kinds: command, option, claim, rule, column, key, format,
-# figure, sentence.
 STREAM = "use participation_ratio, of each matrix"
 # kind of word, word: what to use. The kinds: command, option, claim, rule, column, table, key,
 # format, figure.
