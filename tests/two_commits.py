@@ -443,7 +443,7 @@ def main() -> int:
         make_inputs(inputs)
         codes, tables = {}, {}
         for side in ("before", "after"):
-            checkout = checked_out(getattr(asked, side), Path(temporary) / side)
+            checkout = checked_out(getattr(asked, side), Path(temporary) / "checkouts" / side)
             shutil.rmtree(folder / side, ignore_errors=True)
             codes[side] = run_audits(checkout, inputs, folder / side, names)
             tables[side] = {one: tables_of(folder / side / one) for one in names}
