@@ -404,7 +404,7 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
 
 def test_each_shard_is_fetched_once(tmp_path):
     """Three parts of six and six shards from the Hub: twelve downloads of whole files, each of
-    another one.
+    another one. Random weights are no states of one model: exit code 3.
     """
     folders = {
         "org/base": models.sharded(tmp_path / "base", weights(0), 6),
@@ -420,7 +420,7 @@ def test_each_shard_is_fetched_once(tmp_path):
         }
         pair = ("audit", "org/base", "org/tuned", "-o")
         run = run_shadow(*pair, "out", "--parts", "3", cwd=tmp_path, env=env)
-        run.assert_done()
+        run.assert_done(3)
         assert "measuring in 3 parts" in run.err.splitlines()
         fetched = Counter(
             (request.repo, request.filename)
@@ -429,7 +429,7 @@ def test_each_shard_is_fetched_once(tmp_path):
         )
         assert len(fetched) == 12
         assert set(fetched.values()) == {1}
-        run_shadow(*pair, "whole", cwd=tmp_path, env=env).assert_done()
+        run_shadow(*pair, "whole", cwd=tmp_path, env=env).assert_done(3)
     (parted,) = tmp_path.glob("out/*/*")
     (whole,) = tmp_path.glob("whole/*/*")
     assert written(parted) == written(whole)
