@@ -5,7 +5,7 @@
 
 Copies are made by ggml's own library, which quantises all types, also with an importance matrix; it
 is fetched once from PyPI, as the models of claim_models.py are. GPTQ and AWQ are those of
-tests/quantising.py. Each matrix is judged alone.
+tests/quantisers.py. Each matrix is judged alone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shadow.claims.verify.quantised import Quantised, Stands
 from shadow.spectra.format_noise import block_length, format_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import quantising
+import quantisers
 
 FINAL = 20261129  # asked once, after all was developed with others
 PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
@@ -70,7 +70,7 @@ class Ggml:
         blocks = Blocks(torch.from_numpy(raw), kind, lambda numbers: numbers)
         steps = blocks.steps(np.arange(rows), (0, cols))
         steps = torch.broadcast_to(steps.repeat_interleave(cols // steps.shape[1], 1), (rows, cols))
-        return quantising.Copy(torch.from_numpy(dequantize(raw, type_)), steps, kind)
+        return quantisers.Copy(torch.from_numpy(dequantize(raw, type_)), steps, kind)
 
 
 @dataclass(frozen=True)
@@ -145,25 +145,25 @@ def judged(seed: int, folder: Path) -> Iterator[Judged]:
         print(kind, file=sys.stderr, flush=True)
     for number, original in enumerate(matrices):
         cut = torch.from_numpy(original[:, :512])
-        yield Judged("GPTQ", "GPTQ", said_of(cut.numpy(), quantising.gptq(cut, seed=number)))
+        yield Judged("GPTQ", "GPTQ", said_of(cut.numpy(), quantisers.gptq_copy(cut, seed=number)))
         factors = torch.from_numpy(
             np.exp(0.3 * generator("awq", seed, number).standard_normal(cut.shape[1]))
         )
-        yield Judged("AWQ", "AWQ", said_of(cut.numpy(), quantising.awq(cut, factors)))
+        yield Judged("AWQ", "AWQ", said_of(cut.numpy(), quantisers.awq_copy(cut, factors)))
 
 
 def stuck(copy: Any, rng: np.random.Generator) -> Any:
     """The copy with all entries of a block at its largest: those of the original are clipped."""
     numbers, block = copy.numbers.clone(), drawn(copy, rng)
     numbers[block] = numbers[block].max()
-    return quantising.Copy(numbers, copy.each, copy.format)
+    return quantisers.Copy(numbers, copy.each, copy.format)
 
 
 def zeroed(copy: Any, rng: np.random.Generator) -> Any:
     """The copy with a block that lost its scale and its offset."""
     numbers, steps, block = copy.numbers.clone(), copy.each.clone(), drawn(copy, rng)
     numbers[block] = steps[block] = 0
-    return quantising.Copy(numbers, steps, copy.format)
+    return quantisers.Copy(numbers, steps, copy.format)
 
 
 def drawn(copy: Any, rng: np.random.Generator) -> tuple[int, slice]:

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import ggufs
-import models
 import numpy as np
-import packing
+import planted
 import pyarrow.parquet as pq
+import quantisers
 import reports
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -146,11 +145,13 @@ MODULE = "model.layers.0.mlp.up_proj"
 def layouts() -> list[Any]:
     """A module in each quantised format: what config.json says, and its tensors by name."""
     weight, made = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), []
-    formats = {name: (make(weight)[0], said) for name, (make, _, said) in packing.FORMATS.items()}
+    formats = {
+        name: (make(weight)[0], said) for name, (make, _, said) in quantisers.FORMATS.items()
+    }
     raw = weight.to(torch.float8_e4m3fn)
     blocks = {"quant_method": "fp8", "weight_block_size": [4, 32]}
     formats["fp8-blocks"] = {"weight": raw, "weight_scale_inv": torch.ones(2, 2)}, blocks
-    stacked, said = packing.mxfp4(weight.view(1, 8, 64).mT)[0], {"quant_method": "mxfp4"}
+    stacked, said = quantisers.mxfp4(weight.view(1, 8, 64).mT)[0], {"quant_method": "mxfp4"}
     formats["mxfp4"] = {piece: one.contiguous() for piece, one in stacked.items()}, said
     for pieces, said in formats.values():
         content = save({name: one.contiguous() for name, one in pieces.items()})
@@ -337,13 +338,13 @@ def targets(top: Path) -> Mapping[str, Target]:
                 found.tensor(info).whole()
 
     weights_of = {f"{MODULE}.weight": torch.ones(8, 64)}
-    original = open_folder(str(models.write(top / "original", weights_of, models.LLAMA)))
+    original = open_folder(str(planted.write(top / "original", weights_of, planted.LLAMA)))
 
     def layout(folder: Path, content: bytes) -> None:
         tree = json.loads(content)
         (folder / "model.safetensors").write_bytes(as_file(tree["pieces"]))
         key = "quantization_config" if "quant_method" in tree["config"] else "quantization"
-        (folder / "config.json").write_text(json.dumps({**models.LLAMA, key: tree["config"]}))
+        (folder / "config.json").write_text(json.dumps({**planted.LLAMA, key: tree["config"]}))
         found = open_folder(str(folder))
         pairs, skipped = pair_checkpoints(original, found, Filter())
         assert pairs or skipped
@@ -432,7 +433,9 @@ def small_gguf(top: Path) -> bytes:
         "model.layers.0.input_layernorm.weight": np.ones(64, np.float32),
     }
     kinds = {"model.embed_tokens.weight": "F16"}
-    return ggufs.write(top / "small.gguf", tensors, "Q4_0", kinds=kinds, tokens=3).read_bytes()
+    return planted.write_gguf(
+        top / "small.gguf", tensors, "Q4_0", kinds=kinds, tokens=3
+    ).read_bytes()
 
 
 def attempt(target: Target, content: bytes) -> bool:

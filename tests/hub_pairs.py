@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import models
 import pandas as pd
+import planted
 import pytest
 import torch
 from command import Run, Started
 from hub import Hub
-from runs import pair_of
+from measuring import pair_of
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -63,10 +63,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """
     top = tmp_path_factory.mktemp("checkpoints")
     return {
-        "base": models.sharded(top / "base", tensors(decoder(), 0), 3),
-        "tuned": models.sharded(top / "tuned", tensors(decoder(), 1), 2),
-        "small-base": models.write(top / "small-base", tensors(FEW, 0), models.LLAMA),
-        "small-tuned": models.write(top / "small-tuned", tensors(FEW, 1), models.LLAMA),
+        "base": planted.sharded(top / "base", tensors(decoder(), 0), 3),
+        "tuned": planted.sharded(top / "tuned", tensors(decoder(), 1), 2),
+        "small-base": planted.write(top / "small-base", tensors(FEW, 0), planted.LLAMA),
+        "small-tuned": planted.write(top / "small-tuned", tensors(FEW, 1), planted.LLAMA),
     }
 
 

@@ -1,13 +1,25 @@
-"""A matrix pair measured as an audit does it."""
+"""Measurements for tests: a matrix pair as an audit does it, the pair of two folders, and what
+audits wrote.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 
+import pyarrow.parquet as pq
+import torch
+
+from shadow.audits.runtime import Progress
 from shadow.checkpoints.decoders import packed_tensor
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
+from shadow.targets.families import Pair, given_pair
+from shadow.targets.references import parse_reference
 
 BF16 = ("BF16", "BF16")
 
@@ -43,3 +55,62 @@ def scaled_floats(raw, scales, block):
     one, other = (TensorInfo(name, "F8_E4M3", tuple(raw.shape), "", 0, 0) for name in ("w", "s"))
     info = replace(one, packing=Packing("scaled", one, (other,), block))
     return packed_tensor(info, lambda info: Piece({"w": raw, "s": scales}[info.name]))
+
+
+class StoppedError(Exception):
+    """What stops an audit in a test."""
+
+
+def stopped_after(count: int) -> Callable[[Progress], None]:
+    """A `show` that stops the audit once so many matrices are measured."""
+
+    def show(progress: Progress) -> None:
+        if progress.done >= count:
+            raise StoppedError
+
+    return show
+
+
+def pair_of(base: Path, tuned: Path) -> Pair:
+    """The pair of two folders."""
+    return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+
+
+def report_contents(folder: Path) -> dict[str, object]:
+    """The data of every table of a report and the bytes of its summary."""
+    return {
+        path.name: pq.read_table(path).to_pylist()
+        if path.suffix == ".parquet"
+        else path.read_bytes()
+        for path in sorted(folder.iterdir())
+    }
+
+
+def contents(output: Path) -> dict[str, object]:
+    """Every report below an output folder, by its name."""
+    return {
+        str(folder.relative_to(output)): report_contents(folder)
+        for folder in sorted(output.glob("*/*"))
+        if folder.is_dir()
+    }
+
+
+def differences(base: Checkpoint, tuned: Checkpoint, apart: Collection[str] = ()) -> list[str]:
+    """Tensors of two checkpoints that hold the same weights, and yet do not line up."""
+    pairs, skipped = pair_checkpoints(base, tuned, Filter())
+    found = [
+        f"{s.side} {s.info.name} {s.reason} {s.detail}" for s in skipped if s.info.name not in apart
+    ]
+    for pair in pairs:
+        if pair.base is None:
+            found.append(f"{pair.tuned.info.name} has no base")
+            continue
+        sides = ((pair.base, base), (pair.tuned, tuned))
+        views = [operand.part.view(side.tensor(operand.info).whole()) for operand, side in sides]
+        views = [view[: pair.rows] if view.ndim == 2 and pair.is_matrix else view for view in views]
+        one, other = (view.flatten() for view in views)
+        if not torch.equal(one, other):
+            found.append(
+                f"{pair.base.info.name} differs from {pair.tuned.info.name} as {pair.place}"
+            )
+    return found

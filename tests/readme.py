@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import chains
 import pages
 import pandas as pd
 import picture
+import planted
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -189,8 +189,8 @@ def planted_lineage() -> str:
     """The stages of a planted chain, as a person sees them."""
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        stages = chains.plant(top)
-        own = chains.registry(
+        stages = planted.plant_stages(top)
+        own = planted.registry(
             top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
         )
         shadow("audit", "toy", "--registry", own, "-o", top / "reports")

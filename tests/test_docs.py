@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import models
 import pages
 import picture
+import planted
 import pytest
 import readme
 import tutorial
@@ -282,7 +282,7 @@ def test_counts_of_the_pages_are_those_of_the_code():
     """Families of released models (all but the demo), and kinds that the tests save and pair."""
     families = len(load_families()) - 1
     assert f"lists {families} families" in readme.README.read_text(encoding="utf-8")
-    kinds = f"{len(models.FAMILIES | models.KINDS)} kinds of models"
+    kinds = f"{len(planted.FAMILIES | planted.KINDS)} kinds of models"
     assert kinds in (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
 
 

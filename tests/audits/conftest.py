@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 
-import models
+import planted
 import pyarrow as pa
 import pytest
 import torch
-from models import UP, matrices
+from planted import UP, matrices
 
 from shadow.audits import pair
 from shadow.telling import reading
@@ -41,9 +41,9 @@ def _each_summary_once(monkeypatch, request):
 def toys(tmp_path):
     """A registry of four families over toy checkpoints: `bad` has a pair without a tuned side."""
     for seed, name in enumerate(("base", "one", "two")):
-        models.toy(tmp_path / name, seed)
+        planted.toy(tmp_path / name, seed)
     odd = {**matrices(1), UP.format(0): torch.full((8, 8), float("nan"))}
-    models.write(tmp_path / "odd", odd, models.LLAMA)
+    planted.write(tmp_path / "odd", odd, planted.LLAMA)
     (tmp_path / "toys.yaml").write_text(
         "toy-a: {base: ./base, one: ./one, two: ./two, tags: [toy]}\n"
         "toy-bad: {base: ./base, gone: ./gone, one: ./one, tags: [toy]}\n"

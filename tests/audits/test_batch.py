@@ -13,15 +13,15 @@ import sys
 import time
 from dataclasses import asdict, fields, replace
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 from command import Started, run_shadow
 from effort import every
 from hub import Hub
 from lists import EVERYTHING, index_of, run, select_toys, some_rows, states, table_rows
+from measuring import contents, pair_of
 from rich.console import Console
-from runs import contents, pair_of
 
 from shadow import files
 from shadow.audits import list_audit, list_index, sides
@@ -196,7 +196,7 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
     run(selection, toys / "out")
     before = {path: path.stat().st_mtime_ns for path in (toys / "out").rglob("*/*/*")}
     first = {row.name: row for row in read_index(toys / "out").rows}
-    models.toy(toys / "gone", 5)
+    planted.toy(toys / "gone", 5)
     said = []
     tried = run(selection, toys / "out", runtime=Runtime(say=said.append))
     assert [one.result.measured for one in tried] == [0, 0, 2, 0]
@@ -392,10 +392,10 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     """Stopped in the second of three pairs: done, pending, pending. The rerun reads, resumes,
     measures; its numbers are those of a run that was not stopped.
     """
-    models.toy(tmp_path / "base", 0, 2)
-    models.toy(tmp_path / "x1", 1, 2)
-    models.toy(tmp_path / "large", 0, 40, 300)
-    models.toy(tmp_path / "x2", 2, 40, 300)
+    planted.toy(tmp_path / "base", 0, 2)
+    planted.toy(tmp_path / "x1", 1, 2)
+    planted.toy(tmp_path / "large", 0, 40, 300)
+    planted.toy(tmp_path / "x2", 2, 40, 300)
     text = (
         "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n"
         "- {base: ./x1, tuned: ./base}\n"

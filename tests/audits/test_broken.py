@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import junitparser
+import planted
 import pytest
 import torch
-import two_commits as planted
 
 UP, DOWN = (planted.LAYER.format(1, name) for name in ("mlp.up_proj", "mlp.down_proj"))
 NORM = "model.norm.weight"

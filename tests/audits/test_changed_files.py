@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 
-import models
+import planted
 import pytest
-from runs import pair_of
+from measuring import pair_of
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import pair as pair_module
@@ -26,9 +26,9 @@ SIZE = 64  # of a matrix, so that a file has several pages
 @pytest.fixture
 def pair(tmp_path):
     """A base and a model tuned from it, and beside them another one of the same layout."""
-    models.toy(tmp_path / "other", 2, size=SIZE)
+    planted.toy(tmp_path / "other", 2, size=SIZE)
     return pair_of(
-        models.toy(tmp_path / "base", 0, size=SIZE), models.toy(tmp_path / "one", 1, size=SIZE)
+        planted.toy(tmp_path / "base", 0, size=SIZE), planted.toy(tmp_path / "one", 1, size=SIZE)
     )
 
 
@@ -140,7 +140,7 @@ runpy.run_module("shadow", run_name="__main__")
 def test_a_file_cut_short_under_way_does_not_end_a_list(tmp_path):
     """The pair fails with one line and exit 1, and those after it are audited: no SIGBUS."""
     for number, name in enumerate("abc"):
-        models.toy(tmp_path / name, number, size=SIZE)
+        planted.toy(tmp_path / name, number, size=SIZE)
     (tmp_path / "pairs.yaml").write_text("- {base: ./a, tuned: ./b}\n- {base: ./a, tuned: ./c}\n")
     audit = ["audit", "--list", "pairs.yaml", "-o", "out", "--jobs", "1", "--no-cache"]
     done = subprocess.run(
@@ -164,7 +164,7 @@ def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pa
     os.utime(file, (1e9, 1e9))
     run_pair(pair, SETTINGS, tmp_path / "out")
     tensors = load_file(file)
-    tensors[models.UP.format(1)][0] *= 2
+    tensors[planted.UP.format(1)][0] *= 2
     save_file(tensors, file)
     os.utime(file, (1e9, 1e9))
     with pytest.raises(KeptError, match="files of tuned, by their hash"):

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-import models
+import planted
 import pytest
 import torch
-from runs import pair_of
+from measuring import pair_of
 
 from shadow.audits.pair import run_pair
 from shadow.audits.runtime import Settings
@@ -19,8 +19,8 @@ from shadow.spectra.delta import Method
 
 Weights = dict[str, torch.Tensor]
 SETTINGS = Settings(Method(), Filter())
-BASE = models.gaussian(0, layers=6, width=64)
-OTHER = {name: one for name, one in models.gaussian(1, layers=6, width=64).items() if ".l" in name}
+BASE = planted.gaussian(0, layers=6, width=64)
+OTHER = {name: one for name, one in planted.gaussian(1, layers=6, width=64).items() if ".l" in name}
 LAYER = re.compile(r"(?<=layers\.)\d+")
 
 
@@ -112,11 +112,11 @@ PLANTED: dict[str, Callable[[], Weights]] = {
 def audited(tmp_path_factory):
     """The summary of a planted pair, made once."""
     there = tmp_path_factory.mktemp("changes")
-    base = models.write(there / "base", BASE, models.LLAMA)
+    base = planted.write(there / "base", BASE, planted.LLAMA)
 
     @cache
     def run(case: str):
-        side = models.write(there / case.replace(" ", "-"), PLANTED[case](), models.LLAMA)
+        side = planted.write(there / case.replace(" ", "-"), PLANTED[case](), planted.LLAMA)
         return run_pair(pair_of(base, side), SETTINGS, there / "out").summary
 
     return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import models
+import planted
 import pytest
 
 from shadow.audits.journal import JOURNAL, Journal, remove_unfinished
@@ -26,7 +26,7 @@ COMMIT = "0" * 40
 @pytest.fixture
 def pair(tmp_path) -> Pair:
     sides = (
-        models.write(tmp_path / side, models.matrices(seed), models.LLAMA)
+        planted.write(tmp_path / side, planted.matrices(seed), planted.LLAMA)
         for seed, side in enumerate(("base", "tuned"))
     )
     return given_pair(*(parse_reference(str(side)) for side in sides))

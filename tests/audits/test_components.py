@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-import models
 import pandas as pd
+import planted
 import pytest
 import torch
 from effort import chosen, every
@@ -135,7 +135,7 @@ def tuned_whole(audited):
     folder, *_ = audited
     reports = []
     for seed in (1, 2):
-        tuned = models.perturbed(folder / "llava", folder / f"tuned-{seed}", seed=seed)
+        tuned = planted.perturbed(folder / "llava", folder / f"tuned-{seed}", seed=seed)
         pair = given_pair(*(parse_reference(str(side)) for side in (folder / "llava", tuned)))
         reports.append(run_pair(pair, Settings(Method(), Filter()), folder / "out").folder)
     return folder, reports

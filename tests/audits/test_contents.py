@@ -9,11 +9,11 @@ import shutil
 import zlib
 from pathlib import Path
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import pair_of, report_contents
+from measuring import pair_of, report_contents
 from safetensors.torch import load_file
 
 from shadow.audits import pair as pair_module
@@ -31,7 +31,7 @@ FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", tor
 def tensors(seed: int) -> dict[str, torch.Tensor]:
     """Matrices of two layers, one fused, with vectors, a large embedding and buffers."""
     generator = torch.Generator().manual_seed(seed)
-    found = models.matrices(seed, size=16)
+    found = planted.matrices(seed, size=16)
     found |= {
         "model.embed_tokens.weight": torch.randn(400, 64, generator=generator),
         "model.layers.0.self_attn.qkv_proj.weight": torch.randn(48, 16, generator=generator),
@@ -43,13 +43,13 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
-HEADS = {**models.LLAMA, "num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 16}
+HEADS = {**planted.LLAMA, "num_attention_heads": 4, "num_key_value_heads": 4, "hidden_size": 16}
 
 
 @pytest.fixture
 def folders(tmp_path):
-    base = models.write(tmp_path / "base", tensors(0), HEADS)
-    return base, models.write(tmp_path / "tuned", tensors(1), HEADS)
+    base = planted.write(tmp_path / "base", tensors(0), HEADS)
+    return base, planted.write(tmp_path / "tuned", tensors(1), HEADS)
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -118,7 +118,7 @@ def test_an_interrupted_audit_has_the_checksums_of_one_in_one_piece(
 def test_the_content_is_that_of_the_weights_in_any_files(folders, tmp_path):
     """A copy at another time and in three shards has another fingerprint and the same content."""
     base, tuned = folders
-    shards = models.sharded(tmp_path / "shards", load_file(base / "model.safetensors"), 3)
+    shards = planted.sharded(tmp_path / "shards", load_file(base / "model.safetensors"), 3)
     shutil.copy(base / "config.json", shards)
     one, other = audited(base, tuned, tmp_path / "one"), audited(shards, tuned, tmp_path / "other")
     assert open_folder(str(base)).fingerprint != open_folder(str(shards)).fingerprint
@@ -171,7 +171,7 @@ def test_a_model_whose_vectors_alone_differ_is_another_one(folders, tmp_path):
     base, tuned = folders
     stored = load_file(base / "model.safetensors")
     stored["model.layers.0.input_layernorm.weight"] *= 2
-    norms = models.write(tmp_path / "norms", stored, HEADS)
+    norms = planted.write(tmp_path / "norms", stored, HEADS)
     one, other = audited(base, tuned, tmp_path / "one"), audited(norms, tuned, tmp_path / "other")
     with pytest.raises(ShadowError, match="different bases: the bytes of 1 of 8 tensors differ"):
         compare([one, other])
@@ -179,9 +179,9 @@ def test_a_model_whose_vectors_alone_differ_is_another_one(folders, tmp_path):
 
 def test_what_an_adapter_leaves_alone_is_not_read(tmp_path):
     """The base has no content then: nothing of it was read but what the adapter changes."""
-    base = models.toy(tmp_path / "base", 0, size=16)
-    name = models.UP.format(0).removesuffix(".weight")
-    adapter = models.write(
+    base = planted.toy(tmp_path / "base", 0, size=16)
+    name = planted.UP.format(0).removesuffix(".weight")
+    adapter = planted.write(
         tmp_path / "adapter",
         {
             f"base_model.model.{name}.lora_A.weight": torch.randn(2, 16),
@@ -193,6 +193,6 @@ def test_what_an_adapter_leaves_alone_is_not_read(tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
     report = audited(base, adapter, tmp_path / "out")
     found = {name: row["checksum"] is None for name, row in rows(report).items()}
-    assert found == {models.UP.format(0): False, models.UP.format(1): True}
+    assert found == {planted.UP.format(0): False, planted.UP.format(1): True}
     assert content(report) is None
     assert content(report, "tuned")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import pair_of
+from measuring import pair_of
 
 import shadow
 from shadow.audits import pair as audit_module
@@ -42,7 +42,7 @@ def pair(tmp_path_factory):
             name: (one + change * torch.randn(one.shape, generator=generator)).bfloat16()
             for name, one in base.items()
         }
-        models.write(folder / side, weights, models.LLAMA)
+        planted.write(folder / side, weights, planted.LLAMA)
     return pair_of(folder / "base", folder / "tuned")
 
 

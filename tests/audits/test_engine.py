@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import models
+import planted
 import pytest
 import torch
 from hub import Hub
@@ -208,7 +208,7 @@ def pair(tmp_path):
     for seed, name in enumerate(("base", "tuned")):
         generator = torch.Generator().manual_seed(seed)
         weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)}
-        models.write(tmp_path / name, weights, models.LLAMA)
+        planted.write(tmp_path / name, weights, planted.LLAMA)
     return given_pair(
         parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned"))
     )
@@ -296,8 +296,8 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, monke
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         for side in ("base", "tuned"):
-            weights = models.matrices(len(side), 2, 256)  # two files of 262 kB
-            hub.add(f"org/{side}", models.sharded(tmp_path / f"{side}s", weights, 2))
+            weights = planted.matrices(len(side), 2, 256)  # two files of 262 kB
+            hub.add(f"org/{side}", planted.sharded(tmp_path / f"{side}s", weights, 2))
         one = replace(pair, base=Reference("org/base", False), tuned=Reference("org/tuned", False))
         monkeypatch.setattr(plan, "_free", lambda path: 1_000_000)
         said: list[str] = []

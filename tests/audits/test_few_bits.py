@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-import models
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import pair_of
+from measuring import pair_of
 
 from shadow.audits.pair import run_pair
 from shadow.audits.runtime import Settings
@@ -22,7 +22,7 @@ from shadow.telling.size import is_as_stored
 
 Weights = dict[str, torch.Tensor]
 SETTINGS = Settings(Method(), Filter())
-NAMES = [models.UP.format(layer) for layer in range(4)]
+NAMES = [planted.UP.format(layer) for layer in range(4)]
 SHAPE = 192, 512
 rng = np.random.default_rng(0)
 FULL = {name: torch.from_numpy(0.02 * rng.standard_normal(SHAPE)) for name in NAMES}
@@ -95,7 +95,7 @@ def audited(tmp_path_factory):
             kept = {name: one if one.dtype != torch.float64 else one.bfloat16()
                     for name, one in side.items()}  # fmt: skip
             folder = there / re.sub(r"\W+", "-", f"{case} {at}")
-            folders.append(models.write(folder, kept))
+            folders.append(planted.write(folder, kept))
         done = run_pair(pair_of(*folders), SETTINGS, there / "out")
         rows = pq.read_table(done.folder / "matrices.parquet").to_pylist()
         return done.summary, [row for row in rows if row["subject"] == "delta"]

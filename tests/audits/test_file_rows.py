@@ -9,10 +9,10 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
-from runs import pair_of
+from measuring import pair_of
 
 from shadow.audits.file_rows import file_rows
 from shadow.audits.pair import Runtime, Settings, run_pair
@@ -42,7 +42,7 @@ def put(folder: Path, **files: object) -> None:
 @pytest.fixture
 def sides(tmp_path):
     """Two folders of one model."""
-    base = models.toy(tmp_path / "base", 0)
+    base = planted.toy(tmp_path / "base", 0)
     (base / "config.json").unlink(missing_ok=True)
     shutil.copytree(base, tmp_path / "tuned")
     return base, tmp_path / "tuned"
@@ -301,7 +301,7 @@ def test_a_base_for_each_component_is_matched_by_its_language(tmp_path, sides):
     have no match.
     """
     base, tuned = sides
-    tower = models.toy(tmp_path / "tower", 3)
+    tower = planted.toy(tmp_path / "tower", 3)
     put(base, config__json={"rope_theta": 1})
     put(tower, config__json={"hidden": 1})
     put(tuned, config__json={"text_config": {"rope_theta": 2}})
@@ -320,7 +320,7 @@ def test_an_adapter_removes_nothing(tmp_path, sides):
     """What the base has and the adapter has not stays in use."""
     base, _ = sides
     put(base, config__json={}, tokenizer_config__json={"a": 1})
-    adapter = models.write(tmp_path / "adapter", {"base_model.model.x.lora_A.weight": _small()})
+    adapter = planted.write(tmp_path / "adapter", {"base_model.model.x.lora_A.weight": _small()})
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     (adapter / "config.json").unlink(missing_ok=True)
     put(adapter, adapter_config__json={"peft_type": "LORA", "r": 2, "lora_alpha": 2})
@@ -410,7 +410,7 @@ def test_of_the_hub_only_small_files_that_differ_are_fetched(run, hub, tmp_path)
     """Equal checksums need no download, nor do documents; offline, with a cache that lacks files,
     nothing is called removed; a folder is matched with the Hub's checksums.
     """
-    base, tuned = models.toy(tmp_path / "a", 0), models.toy(tmp_path / "b", 1)
+    base, tuned = planted.toy(tmp_path / "a", 0), planted.toy(tmp_path / "b", 1)
     for folder in (base, tuned):
         put(folder, tokenizer__json={"model": {"vocab": {"a": 0}}}, README__md=folder.name)
     put(base, config__json={"rope_theta": 1}, only__txt="x", generation_config__json={"t": 1})
@@ -565,7 +565,7 @@ def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
     either side, and its answer stays that of the files.
     """
     base, tuned = sides
-    (base / "config.json").write_text(json.dumps({**models.LLAMA, "vocab_size": 5}))
+    (base / "config.json").write_text(json.dumps({**planted.LLAMA, "vocab_size": 5}))
     put(base, tokenizer__json=WHOLE)
     more = [*WHOLE["added_tokens"], {"id": 5, "content": "<tool>"}]
     put(tuned, tokenizer__json={**WHOLE, "added_tokens": more})
@@ -585,5 +585,5 @@ def test_a_tokenizer_that_does_not_fit_is_said(sides, tmp_path, shadow):
     assert sentence.text == (
         "Beside the weights, special tokens differ. Some token numbers have no row in the model."
     )
-    put(tuned, tokenizer__json=WHOLE, config__json={**models.LLAMA, "vocab_size": 4})
+    put(tuned, tokenizer__json=WHOLE, config__json={**planted.LLAMA, "vocab_size": 4})
     assert told(base, tuned)["config.json"]["differs"] == "vocab_size tokens_beyond"

@@ -11,14 +11,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import models
+import planted
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
-from models import UP, matrices
-from runs import StoppedError, pair_of, stopped_after
+from measuring import StoppedError, pair_of, stopped_after
+from planted import UP, matrices
 
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
@@ -45,10 +45,10 @@ def toys(tmp_path):
     """A family of a base of two layers and two models tuned from it, the second of four layers as
     its own base is.
     """
-    models.toy(tmp_path / "base", 0)
-    models.toy(tmp_path / "one", 1)
-    models.toy(tmp_path / "deep", 2, layers=4)
-    models.toy(tmp_path / "deeper", 3, layers=4)
+    planted.toy(tmp_path / "base", 0)
+    planted.toy(tmp_path / "one", 1)
+    planted.toy(tmp_path / "deep", 2, layers=4)
+    planted.toy(tmp_path / "deeper", 3, layers=4)
     (tmp_path / "toys.yaml").write_text(
         "toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n"
     )
@@ -59,7 +59,7 @@ def toys(tmp_path):
 def made(tmp_path_factory):
     """A pair, and its report."""
     folder = tmp_path_factory.mktemp("made")
-    pair = pair_of(models.toy(folder / "base", 0), models.toy(folder / "one", 1))
+    pair = pair_of(planted.toy(folder / "base", 0), planted.toy(folder / "one", 1))
     return pair, run_pair(pair, EVERYTHING, folder / "out")
 
 
@@ -270,7 +270,7 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(toys):
     pair = pair_of(toys / "base", toys / "one")
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
-    models.toy(toys / "one", 8)
+    planted.toy(toys / "one", 8)
     told = f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
     with pytest.raises(KeptError, match=told):
         run_pair(pair, EVERYTHING, toys / "out")
@@ -568,7 +568,7 @@ def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
     for name in ("base", "tuned"):
         more = {"model.layers.1.input_layernorm.weight": torch.ones(8)}
         more[UP.format(1)] = torch.ones(8, 8, dtype=torch.int32)
-        models.write(tmp_path / name, matrices(0) | more)
+        planted.write(tmp_path / name, matrices(0) | more)
     pair, second = pair_of(tmp_path / "base", tmp_path / "tuned"), Filter(layers=(1,))
     summary = run_pair(pair, replace(EVERYTHING, chosen=second), tmp_path / "out").summary
     changed = next(gate for gate in summary.gates if gate.name == "changed")

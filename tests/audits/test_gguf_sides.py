@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import ggufs
-import models
 import numpy as np
-import packing
 import pandas as pd
+import planted
 import pytest
+import quantisers
 import torch
 from command import run_shadow as command
 from effort import every
@@ -18,7 +17,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 from hub import Hub
 from hub_pairs import SECRET, variables
-from runs import contents, pair_of
+from measuring import contents, pair_of
 from safetensors.torch import save_file
 
 import shadow
@@ -40,7 +39,7 @@ def tuned_of(tensors, size=0.002, seed=5):
     """Every matrix plus noise, BF16 values."""
     rng = np.random.default_rng(seed)
     return {
-        name: ggufs.bf16(weight + size * rng.standard_normal(weight.shape).astype(np.float32))
+        name: planted.bf16(weight + size * rng.standard_normal(weight.shape).astype(np.float32))
         if weight.ndim > 1
         else weight
         for name, weight in tensors.items()
@@ -49,7 +48,7 @@ def tuned_of(tensors, size=0.002, seed=5):
 
 def folder_of(path, tensors):
     stored = {name: torch.from_numpy(weight.copy()).bfloat16() for name, weight in tensors.items()}
-    return models.write(path, stored, CONFIG)
+    return planted.write(path, stored, CONFIG)
 
 
 def decoded(weight, kind):
@@ -60,12 +59,12 @@ def decoded(weight, kind):
 def sides(tmp_path_factory):
     """A small Llama and one trained on, as folders of safetensors and as GGUF files."""
     top = tmp_path_factory.mktemp("sides")
-    tensors = {"base": ggufs.llama()}
+    tensors = {"base": planted.gguf_llama()}
     tensors["tuned"] = tuned_of(tensors["base"])
     paths = {name: folder_of(top / name, held) for name, held in tensors.items()}
     for name, held in tensors.items():
         for kind in ("BF16", "F16", "Q8_0", "Q4_0"):
-            paths[f"{name}-{kind}"] = ggufs.write(top / f"{name}-{kind}.gguf", held, kind)
+            paths[f"{name}-{kind}"] = planted.write_gguf(top / f"{name}-{kind}.gguf", held, kind)
     return tensors, paths
 
 
@@ -139,7 +138,7 @@ def test_files_inside_gguf_files_are_compared(sides, tmp_path):
     """Tokenizer and chat template of two GGUF files; beside a folder, the template alone."""
     tensors, paths = sides
     told = {"tokenizer.ggml.pre": "other", "tokenizer.ggml.model2": "x"}
-    other = ggufs.write(tmp_path / "a.gguf", tensors["tuned"], metadata=told, tokens=300)
+    other = planted.write_gguf(tmp_path / "a.gguf", tensors["tuned"], metadata=told, tokens=300)
     _, folder = audited(paths["base-Q8_0"], other, tmp_path / "out")
     rows = pd.read_parquet(folder / "files.parquet").query("side == 'tuned'").set_index("path")
     assert rows.loc["chat_template.jinja", "state"] == "same"
@@ -168,7 +167,7 @@ def test_same_tells_a_conversion_from_a_broken_one(sides, tmp_path):
     assert (code, "all 21 tensors are equal" in text) == (0, True)
     code, text = said("verify", "same", paths["base"], paths["base-F16"], cwd=tmp_path)
     assert (code, "rounded to F16" in text) == (4, True)
-    broken = ggufs.write(tmp_path / "broken.gguf", tensors["base"], "BF16", paired=False)
+    broken = planted.write_gguf(tmp_path / "broken.gguf", tensors["base"], "BF16", paired=False)
     code, text = said("verify", "same", paths["base"], broken, cwd=tmp_path)
     assert (code, "4 of 21 tensors differ" in text) == (4, True)
 
@@ -179,7 +178,7 @@ def test_frequencies_that_transformers_computes_are_no_tensor_of_one_side(sides,
     """
     tensors, paths = sides
     files = {
-        name: ggufs.write(
+        name: planted.write_gguf(
             tmp_path / f"{name}.gguf",
             tensors["base"] | {"rope_freqs.weight": np.full(32, size, np.float32)},
             kind,
@@ -258,8 +257,8 @@ def test_a_merge_onto_a_quantised_base_is_told_from_one_onto_the_original(sides,
         for name, one in tensors["base"].items()
     }
     if base is None:
-        packed, dense, config = packing.quantised("nf4", original)
-        base = models.write(tmp_path / "nf4", packed, {**CONFIG, "quantization_config": config})
+        packed, dense, config = quantisers.quantised("nf4", original)
+        base = planted.write(tmp_path / "nf4", packed, {**CONFIG, "quantization_config": config})
     factors = {}
     merges = {"onto": dict(dense), "beside": dict(original)}
     for name in (Q, UP):
@@ -276,15 +275,15 @@ def test_a_merge_onto_a_quantised_base_is_told_from_one_onto_the_original(sides,
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
     for name, merged in merges.items():
         stored = {key: torch.as_tensor(one).bfloat16() for key, one in merged.items()}
-        folder = models.write(tmp_path / name, stored, CONFIG)
+        folder = planted.write(tmp_path / name, stored, CONFIG)
         held = {key: one.float().numpy() for key, one in stored.items()}
-        file = ggufs.write(tmp_path / f"{name}.gguf", held, "BF16")
+        file = planted.write_gguf(tmp_path / f"{name}.gguf", held, "BF16")
         for given in (folder, file):
             found = shadow.verify("merged", base, tmp_path / "adapter", given, jobs=1)
             assert found.outcome == ("holds" if name == "onto" else "does_not_hold"), found.reason
     found = shadow.verify("merged", paths["base-BF16"], tmp_path / "adapter", file, jobs=1)
     assert found.outcome == "holds", found.reason
-    quantised = ggufs.write(tmp_path / "merged-Q8_0.gguf", held, "Q8_0")
+    quantised = planted.write_gguf(tmp_path / "merged-Q8_0.gguf", held, "Q8_0")
     found = shadow.verify("merged", paths["base"], tmp_path / "adapter", quantised, jobs=1)
     assert found.outcome == "cannot_be_told"
     assert "Q8_0: a merge that is quantised is not judged" in found.reason
@@ -336,11 +335,12 @@ def test_the_package_is_asked_for_by_its_extra(sides, tmp_path, monkeypatch):
 def test_scales_of_a_copy_are_no_tensors_of_the_model(tmp_path):
     """8-bit floats with scales beside them: as many tensors changed as the base has."""
     matrices = {
-        name: tensor.repeat(8, 8).bfloat16() for name, tensor in models.matrices(0, size=16).items()
+        name: tensor.repeat(8, 8).bfloat16()
+        for name, tensor in planted.matrices(0, size=16).items()
     }
-    packed, _, said = packing.quantised("fp8", matrices)
-    models.write(tmp_path / "base", matrices, CONFIG)
-    models.write(tmp_path / "copy", packed, CONFIG | {"quantization_config": said})
+    packed, _, said = quantisers.quantised("fp8", matrices)
+    planted.write(tmp_path / "base", matrices, CONFIG)
+    planted.write(tmp_path / "copy", packed, CONFIG | {"quantization_config": said})
     report = shadow.audit(
         str(tmp_path / "base"), str(tmp_path / "copy"), output=str(tmp_path / "reports")
     )

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import models
+import planted
 import pytest
 import torch
 from hub import Status
@@ -168,7 +168,7 @@ def test_a_long_header_is_read_by_a_second_request(run, hub, tmp_path):
     """A header beyond 64 KiB is still read, and no more than it."""
     many = {f"model.layers.{n}.mlp.up_proj.weight": torch.randn(4, 4) for n in range(1000)}
     for side in ("base", "tuned"):
-        hub.add(f"org/{side}", models.write(tmp_path / side, many, models.LLAMA))
+        hub.add(f"org/{side}", planted.write(tmp_path / side, many, planted.LLAMA))
     (plan,) = json.loads(run("plan", *PAIR[1:], "--format", "json").assert_done())
     assert plan["matrices"] == 1000
     size = int.from_bytes((tmp_path / "base" / MODEL).read_bytes()[:8], "little") + 8
@@ -466,7 +466,7 @@ def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody
     run, hub, folders, tmp_path
 ):
     """Deltas are compared as in folders, without a request; a commit that is gone is told."""
-    hub.add("org/small-next", models.write(tmp_path / "next", tensors(FEW, 2), models.LLAMA))
+    hub.add("org/small-next", planted.write(tmp_path / "next", tensors(FEW, 2), planted.LLAMA))
     run(*SMALL, "-o", "out").assert_done()
     run("audit", "org/small-tuned", "org/small-next", "-o", "out").assert_done()
     hub.add("org/small-next", folders["small-base"])  # its main has moved since

@@ -9,9 +9,9 @@ import threading
 import time
 from itertools import cycle
 
-import models
-import packing
+import planted
 import pytest
+import quantisers
 from command import Run
 from effort import every
 from hub import (
@@ -226,10 +226,10 @@ def test_a_quantised_model_of_the_hub(run, hub, tmp_path, whole):
     """The shape of a matrix in 4 bits is read from a small tensor: its bytes alone, or the file of
     a server that ignores ranges.
     """
-    base = models.saved("llama", tmp_path / "base", 0)
-    packed, _, said = packing.quantised("nf4", load_file(base / MODEL))
+    base = planted.saved("llama", tmp_path / "base", 0)
+    packed, _, said = quantisers.quantised("nf4", load_file(base / MODEL))
     config = json.loads((base / "config.json").read_text()) | {"quantization_config": said}
-    hub.add("org/nf4", models.write(tmp_path / "nf4", packed, config))
+    hub.add("org/nf4", planted.write(tmp_path / "nf4", packed, config))
     if whole:
         hub.fail("*", IgnoreRange(), times=None)
     run("audit", base, "org/nf4", "-o", "out").assert_done()

@@ -12,14 +12,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
 from command import run_shadow
 from hub import Hub
-from runs import pair_of
-from runs import report_contents as written
+from measuring import pair_of
+from measuring import report_contents as written
 
 from shadow.audits import engine as engine_module
 from shadow.audits import journal as journal_module
@@ -61,7 +61,7 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 
 def pair_in(folder: Path):
     sides = enumerate(("base", "tuned"))
-    return pair_of(*(models.sharded(folder / side, weights(seed), 6) for seed, side in sides))
+    return pair_of(*(planted.sharded(folder / side, weights(seed), 6) for seed, side in sides))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def whole(pair, tmp_path_factory):
 
 
 def lined_up(tmp_path: Path, base_shards: int, tuned_shards: int):
-    base = open_folder(str(models.sharded(tmp_path / "b", weights(0), base_shards)))
-    tuned = open_folder(str(models.sharded(tmp_path / "t", weights(1), tuned_shards)))
+    base = open_folder(str(planted.sharded(tmp_path / "b", weights(0), base_shards)))
+    tuned = open_folder(str(planted.sharded(tmp_path / "t", weights(1), tuned_shards)))
     pairs, _ = pair_checkpoints(base, tuned, Filter())
     return pairs
 
@@ -378,7 +378,7 @@ def test_a_part_elsewhere_reads_the_same_files(tmp_path):
 
     class Changing(InProcess):
         def as_completed(self, watch=None):
-            models.sharded(tmp_path / "other", weights(2), 6)
+            planted.sharded(tmp_path / "other", weights(2), 6)
             for path in (tmp_path / "other").iterdir():
                 path.replace(tmp_path / "tuned" / path.name)
             yield from super().as_completed(watch)
@@ -407,8 +407,8 @@ def test_each_shard_is_fetched_once(tmp_path):
     another one. Random weights are no states of one model: exit code 3.
     """
     folders = {
-        "org/base": models.sharded(tmp_path / "base", weights(0), 6),
-        "org/tuned": models.sharded(tmp_path / "tuned", weights(1), 6),
+        "org/base": planted.sharded(tmp_path / "base", weights(0), 6),
+        "org/tuned": planted.sharded(tmp_path / "tuned", weights(1), 6),
     }
     with Hub() as hub:
         for name, folder in folders.items():
@@ -450,7 +450,7 @@ def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counter
     integers = {f"model.layers.{n % 12}.counter_{n}": torch.zeros(1).int() for n in range(counters)}
     pair = given_pair(
         *(
-            parse_reference(str(models.sharded(tmp_path / side, integers | weights(seed), 6)))
+            parse_reference(str(planted.sharded(tmp_path / side, integers | weights(seed), 6)))
             for seed, side in enumerate(("base", "tuned"))
         )
     )
@@ -509,7 +509,7 @@ def mixture(folder: Path, experts: int, first: int = 0):
     draw = torch.Generator().manual_seed(0)
     for side in ("base", "tuned"):
         tensors = {name: torch.randn(6, 6, generator=draw) for name in names}
-        models.sharded(folder / side, tensors, 4)
+        planted.sharded(folder / side, tensors, 4)
         config = {"model_type": "qwen3_moe", "num_experts": experts}
         (folder / side / "config.json").write_text(json.dumps(config))
     return given_pair(*(parse_reference(str(folder / side)) for side in ("base", "tuned")))

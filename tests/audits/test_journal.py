@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import chosen
-from runs import pair_of
+from measuring import pair_of
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -63,8 +63,8 @@ def unfinished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unfinished")
     base = {UP: torch.eye(8, 6), NORM: torch.ones(6)}
     sides = (
-        models.write(folder / "base", base),
-        models.write(
+        planted.write(folder / "base", base),
+        planted.write(
             folder / "tuned",
             {name: W + torch.arange(W.numel()).view(W.shape) for name, W in base.items()},
         ),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import pair_of
+from measuring import pair_of
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -34,8 +34,8 @@ def pair(tmp_path_factory):
         name: one + 0.1 * torch.randn(one.shape, generator=generator) for name, one in base.items()
     }
     for name, side in (("base", base), ("tuned", tuned)):
-        models.write(
-            folder / name, {key: one.bfloat16() for key, one in side.items()}, models.LLAMA
+        planted.write(
+            folder / name, {key: one.bfloat16() for key, one in side.items()}, planted.LLAMA
         )
     return pair_of(folder / "base", folder / "tuned")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 
-import models
+import planted
 import pytest
 import torch
 from command import run_shadow
@@ -39,7 +39,7 @@ def sides(tmp_path):
     leaky = {name: one.clone() for name, one in upper.items()}
     leaky[EMBED][3, 4] += 1
     for name, tensors in (("base", base), ("upper", upper), ("leaky", leaky)):
-        models.write(tmp_path / name, tensors, models.LLAMA)
+        planted.write(tmp_path / name, tensors, planted.LLAMA)
     (tmp_path / "list.yaml").write_text(LIST)
     return tmp_path
 
@@ -113,7 +113,7 @@ def test_rules_ask_the_same_of_finished_reports(sides):
     assert shadow.judge(out / "base..leaky", "verify.trained --frozen layers.0").code == 4
     run_shadow("gate", "out", "--policy", "policy.yaml", cwd=sides).assert_done()
     run_shadow("gate", "out", "--fail-on", LEAKS, cwd=sides).assert_done(4)
-    models.write(sides / "upper", based(), models.LLAMA)
+    planted.write(sides / "upper", based(), planted.LLAMA)
     (verdict,) = shadow.judge(out / "base..upper", HOLDS).verdicts
     assert (verdict.outcome, verdict.code) == ("missing", 1)
     assert "has changed since it was audited" in verdict.detail
@@ -138,7 +138,7 @@ def test_a_claim_that_cannot_be_told_is_exit_5(sides):
     """Integers without their scales beside floats; a fault comes first, then what does not hold."""
     tensors = based()
     tensors["model.layers.1.mlp.up_proj.weight"] = torch.ones(32, 32, dtype=torch.int8)
-    models.write(sides / "packed", tensors, models.LLAMA)
+    planted.write(sides / "packed", tensors, planted.LLAMA)
     entry = '- {base: ./base, tuned: ./packed, name: "toy:base..packed", claims: [%s]}\n'
     (sides / "list.yaml").write_text(entry % "trained --frozen mlp.up")
     audit(sides, code=5)
@@ -184,7 +184,7 @@ def test_a_claim_that_makes_no_sense_is_refused_before_anything(sides, claim, sa
 def test_a_report_names_its_checkpoints_again(tmp_path):
     """A folder, one for each component with a space in its name, and commits of the Hub."""
     for name in ("lm", "a tower"):
-        models.toy(tmp_path / name, 0)
+        planted.toy(tmp_path / name, 0)
     for text in (f"{tmp_path}/lm", f"language={tmp_path}/lm,vision={tmp_path}/a tower"):
         side = side_of(find_checkpoint(parse_checkpoint(text), Runtime(), tmp_path / "s"))
         assert str(reference_of({**side, "content": None})) == text
@@ -202,9 +202,9 @@ def test_a_base_of_components_is_checked_too(tmp_path):
     tower = {"vision_model.encoder.layers.0.mlp.fc1.weight": torch.ones(32, 16)}
     whole = {f"language_model.{name}": one + 0.01 for name, one in language.items()}
     whole |= {f"vision_tower.{name}": one for name, one in tower.items()}
-    models.write(tmp_path / "lm", language, models.LLAMA)
-    models.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
-    models.write(tmp_path / "llava", whole, {"model_type": "llava", "text_config": models.LLAMA})
+    planted.write(tmp_path / "lm", language, planted.LLAMA)
+    planted.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
+    planted.write(tmp_path / "llava", whole, {"model_type": "llava", "text_config": planted.LLAMA})
     (tmp_path / "registry").mkdir()
     (tmp_path / "registry" / "families.yaml").write_text(
         "toy:\n  base: {language: ../lm, vision: ../tower}\n  tuned: ../llava\n"

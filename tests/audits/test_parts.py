@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -72,7 +72,7 @@ def audited(tmp_path, base, tuned, config, jobs=None, chosen=None):
     """The result of an audit, and the rows of tensors.parquet by name and side."""
     for name, tensors in (("base", base), ("tuned", tuned)):
         if not (tmp_path / name).exists():
-            models.write(tmp_path / name, tensors, config)
+            planted.write(tmp_path / name, tensors, config)
     pair = given_pair(*(parse_reference(str(tmp_path / name)) for name in ("base", "tuned")))
     result = run_pair(
         pair, Settings(Method(), chosen or Filter()), tmp_path / f"out-{jobs}", Runtime(jobs=jobs)
@@ -275,7 +275,7 @@ def test_a_grown_vocabulary_counts_with_its_common_rows(tmp_path):
                 [base["model.embed_tokens.weight"] + change, torch.randn(25, 8)]
             )
         }
-        result, _ = audited(tmp_path / str(change), base, tuned, models.LLAMA)
+        result, _ = audited(tmp_path / str(change), base, tuned, planted.LLAMA)
         assert gate(result, "paired").figure == pytest.approx(0.8)
 
 
@@ -287,8 +287,10 @@ def test_a_head_that_does_not_fit_the_embedding_leaves_the_embedding_measured(tm
     base = {embed: torch.randn(16, 8)}
     tuned = {embed: base[embed] * 1.1, head: torch.randn(16, 4)}
     folders = [
-        models.write(tmp_path / "base", base, {"model_type": "llama", "tie_word_embeddings": True}),
-        models.write(
+        planted.write(
+            tmp_path / "base", base, {"model_type": "llama", "tie_word_embeddings": True}
+        ),
+        planted.write(
             tmp_path / "tuned", tuned, {"model_type": "llama", "tie_word_embeddings": False}
         ),
     ]

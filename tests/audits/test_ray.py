@@ -12,11 +12,11 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-import models
+import planted
 import pytest
 import torch
+from measuring import contents
 from ray_machines import ended, rows, until
-from runs import contents
 
 from shadow.audits.pair import Runtime
 from shadow.audits.ray_engine import Ray, ray_engine
@@ -66,9 +66,9 @@ def parents(paths: list[Path]) -> set[int]:
 @pytest.fixture
 def long_list(tmp_path: Path) -> Path:
     """A short pair and one that takes some seconds."""
-    models.toy(tmp_path / "base", 0, 40, 300)
-    models.toy(tmp_path / "x1", 1, 2, 300)
-    models.toy(tmp_path / "x2", 2, 40, 300)
+    planted.toy(tmp_path / "base", 0, 40, 300)
+    planted.toy(tmp_path / "x1", 1, 2, 300)
+    planted.toy(tmp_path / "x2", 2, 40, 300)
     (tmp_path / "l.yaml").write_text(
         "- {base: ./base, tuned: ./x2}\n- {base: ./x1, tuned: ./base}\n"
     )
@@ -80,7 +80,7 @@ def test_the_bytes_are_those_of_one_process(tmp_path, command):
     and exit code; the fault has its message and hint. The same command again measures nothing.
     """
     for seed, name in enumerate(("base", "one", "two")):
-        models.toy(tmp_path / name, seed)
+        planted.toy(tmp_path / name, seed)
     (tmp_path / "toys.yaml").write_text(
         "toy-a: {base: ./base, one: ./one, two: ./two}\n"
         "toy-bad: {base: ./base, gone: ./gone, one: ./one}\n"
@@ -164,14 +164,14 @@ def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
     and each tuned model once, but that a machine which is done early may help with the other base.
     """
     for number, base in enumerate(("a", "b")):
-        weights = models.matrices(10 * number, 4, 200)
-        machines.hub.add(f"org/{base}", models.sharded(tmp_path / base, weights, 2))
+        weights = planted.matrices(10 * number, 4, 200)
+        machines.hub.add(f"org/{base}", planted.sharded(tmp_path / base, weights, 2))
         for tuned in range(3):
             changed = {
                 name: weight + 0.01 * torch.randn(weight.shape) for name, weight in weights.items()
             }
             machines.hub.add(
-                f"org/{base}{tuned}", models.sharded(tmp_path / f"{base}{tuned}", changed, 2)
+                f"org/{base}{tuned}", planted.sharded(tmp_path / f"{base}{tuned}", changed, 2)
             )
     pairs = [
         f"- {{base: org/{base}, tuned: org/{base}{tuned}}}\n" for tuned in range(3) for base in "ab"
@@ -199,7 +199,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray, side, ti
     fetches its own; the report is that of one process.
     """
     folders = {
-        name: models.sharded(tmp_path / name, models.matrices(seed, 8, side), 4)
+        name: planted.sharded(tmp_path / name, planted.matrices(seed, 8, side), 4)
         for seed, name in ((50 + side, f"giant-{side}"), (51 + side, f"large-{side}"))
     }
     for name, folder in folders.items():
@@ -227,7 +227,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray, side, ti
 def test_a_part_goes_on_after_a_kill(tmp_path, command, on_ray, who):
     """SIGKILL of a part's worker, or the driver: what the part measured is not measured again."""
     for seed, name in enumerate(("base", "tuned")):
-        models.sharded(tmp_path / name, models.matrices(seed, 40, 300), 4)
+        planted.sharded(tmp_path / name, planted.matrices(seed, 40, 300), 4)
     pair = ("audit", "./base", "./tuned", "--no-subspaces", "-o")
     command(*pair, "whole")
     process = command.start(*pair, "out", *on_ray)
@@ -307,10 +307,10 @@ def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
     its journal, and the reports are those of one process.
     """
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    models.toy(tmp_path / "base", 0, 40, 300)
+    planted.toy(tmp_path / "base", 0, 40, 300)
     for number in (1, 2):
-        models.write(tmp_path / f"x{number}", models.matrices(number, 40, 300), models.LLAMA)
-    models.toy(tmp_path / "other", 3, 40, 300)
+        planted.write(tmp_path / f"x{number}", planted.matrices(number, 40, 300), planted.LLAMA)
+    planted.toy(tmp_path / "other", 3, 40, 300)
     (tmp_path / "l.yaml").write_text(
         "- {base: ./base, tuned: ./x1}\n- {base: ./other, tuned: ./x2}\n"
     )

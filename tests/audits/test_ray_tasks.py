@@ -9,10 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import models
+import planted
 import pytest
+from measuring import contents
 from ray_machines import SECONDS, Command, until
-from runs import contents
 
 from shadow.audits.machine_limits import machine_limits
 
@@ -93,7 +93,7 @@ def test_python_has_reports_in_the_order_of_the_pairs(tmp_path, command, machine
     initialised stays, and an address of another one is refused.
     """
     for seed, name, layers in ((0, "base", 12), (1, "slow", 12), (2, "fast", 1)):
-        models.toy(tmp_path / name, seed, layers, 200)
+        planted.toy(tmp_path / name, seed, layers, 200)
     (tmp_path / "toys.yaml").write_text(
         "toy-a: {base: ./base, slow: ./slow, fast: ./fast}\ntoy-bad: {base: ./base, gone: ./gone}\n"
     )
@@ -381,7 +381,7 @@ def test_a_task_that_takes_too_much_memory_goes_on_with_one_thread(tmp_path, com
     if free < 2 * MEMORY or machine_limits().memory_by != "the machine":
         pytest.skip("needs 8 GiB of free memory, and no control group that limits it")
     for seed, name in enumerate(("base", "tuned")):
-        models.toy(tmp_path / name, seed, 40, 100)
+        planted.toy(tmp_path / name, seed, 40, 100)
     script = f"""
 from dataclasses import replace
 import numpy as np
@@ -419,7 +419,7 @@ print(*said, sep="\\n")
 def test_a_task_that_is_out_of_memory_three_times_is_given_up(tmp_path, command, machines):
     """Ray's answer is made up: one line and a hint, and the same call goes on later."""
     for seed, name in enumerate(("base", "tuned")):
-        models.toy(tmp_path / name, seed)
+        planted.toy(tmp_path / name, seed)
     script = f"""
 get, left = ray.get, [3]
 def got(reference, **more):

@@ -11,17 +11,17 @@ import threading
 import time
 from pathlib import Path
 
-import models
 import numpy as np
 import pandas as pd
+import planted
 import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
 from command import Started
 from effort import chosen
+from measuring import StoppedError, pair_of, stopped_after
 from rich.filesize import decimal
-from runs import StoppedError, pair_of, stopped_after
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import journal
@@ -52,8 +52,8 @@ def tables(folder):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
-    base = models.saved("llama", folder / "base")
-    return base, models.perturbed(base, folder / "tuned")
+    base = planted.saved("llama", folder / "base")
+    return base, planted.perturbed(base, folder / "tuned")
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +74,13 @@ def undone(kind, name, W, module):
     return W
 
 
-@pytest.mark.parametrize("kind", chosen(models.KINDS, ("gpt2",)))
+@pytest.mark.parametrize("kind", chosen(planted.KINDS, ("gpt2",)))
 def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
     """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout;
     every tensor is measured but the vectors, whose relative norm is there.
     """
-    base = models.saved(kind, tmp_path / "base")
-    tuned = models.perturbed(base, tmp_path / "tuned")
+    base = planted.saved(kind, tmp_path / "base")
+    tuned = planted.perturbed(base, tmp_path / "tuned")
     result = run(base, tuned, tmp_path / "out")
     frames = {name: table.to_pandas() for name, table in tables(result.folder).items()}
     Wb, Wt = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
@@ -224,12 +224,12 @@ def test_a_journal_cut_in_the_middle_of_a_line_is_good_up_to_there(llama, tmp_pa
 @pytest.mark.parametrize("change", ["tuned", "settings", "garbage"])
 def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     """Outcomes of other files or settings are never mixed in."""
-    tuned = models.write(tmp_path / "tuned", load_file(llama[1] / "model.safetensors"))
+    tuned = planted.write(tmp_path / "tuned", load_file(llama[1] / "model.safetensors"))
     with pytest.raises(StoppedError):
         run(llama[0], tuned, tmp_path / "out", runtime=Runtime(show=stopped_after(9)))
     settings = EVERYTHING
     if change == "tuned":
-        models.write(
+        planted.write(
             tuned, {name: 2 * t for name, t in load_file(tuned / "model.safetensors").items()}
         )
     elif change == "settings":
@@ -318,8 +318,8 @@ def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
 def test_a_stopped_audit_says_how_to_go_on(tmp_path):
     """Ctrl-C: one line on stderr, exit code 130, no report, the journal kept."""
     big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(200)}
-    base = models.write(tmp_path / "base", big)
-    tuned = models.write(tmp_path / "tuned", {name: 1.01 * W for name, W in big.items()})
+    base = planted.write(tmp_path / "base", big)
+    tuned = planted.write(tmp_path / "tuned", {name: 1.01 * W for name, W in big.items()})
     child = Started(
         "audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path
     )
@@ -342,8 +342,8 @@ def test_an_interrupt_loses_no_outcome_that_is_in_the_journal(tmp_path):
     The interrupt comes at each of the last steps that the journal takes for its first outcome.
     """
     up = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}
-    base = models.write(tmp_path / "base", up)
-    tuned = models.write(tmp_path / "tuned", {name: 2 * W for name, W in up.items()})
+    base = planted.write(tmp_path / "base", up)
+    tuned = planted.write(tmp_path / "tuned", {name: 2 * W for name, W in up.items()})
 
     def outcomes_in(out):
         journals = out.glob("*/*/.partial/journal.jsonl")
@@ -409,7 +409,7 @@ def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
     tuned[v][3, 4] = math.nan
     tuned["model.norm.weight"] = 1.1 * torch.ones(16)
     result = run(
-        models.write(tmp_path / "b", base), models.write(tmp_path / "t", tuned), tmp_path / "out"
+        planted.write(tmp_path / "b", base), planted.write(tmp_path / "t", tuned), tmp_path / "out"
     )
     rows = tables(result.folder)["tensors"].to_pandas().set_index(["tensor", "side"])
     for side in ("base", "tuned"):
@@ -435,8 +435,8 @@ def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
     tuned = {name: base[name].clone()}
     tuned[name][:, :64] += 0.1
     result = run(
-        models.write(tmp_path / "b", base, config),
-        models.write(tmp_path / "t", tuned, config),
+        planted.write(tmp_path / "b", base, config),
+        planted.write(tmp_path / "t", tuned, config),
         tmp_path / "o",
     )
     found = {key: table.to_pandas() for key, table in tables(result.folder).items()}
@@ -462,7 +462,7 @@ def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, 
     """Tensors of 13 to 200 MB: a few blocks of anonymous memory."""
     for side in ("base", "tuned"):
         tensor = torch.randn(shape, generator=torch.Generator().manual_seed(len(side))).to(dtype)
-        models.write(tmp_path / side, {f"model.{name}.weight": tensor})
+        planted.write(tmp_path / side, {f"model.{name}.weight": tensor})
         del tensor
     code = (
         "import sys, threading, time, shadow.audits.pair as r\n"
@@ -581,14 +581,14 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
     for scale in (0, exponent):
         generator.manual_seed(0)
         sides = [
-            models.write(
+            planted.write(
                 tmp_path / str(scale) / side,
                 {
                     f"model.layers.{layer}.mlp.up_proj.weight": 10.0**scale
                     * torch.randn(60, 70, generator=generator, dtype=torch.float64)
                     for layer in range(3)
                 },
-                models.LLAMA,
+                planted.LLAMA,
             )
             for side in ("base", "tuned")
         ]

@@ -10,7 +10,7 @@ import pytest
 import readme
 import torch
 from command import run_shadow
-from runs import contents, pair_of
+from measuring import contents, pair_of
 from safetensors.torch import load_file, save_file
 
 import shadow

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import models
+import planted
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +22,7 @@ def changed(source: Path, target: Path, change) -> Path:
     """A copy of a checkpoint, with its tensors changed by name."""
     tensors = load_file(source / "model.safetensors")
     made = {name: change(name, one).contiguous() for name, one in tensors.items()}
-    return models.write(target, made, json.loads((source / "config.json").read_text()))
+    return planted.write(target, made, json.loads((source / "config.json").read_text()))
 
 
 def apart(target: Path, seed: int) -> Path:
@@ -96,7 +96,7 @@ def test_models_that_were_initialised_apart_are_none(tmp_path):
 
 def test_three_siblings_name_no_base(tmp_path):
     """Their common origin is not among the candidates."""
-    made = [models.perturbed(DEMO / "base", tmp_path / str(n), 0.1, n) for n in range(3)]
+    made = [planted.perturbed(DEMO / "base", tmp_path / str(n), 0.1, n) for n in range(3)]
     found = shadow.verify("base", *made)
     assert found.holds is None
     assert "siblings" in found.reason
@@ -145,7 +145,7 @@ def test_equal_candidates_and_other_sizes_are_not_told(tmp_path):
     found = shadow.verify("base", DEMO / "narrow", DEMO / "base", DEMO / "base")
     assert found.holds is None
     assert "cannot be told apart" in found.reason
-    small = models.toy(tmp_path / "small", 0)
+    small = planted.toy(tmp_path / "small", 0)
     found = shadow.verify("base", DEMO / "narrow", small)
     assert found.holds is None
     assert "no MLP of the same size" in found.reason
@@ -167,8 +167,8 @@ def test_other_architectures(tmp_path, kind):
     """An MLP without a gate, fused gate and up, experts: a copy with noise is a relative, another
     model is none.
     """
-    model, other = models.saved(kind, tmp_path / "a", 0), models.saved(kind, tmp_path / "b", 1)
-    near = models.perturbed(model, tmp_path / "c", 0.1)
+    model, other = planted.saved(kind, tmp_path / "a", 0), planted.saved(kind, tmp_path / "b", 1)
+    near = planted.perturbed(model, tmp_path / "c", 0.1)
     assert shadow.verify("base", near, model, other).holds is True
     assert shadow.verify("base", near, other).holds is False
 
@@ -199,7 +199,7 @@ def test_weights_with_a_mean_are_no_other_order(tmp_path):
 def test_a_copy_among_the_candidates_is_the_nearest(tmp_path):
     """However far the others are; two copies cannot be told apart."""
     copy = changed(DEMO / "base", tmp_path / "copy", lambda name, one: one)
-    far = models.perturbed(DEMO / "base", tmp_path / "far", 0.2)
+    far = planted.perturbed(DEMO / "base", tmp_path / "far", 0.2)
     found = shadow.verify("base", DEMO / "base", copy, far)
     assert found.holds is True, found
     assert f"{copy} is the nearest relative" in found.reason

@@ -6,12 +6,12 @@ plain rounding; packed as files hold them, and dequantised.
 
 from __future__ import annotations
 
-import models
-import packing
+import planted
 import pytest
+import quantisers
 import torch
 from effort import every
-from quantising import compensated
+from quantisers import compensated
 
 import shadow
 
@@ -33,8 +33,8 @@ def gptq(weight, bits, group, by_size=False, seed=0):
     q, scales, zeros, g_idx = compensated(weight, bits, group, seed, by_size)
     truth = (q - zeros[:, g_idx]) * scales[:, g_idx]
     pieces = {
-        "qweight": packing.stream(q.long(), bits).T, "scales": scales.T.half(),
-        "qzeros": packing.stream((zeros - 1).T.long(), bits), "g_idx": g_idx.int(),
+        "qweight": quantisers.stream(q.long(), bits).T, "scales": scales.T.half(),
+        "qzeros": quantisers.stream((zeros - 1).T.long(), bits), "g_idx": g_idx.int(),
     }  # fmt: skip
     return pieces, truth
 
@@ -44,7 +44,7 @@ def awq(weight, group):
     factors = torch.exp(
         0.3 * torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(1))
     )
-    return packing.awq(weight.float() * factors, group)
+    return quantisers.awq(weight.float() * factors, group)
 
 
 def fp8_blocks(weight, block=64):
@@ -78,7 +78,7 @@ KINDS = {
     "FP8 blocks": (fp8_blocks, FP8),
     "INT8 groups": (lambda w: int8_blocks(w, 32), None),
     "INT8 rows": (lambda w: int8_blocks(w, w.shape[1]), None),
-    "NF4": (packing.nf4, None),
+    "NF4": (quantisers.nf4, None),
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def put(folder, state, kind, dequantised):
         else:
             copy[name] = truth.to(dequantised)
     config = {"quantization_config": said} if dequantised is None else {}
-    return models.write(folder, copy, models.LLAMA | config)
+    return planted.write(folder, copy, planted.LLAMA | config)
 
 
 PACKED = [kind for kind, (_, said) in KINDS.items() if said]
@@ -115,7 +115,7 @@ def test_a_copy_that_nothing_trained_did_not_move_and_is_not_excluded(tmp_path, 
     """`trained` never holds of it, and `quantised` never says that it does not."""
     kind, dequantised = case
     base = based(cols)
-    original = models.write(tmp_path / "base", base, models.LLAMA)
+    original = planted.write(tmp_path / "base", base, planted.LLAMA)
     copy = put(tmp_path / "copy", base, kind, dequantised)
     found = shadow.verify("trained", original, copy, moved="mlp.*")
     assert found.holds is not True, found
@@ -130,7 +130,7 @@ def test_a_copy_that_nothing_trained_did_not_move_and_is_not_excluded(tmp_path, 
 def test_another_model_in_such_a_format_is_excluded(tmp_path, case, cols):
     """Of another seed: `trained` holds of packed numbers alone, whose steps are known."""
     kind, dequantised = case
-    original = models.write(tmp_path / "base", based(cols), models.LLAMA)
+    original = planted.write(tmp_path / "base", based(cols), planted.LLAMA)
     copy = put(tmp_path / "copy", based(cols, seed=5), kind, dequantised)
     found = shadow.verify("quantised", original, copy)
     assert found.holds is False, found
@@ -149,8 +149,8 @@ def test_a_training_is_no_copy(tmp_path, dtype, cols, size):
         name: (one.float() + size * torch.randn(one.shape, generator=rng)).to(dtype)
         for name, one in base.items()
     }
-    original = models.write(tmp_path / "base", base, models.LLAMA)
-    copy = models.write(tmp_path / "tuned", tuned, models.LLAMA)
+    original = planted.write(tmp_path / "base", base, planted.LLAMA)
+    copy = planted.write(tmp_path / "tuned", tuned, planted.LLAMA)
     assert shadow.verify("trained", original, copy, moved="mlp.*").holds is True
     assert shadow.verify("quantised", original, copy).holds is False
 
@@ -164,7 +164,7 @@ def test_zeros_are_no_levels(tmp_path):
         name: torch.where(one.abs() > one.abs().median(), one, 0).bfloat16()
         for name, one in tuned.items()
     }
-    original = models.write(tmp_path / "base", base, models.LLAMA)
-    copy = models.write(tmp_path / "pruned", pruned, models.LLAMA)
+    original = planted.write(tmp_path / "base", base, planted.LLAMA)
+    copy = planted.write(tmp_path / "pruned", pruned, planted.LLAMA)
     assert shadow.verify("trained", original, copy, moved="mlp.*").holds is True
     assert shadow.verify("quantised", original, copy).holds is False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import models
+import planted
 import torch
 from hub_pairs import tensors
 from safetensors.torch import load_file
@@ -28,13 +28,13 @@ def test_a_copy_in_other_shards_is_compared_and_each_byte_moves_once(run, hub, f
         one |= load_file(shard)
     shapes = {name: tuple(tensor.shape) for name, tensor in one.items()}
     assert all(torch.equal(one[name], whole) for name, whole in tensors(shapes, 0).items())
-    models.write(tmp_path / "one", one, models.LLAMA)
+    planted.write(tmp_path / "one", one, planted.LLAMA)
     run("verify", "same", "org/base", "./one").assert_done()
     size = sum(shard.stat().st_size for shard in folders["base"].glob("*.safetensors"))
     assert hub.bytes_of("*.safetensors") < 1.2 * size + 200_000
     one["model.norm.weight"] = one["model.norm.weight"].clone()
     one["model.norm.weight"][3] += 1
-    models.write(tmp_path / "two", one, models.LLAMA)
+    planted.write(tmp_path / "two", one, planted.LLAMA)
     told = json.loads(run("verify", "same", "org/base", "./two", "--json").assert_done(4))
     assert [item["name"] for item in told["against"]] == ["model.norm.weight"]
 

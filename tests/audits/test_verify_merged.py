@@ -6,8 +6,8 @@ import json
 import math
 import os
 
-import models
 import numpy as np
+import planted
 import pytest
 import torch
 from command import run_shadow
@@ -77,8 +77,8 @@ def merge(base, pairs, dtype, scale=ALPHA / RANK, only=None, arithmetic=torch.fl
 def told(tmp_path, base, pairs, merged, **config):
     """The answer about three checkpoints of these tensors."""
     where = tmp_path / str(len(list(tmp_path.iterdir())) if tmp_path.exists() else 0)
-    models.write(where / "base", base, models.LLAMA)
-    models.write(where / "merged", merged, models.LLAMA)
+    planted.write(where / "base", base, planted.LLAMA)
+    planted.write(where / "merged", merged, planted.LLAMA)
     adapter(where / "adapter", pairs, **config)
     return shadow.verify("merged", where / "base", where / "adapter", where / "merged")
 
@@ -228,7 +228,9 @@ def test_a_merge_that_is_saved_in_bf16_is_not_what_the_adapter_computes(tmp_path
     full, saved = (merge(base, pairs, dtype) for dtype in (torch.float32, torch.bfloat16))
     assert told(tmp_path, base, pairs, saved).holds is True
     sides = {"base": base, "full": full, "saved": saved}
-    where = {name: models.write(tmp_path / name, one, models.LLAMA) for name, one in sides.items()}
+    where = {
+        name: planted.write(tmp_path / name, one, planted.LLAMA) for name, one in sides.items()
+    }
     found = shadow.verify("stored", where["full"], where["saved"], base=where["base"])
     wanted, kept = (
         np.concatenate(
@@ -329,14 +331,14 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
     module = "base_model.model.model.embed_tokens"
     extra = {f"{module}.lora_embedding_A": a, f"{module}.lora_embedding_B": b}
     moved = (base[embed].double() + 2 * (b.double() @ a.double()).T).float()
-    tied = {**models.LLAMA, "tie_word_embeddings": True}
+    tied = {**planted.LLAMA, "tie_word_embeddings": True}
     for number, head in enumerate((moved, base[embed], moved + 1)):
         where = tmp_path / str(number)
-        models.write(where / "base", base, tied)
-        models.write(
+        planted.write(where / "base", base, tied)
+        planted.write(
             where / "merged",
             base | {embed: moved, "lm_head.weight": head.clone()},
-            {**models.LLAMA, "tie_word_embeddings": False},
+            {**planted.LLAMA, "tie_word_embeddings": False},
         )
         adapter(where / "adapter", {}, extra)
         found = shadow.verify("merged", *(where / one for one in ("base", "adapter", "merged")))
@@ -356,7 +358,7 @@ def test_what_peft_merges_holds(tmp_path, kind, dtype):
         "gpt_neox": ["query_key_value", "dense_h_to_4h"],
         "phi3": ["qkv_proj", "gate_up_proj"],
     }[kind]
-    base = models.saved(kind, tmp_path / "wide")
+    base = planted.saved(kind, tmp_path / "wide")
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     model.save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(
@@ -379,7 +381,7 @@ def test_what_peft_merges_holds(tmp_path, kind, dtype):
         name: (2 * one.double() - before[name].double()).to(dtype) for name, one in tensors.items()
     }
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    models.write(tmp_path / "merged", twice, config)
+    planted.write(tmp_path / "merged", twice, config)
     found = shadow.verify("merged", *asked)
     assert found.holds is False
     assert "merged twice" in found.reason
@@ -421,7 +423,7 @@ def test_half_a_unit_in_the_last_place_is_the_formats():
 def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
     """A model for the adapter, an adapter for a model, and factors that are cut."""
     base, pairs = based(torch.float32), factors()
-    models.write(tmp_path / "base", base, models.LLAMA)
+    planted.write(tmp_path / "base", base, planted.LLAMA)
     adapter(tmp_path / "adapter", pairs)
     for order, code in ((("base", "base", "base"), 2), (("base", "adapter", "adapter"), 2)):
         arguments = [f"./{one}" for one in order]
@@ -433,7 +435,7 @@ def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
         b = torch.full((64, RANK), value, dtype=torch.float64)
         broken[Q.format(0)] = b, pairs[Q.format(0)][1]
         adapter(tmp_path / f"nan{number}", broken)
-        models.write(tmp_path / f"m{number}", merge(base, pairs, torch.float32), models.LLAMA)
+        planted.write(tmp_path / f"m{number}", merge(base, pairs, torch.float32), planted.LLAMA)
         ask = ["merged", "./base", f"./nan{number}", f"./m{number}", "--json"]
         found = json.loads(run_shadow("verify", *ask, cwd=tmp_path).assert_done(4))
         assert [one["name"] for one in found["against"]] == [Q.format(0)]

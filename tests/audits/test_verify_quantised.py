@@ -5,10 +5,11 @@ Llama whose truth is known.
 import json
 import math
 
-import ggufs
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
+import quantisers
 import torch
 from effort import every
 from gguf import GGUFReader
@@ -21,7 +22,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 @pytest.fixture(scope="module")
 def model():
-    return ggufs.llama()
+    return planted.gguf_llama()
 
 
 @pytest.fixture
@@ -32,16 +33,17 @@ def stored(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         if kind:
-            ggufs.write(folder / "model.gguf", tensors, kind=kind, **options)
+            planted.write_gguf(folder / "model.gguf", tensors, kind=kind, **options)
             return folder
         bf16 = {key: torch.from_numpy(one).bfloat16() for key, one in tensors.items()}
         save_file(bf16, folder / "model.safetensors")
         config = {
             "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-            "num_hidden_layers": ggufs.LAYERS, "hidden_size": ggufs.WIDTH,
-            "intermediate_size": ggufs.INNER, "num_attention_heads": ggufs.HEADS,
-            "num_key_value_heads": ggufs.KV_HEADS, "head_dim": ggufs.WIDTH // ggufs.HEADS,
-            "vocab_size": ggufs.VOCABULARY, "tie_word_embeddings": False,
+            "num_hidden_layers": planted.GGUF_LAYERS, "hidden_size": planted.GGUF_WIDTH,
+            "intermediate_size": planted.GGUF_INNER, "num_attention_heads": planted.GGUF_HEADS,
+            "num_key_value_heads": planted.GGUF_KV_HEADS,
+            "head_dim": planted.GGUF_WIDTH // planted.GGUF_HEADS,
+            "vocab_size": planted.GGUF_TOKENS, "tie_word_embeddings": False,
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config))
         return folder
@@ -53,7 +55,7 @@ def moved(tensors, size, seed=1, only=None):
     """Matrices with a change of that standard deviation, in BF16."""
     rng = np.random.default_rng(seed)
     return {
-        name: ggufs.bf16(one + size * rng.standard_normal(one.shape).astype(np.float32))
+        name: planted.bf16(one + size * rng.standard_normal(one.shape).astype(np.float32))
         if one.ndim > 1 and only in (None, name)
         else one
         for name, one in tensors.items()
@@ -106,7 +108,9 @@ def test_rows_of_q_and_k_in_another_order_are_no_copies(model, stored):
 
 def test_another_model_is_nothing_like_the_original(model, stored):
     """Every matrix is named."""
-    found = verify("quantised", stored("full", model), stored("copy", ggufs.llama(seed=4), "Q8_0"))
+    found = verify(
+        "quantised", stored("full", model), stored("copy", planted.gguf_llama(seed=4), "Q8_0")
+    )
     assert found.outcome == "does_not_hold"
     assert sum("nothing like the original's" in one.what for one in found.against) == 16
 
@@ -131,7 +135,7 @@ def test_what_a_quantised_copy_kept_of_an_update_is_its_squared_cosine(model, st
     update, there = [], []
     for name, one in tuned.items():
         if one.ndim > 1:
-            decoded = ggufs.decoded(one, "Q4_0")
+            decoded = quantisers.through_ggml(one, "Q4_0")
             update.append((one - model[name]).astype(float).ravel())
             there.append((decoded - model[name]).astype(float).ravel())
     update, there = np.concatenate(update), np.concatenate(there)
@@ -197,7 +201,7 @@ def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
     rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
     deltas = {row["tensor"]: row for row in rows if row["subject"] == "delta"}
     update = (tuned[UP] - model[UP]).astype(float)
-    both = [ggufs.decoded(one[UP], "Q4_0").astype(float) for one in (model, tuned)]
+    both = [quantisers.through_ggml(one[UP], "Q4_0").astype(float) for one in (model, tuned)]
     share = (update**2).sum() / ((both[1] - both[0]) ** 2).sum()
     assert deltas[UP]["kept_low"] <= share <= deltas[UP]["kept_high"] < 0.3
 
@@ -213,7 +217,7 @@ def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
     update = there = 0.0
     for name, one in tuned.items():
         if one.ndim > 1 and ".layers." in name:
-            decoded = ggufs.decoded(one, kinds.get(name, "Q8_0"))
+            decoded = quantisers.through_ggml(one, kinds.get(name, "Q8_0"))
             update += float(np.square(one.astype(float) - model[name]).sum())
             there += float(np.square(decoded.astype(float) - model[name]).sum())
     inside = report.summary.inside_layers
@@ -254,7 +258,7 @@ def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model
         if one.ndim > 1:
             factors = rng.standard_normal((one.shape[0], 2)), rng.standard_normal((2, one.shape[1]))
             update[name] = 3e-5 * (factors[0] @ factors[1]).astype(np.float32)
-            merged[name] = ggufs.decoded(one, "Q4_0") + update[name]
+            merged[name] = quantisers.through_ggml(one, "Q4_0") + update[name]
     of_merged = tmp_path / "merged"
     of_merged.mkdir()
     full = stored("full", model)
@@ -284,7 +288,7 @@ def test_blocks_that_were_zeroed_are_beyond_the_format(model, stored, kind):
     full, copy = stored("full", far), stored("copy", far, kind)
     file = copy / "model.gguf"
     (tensor,) = [one for one in GGUFReader(file).tensors if one.name == "blk.1.ffn_up.weight"]
-    blocks = tensor.data.reshape(len(far[UP]), ggufs.WIDTH // 32, -1).copy()
+    blocks = tensor.data.reshape(len(far[UP]), planted.GGUF_WIDTH // 32, -1).copy()
     blocks[:, 1:, :2] = 0  # the scales
     raw = bytearray(file.read_bytes())
     raw[tensor.data_offset : tensor.data_offset + blocks.nbytes] = blocks.tobytes()

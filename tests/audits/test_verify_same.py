@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 
-import models
 import numpy as np
-import packing
+import planted
 import pytest
+import quantisers
 import torch
 from command import run_shadow
 from effort import chosen
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import shadow
 
-UP = models.UP
+UP = planted.UP
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -24,17 +24,17 @@ def copied(tensors):
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def same(tmp_path, first, second, config=models.LLAMA, other=None):
+def same(tmp_path, first, second, config=planted.LLAMA, other=None):
     """The answer about two checkpoints of these tensors."""
-    a = models.write(tmp_path / "a", first, config)
-    b = models.write(tmp_path / "b", second, other or config)
+    a = planted.write(tmp_path / "a", first, config)
+    b = planted.write(tmp_path / "b", second, other or config)
     return shadow.verify("same", a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_one_entry_that_differs_is_found_and_its_size_is_that_of_numpy(tmp_path, dtype):
     """A copy is the same; with the smallest step in one entry it is not, and it is named."""
-    tensors = {name: one.to(dtype) for name, one in models.matrices(0, size=32).items()}
+    tensors = {name: one.to(dtype) for name, one in planted.matrices(0, size=32).items()}
     assert same(tmp_path / "1", tensors, copied(tensors)).holds is True
     changed = copied(tensors)
     name = UP.format(1)
@@ -51,7 +51,7 @@ def test_one_entry_that_differs_is_found_and_its_size_is_that_of_numpy(tmp_path,
 
 def test_signs_of_zero_and_equal_nans_are_no_difference_and_a_nan_is(tmp_path):
     """Values are compared, not bits; NaN beside NaN is equal, NaN beside a number is not."""
-    tensors = models.matrices(0)
+    tensors = planted.matrices(0)
     tensors[UP.format(0)][0, 0], tensors[UP.format(0)][1, 1] = 0.0, float("nan")
     other = copied(tensors)
     other[UP.format(0)][0, 0] = -0.0
@@ -64,13 +64,13 @@ def test_signs_of_zero_and_equal_nans_are_no_difference_and_a_nan_is(tmp_path):
 
 def test_a_cast_that_is_exact_in_every_entry_is_named_and_a_rounded_copy_does_not_hold(tmp_path):
     """BF16 values stored as F32 are the same model; F32 values rounded to BF16 are not."""
-    narrow = {name: one.bfloat16() for name, one in models.matrices(0).items()}
+    narrow = {name: one.bfloat16() for name, one in planted.matrices(0).items()}
     wide = {name: one.float() for name, one in narrow.items()}
     found = same(tmp_path / "1", narrow, wide)
     assert found.holds is True
     assert "after a cast BF16 -> F32 that is exact in every entry" in found.reason
     assert "F32 -> BF16" in same(tmp_path / "2", wide, narrow).reason
-    full = models.matrices(0)
+    full = planted.matrices(0)
     for number, (dtype, name) in enumerate([(torch.bfloat16, "BF16"), (torch.float16, "F16")]):
         rounded = {key: one.to(dtype) for key, one in full.items()}
         for back in (False, True):  # stored as it is, and again in F32
@@ -86,7 +86,7 @@ def test_a_cast_that_is_exact_in_every_entry_is_named_and_a_rounded_copy_does_no
 
 def test_a_tensor_more_a_lost_head_and_another_vocabulary_do_not_hold(tmp_path):
     """Of each the reason says on which side, and the tensor is named."""
-    tensors = models.matrices(0) | {
+    tensors = planted.matrices(0) | {
         "model.embed_tokens.weight": torch.randn(16, 8),
         "lm_head.weight": torch.randn(16, 8),
     }
@@ -108,11 +108,11 @@ def test_a_tensor_more_a_lost_head_and_another_vocabulary_do_not_hold(tmp_path):
 
 def test_a_tied_head_is_the_embedding_and_one_that_differs_is_found(tmp_path):
     """A head that the config ties may be stored or not; a stored one is compared all the same."""
-    tied = {**models.LLAMA, "tie_word_embeddings": True}
-    tensors = models.matrices(0) | {"model.embed_tokens.weight": torch.randn(16, 8)}
+    tied = {**planted.LLAMA, "tie_word_embeddings": True}
+    tensors = planted.matrices(0) | {"model.embed_tokens.weight": torch.randn(16, 8)}
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     assert same(tmp_path / "1", tensors, copied(tensors | head), tied).holds is True
-    untied = {**models.LLAMA, "tie_word_embeddings": False}
+    untied = {**planted.LLAMA, "tie_word_embeddings": False}
     assert same(tmp_path / "2", tensors, copied(tensors | head), tied, untied).holds is True
     wrong = copied(tensors | head)
     wrong["lm_head.weight"][0, 0] += 1
@@ -133,18 +133,18 @@ def test_a_tied_head_is_the_embedding_and_one_that_differs_is_found(tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "phi3"])
 def test_shards_and_order_do_not_matter(tmp_path, kind):
     """A model in one file and in three, in another order, is the same."""
-    one = models.saved(kind, tmp_path / "one")
+    one = planted.saved(kind, tmp_path / "one")
     tensors = load_file(one / "model.safetensors")
     config = json.loads((one / "config.json").read_text())
     names = sorted(tensors, reverse=True)
-    three = models.sharded(tmp_path / "three", {name: tensors[name] for name in names}, 3)
+    three = planted.sharded(tmp_path / "three", {name: tensors[name] for name in names}, 3)
     (three / "config.json").write_text(json.dumps(config))
     assert shadow.verify("same", one, three).holds is True
 
 
 def test_fused_projections_are_the_separate_ones(tmp_path):
     """Phi-3's fused qkv and gate_up beside the same rows apart."""
-    one = models.saved("phi3", tmp_path / "fused")
+    one = planted.saved("phi3", tmp_path / "fused")
     config = json.loads((one / "config.json").read_text())
     tensors = load_file(one / "model.safetensors")
     heads, size = config["num_attention_heads"], config["hidden_size"]
@@ -160,12 +160,12 @@ def test_fused_projections_are_the_separate_ones(tmp_path):
                 apart[name.replace("gate_up_proj", f"{part}_proj")] = rows
         else:
             apart[name] = tensor
-    models.write(tmp_path / "apart", apart, config)
+    planted.write(tmp_path / "apart", apart, config)
     assert shadow.verify("same", one, tmp_path / "apart").holds is True
     name = next(name for name in apart if name.endswith("k_proj.weight"))
     apart[name] = apart[name].clone()
     apart[name][0, 0] += 1
-    models.write(tmp_path / "other", apart, config)
+    planted.write(tmp_path / "other", apart, config)
     assert shadow.verify("same", one, tmp_path / "other").figures["entries_differ"] == 1
 
 
@@ -174,7 +174,7 @@ def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
     """The names of the file beside those of transformers in memory, where experts are one stack; an
     entry of one expert is found.
     """
-    file, memory = models.saved_twice(kind, tmp_path)
+    file, memory = planted.saved_twice(kind, tmp_path)
     found = shadow.verify("same", file, memory)
     assert found.holds is True
     assert any("another name or packing in B" in note for note in found.notes)
@@ -189,7 +189,7 @@ def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
 
 def test_a_prefix_twice_is_seen_through_and_noted(tmp_path):
     """An exporter wrote `model.model.`: the tensors are equal, and a note says how names begin."""
-    tensors = models.matrices(0) | {"model.norm.weight": torch.ones(8)}
+    tensors = planted.matrices(0) | {"model.norm.weight": torch.ones(8)}
     for prefix in ("model.", "base_model.model.", "_orig_mod.", "module."):
         wrapped = {f"{prefix}{name}": one.clone() for name, one in tensors.items()}
         found = same(tmp_path / prefix, tensors, wrapped)
@@ -219,7 +219,7 @@ def test_swapped_projections_are_named(tmp_path):
 
 def test_whole_numbers_and_packed_weights_are_compared_byte_by_byte(tmp_path):
     """Buffers of integers count; quantised weights beside floats cannot be told."""
-    tensors = models.matrices(0) | {"model.position_ids": torch.arange(8)}
+    tensors = planted.matrices(0) | {"model.position_ids": torch.arange(8)}
     assert same(tmp_path / "1", tensors, copied(tensors)).holds is True
     other = copied(tensors)
     other["model.position_ids"][3] = 9
@@ -227,7 +227,7 @@ def test_whole_numbers_and_packed_weights_are_compared_byte_by_byte(tmp_path):
     assert found.holds is False
     assert [one.name for one in found.against] == ["model.position_ids"]
     stem = "model.layers.0.mlp.up_proj"
-    packed = {name: one for name, one in models.matrices(0).items() if stem not in name}
+    packed = {name: one for name, one in planted.matrices(0).items() if stem not in name}
     packed |= {
         f"{stem}.qweight": torch.ones(1, 8, dtype=torch.int32),
         f"{stem}.qzeros": torch.ones(1, 1, dtype=torch.int32),
@@ -235,19 +235,19 @@ def test_whole_numbers_and_packed_weights_are_compared_byte_by_byte(tmp_path):
         f"{stem}.g_idx": torch.zeros(8, dtype=torch.int32),
     }
     said = {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}
-    config = {**models.LLAMA, "quantization_config": said}
+    config = {**planted.LLAMA, "quantization_config": said}
     assert same(tmp_path / "3", packed, copied(packed), config).holds is True
     other = copied(packed)
     other[f"{stem}.qweight"][0, 0] = 2
     assert same(tmp_path / "4", packed, other, config).holds is False
-    found = same(tmp_path / "5", models.matrices(0), packed, models.LLAMA, config)
+    found = same(tmp_path / "5", planted.matrices(0), packed, planted.LLAMA, config)
     assert found.holds is None
     assert found.exit_code == 5
 
 
 def test_vectors_of_another_shape_are_equal_and_told(tmp_path):
     """A loader may refuse a vector that is stored as one row or one column."""
-    tensors = models.matrices(0) | {
+    tensors = planted.matrices(0) | {
         "model.norm.weight": torch.rand(64),
         "lm_head.bias": torch.ones(9),
     }
@@ -266,7 +266,7 @@ def test_vectors_of_another_shape_are_equal_and_told(tmp_path):
 
 def test_whole_numbers_are_compared_as_numbers(tmp_path):
     """By entries, whatever their dtypes; one of another shape is in both, and differs."""
-    tensors = models.matrices(0)
+    tensors = planted.matrices(0)
 
     def told(name, one, other):
         sides = (tensors | {"model.position_ids": values} for values in (one, other))
@@ -292,7 +292,7 @@ def test_whole_numbers_are_compared_as_numbers(tmp_path):
 def test_another_model_is_told_by_what_it_lacks(tmp_path):
     """Nothing of one has a place in the other: an answer, no fault."""
     other = {"transformer.wte.weight": torch.randn(8, 8), "foo.bar": torch.randn(3, 3)}
-    found = same(tmp_path, models.matrices(0), other)
+    found = same(tmp_path, planted.matrices(0), other)
     assert found.holds is False
     assert "2 tensors only in A; 2 tensors only in B" in found.reason
 
@@ -301,7 +301,7 @@ def test_an_exporter_that_wrote_another_model_of_the_same_names(tmp_path):
     """Weights of another initialisation: every tensor differs by as much as independent ones do,
     whose squared norms add up.
     """
-    first, second = (models.matrices(seed, layers=3, size=64) for seed in (0, 1))
+    first, second = (planted.matrices(seed, layers=3, size=64) for seed in (0, 1))
     found = same(tmp_path, first, second)
     assert found.holds is False
     assert found.figures["tensors_differ"] == len(first)
@@ -312,8 +312,8 @@ def test_an_exporter_that_wrote_another_model_of_the_same_names(tmp_path):
 
 def test_figures_do_not_depend_on_jobs(tmp_path):
     """The same JSON from one worker and from four."""
-    a = models.saved("llama", tmp_path / "a")
-    b = models.perturbed(a, tmp_path / "b")
+    a = planted.saved("llama", tmp_path / "a")
+    b = planted.perturbed(a, tmp_path / "b")
     one, four = (shadow.verify("same", a, b, jobs=jobs).as_json() for jobs in (1, 4))
     assert one == four
     assert one["outcome"] == "does_not_hold"
@@ -321,7 +321,7 @@ def test_figures_do_not_depend_on_jobs(tmp_path):
 
 def test_the_files_of_one_folder_are_not_read(tmp_path, monkeypatch):
     """A folder beside itself by another name ends early."""
-    a = models.toy(tmp_path / "a", 0)
+    a = planted.toy(tmp_path / "a", 0)
     (tmp_path / "b").symlink_to(a)
     monkeypatch.setattr("shadow.audits.verify.same.scan", None)
     assert shadow.verify("same", a, tmp_path / "b").reason == "the weight files are the same files"
@@ -329,14 +329,14 @@ def test_the_files_of_one_folder_are_not_read(tmp_path, monkeypatch):
 
 def test_the_same_files_may_be_decoded_in_another_way(tmp_path):
     """GPTQ of another version has zeros that are one higher."""
-    pieces, _ = packing.gptq(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))
+    pieces, _ = quantisers.gptq(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))
     tensors = {f"model.layers.0.mlp.up_proj.{name}": one for name, one in pieces.items()}
     said = {"quant_method": "gptq", "bits": 4, "group_size": 32}
-    a = models.write(tmp_path / "a", tensors, {**models.LLAMA, "quantization_config": said})
+    a = planted.write(tmp_path / "a", tensors, {**planted.LLAMA, "quantization_config": said})
     for name, more in (("b", {}), ("c", {"checkpoint_format": "gptq_v2"})):
         (tmp_path / name).mkdir()
         os.link(a / "model.safetensors", tmp_path / name / "model.safetensors")
-        config = {**models.LLAMA, "quantization_config": said | more}
+        config = {**planted.LLAMA, "quantization_config": said | more}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert "are the same files" in shadow.verify("same", a, tmp_path / "b").reason
     assert shadow.verify("same", a, tmp_path / "c").holds is False
@@ -344,9 +344,9 @@ def test_the_same_files_may_be_decoded_in_another_way(tmp_path):
 
 def test_the_command_prints_a_line_and_exits_with_its_code(tmp_path):
     """0 holds, 4 does not hold, 1 a fault, 2 wrong usage; JSON has the tensors."""
-    models.toy(tmp_path / "a", 0)
-    models.toy(tmp_path / "b", 0)
-    models.toy(tmp_path / "c", 1)
+    planted.toy(tmp_path / "a", 0)
+    planted.toy(tmp_path / "b", 0)
+    planted.toy(tmp_path / "c", 1)
     done = run_shadow("verify", "same", "./a", "./b", cwd=tmp_path).assert_done()
     assert "holds: both tensors are equal" in done
     found = run_shadow("verify", "same", "./a", "./c", "--json", cwd=tmp_path)
@@ -372,9 +372,9 @@ def test_the_command_prints_a_line_and_exits_with_its_code(tmp_path):
 def test_claims_of_a_file_are_checked_in_turn_and_the_code_is_the_first_of_1_4_5_0(tmp_path):
     """A list with texts and mappings; folders are relative to it; JUnit has a case each."""
     folder = tmp_path / "deep"
-    models.toy(folder / "a", 0)
-    models.toy(folder / "b", 0)
-    models.toy(folder / "c", 1)
+    planted.toy(folder / "a", 0)
+    planted.toy(folder / "b", 0)
+    planted.toy(folder / "c", 1)
     file = folder / "claims.yaml"
     file.write_text("- same ./a ./b\n- {claim: same, of: [./a, ./c]}\n")
     found = run_shadow("verify", "--claims", file, "--junit", "r.xml", cwd=tmp_path)
@@ -397,7 +397,7 @@ def test_claims_of_a_file_are_checked_in_turn_and_the_code_is_the_first_of_1_4_5
 
 def test_names_from_files_are_harmless_on_a_terminal(tmp_path):
     """Control characters and workflow commands of a name stay text."""
-    a = models.matrices(0) | {"x\x1b[2J\n::error::y": torch.ones(4)}
+    a = planted.matrices(0) | {"x\x1b[2J\n::error::y": torch.ones(4)}
     b = copied(a)
     b["x\x1b[2J\n::error::y"][0] = 2
     for name, tensors in (("a", a), ("b", b)):
@@ -481,9 +481,9 @@ def test_an_integer_weight_beside_a_float_cannot_be_told(tmp_path):
     """Also where no config says how it was quantised."""
     name = "model.layers.0.mlp.up_proj.weight"
     rest = {"model.norm.weight": torch.ones(8)}
-    a = models.write(tmp_path / "a", {name: torch.ones(8, 8), **rest}, models.LLAMA)
+    a = planted.write(tmp_path / "a", {name: torch.ones(8, 8), **rest}, planted.LLAMA)
     whole = torch.ones(8, 8, dtype=torch.int8)
-    b = models.write(tmp_path / "b", {name: whole, **rest}, models.LLAMA)
+    b = planted.write(tmp_path / "b", {name: whole, **rest}, planted.LLAMA)
     for sides in ((a, b), (b, a)):
         found = shadow.verify("same", *sides)
         assert found.holds is None, found
@@ -495,14 +495,14 @@ def test_a_size_is_only_given_where_it_is_known(tmp_path):
     """Not of tensors with NaN, and not of those that are compared byte by byte."""
     name, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
     sides = {name: torch.ones(8, 8), norm: torch.ones(8)}
-    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    a = planted.write(tmp_path / "a", sides, planted.LLAMA)
     with_nan = {**sides, norm: torch.tensor([torch.nan, *[1.0] * 7])}
-    found = shadow.verify("same", a, models.write(tmp_path / "b", with_nan, models.LLAMA))
+    found = shadow.verify("same", a, planted.write(tmp_path / "b", with_nan, planted.LLAMA))
     assert found.reason == "1 of 2 tensors differs, in 1 entry"
     packed = {**sides, "model.steps": torch.tensor([1])}
-    c = models.write(tmp_path / "c", packed, models.LLAMA)
+    c = planted.write(tmp_path / "c", packed, planted.LLAMA)
     packed = {**sides, "model.steps": torch.tensor([2])}
-    found = shadow.verify("same", c, models.write(tmp_path / "d", packed, models.LLAMA))
+    found = shadow.verify("same", c, planted.write(tmp_path / "d", packed, planted.LLAMA))
     assert found.reason == "1 of 3 tensors differs, in 1 entry"
     assert "relative_norm" not in found.figures
 
@@ -511,10 +511,10 @@ def test_a_head_that_only_one_config_ties_is_said_to_be_tied(tmp_path):
     """The embeddings are equal: it is the head that differs."""
     embed = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     sides = {"model.embed_tokens.weight": embed, "lm_head.weight": embed + 1}
-    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    a = planted.write(tmp_path / "a", sides, planted.LLAMA)
     del sides["lm_head.weight"]
-    tied = models.LLAMA | {"tie_word_embeddings": True}
-    b = models.write(tmp_path / "b", sides, tied)
+    tied = planted.LLAMA | {"tie_word_embeddings": True}
+    b = planted.write(tmp_path / "b", sides, tied)
     found = shadow.verify("same", a, b)
     assert found.holds is False
     assert "as the head of the second, which its config ties to the embedding" in str(found.against)
@@ -525,9 +525,9 @@ def test_a_head_that_only_one_config_ties_is_said_to_be_tied(tmp_path):
 def test_rows_of_a_grown_vocabulary_are_no_tensors(tmp_path):
     """They are counted as rows, by every claim that compares tensors."""
     sides = {"model.embed_tokens.weight": torch.ones(16, 8), "model.norm.weight": torch.ones(8)}
-    a = models.write(tmp_path / "a", sides, models.LLAMA)
+    a = planted.write(tmp_path / "a", sides, planted.LLAMA)
     grown = {**sides, "model.embed_tokens.weight": torch.ones(18, 8)}
-    b = models.write(tmp_path / "b", grown, models.LLAMA)
+    b = planted.write(tmp_path / "b", grown, planted.LLAMA)
     found = shadow.verify("same", a, b)
     assert found.reason == "both tensors that both have are equal; 2 rows only in B, of 1 tensor"
     assert found.figures["tensors_only_in_b"] == 0

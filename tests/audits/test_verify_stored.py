@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-import models
 import numpy as np
+import planted
 import pytest
 import torch
 from command import run_shadow
@@ -19,7 +19,7 @@ NARROW = {"F16": torch.float16, "BF16": torch.bfloat16}
 def full_and_base(step, dtype=torch.bfloat16, size=64):
     """A full model in F32 that moved by a step from a base."""
     generator = torch.Generator().manual_seed(0)
-    names = [models.UP.format(layer) for layer in range(2)] + ["model.embed_tokens.weight"]
+    names = [planted.UP.format(layer) for layer in range(2)] + ["model.embed_tokens.weight"]
     base = {name: 0.02 * torch.randn(size, size, generator=generator) for name in names}
     base = {name: one.to(dtype) for name, one in base.items()}
     full = {
@@ -33,7 +33,7 @@ def told(tmp_path, full, copy, base=None):
     number = len(list(tmp_path.iterdir()))
     sides = {"full": full, "copy": copy, **({"base": base} if base else {})}
     where = {
-        name: models.write(tmp_path / f"{number}{name}", tensors, models.LLAMA)
+        name: planted.write(tmp_path / f"{number}{name}", tensors, planted.LLAMA)
         for name, tensors in sides.items()
     }
     return shadow.verify("stored", where["full"], where["copy"], base=where.get("base"))
@@ -54,7 +54,7 @@ def test_a_rounded_copy_holds_and_its_error_is_that_of_numpy(tmp_path, name, bac
     error = sum(np.linalg.norm(c - f) ** 2 for f, c in pairs)
     norm = sum(np.linalg.norm(f) ** 2 for f, _ in pairs)
     assert found.figures["relative_error"] == pytest.approx((error / norm) ** 0.5, rel=1e-9)
-    key = models.UP.format(1)
+    key = planted.UP.format(1)
     copy[key][3, 3] *= 1.02
     found = told(tmp_path, full, copy)
     assert found.holds is False
@@ -122,9 +122,9 @@ def test_the_command_takes_a_base(tmp_path):
     """`--base` is for stored alone."""
     full, base = full_and_base(1e-6)
     for name, one in (("full", full), ("base", base)):
-        models.write(tmp_path / name, one, models.LLAMA)
-    models.write(
-        tmp_path / "copy", {key: one.bfloat16() for key, one in full.items()}, models.LLAMA
+        planted.write(tmp_path / name, one, planted.LLAMA)
+    planted.write(
+        tmp_path / "copy", {key: one.bfloat16() for key, one in full.items()}, planted.LLAMA
     )
     ask = ["verify", "stored", "./full", "./copy"]
     run_shadow(*ask, cwd=tmp_path).assert_done()
@@ -140,7 +140,7 @@ def test_values_beyond_the_largest_of_a_format_are_not_rounded(tmp_path, dtype):
     """What saturates, or becomes infinite, is lost; what rounds to the largest value is not."""
     full, _ = full_and_base(1e-3)
     large = torch.finfo(dtype).max
-    key = models.UP.format(0)
+    key = planted.UP.format(0)
     full[key][0, 0] = large * 1.01
     copy = {name: one.to(dtype) for name, one in full.items()}
     copy[key][0, 0] = large
@@ -158,7 +158,7 @@ def test_values_beyond_the_largest_of_a_format_are_not_rounded(tmp_path, dtype):
 def test_equal_values_that_are_not_finite_are_noted(tmp_path):
     """A copy has them as the full model has; where it has others, it does not hold."""
     full, _ = full_and_base(1e-3)
-    key = models.UP.format(0)
+    key = planted.UP.format(0)
     full[key][0, 0] = torch.nan
     copy = {name: one.bfloat16() for name, one in full.items()}
     found = told(tmp_path, full, copy)
@@ -173,7 +173,7 @@ def test_equal_values_that_are_not_finite_are_noted(tmp_path):
 def test_block_scaled_floats_are_judged_by_their_cells(tmp_path):
     """On the grid that scales make of 8-bit floats; one entry of another level is found."""
     full, _ = full_and_base(1e-3, size=128)
-    key = models.UP.format(0)
+    key = planted.UP.format(0)
     scale = full[key].abs().max() / 448
     copy = dict(full)
     copy[key] = (full[key] / scale).to(torch.float8_e4m3fn)

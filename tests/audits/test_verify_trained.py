@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-import models
 import numpy as np
-import packing
+import planted
 import pytest
+import quantisers
 import torch
 from command import run_shadow
 from effort import chosen
@@ -50,8 +50,8 @@ def moved(base, which, step=1e-3, seed=1):
 
 def told(tmp_path, base, tuned, **patterns):
     number = len(list(tmp_path.iterdir()))
-    a = models.write(tmp_path / f"{number}a", base, models.LLAMA)
-    b = models.write(tmp_path / f"{number}b", tuned, models.LLAMA)
+    a = planted.write(tmp_path / f"{number}a", base, planted.LLAMA)
+    b = planted.write(tmp_path / f"{number}b", tuned, planted.LLAMA)
     return shadow.verify("trained", a, b, **patterns)
 
 
@@ -226,8 +226,8 @@ def test_a_tensor_name_gets_the_pattern_of_its_place(name, pattern):
 def test_the_command_needs_a_pattern_that_names_something(tmp_path):
     """Exit 2 without one, with one that no tensor is at, and with options of other claims."""
     base = based()
-    models.write(tmp_path / "a", base, models.LLAMA)
-    models.write(tmp_path / "b", moved(base, lambda name: True), models.LLAMA)
+    planted.write(tmp_path / "a", base, planted.LLAMA)
+    planted.write(tmp_path / "b", moved(base, lambda name: True), planted.LLAMA)
     ask = ["verify", "trained", "./a", "./b"]
     done = run_shadow(*ask, "--moved", "language", "--json", cwd=tmp_path).assert_done()
     assert json.loads(done)["of"]["--moved"] == "language"
@@ -255,10 +255,10 @@ def test_a_base_for_each_component(tmp_path):
     whole = {f"language_model.{name}": one + 0.01 for name, one in language.items()}
     whole |= {f"vision_tower.{name}": one.clone() for name, one in tower.items()}
     whole["multi_modal_projector.linear_1.weight"] = torch.randn(32, 16, generator=generator)
-    config = {"model_type": "llava", "text_config": models.LLAMA}
-    models.write(tmp_path / "lm", language, models.LLAMA)
-    models.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
-    models.write(tmp_path / "llava", whole, config)
+    config = {"model_type": "llava", "text_config": planted.LLAMA}
+    planted.write(tmp_path / "lm", language, planted.LLAMA)
+    planted.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
+    planted.write(tmp_path / "llava", whole, config)
     base = {"language": tmp_path / "lm", "vision": tmp_path / "tower"}
     ask = ("trained", base, tmp_path / "llava")
     assert shadow.verify(*ask, moved="language", frozen="vision").holds is True
@@ -301,11 +301,11 @@ def test_each_expert_of_a_stack_is_compared(tmp_path, kind, layouts):
     """One of several experts moved, whether they are stacked or have tensors of their own: it alone
     is named, and the others are frozen.
     """
-    sides = dict(zip(("file", "memory"), models.saved_twice(kind, tmp_path), strict=True))
+    sides = dict(zip(("file", "memory"), planted.saved_twice(kind, tmp_path), strict=True))
     config = json.loads((sides["file"] / "config.json").read_text())
     base, layout = sides[layouts[0]], sides[layouts[1]]
     tensors = load_file(layout / "model.safetensors")
-    tuned = models.write(tmp_path / "tuned", expert_moved(tensors), config)
+    tuned = planted.write(tmp_path / "tuned", expert_moved(tensors), config)
     found = shadow.verify(
         "trained", base, tuned, frozen=["experts.0-1", "layers.0"], moved="layers.1.experts.2"
     )
@@ -328,7 +328,7 @@ def test_experts_that_are_not_told_apart_cannot_be_told(tmp_path):
     name = "model.layers.0.mlp.experts.down_proj"
     config = {"model_type": "gpt_oss", "num_local_experts": 3, "hidden_size": 32}
     stack = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    pieces, _ = packing.mxfp4(stack)
+    pieces, _ = quantisers.mxfp4(stack)
     packed = {name + piece: one for piece, one in pieces.items()}
     whole = {name: stack.to(torch.int8)}
     for number, (made, changed) in enumerate(((packed, f"{name}_blocks"), (whole, name))):
@@ -336,8 +336,8 @@ def test_experts_that_are_not_told_apart_cannot_be_told(tmp_path):
         tuned = {key: one.clone() for key, one in base.items()}
         tuned[changed][1].view(-1)[0] ^= 0x11
         said = {"quantization_config": {"quant_method": "mxfp4"}} if made is packed else {}
-        a = models.write(tmp_path / f"{number}a", base, config | said)
-        b = models.write(tmp_path / f"{number}b", tuned, config | said)
+        a = planted.write(tmp_path / f"{number}a", base, config | said)
+        b = planted.write(tmp_path / f"{number}b", tuned, config | said)
         expected = (
             {"experts.0": True, "experts.1": False} if made is packed else {"experts.*": False}
         )
@@ -355,7 +355,7 @@ def test_experts_that_are_not_told_apart_cannot_be_told(tmp_path):
 def test_patterns_name_quantised_tensors_too(tmp_path, kind):
     """At their own place, byte by byte where they are not decoded: one that differs moved."""
     stem = "model.layers.{}.mlp.up_proj"
-    base, config = based(layers=2), models.LLAMA
+    base, config = based(layers=2), planted.LLAMA
     for layer in range(2):
         del base[f"{stem.format(layer)}.weight"]
         if kind == "int8":
@@ -372,8 +372,8 @@ def test_patterns_name_quantised_tensors_too(tmp_path, kind):
     tuned = {name: one.clone() for name, one in base.items()}
     changed = next(name for name in tuned if "layers.1.mlp.up_proj" in name)
     tuned[changed].view(-1)[5] += 1
-    a = models.write(tmp_path / "a", base, config)
-    b = models.write(tmp_path / "b", tuned, config)
+    a = planted.write(tmp_path / "a", base, config)
+    b = planted.write(tmp_path / "b", tuned, config)
     found = shadow.verify("trained", a, b, frozen="mlp.up")
     assert found.holds is False, found
     assert [one.name for one in found.against] == [f"{stem.format(1)}.weight"]
@@ -484,8 +484,8 @@ def test_patterns_that_part_a_stack_are_not_told_of_it_as_a_whole(tmp_path):
     base = {**based(layers=1), name: torch.randint(-9, 9, (4, 32, 32), generator=generator).char()}
     tuned = {key: one.clone() for key, one in base.items()}
     tuned[name][3] += 1
-    a = models.write(tmp_path / "a", base, config)
-    b = models.write(tmp_path / "b", tuned, config)
+    a = planted.write(tmp_path / "a", base, config)
+    b = planted.write(tmp_path / "b", tuned, config)
     for parted in (
         {"moved": "experts.*", "frozen": "experts.3"},
         {"moved": "experts.3", "frozen": "experts.0-2"},
@@ -524,11 +524,11 @@ def test_parts_of_a_fused_tensor_that_is_compared_as_a_whole(tmp_path, kind):
         "w_q": {"W_q": codes.byte(), "scale": torch.ones(64, 1)},
     }[kind]
     base |= {f"{stem}gate_up_proj.{piece}": one for piece, one in pieces.items()}
-    a = models.write(tmp_path / "a", base, models.LLAMA)
+    a = planted.write(tmp_path / "a", base, planted.LLAMA)
     for piece in pieces:
         tuned = {key: one.clone() for key, one in base.items()}
         tuned[f"{stem}gate_up_proj.{piece}"].view(-1)[-1] += 1
-        b = models.write(tmp_path / f"b {piece}", tuned, models.LLAMA)
+        b = planted.write(tmp_path / f"b {piece}", tuned, planted.LLAMA)
         for parted in ({"frozen": "mlp.up"}, {"frozen": "mlp.gate"}, {"frozen": "layers.0.mlp.up"}):
             found = shadow.verify("trained", a, b, **parted)
             assert found.holds is None, (piece, parted, found)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-import models
 import pandas as pd
+import planted
 import pytest
 import reference
 import torch
@@ -86,7 +86,7 @@ def paired(base, tuned):
 def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
     """Each delta's figures are NumPy's of merged - base; what the adapter leaves is identical."""
     name, options = KINDS[kind]
-    base = models.saved(name, tmp_path / "base")
+    base = planted.saved(name, tmp_path / "base")
     adapter, merged = adapted(base, tmp_path, options)
     result, matrices, tensors = run(base, adapter, tmp_path / "out")
     _, expected, merged_tensors = run(base, merged, tmp_path / "merged-out")
@@ -125,7 +125,7 @@ def test_a_filter_leaves_out_what_the_adapter_leaves(tmp_path):
     """With --module attn.v, what the adapter has no factors of is left out too, and not identical:
     the part that was asked for is the share of attn.v.
     """
-    base = models.saved("llama", tmp_path / "base")
+    base = planted.saved("llama", tmp_path / "base")
     adapter, _ = adapted(base, tmp_path, {"target_modules": ["v_proj"]})
     sides = open_folder(str(base)), open_folder(str(adapter))
     pairs, skips = pair_checkpoints(*sides, Filter(modules=("attn.v",)))
@@ -145,7 +145,7 @@ def test_a_low_rank_delta_is_numpys(tmp_path):
     left = torch.randn(48, rank, generator=generator)
     right = torch.randn(rank, 64, generator=generator)
     name = "model.layers.0.self_attn.q_proj"
-    models.write(tmp_path / "base", {f"{name}.weight": base}, models.LLAMA)
+    planted.write(tmp_path / "base", {f"{name}.weight": base}, planted.LLAMA)
     write_adapter(tmp_path / "adapter", name, left, right, alpha)
     _, matrices, _ = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     delta = matrices[matrices["subject"] == "delta"].iloc[0]
@@ -178,7 +178,9 @@ def write_adapter(folder, module, left, right, alpha=8, more=None, **config):
 def test_an_untrained_adapter_is_identical(tmp_path):
     """B is zero at first: nothing has changed, and nothing is measured."""
     name = "model.layers.0.self_attn.q_proj"
-    models.write(tmp_path / "base", {f"{name}.weight": torch.randn(8, 6).bfloat16()}, models.LLAMA)
+    planted.write(
+        tmp_path / "base", {f"{name}.weight": torch.randn(8, 6).bfloat16()}, planted.LLAMA
+    )
     write_adapter(tmp_path / "adapter", name, torch.zeros(8, 2), torch.randn(2, 6))
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     assert len(matrices) == 0
@@ -189,13 +191,13 @@ def test_an_untrained_adapter_is_identical(tmp_path):
 def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     """A module that the base lacks, another shape, a piece of DoRA: each has its row."""
     name = "model.layers.0.self_attn.q_proj"
-    models.write(
+    planted.write(
         tmp_path / "base",
         {
             f"{name}.weight": torch.randn(8, 6),
             "model.layers.0.self_attn.k_proj.weight": torch.randn(8, 6),
         },
-        models.LLAMA,
+        planted.LLAMA,
     )
     prefix = "base_model.model.model.layers"
     more = {
@@ -250,12 +252,12 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
     raw = (base.float() * 100 + torch.randn(shape, generator=generator)).to(torch.float8_e4m3fn)
     scales = torch.full((2, 2), 0.01) + 0.001 * torch.rand(2, 2, generator=generator)
     name = "model.layers.0.mlp.up_proj.weight"
-    models.write(tmp_path / "base", {name: base}, models.LLAMA)
+    planted.write(tmp_path / "base", {name: base}, planted.LLAMA)
     config = {
         "model_type": "llama",
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     }
-    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, config)
+    planted.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, config)
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
     full = (
         scales.double()
@@ -281,8 +283,8 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
     full = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
     raw = (base.float() / full + torch.randn(256, 256, generator=generator)).to(torch.float8_e4m3fn)
     name = "model.layers.0.mlp.up_proj.weight"
-    models.write(tmp_path / "base", {name: base}, models.LLAMA)
-    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, models.LLAMA)
+    planted.write(tmp_path / "base", {name: base}, planted.LLAMA)
+    planted.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, planted.LLAMA)
     _, matrices, _ = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
     quanta = raw.double()
     steps = 2.0 ** (torch.floor(torch.log2(quanta.abs().clamp_min(2.0**-6))) - 3) * full.double()
@@ -304,9 +306,11 @@ def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"
     norm = {"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": torch.randn(8, 8)}
-    models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, models.LLAMA)
+    planted.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, planted.LLAMA)
     raw = torch.randn(200, 160).to(torch.float8_e4m3fn)
-    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales, **norm}, models.LLAMA)
+    planted.write(
+        tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales, **norm}, planted.LLAMA
+    )
     pairs, skipped = paired(tmp_path / "base", tmp_path / "tuned")
     assert {pair.tuned.info.name for pair in pairs} == set(norm)
     reasons = {skip.info.name: skip.reason for skip in skipped if skip.side == "tuned"}
@@ -319,7 +323,7 @@ def test_an_update_of_a_fused_projection_is_divided_as_its_base_is(tmp_path):
     name = "model.layers.0.self_attn.qkv_proj"
     base = {f"{name}.weight": torch.randn(64, 32)}
     base["model.layers.0.self_attn.o_proj.weight"] = torch.randn(32, 32)
-    models.write(tmp_path / "base", base, {"model_type": "phi3"})
+    planted.write(tmp_path / "base", base, {"model_type": "phi3"})
     write_adapter(tmp_path / "adapter", name, torch.randn(64, 4), torch.randn(4, 32))
     pairs, _ = paired(tmp_path / "base", tmp_path / "adapter")
     assert [(pair.place.module, pair.rows) for pair in pairs] == [

@@ -10,8 +10,8 @@ import sys
 import zipfile
 
 import gguf
-import ggufs
 import numpy as np
+import planted
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES
@@ -115,8 +115,8 @@ def test_a_codebook_has_no_steps(tmp_path):
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
 def test_a_llama_has_its_own_names_shapes_and_rows(tmp_path, kind):
     """q and k are permuted as llama.cpp does before they are stored, and come back in order."""
-    tensors = ggufs.llama()
-    found = opened(ggufs.write(tmp_path / "a.gguf", tensors, kind))
+    tensors = planted.gguf_llama()
+    found = opened(planted.write_gguf(tmp_path / "a.gguf", tensors, kind))
     assert found.keys() == tensors.keys()
     for name, weight in tensors.items():
         wanted = weight
@@ -127,8 +127,8 @@ def test_a_llama_has_its_own_names_shapes_and_rows(tmp_path, kind):
 
 def test_rows_that_are_in_order_before_are_told_from_permuted_ones(tmp_path):
     """The permutation matters: without it in the file, q differs and v does not."""
-    tensors = ggufs.llama()
-    found = opened(ggufs.write(tmp_path / "a.gguf", tensors, "F32", paired=False))
+    tensors = planted.gguf_llama()
+    found = opened(planted.write_gguf(tmp_path / "a.gguf", tensors, "F32", paired=False))
     apart = [name for name in tensors if not same_bits(found[name].whole().numpy(), tensors[name])]
     assert apart == [name for name in tensors if re.search("[qk]_proj", name)]
 
@@ -139,7 +139,7 @@ def test_a_layer_may_have_its_own_number_of_heads(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "deci")
     writer.add_head_count([4, 2])
     for layer in range(3):
-        writer.add_tensor(f"blk.{layer}.attn_q.weight", ggufs.permuted(weight, (4, 2, 2)[layer]))
+        writer.add_tensor(f"blk.{layer}.attn_q.weight", planted.permuted(weight, (4, 2, 2)[layer]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -155,9 +155,11 @@ def test_the_1_that_is_added_to_norms_is_taken_away(tmp_path, arch, added):
     """Of architectures whose norms multiply by 1 + weight; BF16 weights above 2^-16 come back
     exactly. Rows of q and k lie as they are.
     """
-    tensors = {name: weight for name, weight in ggufs.llama().items() if "post_att" not in name}
-    tensors["model.norm.weight"] = ggufs.bf16(np.linspace(0.01, 2, 256))
-    path = ggufs.write(tmp_path / "a.gguf", tensors, "F32", arch, added=added, paired=False)
+    tensors = {
+        name: weight for name, weight in planted.gguf_llama().items() if "post_att" not in name
+    }
+    tensors["model.norm.weight"] = planted.bf16(np.linspace(0.01, 2, 256))
+    path = planted.write_gguf(tmp_path / "a.gguf", tensors, "F32", arch, added=added, paired=False)
     found = opened(path)
     for name, weight in tensors.items():
         assert same_bits(found[name].whole().numpy(), weight), name
@@ -294,9 +296,9 @@ def test_what_is_rearranged_in_other_ways_is_not_measured(tmp_path):
 
 def test_the_config_and_small_files_come_from_the_metadata(tmp_path):
     """Counts, rope and a tied head; the vocabulary, its merges and the chat template."""
-    tensors = ggufs.llama()
+    tensors = planted.gguf_llama()
     del tensors["lm_head.weight"]
-    checkpoint = open_folder(str(ggufs.write(tmp_path / "a.gguf", tensors)))
+    checkpoint = open_folder(str(planted.write_gguf(tmp_path / "a.gguf", tensors)))
     wanted = {
         "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 256,
         "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -313,7 +315,8 @@ def test_the_config_and_small_files_come_from_the_metadata(tmp_path):
 def test_a_gguf_side_pairs_with_its_like_and_with_safetensors(tmp_path):
     """All of 21 tensors, by place, whatever the types."""
     paths = [
-        ggufs.write(tmp_path / f"{kind}.gguf", ggufs.llama(), kind) for kind in ("F16", "Q4_0")
+        planted.write_gguf(tmp_path / f"{kind}.gguf", planted.gguf_llama(), kind)
+        for kind in ("F16", "Q4_0")
     ]
     base, tuned = (open_folder(str(path)) for path in paths)
     pairs, skipped = pair_checkpoints(base, tuned, Filter())
@@ -322,15 +325,15 @@ def test_a_gguf_side_pairs_with_its_like_and_with_safetensors(tmp_path):
 
 def split(path, tensors, count):
     """The parts of a split file, as `gguf-split` writes them: the metadata in the first."""
-    whole = ggufs.write(path / "whole.gguf", tensors)
+    whole = planted.write_gguf(path / "whole.gguf", tensors)
     reader, parts = gguf.GGUFReader(whole), []
     for number in range(count):
         part = path / f"m-{number + 1:05}-of-{count:05}.gguf"
         writer = gguf.GGUFWriter(part, "llama")
         writer.add_uint16("split.no", number)
         if number == 0:
-            writer.add_head_count(ggufs.HEADS)
-            writer.add_head_count_kv(ggufs.KV_HEADS)
+            writer.add_head_count(planted.GGUF_HEADS)
+            writer.add_head_count_kv(planted.GGUF_KV_HEADS)
         for tensor in reader.tensors[number::count]:
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
         writer.write_header_to_file()
@@ -343,7 +346,7 @@ def split(path, tensors, count):
 
 def test_a_split_file_is_one_model(tmp_path):
     """By its folder, or by its first part; a missing part is named."""
-    whole, parts = split(tmp_path, ggufs.llama(), 3)
+    whole, parts = split(tmp_path, planted.gguf_llama(), 3)
     wanted = {name: tensor.whole() for name, tensor in opened(whole).items()}
     whole.unlink()
     found = opened(tmp_path)
@@ -357,7 +360,7 @@ def test_a_split_file_is_one_model(tmp_path):
 def test_one_of_several_files_is_chosen_by_a_pattern(tmp_path):
     """Without one, a line lists them; the vision tower beside a model is no choice."""
     for kind in ("Q4_0", "Q8_0"):
-        ggufs.write(tmp_path / f"model-{kind}.gguf", ggufs.llama(), kind)
+        planted.write_gguf(tmp_path / f"model-{kind}.gguf", planted.gguf_llama(), kind)
     with pytest.raises(ShadowError, match=r"2 GGUF files: model-Q4_0\.gguf, ") as caught:
         open_folder(str(tmp_path))
     assert "--file" in caught.value.hint

@@ -6,8 +6,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 
-import models
+import measuring
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
 from effort import chosen
@@ -173,7 +174,7 @@ UNDO: dict[str, dict[str, Undo]] = {
 UNDO["llama4"] = UNDO["llama4_text"]
 UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 # Families of one tensor a matrix are alike but for names, which places/test_coverage.py looks at.
-KINDS = chosen(models.FAMILIES, UNDO)
+KINDS = chosen(planted.FAMILIES, UNDO)
 # Rows one after another, in groups, by heads; stacks of experts, turned or not; convolutions.
 LAYOUTS = (
     "phi3",
@@ -261,14 +262,14 @@ def is_vector(name: str, W: Matrix) -> bool:
     ) or min(W.shape) <= 1
 
 
-@pytest.mark.parametrize("kind", chosen(models.FAMILIES, LAYOUTS))
+@pytest.mark.parametrize("kind", chosen(planted.FAMILIES, LAYOUTS))
 def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_path):
     """One row for every tensor of both sides; a row of figures for every matrix in it, at the right
     place, with the figures of NumPy after the layout was undone by other code; what has no spectrum
     is a vector.
     """
-    base = models.saved(kind, tmp_path / "base")
-    tuned = models.perturbed(base, tmp_path / "tuned")
+    base = planted.saved(kind, tmp_path / "base")
+    tuned = planted.perturbed(base, tmp_path / "tuned")
     pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
     result = run_pair(
         pair, Settings(Method(subspaces=False), Filter(), spectra=False), tmp_path / "out"
@@ -345,15 +346,15 @@ def test_a_family_pairs_with_itself_in_the_layout_that_transformers_has_in_memor
     as they are in memory, the same weights line up with the file's, bit for bit: whatever is in the
     one is in the other.
     """
-    file, memory = (open_folder(str(side)) for side in models.saved_twice(kind, tmp_path))
+    file, memory = (open_folder(str(side)) for side in planted.saved_twice(kind, tmp_path))
     for base, tuned in ((file, memory), (memory, file)):
-        assert not models.differences(base, tuned, NOT_ONE.get(kind, set()))
+        assert not measuring.differences(base, tuned, NOT_ONE.get(kind, set()))
 
 
 def test_every_view_is_a_view(tmp_path):
     """No part of any tensor of any family is a copy: it lies inside the tensor's own memory."""
     for kind in ("gpt_oss", "qwen3_next", "dbrx", "falcon_grouped", "internvl"):
-        folder = models.saved(kind, tmp_path / kind)
+        folder = planted.saved(kind, tmp_path / kind)
         tensors = load_file(folder / "model.safetensors")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         for name, parts in place_tensors(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-import models
+import measuring
+import planted
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -147,7 +148,7 @@ OF_LLAMA = {
 def llama(tmp_path_factory):
     """Tensors of a llama; with as many heads for keys and values as for queries, and with fewer."""
     folder = tmp_path_factory.mktemp("llama")
-    grouped = load_file(models.saved("llama", folder) / "model.safetensors")
+    grouped = load_file(planted.saved("llama", folder) / "model.safetensors")
     plain = dict(grouped)
     for name in grouped:
         if "k_proj" in name or "v_proj" in name:
@@ -156,7 +157,7 @@ def llama(tmp_path_factory):
 
 
 def opened(folder, tensors: Tensors, config: dict):
-    return open_folder(str(models.write(folder, tensors, config)))
+    return open_folder(str(planted.write(folder, tensors, config)))
 
 
 def pairing_of(folder, one, other):
@@ -167,8 +168,8 @@ def pairing_of(folder, one, other):
 def lines_up(tmp_path, one, other) -> None:
     """Two (tensors, config) of one model pair as equal, completely, in both directions."""
     sides = opened(tmp_path / "one", *one), opened(tmp_path / "other", *other)
-    assert not models.differences(*sides)
-    assert not models.differences(*reversed(sides))
+    assert not measuring.differences(*sides)
+    assert not measuring.differences(*reversed(sides))
 
 
 @pytest.mark.parametrize("layout", OF_LLAMA)
@@ -215,7 +216,7 @@ def test_without_a_head_count_a_grouped_projection_stays_whole(llama, tmp_path):
 
 
 def moe(folder, kind: str) -> Tensors:
-    tensors = load_file(models.saved(kind, folder) / "model.safetensors")
+    tensors = load_file(planted.saved(kind, folder) / "model.safetensors")
     return renamed(tensors, (r"model\.language_model\.", "model."))
 
 
@@ -307,7 +308,7 @@ LLAVA = (
 def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
     """As first released, converted, as transformers 5 has it; with and without the prefix."""
     file, memory = (
-        load_file(side / "model.safetensors") for side in models.saved_twice(kind, tmp_path)
+        load_file(side / "model.safetensors") for side in planted.saved_twice(kind, tmp_path)
     )
     config = {"model_type": kind}
     original = renamed(file, *LLAVA, (r"^image_newline", "model.image_newline"))
@@ -318,7 +319,7 @@ def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
 
 def test_a_vision_tower_pairs_with_the_model_it_came_from(tmp_path):
     """CLIP has its vision model under `vision_model.`, beside a text model of no component."""
-    llava = load_file(models.saved("llava", tmp_path / "llava") / "model.safetensors")
+    llava = load_file(planted.saved("llava", tmp_path / "llava") / "model.safetensors")
     tower = {name: tensor for name, tensor in llava.items() if name.startswith("vision_tower.")}
     clip = renamed(tower, (r"^vision_tower\.", "vision_model."))
     pairs, skipped = pairing_of(tmp_path, (clip, {}), (llava, {}))
@@ -345,7 +346,7 @@ INTERNVL = (
 
 def test_the_layouts_of_internvl_are_one_model(tmp_path):
     """OpenGVLab's own code fuses the tower's projections and numbers the projector's modules."""
-    hf = load_file(models.saved("internvl", tmp_path / "hf") / "model.safetensors")
+    hf = load_file(planted.saved("internvl", tmp_path / "hf") / "model.safetensors")
     own = renamed(
         fused(hf, "qkv", *QKV), (r"^(language_model.*)\.qkv\.", r"\1.qkv_proj."), *INTERNVL
     )
@@ -375,7 +376,7 @@ def test_a_gated_tower_that_numbers_its_layers_is_read_as_such(tmp_path):
 
 def test_blocks_counted_from_one_pair_with_blocks_counted_from_zero(tmp_path):
     """The first release of Phi has the embedding as layer 0 and the head as the last."""
-    phi = load_file(models.saved("phi", tmp_path / "phi") / "model.safetensors")
+    phi = load_file(planted.saved("phi", tmp_path / "phi") / "model.safetensors")
     own = fused(phi, "Wqkv", "q_proj", "k_proj", "v_proj")
     own = renamed(
         own, (r"^model\.layers\.1\.", "layers.2."), (r"^model\.layers\.0\.", "layers.1."),
@@ -386,7 +387,7 @@ def test_blocks_counted_from_one_pair_with_blocks_counted_from_zero(tmp_path):
     config = {"model_type": "mixformer-sequential", "n_head": 4, "n_head_kv": 2}
     sides = opened(tmp_path / "one", phi, GROUPED), opened(tmp_path / "two", own, config)
     for base, tuned in (sides, sides[::-1]):
-        apart = models.differences(base, tuned)
+        apart = measuring.differences(base, tuned)
         assert len(apart) == 4
         assert all("layers.3.ln" in text or "final_layernorm" in text for text in apart), (
             "a norm of the last layer's"
@@ -444,7 +445,7 @@ def test_blocks_of_a_multi_token_predictor_do_not_pair_with_the_model(first, tmp
         (f"{first}{block}", 3, "attn.q", "only_in_tuned"),
         (f"{first}fc.weight", None, "mtp", "only_in_tuned"),
     }
-    assert not models.differences(tuned, tuned)
+    assert not measuring.differences(tuned, tuned)
 
 
 def test_heads_that_a_family_ties_are_tied_without_a_word_in_the_config(tmp_path):
@@ -483,14 +484,14 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     base = opened(tmp_path / "a", text, {})
     tuned = opened(tmp_path / "b", wrapped, {"model_type": "mllama"})
     crossing = [name for name in wrapped if ".1." in name or ".4." in name]
-    assert not models.differences(base, tuned, crossing)
+    assert not measuring.differences(base, tuned, crossing)
     skipped = pair_checkpoints(base, tuned, Filter())[1]
     assert sorted((s.place.layer, s.place.module, s.reason) for s in skipped) == [
         (layer, module, "only_in_tuned")
         for layer in (4, 5)
         for module in ("cross_attn.q", "mlp.up")
     ]
-    assert not models.differences(tuned, tuned)
+    assert not measuring.differences(tuned, tuned)
 
 
 LAYER, FOUR = "model.layers.0.self_attn.", {"num_attention_heads": 4}

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 
-import models
 import numpy as np
-import packing
 import pandas as pd
+import planted
 import pytest
+import quantisers
 import torch
 from effort import chosen, examples
 from hypothesis import given, settings
@@ -42,17 +42,17 @@ def paired(base, tuned):
 
 def saved(folder, name, kind="llama", seed=0, source=None):
     """(original, in a format, the same as numbers) of a tiny model, and what config.json says."""
-    original = source or models.saved(kind, folder / "original", seed)
+    original = source or planted.saved(kind, folder / "original", seed)
     tensors = load_file(original / "model.safetensors")
     config = json.loads((original / "config.json").read_text())
-    packed, dense, said = packing.quantised(name, tensors)
+    packed, dense, said = quantisers.quantised(name, tensors)
     key = "quantization" if name.startswith("mlx") else "quantization_config"
-    packed = models.write(folder / name, packed, {**config, key: said})
-    dense = models.write(folder / f"{name}-dense", dense, config)
+    packed = planted.write(folder / name, packed, {**config, key: said})
+    dense = planted.write(folder / f"{name}-dense", dense, config)
     return original, packed, dense
 
 
-@pytest.mark.parametrize("name", chosen(packing.FORMATS, ("gptq-order", "awq", "nf4", "fp8")))
+@pytest.mark.parametrize("name", chosen(quantisers.FORMATS, ("gptq-order", "awq", "nf4", "fp8")))
 def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
     """Every entry is that of a naive decoder. Against the original each matrix has the relative
     norm that NumPy finds, and no piece is a tensor of its own."""
@@ -72,7 +72,7 @@ def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
         if "proj" not in tensor:
             assert mine.loc[tensor, "relative_norm"] == 0
             continue
-        assert mine.loc[tensor, "dtype"] == packing.FORMATS[name][1]
+        assert mine.loc[tensor, "dtype"] == quantisers.FORMATS[name][1]
         moved = np.linalg.norm(after[tensor].double() - base.double()) / np.linalg.norm(
             base.double()
         )
@@ -84,7 +84,7 @@ def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
 @pytest.mark.parametrize("name", ["nf4", "gptq", "int8"])
 def test_rows_of_inputs_and_fused_projections(kind, name, tmp_path):
     """A model of Conv1D has the transposes of what is stored; what is fused is divided as ever."""
-    original = models.saved(kind, tmp_path / "original")
+    original = planted.saved(kind, tmp_path / "original")
     tensors = load_file(original / "model.safetensors")
     config = json.loads((original / "config.json").read_text())
 
@@ -94,10 +94,10 @@ def test_rows_of_inputs_and_fused_projections(kind, name, tmp_path):
 
     conv = kind == "gpt2"
     upright = {k: v.T.contiguous() if conv and is_weight(k) else v for k, v in tensors.items()}
-    packed, dense, said = packing.quantised(name, upright, is_weight)
+    packed, dense, said = quantisers.quantised(name, upright, is_weight)
     dense = {k: v.T if conv and is_weight(k) else v for k, v in dense.items()}
-    models.write(tmp_path / "packed", packed, {**config, "quantization_config": said})
-    models.write(tmp_path / "dense", dense, config)
+    planted.write(tmp_path / "packed", packed, {**config, "quantization_config": said})
+    planted.write(tmp_path / "dense", dense, config)
     matrices, found = run(tmp_path / "dense", tmp_path / "packed", tmp_path / "same")
     assert set(found["status"]) <= {"identical", "skipped"}
     assert not len(matrices)
@@ -119,12 +119,12 @@ def test_experts_of_gpt_oss(tmp_path):
     }
     packed, dense = {}, {}
     for name, stack in plain.items():
-        pieces, dense[name] = packing.mxfp4(stack)
+        pieces, dense[name] = quantisers.mxfp4(stack)
         packed |= {name + piece: value for piece, value in pieces.items()}
     said = {"quantization_config": {"quant_method": "mxfp4"}}
-    models.write(tmp_path / "original", plain, config)
-    models.write(tmp_path / "packed", packed, config | said)
-    models.write(tmp_path / "dense", dense, config)
+    planted.write(tmp_path / "original", plain, config)
+    planted.write(tmp_path / "packed", packed, config | said)
+    planted.write(tmp_path / "dense", dense, config)
     matrices, tensors = run(tmp_path / "dense", tmp_path / "packed", tmp_path / "same")
     assert set(tensors["status"]) == {"identical"}
     matrices, tensors = run(tmp_path / "original", tmp_path / "packed", tmp_path / "out")
@@ -139,12 +139,12 @@ def test_a_stack_of_experts_of_mlx(tmp_path):
     """MLX keeps the experts of a layer in one tensor, and may say other bits of one module."""
     stack = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(0))
     name = "model.layers.0.mlp.switch_mlp.up_proj"
-    pieces, dense = packing.mlx(stack, 3, 64)
+    pieces, dense = quantisers.mlx(stack, 3, 64)
     said = {"bits": 4, "group_size": 32, name: {"bits": 3, "group_size": 64}}
     config = {"model_type": "qwen3_moe", "num_experts": 3}
     packed = {f"{name}.{piece}": value for piece, value in pieces.items()}
-    models.write(tmp_path / "packed", packed, {**config, "quantization": said})
-    models.write(tmp_path / "dense", {f"{name}.weight": dense}, config)
+    planted.write(tmp_path / "packed", packed, {**config, "quantization": said})
+    planted.write(tmp_path / "dense", {f"{name}.weight": dense}, config)
     pairs, skipped = paired(tmp_path / "dense", tmp_path / "packed")
     assert len(pairs) == 3
     assert not skipped
@@ -157,7 +157,7 @@ def test_two_quantised_models_and_one_tuned_in_16_bits(tmp_path):
     """Either side may be quantised: the delta is that of the numbers on both sides."""
     original, awq, _ = saved(tmp_path, "awq")
     _, nf4, _ = saved(tmp_path, "nf4", source=original)
-    tuned = models.perturbed(original, tmp_path / "tuned", 0.02)
+    tuned = planted.perturbed(original, tmp_path / "tuned", 0.02)
     numbers = {name: load_file(tmp_path / name / "model.safetensors") for name in (
         "awq-dense", "nf4-dense", "tuned"
     )}  # fmt: skip
@@ -175,7 +175,7 @@ def test_two_quantised_models_and_one_tuned_in_16_bits(tmp_path):
 
 def test_a_quantised_model_of_another_original(tmp_path):
     """Its layers are not looked for among the base's: first bytes are not first rows there."""
-    other = models.saved("llama", tmp_path / "other", 1)
+    other = planted.saved("llama", tmp_path / "other", 1)
     _, packed, _ = saved(tmp_path, "gptq")
     matrices, _ = run(other, packed, tmp_path / "out")
     assert (matrices["cosine"].dropna().abs() < 0.2).any()
@@ -260,14 +260,14 @@ def test_what_cannot_be_decoded_is_refused_by_name(name, words, tmp_path):
     """The tensors of a module that does not fit stay as they are, in one line; others are read."""
     changes = dict(WRONG[name][words])
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    make, _, said = packing.FORMATS[name]
+    make, _, said = quantisers.FORMATS[name]
     said = {**said, **changes.pop("", {})}
     pieces = {**make(weight)[0], **changes}
     tensors = {f"{Q}.{piece}": one for piece, one in pieces.items() if one is not None}
     norm = {"model.norm.weight": torch.ones(8), "model.layers.0.mlp.up_proj.weight": weight + 1}
     key = "quantization" if name == "mlx" else "quantization_config"
-    models.write(tmp_path / "packed", {**tensors, **norm}, {**models.LLAMA, key: said})
-    models.write(tmp_path / "base", {f"{Q}.weight": weight, **norm}, models.LLAMA)
+    planted.write(tmp_path / "packed", {**tensors, **norm}, {**planted.LLAMA, key: said})
+    planted.write(tmp_path / "base", {f"{Q}.weight": weight, **norm}, planted.LLAMA)
     pairs, skipped = paired(tmp_path / "base", tmp_path / "packed")
     assert {pair.tuned.info.name for pair in pairs} == set(norm)
     mine = {skip.info.name: skip for skip in skipped if skip.side == "tuned"}
@@ -282,7 +282,7 @@ def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
     original, packed, _ = saved(tmp_path, "gptq")
     tensors = load_file(packed / "model.safetensors")
     tensors[f"{Q}.g_idx"][3] = -1
-    models.write(packed, tensors)
+    planted.write(packed, tensors)
     matrices, found = run(original, packed, tmp_path / "out")
     mine = found[(found["tensor"] == f"{Q}.weight") & (found["side"] == "tuned")].iloc[0]
     assert (mine["status"], mine["reason"]) == ("skipped", "quantized")
@@ -299,7 +299,7 @@ def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64, 1 << 30]), max_size=4).map(tuple)
 PIECES = sorted(
-    {piece for make, _, _ in packing.FORMATS.values() for piece in make(torch.ones(8, 64))[0]}
+    {piece for make, _, _ in quantisers.FORMATS.values() for piece in make(torch.ones(8, 64))[0]}
     | {"_blocks", "_scales", "weight.nested_absmax", "weight.nested_quant_map", "weight_scale_2"}
 )
 SAID = st.fixed_dictionaries(

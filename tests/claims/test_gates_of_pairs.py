@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 
-import models
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -30,7 +31,7 @@ def stored(folder, source, change):
         for name, W in load_file(source / "model.safetensors").items()
     }
     (folder).mkdir(parents=True)
-    return models.write(folder, tensors, {"model_type": "llama"})
+    return planted.write(folder, tensors, {"model_type": "llama"})
 
 
 def int8(name, W):
@@ -53,7 +54,7 @@ def llama(folder, layers, seed, width=64):
         f"{name}.weight": 0.02 * torch.randn(shape, generator=generator)
         for name, shape in shapes.items()
     }
-    return models.write(folder, tensors, {"model_type": "llama"})
+    return planted.write(folder, tensors, {"model_type": "llama"})
 
 
 def adapter(folder):
@@ -79,14 +80,14 @@ def places(tmp_path_factory):
     """Base and tuned side of every case, by its name."""
     there = tmp_path_factory.mktemp("models")
     (demo,) = find_pairs("demo:base..narrow", load_families(None))
-    trained = [models.Path(side.repo) for side in (demo.base, demo.tuned)]
+    trained = [Path(side.repo) for side in (demo.base, demo.tuned)]
     # float32 that is not bf16's
     wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)
     wider = llama(there / "wider", 2, 0, 128)
     two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
     shared = ("model.embed_tokens.weight", "lm_head.weight")
     own = load_file(four / "model.safetensors")
-    deeper = models.write(
+    deeper = planted.write(
         there / "deeper",
         own | {name: load_file(two / "model.safetensors")[name] for name in shared},
         {"model_type": "llama"},

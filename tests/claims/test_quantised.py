@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from quantising import Copy, awq, ggml, gptq, k_like, k_quants
+from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_like, k_quants
 
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.scanned import Apart
@@ -33,8 +33,8 @@ def answer(*rows, lone=(), unread=()):
 def test_gptq_and_awq_cannot_be_excluded(original):
     """They make more error than rounds; a change of that size in a type of ggml does not hold."""
     factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
-    by_activations = gptq(original, in_order=False)
-    for copy in (gptq(original), by_activations, awq(original, factors)):
+    by_activations = gptq_copy(original, in_order=False)
+    for copy in (gptq_copy(original), by_activations, awq_copy(original, factors)):
         found, against, _ = answer(row(original, copy))
         assert found.outcome == "cannot_be_told"
         assert found.reason.endswith("cannot be excluded")
@@ -46,7 +46,7 @@ def test_gptq_and_awq_cannot_be_excluded(original):
 
 def test_scales_of_an_importance_matrix_hold(original):
     """Scales that are fitted after levels were chosen leave few entries outside."""
-    copy = ggml(original, "Q4_0")
+    copy = ggml_copy(original, "Q4_0")
     x, q = (part.double().reshape(-1, 32) for part in (original, copy.numbers))
     factor = (x * q).sum(1, keepdim=True) / q.square().sum(1, keepdim=True)
     factor = 1 + 0.4 * (factor - 1)  # as far as a matrix that weighs columns moves scales
@@ -76,7 +76,7 @@ def test_types_of_few_bits_say_what_they_lost(original, kind):
 
 def test_a_format_of_unknown_levels_cannot_be_told(original):
     """With an error of the size of a copy; what is nothing like the original does not hold."""
-    copy = Copy(ggml(original, "Q4_0").numbers, None, "IQ4_NL")
+    copy = Copy(ggml_copy(original, "Q4_0").numbers, None, "IQ4_NL")
     found, against, _ = answer(row(original, copy))
     assert (found.outcome, len(against)) == ("cannot_be_told", 1)
     assert "IQ4_NL" in found.reason
@@ -96,17 +96,17 @@ def test_a_copy_of_zeros_is_no_calibration(original, step):
 
 def test_what_is_on_one_side_or_not_read_is_said(original):
     """A tensor on one side only does not hold; one that is not read cannot be told."""
-    copy = row(original, ggml(original, "Q8_0"))
+    copy = row(original, ggml_copy(original, "Q8_0"))
     lone, unread = Apart("a", "base", "only in the original"), Apart("b", "tuned", "unknown")
     assert answer(copy, lone=[lone])[0].outcome == "does_not_hold"
     assert answer(copy, unread=[unread])[0].outcome == "cannot_be_told"
-    broken = row(original, ggml(original, "Q8_0"), finite=False)
+    broken = row(original, ggml_copy(original, "Q8_0"), finite=False)
     assert answer(broken)[0].outcome == "does_not_hold"
 
 
 def test_figures_are_those_of_all_tensors(original):
     """The ratio and the size of the error over all of them, by NumPy."""
-    copies = [ggml(original, kind) for kind in ("Q4_0", "Q8_0")]
+    copies = [ggml_copy(original, kind) for kind in ("Q4_0", "Q8_0")]
     found, _, notes = answer(*(row(original, copy) for copy in copies))
     errors = [(copy.numbers - original).double().square().sum() for copy in copies]
     expected = math.sqrt(sum(errors) / (2 * original.double().square().sum()))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
-import models
+import planted
 import pytest
 from command import run_shadow
 from safetensors.torch import load_file, save_file
@@ -26,7 +26,7 @@ def folder(tmp_path):
     """Two equal models, and one of another value."""
     found = tmp_path / "ci"
     for name in "abc":
-        models.toy(found / name, 0)
+        planted.toy(found / name, 0)
     tensors = load_file(found / "c" / "model.safetensors")
     changed = next(name for name in tensors if "up_proj" in name)
     tensors[NAME] = tensors.pop(changed) if changed != NAME else tensors[NAME]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 
-import models
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measuring import pair_of
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
-from runs import pair_of
 from view import drawn
 
 from shadow.audits.pair import Settings, run_pair
@@ -481,16 +481,16 @@ def test_what_is_not_shown_is_said(tmp_path):
 
 def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path):
     """Rolled by 17 rows a delta has the same spectrum: what the figures cannot see is said."""
-    base = models.gaussian(0, layers=5)
+    base = planted.gaussian(0, layers=5)
     deltas = {
         name: 0.01 * matrix + (0.01 * matrix[:, :1] @ matrix[:1] if matrix.ndim == 2 else 0)
-        for name, matrix in models.gaussian(1, layers=5).items()
+        for name, matrix in planted.gaussian(1, layers=5).items()
     }
-    before, asked = models.write(tmp_path / "base", base), Settings(Method(), Filter())
+    before, asked = planted.write(tmp_path / "base", base), Settings(Method(), Filter())
     folders = []
     for side, rows in (("one", 0), ("other", 17)):
         tuned = {name: matrix + deltas[name].roll(rows, 0) for name, matrix in base.items()}
-        after = models.write(tmp_path / side, tuned)
+        after = planted.write(tmp_path / side, tuned)
         folders.append(run_pair(pair_of(before, after), asked, tmp_path / "out").folder)
     found = one(compare(folders))
     assert found.verdict == "not distinguished"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-import chains
 import numpy as np
+import planted
 import pytest
 import torch
 from command import run_shadow as shadow
@@ -104,8 +104,8 @@ def audited(tmp_path_factory):
     the attention and nothing elsewhere; of a stage after the first; and of an adapter.
     """
     top = tmp_path_factory.mktemp("siblings")
-    base = chains.stored({k: 0.02 * v for k, v in chains.drawn(0).items()}, torch.bfloat16)
-    common, alone = chains.of_rank(4, 1), (chains.drawn(2), chains.drawn(3))
+    base = planted.stored({k: 0.02 * v for k, v in planted.drawn(0).items()}, torch.bfloat16)
+    common, alone = planted.of_rank(4, 1), (planted.drawn(2), planted.drawn(3))
     sides = {"base": base}
     for name, own in zip(("one", "two"), alone, strict=True):
         update = {
@@ -113,17 +113,17 @@ def audited(tmp_path_factory):
             + ("self_attn" in key) * common[key] / common[key].norm()
             for key in base
         }
-        sides[name] = chains.stored(chains.added(base, update, 0.02), torch.bfloat16)
-    sides["after"] = chains.stored(chains.added(sides["one"], alone[1], 0.01), torch.bfloat16)
+        sides[name] = planted.stored(planted.added(base, update, 0.02), torch.bfloat16)
+    sides["after"] = planted.stored(planted.added(sides["one"], alone[1], 0.01), torch.bfloat16)
     for name, weights in sides.items():
-        chains.save(top / name, weights, torch.bfloat16)
+        planted.save(top / name, weights, torch.bfloat16)
     adapter, rng = top / "adapter", torch.Generator().manual_seed(5)
     adapter.mkdir()
     factors = {
         f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{which}.weight": torch.randn(
-            (2, chains.WIDTH)[:: 1 if which == "A" else -1], generator=rng
+            (2, planted.CHAIN_WIDTH)[:: 1 if which == "A" else -1], generator=rng
         )
-        for layer in range(chains.LAYERS)
+        for layer in range(planted.CHAIN_LAYERS)
         for which in "AB"
     }
     save_file(factors, adapter / "adapter_model.safetensors")
@@ -171,7 +171,7 @@ def test_an_adapter_points_somewhere_too(audited):
     top, sides, factors = audited
     found = compared(top, "base..adapter", "base..one", "--joint")["joint"]
     products, others = [], []
-    for layer in range(chains.LAYERS):
+    for layer in range(planted.CHAIN_LAYERS):
         name = f"model.layers.{layer}.self_attn.q_proj"
         a, b = (factors[f"base_model.model.{name}.lora_{which}.weight"].double() for which in "AB")
         products.append(2 * (b @ a).numpy())

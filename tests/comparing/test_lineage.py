@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
 
-import chains
+import planted
 import pytest
 import torch
 from command import run_shadow
@@ -169,23 +169,23 @@ def test_siblings_are_no_step(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
+def stages(tmp_path_factory):
     """The stages of a planted chain, and a folder with the reports of a family of them."""
-    top = tmp_path_factory.mktemp("planted")
-    stages = chains.plant(top)
-    chains.registry(top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl"))
+    top = tmp_path_factory.mktemp("chain")
+    known = planted.plant_stages(top)
+    planted.registry(top / "registry", known, ("base..sft", "sft..dpo", "dpo..rl", "base..rl"))
     shadow("audit", "toy", "--registry", "registry", "-o", "reports", cwd=top).assert_done()
-    return top, stages
+    return top, known
 
 
 @pytest.fixture(scope="module")
-def told(planted):
-    done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=planted[0])
+def told(stages):
+    done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=stages[0])
     return json.loads(done.assert_done())
 
 
 @pytest.mark.slow
-def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
+def test_a_planted_chain_is_told_in_order_with_its_sizes(told):
     """Sizes .05, .001 and .01 (of the attention), the second unrounded although the file kept half
     of it.
     """
@@ -209,16 +209,16 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
     assert not told["notes"]
 
 
-def test_an_adapter_is_a_last_step(planted, tmp_path):
+def test_an_adapter_is_a_last_step(stages, tmp_path):
     """LoRA on the query projections of sft: nothing of it was rounded."""
-    top, _ = planted
+    top, _ = stages
     adapter, generator = tmp_path / "adapter", torch.Generator().manual_seed(7)
     adapter.mkdir()
     factors = {}
-    for layer in range(chains.LAYERS):
+    for layer in range(planted.CHAIN_LAYERS):
         left, right = (
             torch.randn(size, generator=generator)
-            for size in ((chains.WIDTH, 2), (2, chains.WIDTH))
+            for size in ((planted.CHAIN_WIDTH, 2), (2, planted.CHAIN_WIDTH))
         )
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
         factors |= {f"{name}.lora_A.weight": right, f"{name}.lora_B.weight": left}
@@ -234,9 +234,9 @@ def test_an_adapter_is_a_last_step(planted, tmp_path):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits_the_terminal(planted, width):
+def test_the_table_fits_the_terminal(stages, width):
     """Every line fits, the four reports are in it, and no cell is cut."""
-    done = shadow("lineage", "toy", "--registry", "registry", cwd=planted[0], width=width)
+    done = shadow("lineage", "toy", "--registry", "registry", cwd=stages[0], width=width)
     assert done.code == 0
     lines = done.out.splitlines()
     assert max(map(len, lines)) <= width
@@ -245,9 +245,9 @@ def test_the_table_fits_the_terminal(planted, width):
     assert "…" not in done.out
 
 
-def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
+def test_a_family_tells_which_of_its_pairs_have_no_report(stages, tmp_path):
     """The declared pairs without a report are notes with the command that makes them."""
-    top, _ = planted
+    top, _ = stages
     name = Path("reports", "toy", "base..sft")
     shutil.copytree(top / name, tmp_path / name)
     done = shadow("lineage", "toy", "--registry", top / "registry", "--json", cwd=tmp_path)
@@ -257,9 +257,9 @@ def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
 
 
 @pytest.mark.parametrize("to", [".", "file://"])
-def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(planted, told, to):
+def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(stages, told, to):
     """As one of a list or of `--name`: the steps are those of the same reports; also at a URL."""
-    top, _ = planted
+    top, _ = stages
     output = f"file://{top}/reports" if to == "file://" else "reports"
     done = shadow("lineage", "toy", "-o", output, "--format", "json", cwd=top)
     (chain,) = json.loads(done.assert_done())["chains"]
@@ -302,9 +302,9 @@ def test_names_of_files_are_text(tmp_path):
     assert not any(line.lstrip().startswith("::") for line in done.out.splitlines())
 
 
-def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_path):
+def test_the_page_has_a_section_where_reports_follow_one_another(stages, tmp_path):
     """The chain with its steps, which open their pairs; none where no step follows another."""
-    top = planted[0] / "reports" / "toy"
+    top = stages[0] / "reports" / "toy"
     folders = sorted(top.iterdir())
     write_page(top, folders, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -319,11 +319,11 @@ def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_pa
     assert '<section id="lineage"' not in (tmp_path / "apart.html").read_text()
 
 
-def test_a_step_next_to_an_unreadable_report_stands_alone(planted, tmp_path):
+def test_a_step_next_to_an_unreadable_report_stands_alone(stages, tmp_path):
     """What follows it is known by its provenance, but a step is shown beside one that is read."""
     top = tmp_path / "toy"
     for name in ("base..sft", "sft..dpo"):
-        shutil.copytree(planted[0] / "reports" / "toy" / name, top / name)
+        shutil.copytree(stages[0] / "reports" / "toy" / name, top / name)
     (top / "sft..dpo" / "tensors.parquet").write_bytes(b"PAR1 nothing")
     (top / "sft..dpo" / "summary.json").write_bytes(b"{}")
     written = write_page(top, sorted(top.iterdir()), tmp_path / "page.html")

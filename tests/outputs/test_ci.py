@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from xml.etree import ElementTree
 
 import junitparser
-import models
+import planted
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -283,9 +283,9 @@ def test_a_pair_that_failed_is_a_failure_that_took_its_own_time(shadow, tmp_path
     """Of a family whose second pair cannot be read: one failure of two cases, no error; times are
     those of index.json, to a millisecond.
     """
-    models.toy(tmp_path / "base", 0)
-    models.toy(tmp_path / "good", 1)
-    models.toy(tmp_path / "cut", 2)
+    planted.toy(tmp_path / "base", 0)
+    planted.toy(tmp_path / "good", 1)
+    planted.toy(tmp_path / "cut", 2)
     weights = next((tmp_path / "cut").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     (tmp_path / "list.yaml").write_text(
@@ -373,7 +373,7 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
             if side == "tuned"
             else {names[0]: torch.ones(2)}
         )
-        models.write(tmp_path / side, {up: weights, **extra})
+        planted.write(tmp_path / side, {up: weights, **extra})
     command = ("audit", "./base", "./tuned", "--strict", "--format", format, "--full",
                "--fail-on", "matrices > 0")  # fmt: skip
     env = {

@@ -6,8 +6,8 @@ import json
 import math
 import time
 
-import models
 import numpy as np
+import planted
 import pytest
 import torch
 from any_tensors import CONFIGS, SHAPES
@@ -27,10 +27,10 @@ def places(tensors, config=None):
     )
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+@pytest.mark.parametrize("kind", planted.KINDS)
 def test_every_matrix_of_a_family_has_its_module(kind, tmp_path):
     """A layer has each projection once, no matrix is `other`, vectors are norms or biases."""
-    folder = models.saved(kind, tmp_path)
+    folder = planted.saved(kind, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     found = places(tensors, json.loads((folder / "config.json").read_text()))
     assert found.keys() == tensors.keys()
@@ -57,7 +57,7 @@ def test_the_heads_of_bert_are_heads():
 
 def test_gpt2_is_read_transposed_and_its_fused_projection_split(tmp_path):
     """Conv1D is (in, out): q, k, v are thirds of the transposed c_attn, with and without config."""
-    tensors = load_file(models.saved("gpt2", tmp_path) / "model.safetensors")
+    tensors = load_file(planted.saved("gpt2", tmp_path) / "model.safetensors")
     name = "transformer.h.1.attn.c_attn.weight"
     for config in ({"model_type": "gpt2"}, {}):
         parts = places(tensors, config)[name]
@@ -78,7 +78,7 @@ def test_a_linear_c_attn_is_not_taken_for_conv1d():
 
 def test_gpt_neox_projection_is_split_per_head(tmp_path):
     """Rows are (head, q|k|v, head size): parts have their heads in order, given a head count."""
-    tensors = load_file(models.saved("gpt_neox", tmp_path) / "model.safetensors")
+    tensors = load_file(planted.saved("gpt_neox", tmp_path) / "model.safetensors")
     name = "gpt_neox.layers.0.attention.query_key_value.weight"
     W = tensors[name].numpy()
     for i, part in enumerate(

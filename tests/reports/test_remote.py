@@ -6,11 +6,11 @@ import io
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import models
+import planted
 import pytest
 from command import run_shadow
 from fsspec.implementations.memory import MemoryFileSystem
-from runs import pair_of
+from measuring import pair_of
 
 import shadow as package
 from shadow import storage
@@ -39,7 +39,7 @@ STORE = Store("memory://bucket/reports")
 def pair(tmp_path_factory):
     """Two toy checkpoints of two layers."""
     folder = tmp_path_factory.mktemp("pair")
-    return pair_of(*(models.toy(folder / name, n) for n, name in enumerate(("base", "tuned"))))
+    return pair_of(*(planted.toy(folder / name, n) for n, name in enumerate(("base", "tuned"))))
 
 
 @pytest.fixture

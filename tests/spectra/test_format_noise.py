@@ -7,7 +7,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
-from quantising import Copy, awq, ggml, gptq, k_blocks, k_copy, k_like, k_quants
+from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_blocks, k_copy, k_like, k_quants
 
 from shadow.spectra.format_noise import (
     K_TYPES,
@@ -31,7 +31,7 @@ def original():
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_every_entry_of_an_original_is_in_its_cell_or_clipped(original, kind):
     """The levels of a block, written out, have the copy as the nearest to each entry."""
-    copy = ggml(original, kind)
+    copy = ggml_copy(original, kind)
     found = format_noise(original, copy)
     assert found.outside == 0
     assert found.error == pytest.approx(found.made, rel=1e-12)
@@ -131,7 +131,7 @@ def test_a_block_whose_scale_is_rounded_to_0_is_as_small_as_that_needs(original,
 @pytest.mark.parametrize("steps", [1, 6, 20])
 def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
     """All its entries lie beyond its last level, by 1 step or by many; no quantiser leaves that."""
-    copy = k_like(original) if kind == "K" else ggml(original, kind)
+    copy = k_like(original) if kind == "K" else ggml_copy(original, kind)
     copy.numbers[3, :32] = copy.numbers[3, :32].max()
     original[3, :32] = copy.numbers[3, :32] + steps * copy.each[3, :32]
     original[3, 0] = copy.numbers[3, 0] = 0.0  # a block of two values
@@ -243,7 +243,7 @@ def test_what_is_rounded_beside_a_codebook_moves_its_cells(size):
 @pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
 def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, size):
     """Of a small change, the share outside is its mean size over the step."""
-    make = k_like if kind == "K" else lambda matrix: ggml(matrix, kind)
+    make = k_like if kind == "K" else lambda matrix: ggml_copy(matrix, kind)
     noise = (make(original)[:,] - original).double().square().mean().sqrt()
     change = size * noise * torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(1))
     copy = make((original.double() + change).float())
@@ -261,7 +261,7 @@ def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, s
 
 def test_a_copy_without_steps_has_sums_alone(original):
     """Of a codebook the error is known, and what the format makes is not."""
-    copy = ggml(original, "Q4_0")
+    copy = ggml_copy(original, "Q4_0")
     found = format_noise(original, Copy(copy.numbers, None))
     assert (found.made, found.outside) == (None, 0)
     assert found.error == format_noise(original, copy).error
@@ -270,7 +270,7 @@ def test_a_copy_without_steps_has_sums_alone(original):
 def test_factors_of_columns_are_undone(original):
     """AWQ scales columns before it rounds: the rest is the error of the format again."""
     factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
-    found = format_noise(original, awq(original, factors))
+    found = format_noise(original, awq_copy(original, factors))
     assert found.error > 2 * found.made
     assert found.scaled < 1.2 * found.made
 
@@ -297,9 +297,9 @@ def test_the_length_of_a_block_is_where_steps_change():
 
 def test_blocks_of_rows_and_groups_change_nothing(original, monkeypatch):
     """Sums over a stack of matrices, cut anywhere, are those of the whole."""
-    whole = format_noise(original, ggml(original, "Q4_1"))
+    whole = format_noise(original, ggml_copy(original, "Q4_1"))
     monkeypatch.setattr("shadow.spectra.format_noise.TILE", 4 * COLS)
-    copy = ggml(original, "Q4_1")
+    copy = ggml_copy(original, "Q4_1")
     grouped = Copy(copy.numbers.view(3, -1, COLS), copy.each.view(3, -1, COLS))
     cut = format_noise(original.view(3, -1, COLS), grouped)
     for name, value in vars(whole).items():
@@ -322,15 +322,15 @@ def test_first_rows_of_zeros_do_not_hide_blocks(original, monkeypatch, mixed):
 def test_what_is_not_finite_is_said(original):
     """Sums are those of other rows."""
     original[3, 4] = math.inf
-    assert not format_noise(original, ggml(original.nan_to_num(0, 0, 0), "Q8_0")).finite
+    assert not format_noise(original, ggml_copy(original.nan_to_num(0, 0, 0), "Q8_0")).finite
 
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_compensated_rounding_may_be_calibrated(original, in_order):
     """Of a format whose quantisers do so; a change of ten times its error is none."""
-    found = format_noise(original, gptq(original, in_order=in_order))
+    found = format_noise(original, gptq_copy(original, in_order=in_order))
     assert found.outside > 0.1 * found.entries
     assert found.may_be_calibrated("GPTQ-4")
     assert not found.may_be_calibrated("Q4_0")
     noise = 0.05 * torch.randn(original.shape, generator=torch.Generator().manual_seed(3))
-    assert not format_noise(original + noise, gptq(original)).may_be_calibrated("GPTQ-4")
+    assert not format_noise(original + noise, gptq_copy(original)).may_be_calibrated("GPTQ-4")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from quantising import codebook, ggml, gptq, k_like
+from quantisers import codebook, ggml_copy, gptq_copy, k_like
 
 from shadow.dtypes import E2M1, FP4, NF4
 from shadow.spectra.format_noise import COLUMNS, format_values
@@ -41,7 +41,7 @@ def test_floats_have_none(base):
 @pytest.mark.parametrize("swapped", [False, True])
 def test_a_copy_has_the_error_of_its_format(base, swapped):
     """Whichever side it is; floor_ratio is norm(D) over norm(s) / sqrt(12)."""
-    copy = ggml(base, "Q4_0")
+    copy = ggml_copy(base, "Q4_0")
     sides = ((copy, base), ("Q4_0", "F32")) if swapped else ((base, copy), ("F32", "Q4_0"))
     found = values(*sides[0], sides[1])
     steps = copy.each.double()
@@ -58,12 +58,12 @@ def test_a_changed_original_is_no_copy(base):
     changed = values(base, k_like(base + update(0.001)), ("F32", "Q4_K"))
     assert changed["format_copy"] == 0
     assert changed["format_outside"] > 0.01
-    assert values(base, gptq(base), ("F32", "GPTQ-4"))["format_copy"] == 0
+    assert values(base, gptq_copy(base), ("F32", "GPTQ-4"))["format_copy"] == 0
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 4e-3, 2e-2])
 @pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("make", [k_like, lambda one: ggml(one, "Q4_0")])
+@pytest.mark.parametrize("make", [k_like, lambda one: ggml_copy(one, "Q4_0")])
 def test_the_range_of_kept_has_the_true_share(base, size, both, make):
     """The energy of the update over that of the stored delta, from stored files alone."""
     change = update(size)
@@ -79,7 +79,7 @@ CODEBOOKS = {
     "NF4": lambda one: codebook(one, NF4, 64, "NF4"),
     "FP4": lambda one: codebook(one, FP4, 64, "FP4"),
     "NVFP4": lambda one: codebook(one, E2M1, 16, "NVFP4"),
-    "Q4_0": lambda one: ggml(one, "Q4_0"),
+    "Q4_0": lambda one: ggml_copy(one, "Q4_0"),
 }
 
 
@@ -123,16 +123,16 @@ def test_the_floor_of_codebooks_is_an_error_that_is_even_over_cells(base, both):
 
 def test_codebooks_without_cells_have_no_floor(base):
     """Every column is null, the floor of floats among them."""
-    copy = ggml(base, "Q4_0")
+    copy = ggml_copy(base, "Q4_0")
     copy.each = None
     assert values(base, copy, ("F32", "NF4")) == dict.fromkeys(("floor_ratio", *COLUMNS))
 
 
 def test_formats_of_compensated_rounding_have_no_share_of_the_update(base):
     """The error of GPTQ is larger than that of rounding each entry, with nothing trained."""
-    copy = gptq(base)
+    copy = gptq_copy(base)
     found = values(base, copy, ("F32", "GPTQ-4"))
     assert (found["kept_low"], found["kept_high"]) == (None, None)
     assert found["format_ratio"] > 1.05
-    both = values(copy, gptq(base + update(1e-3)), ("GPTQ-4", "GPTQ-4"))
+    both = values(copy, gptq_copy(base + update(1e-3)), ("GPTQ-4", "GPTQ-4"))
     assert (both["kept_low"], both["kept_high"]) == (None, None)

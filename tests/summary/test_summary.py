@@ -10,7 +10,7 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-import models
+import planted
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -246,8 +246,8 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     tower = {f"vision_tower.vision_model.encoder.layers.0.{q}": torch.randn(64, 64)}
     projector = {"multi_modal_projector.linear_1.weight": torch.randn(64, 32)}
     wrapped = {f"language_model.{name}": W + 0.01 * torch.randn(64, 64) for name, W in base.items()}
-    models.write(tmp_path / "base", base | tower)
-    models.write(tmp_path / "tuned", wrapped | tower | projector)
+    planted.write(tmp_path / "base", base | tower)
+    planted.write(tmp_path / "tuned", wrapped | tower | projector)
     done = shadow(
         "audit",
         "--base",
@@ -309,7 +309,7 @@ def experts(folder, order, noise=0.0):
     changed = {
         name: W + noise * torch.randn(W.shape, generator=generator) for name, W in tensors.items()
     }
-    return models.write(folder, changed, {"model_type": "qwen3_moe"})
+    return planted.write(folder, changed, {"model_type": "qwen3_moe"})
 
 
 def test_renumbered_experts_are_warned_of(tmp_path):

@@ -11,7 +11,7 @@ import reference
 from effort import every
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import planted
+import known_changes
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
@@ -19,8 +19,8 @@ def test_planted_deltas_are_recovered_above_the_floor(dtype):
     """At 6 times the rounding of BF16 (F32: far above), spikes are exact and concentrations within
     the margin.
     """
-    for rank, share in planted.PLANTS:
-        one = planted.plant(dtype, 1e-2, rank, share)
+    for rank, share in known_changes.PLANTS:
+        one = known_changes.plant(dtype, 1e-2, rank, share)
         assert one.recovered, one
         assert one.found["floor_ratio"] > 5
         assert one.found["participation_ratio"] == pytest.approx(
@@ -32,24 +32,24 @@ def test_below_the_gate_concentration_is_too_low_and_never_too_high():
     """Rounding hides a concentrated change, it does not make one: noise stays at 0, a planted rank
     reads low.
     """
-    for rank, share in planted.PLANTS[:3]:
-        one = planted.plant("BF16", 1e-3, rank, share)
-        assert one.found["floor_ratio"] < planted.ROUNDING
+    for rank, share in known_changes.PLANTS[:3]:
+        one = known_changes.plant("BF16", 1e-3, rank, share)
+        assert one.found["floor_ratio"] < known_changes.ROUNDING
         assert one.off < (0.01 if rank == 0 else -0.1)
 
 
 @pytest.mark.parametrize("norm", every(3, [0.25, 0.75, 0.1]))
-@pytest.mark.parametrize("plant", every(2, planted.SUBSPACES))
+@pytest.mark.parametrize("plant", every(2, known_changes.SUBSPACES))
 def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
     """The closed forms are the columns by NumPy's SVDs of base and sum in float64; the norm is the
     one asked for.
     """
-    W, D, angle, true = planted.subspaces_before(plant, norm)
+    W, D, angle, true = known_changes.subspaces_before(plant, norm)
     assert true == pytest.approx(
         {name: reference.subspaces(W, W + D)[name] for name in true}, abs=1e-6
     )
-    assert list(true) == [name for name in true if name in planted.COLUMNS]
-    assert len(true) == len(planted.COLUMNS)
+    assert list(true) == [name for name in true if name in known_changes.COLUMNS]
+    assert len(true) == len(known_changes.COLUMNS)
     assert np.linalg.norm(D) == pytest.approx(norm * np.linalg.norm(W))
     assert np.cos(np.radians(angle)) ** 2 == pytest.approx(
         true["overlap_left"] if plant == "turned" else 1
@@ -61,15 +61,15 @@ def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
     [("F32", 0.75), ("F32", 1e-6), ("BF16", 0.75), ("BF16", 0.25), ("BF16", 1e-2)],
 )
 @pytest.mark.parametrize(
-    "plant", every(2, [name for name in planted.SUBSPACES if "no gap" not in name])
+    "plant", every(2, [name for name in known_changes.SUBSPACES if "no gap" not in name])
 )
 def test_planted_subspaces_are_recovered_above_the_floor(plant, dtype, norm):
     """Down to 6 times the rounding every column is the planted one, and so is the angle; alignments
     to 5 %.
     """
-    one = planted.plant_subspaces(plant, dtype, norm)
+    one = known_changes.plant_subspaces(plant, dtype, norm)
     assert one.found["floor_ratio"] > 5
-    assert all(map(one.holds, planted.COLUMNS)), one
+    assert all(map(one.holds, known_changes.COLUMNS)), one
     assert one.angle_holds
     for name in ("alignment_left", "alignment_right"):
         assert one.found[name] == pytest.approx(one.true[name], rel=0.05, abs=0.05)
@@ -77,16 +77,18 @@ def test_planted_subspaces_are_recovered_above_the_floor(plant, dtype, norm):
 
 def test_rounding_draws_alignments_to_one_and_turns_nothing_across_a_gap():
     """At half the rounding of BF16 both alignments are between the planted one and 1; the rest is
-    as planted.
+    as known_changes.
     """
     for plant in ("inside", "outside", "four new"):
-        one = planted.plant_subspaces(plant, "BF16", 1e-3)
+        one = known_changes.plant_subspaces(plant, "BF16", 1e-3)
         assert one.found["floor_ratio"] < 1
         for name in ("alignment_left", "alignment_right"):
             low, high = sorted((1.0, one.true[name]))
             assert low < one.found[name] < high
             assert not one.holds(name)
-        assert all(one.holds(name) for name in planted.COLUMNS if not name.startswith("alignment"))
+        assert all(
+            one.holds(name) for name in known_changes.COLUMNS if not name.startswith("alignment")
+        )
 
 
 def test_without_a_gap_rounding_turns_the_subspace_and_the_gap_says_so():
@@ -94,7 +96,7 @@ def test_without_a_gap_rounding_turns_the_subspace_and_the_gap_says_so():
     not so in F32.
     """
     coarse, fine = (
-        planted.plant_subspaces("outside, no gap", dtype, 0.1) for dtype in ("BF16", "F32")
+        known_changes.plant_subspaces("outside, no gap", dtype, 0.1) for dtype in ("BF16", "F32")
     )
     assert coarse.true["overlap_left"] == fine.true["overlap_left"] == 1
     assert coarse.found["overlap_left"] < 0.98
@@ -103,12 +105,12 @@ def test_without_a_gap_rounding_turns_the_subspace_and_the_gap_says_so():
     assert all(coarse.holds(name) for name in ("alignment_left", "alignment_right"))
 
 
-@pytest.mark.parametrize("profile", every(2, planted.PROFILES))
+@pytest.mark.parametrize("profile", every(2, known_changes.PROFILES))
 def test_planted_depth_is_recovered(profile):
     """Energies by layer, attention and MLP, tokens and shared directions of an audited pair are
-    those planted.
+    those known_changes.
     """
-    true, found = planted.depth(planted.PROFILES[profile], "F32", 1e-2)
+    true, found = known_changes.depth(known_changes.PROFILES[profile], "F32", 1e-2)
     assert found == pytest.approx(true, rel=2e-3, abs=2e-3)
 
 
@@ -117,6 +119,6 @@ def test_intervals_hold_a_known_figure(number):
     """Of 200 samples of 8 layers: the expanded interval of a median or ratio holds the truth, plain
     ones less often.
     """
-    held = planted.coverage(planted.worlds()[number], 8, 200)
+    held = known_changes.coverage(known_changes.worlds()[number], 8, 200)
     assert held["expanded"] > 0.90
     assert held["percentile"] <= held["expanded"]

@@ -1,7 +1,7 @@
 """Planted deltas, subspaces and depth against the truth, and how often intervals hold it.
 
-    python benchmarks/planted.py            # writes build/planted.md, some minutes
-    python benchmarks/planted.py --quick    # prints a small version of it
+    python benchmarks/known_changes.py            # writes build/planted.md, some minutes
+    python benchmarks/known_changes.py --quick    # prints a small version of it
 
 Matrices: D = relative norm x (rank-k part with a share of the energy + Gaussian noise) on a
 Gaussian base, stored in F32, F16 or BF16; the truth is what NumPy finds in D before the sum is
@@ -57,7 +57,7 @@ from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
 DOCUMENT = Path(__file__).parents[1] / "build" / "planted.md"
-COMMAND = "python benchmarks/planted.py"
+COMMAND = "python benchmarks/known_changes.py"
 DTYPES = ("F32", "F16", "BF16")
 NORMS = (1e-1, 3e-2, 1e-2, 5e-3, 3e-3, 1e-3, 5e-4, 3e-4, 1e-4)
 PLANTS = ((0, 0.0), (1, 0.1), (4, 0.5), (16, 0.5), (32, 0.5), (2, 1.0))  # rank, share of the energy

@@ -1,0 +1,639 @@
+"""Checkpoints whose contents are known, for tests and benchmarks: written tensor by tensor, saved
+by transformers, trained from each other, packed, in shards, as adapters and GGUF files, damaged.
+
+quantisers.py quantises their matrices.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+
+UP = "model.layers.{}.mlp.up_proj.weight"
+LLAMA = {"model_type": "llama"}
+
+
+# files
+
+
+def write(
+    folder: Path, tensors: Tensors, config: dict | None = None, name: str = "model.safetensors"
+) -> Path:
+    """A checkpoint of one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def sharded(folder: Path, tensors: Tensors, shards: int, config: dict = LLAMA) -> Path:
+    """A checkpoint of so many shards, cut in the order of its tensors."""
+    folder.mkdir(parents=True)
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        save_file({name: tensors[name].contiguous() for name in mine}, folder / file)
+        weight_map |= dict.fromkeys(mine, file)
+    index = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# toys of few matrices
+
+
+def matrices(seed: int, layers: int = 2, size: int = 8) -> Tensors:
+    """The weights of a toy: a square matrix a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)
+    }
+
+
+def gaussian(seed: int, layers: int, width: int = 32) -> Tensors:
+    """All matrices of a small decoder; the MLP is half as wide again."""
+    generator = torch.Generator().manual_seed(seed)
+    middle = width + width // 2
+    shapes = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
+    shapes |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (middle, width))
+    shapes["mlp.down_proj"] = (width, middle)
+    made = {
+        f"model.layers.{layer}.{module}.weight": torch.randn(*shape, generator=generator)
+        for layer in range(layers)
+        for module, shape in shapes.items()
+    }
+    return made | {"model.embed_tokens.weight": torch.randn(64, width, generator=generator)}
+
+
+def toy(folder: Path, seed: int, layers: int = 2, size: int = 8) -> Path:
+    """A checkpoint of the matrices of a seed."""
+    return write(folder, matrices(seed, layers, size), LLAMA)
+
+
+def perturbed(source: Path, target: Path, size: float = 1e-2, seed: int = 0) -> Path:
+    """A copy of a one-file checkpoint with noise of relative size on every tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(source / "model.safetensors")
+    changed = {
+        name: (
+            t.float()
+            + size
+            * t.float().std(correction=0).clamp_min(0.01)
+            * torch.randn(t.shape, generator=generator)
+        )
+        .to(t.dtype)
+        .contiguous()
+        for name, t in tensors.items()
+    }
+    return write(target, changed, json.loads((source / "config.json").read_text()))
+
+
+# models that transformers builds
+
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+GATED = {**SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
+KINDS = {
+    "llama": ("LlamaConfig", GATED),
+    "qwen2": ("Qwen2Config", {**GATED, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {**GATED, "head_dim": 16}),
+    "mistral": ("MistralConfig", GATED),
+    "gemma2": ("Gemma2Config", {**GATED, "head_dim": 16}),
+    "gemma3_text": ("Gemma3TextConfig", {**GATED, "head_dim": 16}),
+    "olmo2": ("Olmo2Config", GATED),
+    "smollm3": ("SmolLM3Config", {**GATED, "pad_token_id": 0}),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
+    ),
+    "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 96}),
+}
+
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+FAMILIES = {
+    kind: (entry.get("auto", "AutoModelForCausalLM"), entry["config"], entry["with"])
+    for kind, entry in yaml.load(
+        (Path(__file__).parent / "families.yaml").read_text(), LOADER
+    ).items()
+    if not kind.startswith(".")
+}
+
+
+def built(kind: str, seed: int = 0):
+    """A tiny model of a kind or family, built by transformers from its config."""
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    auto, name, sizes = FAMILIES.get(kind) or ("AutoModelForCausalLM", *KINDS[kind])
+    torch.manual_seed(seed)
+    return getattr(transformers, auto).from_config(
+        getattr(transformers, name)(**copy.deepcopy(sizes))
+    )
+
+
+def saved(kind: str, folder: Path, seed: int = 0) -> Path:
+    """The same, saved by transformers."""
+    built(kind, seed).save_pretrained(folder)
+    return folder
+
+
+def saved_twice(kind: str, folder: Path) -> tuple[Path, Path]:
+    """One model in the layout of its files, and in the one that transformers has in memory."""
+    model, file, memory = built(kind), folder / "file", folder / "memory"
+    model.save_pretrained(file)
+    model.save_pretrained(memory, save_original_format=False)
+    return file, memory
+
+
+# decoders of 64 columns and what can be done to them; numbers of a stream that NumPy promises to
+# keep, so that two commits measure the same
+
+
+TIME = 1_600_000_000  # of every input file, in seconds: fingerprints hold it
+DECODER = {
+    "model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64,
+}  # fmt: skip
+LAYER = "model.layers.{}.{}.weight"
+HIDDEN, INNER, WORDS = 64, 96, 80
+SHAPES = {
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
+    "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN),
+    "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
+}
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    """Standard normal numbers of a stream that NumPy promises to keep."""
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+def write_decoder(folder: Path, tensors: Tensors, config: dict | None = None) -> Path:
+    return write(folder, tensors, DECODER | (config or {}))
+
+
+def decoder(layers: int = 2) -> Tensors:
+    """A decoder with grouped queries, norms, an embedding and a head, in bfloat16."""
+    found = {"model.embed_tokens.weight": normal(1, WORDS, HIDDEN) * 0.05}
+    for layer in range(layers):
+        for place, (name, shape) in enumerate(SHAPES.items()):
+            found[LAYER.format(layer, name)] = (
+                normal(10 * layer + place + 2, *shape) / shape[1] ** 0.5
+            )
+        found[LAYER.format(layer, "input_layernorm")] = 1 + 0.1 * normal(layer + 70, HIDDEN)
+        found[LAYER.format(layer, "post_attention_layernorm")] = torch.ones(HIDDEN)
+    found["model.norm.weight"] = torch.ones(HIDDEN)
+    found["lm_head.weight"] = normal(99, WORDS, HIDDEN) * 0.05
+    return {name: tensor.bfloat16() for name, tensor in found.items()}
+
+
+def tuned(tensors: Tensors, seed: int, *, rank: int, size: float, noise: float) -> Tensors:
+    """The tensors after an update of low rank and noise, of sizes relative to each matrix."""
+    found = {}
+    for place, (name, tensor) in enumerate(tensors.items()):
+        change = torch.zeros(tensor.shape)
+        if tensor.ndim == 2:
+            rows, cols = tensor.shape
+            first = 1000 * seed + 3 * place
+            low = normal(first, rows, rank) @ normal(first + 1, rank, cols) / rank**0.5
+            change = (size * low + noise * normal(first + 2, rows, cols)) * tensor.float().std()
+        found[name] = (tensor.float() + change).to(tensor.dtype)
+    return found
+
+
+def with_biases(tensors: Tensors, seed: int, names: tuple[str, ...]) -> Tensors:
+    found = dict(tensors)
+    for place, (name, tensor) in enumerate(tensors.items()):
+        if name.endswith(tuple(f"{one}.weight" for one in names)):
+            found[name.replace(".weight", ".bias")] = normal(seed + place, len(tensor)).bfloat16()
+    return found
+
+
+def fused(tensors: Tensors, into: str, parts: tuple[str, ...]) -> Tensors:
+    """Projections put below each other under one name, weights and biases."""
+    found = {
+        name: one for name, one in tensors.items() if not any(f"{part}." in name for part in parts)
+    }
+    for name in tensors:
+        if parts[0] in name:
+            whole = [tensors[name.replace(parts[0], part)] for part in parts]
+            found[name.replace(parts[0], into)] = torch.cat(whole)
+    return found
+
+
+def write_decoders(here: Path) -> None:
+    base = decoder()
+    write_decoder(here / "base", base)
+    one = tuned(base, 1, rank=4, size=0.1, noise=0.01)
+    one[LAYER.format(0, "self_attn.o_proj")] = base[LAYER.format(0, "self_attn.o_proj")]
+    one["model.embed_tokens.weight"] = torch.cat(
+        [one["model.embed_tokens.weight"], normal(5, 3, HIDDEN).bfloat16()]
+    )
+    one["lm_head.weight"] = torch.cat([one["lm_head.weight"], normal(6, 3, HIDDEN).bfloat16()])
+    one["model.norm.weight"] = one["model.norm.weight"] * 1.5
+    write_decoder(here / "one", one)
+    write_decoder(here / "two", tuned(base, 2, rank=32, size=0.05, noise=0.03))
+    write_decoder(here / "three", tuned(one, 3, rank=2, size=0.1, noise=0.0))
+    two = tuned(base, 2, rank=32, size=0.05, noise=0.03)
+    shuffled = {name: two[name] for name in (*list(two)[::2], *list(two)[1::2])}
+    sharded(here / "halves", shuffled, 2, DECODER)
+
+
+def write_adapter(here: Path) -> None:
+    factors: Tensors = {}
+    for layer in range(2):
+        for place, name in enumerate(("self_attn.q_proj", "mlp.up_proj")):
+            rows, cols = SHAPES[name]
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            factors[f"{prefix}.lora_A.weight"] = normal(200 + 10 * layer + place, 4, cols) * 0.05
+            factors[f"{prefix}.lora_B.weight"] = normal(300 + 10 * layer + place, rows, 4) * 0.05
+    factors["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = normal(1, 2, 6)
+    (here / "adapter").mkdir()
+    save_file(factors, here / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"up_proj": 4}}
+    config |= {"use_rslora": True}
+    (here / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (here / "other-adapter").mkdir()
+    save_file(factors, here / "other-adapter" / "adapter_model.safetensors")
+    (here / "other-adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
+
+
+def write_quantised(here: Path) -> None:
+    base = {
+        LAYER.format(layer, "mlp.up_proj"): normal(400 + layer, 200, 160).bfloat16()
+        for layer in range(2)
+    }
+    base["model.norm.weight"] = torch.ones(160)
+    write_decoder(here / "wide", base)
+    found: Tensors = {}
+    names = [name for name in base if "up_proj" in name]
+    for place, name in enumerate(names):
+        found[name] = (base[name].float() * 100 + normal(410 + place, 200, 160)).to(
+            torch.float8_e4m3fn
+        )
+        found[f"{name}_scale_inv"] = 0.01 + 0.001 * normal(420 + place, 2, 2).abs()
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    write_decoder(here / "fp8", found, {"quantization_config": blocks})
+    packed: Tensors = {"model.norm.weight": torch.ones(160)}
+    for name in names:
+        owner = name.removesuffix(".weight")
+        packed[f"{owner}.qweight"] = torch.arange(200 * 20, dtype=torch.int32).reshape(20, 200)
+        packed[f"{owner}.qzeros"] = torch.ones(2, 25, dtype=torch.int32)
+        packed[f"{owner}.scales"] = torch.ones(2, 200, dtype=torch.float16)
+    write_decoder(
+        here / "gptq", packed, {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    )
+
+
+def write_fused(here: Path) -> None:
+    names = tuple(f"{one}_proj" for one in ("q", "k", "v", "gate", "up"))
+    base = with_biases(decoder(1), 500, names)
+    write_decoder(here / "apart", base, {"model_type": "qwen2"})
+    changed = with_biases(tuned(decoder(1), 4, rank=8, size=0.1, noise=0.02), 520, names)
+    changed = fused(changed, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
+    changed = fused(changed, "gate_up_proj", ("gate_proj", "up_proj"))
+    write_decoder(here / "fused", changed, {"model_type": "phi3"})
+    neox = {
+        "gpt_neox.embed_in.weight": normal(540, WORDS, HIDDEN),
+        "gpt_neox.layers.0.attention.query_key_value.weight": normal(541, 3 * HIDDEN, HIDDEN) / 8,
+        "gpt_neox.layers.0.attention.query_key_value.bias": normal(542, 3 * HIDDEN),
+        "gpt_neox.layers.0.attention.dense.weight": normal(543, HIDDEN, HIDDEN) / 8,
+        "embed_out.weight": normal(544, WORDS, HIDDEN),
+    }
+    config = {"model_type": "gpt_neox"}
+    write_decoder(here / "neox", neox, config)
+    write_decoder(here / "neox-tuned", tuned(neox, 5, rank=3, size=0.2, noise=0.02), config)
+    gpt2 = {
+        "wte.weight": normal(560, WORDS, HIDDEN),
+        "h.0.attn.c_attn.weight": normal(561, HIDDEN, 3 * HIDDEN) / 8,
+        "h.0.attn.c_attn.bias": normal(562, 3 * HIDDEN),
+        "h.0.mlp.c_fc.weight": normal(563, HIDDEN, 2 * HIDDEN) / 8,
+    }
+    config = {"model_type": "gpt2", "n_head": 4, "n_embd": HIDDEN}
+    write_decoder(here / "gpt2", gpt2, config)
+    write_decoder(here / "gpt2-tuned", tuned(gpt2, 6, rank=3, size=0.2, noise=0.02), config)
+
+
+def write_experts(here: Path) -> None:
+    apart: Tensors = {"model.layers.0.mlp.gate.weight": normal(600, 3, 32)}
+    for expert in range(3):
+        for place, name in enumerate(("gate_proj", "up_proj", "down_proj")):
+            shape = (32, 24) if name == "down_proj" else (24, 32)
+            apart[f"model.layers.0.mlp.experts.{expert}.{name}.weight"] = (
+                normal(610 + 3 * expert + place, *shape) / 6
+            )
+    config = {
+        "model_type": "qwen3_moe", "num_experts": 3, "hidden_size": 32, "moe_intermediate_size": 24,
+    }  # fmt: skip
+    write_decoder(here / "experts", apart, config)
+    changed = tuned(apart, 7, rank=2, size=0.2, noise=0.02)
+
+    def each(name: str) -> list[torch.Tensor]:
+        return [
+            changed[f"model.layers.0.mlp.experts.{expert}.{name}.weight"] for expert in range(3)
+        ]
+
+    both = [torch.cat(pair) for pair in zip(each("gate_proj"), each("up_proj"), strict=True)]
+    stacked = {
+        "model.layers.0.mlp.gate.weight": changed["model.layers.0.mlp.gate.weight"],
+        "model.layers.0.mlp.experts.gate_up_proj": torch.stack(both),
+        "model.layers.0.mlp.experts.down_proj": torch.stack(each("down_proj")),
+    }
+    write_decoder(here / "stacked", stacked, config)
+
+
+def write_odd(here: Path) -> None:
+    """What is skipped, each for a reason of its own; and weights in a pickle."""
+    base = {
+        LAYER.format(0, "mlp.up_proj"): normal(700, 48, 32),
+        LAYER.format(0, "mlp.down_proj"): normal(701, 32, 48),
+        LAYER.format(0, "mlp.gate_proj"): normal(702, 48, 32),
+        LAYER.format(0, "self_attn.q_proj"): normal(703, 32, 32),
+        LAYER.format(1, "self_attn.q_proj"): normal(704, 32, 32),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": normal(705, 16),
+        "model.layers.0.self_attn.mask": torch.ones(8, 8, dtype=torch.bool),
+        "model.strange.thing.weight": normal(706, 16, 16),
+    }
+    write_decoder(here / "odd", base)
+    changed = tuned(
+        base | {"model.layers.0.self_attn.mask": torch.ones(8, 8)}, 8, rank=2, size=0.1, noise=0.01
+    )
+    changed["model.layers.0.self_attn.mask"] = base["model.layers.0.self_attn.mask"]
+    changed[LAYER.format(0, "mlp.up_proj")][3, 4] = float("nan")
+    changed[LAYER.format(0, "mlp.down_proj")] = normal(707, 40, 48)
+    del changed[LAYER.format(1, "self_attn.q_proj")]
+    write_decoder(here / "odd-tuned", changed)
+    write_decoder(
+        here / "odd-name", base | {"model.layers.0.self_attn.\x1b[31mred.weight": normal(708, 8, 8)}
+    )
+    (here / "pickled").mkdir()
+    torch.save(dict(decoder(1)), here / "pickled" / "pytorch_model.bin")
+    (here / "pickled" / "config.json").write_text(json.dumps(DECODER))
+    write_decoder(here / "unpickled", tuned(decoder(1), 9, rank=2, size=0.1, noise=0.02))
+    (here / "cut").mkdir()
+    (here / "cut" / "model.safetensors").write_bytes(
+        (here / "base" / "model.safetensors").read_bytes()[:-100]
+    )
+    (here / "cut" / "config.json").write_text(json.dumps(DECODER))
+
+
+def write_vision(here: Path) -> None:
+    """A model with a vision tower and a projector, whose components have bases of their own."""
+    vision = {
+        "vision_model.embeddings.patch_embedding.weight": normal(800, 32, 3, 4, 4),
+        "vision_model.encoder.layers.0.self_attn.q_proj.weight": normal(801, 32, 32) / 6,
+        "vision_model.encoder.layers.0.mlp.fc1.weight": normal(802, 64, 32) / 6,
+    }
+    write_decoder(here / "clip", vision, {"model_type": "clip_vision_model"})
+    language = tuned(decoder(1), 10, rank=3, size=0.1, noise=0.01)
+    both = {
+        f"vision_tower.{name}": one
+        for name, one in tuned(vision, 11, rank=2, size=0.1, noise=0.01).items()
+    }
+    both |= {f"language_model.{name}": one for name, one in language.items()}
+    both["multi_modal_projector.linear_1.weight"] = normal(810, HIDDEN, 32)
+    config = {
+        "model_type": "llava",
+        "text_config": DECODER,
+        "vision_config": {"model_type": "clip"},
+    }
+    write_decoder(here / "llava", both, config)
+    write_decoder(here / "text", decoder(1))
+
+
+REGISTRY = """\
+toy-seeing:
+  base: {language: ../text, vision: ../clip}
+  instruct: ../llava
+"""
+
+
+def write_all(here: Path) -> None:
+    """Write every input file into an empty folder."""
+    for one in (write_decoders, write_adapter, write_quantised, write_fused, write_experts):
+        one(here)
+    write_odd(here)
+    write_vision(here)
+    (here / "registry").mkdir()
+    (here / "registry" / "toys.yaml").write_text(REGISTRY)
+    for path in here.rglob("*"):
+        os.utime(path, (TIME, TIME))
+
+
+# GGUF files: of transformers' names, as llama.cpp's converter makes them
+
+
+GGUF_HEADS, GGUF_KV_HEADS, GGUF_WIDTH, GGUF_INNER, GGUF_TOKENS, GGUF_LAYERS = 4, 2, 256, 512, 320, 2
+
+
+def permuted(weight, heads):
+    """Rows of q or k as `LlamaModel.permute` of llama.cpp's converter leaves them."""
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
+
+
+def gguf_llama(seed=0, heads=GGUF_HEADS, kv_heads=GGUF_KV_HEADS, width=GGUF_WIDTH, scale=0.02):
+    """Tensors of a small Llama by transformers' names, float32 with values of BF16."""
+    rng = np.random.default_rng(seed)
+
+    def matrix(*shape):
+        return bf16(rng.standard_normal(shape).astype(np.float32) * scale)
+
+    keys = width // heads * kv_heads
+    tensors = {"model.embed_tokens.weight": matrix(GGUF_TOKENS, width)}
+    for layer in range(GGUF_LAYERS):
+        at = f"model.layers.{layer}"
+        tensors |= {
+            f"{at}.input_layernorm.weight": 1 + matrix(width),
+            f"{at}.self_attn.q_proj.weight": matrix(width, width),
+            f"{at}.self_attn.k_proj.weight": matrix(keys, width),
+            f"{at}.self_attn.v_proj.weight": matrix(keys, width),
+            f"{at}.self_attn.o_proj.weight": matrix(width, width),
+            f"{at}.post_attention_layernorm.weight": 1 + matrix(width),
+            f"{at}.mlp.gate_proj.weight": matrix(GGUF_INNER, width),
+            f"{at}.mlp.up_proj.weight": matrix(GGUF_INNER, width),
+            f"{at}.mlp.down_proj.weight": matrix(width, GGUF_INNER),
+        }
+    norms = [name for name in tensors if "norm" in name]
+    return (
+        tensors
+        | {name: bf16(tensors[name]) for name in norms}
+        | {
+            "model.norm.weight": bf16(1 + matrix(width)),
+            "lm_head.weight": matrix(GGUF_TOKENS, width),
+        }
+    )
+
+
+def bf16(values):
+    """Values cut to those of BF16."""
+    return (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+def write_gguf(
+    path, tensors, kind="Q8_0", arch="llama", *,
+    added=0.0, paired=True, metadata=None, kinds=None, tokens=GGUF_TOKENS,
+):  # fmt: skip
+    """A GGUF file of tensors by transformers' names. kind: of matrices, but for those that kinds
+    names. added: to norms. Returns path.
+    """
+    import gguf
+    from quantisers import ggml_blocks
+
+    name_map = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 64)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(GGUF_LAYERS)
+    writer.add_embedding_length(GGUF_WIDTH)
+    writer.add_feed_forward_length(GGUF_INNER)
+    writer.add_head_count(GGUF_HEADS)
+    writer.add_head_count_kv(GGUF_KV_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{number}" for number in range(tokens)])
+    writer.add_token_merges(["a b", "c d"])
+    writer.add_bos_token_id(1)
+    writer.add_chat_template("{{ messages }}")
+    for key, value in (metadata or {}).items():
+        writer.add_string(key, value)
+    for name, weight in tensors.items():
+        if paired and "q_proj" in name:
+            weight = permuted(weight, GGUF_HEADS)
+        if paired and "k_proj" in name:
+            weight = permuted(weight, GGUF_KV_HEADS)
+        if name.endswith("norm.weight"):
+            weight = weight + np.float32(added)
+        called = name_map.get_name(name, try_suffixes=(".weight", ".bias")) or name
+        of_matrix = (kinds or {}).get(name, kind) if weight.ndim > 1 else "F32"
+        type_ = gguf.GGMLQuantizationType[of_matrix]
+        writer.add_tensor(called, ggml_blocks(weight, of_matrix), raw_dtype=type_)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+# chains of stages whose order, sizes and directions are known
+
+
+CHAIN_LAYERS, CHAIN_WIDTH, CHAIN_HIDDEN, CHAIN_WORDS = 4, 96, 160, 128
+CHAIN_SHAPES = {
+    **{
+        f"model.layers.{layer}.{name}.weight": shape
+        for layer in range(CHAIN_LAYERS)
+        for name, shape in {
+            "self_attn.q_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
+            "self_attn.o_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
+            "mlp.up_proj": (CHAIN_HIDDEN, CHAIN_WIDTH),
+            "mlp.down_proj": (CHAIN_WIDTH, CHAIN_HIDDEN),
+        }.items()
+    },
+    "model.embed_tokens.weight": (CHAIN_WORDS, CHAIN_WIDTH),
+}
+CHAIN_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": CHAIN_WIDTH,
+    "num_hidden_layers": CHAIN_LAYERS,
+    "tie_word_embeddings": True,
+}
+
+
+def drawn(seed: int) -> Tensors:
+    """Independent normal entries of standard deviation 1 for every matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in CHAIN_SHAPES.items()
+    }
+
+
+def of_rank(rank: int, seed: int) -> Tensors:
+    """Products of two factors, entries of standard deviation 1."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, (rows, cols) in CHAIN_SHAPES.items():
+        left, right = (
+            torch.randn(size, rank, generator=generator, dtype=torch.float64)
+            for size in (rows, cols)
+        )
+        found[name] = left @ right.T / math.sqrt(rank)
+    return found
+
+
+def added(weights: Tensors, update: Tensors, size: float, only: str = "") -> Tensors:
+    """Tensors with an update of so much of their norm, in the matrices whose name has `only`."""
+    found = {}
+    for name, weight in weights.items():
+        step = update[name] * (size * weight.norm() / update[name].norm())
+        found[name] = weight + step if only in name else weight.clone()
+    return found
+
+
+def stored(weights: Tensors, dtype: torch.dtype) -> Tensors:
+    """The weights as a file of a dtype has them."""
+    return {name: weight.to(dtype).double() for name, weight in weights.items()}
+
+
+def save(folder: Path, weights: Tensors, dtype: torch.dtype) -> Path:
+    cast = {name: weight.to(dtype) for name, weight in weights.items()}
+    return write(folder, cast, CHAIN_CONFIG)
+
+
+def plant_stages(
+    folder: Path, dtype: torch.dtype = torch.bfloat16, scale: float = 0.02
+) -> dict[str, Tensors]:
+    """base, sft, dpo and rl below a folder, each trained from the stored one before; returned as
+    they are stored.
+
+    sft moves everything by .05, half of its energy in eight directions; dpo everything by .001; rl
+    the attention by .01, half of its energy along what dpo did.
+    """
+    base = stored({name: scale * weight for name, weight in drawn(0).items()}, dtype)
+    noise, eight = drawn(1), of_rank(8, 2)
+    mixed = {
+        name: noise[name] / noise[name].norm() + eight[name] / eight[name].norm() for name in noise
+    }
+    sft = stored(added(base, mixed, 0.05), dtype)
+    moved, fresh = drawn(3), drawn(4)
+    dpo = stored(added(sft, moved, 0.001), dtype)
+    along = {
+        name: moved[name] / moved[name].norm() + fresh[name] / fresh[name].norm() for name in moved
+    }
+    rl = stored(added(dpo, along, 0.01, "self_attn"), dtype)
+    stages = {"base": base, "sft": sft, "dpo": dpo, "rl": rl}
+    for name, weights in stages.items():
+        save(folder / name, weights, dtype)
+    return stages
+
+
+def registry(folder: Path, stages: Iterable[str], pairs: Iterable[str]) -> Path:
+    """A registry folder with a family `toy` of these stages, which lie in folders beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "toy:",
+        *(f"  {stage}: ../{stage}" for stage in stages),
+        f"  pairs: [{', '.join(pairs)}]",
+    ]
+    (folder / "toy.yaml").write_text("\n".join(lines) + "\n")
+    return folder
