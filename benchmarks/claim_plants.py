@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from claim_faults import cast, layer_of, named, updated
 from claim_models import NAMES, Model, State, model, real, written
-from findings import generator
+from made_up import generator
 
 from shadow.claims.answer import Outcome
 

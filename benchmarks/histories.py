@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-import findings
 import numpy as np
 import torch
-from findings import Array, Weights, generator, learned, made_up
+from made_up import Array, Weights, decoder, generator, learned, made_up, vision_language
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 Stored = dict[str, torch.Tensor]
@@ -100,8 +99,8 @@ SMALL = shapes(width=128, mlp=256, tokens=256)
 DEEP = shapes(layers=6, width=128, mlp=256, tokens=256)
 MANY = shapes(layers=23, width=64, mlp=96, tokens=128)
 WIDE: Shapes = {f"model.layers.{at}.self_attn.q_proj.weight": (768, 768) for at in range(3)}
-SEVEN: Shapes = {name: one for name, one in findings.decoder(2).items() if ".layers." in name}
-VISION: Shapes = findings.vision_language()
+SEVEN: Shapes = {name: one for name, one in decoder(2).items() if ".layers." in name}
+VISION: Shapes = vision_language()
 
 
 def weights(of: Shapes, seed: int = 0) -> Weights:
@@ -152,7 +151,7 @@ def stored_pair(
 
 
 def tune(base: Weights, size: float, names: Iterable[str] | None = None, seed: int = 0) -> Weights:
-    """The update of findings.py: half of its energy in 64 directions, half noise."""
+    """The update of made_up.py: half of its energy in 64 directions, half noise."""
     return {
         name: learned(name, base[name], size, seed)
         for name in (matrices(base) if names is None else names)

@@ -23,9 +23,9 @@ import torch
 import typer
 from claim_models import CACHE, fetched, real
 from claims import RATES, bounds
-from findings import generator
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
+from made_up import generator
 
 from shadow.checkpoints.gguf_blocks import Blocks
 from shadow.claims.verify.quantised import Quantised, Stands

@@ -340,7 +340,7 @@ def method() -> str:
     """A digest of the package and of these scripts: what a verdict rests on."""
     here, package = Path(__file__).parent, Path(shadow.__file__).parent
     names = (
-        "histories", "known_pairs", "truths", "judging", "sentences", "findings",
+        "histories", "known_pairs", "truths", "judging", "sentences", "made_up",
         "kinds", "kind_models", "kind_trainings", "kind_edits",
     )  # fmt: skip
     files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]

@@ -11,8 +11,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from findings import Array, Weights
 from histories import Made
+from made_up import Array, Weights
 from rounding_updates import purity
 
 DIGITS = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
