@@ -15,6 +15,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import kind_adapters
 import kind_edits
 import kind_trainings
 import torch
@@ -26,7 +27,7 @@ NORMS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TRAINED, PLANTED, ONCE = (2, 1), (2, 2), (1, 1)  # seeds of each base
 GROUPS: tuple[tuple[str, Mapping[str, Kind], tuple[int, int]], ...] = (
     ("training", kind_trainings.TRAININGS, TRAINED),
-    ("training", kind_trainings.RESIZED, ONCE),
+    ("training", kind_adapters.RESIZED, ONCE),
     (
         "storage",
         {
@@ -44,7 +45,7 @@ GROUPS: tuple[tuple[str, Mapping[str, Kind], tuple[int, int]], ...] = (
         },
         ONCE,
     ),
-    ("adapters merged", kind_trainings.ADAPTERS, TRAINED),
+    ("adapters merged", kind_adapters.ADAPTERS, TRAINED),
     ("edits", kind_edits.EDITS, PLANTED),
     ("same function", kind_edits.SAME, PLANTED),
     ("copies in few bits", kind_edits.COPIES, PLANTED),

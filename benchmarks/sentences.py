@@ -341,7 +341,7 @@ def method() -> str:
     here, package = Path(__file__).parent, Path(shadow.__file__).parent
     names = (
         "histories", "known_pairs", "truths", "judging", "sentences", "made_up",
-        "kinds", "kind_models", "kind_trainings", "kind_edits",
+        "kinds", "kind_models", "kind_trainings", "kind_adapters", "kind_edits",
     )  # fmt: skip
     files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
     files += [here / f"{name}.py" for name in names]

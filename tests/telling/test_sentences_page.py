@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import histories
 import judging
+import kind_adapters
 import kind_edits
 import kind_models
 import kind_trainings
@@ -202,5 +203,5 @@ def test_kinds_without_training_are_made(untrained, name):
 def test_a_training_moves_what_it_should(untrained):
     pair = kind_trainings.TRAININGS["norms alone"](untrained, 0)
     assert set(pair.update) == {name for name in pair.base if "norm" in name}
-    pair = kind_trainings.ADAPTERS["LoRA, rank 1"](untrained, 0)
+    pair = kind_adapters.ADAPTERS["LoRA, rank 1"](untrained, 0)
     assert Truth(pair).rank(Truth(pair).inside) == 1
