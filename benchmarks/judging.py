@@ -355,10 +355,6 @@ def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         return
     side = "tuned" if any("levels_tuned" in place for place in figures) else "base"
     yield side in case.made.few_bits, f"through few bits went: {case.made.few_bits or 'none'}"
-    if "rounding of that copy" in text or "may be the rounding" in text:
-        way = way_of(case, "quantised_copy")
-        if way is not None:
-            yield way, "the change is another than the rounding of a copy"
 
 
 def base_few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:

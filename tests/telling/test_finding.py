@@ -278,7 +278,7 @@ HEADLINES = {
     "noise": "Changed by 5.0 %, like noise, in all modules alike.",
     "mixed": ("Changed by 5.0 %, partly with more structure than noise, in all modules alike."),
     "concentration": "Changed by 5.0 %, in all modules alike.",
-    "few_values": ("Changed by 5.0 %, spread over 12 directions of 1,024, in all modules alike."),
+    "few_values": "Changed by 5.0 %, with more structure than noise, in all modules alike.",
     "rounded_away": (
         "Changed by 2.7 % as stored, mostly rounded away by storage, in all modules alike."
     ),
@@ -469,6 +469,13 @@ def test_more_than_the_rounding_of_a_format_is_no_copy_alone(tmp_path):
 def test_a_copy_needs_no_other_explanation(must):
     """Every entry of it says what it is."""
     assert must("rounding").finding.other_explanations == []
+
+
+def test_how_concentrated_an_update_was_is_unknown_after_few_bits(must):
+    """Trained and then copied through int8: directions of the stored change are also of that."""
+    text = sentence(must("few_values").finding, "coherent")
+    assert "How concentrated the update was before storage is unknown." in text
+    assert "part or all of the change" in sentence(must("few_values").finding, "few_values")
 
 
 @pytest.mark.parametrize(

@@ -131,12 +131,12 @@ def _few_values(summary: PairRecord) -> list[Sentence]:
     if through == "format":
         text = (
             f"In {all_of(inside.in_8_bits, inside.matrices)} inside the layers, a side is stored in"
-            " 8 bits, so the change may be the rounding of that format."
+            " 8 bits, so part or all of the change may be the rounding of that format."
         )
     else:
         text = (
             f"In {all_of(*few_of(summary, 'tuned'))} inside the layers, rows of the tuned side have"
-            " as few distinct values as a copy in 8 or 4 bits, so the change may be the rounding of"
-            " that copy."
+            " as few distinct values as a copy in 8 or 4 bits, so part or all of the change may be"
+            " the rounding of that copy."
         )
     return [*sentences, draft.sentence("few_values", text)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from shadow.claims.draft import Draft, Sentence, all_of
-from shadow.claims.recognised import LIKE_NOISE, is_low_rank, stands_out
+from shadow.claims.recognised import LIKE_NOISE, few_bits, is_low_rank, stands_out
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import CoherenceRow
@@ -82,9 +82,14 @@ def _by_concentration(draft: Draft) -> list[Sentence]:
 
 
 def knows_coherence(summary: PairRecord) -> bool:
-    """Whether it is known of half of the matrices or more how coherent their updates are."""
+    """Whether it is known of half of the matrices or more how coherent their updates are. The
+    rounding of a copy in few bits makes them seem less so by an unknown amount.
+    """
     inside = summary.inside_layers
-    if 2 * inside.unexplained_in_more_bits >= inside.matrices:
+    if (
+        2 * inside.unexplained_in_more_bits >= inside.matrices
+        or few_bits(Draft(summary)) == "tuned"
+    ):
         return False
     return 2 * (inside.coherent + inside.above_short_side) >= inside.judged
 
