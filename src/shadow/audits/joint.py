@@ -32,7 +32,6 @@ from shadow.comparing.comparison import Comparison
 from shadow.comparing.directions import MOST_SHARED, DeltaDirections, no_shared_base
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
-from shadow.places.architecture import Place
 from shadow.reports.provenance import all_that_are
 from shadow.spectra.joint import JointValues, sibling_values
 from shadow.summary.rows import CheckpointSide, checkpoint_side
@@ -157,20 +156,16 @@ Match = tuple[MatrixPair, MatrixPair]
 
 def _matched(first: Sequence[MatrixPair], second: Sequence[MatrixPair]) -> tuple[list[Match], int]:
     """The matrices of one tensor of the base that both deltas have, and how many only one has."""
-    by_place: dict[Place, MatrixPair] = {
-        pair.place: pair for pair in second if pair.is_matrix and pair.base is not None
-    }
-    matched = []
-    mine = [pair for pair in first if pair.is_matrix and pair.base is not None]
-    for pair in mine:
-        other = by_place.get(pair.place)
-        if other is None or other.base is None or pair.base is None:
-            continue
-        if other.base.info.name != pair.base.info.name:
-            continue
-        if (pair.rows, pair.cols) == (other.rows, other.cols):
-            matched.append((pair, other))
-    return matched, len(mine) + len(by_place) - 2 * len(matched)
+    mine, others = (
+        {
+            (pair.place, pair.base.info.name, pair.rows, pair.cols): pair
+            for pair in pairs
+            if pair.is_matrix and pair.base is not None
+        }
+        for pairs in (first, second)
+    )
+    matched = [(pair, others[key]) for key, pair in mine.items() if key in others]
+    return matched, len(mine) + len(others) - 2 * len(matched)
 
 
 def _measured(
