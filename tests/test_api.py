@@ -403,7 +403,7 @@ def test_reports_are_exported_together(audited, tmp_path):
     """Objects, one of them, or the folder above: the rows of all that were named."""
     shadow.export(audited, "csv", tmp_path / "all")
     shadow.export(audited[0].folder.parent, "csv", tmp_path / "below")
-    shadow.export(audited[0], "parquet", tmp_path / "one", tables=["matrices"])
+    shadow.export(audited[0], "parquet", tmp_path / "one")
     rows = pd.read_csv(tmp_path / "all" / "matrices.csv")
     assert len(rows) == sum(len(report.matrices) for report in audited)
     assert len(pd.read_csv(tmp_path / "below" / "matrices.csv")) == len(rows)

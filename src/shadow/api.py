@@ -482,26 +482,22 @@ def export(
     to: Format,
     path: Place,
     /,
-    *,
-    tables: Sequence[str] = (),
 ) -> ExportResult:
     """Write reports as CSV, Parquet or Markdown: one set of tables, however many reports.
 
     Args:
         reports: A report, a folder or a URL with reports, or a list of such.
         to: csv, parquet or markdown.
-        path: The folder to write. Only an export to the same format that nobody has
-            touched is replaced.
-        tables: Only these: matrices, tensors, files, spectra.
+        path: The folder to write, which must not exist, or be empty.
 
     Raises:
-        ShadowError: Where a report cannot be read, or what is at path would be lost.
+        ShadowError: Where a report cannot be read, or something is at path.
     """
     from shadow.outputs import exports
 
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
     folders = [folder for report in listed for folder in reports_below(_at(report))]
-    return exports.export(folders, to, Path(path), tables=tables)
+    return exports.export(folders, to, Path(path))
 
 
 def _ignore(_: object) -> None:

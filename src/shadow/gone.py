@@ -31,6 +31,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("figure", "modules"): "use --kind heatmap, or depth with --module",
     ("figure", "lineage"): "use `shadow lineage`",
     ("precision", "fast"): "use --precision default",
+    ("option", "--table"): "every export has all tables, a file or folder each",
     ("format", "json"): "use csv or parquet; `shadow show --json` has the summaries",
     ("format", "arrow"): "use parquet, which Arrow reads",
     ("format", "duckdb"): "use parquet or csv, which DuckDB reads",

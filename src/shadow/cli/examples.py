@@ -30,7 +30,7 @@ EXAMPLES = {
     "export": (
         "shadow export reports --to csv",
         "shadow export reports --to markdown -o cards",
-        "shadow export reports --to parquet --table matrices",
+        "shadow export reports --to parquet",
     ),
 }  # fmt: skip
 

@@ -130,15 +130,10 @@ def export(
             help="Folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
         ),
     ] = None,
-    table: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this table: matrices, tensors, files, spectra; may be repeated."),
-    ] = None,
 ) -> None:
     """Export finished reports as CSV, Parquet or Markdown: one set of tables for all of them.
 
-    An export is written completely or not at all. It replaces only an unchanged export of the same
-    format.
+    An export is written completely or not at all, and replaces nothing.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
@@ -146,9 +141,6 @@ def export(
 
     run = reports_here(run, spectra=True)
     target = output or Path(f"{run.absolute().resolve().name or 'reports'}-{to}")
-    done = exporting.export(reports_below(run), to, target, tables=table or ())
-    counts = [
-        f"{done.reports} reports",
-        *(f"{count:,} {name}" for name, count in done.rows.items()),
-    ]
+    done = exporting.export(reports_below(run), to, target)
+    counts = [f"{done.reports} reports", *(f"{count:,} {one}" for one, count in done.rows.items())]
     console.say(f"{done.output}: {', '.join(counts)}")

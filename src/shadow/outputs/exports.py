@@ -10,19 +10,17 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow import __version__
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.gone import gone
 from shadow.outputs.markdown import markdown
-from shadow.reports.columns import SCHEMA, TABLES
+from shadow.reports.columns import TABLES
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.tables import STORED
 from shadow.storage import as_given
@@ -30,7 +28,6 @@ from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import report_document
 
 ExportFormat = Literal["csv", "parquet", "markdown"]
-MANIFEST = "shadow-export.json"  # in every export: its format and its files
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
@@ -44,25 +41,18 @@ class ExportResult:
     reports: int
 
 
-def export(
-    folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()
-) -> ExportResult:
-    """Write the reports in folders to output; of all tables, or of some.
+def export(folders: Sequence[Path], to: str, output: Path) -> ExportResult:
+    """Write the reports in folders to output.
 
-    Raises UsageError for an unknown format or table, ShadowError when a report cannot be read, when
-    two are of one pair, and when output is somebody else's.
+    Raises UsageError for an unknown format, ShadowError when a report cannot be read, when two are
+    of one pair, and when output exists and is no empty folder.
     """
     formats = get_args(ExportFormat)
     if to not in formats:
         raise gone("format", to) or UsageError(f"no format {to!r}", f"one of {', '.join(formats)}")
-    if unknown := sorted({*tables} - {*STORED}):
-        raise gone("table", unknown[0]) or UsageError(
-            f"no table {unknown[0]!r} to export", f"one of {', '.join(STORED)}"
-        )
-    names = [name for name in STORED if name in tables or not tables]
-    rows = dict.fromkeys(names if to != "markdown" else (), 0)
+    rows = dict.fromkeys(STORED if to != "markdown" else (), 0)
     pairs: dict[tuple[str, str], Path] = {}
-    with placing(output, partial(_is_ours, to), f"an unchanged export to {to}") as folder:
+    with placing(output, _is_empty, "an empty folder") as folder:
         folder.mkdir()
         for report in map(SummarisedReport, folders):  # in memory one at a time
             pair = report.provenance.family, report.provenance.pair
@@ -72,36 +62,22 @@ def export(
             if to == "markdown":
                 _add_markdown(folder, report)
                 continue
-            for name, table in _tables(report, names):
+            for name, table in _tables(report):
                 (_add_csv if to == "csv" else _add_parquet)(folder, name, table)
                 rows[name] += len(table)
-        made = {"shadow_export": to, "version": __version__, "schema": SCHEMA}
-        text = json.dumps({**made, "files": _sizes(folder)}, indent=1)
-        (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
     return ExportResult(output, rows, len(folders))
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix(): path.lstat().st_size for path in files}
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
-def _is_ours(to: str, folder: Path) -> bool:
-    """Return whether a folder has the files of an export to this format and no others."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes = {name: size for name, size in _sizes(folder).items() if name != MANIFEST}
-        return bool(manifest["shadow_export"] == to and manifest["files"] == sizes)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def _tables(report: SummarisedReport, names: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+def _tables(report: SummarisedReport) -> Iterator[tuple[str, pa.Table]]:
     """Yield each table of a report with family and pair as its first columns."""
     pair = {"family": report.provenance.family, "pair": report.provenance.pair}
     # JSON may hold halves of letters, which UTF-8 cannot
     pair = {name: text.encode(errors="replace").decode() for name, text in pair.items()}
-    for name in names:
+    for name in STORED:
         table = report.table(name)
         more = {name: pa.repeat(text, len(table)) for name, text in pair.items()}
         schema = arrow_schema(TABLES[name].exported)
