@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reports import delta, identity, place, uniform, write
 from safetensors.torch import load_file
 
 import shadow
-from shadow.reports.columns import SPECTRA, TABLES
-from shadow.reports.parquet import arrow_schema
+from shadow.reports.columns import TABLES
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
 from shadow.telling.summary_file import maker
@@ -205,46 +203,18 @@ def test_a_folder_without_a_report_is_told_at_once(tmp_path):
     assert "shadow.read_all" in refused.value.hint
 
 
-def test_a_spectrum_is_an_array_of_what_numpy_finds(narrow):
+def test_spectra_are_arrays_of_what_numpy_finds(narrow):
     """Of the delta, the base and the tuned side of one matrix."""
     demo = ROOT / "registry" / "demo"
     files = (load_file(demo / side / "model.safetensors") for side in ("base", "narrow"))
     base, tuned = ({name: one.float().numpy() for name, one in file.items()} for file in files)
     name = narrow.deltas.query("module == 'mlp.up' and layer == 1")["tensor"].item()
     wanted = {"base": base[name], "tuned": tuned[name], "delta": tuned[name] - base[name]}
+    of_tensor = narrow.spectra[narrow.spectra["tensor"] == name].set_index("subject")["sigma"]
+    assert set(of_tensor.index) == set(wanted)
     for subject, matrix in wanted.items():
-        found = narrow.spectrum(name, subject=subject)
-        assert found.dtype == np.float64
         sigma = np.linalg.svd(matrix, compute_uv=False)
-        np.testing.assert_allclose(found, sigma, rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(narrow.spectrum(name), narrow.spectrum(name, subject="delta"))
-
-
-def test_a_tensor_of_several_matrices_says_how_to_tell_them_apart(tmp_path):
-    """Two experts of one stacked tensor: the expert chooses, and a wrong name has a hint."""
-    folder = uniform(tmp_path / "base..tuned", 0.4)
-    rows = [
-        {
-            "tensor": "experts.up", "component": "language", "layer": 0, "module": "mlp.up",
-            "expert": expert, "subject": "delta", "sigma": [3.0 + expert, 1.0],
-        }
-        for expert in (0, 1)
-    ]  # fmt: skip
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(SPECTRA))
-    metadata = pq.read_schema(folder / "matrices.parquet").metadata
-    pq.write_table(table.replace_schema_metadata(metadata), folder / "spectra.parquet")
-    report = shadow.read(folder)
-    with pytest.raises(shadow.ShadowError, match="2 matrices of the delta") as caught:
-        report.spectrum("experts.up")
-    assert "expert=1" in caught.value.hint
-    assert report.spectrum("experts.up", expert=1).tolist() == [4.0, 1.0]
-    with pytest.raises(shadow.ShadowError, match="no matrices of the base"):
-        report.spectrum("experts.up", "base")
-    with pytest.raises(shadow.ShadowError, match="no spectrum of a tensor") as caught:
-        report.spectrum("expert.up")
-    assert caught.value.hint == "did you mean 'experts.up'?"
-    with pytest.raises(shadow.UsageError, match="no subject 'deltas'"):
-        report.spectrum("experts.up", "deltas")
+        np.testing.assert_allclose(of_tensor[subject], sigma, rtol=1e-3, atol=1e-4)
 
 
 # What a notebook shows

@@ -25,7 +25,7 @@ from shadow.telling.verification import asked
 from shadow.text import counted, several, visible
 
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
-HEADS = 2_000  # bytes at most of what is no row
+CUT = b"\n\nThe rest does not fit into the summary of a step.\n"
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
 FAULTS = ("met", "missing")  # outcomes: a rule was violated, or had nothing to judge
@@ -108,11 +108,13 @@ def _passed(of_pairs: Sequence[Sequence[Verdict]]) -> str:
 
 
 def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
-    """Append to the summary of a step as much as GitHub takes. Raises OSError."""
+    """Append to the summary of a step as many lines as GitHub takes. Raises OSError."""
+    text = f"{markdown(gate_document(judged))}\n".encode()
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
-        if room > HEADS:
-            file.write(f"{markdown(gate_document(judged), room - HEADS)}\n".encode())
+        if len(text) > room:
+            text = text[: max(0, room - len(CUT))].rpartition(b"\n")[0] + CUT
+        file.write(text)
 
 
 # Annotations of GitHub Actions

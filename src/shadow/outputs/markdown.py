@@ -16,7 +16,6 @@ from shadow.telling.document import (
     Document,
     Figures,
     Headline,
-    Image,
     Level,
     Lines,
     Note,
@@ -26,7 +25,7 @@ from shadow.telling.document import (
     Table,
     Word,
 )
-from shadow.text import and_more, visible
+from shadow.text import visible
 
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
 ACTIVE = re.compile(r"[\\`*_{}\[\]<>|!~&$\"@#]")
@@ -55,17 +54,11 @@ def _harmless(match: re.Match[str]) -> str:
     return f"{letter}{APART}" if letter in LINKING else f"&#{ord(letter)};"
 
 
-def markdown(document: Document, limit: int | None = None, level: int = 2) -> str:
-    """The document, ending with a newline.
-
-    limit: bytes that tables and lists may take, each an equal part; rows beyond it are counted.
-    level: of the first section; those after it lie one below.
-    """
-    long = sum(isinstance(block, Table | Figures | Note) for block in document.blocks)
-    room = None if limit is None else limit // max(1, long)
+def markdown(document: Document, level: int = 2) -> str:
+    """The document, ending with a newline. level: of its first section; others lie one below."""
     parts: list[str] = []
     for number, block in enumerate(document.blocks):
-        text = _drawn(block, level + (number > 0), room)
+        text = _drawn(block, level + (number > 0))
         if parts and block.close and isinstance(block, Paragraph):
             parts[-1] += f"\n{text}"
         elif text:
@@ -83,7 +76,7 @@ def markdown(document: Document, limit: int | None = None, level: int = 2) -> st
     return "\n\n".join(parts) + "\n"
 
 
-def _drawn(block: Block, level: int, room: int | None) -> str:
+def _drawn(block: Block, level: int) -> str:
     """The block; empty for what Markdown cannot draw."""
     match block:
         case Section():
@@ -99,8 +92,6 @@ def _drawn(block: Block, level: int, room: int | None) -> str:
             return f"<sub>{text}</sub>" if block.quiet else text
         case Note():
             return f"**{block.word.capitalize()}.** {plain(block.text)}"
-        case Image():
-            return f"![{plain(block.text)}]({block.file})"
         case Provenance():
             texts = "; ".join(f"{name}: {plain(text)}" for name, text in block.rows)
             return f"<sub>{texts}</sub>"
@@ -109,9 +100,9 @@ def _drawn(block: Block, level: int, room: int | None) -> str:
             for row in block.rows:
                 remark = f" ({plain(row.remark)})" if row.remark else ""
                 rows.append(f"- {plain(row.name)}: {_cell(row.value)}{remark}")
-            return _titled(block.title, _fitting(rows, room, "- {}"))
+            return _titled(block.title, rows)
         case Table():
-            return _titled(block.title, _table(block, room))
+            return _titled(block.title, _table(block))
         case Lines():
             rows = [f"- {plain(row.name)}: {plain(row.range)}" for row in block.rows]
             return _titled(block.title, rows)
@@ -131,25 +122,12 @@ def _cell(value: Cell, *, is_name: bool = False) -> str:
     return f"{text} {cell(value.aside) if is_name else plain(value.aside)}".rstrip()
 
 
-def _table(block: Table, room: int | None) -> list[str]:
-    heads = [f"| {' | '.join(plain(column.head) for column in block.columns)} |"]
+def _table(block: Table) -> list[str]:
     marks = ("---:" if column.role == "figure" else "---" for column in block.columns)
-    heads.append(f"|{'|'.join(marks)}|")
+    lines = [f"| {' | '.join(plain(column.head) for column in block.columns)} |"]
+    lines.append(f"|{'|'.join(marks)}|")
     names = [column.role == "name" for column in block.columns]
-    rows = [
-        f"| {' | '.join(_cell(one, is_name=name) for one, name in zip(row, names, strict=True))} |"
-        for row in block.rows
-    ]
-    return [*heads, *_fitting(rows, room, "| {} " + "|" * len(block.columns))]
-
-
-def _fitting(lines: Sequence[str], room: int | None, more: str) -> list[str]:
-    """As many lines as fit into so many bytes, and how many did not."""
-    if room is None:
-        return list(lines)
-    size = 0
-    for number, line in enumerate(lines):
-        size += len(line.encode()) + 1
-        if size > room:
-            return [*lines[:number], more.format(and_more(len(lines) - number))]
-    return list(lines)
+    for row in block.rows:
+        cells = (_cell(one, is_name=name) for one, name in zip(row, names, strict=True))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from shadow.errors import ShadowError, UsageError
+from shadow.errors import ShadowError
 from shadow.outputs.markdown import markdown
 from shadow.storage import as_given
 from shadow.telling.document import Document, Headline, Paragraph
 from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import report_document
-from shadow.text import nearest, visible
-
-Subject = Literal["delta", "base", "tuned"]
+from shadow.text import visible
 
 
 @dataclass(frozen=True)
@@ -30,43 +25,6 @@ class AuditReport(SummarisedReport):
         """The rows of `matrices` whose subject is the delta: one for each matrix that changed."""
         rows = self.matrices
         return rows[rows["subject"] == "delta"].reset_index(drop=True)
-
-    def spectrum(
-        self,
-        tensor: str,
-        subject: Subject = "delta",
-        *,
-        module: str | None = None,
-        expert: int | None = None,
-    ) -> NDArray[np.float64]:
-        """The singular values of a matrix, descending; what lies below `sigma_floor` is 0.
-
-        The matrices of one tensor, as of a fused projection or of experts, are told apart by module
-        and expert. Raises ShadowError where there is no such spectrum, or more than one.
-        """
-        if subject not in get_args(Subject):
-            raise UsageError(f"no subject {subject!r}", f"one of {', '.join(get_args(Subject))}")
-        rows = self.spectra
-        if rows.empty:
-            hint = "audit the pair again with spectra=True"
-            raise ShadowError(f"{self.folder}: the report has no spectra", hint)
-        of_tensor = rows[rows["tensor"] == tensor]
-        if of_tensor.empty:
-            hint = nearest(tensor, rows["tensor"].unique()) or "`report.spectra` lists them"
-            raise ShadowError(f"{self.folder}: no spectrum of a tensor {tensor[:200]!r}", hint)
-        chosen = of_tensor[of_tensor["subject"] == subject]
-        for name, wanted in (("module", module), ("expert", expert)):
-            chosen = chosen if wanted is None else chosen[chosen[name] == wanted]
-        if len(chosen) == 1:
-            return np.asarray(chosen["sigma"].iloc[0], dtype=np.float64)
-        columns = ["subject", "module", "expert"]
-        some = of_tensor[columns].drop_duplicates().head(5).to_dict("records")
-        there = "; ".join(
-            ", ".join(f"{key}={value!r}" for key, value in row.items() if not pd.isna(value))
-            for row in some
-        )
-        fault = f"{len(chosen) or 'no'} matrices of the {subject} of {tensor[:200]!r}"
-        raise ShadowError(f"{self.folder}: {fault}", f"there is {there}")
 
     @property
     def name(self) -> str:

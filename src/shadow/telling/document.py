@@ -189,14 +189,6 @@ class Picture(Block):
 
 
 @dataclass(frozen=True)
-class Image(Block):
-    """A figure that lies in a file beside a page; a terminal has none."""
-
-    text: str
-    file: str
-
-
-@dataclass(frozen=True)
 class Note(Block):
     """What makes figures doubtful, or was not measured."""
 
