@@ -191,7 +191,7 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(lists)
 
 
-@pytest.mark.parametrize("before", [0, 900_000, 1_000_000])
+@pytest.mark.parametrize("before", [0, 900_000])
 def test_the_summary_stays_below_what_github_takes(tmp_path, before):
     """Whole lines, as many as fit after what is there; the first of the tables are there."""
     judged = [
@@ -202,10 +202,10 @@ def test_the_summary_stays_below_what_github_takes(tmp_path, before):
     path.write_text("x" * before)
     append_summary(path, judged)
     text = path.read_text()[before:]
-    assert before + len(text.encode()) <= SUMMARY_BYTES + len(CUT)
+    assert before + len(text.encode()) <= SUMMARY_BYTES
     assert text.endswith(CUT.decode())
     rows = [row for table in tables(text) for row in table[1:]]
-    assert len(rows) >= (SUMMARY_BYTES - before) / 2_000
+    assert len(rows) > (SUMMARY_BYTES - before) / 2_000
     assert {len(row) for row in rows} <= {9, 4}
 
 
@@ -431,9 +431,9 @@ def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_
 
 def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
     """GitHub drops the whole summary of a step that is longer than a mebibyte."""
-    (tmp_path / "summary.md").write_bytes(b"x" * 999_000)
+    (tmp_path / "summary.md").write_bytes(b"x" * 1_000_000)
     judged_with(shadow, tmp_path, tmp_path / "summary.md")
-    assert (tmp_path / "summary.md").stat().st_size == 999_000
+    assert (tmp_path / "summary.md").stat().st_size == 1_000_000
 
 
 @pytest.mark.parametrize(

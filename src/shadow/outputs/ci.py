@@ -114,7 +114,8 @@ def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
         room = SUMMARY_BYTES - file.tell()
         if len(text) > room:
             text = text[: max(0, room - len(CUT))].rpartition(b"\n")[0] + CUT
-        file.write(text)
+        if len(text) <= room:
+            file.write(text)
 
 
 # Annotations of GitHub Actions
