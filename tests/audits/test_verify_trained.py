@@ -445,6 +445,15 @@ def test_what_rounding_may_leave_is_no_sure_step(tmp_path, made, why):
         assert told(tmp_path, base, steps, moved="mlp.up").holds is expected
 
 
+def test_a_cast_there_and_back_is_no_sure_step(tmp_path):
+    """F16 through BF16 in a file of F16 again; steps of more than that are."""
+    base = {name: one.half() for name, one in based().items()}
+    back = {name: one.bfloat16().half() for name, one in base.items()}
+    assert told(tmp_path, base, back, moved="mlp.*").holds is None
+    steps = {name: one.bfloat16().half() for name, one in moved(based(), lambda _: True).items()}
+    assert told(tmp_path, base, steps, moved="mlp.*").holds is True
+
+
 def test_an_original_is_no_training_of_its_cast(tmp_path):
     """A base in BF16 may be the tuned side rounded, or what steps below its grid began with."""
     wide = based()

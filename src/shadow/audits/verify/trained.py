@@ -145,13 +145,19 @@ def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, s
 
 def _is_within_a_unit(sides: Sides, formats: tuple[str, str]) -> bool:
     """Whether no entry of a tuned side of fewer bits than the base lies a unit in the last place
-    away, as none does after several roundings, or one that is not to the nearest.
+    away, as none does after several roundings, or one that is not to the nearest. A file of more
+    bits may hold what BF16 rounded.
     """
     first, second = (float_format(stored) for stored in formats)
-    if first.bits <= second.bits:
+    is_file_alone = first.bits <= second.bits
+    if is_file_alone:
+        second = FLOATS["BF16"]
+    if first.mantissa_bits <= second.mantissa_bits:
         return False
     for index, _ in tiles(sides.tuned):
         base, tuned = (tile.double().contiguous() for tile in sides.read(index))
+        if is_file_alone and (tuned.bfloat16().double() != tuned).any():
+            return False
         if ((tuned - base).abs() > 2 * half_ulp(base, second) + SMALLEST).any():
             return False
     return True
