@@ -602,8 +602,8 @@ def _mixture() -> Iterator[Plant]:
     yield from _each(
         "mixture", "task arithmetic", TRUE, mix(task, has_base=True), r"0\.6 A \+ 0\.8 B"
     )
-    steps = mix(lambda at, base, sides: do.linear_in_steps((0.5, 0.5), sides))
-    yield from _each("mixture", "in 16 bits", TRUE, steps, "0.5 A", formats=("F16", "BF16"))
+    steps = mix(lambda at, base, sides: do.linear_in_steps((0.3, 0.7), sides))
+    yield from _each("mixture", "in 16 bits", OPEN, steps, r"0\.3 A", formats=("F16", "BF16"))
     deep = ("bert", "llama", "moe", "llava", "dinov2")
     yield from _each("mixture", "weights by layer", TRUE, mix(by_layer), "by layer", models=deep)
     turned = mix(lambda at, base, sides: do.slerp(0.3, *sides, at.stored), size=0.5)
@@ -632,7 +632,7 @@ def _mixture() -> Iterator[Plant]:
     sibling = mix(lambda at, base, sides: cast(updated(base, 3e-2, at.rng), at.stored))
     yield from _each("mixture", "a sibling", FALSE, sibling)
     number = mix(average, steps=(9, 1, 2))
-    yield from _each("mixture", "a whole number of neither", FALSE, number, "model.steps")
+    yield from _each("mixture", "a whole number of neither", OPEN, number)
     copied = mix(lambda at, base, sides: sides[0])
     yield from _each("mixture", "a copy of A", FALSE, copied, "no part of B")
     same = mix(lambda at, base, sides: average(at, base, sides), alike=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -39,10 +39,7 @@ LOOSE = 1 + 1e-6  # what a linear program leaves an entry at its bound
 FEW = 1e-3  # a share of entries that no other weights explain
 ERRORS = 3  # standard errors of theta, of errors as large as rounding may make them
 RIDGE = 1e-14  # of terms that are each other's multiples
-# the energy of what is left over what rounded steps leave, at most; means of two leave half a unit
-# or none, which is 1.5 times the energy of errors that are even
-STEPS_ENERGY = 1.6
-ENOUGH = 2_000  # entries of a tensor that this is asked of
+STEPS = 1.1  # times a model that rounding of products, sums and differences leaves, in energy
 # of weights that people give, the likeliest first
 DENOMINATORS = (1, 2, 3, 4, 5, 10, 20, *range(6, 10), 11, 12, 16, 100, 1_000, 10_000)
 ALIKE = 1 / 3  # groups that need weights of their own, of all layers, at least
@@ -56,11 +53,6 @@ class Read:
     first: Floats
     terms: Floats
     """X, (terms, entries)."""
-
-    @property
-    def target(self) -> Floats:
-        """W - F."""
-        return self.tuned - self.first
 
 
 def read(tuned: Matrix, base: Matrix | None, sides: Sequence[Matrix]) -> Iterator[Read]:
@@ -106,7 +98,8 @@ def products(parts: Iterable[Read], stored: str) -> Products:
     gram: Floats | float = 0.0
     cross: Floats | float = 0.0
     for part in parts:
-        target, most = part.target, bounds(part, np.ones(len(part.terms)), stored)
+        target = part.tuned - part.first
+        most, _ = bounds(part, np.ones(len(part.terms)), stored)
         entries += len(target)
         gram = gram + part.terms @ part.terms.T
         cross = cross + part.terms @ target
@@ -129,9 +122,6 @@ class Mixed:
     sums: Products
 
 
-# ------------------------------------------------------------------------------- rounding
-
-
 def ulp(values: Floats, stored: str) -> Floats:
     """The unit in the last place of each value in a format."""
     form = float_format(stored)
@@ -141,28 +131,14 @@ def ulp(values: Floats, stored: str) -> Floats:
     return powers
 
 
-def bounds(part: Read, theta: Floats, stored: str) -> Floats:
-    """The most that is left of each entry where the sum was made in float32 and then stored."""
+def bounds(part: Read, theta: Floats, stored: str) -> tuple[Floats, Floats]:
+    """The most that is left of each entry where the sum was made in float32 and then stored, and
+    where every product, sum and difference was stored.
+    """
     unit = UNIT if float_format(stored).bits <= 32 else 2.0**-53
     sizes = np.abs(part.first) + np.abs(theta) @ np.abs(part.terms)
-    most: Floats = unit * (len(theta) + 2) * sizes + 0.5 * ulp(part.tuned, stored)
-    return most
-
-
-def steps(part: Read, theta: Floats, stored: str, *, has_base: bool) -> Floats:
-    """The half units in the last place of products, sums and differences where each of them is
-    rounded to the stored format: (steps, entries).
-    """
-    weights = weights_of(theta, has_base)[:, None]
-    sides = part.terms
-    if not has_base:
-        sides = np.concatenate([part.first[None], part.first + part.terms[1:]])
-    products = weights * sides
-    sums = [ulp(np.abs(products).sum(0), stored)] * (len(weights) - 1)
-    steps = [*ulp(products, stored), *sums]
-    if has_base:
-        steps += [*(np.abs(weights) * ulp(sides, stored))]
-    return 0.5 * np.stack(steps)
+    once = unit * (len(theta) + 2) * sizes + 0.5 * ulp(part.tuned, stored)
+    return once, once + (len(theta) + 1) * ulp((1 + np.abs(theta).sum()) * sizes, stored)
 
 
 def weights_of(theta: Floats, has_base: bool) -> Floats:
@@ -177,73 +153,43 @@ class Remainder:
     """What weights leave of a tensor, beside what rounding may."""
 
     name: str
-    entries: int
-    beyond_once: int
-    """Entries with more left than one rounding leaves."""
     beyond: int
-    """With more than what was asked leaves: one rounding, or one of every step."""
-    energy: float
-    expected: float
-    """The energy of errors that are even over the unit in the last place of every step."""
+    """Entries with more left than one rounding leaves;"""
+    far: int
+    """and than rounding at every step in the stored format leaves."""
     rows: Floats
     """Of the entries that bound weights best: terms, target and bound, (entries, terms + 2)."""
 
 
-def remainder(one: Mixed, theta: Floats, *, in_steps: bool) -> Remainder:
+def remainder(one: Mixed, theta: Floats) -> Remainder:
     """Ask every entry of a tensor whether more is left of it than rounding may leave."""
-    sums, rows = np.zeros(5), []
+    beyond, far, rows = 0, 0, []
     for part in one.parts():
-        target, most = part.target, bounds(part, theta, one.stored)
-        total, even = most, most @ most
-        if in_steps:
-            on_the_way = steps(part, theta, one.stored, has_base=one.has_base)
-            total, even = most + on_the_way.sum(0), even + np.vdot(on_the_way, on_the_way)
-        left = target - theta @ part.terms
-        size = np.abs(left)
-        sums += [len(left), (size > most).sum(), (size > total).sum(), left @ left, even / 3]
-        chosen = extremes(part.terms, left, total, OF_TILE)
-        rows.append(np.stack([*part.terms[:, chosen], target[chosen], total[chosen]], 1))
-    entries, once, beyond = sums[:3].astype(int).tolist()
-    energy, expected = sums[3:].tolist()
-    return Remainder(one.name, entries, once, beyond, energy, expected, np.concatenate(rows))
-
-
-def are_rounded_steps(rests: Sequence[Remainder]) -> bool:
-    """Whether what is left is that of rounding at every step: some is beyond one rounding in most
-    tensors, and no energy is more.
-    """
-    large = [one for one in rests if one.entries >= ENOUGH and one.energy > 0]
-    return 2 * sum(one.beyond_once > 0 for one in large) > len(large) and all(
-        one.energy <= STEPS_ENERGY * one.expected for one in large
-    )
-
-
-# ------------------------------------------------------------------------------- fitting
+        target = part.tuned - part.first
+        left, (most, steps) = target - theta @ part.terms, bounds(part, theta, one.stored)
+        beyond += int(np.count_nonzero(np.abs(left) > most))
+        far += int(np.count_nonzero(np.abs(left) > steps))
+        chosen = extremes(part.terms, left, most, OF_TILE)
+        rows.append(np.stack([*part.terms[:, chosen], target[chosen], most[chosen]], 1))
+    return Remainder(one.name, beyond, far, np.concatenate(rows))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights that every entry agrees with."""
+    """Weights that every entry agrees with, or else the best ones."""
 
     per: Per
     weights: Floats
     """Of each side, (groups, sides)."""
     errors: Floats
     """How far the weight of each side may be off: of the group that bounds it best."""
-    in_steps: bool
-    """Whether every step was rounded to the stored format."""
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """No linear mixture: what the weights that most tensors agree with leave."""
-
-    weights: Floats
-    apart: Mapping[str, float]
-    """By tensor that does not agree: the norm of what is left over that of the tensor."""
-    entries: Mapping[str, int]
-    """Of tensors in which only a few entries do not agree: how many."""
-    rest: float
+    agrees: bool = True
+    """Whether one rounding explains what is left of every entry."""
+    apart: Mapping[str, float] = field(default_factory=dict)
+    """By tensor of which more is left than rounding at every step leaves: the norm of what is left
+    over that of the tensor.
+    """
+    rest: float = 0.0
     """The norm of all that is left over that of the change that was to be explained."""
 
 
@@ -251,38 +197,32 @@ Each = Callable[[Callable[[Mixed], Remainder], Sequence[Mixed]], Iterable[Remain
 """`map`, or that of a pool of threads."""
 
 
-def fit(tensors: Sequence[Mixed], each: Each = map) -> Fit | Misfit:
-    """The weights that every entry agrees with, or what speaks against any."""
+def fit(tensors: Sequence[Mixed], each: Each = map) -> Fit:
+    """The weights that every entry agrees with, or the best ones and what speaks against them."""
     whole = _Group(tensors, each)
     found = _fitted([whole], "model")
     if found or whole.few:
-        return found or _misfit(tensors, whole.few)  # other weights do not explain a few entries
+        return found or _misfit(tensors, whole.few)  # no other weights explain a few entries
     layers: dict[Hashable, list[Mixed]] = {}
     for one in tensors:
         layers.setdefault(one.name if one.layer is None else one.layer, []).append(one)
     groups = [_Group(members, each) for members in layers.values()]
-    return _fitted(groups, "layer") or _misfit(tensors, {})
+    return _fitted(groups, "layer") or _misfit(tensors, ())
 
 
 def _fitted(groups: Sequence[_Group], per: Per) -> Fit | None:
     """The weights of groups; None where one of them agrees with none, or where too few of them need
     their own.
     """
-    for in_steps in (False, True):
-        if not all(group.may_fit(in_steps=in_steps) for group in groups):
-            continue
-        if not all(group.settle(in_steps=in_steps) for group in groups):
-            continue
-        if in_steps and not are_rounded_steps([rest for group in groups for rest in group.rests]):
-            continue
-        weights = np.array([weights_of(group.theta, group.has_base) for group in groups])
-        errors = np.array([group.errors for group in groups])
-        own = (np.abs(weights - np.median(weights, 0)) > errors + 1e-3).any(1)
-        layers = sum(group.members[0].layer is not None for group in groups)
-        if per == "layer" and own.sum() < max(2, ALIKE * layers):
-            return None
-        return Fit(per, weights, errors.min(0), in_steps)
-    return None
+    if not all(group.may_fit() for group in groups) or not all(one.settle() for one in groups):
+        return None
+    weights = np.array([weights_of(group.theta, group.has_base) for group in groups])
+    errors = np.array([group.errors for group in groups])
+    own = (np.abs(weights - np.median(weights, 0)) > errors + 1e-3).any(1)
+    layers = sum(group.members[0].layer is not None for group in groups)
+    if per == "layer" and own.sum() < max(2, ALIKE * layers):
+        return None
+    return Fit(per, weights, errors.min(0))
 
 
 class _Group:
@@ -293,30 +233,27 @@ class _Group:
         self.has_base = members[0].has_base
         self._start, self.errors = least_squares(members)
         self.theta = self._start
-        self.rests: list[Remainder] = []
-        self.few: Mapping[str, int] = {}
-        """By tensor, how many entries disagree with weights that nearly all agree with."""
+        self.few: Sequence[str] = ()
+        """Tensors with entries that disagree with weights that nearly all entries agree with."""
 
-    def may_fit(self, *, in_steps: bool) -> bool:
+    def may_fit(self) -> bool:
         """Whether sums of products leave no more than rounding may."""
         return all(
-            one.sums.rest(self._start) <= most_energy(one, self._start, in_steps=in_steps)
-            for one in self.members
+            one.sums.rest(self._start) <= most_energy(one, self._start) for one in self.members
         )
 
-    def settle(self, *, in_steps: bool) -> bool:
+    def settle(self) -> bool:
         """Whether a theta is found that every entry agrees with."""
         self.theta, rows = self._start, []
         few = max(2, FEW * sum(one.sums.entries for one in self.members))
         for _ in range(ROUNDS):
-            asked = partial(remainder, theta=self.theta, in_steps=in_steps)
-            self.rests = [*self._each(asked, self.members)]
-            disagree = {rest.name: rest.beyond for rest in self.rests if rest.beyond}
-            if not disagree:
+            rests = [*self._each(partial(remainder, theta=self.theta), self.members)]
+            beyond = sum(rest.beyond for rest in rests)
+            if not beyond:
                 return True
-            if sum(disagree.values()) <= few:
-                self.few = self.few or disagree
-            rows += [rest.rows for rest in self.rests]
+            if beyond <= few:
+                self.few = self.few or [rest.name for rest in rests if rest.far]
+            rows += [rest.rows for rest in rests]
             self.theta, reached = within(np.concatenate(rows), self.theta)
             if reached > LOOSE:
                 break
@@ -370,11 +307,11 @@ def simplest(value: float, error: float) -> float:
     return value
 
 
-def most_energy(one: Mixed, theta: Floats, *, in_steps: bool) -> float:
+def most_energy(one: Mixed, theta: Floats, *, in_steps: bool = False) -> float:
     """The most energy that rounding leaves, once or at every step, and the error of its sum."""
     largest = max(1.0, float(np.abs(weights_of(theta, one.has_base)).max()))
     narrow = in_steps and float_format(one.stored).bits <= 16
-    times = max(1.0, STEPS_ENERGY * 2 * len(theta) / 3) if narrow else 1.0
+    times = max(1.0, STEPS * len(theta)) if narrow else 1.0
     doubt = 1e-12 * (one.sums.energy + float(np.trace(one.sums.gram)))
     return times * largest**2 * one.sums.rounding + doubt
 
@@ -400,16 +337,18 @@ def least_squares(members: Sequence[Mixed]) -> tuple[Floats, Floats]:
     return np.array([*map(simplest, theta, own)]), errors
 
 
-def _misfit(tensors: Sequence[Mixed], few: Mapping[str, int]) -> Misfit:
+def _misfit(tensors: Sequence[Mixed], few: Sequence[str]) -> Fit:
     """What weights that most tensors agree with leave of each."""
-    theta = np.median([least_squares([one])[0] for one in tensors], 0)
+    each = [least_squares([one]) for one in tensors]
+    theta, errors = np.median([one for one, _ in each], 0), np.min([one for _, one in each], 0)
     rests = {one.name: one.sums.rest(theta) for one in tensors}
     apart = {
         one.name: math.sqrt(rests[one.name] / one.sums.whole)
         for one in tensors
-        if one.name not in few and one.sums.whole
-        if rests[one.name] > most_energy(one, theta, in_steps=True)
+        if one.sums.whole
+        if one.name in few or rests[one.name] > most_energy(one, theta, in_steps=True)
     }
     change, left = math.fsum(one.sums.energy for one in tensors), math.fsum(rests.values())
-    weights = weights_of(theta, tensors[0].has_base)
-    return Misfit(weights, apart, few, math.sqrt(left / change) if change else 0.0)
+    weights = weights_of(theta, tensors[0].has_base)[None]
+    rest = math.sqrt(left / change) if change else 0.0
+    return Fit("model", weights, errors, agrees=False, apart=apart, rest=rest)

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from shadow.audits.machine_limits import machine_limits
 from shadow.audits.memory import default_jobs
 from shadow.audits.runtime import Progress, Runtime
-from shadow.audits.scan import fetch_all, require_unchanged
+from shadow.audits.scan import fetch_all, in_words, require_unchanged
 from shadow.audits.verify.lined import (
     Lined,
     found_all,
@@ -35,7 +35,7 @@ from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.mixture import Fit, Mixed, Read, fit, products, read
+from shadow.spectra.mixture import Mixed, Read, fit, products, read
 from shadow.targets.references import AnyReference
 
 Line = Sequence[tuple[MatrixPair, Lined]]
@@ -58,60 +58,42 @@ def verify_mixture(
     ]
     lone = list(dict.fromkeys(one for other in lined for one in other.lone))
     unread = list(dict.fromkeys(one for other in lined for one in other.unread))
-    lines, raw = _lines(lined, unread)
     fetch_all(opened, runtime)
-    off = _raw(raw, unread)
+    lines = _lines(lined, unread)
     with _in_threads([line[0][0] for line in lines], runtime) as each:
         found = [*each(partial(_mixed, has_base=base is not None), lines)]
         tensors = [one for one in found if one.sums.finite]
         if not tensors:
             raise ShadowError(f"{of['TUNED']}: no tensor is finite in all of these models")
         what = "some entries are not finite"
-        off += [Apart(one.name, "tuned", what) for one in found if not one.sums.finite]
+        lone += [Apart(one.name, "tuned", what) for one in found if not one.sums.finite]
         fitted = fit(tensors, each)
     require_unchanged(opened)
     formats = sorted({one.stored for one in tensors})
-    best = {"fit": fitted} if isinstance(fitted, Fit) else {"fit": None, "misfit": fitted}
-    measured = Mixture(
-        len(tensors), formats, base is not None, **best, lone=lone, off=off, unread=unread
-    )
+    measured = Mixture(len(tensors), formats, base is not None, fitted, lone=lone, unread=unread)
     answer, against = mixture(measured)
     notes = tuple(dict.fromkeys(note for other in lined for note in other.notes))
     return Verification("mixture", of, answer, against, notes)
 
 
-def _lines(lined: Sequence[Lined], unread: list[Apart]) -> tuple[list[Line], list[Line]]:
-    """The tensors that all models have, of floats and of anything; unread gets quantised ones."""
+def _lines(lined: Sequence[Lined], unread: list[Apart]) -> list[Line]:
+    """The tensors of floats that all models have, in one shape; unread gets others that differ."""
     by_key = [{pair.key: pair for pair in other.pair.pairs} for other in lined]
     lines: list[Line] = []
-    raw: list[Line] = []
     for key, pair in by_key[0].items():
         if not pair.rows * pair.cols or not all(key in others for others in by_key):
             continue
         line = [(others[key], other) for others, other in zip(by_key, lined, strict=True)]
+        name = pair.tuned.info.name
         if any(is_raw(one) for one, _ in line):
-            raw.append(line)
+            if any(row_of(one, of.pair.base, of.pair.tuned).changed for one, of in line):
+                what = "whole numbers that are not equal in all models"
+                unread.append(Apart(name, "tuned", what))
         elif pair.tuned.info.packing or pair.tuned.info.dtype not in FLOATS:
-            unread.append(Apart(pair.tuned.info.name, "tuned", "a merge is stored as floats"))
-        else:
+            unread.append(Apart(name, "tuned", "a merge is stored as floats"))
+        elif not any(one.detail for one, _ in line):  # rows that not all have are alone
             lines.append(line)
-    return lines, raw
-
-
-def _raw(lines: Sequence[Line], unread: list[Apart]) -> list[Apart]:
-    """Tensors of whole numbers, which no merge computes, that no other model has. unread gets those
-    that some have.
-    """
-    off = []
-    for line in lines:
-        equal = [not row_of(pair, one.pair.base, one.pair.tuned).changed for pair, one in line]
-        name = line[0][0].tuned.info.name
-        if not any(equal):
-            off.append(Apart(name, "tuned", "whole numbers that no other model has"))
-        elif not all(equal):
-            what = "whole numbers that are not equal in all models"
-            unread.append(Apart(name, "tuned", what))
-    return off
+    return lines
 
 
 @contextmanager
@@ -135,12 +117,8 @@ def _in_threads(pairs: Sequence[MatrixPair], runtime: Runtime) -> Iterator[Calla
 def _mixed(line: Line, *, has_base: bool) -> Mixed:
     """A tensor with its sums of products."""
     place, info = line[0][0].place, line[0][0].tuned.info
-    name = info.name
-    if line[0][0].tuned.part.place.expert is not None and str(place.expert) not in name:
-        name = f"{name}[{place.expert}]"
-    module = place.module.rpartition(".")[2]
-    if module in ("gate", "up") and module not in name:
-        name = f"{name} ({place.module})"
+    part = line[0][0].tuned.part
+    name = f"{info.name} ({in_words(place)})" if part.rows or part.experts else info.name
     parts = partial(_parts, line, has_base=has_base)
     return Mixed(name, place.layer, info.dtype, has_base, parts, products(parts(), info.dtype))
 
@@ -152,8 +130,4 @@ def _parts(line: Line, *, has_base: bool) -> Iterator[Read]:
         assert pair.base is not None, "lined up"
         side, tuned = views(pair, pair.base, one.pair.base, one.pair.tuned)
         sides.append(side)
-    if len({tuple(matrix.shape) for matrix in (tuned, *sides)}) > 1:  # a vocabulary has more rows
-        rows, cols = min(pair.rows for pair, _ in line), line[0][0].cols
-        cut = [one[(slice(None),)].reshape(-1, cols)[:rows] for one in (tuned, *sides)]
-        tuned, sides = cut[0], [*cut[1:]]
     return read(tuned, sides.pop() if has_base else None, sides)
