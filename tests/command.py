@@ -17,34 +17,30 @@ SECONDS = 120  # after which a command counts as hung
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a
 # tenth of one.
 ZYGOTE = """
-import functools, gc, importlib, json, os, resource, signal, sys, traceback
-import typer.main
-import pyarrow.pandas_compat, shadow.places.names, shadow.cli.commands
-import shadow.audits.pair, shadow.audits.pair_plan
-import shadow.outputs.terminal.blocks, shadow.telling.report
-import shadow.checkpoints.choosing
-import shadow.telling.verdicts, shadow.telling.comparison
-import shadow.outputs.ci, shadow.comparing.comparison, shadow.outputs.exports
-import shadow.claims.verdicts, shadow.targets.lists
-import shadow.audits.list_audit, shadow.comparing.scores, shadow.audits.document
-import shadow.telling.families, shadow.telling.lineage, shadow.targets.forms
-import shadow.outputs.page, shadow.outputs.figures
-import encodings.utf_8_sig, pyarrow.vendored.version, scipy.special  # from within functions
-import jinja2, matplotlib.figure, matplotlib.backends.backend_svg
-import matplotlib.layout_engine, matplotlib.ticker
-shadow.places.names.name_rules()
-shadow.telling.summary_file.maker()
-# Commands are built from their signatures once, not in every fork; and `plan` does not measure the
-# machine for a second each time (test_api.py has a plan that does).
+import functools, gc, importlib, inspect, json, os, pkgutil, resource, signal, sys, traceback
+import rich.console, typer.main
+import shadow.cli
+for one in pkgutil.walk_packages(shadow.__path__, "shadow."):
+    if "__main__" not in one.name:
+        importlib.import_module(one.name)
+ours = [module for name, module in sys.modules.items() if name.startswith("shadow.")]
+names = [(module, name, one) for module in ours for name, one in vars(module).items()]
+for module, name, one in names:
+    if hasattr(one, "cache_info") and not inspect.signature(one).parameters:
+        one()
+    # `plan` does not measure the machine for a second each time (test_api.py has a plan that does)
+    if name == "pace" and inspect.isfunction(one):
+        setattr(module, name, lambda *arguments, **more: 1e10)
+# at its import it takes width and colours from the environment
+(console,) = {module for module, _, one in names if isinstance(one, rich.console.Console)}
+# Commands are built from their signatures once, not in every fork.
 typer.main.get_command = functools.cache(typer.main.get_command)
-shadow.audits.pair_plan.pace = lambda method, jobs, offload=None: 1e10
+for _, _, one in names:
+    if isinstance(one, typer.Typer):
+        typer.main.get_command(one)
 os.fsync = lambda handle: None  # as in conftest.py
-stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
-shadow.cli.commands.app(["explain", "rows"], standalone_mode=False)
-sys.stdout = stdout
 # The Hub's client reads the environment when it is imported: here comes in what it imports, not
 # the client itself.
-import huggingface_hub.hf_api, huggingface_hub.file_download
 for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
     del sys.modules[name]
 gc.freeze()  # a fork that does not look at what is there need not copy it
@@ -64,8 +60,7 @@ for line in sys.stdin:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
         sys.stdout = open(1, "w", encoding=os.environ.get("PYTHONIOENCODING"), closefd=False)
         sys.stderr = open(2, "w", 1, sys.stdout.encoding, "backslashreplace", closefd=False)
-        # at its import it takes width and colours from the environment
-        importlib.reload(shadow.cli.console)
+        importlib.reload(console)
         sys.argv = ["shadow", *(os.fsdecode(bytes.fromhex(one)) for one in job["arguments"])]
         code = 0
         try:
