@@ -427,15 +427,6 @@ def masked(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     yield share >= HARDLY, told
 
 
-def few_rows(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    for place, value in figures.items():
-        if place.endswith(".changed"):
-            module = ".".join(place.split(".")[3:-1])
-            names = [one for one in case.truth.changed if place_of(one)[1] == module]
-            rows = sum(int(case.truth.difference[one].any(1).sum()) for one in names)
-            yield value == rows, f"{rows} rows changed"
-
-
 def stage(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     yield "family file" not in text, "there is no family file"
 
@@ -449,7 +440,7 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "vectors": vectors, "only_vectors": only_vectors, "scaled": scaled, "zeroed": zeroed,
     "base_few_values": base_few_values,
     "mostly_copy": mostly_copy,
-    "replaced": replaced, "masked": masked, "few_rows": few_rows, "stage": stage,
+    "replaced": replaced, "masked": masked, "stage": stage,
 }  # fmt: skip
 # what sentences of other codes say, by their words, and whether it is so
 WORDS: Mapping[str, Callable[[Case], bool]] = {

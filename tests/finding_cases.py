@@ -188,7 +188,6 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
     "zeroed": report(model(**PRUNED)),
     "few_entries": report([row(1, "mlp.up", zero_share=1 - 63 / (64 * 96))]),
     "masked": report(model(zero_share_excess=0.3)),
-    "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=1 / 600)]),
     "unrelated": report(model(cosine=0.01, relative_norm=1.4)),
     "hardly_related": report(model(cosine=0.3)),
     "layers_moved": report(elsewhere()),
@@ -230,7 +229,6 @@ MUST_NOT = {  # a near miss of the same code
     "zeroed": report(model(**{**PRUNED, "zero_share": 0.0})),
     "few_entries": report([row(1, "mlp.up", zero_share=1 - 64 / (64 * 96))]),
     "masked": report(model(zero_share_excess=0.29)),
-    "few_rows": report([*model(), row(None, "embed", rows=600, rows_changed=0.06)]),
     "unrelated": report(model(cosine=0.3)),
     "hardly_related": report(model(cosine=0.6)),
     "layers_moved": report(elsewhere(at=9)),  # which there is none of
@@ -311,8 +309,6 @@ def tables(summary):
         for name in ("base_shape", "tuned_shape"):
             place = f"uncompared.{one['component']}.{one['module']}.{name}"
             found |= {f"{place}.{at}": size for at, size in enumerate(one[name] or [])}
-    for at, one in enumerate((told["recognised"]["casts"] or {}).get("rows", [])):
-        found[f"recognised.casts.rows.{at}.relative_norm"] = one["relative_norm"]
     named = ("rearranged.not_comparable", "casts")
     for key in ("replaced", "scaled", "zeroed", "few_entries", "masked", *named):
         of_key = told["recognised"]
@@ -321,9 +317,6 @@ def tables(summary):
         found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
     for one in told["unchanged_experts"]:
         place = f"unchanged_experts.{one['component']}"
-        found |= {f"{place}.{name}": value for name, value in one.items()}
-    for one in told["recognised"]["few_rows"]:
-        place = f"recognised.few_rows.{one['component']}.{one['module']}"
         found |= {f"{place}.{name}": value for name, value in one.items()}
     found |= {f"published.{key}": value for key, value in (told["published"] or {}).items()}
     return found

@@ -50,6 +50,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("sentence", "scaled_lines"): "only one factor for a whole matrix is recognised (`scaled`)",
     ("sentence", "negated"): "use not_comparable, or scaled where all were negated",
     ("sentence", "reordered"): "use not_comparable",
+    ("sentence", "few_rows"): "use rows_changed of the embedding in matrices",
     ("table", "residual"): "matrices has the participation ratio of each matrix",
     ("column", "reading_participation_ratio"): STREAM,
     ("column", "writing_participation_ratio"): STREAM,

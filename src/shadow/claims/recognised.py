@@ -47,6 +47,12 @@ def is_mostly_copy(record: PairRecord) -> bool:
     return "mostly_copy" in recognised(record)
 
 
+def is_of_base(record: PairRecord) -> bool:
+    """Whether the base is the side that was cast, in every tensor that was."""
+    casts = record.recognised.casts
+    return casts is not None and casts.of_base == casts.tensors > 0
+
+
 def beyond_rounding(record: PairRecord) -> int:
     """Of a pair most matrices of which are rounded away: how many changed by more all the same, as
     where an adapter of some modules was merged. 0 where that may be chance.

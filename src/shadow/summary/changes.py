@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.dtypes import FLOATS
-from shadow.summary.numbers import are, finite, median
+from shadow.summary.numbers import are, median
 from shadow.summary.rows import ReplacedRow
 from shadow.summary.standing import OUTSIDE
 
@@ -29,7 +28,6 @@ AGREE, AGREE_OF_ENTRIES = 0.01, 2.0
 # Both equations hold to 4e-10 for F32; a format of fewer bits breaks them, and nothing is said.
 EXACT = 1e-6
 UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
-FEW_ROWS, MANY_ROWS = 0.05, 100  # of the rows that changed; rows from which a few are few
 EXCESS = 0.3  # of unchanged entries over what storage explains, from which a matrix was masked
 ALONG = 0.5  # cosine of a change with the base from which it may be in proportion to that
 ASTRAY = 0.5  # kept_misfit from which the sizes of changes go with those of the weights
@@ -50,11 +48,6 @@ class Replaced(Places):
 
     cosine_least: float
     cosine_most: float
-
-    @property
-    def cosines(self) -> tuple[float, float]:
-        """The least and the largest cosine of base and tuned."""
-        return self.cosine_least, self.cosine_most
 
 
 @dataclass(frozen=True)
@@ -91,35 +84,12 @@ class Masked:
 
 
 @dataclass(frozen=True)
-class FewRowsRow:
-    """An embedding of which only a few of the compared rows changed."""
-
-    component: str
-    module: str
-    changed: int
-    rows: int
-
-
-@dataclass(frozen=True)
-class ChangedRow:
-    """Tensors of one module that changed by more than a cast, at most by a relative norm."""
-
-    component: str
-    module: str
-    layers: list[int]
-    tensors: int
-    relative_norm: float | None
-
-
-@dataclass(frozen=True)
 class Casts:
     """Changed tensors that are the other side's in another format, and those that are not."""
 
     tensors: int
     of_base: int  # of these, tensors of which the base is the side that was cast
     beside: int  # that changed by more, vectors among them
-    rows: list[ChangedRow]
-    formats: list[str]  # of 8 bits or less, of changed matrices on the side that was cast
 
 
 @dataclass(frozen=True)
@@ -157,7 +127,6 @@ class Recognised:
     replaced: Replaced | None
     scaled: Scaled | None
     zeroed: Zeroed | None
-    few_rows: list[FewRowsRow]
     casts: Casts | None
     rearranged: Rearranged | None
     few_entries: FewEntries | None
@@ -172,16 +141,18 @@ class Change:
     title: str
     meaning: str
     place: str  # of its figures, in Recognised
-    text: str = ""  # empty where a function of its own tells it
-    holds: Callable[[Any], bool] = bool
+    text: str
+    sentence: str = ""  # the code of its sentence, where that is another
 
     def figures(self, found: Recognised) -> Any:
         """The figures of the change where it holds, otherwise None."""
-        first, _, second = self.place.partition(".")
-        figures = getattr(found, first)
-        if figures and second:
-            figures = getattr(figures, second)
-        return figures if figures and self.holds(figures) else None
+        figures: Any = found
+        for name in self.place.split("."):
+            figures = figures and getattr(figures, name)
+        if isinstance(figures, Casts):
+            most = figures.beside <= figures.tensors > 0
+            return figures if most and (self.code == "copy") == (not figures.beside) else None
+        return figures
 
 
 CHANGES = (
@@ -190,14 +161,17 @@ CHANGES = (
         "rounded copy",
         "every changed tensor is the other side's tensor in another format",
         "casts",
-        holds=lambda casts: casts.tensors > 0 and not casts.beside,
+        "{tensors:count tensor that changed is|tensors that changed are} the other side's in"
+        " another format, equal but for rounding.",
+        "rounding",
     ),
     Change(
         "mostly_copy",
         "rounded copy with changes",
         "most changed tensors are the other side's tensors in another format; some are not",
         "casts",
-        holds=lambda casts: 0 < casts.beside <= casts.tensors,
+        "{beside:count tensor|tensors} changed by more than rounding. {tensors:count more is|more"
+        " are} the other side's in another format, equal but for rounding.",
     ),
     Change(
         "scaled",
@@ -243,18 +217,13 @@ CHANGES = (
         " updates of widely differing sizes.",
     ),
     Change(
-        "few_rows",
-        "few tokens",
-        "only a few rows of an embedding changed",
-        "few_rows",
-        "Only {changed:count} of {rows:count} rows of the embeddings changed.",
-    ),
-    Change(
         "layers_moved",
         "moved layers",
         "layers are other layers of the base, byte for byte, as after layers were dropped or"
         " inserted",
         "rearranged.moved",
+        "Byte for byte, {moves}. The figures compare layers of the same number, so those of moved"
+        " layers describe no change.",
     ),
     Change(
         "not_comparable",
@@ -278,8 +247,7 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Reco
         replaced=_replaced(deltas.where(~(in_moved | apart)), lineage),
         scaled=scaled,
         zeroed=None if scaled is not None else zeroed,
-        few_rows=_few_rows(deltas),
-        casts=_casts(tensors, deltas),
+        casts=_casts(tensors),
         rearranged=_rearranged(deltas, moved, in_moved, apart),
         few_entries=few,
         masked=None if scaled or zeroed or few else _masked(deltas),
@@ -305,7 +273,7 @@ def _rearranged(
         matrices=int(((in_moved | apart) & inside).sum()),
         changed=int(inside.sum()),
         moved=MovedLayers(len(moved), _runs(moved)) if moved else None,
-        not_comparable=_places(deltas.where(apart)) if apart.any() else None,
+        not_comparable=Places(*_places(deltas.where(apart))) if apart.any() else None,
     )
 
 
@@ -345,28 +313,20 @@ def _runs(moved: Mapping[Layer, int]) -> list[MovedRow]:
     return rows
 
 
-def _places(deltas: Columns) -> Places:
-    return Places(len(deltas), by_module(deltas))
-
-
-def by_module(deltas: Columns) -> list[ReplacedRow]:
-    """How many delta rows there are of each module, and in which layers."""
-    return [
-        ReplacedRow(component, module, _layers(group), len(group))
-        for (component, module), group in deltas.groups("component", "module")
+def _places(deltas: Columns) -> tuple[int, list[ReplacedRow]]:
+    """How many rows there are, and how many of each module, in which layers."""
+    rows = [
+        ReplacedRow(*place, sorted({int(layer) for layer in group.inside["layer"]}), len(group))
+        for place, group in deltas.groups("component", "module")
     ]
-
-
-def _layers(rows: Columns) -> list[int]:
-    return sorted({int(layer) for layer in rows.inside["layer"]})
+    return len(deltas), rows
 
 
 def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
     other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
     if lineage is None or lineage < SAME_MODEL or not len(other):
         return None
-    low, high = float(other["cosine"].min()), float(other["cosine"].max())
-    return Replaced(**vars(_places(other)), cosine_least=low, cosine_most=high)
+    return Replaced(*_places(other), float(other["cosine"].min()), float(other["cosine"].max()))
 
 
 def _scaled(deltas: Columns) -> Scaled | None:
@@ -393,24 +353,12 @@ def _zeroed(deltas: Columns) -> Zeroed | None:
     return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))
 
 
-def _few_rows(deltas: Columns) -> list[FewRowsRow]:
-    few = (deltas["module"] == "embed") & (deltas["rows"] >= MANY_ROWS)
-    rows = deltas.where(few & (deltas["rows_changed"] <= FEW_ROWS))
-    return [
-        FewRowsRow(component, module, round(share * int(count)), int(count))
-        for component, module, share, count in rows.each(
-            "component", "module", "rows_changed", "rows"
-        )
-    ]
-
-
 def _few_entries(deltas: Columns) -> FewEntries | None:
     """An adapter stores no entries, so that it has no such share."""
     changed = np.round((1.0 - deltas["zero_share"]) * deltas["parameters"])
     if not len(deltas) or not (changed < np.fmin(deltas["rows"], deltas["cols"])).all():
         return None
-    of = int(deltas["parameters"].sum())
-    return FewEntries(**vars(_places(deltas)), entries=int(changed.sum()), of=of)
+    return FewEntries(*_places(deltas), int(changed.sum()), int(deltas["parameters"].sum()))
 
 
 def _masked(deltas: Columns) -> Masked | None:
@@ -426,19 +374,12 @@ def _masked(deltas: Columns) -> Masked | None:
     return Masked(matrices=len(found), of=len(inside), excess=float(np.median(found)))
 
 
-def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
-    """None of a report that has changed matrices without a word of whether they are casts."""
+def _casts(tensors: Columns) -> Casts | None:
+    """None where a changed tensor lacks a word of whether it is a cast, and where few are."""
     tuned = tensors.where(are(tensors["side"], "tuned"))
     if ((tuned["relative_norm"] > 0) & (tuned["cast"] == None)).any():  # noqa: E711
         return None
-    others = tuned.where(are(tuned["cast"], "neither"))
-    rows = [
-        ChangedRow(
-            component, module, _layers(group), len(group),
-            finite(np.fmax.reduce(group["relative_norm"])),
-        )
-        for (component, module), group in others.groups("component", "module")
-    ]  # fmt: skip
+    beside = int(are(tuned["cast"], "neither").sum())
     # a quantised side has its scales as tensors beside these
     of_tuned, of_base = (
         min(
@@ -447,7 +388,4 @@ def _casts(tensors: Columns, deltas: Columns) -> Casts | None:
         )
         for how in ("tuned", "base")
     )
-    rounded = 0 if of_base and not of_tuned else -1
-    stored = {pair.split("/")[rounded] for pair in deltas["dtype"] if pair}
-    few = sorted(stored - {name for name, form in FLOATS.items() if form.bits > 8})
-    return Casts(of_tuned + of_base, of_base, len(others), rows, few)
+    return Casts(of_tuned + of_base, of_base, beside)

@@ -20,7 +20,7 @@ from shadow.reports.metadata import SettingsMetadata
 from shadow.summary.tiers import WORDS
 from shadow.telling.files import files_sentences
 from shadow.telling.headline import headline
-from shadow.telling.known_changes import few_rows, known_changes, vectors
+from shadow.telling.known_changes import known_changes, vectors
 from shadow.telling.limits import comes_first, limits, not_compared
 from shadow.telling.size import size_and_place
 from shadow.telling.storage import storage
@@ -76,7 +76,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     else:
         place = size_and_place(summary, apart=relation == "sibling", filtered=filtered)
         sentences += [*known_changes(summary), place]
-        sentences += [*_tier(summary), *few_rows(summary), *vectors(summary), *later]
+        sentences += [*_tier(summary), *vectors(summary), *later]
         copied = is_copy(summary) or is_mostly_copy(summary)
         few = summary.recognised.few_entries is not None  # they bound rank and structure alike
         # a factor leaves the base's own structure, a copy that of rounding

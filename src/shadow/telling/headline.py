@@ -8,16 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import has_other_norm_unrounded, is_copy, is_rearranged
+from shadow.claims.recognised import (
+    has_other_norm_unrounded,
+    is_copy,
+    is_of_base,
+    is_rearranged,
+)
 from shadow.claims.summary import Summary
 from shadow.quantities import text_of
-from shadow.telling.known_changes import (
-    beside_a_copy,
-    few_bits,
-    format_error,
-    is_of_base,
-    not_in_place_headline,
-)
 from shadow.telling.limits import broken_text
 from shadow.telling.size import (
     ALIKE,
@@ -33,7 +31,7 @@ from shadow.telling.size import (
 from shadow.telling.storage import is_no_more_than_format
 from shadow.telling.structure import knows_coherence
 from shadow.telling.wording import directions_text, factor
-from shadow.text import and_list, counted, with_article
+from shadow.text import and_list, counted
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -69,7 +67,10 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         if code in texts:
             return text
     if is_rearranged(summary):
-        return not_in_place_headline(summary)
+        apart = summary.recognised.rearranged
+        if apart is not None and apart.moved is not None:
+            return "The base with layers at other numbers."
+        return "Not comparable entry by entry: rotated, reordered or another model."
     if "only_vectors" in texts:
         if texts.keys() == {"only_vectors", "identical"}:
             return "Only biases and norms changed."
@@ -80,15 +81,13 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
         which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
         return f"{which} base's matrices times {factor(scaled.factor)}."
     if is_copy(summary):
-        of = "tuned model" if is_of_base(summary) else "base"
-        what = with_article(f"{few_bits(summary)} copy of the {of}".lstrip())
-        what = f"The base is {what}" if is_of_base(summary) else f"A{what[1:]}"
-        if made := format_error(Draft(summary)):
-            return f"{what}: error {made}, nothing beyond it."
-        return f"{what}, only rounded."
-    if "mostly_copy" in texts:
+        copy = (
+            "The base is a copy of the tuned model" if is_of_base(summary) else "A copy of the base"
+        )
+        return f"{copy}, only rounded."
+    if "mostly_copy" in texts and (casts := summary.recognised.casts):
         copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
-        return f"{copy}, but for {beside_a_copy(Draft(summary))}."
+        return f"{copy}, but for {counted(casts.beside, 'tensor', 'tensors')}."
     place = _place(summary, "part_asked_for" in texts)
     said = [_size(summary, texts), _kind(summary, texts), place]
     text = ", ".join(part for part in said if part)
@@ -116,7 +115,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if apart is not None and apart.not_comparable is not None:
         count = counted(apart.not_comparable.matrices, "matrix", "matrices")
         return f"with {count} not comparable entry by entry"
-    if replaced is not None and max(map(abs, replaced.cosines)) < NOTHING_IN_COMMON:
+    far = replaced and max(abs(replaced.cosine_least), abs(replaced.cosine_most))
+    if replaced is not None and far is not None and far < NOTHING_IN_COMMON:
         count = counted(replaced.matrices, "matrix", "matrices")
         return f"with {count} unlike the base's"
     if summary.recognised.few_entries is not None:
@@ -151,8 +151,6 @@ def _place(summary: Summary, filtered: bool) -> str:
     parts = parts_by_energy(summary)
     if not parts:
         return ""
-    if len(parts) == 1 and (rows := summary.recognised.few_rows):
-        return f"all of it in {rows[0].changed:,} of {rows[0].rows:,} rows of {parts[0].name}"
     if len(parts) == 1 and is_all_asked_for(summary, filtered):
         return ""
     if len(parts) == 1:
