@@ -75,15 +75,10 @@ def figure(
     layer: Annotated[
         int | None, typer.Option(help="The layer of a spectrum.", min=0, show_default="the middle")
     ] = None,
-    expert: Annotated[int | None, typer.Option(help="The expert of a spectrum.", min=0)] = None,
     metric: Annotated[
         str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")
     ] = None,
     width: Annotated[float, typer.Option(help="Width in inches.", min=2, max=20)] = 3.3,
-    title: Annotated[
-        bool,
-        typer.Option("--title/--no-title", help="Write above the figure which report it shows."),
-    ] = True,
 ) -> None:
     """Draw a figure for a paper.
 
@@ -95,7 +90,7 @@ def figure(
     """
     from shadow.outputs.figures import OPTIONS, Choice, write_figure
 
-    given = {"layer": layer, "expert": expert, "metric": metric}
+    given = {"layer": layer, "metric": metric}
     for name, kinds in OPTIONS.items():
         if given[name] is not None and kind not in kinds:
             raise UsageError(
@@ -109,10 +104,8 @@ def figure(
         component=component,
         modules=tuple(module or ()),
         layer=layer,
-        expert=expert,
         metric=metric,
         width=width,
-        title=title,
     )
     folders = reports_below(reports_here(run, spectra=True))
     output = output or Path(f"{kind}.svg")

@@ -7,11 +7,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -19,14 +17,13 @@ import pandas as pd
 from shadow.errors import ShadowError
 from shadow.files import read_given
 from shadow.reports.metadata import SIDES, ReportMetadata, Side
-from shadow.summary.bootstrap import LEVEL
 from shadow.summary.numbers import finite
 from shadow.text import short
 
 if TYPE_CHECKING:
     from shadow.comparing.matching import ComparedReport
 
-NEEDED = ("model", "benchmark", "score")  # columns of a CSV; metric and higher_is_better may follow
+NEEDED = ("model", "benchmark", "score")  # columns of a CSV; metric may follow
 PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "f1")  # of several metrics of a task
 NO_METRICS = ("alias", "sample_len")
 MAX_FILE = 64_000_000  # bytes
@@ -46,7 +43,6 @@ class Score:
     benchmark: str
     metric: str | None
     score: float
-    more_is_better: bool
     where: str
 
 
@@ -58,8 +54,7 @@ class Gain:
     metric: str | None
     base: float
     tuned: float
-    gain: float
-    """tuned - base, with the sign turned where less is better."""
+    gain: float  # tuned - base
 
 
 @dataclass(frozen=True)
@@ -70,21 +65,19 @@ class ScoredReport:
     pair: str
     concentration: float | None
     gains: list[Gain]
-    left_out: str | None
-    """Why it has no part in the correlations."""
+    left_out: str | None  # why it has no part in the correlations
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation of gain and median concentration over n reports."""
+    """Spearman's rank correlation of gain and median concentration over n reports; None below
+    FEWEST, and where all gains or concentrations are equal.
+    """
 
     benchmark: str
     metric: str | None
     n: int
-    rho: float | None = None
-    """None below FEWEST reports, and where all gains or concentrations are equal."""
-    low: float | None = None
-    high: float | None = None
+    rho: float | None
 
 
 @dataclass(frozen=True)
@@ -115,13 +108,11 @@ def _csv(file: str, text: str) -> Iterator[Score]:
         raise ValueError(f"no column {missing[0]}")
     for row in rows:
         where = f"{file}:{rows.line_num}"
-        score = _number(row["score"])
-        if score is None:
-            hint = "leave out what was not measured"
-            raise ShadowError(f"{where}: {short(str(row['score']))} is not a number", hint)
-        less = (row.get("higher_is_better") or "").strip().lower() in ("false", "no", "0")
-        metric = row.get("metric") or None
-        yield Score(row["model"].strip(), row["benchmark"].strip(), metric, score, not less, where)
+        if (score := _number(row["score"])) is None:
+            fault = f"{where}: {short(str(row['score']))} is not a number"
+            raise ShadowError(fault, "leave out what was not measured")
+        model, benchmark = row["model"].strip(), row["benchmark"].strip()
+        yield Score(model, benchmark, row.get("metric") or None, score, where)
 
 
 def _harness(file: str, text: str) -> Iterator[Score]:
@@ -136,8 +127,7 @@ def _harness(file: str, text: str) -> Iterator[Score]:
         metrics = [key for key, value in values.items() if value is not None]
         metrics = [key for key in metrics if "_stderr" not in key and key not in NO_METRICS]
         for metric in [*(key for key in PREFERRED if key in metrics), *metrics][:1]:
-            more = told.get("higher_is_better", {}).get(task, {}).get(metric, True)
-            yield Score(model, task, metric, values[metric] or 0.0, bool(more), file)
+            yield Score(model, task, metric, values[metric] or 0.0, file)
 
 
 def _number(value: object) -> float | None:
@@ -176,7 +166,7 @@ def gains_of(scores: Sequence[Score], metadata: ReportMetadata) -> list[Gain]:
     for key, base in found["base"].items():
         if tuned := found["tuned"].get(key):
             # as decimals, so that equal gains are equal
-            gain = float(f"{tuned.score - base.score:.12g}") * (1 if base.more_is_better else -1)
+            gain = float(f"{tuned.score - base.score:.12g}")
             gains.append(Gain(*key, base.score, tuned.score, gain))
     return gains
 
@@ -210,27 +200,18 @@ def _left_out(metadata: ReportMetadata) -> str | None:
 
 
 def correlations(entries: Sequence[ScoredReport]) -> list[Correlation]:
-    """Correlate the gain in each benchmark with concentration, by Spearman's ranks.
-
-    The interval is Fisher's z with the variance (1 + rho²/2) / (n - 3) of Bonett & Wright 2000.
-    """
+    """Correlate the gain in each benchmark with concentration, by Spearman's ranks."""
     points: dict[tuple[str, str | None], list[tuple[float, float]]] = {}
     for entry in entries:
         for gain in entry.gains:
             values = points.setdefault((gain.benchmark, gain.metric), [])
             if entry.left_out is None and entry.concentration is not None:
                 values.append((gain.gain, entry.concentration))
-    return [Correlation(*key, len(some), *_correlated(some)) for key, some in points.items()]
+    return [Correlation(*key, len(some), _correlated(some)) for key, some in points.items()]
 
 
-def _correlated(points: Sequence[tuple[float, float]]) -> tuple[float | None, ...]:
-    """Return rho with its bounds, as far as there are any."""
-    n = len(points)
+def _correlated(points: Sequence[tuple[float, float]]) -> float | None:
     ranks = pd.DataFrame(points, columns=["gain", "concentration"]).rank()
-    if n < FEWEST or not (ranks.nunique() > 1).all():
-        return ()
-    rho = float(ranks["gain"].corr(ranks["concentration"]))
-    if abs(rho) > 1 - 1e-9:
-        return (rho,)
-    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    return rho, math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach)
+    if len(points) < FEWEST or not (ranks.nunique() > 1).all():
+        return None
+    return float(ranks["gain"].corr(ranks["concentration"]))

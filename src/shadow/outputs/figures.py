@@ -44,7 +44,6 @@ MOST_REPORTS = 4  # in one figure
 MOST_CURVES = 5  # more cannot be told apart
 OPTIONS = {  # of the command line, and the kinds that they are for
     "layer": ("spectrum",),
-    "expert": ("spectrum",),
     "metric": ("depth", "heatmap"),
 }
 CURVES: tuple[dict[str, Any], ...] = (  # each of colour, dashes and marker alone is enough
@@ -90,16 +89,11 @@ METADATA: dict[str, dict[str, str | None]] = {  # who drew a file, and no date
 class Choice:
     """What to draw. None and empty leave it to the figure."""
 
-    component: str | None = None
-    """None: language, or the one of most matrices."""
-    modules: tuple[str, ...] = ()
-    """Names or patterns such as `attn.*`."""
+    component: str | None = None  # None: language, or the one of most matrices
+    modules: tuple[str, ...] = ()  # names, or patterns such as `attn.*`
     layer: int | None = None
-    expert: int | None = None
     metric: str | None = None
-    width: float = 3.3
-    """In inches: a column of a two-column paper."""
-    title: bool = True
+    width: float = 3.3  # in inches: a column of a two-column paper
 
 
 @dataclass(frozen=True)
@@ -114,12 +108,6 @@ class Source:
     def inside(self) -> pd.DataFrame:
         """The rows inside layers, as far as there is room for them."""
         return self.deltas[self.deltas["layer"] < LAYERS].astype({"layer": int})
-
-    @property
-    def name(self) -> str:
-        told = self.report.provenance
-        text = shown(f"{told.family} {told.pair}", 60)
-        return text if self.component == "language" else f"{text}, {self.component}"
 
 
 def write_figure(
@@ -174,9 +162,6 @@ def compose(kind: str, sources: Sequence[Source], choice: Choice) -> tuple[Figur
     layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
     figure = Figure(figsize=(choice.width, choice.width * 0.78), layout=layout)
     notes = DRAWN[kind](figure, sources, choice)
-    if choice.title:
-        title = "\n".join(dict.fromkeys(source.name for source in sources))
-        figure.suptitle(title, fontsize=6, color="#777777", x=0.01, ha="left")
     for axes in figure.axes:
         axes.tick_params(which="both", length=2, pad=2)
         if axes.get_xlabel() == "layer":
@@ -322,20 +307,20 @@ def draw_spectrum(figure: Figure, sources: Sequence[Source], choice: Choice) -> 
 
 
 def _matrix(source: Source, choice: Choice) -> pd.Series[Any]:
-    """The delta row that was asked for; by default an up-projection in the middle of the layers."""
+    """The delta row that was asked for, of the first expert; by default an up-projection in the
+    middle of the layers.
+    """
     rows = source.deltas
     modules = _modules(source, rows, choice.modules)
     module = next((name for name in UP if name in modules), modules[0])
     rows = rows[rows["module"] == module]
     layers = sorted(rows["layer"].dropna().unique())
-    middle = layers[len(layers) // 2] if layers else None
-    for name, number in (("layer", choice.layer), ("expert", choice.expert)):
-        wanted = middle if number is None and name == "layer" else number
-        if wanted is not None:
-            rows = rows[rows[name] == wanted]
-        if rows.empty:
-            fault = f"{source.report.folder}: no {module} changed in {name} {number}"
-            raise ShadowError(fault, "choose another --module or --layer")
+    layer = layers[len(layers) // 2] if layers and choice.layer is None else choice.layer
+    if layer is not None:
+        rows = rows[rows["layer"] == layer]
+    if rows.empty:
+        fault = f"{source.report.folder}: no {module} changed in layer {choice.layer}"
+        raise ShadowError(fault, "choose another --module or --layer")
     return rows.iloc[0]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shadow.comparing.scores import Correlation, Gain, ScoredSet
-from shadow.quantities import bounds_text
 from shadow.telling.document import Block, Note, named, number, table_of
 
 ROWS = 20  # of a table; JSON has all
@@ -31,7 +30,6 @@ def scored_set_blocks(scored: ScoredSet) -> Iterator[Block]:
         named("gain in", _named),
         number("n", "n", "count"),
         number("rho", "rho", "correlation"),
-        number("95 % interval", _interval),
     ]
     title = "Rank correlation of gain and concentration over these reports"
     yield table_of(fields, scored.correlations[:ROWS], title)
@@ -39,9 +37,3 @@ def scored_set_blocks(scored: ScoredSet) -> Iterator[Block]:
 
 def _named(row: Gain | Correlation) -> str:
     return f"{row.benchmark} ({row.metric})" if row.metric else row.benchmark
-
-
-def _interval(row: Correlation) -> str | None:
-    if row.low is None or row.high is None:
-        return None
-    return bounds_text((row.low, row.high), "correlation")
