@@ -441,6 +441,25 @@ def test_more_than_the_rounding_of_a_format_is_no_copy_alone(tmp_path):
     assert found["quantised_copy"].answer == "cannot_be_excluded"
 
 
+@pytest.mark.parametrize(
+    ("figures", "moved", "answer"),
+    [
+        ({}, 4, "no"),
+        ({}, 1, "cannot_be_excluded"),  # a copy leaves biases and norms
+        ({"concentration": 0.2}, 4, "cannot_be_excluded"),  # trained, then in FP8
+        ({"relative_norm": 0.011}, 4, "cannot_be_excluded"),  # trained, then by GPTQ in 8 bits
+        ({"levels_tuned": LEVELS["int8"]}, 4, "cannot_be_excluded"),
+        ({"levels_tuned": None}, 4, "cannot_be_excluded"),
+    ],
+)
+def test_training_that_moved_vectors_is_no_copy_in_few_bits(tmp_path, figures, moved, answer):
+    """Structure alone may be that of compensated rounding."""
+    trained = {"relative_norm": 0.02, "concentration": 0.3, "levels_tuned": LEVELS["bf16"]}
+    deltas = model(**trained | WIDE | figures)
+    found = answers(told(tmp_path, deltas, extra_tensors=vectors([0.1] * moved)))
+    assert found["quantised_copy"].answer == answer
+
+
 def test_a_copy_needs_no_other_explanation(must):
     """Every entry of it says what it is."""
     assert must("rounding").finding.other_explanations == []

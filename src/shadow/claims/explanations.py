@@ -22,6 +22,10 @@ ANSWERS: Mapping[Word, str] = {
     "fits": "fits",
     "cannot_be_excluded": "cannot be excluded",
 }
+# Concentration and relative norm of a change that a copy in few bits does not leave where vectors
+# changed too and no rows have few values: 8 bits leave at most 0.9 %, and compensated rounding of
+# fewer bits few values.
+STRUCTURED, CLEARLY = 0.25, 0.012
 IN_8_BITS = 0.002  # relative norm, below what a rounding to 8 bits or fewer leaves
 HIGH = 0.5  # of the short side: more than any adapter of that width has
 ROUNDED = 0.5  # share of the energy up to which the rest is the rounding of a format
@@ -45,7 +49,11 @@ EXPLANATIONS = table(
         "quantised_copy",
         "quantised copy",
         "most of the change is the rounding of one side to 8 bits or fewer",
-        needs=("inside_layers.kept_high_overall", "inside_layers.relative_norm"),
+        needs=(
+            "inside_layers.kept_high_overall",
+            "inside_layers.relative_norm",
+            "figures.concentration",
+        ),
         null="a change that is many times the rounding of its format",
     ),
 )
@@ -113,7 +121,20 @@ def _quantised(draft: Draft) -> tuple[Outcome, str]:
         return "does_not_hold", (
             f"the median change is {size}, and rounding to 8 bits leaves 0.2 % or more"
         )
+    if not few and inside.levels_tuned_judged and is_trained(draft.summary):
+        value = draft.summary.figures.concentration or 0.0
+        size = draft.write(value, "figures.concentration", "fixed")
+        return "does_not_hold", (
+            f"biases and norms changed, rows have many values, and concentration is {size}"
+        )
     return "cannot_be_told", "calibrated rounding leaves structure, as training does"
+
+
+def is_trained(record: PairRecord) -> bool:
+    """Whether most vectors changed, and matrices by more structure than rounding leaves alone."""
+    vectors, norm = record.vectors, record.inside_layers.relative_norm or 0.0
+    structured = (record.figures.concentration or 0.0) > STRUCTURED
+    return structured and norm >= CLEARLY and 0 < vectors.compared <= 2 * vectors.changed
 
 
 JUDGES: Mapping[str, Callable[[Draft], tuple[Outcome, str]]] = {

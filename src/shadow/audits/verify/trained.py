@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,27 +139,28 @@ def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, s
         return row, f"the base's may be this, rounded to {formats[0]}"
     if row.rounded is None and is_matrix and has_few_levels(first, second):
         return row, "it may be the base's after a round trip through 8 bits or fewer"
-    if row.rounded is None and _is_within_a_unit(sides, formats):
+    if row.rounded is None and _is_within_a_unit(sides, formats, row.delta_energy):
         return row, f"rounding to {formats[1]} in another way may leave this"
     return row, ""
 
 
-def _is_within_a_unit(sides: Sides, formats: tuple[str, str]) -> bool:
+def _is_within_a_unit(sides: Sides, formats: tuple[str, str], energy: float) -> bool:
     """Whether no entry of a tuned side of fewer bits than the base lies a unit in the last place
     away, as none does after several roundings, or one that is not to the nearest. A file of more
-    bits may hold what BF16 rounded.
+    bits may hold what BF16 rounded, and F16 may have come between.
     """
     first, second = (float_format(stored) for stored in formats)
     is_file_alone = first.bits <= second.bits
     if is_file_alone:
         second = FLOATS["BF16"]
-    if first.mantissa_bits <= second.mantissa_bits:
+    units = 2 if first.mantissa_bits > second.mantissa_bits else 0
+    if not units and energy > math.prod(sides.tuned.shape) * SMALLEST**2:
         return False
     for index, _ in tiles(sides.tuned):
         base, tuned = (tile.double().contiguous() for tile in sides.read(index))
         if is_file_alone and (tuned.bfloat16().double() != tuned).any():
             return False
-        if ((tuned - base).abs() > 2 * half_ulp(base, second) + SMALLEST).any():
+        if ((tuned - base).abs() > units * half_ulp(base, second) + SMALLEST).any():
             return False
     return True
 
