@@ -160,6 +160,51 @@ def saved_twice(kind: str, folder: Path) -> tuple[Path, Path]:
     return file, memory
 
 
+def tiny_llava(folder):
+    """A LLaVA of a tiny Llama and a tiny CLIP tower, and these two, saved by transformers."""
+    import transformers
+
+    torch.manual_seed(0)
+    text = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=64,
+    )
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=16, patch_size=8, projection_dim=24)
+    language = transformers.LlamaForCausalLM(text)
+    clip = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={**sizes, "vocab_size": 50, "max_position_embeddings": 8},
+            vision_config=vision.to_dict(),
+            projection_dim=16,
+        )
+    )
+    llava = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(text_config=text, vision_config=vision)
+    )
+    llava.model.language_model.load_state_dict(language.model.state_dict())
+    llava.lm_head.load_state_dict(language.lm_head.state_dict())
+    llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict(), strict=False)
+    for name, model in (("language", language), ("clip", clip), ("llava", llava)):
+        model.save_pretrained(folder / name)
+    path = folder / "llava" / "model.safetensors"
+    generator = torch.Generator().manual_seed(1)
+    tensors = load_file(path)
+    for name, tensor in tensors.items():  # the language was trained on, the tower was frozen
+        if "language_model" in name or name.startswith("lm_head"):
+            tensors[name] = tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
+    save_file(tensors, path)
+    return folder
+
+
 # decoders of 64 columns and what can be done to them; numbers of a stream that NumPy promises to
 # keep, so that two commits measure the same
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
 import planted
 import pyarrow.parquet as pq
@@ -23,11 +23,10 @@ from lists import EVERYTHING, index_of, run, select_toys, some_rows, states, tab
 from measuring import contents, pair_of
 from rich.console import Console
 
-from shadow import files
 from shadow.audits import list_audit, list_index, sides
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
-from shadow.audits.list_index import Row, Standing, read_index, write_index
+from shadow.audits.list_index import Standing, read_index, write_index
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import console
@@ -38,12 +37,6 @@ from shadow.spectra.delta import Method
 from shadow.targets.lists import select
 
 # the index
-
-
-def test_fields_of_a_row_are_the_columns():
-    """One home for both files: their order and names are those of diagnostics.BATCH."""
-    assert sorted(field.name for field in fields(Row)) == sorted(column.name for column in BATCH)
-    assert set(HEADLINE) < {column.name for column in BATCH}
 
 
 def test_both_files_say_the_same_of_every_pair(toys):
@@ -146,46 +139,6 @@ def test_a_journal_belongs_to_one_index(tmp_path):
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "rows.jsonl").write_bytes(kept)
     assert [one.state for one in read_index(tmp_path).rows] == ["pending", "failed"]
-
-
-def written_by(count, output, monkeypatch, *, pace, per_byte):
-    """(whole files, bytes of them and of the journal, seconds of writing, seconds in all) of a list
-    on a clock.
-    """
-    clock, sizes = [0.0], []
-
-    def slow(path, content):
-        sizes.append(len(content))
-        clock[0] += len(content) * per_byte
-        files.write_whole(path, content)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(list_index.time, "monotonic", lambda: clock[0])
-        patched.setattr(list_index, "write_whole", slow)
-        rows = some_rows(count)
-        standing = Standing(output, index_of(*rows))
-        for one in rows:
-            clock[0] += pace
-            standing.set(failed(one))
-    journal = (output / ".partial" / "rows.jsonl").stat().st_size
-    return len(sizes), sum(sizes) + journal, sum(sizes) * per_byte, clock[0]
-
-
-def test_what_a_list_writes_grows_with_it_and_not_with_its_square(tmp_path, monkeypatch):
-    """Twice as many pairs, done at once: twice as many bytes, and both files once."""
-    few, small, *_ = written_by(100, tmp_path / "few", monkeypatch, pace=0.0, per_byte=0.0)
-    many, large, *_ = written_by(200, tmp_path / "many", monkeypatch, pace=0.0, per_byte=0.0)
-    assert few == many == 2
-    assert large < 2.1 * small
-
-
-def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
-    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time goes to the index of any size."""
-    files, _, writing, whole = written_by(
-        300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4
-    )
-    assert 2 < files < 2 * 12
-    assert writing <= whole / list_index.SHARE + 2 * writing / (files / 2)
 
 
 def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import time
 
 import pytest
 from effort import every
 from lists import index_of, row, run, select_toys, some_rows, table_rows
-from rich.console import Console
 from view import drawn
 
 from shadow.audits.document import list_document
 from shadow.audits.list_index import read_index, write_index
-from shadow.cli import console
 from shadow.cli.pace import Pace
 from shadow.errors import ShadowError
 from shadow.text import inert
@@ -91,15 +87,6 @@ def test_a_wrong_list_is_wrong_usage(toys, shadow, wrong, command):
     (toys / "wrong.txt").write_text("toy-a\ntoy-c\ntoy-d\n")
     shadow(command, *WRONG[wrong], "--registry", ".", "-o", "out").assert_refused(2)
     assert not (toys / "out").exists()
-
-
-def test_plan_takes_lists(toys, shadow):
-    """The same names, and nothing measured."""
-    (toys / "l.txt").write_text("toy-a\ntoy-c:*\n")
-    words = ("plan", "--list", "l.txt", "--tag", "toy", "--registry", ".", "--format", "json")
-    found = [(one["family"], one["pair"]) for one in json.loads(shadow(*words).assert_done())]
-    assert found == [("toy-a", "base..one"), ("toy-a", "base..two")]
-    assert not list(toys.rglob("index.json"))
 
 
 FOREIGN = {
@@ -179,34 +166,6 @@ def shown(index, width):
 
 
 HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
-MANY = index_of(
-    row(
-        1, "qwen2.5-coder-32b", state="done", concentration=0.3689,
-        relative_norm_overall=0.067, seconds=4000.0, bytes=14_000_000_000,
-    ),
-    row(
-        2, "internvl3.5-241b-a28b", "instruct..thinking", state="failed", seconds=3.21, bytes=0,
-        error="org/tuned is not in the cache, and this run is offline",
-        hint="run once without --offline",
-    ),
-    row(113, "a"),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_table_fits_the_terminal(width):
-    """Every figure on one line of its row, the fault below, with its hint."""
-    lines = shown(MANY, width)
-    assert all(len(line) <= width for line in lines)
-    text = "\n".join(lines)
-    words = ("0.37", "6.7 %", "1:06:40", "3.2 s", "done", "failed", "pending", "14.0 GB")
-    assert all(word in text for word in words)
-    assert "pairs  3: 1 done, 1 failed, 1 pending" in text
-    (head,) = [line for line in lines if "conc." in line]
-    assert head.split() == ["#", "family", "pair", "state", "norm", "conc.", "time"]
-    assert "more   shadow show DIR/FAMILY/PAIR" in text
-    assert "offline" in text.replace("\n", "")
-    assert "run once without --offline" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
@@ -262,34 +221,7 @@ def test_exact_targets_print_what_they_always_did(toys, shadow):
     assert isinstance(json.loads(shadow("show", "out", "--format", "json").assert_done()), list)
 
 
-def test_columns_of_the_table_can_be_explained(shadow):
-    """`explain state` knows it; a name that a report has too is explained as of the report."""
-    assert "pending: not reached yet" in shadow("explain", "state").assert_done()
-    assert "formula" in shadow("explain", "concentration").assert_done()
-
-
 # progress
-
-
-def test_progress_of_a_list_is_two_bars(monkeypatch):
-    """On a terminal: pairs done above, the current pair's matrices below; elsewhere nothing."""
-    from shadow.audits.runtime import Progress
-
-    for terminal in (True, False):
-        file = io.StringIO()
-        file.isatty = lambda terminal=terminal: terminal
-        wide = {"force_terminal": terminal, "width": 100, "color_system": None}
-        monkeypatch.setattr(console, "err", Console(file=file, **wide))
-        with console.pairs_progress(3, is_list=True) as watch:
-            for name in ("a:x", "\x1b]0;b\a:y"):
-                with watch(name) as show:
-                    show(Progress(5, 10, 50, 100))
-            time.sleep(0.2)
-        text = file.getvalue()
-        assert ("2/3" in text and "5/10" in text and "left" in text) == terminal
-        assert ("\\x1b]0;b\\x07:y" in text) == terminal
-        assert text == "" or terminal
-        assert "\x1b]0;b" not in text
 
 
 def test_time_left_counts_only_what_was_measured():

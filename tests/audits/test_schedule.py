@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.audits.schedule import Schedule, natural, schedule, shards_of
+from shadow.audits.schedule import Schedule, Visit, natural, schedule, shards_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.sources import NEIGHBOUR, LocalFile, coalesced
+from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, coalesced
 from shadow.places.architecture import Part, Place
 
 INDEXES = Path(__file__).parents[3] / "shared" / "hub" / "indexes"
@@ -428,3 +428,45 @@ def test_a_tensor_inside_another_does_not_shorten_a_range():
     """What overlaps cannot come from a checked header, but a range still ends at the last end."""
     wanted = [TensorInfo("a", "U8", (100,), "s", 0, 100), TensorInfo("b", "U8", (10,), "s", 20, 30)]
     assert coalesced(wanted) == [(0, 100)]
+
+
+def test_the_peak_is_the_most_that_is_held_at_any_time():
+    """Against the definition, shard by shard: held are those that came and are still needed, and
+    those still to come that were there from the start.
+    """
+    visits = tuple(
+        Visit(("base", f"{n}"), n, n + (n * 5) % 4, max(0, n - (n * 3) % 3)) for n in range(40)
+    )
+    sizes = {visit.shard: 1 + (visit.first * 37) % 11 for visit in visits}
+    for there in (set(), {visits[3].shard, visits[20].shard}, set(sizes)):
+        held, reached = [], 0
+        for number, visit in enumerate(visits):
+            reached = max(reached, visit.after)
+            here = [one for one in visits[: number + 1] if one.last >= reached]
+            here += [one for one in visits[number + 1 :] if one.shard in there]
+            held.append(sum(sizes[one.shard] for one in here))
+        assert Schedule((), visits).peak(sizes, there) == max(held)
+
+
+def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
+    """Tensors far apart come in ranges of their own; each lies in the part of its range."""
+    from shadow.checkpoints import hub
+
+    gap = 1 << 19
+    wanted = [
+        TensorInfo(f"t{n}", "U8", (n + 1,), "s", n * gap + 13, n * gap + 13 + n + 1)
+        for n in (3, 0, 2, 1)
+    ]
+    wanted.append(TensorInfo("empty", "U8", (0,), "s", 13, 13))
+    monkeypatch.setattr(
+        hub,
+        "copy_range",
+        lambda snap, file, start, *, stop, write, **rest: write(b"x" * (stop - start)),
+    )
+    source = ByteRanges(None, None, tuple(wanted), tmp_path / "part")
+    source.fetch(say=print, report=print, stop=None)
+    content = (tmp_path / "part").read_bytes()
+    for info in wanted[:4]:
+        start = info.start + source.shifts[info.start]
+        assert content[start : start + info.parameters] == b"x" * info.parameters
+        assert start % 64 == info.start % 64
