@@ -17,12 +17,17 @@ SECONDS = 120  # after which a command counts as hung
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a
 # tenth of one.
 ZYGOTE = """
-import functools, gc, importlib, inspect, json, os, pkgutil, resource, signal, sys, traceback
+import contextlib, functools, gc, importlib, inspect, json, os, pkgutil, resource, signal, sys
+import traceback
 import rich.console, typer.main
 import shadow.cli
+# The Hub's client reads the environment when it is imported: what needs it is imported by commands.
+sys.modules["huggingface_hub"] = None
 for one in pkgutil.walk_packages(shadow.__path__, "shadow."):
     if "__main__" not in one.name:
-        importlib.import_module(one.name)
+        with contextlib.suppress(ImportError):
+            importlib.import_module(one.name)
+del sys.modules["huggingface_hub"]
 ours = [module for name, module in sys.modules.items() if name.startswith("shadow.")]
 names = [(module, name, one) for module in ours for name, one in vars(module).items()]
 for module, name, one in names:
@@ -39,8 +44,8 @@ for _, _, one in names:
     if isinstance(one, typer.Typer):
         typer.main.get_command(one)
 os.fsync = lambda handle: None  # as in conftest.py
-# The Hub's client reads the environment when it is imported: here comes in what it imports, not
-# the client itself.
+# what the client imports, not the client itself
+import huggingface_hub.hf_api, huggingface_hub.file_download
 for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
     del sys.modules[name]
 gc.freeze()  # a fork that does not look at what is there need not copy it
