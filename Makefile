@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 
 DEMO := $(VENV)/.demo
 
-.PHONY: setup demo test test-slow test-ray fuzz check format docs notebook site real clean
+.PHONY: setup demo test test-slow test-ray fuzz mutants check format docs notebook site real clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,9 @@ test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a f
 
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py
+
+mutants: setup  ## plant 40 mistakes, one at a time: each must fail a test
+	$(BIN)/python tests/mutants.py
 
 check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/ruff check .

@@ -97,6 +97,22 @@ def test_concentration_needs_something_to_concentrate():
     assert measured(D)["concentration"] is None
 
 
+def test_concentration_needs_a_null_of_two():
+    """Entries 1 and a have a null of (1 + a²)² / (1 + a⁴), which is 2 where they are equal."""
+    D = np.zeros((8, 9))
+    D[3, 4], D[5, 6] = 1.0, 0.5
+    assert measured(D)["null_participation_ratio"] == pytest.approx(1.25**2 / (1 + 0.5**4))
+    assert measured(D)["concentration"] is None
+
+
+def test_the_sampled_edge_is_the_largest_of_all_draws():
+    """One more draw raises it or leaves it as it is."""
+    D = np.random.default_rng(2).standard_normal((20, 30))
+    edges = [measured(D, nulls=draws)["null_edge_sampled"] for draws in range(1, 7)]
+    assert edges == sorted(edges)
+    assert 1 < len(set(edges)) < len(edges)
+
+
 def test_sampled_null_agrees_with_the_closed_form():
     """R draws: the participation ratio of the closed form an edge below the conservative one."""
     D = RNG.standard_normal((100, 300)) * np.geomspace(1, 10, 100)[:, None]

@@ -395,6 +395,15 @@ def test_what_is_mostly_rounded_away_says_so():
     assert rounding.values(found, 1.0)["relative_norm_unrounded"] is None
 
 
+def test_where_most_is_lost_the_least_norm_is_that_of_the_stored():
+    """A mean of unequal weights may have had it: with kept above a quarter and below a half."""
+    base, tuned, _ = stored_pair("BF16", 6e-4)
+    found = undo(base, tuned)
+    assert rounding.ROUNDED_AWAY < found.kept < 0.5
+    assert found.norm_least <= np.linalg.norm(wide(tuned) - wide(base)) * (1 + 1e-12)
+    assert found.norm_least < found.norm
+
+
 # ---------------------------------------------------------------------------------- invariance
 
 

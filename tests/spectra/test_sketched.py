@@ -225,6 +225,22 @@ def test_every_estimate_holds_against_all_singular_values(
         assert values["equivalent_directions"] is None
 
 
+def test_the_error_of_concentration_is_that_of_its_participation_ratio() -> None:
+    """ln(null / PR) / ln(null), at both ends of PR's error: no wider than that moves it."""
+    base, tuned = pair((560, 700), "few", torch.bfloat16)
+    of = measured(base, tuned, "BF16", Method("sketch")).delta.values
+    error, ratio, null, by = (
+        float(of[name] or 0.0)
+        for name in (
+            "concentration_error", "participation_ratio", "null_participation_ratio",
+            "participation_ratio_error",
+        )
+    )  # fmt: skip
+    assert 0 < by < 0.1 * ratio
+    ends = [math.log(null / (ratio + sign * by)) / math.log(null) for sign in (1, -1)]
+    assert error == pytest.approx((ends[1] - ends[0]) / 2, rel=0.01)
+
+
 @pytest.mark.parametrize("zero", ["base", "tuned"])
 @pytest.mark.parametrize("subspaces", [True, False])
 def test_a_side_of_zeros_takes_no_gram_matrix(
