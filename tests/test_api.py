@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
-import pkgutil
 import re
 import subprocess
 import sys
@@ -163,13 +161,6 @@ def test_a_notebook_keeps_its_threads(tmp_path):
     assert in_a_child(THREADS, tmp_path).strip() == "demo"
 
 
-def test_no_submodule_has_the_name_of_a_function():
-    """Importing it would replace the function."""
-    assert set(FUNCTIONS) < set(shadow.__all__)
-    modules = {module.name for module in pkgutil.iter_modules(shadow.__path__)}
-    assert not modules & set(shadow.__all__)
-
-
 def test_what_is_offered_is_there():
     """Every name of __all__ and of dir is found, and another one is an AttributeError; none that
     was ever offered is gone.
@@ -269,16 +260,6 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
         shadow.audit(*target, output=tmp_path / "out", **wrong)
     assert caught.value.hint
     assert not (tmp_path / "out").exists()
-
-
-def test_the_audit_has_few_parameters_and_refuses_what_was_never_one():
-    """At most 26, the groups counted as one each."""
-    assert len(inspect.signature(shadow.audit).parameters) <= 26
-    for call in (shadow.audit, shadow.plan):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'layer'"):
-            call("demo", layer=0)
-        with pytest.raises(TypeError, match="unexpected keyword argument 'offline'"):
-            call("demo", offline=True)
 
 
 def test_a_pair_in_parts_has_the_report_of_a_whole_one(audited, tmp_path):

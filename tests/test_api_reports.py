@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import traceback
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,38 +114,6 @@ def test_all_reports_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):
         assert [report.folder for report in found] == [tmp_path / name for name in wanted]
 
 
-def test_a_traceback_shows_the_hint_of_a_fault(tmp_path):
-    """As a note, also after it was pickled, as by Ray; the text of the fault is its message."""
-    for kind in (shadow.ShadowError, shadow.UsageError):
-        fault = pickle.loads(pickle.dumps(kind("no such folder: x", "name another")))
-        assert str(fault) == fault.message == "no such folder: x"
-        assert fault.hint == "name another"
-        told = "".join(traceback.format_exception(fault))
-        assert told.endswith("no such folder: x\nhint: name another\n")
-    assert not hasattr(shadow.ShadowError("x"), "__notes__")
-
-
-def test_a_summary_prints_its_finding(narrow):
-    """Its fields would fill screens."""
-    finding = narrow.summary.finding
-    sentences = " ".join(sentence.text for sentence in finding.sentences)
-    assert str(finding) == f"{finding.headline} {sentences}"
-    assert str(narrow.summary) == f"demo:base..narrow. {finding}"
-
-
-def test_all_reports_are_read_or_none(tmp_path):
-    """An empty folder, one that is not there and one with a broken report are told at once."""
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(shadow.ShadowError, match="no finished report"):
-        shadow.read_all(tmp_path / "empty")
-    with pytest.raises(shadow.ShadowError, match="no such folder"):
-        shadow.read_all(tmp_path / "gone")
-    uniform(tmp_path / "a", 0.4)
-    (uniform(tmp_path / "b", 0.4) / "matrices.parquet").write_bytes(b"PAR1")
-    with pytest.raises(shadow.ShadowError, match=r"matrices.parquet cannot be read"):
-        shadow.read_all(tmp_path)
-
-
 def test_files_of_another_audit_are_refused(tmp_path):
     """tensors.parquet of another run under the same name."""
     report = shadow.read(uniform(tmp_path / "one" / "base..tuned", 0.4))
@@ -170,23 +134,6 @@ def test_provenance_is_typed_and_whole(narrow):
     assert set(told.libraries) >= {"torch", "numpy"}
     metadata = pq.read_schema(narrow.folder / "tensors.parquet").metadata[b"shadow"]
     assert told.as_json() == json.loads(metadata)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"method": {"precision": "default"}},
-        {
-            "method": {"precision": "exact", "nulls": "many", "seed": True},
-            "chosen": {"layers": "0", "modules": [1]},
-        },
-    ],
-)
-def test_provenance_of_odd_settings_is_none_where_it_tells_nothing(tmp_path, settings):
-    """A number that is text, a flag for a number, a text for a list."""
-    told = shadow.read(uniform(tmp_path / "base..tuned", 0.4, settings=settings)).provenance
-    assert (told.nulls, told.seed, told.relation) == (None, None, None)
-    assert told.layers == told.modules == ()
 
 
 def test_a_folder_without_a_report_is_told_at_once(tmp_path):
@@ -226,27 +173,6 @@ def test_a_repr_is_three_lines(narrow):
     assert first == "demo:base..narrow"
     assert second == narrow.summary.finding.headline
     assert third.startswith(str(narrow.folder))
-
-
-def test_a_repr_has_the_gates_that_failed(narrow, monkeypatch):
-    """Behind the name of the pair."""
-    summary = narrow.summary
-    for gates, first in (
-        (summary.gates, "demo:base..narrow"),
-        ([replace(summary.gates[0], passed=False)], "demo:base..narrow: gate failed: changed"),
-    ):
-        monkeypatch.setitem(vars(narrow), "summary", replace(summary, gates=gates))
-        assert repr(narrow).splitlines()[0] == first
-        assert ("failed" in narrow._repr_markdown_()) == ("failed" in first)
-
-
-def test_a_notebook_shows_what_the_command_prints(narrow):
-    """As Markdown: the headline and figures, without a script or a link."""
-    text = narrow._repr_markdown_()
-    assert narrow.summary.finding.headline in text
-    for name in ("relative norm", "concentration", "unchanged"):
-        assert name in text
-    assert not re.search(r"<script|<img|href|src=|https?:", text)
 
 
 def test_names_from_a_checkpoint_are_escaped(tmp_path):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from shadow.text import (
     VERY_LIKE,
     about_time,
-    and_more,
     bytes_of,
     closest,
     nearest,
@@ -17,7 +16,6 @@ from shadow.text import (
     redacted_url,
     several,
     size_for,
-    with_article,
 )
 
 
@@ -36,12 +34,6 @@ def test_several_names_the_first_words_and_counts_the_rest(
 ) -> None:
     """A list no longer than what is shown says nothing of a rest."""
     assert several([str(number) for number in range(count)], shown) == said
-
-
-def test_several_keeps_its_separator_out_of_the_count() -> None:
-    """Phrases that hold commas are parted by semicolons; what follows them is the count alone."""
-    assert several(["a, b", "c", "d"], 2, "; ") == "a, b; c and 1 more"
-    assert and_more(0) == and_more(-3) == ""
 
 
 def test_nearest_asks_for_the_likest_word_or_for_none() -> None:
@@ -152,11 +144,3 @@ def test_what_holds_no_account_stays(text):
 def test_a_time_that_is_estimated_has_two_digits_and_a_unit(seconds: float, said: str) -> None:
     """Never `0:04`, which may be minutes or hours."""
     assert about_time(seconds) == said
-
-
-def test_articles_go_by_sound():
-    """Formats are read letter by letter or digit by digit."""
-    for words in ("NF4", "FP4", "F8_E4M3", "MXFP4", "INT8", "AWQ-4", "IQ4_NL", "MLX-4", "adapter"):
-        assert with_article(f"{words} copy") == f"an {words} copy"
-    for words in ("Q4_0", "GPTQ-4", "TQ1_0", "BF16", "rounded"):
-        assert with_article(f"{words} copy") == f"a {words} copy"

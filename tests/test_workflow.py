@@ -128,21 +128,6 @@ def test_scripts_take_nothing_from_the_event(workflow):
     assert workflow["permissions"] == {"contents": "read"}
 
 
-def test_what_failed_is_accepted_only_by_hand(workflow):
-    """A figure that moved for good would else fail on the default branch for ever."""
-    (job,) = workflow["jobs"].values()
-    conditions = {step["name"]: step["if"] for step in job["steps"] if "if" in step}
-    assert conditions["Accept them"] == conditions["Save what is accepted"]
-    assert (
-        conditions["Accept them"]
-        == "github.ref == 'refs/heads/main' && (success() || inputs.accept)"
-    )
-    (inputs,) = [
-        on["workflow_dispatch"]["inputs"] for on in workflow.values() if "workflow_dispatch" in on
-    ]
-    assert (inputs["accept"]["type"], inputs["accept"]["default"]) == ("boolean", False)
-
-
 @pytest.mark.slow
 def test_the_pre_commit_hook_runs(tmp_path):
     """The entry of the hook, in a repository with a base and a tuned model: 0 with the example's

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shutil
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 import reports
 from effort import every
-from reports import delta, place, places
+from reports import delta, places
 
 from shadow.claims.answer import first_code
 from shadow.claims.rules import (
@@ -26,7 +25,6 @@ from shadow.claims.rules import (
     parse_rule,
 )
 from shadow.claims.verdicts import (
-    FIRST,
     Judgement,
     Verdict,
     is_median,
@@ -49,22 +47,6 @@ def verdict(folder, text, baseline=None, **more):
 
 
 # Figures
-
-
-@pytest.mark.parametrize(
-    ("above", "outcome"), [(0, "met"), (1, "met"), (3, "passed"), (4, "missing")]
-)
-def test_a_matrix_above_its_short_side_is_no_matrix_left_out(tmp_path, above, outcome):
-    """10, 12, ... and null where 1 / X is above m: their median, not that of values alone."""
-    known = {"kept": None, "kept_reason": "nothing_rounded", "excess_purity": 0.001}
-    values = [None if layer < above else 10.0 + 2 * layer for layer in range(7)]
-    deltas = [
-        delta(0.3, place(layer, "mlp.up"), **known, equivalent_directions=value)
-        for layer, value in enumerate(values)
-    ]
-    folder = reports.write(tmp_path / "base..tuned", deltas)
-    found = verdict(folder, "language.mlp.up.equivalent_directions < 22")
-    assert found.outcome == outcome, found.detail
 
 
 def test_rules_know_every_figure_of_the_summary_and_no_other(demo):
@@ -122,13 +104,6 @@ def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
     assert verdict(folder, "*.attn.*.concentration > 0.5").outcome == "passed"
     told = "3 figures are 0.2 to 0.6 (none > 0.7), each the median over its matrices"
     assert verdict(folder, "language.*.concentration > 0.7").detail == told
-
-
-def test_digits_show_why(tmp_path):
-    """A figure that rounds to its threshold is told with all its digits."""
-    folder = reports.uniform(tmp_path / "a", 0.500001)
-    told = "concentration is 0.500001 (> 0.5), the median over matrices"
-    assert verdict(folder, "concentration > 0.5").detail == told
 
 
 IDENTICAL = {
@@ -198,12 +173,13 @@ def test_a_warning_never_changes_the_exit_code(tmp_path, text):
     assert found.code == 0
 
 
-def test_the_code_of_many_is_the_first_of_1_4_3_0():
-    """Over rules, and over pairs."""
+def test_the_code_of_many_is_the_first_of_1_4_5_3_0():
+    """Over rules, claims and pairs: of each two of them the one that comes first here."""
+    order = (1, 4, 5, 3, 0)
     assert first_code(set()) == 0
-    for codes in itertools.product((0, 1, 3, 4), repeat=3):
-        expected = 1 if 1 in codes else 4 if 4 in codes else 3 if 3 in codes else 0
-        assert first_code(set(codes)) == expected
+    for first, second in itertools.combinations(order, 2):
+        assert first_code({first, second}) == first_code({second, first}) == first
+    assert first_code(set(order)) == 1
     met = Verdict(parse_rule("spikes > 1"), "met", "")
     missing = Verdict(parse_rule("spikes > 1"), "missing", "")
     assert Judgement("f", "p", verdicts=(met, missing)).code == 1
@@ -255,28 +231,6 @@ def test_last_digits_of_another_machine_have_not_moved(tmp_path):
         assert verdict(folder, "concentration", baseline).outcome == outcome
 
 
-def test_the_largest_move_is_told_first(demo):
-    """By widths of the interval, norm and concentration first in the sentence; five are named."""
-    found = verdict(demo["narrow"], "*", demo["broad"])
-    assert (found.outcome, found.code) == ("met", 4)
-
-    def distance(one):
-        return max(one.low - one.value, one.value - one.high, 0) / (one.high - one.low or 1)
-
-    moved = [one for one in found.findings if one.met]
-    assert [one.figure for one in moved] == [
-        one.figure for one in sorted(moved, key=distance, reverse=True)
-    ]
-    assert f"and {len(moved) - 5} more" in found.detail
-    assert re.findall(r"(\w+) is [\d.]+, was", found.in_full) == [
-        one.figure for one in sorted(moved, key=lambda one: one.figure not in FIRST)
-    ]
-    told = re.findall(r"(\w+) is [\d.]+, was", found.detail)
-    assert told[:2] == ["relative_norm_overall", "concentration"]
-    others = [one.figure for one in moved if one.figure not in (*told[:2], "relative_norm")]
-    assert told[2:] == others[: len(told) - 2]
-
-
 def test_what_the_baseline_had_and_is_gone_has_moved(tmp_path):
     """A module that is not there any more, or a figure that is null now, is no pass."""
     baseline = spread(tmp_path / "base", 0.4)
@@ -300,15 +254,6 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     assert "not judged: depth_entropy, depth_gini, effective_layers" in found.detail
     assert "6 layers are too few for it" in found.detail
     assert "null in the baseline" in verdict(some, "vision_to_language", some).detail
-
-
-def test_a_figure_beside_the_summary_can_move_too(tmp_path):
-    """The interval of any column is that of its median over layers."""
-    rows = [delta(0.4, where, top1_energy=0.3 + 0.01 * where["layer"]) for where in places(6)]
-    baseline = reports.write(tmp_path / "base", rows)
-    rows = [{**row, "top1_energy": 0.9} for row in rows]
-    for folder, outcome in ((baseline, "passed"), (reports.write(tmp_path / "new", rows), "met")):
-        assert verdict(folder, "language.mlp.up.top1_energy", baseline).outcome == outcome
 
 
 def test_a_baseline_that_lacks_the_pair_is_an_error(tmp_path):
@@ -360,7 +305,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     told = "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"
     assert notes_on(same, now) == [told]
     notes = "\n".join(notes_on(other, now))
-    assert "does not start from the same base: the spectra of" in notes
+    assert "does not start from the same base" in notes
     assert "different versions of shadow: the baseline by 0.0.9, this report by 0.2.0" in notes
     assert "--precision exact in the baseline, default in this report" in notes
     assert "filtered differently" in notes
@@ -398,15 +343,6 @@ def test_what_is_called_a_median_is_one(demo, at):
     assert {"concentration", "spikes", "participation_share"} <= medians
     assert not medians & {"relative_norm_overall", "matrices", "spiked", "depth_gini"}
     assert ("relative_norm" in medians, "zero_share" in medians) == (len(at) != 1, len(at) != 0)
-
-
-def test_experts_count_each(tmp_path):
-    """The median is over matrices, as in `show`: of two experts in one layer both count."""
-    rows = [
-        delta(value, place(0, "experts.up", expert)) for expert, value in enumerate((0.1, 0.2, 0.9))
-    ]
-    folder = reports.write(tmp_path / "a", rows)
-    assert verdict(folder, "language.experts.up.concentration == 0.2").outcome == "met"
 
 
 def test_a_threshold_within_the_error_of_an_estimate_is_not_judged(tmp_path):

@@ -14,7 +14,6 @@ import reports
 from reports import delta, place, places
 
 from shadow.claims.rules import parse_rule
-from shadow.claims.states import states
 from shadow.claims.verdicts import Measured, judge
 from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import FILES
@@ -155,23 +154,6 @@ def test_a_copy_has_norm_0_and_a_changed_model_its_median(tmp_path):
     )  # fmt: skip
     (figure,) = verdict(half, "language.mlp.up.relative_norm > 1").findings
     assert figure.value == 0.5
-
-
-def test_parts_of_a_fused_tensor_are_places():
-    """A part that changed has a row; one that did not has none, unless the tensor says that it was
-    not measured.
-    """
-    row = {**place(0, "attn.qkv"), "status": "measured", "reason": None, "detail": None}
-    changed = {("language", "attn.q", 0)}
-
-    def of(figure, row=row):
-        return states(parse_rule(f"{figure} changed").figure, [row], changed)
-
-    assert of("language.attn.q") == {"language.attn.q": "changed"}
-    assert of("language.attn.k") == {"language.attn.k": "unchanged"}
-    assert of("language.attn.k", {**row, "detail": "v: shape"}) == {"language.attn.k": None}
-    still = {**row, "status": "identical"}
-    assert set(of("language.attn.*", still).values()) == {"unchanged"}
 
 
 @pytest.mark.parametrize(

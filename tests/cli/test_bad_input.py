@@ -14,15 +14,11 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Run
 from effort import chosen, every
 from safetensors.torch import save_file
-
-from shadow.cli import commands
 
 SHADOW = Path(sys.executable).parent / "shadow"
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
@@ -30,11 +26,19 @@ NORM = "model.norm.weight"
 INDEX = "model.safetensors.index.json"
 
 
+def related(shape, seed):
+    """A matrix, or the same with an update of a tenth of its size."""
+    W, D = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    return W + 0.1 * seed * D
+
+
 def weights(seed):
     """A toy checkpoint; seeds differ in the two matrices."""
-    generator = torch.Generator().manual_seed(seed)
-    matrices = {name: torch.randn(8, 6, generator=generator) for name in (UP, DOWN)}
-    return {**matrices, NORM: torch.ones(6)}
+    return {
+        UP: related((8, 6), seed),
+        DOWN: related((6, 8), seed).T.contiguous(),
+        NORM: torch.ones(6),
+    }
 
 
 def save(folder, file="model.safetensors", **more):
@@ -127,51 +131,40 @@ def other_model(folder):
 HUGE = b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,' + b"9" * 4300 + b"]}}"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 FAULTS = {
-    "no folder": (shutil.rmtree, "no such folder"),
-    "empty folder": (
-        lambda folder: [path.unlink() for path in folder.iterdir()],
-        "no safetensors files",
+    "no folder": shutil.rmtree,
+    "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
+    "GGUF": only("model-Q4_K_M.gguf"),
+    "adapter without a config": only("adapter_model.safetensors"),
+    "adapter of another kind": only("adapter_config.json", b'{"peft_type": "IA3"}'),
+    "adapter without weights": only(
+        "adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": 8}'
     ),
-    "GGUF": (only("model-Q4_K_M.gguf"), "GGUF"),
-    "adapter without a config": (only("adapter_model.safetensors"), "not a valid safetensors"),
-    "adapter of another kind": (
-        only("adapter_config.json", b'{"peft_type": "IA3"}'),
-        "only LORA is read",
+    "adapter config that is no JSON": only("adapter_config.json", b"{"),
+    "empty file": text_in("model.safetensors", ""),
+    "cut file": cut,
+    "LFS pointer": text_in("model.safetensors", POINTER),
+    "nested header": spoil_header(b"[" * 100_000),
+    "number of 4300 digits": spoil_header(HUGE),
+    "overlap": spoil_header(
+        {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
     ),
-    "adapter without weights": (
-        only("adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": 8}'),
-        "without adapter_model.safetensors",
+    "escape in a name": named("\x1b]0;owned\x07\x1b[31m"),
+    "new line in a name": named("a\n::error::owned"),
+    "no tensors": spoil_header({}),
+    "missing shard": index_of({UP: "a.safetensors"}),
+    "shard outside": index_of({UP: "../base/model.safetensors"}),
+    "escape in a shard name": index_of({UP: "\x1b[2J.safetensors"}),
+    "very long shard name": index_of({UP: "a" * 5000 + ".safetensors"}),
+    "half a surrogate pair in the index": index_of(
+        {UP: "model.safetensors", "\ud800": "model.safetensors"}
     ),
-    "adapter config that is no JSON": (only("adapter_config.json", b"{"), "not JSON"),
-    "empty file": (text_in("model.safetensors", ""), "it is empty"),
-    "cut file": (cut, "cut short"),
-    "LFS pointer": (text_in("model.safetensors", POINTER), "Git-LFS pointer"),
-    "nested header": (spoil_header(b"[" * 100_000), "not JSON"),
-    "number of 4300 digits": (spoil_header(HUGE), "not a valid safetensors file"),
-    "overlap": (
-        spoil_header(
-            {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
-        ),
-        "overlaps",
-    ),
-    "escape in a name": (named("\x1b]0;owned\x07\x1b[31m"), "unusable name"),
-    "new line in a name": (named("a\n::error::owned"), "unusable name"),
-    "no tensors": (spoil_header({}), "no tensors"),
-    "missing shard": (index_of({UP: "a.safetensors"}), "a.safetensors is missing"),
-    "shard outside": (index_of({UP: "../base/model.safetensors"}), "leaves the folder"),
-    "escape in a shard name": (index_of({UP: "\x1b[2J.safetensors"}), "no file name"),
-    "very long shard name": (index_of({UP: "a" * 5000 + ".safetensors"}), INDEX),
-    "half a surrogate pair in the index": (
-        index_of({UP: "model.safetensors", "\ud800": "model.safetensors"}),
-        INDEX,
-    ),
-    "index is an LFS pointer": (text_in(INDEX, POINTER), "Git-LFS pointer"),
-    "index with merge conflicts": (text_in(INDEX, "<<<<<<< HEAD\n"), "not JSON"),
-    "one tensor in two files": (twice, "a.safetensors and in b.safetensors"),
-    "broken config": (text_in("config.json", '{"a":'), "config.json: not JSON"),
-    "pickles without the flag": (only("pytorch_model.bin"), "only torch .bin files"),
-    "nothing in common": (other_model, "share no tensor"),
-    "escape in a file name": (only("\x1b[31mred"), "no safetensors files"),
+    "index is an LFS pointer": text_in(INDEX, POINTER),
+    "index with merge conflicts": text_in(INDEX, "<<<<<<< HEAD\n"),
+    "one tensor in two files": twice,
+    "broken config": text_in("config.json", '{"a":'),
+    "pickles without the flag": only("pytorch_model.bin"),
+    "nothing in common": other_model,
+    "escape in a file name": only("\x1b[31mred"),
 }
 
 
@@ -180,27 +173,9 @@ def test_a_broken_checkpoint_is_one_error_line(shadow, folders, tmp_path, fault)
     """Exit 1, the fault in one line and perhaps a hint, and an output folder that was not there is
     not made.
     """
-    spoil, reason = FAULTS[fault]
-    spoil(folders[1])
-    assert reason in shadow(*PAIR).assert_refused()
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_loop_of_links_is_one_error_line(shadow, folders):
-    """A link to itself is no folder: wrong usage or a fault, but no traceback."""
-    shutil.rmtree(folders[1])
-    folders[1].symlink_to("tuned")
-    done = shadow(*PAIR)
-    assert "tuned" in done.assert_refused(code=2 if done.code == 2 else 1)
-
-
-def test_a_fault_leaves_what_was_in_the_output_folder(shadow, folders, tmp_path):
-    """A folder that was there stays, with what is in it and nothing new."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    cut(folders[1])
+    FAULTS[fault](folders[1])
     shadow(*PAIR).assert_refused()
-    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["mine.txt"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_fault_makes_no_folders_above_the_output_folder(shadow, folders, tmp_path):
@@ -210,21 +185,6 @@ def test_a_fault_makes_no_folders_above_the_output_folder(shadow, folders, tmp_p
     only("pytorch_model.bin", b"no pickle")(folders[1])
     shadow(*PAIR[:-1], "new/deep/out", "--allow-pickle").assert_refused()
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.slow  # test_pickles.py has the fast one
-def test_a_malicious_pickle_is_refused_and_not_run(shadow, folders, tmp_path):
-    """`os.system` in a `.bin` with --allow-pickle: refused in a line, nothing run, nothing left."""
-
-    class Command:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'marker'}",)
-
-    (folders[1] / "model.safetensors").unlink()
-    torch.save({UP: Command()}, folders[1] / "pytorch_model.bin")
-    assert "refused" in shadow(*PAIR, "--allow-pickle").assert_refused()
-    assert not (tmp_path / "marker").exists()
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -254,10 +214,10 @@ def mixed(folder):
 
 
 def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tmp_path):
-    """Unknown dtype, integers, NaN, a lost tensor: each a row and a reason; exit 0, strict 3."""
+    """Unknown dtype, integers, NaN, a lost tensor: each a row and a reason; exit 3."""
     for folder in folders:
         mixed(folder)
-    shadow(*PAIR).assert_done()
+    shadow(*PAIR).assert_done(code=3)
     tensors = pd.read_parquet(report(tmp_path) / "tensors.parquet")
     reasons = tensors[tensors.side == "tuned"].set_index("tensor").reason.dropna().to_dict()
     assert reasons == {
@@ -272,50 +232,7 @@ def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tm
     assert "nonfinite, unknown_dtype, unreadable" in strict.err
 
 
-def test_strict_has_no_objection_to_vectors_and_filters(shadow, folders):
-    """What --strict never objects to: not_a_matrix, not_float, filtered."""
-    for folder in folders:
-        save(folder, ids=torch.arange(3))
-    shadow(*PAIR, "--strict", "--module", "mlp.up").assert_done()
-
-
-CONFIGS = [
-    '{"model_type": ["llama"]}',
-    '{"model_type": {"a": 1}}',
-    '{"text_config": {"model_type": [1]}}',
-    '{"text_config": 7}',
-    '{"model_type": "gpt_neox", "num_attention_heads": "8"}',
-    '{"model_type": "gpt2", "num_attention_heads": -1}',
-    '{"tie_word_embeddings": "yes", "x": NaN}',
-    '{"x": "\\ud800"}',
-    '{"model_type": "\\u001b[31m"}',
-]
-
-
-@pytest.mark.parametrize("config", every(4, CONFIGS))
-def test_a_config_of_wrong_types_does_no_harm(shadow, folders, config):
-    """config.json helps to read names; nonsense in it is ignored or refused, never a traceback."""
-    (folders[1] / "config.json").write_text(config)
-    done = shadow(*PAIR)
-    done.assert_refused() if done.code else done.assert_done()
-
-
 ODD_NAMES = ("x.weight", "model.layers.0.mlp.experts.up.weight", "model.embed_tokens.weight")
-
-
-def test_a_number_that_no_column_holds_names_no_layer_and_no_expert(shadow, folders, tmp_path):
-    """Its tensors are still measured, under their own names."""
-    names = [
-        f"model.layers.{10**20}.mlp.up_proj.weight",
-        f"model.layers.0.mlp.experts.{10**20}.up_proj.weight",
-    ]
-    for folder in folders:
-        save(folder, **{name: torch.randn(8, 6) for name in names})
-    shadow(*PAIR).assert_done()
-    rows = pd.read_parquet(report(tmp_path) / "matrices.parquet")
-    rows = rows.query("subject == 'delta'").set_index("tensor")
-    assert set(rows.loc[names, "module"]) == {"other"}
-    assert rows.loc[names, "expert"].isna().all()
 
 
 SHAPES = [(0,), (0, 6), (6, 0), (2, 0, 3), (0, 0, 5), (), (1,), (1, 1), (1, 6), (0, 2**48, 2**48)]
@@ -323,7 +240,7 @@ SHAPES = [(0,), (0, 6), (6, 0), (2, 0, 3), (0, 0, 5), (), (1,), (1, 1), (1, 6), 
 
 @pytest.mark.parametrize("shape", every(3, SHAPES))
 def test_odd_shapes_are_rows_or_one_error(shadow, folders, tmp_path, shape):
-    """Empty tensors, scalars, single rows have a row; only an absurd shape may be refused."""
+    """Empty tensors (exit 3), scalars, single rows have a row; an absurd shape may be refused."""
     elements = int(0 not in shape) * max([*shape, 1])
     for folder in folders:
         (folder / "model.safetensors").rename(folder / "a.safetensors")
@@ -340,7 +257,7 @@ def test_odd_shapes_are_rows_or_one_error(shadow, folders, tmp_path, shape):
     if 2**48 in shape and done.code:
         done.assert_refused()
         return
-    done.assert_done()
+    done.assert_done(code=3 if 0 in shape else 0)
     assert set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor) >= set(ODD_NAMES)
 
 
@@ -378,15 +295,6 @@ def test_a_printable_name_is_shown_as_it_is(shadow, folders, tmp_path, name):
     assert name in set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor)
 
 
-@pytest.mark.parametrize("name", every(3, HOSTILE_NAMES[:9]))
-def test_a_printable_name_in_an_error_is_shown_as_it_is(shadow, folders, name):
-    """The same names in an error line: not swallowed as markup, not turned into a picture."""
-    twice(folders[1])
-    for shard in ("a", "b"):
-        save_file({name: torch.ones(2)}, folders[1] / f"{shard}.safetensors")
-    assert f"tensor {name!r} is in" in shadow(*PAIR).assert_refused()
-
-
 FOLDER_NAMES = [b"\x1b[31mred", b"a\nb", b":100:", b"[bold]", b"...", b"-o", b"a;$(touch x)"]
 
 
@@ -406,35 +314,14 @@ def test_a_folder_whose_name_is_no_text_is_refused(shadow, folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_shard_of_any_name_is_audited(shadow, folders, tmp_path):
-    """A safetensors file whose name is no UTF-8 or drives terminals is read like any other."""
-    for side, name in zip(folders, (b"\xff.safetensors", b"\x1b[31m.safetensors"), strict=True):
-        (side / "model.safetensors").rename(side / os.fsdecode(name))
-    done = shadow(*PAIR)
-    done.assert_refused() if done.code else done.assert_done()
-
-
 def family(text):
     return f"fam:\n  base: ./base\n{text}"
 
 
 REGISTRIES = {
-    "goes up": "..:\n  base: ./base\n  x: ./tuned\n",
     "goes up by a path": "../../up:\n  base: ./base\n  x: ./tuned\n",
-    "absolute": "/tmp/absolute:\n  base: ./base\n  x: ./tuned\n",
-    "stage goes up": family("  ../../x: ./tuned\n"),
     "escape in a stage": family('  "\\e[31mx": ./tuned\n'),
-    "escape in a reference": family('  x: "\\e[31mx"\n'),
-    "unknown key": family("  x: {repo: ./tuned, revison: a}\n"),
     "python tag": family("  x: !!python/object/apply:os.system ['touch marker']\n"),
-    "twice": family("  x: ./tuned\n  x: ./tuned\n"),
-    "nested": family("  x: " + "[" * 20_000),
-    "int that is none": family('  x: !!int ""\n'),
-    "pair of lists": family("  x: ./tuned\n  pairs: [{from: [base], to: x}]\n"),
-    "home of nobody": family("  x: ~no-such-user/x\n"),
-    "NUL": family('  x: "/a\\0b"\n'),
-    "not YAML": "fam: [",
-    "a hundred lines": "\n" * 99 + "fam: [",
     "not UTF-8": b"\xff",
 }
 
@@ -450,14 +337,6 @@ def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault):
         "reg/r.yaml:" in shadow("audit", "fam", "-o", "out", "--registry", "reg").assert_refused()
     )
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == before
-
-
-@pytest.mark.parametrize("name", ["a..b", "a...", "A-.", "a" * 96])
-def test_an_odd_family_name_stays_in_the_output_folder(shadow, folders, tmp_path, name):
-    """Whatever name a registry may give, the report lies two folders below -o."""
-    (tmp_path / "r.yaml").write_text(f"{name}:\n  base: ./base\n  x: ./tuned\n")
-    shadow("audit", name, "--registry", ".", "-o", "out").assert_done()
-    assert report(tmp_path).parent.parent == tmp_path / "out"
 
 
 def test_free_text_of_a_registry_cannot_drive_the_terminal(shadow, folders, tmp_path):
@@ -555,8 +434,7 @@ def test_a_path_that_no_file_system_takes_is_one_error_line(shadow, folders, tmp
 def larger(folders):
     """The toy checkpoints with a matrix large enough that its journal entry exceeds a page."""
     for seed, folder in enumerate(folders):
-        matrix = torch.randn(500, 500, generator=torch.Generator().manual_seed(seed))
-        save(folder, **{"model.layers.1.mlp.up_proj.weight": matrix})
+        save(folder, **{"model.layers.1.mlp.up_proj.weight": related((500, 500), seed)})
     return folders
 
 
@@ -594,23 +472,6 @@ def test_a_full_disk_is_one_error_line(shadow, larger, tiny_disk):
     assert "No space left" in failed.assert_refused()
     assert "free some space" in failed.err
     assert not list(tiny_disk.rglob("*.parquet"))
-
-
-def test_one_failing_pair_does_not_stop_the_others(shadow, folders, tmp_path):
-    """Of three pairs of a family one is broken: one error line, two reports, exit 1."""
-    (tmp_path / "r.yaml").write_text(family("  a: ./tuned\n  b: ./none\n  c: ./tuned\n"))
-    done = shadow("audit", "fam", "--registry", ".", "-o", "out")
-    assert done.code == 1
-    assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"]
-    made = {path.name for path in (tmp_path / "out" / "fam").iterdir()}
-    assert made == {"base..a", "base..c"}
-
-
-def test_a_terminal_of_few_letters_gets_the_report(shadow, folders):
-    """Where stdout cannot show letters beyond ASCII the report is still shown."""
-    text = shadow(*PAIR, env={"PYTHONIOENCODING": "ascii"}).assert_done()
-    assert text.isascii()
-    assert "relative norm" in text
 
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
@@ -651,31 +512,6 @@ def test_closed_streams_are_no_traceback(arguments, code, says):
     assert "Traceback" not in done.stderr
     assert says in done.stderr
     assert done.returncode == code
-
-
-@pytest.mark.parametrize(
-    "fault", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
-)
-def test_too_little_memory_is_one_error_line(monkeypatch, capsys, fault):
-    """NumPy and torch each have a fault of their own for it."""
-
-    def app(**options):
-        raise fault
-
-    monkeypatch.setattr(commands, "app", app)
-    assert commands.run() == 1
-    assert capsys.readouterr().err.splitlines()[0] == "error: there is not enough memory"
-
-
-@pytest.mark.parametrize("metadata", every(3, [{"schema": 1}, {"schema": "1"}, {"schema": 99}]))
-def test_a_foreign_report_is_refused_or_measured_again(shadow, folders, tmp_path, metadata):
-    """A report whose metadata is nonsense: `show` refuses it, `audit` too, or measures again."""
-    shadow(*PAIR).assert_done()
-    table = pa.table({"a": [1]}).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
-    pq.write_table(table, report(tmp_path) / "matrices.parquet")
-    shadow("show", "out").assert_refused()
-    done = shadow(*PAIR)
-    done.assert_refused() if done.code else done.assert_done()
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="all names are UTF-8 there")

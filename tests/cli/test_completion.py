@@ -13,7 +13,6 @@ from shadow.cli import completion
 from shadow.cli.commands import app
 from shadow.places.names import name_rules
 from shadow.reports.columns import TABLES
-from shadow.targets.families import family_names, load_families
 
 OWN = "toy:\n  base: ./a\n  sft: ./b\n  'chat': ./c\n"
 
@@ -30,14 +29,6 @@ def offered(line, **variables):
     return CliRunner().invoke(app, [], prog_name="shadow", env={**told, **variables}).stdout.split()
 
 
-def test_names_read_by_their_lines_are_those_of_the_families(tmp_path):
-    """All shipped families, and those of a folder; a folder that is not there has none."""
-    (tmp_path / "own.yaml").write_text(OWN)
-    assert family_names() == list(load_families())
-    assert family_names(tmp_path) == list(load_families(tmp_path))
-    assert family_names(tmp_path / "none") == list(load_families())
-
-
 def test_a_target_is_a_family_and_then_a_pair(tmp_path):
     """Of the registry and of the folder that was typed or set before."""
     (tmp_path / "own.yaml").write_text(OWN)
@@ -49,14 +40,6 @@ def test_a_target_is_a_family_and_then_a_pair(tmp_path):
         "base..chat",
     ]
     assert offered("shadow families dem") == ["demo"]
-
-
-def test_other_shells_take_a_pair_as_one_word():
-    """`family:pair`, which zsh and fish do not break."""
-    told = {"_TYPER_COMPLETE_ARGS": "shadow audit demo:", "_SHADOW_COMPLETE": "complete_zsh"}
-    shown = CliRunner().invoke(app, [], prog_name="shadow", env=told).stdout
-    assert "demo\\\\:base..narrow" in shown
-    assert "demo\\\\:base..broad" in shown
 
 
 @pytest.mark.parametrize(

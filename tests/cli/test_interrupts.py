@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,15 +123,3 @@ def test_every_command_is_interrupted_alike(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["shadow", "families", "demo"])
     with pytest.raises(KeyboardInterrupt):
         commands.run()
-
-
-def test_the_module_ends_as_the_command_does(tmp_path):
-    """Also where the interrupt rises through a text that is evaluated."""
-    body = "eval('signal.raise_signal(signal.SIGINT)')"
-    code = STUB.format(body, False).replace("from shadow.cli import main\nmain()\n", "")
-    (tmp_path / "sitecustomize.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-m", "shadow"], capture_output=True, text=True, check=False, timeout=60,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, "stopped\n")

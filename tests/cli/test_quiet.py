@@ -82,22 +82,6 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, is_list, hidden):
     assert bool(written.getvalue()) != hidden
 
 
-def test_without_a_terminal_progress_is_a_line_every_half_minute():
-    """Share done, matrices, rate and time left, of what this run measures itself: 40 of 100 in 20
-    seconds leave 2 a second and half a minute for the rest.
-    """
-    now, said = [0.0], []
-    with in_lines(1, said.append, clock=lambda: now[0]) as watch, watch("demo:base..narrow") as at:
-        at(Progress(done=0, total=100, cost_done=0, cost_total=100))
-        for seconds, done in ((20, 40), (31, 62), (45, 90), (61, 100)):
-            now[0] = seconds
-            at(Progress(done=done, total=100, cost_done=done, cost_total=100))
-    assert said == [
-        "demo:base..narrow: 62 % done, 62 of 100 matrices, 2/s, 0:19 left",
-        "demo:base..narrow: 100 % done, 100 of 100 matrices, 1.6/s, 0:00 left",
-    ]
-
-
 def test_of_a_list_the_line_counts_pairs():
     """One of three is done, the second half: an hour and a half is left."""
     now, said = [0.0], []

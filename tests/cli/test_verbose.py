@@ -10,9 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from shadow.audits.details import of_time
-from shadow.checkpoints.held_files import Reading
-
 pytest_plugins = "hub_pairs"
 PAIR = ("audit", "demo:base..narrow", "-o")
 MATRIX = re.compile(r"\[(\d+)/(\d+)\] (\S+), (?:vector of )?(\d+)(?: x (\d+))?: (\w+)")
@@ -66,17 +63,6 @@ def test_quiet_and_verbose_exclude_each_other(shadow):
     )
 
 
-def test_a_list_puts_the_pair_before_each_line(shadow, tmp_path):
-    """Every line of a list says which pair it is of."""
-    (tmp_path / "list.txt").write_text("demo\n")
-    told = shadow("audit", "--list", "list.txt", "-o", "out", "-v")
-    lines = told.err.splitlines()
-    assert {line.split(": ")[0] for line in lines} == {
-        "[1/2] demo:base..narrow",
-        "[2/2] demo:base..broad",
-    } | {f"[{number}/2] demo:{pair}" for number, pair in ((1, "base..narrow"), (2, "base..broad"))}
-
-
 def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run, hub):
     """Commits stand in full. The bytes to download are those of the files; a second audit finds all
     in the cache.
@@ -94,12 +80,3 @@ def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run,
     assert "downloading" not in second.err
     assert second.err.count(": in the cache of the Hub") == 5
     assert second.err.count("all that is needed is in the Hub's cache") == 2
-
-
-def test_the_share_of_time_is_that_of_all_workers():
-    """Two workers that together took 3 s in 2 s were busy for 3 of 4; of that they read a tenth."""
-    assert of_time(2.0, 3.0, 2, Reading(600_000_000, 0.3)) == (
-        "time: 2.0 s to measure; 2 workers busy 75 % of it: 10 % of that reading 600.0 MB of files"
-        " at 2.0 GB a second, 90 % computing"
-    )
-    assert "busy 0 %" in of_time(0.0, 0.0, 1, Reading())

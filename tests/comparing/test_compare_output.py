@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reports import delta, place, places, uniform, write
-from view import drawn
 
-from shadow.cli.reports import compare as command
-from shadow.comparing.comparison import MARGIN, compare
+from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.reports.columns import COMPARISON
-from shadow.telling.comparison import HOW_SURE, comparison_document, modules_apart
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
 
 # The command
-
-
-def test_the_rows_go_into_a_folder_that_is_made(shadow, tmp_path):
-    """As the folder of a figure or of an export is; and no line of a pipe ends with a space."""
-    uniform(tmp_path / "a", 0.4)
-    uniform(tmp_path / "b", 0.3)
-    done = shadow("compare", "a", "b", "-o", "new/folder/rows.parquet")
-    assert done.assert_done()
-    assert (tmp_path / "new" / "folder" / "rows.parquet").is_file()
-    assert [line for line in done.out.splitlines() if line != line.rstrip()] == []
 
 
 @pytest.mark.slow
@@ -58,68 +44,6 @@ def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, t
     assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "content")
     other = shadow("compare", demo_reports / "base..narrow", "other")
     assert "different bases" in other.assert_refused()
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_output_fits_the_terminal(demo_reports, count):
-    """No line is longer than the terminal, nothing is cut off."""
-    pairs = ("base..narrow", "base..broad", "base..narrow")[:count]
-    document = comparison_document(compare([demo_reports / pair for pair in pairs]))
-    for width in (80, 120):
-        text = drawn(document, width)
-        assert max(map(len, text.splitlines())) <= width
-        assert "…" not in text
-        margin = "x 1.18"  # of ratios, in a column or in the title
-        figures = ("PR / null PR", "x 0.83", "+0.065", "rel. norm", margin)
-        for word in ("more concentrated", "spread, 87.5 %", "not shown", "only 4 layers", *figures):
-            assert word in text
-        assert ("mlp.down" in text) == (count == 2)
-
-
-def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
-    """As of two changes that differ tenfold, on 80 columns."""
-    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
-    ends = {"difference": 0.067, "low": 0.061, "high": 0.072}
-    small = {
-        "log ratio": {name: math.log(value) for name, value in ends.items()},
-        "difference": {"first": 0.0333, "second": 0.0211},
-    }
-    wide = [replace(figure, **small[figure.scale]) for figure in compared.contrasts[0].figures]
-    wide[-1] = replace(wide[-1], first=0.00083, second=0.014)
-    document = comparison_document(
-        replace(compared, contrasts=[replace(compared.contrasts[0], figures=wide)])
-    )
-    text = drawn(document, 80)
-    assert "x 0.067  x 0.061 to 0.072  more concentrated" in text
-    assert text.count("0  more concentrated") + text.count("2  more concentrated") == 5
-
-
-def test_every_column_of_the_modules_has_a_name_of_its_own(tmp_path):
-    """`conc.` of either report, and their difference."""
-    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
-    heads = [column.head for column in modules_apart(compared.contrasts[0]).columns]
-    assert heads[2:5] == ["conc. A", "conc. B", "A - B"]
-    assert len(set(heads)) == len(heads)
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_components_and_experts_fit_too(tmp_path, width):
-    """A vision tower beside a mixture of experts, and a long pair name: no line is longer, nothing
-    is cut off.
-    """
-    where = [{**place(layer, "mlp.down"), "component": "vision"} for layer in range(24)]
-    where += [place(layer, "experts.gate", expert) for layer in range(48) for expert in range(21)]
-    name = "Qwen2.5-VL-72B..Qwen2.5-VL-72B-Instruct-0123abcd"
-    folders = [
-        write(tmp_path / one, [delta(c, own) for own in where])
-        for one, c in ((name, 0.45), ("b", 0.123))
-    ]
-    text = drawn(comparison_document(compare(folders)), width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
-    assert "1,032 matrices of both; the 1,032 in 72 layers decide" in text
-    for word in ("vision     mlp.down", "experts.gate  1,008", "+0.327"):
-        assert word in text
 
 
 def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path):
@@ -173,13 +97,6 @@ def test_wrong_usage(demo_reports, shadow):
     assert "`shadow show` has a table of any number, --scores correlates up to 200" in many.err
     for margin in ("-0.1", "nan", "2"):
         assert "--margin" in shadow("compare", run, run, "--margin", margin).assert_refused(code=2)
-
-
-def test_the_margin_of_the_command_is_the_modules():
-    """The default stands twice, because the command line imports nothing heavy."""
-    import inspect
-
-    assert inspect.signature(command).parameters["margin"].default == MARGIN
 
 
 # Hostile and broken reports
@@ -290,23 +207,6 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     else:
         assert "\\x1b[31m" in text
         assert all(word in text for word in ("[bold]", "[red]x[/red]", "[blue]y"))
-
-
-def test_a_comparison_says_how_sure_it_is(shadow, demo_reports):
-    """The counts of the lab, which docs/compare.md has from its tables; with the default margin
-    alone, since they are of it.
-    """
-    runs = [demo_reports / "base..narrow", demo_reports / "base..broad"]
-    shown, wider = (
-        " ".join(shadow("compare", *runs, *more).assert_done().split())
-        for more in ((), ("--margin", "0.06"))
-    )
-    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
-    for count in ("0 of 140 pairs", "15 of 99 pairs of narrow and broad data"):
-        assert count in HOW_SURE
-        assert count in " ".join(page.split())
-    assert HOW_SURE in shown
-    assert HOW_SURE not in wider
 
 
 def test_a_median_of_differences_is_not_called_a_difference_of_medians(shadow, tmp_path):

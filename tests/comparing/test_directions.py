@@ -90,14 +90,6 @@ def test_rounding_of_the_base_is_shared_where_both_started_from_more_bits(master
     assert (told.cosine > 5 * told.chance_cosine) == master
 
 
-def test_the_most_that_shared_rounding_adds_is_that_of_the_steps_of_the_base():
-    """ulp²/12 an entry, by NumPy: no more than the exact product of both roundings."""
-    base, one, two = three((64, 96))
-    found = sibling_values(((base, one), (base, two)), ("BF16",) * 3, Workspace())
-    ulps = 2.0 ** (np.floor(np.log2(np.abs(base.double().numpy()))) - 7)
-    assert found.rounding == pytest.approx((ulps**2).sum() / 12)
-
-
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
     """Reports of two models tuned from one base, whose updates have half their energy in common in

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import planted
 import pytest
-import torch
 from command import run_shadow
 from reports import delta, place, write
-from safetensors.torch import save_file
 
 from shadow.comparing.lineage import Step, lineage
 from shadow.comparing.one_checkpoint import numbered
@@ -151,13 +149,6 @@ def test_what_has_no_order_is_told(step, steps):
     assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo"], ["coder", "dpo"]]
 
 
-def test_names_that_two_stages_share_are_those_of_repositories(step):
-    """One family's `instruct` is the base of another, which calls its own end `instruct` too."""
-    one = step("a/base..instruct", commit("org/base-7b", 1), commit("org/chat-7b", 2))
-    two = step("b/base..instruct", commit("org/chat-7b", 2), commit("org/r1-7b", 3))
-    assert lineage([one, two]).chains[0].stages == ["base", "chat-7b", "r1-7b"]
-
-
 def test_siblings_are_no_step(tmp_path):
     """Of two models of one base neither came from the other."""
     settings = {"method": {"precision": "default"}, "chosen": {}, "relation": "sibling"}
@@ -207,42 +198,6 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(told):
     assert groups[2] == {"attention": pytest.approx(1.0)}
     assert set(groups[0]) == {"attention", "MLP", "embedding"}
     assert not told["notes"]
-
-
-def test_an_adapter_is_a_last_step(stages, tmp_path):
-    """LoRA on the query projections of sft: nothing of it was rounded."""
-    top, _ = stages
-    adapter, generator = tmp_path / "adapter", torch.Generator().manual_seed(7)
-    adapter.mkdir()
-    factors = {}
-    for layer in range(planted.CHAIN_LAYERS):
-        left, right = (
-            torch.randn(size, generator=generator)
-            for size in ((planted.CHAIN_WIDTH, 2), (2, planted.CHAIN_WIDTH))
-        )
-        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        factors |= {f"{name}.lora_A.weight": right, f"{name}.lora_B.weight": left}
-    save_file(factors, adapter / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    sides = ("--base", top / "sft", "--tuned", adapter)
-    shadow("audit", *sides, "-o", "reports", cwd=tmp_path).assert_done()
-    before = top / "reports" / "toy" / "base..sft"
-    done = shadow("lineage", before, "reports", "--format", "json", cwd=tmp_path)
-    found = json.loads(done.out)["chains"][0]["steps"][1]
-    assert found["relative_norm_unrounded"] == pytest.approx(found["relative_norm"])
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_table_fits_the_terminal(stages, width):
-    """Every line fits, the four reports are in it, and no cell is cut."""
-    done = shadow("lineage", "toy", "--registry", "registry", cwd=stages[0], width=width)
-    assert done.code == 0
-    lines = done.out.splitlines()
-    assert max(map(len, lines)) <= width
-    table = [line for line in lines if ".." in line and " ± " not in line and ":" not in line]
-    assert [line.split()[0] for line in table] == ["base..sft", "sft..dpo", "dpo..rl", "base..rl"]
-    assert "…" not in done.out
 
 
 def test_a_family_tells_which_of_its_pairs_have_no_report(stages, tmp_path):
@@ -317,29 +272,3 @@ def test_the_page_has_a_section_where_reports_follow_one_another(stages, tmp_pat
     apart = [folder for folder in folders if folder.name in ("base..sft", "base..rl")]
     write_page(top, apart, tmp_path / "apart.html")
     assert '<section id="lineage"' not in (tmp_path / "apart.html").read_text()
-
-
-def test_a_step_next_to_an_unreadable_report_stands_alone(stages, tmp_path):
-    """What follows it is known by its provenance, but a step is shown beside one that is read."""
-    top = tmp_path / "toy"
-    for name in ("base..sft", "sft..dpo"):
-        shutil.copytree(stages[0] / "reports" / "toy" / name, top / name)
-    (top / "sft..dpo" / "tensors.parquet").write_bytes(b"PAR1 nothing")
-    (top / "sft..dpo" / "summary.json").write_bytes(b"{}")
-    written = write_page(top, sorted(top.iterdir()), tmp_path / "page.html")
-    assert (written.pairs, len(written.unreadable)) == (1, 1)
-    assert '<section id="lineage"' not in (tmp_path / "page.html").read_text()
-
-
-def test_a_step_that_changed_nothing_is_told_so(tmp_path):
-    """A copy of a stage: a size of 0 instead of dashes."""
-    demo = Path(__file__).parents[2] / "registry" / "demo"
-    for name, source in (("base", "base"), ("one", "narrow"), ("two", "narrow")):
-        shutil.copytree(demo / source, tmp_path / name, copy_function=shutil.copyfile)
-    for one, two in (("base", "one"), ("one", "two")):
-        given = ("audit", f"./{one}", f"./{two}", "--name", f"copy:{one}..{two}", "--norms")
-        shadow(*given, cwd=tmp_path).assert_done()
-    text = shadow("lineage", "copy", cwd=tmp_path).assert_done()
-    (row,) = (line.split() for line in text.splitlines() if line.startswith(" one..two"))
-    assert row[1:3] == ["0", "%"]
-    assert "± -" not in text

@@ -143,11 +143,3 @@ def test_reports_of_other_bases_are_correlated(tmp_path, shadow):
     assert "+0.4" in text
     (tmp_path / "other.csv").write_text("model,benchmark,score\norg/x,mmlu,1\n")
     assert "org/x" in shadow(*words[:-1], "other.csv").assert_refused()
-
-
-def test_scores_are_for_compare_alone(shadow):
-    """The option of audit and show is gone."""
-    for command in (("audit", "demo"), ("show",)):
-        done = shadow(*command, "--scores", "scores.csv")
-        assert "the option --scores is gone" in done.assert_refused(code=2)
-        assert "shadow compare" in done.err

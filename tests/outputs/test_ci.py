@@ -20,7 +20,7 @@ from reports import uniform
 from shadow.claims.rules import parse_rule, read_policy
 from shadow.claims.verdicts import Judgement, Verdict
 from shadow.cli import console
-from shadow.outputs.ci import CUT, SUMMARY_BYTES, append_summary, counts, junit, workflow_commands
+from shadow.outputs.ci import CUT, SUMMARY_BYTES, append_summary, junit, workflow_commands
 from shadow.outputs.markdown import cell, markdown
 from shadow.telling.verdicts import gate_document
 from shadow.text import inert, visible
@@ -282,46 +282,6 @@ def test_junitparser_reads_it(tmp_path):
     assert [suite.time for suite in xml] == [1.25, 0, 0, 0, 0.5, 0]
 
 
-def test_a_pair_that_failed_is_a_failure_that_took_its_own_time(shadow, tmp_path):
-    """Of a family whose second pair cannot be read: one failure of two cases, no error; times are
-    those of index.json, to a millisecond.
-    """
-    planted.toy(tmp_path / "base", 0)
-    planted.toy(tmp_path / "good", 1)
-    planted.toy(tmp_path / "cut", 2)
-    weights = next((tmp_path / "cut").glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1])
-    (tmp_path / "list.yaml").write_text(
-        "- {base: ./base, tuned: ./good, name: 'toy:base..good'}\n"
-        "- {base: ./base, tuned: ./cut, name: 'toy:base..cut'}\n"
-    )
-    done = shadow("audit", "--list", "list.yaml", "-o", "out", "--junit", "junit.xml")
-    assert done.code == 1
-    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
-    assert (xml.tests, xml.failures, xml.errors) == (2, 1, 0)
-    index = json.loads((tmp_path / "out" / "index.json").read_text())["pairs"]
-    assert [(suite.name, suite.failures) for suite in xml] == [
-        ("toy:base..good", 0),
-        ("toy:base..cut", 1),
-    ]
-    for suite, row in zip(xml, index, strict=True):
-        ((case,), seconds) = (suite, row["seconds"])
-        assert suite.time == case.time == pytest.approx(seconds, abs=1e-3)
-        assert seconds > 0
-
-
-def test_junit_has_every_figure_of_a_verdict():
-    """Its message is the line that a terminal shows; what that leaves out is in the output."""
-    rule = parse_rule("concentration > 0.5")
-    said = Verdict(rule, "met", "a, b and 9 more", in_full="a, b, c")
-    (case,) = ElementTree.fromstring(junit([Judgement("f", "p", verdicts=(said,))])).iterfind(
-        "testsuite/testcase[failure]"
-    )
-    assert case.find("failure").get("message") == "a, b and 9 more"
-    assert "a, b, c" in case.findtext("system-out")
-    assert said.as_json()["in_full"] == "a, b, c"
-
-
 # All that is printed
 
 
@@ -333,13 +293,6 @@ def test_nothing_that_is_printed_is_a_command(text, before):
     """
     printed = inert("".join(f"{before}{part}\n" for part in (visible(text), visible(text) * 2)))
     assert commands(re.sub(r"\x1b\[\d*m", "", printed)) == []
-
-
-@CALM
-@given(st.text(alphabet=st.characters(blacklist_characters="#:")))
-def test_other_text_is_printed_as_it_is(text):
-    """Without `##` or `::` nothing is changed."""
-    assert inert(text) == text
 
 
 @CALM
@@ -497,51 +450,3 @@ def test_a_fault_is_in_every_format(shadow, tmp_path):
     assert [(case.name, [one.message for one in case.result]) for case in suite] == [
         ("audit", [data])
     ]
-
-
-def pair(name, *outcomes, warns=()):
-    """What came of the rules of a pair; those in warns only warn."""
-    return Judgement(
-        "f",
-        name,
-        verdicts=tuple(
-            Verdict(
-                parse_rule(f"spikes > {at}", severity="warning" if at in warns else "error"),
-                outcome,
-                "",
-            )
-            for at, outcome in enumerate(outcomes)
-        ),
-    )
-
-
-TWO = ("passed", "met")
-
-
-@pytest.mark.parametrize(
-    ("judged", "text"),
-    [
-        ([pair("a")], ""),
-        (
-            [pair(name, *TWO) for name in "abc"],
-            "3 of 6 checks passed (2 rules x 3 pairs), 3 FAILED",
-        ),
-        ([*(pair(name, *TWO) for name in "abc"), pair("d", "passed")],
-         "4 of 7 checks passed, 3 FAILED"),
-        ([pair("a", *TWO), Judgement("f", "d", fault="no")], "1 rule passed, 1 FAILED"),
-        ([pair("a", "met", warns=[0])], "0 rules passed, 0 failed, 1 warning"),
-        (
-            [pair("a", "met", warns=[0]), pair("b", "missing", warns=[0])],
-            "0 of 2 checks passed (1 rule x 2 pairs), 0 failed, 2 warnings",
-        ),
-        (
-            [pair("a", "passed", "met", "met", "missing", "skipped", warns=[2])],
-            "1 rule passed, 1 FAILED, 1 not judged, 1 warning, 1 skipped",
-        ),
-    ],
-)  # fmt: skip
-def test_the_last_line_counts_the_rules(judged, text):
-    """What passed, failed or could not be judged, and which only warn, as the exit code has it; of
-    several pairs with the same rules their product; nothing without rules.
-    """
-    assert counts(judged) == text

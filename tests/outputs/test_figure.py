@@ -8,9 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from io import BytesIO
-from itertools import combinations
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,20 +17,17 @@ import pytest
 from PIL import Image
 from reports import delta, place, write
 
-from shadow.cli.exports import FigureKind
 from shadow.errors import ShadowError
 from shadow.outputs.figures import (
-    CURVES,
     DRAWN,
     FORMATS,
     Choice,
     compose,
     draw,
     read_source,
-    shown,
     styled,
 )
-from shadow.reports.columns import SPECTRA, delta_metrics
+from shadow.reports.columns import SPECTRA
 from shadow.reports.parquet import arrow_schema
 
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -148,19 +143,6 @@ def test_of_many_experts_the_median_is_drawn(tmp_path):
     assert "router" not in found
 
 
-def test_experts_above_their_short_side_are_not_left_out(tmp_path):
-    """equivalent_directions of 10, 20 and one that is null because it is above m: 20, not 15."""
-    known = {"kept_reason": "nothing_rounded", "excess_purity": 0.001}
-    rows = [
-        delta(0.3, place(layer, "experts.up", expert), equivalent_directions=value, **known)
-        for layer, values in enumerate([(10.0, 20.0, None), (10.0, None, None)])
-        for expert, value in enumerate(values)
-    ]
-    folder = write(tmp_path / "base..tuned", rows)
-    grid = drawn("heatmap", [folder], metric="equivalent_directions")[0].axes[0].collections[0]
-    assert grid.get_array().filled(-1).ravel().tolist() == [20, -1]
-
-
 def test_the_heatmap_is_the_grid_of_medians(run):
     """Rows are modules in the order of names.yaml, columns layers; a null cell is masked."""
     axes = drawn("heatmap", [run], metric="effective_rank_shift")[0].axes[0]
@@ -196,11 +178,6 @@ def test_the_spectrum_is_that_of_the_file(run):
     assert "mlp.up, layer 3" in drawn("spectrum", [run])[1][0]
 
 
-def test_curves_are_told_apart_without_colour():
-    for one, other in combinations(CURVES, 2):
-        assert all(one[key] != other[key] for key in ("color", "linestyle", "marker"))
-
-
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("kind", DRAWN)
 def test_files_are_what_journals_take_and_always_the_same(run, kind, suffix):
@@ -232,19 +209,6 @@ def test_text_of_files_is_text(tmp_path, kind):
     content, _ = draw(kind, [folder], "svg", Choice())
     root = ElementTree.fromstring(content)
     assert not [node for node in root.iter() if node.tag.endswith("}script")]
-
-
-def test_labels_are_short_and_printable():
-    assert shown("x" * 60) == "x" * 21 + "…" + "x" * 22
-    assert shown("_a\x1b").startswith(" _a")
-    assert shown(HOSTILE).isprintable()
-
-
-def test_every_metric_can_be_drawn(run):
-    known = [name for name in delta_metrics() if any(row[name] is not None for row in deltas(run))]
-    assert len(known) > 10
-    for metric in known:
-        drawn("depth", [run], metric=metric)
 
 
 def test_nothing_foreign_is_overwritten(shadow, run, tmp_path):
@@ -283,17 +247,3 @@ def test_a_report_of_nothing_is_one_line(shadow, two, tmp_path):
     assert "inside a layer" in shadow("figure", folder).assert_refused()
     assert "2 reports" in shadow("figure", two[0].parent, "--kind", "heatmap").assert_refused()
     assert "--no-spectra" in shadow("figure", folder, "--kind", "spectrum").assert_refused()
-
-
-def test_the_command_says_what_it_drew(shadow, run, tmp_path):
-    """On stderr; stdout stays empty; without -o the file has the name of its kind."""
-    done = shadow("figure", run)
-    assert done.assert_done() == ""
-    assert "wrote depth.svg" in done.err
-    assert "effective_rank_shift of" in done.err
-    assert (tmp_path / "depth.svg").is_file()
-
-
-def test_the_kinds_of_the_command_are_those_that_are_drawn():
-    """They stand twice, because the command line imports nothing heavy."""
-    assert set(get_args(FigureKind)) == set(DRAWN)

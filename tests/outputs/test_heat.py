@@ -72,23 +72,6 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
     assert len(lines) == 3
 
 
-@pytest.mark.parametrize(
-    ("layers", "width", "cell", "last"),
-    [(12, 80, 2, "layer         0                     11   relative norm 1.0 % ░▒▓█ 8.0 %"),
-     (19, 80, 1, "layer         0               18   relative norm 1.0 % ░▒▓█ 8.0 %"),
-     (32, 80, 2, f"layer         0{'relative norm 1.0 % ░▒▓█ 8.0 %':^61}31"),
-     (40, 120, 2, f"layer         0{'relative norm 1.0 % ░▒▓█ 8.0 %':^77}39"),
-     (12, 40, 2, f"{'':14}relative norm 1.0 % ░▒▓█ 8.0 %")],
-)  # fmt: skip
-def test_the_scale_stands_where_the_axis_leaves_room(layers, width, cell, last):
-    """Between the numbers of the layers, beside them, or below them: the picture has one line more
-    than modules wherever that fits.
-    """
-    lines = drawn([row([0.01 + 0.07 * at / (layers - 1) for at in range(layers)])], width)
-    assert len(lines[0].rstrip()) == 14 + cell * layers
-    assert [" ".join(lines[-1].split()), len(lines)] == [" ".join(last.split()), 3 - (width > 40)]
-
-
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
     """200 layers in 80 columns: each cell the median of its layers: a step stays where it is."""
     lines = drawn([row([0.01] * 100 + [0.08] * 100)])
@@ -96,24 +79,6 @@ def test_more_layers_than_columns_are_binned_and_every_line_fits():
     cells = lines[0].removeprefix("mlp.up        ")
     half = len(cells) // 2
     assert cells == "░" * half + "█" * (len(cells) - half)
-
-
-def test_a_flat_profile_says_flat():
-    """Norms within a twentieth of one another are not told apart."""
-    lines = drawn([row([0.0200, 0.0204, 0.0202])])
-    assert "██████" in lines[0]
-    assert "relative norm 2.0 % everywhere" in lines[-1]
-
-
-def test_colours_are_those_of_the_scale_and_shades_are_left_out():
-    """Cividis from dark to light, by 24-bit colours."""
-    file = io.StringIO()
-    console = Console(file=file, width=80, force_terminal=True, color_system="truecolor")
-    console.print(HeatMap([row([0.01, 0.08])]))
-    text = file.getvalue()
-    assert "\x1b[48;2;0;34;78m" in text
-    assert "\x1b[48;2;254;232;56m" in text
-    assert "█" not in text
 
 
 def test_one_layer_or_nothing_that_moved_is_no_picture():

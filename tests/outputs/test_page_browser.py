@@ -6,13 +6,11 @@ import contextlib
 import os
 import re
 import shutil
-from io import BytesIO
 from pathlib import Path
 
 import families
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageColor
 from playwright.sync_api import expect, sync_playwright
 
 from shadow.outputs.page import write_page
@@ -240,100 +238,6 @@ def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
     expect(third.locator("article:visible h2").first).to_have_text("family-03 base..tuned")
 
 
-def box(page, selector: str) -> dict:
-    """Where an element is in the window, in pixels."""
-    return page.locator(selector).first.bounding_box()
-
-
-@pytest.mark.parametrize("wide", [True, False], ids=["screen", "telephone"])
-def test_the_finding_stands_beside_its_picture_and_charts_in_two_columns(one, opened, wide):
-    """Where there is room; on a telephone they stand below each other."""
-    page = opened(one, width=1280 if wide else 390)
-    for left, right in (
-        ("article .headline", "article .picture"),
-        ("#spectra-0", "#depth-0"),
-        ("#concentration-0", "#energy-0"),
-    ):
-        first, second = box(page, left), box(page, right)
-        assert (second["x"] > first["x"] + first["width"] / 2) is wide, right
-        assert (abs(second["y"] - first["y"]) < 20) is wide, right
-    assert box(page, "article .picture")["width"] > (400 if wide else 300)
-
-
-def test_the_page_has_one_family_of_type_with_figures_of_one_width(one, opened):
-    """Headings, figures and charts are set in that of the text; digits stand below each other."""
-    page = opened(one)
-    for selector in ("h1", "h2", ".headline", ".sentence", ".figures dd", "table", ".cells li"):
-        style = page.locator(f"{selector} >> nth=0").evaluate(
-            """one => { const own = getComputedStyle(one), body = getComputedStyle(document.body);
-            return [own.fontFamily === body.fontFamily, own.fontVariantNumeric]; }"""
-        )
-        assert style == [True, "tabular-nums"], selector
-
-
-def test_the_list_of_pairs_stays_in_the_window(fifty, opened):
-    """At its top, however far one reads; what is jumped to lies below it and the contents."""
-    page = opened(fifty)
-    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
-    assert box(page, ".picker")["y"] == 0
-    page.get_by_role("button", name="Next").click()
-    assert box(page, ".picker")["y"] == 0
-    page.locator("article:visible nav.contents a", has_text="Spectra").click()
-    heading = box(page, "article:visible section[id^=spectra] h2")
-    contents = box(page, "article:visible nav.contents")
-    assert contents["y"] == pytest.approx(box(page, ".picker")["height"], abs=1)
-    assert contents["y"] + contents["height"] <= heading["y"] < 200
-
-
-def test_no_cell_of_a_table_with_sentences_covers_another(one, opened):
-    """On a telephone the result of a gate stands beside its name, not below it."""
-    page = opened(one, width=390, touch=True)
-    covered = page.evaluate(
-        """() => [...document.querySelectorAll("table.sentences tbody tr")].flatMap((row) => {
-            const [first, second] = row.cells;
-            const ends = first.getBoundingClientRect().right;
-            const begins = second.getBoundingClientRect().left;
-            return ends > begins + 1 && begins > 0 ? [first.innerText] : [];
-        })"""
-    )
-    assert not covered
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_table_that_scrolls_shows_it(one, opened, theme):
-    """On a telephone its right edge is shaded, until one has scrolled there: then its left is."""
-    page = opened(one, theme, width=390, touch=True)
-    table = page.locator("#modules-0 .scroll").first
-    assert table.evaluate("one => one.scrollWidth > one.clientWidth")
-
-    def shaded() -> list[bool]:
-        """Whether the last row of pixels differs from the page at the left and the right end."""
-        image = Image.open(BytesIO(table.screenshot())).convert("RGB")
-        plain = ImageColor.getrgb({"light": "#ffffff", "dark": "#121519"}[theme])
-        last = image.height - 2
-        ends = (image.getpixel((x, last)) for x in (1, image.width - 2))
-        return [max(abs(a - b) for a, b in zip(end, plain, strict=True)) > 12 for end in ends]
-
-    assert shaded() == [False, True]
-    table.evaluate("one => { one.scrollLeft = one.scrollWidth; }")
-    assert shaded() == [True, False]
-
-
-def test_numbers_behind_a_chart_have_two_digits(one, opened):
-    """A relative norm as per cent, a concentration as a number; matrices are counted."""
-    page = opened(one)
-    page.get_by_text("Table of this chart").first.click()
-    cells = page.locator("details.behind[data-table=heat] tbody tr td:nth-child(4)")
-    expect(cells.first).to_be_visible()
-    norms = [text for text in cells.all_text_contents() if text != "–"]
-    assert norms
-    assert all(re.fullmatch(r"\d\d %|\d\.\d %|0\.\d\d %", text) for text in norms)
-    page.locator("[data-control=metric]").select_option("concentration")
-    expect(cells.first).not_to_contain_text("%")
-    values = [text for text in cells.all_text_contents() if text != "–"]
-    assert all(re.fullmatch(r"−?0\.0*\d\d", text) for text in values), values
-
-
 # ---- it answers
 
 
@@ -395,21 +299,6 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
     expect(table.locator("tbody tr")).to_have_count(4 * 8 + 1 + 4 * 5 + 1)
 
 
-def test_base_and_tuned_can_be_looked_at(one, opened):
-    """The switch of subject offers the spectral columns, and shows a projector without a delta."""
-    page = opened(one)
-    page.get_by_role("radio", name="tuned").check()
-    names = page.locator("[data-control=metric] option").evaluate_all(
-        "all => all.map(one => one.value)"
-    )
-    assert "effective_rank" in names
-    assert "relative_norm" not in names
-    page.locator("[data-control=metric]").select_option("effective_rank")
-    value = """document.querySelector('[data-chart=heat]').data
-        .filter(one => one.yaxis === 'y3')[0].z[0][0]"""
-    assert page.evaluate(value) > 1
-
-
 def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
     """The curve below is that of the cell: its layer, module and spikes."""
     page = opened(one)
@@ -459,15 +348,6 @@ def test_a_chart_can_be_saved_as_svg(one, opened, tmp_path):
     assert all(f">{module}</text>" in text for module in ("attn.q", "mlp.down"))
 
 
-def test_the_theme_switch_recolours_the_charts(one, opened):
-    """Dark on request where the system is light; the charts follow, and Auto goes back."""
-    page = opened(one)
-    for name, text in (("Dark", "rgb(230, 233, 236)"), ("Auto", "rgb(22, 25, 29)")):
-        page.get_by_role("radio", name=name).check()
-        assert page.evaluate(TICK) == text
-        assert page.evaluate("getComputedStyle(document.body).color") == text
-
-
 def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_path):
     """In the dark theme too; afterwards the screen is as it was."""
     page = opened(one, "dark")
@@ -481,59 +361,6 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert page.evaluate("window.printed") == ["rgb(22, 25, 29)", 660]
     assert page.evaluate(TICK) == "rgb(230, 233, 236)"
-
-
-def test_the_printed_page_says_what_was_chosen(one, opened):
-    """The lists above a chart are text on paper, and only what was chosen of a switch; buttons and
-    closed tables go.
-    """
-    page = opened(one)
-    page.locator("[data-control=depth-metric]").select_option("stable_rank")
-    title = page.locator("[data-chart=depth]").get_by_text("Shift of the stable rank: tuned − base")
-    assert title.count() == 1
-    page.emulate_media(media="print")
-    select = page.locator("[data-control=depth-metric]")
-    assert select.is_visible()
-    assert select.evaluate("one => getComputedStyle(one).borderTopWidth") == "0px"
-    chosen = page.locator("article .segmented b").locator("visible=true")
-    assert chosen.all_text_contents() == ["delta"]
-    assert page.locator("details:visible, button:visible, .theme:visible").count() == 0
-
-
-def test_a_section_that_is_jumped_to_is_below_the_contents(one, opened):
-    """The contents stay at the top of the window and cover no heading."""
-    page = opened(one)
-    for name in ("heat", "spectra"):
-        page.locator(f"nav.contents a[href='#{name}-0']").click()
-        top, bottom = page.evaluate(
-            f"""[document.querySelector('#{name}-0 h2').getBoundingClientRect().top,
-            document.querySelector('nav.contents').getBoundingClientRect().bottom]"""
-        )
-        assert bottom <= top < bottom + 60
-
-
-def test_nothing_stands_over_a_chart_on_a_touch_screen(one, opened):
-    """Buttons that a pointer brings up would always be there, over legends; nothing is wider than
-    the screen.
-    """
-    page = opened(one, width=390, touch=True)
-    assert len(charts(page)) == 6
-    assert page.locator(".modebar-btn").count() == 0
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
-
-
-def test_a_pair_without_a_change_has_no_empty_lists(tmp_path, opened):
-    """There are no charts and no sections for them, which the contents do not name either."""
-    part = families.Part(families.SMALL, 3, identical=True)
-    families.write_family(tmp_path / "run" / "same" / "base..same", (part,), family="same")
-    page = opened(written(tmp_path / "run"))
-    assert charts(page) == []
-    unused = "figcaption:visible, article select:visible, details.behind:visible"
-    assert page.locator(unused).count() == 0
-    assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 0
-    assert page.locator("nav.contents a").all_text_contents() == [
-        "Finding", "Other explanations", "Gates and label", "Not measured", "Provenance"
-    ]  # fmt: skip
 
 
 def test_every_control_and_chart_has_a_name(one, opened):

@@ -11,14 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import reports
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.outputs.page.cells import columns_of, metric_texts
-from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
+from shadow.outputs.page.cells import columns_of
+from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks
 from shadow.outputs.page.pair import read_pair
-from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.telling.reading import SummarisedReport
 
 
@@ -102,31 +100,6 @@ def test_intervals_of_modules_are_those_of_the_summary(small):
     assert checked >= 4 * 8
 
 
-def test_a_module_of_the_page_has_the_directions_that_the_summary_has(tmp_path):
-    """1 / X above m is larger than every value: the median of 10, 12, 14 and two such is 14; of two
-    values and three such there is none.
-    """
-    deltas = [
-        reports.delta(
-            0.3,
-            reports.place(layer, module),
-            kept_reason="nothing_rounded",
-            excess_purity=0.001,
-            equivalent_directions=None if layer >= few else 10.0 + 2 * layer,
-        )
-        for module, few in (("mlp.up", 3), ("mlp.down", 2))
-        for layer in range(5)
-    ]
-    data = drawn(reports.write(tmp_path / "base..tuned", deltas))
-    told = data["modules"]["delta"]["equivalent_directions"]
-    medians = {
-        module: told[data["groups"].index(["language", module])]
-        for module in ("mlp.up", "mlp.down")
-    }
-    assert medians["mlp.up"][0] == 14
-    assert medians["mlp.down"] is None
-
-
 def test_a_cell_of_experts_is_their_median_and_range(experts):
     """Against NumPy over the rows: value, least and largest, and each expert by itself."""
     data = drawn(experts)
@@ -154,14 +127,6 @@ def test_a_cell_of_experts_is_their_median_and_range(experts):
     assert data["ranges"]["concentration"]["low"][attention] is None
 
 
-def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
-    """With room for two numbers of every expert, two metrics are kept, the headline ones."""
-    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 2 * 3 * 4 * 3)
-    assert list(measured(experts)["experts"]["values"]) == ["relative_norm", "concentration"]
-    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 3)
-    assert measured(experts)["experts"] == {}
-
-
 def test_what_has_no_delta_is_a_cell_with_its_state(vision):
     """Identical and skipped tensors, matrices without a base: cells with the reason, no value."""
     data = drawn(vision)
@@ -177,19 +142,6 @@ def test_what_has_no_delta_is_a_cell_with_its_state(vision):
     assert data["values"]["tuned"]["effective_rank"][projector] > 1
     components = dict.fromkeys(component for component, _ in data["groups"])
     assert list(components) == ["language", "vision", "projector"]
-
-
-def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
-    """Metrics are the numeric columns of matrices.parquet, in the words of `shadow explain`."""
-    texts = metric_texts()
-    drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
-    assert set(texts) == {column.name for column in drawn}
-    for column in drawn:
-        text = texts[column.name]
-        assert (text["text"], text["pitfalls"]) == (column.text, column.pitfalls)
-        assert text["delta"] is (column in DELTA)
-    assert texts["participation_ratio"]["under_null"] == "null_participation_ratio"
-    assert texts["concentration"]["under_null"] == 0
 
 
 # ---- spectra
@@ -216,21 +168,6 @@ def test_thinned_curves_stay_close_to_the_whole_ones():
         line = np.exp(np.interp(np.log(ranks), np.log(ranks[kept]), np.log(sigma[kept])))
         assert np.abs(line / sigma - 1)[:-3].max() < 0.02
         assert len(kept) <= MOST
-
-
-def test_pages_of_many_curves_have_fewer_points_each():
-    """A 7B family has the most, fifty of them the fewest."""
-    assert points_for(3 * 198) == MOST
-    assert points_for(50 * 3 * 198) == FEWEST
-    assert FEWEST < points_for(6000) < MOST
-
-
-@given(st.floats(allow_nan=True, allow_infinity=True))
-def test_short_numbers_are_close_or_null(value):
-    """Four digits, and null for what JSON cannot hold."""
-    found = short(value)
-    assert found is None if not np.isfinite(value) else found == pytest.approx(value, rel=5.1e-4)
-    json.dumps(found, allow_nan=False)
 
 
 def test_curves_are_the_singular_values_at_their_ranks(small):

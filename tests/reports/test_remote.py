@@ -249,12 +249,6 @@ def test_urls_that_are_refused_before_anything_is_reached(url, message, shadow):
     assert SECRET not in done.err
 
 
-def test_a_key_may_have_a_colon_and_an_at_sign(tmp_path):
-    for url in ("s3://bucket/10:30/x@y", "hf://datasets/a/b@main/x"):
-        assert located(url) == Store(url)
-    assert located(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [

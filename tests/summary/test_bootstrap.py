@@ -19,7 +19,6 @@ from shadow.summary.bootstrap import (
     Blocks,
     blocks_of,
     cut,
-    distinct_draws,
     draws,
     expanded_tail,
     interval,
@@ -63,14 +62,6 @@ def test_medians_are_those_of_the_repeated_rows(components, modules):
         assert median == np.median(np.repeat(values, times))
 
 
-def test_layers_are_drawn_within_their_component():
-    """Blocks know how many layers each component has; what is outside them is in every draw."""
-    _, names, layers = table(5, 3, ("vision", "language"))
-    blocks = blocks_of(names, layers)
-    assert blocks.sizes == (5, 5)
-    assert (blocks.codes[-2:] == -1).all()
-
-
 @pytest.mark.parametrize("sizes", [(2, 3), (5, 5), (1, 8), (3, 3)])
 def test_components_keep_their_numbers_of_layers(sizes):
     """Every draw has as many layers of each component as there are, each layer of a component
@@ -81,17 +72,6 @@ def test_components_keep_their_numbers_of_layers(sizes):
     assert (counts[:, : sizes[0]].sum(axis=1) == sizes[0]).all()
     assert (counts[:, sizes[0] :].sum(axis=1) == sizes[1]).all()
     np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
-
-
-@pytest.mark.parametrize("sizes", [(4,), (6,), (2, 3), (12,)])
-def test_draws_that_repeat_are_taken_as_often_as_they_were_drawn(sizes):
-    """Written out again, distinct draws are the draws, in another order; of 12 layers they are as
-    they were.
-    """
-    counts, times = distinct_draws(sizes)
-    again, every = np.repeat(counts, times, axis=0), draws(sizes)
-    np.testing.assert_array_equal(again[np.lexsort(again.T)], every[np.lexsort(every.T)])
-    assert len(counts) == (DRAWS if sizes == (12,) else len(np.unique(every, axis=0)))
 
 
 @pytest.mark.parametrize(("layers", "modules"), [(3, 2), (4, 1), (6, 3), (9, 1), (20, 10)])
@@ -274,17 +254,6 @@ def test_a_figure_that_some_draws_do_not_have_has_no_interval():
     with np.errstate(divide="ignore"):
         found = interval(lambda counts: 1.0 / (counts @ energy), blocks)
     assert (found.bounds, found.reason) == (None, "not defined for every choice of layers")
-
-
-def test_a_table_of_many_experts_takes_no_time():
-    """18,432 matrices in 48 layers: well under a second a figure, as the bisection never writes the
-    draws out.
-    """
-    values, names, layers = table(48, 384)
-    blocks = blocks_of(names, layers)
-    found = interval_of_median(values, blocks)
-    assert found.bounds[0] < np.median(values) < found.bounds[1]
-    assert len(draws(blocks.sizes)) == DRAWS
 
 
 def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():

@@ -11,12 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 
 from shadow.cli import commands, console
 from shadow.files import registry_folder
-from shadow.targets import plain_yaml
 from shadow.targets.families import load_families
 from shadow.targets.references import ComponentBase, Reference
 
@@ -64,12 +62,6 @@ def test_every_known_pair_is_declared():
     assert EXCEPTIONS.keys() <= {row["family"] for row in rows}
 
 
-def test_an_exception_is_explained_where_a_person_looks():
-    """What is no pair is still a family, without pairs and with a note."""
-    assert FAMILIES["gpt-oss"].pairs == ()
-    assert "No base model was released" in (FAMILIES["gpt-oss"].note or "")
-
-
 def test_no_checkpoint_is_invented():
     """Every repository stands in the list of known pairs, in a column or a note."""
     known = {
@@ -106,13 +98,6 @@ def test_a_language_model_is_the_base_of_its_component():
             assert parts == {"language": row["base_id"]} | ({"vision": tower} if is_repo else {})
 
 
-@pytest.mark.parametrize("name", ["olmo2-1b", "olmo2-7b", "tulu3-8b"])
-def test_stages_are_compared_one_by_one_and_as_a_whole(name):
-    """Each stage with the next, and the first with the last."""
-    pairs = [pair.name for pair in FAMILIES[name].pairs]
-    assert pairs == ["base..sft", "sft..dpo", "dpo..instruct", "base..instruct"]
-
-
 def test_what_is_shipped_is_uniform():
     """Tags from a short list, a source with an address, one kind of network, no tag for what is
     read live.
@@ -147,13 +132,6 @@ def test_no_pair_is_declared_twice():
     assert [pair for pair, times in pairs.items() if times > 1] == []
 
 
-def test_both_parsers_read_the_same(monkeypatch):
-    """libyaml's parser and the one in Python find the same text at the same lines."""
-    fast = [plain_yaml.read_plain(file.read_bytes()) for file in FILES]
-    monkeypatch.setattr(plain_yaml, "FAST", yaml.BaseLoader)
-    assert [plain_yaml.read_plain(file.read_bytes()) for file in FILES] == fast
-
-
 @pytest.fixture
 def shadow(monkeypatch, capsys):
     """`shadow ...` in this process: exit code, stdout, stderr."""
@@ -166,44 +144,6 @@ def shadow(monkeypatch, capsys):
         return (commands.run(), *capsys.readouterr())
 
     return run
-
-
-@pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_the_table_fits(shadow, width):
-    """A row or a few per family, no line wider than the terminal, no name cut, their number on the
-    last line.
-    """
-    code, out, err = shadow("families", width=width)
-    assert (code, err) == (0, "")
-    lines = [line.rstrip() for line in out.splitlines()]
-    assert max(map(len, lines)) <= width
-    first_words = {line.split()[0] for line in lines if line.split()}
-    assert FAMILIES.keys() <= first_words
-    assert "…" not in out or width == 120  # there the last stage is cut, never a pair
-    assert (
-        lines[-1]
-        == f"{len(FAMILIES)} families, {sum(len(f.pairs) for f in FAMILIES.values())} pairs"
-    )
-    assert ("Qwen/Qwen2.5-7B-Instruct" in out) == (width >= 120)
-
-
-def test_one_family_is_shown_whole(shadow):
-    """Stages with their checkpoints by component, pairs as targets, source, note."""
-    code, out, _ = shadow("families", "llava-1.5-7b")
-    assert code == 0
-    for word in (
-        "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "llava-hf/llava-1.5-7b-hf",
-        "llava-1.5-7b:base..instruct", "language, vision, projector", "padded", "github.com",
-    ):  # fmt: skip
-        assert word in out
-    assert re.search(r"language +lmsys", out)
-    assert re.search(r"vision +openai", out)
-
-
-def test_a_sibling_is_called_so(shadow):
-    """The relation of a pair that is not base and tuned is shown in both views."""
-    for word in ("qwen3-vl-8b", "QWEN3-VL-8B"):
-        assert "instruct..thinking (sibling)" in " ".join(shadow("families", word)[1].split())
 
 
 def test_json_is_a_list_of_families(shadow):
@@ -240,21 +180,6 @@ def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
     assert got == code
     assert all(word in out + err for word in words)
     assert (out == "") == bool(code)
-
-
-@pytest.mark.parametrize("start", ["import shadow", "from shadow.cli import main; main()"])
-def test_pydantic_is_loaded_only_where_a_file_is_read(start):
-    """Neither the package nor `shadow --help` waits for it."""
-    script = (
-        "import sys; sys.argv = ['shadow', '--help']\n"
-        f"try: {start}\n"
-        "except SystemExit: pass\n"
-        "print('pydantic' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_the_list_needs_nothing_heavy():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import jsonschema
@@ -30,11 +29,6 @@ def test_the_committed_schema_is_up_to_date():
     assert readme.LIST_SCHEMA.read_text() == json.dumps(list_schema(), indent=2) + "\n"
 
 
-def test_it_is_a_schema():
-    """Valid by the meta-schema of its draft."""
-    jsonschema.Draft7Validator.check_schema(SCHEMA)
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_shipped_file_names_the_schema_and_keeps_it(file: Path):
     """As the reader reads it, all text, and as an editor does, with numbers and booleans."""
@@ -43,22 +37,6 @@ def test_a_shipped_file_names_the_schema_and_keeps_it(file: Path):
     assert (file.parent / first.partition("=")[2]).resolve() == readme.SCHEMA.resolve()
     VALIDATOR.validate(read_plain(file.read_bytes())[0])
     VALIDATOR.validate(yaml.safe_load(file.read_text()))
-
-
-def test_the_example_of_the_documentation_is_a_registry(tmp_path):
-    """It loads, and keeps the schema."""
-    (text,) = re.findall(
-        r"```yaml\n(# yaml-language-server.*?)```",
-        (readme.DOCS / "registry.md").read_text(),
-        re.DOTALL,
-    )
-    assert [pair.name for family in load(tmp_path, text).values() for pair in family.pairs] == [
-        "base..sft",
-        "sft..dpo",
-        "base..instruct",
-        "instruct..thinking",
-    ]
-    VALIDATOR.validate(yaml.safe_load(text))
 
 
 @FUZZ
@@ -123,13 +101,3 @@ def test_the_schema_of_lists_agrees_with_the_reader(tmp_path, text, takes):
     else:
         with pytest.raises(UsageError):
             read_list(str(tmp_path / "list.yaml"))
-
-
-def test_the_list_of_the_documentation_keeps_its_schema(tmp_path):
-    """docs/lists.md begins with one, which is read."""
-    (text,) = re.findall(
-        r"```yaml\n(- demo .*?)```", (readme.DOCS / "lists.md").read_text(), re.DOTALL
-    )
-    jsonschema.Draft7Validator(list_schema()).validate(yaml.safe_load(text))
-    (tmp_path / "list.yaml").write_text(text)
-    assert [len(one.claims) for one in read_list(str(tmp_path / "list.yaml"))] == [0, 0, 0, 0, 1]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from shadow.errors import ShadowError, UsageError
 from shadow.targets import plain_yaml
-from shadow.targets.families import filter_families, find_pairs, given_pair, load_families
+from shadow.targets.families import filter_families, find_pairs, load_families
 from shadow.targets.references import ComponentBase, Reference, parse_reference
 
 GOOD = "fam:\n  base: org/base\n  sft: org/sft\n"
@@ -94,12 +94,6 @@ def test_components_are_what_the_file_says(tmp_path, text, components):
     assert list(load(tmp_path, GOOD + text)["fam"].components) == components
 
 
-def test_the_keys_of_a_base_are_components(tmp_path):
-    """A base per component says of the family that it has these."""
-    family = load(tmp_path, "fam:\n  base: {audio: org/a, language: org/l}\n  sft: org/s\n")["fam"]
-    assert family.components == ("language", "audio")
-
-
 def test_no_pairs_with_a_note(tmp_path):
     """`pairs: []` says that there is nothing to compare; asked for it, the note is the hint."""
     families = load(tmp_path, "fam:\n  a: org/a\n  b: org/b\n  pairs: []\n  note: two sizes\n")
@@ -119,139 +113,105 @@ def test_an_empty_file_holds_no_families(tmp_path, text):
 SFT = "fam:\n  base: org/b\n  sft: "
 BASE = "fam:\n  base:\n    "
 PAIR = GOOD + "  pairs:\n    - "
-FAULTS = {  # what the file holds, the line, what the message and the hint say
+FAULTS = {  # what the file holds, the line, and the word that was meant
     "unknown key in a stage": (
-        "fam:\n  base: org/b\n  sft:\n    repo: org/s\n    revison: main\n", 5,
-        "unknown key 'revison'", "did you mean 'revision'?"),
-    "misspelt reserved key": (GOOD + "  pair: [base..sft]\n", 4, "'pair'", "did you mean 'pairs'?"),
-    "unknown key in a pair": (
-        PAIR + "{from: base, too: sft}\n", 5, "unknown key 'too'", "did you mean 'to'?"),
-    "misspelt stage in a pair": (
-        GOOD + "  pairs: [base..stf]\n", 4, "stage 'stf'", "did you mean 'sft'?"),
-    "misspelt base": (
-        "fam:\n  bsae: org/b\n  sft: org/s\n", 1, "no stage `base`", "did you mean 'bsae'?"),
-    "no second stage": ("fam:\n  base: org/b\n", 1, "no stage besides", None),
-    "unknown relation": (
-        PAIR + "{from: base, to: sft, relation: cousin}\n", 5,
-        "`relation` is 'cousin'", "one of tuned, sibling"),
-    "misspelt relation": (
-        PAIR + "{from: base, to: sft, relation: siblings}\n", 5, "'siblings'", "'sibling'"),
+        "fam:\n  base: org/b\n  sft:\n    repo: org/s\n    revison: main\n",
+        5, "did you mean 'revision'?"),
+    "misspelt reserved key": (GOOD + "  pair: [base..sft]\n", 4, "did you mean 'pairs'?"),
+    "unknown key in a pair": (PAIR + "{from: base, too: sft}\n", 5, "did you mean 'to'?"),
+    "misspelt stage in a pair": (GOOD + "  pairs: [base..stf]\n", 4, "did you mean 'sft'?"),
+    "misspelt base": ("fam:\n  bsae: org/b\n  sft: org/s\n", 1, "did you mean 'bsae'?"),
+    "no second stage": ("fam:\n  base: org/b\n", 1, None),
+    "unknown relation": (PAIR + "{from: base, to: sft, relation: cousin}\n", 5, None),
+    "misspelt relation": (PAIR + "{from: base, to: sft, relation: siblings}\n", 5, None),
     "misspelt component": (
-        BASE + "language: org/l\n    visoin: org/v\n  sft: org/s\n", 4,
-        "unknown key 'visoin'", "did you mean 'vision'?"),
+        BASE + "language: org/l\n    visoin: org/v\n  sft: org/s\n", 4, "did you mean 'vision'?"),
     "the only component is misspelt": (
-        BASE + "langauge: org/l\n  sft: org/s\n", 3,
-        "unknown key 'langauge'", "did you mean 'language'?"),
-    "no such component": (
-        "fam:\n  base: {language: org/l, xyz: org/v}\n  sft: org/s\n", 2,
-        "unknown key 'xyz'", "language, vision, projector"),
-    "component and repo": (
-        BASE + "repo: org/l\n    vision: org/v\n  sft: org/s\n", 3,
-        "either `repo` or components", "vision: {repo"),
+        BASE + "langauge: org/l\n  sft: org/s\n", 3, "did you mean 'language'?"),
+    "no such component": ("fam:\n  base: {language: org/l, xyz: org/v}\n  sft: org/s\n", 2, None),
+    "component and repo": (BASE + "repo: org/l\n    vision: org/v\n  sft: org/s\n", 3, None),
     "misspelt key in a component": (
-        BASE + "vision:\n      repo: org/v\n      revison: x\n  sft: org/s\n", 5,
-        "unknown key 'revison'", "'revision'"),
-    "component without repo": (
-        BASE + "vision: {revision: x}\n  sft: org/s\n", 3, "a checkpoint has no `repo`", None),
-    "component of a component": (
-        BASE + "vision: {language: org/v}\n  sft: org/s\n", 3, "unknown key 'language'", "repo"),
-    "component is a list": (
-        BASE + "vision: [org/v]\n  sft: org/s\n", 3, "['org/v'] is not a checkpoint", None),
+        BASE + "vision:\n      repo: org/v\n      revison: x\n  sft: org/s\n", 5, None),
+    "component without repo": (BASE + "vision: {revision: x}\n  sft: org/s\n", 3, None),
+    "component of a component": (BASE + "vision: {language: org/v}\n  sft: org/s\n", 3, None),
+    "component is a list": (BASE + "vision: [org/v]\n  sft: org/s\n", 3, None),
     "component is no reference": (
-        BASE + "language: org/l\n    vision: word\n  sft: org/s\n", 4,
-        "'word' is neither", "./NAME"),
-    "stage per component": (
-        "fam:\n  base: org/b\n  sft:\n    language: org/l\n", 4,
-        "unknown key 'language'", "only `base` may have"),
+        BASE + "language: org/l\n    vision: word\n  sft: org/s\n", 4, None),
+    "stage per component": ("fam:\n  base: org/b\n  sft:\n    language: org/l\n", 4, None),
     "tuned is per component": (
         "fam:\n  base: {vision: org/v}\n  sft: org/s\n  pairs:\n    - base..sft\n    - sft..base\n",
-        6, "cannot be the tuned side", "base..sft"),
-    "a key of a stage beside the stages": (
-        GOOD + "  revision: main\n", 4, "'revision' cannot name a stage", "repo:"),
-    "a key of a pair beside the stages": (
-        GOOD + "  relation: sibling\n", 4, "'relation' cannot name", "pairs:"),
-    "reserved key in capitals": (
-        GOOD + "  Tags: [a]\n", 4, "looks like the reserved key 'tags'", "'tags'"),
-    "misspelt note": (GOOD + "  notes: org/x\n", 4, "looks like the reserved key 'note'", "'note'"),
-    "no base and no pairs": ("fam:\n  a: org/a\n  b: org/b\n", 1, "no stage `base`", "`pairs`"),
-    "one stage and no base": (
-        "fam:\n  a: org/a\n  pairs: []\n  note: x\n", 1, "no stage besides `a`", None),
-    "no stage": ("fam:\n  pairs: []\n  note: x\n", 1, "no stage at all", None),
-    "pair without to": (PAIR + "{from: base}\n", 5, "no `to`", "from: base, to"),
-    "second item of pairs": (PAIR + "base..sft\n    - base..fts\n", 6, "stage 'fts'", "'sft'"),
-    "third item of tags": (
-        GOOD + "  tags:\n    - a\n    - b\n    - [c]\n", 7, "['c'] is not text", None),
-    "tag of two words": (
-        GOOD + "  tags: [long context]\n", 4, "'long context' cannot be a name", None),
-    "tag twice": (GOOD + "  tags:\n    - a\n    - a\n", 6, "'a' is listed twice", None),
+        6, None),
+    "a key of a stage beside the stages": (GOOD + "  revision: main\n", 4, None),
+    "a key of a pair beside the stages": (GOOD + "  relation: sibling\n", 4, None),
+    "reserved key in capitals": (GOOD + "  Tags: [a]\n", 4, None),
+    "misspelt note": (GOOD + "  notes: org/x\n", 4, None),
+    "no base and no pairs": ("fam:\n  a: org/a\n  b: org/b\n", 1, None),
+    "one stage and no base": ("fam:\n  a: org/a\n  pairs: []\n  note: x\n", 1, None),
+    "no stage": ("fam:\n  pairs: []\n  note: x\n", 1, None),
+    "pair without to": (PAIR + "{from: base}\n", 5, None),
+    "second item of pairs": (PAIR + "base..sft\n    - base..fts\n", 6, None),
+    "third item of tags": (GOOD + "  tags:\n    - a\n    - b\n    - [c]\n", 7, None),
+    "tag of two words": (GOOD + "  tags: [long context]\n", 4, None),
+    "tag twice": (GOOD + "  tags:\n    - a\n    - a\n", 6, None),
     "repo is a list": (
-        "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: [org/s]\n", 5,
-        "is not text", "org/name@rev"),
+        "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: [org/s]\n", 5, None),
     "repo is no reference": (
-        "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: word\n", 5, "neither", "./NAME"),
-    "note is a mapping": (GOOD + "  note:\n    a: b\n", 4, "`note` is not text", None),
+        "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: word\n", 5, None),
+    "note is a mapping": (GOOD + "  note:\n    a: b\n", 4, None),
     "the same word in another family": (
-        GOOD + "  note: fum\nfum:\n  base: org/b\n  note: 'sft: x'\n  sft: word\n", 8,
-        "family 'fum'", None),
-    "the second family": (GOOD + "other:\n  base: org/b\n  sft: 3\n", 6, "family 'other'", None),
-    "duplicate family": (GOOD + GOOD, 4, "duplicate key 'fam'", None),
-    "duplicate stage": (GOOD + "  sft: org/t\n", 4, "duplicate key 'sft'", None),
-    "duplicate key in a stage": (
-        SFT + "{repo: org/s, repo: org/t}\n", 3, "duplicate key 'repo'", None),
-    "duplicate pair": (PAIR + "base..sft\n    - {from: base, to: sft}\n", 6, "listed twice", None),
-    "pair with itself": (GOOD + "  pairs: [base..base]\n", 4, "with itself", None),
-    "pair that is no pair": (
-        GOOD + "  pairs: [base-sft]\n", 4, "'base-sft' is not a pair", "base..sft"),
-    "pairs is a word": (GOOD + "  pairs: base..sft\n", 4, "`pairs` is not a list", None),
-    "pairs is empty": (GOOD + "  pairs: []\n", 4, "`pairs` is empty", "`note`"),
-    "pair of lists": (PAIR + "{from: [base], to: sft}\n", 5, "fam", None),
-    "pair of mappings": (PAIR + "{from: base, to: {a: b}}\n", 5, "fam", None),
-    "relation is a list": (PAIR + "{from: base, to: sft, relation: [x]}\n", 5, "relation", None),
-    "tags is a word": (GOOD + "  tags: x\n", 4, "`tags` is not a list", None),
-    "source is a list": (GOOD + "  source: [a]\n", 4, "`source` is not text", None),
-    "stage is a list": (SFT + "[org/s]\n", 3, "['org/s'] is not a checkpoint", None),
-    "stage is empty": ("fam:\n  base: org/b\n  sft:\n", 3, "'' is neither", None),
-    "stage without repo": (SFT + "{revision: main}\n", 3, "no `repo`", None),
-    "no reference": (SFT + "just-a-word\n", 3, "neither a folder nor a name", "./NAME"),
-    "reference goes up": (SFT + "org/..\n", 3, "neither a folder nor a name", None),
-    "very long reference": ("fam:\n base: org/b\n sft: " + "a" * 5000 + "\n", 3, "fam", None),
-    "reference with NUL": (SFT + '"/a\\0b"\n', 3, "fam", None),
-    "home of nobody": (SFT + "~no-such-user/x\n", 3, "fam", None),
-    "subfolder goes up": (
-        SFT + "{repo: org/s, subfolder: a/../../b}\n", 3, "leaves the checkpoint", None),
-    "subfolder is absolute": (
-        SFT + "{repo: org/s, subfolder: /etc}\n", 3, "leaves the checkpoint", None),
-    "family goes up": ("..:\n  base: org/b\n  sft: org/s\n", 1, "cannot be a name", None),
-    "family is a path": ("/tmp/x:\n  base: org/b\n  sft: org/s\n", 1, "cannot be a name", None),
-    "stage goes up": ('fam:\n  base: org/b\n  "../x": org/s\n', 3, "cannot name a stage", None),
-    "stage with dots": ("fam:\n  base: org/b\n  a..b: org/s\n", 3, "cannot name a stage", None),
-    "stage with an escape": (
-        'fam:\n  base: org/b\n  "a\\e[31m": org/s\n', None, "cannot name a stage", None),
-    "key is a list": ("? [a, b]\n: 1\n", 1, "not a word", None),
-    "family is a word": ("fam: org/b\n", 1, "'org/b' is not a family", None),
-    "a list": ("- fam\n", None, "the file is not a mapping", None),
-    "a word": ("fam\n", None, "the file is not a mapping", None),
-    "not YAML": ("fam: [\n", 2, "expected", None),
-    "tab": ("fam:\n\tbase: org/b\n", 2, "cannot start any token", None),
-    "two documents": (GOOD + "---\n" + GOOD, 4, "another document", None),
-    "not UTF-8": (b'\n\nfam: \xff\n', 3, "not UTF-8", None),
-    "control character": ("\nfam: \x07\n", 2, "U+0007", None),
-    "escape of no character": ('fam:\n  base: "\\U00110000"\n', None, "not YAML", None),
-    "undefined alias": ("fam: *a\n", 1, "aliases are not allowed", None),
-    "empty list": ("[]\n", None, "the file is not a mapping", None),
-    "python tag": (
-        "fam:\n  base: !!python/object/apply:os.system [id]\n", 2, "tags are not allowed", None),
-    "python name": ("fam: !!python/name:os.system\n", 1, "tags are not allowed", None),
-    "unknown tag": ("fam: !include other.yaml\n", 1, "tags are not allowed", None),
-    "merge key": ("fam:\n  <<: {base: org/b}\n  sft: org/s\n", 2, "'<<' cannot name a stage", None),
-    "alias of itself": ("fam: &a {base: *a}\n", 1, "aliases are not allowed", None),
-    "int that is none": ('fam:\n  base: !!int ""\n', None, "r.yaml", None),
-    "date that cannot be": ("fam:\n  base: 2024-13-45\n", None, "r.yaml", None),
-    "a number of 20,000 digits": (
-        GOOD + "  pairs: [0x" + "f" * 20_000 + "]\n", None, "r.yaml", None),
-    "nested lists": ("\n" + "[" * 20_000, 2, "nested more than", None),
-    "nested mappings": ("fam: " + "{a: " * 5_000, 1, "nested more than", None),
-    "larger than a registry": ("# " + "x" * 1_000_001, None, "larger than", None),
+        GOOD + "  note: fum\nfum:\n  base: org/b\n  note: 'sft: x'\n  sft: word\n", 8, None),
+    "the second family": (GOOD + "other:\n  base: org/b\n  sft: 3\n", 6, None),
+    "duplicate family": (GOOD + GOOD, 4, None),
+    "duplicate stage": (GOOD + "  sft: org/t\n", 4, None),
+    "duplicate key in a stage": (SFT + "{repo: org/s, repo: org/t}\n", 3, None),
+    "duplicate pair": (PAIR + "base..sft\n    - {from: base, to: sft}\n", 6, None),
+    "pair with itself": (GOOD + "  pairs: [base..base]\n", 4, None),
+    "pair that is no pair": (GOOD + "  pairs: [base-sft]\n", 4, None),
+    "pairs is a word": (GOOD + "  pairs: base..sft\n", 4, None),
+    "pairs is empty": (GOOD + "  pairs: []\n", 4, None),
+    "pair of lists": (PAIR + "{from: [base], to: sft}\n", 5, None),
+    "pair of mappings": (PAIR + "{from: base, to: {a: b}}\n", 5, None),
+    "relation is a list": (PAIR + "{from: base, to: sft, relation: [x]}\n", 5, None),
+    "tags is a word": (GOOD + "  tags: x\n", 4, None),
+    "source is a list": (GOOD + "  source: [a]\n", 4, None),
+    "stage is a list": (SFT + "[org/s]\n", 3, None),
+    "stage is empty": ("fam:\n  base: org/b\n  sft:\n", 3, None),
+    "stage without repo": (SFT + "{revision: main}\n", 3, None),
+    "no reference": (SFT + "just-a-word\n", 3, None),
+    "reference goes up": (SFT + "org/..\n", 3, None),
+    "very long reference": ("fam:\n base: org/b\n sft: " + "a" * 5000 + "\n", 3, None),
+    "reference with NUL": (SFT + '"/a\\0b"\n', 3, None),
+    "home of nobody": (SFT + "~no-such-user/x\n", 3, None),
+    "subfolder goes up": (SFT + "{repo: org/s, subfolder: a/../../b}\n", 3, None),
+    "subfolder is absolute": (SFT + "{repo: org/s, subfolder: /etc}\n", 3, None),
+    "family goes up": ("..:\n  base: org/b\n  sft: org/s\n", 1, None),
+    "family is a path": ("/tmp/x:\n  base: org/b\n  sft: org/s\n", 1, None),
+    "stage goes up": ('fam:\n  base: org/b\n  "../x": org/s\n', 3, None),
+    "stage with dots": ("fam:\n  base: org/b\n  a..b: org/s\n", 3, None),
+    "stage with an escape": ('fam:\n  base: org/b\n  "a\\e[31m": org/s\n', None, None),
+    "key is a list": ("? [a, b]\n: 1\n", 1, None),
+    "family is a word": ("fam: org/b\n", 1, None),
+    "a list": ("- fam\n", None, None),
+    "a word": ("fam\n", None, None),
+    "not YAML": ("fam: [\n", 2, None),
+    "tab": ("fam:\n\tbase: org/b\n", 2, None),
+    "two documents": (GOOD + "---\n" + GOOD, 4, None),
+    "not UTF-8": (b'\n\nfam: \xff\n', 3, None),
+    "control character": ("\nfam: \x07\n", 2, None),
+    "escape of no character": ('fam:\n  base: "\\U00110000"\n', None, None),
+    "undefined alias": ("fam: *a\n", 1, None),
+    "empty list": ("[]\n", None, None),
+    "python tag": ("fam:\n  base: !!python/object/apply:os.system [id]\n", 2, None),
+    "python name": ("fam: !!python/name:os.system\n", 1, None),
+    "unknown tag": ("fam: !include other.yaml\n", 1, None),
+    "merge key": ("fam:\n  <<: {base: org/b}\n  sft: org/s\n", 2, None),
+    "alias of itself": ("fam: &a {base: *a}\n", 1, None),
+    "int that is none": ('fam:\n  base: !!int ""\n', None, None),
+    "date that cannot be": ("fam:\n  base: 2024-13-45\n", None, None),
+    "a number of 20,000 digits": (GOOD + "  pairs: [0x" + "f" * 20_000 + "]\n", None, None),
+    "nested lists": ("\n" + "[" * 20_000, 2, None),
+    "nested mappings": ("fam: " + "{a: " * 5_000, 1, None),
+    "larger than a registry": ("# " + "x" * 1_000_001, None, None),
 }  # fmt: skip
 
 
@@ -262,13 +222,12 @@ def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monke
     whatever PyYAML has.
     """
     monkeypatch.setattr(plain_yaml, "FAST", getattr(yaml, parser, yaml.BaseLoader))
-    text, line, reason, hint = FAULTS[fault]
+    text, line, hint = FAULTS[fault]
     with pytest.raises(ShadowError) as caught:
         load(tmp_path, text)
     assert not isinstance(caught.value, UsageError)
     where = f"{tmp_path / 'r.yaml'}:{line}: " if line else f"{tmp_path / 'r.yaml'}:"
     assert caught.value.message.startswith(where)
-    assert reason in caught.value.message
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 1000
     assert hint is None or hint in (caught.value.hint or "")
@@ -325,15 +284,6 @@ def test_a_shipped_name_cannot_be_taken(tmp_path):
         load_families(tmp_path)
 
 
-def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):
-    """`x.yaml/`, and a registry that is not there, are ShadowErrors."""
-    (tmp_path / "x.yaml").mkdir()
-    with pytest.raises(ShadowError, match=r"x\.yaml"):
-        load_families(tmp_path)
-    with pytest.raises(ShadowError, match="no such registry folder"):
-        load_families(tmp_path / "nothing")
-
-
 WORDS = st.sampled_from(
     [
         "base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation",
@@ -368,16 +318,6 @@ def assert_read_or_refused(tmp_path, text: str | bytes):
 def test_any_text_is_read_or_refused(tmp_path, text):
     """Any text, of the format's words or not: families or ShadowError, never another exception."""
     assert_read_or_refused(tmp_path, text)
-
-
-@FUZZ
-@given(
-    raw=st.binary(max_size=60)
-    | st.lists(WORDS, max_size=8).map(lambda words: "".join(words).encode("utf-16"))
-)
-def test_any_bytes_are_read_or_refused(tmp_path, raw):
-    """Any bytes, also text in another encoding."""
-    assert_read_or_refused(tmp_path, raw)
 
 
 KEYS = st.sampled_from(
@@ -442,22 +382,6 @@ def test_any_reference_is_understood_or_refused(text):
     )
 
 
-@pytest.mark.parametrize("text", ["~no-such-user/x", "/a\0b", "a" * 5000, "/" + "a" * 5000 + "\0"])
-def test_a_reference_that_cannot_be_is_refused(text):
-    """A home of nobody, a NUL, a name too long for a file: usage errors, nothing else."""
-    with pytest.raises(ShadowError):
-        parse_reference(text)
-
-
-def test_a_loop_of_links_is_refused_or_taken_as_it_is(tmp_path):
-    """A symbolic link to itself is no folder, and no traceback either."""
-    (tmp_path / "loop").symlink_to("loop")
-    try:
-        assert parse_reference(str(tmp_path / "loop")).is_folder
-    except ShadowError as refused:
-        assert "loop" in refused.message  # noqa: PT017
-
-
 def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch):
     """`org/name` is on the Hub even where such a folder is; a folder's bare name says: write ./"""
     (tmp_path / "org" / "name").mkdir(parents=True)
@@ -495,16 +419,6 @@ def test_targets_name_a_family_or_one_pair(tmp_path):
     assert caught.value.hint == "it has: base..sft, base..dpo"
 
 
-def test_two_forks_of_one_name_never_share_a_folder():
-    """The name of a given pair holds a digest of both references, revisions included."""
-    pairs = [
-        given_pair(parse_reference("a/base"), parse_reference(text))
-        for text in ("b/tuned", "c/tuned", "b/tuned@v2")
-    ]
-    assert {pair.family for pair in pairs} == {"tuned"}
-    assert len({pair.name for pair in pairs}) == 3
-
-
 MANY = """
 one: {base: org/one-base, sft: org/one-SFT, tags: [dense]}
 two: {base: {language: org/one-sft, vision: eyes/clip}, sft: org/two, tags: [dense, vlm]}
@@ -537,23 +451,3 @@ def test_families_are_filtered(tmp_path, word, component, tags, found):
     assert [
         family.name for family in filter_families(families, word, component, tags)
     ] == found.split()
-
-
-@pytest.mark.parametrize(
-    ("word", "component", "tags", "reason", "hint"),
-    [
-        ("tow", None, [], "no family has 'tow'", "did you mean 'two'?"),
-        ("here", None, [], "no family has 'here'", "did you mean 'hear'?"),
-        (None, None, ["dens"], "the tag 'dens'", "did you mean 'dense'?"),
-        (None, None, ["xyz"], "the tag 'xyz'", "tags: audio, dense, moe, vlm"),
-        (None, "vision", ["moe"], "no family with component vision and tag moe", "lists them"),
-        ("hear", None, ["dense"], "no family with tag dense has 'hear'", "lists them"),
-    ],
-)
-def test_nothing_found_names_the_nearest(tmp_path, word, component, tags, reason, hint):
-    """What is not there is an error with the nearest name or tag."""
-    with pytest.raises(ShadowError) as caught:
-        filter_families(load(tmp_path, MANY), word, component, tags)
-    assert not isinstance(caught.value, UsageError)
-    assert reason in caught.value.message
-    assert hint in (caught.value.hint or "")

@@ -16,10 +16,8 @@ from finding_cases import (
     LEVELS,
     MUST,
     MUST_NOT,
-    PRUNED,
     RANK_8,
     ROUNDED,
-    SCALED,
     SETTINGS,
     UNKNOWN,
     WIDE,
@@ -31,14 +29,11 @@ from finding_cases import (
     model,
     row,
     same,
-    says,
     sentence,
     skipped,
     summary_of,
     told,
     vectors,
-    with_head,
-    with_swapped,
 )
 from safetensors.torch import save_file
 
@@ -64,11 +59,8 @@ def test_no_entries_are_masked_by_an_update_along_the_weights_or_in_few_matrices
     assert "masked" not in codes(told(tmp_path / "astray", astray))
     half = [*model(4, zero_share_excess=0.5), *model(4, zero_share_excess=0.0)]
     assert "masked" not in codes(told(tmp_path / "half", half))
-    says(
-        tmp_path, "masked", [*half, row(9, "mlp.up", zero_share_excess=0.5)],
-        "more entries stayed the same than rounding leaves of normally distributed updates (by 50 %"
-        " of those counted, in the median)",
-    )  # fmt: skip
+    most = [*half, row(9, "mlp.up", zero_share_excess=0.5)]
+    assert "masked" in codes(told(tmp_path / "most", most))
 
 
 def test_every_code_has_a_case_and_a_text():
@@ -87,32 +79,6 @@ def test_a_broken_side_is_the_first_sentence(tmp_path, deltas):
     assert first.code == "nonfinite"
 
 
-@pytest.mark.parametrize(
-    ("more", "text"),
-    [
-        (BROKEN, "The tuned model is broken"),
-        (grown(591, 551), "The vocabulary lost 40 rows: the embeddings have 551, the base's 591."),
-        (grown(591, 608), "The vocabulary grew by 17 rows: the embeddings have 608, the base's"),
-        (
-            skipped("only_in_base", "mlp.up", 4, sides=["base"]),
-            "Not compared: layer 4 (only in the base).",
-        ),
-        (
-            skipped("shape_differs", "mlp.up", 9, "base (512, 256), tuned (1024, 256)"),
-            "Not compared: mlp.up of layer 9 (other shapes, 1,024 x 256 instead of 512 x 256).",
-        ),
-    ],
-)
-def test_weights_are_the_same_only_where_all_were_compared(tmp_path, more, text):
-    """Otherwise the finding says what was not compared, and the rest is what could be."""
-    summary = summary_of(tmp_path, [], extra_tensors=(*same(), *more))
-    check(summary)
-    assert text in summary.finding.text
-    assert "The weights are the same" not in summary.finding.text
-    assert sentence(summary.finding, "identical").startswith("What could be compared is the same")
-    assert "100 %" not in summary.finding.text
-
-
 def test_what_was_not_compared_comes_after_the_size_unless_it_limits_the_rest(tmp_path):
     """A few new rows are no headline of a fine-tune; half a model without a partner is."""
     few = told(tmp_path / "few", model(), extra_tensors=grown(591, 594))
@@ -121,24 +87,13 @@ def test_what_was_not_compared_comes_after_the_size_unless_it_limits_the_rest(tm
     assert codes(many)[:3] == ["part_shared", "left_out", "size"]
 
 
-def test_a_part_that_is_nearly_all_is_not_called_all(tmp_path):
-    """99.8 % is less than 100 %."""
-    text = sentence(told(tmp_path, [], extra_tensors=grown(100_000, 99_800)), "part_shared")
-    assert text.startswith("The two share only 99.8 % of")
-
-
 def test_where_vectors_alone_moved_the_weights_are_not_the_same(tmp_path):
     """As BitFit leaves it: the gate stays failed, as it is of matrices, and its reason says why."""
     more = (*same(), *vectors([0.1, 0.2, 0.4]))
     summary = summary_of(tmp_path, [], extra_tensors=more)
-    assert [one.text for one in summary.finding.sentences] == [
-        "Only vectors changed: 3 of 4 biases and norms changed, by 20 % of their norm in the"
-        " median.",
-        "Every matrix that was compared is the same: 1 weight tensor is identical.",
-    ]
+    assert codes(summary.finding) == ["only_vectors", "identical"]
     changed = summary.gates[0]
     assert (changed.name, changed.passed, changed.figure) == ("changed", False, 0)
-    assert "3 of 4 biases and norms did" in changed.reason
 
 
 def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
@@ -162,41 +117,6 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
     assert [one["code"] for one in told["finding"]["sentences"]] == ["only_vectors", "identical"]
 
 
-@pytest.mark.parametrize(
-    ("deltas", "text"),
-    [
-        (
-            with_swapped(0.37),
-            "2 matrices have little or nothing in common with the base's (cosines 0.37 to 0.37)",
-        ),
-        (model(**SCALED), "Every matrix that changed is the base's times 1.010; nothing else"),
-        (
-            model(decay_cosine=-1.0, relative_norm=0.001),
-            "Every matrix that changed is the base's times 0.9990; nothing else",
-        ),
-        (
-            model(**PRUNED),
-            "Entries were set to 0, as by pruning, and no other entry changed: 30 % of the entries",
-        ),
-        (
-            model(cast="tuned", **ROUNDED),
-            "12 tensors that changed are the other side's in another format, equal but",
-        ),
-        (
-            [*model(cast="tuned", **ROUNDED), row(4, "mlp.up"), row(None, "head")],
-            "2 tensors changed by more than rounding. 12 more are the other side's in another",
-        ),
-    ],
-)
-def test_what_was_done_to_the_weights_is_the_first_sentence(tmp_path, deltas, text):
-    """Where the figures show it, before how large the change is and where it lies."""
-    found = told(tmp_path, deltas)
-    assert found.sentences[0].text.startswith(text)
-    assert found.sentences[1].code == "size"
-    without = ("scaled", "rounding", "mostly_copy")
-    assert ("coherent" in codes(found)) == (found.sentences[0].code not in without)
-
-
 def test_where_nothing_was_compared_nothing_is_said(tmp_path):
     """All tensors of one side alone: no size, no structure, no explanation."""
     found = told(tmp_path, [], extra_tensors=alone(3))
@@ -208,7 +128,6 @@ def test_gates_come_first_and_unrelated_models_have_no_structure(must):
     """A cosine near 0: two unrelated models, the size of their difference, no word of an update."""
     found = must("unrelated").finding
     assert codes(found) == ["unrelated", "size"]
-    assert "The difference is" in found.text
     assert found.other_explanations == []
 
 
@@ -221,21 +140,14 @@ def test_a_failed_gate_is_the_first_sentence(must, code):
 
 
 @pytest.mark.parametrize(
-    ("pair", "text"),
-    [
-        ("base..sft", "supervised fine-tuning."),
-        ("sft..dpo", "preference tuning (DPO) after supervised fine-tuning."),
-        ("base..tuned", None),
-        ("base..narrow", None),
-    ],
+    ("pair", "is_told"),
+    [("base..sft", True), ("sft..dpo", True), ("base..tuned", False), ("base..narrow", False)],
 )
-def test_a_stage_is_told_where_its_name_says_what_it_is(must, pair, text):
+def test_a_stage_is_told_where_its_name_says_what_it_is(must, pair, is_told):
     """Names of stages come from family files; those that say nothing are left out."""
     summary = replace(must("size"), pair=pair)
     found = finding(summary, SETTINGS)
-    assert ("stage" in codes(found)) == (text is not None)
-    if text:
-        assert sentence(found, "stage").endswith(text)
+    assert ("stage" in codes(found)) == is_told
 
 
 def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
@@ -244,106 +156,10 @@ def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
     place = PublishedPlace(value=0.05, below=9, families=19, least=0.01, most=0.2)
     found = finding(replace(summary, published=place), SETTINGS)
     assert codes(found)[-1] == "published"
-    text = "The mean relative norm of a tensor is 5.0 %, more than in 9 of 19 published families."
-    assert sentence(found, "published") == text
     assert "published" not in codes(finding(replace(summary, published=None), SETTINGS))
 
 
 # headline
-
-HEADLINES = {
-    "only_vectors": "Only biases and norms changed.",
-    "scaled": "The base's matrices times 1.010.",
-    "zeroed": "Changed by 5.0 %, by setting entries to 0, in all modules alike.",
-    "few_entries": "Changed by 5.0 %, in 63 entries, all of it in one matrix, mlp.up of layer 1.",
-    "replaced": "Changed by 5.0 %, with 2 matrices unlike the base's, in all modules alike.",
-    "rounding": "A copy of the base, only rounded.",
-    "mostly_copy": "A rounded copy of the base, but for 1 tensor.",
-    "base_few_values": (
-        "Changed by 5.0 %, spread over 12 directions of 1,024, in all modules alike."
-    ),
-    "beyond_rounding": (
-        "Changed by 2.6 % as stored, more than rounding in 1 of 13 matrices, in all modules alike."
-    ),
-    "identical": "The weights are the same.",
-    "unrelated": "Nothing in common entry by entry.",
-    "coherent": ("Changed by 5.0 %, spread over 12 directions of 64, in all modules alike."),
-    "low_rank": "Changed by 5.0 %, of rank 8 or less, in all modules alike.",
-    "flat": "Changed by 5.0 %, flatter than noise, in all modules alike.",
-    "noise": "Changed by 5.0 %, like noise, in all modules alike.",
-    "mixed": ("Changed by 5.0 %, partly with more structure than noise, in all modules alike."),
-    "concentration": "Changed by 5.0 %, in all modules alike.",
-    "few_values": "Changed by 5.0 %, with more structure than noise, in all modules alike.",
-    "rounded_away": (
-        "Changed by 2.7 % as stored, mostly rounded away by storage, in all modules alike."
-    ),
-    "siblings": "Different by 2.7 %, spread over 12 directions of 64, in all modules alike.",
-}
-
-
-@pytest.mark.parametrize("code", MUST)
-def test_the_headline_says_it_in_a_line(must, code):
-    """What, how far, along how many directions and where: what the sentences below it say. One
-    short line, whatever the pair; it comes first where a finding is printed.
-    """
-    found = must(code).finding
-    assert found.headline == HEADLINES.get(code, found.headline)
-    assert len(found.headline.splitlines()) == 1
-    assert len(found.headline) < 100
-    assert found.headline.endswith(".")
-    assert str(found) == f"{found.headline} {found.text}"
-
-
-def test_the_headline_says_which_side_is_the_copy(tmp_path):
-    found = told(tmp_path, model(cast="base", dtype="F8_E5M2/BF16", **ROUNDED))
-    assert found.headline == "The base is a copy of the tuned model, only rounded."
-
-
-def test_the_headline_names_up_to_two_parts_that_hold_most(tmp_path):
-    """The only module, a head of 60 %, a head of 46 % and another; none where more than two are
-    needed for half of it.
-    """
-    ups = [row(layer, "mlp.up") for layer in range(4)]
-    assert told(tmp_path / "a", ups).headline.endswith("all of it in mlp.up.")
-    assert told(tmp_path / "b", with_head(0.6)).headline.endswith("most of it in the head.")
-    second = [row(layer, "mlp.up", frobenius_norm=0.03) for layer in range(2)]
-    third = [row(layer, "attn.q", frobenius_norm=0.02) for layer in range(2)]
-    head = [row(None, "head", frobenius_norm=0.035)]
-    two = told(tmp_path / "c", [*second, *third, *head]).headline
-    assert two.endswith("most of it in mlp.up and the head.")
-    # the second would be one of several equals
-    assert "the head" not in told(tmp_path / "e", with_head(0.46)).headline
-    six = [
-        row(layer, name, frobenius_norm=norm)
-        for layer in range(4)
-        for norm, kinds in ((0.05, ("q", "k", "v")), (0.06, ("o", "gate", "up")))
-        for name in (f"{'attn' if len(kind) == 1 else 'mlp'}.{kind}" for kind in kinds)
-    ]
-    assert told(tmp_path / "d", six).headline.endswith("12 directions of 64.")
-
-
-def test_modules_that_were_asked_for_are_not_told_as_the_place_of_the_change(tmp_path):
-    """Under --module, that all of it lies in these modules says nothing of the model; where some
-    of them are identical, it does.
-    """
-    settings = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
-    ups = [row(layer, "mlp.up") for layer in range(4)]
-    others = [row(layer, "attn.q", frobenius_norm=0.03) for layer in range(4)]
-    rest = skipped("filtered", "attn.v", 3)
-    for deltas in (ups, [*ups, *others]):
-        found = told(tmp_path, deltas, settings=settings, extra_tensors=rest)
-        assert found.sentences[0].code == "part_asked_for"
-        assert "all of it" not in f"{found.headline} {found.sentences[1].text}"
-    found = told(tmp_path, ups, settings=settings, extra_tensors=(*rest, *same("attn.q")))
-    assert found.headline.endswith("all of it in mlp.up.")
-    assert "all of it in mlp.up." in found.sentences[1].text
-
-
-def test_the_headline_of_what_an_adapter_leaves_ends_once(tmp_path):
-    """Where the base alone has what was asked for, no number of tensors follows."""
-    settings = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
-    found = told(tmp_path, [], settings=settings, extra_tensors=same()[:1])
-    assert found.headline == "What was asked for is the same."
 
 
 def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
@@ -356,26 +172,7 @@ def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
     assert "left_out" not in codes(found)
     missing = skipped("only_in_base", "mlp.up", 1, sides=("base",))
     found = told(tmp_path / "b", model(1), extra_tensors=(*unread, *partner, *missing))
-    assert sentence(found, "left_out") == "Not compared: layer 1 (only in the base)."
-
-
-def test_the_headline_says_when_only_a_part_changed(tmp_path):
-    """The norm is then one of what changed, which does not compare with that of a whole model."""
-    found = told(tmp_path, model(), extra_tensors=same())
-    assert found.headline.startswith("A part changed, by 5.0 %, spread over")
-
-
-def test_the_headline_tells_a_part_by_its_own_words(tmp_path):
-    """A factor of some matrices; what has little in common with the base, and not nothing, may have
-    been trained.
-    """
-    part = (*same(), *vectors([0.1, 0.2]), *alone(1))
-    assert told(tmp_path / "d", [], extra_tensors=part).headline == (
-        "Of what was compared, only biases and norms changed."
-    )
-    some = told(tmp_path / "a", model(**SCALED), extra_tensors=same())
-    assert some.headline == "12 of the base's matrices times 1.010."
-    assert "replaced" not in told(tmp_path / "c", with_swapped(0.3)).headline
+    assert "left_out" in codes(found)
 
 
 def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
@@ -386,21 +183,8 @@ def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
     deltas = [*model(**rounded), *(row(layer, "attn.v", **RANK_8) for layer in range(4))]
     found = told(tmp_path, deltas)
     assert "rounding" not in codes(found)
-    text = sentence(found, "beyond_rounding")
-    assert text.startswith(
-        "In 4 of 16 matrices inside the layers, the change is more than rounding: in the median"
-        " 5.0 % of their norm and along 12 equally strong directions."
-    )
+    assert "beyond_rounding" in codes(found)
     assert answers(found)["quantised_copy"].answer != "fits"
-
-
-def test_a_file_of_more_bits_than_rounded_tells_no_size(tmp_path):
-    """Weights of BF16 in files of F16: floor_ratio is of F16, and what BF16 rounded is unknown."""
-    figures = {**UNKNOWN, "floor_ratio": 8.0, "equivalent_directions": 40.0}
-    found = told(tmp_path / "a", model(**figures, dtype="F16"))
-    assert "as stored, with more structure than noise" in found.headline
-    assert "before storage is unknown" in sentence(found, "coherent")
-    assert "as stored" not in told(tmp_path / "b", model(**figures, dtype="BF16")).headline
 
 
 # other explanations
@@ -546,4 +330,3 @@ def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(demo):
     for summary in demo.values():
         check(summary)
         assert codes(summary.finding)[:2] == ["size", "coherent"]
-    assert "the head (46 %, with 3.0 % of the parameters)" in demo["base..narrow"].finding.text

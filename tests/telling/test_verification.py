@@ -27,13 +27,6 @@ def differing(layers: range, module: str = "attn.q", largest: float = 0.5) -> li
     ]
 
 
-def test_a_few_tensors_have_a_row_each():
-    heads, rows, notes = table_of(differing(range(SHOWN)))
-    assert heads == ["what speaks against it", "how", "size"]
-    assert [row[0] for row in rows] == [f"layers.{i}.attn.q" for i in range(SHOWN)]
-    assert "--json" not in notes
-
-
 def test_a_row_stands_for_many_tensors_of_one_name():
     against = differing(range(3, 40)) + differing(range(2), "mlp.up", 9.0)
     against.append(Against("embed", "only in A"))
@@ -74,11 +67,3 @@ def test_numbers_of_hostile_names_are_text(name):
     _, rows, _ = table_of([Against(f"{name}.{i}", "only in A") for i in range(9)])
     assert len(rows) == 1
     assert rows[0][1] == "9"
-
-
-def test_candidates_have_a_row_each():
-    against = [Against(f"./step-{i}", "0.1 % away") for i in range(12)]
-    heads, rows, notes = table_of(against, "base")
-    assert heads == ["candidate", "how"]
-    assert len(rows) == SHOWN
-    assert "--json has 4 more" in notes

@@ -1,0 +1,224 @@
+"""The words of findings: what a sentence says of which report. All else is asserted by codes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import reports
+from finding_cases import (
+    BROKEN,
+    MUST,
+    PRUNED,
+    RANK_8,
+    ROUNDED,
+    SCALED,
+    SETTINGS,
+    UNKNOWN,
+    alone,
+    grown,
+    model,
+    report,
+    row,
+    same,
+    skipped,
+    summary_of,
+    vectors,
+    with_head,
+    with_swapped,
+)
+
+from shadow.telling.wording import spans_of
+
+EXACT = {"kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
+ADAPTER = {**RANK_8, **EXACT, "rank_ceiling": 8}
+ONLY = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
+UPS = [row(layer, "mlp.up") for layer in range(4)]
+FILTERED = skipped("filtered", "attn.v", 3)
+ABOVE = {"equivalent_directions": None, "excess_purity": 0.01, "excess_purity_unrounded": 0.01}
+
+
+def some(module, figures, **others):
+    """A model, some figures of one module of which are others."""
+    return [{**one, **(figures if one["module"] == module else others)} for one in model()]
+
+
+def layers(count, norm, first):
+    """A matrix in each layer, those from one on with another norm."""
+    return [row(at, "mlp.up", frobenius_norm=norm if at >= first else 0.05) for at in range(count)]
+
+
+def still(deltas, count=12):
+    """The tensors of a model of so many layers that no delta is of."""
+    changed = {(one["layer"], one["module"]) for one in deltas}
+    found = [(layer, name) for layer in range(count) for name in reports.MODULES]
+    return [at for place in found if place not in changed for at in same(place[1], place[0])]
+
+
+def of_twelve(*deltas):
+    return report(list(deltas), extra_tensors=still(deltas))
+
+
+def with_embeddings(times):
+    norm = math.sqrt(times * 12 * 0.05**2)
+    return report([*model(), row(None, "embed", parameters=12 * 64 * 96, frobenius_norm=norm)])
+
+
+HEAD = with_head(0.46)[-1]
+POOLER = {**HEAD, "tensor": "bert.pooler.dense.weight"}
+PREDICTS = {**HEAD, "tensor": "cls.predictions.decoder.weight"}
+SEVEN = [
+    *(one for name in ("attn.k", "attn.v", "mlp.gate", "mlp.down") for one in same(name, 0)),
+    *(one for name in ("embed", "position", "head") for one in same(name, None)),
+]
+EXPERTS = [
+    {**one, "tensor": f"experts.{layer}.{at}", "expert": at}
+    for layer in (0, 9) for at in range(3) for one in same("experts.up", layer)
+]  # fmt: skip
+FROZEN = [one for at in range(4) for one in same("mlp.up", at)]
+TOWER = [one for at in range(3) for one in same(layer=at, component="vision")]
+GROUPED = [("attn.q", 96, 128), ("attn.v", 64, 96)]  # grouped-query attention
+
+
+def grouped(**figures):
+    return [
+        row(layer, module, rows=rows, cols=cols, parameters=rows * cols, **figures)
+        for layer in range(4) for module, rows, cols in GROUPED
+    ]  # fmt: skip
+
+
+TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and what not (after -)
+    # what was done to the weights
+    (report(with_swapped(0.37)), "replaced", "2 matrices have little or nothing in common"),
+    (report(model(**SCALED)), "scaled", "Every matrix that changed is the base's times 1.010;"),
+    (report(model(**PRUNED)), "zeroed", "Entries were set to 0, as by pruning, and no other"),
+    (report(model(cast="base", **ROUNDED)), "rounding", "12 tensors that changed are the other side's"),
+    (report([*model(cast="tuned", **ROUNDED), row(4, "mlp.up"), row(None, "head")]), "mostly_copy",
+     "2 tensors changed by more than rounding. 12 more are the other side's in another"),
+    (report(model(zero_share_excess=0.5)), "masked", "(by 50 % of those counted, in the median)"),
+    # what was not compared
+    (report([], extra_tensors=(*same(), *BROKEN)), "nonfinite", "The tuned model is broken"),
+    (report([], extra_tensors=(*same(), *grown(591, 551))), "vocabulary",
+     "The vocabulary lost 40 rows: the embeddings have 551, the base's 591."),
+    (report([], extra_tensors=(*same(), *grown(591, 608))), "vocabulary", "grew by 17 rows"),
+    (report([], extra_tensors=(*same(), *skipped("only_in_base", "mlp.up", 4, sides=["base"]))),
+     "left_out", "Not compared: layer 4 (only in the base)."),
+    (report([], extra_tensors=grown(100_000, 99_800)), "part_shared", "share only 99.8 % of"),
+    (report([], extra_tensors=(*same(), *vectors([0.1, 0.2, 0.4]))), "only_vectors",
+     "3 of 4 biases and norms changed, by 20 % of their norm in the median."),
+    (report([], extra_tensors=(*same(), *same(layer=3))), "identical", "2 weight tensors are"),
+    # size and place
+    (report(with_head(0.46)), "size", "the head (46 %, with 7.7 % of the parameters)"),
+    (report(with_head(0.12)), "size", "The head holds 12 %, with 7.7 % of the parameters."),
+    (report(with_head(1 / 13)), "size", "-head"),
+    (report([*with_head(0.46)[:-1], POOLER]), "size", "the pooling head (46 %"),
+    (report([*with_head(0.46)[:-1], POOLER, PREDICTS]), "size", "-pooling"),
+    (with_embeddings(1), "size", "in proportion to their size (the embeddings: 50 %"),
+    (with_embeddings(1.5), "size", "most of it in the embeddings (60 %, with 50 % of the"),
+    (of_twelve(row(5, "mlp.down")), "size", "all of it in one matrix, mlp.down of layer 5."),
+    (of_twelve(row(3, "attn.q"), row(3, "mlp.up")), "size", "Only matrices of layer 3"),
+    (report(layers(8, 0.2, 6)), "size", "the last quarter (layers 6 to 7) holds most of it, 84 %"),
+    (report(layers(9, 0.2, 7)), "size", "Inside the layers, layers 6 to 8 hold"),
+    (report(model(8)), "size", "spread evenly over all 8"),
+    (report(model(), extra_tensors=(*same("embed", None), *same(layer=9))), "size",
+     "Unchanged: the embeddings and layer 9."),
+    (report(model(), extra_tensors=TOWER), "size", "Unchanged: the vision tower."),
+    (report(model()), "size", "-Unchanged"),
+    (report(model(), extra_tensors=SEVEN), "size", "-more modules"),
+    (report(model(), extra_tensors=[*SEVEN, *same("patch_embed", None)]), "size", "2 more modules"),
+    (report([row(None, "head")], extra_tensors=FROZEN), "size", "Unchanged: layers 0 to 3."),
+    (report(model(), extra_tensors=grown(591, 551)), "size", "the common rows of the embeddings"),
+    (report([row(0, "experts.up")], extra_tensors=EXPERTS), "size",
+     "Unchanged: 3 of 4 tensors of the experts and layer 9."),
+    (report(model(kept=0.5, frobenius_norm=0.002, relative_norm_unrounded=0.001)), "size",
+     "Before storage, the change was 0.10 % of the base matrices' norm ("),
+    # directions
+    (report(some("mlp.up", {"equivalent_directions": 30.0})), "coherent", "30 in mlp.up)."),
+    (report(model()), "coherent", "in the median as along 12 equally strong directions of 64."),
+    (report(some("mlp.up", ABOVE)), "coherent", "(12 in attn.q, more than 64 in mlp.up)."),
+    (report(some("mlp.up", {}, **ABOVE)), "coherent", "but less than 64 equally strong directions"),
+    (report(model(alignment_right=2.1)), "coherent", "It follows the base's leading inputs"),
+    (report(model(alignment_left=0.5)), "coherent", "It avoids the base's leading outputs"),
+    (report(model(alignment_right=1.2)), "coherent", "-leading"),
+    (report(model(alignment_right=2.1, alignment_right_null=2.0)), "coherent", "-leading"),
+    (report(model(alignment_left=None, alignment_right=None)), "coherent", "-leading"),
+    (report(model(**UNKNOWN)), "coherent", "before storage is unknown."),
+    (report(model(**UNKNOWN)), "coherent", "-directions ("),
+    (of_twelve(row(5, "mlp.down", spikes=2, spike_energy=0.3)), "coherent", "In the only matrix"),
+    (report(model(**ADAPTER)), "low_rank", "It is an adapter: no matrix changed along"),
+    (report(grouped(**ADAPTER)), "low_rank", "more than 8 of 64 to 96 directions."),
+    (report(grouped(**RANK_8)), "low_rank", "8 of 64 to 96 directions hold all of it"),
+    (report(grouped(spikes=2, spike_energy=0.26)), "standing_out", "2 of 64 to 96 directions"),
+    (report(model(spikes=2, spike_energy=0.26)), "standing_out", "In the median matrix, 2 of 64"),
+    (report([*model(spikes=2, spike_energy=0.26), row(None, "head")]), "standing_out",
+     "In the median matrix inside the layers, 2 of 64"),
+    # headlines
+    (MUST["only_vectors"], "headline", "Only biases and norms changed."),
+    (MUST["scaled"], "headline", "The base's matrices times 1.010."),
+    (MUST["zeroed"], "headline", "Changed by 5.0 %, by setting entries to 0, in all modules"),
+    (MUST["few_entries"], "headline", "in 63 entries, all of it in one matrix, mlp.up of layer 1."),
+    (MUST["replaced"], "headline", "with 2 matrices unlike the base's, in all modules alike."),
+    (MUST["rounding"], "headline", "A copy of the base, only rounded."),
+    (MUST["mostly_copy"], "headline", "A rounded copy of the base, but for 1 tensor."),
+    (MUST["beyond_rounding"], "headline", "more than rounding in 1 of 13 matrices"),
+    (MUST["identical"], "headline", "The weights are the same."),
+    (MUST["unrelated"], "headline", "Nothing in common entry by entry."),
+    (MUST["coherent"], "headline", "Changed by 5.0 %, spread over 12 directions of 64, in all"),
+    (MUST["low_rank"], "headline", "Changed by 5.0 %, of rank 8 or less, in all modules alike."),
+    (MUST["flat"], "headline", "Changed by 5.0 %, flatter than noise, in all modules alike."),
+    (MUST["noise"], "headline", "Changed by 5.0 %, like noise, in all modules alike."),
+    (MUST["mixed"], "headline", "partly with more structure than noise, in all modules alike."),
+    (MUST["rounded_away"], "headline", "as stored, mostly rounded away by storage"),
+    (MUST["siblings"], "headline", "Different by 2.7 %, spread over 12 directions of 64"),
+    (report(model(cast="tuned", dtype="BF16/F8_E4M3", **ROUNDED)), "headline", "A copy of the base"),
+    (report(model(cast="base", dtype="F8_E5M2/BF16", **ROUNDED)), "headline",
+     "The base is a copy of the tuned model, only rounded."),
+    (report(model(cast="tuned", dtype="F32/BF16", **ROUNDED)), "headline", "A copy of the base"),
+    (report(UPS), "headline", "all of it in mlp.up."),
+    (report(with_head(0.6)), "headline", "most of it in the head."),
+    (report(with_head(0.46)), "headline", "-the head"),  # the second would be one of several equals
+    (report(UPS, settings=ONLY, extra_tensors=FILTERED), "headline", "-all of it"),
+    (report(UPS, settings=ONLY, extra_tensors=(*FILTERED, *same("attn.q"))), "headline",
+     "all of it in mlp.up."),
+    (report([], settings=ONLY, extra_tensors=same()[:1]), "headline", "What was asked for is the"),
+    (report(model(), extra_tensors=same()), "headline", "A part changed, by 5.0 %, spread over"),
+    (report(model(**SCALED), extra_tensors=same()), "headline", "12 of the base's matrices times"),
+    (report([row(None, "embed", rows=600, rows_changed=1 / 600)]), "headline",
+     "all of it in 1 of 600 rows of the embeddings."),
+    (report(with_swapped(0.3)), "headline", "-replaced"),
+    (report(model(purity_z=0.5, concentration=None)), "headline", "-noise"),
+    (report(model(**{**UNKNOWN, "floor_ratio": 8.0, "equivalent_directions": 40.0}, dtype="F16")),
+     "headline", "as stored, with more structure than noise"),
+    (report([], extra_tensors=(*same(), *vectors([0.1]), *alone(1))), "headline",
+     "Of what was compared, only biases and norms changed."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "code", "text"), TEXTS, ids=[text for _, _, text in TEXTS])
+def test_what_is_said(tmp_path, made, code, text):
+    deltas, more = made
+    found = summary_of(tmp_path, deltas, **more).finding
+    said = [one.text for one in found.sentences if one.code == code]
+    (said,) = [found.headline] if code == "headline" else said
+    assert (text.removeprefix("-") in said) != text.startswith("-"), said
+
+
+@pytest.mark.parametrize("code", MUST)
+def test_a_headline_is_one_short_line(must, code):
+    found = must(code).finding
+    assert len(found.headline.splitlines()) == 1
+    assert len(found.headline) < 100
+    assert str(found) == f"{found.headline} {found.text}"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([7, 0, 3, 1, 2, 5], "0 to 3, 5 and 7"),
+        ([4], "4"),
+        ([1, 2], "1 and 2"),  # two are as short as their span
+        (range(0, 40, 2), "0, 2, 4, 6, 8, 10 and 14 more"),
+    ],
+)
+def test_layers_in_a_row_are_a_span(numbers, text):
+    assert spans_of(list(numbers)) == text
