@@ -374,7 +374,7 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
             ("base..d", "/etc/elsewhere", "pending", None),  # which no list writes
         )
     ]
-    index = Index("0.2.0", Kind(1, {}), None, (), tuple(rows))
+    index = Index("0.2.0", Kind(1, {}), None, tuple(rows))
     (run / "index.json").write_text(json.dumps(index.as_json()))
     assert shadow("report", "run", "-o", "page.html").code == 0
     told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())

@@ -109,7 +109,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
     listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
     columns = {column.name for column in MATRICES}
     assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
-    index = Index("0.2.0", Kind(1, {}), None, (), ())
+    index = Index("0.2.0", Kind(1, {}), None, ())
     assert told["files"]["index.json"].keys() == index.as_json().keys()
     shadow("explain", "concentration_q25").assert_done()
 
