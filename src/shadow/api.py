@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from shadow.claims.verdicts import Judgement
     from shadow.claims.verify.verification import Verification
     from shadow.comparing.comparison import Comparison
+    from shadow.outputs.exports import ExportResult
 
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
@@ -481,7 +482,7 @@ def export(
     to: Format,
     path: Place,
     /,
-) -> Path:
+) -> ExportResult:
     """Write reports as CSV, Parquet or Markdown: one set of tables, however many reports.
 
     Args:

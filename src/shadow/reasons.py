@@ -36,7 +36,6 @@ REASONS = {
 BROKEN = ("nonfinite", "all_zero", "empty", "nothing_compared", "unrelated", "part_shared")
 # the detail of a vector that has no relative norm, as its base is 0, and moved all the same
 FROM_ZERO = "0 in the base, and not in the tuned model"
-BEYOND_VOCABULARY = "beyond the vocabulary"  # of tokens that a model has no row for
 STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 

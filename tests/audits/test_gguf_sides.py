@@ -143,7 +143,7 @@ def test_files_inside_gguf_files_are_compared(sides, tmp_path):
     rows = pd.read_parquet(folder / "files.parquet").query("side == 'tuned'").set_index("path")
     assert rows.loc["chat_template.jinja", "state"] == "same"
     assert rows.loc["tokenizer.json", "differs"] == "vocabulary"
-    assert "320 -> 300 entries" in rows.loc["tokenizer.json", "detail"]
+    assert "320 entries -> 300 entries" in rows.loc["tokenizer.json", "detail"]
     assert "pre" in rows.loc["tokenizer_config.json", "differs"]
     assert rows.loc["config.json", "differs"] == "vocab_size"
     mixed = folder_of(tmp_path / "folder", tensors["tuned"])

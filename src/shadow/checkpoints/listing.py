@@ -235,8 +235,10 @@ def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
     return content
 
 
-def git_checksum(content: bytes) -> str:
-    """What the Hub calls a plain file of these bytes: the sha1 of a blob of Git."""
+def checksum_like(other: str, content: bytes) -> str:
+    """The checksum of bytes, of the kind of another: `sha256:`, or the sha1 of a blob of Git."""
+    if not other.startswith("git:"):
+        return f"sha256:{hashlib.sha256(content).hexdigest()}"
     head = b"blob %d\0" % len(content)
     return f"git:{hashlib.sha1(head + content, usedforsecurity=False).hexdigest()}"
 

@@ -146,20 +146,30 @@ def has_too_many_values(raw: bytes) -> bool:
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 
 
-def _parse_json(raw: bytes, shard: str) -> dict[str, object]:
+def strict_json(raw: bytes) -> Any:
+    """A value of JSON in which no key is there twice. Raises ValueError with a reason."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, object]:
-        keys = dict(pairs)
-        if len(keys) != len(pairs):
+        if len(keys := dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice")
         return keys
 
     if has_too_many_values(raw):
-        raise _too_many(shard)
+        raise ValueError("larger than that of any released model")
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        return json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=str)
     # UnicodeDecodeError and JSONDecodeError are ValueErrors
     except (ValueError, RecursionError) as error:
-        raise _untrusted(shard, f"the header is not JSON ({type(error).__name__})") from error
+        raise ValueError(f"not JSON ({type(error).__name__})") from None
+
+
+def _parse_json(raw: bytes, shard: str) -> dict[str, object]:
+    if has_too_many_values(raw):
+        raise _too_many(shard)
+    try:
+        header = strict_json(raw)
+    except ValueError as error:
+        raise _untrusted(shard, f"the header is {error}") from error
     if not isinstance(header, dict):
         raise _untrusted(shard, "the header is not a JSON object")
     if len(header) > MAX_ENTRIES:

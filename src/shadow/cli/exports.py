@@ -130,9 +130,10 @@ def export(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
-    from shadow.outputs.exports import export as export_to
+    from shadow.outputs import exports as exporting
 
     run = reports_here(run, spectra=True)
     target = output or Path(f"{run.absolute().resolve().name or 'reports'}-{to}")
-    folders = reports_below(run)
-    console.say(f"{counted(len(folders), 'report', 'reports')} in {export_to(folders, to, target)}")
+    done = exporting.export(reports_below(run), to, target)
+    counts = [f"{done.reports} reports", *(f"{count:,} {one}" for one, count in done.rows.items())]
+    console.say(f"{done.output}: {', '.join(counts)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from shadow.audits.file_rows import file_rows
 from shadow.audits.runtime import Runtime
 from shadow.checkpoints.listing import Listing, listing_of_folder, listing_of_snapshot
-from shadow.claims.verify.files import files, tokens_beyond
+from shadow.claims.verify.files import files
 from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError
 from shadow.targets.references import Reference
@@ -17,14 +17,9 @@ from shadow.targets.references import Reference
 def verify_files(
     of: Mapping[str, str], checkpoints: Sequence[Reference], runtime: Runtime
 ) -> Verification:
-    """What came of the claim. No weights are needed, and none are read.
-
-    Raises ShadowError where a folder or a repository is not there.
-    """
+    """What came of the claim. No weights are needed, and none are read."""
     first, second = ([("", _listing(one, runtime))] for one in checkpoints)
-    rows = file_rows(first, second, runtime.say)
-    answer, against = files(rows)
-    return Verification("files", of, answer, against, tokens_beyond(rows))
+    return Verification("files", of, *files(file_rows(first, second, runtime.say)))
 
 
 def _listing(reference: Reference, runtime: Runtime) -> Listing:
@@ -35,13 +30,5 @@ def _listing(reference: Reference, runtime: Runtime) -> Listing:
         return listing_of_folder(root)
     from shadow.checkpoints.hub import pin
 
-    access = runtime.access
-    return listing_of_snapshot(
-        pin(
-            reference.repo,
-            reference.revision,
-            reference.subfolder,
-            offline=access.offline,
-            say=runtime.say,
-        )
-    )
+    at = reference.repo, reference.revision, reference.subfolder
+    return listing_of_snapshot(pin(*at, offline=runtime.access.offline, say=runtime.say))
