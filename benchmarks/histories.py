@@ -24,12 +24,8 @@ WAYS: Ways = {
     "merged_adapter": False,
     "orthogonalised_optimiser": False,
     "quantised_copy": False,
-    "merge": False,
-    "short_run": None,
-    "novel_data": None,
     "weight_decay": False,
 }
-UNTRAINED = {"short_run": False, "novel_data": False}
 
 
 @dataclass(frozen=True)
@@ -310,9 +306,7 @@ def cast(which: str, what: str | None = None, of: Shapes | None = None) -> Made:
     told: tuple[str, ...] = ("same",) if same else ("copy",)
     if what:
         told = ("beside",)
-    ways = {**UNTRAINED, "quantised_copy": not (what or same)}
-    if what:
-        ways |= {"short_run": None, "novel_data": None}
+    ways = {"quantised_copy": not (what or same)}
     return stored_pair(base, update, (one, other), told=told, ways=ways)
 
 
@@ -327,7 +321,7 @@ def dequantised(how: str, what: str, size: float) -> Made:
         copied = as_stored(base, F32)
         return stored_pair(
             copied, {}, (F32, BF16), few_bits=few, told=("copy", "dequantised"),
-            ways={**UNTRAINED, "quantised_copy": True},
+            ways={"quantised_copy": True},
         )  # fmt: skip
     base = as_stored(base)
     if what == "adapter":
@@ -342,7 +336,7 @@ def few_bit_copy(how: str) -> Made:
     base = base_of()
     tuned = through(base, how)
     return Made(
-        narrow(base, BF16), narrow(tuned, BF16), {}, ways={**UNTRAINED, "quantised_copy": True},
+        narrow(base, BF16), narrow(tuned, BF16), {}, ways={"quantised_copy": True},
         few_bits=("tuned",), told=("few bits",),
     )  # fmt: skip
 
@@ -382,7 +376,7 @@ def every_scaled(by: float) -> Made:
 def pruned() -> Made:
     base = base_of()
     update = {n: np.where(np.abs(base[n]) < 0.006, -base[n], 0.0) for n in inside(base)}
-    return stored_pair(base, update, told=("zeroed",), ways=UNTRAINED)
+    return stored_pair(base, update, told=("zeroed",))
 
 
 MASKS = {"a fifth": 0.2, "a half": 0.5}  # of the entries, in random places
@@ -433,7 +427,6 @@ def other(what: str) -> Made:
         tuned = weights(DEEP, 1)
     return Made(
         narrow(base, BF16), narrow(tuned, BF16), None, told=(what,), apart=what == "unrelated",
-        ways=UNTRAINED,
     )  # fmt: skip
 
 
@@ -442,7 +435,7 @@ def part(what: str) -> Made:
     vlm = what.startswith("vision")
     base = base_of(VISION if vlm else SMALL)
     if what == "nothing":
-        return stored_pair(base, {}, told=("same",), ways=UNTRAINED)
+        return stored_pair(base, {}, told=("same",))
     if what == "vectors alone":
         return stored_pair(base, changed(base, "all norms"), told=("only vectors",))
     if what == "two modules":

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from histories import BF16, NF4, UNTRAINED, Made, Ways, narrow
+from histories import BF16, NF4, Made, Ways, narrow
 from kind_models import (
     BYTES,
     EMBED,
@@ -43,7 +43,6 @@ def pair(base: State, tuned: State, update: bool = True, **rest) -> Made:
         narrow({name: one.double().numpy() for name, one in W.items()}, BF16) for W in (base, tuned)
     ]
     known = {n: D.double().numpy() for n, D in difference(tuned, base).items() if D.any()}
-    rest.setdefault("ways", UNTRAINED)
     return Made(*sides, known if update else None, **rest)
 
 
@@ -126,10 +125,10 @@ def untied(base: Base, seed: int) -> Made:
     tied = {n: w for n, w in base.start.items() if n != LM}
     own = base.task(1 + seed)
     update = (own[LM] - base.start[LM]) + base.start[EMBED]
-    return pair(tied, {**tied, LM: update}, update=False, ways={})
+    return pair(tied, {**tied, LM: update}, update=False)
 
 
-LOW: Ways = {**UNTRAINED, "merged_adapter": False}
+LOW: Ways = {"merged_adapter": False}
 EDITS: Mapping[str, Kind] = {
     "ROME": edit(partial(located, 1), ways=LOW),
     "MEMIT": edit(partial(located, 8), ways=LOW),
@@ -141,7 +140,7 @@ EDITS: Mapping[str, Kind] = {
     "logits scaled": edit(partial(scaled, 1.1, lambda W: [LM]), told=("scaled",)),
     "residual writes scaled": edit(
         partial(scaled, 0.97, lambda W: ending(W, WRITES)), told=("scaled",),
-        ways={**UNTRAINED, "weight_decay": None},
+        ways={"weight_decay": None},
     ),
     "heads silenced": edit(silenced, told=("zeroed",)),
     "an embedding untied": untied,
@@ -367,9 +366,9 @@ def copied(how: str, base: Base, seed: int) -> Made:
             found[name] = gptq(W[name], X, bits, group, "order" in how)
         else:
             found[name] = awq(W[name], inputs[name]) if how == "AWQ" else few_bits(how, W[name])
-    ways: Ways = {**UNTRAINED, "quantised_copy": True}
+    ways: Ways = {"quantised_copy": True}
     if turned is not None:
-        return pair(base.start, found, False, ways=UNTRAINED | {"quantised_copy": None},
+        return pair(base.start, found, False, ways={"quantised_copy": None},
                     few_bits=("tuned",), told=("rotated",))  # fmt: skip
     return replace(pair(base.start, found, few_bits=("tuned",), ways=ways), update={})
 
@@ -459,7 +458,7 @@ def restacked(what: str, base: Base, seed: int) -> Made:
             (W, 0), (W, 2), (W, 1)]  # fmt: skip
     else:  # a frankenmerge of two tunes
         order = [((base.task(1), base.task(2))[at % 2], at) for at in range(last + 1)]
-        return pair(W, layered(order, other), ways={"merge": None})
+        return pair(W, layered(order, other))
     told = ("layer dropped",) if what == "layers dropped" else ()
     facts = ("permuted",) if what == "layers exchanged" else ("layer inserted",)
     return pair(W, layered(order, W), update=False, told=told, facts=facts)
@@ -562,8 +561,7 @@ def merged(what: str, base: Base, seed: int) -> Made:
     tasks = stored_tasks(base, seed, count)
     g, W = drawn(seed), base.start
     after = {n: W[n] + rule([one[n] - W[n] for one in tasks], g) for n in W}
-    mean: Ways = {"merge": count > 1 or what.startswith("half") or None}
-    return pair(W, after, ways=mean, rounded="mean" if "soup" in what else "sum")
+    return pair(W, after, rounded="mean" if "soup" in what else "sum")
 
 
 def stored_tasks(base: Base, seed: int, count: int) -> list[State]:
@@ -576,7 +574,7 @@ def short_sum(count: int, base: Base, seed: int) -> Made:
     """A mean whose weights sum to .95."""
     tasks = stored_tasks(base, seed, count)
     after = {n: 0.95 * sum(one[n] for one in tasks) / count for n in base.start}
-    return pair(base.start, after, ways={"merge": True, "weight_decay": False}, rounded="mean")
+    return pair(base.start, after, rounded="mean")
 
 
 def spherical(base: Base, seed: int) -> Made:
@@ -591,7 +589,7 @@ def spherical(base: Base, seed: int) -> Made:
         return (a + b) * math.sin(angle / 2) / math.sin(angle)
 
     after = {n: between(one[n], other[n]) for n in base.start}
-    return pair(base.start, after, ways={"merge": True}, rounded="mean")
+    return pair(base.start, after, rounded="mean")
 
 
 MERGED: Mapping[str, Kind] = {

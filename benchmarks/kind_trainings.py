@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from histories import BF16, F16, F32, UNTRAINED, Made, Stored, Ways, narrow
+from histories import BF16, F16, F32, Made, Stored, Ways, narrow
 from kind_edits import few_bits, shrunk
 from kind_models import (
     EMBED,
@@ -349,7 +349,6 @@ def lisa(name: str, step: int) -> bool:
     return ".layers." not in name or int(name.split(".")[2]) == (step // 5 * 7) % 3
 
 
-FEW = {"short_run": True}
 MUON = {"orthogonalised_optimiser": True}
 DECAY = {"weight_decay": True}
 TRAININGS: Mapping[str, Kind] = {
@@ -358,16 +357,16 @@ TRAININGS: Mapping[str, Kind] = {
     "AdamW, decay .1, small": training(adamw(3e-5, 0.1), ways=DECAY),
     "AdamW, new data": training(adamw(3e-4), loss=next_byte("tables")),
     "AdamW, decay .1, new data": training(adamw(3e-4, 0.1), loss=next_byte("tables"), ways=DECAY),
-    "AdamW, few large steps": training(adamw(3e-3), 6, ways=FEW),
+    "AdamW, few large steps": training(adamw(3e-3), 6),
     "Adafactor": training(adafactor(1e-3)),
     "Lion": training(signs(5e-5)),
-    "Lion, one step": training(signs(3e-4), 1, ways=FEW),
+    "Lion, one step": training(signs(3e-4), 1),
     "sign SGD in BF16": partial(in_bf16, signs(1e-4, momentum=0.0), "nearest"),
     "Muon": training(muon(1e-3), ways=MUON),
     "Muon, decay": training(muon(1e-3, 0.1), ways=MUON | DECAY),
-    "Muon, one step": training(muon(0.01), 1, ways=MUON | FEW),
-    "Muon, eight steps": training(muon(0.01), 8, ways=MUON | FEW),
-    "Muon, ten steps at .02": training(muon(0.02), 10, ways=MUON | FEW),
+    "Muon, one step": training(muon(0.01), 1, ways=MUON),
+    "Muon, eight steps": training(muon(0.01), 8, ways=MUON),
+    "Muon, ten steps at .02": training(muon(0.02), 10, ways=MUON),
     "SGD": training(plain(0.05)),
     "SGD, the base's own data": training(plain(0.05), loss=next_byte("code")),
     "SAM": training(adamw(3e-4), 15, loss=sharp(PROSE)),
@@ -447,7 +446,7 @@ def there_and_back(by: tuple[torch.dtype, ...], base: Base, seed: int) -> Made:
     for dtype in by[1:]:
         back = {name: one.to(dtype) for name, one in back.items()}
     same = all(torch.equal(back[name].double(), one.double()) for name, one in stored.items())
-    ways: Ways = {**UNTRAINED, "quantised_copy": None}
+    ways: Ways = {"quantised_copy": None}
     return Made(stored, back, {}, ways, ("same",) if same else ("copy",))
 
 

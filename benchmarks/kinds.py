@@ -1,7 +1,5 @@
 """Pairs of every kind of change, made of small decoders of bytes whose training is known.
 
-    python benchmarks/kinds.py     # trains what the folder lacks, and counts the pairs
-
 kind_models.py has the decoders, kind_trainings.py and kind_edits.py the kinds. sentences.py judges
 what is said of them. A kind is a function of a base and a seed; a kind without training is made of
 fine-tunes of the base as well, where the seed is above 0.
@@ -18,7 +16,6 @@ from pathlib import Path
 import kind_adapters
 import kind_edits
 import kind_trainings
-import torch
 from histories import Made, Pair
 from kind_edits import Kind
 from kind_models import SIZES, Base, base
@@ -72,19 +69,3 @@ def _made(kind: Kind, name: str, which: str, seed: int, folder: Path) -> Made:
     named = "name" in inspect.signature(kind).parameters
     call: Callable[..., Made] = kind
     return call(of, seed, name) if named else call(of, seed)
-
-
-def main() -> None:
-    """Make every pair once, so that all is trained."""
-    torch.set_num_threads(1)
-    from sentences import CACHE
-
-    count = 0
-    for pair in kind_pairs(CACHE):
-        pair.make()
-        count += 1
-    print(f"{count} pairs")
-
-
-if __name__ == "__main__":
-    main()

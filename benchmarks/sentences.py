@@ -1,6 +1,7 @@
 """Every sentence about pairs of known history, judged: true, absent or false.
 
     python benchmarks/sentences.py              # writes docs/evidence.md; trains models first
+    python benchmarks/sentences.py --table      # writes the table anew from docs/lab
     python benchmarks/sentences.py --quick      # the planted pairs alone, printed
     python benchmarks/sentences.py --quick --false  # and of these the false sentences
     python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
@@ -54,6 +55,7 @@ from judging import (
     verified,
     written,
 )
+from kind_models import SIZES, base
 from kinds import kind_pairs
 from known_pairs import planted
 from truths import place_of
@@ -304,11 +306,30 @@ def ruleless(found: Iterable[Verdict]) -> Counter[str]:
 
 
 def saved(found: list[Verdict]) -> None:
-    """Statements of every pair, code and word, in docs/lab."""
-    counts = Counter((one.kind, one.pair, one.code, one.word) for one in found)
+    """Statements of every pair, claim and word, in docs/lab."""
+    counts = Counter((one.kind, one.pair, _claim(one), one.word) for one in found)
     columns = dict(zip(("kind", "pair", "code", "word"), zip(*counts, strict=True), strict=True))
     table = pa.table({**columns, "statements": pa.array(counts.values(), pa.int16())})
     pq.write_table(table, DATA, compression="zstd")
+
+
+def kept_verdicts() -> list[Verdict]:
+    """The verdicts that docs/lab has, without words."""
+    rows = pq.read_table(DATA).to_pylist()
+    return [
+        Verdict(row["pair"], row["kind"], row["code"], "", row["word"], "")
+        for row in rows
+        for _ in range(row["statements"])
+    ]
+
+
+def write_table(found: list[Verdict]) -> None:
+    """The table in docs/evidence.md, and the error rates that `shadow explain` tells."""
+    whole = DOCUMENT.read_text(encoding="utf-8")
+    whole = PART.sub(lambda match: f"{match[1]}{part(found)}{match[2]}", whole)
+    DOCUMENT.write_text(whole, encoding="utf-8")
+    rates = {"where": WHERE, "answers": error_rates(found)}
+    RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 
 
 def error_rates(found: list[Verdict]) -> dict[str, tuple[int, int]]:
@@ -372,6 +393,8 @@ def made_anew(
     if jobs == 1:
         yield from (judged_pair(pair, root, keep) for pair in pairs)
         return
+    for name in SIZES if any(pair.kind.startswith("kinds") for pair in pairs) else ():
+        base(name, cache)  # two processes would train the same
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         work = [pool.submit(judged_name, pair.name, root, cache, keep) for pair in pairs]
         yield from (one.result() for one in as_completed(work))
@@ -424,8 +447,12 @@ def main(
     kind: Annotated[str | None, typer.Option(help="Only kinds with this in their name.")] = None,
     jobs: Annotated[int, typer.Option(help="How many processes judge pairs.")] = 1,
     false: Annotated[bool, typer.Option("--false", help="Print the false ones alone.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Of what docs/lab has.")] = False,
 ) -> None:
     """Make the pairs, audit and judge them, and write their table in docs/evidence.md."""
+    if table:
+        write_table(kept_verdicts())
+        return
     torch.set_num_threads(1)
     root = keep or Path(tempfile.mkdtemp())
     pairs = all_pairs(cache, quick)
@@ -450,12 +477,8 @@ def main(
     elif quick or kind is not None:
         print(text)
     else:
-        whole = DOCUMENT.read_text(encoding="utf-8")
-        whole = PART.sub(lambda match: f"{match[1]}{part(found)}{match[2]}", whole)
-        DOCUMENT.write_text(whole, encoding="utf-8")
         saved(found)
-        rates = {"where": WHERE, "answers": error_rates(found)}
-        RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
+        write_table(found)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from shadow.claims.verdicts import Judgement
     from shadow.claims.verify.verification import Verification
     from shadow.comparing.comparison import Comparison
-    from shadow.outputs.exports import ExportResult
 
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
@@ -482,7 +481,7 @@ def export(
     to: Format,
     path: Place,
     /,
-) -> ExportResult:
+) -> Path:
     """Write reports as CSV, Parquet or Markdown: one set of tables, however many reports.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from shadow.claims.answer import Claim, Figure, Outcome, table
 from shadow.claims.draft import Draft, all_of
-from shadow.claims.recognised import USUAL_RANK, few_of, is_low_rank
+from shadow.claims.inside import USUAL_RANK, few_of, is_low_rank
 from shadow.summary.record import PairRecord
 
 Word = Literal["no", "fits", "cannot_be_excluded"]

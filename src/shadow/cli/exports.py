@@ -130,10 +130,9 @@ def export(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
-    from shadow.outputs import exports as exporting
+    from shadow.outputs.exports import export as export_to
 
     run = reports_here(run, spectra=True)
     target = output or Path(f"{run.absolute().resolve().name or 'reports'}-{to}")
-    done = exporting.export(reports_below(run), to, target)
-    counts = [f"{done.reports} reports", *(f"{count:,} {one}" for one, count in done.rows.items())]
-    console.say(f"{done.output}: {', '.join(counts)}")
+    folders = reports_below(run)
+    console.say(f"{counted(len(folders), 'report', 'reports')} in {export_to(folders, to, target)}")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -31,18 +30,8 @@ ExportFormat = Literal["csv", "parquet", "markdown"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """What was written."""
-
-    output: Path
-    rows: Mapping[str, int]
-    """By table; empty for Markdown."""
-    reports: int
-
-
-def export(folders: Sequence[Path], to: str, output: Path) -> ExportResult:
-    """Write the reports in folders to output.
+def export(folders: Sequence[Path], to: str, output: Path) -> Path:
+    """Write the reports in folders to the folder output, and return it.
 
     Raises UsageError for an unknown format, ShadowError when a report cannot be read, when two are
     of one pair, and when output exists and is no empty folder.
@@ -50,7 +39,6 @@ def export(folders: Sequence[Path], to: str, output: Path) -> ExportResult:
     formats = get_args(ExportFormat)
     if to not in formats:
         raise gone("format", to) or UsageError(f"no format {to!r}", f"one of {', '.join(formats)}")
-    rows = dict.fromkeys(STORED if to != "markdown" else (), 0)
     pairs: dict[tuple[str, str], Path] = {}
     with placing(output, _is_empty, "an empty folder") as folder:
         folder.mkdir()
@@ -62,27 +50,25 @@ def export(folders: Sequence[Path], to: str, output: Path) -> ExportResult:
             if to == "markdown":
                 _add_markdown(folder, report)
                 continue
-            for name, table in _tables(report):
-                (_add_csv if to == "csv" else _add_parquet)(folder, name, table)
-                rows[name] += len(table)
-    return ExportResult(output, rows, len(folders))
+            for name in STORED:
+                (_add_csv if to == "csv" else _add_parquet)(folder, name, _table(report, name))
+    return output
 
 
 def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _tables(report: SummarisedReport) -> Iterator[tuple[str, pa.Table]]:
-    """Yield each table of a report with family and pair as its first columns."""
-    pair = {"family": report.provenance.family, "pair": report.provenance.pair}
-    # JSON may hold halves of letters, which UTF-8 cannot
-    pair = {name: text.encode(errors="replace").decode() for name, text in pair.items()}
-    for name in STORED:
-        table = report.table(name)
-        more = {name: pa.repeat(text, len(table)) for name, text in pair.items()}
-        schema = arrow_schema(TABLES[name].exported)
-        columns = [more[one] if one in more else table[one] for one in schema.names]
-        yield name, pa.Table.from_arrays(columns, schema=schema)
+def _table(report: SummarisedReport, name: str) -> pa.Table:
+    """A table of a report with family and pair as its first columns."""
+    table = report.table(name)
+    columns = {one: table[one] for one in table.column_names}
+    for key in ("family", "pair"):
+        # JSON may hold halves of letters, which UTF-8 cannot
+        text = getattr(report.provenance, key).encode(errors="replace").decode()
+        columns[key] = pa.repeat(text, len(table))
+    schema = arrow_schema(TABLES[name].exported)
+    return pa.Table.from_arrays([columns[one] for one in schema.names], schema=schema)
 
 
 def _add_csv(folder: Path, name: str, table: pa.Table) -> None:

@@ -139,10 +139,10 @@ class Change:
 
     code: str
     title: str
-    meaning: str
     place: str  # of its figures, in Recognised
     text: str
     sentence: str = ""  # the code of its sentence, where that is another
+    meaning: str = ""  # where it is another than that of the sentence
 
     def figures(self, found: Recognised) -> Any:
         """The figures of the change where it holds, otherwise None."""
@@ -159,16 +159,15 @@ CHANGES = (
     Change(
         "copy",
         "rounded copy",
-        "every changed tensor is the other side's tensor in another format",
         "casts",
         "{tensors:count tensor that changed is|tensors that changed are} the other side's in"
         " another format, equal but for rounding.",
-        "rounding",
+        sentence="rounding",
+        meaning="every changed tensor is the other side's tensor in another format",
     ),
     Change(
         "mostly_copy",
         "rounded copy with changes",
-        "most changed tensors are the other side's tensors in another format; some are not",
         "casts",
         "{beside:count tensor|tensors} changed by more than rounding. {tensors:count more is|more"
         " are} the other side's in another format, equal but for rounding.",
@@ -176,7 +175,6 @@ CHANGES = (
     Change(
         "scaled",
         "scaled base",
-        "every changed matrix is the base's times one factor",
         "scaled",
         "Every matrix that changed is the base's times {factor:factor}; nothing else changed in"
         " it.",
@@ -184,7 +182,6 @@ CHANGES = (
     Change(
         "zeroed",
         "pruned base",
-        "in every changed matrix, some entries became 0 and all others stayed the same",
         "zeroed",
         "Entries were set to 0, as by pruning, and no other entry changed: {share:share} of the"
         " entries in the median of {matrices:count matrix|matrices}.",
@@ -192,7 +189,6 @@ CHANGES = (
     Change(
         "replaced",
         "replaced matrices",
-        "some matrices have little in common with the base's, while the others are close to it",
         "replaced",
         "{matrices:count matrix has|matrices have} little or nothing in common with the base's"
         " (cosines {cosine_least:fixed} to {cosine_most:fixed}), unlike most others, as if"
@@ -201,15 +197,12 @@ CHANGES = (
     Change(
         "few_entries",
         "few entries",
-        "fewer entries of each changed matrix changed than it has rows and columns",
         "few_entries",
         "Only {entries:count} of {of:count} entries changed, in {places}.",
     ),
     Change(
         "masked",
         "masked entries",
-        "in most changed matrices of layers, the share of entries that stayed the same is at least"
-        " 30 points above what rounding leaves of normal updates",
         "masked",
         "In {matrices:count} of {of:count matrix|matrices}, more entries stayed the same than"
         " rounding leaves of normally distributed updates (by {excess:share} of those counted, in"
@@ -219,8 +212,6 @@ CHANGES = (
     Change(
         "layers_moved",
         "moved layers",
-        "layers are other layers of the base, byte for byte, as after layers were dropped or"
-        " inserted",
         "rearranged.moved",
         "Byte for byte, {moves}. The figures compare layers of the same number, so those of moved"
         " layers describe no change.",
@@ -228,7 +219,6 @@ CHANGES = (
     Change(
         "not_comparable",
         "not comparable entry by entry",
-        "matrices are far from the base's entry by entry and have the same singular values",
         "rearranged.not_comparable",
         "{matrices:count matrix is|matrices are} not comparable entry by entry: rotated, reordered"
         " or another model ({places}). The singular values agree with the base's; the difference"
@@ -315,10 +305,10 @@ def _runs(moved: Mapping[Layer, int]) -> list[MovedRow]:
 
 def _places(deltas: Columns) -> tuple[int, list[ReplacedRow]]:
     """How many rows there are, and how many of each module, in which layers."""
-    rows = [
-        ReplacedRow(*place, sorted({int(layer) for layer in group.inside["layer"]}), len(group))
-        for place, group in deltas.groups("component", "module")
-    ]
+    rows = []
+    for (component, module), group in deltas.groups("component", "module"):
+        layers = sorted({int(layer) for layer in group.inside["layer"]})
+        rows.append(ReplacedRow(component, module, layers, len(group)))
     return len(deltas), rows
 
 

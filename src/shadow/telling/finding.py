@@ -20,8 +20,8 @@ from shadow.reports.metadata import SettingsMetadata
 from shadow.summary.tiers import WORDS
 from shadow.telling.files import files_sentences
 from shadow.telling.headline import headline
-from shadow.telling.known_changes import known_changes, vectors
-from shadow.telling.limits import comes_first, limits, not_compared
+from shadow.telling.known_changes import known_changes
+from shadow.telling.limits import comes_first, limits, not_compared, vectors
 from shadow.telling.size import size_and_place
 from shadow.telling.storage import storage
 from shadow.telling.structure import structure

@@ -8,12 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import (
-    has_other_norm_unrounded,
-    is_copy,
-    is_of_base,
-    is_rearranged,
-)
+from shadow.claims.inside import has_other_norm_unrounded
+from shadow.claims.recognised import is_copy, is_of_base, is_rearranged
 from shadow.claims.summary import Summary
 from shadow.quantities import text_of
 from shadow.telling.limits import broken_text
@@ -115,8 +111,8 @@ def _kind(summary: Summary, codes: Container[str]) -> str:
     if apart is not None and apart.not_comparable is not None:
         count = counted(apart.not_comparable.matrices, "matrix", "matrices")
         return f"with {count} not comparable entry by entry"
-    far = replaced and max(abs(replaced.cosine_least), abs(replaced.cosine_most))
-    if replaced is not None and far is not None and far < NOTHING_IN_COMMON:
+    cosines = [] if replaced is None else [replaced.cosine_least, replaced.cosine_most]
+    if replaced is not None and max(map(abs, cosines)) < NOTHING_IN_COMMON:
         count = counted(replaced.matrices, "matrix", "matrices")
         return f"with {count} unlike the base's"
     if summary.recognised.few_entries is not None:

@@ -11,10 +11,9 @@ from shadow.claims.recognised import recognised
 from shadow.quantities import FORMS
 from shadow.summary.changes import CHANGES, MovedRow
 from shadow.summary.record import PairRecord
-from shadow.telling.wording import NAMED, factor, layers_of, layers_text, places_of, vectors_moved
+from shadow.telling.wording import NAMED, factor, layers_of, layers_text, places_of
 from shadow.text import and_list, counted
 
-VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
 FIRST = ("layers_moved", "not_comparable")  # codes that stand before the size of a change
 TEXTS: Mapping[str, Callable[[float], str]] = {**dict[Any, Any](FORMS), "factor": factor}
 # {share:share}, {matrices:count matrix|matrices}, {places}
@@ -72,13 +71,3 @@ def _moves(rows: list[MovedRow], *, several: bool) -> str:
     if more := len(rows) - len(told):
         told.append(f"{counted(more, 'stretch', 'stretches')} more of layers have moved")
     return and_list(told)
-
-
-def vectors(summary: PairRecord) -> list[Sentence]:
-    """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
-    norm, matrices = summary.vectors.relative_norm_of_all, summary.figures.relative_norm_overall
-    if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
-        return []
-    draft = Draft(summary)
-    text = f"Vectors changed more than matrices: {vectors_moved(draft)}."
-    return [draft.sentence("vectors", text)]

@@ -23,6 +23,8 @@ from shadow.telling.wording import (
 )
 from shadow.text import and_list, counted
 
+VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
+
 
 class _Damage(NamedTuple):
     one: str
@@ -189,6 +191,16 @@ def _only_vectors(summary: PairRecord) -> list[Sentence]:
         return []
     draft = Draft(summary)
     return [draft.sentence("only_vectors", f"Only vectors changed: {vectors_moved(draft)}.")]
+
+
+def vectors(summary: PairRecord) -> list[Sentence]:
+    """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
+    norm, matrices = summary.vectors.relative_norm_of_all, summary.figures.relative_norm_overall
+    if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
+        return []
+    draft = Draft(summary)
+    text = f"Vectors changed more than matrices: {vectors_moved(draft)}."
+    return [draft.sentence("vectors", text)]
 
 
 def _identical(draft: Draft) -> str:

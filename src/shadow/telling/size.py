@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import CLEAR, few_bits, has_other_norm_unrounded, is_lost
+from shadow.claims.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow

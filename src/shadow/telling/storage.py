@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from shadow.claims.draft import Draft, Sentence, all_of
 from shadow.claims.gates import Gate
-from shadow.claims.recognised import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
+from shadow.claims.inside import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.standing import ROUNDING

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from shadow.claims.draft import Draft, Sentence, all_of
-from shadow.claims.recognised import LIKE_NOISE, few_bits, is_low_rank, stands_out
+from shadow.claims.inside import LIKE_NOISE, few_bits, is_low_rank, stands_out
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import CoherenceRow
