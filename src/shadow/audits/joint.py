@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,33 +51,49 @@ def with_directions(
     why nothing.
     """
     reports = {report.label: report for report in comparison.reports}
+    runtime = Runtime(access=Access(allow_pickle=allow_pickle, offline=True), say=say)
     contrasts = []
     for contrast in comparison.contrasts:
-        first, second = reports[contrast.first], reports[contrast.second]
-        title = f"{first.pair} and {second.pair}"
+        two = reports[contrast.first], reports[contrast.second]
+        title = f"{two[0].pair} and {two[1].pair}"
         try:
             if why := no_shared_base(contrast.relation, contrast.verified):
                 raise ShadowError(why)
-            found = _siblings(
-                (
-                    checkpoint_side(first.base),
-                    checkpoint_side(first.tuned),
-                    checkpoint_side(second.tuned),
-                ),
-                (_chosen(first), _chosen(second)),
-                jobs=jobs,
-                allow_pickle=allow_pickle,
-                say=say,
-                show=_titled(show, title),
-            )
+            found = _siblings(*two, runtime, jobs, partial(_titled, show, title))
             contrasts.append(replace(contrast, joint=found))
         except ShadowError as error:
             contrasts.append(replace(contrast, no_joint=error.message))
     return replace(comparison, contrasts=contrasts)
 
 
-def _titled(show: Callable[[int, int, str], None], title: str) -> Show:
-    return lambda done, total: show(done, total, title)
+def _titled(show: Callable[[int, int, str], None], title: str, done: int, total: int) -> None:
+    show(done, total, title)
+
+
+def _siblings(
+    first: ReportIdentity, second: ReportIdentity, runtime: Runtime, jobs: int | None, show: Show
+) -> DeltaDirections:
+    """The deltas of two reports against the base that they share."""
+    sides = [checkpoint_side(one) for one in (first.base, first.tuned, second.tuned)]
+    references = [_reference(side) for side in sides]
+    with tempfile.TemporaryDirectory() as folder, client_for(references):
+        checkpoints = [
+            _as_audited(side, reference, runtime, Path(folder) / str(number))
+            for number, (side, reference) in enumerate(zip(sides, references, strict=True))
+        ]
+        base, *tuned = checkpoints
+        old, new = (
+            pair_checkpoints(base, model, _chosen(report))[0]
+            for model, report in zip(tuned, (first, second), strict=True)
+        )
+        matched, left_out = _matched(old, new)
+        if not matched:
+            raise ShadowError("no matrix is in all three checkpoints")
+        for source in {id(one): one for of in checkpoints for one in of.sources.values()}.values():
+            source.fetch(say=runtime.say, report=lambda count: None, stop=Event())
+        return directions(
+            _measured(matched, partial(_of_siblings, checkpoints), jobs, show), left_out
+        )
 
 
 def _chosen(report: ReportIdentity) -> Filter:
@@ -89,49 +104,6 @@ def _chosen(report: ReportIdentity) -> Filter:
         all_that_are(int, chosen.get("layers")),
         all_that_are(str, chosen.get("modules")),
     )
-
-
-def _siblings(
-    sides: Sequence[CheckpointSide],
-    chosen: tuple[Filter, Filter],
-    *,
-    jobs: int | None,
-    allow_pickle: bool,
-    say: Callable[[str], None],
-    show: Show,
-) -> DeltaDirections:
-    """The deltas of two models, the last two of sides, against their base, the first."""
-    with _opened(sides, allow_pickle=allow_pickle, say=say) as (base, first, second):
-        old, _ = pair_checkpoints(base, first, chosen[0])
-        new, _ = pair_checkpoints(base, second, chosen[1])
-        matched, left_out = _matched(old, new)
-        if not matched:
-            raise ShadowError("no matrix is in all three checkpoints")
-        _fetch((base, first, second), say)
-        siblings = partial(_of_siblings, (base, first, second))
-        return directions(_measured(matched, siblings, jobs, show), left_out)
-
-
-@contextmanager
-def _opened(
-    sides: Sequence[CheckpointSide], *, allow_pickle: bool, say: Callable[[str], None]
-) -> Iterator[list[Checkpoint]]:
-    """Checkpoints as reports name them, of what lies on this machine."""
-    runtime = Runtime(access=Access(allow_pickle=allow_pickle, offline=True), say=say)
-    references = [_reference(side) for side in sides]
-    with tempfile.TemporaryDirectory() as folder, client_for(references):
-        yield [
-            _as_audited(side, reference, runtime, Path(folder) / str(number))
-            for number, (side, reference) in enumerate(zip(sides, references, strict=True))
-        ]
-
-
-def _fetch(opened: Sequence[Checkpoint], say: Callable[[str], None]) -> None:
-    sources = {
-        id(of_shard): of_shard for checkpoint in opened for of_shard in checkpoint.sources.values()
-    }
-    for source in sources.values():
-        source.fetch(say=say, report=lambda count: None, stop=Event())
 
 
 def _reference(side: CheckpointSide) -> Reference:
@@ -145,6 +117,7 @@ def _reference(side: CheckpointSide) -> Reference:
 def _as_audited(
     side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path
 ) -> Checkpoint:
+    """The checkpoint that a report names. Raises ShadowError where it has changed since."""
     found = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] not in (None, found.fingerprint):
         raise ShadowError(f"{side['repo']} has changed since it was audited")
@@ -193,9 +166,7 @@ def _measured(
     return values
 
 
-def _of_siblings(
-    checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], match: Match
-) -> JointValues | None:
+def _of_siblings(checkpoints: Sequence[Checkpoint], match: Match) -> JointValues | None:
     base, first, second = checkpoints
     old, new = match
     assert old.base is not None, "matched"

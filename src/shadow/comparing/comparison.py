@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from shadow import __version__
 from shadow.comparing.contrast import Contrast, contrast
@@ -27,7 +27,7 @@ COMPARISON_SCHEMA = 1
 MARGIN = 0.05
 MAX_REPORTS = 12
 MAX_SCORED = 200  # reports of which scores are correlated
-CLAIMS: ComparisonClaims = {
+CLAIMS: Mapping[str, list[str]] = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
         "whether two other runs would differ: the spread is over layers, not over training runs",
@@ -35,13 +35,6 @@ CLAIMS: ComparisonClaims = {
         "what the models can or cannot do",
     ],
 }
-
-
-class ComparisonClaims(TypedDict):
-    """What a comparison measures, and what it does not show."""
-
-    measured: list[str]
-    not_shown: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,8 @@ class Comparison:
     """The reports, in the order in which they were named."""
     contrasts: list[Contrast]
     """Every two of them, those with the first report first."""
-    claims: ComparisonClaims
+    claims: dict[str, list[str]]
+    """`measured`, and what that does not show (`not_shown`)."""
     not_contrasted: str | None = None
     """Why a set of which the scores are correlated has no contrasts."""
     scores: ScoredSet | None = None
@@ -78,16 +72,7 @@ class Comparison:
     @property
     def provenance(self) -> dict[str, object]:
         """What the Parquet file says of how it was made."""
-        keys = ("first", "second", "relation", "verified", "verdict")
-        contrasts = [{key: getattr(contrast, key) for key in keys} for contrast in self.contrasts]
-        reports = [asdict(report) for report in self.reports]
-        comparison = {
-            "schema": self.schema,
-            "margin": self.margin,
-            "reports": reports,
-            "contrasts": contrasts,
-        }
-        return {"version": self.version, "comparison": comparison}
+        return {"version": self.version, "comparison": self.as_json()}
 
 
 def compare(
@@ -123,9 +108,7 @@ def compare(
         return replace(comparison, not_contrasted=too_many)
     pairs = list(itertools.combinations(range(len(reports)), 2))
     related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
-    apart = None
-    if not allow_different_base:
-        apart = _different_bases(reports, related)
+    apart = None if allow_different_base else _different_bases(reports, related)
     if apart is not None and not scores:
         raise ShadowError(
             apart, "compare models tuned from one base, or add --allow-different-base"

@@ -1,4 +1,4 @@
-"""The first report against the second: verdict, what would explain it, and what makes it doubtful.
+"""The first report against the second: the verdict, and what makes it doubtful.
 
 Two deltas are compared matrix by matrix, so that shape, place and base drop out of the difference.
 The median of the paired differences comes with an interval over layers, a sign-flip test and a
@@ -23,21 +23,12 @@ from shadow.comparing.differences import (
     SIDES,
     ComparisonVerdict,
     Difference,
-    ModuleDifferences,
-    by_module,
     cells_of,
     difference,
     with_differences,
 )
 from shadow.comparing.directions import DeltaDirections
-from shadow.comparing.matching import (
-    ComparedReport,
-    Relation,
-    UnmatchedMatrices,
-    match,
-    settings_apart,
-    unmatched,
-)
+from shadow.comparing.matching import ComparedReport, Relation, match, settings_apart
 from shadow.errors import ShadowError
 from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
@@ -68,6 +59,9 @@ class MatchedCounts:
     share_of_first: float
     """The share of the first report's changed parameters that is compared, 0 to 1."""
     share_of_second: float
+    alone_in_first: int
+    """Changed matrices of the first report that the second has not, or in another shape."""
+    alone_in_second: int
 
 
 @dataclass(frozen=True)
@@ -80,16 +74,11 @@ class Contrast:
     verified: str | None
     """How it is known which weights they share: by commit or content."""
     matched: MatchedCounts
-    unmatched: list[UnmatchedMatrices]
-    """What one of them has alone, by reason."""
     figures: list[Difference]
     """Every figure, concentration first."""
-    modules: list[ModuleDifferences]
     verdict: ComparisonVerdict
     """About the first report."""
     sentence: str
-    consistent_with: list[str]
-    """What would explain the verdict; never what did."""
     not_comparable: list[str]
     """Why no verdict can be defended; empty where one can."""
     warnings: list[str]
@@ -131,21 +120,15 @@ def contrast(
         verdict: ComparisonVerdict = "not comparable"
     else:
         verdict = _verdict(figures)
-    different = relation == "different bases"
     return Contrast(
         first=first.label,
         second=second.label,
         relation=relation,
-        verified=None if different else how,
+        verified=None if relation == "different bases" else how,
         matched=counts,
-        unmatched=unmatched(first, second, matched),
         figures=figures,
-        modules=by_module(matched),
         verdict=verdict,
-        sentence=_sentence(
-            first, second, verdict=verdict, figures=figures, fatal=fatal, different=different
-        ),
-        consistent_with=_consistent_with(first, second, verdict, figures[0]),
+        sentence=_sentence(first, second, verdict, figures, fatal),
         not_comparable=fatal,
         warnings=list(
             _warnings(
@@ -162,18 +145,18 @@ def _counts(
     """What is compared: matrices, those in layers, which vote, and their share of each report."""
     parameters = int((matched["rows"] * matched["cols"]).sum())
 
-    def share_of(report: ComparedReport) -> float:
-        changed = int(report.subject("delta")["parameters"].sum())
-        return min(parameters / max(changed, 1), 1.0)
-
+    deltas = [report.subject("delta") for report in (first, second)]
+    changed = [max(int(rows["parameters"].sum()), 1) for rows in deltas]
     return MatchedCounts(
         matrices=len(matched),
         in_layers=int(matched["layer"].notna().sum()),
         cells=len(cells),
         layers=cells.groupby(["component", "layer"]).ngroups,
         parameters=parameters,
-        share_of_first=share_of(first),
-        share_of_second=share_of(second),
+        share_of_first=min(parameters / changed[0], 1.0),
+        share_of_second=min(parameters / changed[1], 1.0),
+        alone_in_first=len(deltas[0]) - len(matched),
+        alone_in_second=len(deltas[1]) - len(matched),
     )
 
 
@@ -191,11 +174,9 @@ def _not_comparable(
     apart = (np.maximum(*adapters) > 0) & (np.isnan(ranks[0]) != np.isnan(ranks[1]))
     apart |= (np.minimum(*adapters) > 0) & (adapters[0] != adapters[1])
     if apart.any():
-        kinds = [_kind_of_rank(rank[apart]) for rank in ranks]
         reasons.append(
-            f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in"
-            f" {counted(int(apart.sum()), 'matrix', 'matrices')}), and the rank of an update limits"
-            " its directions"
+            f"{first.name} and {second.name} are of different ranks, as adapters are (in"
+            f" {counted(int(apart.sum()), 'matrix', 'matrices')}), which limit their directions"
         )
     if norms := [one.name for one in (first, second) if one.provenance.subjects == "none"]:
         have = "has" if len(norms) == 1 else "have"
@@ -233,13 +214,6 @@ def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
     return known
 
 
-def _kind_of_rank(ranks: NDArray[np.float64]) -> str:
-    """In words: of full rank, or of which rank at most."""
-    if np.isnan(ranks).all():
-        return "of full rank"
-    return f"of rank {np.nanmax(ranks):.0f}, as an adapter"
-
-
 def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
     """Concentration's own verdict, if two or more of the others, and most of them, agree."""
     concentration, others = figures[0], [figure for figure in figures[1:] if figure.direction]
@@ -261,44 +235,29 @@ def _sentence(
     second: ComparedReport,
     verdict: ComparisonVerdict,
     figures: Sequence[Difference],
-    *,
     fatal: Sequence[str],
-    different: bool,
 ) -> str:
+    """The verdict in words, with the figures that decide it."""
     if fatal:
         return f"not comparable: {'; '.join(fatal)}"
-    concentration = figures[0]
-    way = concentration.points
-    same, other = (and_list(_pointing(figures[1:], one)) for one in (way or 1, -(way or 1)))
-    size = "" if concentration.difference is None else f"{concentration.difference:+.3f}"
-    than = f"{first.name} is {concentration.verdict} than {second.name}"
-    both = f"{first.name} and {second.name}"
-    if different:
-        than, both = f"{than}, from different bases,", f"{both}, from different bases,"
-    if verdict in OPPOSITE:
-        text = (
-            f"{than.rstrip(',')}: concentration differs by {size}, beyond the margin of"
-            f" {concentration.margin:g}; {same} point the same way"
-        )
-        return f"{text}; {other} the other way" if other else text
-    if verdict == "different, below the margin":
-        return (
-            f"{both} differ by less than the margin: concentration by {size}, with a margin of"
-            f" {concentration.margin:g}; two runs of one regime can differ as much"
-        )
-    if verdict == "not distinguished":
-        text = f"{both} are not distinguished: {_why_not_distinguished(concentration, size)}"
-        return text if concentration.difference is None else f"{text}; {UNSEEN}"
-    if concentration.verdict in OPPOSITE:
-        return (
-            f"mixed evidence: by concentration {than} ({size}); of the other four figures"
-            f" {same or 'none'} point the same way and {other or 'none'} the other way"
-        )
-    what = "below the margin" if way else "not distinguished"
-    return (
-        f"mixed evidence on {both}: the difference in concentration is {what}, and of the other"
-        f" four figures {same or 'none'} and {other or 'none'} point to different sides"
-    )
+    concentration, both = figures[0], f"{first.name} and {second.name}"
+    text = {
+        "different, below the margin": f"{both} differ by less than the margin",
+        "not distinguished": f"{both} are not distinguished",
+        "mixed evidence": f"mixed evidence on {both}",
+    }.get(verdict, f"{first.name} is {verdict} than {second.name}")
+    if concentration.difference is None:
+        return f"{text}: no matrix in a layer has a concentration in both"
+    text += f": concentration differs by {concentration.difference:+.3f}"
+    if concentration.no_interval:
+        return f"{text}, without a spread: {concentration.no_interval}"
+    if concentration.verdict == "not distinguished":
+        text += ", with a spread that includes 0"
+    else:
+        text += f", with a margin of {concentration.margin:g}"
+    more, less = (and_list(_pointing(figures[1:], way)) or "none" for way in (1, -1))
+    text += f"; of the other figures {more} call {first.label} more concentrated, {less} less"
+    return f"{text}; {UNSEEN}" if verdict == "not distinguished" else text
 
 
 def _pointing(figures: Sequence[Difference], way: int) -> list[str]:
@@ -307,35 +266,6 @@ def _pointing(figures: Sequence[Difference], way: int) -> list[str]:
     return [
         titles[figure.figure] for figure in figures if figure.direction and figure.points == way
     ]
-
-
-def _why_not_distinguished(concentration: Difference, size: str) -> str:
-    if concentration.difference is None:
-        return "no matrix in a layer has a concentration in both"
-    if concentration.no_interval:
-        return concentration.no_interval
-    return f"the spread of the difference in concentration ({size}) includes 0"
-
-
-def _consistent_with(
-    first: ComparedReport,
-    second: ComparedReport,
-    verdict: ComparisonVerdict,
-    concentration: Difference,
-) -> list[str]:
-    """What would explain the verdict; never what did. Nothing where no concentration is known."""
-    if concentration.difference is None:
-        return []
-    more_concentrated = {"more concentrated": first, "less concentrated": second}.get(verdict)
-    if more_concentrated is not None:
-        name = more_concentrated.name
-        return [
-            f"narrower data, data newer to the base or heavy repetition in {name}",
-            "another optimiser or learning rate, or a merged adapter, on either side",
-        ]
-    if verdict in ("different, below the margin", "not distinguished"):
-        return ["two runs of one regime", "regimes that differ by less than the margin"]
-    return []
 
 
 def _warnings(

@@ -1,8 +1,7 @@
-"""Two deltas, matrix by matrix -> the differences of figures, over modules and layers. Pure.
+"""Two deltas, matrix by matrix -> the differences of figures, over layers. Pure.
 
 One system of names holds from the frames to the JSON and the Parquet file: `X_first` and `X_second`
-are of the two reports, `X_difference` is the difference on the scale of the figure X. The JSON,
-where a row has a figure's difference alone, calls that X.
+are of the two reports, `X_difference` is the difference on the scale of the figure X.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from shadow.summary.bootstrap import blocks_of, interval_of_median, sign_flip_p
-from shadow.summary.grid import order_of
 from shadow.summary.numbers import finite
 
 ComparisonVerdict = Literal[
@@ -114,26 +112,6 @@ class Difference:
         return 0
 
 
-@dataclass(frozen=True)
-class ModuleDifferences:
-    """What two reports differ by in one module: medians of the paired differences of its matrices
-    on the scales of FIGURES; None where no matrix has one.
-    """
-
-    component: str
-    module: str
-    matrices: int
-    """Matrices that are compared, 1 or more."""
-    concentration_first: float | None
-    concentration_second: float | None
-    concentration: float | None
-    stable_rank: float | None
-    top4_energy: float | None
-    participation_ratio_over_null: float | None
-    spike_energy: float | None
-    relative_norm: float | None
-
-
 def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
     """Adds X_first, X_second and X_difference of every figure X, and null: ln N of both."""
     added: dict[str, NDArray[np.float64]] = {}
@@ -226,24 +204,3 @@ def _figure_verdict(
     if apart * figure.direction > 0:
         return "more concentrated"
     return "less concentrated"
-
-
-def by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
-    """Medians of the differences over all matrices, in the order of names.yaml."""
-    rows = [
-        ModuleDifferences(
-            component=str(component),
-            module=str(module),
-            matrices=len(group),
-            concentration_first=finite(group["concentration_first"].median()),
-            concentration_second=finite(group["concentration_second"].median()),
-            **_medians(group),
-        )
-        for (component, module), group in matched.groupby(["component", "module"])
-    ]
-    return sorted(rows, key=lambda row: order_of(row.component, row.module))
-
-
-def _medians(rows: pd.DataFrame) -> dict[str, float | None]:
-    """The median difference of each figure."""
-    return {figure.name: finite(rows[f"{figure.name}_difference"].median()) for figure in FIGURES}

@@ -41,7 +41,6 @@ READ = tuple(
         *COMPARED, *RANKED, *COPIED,
     ))
 )  # fmt: skip
-EXAMPLES = 3  # tensors named for each reason
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
 def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
     """How a checkpoint of one report is known to be one of another; None when it is not."""
-    left, right = _checkpoint(first, side), _checkpoint(second, other)
+    left: CheckpointIdentity = getattr(first.provenance, side)
+    right: CheckpointIdentity = getattr(second.provenance, other)
     # a commit may hold several checkpoints
     if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
         return "commit"
@@ -157,10 +157,6 @@ def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side
 def _is_hash(text: str | None, digits: int) -> bool:
     """Whether it is a hexadecimal number of so many digits."""
     return text is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
-
-
-def _checkpoint(report: ComparedReport, side: Side) -> CheckpointIdentity:
-    return report.provenance.base if side == "base" else report.provenance.tuned
 
 
 # Matching
@@ -217,31 +213,3 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     return left.merge(right, on=keys).sort_values(
         keys, kind="stable", na_position="first", ignore_index=True
     )
-
-
-@dataclass(frozen=True)
-class UnmatchedMatrices:
-    """Deltas of one report that the other has not, or in another shape."""
-
-    reason: str
-    """In which report they are missing: `not in B`."""
-    matrices: int
-    examples: list[str]
-    """The names of the first EXAMPLES of them."""
-
-
-def unmatched(
-    first: ComparedReport, second: ComparedReport, matched: pd.DataFrame
-) -> list[UnmatchedMatrices]:
-    """Deltas of one report that have no partner in the other."""
-    found = []
-    for report, other, which in ((first, second, "first"), (second, first, "second")):
-        deltas = report.subject("delta")
-        taken = pd.MultiIndex.from_arrays(
-            [matched[f"tensor_{which}"], *(matched[name] for name in PLACE)]
-        )
-        places = pd.MultiIndex.from_frame(deltas[["tensor", *PLACE]])
-        alone = [str(name) for name in deltas["tensor"][~places.isin(taken)]]
-        if alone:
-            found.append(UnmatchedMatrices(f"not in {other.label}", len(alone), alone[:EXAMPLES]))
-    return found

@@ -31,6 +31,7 @@ from shadow.audits.perform import perform as audit
 from shadow.audits.request import AuditRequest, Files
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
+from shadow.files import write_beside
 from shadow.lab.design import PROBES, Base, Run
 from shadow.lab.tasks import MIXTURES
 from shadow.lab.training import accuracy, load, new_model, save, train
@@ -46,11 +47,7 @@ Work = Callable[[], None]
 Show = Callable[[int, int, str], None]
 
 
-def unseen(finished: int, total: int, what: str) -> None:
-    """Show nothing."""
-
-
-def perform(runs: Sequence[Run], out: Path, *, jobs: int, show: Show = unseen) -> None:
+def perform(runs: Sequence[Run], out: Path, *, jobs: int, show: Show = lambda *_: None) -> None:
     """Train and audit whatever of the runs is not in out yet.
 
     Raises ShadowError when out holds the runs of another design or other versions, and when a
@@ -136,10 +133,7 @@ def _claim(out: Path) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """JSON, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(file)
+    write_beside(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(file: Path) -> Any:

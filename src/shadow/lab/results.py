@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from shadow.files import require_utf8
+from shadow.files import require_utf8, write_beside
 from shadow.lab import experiment
 from shadow.lab.design import PRESETS, PROBES, REGIMES, Run
-from shadow.lab.experiment import Show, read_json, record, unseen
+from shadow.lab.experiment import Show, read_json, record
 from shadow.outputs.markdown import markdown
 from shadow.telling.document import (
     Block,
@@ -35,11 +35,9 @@ LEVEL = 0.95
 OUTCOME = "layers_concentration"  # chosen before any run
 NORM = "layers_relative_norm"
 LEARNED = 0.05  # the share of right answers from which a decoder has learned something
-# columns of runs that are text
-WORDS = ("base", "scale", "run", "regime")
 
 
-def run(preset: str, out: Path, *, jobs: int, show: Show = unseen) -> tuple[Document, int]:
+def run(preset: str, out: Path, *, jobs: int, show: Show) -> tuple[Document, int]:
     """Train and audit what out lacks of a preset; write its tables and a page into it; return what
     it shows, and how many runs it has.
 
@@ -56,9 +54,6 @@ def run(preset: str, out: Path, *, jobs: int, show: Show = unseen) -> tuple[Docu
     return document, len(runs)
 
 
-# ------------------------------------------------------------------------------------------ tables
-
-
 def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
     """The tables of finished runs.
 
@@ -67,9 +62,8 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
     verdict of `shadow compare` on every two runs of a base.
     """
     table = pd.DataFrame([_row(run, out) for run in runs])
-    # a figure that no run has is of no type yet
-    numbers = [str(name) for name in table if name not in WORDS]
-    table[numbers] = table[numbers].apply(pd.to_numeric)
+    for name in table.columns[table.isna().all()]:  # a figure that no run has is of no type yet
+        table[name] = pd.to_numeric(table[name])
     files = [out / "comparisons" / f"{key}.json" for key in dict.fromkeys(table["base"])]
     rows = [row for file in files for row in read_json(file)["rows"]]
     return {"runs": table.copy(), "comparisons": pd.DataFrame(rows)}
@@ -77,11 +71,9 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
 
 def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     """Each table as Parquet, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        aside = folder / f".{name}.parquet"
-        table.to_parquet(aside, index=False, compression="zstd")
-        aside.replace(folder / f"{name}.parquet")
+        content = table.to_parquet(index=False, compression="zstd")
+        write_beside(folder / f"{name}.parquet", content)
 
 
 def _row(run: Run, out: Path) -> dict[str, object]:
@@ -100,9 +92,6 @@ def _row(run: Run, out: Path) -> dict[str, object]:
         **{f"right_{probe}": after[probe] for probe in PROBES},
         **own["figures"],
     }
-
-
-# --------------------------------------------------------------------------------------- estimates
 
 
 @dataclass(frozen=True)
@@ -157,9 +146,6 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
     if not {first, second} <= set(means.columns):
         return over_bases(())
     return over_bases((means[first] - means[second]).to_numpy(float))
-
-
-# ------------------------------------------------------------------------------------- what is seen
 
 
 def lab_document(preset: str, runs: pd.DataFrame) -> Document:

@@ -22,7 +22,6 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.report import by_module
 from shadow.telling.scores import scored_set_blocks
 from shadow.telling.wording import capital
 from shadow.text import counted
@@ -41,17 +40,10 @@ HOW_SURE = (
 KNOWN_BY = {"commit": "its commit", "content": "its content"}
 NO_CHANCE = 0.005  # a shared rounding of less is not shown
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
-MODULE_FIGURES: Mapping[str, tuple[str, Kind]] = {  # columns of the table by module: head, kind
-    "concentration": ("conc.", "difference"),
-    "stable_rank": ("st. rank", "log_ratio"),
-    "top4_energy": ("top-4", "difference"),
-    "participation_ratio_over_null": ("PR/null", "log_ratio"),
-    "spike_energy": ("spike en.", "difference"),
-}
 
 
 def comparison_document(comparison: Comparison) -> Document:
-    """Every report against the first; of two reports also in which modules they differ."""
+    """Every report against the first."""
     return Document([*_blocks(comparison)])
 
 
@@ -82,11 +74,6 @@ def _blocks(comparison: Comparison) -> Iterator[Block]:
         row.relation == "one base" and row.figures[0].difference is not None for row in contrasts
     ):
         origin.insert(0, ("how sure", HOW_SURE))
-    if len(contrasts) == 1:
-        if not all(row.concentration is None for row in contrasts[0].modules):
-            yield modules_apart(contrasts[0])
-        if contrasts[0].consistent_with:
-            origin.insert(0, ("consistent with", "; or ".join(contrasts[0].consistent_with)))
     yield Provenance(origin)
 
 
@@ -100,10 +87,11 @@ def _contrast(contrast: Contrast) -> Iterator[Block]:
     over = f"{counted(matched.matrices, 'matrix', 'matrices')} of both"
     over += f"; the {matched.in_layers:,} in {layers} decide"
     rows = [FigureRow("relation", relation), FigureRow("over", over)]
-    rows += [
-        FigureRow("left out", f"{row.matrices:,} {row.reason}, such as {row.examples[0]}")
-        for row in contrast.unmatched
-    ]
+    if matched.alone_in_first or matched.alone_in_second:
+        alone = f"{matched.alone_in_first:,} of {contrast.first} alone"
+        rows.append(
+            FigureRow("left out", f"{alone}, {matched.alone_in_second:,} of {contrast.second}")
+        )
     if margins := _margins(contrast):
         rows.append(FigureRow("margin", margins))
     yield Figures(rows)
@@ -132,11 +120,7 @@ def directions_text(joint: DeltaDirections) -> str:
         )
     cosine = text_of(joint.cosine, "thousandths")
     of = counted(joint.matrices, "matrix", "matrices")
-    text = (
-        f"Over the {of} that both changed"
-        if joint.matrices > 1
-        else "In the one matrix that both changed"
-    )
+    text = f"Over the {of} that both changed"
     if joint.left_out:
         text += f" ({joint.left_out:,} others left out)"
     text += f", the two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
@@ -199,20 +183,3 @@ def _spread(figure: Difference) -> str:
     if figure.low is None or figure.high is None:
         return DASH
     return bounds_text((figure.low, figure.high), KINDS[figure.scale])
-
-
-def modules_apart(contrast: Contrast) -> Table:
-    """A row for each module: the concentration of both, and the differences."""
-    first, second = contrast.first, contrast.second
-    fields = [
-        *by_module(contrast.modules),
-        number("n", "matrices", "count"),
-        number(f"conc. {first}", "concentration_first", "fixed"),
-        number(f"conc. {second}", "concentration_second", "fixed"),
-    ]
-    for rank, (name, (head, kind)) in enumerate(MODULE_FIGURES.items(), 1):
-        # the first difference is that of the two columns beside it
-        shown = f"{first} - {second}" if name == "concentration" else head
-        fields.append(number(shown, name, kind, rank))
-    title = f"By module: medians; {first} - {second} or x {first} / {second} of each matrix"
-    return table_of(fields, contrast.modules, title)
