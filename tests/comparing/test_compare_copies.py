@@ -109,17 +109,3 @@ def test_a_stored_fp8_copy_and_a_cast_get_no_verdict(tmp_path: Path) -> None:
         (found,) = shadow.compare(one, report(tmp_path, name, tuned)).contrasts
         assert found.verdict == "not comparable"
         assert "copy" in found.sentence
-<<<<<<< HEAD
-=======
-
-
-def test_two_trainings_keep_their_verdict(tmp_path: Path) -> None:
-    """A is along four directions, B along 32."""
-    reports = [
-        report(tmp_path, name, trained(seed, rank))
-        for seed, (name, rank) in enumerate((("one", 4), ("two", 32)))
-    ]
-    (found,) = shadow.compare(*reports).contrasts
-    assert found.not_comparable == []
-    assert found.verdict == "more concentrated"
->>>>>>> 8cf20e3a (compare has neither a table by module nor explanations; one sentence says which figures decide)

@@ -16,10 +16,6 @@ from reports import delta, place, places, uniform, write
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.reports.columns import COMPARISON
-<<<<<<< HEAD
-=======
-from shadow.telling.comparison import HOW_SURE, comparison_document
->>>>>>> 8cf20e3a (compare has neither a table by module nor explanations; one sentence says which figures decide)
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -50,61 +46,6 @@ def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, t
     assert "different bases" in other.assert_refused()
 
 
-<<<<<<< HEAD
-=======
-@pytest.mark.parametrize("count", [2, 3])
-def test_output_fits_the_terminal(demo_reports, count):
-    """No line is longer than the terminal, nothing is cut off."""
-    pairs = ("base..narrow", "base..broad", "base..narrow")[:count]
-    document = comparison_document(compare([demo_reports / pair for pair in pairs]))
-    for width in (80, 120):
-        text = drawn(document, width)
-        assert max(map(len, text.splitlines())) <= width
-        assert "…" not in text
-        margin = "x 1.18"  # of ratios, in a column or in the title
-        figures = ("PR / null PR", "x 0.83", "+0.065", "rel. norm", margin)
-        for word in ("more concentrated", "spread, 87.5 %", "not shown", "only 4 layers", *figures):
-            assert word in text
-
-
-def test_a_verdict_stays_on_its_line_where_ratios_have_three_decimals(tmp_path):
-    """As of two changes that differ tenfold, on 80 columns."""
-    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
-    ends = {"difference": 0.067, "low": 0.061, "high": 0.072}
-    small = {
-        "log ratio": {name: math.log(value) for name, value in ends.items()},
-        "difference": {"first": 0.0333, "second": 0.0211},
-    }
-    wide = [replace(figure, **small[figure.scale]) for figure in compared.contrasts[0].figures]
-    wide[-1] = replace(wide[-1], first=0.00083, second=0.014)
-    document = comparison_document(
-        replace(compared, contrasts=[replace(compared.contrasts[0], figures=wide)])
-    )
-    text = drawn(document, 80)
-    assert "x 0.067  x 0.061 to 0.072  more concentrated" in text
-    assert text.count("0  more concentrated") + text.count("2  more concentrated") == 5
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_components_and_experts_fit_too(tmp_path, width):
-    """A vision tower beside a mixture of experts, and a long pair name: no line is longer, nothing
-    is cut off.
-    """
-    where = [{**place(layer, "mlp.down"), "component": "vision"} for layer in range(24)]
-    where += [place(layer, "experts.gate", expert) for layer in range(48) for expert in range(21)]
-    name = "Qwen2.5-VL-72B..Qwen2.5-VL-72B-Instruct-0123abcd"
-    folders = [
-        write(tmp_path / one, [delta(c, own) for own in where])
-        for one, c in ((name, 0.45), ("b", 0.123))
-    ]
-    text = drawn(comparison_document(compare(folders)), width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
-    assert "1,032 matrices of both; the 1,032 in 72 layers decide" in text
-    assert "+0.327" in text
-
-
->>>>>>> 8cf20e3a (compare has neither a table by module nor explanations; one sentence says which figures decide)
 def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path):
     """One row a matrix, columns as told; it can be written again, but replaces no other file."""
     pairs = ["base..narrow", "base..broad"]
