@@ -147,7 +147,8 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
     changed = counts.away + counts.toward
     if changed < FEWEST:
         return FEW_CHANGED
-    if _steps_of_two(counts) > DOUBLED:
+    few = counts.entries[..., 1:FEW_ULPS].sum(axis=(0, 1, 2))
+    if few[1::2].sum() / max(1.0, few.sum()) > DOUBLED:
         return UNEXPLAINED
     fitted, between = fit(counts), fit(counts, "dithered", rounds=1)
     kept = kept_share(fitted)
@@ -157,11 +158,7 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
     kept_between = float(between.update.sum() / between.stored.sum())
     lopsided = (counts.away - counts.toward) / changed
     normal = fit(counts, rounds=0)
-    unexplained = replace(
-        UNEXPLAINED,
-        zero_excess=zero_excess(counts, normal),
-        misfit=wrong,
-    )
+    unexplained = replace(UNEXPLAINED, zero_excess=zero_excess(counts, normal), misfit=wrong)
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
     tailed = tails(fitted.shape) > TAILED and kept < 1 - 2 * ALTERNATIVE
     if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
@@ -174,7 +171,7 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
         unexplained,
         history="stored_base",
         kept=kept,
-        reason=_reason(kept),
+        reason="rounded_away" if kept < ROUNDED_AWAY else None,
         norm=norm,
         zeros=1.0 - float(normal.changed.sum()) / entries,
         kept_least=min(kept, kept_share(twice)),
@@ -191,16 +188,6 @@ def zero_excess(counts: Counts, normal: Fit) -> float:
     smaller = np.cumsum(entries[::-1])[::-1] - entries
     finest = smaller < FINEST * entries.sum()
     return float((normal.changed - changed)[finest].sum() / entries[finest].sum())
-
-
-def _steps_of_two(counts: Counts) -> float:
-    """Of the entries that changed by few ulps: the share that changed by an even number of them."""
-    few = counts.entries[..., 1:FEW_ULPS].sum(axis=(0, 1, 2))
-    return float(few[1::2].sum()) / max(1.0, float(few.sum()))
-
-
-def _reason(kept: float) -> Reason | None:
-    return "rounded_away" if kept < ROUNDED_AWAY else None
 
 
 def undo(
@@ -371,16 +358,16 @@ def values(undone: Undone, base_norm: float) -> Values:
     """kept, relative_norm_unrounded, both if two roundings lie behind D, and zero_share_expected;
     norms None without enough kept.
     """
-    known = undone.kept is not None and undone.reason is None
     least = undone.norm if undone.norm_least is None else undone.norm_least
+    is_known = undone.kept is not None and undone.reason is None and base_norm > 0
+
+    def relative(norm: float | None) -> float | None:
+        return norm / base_norm if is_known and norm else None
+
     return {
         "kept": undone.kept,
         "kept_least": undone.kept if undone.kept_least is None else undone.kept_least,
-        "relative_norm_unrounded": (
-            undone.norm / base_norm if known and undone.norm and base_norm > 0 else None
-        ),
-        "relative_norm_unrounded_least": (
-            least / base_norm if known and least and base_norm > 0 else None
-        ),
+        "relative_norm_unrounded": relative(undone.norm),
+        "relative_norm_unrounded_least": relative(least),
         "zero_share_expected": undone.zeros if undone.kept is not None else None,
     }

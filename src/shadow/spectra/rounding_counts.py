@@ -215,32 +215,17 @@ def count(
     size = kinds[0] * kinds[1] * BINADES * raw_levels
     counted = torch.bincount(torch.cat(places), minlength=size)
     by_raw = counted.numpy().reshape(*kinds, BINADES, raw_levels)
-    entries = _by_level(by_raw, highest)
+    first_raw = levels().first_raw  # small levels are of several leading parts
+    used = int(np.searchsorted(first_raw, highest, side="right"))
+    entries = np.add.reduceat(by_raw, first_raw[:used], axis=3).astype(np.float64)
     entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
     return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), away, toward)
 
 
 def _directions(b: NDArray[np.floating], d: NDArray[np.floating]) -> tuple[int, int]:
     """How many entries b other than 0 move away from it, as d has their sign, and toward it."""
-    moved = d != 0
-    moved &= b != 0
-    across = np.signbit(d)
-    across ^= np.signbit(b)
-    across &= moved
-    toward = int(np.count_nonzero(across))
-    return int(np.count_nonzero(moved)) - toward, toward
-
-
-def _by_level(by_raw: NDArray[np.int64], highest: int) -> Floats:
-    """Counts by level from counts by leading part, up to the highest leading part that occurs."""
-    first_raw = levels().first_raw
-    used = int(np.searchsorted(first_raw, highest, side="right"))
-    entries = by_raw.take(first_raw[:used], axis=3).astype(np.float64)
-    ends = np.append(first_raw, levels().raw)
-    for level in range(used):  # small levels are of several leading parts
-        if ends[level + 1] - ends[level] > 1:
-            entries[..., level] = by_raw[..., ends[level] : ends[level + 1]].sum(axis=3)
-    return entries
+    way = np.sign(b) * np.sign(d)
+    return int(np.count_nonzero(way > 0)), int(np.count_nonzero(way < 0))
 
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
