@@ -309,7 +309,7 @@ def tables(summary):
         for name in ("base_shape", "tuned_shape"):
             place = f"uncompared.{one['component']}.{one['module']}.{name}"
             found |= {f"{place}.{at}": size for at, size in enumerate(one[name] or [])}
-    named = ("rearranged.not_comparable", "casts")
+    named = ("rearranged.not_comparable", "rearranged.moved", "casts")
     for key in ("replaced", "scaled", "zeroed", "few_entries", "masked", *named):
         of_key = told["recognised"]
         for name in key.split("."):

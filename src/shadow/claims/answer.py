@@ -1,4 +1,4 @@
-"""The shape of every claim: a question with its null and its error rate, and the answer to it.
+"""The shape of every claim: a question with its error rate, and the answer to it.
 
 Gates, rules of `--fail-on`, other explanations, the label and what is recognised are claims. A
 claim is an entry of a table, which `shadow explain` and the page of claims read, and a function
@@ -37,10 +37,6 @@ class Claim:
     """What people call it, in a few words, such as `merged adapter`."""
     meaning: str
     """What holds when the claim holds, in one sentence for `shadow explain`."""
-    needs: tuple[str, ...] = ()
-    """The figures that it is judged by, by their place in summary.json."""
-    null: str = ""
-    """What the figures would be if nothing were the matter; empty where there is no null."""
     error_rate: ErrorRate | None = None
     """None where it was not measured."""
 

@@ -36,25 +36,16 @@ EXPLANATIONS = table(
         "low-rank adapter, or an edit of few directions",
         "the change is of low rank: an adapter, stored as one or merged into the base, or an edit"
         " of few directions",
-        needs=("figures.rank_ceiling", "inside_layers.rank_most"),
-        null="full rank",
     ),
     Claim(
         "orthogonalised_optimiser",
         "orthogonalised optimiser",
         "an optimiser with orthogonal updates, such as Muon, made the change",
-        needs=("inside_layers.flatter_than_noise", "inside_layers.decay_cosine"),
     ),
     Claim(
         "quantised_copy",
         "quantised copy",
         "most of the change is the rounding of one side to 8 bits or fewer",
-        needs=(
-            "inside_layers.kept_high_overall",
-            "inside_layers.relative_norm",
-            "figures.concentration",
-        ),
-        null="a change that is many times the rounding of its format",
     ),
 )
 

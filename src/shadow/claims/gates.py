@@ -29,15 +29,12 @@ GATES = table(
         "changed",
         "a matrix changed",
         "at least one matrix changed; biases and norms do not count",
-        needs=("figures.matrices",),
-        null="0",
     ),
     Claim(
         "lineage",
         "the tuned model comes from the base",
         "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
         f" at least {LINEAGE:g}), and none is merely moved, rotated or reordered",
-        null="a cosine of 0, as between unrelated models of one shape",
     ),
     Claim(
         "paired",
@@ -50,8 +47,6 @@ GATES = table(
         "the change is more than rounding",
         f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing. It fails"
         " if most matrices are of IQ types, whose rounding is not known",
-        needs=("figures.floor_ratio",),
-        null="a floor_ratio of 1, as of a copy that was rounded once",
     ),
     Claim(
         "rank",

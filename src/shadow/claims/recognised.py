@@ -10,10 +10,7 @@ from shadow.summary.record import PairRecord
 MANY = 0.25  # of the changed matrices in layers: permuted neurons are 3 of 7
 _MEANINGS = read_words("words.yaml")["sentences"]
 RECOGNISED = table(
-    *(
-        Claim(one.code, one.title, one.meaning or _MEANINGS[one.code], (f"recognised.{one.place}",))
-        for one in CHANGES
-    )
+    *(Claim(one.code, one.title, one.meaning or _MEANINGS[one.code]) for one in CHANGES)
 )
 
 

@@ -213,8 +213,9 @@ CHANGES = (
         "layers_moved",
         "moved layers",
         "rearranged.moved",
-        "Byte for byte, {moves}. The figures compare layers of the same number, so those of moved"
-        " layers describe no change.",
+        "Byte for byte, {layers:count layer is another layer|layers are other layers} of the base."
+        " The figures compare layers of the same number, so those of moved layers describe no"
+        " change.",
     ),
     Change(
         "not_comparable",

@@ -9,10 +9,9 @@ from typing import Any
 from shadow.claims.draft import Draft, Sentence
 from shadow.claims.recognised import recognised
 from shadow.quantities import FORMS
-from shadow.summary.changes import CHANGES, MovedRow
+from shadow.summary.changes import CHANGES
 from shadow.summary.record import PairRecord
-from shadow.telling.wording import NAMED, factor, layers_of, layers_text, places_of
-from shadow.text import and_list, counted
+from shadow.telling.wording import factor, places_of
 
 FIRST = ("layers_moved", "not_comparable")  # codes that stand before the size of a change
 TEXTS: Mapping[str, Callable[[float], str]] = {**dict[Any, Any](FORMS), "factor": factor}
@@ -49,25 +48,8 @@ def _filled(draft: Draft, text: str, place: str, figures: Any) -> str:
         name, kind, one, many = match.groups()
         if name == "places":
             return places_of(draft.summary, figures.rows)
-        if name == "moves":
-            return _moves(figures.rows, several=draft.summary.has_components)
         value = getattr(figures, name)
         told = draft.write(value, f"recognised.{place}.{name}", TEXTS[kind])
         return told if one is None else f"{told} {one if value == 1 else many}"
 
     return SLOT.sub(slot, text)
-
-
-def _moves(rows: list[MovedRow], *, several: bool) -> str:
-    """`layers 3 to 9 are the base's layers 4 to 10`."""
-    told = []
-    for row in rows[: 2 * NAMED]:
-        own = range(row.first_layer, row.last_layer + 1)
-        of_base = range(row.base_first, row.base_first + len(own))
-        verb = "is" if len(own) == 1 else "are"
-        told.append(
-            f"{layers_of(row.component, own, several)} {verb} the base's {layers_text(of_base)}"
-        )
-    if more := len(rows) - len(told):
-        told.append(f"{counted(more, 'stretch', 'stretches')} more of layers have moved")
-    return and_list(told)

@@ -21,7 +21,6 @@ BASE = Claim(
     "a candidate is its nearest relative",
     "the model shares the hidden units of a candidate, which is named; of several, the one that"
     " lies on the way to all others. Which of the two was trained from the other is not told",
-    null="a uniform p for models that were initialised apart: their units match in no order",
 )
 ALPHA = 0.001  # the chance that any of the candidates of an unrelated model seems related
 REORDERED = 0.7  # of the cosine of a unit where another matrix matches it; 0.2 for other models

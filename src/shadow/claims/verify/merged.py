@@ -25,7 +25,6 @@ MERGED = Claim(
     "a merged adapter",
     "every matrix is the base's plus the scaled update of the adapter, within the rounding of"
     " storage and of the merge's own arithmetic in every entry; every other tensor is the base's",
-    null="the base itself, half the update or twice the update fits as well",
 )
 # of the residual's energy: what a quantised copy of the base must leave less of, to explain it. To
 # a residual that has another cause a copy adds its own error

@@ -21,7 +21,6 @@ MIXTURE = Claim(
     "the tuned model is a linear merge (an average, a weighted sum, task arithmetic on a base) of"
     " all the models that are named, with the same weights everywhere or by layer, within the"
     " rounding of storage in every entry",
-    null="no weights leave as little of every entry as rounding does",
 )
 WIDE = 0.1  # an error of a weight that says little
 NOTHING = 0.01  # a weight that is as good as none

@@ -20,7 +20,6 @@ QUANTISED = Claim(
     "every entry of the original is rounded to its copy, or lies beyond the last level of"
     " its block; with scales from an importance matrix, all but"
     " 1 % of the entries of Q4_0, Q4_1, Q5_0 and Q5_1",
-    null="the error that the file's own levels make of any original",
 )
 SOME = 0.001  # the share of entries without a scale from which a note says so
 

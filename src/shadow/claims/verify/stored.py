@@ -19,7 +19,6 @@ STORED = Claim(
     "every entry of the copy is the full model's rounded to the copy's format, or to the nearest"
     " level of a quantised one; with a base, at"
     f" least {100 * KEPT:.0f} % of the update's energy is kept as well",
-    null="an entry that rounding alone does not explain",
 )
 MODULES = 3  # that lost most, in a note
 ALL = 0.995  # of the update's energy, which two digits call 100 %
