@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 
 DEMO := $(VENV)/.demo
 
-.PHONY: setup demo test test-slow test-ray fuzz mutants check format docs notebook site real clean
+.PHONY: setup demo test test-slow test-ray fuzz mutants rewording check format docs notebook site real clean
 
 setup: $(STAMP)
 
@@ -61,6 +61,9 @@ fuzz: setup  ## a minute of hostile files for every reader
 
 mutants: setup  ## plant 40 mistakes, one at a time: each must fail a test
 	$(BIN)/python tests/mutants.py
+
+rewording: setup  ## reword messages and rename modules in a copy: hardly any test may break
+	$(BIN)/python tests/rewording.py
 
 check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ from shadow.claims.rules import read_policy
 from shadow.comparing.scores import read_scores
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
+from shadow.targets import families as families_files
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
 from shadow.telling.baselines import read_measured
@@ -372,7 +373,7 @@ def targets(top: Path) -> Mapping[str, Target]:
 
     def families(path: Path) -> None:
         # without the shipped ones: 10 ms
-        with mock.patch("shadow.targets.families.registry_folder", return_value=top):
+        with mock.patch.object(families_files, "registry_folder", return_value=top):
             load_families(path.parent)
 
     def metadata(folder: Path, content: bytes) -> None:

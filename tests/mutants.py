@@ -107,14 +107,14 @@ MUTANTS = (
                                           "is None and rule.holds(within[0])"),
         "what is gone has not moved": ("outside = not isinstance", "outside = isinstance"),
     }),
-    Planted("claims/verify/merged.py", "audits/test_verify_merged.py -k stands_beside", {
+    Planted("claims/verify/merged.py", "claims/test_merged.py", {
         "a rounded tensor beside an adapter": (
             'return not row.changed or row.rounded == ("tuned", row.formats[1])',
             "return not row.changed",
         ),
         "every tensor beside is the base's": ("return not row.changed or", "return True or"),
     }),
-    Planted("comparing/contrast.py", "comparing/test_compare.py -k not demos", {
+    Planted("comparing/contrast.py", "comparing/test_compare.py -k disagree or voids", {
         "one figure is enough": ("if agree < MIN_AGREEING or", "if"),
         "ranks that differ": ("np.isnan(ranks[0]) !=", "np.isnan(ranks[0]) & ~"),
         "rounding alone": ("elif floor < ROUNDING", "elif floor < 0"),

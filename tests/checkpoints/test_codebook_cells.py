@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize as by_gguf
 from measuring import Piece
 
+from shadow.checkpoints import packed_tensors
 from shadow.checkpoints.decoders import packed_tensor
 from shadow.checkpoints.gguf_blocks import gguf_tensor
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
@@ -152,7 +153,7 @@ def test_cells_are_decoded_once(name, monkeypatch):
     low, high = copy.cells((slice(None),))
     decode, asked = copy._decoder.cells, []
     monkeypatch.setattr(copy._decoder, "cells", lambda *at: asked.append(at) or decode(*at))
-    monkeypatch.setattr("shadow.checkpoints.packed_tensors.AT_ONCE", 5 * cols)
+    monkeypatch.setattr(packed_tensors, "AT_ONCE", 5 * cols)
     turned = copy.seen(lambda one: one.T).cells((slice(32, 64), slice(3, 20)))
     assert all(map(torch.equal, turned, (end[3:20, 32:64].T for end in (low, high))))
     assert sum(len(rows) * (stop - start) for rows, (start, stop) in asked[1:]) == 17 * 32

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import shadow
 from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints import decoders
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.packed_layouts import with_matrices
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
@@ -350,7 +351,7 @@ def test_a_copy_is_called_one_where_its_cells_are_known(tmp_path, monkeypatch, k
     rounding.
     """
     if not known:
-        monkeypatch.setattr("shadow.checkpoints.decoders.Grid.cells", lambda *_: None)
+        monkeypatch.setattr(decoders.Grid, "cells", lambda *_: None)
     original, packed, _ = saved(tmp_path, "nf4")
     result = run_pair(
         given_pair(parse_reference(str(original)), parse_reference(str(packed))),

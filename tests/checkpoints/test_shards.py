@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from shadow.checkpoints import safetensors_files
 from shadow.checkpoints.safetensors_files import read_header
 from shadow.checkpoints.sources import LocalFile
 from shadow.dtypes import FLOATS, INTEGERS
@@ -244,7 +245,7 @@ def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
 
 def test_a_header_has_at_most_so_many_entries(tmp_path, monkeypatch):
     """One more than the bound is refused, with the bound; the bound itself is read."""
-    monkeypatch.setattr("shadow.checkpoints.safetensors_files.MAX_ENTRIES", 3)
+    monkeypatch.setattr(safetensors_files, "MAX_ENTRIES", 3)
     names = {name: entry(shape=(1,), offsets=(4 * i, 4 * i + 4)) for i, name in enumerate("abcd")}
     three = {name: names[name] for name in "abc"}
     assert len(parse(tmp_path, file_bytes(three, bytes(12)))) == 3

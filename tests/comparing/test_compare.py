@@ -227,6 +227,8 @@ def test_figures_that_disagree_are_mixed_evidence(tmp_path):
     alone = against("alone", concentration=0.45)
     assert alone.verdict == "mixed evidence"
     assert "none call A more concentrated, none less" in alone.sentence
+    single = against("single", concentration=0.45, stable_rank=1.0)
+    assert single.verdict == "mixed evidence"
     two = {"stable_rank": 1.0, "top4_energy": 0.9}
     split = against("split", concentration=0.45, **two, spike_energy=0.0, participation_ratio=60)
     assert split.verdict == "mixed evidence"

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_blocks, k_copy, k_like, k_quants
 
+from shadow.spectra import format_noise as module
 from shadow.spectra.format_noise import (
     K_TYPES,
     Scales,
@@ -298,7 +299,7 @@ def test_the_length_of_a_block_is_where_steps_change():
 def test_blocks_of_rows_and_groups_change_nothing(original, monkeypatch):
     """Sums over a stack of matrices, cut anywhere, are those of the whole."""
     whole = format_noise(original, ggml_copy(original, "Q4_1"))
-    monkeypatch.setattr("shadow.spectra.format_noise.TILE", 4 * COLS)
+    monkeypatch.setattr(module, "TILE", 4 * COLS)
     copy = ggml_copy(original, "Q4_1")
     grouped = Copy(copy.numbers.view(3, -1, COLS), copy.each.view(3, -1, COLS))
     cut = format_noise(original.view(3, -1, COLS), grouped)
@@ -314,7 +315,7 @@ def test_first_rows_of_zeros_do_not_hide_blocks(original, monkeypatch, mixed):
         part[:8] = 0
     order = np.random.default_rng(3).permutation(COLS) if mixed else slice(None)
     original, copy = original[:, order], Copy(copy.numbers[:, order], copy.each[:, order], "Q4_K")
-    monkeypatch.setattr("shadow.spectra.format_noise.TILE", 4 * COLS)
+    monkeypatch.setattr(module, "TILE", 4 * COLS)
     found = format_noise(original, copy)
     assert (found.outside, found.clipped > 10, found.is_copy("Q4_K")) == (0, True, True)
 

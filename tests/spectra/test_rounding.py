@@ -11,7 +11,7 @@ from measuring import measure, scaled_floats
 from scipy.stats import norm as normal
 
 from shadow.dtypes import FLOATS
-from shadow.spectra import rounding, rounding_counts, rounding_model
+from shadow.spectra import rounding, rounding_counts, rounding_model, spectrum
 from shadow.spectra.lazy import Updated
 from shadow.spectra.spectrum import Sides, Workspace
 
@@ -139,7 +139,7 @@ def test_counts_do_not_depend_on_blocks(monkeypatch):
     """Cut into small blocks, a matrix has the same counts."""
     base, tuned, _ = stored_pair("BF16", 2e-3)
     whole = counted(base, tuned)
-    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 4096)
+    monkeypatch.setattr(spectrum, "BLOCK", 4096)
     assert (counted(base, tuned).entries == whole.entries).all()
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
+from shadow.spectra import delta, sketched, spectrum
 from shadow.spectra.delta import Means, Measured, Method, measure_alone, measure_pair, summed
 from shadow.spectra.krylov import (
     PASSES,
@@ -252,7 +253,7 @@ def test_a_side_of_zeros_takes_no_gram_matrix(
     one = (0.02 * (torch.randn((700, 900), generator=draw) + left @ right.T)).bfloat16()
     sides = (torch.zeros_like(one), one) if zero == "base" else (one, torch.zeros_like(one))
     truth = measured(*sides, "BF16", Method("exact", subspaces=subspaces))
-    monkeypatch.setattr("shadow.spectra.delta.spectrum", None)
+    monkeypatch.setattr(delta, "spectrum", None)
     found = measured(*sides, "BF16", Method("sketch", subspaces=subspaces))
     hold(found, truth)
     assert [part.precision for part in found[:3]] == [
@@ -314,16 +315,14 @@ def test_blocks_that_are_kept_are_those_that_are_made_again(
     """
     dtype = torch.bfloat16 if stored == "BF16" else torch.float32
     base, tuned = pair(shape, "few", dtype)
-    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 1 << 16)
+    monkeypatch.setattr(spectrum, "BLOCK", 1 << 16)
     reads: list[int] = []
-    monkeypatch.setattr(
-        "shadow.spectra.sketched.blocks", lambda *how: reads.append(1) or blocks(*how)
-    )
+    monkeypatch.setattr(sketched, "blocks", lambda *how: reads.append(1) or blocks(*how))
     method, space = Method("sketch", subjects="delta"), Workspace()
     measured(*pair((900, 800), "noise", dtype), stored, method, space=space)
     found, passes = [], []
     for kept in (0, KEPT):
-        monkeypatch.setattr("shadow.spectra.sketched.KEPT", kept)
+        monkeypatch.setattr(sketched, "KEPT", kept)
         reads.clear()
         found.append(measured(base, tuned, stored, method, space=space)[:3])
         passes.append(len(reads))
@@ -578,7 +577,7 @@ def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
         "base": Entropy((log - 0.5, log + 0.5), residues),
         "tuned": Entropy((log - 0.5 + moved - error, log + 0.5 + moved + error), residues),
     }
-    monkeypatch.setattr("shadow.spectra.sketched.effective_rank", entropies.get)
+    monkeypatch.setattr(sketched, "effective_rank", entropies.get)
     found = effective_rank_shift(*(Sketch(name, 1.0, 1.0) for name in entropies))
     middle = 100 * math.exp(moved / 2)
     if told:
@@ -593,6 +592,6 @@ def test_estimates_of_squares_are_possible_ones(
     found: float, told: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tr G² lies between E² / m, of equal values, and E², of one."""
-    monkeypatch.setattr("shadow.spectra.sketched.square_trace", lambda _: Estimate(found, 0.1))
+    monkeypatch.setattr(sketched, "square_trace", lambda _: Estimate(found, 0.1))
     space = SimpleNamespace(energy=2.0, side=4)
     assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(told, 0.1)

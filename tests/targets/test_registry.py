@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadow.errors import ShadowError, UsageError
-from shadow.targets import plain_yaml
+from shadow.targets import families, plain_yaml
 from shadow.targets.families import filter_families, find_pairs, load_families
 from shadow.targets.references import ComponentBase, Reference, parse_reference
 
@@ -28,7 +28,7 @@ def load(tmp_path, text: str | bytes):
     raw = text if isinstance(text, bytes) else text.encode()
     (tmp_path / "r.yaml").write_bytes(raw)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("shadow.targets.families.registry_folder", lambda: tmp_path / "none")
+        patched.setattr(families, "registry_folder", lambda: tmp_path / "none")
         return load_families(tmp_path)
 
 
