@@ -28,7 +28,7 @@ from gguf.quants import dequantize
 from made_up import generator
 
 from shadow.checkpoints.gguf_blocks import Blocks
-from shadow.claims.verify.quantised import Quantised, Stands
+from shadow.claims.verify.quantised import Quantised
 from shadow.spectra.format_noise import block_length, format_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -108,13 +108,11 @@ def originals(seed: int, folder: Path) -> list[np.ndarray]:
 def said_of(original: np.ndarray, copy: Any) -> str:
     """What the claim says of one matrix."""
     found = format_noise(torch.from_numpy(original), copy)
-    row = Quantised(
-        place="", module="", tensor="", format=copy.format, rows=len(original),
-        columns=original.shape[1], **vars(found),
-    )  # fmt: skip
+    row = Quantised(place="", tensor="", format=copy.format, **vars(found))
     if row.is_far:
         return "nothing like it"
-    return {Stands.COPY: "a copy", Stands.CALIBRATED: OPEN}.get(row.stands, "beyond the format")
+    said = {"holds": "a copy", "cannot_be_told": OPEN}
+    return said.get(row.outcome, "beyond the format")
 
 
 def judged(seed: int, folder: Path) -> Iterator[Judged]:

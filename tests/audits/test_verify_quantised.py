@@ -77,7 +77,6 @@ def test_a_copy_of_the_original_holds(model, stored, kind):
     assert found.figures[f"tensors_{kind}"] == 16
     if kind != "MXFP4" and not kind.startswith("T"):
         assert found.figures["error_ratio"] == pytest.approx(1, abs=0.002)
-        assert found.figures["error_in_steps"] == pytest.approx(0.284, abs=0.006)
 
 
 def test_one_changed_layer_is_named(model, stored):
@@ -88,15 +87,6 @@ def test_one_changed_layer_is_named(model, stored):
     assert found.outcome == "does_not_hold"
     assert [one.name for one in found.against] == [UP]
     assert "1 of 21 tensors is more than the format makes" in found.reason
-
-
-def test_exchanged_matrices_are_found_in_their_other_place(model, stored):
-    """Also where both are quantised."""
-    other = UP.replace("1", "0")
-    copy = stored("copy", model | {UP: model[other], other: model[UP]}, "Q4_0")
-    found = verify("quantised", stored("full", model), copy)
-    assert {one.name for one in found.against} == {UP, other}
-    assert all("the original has these values in" in one.what for one in found.against)
 
 
 def test_rows_of_q_and_k_in_another_order_are_no_copies(model, stored):
