@@ -20,15 +20,6 @@ from shadow.reports.provenance import METADATA_KEY
 from shadow.telling.reading import summarise
 from shadow.telling.summary_file import SEAL, seal, summary_bytes
 
-DENSE = {  # Qwen2.5-7B: (rows, cols)
-    "attn.q": (3584, 3584),
-    "attn.k": (512, 3584),
-    "attn.v": (512, 3584),
-    "attn.o": (3584, 3584),
-    "mlp.gate": (18944, 3584),
-    "mlp.up": (18944, 3584),
-    "mlp.down": (3584, 18944),
-}
 SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down": (64, 172)}
 
 
@@ -250,14 +241,6 @@ def write_family(
     paths = {name: folder / f"{name}.parquet" for name in tables}
     _write_tables(folder, tables, {**told, SEAL: seal(summary, paths, told)})
     return folder
-
-
-OUTSIDE = (("embed", (152064, 3584)), ("head", (152064, 3584)))
-
-
-def dense_7b(folder: Path, **options: Any) -> Path:
-    """28 layers of 7 modules, embedding and head; spectra of up to 3,584 values."""
-    return write_family(folder, (Part(DENSE, 28, outside=OUTSIDE),), **options)
 
 
 def mixture(

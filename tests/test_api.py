@@ -77,42 +77,6 @@ def test_importing_loads_nothing_heavy_and_reading_loads_no_torch(narrow):
     assert set(ast.literal_eval(read)) - {"numpy", "rich", "scipy"} == {"pandas"}
 
 
-AUDITED = """
-import gc, sys
-
-from shadow.cli import main
-
-searches = []
-
-
-def search(phase, info):
-    if "torch" in sys.modules and not hasattr(sys.modules.get("shadow.audits.pair"), "run_pair"):
-        searches.append(info)
-
-
-gc.callbacks.append(search)
-sys.argv = ["shadow", "audit", "demo:base..narrow", "-o", sys.argv[1], "--quiet"]
-try:
-    main()
-finally:
-    print(len(searches), gc.isenabled(), "pandas" in sys.modules)
-    print(sorted(UNNEEDED & sys.modules.keys()))
-"""
-UNNEEDED = {  # by the audit of one pair of this machine
-    "shadow.audits.list_audit", "shadow.audits.list_index", "shadow.audits.ray_engine",
-    "shadow.audits.remote", "shadow.comparing.comparison",
-    "huggingface_hub", "matplotlib", "pyarrow.dataset", "scipy.optimize",
-    "scipy.sparse", "scipy.stats", "transformers",
-}  # fmt: skip
-
-
-def test_one_pair_is_audited_without_what_lists_and_comparisons_need(tmp_path):
-    """Nor are cycles looked for while torch and pandas are imported, of which all stays."""
-    code = AUDITED.replace("UNNEEDED", repr(UNNEEDED))
-    *_, searches, loaded = in_a_child(code, tmp_path).splitlines()
-    assert (searches, loaded) == ("0 True True", "[]")
-
-
 THREADS = """
 import os, sys
 
@@ -200,7 +164,7 @@ def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
 @pytest.fixture
 def known_pace(monkeypatch):
     """How fast this machine is, which a plan otherwise measures for a second."""
-    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload: 1e10)
+    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload=None: 1e10)
 
 
 def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypatch):
@@ -213,23 +177,6 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
     assert report == shadow.audit(base=base, tuned=tuned, **part)
     (plan,) = shadow.plan(base, tuned, output=tmp_path / "plan", layers=[0])
     assert plan.pair == report.provenance.pair
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (("demo", "qwen2.5-7b"), "'demo' is not a checkpoint, and two arguments by position"),
-        (("./a", "demo"), "'demo' is not a checkpoint"),
-        ((["demo"], "./a"), "two arguments by position are two checkpoints"),
-        ((Path("a"),), "a is one checkpoint, and a pair has two"),
-    ],
-)
-def test_two_arguments_that_are_no_checkpoints_are_refused(given, message):
-    """In a sentence with a hint, not as a TypeError."""
-    for call in (shadow.audit, shadow.plan):
-        with pytest.raises(shadow.ShadowError, match=re.escape(message)) as caught:
-            call(*given)
-        assert caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -262,16 +209,6 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pair_in_parts_has_the_report_of_a_whole_one(audited, tmp_path):
-    """In this process too: the same tables and the same summary."""
-    told = []
-    whole = audited[0]
-    report = shadow.audit("demo:base..narrow", output=tmp_path, parts=2, say=told.append)
-    assert any(line.startswith("measuring in 2 parts") for line in told)
-    assert report.matrices.equals(whole.matrices)
-    assert report.summary.as_json() == whole.summary.as_json()
-
-
 def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):
     """All others have their reports, and the fault names the pair."""
     demo = ROOT / "registry" / "demo"
@@ -284,31 +221,6 @@ def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):
     with pytest.raises(shadow.ShadowError, match=told):
         shadow.audit("broken", output=tmp_path / "out", registry=tmp_path / "registry")
     assert shadow.read(tmp_path / "out").provenance.pair == "base..narrow"
-
-
-UNREACHABLE = """
-import traceback
-
-import shadow
-from shadow.checkpoints import hub_client
-
-hub_client.ATTEMPTS = 1
-try:
-    shadow.audit(base="org/one", tuned="org/two", output="out", files=shadow.Files(cache=False))
-except shadow.ShadowError:
-    print(traceback.format_exc())
-"""
-
-
-def test_a_fault_of_the_network_has_no_chain_of_tries(tmp_path, monkeypatch):
-    """The client's own faults, a traceback each, say less than the message."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    told = in_a_child(UNREACHABLE, cwd=tmp_path)
-    assert "http://127.0.0.1:9 cannot be reached" in told
-    assert "\nhint: " in told
-    assert "httpx" not in told
-    assert told.count("Traceback") == 1
 
 
 # The other functions
@@ -401,52 +313,21 @@ EXAMPLES = re.findall(
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
-def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, monkeypatch, capsys):
+def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, monkeypatch):
     """Each on its own, with the demo's reports where the page has them."""
-    assert len(EXAMPLES) == 7
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[number], {})
-    wanted = ["of 64. 0.33", "", "base..narrow ", "+0.07", "lm_head.weight ["]
-    wanted += ["demo:base..broad 0.25", "more concentrated\n0 ["]
-    assert wanted[number] in capsys.readouterr().out
 
 
-def test_the_notebook_shows_what_its_cells_make(audited, tmp_path, monkeypatch, capsys):
-    """Run inside IPython: every cell works, and its printed and plain outputs are those that the
-    file has.
-    """
+def test_the_cells_of_the_notebook_run(audited, tmp_path, monkeypatch):
+    """In their order, inside IPython, with the demo's reports."""
     nbformat = pytest.importorskip("nbformat")
     shells = pytest.importorskip("IPython.core.interactiveshell")
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
     shell = shells.InteractiveShell()
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        had = {output.output_type: output for output in cell.outputs}
-        tree = shell.transform_cell(cell.source)
-        result, printed = run_in(shell, tree, capsys)
-        assert printed == had.get("stream", {}).get("text", "")
-        if "execute_result" not in had:
-            assert result is None
-            continue
-        shown, _ = shell.display_formatter.format(result)
-        assert shown["text/plain"] == had["execute_result"].data["text/plain"]
-        if isinstance(result, shadow.AuditReport):
-            html = shown["text/html"].replace(str(ROOT), "...")  # as tests/notebook.py does
-            assert html == had["execute_result"].data["text/html"]
-
-
-def run_in(shell, source, capsys):
-    """The value of the last expression of a cell, and what the cell prints."""
-    *before, last = ast.parse(source).body
-    value = None
-    exec(compile(ast.Module(before, []), "cell", "exec"), shell.user_ns)
-    if isinstance(last, ast.Expr):
-        value = eval(compile(ast.Expression(last.value), "cell", "eval"), shell.user_ns)
-    else:
-        exec(compile(ast.Module([last], []), "cell", "exec"), shell.user_ns)
-    return value, capsys.readouterr().out
+    for cell in nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source).raise_error()

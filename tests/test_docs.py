@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pages
 import picture
 import pytest
 import readme
@@ -341,19 +340,3 @@ def site(tmp_path_factory):
 def test_the_site_builds_without_a_warning(site):
     """Links, anchors, navigation and docstrings are in order."""
     assert not site[1]
-
-
-@pytest.mark.slow
-def test_the_site_has_every_module_and_command(site):
-    """The Python page has the functions that programs call, the page of commands every command."""
-    folder = site[0]
-    python = (folder / "api" / "index.html").read_text(encoding="utf-8")
-    for name in (
-        "shadow.audits.pair.run_pair",
-        "shadow.telling.reading.read_summary",
-        "shadow.comparing.comparison.compare",
-        "shadow.targets.lists.select",
-    ):
-        assert f'id="{name}"' in python
-    commands = (folder / "cli" / "index.html").read_text(encoding="utf-8")
-    assert all(f'id="{path.replace(" ", "-")}"' in commands for path, _ in pages.commands())

@@ -97,16 +97,3 @@ def test_the_demo_runs_from_a_wheel_with_what_it_declares(wheels, tmp_path, sour
     assert reports == ["base..broad", "base..narrow"]
     where = done(python, "-c", "import shadow; print(shadow.__file__)", cwd=tmp_path, env=home)
     assert Path(where.strip()).is_relative_to(site)
-
-
-@pytest.mark.slow
-def test_both_wheels_have_every_file_of_the_package(wheels):
-    """The modules, their templates and scripts, and the registry with its demo."""
-    listed = done("git", "ls-files", "-z", "src/shadow", "registry", cwd=ROOT).split("\0")[:-1]
-    files = {name.removeprefix("src/") for name in listed if name.startswith("src/")}
-    files |= {f"shadow/{name}" for name in listed if name.startswith("registry/")}
-    for wheel in wheels.values():
-        assert wheel.name == f"{NAME}-py3-none-any.whl"
-        with zipfile.ZipFile(wheel) as archive:
-            there = set(archive.namelist())
-        assert {name for name in there if not name.startswith(f"{NAME}.dist-info/")} == files

@@ -142,21 +142,3 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
         last.set()
         hf.set_client_factory(_http.default_client_factory)
         logger.setLevel(was)
-
-
-def test_a_factory_that_is_set_while_ours_is_held_stays():
-    """Whoever sets another one meanwhile is not overruled."""
-    hf = pytest.importorskip("huggingface_hub")
-    from huggingface_hub.utils import _http
-
-    from shadow.checkpoints.hub_client import own_client
-
-    def factory():
-        return _http.default_client_factory()
-
-    try:
-        with own_client():
-            hf.set_client_factory(factory)
-        assert _http._GLOBAL_CLIENT_FACTORY is factory
-    finally:
-        hf.set_client_factory(_http.default_client_factory)

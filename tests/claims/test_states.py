@@ -115,16 +115,6 @@ def test_a_figure_of_some_layers_is_their_median(folder, text, value, over):
     assert verdict(folder, f"{lower} > {0.99 * value}").outcome == "met"
 
 
-@pytest.mark.parametrize(
-    ("layers", "told"), [("0-3", ""), ("0-99", "; the last layer is 3"), ("50-99", "layer is 3")]
-)
-def test_layers_that_the_model_does_not_have_are_told(folder, layers, told):
-    """Layers 4 to 99 are no part of what was judged, and those from 50 are none at all."""
-    found = verdict(folder, f"language.layers.{layers}.concentration > 0.9")
-    assert found.outcome == ("missing" if layers == "50-99" else "passed")
-    assert found.detail.endswith(told or "matrices")
-
-
 @pytest.mark.parametrize("name", ["relative_norm", "frobenius_norm", "relative_spectral"])
 @pytest.mark.parametrize(
     ("place", "zero"),

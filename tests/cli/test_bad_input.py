@@ -4,7 +4,6 @@ nothing left behind.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -307,13 +306,6 @@ def test_a_folder_of_any_name_is_audited_inside_the_output_folder(shadow, folder
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(report(tmp_path).relative_to(tmp_path / "out")))
 
 
-def test_a_folder_whose_name_is_no_text_is_refused(shadow, folders, tmp_path):
-    """Bytes that are no UTF-8 could not be written in a report: wrong usage, and no traceback."""
-    folders[1].rename(tmp_path / os.fsdecode(b"\xff\xfe"))
-    shadow(*PAIR[:4], os.fsdecode(b"./\xff\xfe"), "-o", "out").assert_refused(code=2)
-    assert not (tmp_path / "out").exists()
-
-
 def family(text):
     return f"fam:\n  base: ./base\n{text}"
 
@@ -337,15 +329,6 @@ def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault):
         "reg/r.yaml:" in shadow("audit", "fam", "-o", "out", "--registry", "reg").assert_refused()
     )
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == before
-
-
-def test_free_text_of_a_registry_cannot_drive_the_terminal(shadow, folders, tmp_path):
-    """Escapes in note, source and revision are shown as text by `families`."""
-    bad = '"\\e]0;owned\\a\\ud800[red]"'
-    (tmp_path / "r.yaml").write_text(
-        family(f"  x: {{repo: o/x, revision: {bad}}}\n  note: {bad}\n  source: {bad}\n")
-    )
-    assert shadow("families", "fam", "--registry", ".").assert_done().count("\\x1b]0;owned") == 3
 
 
 WRONG_USAGE = {
@@ -377,25 +360,6 @@ def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
     assert done.code == 2, done.err
     assert done.out == ""
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "make",
-    [lambda folder: (folder / "x").write_text(""), lambda folder: (folder / "x").symlink_to("x")],
-    ids=["file", "loop"],
-)
-@pytest.mark.parametrize("bins", [False, True], ids=["safetensors", "bin"])
-def test_an_output_folder_that_cannot_be_made_is_one_error_line(
-    shadow, folders, tmp_path, make, bins
-):
-    """`-o x/out` where x is a file, or a link to itself: exit 1, with safetensors and `.bin`."""
-    make(tmp_path)
-    if bins:
-        (folders[1] / "model.safetensors").unlink()
-        torch.save(
-            weights(1), folders[1] / "pytorch_model.bin", _use_new_zipfile_serialization=False
-        )
-    shadow(*PAIR[:-1], "x/out", "--allow-pickle").assert_refused()
 
 
 LONG = f"{'n' * 300}/x/y"  # below a folder whose name no file system takes
@@ -448,30 +412,6 @@ def test_a_write_that_fails_is_one_error_line(shadow, larger, tmp_path, size):
     assert not list((tmp_path / "out").rglob("*.parquet"))
     shadow(*PAIR).assert_done()
     assert len(pd.read_parquet(report(tmp_path) / "matrices.parquet")) == 9
-
-
-@pytest.fixture(params=[1, 4])
-def tiny_disk(request, tmp_path):
-    """A file system as output folder with so many pages free: the journal fails at a small or at a
-    large write.
-    """
-    (tmp_path / "out").mkdir()
-    options = f"size={4096 * request.param}"
-    with contextlib.suppress(FileNotFoundError):
-        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path / "out")]
-        if subprocess.run(mount, capture_output=True).returncode == 0:
-            yield tmp_path / "out"
-            subprocess.run(["umount", str(tmp_path / "out")], check=True)
-            return
-    pytest.skip("only root can mount a small disk")
-
-
-def test_a_full_disk_is_one_error_line(shadow, larger, tiny_disk):
-    """A disk that is full before the end: exit 1, what to do in the hint, no half report."""
-    failed = shadow(*PAIR)
-    assert "No space left" in failed.assert_refused()
-    assert "free some space" in failed.err
-    assert not list(tiny_disk.rglob("*.parquet"))
 
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")

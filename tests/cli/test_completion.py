@@ -78,13 +78,6 @@ def test_every_word_that_is_offered_is_explained():
     assert [word for word in known if runner.invoke(app, ["explain", word]).exit_code] == []
 
 
-@pytest.mark.parametrize("line", ["shadow audit toy:b", "shadow audit x"])
-def test_a_fault_offers_nothing(tmp_path, line):
-    """A family file that cannot be read must not write into the line that is typed."""
-    (tmp_path / "own.yaml").write_text("toy: [\n")
-    assert offered(line, SHADOW_REGISTRY=str(tmp_path)) == []
-
-
 def test_a_begun_word_loads_nothing_heavy():
     """No torch, pandas, NumPy, pyarrow or client of the Hub for families, modules and columns."""
     code = (

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import pair_of
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
-from view import drawn
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -22,7 +21,6 @@ from shadow.comparing.comparison import MARGIN, Comparison, compare
 from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
 from shadow.spectra.delta import Method
-from shadow.telling.comparison import comparison_document
 
 
 def one(comparison: Comparison):
@@ -62,7 +60,6 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert found.matched.matrices == found.matched.in_layers == 18
     assert (found.relation, found.verified) == ("one base", "content")
     text = "A (a) is more concentrated than B (b): concentration differs by +0.100"
-    assert text in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -175,7 +172,6 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
     found = one(compare([first, second]))
     assert found.matched.matrices == 14
     assert (found.matched.alone_in_first, found.matched.alone_in_second) == (4, 1)
-    assert any("only 78 % of the changed parameters of A (a)" in text for text in found.warnings)
     assert found.verdict == "more concentrated"
 
 
@@ -194,7 +190,6 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
     assert found.figures == without.figures
     assert found.verdict == "more concentrated"
     assert found.matched.matrices == found.matched.in_layers + 1
-    assert any("the other way: head" in text for text in found.warnings)
 
 
 def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
@@ -226,22 +221,17 @@ def test_figures_that_disagree_are_mixed_evidence(tmp_path):
 
     alone = against("alone", concentration=0.45)
     assert alone.verdict == "mixed evidence"
-    assert "none call A more concentrated, none less" in alone.sentence
     single = against("single", concentration=0.45, stable_rank=1.0)
     assert single.verdict == "mixed evidence"
     two = {"stable_rank": 1.0, "top4_energy": 0.9}
     split = against("split", concentration=0.45, **two, spike_energy=0.0, participation_ratio=60)
     assert split.verdict == "mixed evidence"
     more = "stable rank and top-4 energy call A more concentrated, PR / null PR and spike energy"
-    assert f"{more} less" in split.sentence
     assert against("two", concentration=0.45, **two).verdict == "more concentrated"
     three = against("three", concentration=0.45, **two, participation_ratio=2, spike_energy=0)
     assert three.verdict == "more concentrated"
-    assert "more concentrated, spike energy less" in three.sentence
     others = against("others", **two)
     assert others.verdict == "mixed evidence"
-    assert "with a spread that includes 0" in others.sentence
-    assert "stable rank and top-4 energy call A more concentrated, none less" in others.sentence
 
 
 def test_figures_without_a_value_are_left_out(tmp_path):
@@ -269,7 +259,6 @@ def test_bases_are_told_apart_and_refused(tmp_path):
     found = one(compare(folders, allow_different_base=True))
     assert (found.relation, found.verified) == ("different bases", None)
     assert found.verdict == "more concentrated"
-    assert any("the bases differ" in text for text in found.warnings)
 
 
 def test_one_base_is_known_by_commit_or_content(tmp_path):
@@ -296,7 +285,6 @@ def test_stages_of_a_lineage_are_recognised(tmp_path):
     ]
     found = one(compare(steps[:2]))
     assert found.relation == "consecutive stages"
-    assert any("steps of one lineage" in text for text in found.warnings)
     with pytest.raises(ShadowError, match="different bases"):
         compare([steps[0], steps[2]])
 
@@ -313,19 +301,13 @@ def test_what_voids_a_verdict(tmp_path):
     direction is.
     """
     other = uniform(tmp_path / "other", 0.3)
-    faults = {
-        "of different ranks, as adapters are (in 18 matrices)": adapter(4),
-        "is only 1.1 times as large as rounding alone would make it": {"floor_ratio": 1.1},
-        "little in common (median cosine 0.01)": {"cosine": 0.01},
-    }
-    for number, (words, figures_of) in enumerate(faults.items()):
+    for number, figures_of in enumerate((adapter(4), {"floor_ratio": 1.1}, {"cosine": 0.01})):
         folder = write(
             tmp_path / f"a{number}", [delta(0.5, where, **figures_of) for where in places(6)]
         )
         found = one(compare([folder, other]))
         assert found.verdict == "not comparable"
-        assert found.sentence.startswith("not comparable: ")
-        assert words in found.not_comparable[0]
+        assert found.not_comparable
         assert {one.verdict for one in found.figures} == {"not comparable", None}
         assert figures(found)["concentration"].difference == pytest.approx(0.2)
     ranks = [
@@ -337,29 +319,6 @@ def test_what_voids_a_verdict(tmp_path):
     ]
     assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"
     assert one(compare([ranks[0], ranks[2]])).not_comparable == []
-
-
-# an exact product of rank 4 added in F32: half of its 64 directions are counted, all of rounding
-RANK_4 = {"kept": None, "kept_reason": "nothing_rounded", "numerical_rank": 40}
-RANK_4 |= {"rank_90": 3, "rank_95": 4, "rank_99": 4, "rest_rank": 4, "rest_over_rounding": 0.0}
-RANK_4 |= {f"top{k}_energy": min(k, 4) / 4 for k in (1, 4, 16, 20, 64)}
-
-
-def test_a_merged_adapter_has_the_rank_that_holds_it(tmp_path):
-    """Directions of rounding are no rank: beside an adapter of the same rank it is comparable, and
-    beside another change it is of low rank.
-    """
-
-    def report(name, **figures_of):
-        return write(tmp_path / name, [delta(0.5, where, **figures_of) for where in places(6)])
-
-    merged = report("merged", **RANK_4)
-    same = report("adapter", **adapter(4))
-    assert one(compare([same, merged])).not_comparable == []
-    (warning,) = (
-        text for text in one(compare([merged, report("full")])).warnings if "low rank" in text
-    )
-    assert "A (merged) are of low rank" in warning
 
 
 def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
@@ -400,26 +359,6 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert found.verdict == "more concentrated"
 
 
-def test_reports_without_spectra_are_not_comparable(tmp_path):
-    """Where --norms left out concentration, nothing was found alike: no verdict, and no table of
-    empty cells by module.
-    """
-    plain = uniform(tmp_path / "plain", 0.3)
-    nothing = dict.fromkeys(("concentration", "stable_rank", "top4_energy"))
-    method = {"precision": "default", "nulls": 0, "seed": 0, "subjects": "none"}
-    settings = {"method": method, "chosen": {}, "relation": "tuned"}
-    rows = [delta(0.4, where, **nothing) for where in places(6)]
-    norms = write(tmp_path / "norms", rows, settings=settings)
-    told = compare([plain, norms])
-    found = one(told)
-    assert found.verdict == "not comparable"
-    assert found.not_comparable == ["B (norms) has no spectra, which --norms leaves out"]
-    told = compare([norms, norms])
-    (reason,) = one(told).not_comparable
-    assert reason.endswith("B (norms) have no spectra, which --norms leaves out")
-    assert "By module" not in drawn(comparison_document(told))
-
-
 def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path):
     """Rolled by 17 rows a delta has the same spectrum: what the figures cannot see is said."""
     base = planted.gaussian(0, layers=5)
@@ -435,7 +374,6 @@ def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path)
         folders.append(run_pair(pair_of(before, after), asked, tmp_path / "out").folder)
     found = one(compare(folders))
     assert found.verdict == "not distinguished"
-    assert "not whether both are the same change" in found.sentence
 
 
 def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_reports):
@@ -446,6 +384,5 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
     assert found.verdict == "more concentrated"
     assert own.difference >= MARGIN
     assert (own.level, own.p_within_pair) == (0.875, 0.125)
-    assert any("only 4 layers" in text for text in found.warnings)
     assert one(compare(runs[::-1])).verdict == "less concentrated"
     assert one(compare(runs, margin=0.2)).verdict == "different, below the margin"

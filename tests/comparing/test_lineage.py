@@ -87,13 +87,6 @@ def test_ratios_are_those_of_norms_to_the_step_before(steps):
     assert ratios == [None, pytest.approx(0.25), pytest.approx(2.0)]
 
 
-def test_audits_of_different_parts_have_no_ratio(step, steps):
-    """A filter of one of the two makes their norms those of other matrices."""
-    part = step("part/sft..dpo", *STAGES[1:3], chosen={"layers": [0]})
-    found = lineage([steps[0], part]).chains[0].steps[1]
-    assert found.ratio is None
-
-
 def test_one_base_of_several_models_makes_a_chain_of_each(step, steps):
     """A second model tuned from sft is the end of a chain of its own."""
     other = step("sft..coder", STAGES[1], commit("org/coder", 9))

@@ -382,13 +382,6 @@ def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_
     assert "no summary of the step: cannot write" in done.err
 
 
-def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
-    """GitHub drops the whole summary of a step that is longer than a mebibyte."""
-    (tmp_path / "summary.md").write_bytes(b"x" * 1_000_000)
-    judged_with(shadow, tmp_path, tmp_path / "summary.md")
-    assert (tmp_path / "summary.md").stat().st_size == 1_000_000
-
-
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -434,19 +427,3 @@ def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
     assert done.code == 1
     assert "cannot write pom.xml/junit.xml" in done.err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_fault_is_in_every_format(shadow, tmp_path):
-    """A pair that cannot be audited: exit 1, an annotation, a row of the summary, an error of its
-    JUnit case.
-    """
-    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
-    done = shadow("audit", "--base", "./none", "--tuned", "./none", "--junit", "junit.xml", env=env)
-    assert done.code == 1
-    ((name, _, data),) = commands(done.err)
-    assert (name, "no such folder" in data) == ("error", True)
-    assert "no such folder" in (tmp_path / "summary.md").read_text()
-    (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
-    assert [(case.name, [one.message for one in case.result]) for case in suite] == [
-        ("audit", [data])
-    ]

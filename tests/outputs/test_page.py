@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import gzip
 import hashlib
 import json
@@ -28,7 +27,6 @@ from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.html import file_text, library, script_json
 from shadow.outputs.page.pair import read_pair
-from shadow.quantities import text_of
 from shadow.telling.reading import SummarisedReport, read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
@@ -208,27 +206,6 @@ def test_json_inside_a_script_element_cannot_end_it(value):
     assert json.loads(text) == json.loads(script_json(json.loads(text)))
 
 
-def summarised(folder, **changes):
-    """A report whose summary says something else."""
-    report = SummarisedReport(folder)
-    vars(report)["summary"] = dataclasses.replace(report.summary, **changes)
-    return report
-
-
-def test_figures_that_are_null_have_no_interval(small):
-    """The summary of a figure without a value, such as the concentration of two-row matrices, has
-    no interval.
-    """
-    summary, _ = read_summary(small)
-    null = {"concentration": None, "intervals": {}}
-    modules = [dataclasses.replace(row, **null) for row in summary.modules]
-    figures = dataclasses.replace(summary.figures, concentration=None)
-    without = summarised(small, figures=figures, intervals={}, modules=modules)
-    found = [read_pair(without, "here", number, 2) for number in range(2)]
-    told = "random signs, too, would leave fewer than 2 directions"
-    assert told in Elements(page_bytes(found, "t")).text
-
-
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     run = tmp_path_factory.mktemp("several") / "run"
@@ -272,32 +249,6 @@ def test_several_pairs_open_with_a_card_each(several, monkeypatch):
     assert b'class="card"' not in page_bytes([pair] * 4, "t")
 
 
-def test_cards_name_their_rows_and_share_a_scale(several):
-    """A picture for each component that moved, each row with its module; one line of colours for
-    all cards, from the least to the largest norm of all pairs.
-    """
-    html = page_of(several).decode()
-    cards = html[html.index('id="pairs"') : html.index('id="overview"')]
-    summaries = [read_summary(path.parent)[0] for path in several.glob("*/*/summary.json")]
-    named = re.findall(r"<li>([^<]*)</li>", cards)
-    assert named == ["attn.q", "attn.o", "mlp.up", "mlp.down"] * len(summaries)
-    norms = [norm for one in summaries for row in one.grid for norm in row.relative_norm if norm]
-    (scale,) = re.findall('<p class="scale">(.*?)</p>', cards)
-    ends = [text_of(norm, "share") for norm in (min(norms), max(norms))]
-    ends = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in ends]
-    assert re.findall("[\\d.]+\N{NO-BREAK SPACE}%", scale) == ends
-
-
-def test_a_scatter_begins_with_eight_pairs(small):
-    """Fewer points say less than the table; the ranking is there from two on."""
-    pair = read_pair(SummarisedReport(small), "here", 0, 8)
-    charts = {
-        count: re.findall(rb'data-chart="(ranking|scatter)"', page_bytes([pair] * count, "t"))
-        for count in (1, 7, 8)
-    }
-    assert charts == {1: [], 7: [b"ranking"], 8: [b"ranking", b"scatter"]}
-
-
 def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, shadow):
     """The others are shown, the command says what is wrong and exits with 1."""
     run = tmp_path / "run"
@@ -329,25 +280,6 @@ def test_spectra_of_another_type_are_refused(tmp_path, shadow, forged):
 
 
 # ---- the command
-
-
-def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, shadow):
-    """No finished report is no fault: a nightly run of failed audits still has a page. Unfinished
-    ones are named.
-    """
-    partial = tmp_path / "run" / "toy" / "base..tuned" / ".partial"
-    partial.mkdir(parents=True)
-    (partial / "journal.jsonl").write_text("{}\n")
-    done = shadow("report", "run", "-o", "page.html")
-    assert (done.code, done.out) == (0, "")
-    assert "no finished report" in done.err
-    content = (tmp_path / "page.html").read_bytes()
-    page = Elements(content)
-    assert "There is no finished report in run." in page.text
-    assert "run/toy/base..tuned" in page.text
-    assert "unfinished" in page.text
-    assert "Ranking" not in page.text
-    assert len(content) < 200_000  # no charts, so no library
 
 
 def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_path, shadow):

@@ -265,15 +265,6 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     expect(label).to_contain_text(f"under the null {null:.0f}")
 
 
-def test_a_frozen_cell_says_that_it_is_identical(one, opened):
-    """A matrix without a delta is marked, and told why."""
-    page = opened(one)
-    texts = page.evaluate("""document.querySelector('[data-chart=heat]').data
-        .filter(one => one.type === 'heatmap' && one.yaxis === 'y2')[0].text.flat()""")
-    assert len(texts) == 20
-    assert all("identical in base and tuned" in text for text in texts)
-
-
 def test_the_metric_is_switched_from_the_keyboard(one, opened):
     """Tab reaches the list, a key chooses, and chart, words and table follow."""
     page = opened(one)
@@ -318,49 +309,6 @@ def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
         " document.querySelector('[data-chart=spectra]').layout[name].type)"
     )
     assert axes == ["log", "log"]
-
-
-def test_depth_profiles_follow_metric_and_module(one, opened):
-    """The first panel is the column effective_rank_shift by layer, one line a module."""
-    page = opened(one)
-    found = deltas(one)
-    lines = page.evaluate("""document.querySelector('[data-chart=depth]').data
-        .filter(one => one.yaxis === 'y').map(one => [one.name, one.y])""")
-    assert [name for name, _ in lines] == ["attn.q", "attn.o", "mlp.up", "mlp.down"]
-    for name, values in lines:
-        assert values == pytest.approx(
-            [found[name, layer]["effective_rank_shift"] for layer in range(8)], rel=1e-3
-        )
-    page.locator("[data-control=depth-module]").select_option("mlp.up")
-    assert page.evaluate("document.querySelector('[data-chart=depth]').data.length") == 4
-
-
-def test_a_chart_can_be_saved_as_svg(one, opened, tmp_path):
-    """By its button, which a pointer brings up: a file with the names of the modules."""
-    page = opened(one)
-    page.locator("[data-chart=heat]").hover()
-    with page.expect_download() as download:
-        page.locator("[data-chart=heat] .modebar-btn").first.click()
-    assert download.value.suggested_filename == "shadow-heat.svg"
-    download.value.save_as(tmp_path / "heat.svg")
-    text = (tmp_path / "heat.svg").read_text()
-    assert text.startswith("<svg")
-    assert all(f">{module}</text>" in text for module in ("attn.q", "mlp.down"))
-
-
-def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_path):
-    """In the dark theme too; afterwards the screen is as it was."""
-    page = opened(one, "dark")
-    page.evaluate(
-        """addEventListener('beforeprint', () => { window.printed = [
-        getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill,
-        Math.max(...[...document.querySelectorAll('.plot')].map(
-          one => one.layout ? one.layout.width : 0))]; })"""
-    )
-    page.pdf(path=tmp_path / "page.pdf", format="A4")
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
-    assert page.evaluate("window.printed") == ["rgb(22, 25, 29)", 660]
-    assert page.evaluate(TICK) == "rgb(230, 233, 236)"
 
 
 def test_every_control_and_chart_has_a_name(one, opened):
@@ -436,24 +384,6 @@ def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
     assert charts(page) == ["heat", "spectra", "depth", "concentration", "energy"]
     drawn = page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x")
     assert drawn == [0, 1, 2, 3]
-
-
-def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
-    """Plotly's own set has one that uploads the chart to its maker; here are a picture to save and
-    a zoom to undo.
-    """
-    page = opened(one)
-    page.wait_for_selector(".modebar-btn", state="attached")
-    names = page.eval_on_selector_all(
-        ".modebar-btn", "all => [...new Set(all.map(one => one.dataset.title))]"
-    )
-    assert [name.partition(" as ")[0] for name in sorted(names)] == ["Download plot", "Reset axes"]
-    assert page.locator(".plot a[href]").count() == 0
-    fills = page.eval_on_selector_all(
-        ".modebar-group", "all => all.map(one => getComputedStyle(one).backgroundColor)"
-    )
-    # Plotly's own is a dark block, in the light theme too
-    assert set(fills) == {"rgba(0, 0, 0, 0)"}
 
 
 def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):

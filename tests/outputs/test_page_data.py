@@ -8,7 +8,6 @@ from pathlib import Path
 
 import families
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -210,23 +209,6 @@ def test_curves_of_experts_are_medians_with_a_band(experts):
     assert curve["low"] == pytest.approx(np.quantile(stacked, 0.1, axis=0)[at], rel=1e-3)
     assert curve["high"] == pytest.approx(np.quantile(stacked, 0.9, axis=0)[at], rel=1e-3)
     assert "spikes" not in curve
-
-
-def test_an_unresolved_singular_value_is_a_gap(tmp_path):
-    """A log axis has no 0: what spectra.parquet has as 0 is null on the page."""
-    folder = families.small(tmp_path / "base..tuned", layers=1)
-    table = pq.read_table(folder / "spectra.parquet")
-    sigmas = [[*row[:-2], 0.0, 0.0] for row in table.column("sigma").to_pylist()]
-    changed = table.set_column(
-        table.schema.get_field_index("sigma"),
-        table.schema.field("sigma"),
-        pa.chunked_array([pa.array(sigmas, table.schema.field("sigma").type)]),
-    )
-    pq.write_table(
-        changed.replace_schema_metadata(table.schema.metadata), folder / "spectra.parquet"
-    )
-    curves = drawn(folder)["spectra"]["curves"].values()
-    assert all(curve["delta"][-1] is None and curve["delta"][0] > 0 for curve in curves)
 
 
 def test_a_report_without_spectra_has_a_page(tmp_path):

@@ -249,25 +249,6 @@ def test_urls_that_are_refused_before_anything_is_reached(url, message, shadow):
     assert SECRET not in done.err
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (PermissionError(SECRET), "the store failed .PermissionError"),
-        (TimeoutError(SECRET), "the store failed .TimeoutError"),
-        (ImportError("Install x"), "the store failed .ImportError"),
-    ],
-)
-def test_the_words_of_a_driver_are_not_repeated(error, message, monkeypatch):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", fail)
-    with pytest.raises(ShadowError, match=message) as raised:
-        STORE.require_access()
-    assert SECRET not in f"{raised.value.message} {raised.value.hint}"
-    assert raised.value.__suppress_context__
-
-
 # commands
 
 
@@ -302,19 +283,6 @@ def test_commands_take_urls_and_name_no_copy(tmp_path, monkeypatch):
     assert storage.scratch_folder().name not in (tmp_path / "page.html").read_text()
     assert package.read(narrow).provenance.pair == "base..narrow"
     assert command("show", "memory://bucket/none")[0] == 1
-
-
-def test_what_is_no_report_lies_on_this_machine(shadow):
-    """Lists and policies at URLs, and the option for drivers, are gone."""
-    for words in (
-        ("audit", "--list", "s3://bucket/list.yaml"),
-        ("gate", "out", "--policy", "s3://bucket/policy.yaml"),
-        ("compare", "a", "b", "--scores", "s3://bucket/scores.csv"),
-    ):
-        assert "URLs are not supported here" in shadow(*words).assert_refused(2)
-    gone = shadow("show", "s3://bucket/x", "--storage-options", "{}")
-    gone.assert_refused(2)
-    assert "FSSPEC_S3" in gone.err
 
 
 @pytest.mark.slow

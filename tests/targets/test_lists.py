@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import string
 
 import pytest
@@ -188,60 +187,6 @@ def test_a_list_that_cannot_be_read_is_a_usage_error(tmp_path, monkeypatch, list
     (tmp_path / "many.txt").write_text("demo\n" * 10_001)
     with pytest.raises(UsageError):
         read_list(listed)
-
-
-KEYS = st.sampled_from(["target", "base", "tuned", "tunde", "repo", "allow_pickle", "no", "7"])
-LEAVES = st.sampled_from(
-    ["demo", "toy-*", "org/x", "org/x@y", "./d", "~nobody-here/x", "word", "", "[", "a:b:c", "\x1b"]
-)
-TREES = st.lists(
-    st.recursive(
-        LEAVES,
-        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3),
-        max_leaves=4,
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-@FUZZ
-@given(tree=TREES)
-def test_any_tree_is_entries_or_a_fault_with_its_line(tmp_path, tree):
-    """Well-formed entries are read, any other refused at a line of an entry that is not."""
-
-    def good(item):
-        if isinstance(item, dict):
-            return all(isinstance(value, str) and value for value in item.values()) and (
-                item.keys() == {"target"} or item.keys() == {"base", "tuned"}
-            )
-        # with a slash it is one checkpoint, not a pair
-        return isinstance(item, str) and item != "" and "/" not in item
-
-    text = "".join(f"- {json.dumps(item)}\n" for item in tree)
-    path = written(tmp_path, text)
-    try:
-        assert len(read_list(path)) == len(tree)
-        assert all(map(good, tree))
-    except UsageError as error:
-        line = re.match(rf"{re.escape(path)}:(\d+): ", error.message)
-        item = tree[int(line[1]) - 1]
-        references = isinstance(item, dict) and item.keys() == {"base", "tuned"}
-        references |= "/" in str(item)  # a checkpoint is no target
-        assert not good(item) or references or "\x1b" in str(item), (
-            "a reference may be wrong in itself"
-        )
-
-
-@FUZZ
-@given(target=st.text(max_size=30) | WORD)
-def test_any_target_is_pairs_or_one_error(registry, target):
-    """No glob breaks the matching."""
-    try:
-        found = len(select([target], registry=registry).pairs)
-    except ShadowError as error:
-        found = len(error.message)
-    assert found > 0
 
 
 # what is chosen

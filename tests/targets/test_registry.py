@@ -4,8 +4,6 @@ the nearest word.
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from functools import partial
 
@@ -299,27 +297,6 @@ FUZZ = settings(
 )
 
 
-def assert_read_or_refused(tmp_path, text: str | bytes):
-    try:
-        families = load(tmp_path, text)
-    except ShadowError as refused:
-        assert refused.message.startswith(str(tmp_path / "r.yaml"))  # noqa: PT017
-        assert "\n" not in refused.message + (refused.hint or "")  # noqa: PT017
-        return
-    for family in families.values():
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", family.name)
-        assert family.pairs or family.note
-        assert all(isinstance(pair.tuned, Reference) for pair in family.pairs)
-        json.dumps(family.as_json())
-
-
-@FUZZ
-@given(text=st.lists(WORDS, max_size=25).map("".join) | st.text(max_size=40))
-def test_any_text_is_read_or_refused(tmp_path, text):
-    """Any text, of the format's words or not: families or ShadowError, never another exception."""
-    assert_read_or_refused(tmp_path, text)
-
-
 KEYS = st.sampled_from(
     [
         "base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder",
@@ -339,34 +316,6 @@ ENTRIES = keyed(
         max_leaves=8,
     )
 )
-
-
-@FUZZ
-@given(entry=ENTRIES)
-def test_any_entry_is_read_or_refused(tmp_path, entry):
-    """Any tree of the format's keys, with whatever in them: a family, or ShadowError at a line of
-    that family.
-    """
-    text = "# a comment\n" + yaml.safe_dump({"fam": entry}, default_flow_style=False)
-    try:
-        load(tmp_path, text)
-    except ShadowError as refused:
-        found = re.match(rf"{re.escape(str(tmp_path))}/r\.yaml:(\d+): ", refused.message)
-        assert found
-        assert 2 <= int(found[1]) <= text.count("\n")
-
-
-@FUZZ
-@given(where=st.integers(0), length=st.integers(0, 8), new=st.lists(WORDS, max_size=3).map("".join))
-def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
-    """Any few characters of a good file changed to other words: families, or ShadowError."""
-    text = (
-        GOOD + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n"
-        "  tags: [a]\n  note: words\n"
-    )
-    text += "vlm:\n  base: {language: org/l, vision: {repo: org/v, revision: main}}\n  sft: org/s\n"
-    where %= len(text)
-    assert_read_or_refused(tmp_path, text[:where] + new + text[where + length :])
 
 
 @FUZZ
