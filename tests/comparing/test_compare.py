@@ -59,7 +59,6 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert (own["concentration"].first, own["concentration"].second) == (0.40, 0.30)
     assert found.matched.matrices == found.matched.in_layers == 18
     assert (found.relation, found.verified) == ("one base", "content")
-    text = "A (a) is more concentrated than B (b): concentration differs by +0.100"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +225,6 @@ def test_figures_that_disagree_are_mixed_evidence(tmp_path):
     two = {"stable_rank": 1.0, "top4_energy": 0.9}
     split = against("split", concentration=0.45, **two, spike_energy=0.0, participation_ratio=60)
     assert split.verdict == "mixed evidence"
-    more = "stable rank and top-4 energy call A more concentrated, PR / null PR and spike energy"
     assert against("two", concentration=0.45, **two).verdict == "more concentrated"
     three = against("three", concentration=0.45, **two, participation_ratio=2, spike_energy=0)
     assert three.verdict == "more concentrated"
