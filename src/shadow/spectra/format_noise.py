@@ -1,22 +1,10 @@
 """What the format of a quantised copy makes of an original, and what lies beyond it.
 
-A format rounds each entry to the nearest of its levels. The cell of a level is what is rounded to
-it: from half the way to the level below to half the way to the one above. Where levels are even it
-is q - s/2 to q + s/2, with the step s of the entry's block; codebooks (NF4, FP4, MXFP4, NVFP4, and
-8-bit floats with scales) have cells of several widths. So each entry of an original lies in the
-cell of its copy, with two exceptions that formats make themselves:
-
-- An entry beyond the last level of its block is clipped: its copy is the smallest or the largest
-  value of the block, and the entry lies beyond that, by no more steps and in no more entries of the
-  block than `Scales` has.
-- A scale that is rounded after the levels were chosen moves them, by SCALE_ERROR of their size in
-  16 bits.
-- Scales of K types are whole multiples of one for 256 columns. A block far smaller than the largest
-  of these has the scale 0: all its entries get one value, and lie no further from it than scales
-  below half a multiple reach.
-
-Measured with ggml's quantisers on normal, Student-t and column-scaled matrices: no entry is
-elsewhere, of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, TQ1_0 and TQ2_0.
+A format rounds each entry to the nearest of its levels, so an original lies in the cell of its
+copy: q - s/2 to q + s/2 where levels are even, with the step s of the entry's block; codebooks have
+cells of several widths. Beyond its cell lies what a block clips (`Scales` has how far, and of how
+many entries), what rounding a scale to 16 bits moves, and, of K types, blocks whose scale is 0
+beside far larger ones. ggml's quantisers leave no entry elsewhere.
 """
 
 from __future__ import annotations
@@ -25,12 +13,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.lazy import Matrix, Quantised, Updated, is_quantised, is_stored
+from shadow.spectra.lazy import Matrix, Quantised, Updated, is_quantised
 from shadow.spectra.levels import FormatNoise
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import TILE, Sides, tiles
@@ -59,15 +46,10 @@ PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy 
 
 @dataclass(frozen=True)
 class Scales:
-    """What quantisers leave of a format: `clip` and `share`, how many steps beyond its last level
-    an entry is left, and of what share of a block. Of ggml's types on normal, Student-t,
-    column-scaled and real matrices at most 2.0 and .13; where the scales of blocks are rounded too,
-    23 and .41, and of Q2_K, with its four levels, 5.5 and .81.
+    """How many steps beyond its last level an entry is clipped, and of what share of a block.
 
     Of K types also: by how many of the largest steps, and of the largest offset, the rounding of
-    both moves the last level of a block; and how many times as far a fit leaves entries, which
-    weighs others more. At most 1.1 was measured of 15 levels and more, 1.6 of fewer, and with an
-    importance matrix 1.1 and 3.1.
+    both moves the last level of a block; and how many times as far a weighed fit leaves entries.
     """
 
     clip: float = PLAIN_CLIP
@@ -89,11 +71,6 @@ K_TYPES = {
 FEW = 1 / 8  # of the entries of a block without scale lie up to twice as far
 ONE_LEVEL = 1.5  # steps that a block of one level leaves at most
 EMPTY = 2.0**-8  # of the largest cell of a row: that of a block of a codebook without a scale
-# Of normal values the share that repeats within 32 columns is .015 in BF16, .07 in 8 bits with a
-# scale for 32 columns, more with fewer scales, .2 in 8-bit floats and .5 in 4 bits. Where columns
-# of a scale do not lie together, it shows within 1,024.
-BESIDE, SAMPLED, MORE, REPEATS = (32, 1024), 1 << 14, 1.05, 0.01
-JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits than its copy
 SUPER_BLOCK = 256  # columns whose scales are rounded to that of the largest, of K_TYPES
 # The step of blocks whose scale is below the smallest of F16: 255 of these, or in a super-block 63
 # times 31, reach half of it.
@@ -102,17 +79,52 @@ UNDERFLOW, SUPER_UNDERFLOW = 510 * SMALLEST, 3906 * SMALLEST
 
 def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
     """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
-    sums = _Sums(original.shape[-1], K_TYPES.get(copy.format, PLAIN))
-    for index, _ in tiles(original, TILE, original.shape[-1]):
-        x, q = (_rows(part) for part in (original[index], copy[index]))
+    cols = original.shape[-1]
+    scales, block = K_TYPES.get(copy.format, PLAIN), cols
+    order: slice | NDArray[np.intp] = slice(None)  # of columns, block by block
+    sums: dict[str, list[float]] = {name: [] for name in ("error", "made", "even")}
+    counts = dict.fromkeys(("entries", "outside", "clipped", "unscaled"), 0)
+    by_column = np.zeros((3, cols))  # the sums of x², x q and q²
+    furthest, finite = 0.0, True
+    for index, _ in tiles(original, TILE, cols):
+        x, q = _rows(original[index]), _rows(copy[index])
         steps, bounds = copy.steps(index), copy.cells(index)
-        sums.add(
-            x,
-            q,
-            None if steps is None else _rows(steps),
-            None if bounds is None else (_rows(bounds[0]), _rows(bounds[1])),
-        )
-    return sums.found()
+        s = None if steps is None else _rows(steps)
+        if not all(np.isfinite(part).all() for part in (x, q, s) if part is not None):
+            finite = False
+            continue
+        if s is not None:
+            if block == cols:  # no blocks yet, as rows of zeros show none
+                order = columns_by_block(s)
+                block = block_length(s[:, order])
+            x, q, s = (part[:, order] for part in (x, q, s))
+        counts["entries"] += x.size
+        squares = (q - x) ** 2
+        sums["error"].append(float(squares.sum()))
+        by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
+        if s is not None:
+            cell = cells(x, q, s, block, scales)
+        elif bounds is not None:
+            cell = cells_between(x, q, *map(_rows, bounds))
+        else:
+            continue
+        wide = cell.width**2
+        made = np.where(cell.outside, cell.even, np.minimum(squares, PLAIN_CLIP**2 * wide))
+        sums["made"].append(float(made.sum()))
+        sums["even"].append(float(cell.even.sum()))
+        for name in ("outside", "clipped", "unscaled"):
+            counts[name] += int(np.count_nonzero(getattr(cell, name)))
+        u2 = squares / np.where(wide > 0, wide, 1.0)
+        furthest = max(furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
+    x2, inner, q2 = by_column
+    known = x2 > 0
+    scaled = q2.sum() - float((inner[known] ** 2 / x2[known]).sum())
+    scaled += float(x2[q2 == 0].sum())  # no factor
+    return FormatNoise(
+        **counts, furthest=furthest, finite=finite, original=float(x2.sum()), copy=float(q2.sum()),
+        error=math.fsum(sums["error"]), made=math.fsum(sums["made"]) if sums["made"] else None,
+        even=math.fsum(sums["even"]), inner=float(inner.sum()), scaled=max(0.0, float(scaled)),
+    )  # fmt: skip
 
 
 def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Values:
@@ -208,76 +220,6 @@ def _kept(least: float, most: float) -> Values:
         "kept_low": min(1.0, max(0.0, 1.0 - most)),
         "kept_high": min(1.0, max(0.0, 1.0 - max(0.0, least))),
     }
-
-
-class _Sums:
-    """Sums in the making."""
-
-    def __init__(self, cols: int, scales: Scales) -> None:
-        self.counts = dict.fromkeys(("entries", "outside", "clipped", "unscaled"), 0)
-        self.made: list[float] = []
-        self.even: list[float] = []
-        self.in_steps: list[float] = []
-        self.error: list[float] = []
-        self.furthest = 0.0
-        self.by_column = np.zeros((3, cols))  # the sums of x², x q and q²
-        self.block = cols
-        self.order: slice | NDArray[np.intp] = slice(None)  # of columns, block by block
-        self.scales = scales
-        self.finite = True
-
-    def add(
-        self, x: Floats, q: Floats, s: Floats | None, bounds: tuple[Floats, Floats] | None
-    ) -> None:
-        """Some rows: original, copy, and steps or the bounds of cells."""
-        if not all(np.isfinite(part).all() for part in (x, q, s) if part is not None):
-            self.finite = False
-            return
-        if s is not None:
-            if self.block == x.shape[1]:  # no blocks yet, as rows of zeros show none
-                self.order = columns_by_block(s)
-                self.block = block_length(s[:, self.order])
-            x, q, s = (part[:, self.order] for part in (x, q, s))
-        self.counts["entries"] += x.size
-        error = q - x
-        squares = error * error
-        self.error.append(float(squares.sum()))
-        self.by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
-        if s is not None:
-            self._add_cells(cells(x, q, s, self.block, self.scales), squares)
-        elif bounds is not None:
-            self._add_cells(cells_between(x, q, *bounds), squares)
-
-    def _add_cells(self, cell: Cells, squares: Floats) -> None:
-        wide = cell.width**2
-        made = np.where(cell.outside, cell.even, np.minimum(squares, PLAIN_CLIP**2 * wide))
-        u2 = squares / np.where(wide > 0, wide, 1.0)
-        self.made.append(float(made.sum()))
-        self.even.append(float(cell.even.sum()))
-        self.in_steps.append(float(u2.sum()))
-        self.counts["outside"] += int(np.count_nonzero(cell.outside))
-        self.counts["clipped"] += int(np.count_nonzero(cell.clipped))
-        self.counts["unscaled"] += int(np.count_nonzero(cell.unscaled))
-        self.furthest = max(self.furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
-
-    def found(self) -> FormatNoise:
-        x, inner, q = self.by_column
-        known = x > 0
-        scaled = q.sum() - float((inner[known] ** 2 / x[known]).sum())
-        scaled += float(x[q == 0].sum())  # no factor
-        return FormatNoise(
-            **self.counts,
-            furthest=self.furthest,
-            original=float(x.sum()),
-            copy=float(q.sum()),
-            error=math.fsum(self.error),
-            made=math.fsum(self.made) if self.made else None,
-            even=math.fsum(self.even),
-            in_steps=math.fsum(self.in_steps),
-            inner=float(inner.sum()),
-            scaled=max(0.0, float(scaled)),
-            finite=self.finite,
-        )
 
 
 @dataclass(frozen=True)
@@ -387,41 +329,3 @@ def block_length(steps: Floats) -> int:
 def _rows(part: Tensor) -> Floats:
     """A part of a matrix as rows of float64."""
     return part.reshape(-1, part.shape[-1]).double().numpy()
-
-
-def has_few_levels(original: Matrix, copy: Matrix) -> bool:
-    """Whether values of a copy in floats that are not the original's repeat within rows as after a
-    round trip through 8 bits or fewer: more than any values do in the format of the copy. Zeros are
-    no levels: pruning makes them.
-    """
-    first, second = _sample(original), _sample(copy)
-    formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    form = next(one for one in formats if torch.equal(second.to(one).double(), second))
-    jitter = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)) - 0.5
-    moved = (second != first) & (second != 0)
-    any_values = (first * (1 + JITTER * jitter.double())).to(form).double() * moved
-    second = second * moved
-    return any(
-        _repeats(second, beside) > MORE * _repeats(any_values, beside) + REPEATS
-        for beside in BESIDE
-    )
-
-
-def _sample(matrix: Matrix) -> Tensor:
-    """The first rows of a matrix, in float64."""
-    cols = matrix.shape[-1]
-    count = max(1, SAMPLED // cols)
-    if is_stored(matrix) and matrix.is_flat:  # no more of it is read
-        rows = torch.empty(min(count * cols, matrix.numel()), dtype=matrix.dtype)
-        matrix.fill(0, rows.view(torch.uint8).numpy().data)
-    else:
-        rows = matrix[(slice(0, 1),) * (matrix.ndim - 2) + (slice(0, count),)]
-    return rows.reshape(-1, cols).double()
-
-
-def _repeats(rows: Tensor, beside: int) -> float:
-    """The share of entries that have the value of another one of so many columns."""
-    beside = min(beside, rows.shape[1])
-    blocks = rows[:, : rows.shape[1] // beside * beside].reshape(-1, beside).sort().values
-    others = blocks != 0
-    return float(((blocks.diff() == 0) & others[:, 1:]).sum()) / max(1, int(others.sum()))

@@ -90,8 +90,6 @@ class FormatNoise:
     """
     even: float = 0.0
     """What errors that are even over their cells would have: s²/12 each where levels are even."""
-    in_steps: float = 0.0
-    """The sum of (error / s)²; s is the width of the cell in a codebook."""
     inner: float = 0.0
     """Of original and copy."""
     unscaled: int = 0

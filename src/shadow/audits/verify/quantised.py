@@ -13,9 +13,10 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
 from shadow.claims.verify.verification import Verification
-from shadow.spectra.format_noise import format_noise, has_few_levels
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import is_quantised
+from shadow.spectra.repeats import has_few_levels
 from shadow.targets.references import AnyReference
 
 

@@ -28,10 +28,11 @@ from shadow.errors import UsageError
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
 from shadow.spectra.entries import Binades
-from shadow.spectra.format_noise import format_noise, format_values, has_few_levels
+from shadow.spectra.format_noise import format_noise, format_values
 from shadow.spectra.lazy import is_quantised
 from shadow.spectra.levels import CALIBRATED, CALIBRATED_ERROR
 from shadow.spectra.merging import half_ulp
+from shadow.spectra.repeats import has_few_levels
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.targets.references import AnyReference
 from shadow.text import in_ranges
