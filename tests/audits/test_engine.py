@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import pickle
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,11 @@ from hub import Hub
 
 from shadow.audits.engine import ROUNDS, Ended, Queue, Task
 from shadow.audits.journal import alone_at
-from shadow.audits.pair import Progress, Runtime, Settings, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
 from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
-from shadow.cli.pace import Pace
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair
@@ -158,21 +156,6 @@ def test_a_fault_that_cannot_be_pickled_travels_as_text():
     assert (type(arrived.fault), str(arrived.fault)) == (RuntimeError, "ValueError: odd")
 
 
-def test_a_fault_that_travels_twice_has_one_traceback():
-    """The outcome keeps the fault as it was raised; each copy has one note, with its own notes."""
-    try:
-        failing(local("bug"), SETTINGS, Path("out"), Runtime())
-    except KeyError as error:
-        error.add_note("while measuring")
-        fault = error
-    outcome = PairOutcome(local("x"), "failed", fault=fault)
-    pickle.dumps(outcome)
-    arrived = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(outcome))))
-    (note,) = arrived.fault.__notes__
-    assert note.count("in failing") == note.count("while measuring") == 1
-    assert fault.__notes__ == ["while measuring"]
-
-
 def busy(pair, settings, output, runtime):
     raise BusyError("another audit is writing", "wait")
 
@@ -212,28 +195,6 @@ def pair(tmp_path):
     return given_pair(
         parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned"))
     )
-
-
-@pytest.mark.slow
-def test_an_audit_waits_for_another_of_the_same_pair(tmp_path, pair):
-    """With patience it waits until the other ends, and says so once; without, it is refused."""
-    folder = tmp_path / "out" / pair.family / pair.name
-    folder.mkdir(parents=True)
-    said: list[str] = []
-    waiting = Runtime(patience=30.0, say=said.append)
-    with alone_at(folder):
-        with pytest.raises(BusyError, match="another audit is writing"):
-            run_pair(pair, SETTINGS, tmp_path / "out")
-        found = []
-        thread = threading.Thread(
-            target=lambda: found.append(run_pair(pair, SETTINGS, tmp_path / "out", waiting))
-        )
-        thread.start()
-        time.sleep(1.5)
-        assert not found
-    thread.join(20)
-    assert found[0].measured == 1
-    assert said == [f"waiting: another audit is writing to {folder}"]
 
 
 def test_waiting_ends(tmp_path, pair):
@@ -355,25 +316,6 @@ def test_a_task_that_is_too_large_is_told_with_what_there_is():
     for (cores, memory, *machines), message in told.items():
         wanted = memory and memory * 10**9
         assert too_large(cores, wanted, dict(zip("ab", machines, strict=False)))[0] == message
-
-
-def test_progress_of_tasks_side_by_side():
-    """Two of four at work, one half done after ten seconds and one read only: 2.5 tasks are left,
-    20 seconds each.
-    """
-    now = [0.0]
-    pace = Pace(4, clock=lambda: now[0])
-    for name in ("a", "b", "c"):
-        pace.begin(name)
-    pace.end("c")  # its report was there
-    now[0] = 10.0
-    pace.update(
-        "a",
-        Progress(done=1, total=2, cost_done=5, cost_total=10, moved=1_000_000, to_move=2_000_000),
-    )
-    assert (pace.ended, pace.in_words()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
-    pace.end("a")
-    assert pace.ended == 2
 
 
 def test_an_engine_is_told_of_a_fault_that_is_no_ones():

@@ -26,11 +26,9 @@ from shadow.audits.list_index import read_index
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError, UsageError
-from shadow.reports import atomic_replacement
 from shadow.reports import parquet as report_module
-from shadow.reports.atomic_replacement import READY, WAITING
+from shadow.reports.atomic_replacement import READY
 from shadow.reports.folders import found_below
-from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra.delta import Method
 from shadow.targets.lists import select
@@ -169,56 +167,6 @@ def test_an_audit_that_was_stopped_is_no_damaged_report(pair, first, tmp_path, o
     assert refused.value.hint.startswith("its audit is not finished: run the same command again")
 
 
-@pytest.mark.parametrize("behind", [WAITING, ""], ids=["now", "before 0.2.0"])
-def test_a_new_report_that_only_has_to_be_moved_is_found(pair, first, out, behind):
-    """Killed before the first move: who looks for reports below finds it, and who reads moves."""
-    folder = first.folder
-    ready = folder / ".partial" / READY
-    ready.mkdir(parents=True)
-    for name in files(folder):
-        (folder / name).rename(ready / f"{name}{behind}")
-    assert found_below(out) == [folder]
-    assert found_below(folder) == [folder]
-    assert read_summary(folder)
-    assert (folder / "matrices.parquet").is_file()
-
-
-@pytest.mark.parametrize("stopped", ["while it is written", "before the first move"])
-def test_nothing_unfinished_has_the_name_of_a_file_of_a_report(
-    pair, tmp_path, monkeypatch, stopped
-):
-    """While tables are written, and where a kill leaves them: who looks for `*.parquet` or for
-    `summary.json` finds reports alone.
-    """
-    out, seen = tmp_path / "out", []
-
-    def names():
-        seen.append([path for path in out.rglob("*") if path.suffix in (".parquet", ".json")])
-
-    def finish(self, metadata):
-        names()
-        if stopped == "while it is written":
-            raise KeyboardInterrupt
-        finished(self, metadata)
-
-    def killed(folder):
-        if (folder / ".partial" / READY).is_dir():
-            names()
-            raise KeyboardInterrupt
-
-    finished = TableFile.finish
-    with monkeypatch.context() as patched:
-        patched.setattr(TableFile, "finish", finish)
-        patched.setattr(atomic_replacement, "put_in_place", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_pair(pair, EVERYTHING, out)
-    names()
-    assert len(seen) > 1
-    assert not any(seen)
-    done = run_pair(pair, EVERYTHING, out)
-    assert found_below(out) == [done.folder]
-
-
 OTHER = {
     "precision": ({"method": Method("exact", subspaces=False)}, "--precision default, now exact"),
     "nulls": ({"method": Method(nulls=3, subspaces=False)}, "--nulls 0, now 3"),
@@ -306,15 +254,6 @@ def test_another_version_alone_keeps_the_report(pair, first, out):
         run_pair(pair, OTHER["precision"][0], out)
     assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
     assert stored_metadata(first.folder)["version"] == first.provenance["version"]
-
-
-def test_a_setting_that_is_younger_than_the_report_is_what_it_was_without_it(pair, out):
-    """A report whose settings do not speak of subspaces and nulls is one of their defaults."""
-    first = run_pair(pair, Settings(Method(), Filter()), out)
-    with_metadata(first.folder, version="0.0.9", settings={"method": {"precision": "default"}})
-    assert run_pair(pair, Settings(Method(), Filter()), out).measured == 0
-    with pytest.raises(KeptError, match=r"(?m)differs: --nulls 0, now 5$"):
-        run_pair(pair, Settings(Method(nulls=5), Filter()), out)
 
 
 def test_another_schema_is_never_replaced_unasked(pair, first, out):
@@ -436,20 +375,6 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
     assert finished_metadata(folder)["settings"]["method"]["precision"] == "default"
 
 
-def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, out):
-    """Settings are named with both values."""
-    with pytest.raises(StoppedError):
-        run_pair(pair, EVERYTHING, out, Runtime(show=stopped_after(1), jobs=1))
-    said = []
-    with pytest.raises(StoppedError):
-        run_pair(
-            pair, OTHER["nulls"][0], out, Runtime(show=stopped_after(1), jobs=1, say=said.append)
-        )
-    assert said == ["starting again: the unfinished audit there differs: --nulls 0, now 3"]
-    assert run_pair(pair, OTHER["nulls"][0], out, Runtime(jobs=1, say=said.append)).measured == 1
-    assert said[1] == "resuming: 1 of 2 matrices already measured"
-
-
 # lists
 
 
@@ -495,21 +420,6 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     words = ("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
     shadow(*words, "--overwrite").assert_done()
     assert {row.state for row in read_index(toys / "out").rows} == {"done"}
-
-
-def test_a_list_keeps_reports_of_another_version(toys):
-    """After an upgrade a nightly list measures what is missing and nothing else; each row has its
-    own version.
-    """
-    (first,) = audited(toys, EVERYTHING, "toy-a:*")
-    with_metadata(first.result.folder, version="0.0.9")
-    (row,) = read_index(toys / "out").rows
-    index = toys / "out" / "index.json"
-    index.write_text(index.read_text().replace(f'"{row.version}"', '"0.0.9"'))
-    assert [outcome.result.measured for outcome in audited(toys)] == [0, 4]
-    rows = read_index(toys / "out").rows
-    assert [other.version for other in rows] == ["0.0.9", row.version]
-    assert rows[0].seconds == row.seconds
 
 
 # what the model does not have

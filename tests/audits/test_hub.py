@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -34,7 +33,6 @@ from hub_pairs import (
     report,
     tensors,
     told,
-    until,
 )
 
 from shadow.reports.provenance import finished_metadata
@@ -139,17 +137,6 @@ def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
     assert not downloads(hub)
     sizes = shard_sizes(folders["base"], folders["tuned"])
     assert all(found <= sizes[name] + HEADERS for name, found in moved(hub).items())
-
-
-def test_what_is_in_the_cache_is_not_asked_for_in_ranges(run, hub, tmp_path, wanted):
-    """After a full audit one layer moves nothing and is verified; base from a folder needs the
-    tuned side only.
-    """
-    run(*PAIR, "-o", "out").assert_done()
-    hub.reset()
-    run(*PAIR, "-o", "out2", "--layer", "0").assert_done()
-    assert frame(tmp_path / "out2")["verified"].all()
-    assert moved(hub) == {}
 
 
 def test_a_plan_moves_headers_only(run, hub, tmp_path):
@@ -405,83 +392,4 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
     assert not hub.requests
 
 
-@pytest.mark.slow
-def test_offline_with_some_of_the_shards(run, hub, tmp_path, wanted):
-    """Missing shards are named; a part of the model that the cache has is measured."""
-    chosen = ("--layer", "0", "--fetch", "shards")
-    run(*PAIR, "-o", "out", *chosen).assert_done()
-    hub.reset()
-    missing = ("2 of 3 shards are not in the cache", "model-00002-of-00003")
-    told(run(*PAIR, "-o", "out2", "--offline"), *missing, "--offline")
-    assert not hub.requests
-
-
 # Through a mirror that caches
-
-
-@pytest.fixture(scope="session")
-def olah(tmp_path_factory):
-    """The `olah` command, installed beside this environment."""
-    target = tmp_path_factory.mktemp("olah")
-    subprocess.run([sys.executable, "-m", "venv", target], check=True)
-    subprocess.run(
-        [target / "bin" / "python", "-m", "pip", "install", "--quiet", "olah"], check=True
-    )
-    return target / "bin" / "olah-cli"
-
-
-@pytest.mark.slow
-@pytest.mark.real
-def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wanted):
-    """olah answers large files itself: a full audit and a layer, twice, then from its cache."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [olah, "--host", "127.0.0.1", "--port", str(port), "--hf-scheme", "http"]
-    command += ["--hf-netloc", hub.endpoint.removeprefix("http://")]
-    command += ["--repos-path", tmp_path / "repos", "--log-path", tmp_path / "logs"]
-    hub.page_size = 2
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=tmp_path, **silent) as mirror:
-        try:
-            until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
-            for number in range(2):
-                more = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": ""}
-                more |= {"HF_HUB_DOWNLOAD_TIMEOUT": "10", "HF_HUB_ETAG_TIMEOUT": "10"}
-                more |= {"HF_HUB_CACHE": tmp_path / f"cache{number}"}
-                hub.reset()
-                run(*PAIR, "-o", f"out-full{number}", **more).assert_done()
-                assert (sum(moved(hub).values()) > 9_000_000) == (number == 0)
-                assert_equal(tmp_path / f"out-full{number}", wanted)
-                assert frame(tmp_path / f"out-full{number}")["verified"].all()
-                more |= {"HF_HUB_CACHE": tmp_path / f"ranges{number}"}
-                run(*PAIR, "-o", f"out-layer{number}", "--layer", "0", **more).assert_done()
-                found = frame(tmp_path / f"out-layer{number}")
-                assert_same(found, wanted["matrices"].query("layer == 0"))
-        finally:
-            mirror.terminate()
-
-
-def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody(
-    run, hub, folders, tmp_path
-):
-    """Deltas are compared as in folders, without a request; a commit that is gone is told."""
-    hub.add("org/small-next", planted.write(tmp_path / "next", tensors(FEW, 2), planted.LLAMA))
-    run(*SMALL, "-o", "out").assert_done()
-    run("audit", "org/small-tuned", "org/small-next", "-o", "out").assert_done()
-    hub.add("org/small-next", folders["small-base"])  # its main has moved since
-    hub.reset()
-
-    def last() -> dict[str, object]:
-        told = run("lineage", "out", "--format", "json").assert_done()
-        return json.loads(told)["chains"][0]["steps"][1]
-
-    a, b, c = (
-        torch.cat([one.double().reshape(-1) for one in tensors(FEW, seed).values()])
-        for seed in (0, 1, 2)
-    )
-    cosine = float((b - a) @ (c - b) / (b - a).norm() / (c - b).norm())
-    assert last()["joint"]["cosine"] == pytest.approx(cosine)
-    shutil.rmtree(tmp_path / "home" / "hub" / "models--org--small-next")
-    assert "org/small-next" in last()["no_joint"]
-    assert not hub.requests

@@ -60,48 +60,40 @@ def found_by(run, tmp_path, small, *options, out="out", **more) -> Run:
     return done
 
 
+RANGES = ("--fetch", "ranges")
+# what goes wrong once: (actions in turn, places, options)
+MENDED = {
+    "5xx": ((Status(500, AT_ONCE), Status(503, AT_ONCE)), (*PLACES,), ()),
+    "429": ((Status(429, {"Retry-After": "1"}),), (*PLACES,), ()),
+    "drop": ((Drop(), Drop(reset=True)), (*PLACES,), ()),
+    **{
+        f"no answer to {place}": ((Stall(60, None),), (place,), ())
+        for place in PLACES
+        if place != "config"
+    },
+    **{
+        f"{action} {where}": ((action,), places, options)
+        for action in (Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire())
+        for where, places, options in (
+            ("in a shard", ("header", "file"), ()), ("in a range", ("file",), RANGES)
+        )
+    },
+}  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "actions",
-    [
-        (Status(500, AT_ONCE), Status(503, AT_ONCE)),
-        (Status(429, {"Retry-After": "1"}),),
-        (Drop(), Drop(reset=True)),
-    ],
-    ids=["5xx", "429", "drop"],
-)
-def test_a_fault_at_every_request_once_does_not_matter(run, hub, tmp_path, small, actions):
-    """Each kind of request fails once: it is tried again."""
-    faults = [
-        hub.fail(action=action, **place) for place, action in zip(PLACES.values(), cycle(actions))
+@pytest.mark.parametrize("fault", MENDED)
+def test_a_fault_that_passes_does_not_matter(run, hub, tmp_path, small, fault):
+    """It is tried again, or fetched on from where the line broke."""
+    actions, places, options = MENDED[fault]
+    fired = [
+        hub.fail(action=action, **PLACES[place])
+        for place, action in zip(places, cycle(actions), strict=False)
     ]
-    done = found_by(run, tmp_path, small)
-    assert all(fault.fired == 1 for fault in faults)
+    patience = HASTE if any(isinstance(one, Stall) for one in actions) else {}
+    done = found_by(run, tmp_path, small, *options, **patience)
+    assert [fault.fired for fault in fired] == [1] * len(places)
     assert "damaged" not in done.err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("place", [place for place in PLACES if place != "config"])
-def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small, place):
-    """No answer, or none of its body, within the time that HF_HUB_DOWNLOAD_TIMEOUT allows."""
-    fault = hub.fail(action=Stall(60, None), **PLACES[place])
-    found_by(run, tmp_path, small, **HASTE)
-    assert fault.fired
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str
-)
-def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action):
-    """A header, a file, a range: cut in order or by a reset, stalled, or expired."""
-    faults = [hub.fail(action=action, **PLACES[place]) for place in ("header", "file")]
-    found_by(run, tmp_path, small, **HASTE)
-    hub.faults.clear()
-    faults.append(hub.fail(action=action, **PLACES["file"]))
-    more = {"out": "out2", "HF_HUB_CACHE": tmp_path / "other", **HASTE}
-    found_by(run, tmp_path, small, "--fetch", "ranges", **more)
-    assert all(fault.fired == 1 for fault in faults)
     assert not incomplete(tmp_path)
 
 
@@ -114,19 +106,6 @@ def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
     assert fault.fired == 8
 
 
-@pytest.mark.parametrize("place", every(3, PLACES))
-def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
-    """Nobody waits for hours: the number is in the hint, whichever of two headers tells it."""
-    limit = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300'}
-    limit["Retry-After"] = "1"
-    headers = limit if place == "model info" else {"Retry-After": "9999"}
-    hub.fail(action=Status(429, headers), times=None, **PLACES[place])
-    begun = time.monotonic()
-    done = run(*SMALL, "-o", "out", seconds=20)
-    assert time.monotonic() - begun < 40
-    assert said(done, "too many requests to the Hub (429)", "wait 9999 s")
-
-
 def said(done: Run, *words: str) -> bool:
     """A refusal in one line and one hint, after talk such as `fetching 1 MB`."""
     lines = done.err.splitlines(keepends=True)
@@ -136,14 +115,35 @@ def said(done: Run, *words: str) -> bool:
     return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
-def test_endless_faults_are_given_up(run, hub, tmp_path, place):
-    """After six tries: exit 1, one line that names the fault, how to go on, no report."""
-    fault = hub.fail(action=Status(503, AT_ONCE), times=None, **PLACES[place])
-    done = run(*SMALL, "-o", "out")
-    assert said(done, "answers 503, also after 6 tries", "run the same command again")
-    assert fault.fired in (6, 12)
+LIMIT = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300'}
+NOWHERE = (Loop(), Redirect("ftp://127.0.0.1/x"), Redirect("file:///etc/passwd"))
+# what never passes: place, action -> tries (None: at once), words
+LASTING = {
+    **{("503", place): (Status(503, AT_ONCE), 6, "answers 503") for place in PLACES},
+    **{
+        ("429", place): (Status(429, {"Retry-After": "9999"}), None, "wait 9999 s")
+        for place in PLACES
+    },
+    ("429", "model info"): (Status(429, {**LIMIT, "Retry-After": "1"}), None, "wait 9999 s"),
+    **{
+        (str(action), place): (action, None, "redirected")
+        for place in ("config", "metadata of a file", "header", "file")
+        for action in NOWHERE
+    },
+    (str(Loop()), "model info"): (Loop(), None, "redirected"),
+}
+
+
+@pytest.mark.parametrize("fault", every(9, LASTING), ids=" of ".join)
+def test_a_fault_that_stays_is_one_line(run, hub, tmp_path, fault):
+    """After six tries, or at once where waiting makes no sense: exit 1, a hint, no report."""
+    action, tries, words = LASTING[fault]
+    where = PLACES[fault[1]] | ({"origin": None} if words == "redirected" else {})
+    rule = hub.fail(action=action, times=None, **where)
+    begun = time.monotonic()
+    assert said(run(*SMALL, "-o", "out", seconds=20 if tries is None else 40), words)
+    assert tries is None or rule.fired in (tries, 2 * tries)
+    assert tries or time.monotonic() - begun < 40
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -247,28 +247,6 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     fault.skip = 2  # the headers are right
     done = run(*SMALL, "-o", "out2", "--module", "mlp.up", HF_HUB_CACHE=tmp_path / "other")
     assert said(done, "the server sent another range than requested", "--fetch shards")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "action"),
-    [("model info", Loop())]
-    + [
-        (place, action)
-        for place in ("config", "metadata of a file", "header", "file")
-        for action in (Loop(), Redirect("ftp://127.0.0.1/x"), Redirect("file:///etc/passwd"))
-    ],
-    ids=str,
-)
-def test_redirects_that_lead_nowhere(run, hub, place, action):
-    """In a circle, or to what is not a web address: one line, at once."""
-    where = {**PLACES[place], "origin": None}
-    hub.fail(action=action, times=None, **where)
-    began = time.monotonic()
-    done = run(*SMALL, "-o", "out", seconds=20)
-    assert said(done)
-    assert "redirected" in done.err
-    assert time.monotonic() - began < 40
 
 
 HTML = b"<!doctype html><title>Welcome</title>"
@@ -399,35 +377,6 @@ def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, of
     assert done.err.endswith("hint:  for the folder, write ./org/here\n")
     early = "org/here is taken for a model on the Hub; for the folder, write ./org/here\n"
     assert done.err.startswith(early) != bool(offline)  # before the first request
-
-
-def broken_by(action, path, folder, origin=None):
-    """What is said of a file whose download goes wrong in this way, for good."""
-    from huggingface_hub import get_session
-
-    from shadow.checkpoints.hub_client import own_client
-    from shadow.checkpoints.hub_faults import FAILURES, in_words
-
-    with Hub() as hub, own_client():
-        hub.add("org/small", folder)
-        hub.fail(path, action, origin=origin, times=None)
-        with pytest.raises(FAILURES) as caught:
-            get_session().get(f"{hub.endpoint}/org/small/resolve/main/{path}")
-    return in_words(caught.value, repo="org/small", path=path)
-
-
-@pytest.mark.parametrize("action", [Cut(3), Cut(3, reset=True)], ids=str)
-@pytest.mark.parametrize("path", ["config.json", MODEL])
-def test_an_answer_that_ends_early_is_told_as_that(folders, path, action):
-    """The line broke within a file: not `cannot be reached`, since the Hub had answered."""
-    assert "arrived incomplete" in broken_by(action, path, folder=folders["small-base"]).message
-
-
-@pytest.mark.parametrize("origin", ["hub", "cdn"])
-def test_a_server_that_does_not_answer_cannot_be_reached(folders, origin):
-    """Also the one to which the Hub, which did answer, redirects."""
-    told = broken_by(Drop(), MODEL, origin=origin, folder=folders["small-base"])
-    assert "cannot be reached" in told.message
 
 
 @pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])

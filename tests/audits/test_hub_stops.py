@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,13 +16,11 @@ import pandas as pd
 import pytest
 from command import Run
 from effort import every
-from hub import Hub, Stall, Status
+from hub import Hub, Status
 from hub_pairs import (
     HEADERS,
     PAIR,
-    PLACES,
     SMALL,
-    TABLES,
     assert_equal,
     blobs,
     downloads,
@@ -34,11 +30,9 @@ from hub_pairs import (
     moved,
     told,
     until,
-    variables,
 )
 
 pytest_plugins = "hub_pairs"
-SHADOW = Path(sys.executable).parent / "shadow"
 
 
 # What an interrupted audit leaves, and how it goes on
@@ -75,36 +69,6 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     assert_goes_on(done, hub, tmp_path, wanted)
     assert "resuming: " in done.err
     assert bool(blobs(tmp_path)) == (disk == ())
-
-
-@pytest.mark.slow
-def test_killed_in_the_first_download(hub, tmp_path, wanted):
-    """Before any measurement: the same command begins again and removes the piece."""
-    hub.rate = 1_000_000
-    env = os.environ | variables(hub.endpoint, tmp_path / "home")
-    command, apart = [SHADOW, *PAIR, "-o", "out"], {"cwd": tmp_path, "env": env}
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **apart) as process:
-        # that of a shard
-        until(lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64])
-        process.kill()
-    hub.rate = None
-    done = subprocess.run(command, capture_output=True, text=True, **apart)
-    assert_goes_on(Run(done.returncode, done.stdout, done.stderr), hub, tmp_path, wanted)
-
-
-@pytest.mark.slow
-def test_killed_while_computing(run, start, hub, tmp_path):
-    """What --max-disk fetched serves the next run, then goes; numbers are of a whole audit."""
-    command = (*PAIR, "--nulls", "12", "--jobs", "1")
-    run(*command, "-o", "whole", HF_HUB_CACHE=tmp_path / "other").assert_done()
-    hub.reset()
-    for count in (3, 9):
-        process = start(*command, "-o", "out", "--max-disk", "9GB")
-        until(lambda count=count: outcomes(tmp_path) >= count)
-        process.kill()
-    done = run(*command, "-o", "out", "--max-disk", "9GB")
-    assert_goes_on(done, hub, tmp_path, {name: frame(tmp_path / "whole", name) for name in TABLES})
-    assert not blobs(tmp_path)
 
 
 @pytest.mark.slow
@@ -215,31 +179,6 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
         status = frame(tmp_path / f"out-{tuned}", "tensors")["status"]
         assert set(status) <= {"identical", "measured"}
     assert blobs(tmp_path) == before
-
-
-@pytest.mark.slow
-def test_clean_leaves_bytes_that_another_commit_came_to_have(
-    run, start, hub, folders, tmp_path, small
-):
-    """What a killed audit fetched stays where another has used the same bytes since."""
-    moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
-    (moved_on / "README.md").write_text("new")
-    hub.add("org/small-base", folders["small-base"], revisions={"next": moved_on})
-    fault = hub.fail(action=Stall(60, None), **PLACES["file"])
-    words = ("audit", "--base", "org/small-base@next", *SMALL[3:], "-o", "out")
-    process = start(*words, "--max-disk", "1GB")
-    until(lambda: fault.fired)
-    process.kill()
-    before = blobs(tmp_path)
-    assert len(before) == 1
-    words = (*SMALL[:-1], folders["small-tuned"])
-    run(*words, "-o", "out2").assert_done()
-    run("clean", "-o", "out").assert_done()
-    assert blobs(tmp_path) == before
-    hub.reset()
-    run(*words, "-o", "out3").assert_done()
-    assert_equal(tmp_path / "out3", small)
-    assert not moved(hub)
 
 
 def test_a_limit_that_is_too_small_is_refused_with_numbers(run, hub, tmp_path):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tracemalloc
-import weakref
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +22,7 @@ from shadow.audits import journal as journal_module
 from shadow.audits import pair as pair_audit
 from shadow.audits import pair_plan, rows
 from shadow.audits.engine import Ended, InProcess
-from shadow.audits.journal import Journal, remove_unfinished
-from shadow.audits.outcome import Outcome
+from shadow.audits.journal import remove_unfinished
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pair_plan import plan_pair
 from shadow.audits.parts import Parts, cut
@@ -36,9 +31,8 @@ from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import BusyError, ShadowError
 from shadow.reports.columns import MATRICES
-from shadow.reports.parquet import TableFile, arrow_schema, pages_of, table_of
+from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.spectra.delta import Method
-from shadow.summary import making, tables
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 from shadow.telling import reading
@@ -113,12 +107,6 @@ def test_there_are_no_more_parts_than_good_cuts(tmp_path):
     assert cut([], 4, {}) == []
 
 
-def test_nothing_to_fetch_is_cut_anywhere(tmp_path):
-    """One file in a folder: four parts of about equal cost."""
-    parts = cut(lined_up(tmp_path, 1, 1), 4, {})
-    assert [len(part) for part in parts] == [6, 6, 6, 7]
-
-
 def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
     """Base in six shards, tuned in four: with two parts the cut is in the middle, where no tuned
     shard is on both sides; three parts share two tuned shards at most, one at each cut.
@@ -147,58 +135,6 @@ def test_the_report_is_that_of_one_process(tmp_path, pair, whole, count):
     assert not list(parted.folder.rglob(".partial"))
     assert (states[-1].done, states[-1].cost_done) == (states[-1].total, states[-1].cost_total)
     assert [state.done for state in states] == sorted(state.done for state in states)
-
-
-def pages(report: Path) -> dict[str, bytes]:
-    """What the tables of a report hold before their footers, which tell when it was made."""
-    found = {}
-    for path in sorted(report.glob("*.parquet")):
-        content = path.read_bytes()
-        found[path.name] = content[: pages_of(io.BytesIO(content))]
-    return found
-
-
-def test_files_tell_nothing_of_how_their_rows_were_gathered(tmp_path, pair, whole, monkeypatch):
-    """Gathered five at a time and all at once: the tables have the same bytes as Parquet files."""
-    monkeypatch.setattr(rows, "CHUNK", 5)
-    gathered = pages(run_pair(pair, SETTINGS, tmp_path).folder)
-    assert gathered == pages(whole.folder)
-    assert len(gathered) == 4
-
-
-class Watched(Mapping):
-    """Outcomes, and how many of those that were asked for are alive at most."""
-
-    def __init__(self, outcomes):
-        self._outcomes = outcomes
-        self.given, self.most = [], 0
-
-    def __getitem__(self, key):
-        outcome = self._outcomes[key]
-        self.given.append((key, weakref.ref(outcome)))
-        self.most = max(self.most, sum(alive() is not None for _, alive in self.given))
-        return outcome
-
-    def __iter__(self):
-        return iter(self._outcomes)
-
-    def __len__(self):
-        return len(self._outcomes)
-
-
-def test_an_outcome_is_let_go_when_its_rows_are_made(tmp_path, pair, monkeypatch):
-    """Each is read from the journal once, and two are held at most."""
-    watched = []
-
-    def write_tables(folder, scratch, identity, pairs, skipped, outcomes, **options):
-        watched.append(Watched(outcomes))
-        return rows.write_tables(folder, scratch, identity, pairs, skipped, watched[0], **options)
-
-    monkeypatch.setattr(pair_audit, "write_tables", write_tables)
-    run_pair(pair, SETTINGS, tmp_path)
-    assert max(Counter(key for key, _ in watched[0].given).values()) == 1
-    assert len(watched[0].given) == 25
-    assert watched[0].most <= 2
 
 
 @pytest.mark.parametrize("limit", ["GROUP", "GROUP_BYTES"])
@@ -330,29 +266,6 @@ def test_a_machine_that_does_not_see_the_folder_measures_nothing(tmp_path, pair,
     assert not list(tmp_path.glob("out/**/*.jsonl"))
 
 
-def test_a_part_waits_for_a_process_that_is_still_ending(tmp_path, pair, whole):
-    """Who was at work on a part lets go of it after a moment: it waits, says so, and goes on."""
-    held: list[Journal] = []
-
-    class Held(InProcess):
-        def as_completed(self, watch=None):
-            *_, identity, _, folder = self._waiting[0].work.args
-            held.append(Journal(folder, identity))
-            yield from super().as_completed(watch)
-
-    said: list[str] = []
-
-    def say(text: str) -> None:
-        said.append(text)
-        if "waiting" in text:
-            held[0].close()
-
-    runtime = Runtime(elsewhere=Parts(Held(), 3).measure, patience=60.0, say=say)
-    result = run_pair(pair, SETTINGS, tmp_path / "out", runtime)
-    assert any(text.startswith("part 1 of 3: waiting: another audit is writing") for text in said)
-    assert written(result.folder) == written(whole.folder)
-
-
 def test_a_part_that_a_lost_machine_holds_is_tried_again(tmp_path, pair, whole):
     """NFS keeps the locks of a machine that is lost for longer than one task waits."""
 
@@ -474,88 +387,3 @@ def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counter
         elsewhere = None if count is None else Parts(InProcess(), count).measure
         run_pair(pair, settings, tmp_path / "out", Runtime(elsewhere=elsewhere))
     assert planned / 2 < max(sizes) <= planned
-
-
-class Copying(InProcess):
-    """Gives every matrix the outcome of another of its module: its numbers are not true, and the
-    process that asked has as much to do.
-    """
-
-    def __init__(self, known: Mapping[str, Outcome]) -> None:
-        super().__init__()
-        self._by_module = {json.loads(key)[3]: outcome for key, outcome in known.items()}
-
-    def as_completed(self, watch=None):
-        while self._waiting:
-            task = self._waiting.popleft()
-            _, _, identity, keys, folder = task.work.args
-            journal = Journal(folder, identity)
-            for key in keys:
-                journal.add(replace(self._by_module[json.loads(key)[3]], key=key))
-            journal.close()
-            yield Ended(task, folder, None)
-
-
-def mixture(folder: Path, experts: int, first: int = 0):
-    """A pair of four layers with so many experts, 12 matrices for each, in a shard a layer. Its
-    names begin at a layer, so that no other pair has them.
-    """
-    names = [
-        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"
-        for layer in range(first, first + 4)
-        for expert in range(experts)
-        for part in ("gate", "up", "down")
-    ]
-    draw = torch.Generator().manual_seed(0)
-    for side in ("base", "tuned"):
-        tensors = {name: torch.randn(6, 6, generator=draw) for name in names}
-        planted.sharded(folder / side, tensors, 4)
-        config = {"model_type": "qwen3_moe", "num_experts": experts}
-        (folder / side / "config.json").write_text(json.dumps(config))
-    return given_pair(*(parse_reference(str(folder / side)) for side in ("base", "tuned")))
-
-
-@pytest.mark.slow
-def test_memory_grows_by_about_a_kilobyte_for_each_matrix(tmp_path, monkeypatch):
-    """From 384 matrices to 768, beyond pieces that are as large for any number: the most that is
-    held while parts are measured, and while the report is written. Python counts what it and NumPy
-    allocate. The least of three runs: tables of the whole process, such as that of interned
-    names, are doubled now and then, whichever pair comes next.
-    """
-    for module, name in ((rows, "CHUNK"), (tables, "PIECE")):
-        monkeypatch.setattr(module, name, 100)
-    monkeypatch.setattr(rows, "GROUP", 300)
-    monkeypatch.setattr(making, "TOGETHER", 2_000)
-    settings = Settings(Method(subspaces=False), Filter())
-    known: dict[str, Outcome] = {}
-    most: dict[str, list[int]] = {"measuring": [], "writing": []}
-
-    def note(phase: str) -> None:
-        most[phase].append(tracemalloc.get_traced_memory()[1] - before)
-        tracemalloc.reset_peak()
-
-    class Noting(Parts):
-        def measure(self, asked, lined, journal):
-            super().measure(asked, lined, journal)
-            known.update({key: journal.outcomes[key] for key in journal.outcomes})
-
-    class Telling(Parts):
-        def measure(self, asked, lined, journal):
-            tracemalloc.reset_peak()
-            super().measure(asked, lined, journal)
-            note("measuring")
-
-    few = Runtime(elsewhere=Noting(InProcess(), 1).measure)
-    run_pair(mixture(tmp_path / "few", 1), settings, tmp_path / "out", few)
-    # the first run makes what is kept for all others
-    for number, experts in enumerate((16, 32, 32, 32, 64, 64, 64)):
-        pair = mixture(tmp_path / str(number), experts, first=4 * number)
-        runtime = Runtime(elsewhere=Telling(Copying(known), 4).measure)
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        run_pair(pair, settings, tmp_path / f"out-{number}", runtime)
-        note("writing")
-        tracemalloc.stop()
-    grown = {phase: (min(held[4:]) - min(held[1:4])) / 384 for phase, held in most.items()}
-    assert grown["measuring"] < 1_050, grown
-    assert grown["writing"] < 1_600, grown  # of it 200 are checksums

@@ -18,10 +18,6 @@ import torch
 from measuring import contents
 from ray_machines import ended, rows, until
 
-from shadow.audits.pair import Runtime
-from shadow.audits.ray_engine import Ray, ray_engine
-from shadow.errors import ShadowError
-
 pytest_plugins = "ray_machines"
 pytestmark = pytest.mark.ray
 
@@ -127,20 +123,6 @@ def test_a_worker_that_is_killed_goes_on_at_its_journal(tmp_path, command, long_
     assert "its process was lost (WorkerCrashedError); trying again" in err
     assert "resuming: " in err
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def test_a_second_driver_goes_on_where_the_first_was_killed(tmp_path, command, long_list, on_ray):
-    """SIGKILL of the command: the index is right, and the next command measures what is left."""
-    command("audit", "--list", long_list, "--no-subspaces", "-o", "whole")
-    process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
-    until(lambda: journals(tmp_path / "out"))
-    process.kill()
-    process.communicate()
-    assert {row["state"] for row in rows(tmp_path / "out")} <= {"done", "pending"}
-    _, err = command("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
-    assert "resuming: " in err
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
 
 
 def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
@@ -256,50 +238,6 @@ def test_an_address_where_nobody_answers_is_one_line(command):
     """Exit code 1, no traceback."""
     _, err = command("audit", "demo", "--engine", "ray", "--address", "127.0.0.1:1", code=1)
     assert err.startswith("error: no Ray at 127.0.0.1:1")
-
-
-@pytest.mark.parametrize(
-    ("address", "answer", "message", "hint"),
-    [
-        (  # on a busy machine Ray gives up after 30 s
-            None,
-            Exception("The current node timed out during startup.\nThis could happen because"),
-            "Ray did not start on this machine: The current node timed out during startup. This"
-            " could happen because",
-            "run it again when the machine is less busy, or without --engine ray",
-        ),
-        (  # told with both versions
-            "auto",
-            RuntimeError(
-                "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python:"
-                " 3.10.1\nThis process on node 10.0.0.2 was started with:\n    Ray: 2.60.0\n"
-                "    Python: 3.11.7\n"
-            ),
-            "no Ray at auto: Version mismatch: The cluster was started with: Ray: 2.9.0 Python:"
-            " 3.10.1 This process on node 10.0.0.2 was started with: Ray: 2.60.0 Python: 3.11.7",
-            "run the command on a machine of the cluster",
-        ),
-        (  # Ray, which looks for itself on this machine for a minute, says no more than this
-            "auto",
-            ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"),
-            "no Ray at auto: Failed to connect to Ray cluster at 10.0.0.1:6379",
-            "run the command on a machine of the cluster",
-        ),
-    ],
-)
-def test_a_ray_that_cannot_be_had_is_one_line(monkeypatch, address, answer, message, hint):
-    """The answers of Ray are made up."""
-    ray = pytest.importorskip("ray")
-
-    def init(**_: object) -> None:
-        raise answer
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(ShadowError) as caught, ray_engine(Ray(address), Runtime()):
-        pass
-    assert caught.value.message == message
-    assert caught.value.hint.startswith(hint)
 
 
 def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):

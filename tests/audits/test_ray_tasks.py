@@ -14,8 +14,6 @@ import pytest
 from measuring import contents
 from ray_machines import SECONDS, Command, until
 
-from shadow.audits.machine_limits import machine_limits
-
 pytest_plugins = "ray_machines"
 pytestmark = pytest.mark.ray
 
@@ -208,104 +206,6 @@ for cores, most in ((1, None), (2, None), (1, 10**9)):
     assert in_python(command, script).splitlines() == ["[False]", "[True]", "[True]"]
 
 
-def test_what_tasks_tell_goes_to_the_machine_of_the_driver(command, machines):
-    """Ray puts an actor that needs no resources on any machine; with that machine, all messages
-    would be lost.
-    """
-    script = f"""
-
-class Own(ray_engine.Ear):
-    def machine(self):
-        return ray.get_runtime_context().get_node_id()
-
-ray_engine.Ear = Own
-with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()):
-    here = ray.get_runtime_context().get_node_id()
-    ears = [ray_engine.new_ear() for _ in range(8)]
-    print(*(ray.get(ear.machine.remote()) == here for ear in ears))
-"""
-    assert in_python(command, script).split() == ["True"] * 8
-
-
-def test_what_tasks_tell_outlives_the_process_that_collects_it(tmp_path, command, machines):
-    """That process is killed between two messages of a task: both arrive, each once."""
-    script = f"""
-
-class Own(ray_engine.Ear):
-    def process(self):
-        return os.getpid()
-
-def work(runtime):
-    runtime.say("before")
-    while not Path("killed").exists():
-        time.sleep(0.1)
-    runtime.say("after")
-
-def say(text):
-    print(text)
-    if text == "before":
-        os.kill(ray.get(engine.ear.process.remote()), signal.SIGKILL)
-        Path("killed").touch()
-
-ray_engine.Ear = Own
-runtime = Runtime(say=say)
-with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
-    engine.submit(Task("one", work, lambda: runtime))
-    print([ended.fault for ended in engine.as_completed()])
-"""
-    assert in_python(command, script).splitlines() == ["before", "after", "[None]"]
-
-
-def test_last_words_are_waited_for(command, machines):
-    """What a task tells right before it ends comes late: it comes. The times are made short."""
-    script = f"""
-
-class Own(ray_engine.Ear):
-    def since(self, *asked):
-        if self._told:
-            time.sleep(2)
-        return super().since(*asked)
-
-ray_engine.Ear, ray_engine.GRACE = Own, 0.5
-runtime = Runtime(say=print)
-with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
-    engine.submit(Task("one", lambda there: there.say("last words"), lambda: runtime))
-    print([ended.fault for ended in engine.as_completed()])
-"""
-    assert in_python(command, script).splitlines() == ["last words", "[None]"]
-
-
-def test_the_cluster_keeps_the_function_of_tasks_once(command, machines):
-    """Each copy would stay until the run ends, and every worker would load it."""
-    script = f"""
-from ray.experimental.internal_kv import _internal_kv_list
-with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
-    before = len(_internal_kv_list("RemoteFunction", namespace="fun"))
-    for name in "abc":
-        engine.submit(Task(name, lambda runtime: None, Runtime))
-    print(len(list(engine.as_completed())))
-    print(len(_internal_kv_list("RemoteFunction", namespace="fun")) - before)
-"""
-    assert in_python(command, script).splitlines() == ["3", "1"]
-
-
-def test_a_run_whose_own_machine_is_lost_ends(command, machines):
-    """Ray then begins no task any more, on whichever machine. That it is lost is made up."""
-    script = f"""
-with ray_engine.ray_engine(Ray("{machines.address}"), Runtime()) as engine:
-    engine.submit(Task("one", lambda runtime: None, Runtime))
-    engine.here = "gone"
-    try:
-        list(engine.as_completed())
-    except ShadowError as error:
-        print(error.message, "|", error.hint)
-"""
-    assert in_python(command, script).splitlines() == [
-        "Ray has ended on the machine of this command | "
-        "start Ray there again; the same command continues"
-    ]
-
-
 def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
     """The only machine with cores is taken away: one line, and a fault with a hint instead of an
     endless wait. The times are made short.
@@ -367,53 +267,6 @@ assert not any("trying again" in line for line in lines)
     assert "and the command is of shadow 0.0.1" in message
     assert hint == "install shadow 0.0.1 on every machine"
     assert not list((tmp_path / "out").rglob("*.parquet"))
-
-
-MEMORY = 4 * 2**30  # bytes that a task takes after ten matrices, twice what Ray leaves it
-
-
-def test_a_task_that_takes_too_much_memory_goes_on_with_one_thread(tmp_path, command):
-    """Ray's monitor kills it, in earnest. It goes on at its journal, and the report is that of one
-    process.
-    """
-    memory = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
-    total, free = (int(memory[key]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    if free < 2 * MEMORY or machine_limits().memory_by != "the machine":
-        pytest.skip("needs 8 GiB of free memory, and no control group that limits it")
-    for seed, name in enumerate(("base", "tuned")):
-        planted.toy(tmp_path / name, seed, 40, 100)
-    script = f"""
-from dataclasses import replace
-import numpy as np
-from shadow.audits.ray_engine import RayEngine
-submit = RayEngine.submit
-def hungry(work, runtime):
-    again = Path("again")
-    if again.exists():
-        again.write_text(str(runtime.jobs))
-        return work(runtime)
-    def show(state):
-        runtime.show(state)
-        if state.done == 10:
-            again.touch()
-            taken = np.ones({MEMORY} // 8)
-            time.sleep({SECONDS})
-    return work(replace(runtime, show=show))
-RayEngine.submit = lambda self, task: submit(self, replace(task, work=partial(hungry, task.work)))
-said = []
-shadow.audit(base="./base", tuned="./tuned", output="out", engine="ray", parts=1, say=said.append)
-print(*said, sep="\\n")
-"""
-    monitored = {
-        "RAY_memory_usage_threshold": str((total - free + MEMORY / 2) / total),
-        "RAY_memory_monitor_refresh_ms": "100",
-    }
-    said = in_python(replace(command, variables={**command.variables, **monitored}), script)
-    assert "its machine ran out of memory; trying again" in said
-    assert "resuming: 10 of 40 matrices already measured" in said
-    assert (tmp_path / "again").read_text() == "1"
-    command("audit", "./base", "./tuned", "-o", "local")
-    assert contents(tmp_path / "out") == contents(tmp_path / "local") != {}
 
 
 def test_a_task_that_is_out_of_memory_three_times_is_given_up(tmp_path, command, machines):
