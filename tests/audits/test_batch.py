@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import shutil
 import signal
-import sys
 import time
 from dataclasses import asdict, replace
 
@@ -20,11 +19,10 @@ from command import Started, run_shadow
 from effort import every
 from hub import Hub
 from lists import EVERYTHING, index_of, run, select_toys, some_rows, states, table_rows
-from measuring import contents, pair_of
+from measuring import contents
 from rich.console import Console
 
 from shadow.audits import list_audit, list_index, sides
-from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import Standing, read_index, write_index
 from shadow.audits.pair import Runtime, Settings, run_pair
@@ -34,7 +32,6 @@ from shadow.cli.commands import app
 from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
-from shadow.targets.lists import select
 
 # the index
 
@@ -163,24 +160,6 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
     assert said[2].endswith(" s, 138 % of the base matrices' norm, gate failed: lineage")
 
 
-def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatch):
-    """Killed after the last matrix: the next run measures none, writes the report, says so, and
-    counts what it took.
-    """
-    selection = select_toys(toys, "toy-c:*")
-    with monkeypatch.context() as patched:
-        patched.setattr(shadow_run, "write_tables", lambda *told, **options: sys.exit(9))
-        with pytest.raises(SystemExit):
-            run_pair(selection.pairs[0], EVERYTHING, toys / "out", Runtime(jobs=1))
-    said = []
-    (tried,) = run(selection, toys / "out", runtime=Runtime(say=said.append))
-    (row,) = read_index(toys / "out").rows
-    assert (tried.result.measured, tried.state, row.state, row.bytes) == (0, "done", "done", 0)
-    resumed, ended = said
-    assert resumed.endswith("resuming: 2 of 2 matrices already measured")
-    assert ": done in " in ended
-
-
 @pytest.mark.parametrize("change", every(2, ["settings", "report gone", "report broken", "list"]))
 def test_what_no_longer_holds_is_pending_again(toys, change):
     """Other settings, a lost or broken report: pending until it is reached; pairs that left the
@@ -207,18 +186,6 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
     )
     run(selection, toys / "out", settings, runtime=Runtime(overwrite=True))
     assert set(states(toys / "out").values()) == {"done"}
-
-
-def test_a_report_of_another_command_counts(toys):
-    """`shadow audit a:base..one` before the list: read, not measured; its seconds are its own, its
-    bytes not known.
-    """
-    pair, _ = select_toys(toys, "toy-a").pairs
-    made = run_pair(pair, EVERYTHING, toys / "out")
-    run(select_toys(toys, "toy-a*"), toys / "out")
-    one, two = read_index(toys / "out").rows
-    assert (one.seconds, one.bytes) == (made.provenance["seconds"], None)
-    assert two.bytes == 0
 
 
 SHARED = ("toy-a", "toy-c", "toy-odd")
@@ -413,10 +380,3 @@ def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
     assert {result.folder.relative_to(toys / "pool") for result in measured} == {
         folder.relative_to(toys / "command") for folder in found
     }
-
-
-def test_a_given_pair_goes_into_a_list(toys):
-    """--base and --tuned beside a shard: the pair has the folder that it always has."""
-    pair = pair_of(toys / "base", toys / "one")
-    run(select(given=[pair], shard="1/1"), toys / "out")
-    assert run_pair(pair, EVERYTHING, toys / "out").measured == 0

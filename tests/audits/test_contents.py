@@ -154,16 +154,33 @@ def changed_unseen(folder: Path, copy: Path) -> None:
     assert open_folder(str(copy)).fingerprint == open_folder(str(folder)).fingerprint
 
 
-@pytest.mark.parametrize("chosen", [Filter(), Filter(modules=("embed",))], ids=["all", "some"])
-def test_one_fingerprint_of_two_checkpoints_does_not_make_them_one(folders, tmp_path, chosen):
-    """Their bytes tell them apart, where both audits read them: the bases are two."""
+def test_one_fingerprint_of_two_checkpoints_does_not_make_them_one(folders, tmp_path):
+    """Their bytes tell them apart: the bases are two."""
     base, tuned = folders
     changed_unseen(base, tmp_path / "changed" / "base")
-    settings = Settings(Method(subspaces=False), chosen)
-    one = audited(base, tuned, tmp_path / "one", settings)
-    other = audited(tmp_path / "changed" / "base", tuned, tmp_path / "other", settings)
-    with pytest.raises(ShadowError, match="different bases: the bytes of 1 of"):
+    one = audited(base, tuned, tmp_path / "one")
+    other = audited(tmp_path / "changed" / "base", tuned, tmp_path / "other")
+    with pytest.raises(ShadowError, match="different bases"):
         compare([one, other])
+
+
+@pytest.mark.parametrize("size", [100, 70_000, 300_000])
+def test_a_fingerprint_sees_the_first_and_the_last_bytes_of_every_tensor(tmp_path, size):
+    """Of short and of long tensors, the last KiB among them, with all else as it was."""
+    folder = planted.write(tmp_path / "a", {"w": torch.zeros(size), "x": torch.ones(3)}, HEADS)
+    file, whole = folder / "model.safetensors", open_folder(str(folder)).fingerprint
+    info, times = open_folder(str(folder)).tensors["w"], file.stat()
+    content = file.read_bytes()
+    first = min(1023, info.end - info.start - 1)
+    for at in (info.start, info.start + first, info.end - 1 - first, info.end - 1):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        file.write_bytes(changed)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert open_folder(str(folder)).fingerprint != whole, at
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert open_folder(str(folder)).fingerprint == whole
 
 
 def test_a_model_whose_vectors_alone_differ_is_another_one(folders, tmp_path):
@@ -173,7 +190,7 @@ def test_a_model_whose_vectors_alone_differ_is_another_one(folders, tmp_path):
     stored["model.layers.0.input_layernorm.weight"] *= 2
     norms = planted.write(tmp_path / "norms", stored, HEADS)
     one, other = audited(base, tuned, tmp_path / "one"), audited(norms, tuned, tmp_path / "other")
-    with pytest.raises(ShadowError, match="different bases: the bytes of 1 of 8 tensors differ"):
+    with pytest.raises(ShadowError, match="different bases"):
         compare([one, other])
 
 

@@ -145,6 +145,11 @@ def test_a_claim_that_cannot_be_told_is_exit_5(sides):
     assert list(cases(sides).values()) == [["error"]]
     (sides / "list.yaml").write_text(entry % "trained --frozen mlp.up" + LIST)
     audit(sides, code=4)
+    spoilt = tensors | {"model.layers.0.mlp.up_proj.weight": torch.full((32, 32), torch.nan)}
+    planted.write(sides / "packed", spoilt, planted.LLAMA)
+    for claim, code in (("trained --frozen layers.1.mlp.up", 5), ("trained --frozen attn", 3)):
+        (sides / "list.yaml").write_text(entry % claim)
+        audit(sides, "--overwrite", code=code)
     (sides / "list.yaml").write_text(entry % "trained --frozen vision" + LIST)
     audit(sides, code=1)
 

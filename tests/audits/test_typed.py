@@ -6,9 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shadow.audits.runtime import Runtime
-from shadow.audits.sides import find_checkpoint
-from shadow.errors import ShadowError, UsageError
+from shadow.errors import UsageError
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference, typed_reference
@@ -86,24 +84,6 @@ def test_what_cannot_be_meant_is_refused(targets, message, hint, registry):
         select(targets, registry=registry)
     assert caught.value.message == message
     assert hint in caught.value.hint
-
-
-def test_a_folder_of_the_name_of_a_model_is_told_of_before_the_first_request(tmp_path, monkeypatch):
-    """It is not taken for the model, and nobody waits for a Hub to learn that."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "toy").mkdir(parents=True)
-    said = []
-
-    def pin(*_, **__):
-        raise ShadowError("; ".join(said))
-
-    monkeypatch.setattr("shadow.checkpoints.hub.pin", pin)
-    told = "org/toy is taken for a model on the Hub; for the folder, write ./org/toy"
-    for name, words in (("org/toy", told), ("org/toy-sft", "")):
-        said.clear()
-        with pytest.raises(ShadowError) as caught:
-            find_checkpoint(parse_reference(name), Runtime(say=said.append), tmp_path)
-        assert caught.value.message == words
 
 
 def test_a_checkpoint_typed_without_its_dot_is_refused_at_once(shadow, tmp_path):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import torch
 from command import run_shadow
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import shadow
-from shadow.audits.verify import mixture as verify_mixture
-from shadow.errors import ShadowError, UsageError
 
 Q = "model.layers.{}.self_attn.q_proj.weight"
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -283,71 +280,3 @@ def test_a_tied_head_that_is_stored_is_compared(sides, tmp_path):
             assert found.holds is holds, (with_head, step, found)
             if not holds:
                 assert [one.name for one in found.against] == [head]
-
-
-def test_an_empty_tensor_is_of_no_matter(sides, tmp_path):
-    """It has no entry that could disagree."""
-    (_, a, b), _ = sides
-    empty = {"model.layers.0.mlp.gate_proj.weight": torch.zeros(0, 64).bfloat16()}
-    merged = merge([a, b], (0.5, 0.5))
-    folders = [put(tmp_path / f"{number}", {**one, **empty})
-               for number, one in enumerate((merged, a, b))]  # fmt: skip
-    assert shadow.verify("mixture", *folders).holds is True
-
-
-def test_a_tensor_that_is_not_finite_is_said_to_be_so(sides, tmp_path):
-    """All models have it, so it is not called missing."""
-    (_, a, b), (_, of_a, of_b) = sides
-    merged = merge([a, b], (0.5, 0.5))
-    merged[Q.format(0)][0, 0] = torch.nan
-    found = shadow.verify("mixture", put(tmp_path / "m", merged), of_a, of_b)
-    assert [(one.name, one.what) for one in found.against] == [
-        (Q.format(0), "some entries are not finite")
-    ]
-
-
-def test_models_have_letters(sides, tmp_path):
-    """The same in the question as in the answer; no more models than letters."""
-    (_, a, b), (of_base, of_a, of_b) = sides
-    c = put(tmp_path / "c", model(9, sides[0][0], 0.2))
-    merged = merge([a, b, load_file(c / "model.safetensors")], (0.3, 0.3, 0.4))
-    found = shadow.verify("mixture", put(tmp_path / "m", merged), of_a, of_b, c, base=of_base)
-    assert list(found.of) == ["TUNED", "A", "B", "C", "--base"]
-    assert "0.4 C" in found.reason
-    with pytest.raises(UsageError, match="28 checkpoints are too many"):
-        shadow.verify("mixture", *[of_a] * 28)
-
-
-def test_weights_that_are_written_to_meanwhile_are_a_fault(sides, tmp_path, monkeypatch):
-    """Also in the last pass over the entries, which tells the mixture."""
-    (_, a, b), (_, of_a, of_b) = sides
-    tuned = put(tmp_path / "m", merge([a, b], (0.3, 0.7)))
-    fit = verify_mixture.fit
-
-    def touched(*asked):
-        done = fit(*asked)
-        os.utime(tuned / "model.safetensors", ns=(1, 1))
-        return done
-
-    monkeypatch.setattr(verify_mixture, "fit", touched)
-    with pytest.raises(ShadowError, match="changed"):
-        shadow.verify("mixture", tuned, of_a, of_b)
-
-
-def test_a_packed_tensor_is_not_called_missing(sides, tmp_path):
-    """Beside floats it cannot be told."""
-    (_, a, b), (_, of_a, of_b) = sides
-    merged = merge([a, b], (0.3, 0.7))
-    stem = Q.format(0).removesuffix(".weight")
-    del merged[Q.format(0)]
-    merged |= {
-        f"{stem}.qweight": torch.zeros(8, 64, dtype=torch.int32),
-        f"{stem}.qzeros": torch.zeros(1, 8, dtype=torch.int32),
-        f"{stem}.scales": torch.ones(1, 64, dtype=torch.float16),
-    }
-    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "marlin"}
-    found = shadow.verify(
-        "mixture", put(tmp_path / "m", merged, quantization_config=gptq), of_a, of_b
-    )
-    assert found.holds is None, found
-    assert "0.3 A + 0.7 B" in found.reason

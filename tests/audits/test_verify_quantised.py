@@ -135,22 +135,6 @@ def test_what_a_quantised_copy_kept_of_an_update_is_its_squared_cosine(model, st
     assert found.figures["update_kept"] == pytest.approx(cosine**2, rel=1e-6)
 
 
-def test_a_finding_says_copy_and_means_it(model, stored, tmp_path):
-    """Of a copy, and of one with a changed matrix."""
-    full, copy = stored("full", model), stored("copy", model, "Q4_0")
-    report = shadow.audit(str(full), str(copy), output=tmp_path / "out", jobs=1)
-    text = report.summary.finding.headline
-    assert text == "A copy of the base, only rounded."
-    rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
-    deltas = [row for row in rows if row["subject"] == "delta"]
-    assert {row["format_copy"] for row in deltas} == {1}
-    assert all(0.95 < row["floor_ratio"] < 1.02 for row in deltas)
-    assert {row["kept"] for row in deltas} == {None}
-    changed = stored("changed", moved(model, 0.001, only=UP), "Q4_0")
-    report = shadow.audit(str(full), str(changed), output=tmp_path / "other", jobs=1)
-    assert "but for 1 tensor" in report.summary.finding.headline
-
-
 @pytest.mark.parametrize("kind", ["Q4_0", "MXFP4"])
 @pytest.mark.parametrize(("size", "outcome"), [(2e-4, "cannot_be_told"), (0.03, "holds")])
 def test_what_moved_between_two_quantised_sides_is_told_beyond_their_rounding(
@@ -159,20 +143,6 @@ def test_what_moved_between_two_quantised_sides_is_told_beyond_their_rounding(
     """Of a codebook as of even steps."""
     sides = stored("base", model, kind), stored("tuned", moved(model, size), kind)
     assert verify("trained", *sides, moved="mlp.up").outcome == outcome
-
-
-def test_entries_of_vectors_are_not_said_to_be_all(model, stored):
-    """Matrices of unknown levels are not compared; how many entries are the base's is unknown."""
-    tuned = moved(model, 0.002)
-    found = verify(
-        "stored",
-        stored("tuned", tuned),
-        stored("copy", tuned, "IQ4_NL"),
-        base=stored("base", model),
-    )
-    assert found.outcome == "cannot_be_told"
-    assert not any("entries are the base's" in note for note in found.notes)
-    assert "unchanged_share" not in found.figures
 
 
 def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
