@@ -11,12 +11,9 @@ import pytest
 import torch
 from measuring import pair_of
 
-import shadow
 from shadow.audits import pair as audit_module
-from shadow.audits.devices import CPU, DeviceChoice, choose
-from shadow.audits.document import plan_document
+from shadow.audits.devices import DeviceChoice, choose
 from shadow.audits.pair import Runtime, Settings, run_pair
-from shadow.audits.pair_plan import plan_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError, UsageError
 from shadow.spectra.delta import Method
@@ -126,13 +123,6 @@ def test_a_report_of_another_device_is_another_report(pair, on_torch, tmp_path):
         run_pair(pair, ON_CPU, tmp_path, ONE_WORKER)
 
 
-def test_a_plan_names_the_device(pair, tmp_path):
-    """As experimental; the time is that of the CPU."""
-    planned = plan_pair(pair, ON_DEVICE, tmp_path, ONE_WORKER)
-    assert (planned.device, planned.device_name) == ("fake", CHOICE.name)
-    assert "experimental" in str(plan_document(planned))
-
-
 # Which device
 
 
@@ -144,15 +134,6 @@ class Card:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: f"card {place}")
-
-
-def test_words_name_the_cpu_or_a_card(monkeypatch):
-    """cuda and auto are the first card; the CPU is asked of nobody."""
-    Card(monkeypatch, 2)
-    assert choose("cpu") == CPU == DeviceChoice("cpu", "cpu", "cpu")
-    assert choose("cuda") == DeviceChoice("cuda", "cuda", "cuda:0", name="card cuda:0")
-    assert choose("cuda:1") == DeviceChoice("cuda", "cuda:1", "cuda:1", name="card cuda:1")
-    assert choose("auto") == DeviceChoice("cuda", "auto", "cuda:0", name="card cuda:0")
 
 
 @pytest.mark.parametrize(
@@ -220,16 +201,3 @@ def test_commands_say_that_there_is_no_card(shadow):
     planned = shadow("plan", "demo:base..narrow", "--device", "auto", "--json")
     assert planned.err == ""
     assert json.loads(planned.out)[0]["device"] == "cpu"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_the_api_takes_a_device_and_refuses_one_that_is_not_there(pair, tmp_path):
-    """The same words and faults as the command."""
-    with pytest.raises(UsageError, match="--device cuda: torch"):
-        shadow.audit(pair, output=tmp_path, device="cuda")
-    with pytest.raises(UsageError, match="no device 'gpu'"):
-        shadow.plan(pair, output=tmp_path, device="gpu")
-    report = shadow.audit(
-        pair, output=tmp_path, device="auto", subspaces=False, files=shadow.Files(cache=False)
-    )
-    assert report.provenance.as_json()["device_use"]["asked"] == "auto"

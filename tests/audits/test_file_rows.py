@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import planted
 import pyarrow.parquet as pq
@@ -15,15 +14,13 @@ import pytest
 from measuring import pair_of
 
 from shadow.audits.file_rows import file_rows
-from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.listing import kind_of, listings_of
 from shadow.checkpoints.opening import Assembled, open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.outputs.markdown import markdown
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
-from shadow.summary.rows import FileRow, FilesRecord
-from shadow.telling.files import files_sentences
 from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import report_document
 
@@ -333,15 +330,6 @@ def test_an_adapter_removes_nothing(tmp_path, sides):
     assert rows["adapter_model.safetensors"]["state"] == "added"
 
 
-def test_the_config_of_an_adapter_is_no_news():
-    """Every adapter has one; a tokenizer that it brings is told."""
-    config = FileRow("adapter_config.json", "config", "added", ["config"], None)
-    tokenizer = FileRow("tokenizer.json", "tokenizer", "added", ["tokenizer"], None)
-    record = FilesRecord({}, {}, [config, tokenizer])
-    (sentence,) = files_sentences(SimpleNamespace(files=record))
-    assert sentence.text == "Beside the weights: added tokenizer."
-
-
 def _small():
     import torch
 
@@ -369,26 +357,6 @@ def test_a_report_says_what_differs(sides, tmp_path):
     assert report.summary.files.counts == {
         "changed": 2, "added": 0, "removed": 0, "unknown": 0, "same": 1,
     }  # fmt: skip
-
-
-def test_a_report_without_files_is_already_there(sides, tmp_path):
-    """As versions before left it: nothing is measured, and its summary says nothing of files."""
-    base, tuned = sides
-    pair, settings = pair_of(base, tuned), Settings(Method(), Filter())
-    done = run_pair(pair, settings, tmp_path / "out")
-    (done.folder / "files.parquet").unlink()
-    for path in done.folder.glob("*.parquet"):
-        table = pq.read_table(path)
-        metadata = json.loads(table.schema.metadata[b"shadow"])
-        del metadata["seal"]
-        told = {b"shadow": json.dumps(metadata).encode()}
-        pq.write_table(table.replace_schema_metadata(told), path)
-    lines: list[str] = []
-    again = run_pair(pair, settings, tmp_path / "out", Runtime(say=lines.append))
-    assert again.measured == 0
-    assert any("already there" in line for line in lines)
-    assert again.summary.files is None
-    assert len(Report(done.folder).files) == 0
 
 
 @pytest.mark.parametrize(

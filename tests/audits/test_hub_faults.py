@@ -367,18 +367,6 @@ def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
         told(done, f"error: org/broken: {MODEL}", "tell its owner")
 
 
-@pytest.mark.parametrize("offline", [(), ("--offline",)], ids=["online", "offline"])
-def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, offline):
-    """`org/here` is on the Hub or nowhere; the one hint is how to write the folder."""
-    (tmp_path / "org" / "here").mkdir(parents=True)
-    done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
-    assert done.code == 1
-    assert "error: org/here is not" in done.err
-    assert done.err.endswith("hint:  for the folder, write ./org/here\n")
-    early = "org/here is taken for a model on the Hub; for the folder, write ./org/here\n"
-    assert done.err.startswith(early) != bool(offline)  # before the first request
-
-
 @pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])
 def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered, tries):
     """Where it has, a refused connection is an outage, and all tries are made."""
@@ -403,19 +391,3 @@ def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered,
     with client.own_client(), pytest.raises(ShadowError, match="cannot be reached"):
         client.trying(attempt, lambda _: None, repo="org/small", revision=None)
     assert len(made) == tries
-
-
-@pytest.mark.slow
-def test_files_that_change_under_way(tmp_path):
-    """A shard that another program takes away or cuts is a line, not a traceback."""
-    from shadow.checkpoints.hub import RemoteFile, Snapshot
-    from shadow.checkpoints.safetensors_files import TensorInfo
-    from shadow.checkpoints.sources import LocalFile, WholeFile
-    from shadow.errors import ShadowError
-
-    remote = WholeFile(Snapshot("org/x", "0" * 40, None, {}, "open"), RemoteFile(MODEL, 9, None))
-    remote.path = tmp_path / "gone"
-    (tmp_path / "cut").write_bytes(bytes(3))
-    for source in (remote, LocalFile(tmp_path / "gone"), LocalFile(tmp_path / "cut")):
-        with pytest.raises(ShadowError, match="changed during the audit"):
-            source.tensor(TensorInfo("a", "F32", (1,), MODEL, 0, 4))

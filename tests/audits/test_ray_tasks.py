@@ -9,9 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import planted
 import pytest
-from measuring import contents
 from ray_machines import SECONDS, Command, until
 
 pytest_plugins = "ray_machines"
@@ -83,78 +81,6 @@ def test_the_example_of_the_python_page_runs_as_it_stands(command):
     ended_too = "\nimport ray\nassert not ray.is_initialized()\n"
     printed = in_python(command, script + ended_too)
     assert printed == "demo:base..narrow demo:base..broad\n"
-
-
-def test_python_has_reports_in_the_order_of_the_pairs(tmp_path, command, machines):
-    """The first pair takes longest and one fails: the reports of all others are there and those of
-    one process; the fault names the pair, with the usual hint; a Ray that the process has
-    initialised stays, and an address of another one is refused.
-    """
-    for seed, name, layers in ((0, "base", 12), (1, "slow", 12), (2, "fast", 1)):
-        planted.toy(tmp_path / name, seed, layers, 200)
-    (tmp_path / "toys.yaml").write_text(
-        "toy-a: {base: ./base, slow: ./slow, fast: ./fast}\ntoy-bad: {base: ./base, gone: ./gone}\n"
-    )
-    script = f"""
-ray.init(address="{machines.address}", log_to_driver=False, logging_level="error")
-on_ray = dict(engine=shadow.Ray(cpus_per_task=1), registry=".")
-lines, states = [], []
-reports = shadow.audit(
-    ["toy-a:base..slow", "toy-a:base..fast"], output="ray", say=lines.append,
-    progress=states.append, **on_ray,
-)
-print([report.name for report in reports])
-print(max(state.done for state in states))
-print(sum(line.startswith("[1/2] toy-a:base..slow: ") for line in lines) > 0)
-try:
-    shadow.audit(["toy-bad:base..gone", "toy-a:base..fast"], output="bad", **on_ray)
-except shadow.ShadowError as error:
-    print(error.message.partition(": ")[0], "|", "toy-bad:base..gone" in error.message)
-    print(bool(error.hint))
-try:
-    on_ray["engine"] = shadow.Ray("127.0.0.1:1", cpus_per_task=1)
-    shadow.audit("toy-a", output="x", **on_ray)
-except shadow.UsageError as error:
-    print(error.message)
-assert ray.is_initialized()
-"""
-    assert in_python(command, script).splitlines() == [
-        "['toy-a:base..slow', 'toy-a:base..fast']",
-        "12",
-        "True",
-        "1 of 2 pairs could not be audited | True",
-        "True",
-        "this process has a Ray of another address already",
-    ]
-    assert (tmp_path / "bad" / "toy-a" / "base..fast" / "matrices.parquet").is_file()
-    command("audit", "toy-a:base..*", "--registry", ".", "-o", "local")
-    assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}
-
-
-def test_waiting_for_another_audit_is_no_loss(command, machines):
-    """A task gives way three times, then its process is killed once: it begins again and ends."""
-    script = f"""
-def work(runtime):
-    begun = Path("begun")
-    begun.write_text((begun.read_text() if begun.exists() else "") + "x")
-    if len(begun.read_text()) == 4:
-        os._exit(1)
-    return len(begun.read_text())
-runtime = Runtime(say=print)
-with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()) as engine:
-    engine.submit(Task("one", work, lambda: runtime))
-    for ended in engine.as_completed():
-        print(ended.result, ended.fault)
-        if ended.result in (1, 2, 3):
-            engine.submit(ended.task)
-"""
-    assert in_python(command, script).splitlines() == [
-        "1 None",
-        "2 None",
-        "3 None",
-        "its process was lost (WorkerCrashedError); trying again",
-        "5 None",
-    ]
 
 
 def test_a_fault_of_any_kind_comes_back_with_its_traceback(command, machines):
@@ -267,34 +193,3 @@ assert not any("trying again" in line for line in lines)
     assert "and the command is of shadow 0.0.1" in message
     assert hint == "install shadow 0.0.1 on every machine"
     assert not list((tmp_path / "out").rglob("*.parquet"))
-
-
-def test_a_task_that_is_out_of_memory_three_times_is_given_up(tmp_path, command, machines):
-    """Ray's answer is made up: one line and a hint, and the same call goes on later."""
-    for seed, name in enumerate(("base", "tuned")):
-        planted.toy(tmp_path / name, seed)
-    script = f"""
-get, left = ray.get, [3]
-def got(reference, **more):
-    if not more and left[0]:  # of a task, not of what tasks tell
-        left[0] -= 1
-        raise ray.exceptions.OutOfMemoryError("killed by the memory monitor")
-    return get(reference, **more)
-ray.get = got
-lines = []
-asked = dict(base="./base", tuned="./tuned", output="out",
-             engine=shadow.Ray("{machines.address}", 1), parts=1, say=lines.append)
-try:
-    shadow.audit(**asked)
-except shadow.ShadowError as error:
-    print(error.message)
-    print(error.hint)
-print(sum(line.endswith("its machine ran out of memory; trying again") for line in lines))
-shadow.audit(**asked)
-"""
-    message, hint, again = in_python(command, script).splitlines()
-    assert message == "its machine ran out of memory, 3 times in a row"
-    assert hint.startswith("give each task more with --memory-per-task")
-    assert again == "2"
-    command("audit", "./base", "./tuned", "-o", "local")
-    assert contents(tmp_path / "out") == contents(tmp_path / "local") != {}

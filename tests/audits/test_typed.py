@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import save_file
 
 from shadow.errors import UsageError
-from shadow.targets.families import given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference, typed_reference
 
@@ -38,13 +37,6 @@ def registry(tmp_path):
 
 def names(targets, registry):
     return [pair.full_name for pair in select(targets, registry=registry).pairs]
-
-
-def test_two_checkpoints_are_base_and_tuned(registry):
-    """The same pair as with --base and --tuned; no list, whatever they are."""
-    selection = select(["./a", "org/b@main"], registry=registry)
-    assert selection.pairs == (given_pair(parse_reference("./a"), parse_reference("org/b@main")),)
-    assert not selection.is_list
 
 
 def test_one_model_of_the_hub_is_looked_up(registry):

@@ -59,23 +59,6 @@ def test_units_that_are_equal_cannot_be_told_apart(tmp_path, value):
         assert "too many of its or the model's units are equal" in found.reason
 
 
-def test_some_equal_units_leave_the_others_to_test(tmp_path):
-    """Half of the units of every MLP are one."""
-
-    def doubled(name, one):
-        if "mlp" not in name:
-            return one
-        units = one.T if "down" in name else one
-        half = len(units) // 2
-        units = torch.cat([units[:half], units[:1].expand(len(units) - half, -1)])
-        return units.T if "down" in name else units
-
-    half = changed(DEMO / "base", tmp_path / "half", doubled)
-    assert shadow.verify("base", half, DEMO / "base").holds is True
-    assert shadow.verify("base", half, half).holds is True
-    assert shadow.verify("base", half, apart(tmp_path / "apart", 1)).holds is False
-
-
 def test_between_two_models_the_base_abstains():
     """Neither of the two lies on the way to the other: the model does."""
     found = shadow.verify("base", DEMO / "base", DEMO / "narrow", DEMO / "broad")
@@ -207,14 +190,6 @@ def test_a_copy_among_the_candidates_is_the_nearest(tmp_path):
     found = shadow.verify("base", DEMO / "base", copy, DEMO / "base", far)
     assert found.holds is None
     assert "cannot be told apart: what was sampled of them is equal" in found.reason
-
-
-def test_candidates_that_share_no_matrix_are_said_to():
-    """An angle between them is not known."""
-    one, other = (Candidate(name, 1e-6, distance=0.1) for name in "ab")
-    answer, _ = base([one, other], {})
-    assert answer.outcome == "cannot_be_told"
-    assert "no MLP that was sampled is in both" in answer.reason
 
 
 def test_the_level_is_shared_by_all_candidates_that_are_named():

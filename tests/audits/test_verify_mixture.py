@@ -61,84 +61,8 @@ def merge(states, weights, base=None):
     )
 
 
-def test_a_merge_holds_with_its_weights(sides, tmp_path):
-    """An average, and task arithmetic on the base, with the weights as figures."""
-    (base, a, b), (of_base, of_a, of_b) = sides
-    found = shadow.verify("mixture", put(tmp_path / "m", merge([a, b], (0.3, 0.7))), of_a, of_b)
-    assert found.holds
-    assert "0.3 A + 0.7 B in every tensor" in found.reason
-    assert found.figures["weight_a_low"] <= 0.3 + 1e-6
-    assert found.figures["weight_a_high"] >= 0.3 - 1e-6
-    tuned = put(tmp_path / "t", merge([a, b], (0.6, 0.8), base))
-    found = shadow.verify("mixture", tuned, of_a, of_b, base=of_base)
-    assert found.holds
-    assert "base + 0.6 A + 0.8 B" in found.reason
-
-
-def test_names_and_packing_do_not_matter(sides, tmp_path):
-    """A merge whose names have another prefix is lined up by places."""
-    (_, a, b), (_, of_a, of_b) = sides
-    merged = merge([a, b], (0.5, 0.5))
-    renamed = {name.removeprefix("model."): one for name, one in merged.items()}
-    assert shadow.verify("mixture", put(tmp_path / "m", renamed), of_a, of_b).holds
-
-
-def test_one_tensor_of_another_speaks_against_it(sides, tmp_path):
-    """And is named; the weights of the others are told."""
-    (_, a, b), (_, of_a, of_b) = sides
-    merged = {**merge([a, b], (0.3, 0.7)), Q.format(1): a[Q.format(1)]}
-    found = shadow.verify("mixture", put(tmp_path / "m", merged), of_a, of_b)
-    assert found.outcome == "does_not_hold"
-    assert [one.name for one in found.against] == [Q.format(1)]
-    assert "0.3 A + 0.7 B" in found.reason
-
-
-def test_a_copy_has_no_part_of_the_other(sides, tmp_path):
-    """Weight 0 is no part."""
-    (_, a, _), (_, of_a, of_b) = sides
-    found = shadow.verify("mixture", put(tmp_path / "m", a), of_a, of_b)
-    assert found.outcome == "does_not_hold"
-    assert "no part of B" in found.reason
-
-
-def test_equal_models_cannot_be_told_apart(sides, tmp_path):
-    """The weights of two copies are open."""
-    (_, a, _), (_, of_a, _) = sides
-    found = shadow.verify("mixture", put(tmp_path / "m", a), of_a, put(tmp_path / "again", a))
-    assert found.outcome == "cannot_be_told"
-    assert found.reason == "the weight of A is not known, as some models are too much alike"
-    assert found.figures["weight_a_high"] - found.figures["weight_a_low"] > 1
-
-
-def test_a_tensor_that_only_the_merge_has_speaks_against_it(sides, tmp_path):
-    """It comes from none of them."""
-    (_, a, b), (_, of_a, of_b) = sides
-    merged = {**merge([a, b], (0.5, 0.5)), "lm_head.weight": a[Q.format(0)].clone()}
-    found = shadow.verify("mixture", put(tmp_path / "m", merged), of_a, of_b)
-    assert found.outcome == "does_not_hold"
-    assert found.against[0].name == "lm_head.weight"
-
-
-@pytest.mark.parametrize("of", [("t",), ("t", "a")])
-@pytest.mark.parametrize(
-    "name",
-    ["multi_modal_projector.linear_1.weight", "vision_tower.encoder.layers.0.mlp.fc1.weight"],
-)
-def test_a_component_that_not_all_have_speaks_against_it(sides, tmp_path, name, of):
-    """Of which the others have nothing at all."""
-    (_, a, b), (_, of_a, of_b) = sides
-    more = {name: torch.randn(32, 16, generator=torch.Generator().manual_seed(3)).bfloat16()}
-    if "a" in of:
-        of_a = put(tmp_path / "a", {**a, **more})
-    merged = put(tmp_path / "m", {**merge([a, b], (0.5, 0.5)), **more})
-    found = shadow.verify("mixture", merged, of_a, of_b)
-    assert found.outcome == "does_not_hold", found
-    assert [one.name for one in found.against] == [name]
-
-
-def test_merges_that_are_not_linear_do_not_hold(sides, tmp_path):
-    """TIES, DARE and SLERP are no fit of weights: the answer names no other kind of merge."""
-    (base, a, b), (of_base, of_a, of_b) = sides
+def not_linear(base, a, b):
+    """A merge by TIES, by DARE and by SLERP."""
     rng = torch.Generator().manual_seed(0)
     trimmed, dropped, turned = {}, {}, {}
     for name, start in base.items():
@@ -150,36 +74,75 @@ def test_merges_that_are_not_linear_do_not_hold(sides, tmp_path):
         x, y = a[name].double(), b[name].double()
         angle = torch.arccos((x * y).sum() / (x.norm() * y.norm()))
         turned[name] = (torch.sin(0.7 * angle) * x + torch.sin(0.3 * angle) * y) / torch.sin(angle)
-    for name, state in (("ties", trimmed), ("dare", dropped)):
-        merged = put(tmp_path / name, cast(state))
-        found = shadow.verify("mixture", merged, of_a, of_b, base=of_base)
-        assert found.holds is False
-        assert found.reason.startswith("not a linear merge: the best weights, base + ")
-    merged = put(tmp_path / "slerp", cast(turned))
-    assert shadow.verify("mixture", merged, of_a, of_b).holds is False
+    return [cast(one) for one in (trimmed, dropped, turned)]
 
 
-def test_products_that_were_rounded_too_cannot_be_excluded(sides, tmp_path):
-    """A merge whose every step was rounded to 16 bits, as mergekit makes them in its dtype."""
-    (_, a, b), (_, of_a, of_b) = sides
-    rounded = {name: 0.3 * one + 0.7 * b[name] for name, one in a.items()}
-    found = shadow.verify("mixture", put(tmp_path / "m", rounded), of_a, of_b)
-    assert found.holds is None, found
-    assert "0.3 A + 0.7 B" in found.reason
+def half(base, a, b):
+    return merge([a, b], (0.5, 0.5))
 
 
-def test_weights_by_layer_are_said_to_be_by_layer(sides, tmp_path):
+def with_more(name):
+    more = {name: torch.ones(32, 16).bfloat16()}
+    return lambda *sides: half(*sides) | more
+
+
+def by_layer(base, a, b):
     """As of mergekit's gradients."""
-    (_, a, b), (_, of_a, of_b) = sides
-    parts = [merge([a, b], weights) for weights in ((0.2, 0.8), (0.6, 0.4), (0.4, 0.6))]
-    names = [[name for name in a if f".{layer}." in name] for layer in (0, 1)]
-    merged = {
-        **parts[2],
-        **{n: p[n] for p, these in zip(parts, names, strict=False) for n in these},
-    }
-    found = shadow.verify("mixture", put(tmp_path / "layers", merged), of_a, of_b)
-    assert found.holds, found
-    assert "(0.2 to 0.6) A + (0.4 to 0.8) B by layer" in found.reason
+    parts = [merge([a, b], weights) for weights in ((0.2, 0.8), (0.6, 0.4))]
+    return half(base, a, b) | {n: parts[".1." in n][n] for n in a if "layers" in n}
+
+
+PROJECTOR = "multi_modal_projector.linear_1.weight"
+TOWER = "vision_tower.encoder.layers.0.mlp.fc1.weight"
+# made of base, A and B; whether the base is named -> outcome, tensors that speak against it (None:
+# not asked), the weight of A
+CASES = {
+    "0.3 A + 0.7 B": (lambda _, a, b: merge([a, b], (0.3, 0.7)), False, "holds", [], 0.3),
+    "base + 0.6 A + 0.8 B": (
+        lambda base, a, b: merge([a, b], (0.6, 0.8), base), True, "holds", [], 0.6
+    ),
+    "names without a prefix": (
+        lambda *sides: {n.removeprefix("model."): one for n, one in half(*sides).items()},
+        False, "holds", [], 0.5,
+    ),
+    "one tensor of A": (
+        lambda _, a, b: merge([a, b], (0.3, 0.7)) | {Q.format(1): a[Q.format(1)]},
+        False, "does_not_hold", [Q.format(1)], None,
+    ),
+    "A alone": (lambda _, a, b: a, False, "does_not_hold", None, None),
+    "a head more": (with_more("lm_head.weight"), False, "does_not_hold", ["lm_head.weight"], 0.5),
+    "a projector more": (with_more(PROJECTOR), False, "does_not_hold", [PROJECTOR], 0.5),
+    "a tower more": (with_more(TOWER), False, "does_not_hold", [TOWER], 0.5),
+    "TIES": (lambda *sides: not_linear(*sides)[0], True, "does_not_hold", None, None),
+    "DARE": (lambda *sides: not_linear(*sides)[1], True, "does_not_hold", None, None),
+    "SLERP": (lambda *sides: not_linear(*sides)[2], False, "does_not_hold", None, None),
+    "every step rounded": (
+        lambda _, a, b: {name: 0.3 * one + 0.7 * b[name] for name, one in a.items()},
+        False, "cannot_be_told", None, None,
+    ),
+    "weights by layer": (by_layer, False, "holds", [], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merges_and_what_is_none(sides, tmp_path, case):
+    make, with_base, outcome, against, weight = CASES[case]
+    states, (of_base, *of) = sides
+    more = {"base": of_base} if with_base else {}
+    found = shadow.verify("mixture", put(tmp_path / "m", make(*states)), *of, **more)
+    assert found.outcome == outcome, found
+    assert against is None or [one.name for one in found.against] == against
+    if weight:
+        low, high = (found.figures[f"weight_a_{end}"] for end in ("low", "high"))
+        assert low - 2e-3 <= weight <= high + 2e-3
+
+
+def test_equal_models_cannot_be_told_apart(sides, tmp_path):
+    """The weights of two copies are open."""
+    (_, a, _), (_, of_a, _) = sides
+    found = shadow.verify("mixture", put(tmp_path / "m", a), of_a, put(tmp_path / "again", a))
+    assert found.outcome == "cannot_be_told"
+    assert found.figures["weight_a_high"] - found.figures["weight_a_low"] > 1
 
 
 def test_rows_that_only_one_of_them_has_speak_against_it(sides, tmp_path):
