@@ -7,7 +7,6 @@ import json
 import numpy as np
 import planted
 import pytest
-import quantisers
 import torch
 from command import run_shadow
 from effort import chosen
@@ -102,34 +101,85 @@ def test_norms_that_bf16_holds_at_one_are_told_from_others(tmp_path):
     assert found.figures["entries_stuck"] == 0
 
 
-def test_a_cast_is_no_step_and_no_frozen_tensor(tmp_path):
-    """An F32 base that was only rounded to BF16 did not move, and is not equal."""
-    base = based()
-    tuned = {name: one.bfloat16() for name, one in base.items()}
-    found = told(tmp_path, base, tuned, moved="embed")
-    assert found.holds is False
-    assert found.against[0].what == "it is the base's rounded to BF16"
-    assert told(tmp_path, base, tuned, frozen="embed").holds is False
-    assert told(tmp_path, base, tuned, frozen="norm").holds is True  # ones have an exact form
+NO, YES, OPEN = "does_not_hold", "holds", "cannot_be_told"
+EMBED, NORM, UP = (
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "model.layers.0.mlp.up_proj.weight",
+)
+WIDE = based()
+STEPS = moved(WIDE, lambda name: True)
+BUT_EMBED = moved(WIDE, lambda name: "embed" not in name)
+EMPTY = "model.layers.0.self_attn.v_proj.weight"
 
 
-def test_lost_tensors_and_those_that_are_not_read(tmp_path):
-    """A frozen tensor that is gone does not hold; one that no pattern names does not matter."""
-    base = based()
-    tuned = moved(base, lambda name: "layers" in name)
-    del tuned["model.norm.weight"]
-    assert told(tmp_path, base, tuned, moved="layers.*", frozen="embed").holds is True
-    found = told(tmp_path, base, tuned, moved="layers.*", frozen="norm")
-    assert found.holds is False
-    assert "model.norm.weight" in {one.name for one in found.against}
+def through(tensors, *dtypes):
+    for dtype in dtypes:
+        tensors = {name: one.to(dtype) for name, one in tensors.items()}
+    return tensors
 
 
-def test_what_both_patterns_name_is_frozen(tmp_path):
-    """`--moved language --frozen embed`: all but the embedding."""
-    base = based()
-    tuned = moved(base, lambda name: "embed" not in name)
-    assert told(tmp_path, base, tuned, moved="language", frozen="embed").holds is True
-    assert told(tmp_path, base, tuned, moved="language").holds is False
+F32, F16, BF16 = DTYPES.values()
+SMALL = through({name: one * 1e-3 for name, one in WIDE.items()}, BF16)
+LOST = {name: one for name, one in BUT_EMBED.items() if name != NORM}
+TWICE = WIDE | {UP.removeprefix("model."): WIDE[UP] + 1}  # a matrix under two names
+# base, tuned, patterns -> outcome, tensors that speak against it (None: not asked)
+CASES = {
+    "a cast is no step": (WIDE, through(WIDE, BF16), {"moved": "embed"}, NO, [EMBED]),
+    "a cast is not equal": (WIDE, through(WIDE, BF16), {"frozen": "embed"}, NO, [EMBED]),
+    "a cast that is exact is equal": (WIDE, through(WIDE, BF16), {"frozen": "norm"}, YES, []),
+    "a cast in a wider file is no step": (
+        WIDE, through(WIDE, BF16, F32), {"moved": "embed"}, NO, [EMBED]
+    ),
+    "a cast in a wider file is not equal": (
+        WIDE, through(WIDE, BF16, F32), {"frozen": "embed"}, NO, [EMBED]
+    ),
+    "a cast there and back that loses small numbers": (
+        SMALL, through(SMALL, F16, BF16), {"moved": "mlp.*"}, OPEN, None
+    ),
+    "a cast there and back": (
+        through(WIDE, F16), through(WIDE, F16, BF16, F16), {"moved": "mlp.*"}, OPEN, None
+    ),
+    "steps after a cast there and back": (
+        through(WIDE, F16), through(STEPS, BF16, F16), {"moved": "mlp.*"}, YES, []
+    ),
+    "an original beside its cast": (through(WIDE, BF16), WIDE, {"moved": "mlp.*"}, OPEN, None),
+    "an original that moved": (through(WIDE, BF16), STEPS, {"moved": "mlp.*"}, YES, []),
+    "a lost tensor that no pattern names": (
+        WIDE, LOST, {"moved": "layers.*", "frozen": "embed"}, YES, []
+    ),
+    "a lost tensor": (WIDE, LOST, {"frozen": ["norm", "embed"]}, NO, None),
+    "what both patterns name is frozen": (
+        WIDE, BUT_EMBED, {"moved": "language", "frozen": "embed"}, YES, []
+    ),
+    "an embedding that did not move": (WIDE, BUT_EMBED, {"moved": "language"}, NO, [EMBED]),
+    "an empty tensor is left out": (
+        WIDE | {EMPTY: torch.zeros(0, 32)}, STEPS | {EMPTY: torch.zeros(0, 32)},
+        {"moved": "layers.*"}, YES, [],
+    ),
+    "an empty tensor alone": (
+        WIDE | {EMPTY: torch.zeros(0, 32)}, STEPS | {EMPTY: torch.zeros(0, 32)},
+        {"moved": "attn.v"}, OPEN, None,
+    ),
+    **{
+        f"two tensors at one place, {name} changed": (
+            TWICE, TWICE | {name: TWICE[name] + 1}, {"frozen": "mlp.up"}, NO, [name]
+        )
+        for name in (UP, UP.removeprefix("model."))
+    },
+    "two tensors at one place, one moved": (
+        TWICE, TWICE | {UP: TWICE[UP] + 1}, {"moved": "layers.0.mlp.up"}, NO, None
+    ),
+    "two tensors at one place": (TWICE, TWICE, {"frozen": "mlp.up"}, YES, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_planted_and_what_is_said(tmp_path, case):
+    base, tuned, patterns, outcome, against = CASES[case]
+    found = told(tmp_path, base, tuned, **patterns)
+    assert found.outcome == outcome, found
+    assert against is None or [one.name for one in found.against] == against
 
 
 def test_patterns_are_component_layers_and_module():
@@ -289,36 +339,6 @@ def test_each_expert_of_a_stack_is_compared(tmp_path, kind, layouts):
     assert shadow.verify("trained", base, tuned, moved="layers.1.experts.1").holds is False
 
 
-def test_experts_that_are_not_told_apart_cannot_be_told(tmp_path):
-    """A stack of integers without scales is compared as a whole: an expert of it may have moved or
-    not. One in MXFP4 is decoded.
-    """
-    name = "model.layers.0.mlp.experts.down_proj"
-    config = {"model_type": "gpt_oss", "num_local_experts": 3, "hidden_size": 32}
-    stack = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    pieces, _ = quantisers.mxfp4(stack)
-    packed = {name + piece: one for piece, one in pieces.items()}
-    whole = {name: stack.to(torch.int8)}
-    for number, (made, changed) in enumerate(((packed, f"{name}_blocks"), (whole, name))):
-        base = {**based(layers=1), **made}
-        tuned = {key: one.clone() for key, one in base.items()}
-        tuned[changed][1].view(-1)[0] ^= 0x11
-        said = {"quantization_config": {"quant_method": "mxfp4"}} if made is packed else {}
-        a = planted.write(tmp_path / f"{number}a", base, config | said)
-        b = planted.write(tmp_path / f"{number}b", tuned, config | said)
-        expected = (
-            {"experts.0": True, "experts.1": False} if made is packed else {"experts.*": False}
-        )
-        for pattern, holds in expected.items():
-            assert shadow.verify("trained", a, b, frozen=pattern).holds is holds
-    for pattern in ({"frozen": "experts.0"}, {"frozen": "experts.1"}, {"moved": "experts.1"}):
-        found = shadow.verify("trained", a, b, **pattern)
-        assert found.holds is None, found
-        assert "not told apart" in found.reason
-    assert shadow.verify("trained", a, a, frozen="experts.1").holds is True
-    assert shadow.verify("trained", a, a, moved="experts.1").holds is False
-
-
 @pytest.mark.parametrize("kind", ["int8", "gptq"])
 def test_patterns_name_quantised_tensors_too(tmp_path, kind):
     """At their own place, byte by byte where they are not decoded: one that differs moved."""
@@ -351,82 +371,33 @@ def test_patterns_name_quantised_tensors_too(tmp_path, kind):
     assert all("layers.0" in one.name for one in found.against)
 
 
-def test_two_tensors_at_one_place_are_both_there(tmp_path):
-    """A file may have a matrix under two names: each of them moved, or is frozen."""
-    base, name = based(layers=2), "model.layers.0.mlp.up_proj.weight"
-    base[name.removeprefix("model.")] = base[name] + 1
-    for changed in (name, name.removeprefix("model.")):
-        tuned = {key: one + (key == changed) for key, one in base.items()}
-        found = told(tmp_path, base, tuned, frozen="mlp.up")
-        assert found.holds is False, found
-        assert [one.name for one in found.against] == [changed]
-        assert told(tmp_path, base, tuned, moved="layers.0.mlp.up").holds is False
-    assert told(tmp_path, base, base, frozen="mlp.up").holds is True
-
-
 def through_int8(weight):
     scale = weight.abs().amax(1, keepdim=True) / 127
     return torch.round(weight / scale) * scale
 
 
-@pytest.mark.parametrize(
-    ("made", "why"),
-    [
-        (lambda one: one.half().bfloat16(), "rounding to BF16 in another way may leave this"),
-        (lambda one: (one.view(torch.int32) & -65536).view(torch.float32).bfloat16(),
-         "rounding to BF16 in another way may leave this"),
-        (through_int8, "it may be the base's after a round trip through 8 bits or fewer"),
-        (lambda one: through_int8(one).bfloat16(),
-         "it may be the base's after a round trip through 8 bits or fewer"),
-        (lambda one: torch.where(one > 0.05, torch.inf, one), "some entries are not finite"),
-    ],
-)  # fmt: skip
-def test_what_rounding_may_leave_is_no_sure_step(tmp_path, made, why):
-    """Two roundings after each other, one that cuts, and a round trip through 8 bits."""
+ROUNDED = {
+    "two roundings": lambda one: one.half().bfloat16(),
+    "a rounding that cuts": lambda one: (
+        (one.view(torch.int32) & -65536).view(torch.float32).bfloat16()
+    ),
+    "through 8 bits": through_int8,
+    "through 8 bits, stored in BF16": lambda one: through_int8(one).bfloat16(),
+    "infinities": lambda one: torch.where(one > 0.05, torch.inf, one),
+}
+
+
+@pytest.mark.parametrize("how", ROUNDED)
+def test_what_rounding_may_leave_is_no_sure_step(tmp_path, how):
+    """Nor is it equal; steps beyond a rounding are."""
     base = {name: one for name, one in based(size=1024, layers=1).items() if "norm" not in name}
-    tuned = {name: made(one) for name, one in base.items()}
-    found = told(tmp_path, base, tuned, moved="mlp.up")
-    assert found.holds is None, found
-    assert why in found.reason
-    assert told(tmp_path, base, tuned, frozen="mlp.up").holds is False
-    if "finite" not in why:
-        steps = {name: made(one) for name, one in moved(base, lambda _: True, 3e-3).items()}
-        expected = None if "round trip" in why else True
-        assert told(tmp_path, base, steps, moved="mlp.up").holds is expected
-
-
-def test_a_cast_there_and_back_is_no_sure_step(tmp_path):
-    """F16 through BF16 in a file of F16 again, and BF16 through F16, which loses the smallest
-    numbers; steps of more than that are.
-    """
-    low = {name: (one * 1e-3).bfloat16() for name, one in based().items()}
-    lost = {name: one.half().bfloat16() for name, one in low.items()}
-    assert not all(torch.equal(one, lost[name]) for name, one in low.items())
-    assert told(tmp_path, low, lost, moved="mlp.*").holds is None
-    base = {name: one.half() for name, one in based().items()}
-    back = {name: one.bfloat16().half() for name, one in base.items()}
-    assert told(tmp_path, base, back, moved="mlp.*").holds is None
-    steps = {name: one.bfloat16().half() for name, one in moved(based(), lambda _: True).items()}
-    assert told(tmp_path, base, steps, moved="mlp.*").holds is True
-
-
-def test_an_original_is_no_training_of_its_cast(tmp_path):
-    """A base in BF16 may be the tuned side rounded, or what steps below its grid began with."""
-    wide = based()
-    base = {name: one.bfloat16() for name, one in wide.items()}
-    found = told(tmp_path, base, wide, moved="layers.*.mlp.*")
-    assert found.holds is None, found
-    assert "the base's may be this, rounded to BF16" in found.reason
-    assert told(tmp_path, base, moved(wide, lambda _: True), moved="mlp.*").holds is True
-
-
-def test_an_empty_tensor_has_no_entry_that_could_move(tmp_path):
-    """It is left out; alone it is nothing to judge."""
-    base = {**based(), "model.layers.0.self_attn.v_proj.weight": torch.zeros(0, 32)}
-    tuned = moved(base, lambda name: True)
-    assert told(tmp_path, base, tuned, moved="layers.*").holds is True
-    found = told(tmp_path, base, tuned, moved="attn.v")
-    assert found.holds is None, found
+    tuned = {name: ROUNDED[how](one) for name, one in base.items()}
+    assert told(tmp_path, base, tuned, moved="mlp.up").outcome == OPEN
+    assert told(tmp_path, base, tuned, frozen="mlp.up").outcome == NO
+    if how != "infinities":
+        steps = {name: ROUNDED[how](one) for name, one in moved(base, lambda _: True, 3e-3).items()}
+        expected = OPEN if "8 bits" in how else YES
+        assert told(tmp_path, base, steps, moved="mlp.up").outcome == expected
 
 
 def test_every_byte_is_read_once(tmp_path):
