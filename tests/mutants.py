@@ -124,7 +124,7 @@ MUTANTS = (
         "a shape that fills too little": ("* bits != (end", "* bits > (end"),
         "a name twice": ("if len(keys) != len(pairs)", "if not keys"),
     }),
-    Planted("checkpoints/fingerprints.py", "checkpoints/test_checkpoint.py -k fingerprint", {
+    Planted("checkpoints/fingerprints.py", "checkpoints/test_checkpoint.py -k both_ends", {
         "the last KiB of a tensor": ("* place // (count - 1), PIECE", "* place // count, PIECE"),
     }),
     Planted("checkpoints/pairing.py", "checkpoints/test_pairing.py", {
@@ -132,7 +132,7 @@ MUTANTS = (
         "a word of the config": ("return said is True", "return bool(said)"),
         "rows of anything grow": ("_grows(place) and common > 1", "common > 1"),
     }),
-    Planted("reports/parquet.py", "reports/test_schema.py", {
+    Planted("reports/parquet.py", "reports/test_parquet.py", {
         "a footer behind a footer": ("            file.truncate(pages_of(file))\n", ""),
         "any file is written over": ("if path.exists() and not", "if not path.exists() and not"),
     }),

@@ -172,6 +172,20 @@ def test_a_sample_of_every_tensor_is_in_the_fingerprint(tmp_path, name, place):
     assert after.fingerprint != before.fingerprint
 
 
+@pytest.mark.parametrize("size", [1 << 10, 1 << 18, (1 << 20) + 100])
+@pytest.mark.parametrize("at", [0, -1])
+def test_both_ends_of_a_tensor_are_in_the_fingerprint(tmp_path, size, at):
+    """The first and the last of its values, of any size: 4 KiB, 1 MiB, 4 MiB and 400 bytes."""
+    tensors = {"before": torch.zeros(size), "w": torch.zeros(size), "z": torch.zeros(size)}
+    found = set()
+    for value in (0, 1):
+        tensors["w"][at] = value
+        save_file(tensors, tmp_path / "model.safetensors")
+        os.utime(tmp_path / "model.safetensors", (1e9, 1e9))
+        found.add(open_folder(str(tmp_path)).fingerprint)
+    assert len(found) == 2
+
+
 def missing_folder(folder):
     shutil.rmtree(folder)
 

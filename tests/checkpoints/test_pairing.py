@@ -229,3 +229,28 @@ def test_every_tensor_of_both_sides_is_in_a_pair_or_skipped(base, tuned, tie_bas
         for pair in pairs
         if pair.is_matrix
     )
+
+
+def test_columns_in_another_order_are_another_shape():
+    """Patches with channels first and last have as many columns, which are not the same ones."""
+    patches = "vision_model.embeddings.patch_embedding.weight"
+    first, last = {patches: (BF, (8, 3, 4, 5))}, {patches: (BF, (8, 4, 5, 3))}
+    pairs, reasons = line_up({Q: (BF, (8, 8)), **first}, {Q: (BF, (8, 8)), **last})
+    assert set(pairs) == {Q}
+    assert set(reasons.items()) == {
+        ((side, patches), "shape_differs") for side in ("base", "tuned")
+    }
+    pairs, _ = line_up({Q: (BF, (8, 8)), **first}, {Q: (BF, (8, 8)), **first})
+    assert set(pairs) == {Q, patches}
+
+
+@pytest.mark.parametrize("said", [False, None, "no", 1])
+def test_a_head_is_tied_by_true_alone(said):
+    """What else a config says ties nothing: the head of its own is compared."""
+    both = {EMBED: (BF, (16, 8)), HEAD: (BF, (16, 8))}
+    own = {"model_type": "llama", "tie_word_embeddings": said}
+    tied = own | {"tie_word_embeddings": True}
+    pairs, reasons = line_up(both, both, base_config=own, tuned_config=own)
+    assert (set(pairs), reasons) == ({EMBED, HEAD}, {})
+    pairs, reasons = line_up(both, both, base_config=tied, tuned_config=tied)
+    assert (set(pairs), set(reasons.values())) == ({EMBED}, {"tied"})
