@@ -8,7 +8,7 @@ from shadow.errors import UsageError
 
 STREAM = "use participation_ratio, of each matrix"
 # kind of word, word: what to use. The kinds: command, option, claim, rule, column, table, key,
-# format, figure.
+# format, figure, word (of files.parquet).
 GONE: Mapping[tuple[str, str], str] = {
     ("command", "merge"): "copy the folders together; `shadow show` makes the index",
     ("command", "schema"): "use `shadow explain --all`",
@@ -54,6 +54,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("sentence", "negated"): "use not_comparable, or scaled where all were negated",
     ("sentence", "reordered"): "use not_comparable",
     ("sentence", "few_rows"): "use rows_changed of the embedding in matrices",
+    ("word", "tokens_beyond"): "compare vocab_size of config.json with the tokenizer",
     ("table", "residual"): "matrices has the participation ratio of each matrix",
     ("column", "reading_participation_ratio"): STREAM,
     ("column", "writing_participation_ratio"): STREAM,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_like, k_quants
 
-from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
+from shadow.claims.verify.quantised import Quantised, quantised
 from shadow.claims.verify.scanned import Apart
 from shadow.spectra.format_noise import format_noise
 
@@ -27,7 +27,7 @@ def row(original, copy, **changed):
 
 
 def answer(*rows, lone=(), unread=()):
-    return quantised(QuantisedCopy(rows, lone, unread))
+    return quantised(rows, lone, unread)
 
 
 def test_gptq_and_awq_cannot_be_excluded(original):

@@ -241,6 +241,8 @@ def _parse_files(text: str) -> Metric:
         raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
     if not _known(kind, OF_REPOSITORIES):
         _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
+    if error := gone("word", word):
+        raise error
     return Metric(FILES, f"{kind}.{word}" if word else kind, "")
 
 

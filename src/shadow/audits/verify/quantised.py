@@ -11,7 +11,7 @@ from shadow.audits.scan import in_words, scan, sides_of
 from shadow.audits.verify.lined import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
-from shadow.claims.verify.quantised import Quantised, QuantisedCopy, quantised
+from shadow.claims.verify.quantised import Quantised, quantised
 from shadow.claims.verify.verification import Verification
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
@@ -33,7 +33,7 @@ def verify_quantised(
         scan(lined.pair, _compared, runtime, scratch / "scan", lined.unread),
         key=lambda row: (row.tensor, row.place),
     )
-    answer, against = quantised(QuantisedCopy(rows, lined.lone, lined.unread))
+    answer, against = quantised(rows, lined.lone, lined.unread)
     return Verification("quantised", of, answer, against, lined.notes)
 
 

@@ -60,45 +60,36 @@ class Quantised(FormatNoise):
         return "cannot_be_told" if is_open and not self.is_far else "does_not_hold"
 
 
-@dataclass(frozen=True)
-class QuantisedCopy:
-    """What a scan found of an original and a quantised copy of it."""
-
-    tensors: Sequence[Quantised]
-    lone: Sequence[Apart]
-    unread: Sequence[Apart]
-
-
-def quantised(found: QuantisedCopy) -> tuple[Answer, tuple[Against, ...]]:
+def quantised(
+    tensors: Sequence[Quantised], lone: Sequence[Apart], unread: Sequence[Apart]
+) -> tuple[Answer, tuple[Against, ...]]:
     """The answer, and what speaks against it."""
-    figures = _figures(found.tensors)
+    figures = _figures(tensors)
     beyond, is_open = (
-        [one for one in found.tensors if one.outcome == outcome]
+        [one for one in tensors if one.outcome == outcome]
         for outcome in ("does_not_hold", "cannot_be_told")
     )
-    outcome: Outcome = "does_not_hold" if beyond or found.lone else "cannot_be_told"
-    those, apart = (beyond, found.lone) if beyond or found.lone else (is_open, found.unread)
+    outcome: Outcome = "does_not_hold" if beyond or lone else "cannot_be_told"
+    those, apart = (beyond, lone) if beyond or lone else (is_open, unread)
     against = [Against(one.tensor, one.what) for one in apart]
     against += [Against(one.tensor, _what(one), _change(one)) for one in those]
     texts = []
     if those:
-        texts.append(f"{some_tensors(those, found.tensors)} {are(len(those))} {MORE[outcome]}")
+        texts.append(f"{some_tensors(those, tensors)} {are(len(those))} {MORE[outcome]}")
     if outcome == "does_not_hold":
-        texts += apart_in_words(found.lone, "on one side only")
-    elif found.unread:
-        texts.append(not_compared(found.unread))
-    elif not those and all(one.is_float for one in found.tensors):
+        texts += apart_in_words(lone, "on one side only")
+    elif unread:
+        texts.append(not_compared(unread))
+    elif not those and all(one.is_float for one in tensors):
         texts.append("no tensor of the copy is quantised")
     if texts:
         return Answer("quantised", outcome, "; ".join(texts), figures), largest_first(against)
-    every = counted(len(found.tensors), "tensor is", "tensors are")
-    formats = ", ".join(f"{n} {name}" for name, n in _by_format(found.tensors).items())
+    every = counted(len(tensors), "tensor is", "tensors are")
+    formats = ", ".join(
+        f"{count} {name}" for name, count in sorted(Counter(one.format for one in tensors).items())
+    )
     reason = f"{every} the original's at the error of their formats ({formats})"
-    return Answer("quantised", "holds", reason + _ratio(found.tensors), figures), ()
-
-
-def _by_format(tensors: Iterable[Quantised]) -> Mapping[str, int]:
-    return dict(sorted(Counter(one.format for one in tensors).items()))
+    return Answer("quantised", "holds", reason + _ratio(tensors), figures), ()
 
 
 def _figures(tensors: Sequence[Quantised]) -> dict[str, Figure]:
@@ -113,7 +104,10 @@ def _figures(tensors: Sequence[Quantised]) -> dict[str, Figure]:
         figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / original)
     if ratio := _error_ratio(tensors):
         figures["error_ratio"] = ratio
-    return figures | {f"tensors_{name}": count for name, count in _by_format(tensors).items()}
+    return figures | {
+        f"tensors_{name}": count
+        for name, count in sorted(Counter(one.format for one in tensors).items())
+    }
 
 
 def _error_ratio(tensors: Iterable[Quantised]) -> float | None:
