@@ -122,7 +122,7 @@ MUTANTS = (
     Planted("checkpoints/safetensors_files.py", "checkpoints/test_shards.py", {
         "holes between tensors": ("info.start != position", "info.start < position"),
         "a shape that fills too little": ("* bits != (end", "* bits > (end"),
-        "a name twice": ("if len(keys) != len(pairs)", "if not keys"),
+        "a name twice": (") != len(pairs):", ") < 0:"),
     }),
     Planted("checkpoints/fingerprints.py", "checkpoints/test_checkpoint.py -k both_ends", {
         "the last KiB of a tensor": ("* place // (count - 1), PIECE", "* place // count, PIECE"),
