@@ -136,15 +136,19 @@ MUTANTS = (
         "a footer behind a footer": ("            file.truncate(pages_of(file))\n", ""),
         "any file is written over": ("if path.exists() and not", "if not path.exists() and not"),
     }),
-    Planted("audits/journal.py", "audits/test_journal.py", {
+    Planted("audits/journal.py", "audits/test_journal.py -k tail or another or wrong", {
         "a tail that was cut": ("self._file.truncate(good)", "self._file.truncate()"),
         "outcomes that are not sound": ("if not is_sound(outcome)", "if outcome is None"),
         "a journal of another audit": ("if number == 0 and not", "if number < 0 and not"),
     }),
     Planted("targets/families.py", "targets/test_registry.py", {
         "any of the tags": ("set(tags) <= set(family.tags)", "set(tags) & set(family.tags)"),
-        "any revision": ("asked.revision in (None, known.revision)", "True"),
         "a family of that name among others": ("matching = named or", "matching ="),
+    }),
+    Planted("targets/families.py", "targets/test_named_checkpoints.py", {
+        "any revision": ("asked.revision in (None, known.revision)", "True"),
+        "names in one case": ("asked.repo.lower() ==", "asked.repo =="),
+        "the first of several families": ("if len(names) > 1:", "if len(names) > 9:"),
     }),
     Planted("targets/lists.py", "targets/test_lists.py", {
         "shards by number of families": ("before += counts[family]", "before += 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import planted
 import pyarrow.parquet as pq
@@ -12,8 +13,11 @@ import torch
 from effort import chosen
 from measuring import pair_of
 
+from shadow.audits.journal import Journal
+from shadow.audits.outcome import Outcome
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.reports.provenance import Identity
 from shadow.spectra.delta import Method
 
 SETTINGS = Settings(Method(), Filter())
@@ -110,3 +114,42 @@ def test_a_line_of_wrong_types_is_measured_again(unfinished, tmp_path, fault):
     assert result.measured == 1
     names = pq.read_table(result.folder / "matrices.parquet")["subject"].to_pylist()
     assert names == ["base", "tuned", "delta"]
+
+
+SIDE = {"repo": "./x", "commit": None, "fingerprint": "0"}
+IDENTITY = Identity("1", 1, "f", "a..b", SIDE, SIDE, {"chosen": {}})
+OUTCOMES = [Outcome(f"key {number}", "identical") for number in range(3)]
+
+
+def of_journal(folder, identity=IDENTITY, add=()):
+    """The keys that a journal holds when it is opened, and then some outcomes are added."""
+    journal = Journal(folder, identity)
+    try:
+        keys = list(journal.outcomes)
+        for outcome in add:
+            journal.add(outcome)
+    finally:
+        journal.close()
+    return keys
+
+
+@pytest.mark.parametrize("lost", [1, 2, 30])
+def test_behind_a_tail_that_was_cut_the_journal_goes_on(tmp_path, lost):
+    """The line that is not whole is gone from the file, and what is added then is read back."""
+    assert of_journal(tmp_path, add=OUTCOMES) == []
+    file = tmp_path / ".partial/journal.jsonl"
+    file.write_bytes(file.read_bytes()[:-lost])
+    keys = [outcome.key for outcome in OUTCOMES]
+    assert of_journal(tmp_path, add=OUTCOMES[2:]) == keys[:2]
+    assert of_journal(tmp_path) == keys
+
+
+def test_outcomes_of_another_audit_are_dropped(tmp_path):
+    """Of another identity, or behind a first line that is none."""
+    of_journal(tmp_path, add=OUTCOMES)
+    other = replace(IDENTITY, settings={"chosen": {"layers": [1]}})
+    assert of_journal(tmp_path, other, OUTCOMES[:1]) == []
+    assert of_journal(tmp_path, other) == [OUTCOMES[0].key]
+    file = tmp_path / ".partial/journal.jsonl"
+    file.write_bytes(b"{}\n" + file.read_bytes())
+    assert of_journal(tmp_path, other) == []
