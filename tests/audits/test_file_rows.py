@@ -11,18 +11,10 @@ from pathlib import Path
 import planted
 import pyarrow.parquet as pq
 import pytest
-from measuring import pair_of
 
 from shadow.audits.file_rows import file_rows
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.listing import kind_of, listings_of
 from shadow.checkpoints.opening import Assembled, open_folder
-from shadow.checkpoints.pairing import Filter
-from shadow.outputs.markdown import markdown
-from shadow.reports.report import Report
-from shadow.spectra.delta import Method
-from shadow.telling.reading import SummarisedReport
-from shadow.telling.report import report_document
 
 pytest_plugins = "hub_pairs"
 
@@ -334,29 +326,6 @@ def _small():
     import torch
 
     return torch.ones(2, 4)
-
-
-def test_a_report_says_what_differs(sides, tmp_path):
-    """In its finding, in Markdown and in `Report.files`; the same bytes again and again."""
-    base, tuned = sides
-    put(base, config__json={"rope_theta": 1e4}, tokenizer_config__json={"chat_template": "a"})
-    put(tuned, config__json={"rope_theta": 1e6}, tokenizer_config__json={"chat_template": "b"})
-    for name in ("one", "two"):
-        run_pair(pair_of(base, tuned), Settings(Method(), Filter()), tmp_path / name)
-    first, second = (next((tmp_path / name).rglob("files.parquet")) for name in ("one", "two"))
-    assert pq.read_table(first).equals(pq.read_table(second))
-    report = SummarisedReport(first.parent)
-    sentence = report.summary.finding.sentences[-1]
-    assert (sentence.code, sentence.text) == (
-        "files", "Beside the weights: changed chat_template, rope_theta.",
-    )  # fmt: skip
-    assert report.summary.finding.headline == "The weights are the same."
-    text = markdown(report_document(report.summary, report.provenance.told).shown(full=True))
-    assert "10000.0" in text
-    assert set(Report(first.parent).files["state"]) == {"same", "changed"}
-    assert report.summary.files.counts == {
-        "changed": 2, "added": 0, "removed": 0, "unknown": 0, "same": 1,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -321,17 +321,6 @@ def test_gguf_files_of_the_hub_come_whole_or_in_ranges(sides, tmp_path):
     assert rows["all"]["verified"].all()
 
 
-def test_the_package_is_asked_for_by_its_extra(sides, tmp_path, monkeypatch):
-    """Without gguf a line names what to install."""
-    from shadow import extras
-    from shadow.errors import ShadowError
-
-    monkeypatch.setattr(extras, "is_installed", lambda name: name != "gguf")
-    with pytest.raises(ShadowError, match="gguf is not installed") as caught:
-        open_folder(str(sides[1]["base-Q8_0"]))
-    assert "'.[quantised]'" in caught.value.hint
-
-
 def test_scales_of_a_copy_are_no_tensors_of_the_model(tmp_path):
     """8-bit floats with scales beside them: as many tensors changed as the base has."""
     matrices = {

@@ -28,7 +28,6 @@ from safetensors.torch import load_file
 from shadow.audits import journal
 from shadow.audits import workers as audit_module
 from shadow.audits.pair import Runtime, Settings, run_pair
-from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
@@ -558,29 +557,3 @@ def test_a_matrix_that_does_not_fit_the_memory_is_refused_before_it_is_measured(
         planned = pair_plan.plan_pair(pair_of(*llama), EVERYTHING, tmp_path / "out")
     assert (planned.problem, planned.hint) == (told, caught.value.hint)
     assert (planned.jobs, planned.as_json()["problem"]) == (1, told)
-
-
-def test_matrices_are_read_ahead_while_others_are_measured(llama, tmp_path, monkeypatch):
-    """Every tensor on both sides, before its first byte is read for a measurement."""
-    ahead, late = set(), []
-    measuring = threading.local()
-    outcome_of, read_runs = audit_module.outcome_of, HeldFile.read_runs
-
-    def read_ahead(file, start, stop):
-        ahead.update((file.path, at) for at in range(start, stop))
-
-    def measured(pair, **given):
-        measuring.now = True
-        return outcome_of(pair, **given)
-
-    def read(file, starts, into):
-        if getattr(measuring, "now", False):
-            late.extend((file.path, at) for at in starts if (file.path, at) not in ahead)
-        return read_runs(file, starts, into)
-
-    monkeypatch.setattr(HeldFile, "read_ahead", read_ahead)
-    monkeypatch.setattr(HeldFile, "read_runs", read)
-    monkeypatch.setattr(audit_module, "outcome_of", measured)
-    run(*llama, tmp_path, runtime=Runtime(jobs=1))
-    assert {path.parent.name for path, _ in ahead} == {"base", "tuned"}
-    assert late == []

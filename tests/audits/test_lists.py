@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
 import io
 import json
-import multiprocessing
 import shutil
 import signal
 import time
@@ -18,20 +15,64 @@ import pytest
 from command import Started, run_shadow
 from effort import every
 from hub import Hub
-from lists import EVERYTHING, index_of, run, select_toys, some_rows, states, table_rows
 from measuring import contents
 from rich.console import Console
+from view import drawn
 
 from shadow.audits import list_audit, list_index, sides
+from shadow.audits.document import list_document
 from shadow.audits.list_audit import audit_list
-from shadow.audits.list_index import Standing, read_index, write_index
+from shadow.audits.list_index import (
+    Index,
+    Kind,
+    Row,
+    Standing,
+    read_index,
+    report_folder,
+    write_index,
+)
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import console
 from shadow.cli.commands import app
+from shadow.cli.pace import Pace
 from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
+from shadow.targets.lists import select
+from shadow.text import inert
+
+EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
+
+
+def select_toys(toys, *targets, **options):
+    return select(targets, registry=toys, **options)
+
+
+def run(selection, output, settings=EVERYTHING, **options):
+    return list(audit_list(selection, settings, output, **options))
+
+
+def states(output):
+    return {row.name: row.state for row in read_index(output).rows}
+
+
+def table_rows(output):
+    return pq.read_table(output / "batch.parquet").to_pylist()
+
+
+def some_rows(count):
+    return [row(number, f"family-{number}", "base..tuned") for number in range(1, count + 1)]
+
+
+def index_of(*rows):
+    return Index("0.2.0", Kind(1, {}), None, rows)
+
+
+def row(position, family, pair="base..instruct", **columns):
+    sides = ("org/base", "org/tuned")
+    return Row(position, family, pair, "tuned", report_folder(family, pair), *sides, **columns)
+
 
 # the index
 
@@ -353,30 +394,215 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
 # one pair is a function
 
 
-@pytest.mark.slow
-def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
-    """run_pair mapped over the list by concurrent.futures, in processes that share nothing: the
-    same reports, and the same fault with its hint.
+# the command line
+
+
+def test_a_list_on_the_command_line(toys, shadow):
+    """`--list` with `-o`: every pair is tried, the table is printed, the fault told, and the exit
+    code is 1.
     """
-    selection = select_toys(toys, "toy-a", "toy-bad", "toy-c*")
-    settings = Settings(Method(), Filter())
-    audit = functools.partial(
-        run_pair, settings=settings, output=toys / "pool", runtime=Runtime(jobs=1)
-    )
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
-        futures = [pool.submit(audit, pair) for pair in selection.pairs]
-        faults = [future.exception() for future in futures]
-    assert [number for number, fault in enumerate(faults) if fault is not None] == [2]
-    assert isinstance(faults[2], ShadowError)
-    assert faults[2].message == f"no such folder: {toys / 'gone'}"
-    assert ".safetensors" in faults[2].hint
-    shadow("audit", "toy-a", "toy-bad", "toy-c*", "--registry", ".", "-o", "command").assert_done(1)
-    assert contents(toys / "pool") == contents(toys / "command") != {}
-    measured = [
-        future.result() for future, fault in zip(futures, faults, strict=True) if fault is None
+    (toys / "l.txt").write_text("toy-bad\n# a comment\ntoy-c\n")
+    done = shadow("audit", "--list", "l.txt", "--registry", ".", "-o", "out")
+    out = done.assert_done(1)
+    assert [line.split()[1:4] for line in out.splitlines() if line[1:2].isdecimal()] == [
+        ["toy-bad", "base..gone", "failed"],
+        ["toy-bad", "base..one", "done"],
+        ["toy-c", "base..two", "done"],
     ]
-    found = {path.parent for path in toys.glob("command/*/*/matrices.parquet")}
-    assert {result.folder.relative_to(toys / "pool") for result in measured} == {
-        folder.relative_to(toys / "command") for folder in found
-    }
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: toy-bad:base..gone: no such folder: {toys / 'gone'}"]
+    told = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    assert told["counts"] == {"done": 2, "failed": 1, "kept": 0, "pending": 0}
+    assert [report["family"] for report in told["reports"]] == ["toy-bad", "toy-c"]
+    words = ("audit", "--list", "l.txt", "--registry", ".", "-o", "out", "--format", "json")
+    again = shadow(*words).assert_done(1)
+    same = ("pairs", "reports", "counts", "settings", "list")
+    stable = {"seconds": 0}
+    for told_by in (told, found := json.loads(again)):
+        told_by["pairs"] = [row | stable for row in told_by["pairs"]]
+    assert {key: found[key] for key in same} == {key: told[key] for key in same}
+
+
+@pytest.mark.parametrize(
+    ("targets", "code"),
+    [(("toy-a", "toy-odd"), 3), (("toy-odd", "toy-bad", "toy-a"), 1)],
+)
+@pytest.mark.parametrize("glob", every(2, ["*", ""]))
+def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob):
+    """In a list and without one: a fault before what --strict objects to, whichever came first."""
+    targets = [*targets[:-1], targets[-1] + glob]
+    shadow("audit", *targets, "--registry", ".", "-o", "out", "--strict").assert_done(code)
+
+
+def test_an_empty_shard_is_no_fault(toys, shadow):
+    """More jobs than families: the job says so, all pairs are pending there, and the code is 0."""
+    done = shadow("audit", "toy-c", "--shard", "1/2", "--registry", ".", "-o", "out")
+    other = shadow("audit", "toy-c", "--shard", "2/2", "--registry", ".", "-o", "other")
+    is_empty = read_index(toys / "out").rows[0].state == "pending"
+    empty, output = (done, "out") if is_empty else (other, "other")
+    shard = 1 if empty is done else 2
+    assert empty.err == f"nothing to audit in shard {shard}/2: the list has 1 pair\n"
+    assert "1 pending" in empty.assert_done()
+    assert [row["state"] for row in table_rows(toys / output)] == ["pending"]
+    shadow("show", output).assert_done()
+
+
+WRONG = {
+    "no list": ("--list", "none.yaml"),
+    "a fault in the list": ("--list", "toys.yaml"),
+    "a name in the list": ("--list", "wrong.txt"),
+    "no shard": ("toy-a", "--shard", "3/2"),
+    "no glob": ("x*",),
+    "no tag": ("--tag", "tyo"),
+    "a tag of none": ("toy-c", "--tag", "toy"),
+}
+
+
+@pytest.mark.parametrize("command", ["audit", "plan"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_list_is_wrong_usage(toys, shadow, wrong, command):
+    """Exit 2, one line and a hint, and no byte is written, also when the last name is wrong."""
+    (toys / "wrong.txt").write_text("toy-a\ntoy-c\ntoy-d\n")
+    shadow(command, *WRONG[wrong], "--registry", ".", "-o", "out").assert_refused(2)
+    assert not (toys / "out").exists()
+
+
+FOREIGN = {
+    "a page's": '{"pages": []}',
+    "no object": "[1]",
+    "no JSON": "<html>",
+    "empty": "",
+    "deep": "[" * 100_000,
+    "a later schema": '{"shadow": "batch", "version": "9", "schema": 9, "settings": {},'
+    ' "list": null, "shards": [], "pairs": []}',
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_what_is_no_index_is_refused(tmp_path, foreign):
+    """Whatever else an index.json may be."""
+    (tmp_path / "index.json").write_text(FOREIGN[foreign])
+    with pytest.raises(ShadowError, match="no index of shadow"):
+        read_index(tmp_path)
+
+
+def test_an_index_that_is_not_ours_is_never_overwritten(toys, shadow):
+    """Some other index.json in the output folder: one line, exit 1, nothing measured; `show` says
+    the same.
+    """
+    (toys / "out").mkdir()
+    (toys / "out" / "index.json").write_text(FOREIGN["a page's"])
+    refused = shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
+    assert "no index of shadow" in refused
+    assert [path.name for path in (toys / "out").iterdir()] == ["index.json"]
+    assert (toys / "out" / "index.json").read_text() == FOREIGN["a page's"]
+    shadow("show", "out").assert_refused()
+
+
+SPOILED = {
+    "no key": lambda told: told.pop("settings"),
+    "text for a number": lambda told: told["pairs"][0].update(seconds="fast"),
+    "a truth value": lambda told: told["pairs"][0].update(position=True),
+    "endless": lambda told: told["pairs"][0].update(seconds=float("inf")),
+    "huge": lambda told: told["pairs"][0].update(bytes=1 << 70),
+    "another state": lambda told: told["pairs"][0].update(state="running"),
+    "no name": lambda told: told["pairs"][0].update(family=None),
+    "a pair twice": lambda told: told["pairs"].append(told["pairs"][0]),
+    "a number for text": lambda told: told["pairs"][0].update(error=7),
+    "rows that are none": lambda told: told.update(pairs=[1]),
+    "settings that are none": lambda told: told.update(settings=3),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_a_spoiled_index_is_one_fault(tmp_path, spoil):
+    """Whatever stands in an index, it is read whole or refused with one line."""
+    write_index(tmp_path, index_of(*some_rows(1)))
+    path = tmp_path / "index.json"
+    told = json.loads(path.read_text())
+    assert read_index(tmp_path).rows
+    SPOILED[spoil](told)
+    path.write_text(json.dumps(told))
+    with pytest.raises(ShadowError, match="no index of shadow"):
+        read_index(tmp_path)
+
+
+def test_an_index_that_cannot_be_written_is_one_fault(toys, shadow):
+    """A folder where batch.parquet should be: exit 1, nothing measured."""
+    (toys / "out" / "batch.parquet").mkdir(parents=True)
+    done = shadow("audit", "toy-a*", "--registry", ".", "-o", "out")
+    assert "cannot write to out" in done.assert_refused()
+    assert not list(toys.rglob("journal.jsonl"))
+
+
+# what people see
+
+
+def shown(index, width):
+    """The lines of the table on a terminal of so many columns, without colour."""
+    return drawn(list_document(index), width).splitlines()
+
+
+HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_hostile_names_and_errors_are_text(tmp_path, width):
+    """Names and errors from files drive neither a terminal nor a CI service, wherever a line
+    breaks; both files and the table hold them as text.
+    """
+    rows = (
+        row(1, HOSTILE, HOSTILE, state="failed", error=HOSTILE * 3, hint=HOSTILE),
+        row(None, "=cmd|'/c'!A0"),
+    )
+    write_index(tmp_path, index_of(*rows))
+    index = read_index(tmp_path)
+    for found in (index_of(*rows), index):
+        # as console prints where no person watches
+        lines = inert("\n".join(shown(found, width))).splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
+    assert "[red]" in "".join(shown(index, 200))
+    assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
+    families = [found["family"] for found in table_rows(tmp_path)]
+    assert families == [found.family for found in index.rows]
+    assert index.rows[0].folder.count("/") == 1
+
+
+def test_exact_targets_print_what_they_always_did(toys, shadow):
+    """Without a list there is no index, and JSON is the list of summaries."""
+    words = ("audit", "toy-a", "toy-c", "--registry", ".", "-o", "out", "--format", "json")
+    found = json.loads(shadow(*words).assert_done(3))
+    assert [one["family"] for one in found] == ["toy-a", "toy-a", "toy-c"]
+    assert sorted(path.name for path in (toys / "out").iterdir()) == ["toy-a", "toy-c"]
+    assert isinstance(json.loads(shadow("show", "out", "--format", "json").assert_done()), list)
+
+
+# progress
+
+
+def test_time_left_counts_only_what_was_measured():
+    """Ten pairs, of which three reports were read: the time is that of a measured pair times what
+    is left.
+    """
+    from shadow.audits.runtime import Progress
+
+    now = 0.0
+    pace = Pace(10, lambda: now)
+    pace.begin("first")
+    assert pace.left() == "", "nothing can be said yet"
+    pace.end("first")
+    for name in "bc":  # read at once, no progress told
+        now += 10
+        pace.begin(name)
+        pace.end(name)
+    pace.begin("measured")
+    for done, left in ((50, "2:10"), (100, "2:00")):
+        now += 10
+        pace.update("measured", Progress(1, 2, done, 100))
+        assert pace.left() == f"{left} left"
+    pace.end("measured")
+    pace.begin("next")
+    now += 10
+    pace.update("next", Progress(1, 2, 50, 100))
+    assert pace.left() == "1:50 left"
