@@ -16,7 +16,7 @@ from hub import Hub
 
 from shadow.audits.engine import ROUNDS, Ended, Queue, Task
 from shadow.audits.journal import alone_at
-from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.plan import Access
 from shadow.audits.ray_engine import too_large
@@ -329,3 +329,57 @@ def test_an_engine_is_told_of_a_fault_that_is_no_ones():
     assert (outcome.state, outcome.error.message, outcome.error.hint) == (
         "failed", "its process was lost", "more memory",
     )  # fmt: skip
+
+
+def failing_with(faults):
+    """An audit that raises what stands under the pair's name."""
+
+    def audit(pair, settings, output, runtime):
+        runtime.show(Progress(done=1, total=2, cost_done=1, cost_total=2, moved=5, to_move=9))
+        runtime.say("at work")
+        raise faults[pair.name]
+
+    return audit
+
+
+def test_whatever_goes_wrong_with_one_pair_the_next_is_tried():
+    """Of each pair the state and the very fault; a bug tells its kind to people, and `finished`
+    raises it.
+    """
+    faults = {
+        "kept": KeptError("another report", "--overwrite"),
+        "failed": ShadowError("no such folder"),
+        "bug": KeyError("what no one expected"),
+    }
+    outcomes = list(
+        audit_pairs(
+            [local(name) for name in faults], SETTINGS, Path("out"), audit=failing_with(faults)
+        )
+    )
+    assert [outcome.state for outcome in outcomes] == ["kept", "failed", "failed"]
+    assert [outcome.fault for outcome in outcomes] == list(faults.values())
+    assert [outcome.error.message for outcome in outcomes] == [
+        "another report",
+        "no such folder",
+        "KeyError: 'what no one expected'",
+    ]
+    assert [(outcome.began, outcome.moved) for outcome in outcomes] == [(True, 5)] * 3
+    with pytest.raises(KeyError):
+        outcomes[2].finished()
+
+
+def test_a_pair_that_is_stopped_is_told_before_the_loop_ends():
+    """Ctrl-C in the second of three: its outcome comes, with what it took; then it is raised, the
+    third not begun.
+    """
+    faults = {"one": ShadowError("no"), "two": KeyboardInterrupt(), "three": ShadowError("no")}
+    outcomes = []
+    tried = audit_pairs(
+        [local(name) for name in faults], SETTINGS, Path("out"), audit=failing_with(faults)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        outcomes.extend(tried)
+    assert [(outcome.pair.name, outcome.state, outcome.moved) for outcome in outcomes] == [
+        ("one", "failed", 5),
+        ("two", "stopped", 5),
+    ]
