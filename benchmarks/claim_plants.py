@@ -471,12 +471,12 @@ def _base() -> Iterator[Plant]:
         return make
 
     among = candidates(lambda at: (at.tuned(1e-2), [_other(at), at.base]))
-    yield from _each("base", "among unrelated", TRUE, among, "candidate-1|CANDIDATE 2")
-    yield from _each("base", "alone", TRUE, candidates(lambda at: (at.tuned(1e-2), [at.base])))
+    yield from _each("related", "among unrelated", TRUE, among, "candidate-1|CANDIDATE 2")
+    yield from _each("related", "alone", TRUE, candidates(lambda at: (at.tuned(1e-2), [at.base])))
     none = candidates(lambda at: (at.tuned(1e-2), [_other(at), _other(at)]))
-    yield from _each("base", "none of them", FALSE, none)
+    yield from _each("related", "none of them", FALSE, none)
     unrelated = candidates(lambda at: (_other(at), [at.base]))
-    yield from _each("base", "unrelated", FALSE, unrelated)
+    yield from _each("related", "unrelated", FALSE, unrelated)
 
     def with_means(at: Work, state: State) -> State:
         moved = {name: one.float() + 3 * one.float().std() if one.ndim > 1 else one
@@ -484,7 +484,7 @@ def _base() -> Iterator[Plant]:
         return cast(moved, at.stored)
 
     uneven = candidates(lambda at: (with_means(at, _other(at)), [with_means(at, at.base)]))
-    yield from _each("base", "unrelated, means above 0", FALSE, uneven)
+    yield from _each("related", "unrelated, means above 0", FALSE, uneven)
 
     def fine(at: Work) -> Asked:
         config = at.model.config
@@ -492,9 +492,9 @@ def _base() -> Iterator[Plant]:
         put = written(at.folder / "tuned", tuned, config)
         return Asked((put, at.put("other", _other(at)), at.put("base", at.base)))
 
-    yield from _each("base", "real fine-tune", TRUE, fine, models=("bert",))
+    yield from _each("related", "real fine-tune", TRUE, fine, models=("bert",))
     siblings = candidates(lambda at: (at.tuned(1e-2), [at.tuned(1e-2), at.tuned(1e-2)]))
-    yield from _each("base", "siblings alone", OPEN, siblings, "sibling|direction|order|which")
+    yield from _each("related", "siblings alone", OPEN, siblings, "sibling|direction|order|which")
 
 
 # ----------------------------------------------------------------------------------- files

@@ -19,6 +19,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("key", "evidence"): "read figures and intervals",
     ("key", "claims"): "read finding",
     ("key", "reference"): "`shadow compare` compares two models of one base",
+    ("claim", "base"): "use `shadow verify related TUNED CANDIDATE`: it names the nearest relative",
     ("claim", "short_run"): "read figures.relative_norm_overall",
     ("claim", "novel_data"): "finding.not_shown says what weights do not show",
     ("claim", "merge"): "`shadow verify mixture` checks a merge",

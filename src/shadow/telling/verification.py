@@ -67,13 +67,13 @@ def verification_document(found: Verification) -> Document:
 
 def _against(found: Verification) -> list[Block]:
     """What speaks against a claim. Where it is much, a row stands for all names that differ in
-    numbers alone; `base` has a row for each candidate.
+    numbers alone; `related` has a row for each candidate.
     """
-    of_base = found.claim == "base"
-    are_few = of_base or len(found.against) <= SHOWN
+    of_related = found.claim == "related"
+    are_few = of_related or len(found.against) <= SHOWN
     groups = [[one] for one in found.against] if are_few else _alike(found.against)
     shown = groups[:SHOWN]
-    columns = [CANDIDATE if of_base else AGAINST]
+    columns = [CANDIDATE if of_related else AGAINST]
     cells: list[list[Cell]] = [[_names(group) for group in shown]]
     if len(groups) < len(found.against):
         columns.append(COUNT)

@@ -32,7 +32,7 @@ from shadow.places.architecture import Place
 from shadow.spectra.lazy import is_quantised
 from shadow.spectra.merging import MergeFit, Update, merge_fit
 from shadow.targets.references import AnyReference
-from shadow.text import with_article
+from shadow.text import counted, with_article
 
 MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")
 NO_NORMS = "the DoRA adapter has no norms (lora_magnitude_vector) for it"
@@ -144,7 +144,7 @@ def verify_merged(
         Merge(
             modules,
             others,
-            lone,
+            [*lone, *_lost_rows(lined.pair.pairs, adapter)],
             [*lined.unread, *adapter.unread],
             sorted(set(absent)),
             scales.pop() if len(scales) == 1 else None,
@@ -198,6 +198,17 @@ def _holds_rows(one: Apart, pairs: Sequence[MatrixPair], adapter: _Adapter) -> b
         and adapter.whole[pair.place].tuned.shape == pair.tuned.shape
         for pair in pairs
     )
+
+
+def _lost_rows(pairs: Sequence[MatrixPair], adapter: _Adapter) -> list[Apart]:
+    """The rows of the adapter, such as those of new tokens, that the merged model lacks."""
+    lost = []
+    for pair in pairs:
+        mine = adapter.whole.get(pair.place) or adapter.updates.get(pair.place)
+        if mine is not None and (rows := mine.tuned.shape[0] - pair.tuned.shape[0]) > 0:
+            what = f"{counted(rows, 'row', 'rows')} only in the adapter"
+            lost.append(Apart(pair.tuned.info.name, "adapter", what, is_shared=True))
+    return lost
 
 
 def _measured(

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from shadow.audits.runtime import Runtime
 from shadow.audits.sides import client_for
-from shadow.audits.verify.base import verify_base
 from shadow.audits.verify.files import verify_files
 from shadow.audits.verify.merged import verify_merged
 from shadow.audits.verify.mixture import verify_mixture
 from shadow.audits.verify.quantised import verify_quantised
+from shadow.audits.verify.related import verify_related
 from shadow.audits.verify.same import verify_same
 from shadow.audits.verify.stored import verify_stored
 from shadow.audits.verify.trained import verify_trained
@@ -76,7 +76,9 @@ CHECKS: Mapping[str, Check] = {
     "stored": lambda asked, runtime, scratch: verify_stored(
         asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),
-    "base": lambda asked, runtime, scratch: verify_base(asked.of, asked.models, runtime, scratch),
+    "related": lambda asked, runtime, scratch: verify_related(
+        asked.of, asked.models, runtime, scratch
+    ),
     "mixture": lambda asked, runtime, scratch: verify_mixture(
         asked.of, asked.checkpoints, asked.base, runtime, scratch
     ),

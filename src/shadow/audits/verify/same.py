@@ -37,6 +37,9 @@ def verify_same(
     """Whether two checkpoints hold equal tensors."""
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(dict(zip("AB", references, strict=True)), runtime, scratch)
+    if _is_one(*found.values()):
+        why = "A and B are one checkpoint, so nothing was compared"
+        return Verification("same", of, Answer("same", "cannot_be_told", why))
     if why := _same_files(*found.values()):
         return Verification("same", of, Answer("same", "holds", why, {}))
     first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())
@@ -61,6 +64,12 @@ def verify_same(
     reshaped = [text for pair, _ in compared if (text := _reshaped(pair))]
     answer, against = same(Compared(rows, lined.lone, lined.unread, scales, dora, reshaped))
     return Verification("same", of, answer, against, lined.notes)
+
+
+def _is_one(first: Found, second: Found) -> bool:
+    """Whether both are one folder, or one commit."""
+    folders = Path(first.reference).resolve(), Path(second.reference).resolve()
+    return first.commit == second.commit and folders[0] == folders[1]
 
 
 def _reshaped(pair: MatrixPair) -> str:

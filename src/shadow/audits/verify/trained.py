@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shadow.audits.runtime import Runtime
-from shadow.audits.scan import scan, sides_of
+from shadow.audits.runtime import AlignedPair, Runtime
+from shadow.audits.scan import in_words, scan, sides_of
+from shadow.audits.sides import open_found
 from shadow.audits.verify.lined import (
+    Lined,
     found_all,
     is_raw,
     is_whole,
@@ -18,14 +20,14 @@ from shadow.audits.verify.lined import (
     row_of,
 )
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair
+from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.patterns import Pattern, parse_pattern
 from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS, float_format
 from shadow.errors import UsageError
-from shadow.places.architecture import Place
+from shadow.places.architecture import Part, Place, place_tensors
 from shadow.places.names import name_rules
 from shadow.spectra.entries import Binades
 from shadow.spectra.format_noise import format_noise, format_values
@@ -35,7 +37,7 @@ from shadow.spectra.merging import half_ulp
 from shadow.spectra.repeats import has_few_levels
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.targets.references import AnyReference
-from shadow.text import in_ranges
+from shadow.text import counted, in_ranges
 
 SMALLEST = 2.0**-24  # of F16, which may have come between
 
@@ -57,8 +59,14 @@ def verify_trained(
         *(("move", parse_pattern(text)) for text in moved),
     ]
     found = found_all(dict(zip(("BASE", "TUNED"), references, strict=True)), runtime, scratch)
-    base, tuned = opened_models(found, runtime, scratch)
-    lined = line_up_all(base, tuned, ("the base", "the tuned model"))
+    tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
+    (base,) = opened_models(found, runtime, scratch)
+    if not patterns and tuned.adapter is None:
+        raise UsageError("trained needs --moved PATTERN or --frozen PATTERN", "see --help")
+    if tuned.adapter:
+        lined = _adapted(base, tuned)
+    else:
+        lined = line_up_all(base, tuned, ("the base", "the tuned model"))
     pair = lined.pair
     places = lined.places
     whole = {place for of_name in places.values() for place in of_name}
@@ -68,14 +76,15 @@ def verify_trained(
             raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
 
     def measured(one: MatrixPair, a: Checkpoint, b: Checkpoint) -> tuple[MatrixPair, Moved] | Apart:
-        asked = _asked(one, places, patterns)
+        asked = _asked(one, places, patterns) if patterns else {"move"}
         should = "move" if "move" in asked else max(asked)
-        binades = _binades(one) if should == "move" else None
+        is_update = one.tuned.factor is not None
+        binades = _binades(one) if should == "move" and not is_update else None
         row = row_of(one, a, b, binades)
         if row.changed and len(asked) > 1:
             inside = "experts" if any(pattern.experts for _, pattern in patterns) else "parts"
             return Apart(row.tuned, "tuned", f"its {inside} are not told apart")
-        if row.changed and not is_raw(one):
+        if row.changed and not is_raw(one) and not is_update:
             row, why = _rounded(row, sides_of(one, a, b), is_matrix=one.is_matrix)
             if why and should == "move":
                 return Apart(row.tuned, "tuned", why)
@@ -88,6 +97,9 @@ def verify_trained(
         scan(pair, measured, runtime, scratch / "scan", lined.unread), key=lambda item: item[0].key
     )
     rows = [row for _, row in scanned]
+    updates = [row.row for one, row in scanned if one.tuned.factor is not None]
+    if tuned.adapter:
+        rows += _left_alone(base, {one.place for one, _ in scanned}, patterns)
     judged = [row for row in rows if row.should]
     beside = [row for row in rows if not row.should]
 
@@ -107,7 +119,48 @@ def verify_trained(
             sum(row.has_moved for row in beside),
         )
     )
+    if idle := sum(not row.changed for row in updates):
+        answer = replace(answer, figures={**answer.figures, "modules_without_update": idle})
+        modules = f"{idle:,} of {counted(len(updates), 'module', 'modules')}"
+        notes = (f"the adapter does nothing in {modules}: the product of its factors is 0", *notes)
     return Verification("trained", of, answer, against, (*lined.notes, *notes))
+
+
+def _adapted(base: Checkpoint, adapter: Checkpoint) -> Lined:
+    """A base and the modules that an adapter moves."""
+    pairs, skipped = pair_checkpoints(base, adapter, Filter(), may_differ=True)
+    lone, unread = list[Apart](), list[Apart]()
+    for one in skipped:
+        if one.side == "tuned":
+            is_lone = one.reason == "only_in_tuned"
+            what = "the base has no such module" if is_lone else one.detail or str(one.reason)
+            (lone if is_lone else unread).append(Apart(one.info.name, "tuned", what))
+    pairs = [pair for pair in pairs if pair.base is not None]
+    places = {name: {part.place for part in parts} for name, parts in _parts_of(base).items()}
+    for pair in pairs:
+        places.setdefault(pair.tuned.info.name, set()).add(pair.place)
+    return Lined(AlignedPair(base, adapter, pairs, []), lone, unread, (), places)
+
+
+def _parts_of(base: Checkpoint) -> dict[str, list[Part]]:
+    shapes = {name: info.shape for name, info in base.tensors.items()}
+    return place_tensors(shapes, base.config)
+
+
+def _left_alone(
+    base: Checkpoint, moved: set[Place], patterns: Sequence[tuple[str, Pattern]]
+) -> list[Moved]:
+    """The tensors of a base that an adapter has no part of."""
+    rows = []
+    for name, parts in _parts_of(base).items():
+        info = base.tensors[name]
+        for part in parts:
+            if part.place not in moved:
+                entries = math.prod(part.shape(info.shape))
+                formats = info.dtype, info.dtype
+                row = Scanned(in_words(part.place), name, name, formats, entries, 0)
+                rows.append(Moved(row, _module(part.place), max(_at(part.place, patterns))))
+    return rows
 
 
 def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, str]:

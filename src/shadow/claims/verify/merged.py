@@ -223,7 +223,7 @@ def _faults(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) -> 
             f"{counted(len(other), 'tensor', 'tensors')} beside the adapter"
             f" {'differs' if len(other) == 1 else 'differ'} from the base"
         )
-    for side, name in (("base", "base"), ("tuned", "merged model")):
+    for side, name in (("base", "base"), ("tuned", "merged model"), ("adapter", "adapter")):
         lone = [one for one in found.lone if one.side == side]
         texts += apart_in_words(lone, f"only in the {name}")
     return texts

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import table
-from shadow.claims.verify.base import BASE
 from shadow.claims.verify.files import FILES
 from shadow.claims.verify.merged import MERGED
 from shadow.claims.verify.mixture import LETTERS, MIXTURE
 from shadow.claims.verify.patterns import parse_pattern
 from shadow.claims.verify.quantised import QUANTISED
+from shadow.claims.verify.related import RELATED
 from shadow.claims.verify.same import SAME
 from shadow.claims.verify.stored import STORED
 from shadow.claims.verify.trained import TRAINED
 from shadow.errors import UsageError
+from shadow.gone import gone
 from shadow.text import and_list, nearest
 
 
@@ -32,8 +33,6 @@ class Form:
     """Whether the last may be given several times."""
     options: tuple[str, ...] = ()
     """Which of `moved`, `frozen` and `base` it takes."""
-    needs: tuple[str, ...] = ()
-    """Options of which one must be given."""
 
     @property
     def names_in_usage(self) -> str:
@@ -42,11 +41,10 @@ class Form:
 
     @property
     def usage(self) -> str:
-        """`BASE TUNED --moved PATTERN --frozen PATTERN`, `TUNED A B... [--base REF]`."""
+        """`BASE TUNED [--moved PATTERN] [--frozen PATTERN]`, `TUNED A B... [--base REF]`."""
         words = [self.names_in_usage]
         for option in self.options:
-            text = f"--{option} {'REF' if option == 'base' else 'PATTERN'}"
-            words.append(text if option in self.needs else f"[{text}]")
+            words.append(f"[--{option} {'REF' if option == 'base' else 'PATTERN'}]")
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
@@ -64,7 +62,7 @@ class Form:
         return [*self.checkpoints, *letters[:more]]
 
 
-VERIFY = table(SAME, MERGED, TRAINED, STORED, BASE, MIXTURE, FILES, QUANTISED)
+VERIFY = table(SAME, MERGED, TRAINED, STORED, RELATED, MIXTURE, FILES, QUANTISED)
 FORMS: Mapping[str, Form] = {
     "same": Form(("A", "B"), "equal weights, whatever names and dtypes"),
     "merged": Form(("BASE", "ADAPTER", "MERGED"), "MERGED is BASE plus ADAPTER"),
@@ -72,10 +70,9 @@ FORMS: Mapping[str, Form] = {
         ("BASE", "TUNED"),
         "what should move did, and no frozen weight",
         options=("moved", "frozen"),
-        needs=("moved", "frozen"),
     ),
     "stored": Form(("FULL", "STORED"), "STORED is FULL, rounded", options=("base",)),
-    "base": Form(("TUNED", "CANDIDATE"), "the nearest relative of TUNED", repeats=True),
+    "related": Form(("TUNED", "CANDIDATE"), "the nearest relative of TUNED", repeats=True),
     "mixture": Form(
         ("TUNED", "A", "B"), "TUNED is a merge of A, B, ...", repeats=True, options=("base",)
     ),
@@ -127,6 +124,8 @@ def require_form(
     """
     form = FORMS.get(claim)
     if form is None:
+        if error := gone("claim", claim):
+            raise error
         hint = nearest(claim, FORMS) or f"one of {', '.join(FORMS)}"
         raise UsageError(f"no claim {claim[:40]!r}", hint)
     usage = f"write: shadow verify {claim} {form.usage}"
@@ -140,8 +139,5 @@ def require_form(
             known = [name for name, other in FORMS.items() if option in other.options]
             verb = "has" if len(known) == 1 else "have"
             raise UsageError(f"{claim} has no --{option}", f"{and_list(known)} {verb} it")
-    if form.needs and not any(given[option] for option in form.needs):
-        needed = " or ".join(f"--{option} PATTERN" for option in form.needs)
-        raise UsageError(f"{claim} needs {needed}", usage)
     form.names(count)
     return form

@@ -1,4 +1,4 @@
-"""`base TUNED CANDIDATE...`: which candidate a model is related to, and which of them is nearest.
+"""`related TUNED CANDIDATE...`: which candidate a model is related to, and which one is nearest.
 
 Relation is told by an exact test, nearness by angles. Which of two related models was trained from
 the other is not told: their weights are as they are either way.
@@ -16,8 +16,8 @@ from shadow.claims.verify.verification import Against
 from shadow.quantities import share
 from shadow.text import and_list, several
 
-BASE = Claim(
-    "base",
+RELATED = Claim(
+    "related",
     "a candidate is its nearest relative",
     "the model shares the hidden units of a candidate, which is named; of several, the one that"
     " lies on the way to all others. Which of the two was trained from the other is not told",
@@ -45,7 +45,7 @@ class Candidate:
     """Why nothing can be compared."""
 
 
-def base(
+def related_to(
     candidates: Sequence[Candidate], corners: Mapping[tuple[int, int], float | None]
 ) -> tuple[Answer, tuple[Against, ...]]:
     """The answer, and what speaks against other candidates. corners: by numbers of candidates
@@ -62,17 +62,17 @@ def base(
     if not related:
         if unknown:
             reason = f"{several(unknown, 3)} {are(len(unknown))} not compared"
-            return Answer("base", "cannot_be_told", reason, figures), others
+            return Answer("related", "cannot_be_told", reason, figures), others
         if not all(one.reordered is not None for one in candidates):
             reason = "units do not match in their order, and no other order was looked for"
-            return Answer("base", "cannot_be_told", reason, figures), others
+            return Answer("related", "cannot_be_told", reason, figures), others
         least = min(one.p or 0.0 for one in candidates)
         more = " or more" if len(candidates) > 1 else ""
         reason = f"its units match those of no candidate (p {least:.2g}{more})"
-        return Answer("base", "does_not_hold", reason, {**figures, "p": least}), others
+        return Answer("related", "does_not_hold", reason, {**figures, "p": least}), others
     nearest = min(related, key=lambda number: candidates[number].distance)
     if doubt := _doubt(candidates, related, nearest, corners):
-        return Answer("base", "cannot_be_told", doubt, figures), others
+        return Answer("related", "cannot_be_told", doubt, figures), others
     one = candidates[nearest]
     figures |= {"p": one.p or 0.0, "z": one.z, "cosine": one.cosine, "distance": one.distance}
     reason = f"{one.name} is the nearest relative: {_of(one, True)}"
@@ -83,7 +83,7 @@ def base(
         reason += f"; {several(unknown, 3)} {are(len(unknown))} not compared"
     reason += "; which was trained from which is not told"
     told = tuple(against for number, against in enumerate(others) if number != nearest)
-    return Answer("base", "holds", reason, figures), told
+    return Answer("related", "holds", reason, figures), told
 
 
 def _is_related(one: Candidate, level: float) -> bool:

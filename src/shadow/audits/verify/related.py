@@ -1,4 +1,4 @@
-"""What the claim `base` needs measured: rows of MLPs of a model and of each candidate."""
+"""What the claim `related` needs measured: rows of MLPs of a model and of each candidate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shadow.audits.scan import scan, sides_of
 from shadow.audits.verify.lined import found_all, opened_models
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
-from shadow.claims.verify.base import ALPHA, Candidate, base
+from shadow.claims.verify.related import ALPHA, Candidate, related_to
 from shadow.claims.verify.verification import Verification
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.spectra.units import Rows, at_best, corner, matched, unit_cosines
@@ -47,7 +47,7 @@ class _Sampled:
 _Rows = Mapping[tuple[Group, str], _Sampled]
 
 
-def verify_base(
+def verify_related(
     of: Mapping[str, str], references: Sequence[Reference], runtime: Runtime, scratch: Path
 ) -> Verification:
     """Which candidate the first model is related to. Raises UsageError for an adapter."""
@@ -64,8 +64,8 @@ def verify_base(
         for here, there in itertools.permutations(range(len(rows)), 2)
         if (both := _common(rows[here], rows[there]))
     }
-    answer, against = base(candidates, corners)
-    return Verification("base", of, answer, against)
+    answer, against = related_to(candidates, corners)
+    return Verification("related", of, answer, against)
 
 
 def _sampled(

@@ -1,0 +1,113 @@
+"""What owners of checkpoints report, planted: the first command that they would type names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import planted
+import pytest
+import torch
+from safetensors.torch import save_file
+
+WIDTH, LAYERS = 32, 4
+CONFIG = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": WIDTH,
+    "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "vocab_size": 64,
+}  # fmt: skip
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+NORM = "model.layers.{}.input_layernorm.weight"
+MODULES = ("q_proj", "v_proj")
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return 0.02 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def model() -> planted.Tensors:
+    """A decoder with norms of 1."""
+    tensors = {name: 0.02 * one for name, one in planted.gaussian(0, LAYERS, WIDTH).items()}
+    norms = {NORM.format(layer): torch.ones(WIDTH) for layer in range(LAYERS)}
+    return tensors | norms | {"model.norm.weight": torch.ones(WIDTH), HEAD: normal(1, 64, WIDTH)}
+
+
+def factors(layers_of_nothing: int = 0) -> planted.Tensors:
+    """Those of an adapter of rank 4, whose B is zero in so many layers."""
+    made = {}
+    for number in range(LAYERS):
+        for place, module in enumerate(MODULES):
+            name = f"base_model.model.model.layers.{number}.self_attn.{module}"
+            size = 0.0 if number < layers_of_nothing else 1.0
+            made[f"{name}.lora_A.weight"] = normal(10 + 2 * number + place, 4, WIDTH)
+            made[f"{name}.lora_B.weight"] = size * normal(30 + 2 * number + place, WIDTH, 4)
+    return made
+
+
+def merged(tensors: planted.Tensors, adapter: planted.Tensors) -> planted.Tensors:
+    made = dict(tensors)
+    for name, left in adapter.items():
+        if name.endswith("lora_B.weight"):
+            update = 2 * left @ adapter[name.replace("lora_B", "lora_A")]
+            own = name.removeprefix("base_model.model.").replace("lora_B.", "")
+            made[own] = made[own] + update
+    return made
+
+
+def put(here: Path, name: str, tensors: planted.Tensors, **config: object) -> None:
+    planted.write(here / name, tensors, CONFIG | config)
+
+
+def put_adapter(here: Path, name: str, tensors: planted.Tensors) -> None:
+    (here / name).mkdir()
+    save_file(tensors, here / name / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": list(MODULES)}
+    (here / name / "adapter_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    here = tmp_path_factory.mktemp("symptoms")
+    base, adapter = model(), factors()
+    more = {
+        "base_model.model.model.embed_tokens.weight": torch.cat([base[EMBED], normal(2, 8, 32)])
+    }
+    put(here, "base", base)
+    put(here, "copy", base)
+    put_adapter(here, "more-rows", adapter | more)
+    put_adapter(here, "adapter", adapter)
+    put_adapter(here, "idle", factors(LAYERS))
+    put_adapter(here, "half-idle", factors(2))
+    put(here, "rows-lost", merged(base, adapter))
+    put(here, "rows-there", merged(base, adapter) | {EMBED: more.popitem()[1]}, vocab_size=72)
+    return here
+
+
+# command, exit code, what its output names
+SYMPTOMS = {
+    "rows of the adapter are gone": (
+        "verify merged ./base ./more-rows ./rows-lost", 4, [EMBED, "8 rows only in the adapter"]),
+    "they are there": ("verify merged ./base ./more-rows ./rows-there", 0, []),
+    "one checkpoint": ("verify same ./base ./copy/../base", 5, ["one checkpoint"]),
+    "two equal ones": ("verify same ./base ./copy", 0, []),
+    "one folder": ("audit ./base", 2, ["one checkpoint"]),
+    "an adapter moves its modules": ("verify trained ./base ./adapter", 0, ["all 8 tensors"]),
+    "and no others": ("verify trained ./base ./adapter --moved attn.k", 4, ["0.self_attn.k_proj"]),
+    "nothing that is frozen": ("verify trained ./base ./adapter --frozen mlp", 0, []),
+    "its B is zero": ("verify trained ./base ./idle", 4, ["nothing in 8 of 8 modules"]),
+    "in two layers": (
+        "verify trained ./base ./half-idle", 4, ["nothing in 4 of 8 modules", "1.self_attn.v_proj"]),
+    "a model needs patterns": ("verify trained ./base ./copy", 2, ["--moved PATTERN"]),
+    "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
+    "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS)
+def test_a_symptom_is_named(shadow, tmp_path, planted_folder, symptom):
+    command, code, names = SYMPTOMS[symptom]
+    words = command.replace(" ./", f" {planted_folder}/").split()
+    done = shadow(*words, *(["-o", tmp_path / "out"] if words[0] == "audit" else []))
+    assert done.code == code, done.err
+    text = " ".join((done.out + done.err).split())
+    assert [name for name in names if name not in text] == []
