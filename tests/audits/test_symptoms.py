@@ -96,7 +96,7 @@ SYMPTOMS = {
     "nothing that is frozen": ("verify trained ./base ./adapter --frozen mlp", 0, []),
     "its B is zero": ("verify trained ./base ./idle", 4, ["nothing in 8 of 8 modules"]),
     "in two layers": (
-        "verify trained ./base ./half-idle", 4, ["nothing in 4 of 8 modules", "1.self_attn.v_proj"]),
+        "verify trained ./base ./half-idle", 4, ["in 4 of 8 modules", "1.self_attn.v_proj"]),
     "a model needs patterns": ("verify trained ./base ./copy", 2, ["--moved PATTERN"]),
     "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
     "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),

@@ -23,6 +23,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.patterns import Pattern, parse_pattern
 from shadow.claims.verify.scanned import Apart, Scanned
+from shadow.claims.verify.table import NEEDS_PATTERN
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS, float_format
@@ -62,7 +63,7 @@ def verify_trained(
     tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
     (base,) = opened_models(found, runtime, scratch)
     if not patterns and tuned.adapter is None:
-        raise UsageError("trained needs --moved PATTERN or --frozen PATTERN", "see --help")
+        raise UsageError(f"trained {NEEDS_PATTERN}", "only an adapter says itself what moves")
     if tuned.adapter:
         lined = _adapted(base, tuned)
     else:

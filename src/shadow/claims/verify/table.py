@@ -79,6 +79,7 @@ FORMS: Mapping[str, Form] = {
     "files": Form(("A", "B"), "equal configs, tokenizers and code"),
     "quantised": Form(("ORIGINAL", "QUANTISED"), "no error beyond that of the format"),
 }
+NEEDS_PATTERN = "needs --moved PATTERN or --frozen PATTERN"
 # of a pair: the base is the first checkpoint, the tuned side the second
 OF_PAIRS = tuple(
     name for name, form in FORMS.items() if len(form.checkpoints) == 2 and not form.repeats
@@ -107,7 +108,9 @@ def pair_claim(text: str) -> PairClaim:
         raise UsageError(f"{text[:80]!r} is no claim with patterns", hint)
     for option, pattern in zip(rest[::2], rest[1::2], strict=True):
         found[option].append(parse_pattern(pattern).text)
-    require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])
+    form = require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])
+    if "moved" in form.options and not any(found.values()):
+        raise UsageError(f"{claim} {NEEDS_PATTERN}", f"write: {claim} {form.usage}")
     return PairClaim(claim, tuple(found["--moved"]), tuple(found["--frozen"]))
 
 
