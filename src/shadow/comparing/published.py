@@ -21,23 +21,21 @@ UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: 
 
 
 def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedPlace | None:
-    """The rank of the mean relative norm of a tensor among the other families.
-
-    None where a part was left out, or nothing changed.
+    """The rank of the mean relative norm of a tensor among the other families; None where a part
+    was left out, or nothing changed.
     """
     chosen = metadata["settings"].get("chosen") or {}
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
     if unknown.any() or any(chosen.get(name) for name in ("components", "layers", "modules")):
         return None
     base = tensors.where(are(tensors["side"], "base"))
-    norms = base["relative_norm"]
-    norms = np.where(are(base["status"], "identical") & np.isnan(norms), 0.0, norms)
+    norms = np.where(are(base["status"], "identical"), 0.0, base["relative_norm"])
     whole = ~np.isnan(norms) & (base.sizes >= SMALLEST) & (base["compared"] == base.sizes)
     if not (norms[whole] > 0).any():
         return None
     value, own = fmean(norms[whole]), {metadata[side]["repo"].lower() for side in ("base", "tuned")}
     table = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
-    others = [row for row in table if not own & set(row["models"].lower().split())]
-    norms_of_others = [float(row["mean_relative_norm"]) for row in others]
-    below = sum(norm < value for norm in norms_of_others)
-    return PublishedPlace(value, below, len(others), min(norms_of_others), max(norms_of_others))
+    rows = [row for row in table if not own & set(row["models"].lower().split())]
+    others = [float(row["mean_relative_norm"]) for row in rows]
+    below = sum(norm < value for norm in others)
+    return PublishedPlace(value, below, len(others), min(others), max(others))

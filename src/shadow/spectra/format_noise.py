@@ -131,11 +131,8 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
     """The columns of a delta of which a side is quantised; delta: its energy, in weights². Empty
     where none is.
     """
-    stepped = [
-        (side, stored)
-        for side, stored in zip((sides.base, sides.tuned), formats, strict=True)
-        if is_quantised(side)
-    ]
+    both = zip((sides.base, sides.tuned), formats, strict=True)
+    stepped = [(side, stored) for side, stored in both if is_quantised(side)]
     if not stepped:
         return {}
     nothing: Values = dict.fromkeys(COLUMNS)
@@ -269,14 +266,11 @@ def _rounded_ends(s: Floats, q: Floats, scales: Scales) -> Floats:
     """How far the last levels of blocks move as scales and offsets of a super-block are rounded to
     codes of the largest.
     """
-    coarsest, offset = _by_super_block(s).max(axis=-1), -_by_super_block(q).min(axis=-1)
+    rows, cols = s.shape
+    size = SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols
+    coarsest, offset = s.reshape(rows, -1, size).max(-1), -q.reshape(rows, -1, size).min(-1)
     ends = scales.reach * coarsest + scales.offset * np.maximum(0.0, offset)
-    return np.repeat(ends, s.shape[1] // ends.shape[1], axis=1)
-
-
-def _by_super_block(values: Floats) -> Floats:
-    rows, cols = values.shape
-    return values.reshape(rows, -1, SUPER_BLOCK if cols % SUPER_BLOCK == 0 else cols)
+    return np.repeat(ends, size, axis=1)
 
 
 def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
