@@ -1,4 +1,4 @@
-"""A finished report as people meet it in Python: tables, figures and spectra by name."""
+"""A finished report as people meet it in Python: tables and figures by name."""
 
 from __future__ import annotations
 
