@@ -67,7 +67,7 @@ from shadow.outputs.markdown import plain
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
 DATA = DOCUMENT.parent / "lab" / "sentences.parquet"
-PART = re.compile(r"(<!-- sentences -->\n).*?(\n<!-- /sentences -->)", re.DOTALL)
+PART = re.compile(r"(<!-- sentences -->\n).*?\n?(<!-- /sentences -->)", re.DOTALL)
 WHERE = "docs/evidence.md"
 RATES = Path(shadow.__file__).parent / "claims" / "error_rates.json"
 COMMAND = "python benchmarks/sentences.py"
@@ -326,7 +326,7 @@ def kept_verdicts() -> list[Verdict]:
 def write_table(found: list[Verdict]) -> None:
     """The table in docs/evidence.md, and the error rates that `shadow explain` tells."""
     whole = DOCUMENT.read_text(encoding="utf-8")
-    whole = PART.sub(lambda match: f"{match[1]}{part(found)}{match[2]}", whole)
+    whole = PART.sub(lambda match: f"{match[1]}{part(found)}\n{match[2]}", whole)
     DOCUMENT.write_text(whole, encoding="utf-8")
     rates = {"where": WHERE, "answers": error_rates(found)}
     RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
