@@ -74,6 +74,9 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     put(here, "base", base)
     put(here, "copy", base)
+    matrices = {name: one for name, one in base.items() if one.ndim == 2}
+    put(here, "tuned", base | {name: one + normal(9, *one.shape) for name, one in matrices.items()})
+    put(here, "norms-alone", base | {NORM.format(1): torch.full((WIDTH,), 2.0)})
     put_adapter(here, "more-rows", adapter | more)
     put_adapter(here, "adapter", adapter)
     put_adapter(here, "idle", factors(LAYERS))
@@ -98,6 +101,10 @@ SYMPTOMS = {
     "in two layers": (
         "verify trained ./base ./half-idle", 4, ["in 4 of 8 modules", "1.self_attn.v_proj"]),
     "a model needs patterns": ("verify trained ./base ./copy", 2, ["--moved PATTERN"]),
+    "norms of 1 that no step moves": (
+        "verify trained ./base ./tuned --moved language", 0, [NORM.format(0), "5 vectors"]),
+    "matrices that did not move": ("verify trained ./base ./norms-alone --moved layers.1", 4, []),
+    "norms of 1 say nothing": ("verify trained ./base ./tuned --moved norm", 5, ["5 vectors"]),
     "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
     "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),
 }  # fmt: skip

@@ -91,8 +91,10 @@ def verify_trained(
                 return Apart(row.tuned, "tuned", why)
         if one.tuned.part.experts:
             row = replace(row, tuned=f"{row.tuned}[{one.place.expert}]")
-        cells = binades.cells() if binades and row.finite and should == "move" else ()
-        return one, Moved(row, _module(one.place), should, tuple(Cell(*cell) for cell in cells))
+        cells = tuple(Cell(*cell) for cell in binades.cells()) if binades and row.finite else ()
+        stays = not (row.changed or one.is_matrix or is_raw(one)) and should == "move"
+        is_initial = stays and _is_initial(sides_of(one, a, b))
+        return one, Moved(row, _module(one.place), should, cells, is_initial)
 
     scanned = sorted(
         scan(pair, measured, runtime, scratch / "scan", lined.unread), key=lambda item: item[0].key
@@ -218,6 +220,12 @@ def _is_within_a_unit(sides: Sides, formats: tuple[str, str], energy: float) -> 
         if ((tuned - base).abs() > units * half_ulp(base, second) + SMALLEST).any():
             return False
     return True
+
+
+def _is_initial(sides: Sides) -> bool:
+    """Whether every entry of the base is 1, or every one is 0, as norms and biases begin."""
+    ends = {float(end) for index, _ in tiles(sides.tuned) for end in sides.read(index)[0].aminmax()}
+    return ends in ({0.0}, {1.0})
 
 
 def _asked(

@@ -18,7 +18,7 @@ from shadow.claims.verify.scanned import (
 )
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
-from shadow.text import counted
+from shadow.text import counted, several
 
 TRAINED = Claim(
     "trained",
@@ -51,6 +51,10 @@ class Moved:
     should: str
     """`move` or `stay`."""
     cells: tuple[Cell, ...] = ()
+    is_initial: bool = False
+    """Whether it is a vector of 1 or of 0 that is equal to the base's: it may get no gradient, and
+    no step that BF16 holds at 1.
+    """
 
     @property
     def is_cast(self) -> bool:
@@ -83,7 +87,9 @@ class Training:
 
 def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     """The answer, what speaks against it, and notes."""
-    should = [one for one in found.tensors if one.should == "move" and one.row.entries]
+    named = [one for one in found.tensors if one.should == "move" and one.row.entries]
+    should = [one for one in named if not one.is_initial]
+    initial = [one.row.tuned for one in named if one.is_initial]
     frozen = [one for one in found.tensors if one.should == "stay"]
     stayed = [one for one in should if not one.has_moved]
     leaked = [one for one in frozen if one.row.changed]
@@ -94,7 +100,13 @@ def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ..
     against = [Against(one.tensor, one.what) for one in found.lone]
     against += [Against(one.row.tuned, _stayed(one, step)) for one in stayed]
     against += [Against(one.row.tuned, _leaked(one), one.row.relative) for one in leaked]
-    notes = [*_stuck(should, step, figures), *_beside(found)]
+    notes = [*_stuck(named, step, figures), *_beside(found)]
+    if initial:
+        figures["tensors_initial"] = len(initial)
+        some = counted(len(initial), "vector", "vectors")
+        notes.append(
+            f"{some} of 1 or of 0 did not move, and may be unable to: {several(initial, 3)}"
+        )
     if stayed or leaked or found.lone:
         texts = []
         if stayed:
