@@ -230,6 +230,7 @@ def test_more_than_the_rounding_of_a_format_is_no_copy_alone(tmp_path):
     [
         ({}, 4, "no"),
         ({}, 1, "cannot_be_excluded"),  # a copy leaves biases and norms
+        (RANK_8, 1, "no"),  # an adapter, which rounding is not
         ({"concentration": 0.2}, 4, "cannot_be_excluded"),  # trained, then in FP8
         ({"relative_norm": 0.011}, 4, "cannot_be_excluded"),  # trained, then by GPTQ in 8 bits
         ({"levels_tuned": LEVELS["int8"]}, 4, "cannot_be_excluded"),

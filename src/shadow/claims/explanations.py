@@ -112,6 +112,9 @@ def _quantised(draft: Draft) -> tuple[Outcome, str]:
         return "does_not_hold", (
             f"the median change is {size}, and rounding to 8 bits leaves 0.2 % or more"
         )
+    if not few and is_low_rank(draft.summary):
+        rank = draft.write(inside.rank_most or 0, "inside_layers.rank_most", "count")
+        return "does_not_hold", f"the median update has rank {rank} at most, and rounding has full"
     if not few and inside.levels_tuned_judged and is_trained(draft.summary):
         value = draft.summary.figures.concentration or 0.0
         size = draft.write(value, "figures.concentration", "fixed")
