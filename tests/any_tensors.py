@@ -47,13 +47,9 @@ ODD = st.one_of(
     st.lists(st.integers(), max_size=2), st.sampled_from(TYPES), st.just({}),
 )  # fmt: skip
 KEYS = [
-    "model_type",
-    "multi_query",
-    "new_decoder_architecture",
-    "tie_word_embeddings",
-    "quantization_config",
-    *COUNTS,
-]
+    "model_type", "multi_query", "new_decoder_architecture", "tie_word_embeddings",
+    "quantization_config", *COUNTS,
+]  # fmt: skip
 FLAT = st.dictionaries(st.sampled_from(KEYS), ODD, max_size=6)
 SENSIBLE = st.fixed_dictionaries(
     {"model_type": st.sampled_from(TYPES), **dict.fromkeys(COUNTS, st.integers(1, 4))}

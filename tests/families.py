@@ -125,32 +125,20 @@ def write_family(
             expert = "" if place["expert"] is None else f".experts.{place['expert']}"
             name = f"{prefix}.{part.component}.{place['layer']}{expert}.{place['module']}.weight"
             common = {
-                **place,
-                "tensor": name,
-                "base_tensor": name if part.base else None,
-                "rows": rows,
-                "cols": cols,
-                "family": family,
-                "pair": folder.name,
-                "dtype": "BF16",
-                "precision": "default",
-                "parameters": rows * cols,
-            }
+                **place, "tensor": name, "base_tensor": name if part.base else None, "rows": rows,
+                "cols": cols, "family": family, "pair": folder.name, "dtype": "BF16",
+                "precision": "default", "parameters": rows * cols,
+            }  # fmt: skip
             status = "identical" if part.identical else "measured"
             for side in ("base", "tuned") if part.base else ("tuned",):
                 reason = None if part.base else "only_in_tuned"
                 tensors.append(
                     {
-                        **place,
-                        "tensor": name,
-                        "side": side,
-                        "shape": [rows, cols],
-                        "dtype": "BF16",
-                        "shard": "model.safetensors",
-                        "status": status,
+                        **place, "tensor": name, "side": side, "shape": [rows, cols],
+                        "dtype": "BF16", "shard": "model.safetensors", "status": status,
                         "reason": reason,
                     }
-                )
+                )  # fmt: skip
             if part.identical:
                 continue
             m, n = min(rows, cols), max(rows, cols)
@@ -190,16 +178,11 @@ def write_family(
                 )
     tensors += [
         {
-            "side": "tuned",
-            "shape": [4, 4],
-            "dtype": "BF16",
-            "status": "skipped",
-            "component": "language",
-            "module": "other",
-            **row,
+            "side": "tuned", "shape": [4, 4], "dtype": "BF16", "status": "skipped",
+            "component": "language", "module": "other", **row,
         }
         for row in skipped
-    ]
+    ]  # fmt: skip
     told = {
         "version": "0.2.0",
         "schema": 1,

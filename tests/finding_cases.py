@@ -60,12 +60,9 @@ def told(folder, deltas, **more):
 def same(module="mlp.up", layer=9, component="language"):
     """The two sides of a tensor that is identical."""
     where = {
-        "component": component,
-        "layer": layer,
-        "module": module,
-        "status": "identical",
+        "component": component, "layer": layer, "module": module, "status": "identical",
         "shape": [64, 96],
-    }
+    }  # fmt: skip
     return tuple(
         {**where, "tensor": f"{component}.{layer}.{module}", "side": side}
         for side in ("base", "tuned")

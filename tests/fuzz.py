@@ -230,12 +230,9 @@ HEADER = json.loads(WEIGHTS[8 : 8 + int.from_bytes(WEIGHTS[:8], "little")])
 SHARD = "model-00001-of-00001.safetensors"
 INDEX = {"metadata": {"total_size": 30}, "weight_map": dict.fromkeys(HEADER, SHARD)}
 ADAPTER = {
-    "peft_type": "LORA",
-    "r": 4,
-    "lora_alpha": 8,
-    "use_rslora": True,
+    "peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True,
     "alpha_pattern": {"q_proj": 2},
-}
+}  # fmt: skip
 ADAPTER |= {"init_lora_weights": "gaussian"}
 CONFIG = {
     "model_type": "qwen2_moe", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -292,26 +289,15 @@ HARNESS = {
     "group_subtasks": {"maths": ["gsm8k"]},
 }
 ROW = {
-    "position": 0,
-    "family": "toy",
-    "pair": "base..sft",
-    "relation": "tuned",
+    "position": 0, "family": "toy", "pair": "base..sft", "relation": "tuned",
     "folder": "toy/base..sft",
-}
+}  # fmt: skip
 ROW |= {
-    "base": "org/a",
-    "tuned": "org/b",
-    "state": "done",
-    "seconds": 1.0,
-    "bytes": 5,
-}
+    "base": "org/a", "tuned": "org/b", "state": "done", "seconds": 1.0, "bytes": 5,
+}  # fmt: skip
 BATCH = {
-    "shadow": MARK,
-    "schema": 1,
-    "version": "0.2.0",
-    "list": None,
-    "pairs": [ROW],
-}
+    "shadow": MARK, "schema": 1, "version": "0.2.0", "list": None, "pairs": [ROW],
+}  # fmt: skip
 BATCH |= {"settings": {"method": {"precision": "default"}}}
 
 

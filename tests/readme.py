@@ -44,12 +44,8 @@ MARKED = (README, *sorted(DOCS.glob("*.md")))  # files that may have generated p
 TABLES_OF_REPORTS = DOCS / "schema.md"
 SHADOW = Path(sys.executable).parent / "shadow"
 ENVIRONMENT = {
-    "COLUMNS": "80",
-    "LINES": "40",
-    "TERM": "dumb",
-    "NO_COLOR": "1",
-    "PYTHONIOENCODING": "utf-8",
-}
+    "COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8",
+}  # fmt: skip
 if "PYTHONPATH" in os.environ:  # the checkout to describe, where it is not the installed one
     ENVIRONMENT["PYTHONPATH"] = os.environ["PYTHONPATH"]
 
@@ -202,13 +198,9 @@ def row_of_demo() -> str:
     they say.
     """
     names = [
-        "subject",
-        "layer",
-        "module",
-        "relative_norm",
-        "participation_ratio",
+        "subject", "layer", "module", "relative_norm", "participation_ratio",
         "null_participation_ratio",
-    ]
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         shadow("audit", "demo:base..narrow", "-o", folder)
         rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
@@ -310,12 +302,9 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
 def real(summaries: list[dict[str, Any]]) -> str:
     """What `make real` saw, in Markdown; tests/test_real.py compares it with docs/tutorial.md."""
     names = (
-        "relative_norm_overall",
-        "concentration",
-        "participation_ratio",
-        "null_participation_ratio",
-        "spikes",
-    )
+        "relative_norm_overall", "concentration", "participation_ratio",
+        "null_participation_ratio", "spikes",
+    )  # fmt: skip
     heads = ("base..tuned", "matrices", "relative norm", "concentration", "PR", "null PR", "spikes")
     out = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for summary in summaries:

@@ -49,13 +49,10 @@ def shaped_by(concentration: float) -> dict[str, float]:
     """The figures of a delta of a concentration, all of which say the same."""
     ratio = NULL ** (1 - concentration)
     return {
-        "concentration": concentration,
-        "participation_ratio": ratio,
-        "null_participation_ratio": NULL,
-        "stable_rank": ratio / 2,
-        "top4_energy": 0.2 + concentration,
-        "spike_energy": 0.1 + concentration,
-    }
+        "concentration": concentration, "participation_ratio": ratio,
+        "null_participation_ratio": NULL, "stable_rank": ratio / 2,
+        "top4_energy": 0.2 + concentration, "spike_energy": 0.1 + concentration,
+    }  # fmt: skip
 
 
 def delta(concentration: float, where: dict[str, Any], /, **figures: Any) -> dict[str, Any]:
@@ -103,28 +100,20 @@ def write(
         rows.append({**told, **where, **own, "subject": "base", "numerical_rank": 64})
         rows.append(
             {
-                **told,
-                **where,
-                **own,
-                "subject": "tuned",
-                "numerical_rank": 64,
+                **told, **where, **own, "subject": "tuned", "numerical_rank": 64,
                 "frobenius_norm": size * 1.01,
             }
-        )
+        )  # fmt: skip
         rows.append({**told, **row, "subject": "delta"})
         for side, kind in (("base", "base_tensor"), ("tuned", "tensor")):
             tensors.append(
                 {
-                    **where,
-                    "tensor": told[kind],
-                    "side": side,
-                    "shape": [64, 96],
-                    "status": "measured",
-                    "cast": row.get("cast", "neither"),
+                    **where, "tensor": told[kind], "side": side, "shape": [64, 96],
+                    "status": "measured", "cast": row.get("cast", "neither"),
                     "relative_norm": row.get("relative_norm"),
                     "checksum": row.get(CHECKSUMS[side]),
                 }
-            )
+            )  # fmt: skip
     tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]
     told = {
         "version": "0.2.0", "schema": 1, "family": "toy", "pair": folder.name,

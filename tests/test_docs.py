@@ -208,14 +208,8 @@ def test_what_follows_make_demo_runs_where_nothing_is_on_the_path(tmp_path):
     (tmp_path / ".venv").symlink_to(bin.parent)
     lines = [recipe.replace("$(BIN)", ".venv/bin"), *(line.removeprefix("$ ") for line in others)]
     command = [
-        "env",
-        "-i",
-        "PATH=/usr/bin:/bin",
-        f"HOME={tmp_path}",
-        "bash",
-        "-ec",
-        "\n".join(lines),
-    ]
+        "env", "-i", "PATH=/usr/bin:/bin", f"HOME={tmp_path}", "bash", "-ec", "\n".join(lines),
+    ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("base..narrow") >= 2  # of the audit, and of the command after it
@@ -315,15 +309,9 @@ def site(tmp_path_factory):
     """The built site, and what the builder said."""
     folder = tmp_path_factory.mktemp("site")
     command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--config-file",
-        str(SITE),
-        "--site-dir",
+        sys.executable, "-m", "mkdocs", "build", "--config-file", str(SITE), "--site-dir",
         str(folder),
-    ]
+    ]  # fmt: skip
     variables = os.environ | {
         "NO_MKDOCS_2_WARNING": "1",
         "https_proxy": "http://127.0.0.1:9",

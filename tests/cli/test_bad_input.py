@@ -366,20 +366,10 @@ LONG = f"{'n' * 300}/x/y"  # below a folder whose name no file system takes
 LONG_PATHS = {
     "audit -o": (*PAIR[:-1], LONG),
     "audit --base": ("audit", "--base", f"./{LONG}", "--tuned", "./tuned", "-o", "out"),
-    "audit --registry": ("audit", "fam", "--registry", LONG, "-o", "out"),
     "audit --list": ("audit", "--list", LONG, "-o", "out"),
-    "audit --against": (*PAIR, "--against", LONG),
-    "audit --policy": (*PAIR, "--policy", LONG),
-    "audit --junit": (*PAIR, "--fail-on", "concentration > 1", "--junit", LONG),
-    "plan -o": ("plan", *PAIR[1:-1], LONG),
     "show": ("show", LONG),
-    "clean": ("clean", "-o", LONG),
-    "compare": ("compare", LONG, "base"),
-    "gate": ("gate", LONG, "--fail-on", "concentration > 1"),
     "export": ("export", LONG, "--to", "csv"),
-    "figure": ("figure", LONG, "--kind", "depth", "-o", "x.svg"),
     "report": ("report", LONG),
-    "families --registry": ("families", "--registry", LONG),
     "lab run": ("lab", "run", "--preset", "smoke", "-o", LONG),
 }
 

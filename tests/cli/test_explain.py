@@ -43,17 +43,13 @@ def test_every_head_of_a_table_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("words", "name"),
     [
-        (["PR"], "participation_ratio  "),
-        (["pr"], "participation_ratio  "),
-        (["conc."], "concentration  "),
-        (["conc. A"], "concentration  "),
-        (["conc"], "concentration  "),
-        (["x", "rounding"], "floor_ratio  "),
-        (["null", "PR"], "null_participation_ratio  "),
-        (["eff. rank"], "effective_rank  "),
+        (["PR"], "participation_ratio  "), (["pr"], "participation_ratio  "),
+        (["conc."], "concentration  "), (["conc. A"], "concentration  "),
+        (["conc"], "concentration  "), (["x", "rounding"], "floor_ratio  "),
+        (["null", "PR"], "null_participation_ratio  "), (["eff. rank"], "effective_rank  "),
         (["energy"], "energy_share  "),
     ],
-)
+)  # fmt: skip
 def test_a_head_shows_its_column(words, name):
     """Written as one word or several, in any case, and with the letter of a report."""
     assert name in explained(*words).stdout

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from shadow.audits.pair import Progress
 from shadow.cli import console
-from shadow.cli.pace import in_lines
 
 HEADLINE = "Changed by 8.0 %, spread over 14 directions of 64."
 PAIR = ("audit", "demo:base..narrow", "-o", "out")
@@ -48,14 +47,9 @@ def test_gate_has_quiet_too(shadow, demo_reports, tmp_path):
     """As `audit` with that option: no notes on stderr, but failed rules, their count, warning."""
     shutil.copytree(demo_reports.parent, tmp_path / "out")
     rules = (
-        "gate",
-        "out/demo/base..narrow",
-        "--against",
-        "none",
-        "--allow-missing",
-        "--fail-on",
+        "gate", "out/demo/base..narrow", "--against", "none", "--allow-missing", "--fail-on",
         "spikes > 1",
-    )
+    )  # fmt: skip
     loud, quiet = shadow(*rules), shadow(*rules, "-q")
     assert loud.code == quiet.code == 4
     assert loud.err == f"no baseline: there is no folder none\n{quiet.err}"
@@ -80,15 +74,3 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, is_list, hidden):
     ):
         update(Progress(done=1, total=2, cost_done=1, cost_total=2))
     assert bool(written.getvalue()) != hidden
-
-
-def test_of_a_list_the_line_counts_pairs():
-    """One of three is done, the second half: an hour and a half is left."""
-    now, said = [0.0], []
-    with in_lines(3, said.append, clock=lambda: now[0]) as watch:
-        for title, share in (("a", 100), ("b", 50)):
-            with watch(title) as at:
-                at(Progress(done=0, total=100, cost_done=0, cost_total=100))
-                now[0] += 36 * share
-                at(Progress(done=share, total=100, cost_done=share, cost_total=100))
-    assert said[-1].endswith("30:00 left, 1 of 3 pairs done, 1:30:00 left")

@@ -52,17 +52,6 @@ def test_a_place_is_a_rank_among_the_other_families():
         assert (own.below, own.families) == (14, 18)
 
 
-def test_an_adapter_and_the_same_adapter_merged_have_one_mean():
-    """What the adapter leaves alone is identical, without a relative norm: it counts as 0."""
-    merged = tensors(norms={**NORMS, "up": 0.0, "norm": 0.0})
-    still = merged["relative_norm"] == 0
-    merged.loc[still, "status"] = "identical"
-    adapter = merged.assign(relative_norm=merged["relative_norm"].mask(still))
-    places = [place(rows, metadata()) for rows in (merged, adapter)]
-    assert places[0] == places[1]
-    assert places[0].value == pytest.approx((0.02 + 0.03) / 4)
-
-
 def test_a_part_and_a_copy_have_no_place():
     """A filter, tensors that could not be read, nothing that changed."""
     unread = tensors()

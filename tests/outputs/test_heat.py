@@ -120,11 +120,3 @@ def test_cards_share_one_scale():
     assert classes == [["heat-0", "heat-2"], ["heat-2", "heat-5", "unmoved"]]
     assert 'class="scale"' not in drawn_picture(small, scale)
     assert shared_scale([[row([0.0, 0.0])]]) is None
-
-
-def test_a_picture_of_many_layers_stays_small():
-    """300 layers of seven modules: at most 40 cells a row, whose medians a step keeps."""
-    norms = [0.01 * (1 + layer % 7) for layer in range(300)]
-    svg = drawn_picture([row(norms, f"m{i}") for i in range(7)])
-    assert len(svg) < 8_000
-    assert max(column + width for found in runs(svg).values() for column, _, width in found) == 40

@@ -215,14 +215,10 @@ def test_a_list_at_a_url(pair, tmp_path):
 @pytest.mark.parametrize(
     ("place", "url"),
     [
-        ("s3://bucket/x", "s3://bucket/x"),
-        (Path("s3://bucket/x"), "s3://bucket/x"),
-        ("file://x", "file:///x"),
-        ("./s3:/x", None),
-        ("C:/x", None),
-        ("demo:base..narrow", None),
+        ("s3://bucket/x", "s3://bucket/x"), (Path("s3://bucket/x"), "s3://bucket/x"),
+        ("file://x", "file:///x"), ("./s3:/x", None), ("C:/x", None), ("demo:base..narrow", None),
     ],
-)
+)  # fmt: skip
 def test_a_url_is_one_also_after_pathlib(place, url):
     assert url_of(place) == url
 

@@ -318,38 +318,3 @@ def test_signs_orders_and_scales_carry_over(values, random):
     assert interval_of_median(2 * flat, blocks).bounds == (2 * low, 2 * high)
     assert flat.min() <= low <= high <= flat.max()
     assert 2.0 ** (1 - len(values)) <= sign_flip_p(per_layer) <= 1
-
-
-def outside(sizes, pairs, seed=0):
-    """Of so many simulated pairs without a difference, the shares whose interval leaves out 0 and
-    whose p is < 0.05.
-
-    A matrix differs by a part of its layer, noise, and a part of its module, of which as many are
-    up as down.
-    """
-    rng, layers = np.random.default_rng(seed), sum(sizes)
-    strata = np.repeat(np.arange(len(sizes)), sizes)
-    excluded = significant = 0
-    for _ in range(pairs):
-        values = rng.normal(size=(layers, 1)) + rng.normal(size=(layers, 7)) + np.linspace(-1, 1, 7)
-        blocks = Blocks(np.repeat(np.arange(layers), 7), strata)
-        bounds = interval_of_median(values.ravel(), blocks).bounds
-        excluded += bounds is not None and not bounds[0] <= 0 <= bounds[1]
-        significant += sign_flip_p(np.median(values, axis=1)) < 0.05
-    return excluded / pairs, significant / pairs
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sizes", "nominal"),
-    [((4,), 0.125), ((6,), 0.05), ((16,), 0.05), ((4, 1), 0.125), ((4, 4), 0.05), ((12, 8), 0.05)],
-)
-def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(sizes, nominal):
-    """The interval leaves out 0 in about 1 - its confidence of cases, and p < 0.05 in no more than
-    5 %.
-    """
-    pairs = 250
-    excluded, significant = outside(sizes, pairs)
-    spread_of_rate = 3 * np.sqrt(nominal * (1 - nominal) / pairs)
-    assert excluded == pytest.approx(nominal, abs=spread_of_rate)
-    assert significant <= 0.05 + spread_of_rate

@@ -53,22 +53,15 @@ def test_an_embedding_moves_no_median():
     """Two matrices of layers and an embedding: the embedding is a row of its own."""
     found = rows(
         {
-            "layer": 0,
-            "module": "attn.q",
-            "kept": 0.5,
-            "alignment_left": 1.5,
-            "alignment_left_null": 1.25,
-            "spikes": 3,
+            "layer": 0, "module": "attn.q", "kept": 0.5, "alignment_left": 1.5,
+            "alignment_left_null": 1.25, "spikes": 3,
         },
         {"layer": 1, "module": "attn.q", "kept": 0.7, "equivalent_directions": 9.0, "spikes": 5},
         {
-            "module": "embed",
-            "spikes": 90,
-            "kept": 0.01,
-            "kept_reason": "rounded_away",
+            "module": "embed", "spikes": 90, "kept": 0.01, "kept_reason": "rounded_away",
             "energy_share": 0.9,
         },
-    )
+    )  # fmt: skip
     inside = inside_layers(columns(found))
     assert inside["kept"] == pytest.approx(0.6)
     assert (inside["spikes"], inside["spike_energy"]) == (4.0, None)

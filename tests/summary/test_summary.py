@@ -120,17 +120,6 @@ def test_a_gate_that_failed_stands_on_the_screen_with_its_reason(folder):
     assert text.index(gate.reason) < text.index("attn.q")
 
 
-def test_the_next_command_can_be_typed_as_it_stands(folder):
-    """With the folder of the report, as it was named."""
-    out = run_shadow("show", folder.name, cwd=folder.parent).assert_done()
-    lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    typed = next(
-        rest for first, rest in (line for line in lines if len(line) == 2) if first == "more"
-    ).strip()
-    assert typed == f"shadow show {folder.name} --full  # page: shadow report {folder.name}"
-    run_shadow(*typed.partition("#")[0].split()[1:], cwd=folder.parent).assert_done()
-
-
 def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     """A vision tower and a projector beside the language model: own rows, and a table for what has
     no base.

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from shadow.errors import ShadowError, UsageError
 from shadow.targets import families, plain_yaml
-from shadow.targets.families import filter_families, find_pairs, load_families
+from shadow.targets.families import (
+    filter_families,
+    find_pairs,
+    load_families,
+    pairs_of_references,
+)
 from shadow.targets.references import ComponentBase, Reference, parse_reference
 
 GOOD = "fam:\n  base: org/base\n  sft: org/sft\n"
@@ -368,6 +373,20 @@ def test_targets_name_a_family_or_one_pair(tmp_path):
     assert caught.value.hint == "it has: base..sft, base..dpo"
 
 
+def test_a_checkpoint_names_its_pairs_in_any_case_but_of_its_revision(tmp_path):
+    """The tuned side its own pairs, the base all from it."""
+    families = load(tmp_path, "f:\n  base: org/b\n  a: {repo: org/a, revision: v1}\n  c: org/c\n")
+    for typed, found in (
+        ("ORG/a", "base..a"),
+        ("org/a@v1", "base..a"),
+        ("org/b", "base..a base..c"),
+    ):
+        assert " ".join(one.name for one in pairs_of_references([typed], families)) == found
+    for typed in ("org/a@v2", "org/none"):
+        with pytest.raises(UsageError, match=typed.partition("@")[0]):
+            pairs_of_references([typed], families)
+
+
 MANY = """
 one: {base: org/one-base, sft: org/one-SFT, tags: [dense]}
 two: {base: {language: org/one-sft, vision: eyes/clip}, sft: org/two, tags: [dense, vlm]}
@@ -378,20 +397,13 @@ hear: {base: org/h, sft: org/hs, tags: [moe, audio]}
 @pytest.mark.parametrize(
     ("word", "component", "tags", "found"),
     [
-        (None, None, [], "one two hear"),
-        ("one", None, [], "one"),
-        ("ONE", None, [], "one two"),
-        ("-sft", None, [], "one two"),
-        ("CLIP", None, [], "two"),
-        ("vl", None, [], "two"),
-        (None, "vision", [], "two"),
-        (None, "audio", [], "hear"),
-        (None, "language", [], "one two"),
-        (None, None, ["dense"], "one two"),
-        (None, None, ["dense", "vlm"], "two"),
-        ("one", None, ["vlm"], "two"),
+        (None, None, [], "one two hear"), ("one", None, [], "one"), ("ONE", None, [], "one two"),
+        ("-sft", None, [], "one two"), ("CLIP", None, [], "two"), ("vl", None, [], "two"),
+        (None, "vision", [], "two"), (None, "audio", [], "hear"),
+        (None, "language", [], "one two"), (None, None, ["dense"], "one two"),
+        (None, None, ["dense", "vlm"], "two"), ("one", None, ["vlm"], "two"),
     ],
-)
+)  # fmt: skip
 def test_families_are_filtered(tmp_path, word, component, tags, found):
     """A name is that family alone; another word may be in names, checkpoints or tags. All that is
     asked must hold.
