@@ -59,7 +59,7 @@ test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a f
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py
 
-mutants: setup  ## plant 40 mistakes, one at a time: each must fail a test
+mutants: setup  ## plant 60 mistakes, one at a time: each must fail a test
 	$(BIN)/python tests/mutants.py
 
 rewording: setup  ## reword messages and rename modules in a copy: hardly any test may break

@@ -157,7 +157,10 @@ MUTANTS = (
     Planted("cli/gate.py", "claims/test_gate_command.py -k exit_codes_of_gate", {
         "a gate that never fails": ("    if code:\n", "    if code > 4:\n"),
     }),
-    Planted("outputs/ci.py", "outputs/test_ci.py -k annotation", {
+    Planted("cli/verify.py", "cli/test_verify_ci.py -k is_a_line or of_several", {
+        "the largest code": ("first_code({one.exit_code", "max({one.exit_code"),
+    }),
+    Planted("outputs/ci.py", "outputs/test_ci.py -k annotation or github_shows", {
         "nine annotations": ("lines[: ANNOTATIONS - 1]", "lines[: ANNOTATIONS - 2]"),
         "a percent sign": ('.replace("%", "%25")', ""),
     }),

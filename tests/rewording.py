@@ -1,6 +1,6 @@
 """Reword messages and rename modules in a copy, and count the cases of tests that break.
 
-    python tests/rewording.py [--seed N] [--messages N] [--modules N]
+    python tests/rewording.py [--seed N] [--messages N] [--modules N] [--package NAME]
 
 A message is a text of at least four words that a person may read: of an error, of a sentence, of a
 table of words. Other words may break MOST cases of the tests of its package. A module that is
@@ -50,15 +50,16 @@ def in_code(path: Path) -> Iterator[str]:
                 yield text
 
 
-def messages(root: Path) -> list[tuple[Path, str]]:
-    """Return the texts that people read, each with its file, in order."""
+def messages(root: Path, package: str) -> list[tuple[Path, str]]:
+    """Return the texts of a package, or of all, that people read, each with its file, in order."""
     found = [(WORDS, text) for text in TEXT.findall((root / WORDS).read_text(encoding="utf-8"))]
-    for path in sorted((root / SRC).rglob("*.py")):
+    for path in sorted((root / SRC / package).rglob("*.py")):
         found += [(path.relative_to(root), text) for text in in_code(path)]
     return [
         (file, text)
         for file, text in dict.fromkeys(found)
-        if sum(len(WORD.findall(part)) for part in CODE.split(text)[::2]) >= 4
+        if file.is_relative_to(SRC / package)
+        and sum(len(WORD.findall(part)) for part in CODE.split(text)[::2]) >= 4
         and (root / file).read_text(encoding="utf-8").count(text) == 1
     ]
 
@@ -170,10 +171,10 @@ class Checkout:
         return found - self.broken(sorted({case.partition("[")[0] for case in found}))
 
 
-def modules(root: Path, count: int, chance: random.Random) -> list[Path]:
+def modules(root: Path, package: str, count: int, chance: random.Random) -> list[Path]:
     """Choose modules, of different packages as long as there are some."""
     of: dict[str, list[Path]] = {}
-    for path in sorted((root / SRC).rglob("*.py")):
+    for path in sorted((root / SRC / package).rglob("*.py")):
         inside = path.relative_to(root / SRC).parts
         if len(inside) > 1 and not path.stem.startswith("__"):
             of.setdefault(inside[0], []).append(path)
@@ -194,16 +195,17 @@ def main() -> int:
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--messages", type=int, default=12, metavar="N")
     asked.add_argument("--modules", type=int, default=6, metavar="N")
+    asked.add_argument("--package", default="", metavar="NAME", help="of this package alone")
     options = asked.parse_args()
     chance, faults = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Checkout(Path(folder).resolve())
-        for file, text in chance.sample(messages(copy.folder), options.messages):
+        for file, text in chance.sample(messages(copy.folder, options.package), options.messages):
             start = time.monotonic()
             cases = copy.reword(file, text)
             what = f"{file.relative_to(SRC)}: {text[:90]}"
             faults += said(len(cases), MOST, time.monotonic() - start, what, cases)
-        for path in modules(copy.folder, options.modules, chance):
+        for path in modules(copy.folder, options.package, options.modules, chance):
             start = time.monotonic()
             cases = copy.rename(path, chance)
             what = f"{path.relative_to(copy.folder / SRC)} under another name"
