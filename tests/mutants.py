@@ -26,7 +26,7 @@ from typing import NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in conftest.py, before NumPy is imported
 sys.dont_write_bytecode = True
 
-import hypothesis  # noqa: E402, F401
+import hypothesis  # noqa: E402
 import pandas  # noqa: E402, F401
 import pyarrow.parquet  # noqa: E402, F401
 import pydantic  # noqa: E402, F401
@@ -247,6 +247,9 @@ def main() -> int:
         print("\n".join(f"{one.file}: {name}" for one, name, *_ in chosen))
         return 0
     os.chdir(ROOT)
+    first = hypothesis.Phase.explicit, hypothesis.Phase.generate  # the first failure is enough
+    hypothesis.settings.register_profile("first", phases=first, database=None)
+    hypothesis.settings.load_profile("first")  # from which tests/effort.py goes on
     alive = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))

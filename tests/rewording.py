@@ -80,7 +80,7 @@ def renamed(text: str, package: str, old: str, new: str, *, strings: bool) -> st
     def statement(match: re.Match[str]) -> str:
         found = dotted.sub(f"{package}.{new}", match[0])
         head, names, rest = found.partition(" import ")
-        if head.split()[-1] == package:
+        if head.split()[-1:] == [package]:
             rest = re.sub(rf"\b{old}\b as ", f"{new} as ", rest)
             rest = re.sub(rf"(?<!as )\b{old}\b", f"{new} as {old}", rest)
         return head + names + rest
