@@ -412,7 +412,7 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     shadow("report", "out", "-o", "page.html").assert_done()
     assert "now default" in (toys / "page.html").read_text()
     words = ("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
-    shadow(*words, "--overwrite").assert_done()
+    shadow(*words, "--overwrite").assert_done(3)  # random toys are unrelated
     assert {row.state for row in read_index(toys / "out").rows} == {"done"}
 
 

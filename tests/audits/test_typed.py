@@ -101,10 +101,10 @@ def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
             {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6, generator=g)},
             tmp_path / side / "model.safetensors",
         )
-    shadow("audit", "./one", "./two", "-o", "out").assert_done()
+    shadow("audit", "./one", "./two", "-o", "out").assert_done(3)
     (given,) = (tmp_path / "out" / "two").iterdir()
     assert given.name.startswith("one..two-")
-    shadow("audit", "./one", "./two", "-o", "out", "--name", "mine:base..v2").assert_done()
+    shadow("audit", "./one", "./two", "-o", "out", "--name", "mine:base..v2").assert_done(3)
     assert (tmp_path / "out" / "mine" / "base..v2" / "summary.json").is_file()
     for arguments, words in (
         (("plan", "demo", "--name", "mine:a..b"), "--name is for one pair"),
