@@ -53,6 +53,25 @@ def sharded(folder: Path, tensors: Tensors, shards: int, config: dict = LLAMA) -
     return folder
 
 
+def adapter(
+    folder: Path,
+    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    extra: Tensors | None = None,
+    **config: object,
+) -> Path:
+    """A LoRA adapter of rank 4 at scale 2. pairs: (B, A) by the name of a matrix; extra: tensors by
+    their own names.
+    """
+    factors = dict(extra or {})
+    for name, (b, a) in pairs.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        factors |= {f"{module}.lora_B.weight": b, f"{module}.lora_A.weight": a}
+    write(folder, factors, name="adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return folder
+
+
 # toys of few matrices
 
 
@@ -302,23 +321,18 @@ def write_decoders(here: Path) -> None:
     sharded(here / "halves", shuffled, 2, DECODER)
 
 
-def write_adapter(here: Path) -> None:
-    factors: Tensors = {}
-    for layer in range(2):
-        for place, name in enumerate(("self_attn.q_proj", "mlp.up_proj")):
-            rows, cols = SHAPES[name]
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            factors[f"{prefix}.lora_A.weight"] = normal(200 + 10 * layer + place, 4, cols) * 0.05
-            factors[f"{prefix}.lora_B.weight"] = normal(300 + 10 * layer + place, rows, 4) * 0.05
-    factors["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = normal(1, 2, 6)
-    (here / "adapter").mkdir()
-    save_file(factors, here / "adapter" / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"up_proj": 4}}
-    config |= {"use_rslora": True}
-    (here / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    (here / "other-adapter").mkdir()
-    save_file(factors, here / "other-adapter" / "adapter_model.safetensors")
-    (here / "other-adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
+def write_adapters(here: Path) -> None:
+    pairs = {
+        LAYER.format(layer, name): (
+            normal(300 + 10 * layer + place, SHAPES[name][0], 4) * 0.05,
+            normal(200 + 10 * layer + place, 4, SHAPES[name][1]) * 0.05,
+        )
+        for layer in range(2)
+        for place, name in enumerate(("self_attn.q_proj", "mlp.up_proj"))
+    }
+    lone = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": normal(1, 2, 6)}
+    adapter(here / "adapter", pairs, lone, alpha_pattern={"up_proj": 4}, use_rslora=True)
+    adapter(here / "other-adapter", pairs, lone, peft_type="IA3")
 
 
 def write_quantised(here: Path) -> None:
@@ -473,7 +487,7 @@ toy-seeing:
 
 def write_all(here: Path) -> None:
     """Write every input file into an empty folder."""
-    for one in (write_decoders, write_adapter, write_quantised, write_fused, write_experts):
+    for one in (write_decoders, write_adapters, write_quantised, write_fused, write_experts):
         one(here)
     write_odd(here)
     write_vision(here)

@@ -311,10 +311,9 @@ def test_an_adapter_removes_nothing(tmp_path, sides):
     """What the base has and the adapter has not stays in use."""
     base, _ = sides
     put(base, config__json={}, tokenizer_config__json={"a": 1})
-    adapter = planted.write(tmp_path / "adapter", {"base_model.model.x.lora_A.weight": _small()})
-    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
-    (adapter / "config.json").unlink(missing_ok=True)
-    put(adapter, adapter_config__json={"peft_type": "LORA", "r": 2, "lora_alpha": 2})
+    adapter = planted.adapter(
+        tmp_path / "adapter", {}, {"base_model.model.x.lora_A.weight": _small()}
+    )
     put(adapter, tokenizer_config__json={"a": 2})
     rows = told(base, adapter)
     assert rows["config.json"]["state"] == rows["model.safetensors"]["state"] == "unknown"

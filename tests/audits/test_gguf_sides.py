@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from gguf.quants import dequantize, quantize
 from hub import Hub
 from hub_pairs import SECRET, variables
 from measuring import contents, pair_of
-from safetensors.torch import save_file
 
 import shadow
 from shadow.audits.pair import Settings, run_pair
@@ -259,20 +257,15 @@ def test_a_merge_onto_a_quantised_base_is_told_from_one_onto_the_original(sides,
     if base is None:
         packed, dense, config = quantisers.quantised("nf4", original)
         base = planted.write(tmp_path / "nf4", packed, {**CONFIG, "quantization_config": config})
-    factors = {}
-    merges = {"onto": dict(dense), "beside": dict(original)}
+    factors, merges = {}, {"onto": dict(dense), "beside": dict(original)}
     for name in (Q, UP):
         rows, cols = tensors["base"][name].shape
         draw = torch.Generator().manual_seed(rows)
         left, right = (0.05 * torch.randn(size, generator=draw) for size in ((rows, 4), (4, cols)))
-        module = f"base_model.model.{name.removesuffix('.weight')}"
-        factors |= {f"{module}.lora_B.weight": left, f"{module}.lora_A.weight": right}
+        factors[name] = left, right
         for merged in merges.values():
             merged[name] = merged[name].double() + 2 * left.double() @ right.double()
-    (tmp_path / "adapter").mkdir()
-    save_file(factors, tmp_path / "adapter" / "adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+    planted.adapter(tmp_path / "adapter", factors)
     for name, merged in merges.items():
         stored = {key: torch.as_tensor(one).bfloat16() for key, one in merged.items()}
         folder = planted.write(tmp_path / name, stored, CONFIG)

@@ -6,12 +6,12 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
 from measuring import measure
 from safetensors.numpy import load, save
-from safetensors.torch import save_file
 
 from shadow.audits.cache_folder import make_room, size_of
 from shadow.audits.spectrum_cache import DIGEST, SpectrumCache, digest_of, key
@@ -186,12 +186,7 @@ def test_where_nothing_can_be_written_spectra_are_solved(tmp_path):
 
 
 def checkpoint(folder, matrices):
-    folder.mkdir()
-    save_file(
-        {f"model.layers.{i}.mlp.up_proj.weight": one for i, one in enumerate(matrices)},
-        folder / "model.safetensors",
-    )
-    return folder
+    return planted.write(folder, {planted.UP.format(i): one for i, one in enumerate(matrices)})
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
 import readme
 import torch
 from command import run_shadow
 from measuring import contents, pair_of
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import shadow
 from shadow.audits.engine import InProcess
@@ -191,8 +192,7 @@ def test_what_is_not_finite_equal_or_moved_is_told_as_in_a_whole_audit(tmp_path)
     tuned[names[1]] = base[names[1]].clone()
     tuned[names[2]] = base[names[2]].flip(0).contiguous()
     for side, tensors in (("base", base), ("tuned", tuned)):
-        (tmp_path / side).mkdir()
-        save_file(tensors, tmp_path / side / "model.safetensors")
+        planted.write(tmp_path / side, tensors)
     found = {}
     for name, settings in (("norms", NORMS), ("all", ALL)):
         folder = audited(
@@ -216,10 +216,7 @@ def larger(tmp_path_factory):
         name: (one.float() + 0.1 * (spike + torch.randn(560, 600))).bfloat16()
         for name, one in base.items()
     }
-    for name, tensors in (("base", base), ("tuned", moved)):
-        (folder / name).mkdir()
-        save_file(tensors, folder / name / "model.safetensors")
-    sides = folder / "base", folder / "tuned"
+    sides = planted.write(folder / "base", base), planted.write(folder / "tuned", moved)
     return {
         name: shadow.audit(*map(str, sides), output=folder / name, **options)
         for name, options in (

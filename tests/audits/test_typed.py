@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import planted
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from shadow.errors import UsageError
 from shadow.targets.lists import select
@@ -94,13 +93,8 @@ def test_a_checkpoint_typed_without_its_dot_is_refused_at_once(shadow, tmp_path)
 
 def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
     """--name makes the folder; it is refused beside families, and where it names no pair."""
-    g = torch.Generator().manual_seed(0)
-    for side in ("one", "two"):
-        (tmp_path / side).mkdir()
-        save_file(
-            {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6, generator=g)},
-            tmp_path / side / "model.safetensors",
-        )
+    for seed, side in enumerate(("one", "two")):
+        planted.toy(tmp_path / side, seed)
     shadow("audit", "./one", "./two", "-o", "out").assert_done(3)
     (given,) = (tmp_path / "out" / "two").iterdir()
     assert given.name.startswith("one..two-")

@@ -10,7 +10,7 @@ import planted
 import pytest
 import torch
 from command import run_shadow
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import shadow
 from shadow.dtypes import FLOATS
@@ -45,22 +45,6 @@ def factors(size=64, seed=1, strength=0.05, dtype=torch.float32):
     }
 
 
-def adapter(folder, pairs, extra=None, **config):
-    """An adapter's files."""
-    folder.mkdir(parents=True)
-    tensors = dict(extra or {})
-    for name, (b, a) in pairs.items():
-        module = f"base_model.model.{name.removesuffix('.weight')}"
-        tensors |= {f"{module}.lora_B.weight": b, f"{module}.lora_A.weight": a}
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        folder / "adapter_model.safetensors",
-    )
-    told = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, **config}
-    (folder / "adapter_config.json").write_text(json.dumps(told))
-    return folder
-
-
 def merge(base, pairs, dtype, scale=ALPHA / RANK, only=None, arithmetic=torch.float64):
     """Base plus update, computed in a dtype and stored in one, by plain torch."""
     done = {name: one.clone().to(dtype) for name, one in base.items()}
@@ -76,7 +60,7 @@ def told(tmp_path, base, pairs, merged, **config):
     where = tmp_path / str(len(list(tmp_path.iterdir())) if tmp_path.exists() else 0)
     planted.write(where / "base", base, planted.LLAMA)
     planted.write(where / "merged", merged, planted.LLAMA)
-    adapter(where / "adapter", pairs, **config)
+    planted.adapter(where / "adapter", pairs, **config)
     return shadow.verify("merged", where / "base", where / "adapter", where / "merged")
 
 
@@ -324,7 +308,7 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
             base | {embed: moved, "lm_head.weight": head.clone()},
             {**planted.LLAMA, "tie_word_embeddings": False},
         )
-        adapter(where / "adapter", {}, extra)
+        planted.adapter(where / "adapter", {}, extra)
         found = shadow.verify("merged", *(where / one for one in ("base", "adapter", "merged")))
         assert found.holds is (number < 2), found
 
@@ -408,23 +392,23 @@ def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
     """A model for the adapter, an adapter for a model, and factors that are cut."""
     base, pairs = based(torch.float32), factors()
     planted.write(tmp_path / "base", base, planted.LLAMA)
-    adapter(tmp_path / "adapter", pairs)
+    planted.adapter(tmp_path / "adapter", pairs)
     for order, code in ((("base", "base", "base"), 2), (("base", "adapter", "adapter"), 2)):
         arguments = [f"./{one}" for one in order]
         run_shadow("verify", "merged", *arguments, cwd=tmp_path).assert_refused(code)
-    adapter(tmp_path / "dora", pairs, use_dora=True)
+    planted.adapter(tmp_path / "dora", pairs, use_dora=True)
     run_shadow("verify", "merged", "./base", "./dora", "./base", cwd=tmp_path).assert_refused()
     broken = dict(pairs)
     for number, value in enumerate((float("nan"), float("inf"), 1e300)):
         b = torch.full((64, RANK), value, dtype=torch.float64)
         broken[Q.format(0)] = b, pairs[Q.format(0)][1]
-        adapter(tmp_path / f"nan{number}", broken)
+        planted.adapter(tmp_path / f"nan{number}", broken)
         planted.write(tmp_path / f"m{number}", merge(base, pairs, torch.float32), planted.LLAMA)
         ask = ["merged", "./base", f"./nan{number}", f"./m{number}", "--json"]
         found = json.loads(run_shadow("verify", *ask, cwd=tmp_path).assert_done(4))
         assert [one["name"] for one in found["against"]] == [Q.format(0)]
     short = {name: (b[:8], a) for name, (b, a) in pairs.items()}
-    adapter(tmp_path / "short", short)
+    planted.adapter(tmp_path / "short", short)
     found = run_shadow("verify", "merged", "./base", "./short", "./base", cwd=tmp_path)
     assert found.code in (1, 4, 5)
     assert "Traceback" not in found.err

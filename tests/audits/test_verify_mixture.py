@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
+import planted
 import pytest
 import torch
 from command import run_shadow
-from safetensors.torch import save_file
 
 import shadow
 
@@ -32,10 +30,7 @@ def cast(state):
 
 
 def put(folder, state, **config):
-    folder.mkdir(parents=True)
-    save_file({name: one.contiguous() for name, one in state.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
-    return folder
+    return planted.write(folder, state, planted.LLAMA | config)
 
 
 @pytest.fixture
@@ -179,16 +174,8 @@ def test_values_that_are_not_finite_end_in_an_answer(sides, tmp_path):
 def test_an_adapter_is_refused_with_a_hint(sides, tmp_path):
     """A merge is of models."""
     _, (of_base, of_a, _) = sides
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    module = "base_model.model.model.layers.0.self_attn.q_proj"
-    pair = {
-        f"{module}.lora_A.weight": torch.ones(2, 64),
-        f"{module}.lora_B.weight": torch.ones(64, 2),
-    }
-    save_file(pair, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    pair = torch.ones(64, 4), torch.ones(4, 64)
+    folder = planted.adapter(tmp_path / "adapter", {Q.format(0): pair})
     done = run_shadow("verify", "mixture", of_base, of_a, folder, cwd=tmp_path)
     done.assert_refused(2)
     assert "merged" in done.err

@@ -287,15 +287,6 @@ def test_one_file_is_not_read_unless_its_config_decodes_it_otherwise(tmp_path, m
     assert shadow.verify("same", a, tmp_path / "link").holds is None  # nothing was compared
 
 
-def lora(folder, tensors, **config):
-    """An adapter's files."""
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
-    (folder / "adapter_config.json").write_text(json.dumps(told))
-    return folder
-
-
 FACTORS = {
     f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{which}.weight": torch.ones(shape)
     for layer in range(2)
@@ -317,7 +308,10 @@ NORMS = "base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector
 )
 def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apart):
     """Equal factors with another alpha are another update; another way to write a scale is not."""
-    a, b = lora(tmp_path / "a", FACTORS), lora(tmp_path / "b", FACTORS, **config)
+    a, b = (
+        planted.adapter(tmp_path / "a", {}, FACTORS),
+        planted.adapter(tmp_path / "b", {}, FACTORS, **config),
+    )
     if linked:
         (b / "adapter_model.safetensors").unlink()
         (b / "adapter_model.safetensors").hardlink_to(a / "adapter_model.safetensors")
@@ -330,10 +324,13 @@ def test_dora_adapters_are_compared_with_their_norms(tmp_path):
     """An adapter whose norms are not used is another one."""
     tensors = FACTORS | {NORMS.format(layer): torch.ones(8) for layer in range(2)}
     other = tensors | {NORMS.format(0): torch.full((8,), 1.5)}
-    a = lora(tmp_path / "a", tensors, use_dora=True)
-    assert shadow.verify("same", a, lora(tmp_path / "b", tensors, use_dora=True)).holds is True
-    assert shadow.verify("same", a, lora(tmp_path / "c", tensors)).holds is False
-    found = shadow.verify("same", a, lora(tmp_path / "d", other, use_dora=True))
+    a = planted.adapter(tmp_path / "a", {}, tensors, use_dora=True)
+    assert (
+        shadow.verify("same", a, planted.adapter(tmp_path / "b", {}, tensors, use_dora=True)).holds
+        is True
+    )
+    assert shadow.verify("same", a, planted.adapter(tmp_path / "c", {}, tensors)).holds is False
+    found = shadow.verify("same", a, planted.adapter(tmp_path / "d", {}, other, use_dora=True))
     assert [one.name for one in found.against] == [NORMS.format(0)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 
 import pandas as pd
@@ -11,7 +10,7 @@ import pytest
 import reference
 import torch
 from effort import chosen
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.adapters import read_adapter
@@ -161,18 +160,7 @@ def test_a_low_rank_delta_is_numpys(tmp_path):
 
 
 def write_adapter(folder, module, left, right, alpha=8, more=None, **config):
-    folder.mkdir()
-    factors = {
-        f"base_model.model.{module}.lora_A.weight": right,
-        f"base_model.model.{module}.lora_B.weight": left,
-    }
-    save_file(
-        {name: t.contiguous() for name, t in (factors | (more or {})).items()},
-        folder / "adapter_model.safetensors",
-    )
-    (folder / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": alpha} | config)
-    )
+    planted.adapter(folder, {module: (left, right)}, more, lora_alpha=alpha, **config)
 
 
 def test_an_untrained_adapter_is_identical(tmp_path):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import chosen
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -66,12 +66,7 @@ def adapter(folder):
             for factor, shape in (("A", (4, cols)), ("B", (rows, 4))):
                 drawn = 0.05 * torch.randn(shape, generator=generator)
                 tensors[f"{at}.lora_{factor}.weight"] = drawn
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-    config["target_modules"] = ["q_proj", "down_proj"]
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
+    return planted.adapter(folder, {}, tensors, target_modules=["q_proj", "down_proj"])
 
 
 @pytest.fixture(scope="module")
