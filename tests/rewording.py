@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 SRC, WORDS = Path("src/shadow"), Path("src/shadow/reports/words.yaml")
 MOST = 3  # cases that a reworded message may break
 SECONDS = 1200  # after which tests count as hung
-BESIDE = 2  # files of tests of its package that run for a renamed module, beside those that name it
+NAMING, BESIDE = 6, 2  # files of tests that import a renamed module, and others of its package
 WORD = re.compile(r"(?<![\w`'/.-])[A-Za-z]{3,}(?![\w`'/-])")
 CODE = re.compile(r"(\{[^{}]*\}|`[^`]*`)")  # what is filled in, and what people type
 IMPORT = re.compile(r"(?m)^[ \t]*(?:from [\w.]+ import (?:\([^)]*\)|[^\n(]+)|import [^\n]+)")
@@ -146,16 +146,16 @@ class Checkout:
         old, new = path.stem, f"{path.stem}_by_another_name"
         before = self.texts("src", "tests")
         tests = [one for one in before if one.name.startswith("test_")]
-        naming = [
+        dotted = re.compile(rf"\b{re.escape(package)}(?: import [\w\s,(]*?|\.){old}\b")
+        naming = [one for one in tests if dotted.search(before[one])]
+        room = package.split(".")[1]
+        beside = [one for one in tests if one.parent.name == room and one not in naming]
+        ran = [
             one
-            for one in tests
-            if renamed(before[one], package, old, new, strings=True) != before[one]
+            for some, most in ((naming, NAMING), (beside, BESIDE))
+            for one in chance.sample(some, min(most, len(some)))
         ]
-        beside = [
-            one for one in tests if one.parent.name == package.split(".")[1] and one not in naming
-        ]
-        naming += chance.sample(beside, min(BESIDE, len(beside)))
-        names = [str(one.relative_to(self.folder)) for one in sorted(naming)]
+        names = [str(one.relative_to(self.folder)) for one in sorted(ran)]
         try:
             for one, text in before.items():
                 is_source = one.is_relative_to(self.folder / "src")
