@@ -138,10 +138,3 @@ def test_the_version_is_one_everywhere():
 def test_both_scripts_are_one_command():
     """`shadow` for people, and the name of the package, so that `uvx` finds it."""
     assert PROJECT["scripts"] == {"shadow": "shadow.cli:main", PROJECT["name"]: "shadow.cli:main"}
-
-
-def test_python_m_shadow_is_the_command(tmp_path):
-    """It prints the version on stdout and ends with 0."""
-    command = [sys.executable, "-m", "shadow", "--version"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == f"shadow {__version__}\n"

@@ -77,21 +77,6 @@ def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     assert found == (code, out, err)
 
 
-@pytest.mark.parametrize(
-    ("body", "ends"),
-    [
-        ("return 0", (-2, "", "")),
-        ("signal.raise_signal(signal.SIGINT)", (130, "", "stopped\n")),
-    ],
-    ids=["by the signal", "by its code, where it was told already"],
-)
-def test_python_ends_without_a_traceback(tmp_path, body, ends):
-    """When the command has ended, an interrupt ends the process at once."""
-    code = STUB.format(body, False).replace("main()", "try: main()\nfinally: toy()")
-    code = f"import atexit\ndef toy(): signal.raise_signal(signal.SIGINT)\n{code}"
-    assert in_a_child(code, cwd=tmp_path) == ends
-
-
 def test_a_second_interrupt_does_not_wait_for_an_import(tmp_path):
     """An import may take long, as one of torch from a slow disk."""
     twice = (

@@ -207,20 +207,3 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     else:
         assert "\\x1b[31m" in text
         assert "[bold]" in text
-
-
-def test_a_median_of_differences_is_not_called_a_difference_of_medians(shadow, tmp_path):
-    """0.40, 0.41 and 0.10 beside 0.30, 0.40 and 0.20: medians 0.40 and 0.30 differ by 0.10, and the
-    median of the differences is 0.01; the title says which one is shown.
-    """
-    values = [[0.40] * 3, [0.41] * 3, [0.10] * 3], [[0.30] * 3, [0.40] * 3, [0.20] * 3]
-    folders = [
-        uniform(tmp_path / name, np.array(one), 3)
-        for name, one in zip("ab", values, strict=True)
-    ]  # fmt: skip
-    own = compare(folders).contrasts[0].figures[0]
-    assert own.figure == "concentration"
-    assert (own.first, own.second) == pytest.approx((0.40, 0.30))
-    assert own.difference == pytest.approx(0.01)
-    shown = " ".join(shadow("compare", *folders).assert_done().split())
-    assert "A - B: the median of the differences matrix by matrix" in shown

@@ -71,14 +71,6 @@ def test_draws_are_as_if_their_layers_were_written_out():
         )
 
 
-def test_a_ratio_over_nothing_is_not_a_number():
-    """0 over something is 0, anything over 0 is undefined."""
-    some, none = Sum(np.array([1.0, 2]), 0.0), Sum(np.zeros(2), 0.0)
-    assert ratio(none, some, once(2)) == [0.0]
-    assert np.isnan(ratio(some, none, once(2))).all()
-    assert np.isnan(ratio(none, none, once(2))).all()
-
-
 def test_frozen_layers_are_layers_and_norms_do_not_make_one():
     """Identical matrices make their layer count, with no energy; a layer of which only a norm was
     compared does not.

@@ -51,22 +51,6 @@ def test_truth_is_that_of_the_update_before_storage(rank):
     assert truth.floor_ratio() == pytest.approx(stored / 1.68e-3, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("what", "share"),
-    [("a fifth", 0.81), ("a half", 0.54), ("half of the columns", 0.54), ("in proportion", 0.22),
-     ("heavy tails", 0.15)],
-)  # fmt: skip
-def test_entries_that_hardly_moved_are_those_of_the_history(what, share):
-    """Of 20 and 50 % that moved: the rest, and of a normal update within a tenth of its larger
-    root mean square 4 and 6 %. Products of two normal numbers, t2.5: by numbers drawn elsewhere.
-    """
-    made = PAIRS[f"{what}, 0.006"].make()
-    truth = Truth(made)
-    assert truth.hardly_moved() == pytest.approx(share, abs=0.03)
-    assert truth.norm(truth.inside) == pytest.approx([0.006])
-    assert made.told == (("masked",) if what in histories.MASKS else ())
-
-
 def test_a_judge_of_numbers_and_places(tmp_path):
     """A named size, a place of two equals and a rank are held against the truth."""
     found = sentences.size_in("Changed by 0.71 to 0.8 %, like noise.")
