@@ -215,7 +215,7 @@ MUST_NOT = {  # a near miss of the same code
     "vocabulary": report(model(), extra_tensors=grown(591, 591)),
     "left_out": report(model(), extra_tensors=BROKEN),
     "only_vectors": report([], extra_tensors=(*same(), *vectors([]))),
-    "vectors": report(model(), extra_tensors=vectors([0.9])),
+    "vectors": report(model(), extra_tensors=vectors([0.9, 0.1], 5)),
     "mostly_copy": report(model(cast="tuned", **ROUNDED)),
     "base_few_values": report(model(levels_base=LEVELS["bf16"], **WIDE)),
     "replaced": report(with_swapped(0.6)),

@@ -76,6 +76,9 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(here, "copy", base)
     matrices = {name: one for name, one in base.items() if one.ndim == 2}
     put(here, "tuned", base | {name: one + normal(9, *one.shape) for name, one in matrices.items()})
+    upper = base | {name: one + 0.1 * normal(9, *one.shape) for name, one in matrices.items()
+                    if name.startswith("model.layers.3.")}  # fmt: skip
+    put(here, "norm-moved", upper | {NORM.format(1): torch.full((WIDTH,), 2.0)})
     put(here, "norms-alone", base | {NORM.format(1): torch.full((WIDTH,), 2.0)})
     put_adapter(here, "more-rows", adapter | more)
     put_adapter(here, "adapter", adapter)
@@ -105,6 +108,9 @@ SYMPTOMS = {
         "verify trained ./base ./tuned --moved language", 0, [NORM.format(0), "5 vectors"]),
     "matrices that did not move": ("verify trained ./base ./norms-alone --moved layers.1", 4, []),
     "norms of 1 say nothing": ("verify trained ./base ./tuned --moved norm", 5, ["5 vectors"]),
+    "one norm moved": ("audit ./base ./norm-moved", 0, [f"{NORM.format(1)} by 100 % of its norm"]),
+    "nothing else did": ("audit ./base ./norms-alone", 0, [f"{NORM.format(1)} by 100 %"]),
+    "none moved": ("audit ./base ./tuned", 0, []),
     "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
     "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),
 }  # fmt: skip
@@ -118,3 +124,9 @@ def test_a_symptom_is_named(shadow, tmp_path, planted_folder, symptom):
     assert done.code == code, done.err
     text = " ".join((done.out + done.err).split())
     assert [name for name in names if name not in text] == []
+
+
+def test_a_layer_whose_norm_moved_is_not_frozen(shadow, tmp_path, planted_folder):
+    text = shadow("audit", planted_folder / "base", planted_folder / "norm-moved", "-o", tmp_path)
+    (line,) = (line for line in text.out.splitlines() if line.startswith("frozen"))
+    assert "layers 0 and 2" in line

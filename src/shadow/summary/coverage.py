@@ -26,6 +26,7 @@ UNREAD = ("unknown_dtype", "quantized")  # reasons of what is there, and is told
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
 EXAMPLES = 3  # tensors of a kind of damage that a summary names
 SHAPES = re.compile(r"base \(([\d, ]+)\), tuned \(([\d, ]+)\)")  # a detail of shape_differs
+FAR = 10.0  # times as far as the next one, a vector is named
 BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
 
 
@@ -40,11 +41,23 @@ def vector_figures(tensors: Columns) -> VectorFigures:
         & (tensors["compared"] > 0)
     )
     norms = rows["relative_norm"]
+    changed = (norms > 0) | are(rows["detail"], FROM_ZERO)
+    moved: dict[str, list[int]] = {}
+    for component, layer in rows.where(changed).each("component", "layer"):
+        layers = moved.setdefault(component, [])
+        if layer == layer and layer not in (None, *layers):
+            layers.append(int(layer))
+    sizes = np.nan_to_num(norms)
+    order = np.argsort(-sizes, kind="stable")
+    is_alone = len(rows) > 1 and sizes[order[0]] > FAR * sizes[order[1]]
     return VectorFigures(
         compared=len(rows),
-        changed=int(((norms > 0) | are(rows["detail"], FROM_ZERO)).sum()),
+        changed=int(changed.sum()),
         relative_norm=median(norms[norms > 0]),
         relative_norm_of_all=median(np.where(np.isnan(norms), 0.0, norms)),
+        furthest=str(rows["tensor"][order[0]]) if is_alone else None,
+        furthest_norm=float(sizes[order[0]]) if is_alone else None,
+        moved=moved,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import (
@@ -227,6 +227,12 @@ class VectorFigures:
     """Median over those that changed; None where none did, or all are 0 in the base."""
     relative_norm_of_all: float | None
     """Median over all that were compared, 0 of one that did not change."""
+    furthest: str | None = None
+    """The tensor that moved far more than any other vector; None where none did."""
+    furthest_norm: float | None = None
+    """Its relative norm."""
+    moved: Mapping[str, list[int]] = field(default_factory=dict)
+    """By component with vectors that changed, the layers that have one."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from shadow.telling.wording import (
     NAMED,
     and_others,
     component_name,
+    furthest_vector,
     module_name,
     place_of,
     vectors_moved,
@@ -196,9 +197,14 @@ def _only_vectors(summary: PairRecord) -> list[Sentence]:
 def vectors(summary: PairRecord) -> list[Sentence]:
     """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
     norm, matrices = summary.vectors.relative_norm_of_all, summary.figures.relative_norm_overall
-    if norm is None or matrices is None or norm < VECTORS_FURTHER * matrices:
+    if norm is None or matrices is None:
         return []
     draft = Draft(summary)
+    if (summary.vectors.furthest_norm or 0.0) > VECTORS_FURTHER * matrices:
+        text = f"One vector changed far more than all others: {furthest_vector(draft)}."
+        return [draft.sentence("vectors", text)]
+    if norm < VECTORS_FURTHER * matrices:
+        return []
     text = f"Vectors changed more than matrices: {vectors_moved(draft)}."
     return [draft.sentence("vectors", text)]
 

@@ -370,14 +370,18 @@ def without_base(summary: PairRecord) -> list[str]:
 def unchanged_parts(draft: Draft) -> list[str]:
     """What is frozen, by name: whole components, then modules, then layers."""
     summary = draft.summary
+    moved = summary.vectors.moved
     whole_ones = [
-        row.component for row in summary.components if row.tensors and row.identical == row.tensors
+        row.component
+        for row in summary.components
+        if row.tensors and row.identical == row.tensors and row.component not in moved
     ]
     several = summary.has_components
     parts = [component_name(name) for name in whole_ones]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
-        if row.matrices == 0 and row.component not in whole_ones:
+        has_moved = row.layer in moved.get(row.component, ())
+        if row.matrices == 0 and not has_moved and row.component not in whole_ones:
             layers.setdefault(row.component, []).append(row.layer)
     compared = Counter(row.component for row in summary.depth)
     # where all layers are frozen, their modules are not named once more

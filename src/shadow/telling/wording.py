@@ -54,8 +54,17 @@ def vectors_moved(draft: Draft) -> str:
     text = f"{changed} of {compared} biases and norms changed"
     if vectors.relative_norm is None:
         return f"{text}, which are 0 in the base"
+    if vectors.furthest is not None:
+        return f"{text}, {furthest_vector(draft)}"
     norm = draft.write(vectors.relative_norm, "vectors.relative_norm", "share")
     return f"{text}, by {norm} of their norm in the median"
+
+
+def furthest_vector(draft: Draft) -> str:
+    """`model.norm.weight by 13 % of its norm`: the vector that moved far more than all others."""
+    vectors = draft.summary.vectors
+    norm = draft.write(vectors.furthest_norm, "vectors.furthest_norm", "share")
+    return f"{vectors.furthest} by {norm} of its norm"
 
 
 def factor(value: float) -> str:
