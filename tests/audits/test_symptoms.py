@@ -79,6 +79,8 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     upper = base | {name: one + 0.1 * normal(9, *one.shape) for name, one in matrices.items()
                     if name.startswith("model.layers.3.")}  # fmt: skip
     put(here, "norm-moved", upper | {NORM.format(1): torch.full((WIDTH,), 2.0)})
+    put(here, "no-head", {name: one for name, one in base.items() if name != HEAD})
+    put(here, "no-layer", {name: one for name, one in base.items() if ".layers.3." not in name})
     put(here, "norms-alone", base | {NORM.format(1): torch.full((WIDTH,), 2.0)})
     put_adapter(here, "more-rows", adapter | more)
     put_adapter(here, "adapter", adapter)
@@ -111,6 +113,9 @@ SYMPTOMS = {
     "one norm moved": ("audit ./base ./norm-moved", 0, [f"{NORM.format(1)} by 100 % of its norm"]),
     "nothing else did": ("audit ./base ./norms-alone", 0, [f"{NORM.format(1)} by 100 %"]),
     "none moved": ("audit ./base ./tuned", 0, []),
+    "the head is lost": ("audit ./base ./no-head", 0, ["Missing: the head."]),
+    "a layer is lost": ("audit ./base ./no-layer", 3, ["Missing: layer 3."]),
+    "an adapter lacks nothing": ("audit ./base ./half-idle", 0, ["A part changed"]),
     "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
     "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),
 }  # fmt: skip

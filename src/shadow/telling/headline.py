@@ -12,7 +12,7 @@ from shadow.claims.inside import has_other_norm_unrounded
 from shadow.claims.recognised import is_copy, is_of_base, is_rearranged
 from shadow.claims.summary import Summary
 from shadow.quantities import text_of
-from shadow.telling.limits import broken_text
+from shadow.telling.limits import broken_text, missing
 from shadow.telling.size import (
     ALIKE,
     MOST,
@@ -53,7 +53,18 @@ KINDS = {
 
 
 def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
-    """One line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`"""
+    """One line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`
+
+    What the tuned model lacks comes first.
+    """
+    text = _of_change(summary, sentences)
+    hides = {sentence.code for sentence in sentences} & ALONE.keys()
+    if hides or summary.broken or is_rearranged(summary) or not (lost := missing(summary)):
+        return text
+    return f"Missing: {lost}. {text}"
+
+
+def _of_change(summary: Summary, sentences: Sequence[Sentence]) -> str:
     texts = {sentence.code: sentence.text for sentence in sentences}
     if summary.broken:
         row = summary.broken[0]

@@ -108,6 +108,12 @@ def broken_text(row: BrokenRow) -> str:
     return f"{names} {verb}"
 
 
+def missing(summary: PairRecord) -> str:
+    """What the tuned model lacks of the base, by name: `the head`; empty where it lacks nothing."""
+    rows = [row for row in summary.uncompared if row.reason == "only_in_base"]
+    return _places_of(summary, rows) if rows else ""
+
+
 def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
     """`mlp.up of layers 0 to 11 and the head`."""
     several = summary.has_components
