@@ -40,8 +40,8 @@ def verify_same(
     if _is_one(*found.values()):
         why = "A and B are one checkpoint, so nothing was compared"
         return Verification("same", of, Answer("same", "cannot_be_told", why))
-    if why := _same_files(*found.values()):
-        return Verification("same", of, Answer("same", "holds", why, {}))
+    if equal := _same_files(*found.values()):
+        return Verification("same", of, Answer("same", "holds", equal, {}))
     first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())
     _require_alike(first, second)
     lined = line_up_all(first, second, ("A", "B"))

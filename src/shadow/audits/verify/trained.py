@@ -145,7 +145,7 @@ def _adapted(base: Checkpoint, adapter: Checkpoint) -> Lined:
     return Lined(AlignedPair(base, adapter, pairs, []), lone, unread, (), places)
 
 
-def _parts_of(base: Checkpoint) -> dict[str, list[Part]]:
+def _parts_of(base: Checkpoint) -> dict[str, tuple[Part, ...]]:
     shapes = {name: info.shape for name, info in base.tensors.items()}
     return place_tensors(shapes, base.config)
 
