@@ -46,7 +46,8 @@ GATES = table(
         "rounding",
         "the change is more than rounding",
         f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing. It fails"
-        " if most matrices are of IQ types, whose rounding is not known",
+        " if the rounding of most matrices is not known: of IQ types, and of a small change that is"
+        " stored in more bits than its base",
     ),
     Claim(
         "rank",

@@ -44,6 +44,7 @@ from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.rest import noise_like_rest, rest_values
 from shadow.spectra.rounding import (
+    MORE,
     Undone,
     excess_values,
     rounding_share,
@@ -355,14 +356,17 @@ def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> _Figured:
 
 def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
     """floor_ratio by the format that rounded: of a tuned side in more bits than the base that is
-    its own, and nothing rounded what was trained from the stored base in F32.
+    its own. None of one in F32 or F64 where it depends on whether the base was rounded.
     """
-    if undone.history == "nothing_rounded":
+    if floor is None or undone.history == "nothing_rounded":
         return {"floor_ratio": None}
-    if floor is None or undone.grid is None or undone.history != "stored_base":
+    if undone.grid is None or undone.grid.mantissa_bits <= coarser.mantissa_bits:
         return {"floor_ratio": floor}
-    finer = max(0, undone.grid.mantissa_bits - coarser.mantissa_bits)
-    return {"floor_ratio": math.ldexp(floor, finer)}
+    if undone.history == "stored_base":
+        finer = undone.grid.mantissa_bits - coarser.mantissa_bits
+        return {"floor_ratio": math.ldexp(floor, finer)}
+    is_unknown = undone.grid.bits > 16 and undone.kept is None and floor < MORE
+    return {"floor_ratio": None if is_unknown else floor}
 
 
 def _delta_spectrum(sides: Sides, read: Read, profile: Profile, means: Means) -> Spectrum:

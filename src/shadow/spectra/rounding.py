@@ -25,7 +25,6 @@ import torch
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Updated, is_quantised, torch_dtype
 from shadow.spectra.measurement import Values
-from shadow.spectra.rounded_base import base_slope
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
 from shadow.spectra.rounding_model import Fit, fit, fit_twice, mean_squares
 from shadow.spectra.spectrum import Sides, tiles
@@ -33,6 +32,10 @@ from shadow.spectra.spectrum import Sides, tiles
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
 CLEAR = 10.0
+# floor_ratio below which D has no rounding of the base in it: that alone has 1
+BASE_ROUNDED = 0.8
+# floor_ratio from which a change is more than rounding, whether or not its base was rounded
+MORE = 2.0
 MISFIT = 0.2  # share of the stored energy in other binades than the model has it
 ALTERNATIVE = 0.05  # relative difference of kept to which two models give the same figure
 # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
@@ -52,8 +55,6 @@ FINEST = 0.05  # of the entries, at least: those of the smallest binades
 LEFT = math.sqrt(6 / math.pi)
 UNEVEN = 0.1  # an excess that is not left to that bound, which holds for updates of one size
 ERROR = 0.006  # of a share of the energy from counts
-# how near a slope of the base's rounding has to be to 0 or 1, and its standard error at most
-SURE = 0.1
 # Halves go to the even neighbour, as in a mean of two stored models: the share of changed entries
 # with an even last bit, and its standard errors, above which one rounding did not leave them. A
 # delta of a larger relative norm that was added in 16 bits leaves few.
@@ -206,8 +207,9 @@ def undo(
     None counts entries whatever it is.
 
     - an adapter: nothing_rounded;
-    - a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded where D has
-      nothing of what rounding took from the base;
+    - a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded where D is less
+      than what rounding took from the base, or far above it; else rounding_unexplained, as a base
+      that was rounded after the training began left its rounding in D;
     - floor_ratio >= CLEAR: far_above, kept = 1 - 1 / floor_ratio²; there is no count of zeros;
     - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
     - else, for scaled 8-bit floats, and where the energy is 0 or infinite in float64:
@@ -227,7 +229,9 @@ def undo(
     of_base, grid = (FLOATS[name] for name in names)
     energy = float(lines[0].sum())
     if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
-        return _in_more_bits(sides, of_base, lines[0], largest, floor_ratio)
+        if floor_ratio is None or not BASE_ROUNDED <= floor_ratio < CLEAR:
+            return NOTHING_ROUNDED
+        return replace(UNEXPLAINED, grid=grid)
     coarser = min(FLOATS[name].mantissa_bits for name in formats)
     if not 0.0 < energy < math.inf:
         return UNEXPLAINED
@@ -237,18 +241,6 @@ def undo(
         return UNEXPLAINED
     undone = _counted(sides, names, lines, largest)
     return replace(undone, grid=grid)
-
-
-def _in_more_bits(
-    sides: Sides, of_base: FloatFormat, rows: Floats, largest: float, floor_ratio: float | None
-) -> Undone:
-    """Nothing was rounded since the base was stored; unexplained where that does not show."""
-    if floor_ratio is None or floor_ratio >= CLEAR or not LEAST < rows.sum() < 1.0 / LEAST:
-        return NOTHING_ROUNDED
-    found = base_slope(sides, of_base, rows, largest)
-    if found is None or found.stderr > SURE:
-        return UNEXPLAINED
-    return NOTHING_ROUNDED if abs(found.slope) <= SURE + 2 * found.stderr else UNEXPLAINED
 
 
 def _counted(

@@ -83,17 +83,19 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
 
 
 def unjudged_formats(deltas: Columns) -> list[str]:
-    """The quantised formats of which it is not known what rounding to them leaves, where more than
-    half of the changed matrices have one; the floors of the others do not say it of these.
+    """The formats of which it is not known what rounding to them left, quantised ones and those of
+    a side in more bits than the other, where more than half of the changed matrices have one; the
+    floors of the others do not say it of these.
     """
     unknown = np.isnan(deltas["floor_ratio"]) & np.isnan(deltas["rank_ceiling"])
     unknown &= ~are(deltas["kept_reason"], "nothing_rounded")
+    mixed = unknown & are(deltas["kept_reason"], "rounding_unexplained")
     formats = [
-        {one for one in (dtype or "").split("/") if one and one not in FLOATS}
-        for dtype in deltas["dtype"][unknown]
+        {one for one in (dtype or "").split("/") if one and (is_mixed or one not in FLOATS)}
+        for dtype, is_mixed in zip(deltas["dtype"][unknown], mixed[unknown], strict=True)
     ]
-    quantised = [of_matrix for of_matrix in formats if of_matrix]
-    return sorted(set().union(*quantised)) if 2 * len(quantised) > len(deltas) else []
+    unjudged = [of_matrix for of_matrix in formats if of_matrix]
+    return sorted(set().union(*unjudged)) if 2 * len(unjudged) > len(deltas) else []
 
 
 def _weights(tensors: Columns) -> Columns:
