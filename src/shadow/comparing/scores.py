@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 NEEDED = ("model", "benchmark", "score")  # columns of a CSV; metric may follow
 PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "f1")  # of several metrics of a task
-NO_METRICS = ("alias", "sample_len")
 MAX_FILE = 64_000_000  # bytes
 FEWEST = 4  # reports below which there is no correlation
 NOT_SHOWN = (
@@ -125,7 +124,7 @@ def _harness(file: str, text: str) -> Iterator[Score]:
     for task, result in told["results"].items():
         values = {key.removesuffix(",none"): _number(value) for key, value in result.items()}
         metrics = [key for key, value in values.items() if value is not None]
-        metrics = [key for key in metrics if "_stderr" not in key and key not in NO_METRICS]
+        metrics = [key for key in metrics if "_stderr" not in key and key != "sample_len"]
         for metric in [*(key for key in PREFERRED if key in metrics), *metrics][:1]:
             yield Score(model, task, metric, values[metric] or 0.0, file)
 
@@ -165,8 +164,7 @@ def gains_of(scores: Sequence[Score], metadata: ReportMetadata) -> list[Gain]:
     gains = []
     for key, base in found["base"].items():
         if tuned := found["tuned"].get(key):
-            # as decimals, so that equal gains are equal
-            gain = float(f"{tuned.score - base.score:.12g}")
+            gain = float(f"{tuned.score - base.score:.12g}")  # equal decimals are equal gains
             gains.append(Gain(*key, base.score, tuned.score, gain))
     return gains
 

@@ -10,14 +10,13 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.errors import ShadowError, UsageError
+from shadow.errors import ShadowError
 from shadow.files import placing
-from shadow.gone import gone
 from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import arrow_schema
@@ -30,15 +29,12 @@ ExportFormat = Literal["csv", "parquet", "markdown"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
-def export(folders: Sequence[Path], to: str, output: Path) -> Path:
+def export(folders: Sequence[Path], to: ExportFormat, output: Path) -> Path:
     """Write the reports in folders to the folder output, and return it.
 
-    Raises UsageError for an unknown format, ShadowError when a report cannot be read, when two are
-    of one pair, and when output exists and is no empty folder.
+    Raises ShadowError when a report cannot be read, when two are of one pair, and when output
+    exists and is no empty folder.
     """
-    formats = get_args(ExportFormat)
-    if to not in formats:
-        raise gone("format", to) or UsageError(f"no format {to!r}", f"one of {', '.join(formats)}")
     pairs: dict[tuple[str, str], Path] = {}
     with placing(output, _is_empty, "an empty folder") as folder:
         folder.mkdir()
@@ -92,14 +88,8 @@ def cell(value: object) -> str:
 
 def _add_parquet(folder: Path, name: str, table: pa.Table) -> None:
     """Add `TABLE/family=F/pair=P/part-0.parquet`: Hive's partitions, which become columns again."""
-    pq.write_to_dataset(
-        table,
-        folder / name,
-        ["family", "pair"],
-        basename_template="part-{i}.parquet",
-        existing_data_behavior="overwrite_or_ignore",
-        compression="zstd",
-    )
+    named = {"basename_template": "part-{i}.parquet", "compression": "zstd"}
+    pq.write_to_dataset(table, folder / name, ["family", "pair"], **named)
 
 
 def _add_markdown(folder: Path, report: SummarisedReport) -> None:

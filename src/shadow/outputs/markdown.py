@@ -10,27 +10,14 @@ import re
 from collections.abc import Sequence
 
 from shadow.quantities import DASH
-from shadow.telling.document import (
-    Block,
-    Cell,
-    Document,
-    Figures,
-    Headline,
-    Level,
-    Lines,
-    Note,
-    Paragraph,
-    Provenance,
-    Section,
-    Table,
-    Word,
-)
+from shadow.telling import document as of
+from shadow.telling.document import Block, Cell, Document, Table
 from shadow.text import visible
 
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
 ACTIVE = re.compile(r"[\\`*_{}\[\]<>|!~&$\"@#]")
 APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows nothing
-MARKS: dict[Level, str] = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️ ", "quiet": "➖ "}
+MARKS: dict[of.Level, str] = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️ ", "quiet": "➖ "}
 
 
 def cell(text: str) -> str:
@@ -41,17 +28,14 @@ def cell(text: str) -> str:
 
 def plain(text: str) -> str:
     """Any text in a paragraph or cell: one line that reads as usual, without markup or links."""
-    shown = ACTIVE.sub(_harmless, visible(text))
+    shown = ACTIVE.sub(
+        lambda match: match[0] + APART if match[0] in LINKING else f"&#{ord(match[0])};",
+        visible(text),
+    )
     shown = re.sub(
         r"^(\s*)([-+=]|\d+[.)])(?=\s)", lambda match: f"{match[1]}{APART}{match[2]}", shown
     )
     return re.sub(r"(?i)(www\.|:(?=//))", lambda match: f"{match[1]}{APART}", shown)
-
-
-def _harmless(match: re.Match[str]) -> str:
-    """A letter that may be markup, as one that is none."""
-    letter = match[0]
-    return f"{letter}{APART}" if letter in LINKING else f"&#{ord(letter)};"
 
 
 def markdown(document: Document, level: int = 2) -> str:
@@ -59,17 +43,12 @@ def markdown(document: Document, level: int = 2) -> str:
     parts: list[str] = []
     for number, block in enumerate(document.blocks):
         text = _drawn(block, level + (number > 0))
-        if parts and block.close and isinstance(block, Paragraph):
+        if parts and block.close and isinstance(block, of.Paragraph):
             parts[-1] += f"\n{text}"
         elif text:
             parts.append(text)
-    legends = {
-        column.head: column.legend
-        for block in document.blocks
-        if isinstance(block, Table)
-        for column in block.columns
-        if column.legend
-    }
+    tables = [block for block in document.blocks if isinstance(block, Table)]
+    legends = {one.head: one.legend for table in tables for one in table.columns if one.legend}
     if legends:
         texts = " ".join(f"{head}: {text}." for head, text in legends.items())
         parts.append(f"<sub>{plain(texts)}</sub>")
@@ -79,23 +58,23 @@ def markdown(document: Document, level: int = 2) -> str:
 def _drawn(block: Block, level: int) -> str:
     """The block; empty for what Markdown cannot draw."""
     match block:
-        case Section():
+        case of.Section():
             title = plain(block.title)
             if block.name:
                 title = f"{cell(block.title)} {cell(block.name)}"
             return f"{'#' * level} {title}"
-        case Headline():
+        case of.Headline():
             return f"**{plain(block.text)}**"
-        case Paragraph():
+        case of.Paragraph():
             lead = f"{cell(block.lead)} " if block.lead else ""
             text = f"{lead}{plain(block.text)}"
             return f"<sub>{text}</sub>" if block.quiet else text
-        case Note():
+        case of.Note():
             return f"**{block.word.capitalize()}.** {plain(block.text)}"
-        case Provenance():
+        case of.Provenance():
             texts = "; ".join(f"{name}: {plain(text)}" for name, text in block.rows)
             return f"<sub>{texts}</sub>"
-        case Figures():
+        case of.Figures():
             rows = []
             for row in block.rows:
                 remark = f" ({plain(row.remark)})" if row.remark else ""
@@ -103,7 +82,7 @@ def _drawn(block: Block, level: int) -> str:
             return _titled(block.title, rows)
         case Table():
             return _titled(block.title, _table(block))
-        case Lines():
+        case of.Lines():
             rows = [f"- {plain(row.name)}: {plain(row.range)}" for row in block.rows]
             return _titled(block.title, rows)
     return ""
@@ -116,7 +95,7 @@ def _titled(title: str, lines: Sequence[str]) -> str:
 def _cell(value: Cell, *, is_name: bool = False) -> str:
     if value is None:
         return DASH
-    if not isinstance(value, Word):
+    if not isinstance(value, of.Word):
         return cell(value) if is_name and isinstance(value, str) else plain(str(value))
     text = f"{MARKS.get(value.level, '')}{cell(value.text) if is_name else plain(value.text)}"
     return f"{text} {cell(value.aside) if is_name else plain(value.aside)}".rstrip()
