@@ -164,7 +164,9 @@ def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
 @pytest.fixture
 def known_pace(monkeypatch):
     """How fast this machine is, which a plan otherwise measures for a second."""
-    monkeypatch.setattr("shadow.audits.pair_plan.pace", lambda method, jobs, offload=None: 1e10)
+    from shadow.audits import pair_plan
+
+    monkeypatch.setattr(pair_plan, "pace", lambda method, jobs, offload=None: 1e10)
 
 
 def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypatch):

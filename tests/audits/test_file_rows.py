@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shadow.audits.file_rows import file_rows
+from shadow.checkpoints import listing
 from shadow.checkpoints.listing import kind_of, listings_of
 from shadow.checkpoints.opening import Assembled, open_folder
 
@@ -264,8 +265,8 @@ def test_large_files_of_folders_are_told_apart_by_a_sample(sides, monkeypatch):
     same.
     """
     base, tuned = sides
-    monkeypatch.setattr("shadow.checkpoints.listing.SMALL", 1_000)
-    monkeypatch.setattr("shadow.checkpoints.listing.SAMPLE", 10)
+    monkeypatch.setattr(listing, "SMALL", 1_000)
+    monkeypatch.setattr(listing, "SAMPLE", 10)
     put(base, a__gguf=b"a" * 9_000, b__gguf=b"b" * 9_000, c__gguf=b"c" * 9_000)
     put(tuned, a__gguf=b"a" * 9_000, b__gguf=b"x" * 9_000, c__gguf=b"c" * 9_001)
     os.link(base / "a.gguf", base / "linked.gguf")
@@ -283,7 +284,7 @@ def test_of_a_folder_without_end_nothing_is_called_removed(sides, monkeypatch):
     base, tuned = sides
     put(base, only__txt="")
     put(tuned, **{f"{number}.txt": "" for number in range(9)})
-    monkeypatch.setattr("shadow.checkpoints.listing.MAX_FILES", 5)
+    monkeypatch.setattr(listing, "MAX_FILES", 5)
     assert not listings_of(open_folder(str(tuned)))[0][1].is_complete
     rows = told(base, tuned)
     assert rows["only.txt"]["state"] == "unknown"

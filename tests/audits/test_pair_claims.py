@@ -12,6 +12,7 @@ from command import run_shadow
 from test_verify_trained import based, moved
 
 import shadow
+from shadow.audits import sides as sides_module
 from shadow.audits.sides import find_checkpoint, reference_of, side_of
 from shadow.audits.verify.questions import Runtime
 from shadow.errors import ShadowError
@@ -125,9 +126,10 @@ def test_both_sides_are_found_once_for_a_claim(sides, monkeypatch):
     """Whether they are what was audited, and what they hold, is read of the same checkpoints."""
     audit(sides, code=4)
     found = []
-    opened = shadow.audits.sides.open_folder
+    opened = sides_module.open_folder
     monkeypatch.setattr(
-        "shadow.audits.sides.open_folder",
+        sides_module,
+        "open_folder",
         lambda folder, **more: found.append(folder) or opened(folder, **more),
     )
     assert shadow.judge(sides / "out" / "toy" / "base..upper", HOLDS).code == 0
