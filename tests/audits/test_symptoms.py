@@ -115,7 +115,9 @@ SYMPTOMS = {
     "none moved": ("audit ./base ./tuned", 0, []),
     "the head is lost": ("audit ./base ./no-head", 0, ["Missing: the head."]),
     "a layer is lost": ("audit ./base ./no-layer", 3, ["Missing: layer 3."]),
-    "an adapter lacks nothing": ("audit ./base ./half-idle", 0, ["A part changed"]),
+    "an adapter does nothing": ("audit ./base ./idle", 0, ["adapter does nothing in 8 modules"]),
+    "or in two layers": ("audit ./base ./half-idle", 0, ["adapter does nothing in 4 modules"]),
+    "an adapter lacks nothing": ("audit ./base ./adapter", 0, ["/adapter A part changed"]),
     "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
     "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),
 }  # fmt: skip

@@ -61,6 +61,13 @@ def vector_figures(tensors: Columns) -> VectorFigures:
     )
 
 
+def idle_updates(tensors: Columns) -> int:
+    """Modules of an adapter that are identical to the base's: the product of its factors is 0."""
+    rows = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical"))
+    factors = (".lora_B", ".lora_embedding_B")  # one of the two of a module
+    return sum(any(factor in str(name) for factor in factors) for name in rows["tensor"])
+
+
 def vocabulary(tensors: Columns) -> list[VocabularyRow]:
     """Embeddings and heads with more rows on one side, of which the common ones were compared."""
     rows = tensors.where(

@@ -26,7 +26,7 @@ from shadow.summary.bootstrap import (
 )
 from shadow.summary.changes import recognised
 from shadow.summary.columns import Columns
-from shadow.summary.coverage import broken, uncompared, vector_figures, vocabulary
+from shadow.summary.coverage import broken, idle_updates, uncompared, vector_figures, vocabulary
 from shadow.summary.depth import (
     Sum,
     depth_entropy,
@@ -126,6 +126,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         quarters=_quarters(depth, deltas),
         unchanged=unchanged_modules(tensors),
         unchanged_experts=unchanged_experts(tensors),
+        idle_updates=idle_updates(tensors),
         without_base=_without_base(rows.alone),
         vectors=vector_figures(tensors),
         vocabulary=vocabulary(tensors),

@@ -86,6 +86,8 @@ class PairRecord:
     warnings: list[ReportWarning]
     unchanged_experts: list[UnchangedExpertsRow] = field(default_factory=list, kw_only=True)
     """Components of which some tensors of experts are identical, and others not."""
+    idle_updates: int = field(default=0, kw_only=True)
+    """Modules of an adapter in which it does nothing, as the product of its factors is 0."""
     broken: list[BrokenRow] = field(default_factory=list, kw_only=True)
     """Tensors with NaN or infinite entries, of zeros alone, or without entries."""
     tier: Tier = field(default="full", kw_only=True)

@@ -58,6 +58,9 @@ def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
     What the tuned model lacks comes first.
     """
     text = _of_change(summary, sentences)
+    if summary.idle_updates:
+        modules = counted(summary.idle_updates, "module", "modules")
+        return f"The adapter does nothing in {modules}, where its update is 0. {text}"
     hides = {sentence.code for sentence in sentences} & ALONE.keys()
     if hides or summary.broken or is_rearranged(summary) or not (lost := missing(summary)):
         return text

@@ -63,7 +63,7 @@ def vectors_moved(draft: Draft) -> str:
 def furthest_vector(draft: Draft) -> str:
     """`model.norm.weight by 13 % of its norm`: the vector that moved far more than all others."""
     vectors = draft.summary.vectors
-    norm = draft.write(vectors.furthest_norm, "vectors.furthest_norm", "share")
+    norm = draft.write(vectors.furthest_norm or 0.0, "vectors.furthest_norm", "share")
     return f"{vectors.furthest} by {norm} of its norm"
 
 
