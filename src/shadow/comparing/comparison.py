@@ -1,6 +1,4 @@
-"""Finished reports -> Comparison: whose delta is more concentrated, over the same matrices. Reads,
-prints nothing.
-"""
+"""Finished reports -> Comparison: whose delta is more concentrated, over the same matrices."""
 
 from __future__ import annotations
 
