@@ -200,7 +200,8 @@ def main() -> int:
     chance, faults = random.Random(options.seed), 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Checkout(Path(folder).resolve())
-        for file, text in chance.sample(messages(copy.folder, options.package), options.messages):
+        every = messages(copy.folder, options.package)
+        for file, text in chance.sample(every, min(options.messages, len(every))):
             start = time.monotonic()
             cases = copy.reword(file, text)
             what = f"{file.relative_to(SRC)}: {text[:90]}"

@@ -19,8 +19,8 @@ def run():
 
 if {}:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-sys.modules["shadow.cli.commands"] = types.ModuleType("stub")
-sys.modules["shadow.cli.commands"].run = run
+sys.modules[{name!r}] = types.ModuleType("stub")
+sys.modules[{name!r}].run = run
 from shadow.cli import main
 main()
 """
@@ -73,7 +73,7 @@ def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     (tmp_path / "toy.py").write_text(
         "import signal\nsignal.raise_signal(signal.SIGINT)\nprint('imported')\n"
     )
-    found = in_a_child(STUB.format(body, ignored), cwd=tmp_path)
+    found = in_a_child(STUB.format(body, ignored, name=commands.__name__), cwd=tmp_path)
     assert found == (code, out, err)
 
 
@@ -83,7 +83,9 @@ def test_a_second_interrupt_does_not_wait_for_an_import(tmp_path):
         "import signal\nfor _ in range(2): signal.raise_signal(signal.SIGINT)\nprint('imported')\n"
     )
     (tmp_path / "toy.py").write_text(twice)
-    found = in_a_child(STUB.format("import toy; signal.pause()", False), cwd=tmp_path)
+    found = in_a_child(
+        STUB.format("import toy; signal.pause()", False, name=commands.__name__), cwd=tmp_path
+    )
     assert found == (130, "", "stopped\n")
 
 

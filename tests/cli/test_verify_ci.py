@@ -61,7 +61,7 @@ def test_a_claim_is_a_line_and_a_case(folder, claim, outcome, code, tag, named):
 def test_of_several_claims_failures_come_first_and_totals_last(folder):
     """Whatever their order in the file; all that is printed are these lines."""
     file = folder / "claims.yaml"
-    file.write_text("- same ./a ./b\n- same ./a ./c\n- same ./b ./b\n- same ./c ./b\n")
+    file.write_text("- same ./a ./b\n- same ./a ./c\n- same ./b ./a\n- same ./c ./b\n")
     found = run_shadow("verify", "-q", "--claims", file, cwd=folder)
     lines = found.assert_done(4).splitlines()
     assert [line.partition(":")[0] for line in lines] == [
