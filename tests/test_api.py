@@ -60,7 +60,7 @@ with contextlib.redirect_stdout(io.StringIO()):
 print(loaded())
 report = shadow.read(sys.argv[2])
 print(repr(report).splitlines()[0])
-report.deltas, report.spectra, report._repr_markdown_()
+report.deltas, report.spectra
 assert shadow.read_all(sys.argv[2])[0].deltas.equals(report.deltas)
 print(loaded())
 """

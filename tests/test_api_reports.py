@@ -176,14 +176,12 @@ def test_a_repr_is_three_lines(narrow):
 
 
 def test_names_from_a_checkpoint_are_escaped(tmp_path):
-    """Markup, quotes and control characters in every name that is shown."""
+    """Control characters in every name that is shown."""
     evil = "<img src=x onerror=alert(1)>\"'&\x1b[2J"
     rows = [delta(0.4 + layer / 9, {**place(layer, evil), "component": evil}) for layer in range(5)]
     folder = write(tmp_path / "base..tuned", rows, tuned={**identity(1), "repo": evil}, family=evil)
     report = shadow.read(folder)
-    text = report._repr_markdown_()
-    assert "<img" not in text
-    assert "\x1b" not in text + repr(report)
+    assert "\x1b" not in repr(report)
     assert len(repr(report).splitlines()) == 3
 
 
@@ -193,6 +191,3 @@ def test_a_report_that_broke_since_shows_its_fault(tmp_path):
     (report.folder / "matrices.parquet").write_bytes(b"PAR1")
     (report.folder / "tensors.parquet").unlink()
     assert "not a report" in repr(report) or "cannot be read" in repr(report)
-    assert (
-        "not a report" in report._repr_markdown_() or "cannot be read" in report._repr_markdown_()
-    )

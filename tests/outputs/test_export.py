@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import delta, places, write
 
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.gone import GONE
 from shadow.outputs.exports import ExportFormat, cell, export
 from shadow.reports.columns import TABLES
@@ -176,11 +176,13 @@ def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
 
 
 @pytest.mark.parametrize("word", [word for kind, word in GONE if kind == "format"])
-def test_a_format_that_is_gone_is_wrong_usage(shadow, folders, word):
-    """With what to use instead."""
+def test_a_format_that_is_gone_is_wrong_usage(shadow, folders, tmp_path, word):
+    """On the command line and in Python, with what to use instead."""
     done = shadow("export", folders[0], "--to", word)
     assert f"the format {word} is gone" in done.assert_refused(code=2)
     assert GONE["format", word] in done.err
+    with pytest.raises(UsageError, match=f"the format {word} is gone"):
+        export(folders[:1], word, tmp_path / "out")
 
 
 def test_wrong_usage_of_export(shadow, runs, tmp_path):

@@ -10,13 +10,14 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
+from shadow.gone import gone
 from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import arrow_schema
@@ -29,14 +30,17 @@ ExportFormat = Literal["csv", "parquet", "markdown"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
-def export(folders: Sequence[Path], to: ExportFormat, output: Path) -> Path:
+def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     """Write the reports in folders to the folder output, and return it.
 
-    Raises ShadowError when a report cannot be read, when two are of one pair, and when output
-    exists and is no empty folder.
+    Raises UsageError for an unknown format, ShadowError when a report cannot be read, when two are
+    of one pair, and when output exists and is no empty folder.
     """
+    if to not in get_args(ExportFormat):
+        raise gone("format", to) or UsageError(f"no format {to!r}", "csv, parquet or markdown")
     pairs: dict[tuple[str, str], Path] = {}
-    with placing(output, _is_empty, "an empty folder") as folder:
+    place = placing(output, lambda at: at.is_dir() and not any(at.iterdir()), "an empty folder")
+    with place as folder:
         folder.mkdir()
         for report in map(SummarisedReport, folders):  # in memory one at a time
             pair = report.provenance.family, report.provenance.pair
@@ -49,10 +53,6 @@ def export(folders: Sequence[Path], to: ExportFormat, output: Path) -> Path:
             for name in STORED:
                 (_add_csv if to == "csv" else _add_parquet)(folder, name, _table(report, name))
     return output
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _table(report: SummarisedReport, name: str) -> pa.Table:

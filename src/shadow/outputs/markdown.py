@@ -1,13 +1,11 @@
 """Any document as GitHub's Markdown, for a model card, a pull request or the summary of a CI step.
 
-Names and texts are hostile: `cell` shows names as code, and `plain` lets no text be markup, a
-link, a mention or a reference on GitHub.
+Names and texts are hostile: none may be markup, a link, a mention or a reference on GitHub.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from shadow.quantities import DASH
 from shadow.telling import document as of
@@ -32,10 +30,8 @@ def plain(text: str) -> str:
         lambda match: match[0] + APART if match[0] in LINKING else f"&#{ord(match[0])};",
         visible(text),
     )
-    shown = re.sub(
-        r"^(\s*)([-+=]|\d+[.)])(?=\s)", lambda match: f"{match[1]}{APART}{match[2]}", shown
-    )
-    return re.sub(r"(?i)(www\.|:(?=//))", lambda match: f"{match[1]}{APART}", shown)
+    shown = re.sub(r"^(\s*)([-+=]|\d+[.)])(?=\s)", rf"\1{APART}\2", shown)
+    return re.sub(r"(?i)(www\.|:(?=//))", rf"\1{APART}", shown)
 
 
 def markdown(document: Document, level: int = 2) -> str:
@@ -59,15 +55,12 @@ def _drawn(block: Block, level: int) -> str:
     """The block; empty for what Markdown cannot draw."""
     match block:
         case of.Section():
-            title = plain(block.title)
-            if block.name:
-                title = f"{cell(block.title)} {cell(block.name)}"
-            return f"{'#' * level} {title}"
+            named = f"{cell(block.title)} {cell(block.name)}"
+            return f"{'#' * level} {named if block.name else plain(block.title)}"
         case of.Headline():
             return f"**{plain(block.text)}**"
         case of.Paragraph():
-            lead = f"{cell(block.lead)} " if block.lead else ""
-            text = f"{lead}{plain(block.text)}"
+            text = f"{cell(block.lead)} {plain(block.text)}".lstrip()
             return f"<sub>{text}</sub>" if block.quiet else text
         case of.Note():
             return f"**{block.word.capitalize()}.** {plain(block.text)}"
@@ -88,7 +81,7 @@ def _drawn(block: Block, level: int) -> str:
     return ""
 
 
-def _titled(title: str, lines: Sequence[str]) -> str:
+def _titled(title: str, lines: list[str]) -> str:
     return "\n".join([*([f"{plain(title)}:", ""] if title else []), *lines])
 
 

@@ -8,11 +8,8 @@ from functools import cached_property
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.outputs.markdown import markdown
 from shadow.storage import as_given
-from shadow.telling.document import Document, Headline, Paragraph
 from shadow.telling.reading import SummarisedReport
-from shadow.telling.report import report_document
 from shadow.text import visible
 
 
@@ -33,30 +30,16 @@ class AuditReport(SummarisedReport):
 
     def __repr__(self) -> str:
         try:
-            summary = self.summary
-            titled = ": ".join(filter(None, (self.name, summary.stopped)))
+            titled = ": ".join(filter(None, (self.name, self.summary.stopped)))
             origin = f"{as_given(self.folder)}, measured by shadow {self.provenance.version}"
-            lines = [titled, summary.finding.headline, origin]
+            lines = [titled, self.summary.finding.headline, origin]
         except ShadowError as error:  # a repr must not fail: a notebook would show a traceback
             lines = ["AuditReport", error.message, error.hint or ""]
         return "\n".join(visible(line) for line in lines)
-
-    def _repr_markdown_(self) -> str:
-        """What `shadow show` prints, for notebooks."""
-        try:
-            told, folder = self.provenance.told, as_given(self.folder)
-            return markdown(report_document(self.summary, told, folder).shown(), level=4)
-        except ShadowError as error:
-            return markdown(Document([Headline(error.message), Paragraph(error.hint or "")]))
 
 
 class AuditReports(tuple[AuditReport, ...]):
     """The reports of several pairs, in the order in which these were named."""
 
-    __slots__ = ()
-
     def __repr__(self) -> str:
         return "\n\n".join(map(repr, self)) or "no reports"
-
-    def _repr_markdown_(self) -> str:
-        return "\n".join(report._repr_markdown_() for report in self) or "no reports"
