@@ -23,8 +23,7 @@ def is_rearranged(record: PairRecord) -> bool:
     """Whether a comparison place by place shows no change: layers have moved, or MANY of the
     changed matrices are not comparable entry by entry.
     """
-    found = record.recognised.rearranged
-    if found is None:
+    if (found := record.recognised.rearranged) is None:
         return False
     return found.moved is not None or 0 < MANY * found.changed <= found.matrices
 

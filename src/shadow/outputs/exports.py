@@ -1,7 +1,6 @@
 """Finished reports -> CSV files, a Parquet dataset or Markdown, all reports in the same tables.
 
-An export is a folder that is written whole or not at all. Family and pair are the first columns of
-every table.
+A folder is written whole or not at all; family and pair are the first columns of every table.
 """
 
 from __future__ import annotations

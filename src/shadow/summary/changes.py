@@ -337,9 +337,8 @@ def _zeroed(deltas: Columns) -> Zeroed | None:
     without some of its singular directions has that too, but there no entry stays the same.
     """
     cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
-    if len(deltas) < 2 or not (np.abs(cosine + norm) <= EXACT * norm).all():
-        return None
-    if not ((same >= SOME_KEPT) & (same <= 1.0)).all():
+    is_each = (np.abs(cosine + norm) <= EXACT * norm) & (same >= SOME_KEPT) & (same <= 1.0)
+    if len(deltas) < 2 or not is_each.all():
         return None
     return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))
 
