@@ -1,6 +1,4 @@
-"""Benchmark scores that others measured, joined to reports by model, and the rank correlation of
-gains and concentrations over reports.
-"""
+"""Scores that others measured, joined to reports by model, and correlations over reports."""
 
 from __future__ import annotations
 

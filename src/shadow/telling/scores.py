@@ -26,13 +26,9 @@ def scored_set_blocks(scored: ScoredSet) -> Iterator[Block]:
         if report.left_out or not report.gains:
             why = report.left_out or "no scores of both sides"
             yield Note(f"{report.label} is left out of the correlations: {why}")
-    fields = [
-        named("gain in", _named),
-        number("n", "n", "count"),
-        number("rho", "rho", "correlation"),
-    ]
+    ranks = [number("n", "n", "count"), number("rho", "rho", "correlation")]
     title = "Rank correlation of gain and concentration over these reports"
-    yield table_of(fields, scored.correlations[:ROWS], title)
+    yield table_of([named("gain in", _named), *ranks], scored.correlations[:ROWS], title)
 
 
 def _named(row: Gain | Correlation) -> str:
