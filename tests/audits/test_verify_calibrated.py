@@ -128,14 +128,16 @@ def test_a_copy_that_nothing_trained_did_not_move_and_is_not_excluded(tmp_path, 
 @pytest.mark.parametrize("cols", [256])
 @pytest.mark.parametrize("case", every(7, CASES), ids=str)
 def test_another_model_in_such_a_format_is_excluded(tmp_path, case, cols):
-    """Of another seed: `trained` holds of packed numbers alone, whose steps are known."""
+    """Of another seed: `trained` holds of packed numbers alone, whose steps are known and lie in
+    blocks of columns.
+    """
     kind, dequantised = case
     original = planted.write(tmp_path / "base", based(cols), planted.LLAMA)
     copy = put(tmp_path / "copy", based(cols, seed=5), kind, dequantised)
     found = shadow.verify("quantised", original, copy)
     assert found.holds is False, found
     found = shadow.verify("trained", original, copy, moved="mlp.*")
-    assert found.holds is (None if dequantised else True), found
+    assert found.holds is (None if dequantised or "desc_act" in kind else True), found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -135,19 +135,9 @@ def test_what_a_quantised_copy_kept_of_an_update_is_its_squared_cosine(model, st
     assert found.figures["update_kept"] == pytest.approx(cosine**2, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "MXFP4"])
-@pytest.mark.parametrize(("size", "outcome"), [(2e-4, "cannot_be_told"), (0.03, "holds")])
-def test_what_moved_between_two_quantised_sides_is_told_beyond_their_rounding(
-    model, stored, kind, size, outcome
-):
-    """Of a codebook as of even steps."""
-    sides = stored("base", model, kind), stored("tuned", moved(model, size), kind)
-    assert verify("trained", *sides, moved="mlp.up").outcome == outcome
-
-
 def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
     """An update of a hundredth of a step: nearly nothing of it is left, and two quantised files
-    alone have the true share in their range.
+    alone do not say how much of their difference is the update.
     """
     tuned = moved(model, 3e-5)
     base, quantised = stored("base", model), stored("quantised", model, "Q4_0")
@@ -158,10 +148,8 @@ def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
     report = shadow.audit(str(quantised), str(copy), output=tmp_path / "out", jobs=1)
     rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
     deltas = {row["tensor"]: row for row in rows if row["subject"] == "delta"}
-    update = (tuned[UP] - model[UP]).astype(float)
-    both = [quantisers.through_ggml(one[UP], "Q4_0").astype(float) for one in (model, tuned)]
-    share = (update**2).sum() / ((both[1] - both[0]) ** 2).sum()
-    assert deltas[UP]["kept_low"] <= share <= deltas[UP]["kept_high"] < 0.3
+    for name in ("kept_low", "kept_high", "floor_ratio", "kept"):
+        assert deltas[UP][name] is None
 
 
 def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
@@ -279,18 +267,15 @@ def test_a_quantised_copy_did_not_move(model, stored, kind):
     assert verify("trained", far, base, moved="layers.*.mlp.*").holds is True
 
 
-def test_two_quantised_sides_moved_beyond_their_rounding(model, stored):
-    """Of `trained`: other formats of one model, and steps far below those of the format, may be
-    rounding alone.
+def test_what_moved_between_two_quantised_sides_cannot_be_told(model, stored):
+    """Of `trained`, also where far more moved; of `quantised`, what is no copy of a copy may be one
+    of the same original.
     """
-    sides = {kind: stored(kind, model, kind) for kind in ("Q8_0", "Q4_0", "Q5_1")}
-    for base, tuned in (("Q8_0", "Q4_0"), ("Q5_1", "Q8_0"), ("Q4_0", "Q5_1")):
+    sides = {kind: stored(kind, model, kind) for kind in ("Q8_0", "Q4_0")}
+    sides |= {"far": stored("far", moved(model, 0.5), "Q4_0")}
+    for base, tuned in (("Q8_0", "Q4_0"), ("Q4_0", "Q8_0"), ("Q4_0", "far")):
         found = verify("trained", sides[base], sides[tuned], moved="layers.*.mlp.*")
         assert found.holds is None, (base, tuned, found)
         assert "may leave this" in found.reason
-    light = stored("light", moved(model, 1e-4), "Q4_0")
-    assert verify("trained", sides["Q4_0"], light, moved="layers.*.mlp.*").holds is not True
-    far = stored("far", moved(model, 0.5), "Q4_0")
-    for base in sides.values():
-        found = verify("trained", base, far, moved="layers.*.mlp.*")
-        assert found.holds is True, found
+    assert verify("quantised", sides["Q4_0"], sides["Q8_0"]).outcome == "cannot_be_told"
+    assert verify("quantised", sides["Q4_0"], sides["far"]).outcome == "does_not_hold"

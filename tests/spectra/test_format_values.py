@@ -7,7 +7,7 @@ import pytest
 import torch
 from quantisers import codebook, ggml_copy, gptq_copy, k_like
 
-from shadow.dtypes import E2M1, FP4, NF4
+from shadow.dtypes import NF4
 from shadow.spectra.format_noise import COLUMNS, format_values
 from shadow.spectra.spectrum import Sides, Workspace
 
@@ -62,62 +62,35 @@ def test_a_changed_original_is_no_copy(base):
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 4e-3, 2e-2])
-@pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("make", [k_like, lambda one: ggml_copy(one, "Q4_0")])
-def test_the_range_of_kept_has_the_true_share(base, size, both, make):
+def test_the_range_of_kept_has_the_true_share(base, size, make):
     """The energy of the update over that of the stored delta, from stored files alone."""
     change = update(size)
     tuned = make((base.double() + change).float())
-    start = make(base) if both else base
-    found = values(start, tuned, ("Q4" if both else "F32", "Q4"))
-    share = float(change.double().square().sum()) / energy(start, tuned)
+    found = values(base, tuned, ("F32", "Q4"))
+    share = float(change.double().square().sum()) / energy(base, tuned)
     assert found["kept_low"] <= min(share, 1) <= found["kept_high"]
     assert found["kept_high"] - found["kept_low"] < (1.01 if size < 1e-2 else 0.2)
 
 
-CODEBOOKS = {
-    "NF4": lambda one: codebook(one, NF4, 64, "NF4"),
-    "FP4": lambda one: codebook(one, FP4, 64, "FP4"),
-    "NVFP4": lambda one: codebook(one, E2M1, 16, "NVFP4"),
-    "Q4_0": lambda one: ggml_copy(one, "Q4_0"),
-}
-
-
-@pytest.mark.parametrize("size", [2e-6, 1e-4, 1e-3, 4e-3, 2e-2])
-@pytest.mark.parametrize("share", [1.0, 0.2])
 @pytest.mark.parametrize(
-    ("first", "second"),
-    [("NF4", "NF4"), ("FP4", "FP4"), ("NVFP4", "NVFP4"), ("NF4", "FP4"), ("Q4_0", "NF4")],
+    "make", [k_like, lambda one: ggml_copy(one, "Q4_0"), lambda one: codebook(one, NF4, 64, "NF4")]
 )
-def test_the_range_of_kept_of_two_codebooks_has_the_true_share(base, size, share, first, second):
-    """Also where two entries in a thousand moved, and of an update of a fifth of the entries. Far
-    below a step of one codebook the range is narrow, from stored files alone.
-    """
-    change = update(size) * (
-        torch.rand(ROWS, COLS, generator=torch.Generator().manual_seed(1)) < share
-    )
-    tuned = (base.double() + change).float()
-    start, end = CODEBOOKS[first](base), CODEBOOKS[second](tuned)
-    found = values(start, end, (first, second))
-    truth = float((tuned.double() - base.double()).square().sum()) / energy(start, end)
-    assert found["kept_low"] <= min(truth, 1) <= found["kept_high"]
-    if first == second:
-        width = found["kept_high"] - found["kept_low"]
-        assert width < (0.3 if size <= 1e-4 else 1.01 if size < 2e-2 else 0.5), found
+def test_two_quantised_sides_have_no_figures(base, make):
+    """Every column is null, the floor of floats among them."""
+    found = values(make(base), make(base + update(0.02)), ("Q4", "Q4"))
+    assert found == dict.fromkeys(("floor_ratio", *COLUMNS))
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_the_floor_of_codebooks_is_an_error_that_is_even_over_cells(base, both):
+def test_the_floor_of_codebooks_is_an_error_that_is_even_over_cells(base):
     """By integration of (x - q)² over the cell of each entry, over its width."""
-    start, tuned = (CODEBOOKS["NF4"](one) for one in (base, base + update(0.02)))
-    floor = 0.0
-    for one in (start, tuned) if both else (tuned,):
-        low, high = (end.double() for end in one.ends)
-        points = (torch.arange(100, dtype=torch.float64)[:, None, None] + 0.5) / 100
-        inside = low + points * (high - low)
-        floor += float((inside - one.numbers.double()).square().mean(0).sum())
-    found = values(start if both else base, tuned, ("NF4" if both else "F32", "NF4"))
-    expected = math.sqrt(energy(start if both else base, tuned) / floor)
+    tuned = codebook(base + update(0.02), NF4, 64, "NF4")
+    low, high = (end.double() for end in tuned.ends)
+    points = (torch.arange(100, dtype=torch.float64)[:, None, None] + 0.5) / 100
+    inside = low + points * (high - low)
+    floor = float((inside - tuned.numbers.double()).square().mean(0).sum())
+    found = values(base, tuned, ("F32", "NF4"))
+    expected = math.sqrt(energy(base, tuned) / floor)
     assert found["floor_ratio"] == pytest.approx(expected, rel=1e-3)
 
 
@@ -134,5 +107,3 @@ def test_formats_of_compensated_rounding_have_no_share_of_the_update(base):
     found = values(base, copy, ("F32", "GPTQ-4"))
     assert (found["kept_low"], found["kept_high"]) == (None, None)
     assert found["format_ratio"] > 1.05
-    both = values(copy, gptq_copy(base + update(1e-3)), ("GPTQ-4", "GPTQ-4"))
-    assert (both["kept_low"], both["kept_high"]) == (None, None)

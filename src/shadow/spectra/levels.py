@@ -86,14 +86,12 @@ class FormatNoise:
     error: float = 0.0
     made: float | None = None
     """Of what the format makes: the error where the entry is in its cell or clipped, and that of
-    `even` elsewhere. None for a format whose cells are not known, of which 0 entries are outside.
+    `even` elsewhere. None where not all cells are known: `outside` counts those that are.
     """
     even: float = 0.0
     """What errors that are even over their cells would have: s²/12 each where levels are even."""
     inner: float = 0.0
     """Of original and copy."""
-    unscaled: int = 0
-    """Entries of blocks whose scale was rounded to 0 beside the largest: their numbers are lost."""
     scaled: float = 0.0
     """The sum of squares of the error after each column of the original was scaled to fit."""
     finite: bool = True
@@ -104,10 +102,10 @@ class FormatNoise:
         """
         if not self.finite:
             return False
-        if self.made is None:
-            return None
         rescaled = stored in RESCALED and self.furthest <= RESCALED_STEPS
-        return self.outside <= (RESCALED_SHARE * self.entries if rescaled else 0)
+        if self.outside > (RESCALED_SHARE * self.entries if rescaled else 0):
+            return False
+        return None if self.made is None else True
 
     @property
     def is_far(self) -> bool:

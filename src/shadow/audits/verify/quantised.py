@@ -51,7 +51,7 @@ def _compared(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Quant
     sides = sides_of(pair, original, copy)
     first, second = sides.base, sides.tuned
     if is_quantised(second):
-        return replace(row, **vars(format_noise(first, second)))
+        return replace(row, **vars(format_noise(first, second)), has_few_levels=is_quantised(first))
     kept = kept_of(sides, None, stored)
     few = kept.off > 0 and pair.is_matrix and has_few_levels(first, second)
     return replace(

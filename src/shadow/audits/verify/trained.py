@@ -31,9 +31,8 @@ from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.places.names import name_rules
 from shadow.spectra.entries import Binades
-from shadow.spectra.format_noise import format_noise, format_values
+from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import is_quantised
-from shadow.spectra.levels import CALIBRATED, CALIBRATED_ERROR
 from shadow.spectra.merging import half_ulp
 from shadow.spectra.repeats import has_few_levels
 from shadow.spectra.spectrum import Sides, tiles
@@ -175,12 +174,7 @@ def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, s
     if not row.finite:
         return row, "some entries are not finite"
     if is_quantised(first) and is_quantised(second):
-        values = format_values(sides, formats, row.delta_energy)
-        least, ratio = values.get("kept_low"), values.get("floor_ratio")
-        is_open = formats[0] != formats[1] if least is None else least == 0
-        if any(one.startswith(CALIBRATED) for one in formats):
-            is_open = is_open or ratio is None or ratio <= CALIBRATED_ERROR
-        return row, "rounding to its format and to the base's may leave this" if is_open else ""
+        return row, "rounding to its format and to the base's may leave this"
     if is_quantised(second):
         noise = format_noise(first, second)
         if (is_copy := noise.is_copy(formats[1])) is None:
@@ -191,7 +185,9 @@ def _rounded(row: Scanned, sides: Sides, *, is_matrix: bool) -> tuple[Scanned, s
     is_cast: bool | None = row.rounded == ("base", formats[0])
     if is_quantised(first):
         noise = format_noise(second, first)
-        is_cast = noise.is_copy(formats[0]) or noise.may_be_calibrated(formats[0])
+        is_cast = noise.is_copy(formats[0])
+        if is_cast is False and noise.may_be_calibrated(formats[0]):
+            is_cast = True
     if is_cast is not False:
         return row, f"the base's may be this, rounded to {formats[0]}"
     if row.rounded is None and is_matrix and has_few_levels(first, second):

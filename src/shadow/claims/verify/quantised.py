@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure, Outcome
@@ -46,12 +46,12 @@ class Quantised(FormatNoise):
     format: str
     is_float: bool = False
     has_few_levels: bool = False
-    """Of floats: whether their values repeat as after a round trip through few bits."""
+    """A quantised original, or floats that repeat as after a round trip through few bits."""
 
     @property
     def outcome(self) -> Outcome:
         """Whether it is a copy; open where its error is none of rounding, as GPTQ, AWQ, a round
-        trip of floats through few bits, or a format whose levels are not known may leave it.
+        trip through few bits, or a format whose levels are not known may leave it.
         """
         is_copy = self.finite and not self.outside if self.is_float else self.is_copy(self.format)
         if is_copy:
@@ -89,7 +89,9 @@ def quantised(
         f"{count} {name}" for name, count in sorted(Counter(one.format for one in tensors).items())
     )
     reason = f"{every} the original's at the error of their formats ({formats})"
-    return Answer("quantised", "holds", reason + _ratio(tensors), figures), ()
+    if ratio := figures.get("error_ratio"):
+        reason += f": error {ratio:.2f} times what it makes"
+    return Answer("quantised", "holds", reason, figures), ()
 
 
 def _figures(tensors: Sequence[Quantised]) -> dict[str, Figure]:
@@ -102,24 +104,13 @@ def _figures(tensors: Sequence[Quantised]) -> dict[str, Figure]:
     }
     if original := math.fsum(one.original for one in known):
         figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / original)
-    if ratio := _error_ratio(tensors):
-        figures["error_ratio"] = ratio
+    stepped = [one for one in known if one.made]
+    if made := math.fsum(one.made or 0.0 for one in stepped):
+        figures["error_ratio"] = math.sqrt(math.fsum(one.error for one in stepped) / made)
     return figures | {
         f"tensors_{name}": count
         for name, count in sorted(Counter(one.format for one in tensors).items())
     }
-
-
-def _error_ratio(tensors: Iterable[Quantised]) -> float | None:
-    """The norm of errors over that of what formats make; None where they make none."""
-    stepped = [one for one in tensors if one.made and one.finite]
-    made = math.fsum(one.made or 0.0 for one in stepped)
-    return math.sqrt(math.fsum(one.error for one in stepped) / made) if made else None
-
-
-def _ratio(tensors: Iterable[Quantised]) -> str:
-    ratio = _error_ratio(tensors)
-    return f": error {ratio:.2f} times what it makes" if ratio else ""
 
 
 def _change(one: Quantised) -> float | None:
@@ -135,4 +126,4 @@ def _what(one: Quantised) -> str:
     if one.is_far:
         return f"{one.format}: nothing like the original's, entry by entry"
     outside = f"{one.outside:,} of {one.entries:,} entries are not rounded to the nearest level"
-    return f"{one.format}{_ratio([one])}: {outside}"
+    return f"{one.format}: {outside}"
