@@ -50,6 +50,15 @@ def test_every_entry_of_an_original_is_in_its_cell_or_clipped(original, kind):
     assert math.sqrt(steps.mean()) == pytest.approx(0.284, abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_scales_below_the_normal_numbers_of_16_bits_leave_a_copy(original, kind):
+    """They are rounded by more than 2^-11 of their size, which levels of 127 show most."""
+    for size in (2.0**-10, 2.0**-14):
+        copy = ggml_copy(size * original, kind)
+        assert 0 < copy.each.max() < 2.0**-14
+        assert format_noise(size * original, copy).outside == 0
+
+
 def test_super_blocks_with_coarse_scales_leave_entries_in_their_cells(original):
     """Levels that are chosen last, with the scales that are stored, are the nearest, and an entry
     beyond the range of its block is clipped.
@@ -153,11 +162,11 @@ def test_a_format_clips_as_far_and_as_much_of_a_block_as_its_quantiser(
 @pytest.mark.parametrize(("offset", "moved"), [(0.0, 3.0), (-8.25, 9.0 + 14.25)])
 @pytest.mark.parametrize("step", [1.0, 2.0**-24])
 def test_a_cell_is_as_wide_as_its_step_and_what_rounding_moves(offset, moved, step):
-    """Half a step, 2^-11 of what a scale of 16 bits moves, 1e-5 of a step for arithmetic, and
-    half the smallest number of 16 bits; levels with an offset move with it.
+    """Half a step, what rounding a scale to 16 bits moves, 1e-5 of a step for arithmetic, and half
+    the smallest number of 16 bits; levels with an offset move with it.
     """
     q = offset + np.tile([3.0, *range(-6, 9)], (1, 2))
-    edge = 0.5 + 2.0**-11 * (moved + 0.5) + 1e-5
+    edge = 0.5 + max(2.0**-11, 2.0**-25 / step) * (moved + 0.5) + 1e-5
     for sign in (1, -1):
         for by, outside in ((1 - 1e-6, False), (1 + 1e-6, True)):
             x = q * step

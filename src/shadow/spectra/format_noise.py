@@ -42,8 +42,7 @@ PLAIN_CLIP = 4.0  # steps: a clipped entry further off counts as no more energy 
 CLIPS = {"Q2_K": (16.0, 0.9)} | dict.fromkeys(("Q3_K", "Q4_K", "Q5_K", "Q6_K"), (32.0, 0.6))
 ONE_LEVEL = 1.5  # steps that a block of one level leaves at most
 EMPTY = 2.0**-8  # of the largest cell of a row: that of a block of a codebook without a scale
-# The step of blocks whose scale is below the smallest of F16: 255 of these, or in a super-block 63
-# times 31, reach half of it.
+# Steps of blocks whose scale is below F16's smallest: 255, or 63 times 31 of them reach half of it.
 UNDERFLOW, SUPER_UNDERFLOW = 510 * SMALLEST, 3906 * SMALLEST
 
 
@@ -156,7 +155,8 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
     smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
     moved = np.abs(q) if _is_symmetric(q, s) else np.abs(q - smallest) + np.abs(smallest)
     error = x - q
-    loose = step / 2 + SCALE_ERROR * (moved + step / 2) + ARITHMETIC * step + SMALLEST
+    of_scale = np.maximum(SCALE_ERROR, SMALLEST / step)  # more below the normal numbers of F16
+    loose = step / 2 + of_scale * (moved + step / 2) + ARITHMETIC * step + SMALLEST
     reach = np.where(largest > smallest, clip, ONE_LEVEL) * step + SMALLEST
     far = np.abs(error) > loose
     at_end = far & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
