@@ -44,7 +44,7 @@ LONG_OF_FAST := $(wildcard $(addprefix tests/,outputs/test_figure.py audits/test
 FAST_IN_ORDER := --no-loadscope-reorder $(LONG_OF_FAST) $(filter-out $(LONG_OF_FAST),$(wildcard tests/test_*.py tests/*/test_*.py))
 
 test: setup  ## the fast tests: two to five minutes on two cores
-	$(LIMIT) 600 $(TESTS) $(FAST_IN_ORDER)
+	$(LIMIT) 900 $(TESTS) $(FAST_IN_ORDER)
 
 LONG := $(wildcard $(addprefix tests/,lab/test_lab.py test_docs.py audits/test_hub.py audits/test_hub_faults.py \
 	audits/test_hub_stops.py audits/test_run.py ))
