@@ -358,33 +358,6 @@ def test_an_adapter_has_the_singular_values_of_its_factors() -> None:
     assert found.delta.values["numerical_rank"] == 4
 
 
-def test_the_difference_from_a_rounded_base_is_sketched_too() -> None:
-    """A float32 base that training loaded in BF16: the update's purity has a difference of its
-    own, by a sketch as by all its singular values.
-    """
-    draw = torch.Generator().manual_seed(2)
-    base = 0.02 * torch.randn((560, 640), generator=draw)
-    update = torch.randn((560, 4), generator=draw) @ torch.randn((4, 640), generator=draw)
-    loaded = base.bfloat16().float()
-    noise = torch.randn((560, 640), generator=draw)
-    tuned = (loaded + 2e-5 * (update + noise)).bfloat16()
-    found = {
-        precision: measured_with(precision, base, tuned, ("F32", "BF16"))
-        for precision in ("default", "sketch")
-    }
-    whole, ours = (found[name].delta.values for name in ("default", "sketch"))
-    assert whole["excess_purity_unrounded"] is not None
-    away = abs(ours["excess_purity_unrounded"] - whole["excess_purity_unrounded"])
-    assert away <= ours["excess_purity_unrounded_error"]
-
-
-def measured_with(precision, base, tuned, formats):
-    space = Workspace()
-    total = summed(Sides(base, tuned, torch.float64, space), formats)
-    means = Means(Method(precision, subspaces=False), space)
-    return measure_pair(base, tuned, formats, total, means, "a")
-
-
 @pytest.mark.parametrize(
     ("level", "count", "low", "high"),
     [(8.0, 1, 9.0, 10.0), (3.0, 2, 13.0, 15.0), (11.0, 0, 0.0, 0.0),
