@@ -1,7 +1,6 @@
-"""Tasks on Ray: on the cores of this machine, or on a cluster.
+"""Tasks on Ray, on the cores of this machine or on a cluster.
 
-This process says which machine a task should rather go to, so that each base is fetched by few of
-them, and keeps no more tasks in Ray than can run, so that the next one is chosen late.
+A task prefers machines that have its base; no more wait in Ray than can run.
 """
 
 from __future__ import annotations

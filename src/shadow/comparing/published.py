@@ -21,9 +21,7 @@ UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: 
 
 
 def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedPlace | None:
-    """The rank of the mean relative norm of a tensor among the other families; None where a part
-    was left out, or nothing changed.
-    """
+    """Rank the mean relative norm of a tensor among other families; None of a part, or no change."""
     chosen = metadata["settings"].get("chosen") or {}
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
     if unknown.any() or any(chosen.get(name) for name in ("components", "layers", "modules")):
