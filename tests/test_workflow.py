@@ -160,7 +160,8 @@ def test_every_command_of_the_page_runs(tmp_path):
     shutil.copy(EXAMPLES / "shadow-policy.yaml", runner.workspace)
     page = (ROOT / "docs" / "ci.md").read_text()
     shown = [line.removeprefix("$ ") for line in page.splitlines() if line.startswith("$ shadow ")]
-    assert len(shown) == 4
+    (runner.workspace / "families.yaml").write_text("- demo\n")
+    assert len(shown) == 5
     for line in shown:
         done = runner.step(line, {})
         assert done.returncode == 0, (line, done.stderr)

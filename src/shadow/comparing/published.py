@@ -21,7 +21,7 @@ UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: 
 
 
 def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedPlace | None:
-    """Rank the mean relative norm of a tensor among other families; None of a part, or no change."""
+    """Rank the mean relative norm among other families; None of a part, or without a change."""
     chosen = metadata["settings"].get("chosen") or {}
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
     if unknown.any() or any(chosen.get(name) for name in ("components", "layers", "modules")):
