@@ -73,6 +73,7 @@ def display(renderable: RenderableType) -> None:
     if text:
         with _to_reader():
             out.file.write(f"\n{text}\n" if _views else f"{text}\n")
+            out.file.flush()  # rich would end the process where its own flush finds the reader gone
         _views += 1
 
 
