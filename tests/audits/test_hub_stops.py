@@ -109,8 +109,8 @@ def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
     assert done.code == 130
     assert "Traceback" not in done.err
     if where != "plan":
-        # nothing is kept of the first shard, so there is nothing to continue
-        assert done.err.splitlines()[-1] == "stopped"
+        # a small shard may have come whole before, and then there is something to continue
+        assert done.err.splitlines()[-1].startswith("stopped")
     assert not list(tmp_path.rglob("*.parquet"))
 
 
