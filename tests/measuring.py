@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from shadow.audits.runtime import Progress
 from shadow.checkpoints.decoders import packed_tensor
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.run.runtime import Progress
 from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.targets.families import Pair, given_pair

@@ -164,7 +164,7 @@ def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
 @pytest.fixture
 def known_pace(monkeypatch):
     """How fast this machine is, which a plan otherwise measures for a second."""
-    from shadow.audits import pair_plan
+    from shadow.run import pair_plan
 
     monkeypatch.setattr(pair_plan, "pace", lambda method, jobs, offload=None: 1e10)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shadow.audits.journal import alone_at
 from shadow.audits.list_index import alone_in
 from shadow.errors import ShadowError
 from shadow.files import lock, nearest_folder, read_start
+from shadow.run.journal import alone_at
 
 
 def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:

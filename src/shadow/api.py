@@ -41,12 +41,12 @@ from shadow.targets.references import (
 from shadow.text import several
 
 if TYPE_CHECKING:
-    from shadow.audits.pair_plan import PairPlan
-    from shadow.audits.runtime import Progress
     from shadow.claims.measured import Measured
     from shadow.claims.verdicts import Judgement
     from shadow.claims.verify.verification import Verification
     from shadow.comparing.comparison import Comparison
+    from shadow.run.pair_plan import PairPlan
+    from shadow.run.runtime import Progress
 
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
@@ -181,7 +181,7 @@ def audit(
         raise UsageError(f"engine={engine!r}", "one of 'local', 'ray'")
 
     from shadow.audits.perform import perform
-    from shadow.audits.workers import single_threads
+    from shadow.run.workers import single_threads
 
     say, progress = say or _ignore, progress or _ignore
     chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
@@ -303,7 +303,7 @@ def plan(
         ShadowError: Where an audit would fail before it measures.
     """
     from shadow.audits.perform import planner
-    from shadow.audits.workers import single_threads
+    from shadow.run.workers import single_threads
 
     chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
     request = AuditRequest(
@@ -457,10 +457,10 @@ def verify(
         ShadowError: Where a checkpoint cannot be read.
     """
     from shadow.audits.perform import access_of
-    from shadow.audits.runtime import Runtime
     from shadow.audits.verify.questions import question
     from shadow.audits.verify.questions import verify as check
-    from shadow.audits.workers import single_threads
+    from shadow.run.runtime import Runtime
+    from shadow.run.workers import single_threads
 
     asked = question(
         claim,

@@ -19,7 +19,7 @@ from measuring import contents
 from rich.console import Console
 from view import drawn
 
-from shadow.audits import list_audit, list_index, sides
+from shadow.audits import list_audit, list_index
 from shadow.audits.document import list_document
 from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import (
@@ -38,6 +38,7 @@ from shadow.cli.commands import app
 from shadow.cli.pace import Pace
 from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
+from shadow.run import sides
 from shadow.spectra.delta import Method
 from shadow.targets.lists import select
 from shadow.text import inert
@@ -585,7 +586,7 @@ def test_time_left_counts_only_what_was_measured():
     """Ten pairs, of which three reports were read: the time is that of a measured pair times what
     is left.
     """
-    from shadow.audits.runtime import Progress
+    from shadow.run.runtime import Progress
 
     now = 0.0
     pace = Pace(10, lambda: now)

@@ -12,10 +12,10 @@ from measuring import pair_of
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import pair as pair_module
-from shadow.audits import workers
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError
+from shadow.run import workers
 from shadow.spectra.delta import Method
 
 SETTINGS = Settings(Method(subspaces=False), Filter())
@@ -123,7 +123,7 @@ def test_a_file_that_changes_before_the_report_is_placed_is_refused(
 
 CUTTING = """
 import os, runpy, sys
-from shadow.audits import workers
+from shadow.run import workers
 
 summed, left = workers.summed, [sys.argv.pop(1)]
 

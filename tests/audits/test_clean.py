@@ -8,13 +8,13 @@ from pathlib import Path
 import planted
 import pytest
 
-from shadow.audits.journal import JOURNAL, Journal, remove_unfinished
 from shadow.audits.pair import Settings, run_pair
-from shadow.audits.sides import identity_of
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports import atomic_replacement
+from shadow.run.journal import JOURNAL, Journal, remove_unfinished
+from shadow.run.sides import identity_of
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import parse_reference

@@ -12,10 +12,10 @@ import torch
 from measuring import pair_of
 
 from shadow.audits import pair as audit_module
-from shadow.audits.devices import DeviceChoice, choose
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError, UsageError
+from shadow.run.devices import DeviceChoice, choose
 from shadow.spectra.delta import Method
 from shadow.spectra.device import OnDevice
 

@@ -15,13 +15,13 @@ import torch
 from hub import Hub
 
 from shadow.audits.engine import ROUNDS, Ended, Queue, Task
-from shadow.audits.journal import alone_at
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
-from shadow.audits.plan import Access
 from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
+from shadow.run.journal import alone_at
+from shadow.run.plan import Access
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import Reference, parse_reference
@@ -249,7 +249,7 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, monke
     """
     from huggingface_hub import constants
 
-    from shadow.audits import plan
+    from shadow.run import plan
 
     with Hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)

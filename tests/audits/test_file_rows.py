@@ -12,10 +12,10 @@ import planted
 import pyarrow.parquet as pq
 import pytest
 
-from shadow.audits.file_rows import file_rows
 from shadow.checkpoints import listing
 from shadow.checkpoints.listing import kind_of, listings_of
 from shadow.checkpoints.opening import Assembled, open_folder
+from shadow.run.file_rows import file_rows
 
 pytest_plugins = "hub_pairs"
 

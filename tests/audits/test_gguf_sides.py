@@ -20,9 +20,9 @@ from measuring import contents, pair_of
 
 import shadow
 from shadow.audits.pair import Settings, run_pair
-from shadow.audits.runtime import Runtime
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
+from shadow.run.runtime import Runtime
 from shadow.spectra.delta import Method
 
 UP = "model.layers.1.mlp.up_proj.weight"

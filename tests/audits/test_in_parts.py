@@ -18,20 +18,20 @@ from measuring import pair_of
 from measuring import report_contents as written
 
 from shadow.audits import engine as engine_module
-from shadow.audits import journal as journal_module
 from shadow.audits import pair as pair_audit
-from shadow.audits import pair_plan, rows
 from shadow.audits.engine import Ended, InProcess
-from shadow.audits.journal import remove_unfinished
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
-from shadow.audits.pair_plan import plan_pair
 from shadow.audits.parts import Parts, cut
-from shadow.audits.schedule import shards_of
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import BusyError, ShadowError
 from shadow.reports.columns import MATRICES
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
+from shadow.run import journal as journal_module
+from shadow.run import pair_plan, rows
+from shadow.run.journal import remove_unfinished
+from shadow.run.pair_plan import plan_pair
+from shadow.run.schedule import shards_of
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference

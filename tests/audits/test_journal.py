@@ -13,11 +13,11 @@ import torch
 from effort import chosen
 from measuring import pair_of
 
-from shadow.audits.journal import Journal
-from shadow.audits.outcome import Outcome
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.reports.provenance import Identity
+from shadow.run.journal import Journal
+from shadow.run.outcome import Outcome
 from shadow.spectra.delta import Method
 
 SETTINGS = Settings(Method(), Filter())

@@ -12,10 +12,10 @@ from command import run_shadow
 from test_verify_trained import based, moved
 
 import shadow
-from shadow.audits import sides as sides_module
-from shadow.audits.sides import find_checkpoint, reference_of, side_of
 from shadow.audits.verify.questions import Runtime
 from shadow.errors import ShadowError
+from shadow.run import sides as sides_module
+from shadow.run.sides import find_checkpoint, reference_of, side_of
 from shadow.targets.references import parse_checkpoint
 
 LIST = """

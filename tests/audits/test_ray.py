@@ -319,7 +319,7 @@ import ray, shadow
 from shadow.audits import ray_engine
 from shadow.audits.engine import Task
 from shadow.audits.ray_engine import Ray
-from shadow.audits.runtime import Runtime
+from shadow.run.runtime import Runtime
 from shadow.errors import ShadowError
 """
 
@@ -381,7 +381,7 @@ with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()
 def test_tasks_know_whether_they_share_their_machine(command):
     """Two at a time on this machine do; with --max-disk there is one, which does not."""
     script = """
-from shadow.audits.plan import Access
+from shadow.run.plan import Access
 quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="error")
 ray.init("local", num_cpus=2, **quiet)
 for cores, most in ((1, None), (2, None), (1, 10**9)):

@@ -25,12 +25,12 @@ from effort import chosen
 from measuring import StoppedError, pair_of, stopped_after
 from safetensors.torch import load_file
 
-from shadow.audits import journal
-from shadow.audits import workers as audit_module
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
+from shadow.run import journal
+from shadow.run import workers as audit_module
 from shadow.spectra.delta import Method
 
 EVERYTHING = Settings(Method(), Filter())
@@ -413,7 +413,7 @@ def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, 
         "from shadow.spectra.delta import Method; from shadow.checkpoints.pairing import Filter\n"
         "from shadow.targets.families import given_pair\n"
         "from shadow.targets.references import parse_reference as p\n"
-        "from shadow.audits.pair_plan import plan_pair; from pathlib import Path\n"
+        "from shadow.run.pair_plan import plan_pair; from pathlib import Path\n"
         "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status')"
         " if l.startswith('RssAnon'))\n"
         "b, t, o = sys.argv[1:]\n"
@@ -451,11 +451,11 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get
     fewer workers.
     """
-    from shadow.audits.machine_limits import MachineLimits
-    from shadow.audits.memory import default_jobs, lacking, matrix_memory, worker_memory
     from shadow.checkpoints.pairing import MatrixPair, Operand
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.places.architecture import Part, Place
+    from shadow.run.machine_limits import MachineLimits
+    from shadow.run.memory import default_jobs, lacking, matrix_memory, worker_memory
     from shadow.spectra.delta import Method
 
     place = Place("language", 0, "mlp.up")
@@ -482,11 +482,11 @@ def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
     """
     from dataclasses import replace
 
-    from shadow.audits.machine_limits import MachineLimits
-    from shadow.audits.memory import default_jobs, kinds
     from shadow.checkpoints.pairing import Factor, MatrixPair, Operand
     from shadow.checkpoints.safetensors_files import Packing, TensorInfo
     from shadow.places.architecture import Part, Place
+    from shadow.run.machine_limits import MachineLimits
+    from shadow.run.memory import default_jobs, kinds
     from shadow.spectra.delta import NORMS
 
     place, machine = Place("language", 0, "mlp.up"), MachineLimits(4, "", 64 << 30, "the machine")
@@ -540,8 +540,8 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
 
 def test_a_matrix_that_does_not_fit_the_memory_is_refused_before_it_is_measured(tmp_path, llama):
     """One line with its name and both sizes; nothing is left behind, and the plan says it too."""
-    from shadow.audits import pair_plan
-    from shadow.audits.machine_limits import MachineLimits
+    from shadow.run import pair_plan
+    from shadow.run.machine_limits import MachineLimits
 
     machine = MachineLimits(2, "the machine", 300_000, "the control group /small")
     told = (

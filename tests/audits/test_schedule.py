@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.audits.schedule import Schedule, Visit, natural, schedule, shards_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, coalesced
 from shadow.places.architecture import Part, Place
+from shadow.run.schedule import Schedule, Visit, natural, schedule, shards_of
 
 INDEXES = Path(__file__).parents[3] / "shared" / "hub" / "indexes"
 SIDES = ("base", "tuned")

@@ -13,8 +13,8 @@ import torch
 from measuring import measure
 from safetensors.numpy import load, save
 
-from shadow.audits.cache_folder import make_room, size_of
-from shadow.audits.spectrum_cache import DIGEST, SpectrumCache, digest_of, key
+from shadow.run.cache_folder import make_room, size_of
+from shadow.run.spectrum_cache import DIGEST, SpectrumCache, digest_of, key
 from shadow.spectra.spectrum import Question, Spectrum, solve_anew
 
 SHAPE = (300, 320)
@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
 
 
 def _put(path, sigma):
-    from shadow.audits.spectrum_cache import _to_bytes
+    from shadow.run.spectrum_cache import _to_bytes
 
     path.write_bytes(
         _to_bytes(

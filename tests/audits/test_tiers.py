@@ -18,8 +18,8 @@ import shadow
 from shadow.audits.engine import InProcess
 from shadow.audits.pair import Settings, run_pair
 from shadow.audits.parts import Parts
-from shadow.audits.runtime import Runtime
 from shadow.checkpoints.pairing import Filter
+from shadow.run.runtime import Runtime
 from shadow.spectra import delta
 from shadow.spectra.delta import Method
 

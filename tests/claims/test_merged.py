@@ -3,7 +3,7 @@
 import pytest
 
 from shadow.claims.verify.merged import Merge, Module, merged
-from shadow.claims.verify.scanned import Scanned
+from shadow.run.scanned import Scanned
 
 BEYOND = {1.0: 0, 0.0: 4, 0.5: 4, 2.0: 4}  # entries beyond the bound, by scale
 FITS = Module(

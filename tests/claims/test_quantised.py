@@ -8,7 +8,7 @@ import torch
 from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_like, k_quants
 
 from shadow.claims.verify.quantised import Quantised, quantised
-from shadow.claims.verify.scanned import Apart
+from shadow.run.scanned import Apart
 from shadow.spectra.format_noise import format_noise
 
 ROWS, COLS = 128, 512

@@ -18,12 +18,12 @@ from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import read_index
 from shadow.audits.pair import run_pair
 from shadow.audits.remote import run_remote_pair
-from shadow.audits.runtime import Runtime, Settings
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import commands
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.reports import remote
 from shadow.reports.report import Report
+from shadow.run.runtime import Runtime, Settings
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, url_of, work_folder
 from shadow.targets.lists import Selection

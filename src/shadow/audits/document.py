@@ -27,7 +27,7 @@ from shadow.text import about_time, byte_size, counted, several, took
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
-    from shadow.audits.pair_plan import PairPlan, PlannedModule, PlannedSide
+    from shadow.run.pair_plan import PairPlan, PlannedModule, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
 STATES: Mapping[str, Level] = {

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shadow.audits.runtime import Progress, Runtime
 from shadow.errors import ShadowError
+from shadow.run.runtime import Progress, Runtime
 
 VISIBLE = 30  # seconds until a network file system shows what another machine has written
 ROUNDS = 120  # times that a task gives way to another audit of the same; after an hour it fails

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shadow import __version__
-from shadow.audits.journal import alone_at, remove_journal_of
-from shadow.audits.runtime import DEFAULTS, AuditResult, Runtime
+from shadow.audits.result import AuditResult
 from shadow.claims.summary import Summary
 from shadow.errors import ShadowError
 from shadow.reports.atomic_replacement import replacing
@@ -24,6 +23,8 @@ from shadow.reports.provenance import (
 )
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
+from shadow.run.journal import alone_at, remove_journal_of
+from shadow.run.runtime import DEFAULTS, Runtime
 from shadow.telling.reading import read_summary
 from shadow.telling.summary_file import FILE as SUMMARY
 from shadow.telling.summary_file import summary_bytes

@@ -19,12 +19,6 @@ from threading import Event
 import torch
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import default_jobs
-from shadow.audits.plan import Access
-from shadow.audits.runtime import Runtime
-from shadow.audits.sides import client_for, find_checkpoint, open_found, reference_of
-from shadow.audits.workers import cost, own_workspace, views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.comparing.comparison import Comparison
@@ -32,6 +26,12 @@ from shadow.comparing.directions import MOST_SHARED, DeltaDirections, no_shared_
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.reports.provenance import all_that_are
+from shadow.run.machine_limits import machine_limits
+from shadow.run.memory import default_jobs
+from shadow.run.plan import Access
+from shadow.run.runtime import Runtime
+from shadow.run.sides import client_for, find_checkpoint, open_found, reference_of
+from shadow.run.workers import cost, own_workspace, views
 from shadow.spectra.joint import JointValues, sibling_values
 from shadow.summary.rows import CheckpointSide, checkpoint_side
 from shadow.targets.references import ComponentBase, Reference

@@ -29,12 +29,13 @@ from shadow.audits.list_index import (
 )
 from shadow.audits.pair import run_pair
 from shadow.audits.pairs import PairOutcome, audit_pairs
-from shadow.audits.runtime import AuditResult, Runtime, Settings
+from shadow.audits.result import AuditResult
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports.atomic_replacement import FINISHED
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata, is_read
+from shadow.run.runtime import Runtime, Settings
 from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection

@@ -17,11 +17,6 @@ from typing import TypeVar
 import numpy
 import torch
 
-from shadow.audits import details
-from shadow.audits.cache_folder import size_of
-from shadow.audits.contents import Summed, summed_with, with_contents
-from shadow.audits.devices import CPU, open_device
-from shadow.audits.file_rows import file_rows
 from shadow.audits.finished import (
     already_done,
     differences,
@@ -30,23 +25,7 @@ from shadow.audits.finished import (
     say_afresh,
     verdict_metadata,
 )
-from shadow.audits.journal import Fetched, Journal
-from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import default_jobs, kinds, lacking
-from shadow.audits.plan import Plan, make_plan
-from shadow.audits.rows import write_tables
-from shadow.audits.runtime import AlignedPair, Asked, AuditResult, Progress, Runtime, Settings
-from shadow.audits.sides import (
-    client_for,
-    find_sides,
-    identity,
-    line_up,
-    pickled_part,
-    references_of,
-    side_of,
-)
-from shadow.audits.spectrum_cache import SpectrumCache
-from shadow.audits.workers import cost, measure_pairs
+from shadow.audits.result import AuditResult
 from shadow.checkpoints.held_files import Reading, read_so_far
 from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
@@ -58,6 +37,28 @@ from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, Staged, replacin
 from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity
+from shadow.run import details
+from shadow.run.cache_folder import size_of
+from shadow.run.contents import Summed, summed_with, with_contents
+from shadow.run.devices import CPU, open_device
+from shadow.run.file_rows import file_rows
+from shadow.run.journal import Fetched, Journal
+from shadow.run.machine_limits import machine_limits
+from shadow.run.memory import default_jobs, kinds, lacking
+from shadow.run.plan import Plan, make_plan
+from shadow.run.rows import write_tables
+from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, Settings
+from shadow.run.sides import (
+    client_for,
+    find_sides,
+    identity,
+    line_up,
+    pickled_part,
+    references_of,
+    side_of,
+)
+from shadow.run.spectrum_cache import SpectrumCache
+from shadow.run.workers import cost, measure_pairs
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
 from shadow.telling.reading import summarise

@@ -21,11 +21,12 @@ from shadow.audits.engine import (
     require_sight,
 )
 from shadow.audits.pair import run_pair
-from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings
-from shadow.audits.sides import client_for, references_of
+from shadow.audits.result import AuditResult
 from shadow.claims.summary import Summary
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.quantities import text_of
+from shadow.run.runtime import Progress, Runtime, Settings
+from shadow.run.sides import client_for, references_of
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.telling.size import of_what

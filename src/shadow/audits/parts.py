@@ -18,16 +18,16 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from shadow.audits.engine import NOT_SHARED, Engine, Task, completed, require_sight
-from shadow.audits.journal import JOURNAL, PARTS, Journal
 from shadow.audits.pair import measure_part
-from shadow.audits.runtime import AlignedPair, Asked, Progress, Runtime, Settings
-from shadow.audits.schedule import ShardKey, in_order, shards_of
-from shadow.audits.workers import cost
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side
 from shadow.errors import BusyError
 from shadow.files import PARTIAL
 from shadow.reports.provenance import Identity
+from shadow.run.journal import JOURNAL, PARTS, Journal
+from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, Settings
+from shadow.run.schedule import ShardKey, in_order, shards_of
+from shadow.run.workers import cost
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 

@@ -9,14 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from shadow.audits.cache_folder import default_folder
-from shadow.audits.devices import choose
 from shadow.audits.engine import Engine, InProcess, Watch
 from shadow.audits.pair import run_pair
-from shadow.audits.pair_plan import PairPlan, plan_pair
 from shadow.audits.pairs import PATIENCE, PairOutcome, audit_pairs
 from shadow.audits.parts import Parts
-from shadow.audits.plan import Access, disk_limit
 from shadow.audits.request import (
     AuditRequest,
     Fetch,
@@ -25,10 +21,15 @@ from shadow.audits.request import (
     Precision,
     Subjects,
 )
-from shadow.audits.runtime import AuditResult, Progress, Runtime, Settings, tell_nobody
+from shadow.audits.result import AuditResult
 from shadow.checkpoints.choosing import filter_of
 from shadow.errors import UsageError
 from shadow.files import require_utf8
+from shadow.run.cache_folder import default_folder
+from shadow.run.devices import choose
+from shadow.run.pair_plan import PairPlan, plan_pair
+from shadow.run.plan import Access, disk_limit
+from shadow.run.runtime import Progress, Runtime, Settings, tell_nobody
 from shadow.spectra.delta import Method
 from shadow.storage import Store, work_folder
 from shadow.targets.families import Pair

@@ -19,14 +19,14 @@ from types import ModuleType
 from typing import Any
 
 from shadow import __version__
-from shadow.audits.cache_folder import default_folder
 from shadow.audits.engine import Ended, Queue, Task, Watch, portable
-from shadow.audits.machine_limits import MachineLimits, machine_limits
 from shadow.audits.request import Ray
-from shadow.audits.runtime import Progress, Runtime, tell_nobody
-from shadow.audits.workers import single_threads
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
+from shadow.run.cache_folder import default_folder
+from shadow.run.machine_limits import MachineLimits, machine_limits
+from shadow.run.runtime import Progress, Runtime, tell_nobody
+from shadow.run.workers import single_threads
 from shadow.text import byte_size, counted
 
 # of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once

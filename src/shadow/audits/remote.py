@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from shadow.audits.finished import already_done, differences, finished, named
-from shadow.audits.journal import alone_at
 from shadow.audits.pair import run_pair
-from shadow.audits.runtime import AuditResult, Runtime, Settings
-from shadow.audits.sides import identity_of
+from shadow.audits.result import AuditResult
 from shadow.errors import KeptError, ShadowError
 from shadow.files import PARTIAL, remove_empty, safe_name, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
 from shadow.reports.remote import fetched_if_any, publish
+from shadow.run.journal import alone_at
+from shadow.run.runtime import Runtime, Settings
+from shadow.run.sides import identity_of
 from shadow.storage import Store, as_given
 from shadow.targets.families import Pair
 

@@ -144,11 +144,11 @@ def audit(
         registry=registry,
     )
     claims = claims_of(selection)
-    from shadow.audits.machine_limits import uncollected
+    from shadow.run.machine_limits import uncollected
 
     with uncollected():
         from shadow.audits.perform import perform
-        from shadow.audits.runtime import tell_nobody
+        from shadow.run.runtime import tell_nobody
 
         gc.freeze()  # all of torch and pandas stays: to look for cycles there took 0.1 s
 

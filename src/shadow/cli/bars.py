@@ -29,7 +29,7 @@ from shadow.cli.pace import Pace, Update, Watch, rate_and_left
 from shadow.text import byte_size, visible
 
 if TYPE_CHECKING:
-    from shadow.audits.runtime import Progress
+    from shadow.run.runtime import Progress
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def _prepare_process() -> None:
     """What the command sets for its whole process, before a command imports torch or NumPy.
 
     Here alone: whoever imports a module of `shadow` keeps the process as it is. One BLAS thread for
-    each worker (see shadow.audits.workers); torch and NumPy read these variables when they are
+    each worker (see shadow.run.workers); torch and NumPy read these variables when they are
     imported, which no module of this room does before a command runs.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -20,7 +20,7 @@ from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
-    from shadow.audits.runtime import AuditResult
+    from shadow.audits.result import AuditResult
     from shadow.claims.measured import Check, Measured
     from shadow.claims.rules import Rule
     from shadow.claims.verdicts import Judgement

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shadow.text import byte_size, duration
 
 if TYPE_CHECKING:
-    from shadow.audits.runtime import Progress
+    from shadow.run.runtime import Progress
 
 Update = Callable[["Progress"], None]
 Watch = Callable[[str], contextlib.AbstractContextManager[Update]]

@@ -247,7 +247,7 @@ def clean(
     if cache:
         _clean_cache(cache_dir)
         return
-    from shadow.audits.journal import remove_unfinished
+    from shadow.run.journal import remove_unfinished
 
     place = located(output)
     if isinstance(place, Store):  # work is done on this machine
@@ -278,7 +278,7 @@ def clean(
 
 
 def _clean_cache(folder: Path | None) -> None:
-    from shadow.audits.cache_folder import default_folder, make_room, size_of
+    from shadow.run.cache_folder import default_folder, make_room, size_of
     from shadow.text import byte_size
 
     folder = folder or default_folder()

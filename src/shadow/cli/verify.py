@@ -20,9 +20,9 @@ from shadow.storage import as_given
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shadow.audits.runtime import Progress, Runtime
     from shadow.audits.verify.questions import Question
     from shadow.claims.verify.verification import FailedVerification, Verification
+    from shadow.run.runtime import Progress, Runtime
 
 
 def verify(
@@ -104,10 +104,10 @@ def verify(
     else:
         asked = _listed(listed)
     from shadow.audits.perform import access_of
-    from shadow.audits.runtime import Runtime
     from shadow.claims.answer import first_code
     from shadow.claims.verify.verification import Verification
     from shadow.outputs.ci import write_claims
+    from shadow.run.runtime import Runtime
     from shadow.telling.verification import (
         in_lines,
         verification_document,

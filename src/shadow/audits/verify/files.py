@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shadow.audits.file_rows import file_rows
-from shadow.audits.runtime import Runtime
 from shadow.checkpoints.listing import Listing, listing_of_folder, listing_of_snapshot
 from shadow.claims.verify.files import files
 from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError
+from shadow.run.file_rows import file_rows
+from shadow.run.runtime import Runtime
 from shadow.targets.references import Reference
 
 

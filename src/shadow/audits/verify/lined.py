@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shadow.audits.runtime import AlignedPair, Runtime
-from shadow.audits.scan import in_words, scanned, sides_of
-from shadow.audits.sides import find_checkpoint, open_found, require_gguf
 from shadow.checkpoints.opening import Checkpoint, Found, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
@@ -27,10 +24,13 @@ from shadow.checkpoints.pairing import (
 )
 from shadow.checkpoints.quantized import owner_of
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.dtypes import torch_name
 from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place, place_tensors
+from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.scan import in_words, scanned, sides_of
+from shadow.run.scanned import Apart, Scanned
+from shadow.run.sides import find_checkpoint, open_found, require_gguf
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.targets.references import AnyReference
 from shadow.text import counted, short

@@ -10,9 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan
-from shadow.audits.sides import open_found
 from shadow.audits.verify.lined import (
     found_all,
     line_up_all,
@@ -20,15 +17,18 @@ from shadow.audits.verify.lined import (
     plain,
     row_of,
 )
-from shadow.audits.workers import views
 from shadow.checkpoints.adapters import PREFIX
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, Skipped, pair_checkpoints
 from shadow.claims.verify.merged import Merge, Module, merged
-from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.verification import Verification
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Place
+from shadow.run.runtime import Runtime
+from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
+from shadow.run.scanned import Apart, Scanned
+from shadow.run.sides import open_found
+from shadow.run.workers import views
 from shadow.spectra.lazy import is_quantised
 from shadow.spectra.merging import MergeFit, Update, merge_fit
 from shadow.targets.references import AnyReference

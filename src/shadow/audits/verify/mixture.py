@@ -15,10 +15,6 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import default_jobs
-from shadow.audits.runtime import Progress, Runtime
-from shadow.audits.scan import fetch_all, in_words, require_unchanged
 from shadow.audits.verify.lined import (
     Lined,
     found_all,
@@ -27,13 +23,17 @@ from shadow.audits.verify.lined import (
     opened_models,
     row_of,
 )
-from shadow.audits.workers import views
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.mixture import Mixture, mixture
-from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
+from shadow.run.machine_limits import machine_limits
+from shadow.run.memory import default_jobs
+from shadow.run.runtime import Progress, Runtime
+from shadow.run.scan import fetch_all, in_words, require_unchanged
+from shadow.run.scanned import Apart
+from shadow.run.workers import views
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.mixture import Mixed, Read, fit, products, read
 from shadow.targets.references import AnyReference

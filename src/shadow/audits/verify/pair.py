@@ -30,9 +30,9 @@ def pair_check(
 
     def check(asked: PairClaim, summary: Summary) -> Verification:
         from shadow.audits.perform import access_of
-        from shadow.audits.runtime import Runtime
-        from shadow.audits.sides import client_for, find_checkpoint, reference_of
         from shadow.audits.verify.questions import question, verify
+        from shadow.run.runtime import Runtime
+        from shadow.run.sides import client_for, find_checkpoint, reference_of
 
         sides = summary.base, summary.tuned
         references = [reference_of(side) for side in sides]

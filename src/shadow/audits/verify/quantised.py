@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shadow.audits.runtime import Runtime
-from shadow.audits.scan import in_words, scan, sides_of
 from shadow.audits.verify.lined import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.claims.verify.quantised import Quantised, quantised
 from shadow.claims.verify.verification import Verification
+from shadow.run.runtime import Runtime
+from shadow.run.scan import in_words, scan, sides_of
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import is_quantised

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shadow.audits.runtime import Runtime
-from shadow.audits.sides import client_for
 from shadow.audits.verify.files import verify_files
 from shadow.audits.verify.merged import verify_merged
 from shadow.audits.verify.mixture import verify_mixture
@@ -20,6 +18,8 @@ from shadow.audits.verify.trained import verify_trained
 from shadow.claims.verify.table import FORMS, VERIFY, Form, require_form
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
+from shadow.run.runtime import Runtime
+from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase, Reference
 
 

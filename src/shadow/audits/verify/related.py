@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.audits.runtime import AlignedPair, Runtime
-from shadow.audits.scan import scan, sides_of
 from shadow.audits.verify.lined import found_all, opened_models
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.related import ALPHA, Candidate, related_to
 from shadow.claims.verify.verification import Verification
+from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.scan import scan, sides_of
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.spectra.units import Rows, at_best, corner, matched, unit_cosines
 from shadow.targets.references import Reference

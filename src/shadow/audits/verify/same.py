@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shadow.audits.runtime import AlignedPair, Runtime
-from shadow.audits.scan import scan, sides_of
-from shadow.audits.sides import open_found
 from shadow.audits.verify.lined import found_all, line_up_all, row_of
 from shadow.checkpoints.adapters import adapter_factors
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located
@@ -18,9 +15,12 @@ from shadow.checkpoints.quantized import settings_in
 from shadow.checkpoints.sources import LocalFile
 from shadow.claims.answer import Answer
 from shadow.claims.verify.same import Compared, same
-from shadow.claims.verify.scanned import Scanned
 from shadow.claims.verify.verification import Verification
 from shadow.errors import UsageError
+from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.scan import scan, sides_of
+from shadow.run.scanned import Scanned
+from shadow.run.sides import open_found
 from shadow.spectra.entries import mark
 from shadow.targets.references import AnyReference
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from shadow.audits.runtime import Runtime
-from shadow.audits.scan import fetch_all, in_words, require_unchanged, scan, sides_of
 from shadow.audits.verify.lined import (
     found_all,
     is_raw,
@@ -18,14 +16,16 @@ from shadow.audits.verify.lined import (
     plain,
     row_of,
 )
-from shadow.audits.workers import views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
-from shadow.claims.verify.scanned import Apart
 from shadow.claims.verify.stored import Copied, Copy, stored
 from shadow.claims.verify.verification import Verification
 from shadow.dtypes import FLOATS
 from shadow.places.architecture import Place
+from shadow.run.runtime import Runtime
+from shadow.run.scan import fetch_all, in_words, require_unchanged, scan, sides_of
+from shadow.run.scanned import Apart
+from shadow.run.workers import views
 from shadow.spectra.delta import working_dtype
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of

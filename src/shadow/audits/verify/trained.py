@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shadow.audits.runtime import AlignedPair, Runtime
-from shadow.audits.scan import in_words, scan, sides_of
-from shadow.audits.sides import open_found
 from shadow.audits.verify.lined import (
     Lined,
     found_all,
@@ -22,7 +19,6 @@ from shadow.audits.verify.lined import (
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.claims.verify.patterns import Pattern, parse_pattern
-from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.claims.verify.table import NEEDS_PATTERN
 from shadow.claims.verify.trained import Cell, Moved, Training, trained
 from shadow.claims.verify.verification import Verification
@@ -30,6 +26,10 @@ from shadow.dtypes import FLOATS, float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.places.names import name_rules
+from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.scan import in_words, scan, sides_of
+from shadow.run.scanned import Apart, Scanned
+from shadow.run.sides import open_found
 from shadow.spectra.entries import Binades
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import is_quantised

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import (
+from shadow.claims.verify.verification import Against, largest_first
+from shadow.quantities import text_of
+from shadow.run.scanned import (
     Apart,
     Scanned,
     all_tensors,
@@ -16,8 +18,6 @@ from shadow.claims.verify.scanned import (
     are,
     not_compared,
 )
-from shadow.claims.verify.verification import Against, largest_first
-from shadow.quantities import text_of
 from shadow.text import counted, with_article
 
 MERGED = Claim(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shadow.claims.answer import Answer, Claim, Figure, Outcome
-from shadow.claims.verify.scanned import Apart, apart_in_words, not_compared
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
+from shadow.run.scanned import Apart, apart_in_words, not_compared
 from shadow.text import counted, several
 
 if TYPE_CHECKING:

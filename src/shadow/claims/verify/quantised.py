@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure, Outcome
-from shadow.claims.verify.scanned import (
+from shadow.claims.verify.verification import Against, largest_first
+from shadow.run.scanned import (
     Apart,
     apart_in_words,
     are,
     not_compared,
     some_tensors,
 )
-from shadow.claims.verify.verification import Against, largest_first
 from shadow.spectra.levels import FormatNoise
 from shadow.text import counted
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import are
 from shadow.claims.verify.verification import Against
 from shadow.quantities import share
+from shadow.run.scanned import are
 from shadow.text import and_list, several
 
 RELATED = Claim(

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import Apart, apart_in_words, are, not_compared, some_tensors
 from shadow.claims.verify.verification import Against, largest_first
 from shadow.quantities import share
+from shadow.run.scanned import Apart, apart_in_words, are, not_compared, some_tensors
 from shadow.text import counted
 
 KEPT = 0.9  # of the update's energy, from which on a copy kept the update

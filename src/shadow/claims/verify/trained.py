@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shadow.claims.answer import Answer, Claim, Figure
-from shadow.claims.verify.scanned import (
+from shadow.claims.verify.verification import Against, largest_first
+from shadow.quantities import share
+from shadow.run.scanned import (
     Apart,
     Scanned,
     all_tensors,
@@ -16,8 +18,6 @@ from shadow.claims.verify.scanned import (
     not_compared,
     some_tensors,
 )
-from shadow.claims.verify.verification import Against, largest_first
-from shadow.quantities import share
 from shadow.text import counted, several
 
 TRAINED = Claim(

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from shadow import __version__
-from shadow.audits.journal import JOURNAL
 from shadow.audits.list_index import read_index, report_folder
 from shadow.claims.inside import LIKE_NOISE
 from shadow.comparing.lineage import Lineage, lineage
@@ -31,6 +30,7 @@ from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.outputs.page.sections import Chart, LinkedTable
 from shadow.quantities import Kind
 from shadow.reports.columns import NOTATION
+from shadow.run.journal import JOURNAL
 from shadow.summary.depth import LAYERS
 from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
 from shadow.telling.lineage import lineage_document

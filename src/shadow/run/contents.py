@@ -12,12 +12,12 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from shadow.audits.runtime import AlignedPair, Settings
-from shadow.audits.schedule import infos_of, named_of
 from shadow.checkpoints.pairing import Filter, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.reports.column_types import Cell
 from shadow.reports.metadata import SIDES, ReportMetadata
+from shadow.run.runtime import AlignedPair, Settings
+from shadow.run.schedule import infos_of, named_of
 
 Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: tensors of either side
 

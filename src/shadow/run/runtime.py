@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from shadow.audits.devices import CPU, DeviceChoice
-from shadow.audits.journal import Journal
-from shadow.audits.machine_limits import MachineLimits
-from shadow.audits.plan import Access
 from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
-from shadow.claims.summary import Summary
-from shadow.reasons import STRICT
-from shadow.reports.metadata import ReportMetadata, SettingsMetadata
+from shadow.reports.metadata import SettingsMetadata
+from shadow.run.devices import CPU, DeviceChoice
+from shadow.run.journal import Journal
+from shadow.run.machine_limits import MachineLimits
+from shadow.run.plan import Access
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import AnyReference, Reference
@@ -66,7 +64,7 @@ class Progress:
     """How far the audit of a pair is: given before the first and after every matrix, and as bytes
     come.
 
-    Costs are in the units of `shadow.audits.workers.cost`, bytes are those of weights that come
+    Costs are in the units of `shadow.run.workers.cost`, bytes are those of weights that come
     over the network.
     """
 
@@ -153,28 +151,3 @@ class Asked:
     runtime: Runtime
     folder: Path
     scratch: Path
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """A finished report."""
-
-    folder: Path
-    summary: Summary
-    measured: int
-    """Matrices that this run measured itself; 0 when the report was there."""
-    provenance: ReportMetadata
-    """The `shadow` key of its files."""
-    url: str | None = None
-    """Where it was published; then folder need not be there any more. None: it is in folder alone.
-    """
-
-    @property
-    def place(self) -> str:
-        """Its URL, or its folder."""
-        return self.url or str(self.folder)
-
-    @property
-    def should_not_have_skipped(self) -> list[str]:
-        """Reasons that `--strict` objects to."""
-        return [row.reason for row in self.summary.skipped if row.reason in STRICT]

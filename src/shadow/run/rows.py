@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from shadow.audits.contents import content_of
-from shadow.audits.outcome import Outcome
-from shadow.audits.schedule import named_of
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.places.architecture import Place
@@ -26,6 +23,9 @@ from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS, Column
 from shadow.reports.metadata import SIDES
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
+from shadow.run.contents import content_of
+from shadow.run.outcome import Outcome
+from shadow.run.schedule import named_of
 from shadow.spectra.measurement import Measurement
 from shadow.summary.tables import needed
 from shadow.text import several
@@ -52,7 +52,7 @@ def write_tables(
     """Write the tables of a finished audit, each to the path of its file's name: their files by
     name, closed and without metadata; and what a summary needs of them (see
     `shadow.summary.tables.needed`), which lies in files of scratch, not in memory; and the digest
-    of each side (see `shadow.audits.contents.content_of`).
+    of each side (see `shadow.run.contents.content_of`).
 
     repository: the rows of files.parquet. Rows have a fixed order. An outcome is asked for once,
     and let go when its rows are made.

@@ -52,7 +52,7 @@ class Outcome:
     cached: int = field(default=0, compare=False)
     """Spectra that were read from the cache, 0 to 2."""
     checksums: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By side and name: of tensors that were summed up with it (see `shadow.audits.contents`)."""
+    """By side and name: of tensors that were summed up with it (see `shadow.run.contents`)."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:

@@ -8,14 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shadow.audits.outcome import Outcome
-from shadow.audits.plan import Plan
-from shadow.audits.runtime import Settings
-from shadow.audits.schedule import source_of
 from shadow.checkpoints.held_files import Reading
 from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
+from shadow.run.outcome import Outcome
+from shadow.run.plan import Plan
+from shadow.run.runtime import Settings
+from shadow.run.schedule import source_of
 from shadow.summary.tiers import OF_SUBJECTS, WORDS
 from shadow.text import byte_size, counted, several, took
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from shadow.audits.machine_limits import uncollected
-from shadow.audits.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.checkpoints.opening import Checkpoint, Located
 from shadow.checkpoints.pairing import MatrixPair, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.errors import ShadowError, UsageError
 from shadow.files import nearest_folder
+from shadow.run.machine_limits import uncollected
+from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.sketched import SMALLEST
 from shadow.text import byte_size, bytes_of, counted, size_for

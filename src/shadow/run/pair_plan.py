@@ -10,13 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import PROCESS, default_jobs, kinds, lacking, worker_memory
-from shadow.audits.plan import make_plan
-from shadow.audits.runtime import Runtime, Settings
-from shadow.audits.schedule import source_of
-from shadow.audits.sides import client_for, find_sides, line_up, pickled_part, references_of
-from shadow.audits.workers import cost, pace
 from shadow.checkpoints.opening import Checkpoint, Config, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
 from shadow.checkpoints.sources import ByteRanges
@@ -24,6 +17,13 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.places.names import name_rules
+from shadow.run.machine_limits import machine_limits
+from shadow.run.memory import PROCESS, default_jobs, kinds, lacking, worker_memory
+from shadow.run.plan import make_plan
+from shadow.run.runtime import Runtime, Settings
+from shadow.run.schedule import source_of
+from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
+from shadow.run.workers import cost, pace
 from shadow.spectra.delta import NORMS, USUAL, Method
 from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair

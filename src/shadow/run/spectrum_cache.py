@@ -27,8 +27,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from shadow.audits.cache_folder import make_room, size_of
 from shadow.files import read_start
+from shadow.run.cache_folder import make_room, size_of
 from shadow.spectra import device, lazy, routines, spectrum, tridiagonal
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import Precision

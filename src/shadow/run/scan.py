@@ -13,17 +13,17 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
-from shadow.audits.machine_limits import machine_limits
-from shadow.audits.memory import default_jobs
-from shadow.audits.plan import make_plan, require_disk_at_once
-from shadow.audits.runtime import AlignedPair, Progress, Runtime
-from shadow.audits.workers import in_workers, own_workspace, sources_of, views
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.sources import Fetching
-from shadow.claims.verify.scanned import Apart, Scanned
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Place
+from shadow.run.machine_limits import machine_limits
+from shadow.run.memory import default_jobs
+from shadow.run.plan import make_plan, require_disk_at_once
+from shadow.run.runtime import AlignedPair, Progress, Runtime
+from shadow.run.scanned import Apart, Scanned
+from shadow.run.workers import in_workers, own_workspace, sources_of, views
 from shadow.spectra.delta import NORMS, working_dtype
 from shadow.spectra.entries import Binades, compared
 from shadow.spectra.spectrum import Sides

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from shadow.audits.machine_limits import MachineLimits
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
+from shadow.run.machine_limits import MachineLimits
 from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK

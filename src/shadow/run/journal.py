@@ -18,13 +18,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.audits.outcome import Outcome, is_sound
 from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, lock, remove_empty, writing
 from shadow.reports.atomic_replacement import put_in_place
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Identity
+from shadow.run.outcome import Outcome, is_sound
 from shadow.spectra.measurement import Measurement
 
 JOURNAL = "journal.jsonl"

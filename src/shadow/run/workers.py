@@ -22,9 +22,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.contents import Summed
-from shadow.audits.outcome import Outcome
-from shadow.audits.schedule import Schedule, ShardKey, infos_of, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
@@ -34,6 +31,9 @@ from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
+from shadow.run.contents import Summed
+from shadow.run.outcome import Outcome
+from shadow.run.schedule import Schedule, ShardKey, infos_of, source_of
 from shadow.spectra.casts import cast
 from shadow.spectra.delta import (
     USUAL,

@@ -9,9 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shadow import __version__
-from shadow.audits.machine_limits import uncollected
-from shadow.audits.plan import require_disk_for_pickles
-from shadow.audits.runtime import AlignedPair, Progress, Runtime, Settings
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.opening import (
     Assembled,
@@ -30,6 +27,9 @@ from shadow.places.names import name_rules
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import CheckpointMetadata
 from shadow.reports.provenance import Identity
+from shadow.run.machine_limits import uncollected
+from shadow.run.plan import require_disk_for_pickles
+from shadow.run.runtime import AlignedPair, Progress, Runtime, Settings
 from shadow.summary.rows import CheckpointSide
 from shadow.targets.families import Pair
 from shadow.targets.references import AnyReference, ComponentBase, Reference, as_folder

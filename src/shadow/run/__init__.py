@@ -1,0 +1,1 @@
+"""One pair of checkpoints: plan, memory, workers and journal of what is read and measured."""
