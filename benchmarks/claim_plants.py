@@ -20,7 +20,7 @@ from claim_faults import cast, layer_of, named, updated
 from claim_models import NAMES, Model, State, model, real, written
 from made_up import generator
 
-from shadow.claims.answer import Outcome
+from shadow.checks.answer import Outcome
 
 TRUE: Outcome = "holds"
 FALSE: Outcome = "does_not_hold"

@@ -38,7 +38,7 @@ from shadow.errors import ShadowError
 
 FINAL = 20261208  # asked once, after all was developed with others
 PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
-RATES = Path(shadow.__file__).parent / "claims" / "verify_error_rates.json"
+RATES = Path(shadow.__file__).parent / "checks" / "verify_error_rates.json"
 MARKS = "<!-- error-rates -->", "<!-- /error-rates -->"
 WHERE = "docs/verify.md"
 

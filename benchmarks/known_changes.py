@@ -34,7 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.claims.inside import LIKE_NOISE
+from shadow.checks.inside import LIKE_NOISE
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
 from shadow.spectra.spectrum import Sides, Workspace

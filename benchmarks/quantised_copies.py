@@ -28,7 +28,7 @@ from gguf.quants import dequantize
 from made_up import generator
 
 from shadow.checkpoints.gguf_blocks import Blocks
-from shadow.claims.verify.quantised import Quantised
+from shadow.checks.quantised import Quantised
 from shadow.spectra.format_noise import block_length, format_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

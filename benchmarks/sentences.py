@@ -61,15 +61,15 @@ from known_pairs import planted
 from truths import place_of
 
 import shadow
-from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.recognised import RECOGNISED
+from shadow.checks.explanations import EXPLANATIONS
+from shadow.checks.recognised import RECOGNISED
 from shadow.outputs.markdown import plain
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
 DATA = DOCUMENT.parent / "lab" / "sentences.parquet"
 PART = re.compile(r"(<!-- sentences -->\n).*?\n?(<!-- /sentences -->)", re.DOTALL)
 WHERE = "docs/evidence.md"
-RATES = Path(shadow.__file__).parent / "claims" / "error_rates.json"
+RATES = Path(shadow.__file__).parent / "checks" / "error_rates.json"
 COMMAND = "python benchmarks/sentences.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
 Word = Literal["true", "absent", "false", "not judged"]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.claims.summary import summary_from_json
+from shadow.checks.summary import summary_from_json
 from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY

@@ -8,11 +8,11 @@ import math
 
 import reports
 
+from shadow.gates.document import gate_document
 from shadow.outputs.markdown import markdown
 from shadow.summary.layer_medians import TOPS
 from shadow.telling.reading import read_summary
 from shadow.telling.report import report_document
-from shadow.telling.verdicts import gate_document
 
 SETTINGS = {
     "method": {"precision": "default", "nulls": 0, "seed": 0},

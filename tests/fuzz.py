@@ -39,14 +39,14 @@ from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.packed_tensors import PackedTensor
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import read_header
-from shadow.claims.rules import read_policy
 from shadow.comparing.scores import read_scores
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
+from shadow.gates.baselines import read_measured
+from shadow.gates.rules import read_policy
 from shadow.targets import families as families_files
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
-from shadow.telling.baselines import read_measured
 
 SECONDS = 5.0  # of CPU for one file of a few KB: the slowest of them takes a tenth
 MEMORY = 2 << 30  # bytes beyond what is in use

@@ -89,25 +89,26 @@ MUTANTS = (
         "percentiles that are not expanded": ("np.sqrt(layers / (layers - 1))", "1.0"),
         "p that may be 0": ("(1 + np.sum(", "(np.sum("),
     }),
-    Planted("claims/rules.py", "claims/test_rules.py -k comparison", {
+    Planted("gates/rules.py", "checks/test_rules.py -k comparison", {
         "less or equal as less": ('"<=": operator.le', '"<=": operator.lt'),
     }),
-    Planted("claims/answer.py", "claims/test_answer.py", {
+    Planted("checks/answer.py", "checks/test_answer.py", {
         "3 before 5": ("in (1, 4, 5, 3) if", "in (1, 4, 3, 5) if"),
         "4 before 1": ("in (1, 4, 5, 3) if", "in (4, 1, 5, 3) if"),
     }),
-    Planted("claims/gates.py", "claims/test_gates_of_pairs.py -k unrelated or depth or adapter", {
+    Planted("checks/pair_gates.py",
+            "checks/test_gates_of_pairs.py -k unrelated or depth or adapter", {
         "any cosine": ("cosine >= LINEAGE and", "cosine >= -1 and"),
         "any share": ("standing.compared >= PAIRED", "standing.compared >= 0"),
         "any rank": ("if share >= FULL_RANK", "if share >= 0"),
     }),
-    Planted("claims/verdicts.py", "claims/test_gate.py -k last_digits or error_of or is_gone", {
+    Planted("gates/verdicts.py", "checks/test_gate.py -k last_digits or error_of or is_gone", {
         "no slack between machines": ("NOISE * max(", "0 * max("),
         "errors that reach a threshold": ("is not None and rule.holds(within[0])",
                                           "is None and rule.holds(within[0])"),
         "what is gone has not moved": ("outside = not isinstance", "outside = isinstance"),
     }),
-    Planted("claims/verify/merged.py", "claims/test_merged.py", {
+    Planted("checks/merged.py", "checks/test_merged.py", {
         "a rounded tensor beside an adapter": (
             'return not row.changed or row.rounded == ("tuned", row.formats[1])',
             "return not row.changed",
@@ -154,7 +155,7 @@ MUTANTS = (
         "shards by number of families": ("before += counts[family]", "before += 1"),
         "a shard beyond the last": ("int(match[1]) <= int(match[2])", "int(match[2])"),
     }),
-    Planted("cli/gate.py", "claims/test_gate_command.py -k exit_codes_of_gate", {
+    Planted("cli/gate.py", "checks/test_gate_command.py -k exit_codes_of_gate", {
         "a gate that never fails": ("    if code:\n", "    if code > 4:\n"),
     }),
     Planted("cli/verify.py", "cli/test_verify_ci.py -k is_a_line or of_several", {

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from shadow import __version__
-from shadow.claims.rules import read_policy
+from shadow.gates.rules import read_policy
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"

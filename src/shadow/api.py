@@ -41,10 +41,10 @@ from shadow.targets.references import (
 from shadow.text import several
 
 if TYPE_CHECKING:
-    from shadow.claims.measured import Measured
-    from shadow.claims.verdicts import Judgement
-    from shadow.claims.verify.verification import Verification
+    from shadow.checks.verification import Verification
     from shadow.comparing.comparison import Comparison
+    from shadow.gates.measured import Measured
+    from shadow.gates.verdicts import Judgement
     from shadow.run.pair_plan import PairPlan
     from shadow.run.runtime import Progress
 
@@ -404,10 +404,10 @@ def judge(
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
     """
-    from shadow.audits.verify.pair import pair_check
-    from shadow.claims.rules import gather
-    from shadow.claims.verdicts import judge_report
-    from shadow.telling.baselines import read_measured
+    from shadow.gates.baselines import read_measured
+    from shadow.gates.pair_check import pair_check
+    from shadow.gates.rules import gather
+    from shadow.gates.verdicts import judge_report
 
     policy = Path(rules) if isinstance(rules, PathLike) else None
     listed = () if isinstance(rules, PathLike) else _words(rules)
@@ -457,8 +457,8 @@ def verify(
         ShadowError: Where a checkpoint cannot be read.
     """
     from shadow.audits.perform import access_of
-    from shadow.audits.verify.questions import question
-    from shadow.audits.verify.questions import verify as check
+    from shadow.checks.questions import question
+    from shadow.checks.questions import verify as check
     from shadow.run.runtime import Runtime
     from shadow.run.workers import single_threads
 

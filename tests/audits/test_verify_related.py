@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import shadow
-from shadow.claims.verify.related import Candidate, related_to
+from shadow.checks.related import Candidate, related_to
 from shadow.errors import UsageError
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"

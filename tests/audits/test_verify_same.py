@@ -15,7 +15,7 @@ from effort import chosen
 from safetensors.torch import load_file, save_file
 
 import shadow
-from shadow.audits.verify import same as same_module
+from shadow.checks import gather_same as same_module
 
 UP = planted.UP
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import shadow
 from shadow.checkpoints.held_files import read_so_far
-from shadow.claims.verify.patterns import parse_pattern
+from shadow.checks.patterns import parse_pattern
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 

@@ -6,9 +6,9 @@ import pytest
 from reports import uniform
 from typer.testing import CliRunner
 
-from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.gates import GATES
-from shadow.claims.recognised import RECOGNISED
+from shadow.checks.explanations import EXPLANATIONS
+from shadow.checks.pair_gates import GATES
+from shadow.checks.recognised import RECOGNISED
 from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.reports import columns

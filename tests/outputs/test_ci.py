@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from reports import uniform
 
-from shadow.claims.rules import parse_rule, read_policy
-from shadow.claims.verdicts import Judgement, Verdict
 from shadow.cli import console
+from shadow.gates.document import gate_document
+from shadow.gates.rules import parse_rule, read_policy
+from shadow.gates.verdicts import Judgement, Verdict
 from shadow.outputs.ci import CUT, SUMMARY_BYTES, append_summary, junit, workflow_commands
 from shadow.outputs.markdown import cell, markdown
-from shadow.telling.verdicts import gate_document
 from shadow.text import inert, visible
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine

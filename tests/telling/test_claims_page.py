@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import claims
 
-from shadow.claims.verify.table import VERIFY
+from shadow.checks.table import VERIFY
 from shadow.telling.words import other_words
 
 ROOT = Path(__file__).parents[2]

@@ -37,8 +37,8 @@ from finding_cases import (
 )
 from safetensors.torch import save_file
 
-from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.summary import summary_from_json
+from shadow.checks.explanations import EXPLANATIONS
+from shadow.checks.summary import summary_from_json
 from shadow.summary.rows import PublishedPlace
 from shadow.telling.finding import CODES, NOT_SHOWN, finding
 

@@ -9,11 +9,11 @@ import reports
 from finding_cases import SETTINGS, answers, card, check, codes, model, step
 from typer.testing import CliRunner
 
-from shadow.claims.draft import Sentence
-from shadow.claims.explanations import ANSWERS, EXPLANATIONS, Explanation
-from shadow.claims.summary import Finding
-from shadow.claims.verdicts import Judgement
+from shadow.checks.draft import Sentence
+from shadow.checks.explanations import ANSWERS, EXPLANATIONS, Explanation
+from shadow.checks.summary import Finding
 from shadow.cli.commands import app
+from shadow.gates.verdicts import Judgement
 from shadow.outputs.markdown import plain
 from shadow.reports.columns import TABLES
 from shadow.telling.finding import CODES

@@ -17,8 +17,8 @@ import known_pairs
 import sentences
 from truths import Truth
 
-from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.recognised import RECOGNISED
+from shadow.checks.explanations import EXPLANATIONS
+from shadow.checks.recognised import RECOGNISED
 from shadow.telling.finding import CODES
 
 NAME = "model.layers.0.self_attn.q_proj.weight"

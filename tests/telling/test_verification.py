@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shadow.claims.answer import Answer
-from shadow.claims.verify.verification import Against, Verification, largest_first
+from shadow.checks.answer import Answer
+from shadow.checks.verification import Against, Verification, largest_first
 from shadow.telling.document import Note, Table
 from shadow.telling.verification import SHOWN, verification_document
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shadow import __version__
 from shadow.audits.result import AuditResult
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.reports.atomic_replacement import replacing
 from shadow.reports.columns import SCHEMA

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import pyarrow as pa
 
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import (
     PARTIAL,

@@ -30,7 +30,7 @@ from shadow.checkpoints.held_files import Reading, read_so_far
 from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, Staged, replacing

@@ -22,7 +22,7 @@ from shadow.audits.engine import (
 )
 from shadow.audits.pair import run_pair
 from shadow.audits.result import AuditResult
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.quantities import text_of
 from shadow.run.runtime import Progress, Runtime, Settings

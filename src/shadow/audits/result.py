@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.reasons import STRICT
 from shadow.reports.metadata import ReportMetadata
 

@@ -27,9 +27,9 @@ from shadow.storage import Store, located, work_folder
 
 if TYPE_CHECKING:
     from shadow.audits.pairs import PairOutcome
-    from shadow.claims.measured import Measured
-    from shadow.claims.rules import Rule
-    from shadow.claims.verdicts import Judgement
+    from shadow.gates.measured import Measured
+    from shadow.gates.rules import Rule
+    from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
 
 
@@ -261,7 +261,7 @@ class _Shown:
 
 def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgement], bool]:
     """The judgements in the order of the pairs, and whether no pair has what was asked for."""
-    from shadow.claims.verdicts import Judgement
+    from shadow.gates.verdicts import Judgement
 
     request = shown.request
     judged: dict[Pair, Judgement] = {}
@@ -291,8 +291,8 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
 
 def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
-    from shadow.audits.verify.pair import pair_check
-    from shadow.telling.verdicts import rules_document
+    from shadow.gates.document import rules_document
+    from shadow.gates.pair_check import pair_check
 
     result = outcome.finished()
     summary, pairs = result.summary, len(shown.request.selection.own)
@@ -328,7 +328,7 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
         return
     from shadow.audits.document import list_document
     from shadow.audits.list_index import read_index
-    from shadow.telling.verdicts import rules_document
+    from shadow.gates.document import rules_document
 
     output = request.output
     index = read_index(work_folder(output) if isinstance(output, Store) else output)

@@ -77,7 +77,7 @@ def devices(incomplete: str) -> list[str]:
 
 
 def verify_claims(incomplete: str) -> list[str]:
-    from shadow.claims.verify.table import FORMS
+    from shadow.checks.table import FORMS
 
     return _begun(FORMS, incomplete)
 

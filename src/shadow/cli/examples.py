@@ -66,7 +66,7 @@ def epilog_of(command: str) -> str | None:
 
 def claims() -> list[str]:
     """A line for each claim of `shadow verify`: what is typed, and what it says."""
-    from shadow.claims.verify.table import FORMS
+    from shadow.checks.table import FORMS
 
     typed = {name: f"{name} {form.names_in_usage}" for name, form in FORMS.items()}
     width = max(map(len, typed.values()))

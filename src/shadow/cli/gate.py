@@ -21,9 +21,9 @@ from shadow.storage import Store, as_given, located, url_of
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
     from shadow.audits.result import AuditResult
-    from shadow.claims.measured import Check, Measured
-    from shadow.claims.rules import Rule
-    from shadow.claims.verdicts import Judgement
+    from shadow.gates.measured import Check, Measured
+    from shadow.gates.rules import Rule
+    from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -72,8 +72,8 @@ def gate(
     claims = {} if selection is None else claims_of(selection)
     claimed = {(pair.family, pair.name): of_pair for pair, of_pair in claims.items()}
     from shadow.audits.list_index import read_index
+    from shadow.gates.document import rules_document
     from shadow.reports.provenance import report_metadata
-    from shadow.telling.verdicts import rules_document
 
     runs = [reports_here(run) for run in runs]
     below = reports_below if selection is None else found_below
@@ -128,9 +128,9 @@ def _each_once(
 
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
-    from shadow.audits.verify.pair import pair_check
-    from shadow.claims.verdicts import judge_report
-    from shadow.telling.baselines import read_measured
+    from shadow.gates.baselines import read_measured
+    from shadow.gates.pair_check import pair_check
+    from shadow.gates.verdicts import judge_report
 
     if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
@@ -206,8 +206,8 @@ def judged_of(
 
     Of a report that was uploaded the rows are fetched for rules.
     """
-    from shadow.claims.verdicts import Judgement, judge_report
-    from shadow.telling.baselines import read_measured
+    from shadow.gates.baselines import read_measured
+    from shadow.gates.verdicts import Judgement, judge_report
 
     summary = result.summary
     objections: tuple[str, ...] = ()
@@ -260,7 +260,7 @@ def rules_of(
     """The rules of a command. Raises UsageError for one that makes no sense."""
     if not fail_on and policy is None and against is None:
         return ()
-    from shadow.claims.rules import gather
+    from shadow.gates.rules import gather
 
     return gather(
         fail_on or [],
@@ -274,7 +274,7 @@ def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
     """What a list claims of its pairs, as rules. Raises UsageError, with its line."""
     if not any(selection.claims.values()):
         return {}
-    from shadow.claims.rules import claim_rule
+    from shadow.gates.rules import claim_rule
 
     return {
         pair: [claim_rule(claim.text, claim.file, claim.line) for claim in claims]
@@ -286,7 +286,7 @@ def at_fault(
     family: str, pair: str, error: ShadowError, *, seconds: float | None = None, kept: bool = False
 ) -> Judgement:
     """What came of a pair without a new report; its fault is said at once."""
-    from shadow.claims.verdicts import Judgement
+    from shadow.gates.verdicts import Judgement
 
     console.complain(error)
     fault = as_given(error.message)
@@ -304,7 +304,7 @@ def baselines_of(
 
     Raises ShadowError where there is no such folder, or it holds no reports.
     """
-    from shadow.telling.baselines import read_baselines
+    from shadow.gates.baselines import read_baselines
 
     if against is None:
         return {}
@@ -345,7 +345,7 @@ def finish(
 
     against: where the baseline was to be. wrong_usage: no pair has what was asked for.
     """
-    from shadow.claims.answer import first_code
+    from shadow.checks.answer import first_code
     from shadow.outputs import ci
 
     without_baseline = None

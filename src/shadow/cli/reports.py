@@ -21,7 +21,7 @@ from shadow.text import counted, several
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index
-    from shadow.claims.summary import Summary
+    from shadow.checks.summary import Summary
     from shadow.reports.metadata import ReportMetadata
 
     Shown = tuple[Summary, ReportMetadata, Path]
@@ -132,7 +132,7 @@ def _show(
         for summary, provenance, folder in reports:
             show_pair(summary, provenance, folder, of=len(reports), full=full)
     if index is None and len(reports) > 1:
-        from shadow.claims.verdicts import Judgement
+        from shadow.gates.verdicts import Judgement
 
         done = [
             Judgement(summary.family, summary.pair, summary=summary) for summary, _, _ in reports

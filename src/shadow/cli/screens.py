@@ -11,8 +11,8 @@ from shadow.storage import as_given
 from shadow.text import visible
 
 if TYPE_CHECKING:
-    from shadow.claims.summary import Summary
-    from shadow.claims.verdicts import Judgement
+    from shadow.checks.summary import Summary
+    from shadow.gates.verdicts import Judgement
     from shadow.reports.metadata import ReportMetadata
 
 SIDE_BY_SIDE = 2  # pairs that fit a screen with their pictures; of more a table has a line each
@@ -32,7 +32,7 @@ def show_pair(
 
 def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool) -> None:
     """How several pairs stand; how many they are and where the rest is."""
-    from shadow.telling.verdicts import pairs_document
+    from shadow.gates.document import pairs_document
 
     all_seen = len(judged) <= SIDE_BY_SIDE and all(one.summary is not None for one in judged)
     has_table = full or not all_seen

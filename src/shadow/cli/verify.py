@@ -20,8 +20,8 @@ from shadow.storage import as_given
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shadow.audits.verify.questions import Question
-    from shadow.claims.verify.verification import FailedVerification, Verification
+    from shadow.checks.questions import Question
+    from shadow.checks.verification import FailedVerification, Verification
     from shadow.run.runtime import Progress, Runtime
 
 
@@ -104,8 +104,8 @@ def verify(
     else:
         asked = _listed(listed)
     from shadow.audits.perform import access_of
-    from shadow.claims.answer import first_code
-    from shadow.claims.verify.verification import Verification
+    from shadow.checks.answer import first_code
+    from shadow.checks.verification import Verification
     from shadow.outputs.ci import write_claims
     from shadow.run.runtime import Runtime
     from shadow.telling.verification import (
@@ -143,8 +143,8 @@ def _question(
     frozen: Sequence[str],
     base: str | None,
 ) -> Question:
-    from shadow.audits.verify.questions import question
-    from shadow.claims.verify.table import FORMS
+    from shadow.checks.questions import question
+    from shadow.checks.table import FORMS
     from shadow.targets.references import parse_checkpoint
 
     if claim is None:
@@ -161,7 +161,7 @@ def _question(
 
 def _listed(file: Path) -> list[Question]:
     """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
-    from shadow.audits.verify.questions import question
+    from shadow.checks.questions import question
     from shadow.targets.checked import read_form
     from shadow.targets.forms import ClaimsForm
 
@@ -184,8 +184,8 @@ def _checked(
     asked: Question, runtime: Runtime, *, is_alone: bool, quiet: bool
 ) -> Verification | FailedVerification:
     """What came of a claim; of one among several also its fault, which is said at once."""
-    from shadow.audits.verify.questions import verify as check
-    from shadow.claims.verify.verification import FailedVerification
+    from shadow.checks.questions import verify as check
+    from shadow.checks.verification import FailedVerification
 
     hidden = contextlib.nullcontext(None) if quiet else console.steps("verify")
     begun = time.monotonic()

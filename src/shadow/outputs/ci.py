@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from shadow.claims.broken import broken
-from shadow.claims.rules import MOVED
-from shadow.claims.verdicts import Judgement, Verdict
-from shadow.claims.verify.verification import IN_WORDS, FailedVerification, Verification
+from shadow.checks.broken import broken
+from shadow.checks.verification import IN_WORDS, FailedVerification, Verification
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
+from shadow.gates.document import gate_document, said_of
+from shadow.gates.rules import MOVED
+from shadow.gates.verdicts import Judgement, Verdict
 from shadow.outputs.markdown import markdown
-from shadow.telling.verdicts import gate_document, said_of
 from shadow.telling.verification import asked
 from shadow.text import counted, several, visible
 

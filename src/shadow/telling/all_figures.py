@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.quantities import Quantity, portion_of, text_of
 from shadow.telling.document import Cell, FigureRow, Word
 from shadow.telling.screen import faults, figure_rows, quantity

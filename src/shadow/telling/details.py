@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from shadow.claims.gates import GATES, Gate
-from shadow.claims.summary import Summary
+from shadow.checks.pair_gates import GATES, Gate
+from shadow.checks.summary import Summary
 from shadow.quantities import Kind, Quantity, text_of
 from shadow.summary.rows import ComponentRow
 from shadow.telling.document import (

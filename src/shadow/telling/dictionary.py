@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.gates import GATES
+from shadow.checks.explanations import EXPLANATIONS
+from shadow.checks.pair_gates import GATES
 from shadow.reports.columns import SCHEMA, Column, Table, notation_of
 from shadow.reports.schema import RULES, is_later, null_cases
 from shadow.reports.words import Head

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from shadow.claims.draft import Sentence
+from shadow.checks.draft import Sentence
 from shadow.telling.document import Block, named, table_of, worded
 from shadow.text import several
 
 if TYPE_CHECKING:
-    from shadow.claims.summary import Summary
+    from shadow.checks.summary import Summary
 
 NAMED = 4  # differences that a sentence names
 # words that are named before others: what changes what a model is given, or runs code

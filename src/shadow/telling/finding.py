@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.claims.draft import Draft, Sentence
-from shadow.claims.explanations import Explanation, explanations
-from shadow.claims.recognised import is_copy, is_mostly_copy, is_rearranged
-from shadow.claims.summary import Finding, Summary
+from shadow.checks.draft import Draft, Sentence
+from shadow.checks.explanations import Explanation, explanations
+from shadow.checks.recognised import is_copy, is_mostly_copy, is_rearranged
+from shadow.checks.summary import Finding, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata
 from shadow.summary.tiers import WORDS

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shadow.claims.draft import Draft, Sentence
-from shadow.claims.inside import has_other_norm_unrounded
-from shadow.claims.recognised import is_copy, is_of_base, is_rearranged
-from shadow.claims.summary import Summary
+from shadow.checks.draft import Draft, Sentence
+from shadow.checks.inside import has_other_norm_unrounded
+from shadow.checks.recognised import is_copy, is_of_base, is_rearranged
+from shadow.checks.summary import Summary
 from shadow.quantities import text_of
 from shadow.telling.limits import broken_text, missing
 from shadow.telling.size import (

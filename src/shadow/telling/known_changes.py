@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from shadow.claims.draft import Draft, Sentence
-from shadow.claims.recognised import recognised
+from shadow.checks.draft import Draft, Sentence
+from shadow.checks.recognised import recognised
 from shadow.quantities import FORMS
 from shadow.summary.changes import CHANGES
 from shadow.summary.record import PairRecord

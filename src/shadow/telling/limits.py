@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from shadow.claims.answer import Figure
-from shadow.claims.draft import Draft, Sentence
-from shadow.claims.gates import Gate
-from shadow.claims.recognised import is_rearranged
+from shadow.checks.answer import Figure
+from shadow.checks.draft import Draft, Sentence
+from shadow.checks.pair_gates import Gate
+from shadow.checks.recognised import is_rearranged
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import BrokenRow, UncomparedRow, VocabularyRow

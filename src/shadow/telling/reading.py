@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from shadow.claims.gates import gates
-from shadow.claims.summary import Finding, Summary, summary_from_json
+from shadow.checks.pair_gates import gates
+from shadow.checks.summary import Finding, Summary, summary_from_json
 from shadow.comparing.lineage import Step, step_of
 from shadow.comparing.published import published_place
 from shadow.errors import ShadowError

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shadow.claims.explanations import ANSWERS, Explanation
-from shadow.claims.summary import Summary
+from shadow.checks.explanations import ANSWERS, Explanation
+from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.reports.metadata import ReportMetadata

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from shadow.claims.draft import Draft
-from shadow.claims.gates import Gate
-from shadow.claims.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
-from shadow.claims.summary import Summary
+from shadow.checks.draft import Draft
+from shadow.checks.pair_gates import Gate
+from shadow.checks.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
+from shadow.checks.summary import Summary
 from shadow.quantities import Kind, Quantity, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word

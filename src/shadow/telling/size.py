@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from shadow.claims.draft import Draft, Sentence
-from shadow.claims.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
+from shadow.checks.draft import Draft, Sentence
+from shadow.checks.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow, QuarterRow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.claims.draft import Draft, Sentence, all_of
-from shadow.claims.gates import Gate
-from shadow.claims.inside import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
+from shadow.checks.draft import Draft, Sentence, all_of
+from shadow.checks.inside import CLEAR, beyond_rounding, few_bits, few_of, has_few_values
+from shadow.checks.pair_gates import Gate
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.standing import ROUNDING

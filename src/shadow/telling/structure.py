@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shadow.claims.draft import Draft, Sentence, all_of
-from shadow.claims.inside import LIKE_NOISE, few_bits, is_low_rank, stands_out
+from shadow.checks.draft import Draft, Sentence, all_of
+from shadow.checks.inside import LIKE_NOISE, few_bits, is_low_rank, stands_out
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import CoherenceRow

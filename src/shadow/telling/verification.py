@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from shadow.claims.answer import Outcome
-from shadow.claims.verify.verification import (
+from shadow.checks.answer import Outcome
+from shadow.checks.verification import (
     IN_WORDS,
     Against,
     FailedVerification,

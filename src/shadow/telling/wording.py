@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shadow.claims.draft import Draft
+from shadow.checks.draft import Draft
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import ModuleRow, ReplacedRow

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.claims.answer import Claim
-from shadow.claims.explanations import EXPLANATIONS
-from shadow.claims.gates import GATES
-from shadow.claims.recognised import RECOGNISED
-from shadow.claims.verify.table import FORMS, VERIFY
+from shadow.checks.answer import Claim
+from shadow.checks.explanations import EXPLANATIONS
+from shadow.checks.pair_gates import GATES
+from shadow.checks.recognised import RECOGNISED
+from shadow.checks.table import FORMS, VERIFY
 from shadow.places.names import name_rules
 from shadow.quantities import share
 from shadow.reasons import REASONS

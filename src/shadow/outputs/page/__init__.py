@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from shadow import __version__
 from shadow.audits.list_index import read_index, report_folder
-from shadow.claims.inside import LIKE_NOISE
+from shadow.checks.inside import LIKE_NOISE
 from shadow.comparing.lineage import Lineage, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing

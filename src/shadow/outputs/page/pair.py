@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.comparing.lineage import Step
 from shadow.outputs.page.cells import cells_of, drawn_cells, places
 from shadow.outputs.page.curves import points_for, short, thinned_spectra

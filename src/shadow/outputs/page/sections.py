@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from shadow.claims.summary import Summary
+from shadow.checks.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
 from shadow.telling.details import components_table, gates_blocks, resampling_note
 from shadow.telling.document import (

@@ -1,0 +1,109 @@
+"""The summary of a pair: its record, what is claimed of it, and the finding in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from shadow.checks.draft import Sentence
+from shadow.checks.explanations import Explanation
+from shadow.checks.pair_gates import Gate, failed
+from shadow.summary.record import STATUSES, PairRecord
+from shadow.summary.rows import PublishedPlace, ReportWarning, WarningCode, read_as
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a report says of its pair."""
+
+    headline: str
+    sentences: list[Sentence]
+    """Each a short paragraph, in the order of shadow.telling.finding.CODES, but that a copy's
+    `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
+    little was compared; of most pairs two to five.
+    """
+    other_explanations: list[Explanation]
+    """What else it may be, in the order of EXPLANATIONS."""
+    not_shown: list[str]
+
+    @property
+    def text(self) -> str:
+        """The sentences as one paragraph."""
+        return " ".join(sentence.text for sentence in self.sentences)
+
+    def __str__(self) -> str:
+        """The headline and the sentences as one paragraph."""
+        return f"{self.headline} {self.text}".strip()
+
+
+@dataclass(frozen=True)
+class Summary(PairRecord):
+    """What the terminal shows of one pair; `summary.json` is this as JSON."""
+
+    gates: list[Gate]
+    published: PublishedPlace | None
+    """Its place among released families by the norm of the change; None of a part."""
+    finding: Finding
+
+    @property
+    def failed_gates(self) -> list[Gate]:
+        """The gates that the pair does not pass: its figures are then not those of a training."""
+        return failed(self.gates)
+
+    @property
+    def unknown_gates(self) -> tuple[Gate, ...]:
+        """Of the failed gates those that norms alone, or estimates, cannot answer."""
+        if self.tier != "norms" and not self.estimated:
+            return ()
+        return tuple(
+            gate for gate in self.failed_gates if gate.figure is None and gate.name != "changed"
+        )
+
+    @property
+    def stopped(self) -> str | None:
+        """The gates that the pair failed, in words; None of none. Those that are unknown did not
+        fail.
+        """
+        unknown = self.unknown_gates
+        if stopped := [gate.name for gate in self.failed_gates if gate not in unknown]:
+            return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
+        return None
+
+    def __str__(self) -> str:
+        """The pair and its finding: all fields would fill screens."""
+        return f"{self.family}:{self.pair}. {self.finding}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys of `summary.json`. warnings are texts there, warning_codes their codes."""
+        columns: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            columns[key] = value
+            if key == "warnings":
+                columns["warnings"] = [warning.text for warning in self.warnings]
+                columns["warning_codes"] = [warning.code for warning in self.warnings]
+        return columns
+
+    def with_finding(self, finding: Finding) -> Summary:
+        """The same figures, and what is said of them."""
+        return replace(self, finding=finding)
+
+    def with_warning(self, code: WarningCode, text: str) -> Summary:
+        """The same summary with one more warning."""
+        return replace(self, warnings=[*self.warnings, ReportWarning(code, text)])
+
+
+def summary_from_json(stored: Mapping[str, object]) -> Summary:
+    """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
+    columns = dict(stored)
+    texts = columns.get("warnings")
+    codes = columns.pop("warning_codes", None)
+    if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
+        raise TypeError
+    columns["warnings"] = [
+        {"code": code, "text": text} for code, text in zip(codes, texts, strict=True)
+    ]
+    summary = read_as(Summary, columns)
+    if set(summary.counts) != set(STATUSES):
+        raise TypeError
+    return summary

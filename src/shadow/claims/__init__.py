@@ -1,1 +1,0 @@
-"""A question, its figures, its null, its error rate -> an answer. Pure."""

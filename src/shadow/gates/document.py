@@ -1,0 +1,145 @@
+"""What came of the rules of pairs, and how the pairs stand, as documents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from shadow.checks.answer import first_code
+from shadow.quantities import Kind, bounds_text
+from shadow.telling.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    Field,
+    FigureRow,
+    Figures,
+    Level,
+    Note,
+    Paragraph,
+    Provenance,
+    Section,
+    Table,
+    Word,
+    named,
+    number,
+    table_of,
+    worded,
+)
+from shadow.telling.report import where_more
+from shadow.telling.screen import standing
+
+if TYPE_CHECKING:
+    from shadow.gates.verdicts import Judgement, Verdict
+
+OUTCOMES = {"met": "FAILED", "missing": "not judged", "skipped": "skipped", "passed": "passed"}
+LEVELS: Mapping[str, Level] = {"passed": "passed", "skipped": "quiet"}
+STATES = {  # of a pair that has a report, by its exit code
+    0: Word("done", "passed"),
+    1: Word("not judged", "fault"),
+    3: Word("--strict objects", "fault"),
+    4: Word("rule FAILED", "fault"),
+    5: Word("cannot be told", "fault"),
+}
+RULES = [Column("outcome", "text"), Column("rule: fails if", "name")]
+RULES.append(Column("what was found", "text"))
+CODES = {
+    0: "done",
+    1: "a pair failed, or a rule had nothing to judge",
+    3: "--strict objects",
+    4: "a rule was violated",
+    5: "a claim cannot be told",
+}
+
+
+def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
+    """How several pairs stand, a row each, and how many there are, unless all are shown by
+    themselves; and where the rest is. folder: of their reports.
+    """
+    rest = ("more", where_more(folder))
+    if not has_table:
+        return Document([Provenance([rest])])
+    counts = Counter[str](_state(one).text for one in judged)
+    states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    return Document([_pairs(judged), Provenance([("pairs", f"{len(judged):,}: {states}"), rest])])
+
+
+def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True) -> Document:
+    """What came of the rules of one pair. titled: with its name above, if nothing else has it.
+    full: rules that passed or were skipped too; otherwise it may be empty.
+    """
+    head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
+    chosen = [one for one in judged.verdicts if full or one.outcome in ("met", "missing")]
+    table = [Table(RULES, [_cells(verdict) for verdict in chosen], "Rules")] if chosen else []
+    told = [*table, *map(Note, judged.notes)]
+    return Document([*head, *told] if told else [])
+
+
+def gate_document(judged: Sequence[Judgement]) -> Document:
+    """Everything that came of a gate: pairs, faults, what the reports say, rules and notes."""
+    code = first_code({one.code for one in judged})
+    blocks: list[Block] = [Section("shadow"), Paragraph(f"Exit code {code}: {CODES[code]}.")]
+    blocks.append(_pairs(judged))
+    faults = [
+        FigureRow(one.name, Word(one.fault, "fault")) for one in judged if one.fault is not None
+    ]
+    said = [FigureRow(one.name, str(one.summary.finding)) for one in judged if one.summary]
+    notes = [FigureRow(one.name, note) for one in judged for note in one.notes]
+    rules = [[one.name, *_cells(verdict)] for one in judged for verdict in one.verdicts]
+    blocks += [Figures(rows) for rows in (faults, said) if rows]
+    blocks += [Table([Column("pair", "name"), *RULES], rules, "Rules")] if rules else []
+    blocks += [Figures(notes, "Notes")] if notes else []
+    return Document(blocks)
+
+
+def _pairs(judged: Sequence[Judgement]) -> Table:
+    fields = [
+        named("family"),
+        named("pair"),
+        worded("state", _state),
+        *_figure("norm", "relative_norm_overall", "share", rank=3),
+        *_figure("conc.", "concentration", "fixed", rank=2),
+        number(
+            "unchanged", lambda one: one.summary and one.summary.figures.zero_share, "fraction", 1
+        ),
+        worded("found", lambda one: one.summary and standing(one.summary)),
+    ]
+    return table_of(fields, judged)
+
+
+def _state(one: Judgement) -> Word:
+    if one.summary is not None:
+        return STATES[one.code]
+    return Word("kept", "warning") if one.kept else Word("failed", "fault")  # as a list has it
+
+
+def _figure(head: str, name: str, kind: Kind, rank: int) -> list[Field]:
+    """A figure, and its spread over layers where there is room."""
+
+    def figure(one: Judgement) -> Cell:
+        return None if one.summary is None else getattr(one.summary.figures, name)
+
+    def spread(one: Judgement) -> Cell:
+        bounds = None if one.summary is None else one.summary.intervals.get(name)
+        return bounds_text(bounds, kind) if bounds else None
+
+    return [number(head, figure, kind), number("spread", spread, rank=rank)]
+
+
+def _cells(verdict: Verdict) -> list[Cell]:
+    """A warning is told from an error where the rule is violated or not judged."""
+    rule, outcome = verdict.rule, verdict.outcome
+    word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
+    if outcome in ("met", "missing") and rule.severity != "error":
+        word = Word(f"{OUTCOMES[outcome]} (warning)", "warning")
+    name = Word(rule.name, "", rule.condition if rule.condition != rule.name else "")
+    return [word, name, said_of(verdict)]
+
+
+def said_of(verdict: Verdict) -> str:
+    """What was found; before it what the author of a rule says of its violation."""
+    if verdict.outcome != "met" or not verdict.rule.message:
+        return verdict.detail
+    return f"{verdict.rule.message} {verdict.detail}"

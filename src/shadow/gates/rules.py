@@ -1,0 +1,463 @@
+"""What `--fail-on` and policy files say -> Rule. Parsed, never evaluated.
+
+    place  := [component "."] [module "."] ["layers." first ["-" last] "."]
+    figure := place metric
+    rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number
+            | place ("changed" | "unchanged")
+            | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
+            | "nonfinite" | "all_zero" | "empty" | "nothing_compared" | "unrelated" | "part_shared"
+            | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
+
+Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
+are `language.embed` and `layers.0-7`, without the last dot. A rule says what must not be: one on a
+claim is violated when the claim holds, with `not` when it does not. Patterns are those of `shadow
+verify trained`.
+
+Component and module may hold * and ?. A word that this version does not know is a UsageError with
+the nearest known one, whatever the report holds.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from shadow.checks.table import OF_PAIRS, pair_claim
+from shadow.errors import ShadowError, UsageError
+from shadow.gone import gone
+from shadow.places.names import is_of_layers, name_rules, nearest_modules
+from shadow.reasons import BROKEN
+from shadow.reports.columns import COUNTS, ESTIMATED, FIGURES, delta_metrics
+from shadow.reports.words import HEADS
+from shadow.text import closest, nearest, short
+
+Severity = Literal["error", "warning"]
+
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+CHANGED, UNCHANGED = "changed", "unchanged"
+OF_PLACES = (CHANGED, UNCHANGED)
+OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
+HOLDS, FAILS = "holds", "does not hold"
+STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
+FILES, GATE, VERIFY = "files", "gate", "verify"  # what stands before the name of these
+IS_BROKEN = ""  # what stands there of a word of BROKEN, which is a rule by itself
+# kinds of files, and what is known inside them, that stand behind FILES
+OF_REPOSITORIES = (
+    *("config", "generation", "chat_template", "tokenizer", "code", "pickle", "weights", "index"),
+    *("document", "other", "vocabulary", "merges", "special_tokens"),
+)
+OF_REPORTS = ("same", "files")  # claims that a report answers; for others both sides are read
+MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
+# Every delta has these; of a set of matrices the median is meant, unless the summary has a figure
+# of that name for it.
+COLUMNS = tuple(delta_metrics())
+DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
+OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "parameter_share")
+OF_A_MODULE = (*OF_BOTH, "parameters")
+OF_A_COMPONENT = (*OF_BOTH, "tensors", "identical", *DEPTH)
+OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
+STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
+CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+(?:\s+--\S.*)?)\s*")
+LAYERS = re.compile(r"(?:^|(?<=\.))layers?\.(\d{1,6})(?:-(\d{1,6}))?(?:\.|$)")
+EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+LONGEST = 200  # characters of an expression
+OF_NORMS = {  # two figures that are easily taken for each other
+    "relative_norm": (
+        " It is the median over matrices; relative_norm_overall is the norm of the whole change"
+    ),
+    "relative_norm_overall": (
+        " It is the norm of the whole change; relative_norm is the median over matrices"
+    ),
+}
+SUCH_AS = "such as language.mlp.up.concentration"
+SUCH_PLACE = "such as language.embed or layers.0-7"
+SUCH = "language.mlp.up.concentration > 0.5"
+QUOTE = "put the whole rule in quotes: without them the shell takes > and < for files"
+HINT = (
+    f"write a figure, a comparison and a number, such as '{SUCH}', or a place and `changed` or"
+    " `unchanged`, such as 'language.embed changed'"
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The figures that a rule names: of the pair (no component), of components, or of modules."""
+
+    component: str | None
+    """May hold * and ?; None for a figure of the pair."""
+    module: str | None
+    """May hold * and ?; None for a figure of the pair or of components."""
+    metric: str
+    """Of a rule on what moved, it may hold * and ?. Empty where a place is meant and no figure.
+    Of a claim, its name and its patterns.
+    """
+    layers: tuple[int, int] | None = None
+    """The first and the last layer that is meant, from 0; None for all."""
+
+    def __str__(self) -> str:
+        layers = None
+        if self.layers is not None:
+            first, last = self.layers
+            layers = f"layers.{first}" if first == last else f"layers.{first}-{last}"
+        return ".".join(filter(None, (self.component, self.module, layers, self.metric)))
+
+    def covers(self, component: str, module: str | None) -> bool:
+        """Whether a component, or a module of one, is among those that are meant."""
+        if self.component is None or (self.module is None) != (module is None):
+            return False
+        return fnmatchcase(component, self.component) and (
+            module is None or fnmatchcase(module, self.module or "")
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What must not hold of a report."""
+
+    name: str
+    """Its name in a policy file, or what was typed."""
+    figure: Metric
+    comparison: str
+    """One of COMPARISONS or of STATES, or MOVED."""
+    threshold: float | str | None
+    """In the unit of the figures, or a label; None for MOVED and for STATES."""
+    severity: Severity = "error"
+    message: str | None = None
+    """What a person should know when it is violated."""
+    allow_missing: bool = False
+    """Whether it is no error that there is nothing to judge."""
+    file: str | None = None
+    """The policy file that has it; None for one that was typed."""
+    line: int | None = None
+    """Its line in that file, from 1."""
+
+    @property
+    def condition(self) -> str:
+        """`language.mlp.up.concentration > 0.5`."""
+        if self.comparison == MOVED:
+            what = "any figure" if str(self.figure) == "*" else self.figure
+            return f"{what} outside the baseline's spread over layers"
+        if self.comparison in (HOLDS, FAILS):
+            return f"not {self.figure}" if self.comparison == FAILS else str(self.figure)
+        if self.comparison in STATES:
+            return f"{self.figure} {self.comparison}"
+        return f"{self.figure} {self.comparison} {_written(self.threshold)}"
+
+    def holds(self, value: float | str) -> bool:
+        """Whether the comparison holds of a value, so that it violates the rule; never of MOVED."""
+        if self.comparison in STATES:
+            return value == self.comparison
+        return COMPARISONS[self.comparison](value, self.threshold)
+
+
+def _written(threshold: float | str | None) -> str:
+    """As short as it can be written and read back."""
+    if not isinstance(threshold, float):
+        return f'"{threshold}"'
+    return next(text for text in (f"{threshold:g}", repr(threshold)) if float(text) == threshold)
+
+
+def parse_rule(text: str, **more: Any) -> Rule:
+    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name.
+
+    more: further fields of the rule. Raises UsageError.
+    """
+    _refuse_text(text, "a rule", HINT)
+    if (found := _parse_state(text)) is not None:
+        rule = Rule("", *found, threshold=None)
+        return replace(rule, **{"name": rule.condition, **more})
+    match = EXPRESSION.fullmatch(text)
+    if not match:
+        hint = f"{QUOTE}: '{text.strip()} > 0.5'" if _is_figure(text.strip()) else HINT
+        raise UsageError(f"{text!r} is not a rule", hint)
+    figure, comparison, wanted = match.groups()
+    if comparison not in COMPARISONS:
+        meant = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
+        hint = f"did you mean {meant!r}?" if meant else f"one of {' '.join(COMPARISONS)}"
+        raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
+    name = parse_figure(figure)
+    threshold = _number(text, wanted)
+    named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
+    return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
+
+
+def _parse_state(text: str) -> tuple[Metric, str] | None:
+    """The place, the files or the claim that a rule without a number names, and its comparison;
+    None of another rule. Raises UsageError.
+    """
+    if text.strip() in BROKEN:
+        return Metric(IS_BROKEN, None, text.strip()), HOLDS
+    if match := CLAIM.fullmatch(text):
+        negated, which, name = match.groups()
+        _require_claim(which, name.split()[0] if which == VERIFY else name)
+        claim = str(pair_claim(name)) if which == VERIFY else name
+        return Metric(which, None, claim), FAILS if negated else HOLDS
+    if not (match := STATE.fullmatch(text)):
+        return None
+    place, state = match.groups()
+    if place.partition(".")[0] == FILES:
+        return _parse_files(place), state
+    if state not in OF_PLACES:
+        hint = f"write `changed` or `unchanged`, or name files: `files.code {state}`"
+        raise UsageError(f"{text.strip()!r}: only files are {state}", hint)
+    return parse_place(place), state
+
+
+def _require_claim(which: str, name: str, written: str | None = None) -> None:
+    """Raises UsageError unless there is a gate, or a claim about pairs, of this name. written: what
+    stands before a name, if not which and a dot.
+    """
+    from shadow.checks.pair_gates import GATES
+
+    known = tuple(GATES) if which == GATE else OF_PAIRS
+    if name in known:
+        return
+    before = f"{which}." if written is None else written
+    hint = nearest(name, known) or f"one of {', '.join(before + one for one in known)}"
+    if which == VERIFY and not closest(name, known):
+        hint = f"{hint}; `shadow verify` checks claims about other checkpoints too"
+    raise UsageError(f"no {'gate' if which == GATE else 'claim'} {name[:40]!r}", hint)
+
+
+def _parse_files(text: str) -> Metric:
+    """`files.config.rope_theta` -> Metric."""
+    _, _, rest = text.partition(".")
+    kind, _, word = rest.partition(".")
+    if not re.fullmatch(r"[A-Za-z0-9_.*?-]+", rest) or not kind:
+        raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
+    if not _known(kind, OF_REPOSITORIES):
+        _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
+    if error := gone("word", word):
+        raise error
+    return Metric(FILES, f"{kind}.{word}" if word else kind, "")
+
+
+def one_of(words: Sequence[str]) -> str:
+    """`one of a, b, c`."""
+    return f"one of {', '.join(words)}"
+
+
+def parse_place(text: str) -> Metric:
+    """`language.embed`, `layers.0-7`, `vision` -> Metric without a metric. Raises UsageError."""
+    end = f".{COLUMNS[0]}"
+    try:
+        return replace(parse_figure(f"{text}{end}"), metric="")
+    except UsageError as error:
+        hint = (error.hint or "").replace(end, "")
+        raise UsageError(error.message.replace(end, ""), hint or SUCH_PLACE) from None
+
+
+def parse_moved(text: str, **more: Any) -> Rule:
+    """A figure, or all of a pattern, that must stay inside its interval in a baseline.
+
+    more: further fields of the rule. Raises UsageError.
+    """
+    _refuse_text(text, "a figure", SUCH_AS)
+    figure = parse_figure(text.strip(), many=True)
+    named = {"name": f"{MOVED}: {figure}", **more}
+    return Rule(**named, figure=figure, comparison=MOVED, threshold=None)
+
+
+def _refuse_text(text: str, what: str, hint: str) -> None:
+    """Raises UsageError for a text without end, and where a rule has the head of a table on the
+    screen, such as `rel. norm`, and not a figure.
+    """
+    if len(text) > LONGEST:
+        raise UsageError(f"{text[:40]!r}... is too long for {what}", hint)
+    figure = re.split("[<>=!]", text, maxsplit=1)[0]
+    rest = re.sub(r"\s*([<>=!]+)\s*", r" \1 ", text[len(figure) :]).strip()
+    bare = re.sub(r"\s", "", figure).lower()
+    for name, head in HEADS.items():
+        written = re.sub(r"\s", "", name).lower()
+        ends = (written, written.replace(".", ""))  # also `conc` for `conc.`
+        place = bare.removesuffix(next((end for end in ends if bare.endswith(end)), written))
+        named = f"{place}{head.column}"
+        if place == bare or place[-1:] not in ("", "."):
+            continue
+        if _is_figure(figure.strip()) or not _is_figure(named):
+            continue
+        hint = f"did you mean '{f'{named} {rest}'.strip()}'?{OF_NORMS.get(named, '')}"
+        raise UsageError(f"{figure.strip()!r} is the head of a table, not a figure", hint)
+
+
+def _is_figure(text: str) -> bool:
+    try:
+        parse_figure(text)
+    except UsageError:
+        return False
+    return True
+
+
+def _number(text: str, wanted: str) -> float:
+    if not NUMBER.fullmatch(wanted) or not math.isfinite(float(wanted)):
+        share = wanted.removesuffix("%").strip()
+        hint = HINT
+        if wanted.endswith("%") and NUMBER.fullmatch(share) and math.isfinite(float(share)):
+            hint = f"write {float(share) / 100:g} for {wanted}"
+        raise UsageError(f"{text!r}: {wanted!r} is not a number", hint)
+    return float(wanted) + 0.0  # -0 is 0
+
+
+def parse_figure(text: str, *, many: bool = False) -> Metric:
+    """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too, and no
+    layers are named.
+
+    Raises UsageError for what no report of this version can have.
+    """
+    layers = None
+    if match := LAYERS.search(text):
+        if many:
+            raise UsageError(
+                f"{text[:80]!r}: a rule on what moved has no layers", "leave the layers out"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UsageError(f"{text[:80]!r}: layers {first} to {last} are none", "such as 0-7")
+        layers = first, last
+        text = text[: match.start()] + text[match.end() :]
+    if not re.fullmatch(r"[A-Za-z0-9_.*?]+", text) or "" in text.split("."):
+        raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
+    place, _, metric = text.rpartition(".")
+    component, _, module = place.partition(".")
+    rules = name_rules()
+    if component and not _known(component, rules.components):
+        if _known(place, rules.modules):
+            hint = f"did you mean '*.{text}' or 'language.{text}'?"
+            raise UsageError(f"{text!r} names no component", hint)
+        modules = nearest_modules(place)
+        if component in ("gate", "gates"):
+            hint = "write gate.lineage or not gate.lineage; `shadow explain gates` lists the gates"
+            raise UsageError(f"{text!r} is not a figure", hint)
+        if (
+            modules
+            and _known(metric, (*COLUMNS, *OF_A_MODULE))
+            and not closest(component, rules.components)
+            and not is_of_layers(component)
+        ):
+            hint = f"did you mean 'language.{modules}.{metric}'?"
+            raise UsageError(f"no component {component!r}", hint)
+        hint = f"one of {', '.join(rules.components)}"
+        _refuse("component", component, closest(component, rules.components), hint)
+    if module and not _known(module, rules.modules):
+        _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
+    own = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
+    known = (*COLUMNS, *own)
+    if layers is not None:
+        known = COLUMNS  # a sum or a share of some layers is in no report
+    if metric.removesuffix("_error") in ESTIMATED and metric not in known:
+        hint = "a rule on the figure takes its error into account"
+        raise UsageError(f"{metric!r} is an error, which no rule can name", hint)
+    if error := gone("rule", metric) or gone("column", metric):
+        raise error
+    if not _known(metric, known):
+        _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
+    if metric not in known and not many:
+        hint = "use * and ? in the component and the module only"
+        raise UsageError(f"{text!r} names more than one metric", hint)
+    return Metric(component or None, module or None, metric, layers)
+
+
+def _known(pattern: str, words: Sequence[str]) -> bool:
+    """Whether a word, or a pattern of * and ?, means any of these."""
+    return any(fnmatchcase(word, pattern) for word in words)
+
+
+def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
+    """Raises UsageError for a component, module or metric that is not known."""
+    if close:
+        hint = f"did you mean {close!r}?"
+    if is_of_layers(word):
+        hint = "write the layers as numbers: layers.3 or layers.0-7"
+    raise UsageError(f"no {what} {word!r}", hint)
+
+
+def claim_rule(text: str, file: str, line: int) -> Rule:
+    """A claim that a list has of a pair, such as `trained --frozen embed`: a rule that is violated
+    where it does not hold. Raises UsageError.
+    """
+    from shadow.targets.forms import PairClaimForm
+
+    try:
+        first, *rest = text.split() or [""]
+        _require_claim(VERIFY, first, written="")
+        if rest and not rest[0].startswith("--"):
+            raise UsageError(f"{short(text)} is no claim of a pair", PairClaimForm.WRITTEN)
+        figure = Metric(VERIFY, None, str(pair_claim(text)))
+    except UsageError as error:
+        raise UsageError(f"{file}:{line}: {error.message}", error.hint) from error
+    rule = Rule("", figure, FAILS, None, file=file, line=line)
+    return replace(rule, name=rule.condition)
+
+
+def gather(
+    fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool
+) -> tuple[Rule, ...]:
+    """The rules of a command.
+
+    against: whether a baseline is given; without `moved` rules no figure of the pair may then have
+    moved. allow_missing: that of the command; a rule of a policy file on a threshold says so
+    itself. Raises ShadowError.
+    """
+    rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
+    for rule in () if policy is None else read_policy(policy):
+        missing = rule.allow_missing or (allow_missing and rule.comparison == MOVED)
+        rules.append(replace(rule, allow_missing=missing))
+    moved = [rule for rule in rules if rule.comparison == MOVED]
+    if moved and not against:
+        message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs --against"
+        raise UsageError(message, "add --against RUN, the accepted reports")
+    if against and not moved:
+        rules.append(parse_moved("*", name="baseline", allow_missing=allow_missing))
+    return tuple(rules)
+
+
+def read_policy(file: Path) -> tuple[Rule, ...]:
+    """The rules of a policy file, a mapping of names to rules.
+
+    Raises ShadowError for a file that cannot be read or has other keys, UsageError for words that
+    mean nothing.
+    """
+    from shadow.targets.checked import read_form
+    from shadow.targets.forms import PolicyForm
+
+    hint = f"docs/ci.md describes policy files: a name, and below it `fail_on: {SUCH}`"
+    try:
+        form, lines = read_form(PolicyForm, file, hint=hint, noun="rule")
+    except ShadowError as error:
+        if not re.search(r"aliases|expected alphabetic or numeric", error.message):
+            raise
+        # what YAML makes of a * or a &
+        star = 'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"'
+        raise ShadowError(error.message, f"{star}; {hint}") from error
+    rules = []
+    for name, entry in form.root.items():
+        key, parse = ("fail_on", parse_rule) if entry.moved is None else ("moved", parse_moved)
+        try:
+            rule = parse(
+                entry.fail_on or entry.moved or "",
+                name=name,
+                severity=entry.severity,
+                message=entry.message or None,
+                allow_missing=entry.allow_missing == "true",
+                file=str(file),
+                line=lines[name,],
+            )
+        except UsageError as error:
+            where = f"{file}:{lines[name, key]}: rule {name!r}"
+            raise UsageError(f"{where}: {error.message}", error.hint) from error
+        rules.append(rule)
+    return tuple(rules)

@@ -1,0 +1,135 @@
+"""What rules without a number name in a report: whether places and files changed, and claims.
+
+A place is a component, a module or a layer. It changed if one entry of one of its tensors did,
+vectors too; it is unchanged if all of its tensors were compared and none did; otherwise nothing is
+known of it. Integers are left out, and so are tied tensors, which are measured elsewhere. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from shadow.checks.files import EVERY
+from shadow.gates.rules import CHANGED, UNCHANGED, Metric
+from shadow.reasons import FROM_ZERO
+
+State = str | None  # None: not known
+TENSORS = (
+    *("tensor", "side", "component", "layer", "module", "expert", "status", "reason", "detail"),
+    *("relative_norm", "compared"),
+)
+LEFT_OUT = ("tied", "not_float", "adapter")  # reasons that say nothing of a change
+FUSED = {  # modules of tensors whose parts are modules of matrices
+    "attn.qkv": ("attn.q", "attn.k", "attn.v"),
+    "mlp.gate_up": ("mlp.gate", "mlp.up"),
+    "experts.gate_up": ("experts.gate", "experts.up"),
+    "shared.gate_up": ("shared.gate", "shared.up"),
+}
+# kinds of files of which a change of bytes matters only if something in them differs
+LOOKED_INTO = ("config", "generation", "chat_template", "tokenizer", "code")
+
+Place = tuple[str, str, int | None]  # component, module, layer
+
+
+def states(
+    figure: Metric, tensors: Iterable[Mapping[str, Any]], changed: Collection[Place]
+) -> dict[str, State]:
+    """What is known of each place that a rule names, by its name: `changed`, `unchanged` or None.
+
+    A layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS;
+    changed: component, module and layer of the delta rows of matrices.parquet.
+    """
+    found: dict[str, list[bool | None]] = {}
+    for row in tensors:
+        if row["reason"] in LEFT_OUT:
+            continue
+        for place, is_changed in _places(row, changed):
+            if (name := _name(figure, place)) is not None:
+                found.setdefault(name, []).append(is_changed)
+    return {name: _state(of_place) for name, of_place in found.items()}
+
+
+def _places(
+    row: Mapping[str, Any], changed: Collection[Place]
+) -> Iterable[tuple[Place, bool | None]]:
+    """The places that a tensor is of, and whether it changed there."""
+    component, module, layer = row["component"] or "", row["module"] or "", row["layer"]
+    whole = _is_changed(row)
+    yield (component, module, layer), whole
+    for part in FUSED.get(module, ()):
+        place = component, part, layer
+        if not whole:
+            yield place, whole
+        elif place in changed:
+            yield place, True
+        else:  # a part that is identical has no row, and one that was not measured is named
+            yield place, None if row["detail"] else False
+
+
+def _is_changed(row: Mapping[str, Any]) -> bool | None:
+    """Whether an entry of a tensor changed; None where it is not known."""
+    if row["status"] == "identical":
+        return False
+    if row["status"] == "measured":
+        return None if row["reason"] else True  # with a reason it has no partner
+    if row["reason"] != "not_a_matrix" or row["compared"] == 0:
+        return None
+    if row["detail"] == FROM_ZERO:
+        return True
+    if row["relative_norm"] is not None:
+        return bool(row["relative_norm"] > 0)
+    return False if row["compared"] else None
+
+
+def _name(figure: Metric, place: Place) -> str | None:
+    """What a place is called among those that a rule names; None where it is none of them."""
+    component, module, layer = place
+    if figure.component is not None and not fnmatchcase(component, figure.component):
+        return None
+    if figure.module is not None and not fnmatchcase(module, figure.module):
+        return None
+    parts = [component]
+    if figure.module is not None:
+        parts.append(module)
+    if figure.layers is not None:
+        if layer is None or not figure.layers[0] <= layer <= figure.layers[1]:
+            return None
+        parts.append(f"layers.{layer}")
+    return ".".join(parts)
+
+
+def _state(of_place: Sequence[bool | None]) -> State:
+    if any(of_place):
+        return CHANGED
+    return None if None in of_place else UNCHANGED
+
+
+def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, State]:
+    """What is known of the files that a rule names, by path: `changed`, `added`, `removed`,
+    `unchanged` or None. Rows are those of files.parquet.
+
+    Where no file is named they are unchanged on both sides, under the name of the figure, unless
+    not all files are known.
+    """
+    pattern = figure.module or ""
+    found: dict[str, State] = {}
+    for row in sorted(rows, key=lambda row: row["side"] != "tuned"):
+        path = str(row["path"])
+        if path == EVERY:
+            found[f"{row['side']} side"] = None
+        elif path not in found and (state := _file_state(pattern, row)) is not None:
+            found[path] = None if state == "unknown" else state
+    return found or {str(figure): UNCHANGED}
+
+
+def _file_state(pattern: str, row: Mapping[str, Any]) -> str | None:
+    """What became of a file, as far as a pattern is about it; None where it is not."""
+    kind, state = str(row["kind"]), str(row["state"])
+    words = (row["differs"] or "").split()
+    if fnmatchcase(kind, pattern):
+        matters = kind not in LOOKED_INTO or bool(words)
+        return state if state == "unknown" or (state != "same" and matters) else UNCHANGED
+    named = [word for word in words if fnmatchcase(f"{kind}.{word}", pattern) or word == pattern]
+    return state if named else None

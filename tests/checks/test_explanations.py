@@ -1,0 +1,112 @@
+"""The bounds of explanations, on planted changes: none of at least 300 is on the wrong side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from shadow.checks.explanations import ALONG, IN_8_BITS
+from shadow.spectra.purity import NOISE, purity_z
+
+Array = np.ndarray
+
+
+def integers(W: Array, group: int, *, even: bool) -> Array:
+    """8 bits with a scale for each group: from -127 to 127, or 0 to 255 from the least on."""
+    blocks = W.reshape(len(W), -1, group)
+    least = 0.0 if even else blocks.min(-1, keepdims=True)
+    top = np.abs(blocks).max(-1, keepdims=True) if even else blocks.max(-1, keepdims=True) - least
+    step = np.where(top > 0, top, 1.0) / (127 if even else 255)
+    return (np.round((blocks - least) / step) * step + least).reshape(W.shape)
+
+
+def floats(W: Array, group: int, dtype: torch.dtype) -> Array:
+    blocks = W.reshape(len(W), -1, group)
+    scale = np.abs(blocks).max(-1, keepdims=True) / torch.finfo(dtype).max
+    stored = torch.from_numpy(blocks / scale).to(dtype).double().numpy()
+    return (stored * scale).reshape(W.shape)
+
+
+def weights(rng: np.random.Generator, shape: tuple[int, int]) -> Iterator[Array]:
+    normal = rng.standard_normal(shape)
+    yield normal
+    yield rng.standard_t(3, shape)
+    yield rng.laplace(size=shape)
+    yield rng.uniform(-1, 1, shape)
+    yield normal * np.exp(rng.standard_normal(shape[1]))
+    yield normal * np.exp(rng.standard_normal((shape[0], 1)))
+    yield normal + 3 * rng.standard_normal((shape[0], 1)) @ rng.standard_normal((1, shape[1]))
+    yield np.where(np.abs(normal) < 0.67, 0, normal)
+
+
+def test_no_copy_through_8_bits_is_as_near_as_the_bound():
+    """12 formats of 8 bits, 8 kinds of weights."""
+    rng = np.random.default_rng(0)
+    errors = []
+    for shape in ((128, 256), (256, 1024), (96, 512), (512, 256)):
+        for W in weights(rng, shape):
+            copies = [
+                integers(W, group, even=even)
+                for group in (16, 32, 64, 128, shape[1])
+                for even in (True, False)
+            ]
+            copies += [floats(W, 128, dtype) for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)]
+            errors += [np.linalg.norm(copy - W) / np.linalg.norm(W) for copy in copies]
+    assert len(errors) >= 300
+    assert min(errors) > IN_8_BITS
+
+
+def flat(D: Array) -> bool:
+    """Whether a change is flatter than noise, by singular values of NumPy."""
+    squares = D**2
+    rows, cols, energy = squares.sum(1), squares.sum(0), squares.sum()
+    own = (np.linalg.svd(D, compute_uv=False) ** 4).sum() / energy**2
+    null = ((rows**2).sum() + (cols**2).sum() - (squares**2).sum()) / energy**2
+    ratios = (one.sum() ** 2 / (one**2).sum() for one in (rows, cols))
+    return purity_z(own - null, *ratios) < -NOISE
+
+
+def orthogonal(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
+    left, _, right = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    return left @ right
+
+
+def changes(rng: np.random.Generator, W: Array) -> Iterator[Array]:
+    """Changes that no orthogonalised optimiser made."""
+    noise, size = rng.standard_normal(W.shape), np.abs(W).mean() / 100
+    few = rng.standard_normal((len(W), 6)) @ rng.standard_normal((6, W.shape[1]))
+    step = few + rng.standard_normal(W.shape)
+    left, values, right = np.linalg.svd(W, full_matrices=False)
+    direction = rng.standard_normal(len(W)) / np.sqrt(len(W))
+    yield from (size * noise, size * np.sign(step), size * np.sign(noise), size * few)
+    yield size * step / (np.abs(step) + 0.5)  # AdamW
+    yield from (-0.01 * W, size * step - 0.01 * W)  # decay, alone and beside a training
+    yield size * step * (rng.random(W.shape) < 0.2)  # masked
+    yield np.where(np.abs(W) < np.median(np.abs(W)), -W, 0)  # pruned
+    yield np.sign(W) * (np.abs(W) > 0.5 * np.abs(W).mean()) - W  # ternary
+    yield integers(W, 32, even=True) - W
+    yield -np.outer(direction, direction @ W)  # an ablated direction
+    for share in (0.25, 0.5, 0.75):  # truncated
+        kept = int(share * len(values))
+        yield -(left[:, kept:] * values[kept:]) @ right[kept:]
+
+
+def test_no_other_change_is_flatter_than_noise_across_the_weights():
+    """14 kinds of change of normal, scaled and orthogonal weights; Muon's steps all are."""
+    rng = np.random.default_rng(0)
+    others, muon = [], []
+    for _ in range(4):
+        for shape in ((128, 128), (192, 128)):
+            normal = rng.standard_normal(shape)
+            scaled = normal * np.exp(rng.standard_normal(shape[1]) / 2)
+            for W in (normal, scaled, orthogonal(rng, shape)):
+                for D in changes(rng, W):
+                    cosine = (D * W).sum() / np.linalg.norm(D) / np.linalg.norm(W)
+                    others.append(flat(D) and abs(cosine) <= ALONG)
+            steps = [orthogonal(rng, shape) for _ in range(8)]
+            muon += [flat(steps[0]), flat(sum(steps))]
+    assert len(others) >= 300
+    assert not any(others)
+    assert all(muon)

@@ -1,0 +1,328 @@
+"""Verdicts: figures are the rows', what is absent is no pass, and what moved is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import reports
+from effort import every
+from reports import delta, places
+
+from shadow.errors import ShadowError
+from shadow.gates.baselines import read_baselines, read_measured
+from shadow.gates.rules import (
+    COLUMNS,
+    OF_A_COMPONENT,
+    OF_A_MODULE,
+    OF_THE_PAIR,
+    Metric,
+    gather,
+    parse_moved,
+    parse_rule,
+)
+from shadow.gates.verdicts import (
+    Judgement,
+    Verdict,
+    is_median,
+    judge,
+    judge_report,
+    notes_on,
+)
+
+NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "no_interval"}
+
+
+def verdict(folder, text, baseline=None, **more):
+    rule = parse_moved(text, **more) if " " not in text else parse_rule(text, **more)
+    (found,) = judge(
+        [rule], read_measured(folder), baseline and read_measured(baseline, "the baseline")
+    )
+    return found
+
+
+# Figures
+
+
+def test_rules_know_every_figure_of_the_summary_and_no_other(demo):
+    """What `show --format json` has at each level can be named, and what can be named is there or
+    is a column.
+    """
+    summary = json.loads((demo["narrow"] / "summary.json").read_text())
+    for row, known in (
+        (summary["figures"], OF_THE_PAIR),
+        (summary["components"][0], OF_A_COMPONENT),
+        (summary["modules"][0], OF_A_MODULE),
+    ):
+        assert row.keys() - NOT_FIGURES - (set(COLUMNS) - set(known)) == set(known)
+
+
+def test_figures_are_those_that_show_prints(demo):
+    """At every level value and interval are those of summary.json."""
+    summary = json.loads((demo["narrow"] / "summary.json").read_text())
+    measured = read_measured(demo["narrow"])
+    levels = [((), summary["figures"] | {"intervals": summary["intervals"]})]
+    levels += [((row["component"],), row) for row in summary["components"]]
+    levels += [((row["component"], row["module"]), row) for row in summary["modules"]]
+    for at, row in levels:
+        for metric in row.keys() - NOT_FIGURES:
+            found = measured.figure(at, metric)
+            assert found.value == row[metric]
+            assert (list(found.bounds) if found.bounds else None) == row["intervals"].get(metric)
+
+
+# Thresholds
+
+
+def test_a_rule_is_met_when_its_figure_is_what_it_must_not_be(tmp_path):
+    """0.4 is above 0.3 and not above 0.4."""
+    folder = reports.uniform(tmp_path / "a", 0.4)
+    met = verdict(folder, "language.mlp.up.concentration > 0.3")
+    assert (met.outcome, met.code) == ("met", 4)
+    passed = verdict(folder, "language.mlp.up.concentration > 0.4")
+    assert (passed.outcome, passed.code) == ("passed", 0)
+
+
+def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
+    """Of three modules one is above: met, and it alone is named; each figure is in the findings."""
+    rows = [delta(0.6 if where["module"] == "mlp.up" else 0.2, where) for where in places(4)]
+    folder = reports.write(tmp_path / "a", rows)
+    met = verdict(folder, "*.*.concentration > 0.5")
+    assert {one.figure: one.met for one in met.findings} == {
+        "language.attn.q.concentration": False,
+        "language.attn.o.concentration": False,
+        "language.mlp.up.concentration": True,
+    }
+    assert verdict(folder, "*.attn.*.concentration > 0.5").outcome == "passed"
+    assert len(verdict(folder, "language.*.concentration > 0.7").findings) == 3
+
+
+IDENTICAL = {
+    "component": "vision", "layer": 0, "module": "attn.q", "tensor": "v", "status": "identical",
+}  # fmt: skip
+COPY = (IDENTICAL, {**IDENTICAL, "side": "tuned"})
+ALONE = {
+    "component": "projector", "layer": None, "module": "projector.0", "side": "tuned",
+    "tensor": "p", "status": "measured", "reason": "only_in_tuned",
+}  # fmt: skip
+PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "status": "skipped",
+          "reason": "quantized"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "language.attn.v.spikes > 3", "vision.attn.q.concentration > 0.5",
+        "vision.concentration > 0.5", "vision.*.concentration > 0.5",
+        "projector.projector.0.concentration > 0.5", "audio.mlp.*.concentration > 0.5",
+        "language.mlp.up.overlap_left < 0.5", "vision_to_language > 1",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("allow_missing", every(2, [False, True]))
+def test_what_is_not_there_is_no_pass(tmp_path, text, allow_missing):
+    """Absent, identical, without a base, not measured or null: an error with the reason, unless it
+    is allowed.
+    """
+    rows = [delta(0.4, where) for where in places(4)]
+    folder = reports.write(tmp_path / "a", rows, extra_tensors=(*COPY, ALONE, PACKED))
+    if text.startswith("vision_to"):  # the ratio needs that nothing of a tower was compared
+        folder = reports.uniform(tmp_path / "b", 0.4)
+    found = verdict(folder, text, allow_missing=allow_missing)
+    assert (found.outcome, found.code) == (("skipped", 0) if allow_missing else ("missing", 1))
+    assert found.findings == ()
+
+
+def test_nothing_changed_is_no_pass_either(tmp_path):
+    """A copy of the base has no concentration; how many matrices changed it does have."""
+    folder = reports.write(tmp_path / "a", [], extra_tensors=COPY)
+    found = verdict(folder, "concentration > 0.5")
+    assert found.outcome == "missing"
+    assert verdict(folder, "matrices == 0").outcome == "met"
+
+
+def test_a_figure_that_is_known_of_what_did_not_change_is_judged(tmp_path):
+    """A frozen tower has no share of the energy, a number: `vision.energy_share > 0` passes."""
+    rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(4)]
+    folder = reports.write(tmp_path / "a", rows, extra_tensors=COPY)
+    assert verdict(folder, "vision.energy_share > 0").outcome == "passed"
+    assert verdict(folder, "vision.identical < 1").outcome == "passed"
+
+
+@pytest.mark.parametrize("text", ["concentration > 0.3", "language.attn.v.spikes > 3"])
+def test_a_warning_never_changes_the_exit_code(tmp_path, text):
+    """Met or without anything to judge, it is told and costs nothing."""
+    found = verdict(reports.uniform(tmp_path / "a", 0.4), text, severity="warning")
+    assert found.outcome in ("met", "missing")
+    assert found.code == 0
+
+
+def test_the_code_of_a_pair_is_the_first_of_what_its_rules_gave():
+    met = Verdict(parse_rule("spikes > 1"), "met", "")
+    missing = Verdict(parse_rule("spikes > 1"), "missing", "")
+    assert Judgement("f", "p", verdicts=(met, missing)).code == 1
+    assert Judgement("f", "p", verdicts=(met,), objections=("quantized",)).code == 4
+    assert Judgement("f", "p", objections=("quantized",)).code == 3
+    assert Judgement("f", "p", fault="no").code == 1
+    assert Judgement("f", "p").code == 0
+
+
+# The baseline
+
+
+def spread(folder, middle, layers=6, **options):
+    """A report whose concentrations lie about a middle, by layers, 0.01 apart."""
+    steps = [0.01 * (layer - (layers - 1) / 2) for layer in range(layers) for _ in reports.MODULES]
+    return reports.uniform(folder, [middle + step for step in steps], layers=layers, **options)
+
+
+def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
+    """Just inside both bounds of the baseline's interval passes, just outside is met, whatever the
+    new interval is.
+    """
+    baseline = spread(tmp_path / "base", 0.4)
+    low, high = read_measured(baseline).figure((), "concentration").bounds
+    assert low < 0.4 < high
+    inside, outside = (low + 1e-4, high - 1e-4), (low - 1e-4, high + 1e-4)
+    for middle in (*inside, *outside):
+        outcome = "passed" if middle in inside else "met"
+        found = verdict(reports.uniform(tmp_path / "new", middle), "concentration", baseline)
+        assert (found.outcome, middle) == (outcome, middle)
+        (finding,) = found.findings
+        assert (finding.before, finding.low, finding.high) == (pytest.approx(0.4), low, high)
+
+
+def test_the_same_report_has_not_moved(demo):
+    """Each figure lies inside its own interval, on every level, also where that has no width."""
+    for name in ("*", "language.*", "language.*.*"):
+        found = verdict(demo["narrow"], name, demo["narrow"])
+        assert found.outcome == "passed"
+        assert len(found.findings) > 10
+
+
+def test_last_digits_of_another_machine_have_not_moved(tmp_path):
+    """An interval without width still takes what two machines may differ by."""
+    baseline = reports.uniform(tmp_path / "base", 0.4)
+    for further, outcome in ((5e-7, "passed"), (5e-6, "met")):
+        folder = reports.uniform(tmp_path / outcome, 0.4 * (1 + further))
+        assert verdict(folder, "concentration", baseline).outcome == outcome
+
+
+def test_what_the_baseline_had_and_is_gone_has_moved(tmp_path):
+    """A module that is not there any more, or a figure that is null now, is no pass."""
+    baseline = spread(tmp_path / "base", 0.4)
+    rows = [delta(0.4, where) for where in places(6, ("attn.q", "attn.o"))]
+    found = verdict(reports.write(tmp_path / "new", rows), "language.*.concentration", baseline)
+    assert found.outcome == "met"
+
+
+def test_few_layers_are_said_and_are_no_pass(tmp_path):
+    """Two layers give no interval: nothing to judge, and why; some without one are named."""
+    baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
+    found = verdict(baseline, "concentration", baseline)
+    assert found.outcome == "missing"
+    rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(6)]
+    some = reports.write(tmp_path / "some", rows)
+    found = verdict(some, "*", some)
+    assert found.outcome == "passed"
+    assert verdict(some, "vision_to_language", some).outcome == "missing"
+
+
+def test_a_baseline_that_lacks_the_pair_is_an_error(tmp_path):
+    """Nothing to compare with is no pass, unless it is allowed."""
+    folder = reports.uniform(tmp_path / "a", 0.4)
+    for allow_missing, outcome in ((False, "missing"), (True, "skipped")):
+        rules = gather([], None, against=True, allow_missing=allow_missing)
+        (found,) = judge(rules, read_measured(folder))
+        assert found.outcome == outcome
+
+
+def test_baselines_are_found_by_family_and_pair(tmp_path):
+    """By what the report says, not by the names of folders; a single pair also takes a report of
+    any name.
+    """
+    one, two = (
+        reports.uniform(tmp_path / "old" / name, 0.4, pair=name) for name in ("x..a", "x..b")
+    )
+    moved = two.rename(tmp_path / "old" / "other-name")
+    a, b, c, d = (("toy", f"x..{name}") for name in "abcd")
+    found = read_baselines(tmp_path / "old", [one, moved], [a, b, c])
+    assert {pair: one.report.folder for pair, one in found.items()} == {a: one, b: moved}
+    assert list(read_baselines(one, [one], [c])) == [c]
+    assert read_baselines(one, [one], [c, d]) == {}
+    copy = shutil.copytree(one, tmp_path / "old" / "copy")
+    with pytest.raises(ShadowError, match=r"two reports of toy:x\.\.a"):
+        read_baselines(tmp_path / "old", [one, copy], [a, b])
+
+
+def test_other_settings_versions_and_bases_are_said(tmp_path):
+    """What makes a baseline another thing than the same audit before, and at which level its
+    intervals are.
+    """
+    settings = {
+        "method": {"precision": "exact", "nulls": 0, "seed": 0},
+        "chosen": {"layers": [0]},
+        "relation": "tuned",
+    }
+    now = read_measured(reports.uniform(tmp_path / "a" / "x..y", 0.4, started="now"), "this report")
+
+    def baseline(name, pair="x..y", layers=4, **more):
+        folder = reports.uniform(tmp_path / name / pair, 0.4, layers=layers, **more)
+        return read_measured(folder, "the baseline")
+
+    same = baseline("b")
+    base = {"base": reports.identity(7), "weights": 3.0}
+    other = baseline("c", version="0.0.9", settings=settings, **base)
+    assert "87.5 %" in " ".join(notes_on(same, now))
+    notes = " ".join(notes_on(other, now))
+    for word in ("base", "0.0.9", "--precision exact", "filtered"):
+        assert word in notes
+    assert "toy:x..z" in " ".join(notes_on(baseline("d", "x..z", 6), now))
+    assert len(notes_on(now, now)) == 1
+    rules = gather([], None, against=True, allow_missing=False)
+    assert judge_report(rules, now, same).notes == tuple(notes_on(same, now))
+
+
+@pytest.mark.parametrize("at", [(), ("language",), ("language", "mlp.up")])
+def test_what_is_called_a_median_is_one(demo, at):
+    """By NumPy from the rows; the norm and the share of zeros of many matrices, shares and counts
+    are not called so.
+    """
+    rows = pd.read_parquet(demo["narrow"] / "matrices.parquet")
+    rows = rows[rows["subject"] == "delta"]
+    for column, wanted in zip(("component", "module"), at, strict=False):
+        rows = rows[rows[column] == wanted]
+    now = read_measured(demo["narrow"])
+    known = (OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE)[len(at)]
+    medians = {
+        metric
+        for metric in (*COLUMNS, *known)
+        if is_median(Metric(*at, *[None] * (2 - len(at)), metric))
+    }
+    for metric in medians - {"participation_share"}:
+        values = rows[metric].dropna().to_numpy(dtype=float)
+        if metric == "equivalent_directions":  # all of the demo are exact: 1 / X, null above m
+            too_large = rows["excess_purity"] * rows[["rows", "cols"]].min(axis=1) < 1
+            values = np.append(values, [np.inf] * (rows[metric].isna() & too_large).sum())
+        found = now.figure(at, metric).value
+        wanted = pytest.approx(np.median(values), rel=1e-12) if len(values) else None
+        assert found == wanted, metric
+    assert {"concentration", "spikes", "participation_share"} <= medians
+    assert not medians & {"relative_norm_overall", "matrices", "spiked", "depth_gini"}
+    assert ("relative_norm" in medians, "zero_share" in medians) == (len(at) != 1, len(at) != 0)
+
+
+def test_a_threshold_within_the_error_of_an_estimate_is_not_judged(tmp_path):
+    """Of a sketch, a rule on a figure whose error reaches the threshold is missing; one beyond it
+    is judged, and so is an exact figure.
+    """
+    more = {"precision": "sketch", "concentration_error": 0.01}
+    rows = [delta(0.30, where, **more) for where in places(6)]
+    method = {"precision": "sketch", "nulls": 0, "seed": 0}
+    settings = {"method": method, "chosen": {}, "relation": "tuned"}
+    folder = reports.write(tmp_path / "one", rows, settings=settings)
+    for limit, outcome in ((0.305, "missing"), (0.32, "passed"), (0.28, "met")):
+        assert verdict(folder, f"concentration > {limit}").outcome == outcome
+    assert verdict(folder, "cosine > 0.989").outcome == "met"

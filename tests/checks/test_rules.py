@@ -1,0 +1,344 @@
+"""Rules: what `--fail-on` and policy files may say, and that every fault is one error with the
+nearest word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shadow.errors import ShadowError, UsageError
+from shadow.gates.rules import (
+    COLUMNS,
+    OF_A_COMPONENT,
+    OF_A_MODULE,
+    OF_THE_PAIR,
+    STATES,
+    Metric,
+    gather,
+    parse_rule,
+    read_policy,
+)
+from shadow.places.names import name_rules
+
+OPERATORS = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+    "!=": operator.ne,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "figure", "threshold"),
+    [
+        ("language.mlp.up.concentration > 0.5", Metric("language", "mlp.up", "concentration"), 0.5),
+        ("vision.projector.0.spikes>3", Metric("vision", "projector.0", "spikes"), 3.0),
+        (
+            "language.embed.relative_norm >= 1e-3", Metric("language", "embed", "relative_norm"),
+            1e-3),
+        ("*.mlp.*.concentration<-.5", Metric("*", "mlp.*", "concentration"), -0.5),
+        ("  vision.energy_share\t!=\n0. ", Metric("vision", None, "energy_share"), 0.0),
+        ("relative_norm_overall<=+2", Metric(None, None, "relative_norm_overall"), 2.0),
+        ("layers.0-7.relative_norm > 0", Metric(None, None, "relative_norm", (0, 7)), 0.0),
+        ("layer.3.relative_norm > 0", Metric(None, None, "relative_norm", (3, 3)), 0.0),
+        ("*.mlp.*.layers.0-1.spikes>1", Metric("*", "mlp.*", "spikes", (0, 1)), 1.0),
+        ("vision.layers.2.attn.q.spikes>1", Metric("vision", "attn.q", "spikes", (2, 2)), 1.0),
+    ],
+)  # fmt: skip
+def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
+    """The last word is the metric, the first the component, what is between them the module, dots
+    and all.
+    """
+    rule = parse_rule(text)
+    assert (rule.figure, rule.threshold) == (figure, threshold)
+    assert type(rule.threshold) is type(threshold)
+    assert (rule.severity, rule.allow_missing, rule.message) == ("error", False, None)
+
+
+@pytest.mark.parametrize("sign", OPERATORS)
+@pytest.mark.parametrize("value", [0.4, 0.5, 0.6])
+def test_a_comparison_is_that_of_numbers(sign, value):
+    """Every comparison is Python's own, equality among them."""
+    assert parse_rule(f"concentration {sign} 0.5").holds(value) is OPERATORS[sign](value, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "figure", "comparison"),
+    [
+        ("language.embed unchanged", Metric("language", "embed", ""), "unchanged"),
+        ("* \t changed ", Metric("*", None, ""), "changed"),
+        ("layers.0-7 unchanged", Metric(None, None, "", (0, 7)), "unchanged"),
+        ("vision.attn.q.layers.3 changed", Metric("vision", "attn.q", "", (3, 3)), "changed"),
+        ("files.chat_template changed", Metric("files", "chat_template", ""), "changed"),
+        ("files.code added", Metric("files", "code", ""), "added"),
+        ("files.config.rope_* changed", Metric("files", "config.rope_*", ""), "changed"),
+        ("gate.lineage", Metric("gate", None, "lineage"), "holds"),
+        (" not  gate.lineage ", Metric("gate", None, "lineage"), "does not hold"),
+        ("not verify.same", Metric("verify", None, "same"), "does not hold"),
+        ("verify.files", Metric("verify", None, "files"), "holds"),
+        (
+            "not  verify.trained --frozen=embed --moved layers.0-7",
+            Metric("verify", None, "trained --moved layers.0-7 --frozen embed"),
+            "does not hold",
+        ),
+    ],
+)
+def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, comparison):
+    """What is read back of its condition is the same rule, which is called so without a name."""
+    rule = parse_rule(text)
+    assert (rule.figure, rule.comparison, rule.threshold) == (figure, comparison, None)
+    again = parse_rule(rule.condition)
+    assert (again.figure, again.comparison) == (figure, comparison)
+    assert rule.name == rule.condition == again.name
+    assert rule.holds(comparison)
+    assert not rule.holds("")
+    assert parse_rule(text, name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", None),
+        ("concentration", None),
+        ("> 0.5", None),
+        ("concentration > 0.5 > 0.4", None),
+        ("concentration > 0.5 and spikes > 1", None),
+        ("concentration = 0.5", "did you mean '=='?"),
+        ("concentration => 0.5", "did you mean '>='?"),
+        ("concentration <=> 0.5", None),
+        ("concentration > 5 %", None),
+        ("concentration > nan", None),
+        ("concentration > inf", None),
+        ("concentration > 1e999", None),
+        ("concentration > ٣", None),
+        ("concentration > 0x1", None),
+        ("concentration > 1_0", None),
+        ("concentratoin > 0.5", "did you mean 'concentration'?"),
+        ("langauge.mlp.up.concentration > 0.5", "did you mean 'language'?"),
+        ("language.mlp.upp.concentration > 0.5", "did you mean 'mlp.up'?"),
+        ("language.mpl.*.concentration > 0.5", "did you mean 'mlp.*'?"),
+        ("language.mlpp.*.concentration > 0.5", "did you mean 'mlp.*'?"),
+        ("language.mlp.concentration > 0.5", "did you mean 'mlp.*'?"),
+        ("mlp.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
+        ("mlpp.*.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
+        ("language.layer.x.concentration > 0.5", None),
+        ("layers.7-3.concentration > 0.5", None),
+        ("layers.0-7.energy > 0", None),
+        ("layers.0-7.spiked > 0", "did you mean 'spikes'?"),
+        ("language.embed added", None),
+        ("embed unchanged", None),
+        ("langauge changed", "did you mean 'language'?"),
+        ("files.codes added", "did you mean 'code'?"),
+        ("files. changed", None),
+        ("files.tokenizer.tokens_beyond changed", "vocab_size"),
+        ("gate.lineag", "did you mean 'lineage'?"),
+        ("gate.x", None),
+        ("not verify.merged", None),
+        ("not language.embed changed", None),
+        ("verify.same > 0", None),
+        ("language.mlp.up.concentratoin > 0.5", "did you mean 'concentration'?"),
+        ("mlp.up.concentration > 0.5", None),
+        ("language.mlp.up.* > 0.5", None),
+        ("* > 0.5", None),
+        ("language..concentration > 0.5", None),
+        (".concentration > 0.5", None),
+        ("language.[a-z]*.concentration > 0.5", None),
+        ("language.label == mixed", None),
+        ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"),
+        ("label == concentrated", None),
+        ("label > mixed", None),
+        ("concentration > " + "0" * 500, None),
+    ],
+)  # fmt: skip
+def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
+    """Words that no report can have, and anything that is not a rule: exit code 2 before anything
+    is read.
+    """
+    with pytest.raises(UsageError) as raised:
+        parse_rule(text)
+    assert (hint or "") in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch marker') > 0",
+        "concentration > __import__('os').system('touch marker')",
+        "concentration.__class__ > 0",
+        "concentration > 0 or True",
+        "{0.__class__} > 0",
+        "`touch marker` > 0",
+        "$(touch marker) > 0",
+    ],
+)
+def test_nothing_is_evaluated(text, tmp_path, monkeypatch):
+    """Code of any language is no rule, and is not run."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        parse_rule(text)
+    assert list(tmp_path.iterdir()) == []
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    component=st.none() | st.sampled_from([*name_rules().components, "*"]),
+    module=st.none() | st.sampled_from([*name_rules().modules, "*", "mlp.*", "attn.?"]),
+    index=st.integers(0, 10_000),
+    sign=st.sampled_from(list(OPERATORS)),
+    number=NUMBERS,
+    spaces=st.lists(st.sampled_from(["", " ", "\t", "  "]), min_size=4, max_size=4),
+)
+def test_what_is_written_is_what_is_read(component, module, index, sign, number, spaces):
+    """Any figure, comparison and finite number come back as they were written, and the condition
+    reads the same.
+    """
+    more = OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE
+    metric = (*COLUMNS, *more)[index % (len(COLUMNS) + len(more))]
+    name = Metric(component, module if component else None, metric)
+    rule = parse_rule(f"{spaces[0]}{name}{spaces[1]}{sign}{spaces[2]}{number!r}{spaces[3]}")
+    assert (rule.figure, rule.comparison, rule.threshold) == (name, sign, number)
+    again = parse_rule(rule.condition)
+    assert (again.figure, again.comparison, again.threshold) == (name, sign, number)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.text()
+    | st.text(alphabet="language.mlp.up*?<>=! 0123456789e+-")
+    | st.builds(
+        "{}.layers.{} {}".format, st.text(), st.text("0123456789-"), st.sampled_from(STATES)
+    )
+    | st.builds(
+        "{}{}.{}".format,
+        st.sampled_from(["not ", ""]),
+        st.sampled_from(["gate", "verify", "files"]),
+        st.text(),
+    )
+    | st.builds("{} {} {}".format, st.text(), st.sampled_from(list(OPERATORS)), st.text())
+)
+def test_any_text_is_a_rule_or_one_error(text):
+    """No text makes anything but a rule with a finite threshold, or a UsageError."""
+    with contextlib.suppress(UsageError):
+        rule = parse_rule(text)
+        if rule.comparison in STATES:
+            assert rule.threshold is None
+            assert parse_rule(rule.condition).figure == rule.figure
+        else:
+            assert isinstance(rule.threshold, str) or math.isfinite(rule.threshold)
+
+
+# Policy files
+
+GOOD = """
+# comments are allowed
+narrow-up:
+  fail_on: language.mlp.up.concentration > 0.5
+  message: "The up-projections moved along few directions: look at the data."
+rank:
+  fail_on: "*.attn.*.effective_rank < 4"
+  severity: warning
+  allow_missing: true
+drift:
+  moved: language.*.concentration
+"""
+
+
+def policy(tmp_path, text):
+    file = tmp_path / "policy.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_policy(file)
+
+
+def test_a_policy_is_rules_by_name(tmp_path):
+    """Names, conditions, severities, messages and lines are those of the file, in its order."""
+    narrow, rank, drift = policy(tmp_path, GOOD)
+    assert (narrow.name, narrow.condition, narrow.severity, narrow.allow_missing) == (
+        "narrow-up", "language.mlp.up.concentration > 0.5", "error", False,
+    )  # fmt: skip
+    assert narrow.message == "The up-projections moved along few directions: look at the data."
+    assert (rank.name, rank.severity, rank.allow_missing, rank.message) == (
+        "rank",
+        "warning",
+        True,
+        None,
+    )
+    assert (drift.comparison, str(drift.figure)) == ("moved", "language.*.concentration")
+    assert [rule.line for rule in (narrow, rank, drift)] == [3, 6, 10]
+    assert {rule.file for rule in (narrow, rank, drift)} == {str(tmp_path / "policy.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", None),
+        ("# nothing\n", None),
+        ("- a\n", None),
+        ("word", None),
+        ("a: concentration > 1", 1),
+        ("'a b':\n  fail_on: concentration > 1", 1),
+        ('"::error::x":\n  fail_on: concentration > 1', 1),
+        ("a:\n  fail_on: concentration > 1\n  sevrity: error", 3),
+        ("a:\n  fail_on: concentration > 1\n  x: error", 3),
+        ("a:\n  fail_on: concentration > 1\n  severity: eror", 3),
+        ("a:\n  fail_on: concentration > 1\n  allow_missing: yes", 3),
+        ("a:\n  fail_on: concentration > 1\n  message: [x]", 3),
+        ("a:\n  fail_on: [concentration > 1]", 2),
+        ("a:\n  severity: error", 1),
+        ("a:\n  fail_on: concentration > 1\n  moved: spiked", 1),
+        ("a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1", 3),
+        ("a: &x\n  fail_on: concentration > 1\nb: *x", 3),
+        ("a:\n  fail_on: *.mlp.*.concentration > 1", 2),
+        ("a: !!python/object:os.system\n  fail_on: concentration > 1", 1),
+        ("a: {fail_on: concentration > 1", 1),
+        (b"\xff", 1),
+        (b"# " + b"x" * 1_000_001, None),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_file_names_file_and_line(tmp_path, text, line):
+    """One line, exit code 1: it is the file that is wrong, not the command."""
+    with pytest.raises(ShadowError) as raised:
+        policy(tmp_path, text)
+    assert not isinstance(raised.value, UsageError)
+    assert raised.value.message.startswith(
+        f"{tmp_path / 'policy.yaml'}{f':{line}' if line else ''}: "
+    )
+
+
+@pytest.mark.parametrize("kind", ["absent", "folder", "fifo", "long name"])
+def test_a_policy_that_is_no_file_is_one_error(tmp_path, kind):
+    """Nothing waits for ever and nothing ends in a traceback."""
+    file = tmp_path / ("x" * 300 if kind == "long name" else "policy")
+    if kind == "folder":
+        file.mkdir()
+    if kind == "fifo":
+        os.mkfifo(file)
+    with pytest.raises(ShadowError, match=r"no such file|not a regular file|too long"):
+        read_policy(file)
+
+
+def test_a_command_gathers_its_rules(tmp_path):
+    """--fail-on, the policy, then the baseline unless the policy says what may not move; the same
+    rule counts once.
+    """
+    file = tmp_path / "policy.yaml"
+    file.write_text("a:\n  fail_on: spikes > 1\n")
+    rules = gather(["concentration>1", "concentration>1"], file, against=True, allow_missing=False)
+    assert [rule.name for rule in rules] == ["concentration > 1", "a", "baseline"]
+    file.write_text("a:\n  moved: spiked\n")
+    assert [rule.name for rule in gather([], file, against=True, allow_missing=False)] == ["a"]
+    with pytest.raises(UsageError, match=r"policy\.yaml:1: rule 'a' needs --against"):
+        gather([], file, against=False, allow_missing=False)
+
+
+def test_a_rule_on_an_error_is_refused_with_the_reason():
+    with pytest.raises(UsageError, match="'concentration_error' is an error") as refused:
+        parse_rule("concentration_error > 0.1")
+    assert "takes its error into account" in refused.value.hint
