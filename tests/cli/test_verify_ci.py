@@ -103,8 +103,7 @@ def test_a_reader_that_goes_loses_no_results(folder, options):
 def test_a_value_never_begins_with_two_dashes(folder, line):
     """It is wrong usage of every option that takes a value, and makes no file."""
     before = sorted(folder.iterdir())
-    error = run_shadow(*line.split(), cwd=folder).assert_refused(2)
-    assert "begins with --" in error or "unknown option" in error
+    run_shadow(*line.split(), cwd=folder).assert_refused(2)
     assert sorted(folder.iterdir()) == before
 
 

@@ -6,216 +6,170 @@ import pytest
 
 from shadow.places.architecture import Place, place_tensors
 
-# tensors of released models of remote code or of other libraries, with the component of each
-MODELS = {
-    "xgen-mm": {
-        "vlm.lang_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vlm.lang_model.model.embed_tokens.weight": "language embed",
-        "vlm.lang_model.lm_head.weight": "language head",
-        "vlm.vision_encoder.vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-        "vlm.vision_tokenizer.latents": "projector embed",
-        "vlm.vision_tokenizer.layers.0.0.to_q.weight": "projector attn.q",
-        "vlm.vision_tokenizer.layers.0.1.3.weight": "projector mlp.down",
-    },
-    "Flamingo": {
-        "lang_encoder.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "lang_encoder.lm_head.weight": "language head",
-        "perceiver.layers.0.0.to_q.weight": "projector attn.q",
-    },
-    "MiniCPM-o": {
-        "llm.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vpm.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-        "resampler.kv_proj.weight": "projector projector.0",
-        "apm.layers.0.self_attn.q_proj.weight": "audio attn.q",
-        "audio_projection_layer.linear1.weight": "projector projector.0",
-        "tts.model.layers.0.self_attn.q_proj.weight": "audio attn.q",
-    },
-    "Ovis": {
-        "llm.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "visual_tokenizer.backbone.trunk.blocks.0.attn.q.weight": "vision attn.q",
-        "visual_tokenizer.backbone.preprocessor.patchifier.proj.weight": "vision patch_embed",
-        "vte.weight": "vision embed",
-    },
-    "DeepSeek-VL2": {
-        "language.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "language.model.embed_tokens.weight": "language embed",
-        "language.lm_head.weight": "language head",
-        "vision.blocks.0.attn.q.weight": "vision attn.q",
-        "vision.patch_embed.proj.weight": "vision patch_embed",
-        "projector.layers.0.weight": "projector projector.0",
-    },
-    "DeepSeek-VL": {
-        "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vision_model.vision_tower_high.vision_tower.blocks.0.attn.q.weight": "vision attn.q",
-        "vision_model.vision_tower_low.vision_tower.blocks.0.attn.q.weight": "vision attn.q",
-        "aligner.high_up_proj.weight": "projector projector.0",
-        "aligner.low_up_proj.weight": "projector projector.0",
-    },
-    "DeepSeek-VL of 7B in transformers": {
-        "model.language_model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.aligner.proj.weight": "projector projector.0",
-        "model.aligner.vision_proj.weight": "projector other",
-    },
-    "Phi-3-V": {
-        "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight": (
-            "vision mlp.up"
-        ),
-        "model.vision_embed_tokens.img_projection.0.weight": "projector projector.0",
-        "model.vision_embed_tokens.img_projection.2.weight": "projector projector.1",
-    },
-    "Phi-4-multimodal": {
-        "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj.weight": (  # noqa: E501 (one name)
-            "vision attn.q"
-        ),
-        "model.embed_tokens_extend.image_embed.img_projection.0.weight": "projector projector.0",
-        "model.embed_tokens_extend.audio_embed.encoder.encoders.0.self_attn.linear_q.weight": (
-            "audio attn.q"
-        ),
-        "model.embed_tokens_extend.audio_embed.audio_projection.speech.0.weight": (
-            "projector projector.0"
-        ),
-        "model.embed_tokens_extend.audio_embed.audio_projection.vision.0.weight": (
-            "projector projector.0"
-        ),
-    },
-    "Cambrian": {
-        "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.vision_tower_aux_list.0.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight": (
-            "vision mlp.up"
-        ),
-        "model.vision_tower_aux_list.1.vision_tower.blocks.0.attn.q.weight": "vision attn.q",
-        "model.mm_projector_aux_0.0.weight": "projector projector.0",
-        "model.mm_projector_aux_1.0.weight": "projector projector.0",
-        "model.vision_sampler_0.layers.0.cross_attn.q_proj.weight": "projector cross_attn.q",
-    },
-    "Mini-Gemini": {
-        "model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
-            "vision attn.q"
-        ),
-        "model.vision_tower_aux.vision_stages.0.blocks.0.mlp.fc1.weight": "vision mlp.up",
-        "model.vlm_uni_query_projector.1.weight": "projector projector.0",
-        "model.vlm_uni_val_projector.1.weight": "projector projector.0",
-    },
-    "BLIP-2 of LAVIS": {
-        "visual_encoder.blocks.0.attn.q.weight": "vision attn.q",
-        "Qformer.bert.encoder.layer.0.attention.self.query.weight": "projector attn.q",
-        "llm_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "llm_proj.weight": "projector projector.0",
-    },
-    "MiniGPT-4": {
-        "llama_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "llama_model.lm_head.weight": "language head",
-        "llama_proj.weight": "projector projector.0",
-    },
-    "mPLUG-Owl": {
-        "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-        "abstractor.encoder.layers.0.crossattention.attention.query.weight": (
-            "projector cross_attn.q"
-        ),
-    },
-    "Qwen-Audio": {
-        "transformer.h.0.attn.c_proj.weight": "language attn.o",
-        "transformer.audio.blocks.0.attn.query.weight": "audio attn.q",
-    },
-    "SALMONN": {
-        "llama_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "speech_encoder.layers.0.self_attn.q_proj.weight": "audio attn.q",
-        "beats.encoder.layers.0.self_attn.q_proj.weight": "audio attn.q",
-        "speech_Qformer.bert.encoder.layer.0.attention.self.query.weight": "projector attn.q",
-        "speech_llama_proj.weight": "projector projector.0",
-    },
-    "GLM-4V": {
-        "transformer.encoder.layers.0.self_attention.dense.weight": "language attn.o",
-        "transformer.vision.transformer.layers.0.attention.dense.weight": "vision attn.o",
-        "transformer.vision.patch_embedding.proj.weight": "vision patch_embed",
-        "transformer.vision.linear_proj.linear_proj.weight": "projector projector.0",
-        "transformer.vision.linear_proj.dense_4h_to_h.weight": "projector mlp.down",
-    },
-    "CogVLM": {
-        "model.layers.0.self_attn.language_expert_dense.weight": "language attn.o",
-        "model.layers.0.self_attn.vision_expert_dense.weight": "language attn.o",
-        "model.layers.0.mlp.language_mlp.gate_proj.weight": "language mlp.gate",
-        "model.layers.0.mlp.vision_mlp.gate_proj.weight": "language mlp.gate",
-        "model.vision.transformer.layers.0.attention.dense.weight": "vision attn.o",
-        "model.vision.linear_proj.gate_proj.weight": "projector mlp.gate",
-    },
-    "moondream": {
-        "text_model.transformer.h.0.mixer.Wqkv.weight": "language attn.qkv",
-        "text_model.transformer.h.0.mixer.out_proj.weight": "language attn.o",
-        "text_model.lm_head.linear.weight": "language head",
-        "vision_encoder.encoder.model.visual.blocks.0.attn.q.weight": "vision attn.q",
-        "vision_encoder.projection.mlp.fc1.weight": "projector projector.0",
-    },
-    "moondream of 2025": {
-        "model.text.blocks.0.attn.proj.weight": "language attn.o",
-        "model.text.wte": "language embed",
-        "model.text.lm_head.weight": "language head",
-        "model.vision.blocks.0.attn.proj.weight": "vision attn.o",
-        "model.vision.proj_mlp.fc1.weight": "projector projector.0",
-    },
-    "InternLM-XComposer": {
-        "model.layers.0.attention.wo.weight": "language attn.o",
-        "vit.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-        "vision_proj.2.weight": "projector projector.1",
-    },
-    "TinyLLaVA": {
-        "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vision_tower._vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
-            "vision attn.q"
-        ),
-        "connector._connector.2.weight": "projector projector.1",
-    },
-    "OpenVLA": {
-        "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vision_backbone.featurizer.blocks.0.attn.q.weight": "vision attn.q",
-        "vision_backbone.fused_featurizer.blocks.0.attn.q.weight": "vision attn.q",
-        "projector.fc3.weight": "projector projector.2",
-    },
-    "BAGEL": {
-        "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "language_model.model.layers.0.self_attn.q_proj_moe_gen.weight": "language attn.q",
-        "language_model.model.layers.0.mlp_moe_gen.up_proj.weight": "language mlp.up",
-        "vit_model.vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-    },
-    "Baichuan-Omni": {
-        "model.layers.0.self_attn.o_proj.weight": "language attn.o",
-        "visual_model.blocks.0.attn.proj.weight": "vision attn.o",
-        "visual_bridge_model.proj.weight": "projector projector.0",
-        "audio_model.layers.0.self_attn.q_proj.weight": "audio attn.q",
-        "audio_bridge_model.proj.weight": "projector projector.0",
-    },
-    "Janus": {
-        "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "vision_model.vision_tower.blocks.0.attn.q.weight": "vision attn.q",
-        "gen_vision_model.encoder.conv_in.weight": "vision conv",
-    },
-    "Emu2": {
-        "model.decoder.lm.model.layers.0.self_attn.q_proj.weight": "language attn.q",
-        "model.visual.blocks.0.attn.q.weight": "vision attn.q",
-        "project_up.weight": "projector projector.0",
-        "project_down.weight": "projector projector.0",
-    },
-    "GR00T": {
-        "backbone.eagle_model.language_model.model.layers.0.self_attn.q_proj.weight": (
-            "language attn.q"
-        ),
-        "backbone.eagle_model.vision_model.vision_model.encoder.layers.0.self_attn.q_proj.weight": (
-            "vision attn.q"
-        ),
-    },
-    "pi0": {
-        "paligemma_with_expert.paligemma.model.language_model.layers.0.self_attn.q_proj.weight": (
-            "language attn.q"
-        ),
-        "paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight": (  # noqa: E501 (one name)
-            "vision attn.q"
-        ),
-    },
-}
+# tensors of released models of remote code or of other libraries, `.weight` at their ends but where
+# a / is, with the component and the module of each
+RELEASED = """
+xgen-mm:
+  vlm.lang_model.model.layers.0.self_attn.q_proj language attn.q
+  vlm.lang_model.model.embed_tokens language embed
+  vlm.lang_model.lm_head language head
+  vlm.vision_encoder.vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+  vlm.vision_tokenizer.latents/ projector embed
+  vlm.vision_tokenizer.layers.0.0.to_q projector attn.q
+  vlm.vision_tokenizer.layers.0.1.3 projector mlp.down
+Flamingo:
+  lang_encoder.model.layers.0.self_attn.q_proj language attn.q
+  lang_encoder.lm_head language head
+  perceiver.layers.0.0.to_q projector attn.q
+MiniCPM-o:
+  llm.model.layers.0.self_attn.q_proj language attn.q
+  vpm.encoder.layers.0.self_attn.q_proj vision attn.q
+  resampler.kv_proj projector projector.0
+  apm.layers.0.self_attn.q_proj audio attn.q
+  audio_projection_layer.linear1 projector projector.0
+  tts.model.layers.0.self_attn.q_proj audio attn.q
+Ovis:
+  llm.model.layers.0.self_attn.q_proj language attn.q
+  visual_tokenizer.backbone.trunk.blocks.0.attn.q vision attn.q
+  visual_tokenizer.backbone.preprocessor.patchifier.proj vision patch_embed
+  vte vision embed
+DeepSeek-VL2:
+  language.model.layers.0.self_attn.q_proj language attn.q
+  language.model.embed_tokens language embed
+  language.lm_head language head
+  vision.blocks.0.attn.q vision attn.q
+  vision.patch_embed.proj vision patch_embed
+  projector.layers.0 projector projector.0
+DeepSeek-VL:
+  language_model.model.layers.0.self_attn.q_proj language attn.q
+  vision_model.vision_tower_high.vision_tower.blocks.0.attn.q vision attn.q
+  vision_model.vision_tower_low.vision_tower.blocks.0.attn.q vision attn.q
+  aligner.high_up_proj projector projector.0
+  aligner.low_up_proj projector projector.0
+DeepSeek-VL of 7B in transformers:
+  model.language_model.layers.0.self_attn.q_proj language attn.q
+  model.aligner.proj projector projector.0
+  model.aligner.vision_proj projector other
+Phi-3-V:
+  model.layers.0.self_attn.q_proj language attn.q
+  model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1 vision mlp.up
+  model.vision_embed_tokens.img_projection.0 projector projector.0
+  model.vision_embed_tokens.img_projection.2 projector projector.1
+Phi-4-multimodal:
+  model.layers.0.self_attn.q_proj language attn.q
+  model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj vision attn.q
+  model.embed_tokens_extend.image_embed.img_projection.0 projector projector.0
+  model.embed_tokens_extend.audio_embed.encoder.encoders.0.self_attn.linear_q audio attn.q
+  model.embed_tokens_extend.audio_embed.audio_projection.speech.0 projector projector.0
+  model.embed_tokens_extend.audio_embed.audio_projection.vision.0 projector projector.0
+Cambrian:
+  model.layers.0.self_attn.q_proj language attn.q
+  model.vision_tower_aux_list.0.vision_tower.vision_model.encoder.layers.0.mlp.fc1 vision mlp.up
+  model.vision_tower_aux_list.1.vision_tower.blocks.0.attn.q vision attn.q
+  model.mm_projector_aux_0.0 projector projector.0
+  model.mm_projector_aux_1.0 projector projector.0
+  model.vision_sampler_0.layers.0.cross_attn.q_proj projector cross_attn.q
+Mini-Gemini:
+  model.layers.0.self_attn.q_proj language attn.q
+  model.vision_tower.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+  model.vision_tower_aux.vision_stages.0.blocks.0.mlp.fc1 vision mlp.up
+  model.vlm_uni_query_projector.1 projector projector.0
+  model.vlm_uni_val_projector.1 projector projector.0
+BLIP-2 of LAVIS:
+  visual_encoder.blocks.0.attn.q vision attn.q
+  Qformer.bert.encoder.layer.0.attention.self.query projector attn.q
+  llm_model.model.layers.0.self_attn.q_proj language attn.q
+  llm_proj projector projector.0
+MiniGPT-4:
+  llama_model.model.layers.0.self_attn.q_proj language attn.q
+  llama_model.lm_head language head
+  llama_proj projector projector.0
+mPLUG-Owl:
+  language_model.model.layers.0.self_attn.q_proj language attn.q
+  vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+  abstractor.encoder.layers.0.crossattention.attention.query projector cross_attn.q
+Qwen-Audio:
+  transformer.h.0.attn.c_proj language attn.o
+  transformer.audio.blocks.0.attn.query audio attn.q
+SALMONN:
+  llama_model.model.layers.0.self_attn.q_proj language attn.q
+  speech_encoder.layers.0.self_attn.q_proj audio attn.q
+  beats.encoder.layers.0.self_attn.q_proj audio attn.q
+  speech_Qformer.bert.encoder.layer.0.attention.self.query projector attn.q
+  speech_llama_proj projector projector.0
+GLM-4V:
+  transformer.encoder.layers.0.self_attention.dense language attn.o
+  transformer.vision.transformer.layers.0.attention.dense vision attn.o
+  transformer.vision.patch_embedding.proj vision patch_embed
+  transformer.vision.linear_proj.linear_proj projector projector.0
+  transformer.vision.linear_proj.dense_4h_to_h projector mlp.down
+CogVLM:
+  model.layers.0.self_attn.language_expert_dense language attn.o
+  model.layers.0.self_attn.vision_expert_dense language attn.o
+  model.layers.0.mlp.language_mlp.gate_proj language mlp.gate
+  model.layers.0.mlp.vision_mlp.gate_proj language mlp.gate
+  model.vision.transformer.layers.0.attention.dense vision attn.o
+  model.vision.linear_proj.gate_proj projector mlp.gate
+moondream:
+  text_model.transformer.h.0.mixer.Wqkv language attn.qkv
+  text_model.transformer.h.0.mixer.out_proj language attn.o
+  text_model.lm_head.linear language head
+  vision_encoder.encoder.model.visual.blocks.0.attn.q vision attn.q
+  vision_encoder.projection.mlp.fc1 projector projector.0
+moondream of 2025:
+  model.text.blocks.0.attn.proj language attn.o
+  model.text.wte/ language embed
+  model.text.lm_head language head
+  model.vision.blocks.0.attn.proj vision attn.o
+  model.vision.proj_mlp.fc1 projector projector.0
+InternLM-XComposer:
+  model.layers.0.attention.wo language attn.o
+  vit.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+  vision_proj.2 projector projector.1
+TinyLLaVA:
+  language_model.model.layers.0.self_attn.q_proj language attn.q
+  vision_tower._vision_tower.vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+  connector._connector.2 projector projector.1
+OpenVLA:
+  language_model.model.layers.0.self_attn.q_proj language attn.q
+  vision_backbone.featurizer.blocks.0.attn.q vision attn.q
+  vision_backbone.fused_featurizer.blocks.0.attn.q vision attn.q
+  projector.fc3 projector projector.2
+BAGEL:
+  language_model.model.layers.0.self_attn.q_proj language attn.q
+  language_model.model.layers.0.self_attn.q_proj_moe_gen language attn.q
+  language_model.model.layers.0.mlp_moe_gen.up_proj language mlp.up
+  vit_model.vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+Baichuan-Omni:
+  model.layers.0.self_attn.o_proj language attn.o
+  visual_model.blocks.0.attn.proj vision attn.o
+  visual_bridge_model.proj projector projector.0
+  audio_model.layers.0.self_attn.q_proj audio attn.q
+  audio_bridge_model.proj projector projector.0
+Janus:
+  language_model.model.layers.0.self_attn.q_proj language attn.q
+  vision_model.vision_tower.blocks.0.attn.q vision attn.q
+  gen_vision_model.encoder.conv_in vision conv
+Emu2:
+  model.decoder.lm.model.layers.0.self_attn.q_proj language attn.q
+  model.visual.blocks.0.attn.q vision attn.q
+  project_up projector projector.0
+  project_down projector projector.0
+GR00T:
+  backbone.eagle_model.language_model.model.layers.0.self_attn.q_proj language attn.q
+  backbone.eagle_model.vision_model.vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+pi0:
+  paligemma_with_expert.paligemma.model.language_model.layers.0.self_attn.q_proj language attn.q
+  paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj vision attn.q
+"""  # noqa: E501 (one name)
+MODELS: dict[str, dict[str, str]] = {}
+for line in RELEASED.strip().splitlines():
+    if line.startswith(" "):
+        name, _, place = line.strip().partition(" ")
+        name = name.removesuffix("/") if name.endswith("/") else f"{name}.weight"
+        MODELS[[*MODELS][-1]][name] = place
+    else:
+        MODELS[line.removesuffix(":")] = {}
 
 
 @pytest.mark.parametrize("model", MODELS)
