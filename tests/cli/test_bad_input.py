@@ -73,18 +73,12 @@ def raw_file(path, header, data=b""):
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
 
 
-def test_the_command_itself_audits_and_refuses(folders, tmp_path):
-    """The installed script, a process of its own: 0 and a report; for a folder of reports that is
-    not there 1.
-    """
-    good, bad = (
-        subprocess.run([SHADOW, *arguments], cwd=tmp_path, capture_output=True, text=True)
-        for arguments in (PAIR, ("show", "none"))
-    )
-    Run(good.returncode, good.stdout, good.stderr).assert_done()
+def test_the_command_itself_audits(folders, tmp_path):
+    """The installed script, a process of its own: 0 and a report."""
+    done = subprocess.run([SHADOW, *PAIR], cwd=tmp_path, capture_output=True, text=True)
+    Run(done.returncode, done.stdout, done.stderr).assert_done()
     names = {path.name for path in report(tmp_path).iterdir()}
     assert names >= {"matrices.parquet", "tensors.parquet", "summary.json"}
-    assert "no such folder" in Run(bad.returncode, bad.stdout, bad.stderr).assert_refused()
 
 
 def spoil_header(header, data=b""):
@@ -127,9 +121,8 @@ def other_model(folder):
     save_file({"decoder.blocks.9.weight": torch.randn(5, 4)}, folder / "model.safetensors")
 
 
-HUGE = b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,' + b"9" * 4300 + b"]}}"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
-FAULTS = {
+FAULTS = {  # of what headers may say more is in tests/checkpoints/test_shards.py
     "no folder": shutil.rmtree,
     "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
     "GGUF": only("model-Q4_K_M.gguf"),
@@ -143,22 +136,12 @@ FAULTS = {
     "cut file": cut,
     "LFS pointer": text_in("model.safetensors", POINTER),
     "nested header": spoil_header(b"[" * 100_000),
-    "number of 4300 digits": spoil_header(HUGE),
-    "overlap": spoil_header(
-        {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
-    ),
     "escape in a name": named("\x1b]0;owned\x07\x1b[31m"),
-    "new line in a name": named("a\n::error::owned"),
     "no tensors": spoil_header({}),
     "missing shard": index_of({UP: "a.safetensors"}),
     "shard outside": index_of({UP: "../base/model.safetensors"}),
     "escape in a shard name": index_of({UP: "\x1b[2J.safetensors"}),
-    "very long shard name": index_of({UP: "a" * 5000 + ".safetensors"}),
-    "half a surrogate pair in the index": index_of(
-        {UP: "model.safetensors", "\ud800": "model.safetensors"}
-    ),
     "index is an LFS pointer": text_in(INDEX, POINTER),
-    "index with merge conflicts": text_in(INDEX, "<<<<<<< HEAD\n"),
     "one tensor in two files": twice,
     "broken config": text_in("config.json", '{"a":'),
     "pickles without the flag": only("pytorch_model.bin"),
@@ -332,21 +315,17 @@ def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault):
 
 
 WRONG_USAGE = {
-    "no command": ("nonsense",),
     "nothing to audit": ("audit",),
     "half a pair": ("audit", "--base", "./base"),
     "no reference": ("audit", "--base", "word", "--tuned", "./tuned"),
     "home of nobody": ("audit", "--base", "~no-such-user/x", "--tuned", "./tuned"),
     "very long reference": ("audit", "--base", "a" * 3000, "--tuned", "./tuned"),
-    "unknown option": (*PAIR, "--fast"),
     "unknown precision": (*PAIR, "--precision", "double"),
     "no component": (*PAIR, "--component", "\x1b[31mtext"),
     "no module": (*PAIR, "--module", "mlp.upp"),
     "no layer": (*PAIR, "--layer", "first"),
     "layers reversed": (*PAIR, "--layer", "5-3"),
-    "no jobs": (*PAIR, "--jobs", "0"),
     "output is a file": (*PAIR[:-1], "base/model.safetensors"),
-    "unknown column": ("explain", "concentratoin"),
 }
 
 
@@ -355,10 +334,7 @@ def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
     """A request that makes no sense whatever the files hold: exit 2, no traceback, nothing on
     stdout or on disk.
     """
-    done = shadow(*WRONG_USAGE[wrong])
-    assert "Traceback" not in done.err, done.err[-400:]
-    assert done.code == 2, done.err
-    assert done.out == ""
+    shadow(*WRONG_USAGE[wrong]).assert_refused(2)
     assert not (tmp_path / "out").exists()
 
 
@@ -408,17 +384,15 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that i
 
 
 @FULL
-@pytest.mark.parametrize(
-    "arguments", ["explain --all --json", "explain --all", "explain gates", "--version"]
-)
+@pytest.mark.parametrize("arguments", ["explain --all --json", "--version"])
 def test_output_that_cannot_be_written_is_one_error_line(arguments):
     """A full disk behind stdout, for a large text and one that waits in a buffer until the end."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [SHADOW, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert done.stderr == "error: input or output failed: No space left on device\n"
-    assert done.returncode == 1
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in done.stderr
 
 
 def test_a_reader_that_has_gone_is_no_fault():
@@ -429,19 +403,11 @@ def test_a_reader_that_has_gone_is_no_fault():
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        ("explain --all --json >&-", 0, ""),
-        ("--version >&-", 0, ""),
-        ("audit --list - <&-", 2, "standard input is closed"),
-    ],
-)
-def test_closed_streams_are_no_traceback(arguments, code, says):
+@pytest.mark.parametrize(("arguments", "code"), [("--version >&-", 0), ("audit --list - <&-", 2)])
+def test_closed_streams_are_no_traceback(arguments, code):
     done = subprocess.run(["sh", "-c", f"{SHADOW} {arguments}"], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
-    assert says in done.stderr
-    assert done.returncode == code
+    assert (done.returncode, done.stderr.startswith("error: ")) == (code, code > 0)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="all names are UTF-8 there")
@@ -451,8 +417,8 @@ def test_a_folder_whose_name_is_not_utf8_is_told_before_anything_is_measured(
     """No table can be written or read there: it ended in a traceback, when all was measured."""
     odd = os.fsdecode(b"odd\xff")
     done = shadow(*PAIR[:-1], odd)
-    assert done.assert_refused(2) == "error: the name of the folder is not UTF-8: odd\\xdcff"
+    assert "odd\\xdcff" in done.assert_refused(2)
     assert not (tmp_path / odd).exists()
     shadow(*PAIR).assert_done()
     (tmp_path / "out").rename(tmp_path / odd)
-    assert "not UTF-8" in shadow("show", odd).assert_refused(2)
+    shadow("show", odd).assert_refused(2)

@@ -56,6 +56,7 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
     [
         ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
         ("import toy; signal.pause()", False, 130, "imported\n", "stopped\n"),
+        ("import twice; signal.pause()", False, 130, "", "stopped\n"),
         ("import toy; return 3", True, 3, "imported\n", ""),
         (
             "type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
@@ -66,27 +67,23 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
             "stopped\n",
         ),
     ],
-    ids=["at work", "an import ends first", "interrupts are ignored", "where nothing may rise"],
+    ids=[
+        "at work",
+        "an import ends first",
+        "not twice",
+        "ignored",
+        "where nothing may rise",
+    ],
 )
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
-    """An interrupt in an import, as of a native library, waits until the import has ended."""
-    (tmp_path / "toy.py").write_text(
-        "import signal\nsignal.raise_signal(signal.SIGINT)\nprint('imported')\n"
-    )
+    """An interrupt in an import, as of a native library, waits until the import has ended; a
+    second does not, as an import of torch from a slow disk may take long.
+    """
+    for module, count in (("toy", 1), ("twice", 2)):
+        raised = "signal.raise_signal(signal.SIGINT)\n" * count
+        (tmp_path / f"{module}.py").write_text(f"import signal\n{raised}print('imported')\n")
     found = in_a_child(STUB.format(body, ignored, name=commands.__name__), cwd=tmp_path)
     assert found == (code, out, err)
-
-
-def test_a_second_interrupt_does_not_wait_for_an_import(tmp_path):
-    """An import may take long, as one of torch from a slow disk."""
-    twice = (
-        "import signal\nfor _ in range(2): signal.raise_signal(signal.SIGINT)\nprint('imported')\n"
-    )
-    (tmp_path / "toy.py").write_text(twice)
-    found = in_a_child(
-        STUB.format("import toy; signal.pause()", False, name=commands.__name__), cwd=tmp_path
-    )
-    assert found == (130, "", "stopped\n")
 
 
 @pytest.mark.parametrize("module", ["typer", pytest.param("torch", marks=pytest.mark.slow)])
