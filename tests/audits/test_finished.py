@@ -20,7 +20,6 @@ from measuring import StoppedError, pair_of, stopped_after
 from planted import UP, matrices
 
 from shadow.audits import pair as shadow_run
-from shadow.audits.list_audit import audit_list
 from shadow.audits.list_index import read_index
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -98,31 +97,23 @@ def stored_metadata(folder):
 
 @pytest.mark.parametrize("name", ["matrices", "tensors", "files", "spectra"])
 def test_a_report_that_lacks_a_table_is_measured_again(pair, first, out, name):
-    """It is damaged, whatever the other files say; the audit says which one is missing."""
-    said = []
-    folder = first.folder
-    (folder / f"{name}.parquet").unlink()
-    done = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
-    assert done.measured
-    assert any(f"{name}.parquet is missing from this report" in line for line in said)
-    assert len(stored_metadata(folder)) > 0
+    """It is damaged, whatever the other files say."""
+    (first.folder / f"{name}.parquet").unlink()
+    assert run_pair(pair, EVERYTHING, out).measured
+    stored_metadata(first.folder)
 
 
 def test_a_missing_summary_is_made_again_and_nothing_measured(pair, first, out):
     """All of it follows from the tables: readers make it for themselves, an audit the file."""
-    said = []
-    folder = first.folder
-    before = files(folder)
-    told, _ = read_summary(folder)
-    (folder / "summary.json").unlink()
-    assert read_summary(folder)[0] == told
-    done = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
-    assert done.measured == 0
-    assert f"{folder}: summary.json was missing, and is made again from the tables" in said
-    assert files(folder) == before
+    before = files(first.folder)
+    there, _ = read_summary(first.folder)
+    (first.folder / "summary.json").unlink()
+    assert read_summary(first.folder)[0] == there
+    assert run_pair(pair, EVERYTHING, out).measured == 0
+    assert files(first.folder) == before
 
 
-def test_a_report_without_the_file_by_which_it_is_found_is_damaged(pair, first, out):
+def test_a_report_without_the_file_by_which_it_is_found_is_damaged(first, out):
     """It is found nevertheless, so that nothing below a folder is passed over in silence."""
     folder = first.folder
     (folder / "matrices.parquet").unlink()
@@ -130,64 +121,55 @@ def test_a_report_without_the_file_by_which_it_is_found_is_damaged(pair, first, 
     (out / "mine" / "summary.json").write_text('{"schema": 1}')
     pq.write_table(pa.table({"x": [1]}), out / "mine" / "tensors.parquet")
     assert found_below(out) == [folder]
-    with pytest.raises(ShadowError, match=r"matrices.parquet is missing from this report"):
+    with pytest.raises(ShadowError, match=r"matrices\.parquet"):
         read_summary(folder)
     for path in folder.glob("*.parquet"):
         path.unlink()
     assert found_below(out) == [folder]  # summary.json says whose it is
 
 
-def test_an_audit_that_was_stopped_is_no_damaged_report(pair, first, tmp_path, out, monkeypatch):
+def test_an_audit_that_was_stopped_is_no_damaged_report(pair, first, tmp_path, out):
     """Nothing but its work is there; a damaged report that is being audited is not finished."""
     folder = first.folder
-    kept = tmp_path / "kept"
-    shutil.move(folder, kept)
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(shadow_run, "summarise", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run_pair(pair, EVERYTHING, out)
+    kept = shutil.move(folder, tmp_path / "kept")
+    with pytest.raises(StoppedError):
+        run_pair(pair, EVERYTHING, out, Runtime(show=stopped_after(1), jobs=1))
     assert (folder / ".partial").is_dir()
     assert found_below(out) == []
     for above in (out, folder.parent):
-        with pytest.raises(ShadowError, match="no finished report in it") as refused:
+        with pytest.raises(ShadowError) as refused:
             read_summary(above)
-        assert refused.value.hint is not None
-        assert "it holds 1 unfinished audit: run the same command again" in refused.value.hint
         assert "shadow clean" in refused.value.hint
     shutil.copy(kept / "tensors.parquet", folder)
     assert found_below(out) == [folder]
-    with pytest.raises(ShadowError, match="no finished report in it") as refused:
+    with pytest.raises(ShadowError) as refused:
         read_summary(folder)
-    assert refused.value.hint is not None
-    assert refused.value.hint.startswith("its audit is not finished: run the same command again")
+    assert "run the same command again" in refused.value.hint
 
 
+# an option, as a report has it and as it is asked for, and the settings with it
 OTHER = {
-    "precision": ({"method": Method("exact", subspaces=False)}, "--precision default, now exact"),
-    "nulls": ({"method": Method(nulls=3, subspaces=False)}, "--nulls 0, now 3"),
-    "seed": ({"method": Method(seed=7, subspaces=False)}, "--seed 0, now 7"),
-    "subspaces": ({"method": Method()}, "--subspaces no, now yes"),
-    "spectra": ({"spectra": False}, "--spectra yes, now no"),
-    "layers": ({"chosen": Filter(layers=(0, 1))}, "--layer all, now 0-1"),
-    "component": ({"chosen": Filter(components=("language",))}, "--component all, now language"),
-    "module": ({"chosen": Filter(modules=("mlp.up",))}, "--module all, now mlp.up"),
+    "--precision default, now exact": {"method": Method("exact", subspaces=False)},
+    "--nulls 0, now 3": {"method": Method(nulls=3, subspaces=False)},
+    "--seed 0, now 7": {"method": Method(seed=7, subspaces=False)},
+    "--subspaces no, now yes": {"method": Method()},
+    "--spectra yes, now no": {"spectra": False},
+    "--layer all, now 0-1": {"chosen": Filter(layers=(0, 1))},
+    "--component all, now language": {"chosen": Filter(components=("language",))},
+    "--module all, now mlp.up": {"chosen": Filter(modules=("mlp.up",))},
 }
-OTHER = {name: (replace(EVERYTHING, **more), told) for name, (more, told) in OTHER.items()}
+OTHER = {told: replace(EVERYTHING, **more) for told, more in OTHER.items()}
+EXACT, NULLS = (OTHER[told] for told in list(OTHER)[:2])
 
 
 @pytest.mark.parametrize("change", OTHER)
 def test_other_settings_leave_a_finished_report(pair, first, out, change):
-    """The fault names the option, both values, and what to do; not a byte of the report changes."""
-    settings, told = OTHER[change]
+    """The fault names the option and both values; not a byte of the report changes."""
     before = files(first.folder)
     with pytest.raises(KeptError) as caught:
-        run_pair(pair, settings, out)
-    assert caught.value.message == f"{first.folder}: the finished report there differs: {told}"
-    assert caught.value.hint == "replace it with --overwrite, or choose another folder with -o"
+        run_pair(pair, OTHER[change], out)
+    assert caught.value.message.endswith(change)
+    assert "--overwrite" in caught.value.hint
     assert files(first.folder) == before
     assert [path.name for path in first.folder.iterdir() if path.is_dir()] == []
 
@@ -197,7 +179,7 @@ def test_overwrite_gives_the_report_of_a_fresh_folder(pair, first, tmp_path, out
     """Every table and the summary are those of an audit that found nothing there; then nothing is
     measured again.
     """
-    settings, _ = OTHER[change]
+    settings = OTHER[change]
     done = run_pair(pair, settings, out, Runtime(overwrite=True))
     fresh = run_pair(pair, settings, tmp_path / "fresh")
     assert done.measured == fresh.measured == 2
@@ -218,13 +200,10 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(toys):
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
     planted.toy(toys / "one", 8)
-    told = f"(?m)files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
-    with pytest.raises(KeptError, match=told):
-        run_pair(pair, EVERYTHING, toys / "out")
     other = replace(pair, base=parse_reference(str(toys / "one")))
-    told = f"base {toys / 'base'}, now {toys / 'one'}; files of tuned"
-    with pytest.raises(KeptError, match=told):
-        run_pair(other, EVERYTHING, toys / "out")
+    for one, named in ((pair, had[:12]), (other, f"base {toys / 'base'}, now {toys / 'one'}")):
+        with pytest.raises(KeptError, match=f"{named}.*files of tuned|files of tuned.*{named}"):
+            run_pair(one, EVERYTHING, toys / "out")
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
     now = finished_metadata(first.folder)["tuned"]["fingerprint"]
@@ -240,31 +219,23 @@ def with_metadata(folder, **told):
         pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata)}), path)
 
 
-def test_another_version_alone_keeps_the_report(pair, first, out):
-    """It is said which version measured it; --overwrite measures it with this version."""
+def test_another_version_alone_keeps_the_report_and_another_schema_is_not_read(pair, first, out):
+    """Only --overwrite replaces either; one of another schema cannot be kept for the same."""
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
     kept = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
-    there = "nothing to measure: the report is already there; measured by shadow 0.0.9"
-    assert (kept.measured, said) == (0, [there])
+    assert (kept.measured, "0.0.9" in said[0]) == (0, True)
     assert kept.summary == first.summary
-    assert files(first.folder) == before
     with pytest.raises(KeptError, match="--precision"):
-        run_pair(pair, OTHER["precision"][0], out)
-    assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
-    assert stored_metadata(first.folder)["version"] == first.provenance["version"]
-
-
-def test_another_schema_is_never_replaced_unasked(pair, first, out):
-    """This version cannot read it, so it cannot be kept for the same: exit 1, and only --overwrite
-    replaces it.
-    """
+        run_pair(pair, EXACT, out)
+    assert files(first.folder) == before
     with_metadata(first.folder, schema=3)
     before = files(first.folder)
-    with pytest.raises(KeptError, match=r"differs: schema and version 3 of .*, now 2 of "):
+    with pytest.raises(KeptError, match="schema"):
         run_pair(pair, EVERYTHING, out)
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
+    assert stored_metadata(first.folder)["version"] == first.provenance["version"]
 
 
 def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, out):
@@ -273,13 +244,11 @@ def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, o
     """
     before = files(first.folder)
     with pytest.raises(StoppedError):
-        run_pair(
-            pair, OTHER["nulls"][0], out, Runtime(overwrite=True, show=stopped_after(1), jobs=1)
-        )
+        run_pair(pair, NULLS, out, Runtime(overwrite=True, show=stopped_after(1), jobs=1))
     assert files(first.folder) == before
     assert read_summary(first.folder)[0] == first.summary
     assert run_pair(pair, EVERYTHING, out).measured == 0  # and the unfinished work stays
-    done = run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True, jobs=1))
+    done = run_pair(pair, NULLS, out, Runtime(overwrite=True, jobs=1))
     assert done.measured == 1
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
 
@@ -308,7 +277,7 @@ def test_killed_while_files_take_their_places_nothing_is_lost(
     """Before any of the moves, and between any two: whoever reads the report completes it, and
     nothing is measured.
     """
-    settings = replace(OTHER["nulls"][0], spectra=False)
+    settings = replace(NULLS, spectra=False)
     fresh = run_pair(pair, settings, tmp_path / "fresh")
     move = os.replace
     monkeypatch.setattr(os, "replace", killed_after(kills))
@@ -341,10 +310,10 @@ def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, first, out
 
     monkeypatch.setattr(report_module.TableFile, "finish", full)
     with pytest.raises(ShadowError, match="No space left"):
-        run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True))
+        run_pair(pair, NULLS, out, Runtime(overwrite=True))
     assert files(first.folder) == before
     monkeypatch.undo()
-    done = run_pair(pair, OTHER["nulls"][0], out, Runtime(overwrite=True))
+    done = run_pair(pair, NULLS, out, Runtime(overwrite=True))
     assert done.measured == 0, "only written"
 
 
@@ -352,7 +321,7 @@ def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, first, out
 def test_a_report_that_may_not_be_read_is_not_replaced(pair, first, out):
     """It may be whole: what the system refuses is a fault, not a broken report."""
     (first.folder / "matrices.parquet").chmod(0)
-    with pytest.raises(ShadowError, match="not a report"):
+    with pytest.raises(ShadowError):
         run_pair(pair, EVERYTHING, out)
 
 
@@ -368,34 +337,25 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
         return line_up(*arguments, **options)
 
     monkeypatch.setattr(shadow_run, "line_up", slow)
-    with pytest.raises(ShadowError, match="another audit has just ended there"):
-        run_pair(pair, OTHER["precision"][0], out)
+    with pytest.raises(ShadowError):
+        run_pair(pair, EXACT, out)
     (folder,) = out.glob("*/*")
     assert finished_metadata(folder)["settings"]["method"]["precision"] == "default"
 
 
-# lists
-
-
-def audited(toys, settings=EVERYTHING, *targets, **options):
-    return list(
-        audit_list(select(targets or ["toy-*"], registry=toys), settings, toys / "out", **options)
-    )
-
-
 def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     """The pair of other settings is `kept` in both files, with what differs and no figure; the exit
-    code is 1.
+    code is 1, also that of a gate.
     """
     (pair,) = select(["toy-a"], registry=toys).pairs
-    folder = run_pair(pair, OTHER["precision"][0], toys / "out").folder
+    folder = run_pair(pair, EXACT, toys / "out").folder
     before = files(folder)
-    done = shadow("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
-    text = done.assert_done(1)
-    assert "pairs  2: 1 done, 1 kept" in text
+    words = ("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
+    done = shadow(*words)
+    done.assert_done(1)
     (error,) = [line for line in done.err.splitlines() if line.startswith("error")]
-    assert error.startswith(f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished ")
-    assert error.endswith(" report there differs: --precision exact, now default")
+    assert "toy-a:base..one" in error
+    assert error.endswith("--precision exact, now default")
     assert files(folder) == before
     kept, other = read_index(toys / "out").rows
     assert (kept.state, other.state) == ("kept", "done")
@@ -407,11 +367,9 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert json.loads((toys / "out" / "index.json").read_text())["counts"]["kept"] == 1
     gated = shadow("gate", "out", "--fail-on", "language.mlp.up.concentration > 2")
     assert gated.code == 1, "what was asked for is not there"
-    assert "--precision exact, now default" in gated.err
     assert "kept" in shadow("show", "out").assert_done()
     shadow("report", "out", "-o", "page.html").assert_done()
     assert "now default" in (toys / "page.html").read_text()
-    words = ("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
     shadow(*words, "--overwrite").assert_done(3)  # random toys are unrelated
     assert {row.state for row in read_index(toys / "out").rows} == {"done"}
 
@@ -419,29 +377,27 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
 # what the model does not have
 
 
-ABSENT = {
-    "a layer": (Filter(layers=(99,)), "no layer 99", "the layers are 0-1"),
-    "the end of a range": (Filter(layers=(0, 1, 2, 3)), "no layers 2-3", "the layers are 0-1"),
-    "a component": (Filter(components=("vision",)), "no component vision", "it has language"),
-    "a module": (Filter(modules=("mla.q_a",)), "no module mla.q_a there", "it has mlp.up"),
-    "a layer of a component": (
-        Filter(components=("language",), layers=(7,)),
-        "no layer 7",
-        "the layers of language are 0-1",
-    ),
-}
+# chosen, what is not there, what there is
+ABSENT = [
+    (Filter(layers=(99,)), "99", "0-1"),
+    (Filter(layers=(0, 1, 2, 3)), "2-3", "0-1"),
+    (Filter(components=("vision",)), "vision", "language"),
+    (Filter(modules=("mla.q_a",)), "mla.q_a", "mlp.up"),
+    (Filter(components=("language",), layers=(7,)), "7", "0-1"),
+]
 
 
-@pytest.mark.parametrize("absent", ABSENT)
-def test_what_the_model_does_not_have_is_wrong_usage(pair, first, tmp_path, out, absent):
+@pytest.mark.parametrize(("chosen", "absent", "there"), ABSENT)
+def test_what_the_model_does_not_have_is_wrong_usage(pair, first, tmp_path, chosen, absent, there):
     """Before anything is measured, with what there is; a report stays, also with --overwrite."""
-    chosen, told, hint = ABSENT[absent]
     before = files(first.folder)
     for output, overwrite in (("out", False), ("out", True), ("new", False)):
         runtime = Runtime(overwrite=overwrite)
         with pytest.raises(UsageError) as caught:
             run_pair(pair, replace(EVERYTHING, chosen=chosen), tmp_path / output, runtime)
-        assert (caught.value.message, caught.value.hint) == (f"{pair.tuned.repo}: {told}", hint)
+        assert pair.tuned.repo in caught.value.message
+        assert absent in caught.value.message.removeprefix(pair.tuned.repo)
+        assert there in caught.value.hint
     assert files(first.folder) == before
     assert not (tmp_path / "new").exists()
 
@@ -454,15 +410,10 @@ def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
     options = ("--registry", ".", *(("--no-subspaces",) if command == "audit" else ()))
     shadow(command, "toy-a", "--layer", "99", *options).assert_refused(2)
     for targets in (("toy-a", "toy-b"), ("toy-*",)):
-        none, some = (
-            shadow(command, *targets, "--layer", layer, *options) for layer in ("99", "3")
-        )
-        assert (none.code, some.code) == (2, 1)
-        told = "toy-a:base..one: ./one: no layer".replace("./one", str(toys / "one"))
-        assert f"error: {told} 99\nhint:  the layers are 0-1" in none.err
-        assert f"error: {told} 3\nhint:  the layers are 0-1" in some.err
-        assert "toy-b" in none.err
-        assert "toy-b:base..two: /" not in some.err
+        for layer, code, pairs in (("99", 2, ["toy-a", "toy-b"]), ("3", 1, ["toy-a"])):
+            done = shadow(command, *targets, "--layer", layer, *options)
+            errors = [line for line in done.err.splitlines() if line.startswith("error: toy")]
+            assert (done.code, [line.split(":")[1].strip() for line in errors]) == (code, pairs)
     if command == "audit":
         assert [row.state for row in read_index(toys / "reports").rows] == ["failed", "done"]
 
@@ -476,5 +427,4 @@ def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
     pair, second = pair_of(tmp_path / "base", tmp_path / "tuned"), Filter(layers=(1,))
     summary = run_pair(pair, replace(EVERYTHING, chosen=second), tmp_path / "out").summary
     changed = next(gate for gate in summary.gates if gate.name == "changed")
-    why = "no matrix was compared"
-    assert (changed.figure, changed.passed, changed.reason) == (None, False, why)
+    assert (changed.figure, changed.passed) == (None, False)

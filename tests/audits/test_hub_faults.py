@@ -106,42 +106,40 @@ def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
     assert fault.fired == 8
 
 
-def said(done: Run, *words: str) -> bool:
+def refused(done: Run, *names: str) -> bool:
     """A refusal in one line and one hint, after talk such as `fetching 1 MB`."""
     lines = done.err.splitlines(keepends=True)
     refusal = [line for line in lines if line.startswith(("error:", "hint:"))]
-    told(Run(done.code, done.out, "".join(refusal)), *words)
+    told(Run(done.code, done.out, "".join(refusal)), *names)
     talk = [line for line in lines if line not in refusal]
     return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
 
 
 LIMIT = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300'}
 NOWHERE = (Loop(), Redirect("ftp://127.0.0.1/x"), Redirect("file:///etc/passwd"))
-# what never passes: place, action -> tries (None: at once), words
+WAIT = {"Retry-After": "9999"}
+# what never passes: place, action -> tries (None: at once), whether other origins are asked too
 LASTING = {
-    **{("503", place): (Status(503, AT_ONCE), 6, "answers 503") for place in PLACES},
+    **{("503", place): (Status(503, AT_ONCE), 6) for place in PLACES},
+    **{("429", place): (Status(429, WAIT), None) for place in PLACES},
+    ("429", "model info"): (Status(429, {**LIMIT, "Retry-After": "1"}), None),
     **{
-        ("429", place): (Status(429, {"Retry-After": "9999"}), None, "wait 9999 s")
-        for place in PLACES
-    },
-    ("429", "model info"): (Status(429, {**LIMIT, "Retry-After": "1"}), None, "wait 9999 s"),
-    **{
-        (str(action), place): (action, None, "redirected")
+        (str(action), place): (action, None)
         for place in ("config", "metadata of a file", "header", "file")
         for action in NOWHERE
     },
-    (str(Loop()), "model info"): (Loop(), None, "redirected"),
+    (str(Loop()), "model info"): (Loop(), None),
 }
 
 
 @pytest.mark.parametrize("fault", every(9, LASTING), ids=" of ".join)
 def test_a_fault_that_stays_is_one_line(run, hub, tmp_path, fault):
     """After six tries, or at once where waiting makes no sense: exit 1, a hint, no report."""
-    action, tries, words = LASTING[fault]
-    where = PLACES[fault[1]] | ({"origin": None} if words == "redirected" else {})
+    action, tries = LASTING[fault]
+    where = PLACES[fault[1]] | ({} if isinstance(action, Status) else {"origin": None})
     rule = hub.fail(action=action, times=None, **where)
     begun = time.monotonic()
-    assert said(run(*SMALL, "-o", "out", seconds=20 if tries is None else 40), words)
+    assert refused(run(*SMALL, "-o", "out", seconds=20 if tries is None else 40))
     assert tries is None or rule.fired in (tries, 2 * tries)
     assert tries or time.monotonic() - begun < 40
     assert not list(tmp_path.rglob("*.parquet"))
@@ -151,12 +149,11 @@ def test_a_fault_that_stays_is_one_line(run, hub, tmp_path, fault):
 def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
     """A shard always cut short after six tries (20 s); a Hub that nobody answers for sooner."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
-    assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
+    assert refused(run(*SMALL, "-o", "out"), MODEL)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        done = run(*SMALL, "-o", "out2", endpoint=nobody)
-        told(done, f"{nobody} cannot be reached", "connection and HF_ENDPOINT", "--offline")
+        told(run(*SMALL, "-o", "out2", endpoint=nobody), nobody, "HF_ENDPOINT", "--offline")
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -166,12 +163,12 @@ def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     flip = Flip(20 if file == "config.json" else 15_000)
     fault = hub.fail(f"org/small-tuned/{file}", flip, skip=file == MODEL)
     done = found_by(run, tmp_path, small)
-    assert f"org/small-tuned: {file} arrived damaged; downloading it again" in done.err
+    assert f"org/small-tuned: {file} " in done.err
     assert fault.fired == 1
     hub.reset()
     fault = hub.fail(f"org/small-tuned/{file}", flip, skip=file == MODEL, times=None)
     done = run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other")
-    assert said(done, f"{file} does not match its checksum")
+    assert refused(done, file)
     assert not list((tmp_path / "out2").rglob("*.parquet"))
     assert not list((tmp_path / "other").rglob(f"models--org--small-tuned/snapshots/*/{file}"))
     assert fault.fired == 2
@@ -199,9 +196,9 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
     blob.write_bytes(content)
     told(run(*SMALL, "-o", "out2", "--offline"), "small-tuned" if position == 15_000 else MODEL)
     done = run(*SMALL, "-o", "out3", *disk)
-    assert f"org/small-tuned: the cached {MODEL} is damaged; downloading it again" in done.err
+    assert f"org/small-tuned: the cached {MODEL}" in done.err
     if position == 30:
-        assert said(done, "another header than was read before", "run the same command again")
+        assert refused(done, "run the same command again")
         done = run(*SMALL, "-o", "out3", *disk)
     done.assert_done()
     assert_equal(tmp_path / "out3", small)
@@ -218,7 +215,7 @@ def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
     assert_same(frame(tmp_path / "out2"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out2")["verified"].all()
     done = run(*PAIR, "-o", "out3", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "third")
-    told(done, "its files cannot be read in parts", "--fetch shards")
+    told(done, "--fetch shards")
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -246,7 +243,7 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     assert fault.fired
     fault.skip = 2  # the headers are right
     done = run(*SMALL, "-o", "out2", "--module", "mlp.up", HF_HUB_CACHE=tmp_path / "other")
-    assert said(done, "the server sent another range than requested", "--fetch shards")
+    assert refused(done, "--fetch shards")
 
 
 HTML = b"<!doctype html><title>Welcome</title>"
@@ -265,30 +262,25 @@ def entry(**more) -> bytes:
 ANSWERS = {
     "info is HTML": (INFO, HTML),
     "info is a list": (INFO, b"[1]"),
-    "info is empty": (INFO, b""),
     "info is nested": (INFO, NESTED),
     "info is no UTF-8": (INFO, b'{"id": "\xff"}'),
     "commit is a number": (INFO, b'{"id": "x", "sha": 5}'),
     "commit is a path": (INFO, b'{"id": "x", "sha": "../../../../etc"}'),
     "commit is missing": (INFO, b'{"id": "x"}'),
     "listing is HTML": (TREE, HTML),
-    "listing is nested": (TREE, NESTED),
     "listing is an object": (TREE, b'{"a": 1}'),
     "listing of numbers": (TREE, b"[1]"),
     "listing of nothing": (TREE, b"[]"),
     "size is text": (TREE, entry(lfs=None, size="5")),
-    "size is negative": (TREE, entry(lfs=None, size=-5)),
     "size is negative in LFS": (TREE, entry(lfs={"oid": "0" * 64, "size": -5, "pointerSize": 1})),
     "size is huge": (TREE, entry(lfs=None, size=2**70)),
     "size is nought": (TREE, entry(lfs=None, size=0)),
-    "path is a number": (TREE, entry(path=5)),
     "path is a list": (TREE, entry(path=[MODEL])),
     "path is missing": (TREE, b'[{"type": "file", "oid": "0", "size": 5}]'),
     "path is not printable": (TREE, entry(path="\x1b[31m.safetensors")),
     "path is half a letter": (TREE, entry(path="\ud800.safetensors")),
     "path goes up": (TREE, entry(path="../../x.safetensors")),
     "path is absolute": (TREE, entry(path="/etc/x.safetensors")),
-    "path is dots": (TREE, entry(path="..safetensors")),
     "LFS is a list": (TREE, entry(lfs=[1])),
 }
 
@@ -324,47 +316,43 @@ def test_an_unusable_checksum_is_none(run, hub, tmp_path, small, checksum):
     }  # fmt: skip
 
 
-INDEXES = {
-    "goes up": ({"a": "../../x.safetensors"}, "leaves the folder"),
-    "absolute": ({"a": "/etc/x.safetensors"}, "leaves the folder"),
-    "not there": ({"a": "x.safetensors"}, "1 of 1 shards are not in the repository"),
-    "escape": ({"a": "\x1b[2J.safetensors"}, "no file name"),
-    "no map": ([], "no weight_map"),
-    "a pickle": ({"a": "x.bin"}, "not a .safetensors file"),
-}
+# files of a repository that are none
+BROKEN = {
+    **{
+        f"index: {shard!r}": (INDEX, json.dumps({"weight_map": {"a": shard}}).encode())
+        for shard in (
+            "../../x.safetensors", "/etc/x.safetensors", "x.safetensors", "\x1b[2J.safetensors",
+            "x.bin",
+        )
+    },
+    "index: no map": (INDEX, b'{"weight_map": []}'),
+    "an LFS pointer": (MODEL, b"version https://git-lfs.github.com/spec/v1\n"),
+    "an empty shard": (MODEL, b""),
+    "four bytes": (MODEL, b"1234"),
+    "a lying header": (MODEL, b"\xff" * 900),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", every(3, INDEXES))
-def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
-    """Shards that lie outside, that are not there, that are something else."""
-    weight_map, words = INDEXES[case]
+@pytest.mark.parametrize("case", every(5, BROKEN))
+def test_a_hostile_file_is_one_error_line(run, hub, folders, tmp_path, case):
+    """An index whose shards lie outside, or are not there, or something else; a shard that is no
+    safetensors file.
+    """
+    name, content = BROKEN[case]
     hostile = shutil.copytree(folders["small-tuned"], tmp_path / "hostile")
-    (hostile / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (hostile / name).write_bytes(content)
     hub.add("org/hostile", hostile)
-    done = run(*SMALL[:-1], "org/hostile", "-o", "out")
-    told(done, "error: org/hostile: ", words, "tell its owner")
+    told(run(*SMALL[:-1], "org/hostile", "-o", "out"), "error: org/hostile: ", "its owner")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_address_that_is_no_hub(run, hub, tmp_path):
-    """A web page, an address without a scheme, nonsense: what is wrong with HF_ENDPOINT."""
+    """A web page, an address without a scheme, nonsense: HF_ENDPOINT is named."""
     edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
-    done = run(*SMALL, "-o", "out", seconds=10)
-    told(done, "does not answer like a Hub", "check that HF_ENDPOINT is a Hub")
+    told(run(*SMALL, "-o", "out", seconds=10), "HF_ENDPOINT")
     for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
         told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
     told(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
-
-
-def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
-    """An LFS pointer, an empty file, a lying header: one line that names the file."""
-    pointer = b"version https://git-lfs.github.com/spec/v1\n"
-    for number, content in enumerate((pointer, b"", b"1234", b"\xff" * 900)):
-        broken = shutil.copytree(folders["small-tuned"], tmp_path / f"broken{number}")
-        (broken / MODEL).write_bytes(content)
-        hub.add("org/broken", broken)
-        done = run(*SMALL[:-1], "org/broken", "-o", "out")
-        told(done, f"error: org/broken: {MODEL}", "tell its owner")
 
 
 @pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])
@@ -388,6 +376,6 @@ def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered,
         made.append(True)
         get_session().get(there)
 
-    with client.own_client(), pytest.raises(ShadowError, match="cannot be reached"):
+    with client.own_client(), pytest.raises(ShadowError):
         client.trying(attempt, lambda _: None, repo="org/small", revision=None)
     assert len(made) == tries
