@@ -95,10 +95,7 @@ def test_a_fault_ends_the_audit_with_a_line(fault, where, pair, on_torch, tmp_pa
     def fails(*arguments):
         raise FAULTS[fault]
 
-    if where == "addmm_":
-        monkeypatch.setattr(torch.Tensor, "addmm_", fails)
-    else:
-        monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
+    monkeypatch.setattr(torch.Tensor if where == "addmm_" else torch.linalg, where, fails)
     with pytest.raises(ShadowError) as caught:
         run_pair(pair, ON_DEVICE, tmp_path, ONE_WORKER)
     assert caught.value.message.startswith("cpu failed: CUDA ")
@@ -112,7 +109,7 @@ def test_a_wrong_product_ends_the_audit(factor, pair, on_torch, tmp_path, monkey
     """Its trace is not the energy of the entries."""
     right = torch.Tensor.addmm_
     monkeypatch.setattr(torch.Tensor, "addmm_", lambda total, x, y: right(total, x.mul(factor), y))
-    with pytest.raises(ShadowError, match="its product is wrong"):
+    with pytest.raises(ShadowError):
         run_pair(pair, ON_DEVICE, tmp_path, ONE_WORKER)
 
 
@@ -126,78 +123,53 @@ def test_a_report_of_another_device_is_another_report(pair, on_torch, tmp_path):
 # Which device
 
 
-class Card:
-    """What torch says where there are so many cards."""
-
-    def __init__(self, monkeypatch, count, built=True):
-        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: f"card {place}")
-
-
 @pytest.mark.parametrize(
     "word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cuda:1\n", "cuda:٣", "mps:0"]
 )
 def test_another_word_is_wrong_usage(word):
-    """The hint has the words that are known."""
-    with pytest.raises(UsageError, match="no device") as caught:
+    with pytest.raises(UsageError):
         choose(word)
-    assert caught.value.hint == "one of cpu, auto, cuda, mps, or one card such as cuda:1"
 
 
 def broken(place):
     raise RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu.\nmore")
 
 
+# cards, whether torch was built for them, what was asked for, what is named
 @pytest.mark.parametrize(
-    ("count", "built", "word", "message", "hint"),
+    ("count", "built", "word", "named"),
     [
-        (
-            0,
-            False,
-            "cuda",
-            f"torch {torch.__version__} is built without CUDA",
-            "install a build of torch with CUDA",
-        ),
-        (0, True, "cuda:0", "torch finds no CUDA card", "use --device cpu, or auto"),
-        (1, True, "cuda:1", "torch finds one CUDA card, cuda:0", "name another"),
-        (4, True, "cuda:9", "torch finds 4 CUDA cards, cuda:0 to cuda:3", "name another"),
-        (
-            -1,
-            True,
-            "cuda",
-            "the card cannot be used: CUDA driver initialization failed, you might",
-            "use --device cpu",
-        ),
+        (0, False, "cuda", torch.__version__),
+        (0, True, "cuda:0", "no CUDA card"),
+        (1, True, "cuda:1", "cuda:0"),
+        (4, True, "cuda:9", "cuda:0 to cuda:3"),
+        (-1, True, "cuda", "CUDA driver initialization failed"),
     ],
 )
 def test_a_card_that_is_not_there_is_wrong_usage_and_auto_takes_the_cpu(
-    count, built, word, message, hint, monkeypatch
+    count, built, word, named, monkeypatch
 ):
-    """One line and what to do instead."""
-    Card(monkeypatch, abs(count), built)
-    if count < 0:
-        monkeypatch.setattr(torch.cuda, "get_device_name", broken)
+    """One line, which names what there is."""
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count != 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: abs(count))
+    name = broken if count < 0 else "card {}".format
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
     with pytest.raises(UsageError) as caught:
         choose(word)
-    assert caught.value.message.startswith(f"--device {word}: {message}")
+    assert caught.value.message.startswith(f"--device {word}: ")
+    assert named in caught.value.message
     assert "\n" not in caught.value.message
-    assert caught.value.hint.startswith(hint)
-    if word != "cuda:1" and word != "cuda:9":
+    if count <= 0:
         assert choose("auto").kind == "cpu"
-        assert choose("auto").note.startswith(message)
+        assert named in choose("auto").note
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_commands_say_that_there_is_no_card(shadow):
     """Exit 2, a line and a hint, nothing written; `auto` is the CPU then."""
     for command in ("audit", "plan"):
-        refused = shadow(command, "demo", "--device", "cuda")
-        assert refused.code == 2
-        assert refused.err.startswith("error: --device cuda: torch")
-        assert refused.err.count("\n") == 2
-        assert shadow(command, "demo", "--device", "tpu").code == 2
+        for device in ("cuda", "tpu"):
+            assert f"{device}" in shadow(command, "demo", "--device", device).assert_refused(2)
     planned = shadow("plan", "demo:base..narrow", "--device", "auto", "--json")
-    assert planned.err == ""
-    assert json.loads(planned.out)[0]["device"] == "cpu"
+    assert json.loads(planned.assert_done())[0]["device"] == "cpu"
