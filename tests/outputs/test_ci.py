@@ -21,7 +21,8 @@ from shadow.cli import console
 from shadow.gates.document import gate_document
 from shadow.gates.rules import parse_rule, read_policy
 from shadow.gates.verdicts import Judgement, Verdict
-from shadow.outputs.ci import CUT, SUMMARY_BYTES, append_summary, junit, workflow_commands
+from shadow.outputs import ci
+from shadow.outputs.ci import append_summary, junit, workflow_commands
 from shadow.outputs.markdown import cell, markdown
 from shadow.text import inert, visible
 
@@ -81,8 +82,8 @@ JUDGED = st.builds(made, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, OUTCOMES, 
 @CALM
 @given(st.lists(JUDGED, max_size=3))
 def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
-    """Whatever the names: as many commands as faults, objections and verdicts, and no text of them
-    is a command.
+    """Whatever the names: as many commands as faults, objections and verdicts, errors first, each
+    with its title and its text, and no text of them is a command.
     """
     lines = workflow_commands(judged)
     found = commands("\n".join(lines))
@@ -90,24 +91,18 @@ def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
     for one in judged:
         (verdict,) = one.verdicts
         if one.fault is not None:
-            expected.append(("error", one.name, one.fault))
+            expected.append(("error", one.name, [one.fault]))
         if one.objections:
-            expected.append(
-                (
-                    "error",
-                    f"{one.name}: --strict",
-                    f"skipped because of {', '.join(one.objections)}",
-                )
-            )
+            expected.append(("error", f"{one.name}: --strict", one.objections))
         if verdict.outcome in ("met", "missing"):
-            message = verdict.rule.message if verdict.outcome == "met" else ""
-            text = f"{message} {verdict.detail}" if message else verdict.detail
-            expected.append((verdict.rule.severity, f"{one.name}: {verdict.rule.name}", text))
+            message = [verdict.rule.message or ""] if verdict.outcome == "met" else []
+            title = f"{one.name}: {verdict.rule.name}"
+            expected.append((verdict.rule.severity, title, [*message, verdict.detail]))
     expected.sort(key=lambda one: one[0] == "warning")
     assert len(lines) == len(found) == len(expected)
-    for (name, told, data), (level, title, text) in zip(found, expected, strict=True):
-        assert (name, unescaped(told["title"]), data) == (level, visible(title), visible(text))
-        assert told.keys() == {"title"}
+    for (name, told, data), (level, title, texts) in zip(found, expected, strict=True):
+        assert (name, unescaped(told["title"]), told.keys()) == (level, visible(title), {"title"})
+        assert all(visible(text) in data for text in texts)
 
 
 def test_github_shows_ten_of_a_level_so_the_last_counts_the_rest():
@@ -118,7 +113,7 @@ def test_github_shows_ten_of_a_level_so_the_last_counts_the_rest():
     ]
     found = commands("\n".join(workflow_commands([*warnings, *errors])))
     assert [name for name, _, _ in found] == ["error"] * 10 + ["warning"] * 10
-    assert found[9][2] == "3 more are in the job's summary"
+    assert found[9][2].split()[0] == "3"
 
 
 def test_an_annotation_points_to_the_rule_where_the_policy_is_in_the_workspace(tmp_path):
@@ -191,21 +186,23 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(lists)
 
 
-@pytest.mark.parametrize("before", [0, 900_000])
-def test_the_summary_stays_below_what_github_takes(tmp_path, before):
+@pytest.mark.parametrize("before", [0, 90_000])
+def test_the_summary_stays_below_what_github_takes(tmp_path, before, monkeypatch):
     """Whole lines, as many as fit after what is there; the first of the tables are there."""
+    assert ci.SUMMARY_BYTES <= 1 << 20
+    monkeypatch.setattr(ci, "SUMMARY_BYTES", 100_000)
     judged = [
         made(f"family-{number}", "p", "rule", "message " * 20, "detail", notes=("x" * 90,))
-        for number in range(9000)
+        for number in range(900)
     ]
     path = tmp_path / "summary.md"
     path.write_text("x" * before)
     append_summary(path, judged)
     text = path.read_text()[before:]
-    assert before + len(text.encode()) <= SUMMARY_BYTES
-    assert text.endswith(CUT.decode())
+    assert before + len(text.encode()) <= 100_000
+    assert text.endswith(ci.CUT.decode())
     rows = [row for table in tables(text) for row in table[1:]]
-    assert len(rows) > (SUMMARY_BYTES - before) / 2_000
+    assert len(rows) > (100_000 - before) / 2_000
     assert {len(row) for row in rows} <= {9, 4}
 
 
@@ -218,35 +215,27 @@ def test_any_names_make_xml_that_says_the_same(judged):
     """Well-formed for a strict parser, with every name and message as `visible` has it, and counts
     that add up.
     """
-    raw = junit(judged)
-    root = ElementTree.fromstring(raw)
+    root = ElementTree.fromstring(junit(judged))
     assert [suite.get("name") for suite in root] == [visible(one.name) for one in judged]
     for suite, one in zip(root, judged, strict=True):
         audit, case = suite.findall("testcase")
         (verdict,) = one.verdicts
         assert (audit.get("name"), case.get("name")) == ("audit", visible(verdict.rule.name))
-        assert not audit.findall("error")
-        said = [] if one.fault is None else [visible(one.fault)]
-        if one.objections:
-            said.append(visible(f"skipped because of {', '.join(one.objections)}"))
-        assert [fault.get("message") for fault in audit.findall("failure")] == said
-        grave = verdict.rule.severity == "error"
-        tags = {
-            "met": ["failure"] if grave else [],
-            "missing": ["error"] if grave else [],
-            "passed": [],
-            "skipped": ["skipped"],
-        }[verdict.outcome]
-        said = bool(verdict.rule.message) and verdict.outcome == "met"
-        assert [child.tag for child in case] == [
-            *tags,
-            *(["system-out"] if said or not tags else []),
-        ]
-        # some readers show the one, some the other
-        for child in (child for child in case if child.tag in tags):
+        faults = [] if one.fault is None else [[one.fault]]
+        faults += [one.objections] if one.objections else []
+        assert [fault.tag for fault in audit] == ["failure"] * len(faults)
+        for fault, texts in zip(audit, faults, strict=True):
+            assert all(visible(text) in fault.get("message") for text in texts)
+        tags = {"met": "failure", "missing": "error", "skipped": "skipped"}
+        tag = tags.get(verdict.outcome)
+        if verdict.rule.severity != "error" and tag != "skipped":
+            tag = None
+        # some readers show the attribute, some the text
+        for child in case.findall(tag) if tag else []:
             assert child.get("message") == (child.text or "") == visible(verdict.detail)
-        if not tags:  # else it is there twice already
+        if tag is None:
             assert visible(verdict.detail) in case.findtext("system-out")
+        assert {child.tag for child in case} <= {tag, "system-out"}
     for element in (root, *root):
         for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error")):
             assert int(element.get(name)) == len(list(element.iter(tag)))
@@ -278,7 +267,7 @@ def test_junitparser_reads_it(tmp_path):
         ("f:g", "audit"): ["Failure"],
     }
     (warned,) = [case for suite in xml for case in suite if case.name == "warned"]
-    assert warned.system_out == "warning: detail\nmessage"
+    assert {"detail", "message"} <= set(warned.system_out.split())
     assert [suite.time for suite in xml] == [1.25, 0, 0, 0, 0.5, 0]
 
 
@@ -357,8 +346,8 @@ def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "deep/junit.xml", env=env)
     done.assert_done()
     text = (tmp_path / "summary.md").read_text()
-    assert text.startswith("before\n## shadow\n")
-    assert "| 0.33 | 0.28 to 0.36 |" in text
+    assert text.startswith("before\n## ")
+    assert [len(table) for table in tables(text)] == [2]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["junit.xml"]
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "deep" / "junit.xml"))
     assert [[case.name for case in suite] for suite in xml] == [["audit"]]
@@ -367,19 +356,14 @@ def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
     assert [[case.name for case in suite] for suite in xml] == [["audit", "spikes > 99"]]
 
 
-def judged_with(shadow, tmp_path, summary):
-    """A gate that passes, with that file for the summary of the step."""
-    uniform(tmp_path / "out", 0.3)
-    env = {"GITHUB_STEP_SUMMARY": str(summary)}
-    done = shadow("gate", "out", "--fail-on", "concentration > 0.9", env=env)
-    done.assert_done()
-    return done
-
-
 def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_path):
     """The verdict is what was asked for."""
-    done = judged_with(shadow, tmp_path, tmp_path)
-    assert "no summary of the step: cannot write" in done.err
+    uniform(tmp_path / "out", 0.3)
+    rule = ("gate", "out", "--fail-on", "concentration > 0.9")
+    plain = shadow(*rule)
+    done = shadow(*rule, env={"GITHUB_STEP_SUMMARY": str(tmp_path)})
+    done.assert_done()
+    assert (done.out, len(done.err.splitlines())) == (plain.out, len(plain.err.splitlines()) + 1)
 
 
 @pytest.mark.parametrize(
@@ -406,10 +390,9 @@ def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
     assert (xml.tests, xml.failures, xml.errors) == (1, 0, 1)
     ((case,),) = xml
-    said = " ".join(done.err.split())
-    reason = case.result[0].message.removeprefix(f"`shadow {arguments[0]}` did not finish: ")
-    assert (case.name, f"error: {reason}" in said) == (arguments[0], True)
-    assert len(reason) > 10
+    reason = done.err.splitlines()[0].removeprefix("error: ")
+    assert case.name == arguments[0]
+    assert reason in case.result[0].message
 
 
 @pytest.mark.parametrize(
@@ -421,9 +404,8 @@ def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
     """
     (tmp_path / "pom.xml").write_text(text)
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml")
-    assert "already exists and is not a JUnit file" in done.assert_refused()
+    assert "pom.xml" in done.assert_refused()
     assert (tmp_path / "pom.xml").read_text() == text
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml/junit.xml")
-    assert done.code == 1
-    assert "cannot write pom.xml/junit.xml" in done.err
+    assert "pom.xml/junit.xml" in done.assert_refused()
     assert not (tmp_path / "out").exists()

@@ -113,7 +113,7 @@ def test_missing_spectra_are_a_fault_where_they_were_written(tmp_path):
     """A table with fewer rows would say nothing of it."""
     settings = {"method": {"precision": "default"}, "spectra": True}
     write(tmp_path / "run", [delta(0.1, where) for where in places(3)], settings=settings)
-    with pytest.raises(ShadowError, match=r"spectra.parquet is missing from this report"):
+    with pytest.raises(ShadowError, match=r"spectra\.parquet"):
         export([tmp_path / "run"], "csv", tmp_path / "csv")
 
 
@@ -128,19 +128,23 @@ def test_an_export_takes_an_empty_place_and_replaces_nothing(folders, runs, tmp_
     (tmp_path / "link").symlink_to("nowhere")
     there = tree(tmp_path)
     for taken in (out, tmp_path / "file", tmp_path / "link"):
-        with pytest.raises(ShadowError, match="already exists"):
+        with pytest.raises(ShadowError, match=taken.name):
             export(folders[:1], to, taken)
     assert tree(tmp_path) == there
     assert tree(runs) == before
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_a_broken_report_leaves_nothing(folders, tmp_path, to):
-    """The last of several reports is cut: an error, and no part of an export."""
+def test_a_broken_report_or_two_of_one_pair_leave_nothing(folders, tmp_path, to):
+    """The last of several reports is cut, or one of a pair that is there: no part of an export."""
+    twin = shutil.copytree(folders[0], tmp_path / "twin")
+    with pytest.raises(ShadowError, match=str(twin)):
+        export([folders[0], twin], to, tmp_path / "out")
+    shutil.rmtree(twin)
     bad = shutil.copytree(folders[1], tmp_path / "bad")
     (bad / "summary.json").unlink(missing_ok=True)
     (bad / "tensors.parquet").write_bytes((bad / "tensors.parquet").read_bytes()[:-9])
-    with pytest.raises(ShadowError, match="cannot be read"):
+    with pytest.raises(ShadowError, match=r"tensors\.parquet"):
         export([folders[0], bad], to, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"bad"}
 
@@ -149,14 +153,8 @@ def test_a_disk_that_gives_out_leaves_nothing(shadow, runs, tmp_path):
     """No file may exceed 6,000 bytes: exit 1, one line, neither the export nor a part of it."""
     for to in ("csv", "parquet"):
         done = shadow("export", runs, "--to", to, "-o", "new/out", file_size=6000)
-        assert "cannot write" in done.assert_refused()
+        done.assert_refused()
         assert not list(tmp_path.iterdir())
-
-
-def test_two_reports_of_one_pair_are_refused(folders, tmp_path):
-    twin = shutil.copytree(folders[0], tmp_path / "twin")
-    with pytest.raises(ShadowError, match="both reports of"):
-        export([folders[0], twin], "csv", tmp_path / "out")
 
 
 def test_a_family_that_is_no_text_is_exported(tmp_path):
@@ -179,16 +177,15 @@ def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
 def test_a_format_that_is_gone_is_wrong_usage(shadow, folders, tmp_path, word):
     """On the command line and in Python, with what to use instead."""
     done = shadow("export", folders[0], "--to", word)
-    assert f"the format {word} is gone" in done.assert_refused(code=2)
+    done.assert_refused(code=2)
     assert GONE["format", word] in done.err
-    with pytest.raises(UsageError, match=f"the format {word} is gone"):
+    with pytest.raises(UsageError, match=word):
         export(folders[:1], word, tmp_path / "out")
 
 
 def test_wrong_usage_of_export(shadow, runs, tmp_path):
-    assert "no such folder" in shadow("export", "nowhere", "--to", "csv").assert_refused()
     (tmp_path / "empty").mkdir()
-    assert "no finished report" in shadow("export", "empty", "--to", "csv").assert_refused()
-    assert shadow("export", runs, "--to", "xlsx").code == 2
-    table = shadow("export", runs, "--to", "csv", "--table", "files")
-    assert "--table" in table.assert_refused(code=2)
+    for folder in ("nowhere", "empty"):
+        assert folder in shadow("export", folder, "--to", "csv").assert_refused()
+    for words in (("--to", "xlsx"), ("--to", "csv", "--table", "files")):
+        shadow("export", runs, *words).assert_refused(code=2)

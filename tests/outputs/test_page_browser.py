@@ -58,15 +58,9 @@ def opened(chromium):
     """
     complaints, contexts = [], []
 
-    def open_page(
-        file: Path, theme: str = "light", width: int = 1400, fragment: str = "", touch: bool = False
-    ):
-        context = chromium.new_context(
-            color_scheme=theme,
-            viewport={"width": width, "height": 900},
-            has_touch=touch,
-            is_mobile=touch,
-        )
+    def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = ""):
+        viewport = {"width": width, "height": 900}
+        context = chromium.new_context(color_scheme=theme, viewport=viewport)
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
@@ -91,9 +85,8 @@ def opened(chromium):
 
 
 def written(run: Path) -> Path:
-    write_page(
-        run, sorted(path.parent for path in run.rglob("matrices.parquet")), run.parent / "page.html"
-    )
+    folders = sorted(path.parent for path in run.rglob("matrices.parquet"))
+    write_page(run, folders, run.parent / "page.html")
     return run.parent / "page.html"
 
 
