@@ -24,7 +24,7 @@ from shadow.checks.answer import Outcome
 
 TRUE: Outcome = "holds"
 FALSE: Outcome = "does_not_hold"
-OPEN: Outcome = "cannot_be_told"
+OPEN: Outcome = "inconclusive"
 FORMATS = ("F32", "F16", "BF16")
 
 

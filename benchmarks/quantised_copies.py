@@ -111,7 +111,7 @@ def said_of(original: np.ndarray, copy: Any) -> str:
     row = Quantised(place="", tensor="", format=copy.format, **vars(found))
     if row.is_far:
         return "nothing like it"
-    said = {"holds": "a copy", "cannot_be_told": OPEN}
+    said = {"holds": "a copy", "inconclusive": OPEN}
     return said.get(row.outcome, "beyond the format")
 
 

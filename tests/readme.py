@@ -83,7 +83,7 @@ def map_of_demo() -> str:
     return "\n".join([*rows, text[text.index("\nlayer ") :].strip().splitlines()[0]])
 
 
-ANSWER = r"^(?:holds|does not hold|cannot be told)(?:.|\n(?=\S))*"  # to a blank line
+ANSWER = r"^(?:holds|does not hold|inconclusive)(?:.|\n(?=\S))*"  # to a blank line
 QUESTIONS = {  # what people ask: a command, its exit code, and the words of its output that answer
     "What did training change, and where?": ("shadow audit ./base ./tuned", 0, r"^\S.*[.]$"),
     "Did my freeze, merge or bf16 copy do what I meant?": (

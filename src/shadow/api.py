@@ -435,7 +435,7 @@ def verify(
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
-    """Check a claim about checkpoints, entry by entry: it holds, does not hold, or cannot be told.
+    """Check a claim about checkpoints, entry by entry: it holds, does not hold, or is inconclusive.
 
     `shadow.verify("same", "./a", "./b").holds` is True, False, or None.
 

@@ -15,7 +15,7 @@ from effort import chosen
 from safetensors.torch import load_file, save_file
 
 import shadow
-from shadow.checks import gather_same as same_module
+from shadow.run import scan as scan_module
 
 UP = planted.UP
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -66,7 +66,7 @@ QKVO = {
     for n, part in enumerate("qkvo")
 }
 Q, K, *_ = QKVO
-NO, YES, OPEN = "does_not_hold", "holds", "cannot_be_told"
+NO, YES, OPEN = "does_not_hold", "holds", "inconclusive"
 
 
 def ids(values):
@@ -283,7 +283,7 @@ def test_one_file_is_not_read_unless_its_config_decodes_it_otherwise(tmp_path, m
         config = planted.LLAMA | {"quantization_config": said | more}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert shadow.verify("same", a, tmp_path / "c").holds is False
-    monkeypatch.setattr(same_module, "scan", None)
+    monkeypatch.setattr(scan_module, "scan", None)
     assert shadow.verify("same", a, tmp_path / "b").holds is True
     assert shadow.verify("same", a, tmp_path / "link").holds is None  # nothing was compared
 

@@ -99,7 +99,7 @@ def test_norms_that_bf16_holds_at_one_are_told_from_others(tmp_path):
     assert found.figures["entries_stuck"] == 0
 
 
-NO, YES, OPEN = "does_not_hold", "holds", "cannot_be_told"
+NO, YES, OPEN = "does_not_hold", "holds", "inconclusive"
 EMBED, NORM, UP = (
     "model.embed_tokens.weight",
     "model.norm.weight",

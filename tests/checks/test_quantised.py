@@ -10,6 +10,7 @@ from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_like, k_quants
 from shadow.checks.quantised import Quantised, quantised
 from shadow.run.scanned import Apart
 from shadow.spectra.format_noise import format_noise
+from shadow.templates import Reason, said
 
 ROWS, COLS = 128, 512
 
@@ -36,7 +37,7 @@ def test_gptq_and_awq_cannot_be_excluded(original):
     by_activations = gptq_copy(original, in_order=False)
     for copy in (gptq_copy(original), by_activations, awq_copy(original, factors)):
         found, against = answer(row(original, copy))
-        assert found.outcome == "cannot_be_told"
+        assert found.outcome == "inconclusive"
         assert found.reason.endswith("cannot be excluded")
         assert len(against) == 1
     noise = 0.003 * torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(3))
@@ -70,14 +71,14 @@ def test_blocks_without_a_scale_cannot_be_told(original, kind):
     importance = np.exp(np.random.default_rng(1).standard_normal(COLS))
     for of in (None, importance):
         found, _ = answer(row(original, k_quants(original, kind, of)))
-        assert found.outcome == "cannot_be_told"
+        assert found.outcome == "inconclusive"
 
 
 def test_a_format_of_unknown_levels_cannot_be_told(original):
     """With an error of the size of a copy; what is nothing like the original does not hold."""
     copy = Copy(ggml_copy(original, "Q4_0").numbers, None, "IQ4_NL")
     found, against = answer(row(original, copy))
-    assert (found.outcome, len(against)) == ("cannot_be_told", 1)
+    assert (found.outcome, len(against)) == ("inconclusive", 1)
     assert "IQ4_NL" in against[0].what
     other = Copy(torch.flip(copy.numbers, (0,)), None, "IQ4_NL")
     assert answer(row(original, other))[0].outcome == "does_not_hold"
@@ -96,9 +97,9 @@ def test_a_copy_of_zeros_is_no_calibration(original, step):
 def test_what_is_on_one_side_or_not_read_is_said(original):
     """A tensor on one side only does not hold; one that is not read cannot be told."""
     copy = row(original, ggml_copy(original, "Q8_0"))
-    lone, unread = Apart("a", "base", "only in the original"), Apart("b", "tuned", "unknown")
+    lone, unread = Apart("a", "base", Reason("one_side")), Apart("b", "tuned", said("unknown"))
     assert answer(copy, lone=[lone])[0].outcome == "does_not_hold"
-    assert answer(copy, unread=[unread])[0].outcome == "cannot_be_told"
+    assert answer(copy, unread=[unread])[0].outcome == "inconclusive"
     broken = row(original, ggml_copy(original, "Q8_0"), finite=False)
     assert answer(broken)[0].outcome == "does_not_hold"
 

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import claims
 
-from shadow.checks.table import VERIFY
+from shadow.checks.table import CHECKS
 from shadow.telling.words import other_words
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_the_plants_are_those_of_the_page():
     text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
     plants = claims.plants()
     assert len(plants) >= 300
-    planted = set(VERIFY) - {"quantised"}  # benchmarks/quantised_copies.py has its own
+    planted = set(CHECKS) - {"quantised"}  # benchmarks/quantised_copies.py has its own
     assert {one.claim for one in plants} == planted
     for claim in planted:
         count = sum(one.claim == claim for one in plants)
@@ -38,9 +38,9 @@ def test_the_plants_are_those_of_the_page():
 
 def test_the_file_of_rates_is_what_explain_quotes():
     """Every claim that is checked has a rate, of as many answers as the file says."""
-    path = ROOT / "src" / "shadow" / "claims" / "verify_error_rates.json"
+    path = ROOT / "src" / "shadow" / "checks" / "verify_error_rates.json"
     told = json.loads(path.read_text(encoding="utf-8"))["answers"]
-    assert set(told) == set(VERIFY)
+    assert set(told) == set(CHECKS)
     for code, (wrong, of) in told.items():
-        assert (VERIFY[code].error_rate.wrong, VERIFY[code].error_rate.of) == (wrong, of)
+        assert (CHECKS[code].error_rate.wrong, CHECKS[code].error_rate.of) == (wrong, of)
         assert f"Of {of} answers to planted claims {wrong} are wrong" in other_words()[code].text

@@ -4,47 +4,57 @@ from __future__ import annotations
 
 import pytest
 
-from shadow.checks.answer import Answer
-from shadow.checks.verification import Against, Verification, largest_first
+from shadow.checks.answer import Against, Answer, Outcome, largest_first
+from shadow.checks.table import CHECKS
+from shadow.checks.verification import Verification
 from shadow.telling.document import Note, Table
 from shadow.telling.verification import SHOWN, verification_document
+from shadow.templates import Reason, said
 
 
 def table_of(against: list[Against], claim: str = "same") -> tuple[list[str], list[tuple], str]:
     """Heads, rows, and the note on what is hidden."""
-    answer = Answer("same", "does_not_hold", "they differ", {})
-    found = Verification(claim, {"A": "a", "B": "b"}, answer, largest_first(against), ())
+    answer = Answer(Outcome.DOES_NOT_HOLD, [said("they differ")], {}, largest_first(against))
+    found = Verification(CHECKS[claim], {"A": "a", "B": "b"}, answer)
     blocks = verification_document(found).blocks
     (table,) = (block for block in blocks if isinstance(block, Table))
     notes = [block.text for block in blocks if isinstance(block, Note)]
     return [column.head for column in table.columns], [tuple(row) for row in table.rows], str(notes)
 
 
+def only_in(side: str) -> Reason:
+    return Reason("only_in", {"where": side})
+
+
 def differing(layers: range, module: str = "attn.q", largest: float = 0.5) -> list[Against]:
     return [
-        Against(f"layers.{i}.{module}", f"{i + 1:,} of 2,000.5 entries differ", largest / (i + 1))
+        Against(
+            f"layers.{i}.{module}",
+            Reason("entries", {"changed": i + 1, "entries": 2000}),
+            largest / (i + 1),
+        )
         for i in layers
     ]
 
 
 def test_a_row_stands_for_many_tensors_of_one_name():
     against = differing(range(3, 40)) + differing(range(2), "mlp.up", 9.0)
-    against.append(Against("embed", "only in A"))
+    against.append(Against("embed", only_in("A")))
     heads, rows, notes = table_of(against)
     assert heads == ["what speaks against it", "count", "how", "size"]
     assert [row[:3] for row in rows] == [
         ("embed", "1", "only in A"),
-        ("layers.0-1.mlp.up", "2", "1 of 2,000.5 entries differ"),
-        ("layers.3-39.attn.q", "37", "4 of 2,000.5 entries differ"),
+        ("layers.0-1.mlp.up", "2", "1 of 2,000 entries differ"),
+        ("layers.3-39.attn.q", "37", "4 of 2,000 entries differ"),
     ]
     assert rows[2][3].value == 0.5 / 4  # that of the one that differs most
     assert "--json" not in notes
 
 
 def test_scattered_indices_and_two_of_them():
-    scattered = [Against(f"layers.{i}.norm", "only in B") for i in range(0, 40, 2)]
+    scattered = [Against(f"layers.{i}.norm", only_in("B")) for i in range(0, 40, 2)]
     experts = [
-        Against(f"layers.{i}.experts.{j}.up", "only in B") for i in (1, 2, 7) for j in range(4)
+        Against(f"layers.{i}.experts.{j}.up", only_in("B")) for i in (1, 2, 7) for j in range(4)
     ]
     _, rows, _ = table_of(scattered + experts)
     assert [row[:2] for row in rows] == [
@@ -55,7 +65,7 @@ def test_scattered_indices_and_two_of_them():
 
 def test_what_is_hidden_counts_tensors_and_not_rows():
     against = [
-        Against(f"{'abcdefghijkl'[i]}.{layer}", "only in A") for i in range(12) for layer in (1, 2)
+        Against(f"{'abcdefghijkl'[i]}.{layer}", only_in("A")) for i in range(12) for layer in (1, 2)
     ]
     _, rows, notes = table_of(against)
     assert len(rows) == SHOWN
@@ -64,6 +74,6 @@ def test_what_is_hidden_counts_tensors_and_not_rows():
 
 @pytest.mark.parametrize("name", ["9" * 5000, "layers.٣.x", "a.1.5"])
 def test_numbers_of_hostile_names_are_text(name):
-    _, rows, _ = table_of([Against(f"{name}.{i}", "only in A") for i in range(9)])
+    _, rows, _ = table_of([Against(f"{name}.{i}", only_in("A")) for i in range(9)])
     assert len(rows) == 1
     assert rows[0][1] == "9"

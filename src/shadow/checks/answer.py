@@ -1,21 +1,71 @@
-"""The shape of every claim: a question with its error rate, and the answer to it.
+"""The shape of every check: a question, what it needs measured, its answer, and its words.
 
-Gates, rules of `--fail-on`, other explanations, the label and what is recognised are claims. A
-claim is an entry of a table, which `shadow explain` and the page of claims read, and a function
-beside the table answers it from figures. Pure: nothing is measured here.
+A check is one file: `gather` measures evidence of checkpoints (and imports what reads weights when
+it is called), `judge` makes an answer of it and of nothing else, and `words` has a template for
+every code that `judge` uses. Words are made last, by `Check.say`; no code reads them back.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-Outcome = Literal["holds", "does_not_hold", "cannot_be_told"]
+from shadow.run.scanned import APART
+from shadow.templates import Reason, Value, fill
+
 Figure = float | int
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Outcome(StrEnum):
+    """What a check answers."""
+
+    HOLDS = "holds"
+    DOES_NOT_HOLD = "does_not_hold"
+    INCONCLUSIVE = "inconclusive"
+
+    @property
+    def words(self) -> str:
+        """`does not hold`."""
+        return self.replace("_", " ")
+
+
+EXIT_CODES: Mapping[Outcome, int] = {
+    Outcome.HOLDS: 0,
+    Outcome.DOES_NOT_HOLD: 4,
+    Outcome.INCONCLUSIVE: 5,
+}
+
+
+@dataclass(frozen=True)
+class Against:
+    """A tensor, a module, a file or a candidate that speaks against an answer."""
+
+    name: str
+    """As the file names it; of the last checkpoint that has it."""
+    why: Reason
+    size: float | None = None
+    """The norm of the difference over that of the base; of `merged`, and of modules in `stored`,
+    over that of the update. None where it has no size.
+    """
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a check."""
+
+    outcome: Outcome
+    reasons: Sequence[Reason]
+    """Why, the most telling first: its code is that of the answer."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """All that was measured, unrounded, by name."""
+    against: Sequence[Against] = ()
+    notes: Sequence[Reason] = ()
 
 
 @dataclass(frozen=True)
@@ -28,28 +78,93 @@ class ErrorRate:
     """The page and the kind of pairs that were judged."""
 
 
+# of tensors that line up with none, or are not read, in all checks that read checkpoints
+COMMON: Mapping[str, str] = {
+    **APART,
+    "not_compared": "{tensors:count tensor is|tensors are} not compared: {why}",
+    "apart": "{tensors:count tensor|tensors} {where}",
+    "shared_apart": "{how}, of {tensors:count tensor|tensors}",
+    "prefixed": "names in {where} begin with {prefix} where those in {other} do not",
+    "renamed": "{tensors:count tensor has|tensors have} another name or packing in {where}",
+}
+
+
 @dataclass(frozen=True)
-class Claim:
-    """A question that figures answer."""
+class Check:
+    """A question about checkpoints, or about the record of a pair."""
 
     code: str
     title: str
     """What people call it, in a few words, such as `merged adapter`."""
     meaning: str
-    """What holds when the claim holds, in one sentence for `shadow explain`."""
-    error_rate: ErrorRate | None = None
-    """None where it was not measured."""
+    """What holds when the check holds, in one sentence for `shadow explain`."""
+    judge: Callable[[Any], Answer]
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Templates by code, beside those of COMMON."""
+    gather: Callable[..., Any] | None = None
+    """(request, runtime, scratch) -> the evidence of `judge`. None of a check of a record."""
+    checkpoints: tuple[str, ...] = ()
+    """What it is asked of, in order, as in usage: `BASE`, `TUNED`."""
+    says: str = ""
+    """What it says of them, in a line of help."""
+    repeats: bool = False
+    """Whether the last checkpoint may be given several times."""
+    options: tuple[str, ...] = ()
+    """Which of `moved`, `frozen` and `base` it takes."""
+
+    @property
+    def error_rate(self) -> ErrorRate | None:
+        """None where it was not measured."""
+        return _measured().get(self.code)
+
+    def say(self, reason: Reason) -> str:
+        """The words of a reason, of a note, or of what speaks against."""
+        template = self.words.get(reason.code) or COMMON[reason.code]
+        return fill(template, {name: self._said(one) for name, one in reason.figures.items()})
+
+    def _said(self, value: Value) -> Value:
+        """A reason inside another in words."""
+        if isinstance(value, Reason):
+            return self.say(value)
+        if isinstance(value, str | None) or not isinstance(value, Sequence):
+            return value
+        return [self.say(one) if isinstance(one, Reason) else one for one in value]
+
+    def say_all(self, reasons: Sequence[Reason]) -> str:
+        """Several in one line."""
+        return "; ".join(map(self.say, reasons))
+
+    @property
+    def names_in_usage(self) -> str:
+        """`BASE TUNED`, `TUNED A B...`."""
+        return " ".join(self.checkpoints) + ("..." if self.repeats else "")
+
+    @property
+    def usage(self) -> str:
+        """`BASE TUNED [--moved PATTERN] [--frozen PATTERN]`, `TUNED A B... [--base REF]`."""
+        words = [self.names_in_usage]
+        for option in self.options:
+            words.append(f"[--{option} {'REF' if option == 'base' else 'PATTERN'}]")
+        return " ".join(words)
+
+    def names(self, count: int) -> list[str]:
+        """What so many checkpoints are called: `TUNED, A, B, C`; `TUNED, CANDIDATE, CANDIDATE 2`;
+        fewer where letters do not suffice.
+        """
+        last, more = self.checkpoints[-1], count - len(self.checkpoints)
+        if last not in LETTERS:
+            return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
+        letters = LETTERS[LETTERS.index(last) + 1 :]
+        return [*self.checkpoints, *letters[:more]]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer to a claim."""
+def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
+    """In the order in which they are shown: what has no size, then by size; by name where equal."""
 
-    code: str
-    outcome: Outcome
-    reason: str
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-    """The figures in the reason, unrounded, by their place in summary.json."""
+    def key(one: Against) -> tuple[bool, float, str]:
+        return one.size is not None, -(one.size or 0.0), one.name
+
+    return tuple(sorted(against, key=key))
 
 
 def first_code(codes: Collection[int]) -> int:
@@ -57,12 +172,8 @@ def first_code(codes: Collection[int]) -> int:
     return next((code for code in (1, 4, 5, 3) if code in codes), 0)
 
 
-def table(*claims: Claim) -> dict[str, Claim]:
-    """Claims by their codes, in their order, with the error rates that benchmarks measured."""
-    return {
-        claim.code: replace(claim, error_rate=claim.error_rate or _measured().get(claim.code))
-        for claim in claims
-    }
+def by_code(*checks: Check) -> dict[str, Check]:
+    return {check.code: check for check in checks}
 
 
 @cache

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shadow.checks.answer import Claim, Figure, Outcome, table
+from shadow.checks.answer import Figure
 from shadow.checks.draft import Draft, all_of
 from shadow.checks.inside import USUAL_RANK, few_of, is_low_rank
+from shadow.checks.old import Claim, Outcome, table
 from shadow.summary.record import PairRecord
 
 Word = Literal["no", "fits", "cannot_be_excluded"]

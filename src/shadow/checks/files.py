@@ -3,52 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from shadow.checks.answer import Answer, Claim, Figure
-from shadow.checks.verification import Against
-from shadow.text import counted, several
+from shadow.checks.answer import Against, Answer, Check, Figure, Outcome
+from shadow.errors import ShadowError
+from shadow.templates import Reason, Value
 
-FILES = Claim(
-    "files",
-    "the same files beside the weights",
-    "config, generation config, chat template, tokenizer and code of both sides say the same, and"
-    " the second has no pickle that the first lacks; documents and files of weights do not count",
-)
+if TYPE_CHECKING:
+    from shadow.checkpoints.listing import Listing
+    from shadow.checks.questions import Question
+    from shadow.run.runtime import Runtime
+    from shadow.targets.references import Reference
+
 KINDS = ("config", "generation", "chat_template", "tokenizer", "code", "pickle")
 EVERY = "*"  # the path of a row that says that not all files of a side are known
-NAMED = 5  # files that a reason names
+WORDS = {
+    "differ": "{files}",
+    "not_compared": "not compared: {files}",
+    "nothing": "neither side has a file that matters",
+    "agree": "{files} {count|agrees|agree}",
+    "pickles": "{pickles:count pickle is|pickles are} not looked into",
+    "without_weights": "weights are not compared",
+    "file": "{path} ({what})",
+    "unknown": "{path}: {why}",
+    "state": "{state}",
+    "keys": "{keys}",
+}
+Row = Mapping[str, Any]
 
 
-def files(rows: Sequence[Mapping[str, Any]]) -> tuple[Answer, tuple[Against, ...]]:
-    """The answer, with counts of the files that matter, and the files that differ."""
-    told = [row for row in rows if row["side"] == "tuned" or row["state"] == "removed"]
-    matter = [row for row in told if row["kind"] in KINDS]
+def judge(rows: Sequence[Row]) -> Answer:
+    """Rows of files.parquet -> the answer, with counts of the files that matter."""
+    listed = [row for row in rows if row["side"] == "tuned" or row["state"] == "removed"]
+    matter = [row for row in listed if row["kind"] in KINDS]
     differ = [row for row in matter if row["differs"] and row["state"] != "unknown"]
     unknown = {
-        row["path"]: f"{row['path']}: {row['detail']}"
+        row["path"]: Reason("unknown", {"path": row["path"], "why": row["detail"]})
         for row in rows
         if row["state"] == "unknown" and (row["kind"] in KINDS or row["path"] == EVERY)
     }
     counts = {"files": len(matter), "files_differ": len(differ), "files_unknown": len(unknown)}
     figures: dict[str, Figure] = {**counts}
     if differ:
-        named = several([f"{row['path']} ({_what(row, short=True)})" for row in differ], NAMED)
-        against = tuple(Against(row["path"], _what(row)) for row in differ)
-        return Answer("files", "does_not_hold", named, figures), against
-    if unknown or not matter:
-        named = several([*unknown.values()], NAMED, "; ")
-        reason = f"not compared: {named}" if unknown else "neither side has a file that matters"
-        return Answer("files", "cannot_be_told", reason, figures), ()
+        named = [Reason("file", {"path": row["path"], "what": _keys(row)}) for row in differ]
+        against = [Against(row["path"], Reason("state", {"state": _detail(row)})) for row in differ]
+        reason = Reason("differ", {"files": named})
+        return Answer(Outcome.DOES_NOT_HOLD, [reason], figures, against)
+    if unknown:
+        reason = Reason("not_compared", {"files": [*unknown.values()]})
+        return Answer(Outcome.INCONCLUSIVE, [reason], figures)
+    if not matter:
+        return Answer(Outcome.INCONCLUSIVE, [Reason("nothing")], figures)
     agree = [row["path"] for row in matter if row["kind"] != "pickle" or row["state"] == "same"]
-    texts = [f"{several(agree, NAMED)} {'agrees' if len(agree) == 1 else 'agree'}"] if agree else []
-    if pickles := len(matter) - len(agree):
-        texts.append(f"{counted(pickles, 'pickle is', 'pickles are')} not looked into")
-    return Answer("files", "holds", "; ".join([*texts, "weights are not compared"]), figures), ()
+    pickles = len(matter) - len(agree)
+    reasons = [Reason("agree", {"files": agree, "count": len(agree)})] if agree else []
+    reasons += [Reason("pickles", {"pickles": pickles})] if pickles else []
+    return Answer(Outcome.HOLDS, [*reasons, Reason("without_weights")], figures)
 
 
-def _what(row: Mapping[str, Any], *, short: bool = False) -> str:
-    """What is wrong with a file that differs: `added`, its detail, or `rope_theta, vocab_size`."""
+def _keys(row: Row) -> Value:
+    """What differs in a file: `added`, or its keys, such as rope_theta and vocab_size."""
     if row["state"] != "changed":
         return str(row["state"])
-    return several(row["differs"].split(), 3) if short else str(row["detail"] or "changed")
+    return Reason("keys", {"keys": row["differs"].split()})
+
+
+def _detail(row: Row) -> str:
+    return str(row["detail"] or "changed") if row["state"] == "changed" else str(row["state"])
+
+
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Sequence[Row]:
+    """The rows of files.parquet of two folders or repositories. No weights are read."""
+    from shadow.run.file_rows import file_rows
+
+    first, second = ([("", _listing(one, runtime))] for one in asked.models)
+    return file_rows(first, second, runtime.say)
+
+
+def _listing(reference: Reference, runtime: Runtime) -> Listing:
+    from shadow.checkpoints.hub import pin
+    from shadow.checkpoints.listing import listing_of_folder, listing_of_snapshot
+
+    if reference.is_folder:
+        root = Path(reference.repo)
+        if not root.is_dir():
+            raise ShadowError(f"no such folder: {reference.repo}", "name the folder of a model")
+        return listing_of_folder(root)
+    at = reference.repo, reference.revision, reference.subfolder
+    return listing_of_snapshot(pin(*at, offline=runtime.access.offline, say=runtime.say))
+
+
+CHECK = Check(
+    "files",
+    "the same files beside the weights",
+    "config, generation config, chat template, tokenizer and code of both sides say the same, and"
+    " the second has no pickle that the first lacks; documents and files of weights do not count",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("A", "B"),
+    says="equal configs, tokenizers and code",
+)

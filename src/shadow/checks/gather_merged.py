@@ -13,8 +13,9 @@ from torch import Tensor
 from shadow.checkpoints.adapters import PREFIX
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, Skipped, pair_checkpoints
+from shadow.checks.answer import Answer
 from shadow.checks.merged import Merge, Module, merged
-from shadow.checks.verification import Verification
+from shadow.checks.old import combined
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Place
 from shadow.run.aligned import (
@@ -32,6 +33,7 @@ from shadow.run.workers import views
 from shadow.spectra.lazy import is_quantised
 from shadow.spectra.merging import MergeFit, Update, merge_fit
 from shadow.targets.references import AnyReference
+from shadow.templates import said
 from shadow.text import counted, with_article
 
 MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")
@@ -100,7 +102,7 @@ def verify_merged(
     references: Sequence[AnyReference],
     runtime: Runtime,
     scratch: Path,
-) -> Verification:
+) -> Answer:
     """Whether a model is a base with an adapter merged into it."""
     names = ("BASE", "ADAPTER", "MERGED")
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
@@ -151,7 +153,7 @@ def verify_merged(
             [one.moved for one in whole],
         )
     )
-    return Verification("merged", of, answer, against, (*lined.notes, *notes))
+    return combined(answer, against, (*lined.notes, *notes))
 
 
 def _adapter(opened: Checkpoint, base: Checkpoint) -> _Adapter:
@@ -171,7 +173,9 @@ def _adapter(opened: Checkpoint, base: Checkpoint) -> _Adapter:
             )
     alone = replace(opened, tensors=tensors)
     pairs, skipped = pair_checkpoints(base, alone, Filter(), may_differ=True)
-    unread = [Apart(one.info.name, "adapter", _why(one)) for one in skipped if one.side == "tuned"]
+    unread = [
+        Apart(one.info.name, "adapter", said(_why(one))) for one in skipped if one.side == "tuned"
+    ]
     with_base = [pair for pair in pairs if pair.base is not None]
     return _Adapter(
         opened,
@@ -207,7 +211,7 @@ def _lost_rows(pairs: Sequence[MatrixPair], adapter: _Adapter) -> list[Apart]:
         mine = adapter.whole.get(pair.place) or adapter.updates.get(pair.place)
         if mine is not None and (rows := mine.tuned.shape[0] - pair.tuned.shape[0]) > 0:
             what = f"{counted(rows, 'row', 'rows')} only in the adapter"
-            lost.append(Apart(pair.tuned.info.name, "adapter", what, is_shared=True))
+            lost.append(Apart(pair.tuned.info.name, "adapter", said(what), is_shared=True))
     return lost
 
 
@@ -215,21 +219,21 @@ def _measured(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: _Adapter
 ) -> Module | Scanned | _Whole | Apart:
     if pair.place in adapter.updates and _is_quantised(pair, tuned):
-        return Apart(pair.tuned.info.name, "tuned", f"{pair.tuned.info.dtype}{NOT_JUDGED}")
+        return Apart(pair.tuned.info.name, "tuned", said(f"{pair.tuned.info.dtype}{NOT_JUDGED}"))
     if adapter.lacks_norms(pair.place):
-        return Apart(pair.tuned.info.name, "tuned", NO_NORMS)
+        return Apart(pair.tuned.info.name, "tuned", said(NO_NORMS))
     if pair.place in adapter.updates:
         if not pair.is_matrix:  # with a side of 1
             rows, cols = shape = adapter.updates[pair.place].tuned.shape
             if pair.base is None or not pair.base.shape == pair.tuned.shape == shape:
-                return Apart(pair.tuned.info.name, "tuned", "not of the shape of its update")
+                return Apart(pair.tuned.info.name, "tuned", said("not of the shape of its update"))
             pair = replace(pair, rows=rows, cols=cols, is_matrix=True)
         return _module(pair, base, tuned, adapter.update(pair))
     if (whole := adapter.whole.get(pair.place)) is not None:
         return _of_whole(pair, whole.tuned, base, tuned, adapter)
     row = row_of(pair, base, tuned)
     if row.changed and _is_quantised(pair, tuned):
-        return Apart(row.tuned, "tuned", f"{pair.tuned.info.dtype}{NOT_JUDGED}")
+        return Apart(row.tuned, "tuned", said(f"{pair.tuned.info.dtype}{NOT_JUDGED}"))
     if row.changed and pair.place == HEAD and EMBED in adapter.updates and pair.base is not None:
         embed = adapter.updates[EMBED]
         if embed.base is not None and embed.base.info.name == pair.base.info.name:

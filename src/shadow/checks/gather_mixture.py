@@ -16,8 +16,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.pairing import MatrixPair
+from shadow.checks.answer import Answer
 from shadow.checks.mixture import Mixture, mixture
-from shadow.checks.verification import Verification
+from shadow.checks.old import combined
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.run.aligned import (
@@ -37,6 +38,7 @@ from shadow.run.workers import views
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.mixture import Mixed, Read, fit, products, read
 from shadow.targets.references import AnyReference
+from shadow.templates import said
 
 Line = Sequence[tuple[MatrixPair, Lined]]
 """One tensor of the tuned model beside that of every other."""
@@ -48,7 +50,7 @@ def verify_mixture(
     base: AnyReference | None,
     runtime: Runtime,
     scratch: Path,
-) -> Verification:
+) -> Answer:
     """Whether the first of the checkpoints is a linear merge of the others."""
     named = dict(zip(of, [*checkpoints, *([base] if base else [])], strict=True))
     opened = opened_models(found_all(named, runtime, scratch), runtime, scratch)
@@ -66,14 +68,14 @@ def verify_mixture(
         if not tensors:
             raise ShadowError(f"{of['TUNED']}: no tensor is finite in all of these models")
         what = "some entries are not finite"
-        lone += [Apart(one.name, "tuned", what) for one in found if not one.sums.finite]
+        lone += [Apart(one.name, "tuned", said(what)) for one in found if not one.sums.finite]
         fitted = fit(tensors, each)
     require_unchanged(opened)
     formats = sorted({one.stored for one in tensors})
     measured = Mixture(len(tensors), formats, base is not None, fitted, lone=lone, unread=unread)
     answer, against = mixture(measured)
     notes = tuple(dict.fromkeys(note for other in lined for note in other.notes))
-    return Verification("mixture", of, answer, against, notes)
+    return combined(answer, against, notes)
 
 
 def _lines(lined: Sequence[Lined], unread: list[Apart]) -> list[Line]:
@@ -88,9 +90,9 @@ def _lines(lined: Sequence[Lined], unread: list[Apart]) -> list[Line]:
         if any(is_raw(one) for one, _ in line):
             if any(row_of(one, of.pair.base, of.pair.tuned).changed for one, of in line):
                 what = "whole numbers that are not equal in all models"
-                unread.append(Apart(name, "tuned", what))
+                unread.append(Apart(name, "tuned", said(what)))
         elif pair.tuned.info.packing or pair.tuned.info.dtype not in FLOATS:
-            unread.append(Apart(name, "tuned", "a merge is stored as floats"))
+            unread.append(Apart(name, "tuned", said("a merge is stored as floats")))
         elif not any(one.detail for one, _ in line):  # rows that not all have are alone
             lines.append(line)
     return lines

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair
+from shadow.checks.answer import Answer
+from shadow.checks.old import combined
 from shadow.checks.quantised import Quantised, quantised
-from shadow.checks.verification import Verification
 from shadow.run.aligned import found_all, is_raw, line_up_all, opened_models, row_of
 from shadow.run.runtime import Runtime
 from shadow.run.scan import in_words, scan, sides_of
@@ -22,7 +23,7 @@ from shadow.targets.references import AnyReference
 
 def verify_quantised(
     of: Mapping[str, str], references: Sequence[AnyReference], runtime: Runtime, scratch: Path
-) -> Verification:
+) -> Answer:
     """Whether a quantised copy is the original's, at the error of its formats and no more."""
     found = found_all(
         dict(zip(("ORIGINAL", "QUANTISED"), references, strict=True)), runtime, scratch
@@ -34,7 +35,7 @@ def verify_quantised(
         key=lambda row: (row.tensor, row.place),
     )
     answer, against = quantised(rows, lined.lone, lined.unread)
-    return Verification("quantised", of, answer, against, lined.notes)
+    return combined(answer, against, lined.notes)
 
 
 def _compared(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Quantised:

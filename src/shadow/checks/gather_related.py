@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.checks.answer import Answer
+from shadow.checks.old import combined
 from shadow.checks.related import ALPHA, Candidate, related_to
-from shadow.checks.verification import Verification
 from shadow.run.aligned import found_all, opened_models
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scan import scan, sides_of
@@ -49,7 +50,7 @@ _Rows = Mapping[tuple[Group, str], _Sampled]
 
 def verify_related(
     of: Mapping[str, str], references: Sequence[Reference], runtime: Runtime, scratch: Path
-) -> Verification:
+) -> Answer:
     """Which candidate the first model is related to. Raises UsageError for an adapter."""
     named = dict(zip(of, references, strict=True))
     model, *opened = opened_models(found_all(named, runtime, scratch), runtime, scratch)
@@ -65,7 +66,7 @@ def verify_related(
         if (both := _common(rows[here], rows[there]))
     }
     answer, against = related_to(candidates, corners)
-    return Verification("related", of, answer, against)
+    return combined(answer, against)
 
 
 def _sampled(

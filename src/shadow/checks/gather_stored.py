@@ -10,8 +10,9 @@ import torch
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.checks.answer import Answer
+from shadow.checks.old import combined
 from shadow.checks.stored import Copied, Copy, stored
-from shadow.checks.verification import Verification
 from shadow.dtypes import FLOATS
 from shadow.places.architecture import Place
 from shadow.run.aligned import (
@@ -31,6 +32,7 @@ from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import is_quantised
 from shadow.targets.references import AnyReference
+from shadow.templates import said
 
 Bases = Mapping[Place, MatrixPair]
 
@@ -41,7 +43,7 @@ def verify_stored(
     base: AnyReference | None,
     runtime: Runtime,
     scratch: Path,
-) -> Verification:
+) -> Answer:
     """Whether a copy is the full model rounded, and what it kept of the update from a base."""
     named = dict(zip(("FULL", "STORED"), references, strict=True))
     if base is not None:
@@ -66,17 +68,17 @@ def verify_stored(
     ):
         if before is not None and row.update is None and row.finite and row.full:
             what = "the base has no such tensor"
-            unread.append(Apart(row.tensor, "base", what))
+            unread.append(Apart(row.tensor, "base", said(what)))
         if row.is_predicted or (row.finite and not row.error):
             rows.append(row)
         else:
             what = f"what {row.grid} makes of an original is not known"
-            unread.append(Apart(row.tensor, "tuned", what))
+            unread.append(Apart(row.tensor, "tuned", said(what)))
     require_unchanged(more)
     rows.sort(key=lambda row: (row.tensor, row.place))
     unread.sort(key=lambda one: one.tensor)
     answer, against, notes = stored(Copy(rows, lined.lone, unread, before is not None))
-    return Verification("stored", of, answer, against, (*lined.notes, *notes))
+    return combined(answer, against, (*lined.notes, *notes))
 
 
 def _copied(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.checks.answer import Answer
+from shadow.checks.old import combined
 from shadow.checks.patterns import Pattern, parse_pattern
 from shadow.checks.table import NEEDS_PATTERN
 from shadow.checks.trained import Cell, Moved, Training, trained
-from shadow.checks.verification import Verification
 from shadow.dtypes import FLOATS, float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place, place_tensors
@@ -37,6 +38,7 @@ from shadow.spectra.merging import half_ulp
 from shadow.spectra.repeats import has_few_levels
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.targets.references import AnyReference
+from shadow.templates import said
 from shadow.text import counted, in_ranges
 
 SMALLEST = 2.0**-24  # of F16, which may have come between
@@ -49,7 +51,7 @@ def verify_trained(
     frozen: Sequence[str],
     runtime: Runtime,
     scratch: Path,
-) -> Verification:
+) -> Answer:
     """Whether what should have moved did, and what should be frozen is equal.
 
     What both name should be frozen.
@@ -83,11 +85,11 @@ def verify_trained(
         row = row_of(one, a, b, binades)
         if row.changed and len(asked) > 1:
             inside = "experts" if any(pattern.experts for _, pattern in patterns) else "parts"
-            return Apart(row.tuned, "tuned", f"its {inside} are not told apart")
+            return Apart(row.tuned, "tuned", said(f"its {inside} are not told apart"))
         if row.changed and not is_raw(one) and not is_update:
             row, why = _rounded(row, sides_of(one, a, b), is_matrix=one.is_matrix)
             if why and should == "move":
-                return Apart(row.tuned, "tuned", why)
+                return Apart(row.tuned, "tuned", said(why))
         if one.tuned.part.experts:
             row = replace(row, tuned=f"{row.tuned}[{one.place.expert}]")
         cells = tuple(Cell(*cell) for cell in binades.cells()) if binades and row.finite else ()
@@ -125,7 +127,7 @@ def verify_trained(
         answer = replace(answer, figures={**answer.figures, "modules_without_update": idle})
         modules = f"{idle:,} of {counted(len(updates), 'module', 'modules')}"
         notes = (f"the adapter does nothing in {modules}: the product of its factors is 0", *notes)
-    return Verification("trained", of, answer, against, (*lined.notes, *notes))
+    return combined(answer, against, (*lined.notes, *notes))
 
 
 def _adapted(base: Checkpoint, adapter: Checkpoint) -> Lined:
@@ -136,7 +138,7 @@ def _adapted(base: Checkpoint, adapter: Checkpoint) -> Lined:
         if one.side == "tuned":
             is_lone = one.reason == "only_in_tuned"
             what = "the base has no such module" if is_lone else one.detail or str(one.reason)
-            (lone if is_lone else unread).append(Apart(one.info.name, "tuned", what))
+            (lone if is_lone else unread).append(Apart(one.info.name, "tuned", said(what)))
     pairs = [pair for pair in pairs if pair.base is not None]
     places = {name: {part.place for part in parts} for name, parts in _parts_of(base).items()}
     for pair in pairs:

@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.checks.answer import Answer, Claim, Figure
-from shadow.checks.verification import Against, largest_first
-from shadow.quantities import text_of
-from shadow.run.scanned import (
-    Apart,
-    Scanned,
+from shadow.checks.old import (
+    Against,
+    Answer,
+    Claim,
+    Figure,
     all_tensors,
     apart_in_words,
     are,
+    largest_first,
     not_compared,
 )
+from shadow.quantities import text_of
+from shadow.run.scanned import Apart, Scanned
 from shadow.text import counted, with_article
 
 MERGED = Claim(
@@ -172,7 +174,7 @@ def merged(found: Merge) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
         for module in unsure
     ]
     if why := _doubt(found, unsure):
-        return Answer("merged", "cannot_be_told", why, figures), largest_first(doubts), notes
+        return Answer("merged", "inconclusive", why, figures), largest_first(doubts), notes
     texts = []
     if found.modules:
         texts += [

@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import Answer, Claim, Figure, Outcome
-from shadow.checks.verification import Against, largest_first
+from shadow.checks.answer import LETTERS
+from shadow.checks.old import (
+    Against,
+    Answer,
+    Claim,
+    Figure,
+    Outcome,
+    apart_in_words,
+    largest_first,
+    not_compared,
+)
 from shadow.quantities import share
-from shadow.run.scanned import Apart, apart_in_words, not_compared
+from shadow.run.scanned import Apart
 from shadow.text import counted, several
 
 if TYPE_CHECKING:
@@ -24,7 +33,6 @@ MIXTURE = Claim(
 )
 WIDE = 0.1  # an error of a weight that says little
 NOTHING = 0.01  # a weight that is as good as none
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ def mixture(measured: Mixture) -> tuple[Answer, tuple[Against, ...]]:
     outcome, reason = _fitted(measured, best)
     if texts:
         outcome, reason = "does_not_hold", "; ".join(texts)
-    if outcome == "cannot_be_told":
+    if outcome == "inconclusive":
         against = [Against(one.tensor, one.what) for one in measured.unread]
     figures = {"tensors": measured.tensors, **_figures(measured.fit)}
     return Answer("mixture", outcome, reason, figures), largest_first(against)
@@ -64,21 +72,21 @@ def _fitted(measured: Mixture, best: str) -> tuple[Outcome, str]:
     """The outcome where no tensor speaks against it."""
     found, formats = measured.fit, several(measured.formats, 3)
     if not found.agrees:
-        return "cannot_be_told", (
+        return "inconclusive", (
             f"{best} leaves more than one rounding to {formats}, and no more than rounding at every"
             " step may: that this is a merge cannot be excluded"
         )
     for letter, error in zip(LETTERS, found.errors, strict=False):
         if error > WIDE:
             reason = f"the weight of {letter} is not known, as some models are too much alike"
-            return "cannot_be_told", reason
+            return "inconclusive", reason
     where = "in every tensor" if found.per == "model" else "by layer"
     reason = f"{best} {where}, within the rounding to {formats} in every entry"
     for letter, weights in zip(LETTERS, found.weights.T, strict=False):
         if (abs(weights) < NOTHING).all():
             return "does_not_hold", f"no part of {letter}: {reason}"
     if measured.unread:
-        return "cannot_be_told", f"{reason}, but {not_compared(measured.unread)}"
+        return "inconclusive", f"{reason}, but {not_compared(measured.unread)}"
     return "holds", reason
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.checks.answer import Claim, table
+from shadow.checks.old import Claim, table
 from shadow.checks.recognised import is_rearranged
 from shadow.summary.record import PairRecord
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing

@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.checks.answer import Answer, Claim, Figure, Outcome
-from shadow.checks.verification import Against, largest_first
-from shadow.run.scanned import (
-    Apart,
+from shadow.checks.old import (
+    Against,
+    Answer,
+    Claim,
+    Figure,
+    Outcome,
     apart_in_words,
     are,
+    largest_first,
     not_compared,
     some_tensors,
 )
+from shadow.run.scanned import Apart
 from shadow.spectra.levels import FormatNoise
 from shadow.text import counted
 
@@ -29,7 +33,7 @@ QUANTISED = Claim(
 
 MORE: Mapping[Outcome, str] = {
     "does_not_hold": "more than the format makes of the original",
-    "cannot_be_told": "more than rounding to the nearest level makes, as GPTQ, AWQ, a round trip"
+    "inconclusive": "more than rounding to the nearest level makes, as GPTQ, AWQ, a round trip"
     " through few bits and formats of unknown levels leave: that these are copies cannot be"
     " excluded",
 }
@@ -57,7 +61,7 @@ class Quantised(FormatNoise):
         if is_copy:
             return "holds"
         is_open = self.has_few_levels or is_copy is None or self.may_be_calibrated(self.format)
-        return "cannot_be_told" if is_open and not self.is_far else "does_not_hold"
+        return "inconclusive" if is_open and not self.is_far else "does_not_hold"
 
 
 def quantised(
@@ -67,9 +71,9 @@ def quantised(
     figures = _figures(tensors)
     beyond, is_open = (
         [one for one in tensors if one.outcome == outcome]
-        for outcome in ("does_not_hold", "cannot_be_told")
+        for outcome in ("does_not_hold", "inconclusive")
     )
-    outcome: Outcome = "does_not_hold" if beyond or lone else "cannot_be_told"
+    outcome: Outcome = "does_not_hold" if beyond or lone else "inconclusive"
     those, apart = (beyond, lone) if beyond or lone else (is_open, unread)
     against = [Against(one.tensor, one.what) for one in apart]
     against += [Against(one.tensor, _what(one), _change(one)) for one in those]

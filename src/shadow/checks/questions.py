@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shadow.checks.gather_files import verify_files
-from shadow.checks.gather_merged import verify_merged
-from shadow.checks.gather_mixture import verify_mixture
-from shadow.checks.gather_quantised import verify_quantised
-from shadow.checks.gather_related import verify_related
-from shadow.checks.gather_same import verify_same
-from shadow.checks.gather_stored import verify_stored
-from shadow.checks.gather_trained import verify_trained
-from shadow.checks.table import FORMS, VERIFY, Form, require_form
+from shadow.checks.answer import Check
+from shadow.checks.table import CHECKS, require_form
 from shadow.checks.verification import Verification
 from shadow.errors import UsageError
 from shadow.run.runtime import Runtime
@@ -28,7 +21,7 @@ class Question:
     """A claim that is to be checked."""
 
     claim: str
-    """One of FORMS."""
+    """One of CHECKS."""
     checkpoints: tuple[AnyReference, ...]
     moved: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
@@ -37,7 +30,7 @@ class Question:
     @property
     def of(self) -> dict[str, str]:
         """What it is asked of, by the names in usage."""
-        names = FORMS[self.claim].names(len(self.checkpoints))
+        names = CHECKS[self.claim].names(len(self.checkpoints))
         told = {
             name: str(reference) for name, reference in zip(names, self.checkpoints, strict=True)
         }
@@ -58,35 +51,6 @@ class Question:
         """Every checkpoint that it reads."""
         sides = [*self.checkpoints, *([self.base] if self.base else [])]
         return [part for side in sides for _, part in side.parts]
-
-
-Check = Callable[[Question, Runtime, Path], Verification]
-"""Measures what a claim needs, and asks it. The folder is for what lies there meanwhile."""
-
-CHECKS: Mapping[str, Check] = {
-    "same": lambda asked, runtime, scratch: verify_same(
-        asked.of, asked.checkpoints, runtime, scratch
-    ),
-    "merged": lambda asked, runtime, scratch: verify_merged(
-        asked.of, asked.checkpoints, runtime, scratch
-    ),
-    "trained": lambda asked, runtime, scratch: verify_trained(
-        asked.of, asked.checkpoints, asked.moved, asked.frozen, runtime, scratch
-    ),
-    "stored": lambda asked, runtime, scratch: verify_stored(
-        asked.of, asked.checkpoints, asked.base, runtime, scratch
-    ),
-    "related": lambda asked, runtime, scratch: verify_related(
-        asked.of, asked.models, runtime, scratch
-    ),
-    "mixture": lambda asked, runtime, scratch: verify_mixture(
-        asked.of, asked.checkpoints, asked.base, runtime, scratch
-    ),
-    "files": lambda asked, runtime, scratch: verify_files(asked.of, asked.models, runtime),
-    "quantised": lambda asked, runtime, scratch: verify_quantised(
-        asked.of, asked.checkpoints, runtime, scratch
-    ),
-}
 
 
 def question(
@@ -112,7 +76,7 @@ def question(
     )
 
 
-def _require_alone(form: Form, checkpoints: Sequence[AnyReference]) -> None:
+def _require_alone(form: Check, checkpoints: Sequence[AnyReference]) -> None:
     """Raises UsageError where another side than a base is put together of several checkpoints."""
     for number, side in enumerate(checkpoints):
         name = form.checkpoints[min(number, len(form.checkpoints) - 1)]
@@ -125,9 +89,11 @@ def _require_alone(form: Form, checkpoints: Sequence[AnyReference]) -> None:
 
 def verify(asked: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError where a checkpoint cannot be read."""
-    assert asked.claim in VERIFY, "of `question`"
+    check = CHECKS[asked.claim]
+    assert check.gather is not None, "a check of checkpoints"
     with (
         tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch,
         client_for(asked.references),
     ):
-        return CHECKS[asked.claim](asked, runtime, Path(scratch))
+        evidence = check.gather(asked, runtime, Path(scratch))
+    return Verification(check, asked.of, check.judge(evidence))

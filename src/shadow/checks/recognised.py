@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shadow.checks.answer import Claim, table
+from shadow.checks.old import Claim, table
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES
 from shadow.summary.record import PairRecord

@@ -10,10 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.checks.answer import Answer, Claim, Figure
-from shadow.checks.verification import Against
+from shadow.checks.old import Against, Answer, Claim, Figure, are
 from shadow.quantities import share
-from shadow.run.scanned import are
 from shadow.text import and_list, several
 
 RELATED = Claim(
@@ -62,17 +60,17 @@ def related_to(
     if not related:
         if unknown:
             reason = f"{several(unknown, 3)} {are(len(unknown))} not compared"
-            return Answer("related", "cannot_be_told", reason, figures), others
+            return Answer("related", "inconclusive", reason, figures), others
         if not all(one.reordered is not None for one in candidates):
             reason = "units do not match in their order, and no other order was looked for"
-            return Answer("related", "cannot_be_told", reason, figures), others
+            return Answer("related", "inconclusive", reason, figures), others
         least = min(one.p or 0.0 for one in candidates)
         more = " or more" if len(candidates) > 1 else ""
         reason = f"its units match those of no candidate (p {least:.2g}{more})"
         return Answer("related", "does_not_hold", reason, {**figures, "p": least}), others
     nearest = min(related, key=lambda number: candidates[number].distance)
     if doubt := _doubt(candidates, related, nearest, corners):
-        return Answer("related", "cannot_be_told", doubt, figures), others
+        return Answer("related", "inconclusive", doubt, figures), others
     one = candidates[nearest]
     figures |= {"p": one.p or 0.0, "z": one.z, "cosine": one.cosine, "distance": one.distance}
     reason = f"{one.name} is the nearest relative: {_of(one, True)}"

@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from shadow.checks.answer import Answer, Claim, Figure
-from shadow.checks.verification import Against, largest_first
-from shadow.quantities import share, text_of
-from shadow.run.scanned import (
-    Apart,
-    Scanned,
-    all_tensors,
-    apart_in_words,
-    are,
-    not_compared,
-    relative_norm,
-    some_tensors,
-)
-from shadow.text import counted, several
+from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.errors import UsageError
+from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared, relative_norm
+from shadow.templates import Reason
 
-SAME = Claim(
-    "same",
-    "the same model",
-    "every tensor of either checkpoint has an equal one in the other, whatever names, shards,"
-    " order, packing and dtypes; a cast that is exact in every entry changes nothing",
-)
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint, Found
+    from shadow.checkpoints.pairing import MatrixPair
+    from shadow.checks.questions import Question
+    from shadow.run.runtime import AlignedPair, Runtime
+
+FAR = 0.5  # |cosine| below which two tensors have little in common
+MOST_FAR = 64  # such tensors, of which another place is looked for
+WORDS = {
+    "one_checkpoint": "A and B are one checkpoint, so nothing was compared",
+    "equal_checksums": "the weight files have equal checksums",
+    "same_files": "the weight files are the same files",
+    "nothing": "there is nothing to compare",
+    "equal": "{tensors:all tensor|tensors} {tensors|is|are} equal"
+    "[, after a cast {casts} that is exact in every entry]"
+    "[, but {reshaped:count vector has|vectors have} another shape: {shapes}]",
+    "equal_but": "{tensors:all tensor|tensors} {tensors|is|are} equal, but {rest}",
+    "others_equal": "{tensors:all tensor|tensors} that both have {tensors|is|are} equal",
+    "rounded": "{which} rounded to {format}: {differ:count} of {tensors:count tensor|tensors}"
+    " differ[, the error is {far:share} of the norm of all tensors]",
+    "differ": "{differ:count} of {tensors:count tensor|tensors} {differ|differs|differ}, in"
+    " {entries:count entry|entries}[, by {far:share} of the norm of all tensors]",
+    "scales": "the adapters scale {updates:count update|updates} differently",
+    "dora": "only {where} is a DoRA adapter",
+    "scale": "its update is scaled by {a:number} in A, {b:number} in B",
+    "use_dora": "use_dora only in {where}",
+    "entries": "{changed:count} of {entries:count} entries differ"
+    "[: {which} rounded to {format}][; {remark}]",
+    "some_not_finite": "{changed:count} of {entries:count} entries differ; some are not finite"
+    "[; {remark}]",
+}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What a scan found of two checkpoints, called A and B."""
+    """What was found of two checkpoints, called A and B."""
 
-    rows: Sequence[Scanned]
-    lone: Sequence[Apart]
+    rows: Sequence[Scanned] = ()
+    lone: Sequence[Apart] = ()
     """Tensors that only one of them has."""
-    unread: Sequence[Apart]
+    unread: Sequence[Apart] = ()
     """Tensors whose values are not known."""
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By module, what two adapters multiply their updates by, where that differs."""
@@ -43,10 +61,17 @@ class Compared:
     """Which of two adapters is the only one that gives rows their norms, A or B."""
     reshaped: Sequence[str] = ()
     """The shapes of each vector that both store in another shape."""
+    unscanned: Literal["", "one_checkpoint", "equal_checksums", "same_files"] = ""
+    """Why no weights were read."""
+    notes: Sequence[Reason] = ()
 
 
-def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
-    """The answer, and the tensors that differ."""
+def judge(found: Compared) -> Answer:
+    """Compare by values; what cannot be read leaves the answer open unless something differs."""
+    if found.unscanned:
+        is_one = found.unscanned == "one_checkpoint"
+        outcome = Outcome.INCONCLUSIVE if is_one else Outcome.HOLDS
+        return Answer(outcome, [Reason(found.unscanned)])
     differ = [row for row in found.rows if row.changed]
     figures: dict[str, Figure] = {
         "tensors": len(found.rows),
@@ -62,99 +87,235 @@ def same(found: Compared) -> tuple[Answer, tuple[Against, ...]]:
     far = relative_norm(found.rows) if is_known else None
     if differ and far is not None:
         figures["relative_norm"] = far
-    against = [Against(one.tensor, one.what) for one in found.lone]
+    count = {"tensors": len(found.rows)}
+    if differ or found.lone or found.scales or found.dora:
+        outcome, reasons = Outcome.DOES_NOT_HOLD, _differences(found, differ, far)
+        against = _against(found, differ)
+    elif found.unread:
+        rest = not_compared(found.unread)
+        reasons = [Reason("equal_but", {**count, "rest": rest}) if found.rows else rest]
+        outcome = Outcome.INCONCLUSIVE
+        against = [Against(one.tensor, one.why) for one in found.unread]
+    elif not found.rows:
+        outcome, reasons, against = Outcome.INCONCLUSIVE, [Reason("nothing")], []
+    else:
+        casts = {row.formats for row in found.rows if row.formats[0] != row.formats[1]}
+        named = {"casts": [f"{old} -> {new}" for old, new in sorted(casts)] or None}
+        shapes = [*dict.fromkeys(found.reshaped)] or None
+        reshaped = {"reshaped": len(found.reshaped), "shapes": shapes}
+        reasons = [Reason("equal", {**count, **named, **reshaped})]
+        outcome, against = Outcome.HOLDS, []
+    return Answer(outcome, reasons, figures, largest_first(against), found.notes)
+
+
+def _against(found: Compared, differ: Sequence[Scanned]) -> list[Against]:
+    against = [Against(one.tensor, one.why) for one in found.lone]
     against += [
-        Against(module, f"its update is scaled by {_number(one)} in A, {_number(other)} in B")
+        Against(module, Reason("scale", {"a": one, "b": other}))
         for module, (one, other) in found.scales.items()
     ]
     if found.dora:
-        against.append(Against("adapter_config.json", f"use_dora only in {found.dora}"))
-    against += [Against(row.tuned, _difference(row), row.relative) for row in differ]
-    if differ or found.lone or found.scales or found.dora:
-        reason = "; ".join(_differences(found, differ, far))
-        return Answer("same", "does_not_hold", reason, figures), largest_first(against)
-    if found.unread:
-        equal = [f"{_equal(found.rows)}, but"] if found.rows else []
-        reason = " ".join([*equal, not_compared(found.unread)])
-        unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
-        return Answer("same", "cannot_be_told", reason, figures), unread
-    if not found.rows:
-        return Answer("same", "cannot_be_told", "there is nothing to compare", figures), ()
-    reason = f"{_equal(found.rows)}{_casts(found.rows)}{_shapes(found.reshaped)}"
-    return Answer("same", "holds", reason, figures), ()
+        against.append(Against("adapter_config.json", Reason("use_dora", {"where": found.dora})))
+    for row in differ:
+        which, stored = _cast(row.rounded) if row.rounded else (None, None)
+        of = {"changed": row.changed, "entries": row.entries, "remark": row.remark or None}
+        code = "entries" if row.finite or row.rounded else "some_not_finite"
+        why = Reason(code, {**of, "which": which, "format": stored})
+        against.append(Against(row.tuned, why, row.relative))
+    return against
 
 
-def _equal(rows: Sequence[Scanned]) -> str:
-    return f"{all_tensors(len(rows))} {are(len(rows))} equal"
+def _cast(rounded: tuple[str, str]) -> tuple[str, str]:
+    """`B is A`, and the format that it is rounded to."""
+    side, stored = rounded
+    return "B is A" if side == "tuned" else "A is B", stored
 
 
-def _casts(rows: Sequence[Scanned]) -> str:
-    """`, after a cast BF16 -> F32 that is exact in every entry`; empty where dtypes are equal."""
-    casts = {row.formats: None for row in rows if row.formats[0] != row.formats[1]}
-    if not casts:
-        return ""
-    named = several([f"{old} -> {new}" for old, new in sorted(casts)], 3)
-    return f", after a cast {named} that is exact in every entry"
-
-
-def _shapes(reshaped: Sequence[str]) -> str:
-    """`, but 2 vectors have another shape: 4 in A, 1 x 4 in B`, which a loader may refuse."""
-    if not reshaped:
-        return ""
-    some = several([*dict.fromkeys(reshaped)], 3)
-    return f", but {counted(len(reshaped), 'vector has', 'vectors have')} another shape: {some}"
-
-
-def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) -> list[str]:
+def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) -> list[Reason]:
     """What is wrong, the most telling first."""
-    texts = []
-    if differ:
-        texts.append(_rounded(found.rows, differ, far) or _values(found.rows, differ, far))
-    elif found.rows:
-        count = len(found.rows)
-        texts.append(f"{all_tensors(count)} that both have {are(count)} equal")
-    if found.scales:
-        updates = counted(len(found.scales), "update", "updates")
-        texts.append(f"the adapters scale {updates} differently")
-    if found.dora:
-        texts.append(f"only {found.dora} is a DoRA adapter")
-    for side, name in (("base", "A"), ("tuned", "B")):
-        lone = [one for one in found.lone if one.side == side]
-        texts += apart_in_words(lone, f"only in {name}")
-    if found.unread:
-        texts.append(not_compared(found.unread))
-    return texts
-
-
-def _rounded(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | None) -> str | None:
-    """`B is A rounded to BF16`, where every tensor that differs is; otherwise None."""
+    reasons = []
+    of = {"tensors": len(found.rows), "differ": len(differ), "far": far}
     casts = {row.rounded for row in differ}
     cast = casts.pop() if len(casts) == 1 else None
-    if cast is None:
+    if cast is not None:
+        which, stored = _cast(cast)
+        reasons.append(Reason("rounded", {**of, "which": which, "format": stored}))
+    elif differ:
+        entries = sum(row.changed for row in differ)
+        reasons.append(Reason("differ", {**of, "entries": entries}))
+    elif found.rows:
+        reasons.append(Reason("others_equal", of))
+    if found.scales:
+        reasons.append(Reason("scales", {"updates": len(found.scales)}))
+    if found.dora:
+        reasons.append(Reason("dora", {"where": found.dora}))
+    for side, name in (("base", "A"), ("tuned", "B")):
+        lone = [one for one in found.lone if one.side == side]
+        reasons += apart_reasons(lone, Reason("only_in", {"where": name}))
+    if found.unread:
+        reasons.append(not_compared(found.unread))
+    return reasons
+
+
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
+    """Every tensor of two checkpoints beside its partner; no weights where files are equal."""
+    from shadow.run.aligned import found_all, line_up_all, row_of
+    from shadow.run.scan import scan
+    from shadow.run.sides import open_found
+
+    runtime = replace(runtime, access=replace(runtime.access, dora=True))
+    found = found_all(dict(zip("AB", asked.checkpoints, strict=True)), runtime, scratch)
+    if _is_one(*found.values()):
+        return Compared(unscanned="one_checkpoint")
+    if equal := _same_files(*found.values()):
+        return Compared(unscanned=equal)
+    first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())
+    _require_alike(first, second)
+    lined = line_up_all(first, second, ("A", "B"))
+    compared = list(
+        scan(
+            lined.pair,
+            lambda pair, a, b: (pair, row_of(pair, a, b)),
+            runtime,
+            scratch / "scan",
+            lined.unread,
+        )
+    )
+    compared.sort(key=lambda item: item[0].key)
+    moved = _moved(compared, lined.pair) if _is_local(lined.pair) else {}
+    with_norms = [name for name, one in zip("AB", (first, second), strict=True)
+                  if one.adapter and one.adapter.dora]  # fmt: skip
+    return Compared(
+        [replace(row, remark=moved.get(pair.key, row.remark)) for pair, row in compared],
+        lined.lone,
+        lined.unread,
+        _scales(first, second),
+        with_norms[0] if len(with_norms) == 1 else "",
+        [text for pair, _ in compared if (text := _reshaped(pair))],
+        notes=lined.notes,
+    )
+
+
+def _is_one(first: Found, second: Found) -> bool:
+    """Whether both are one folder, or one commit."""
+    folders = Path(first.reference).resolve(), Path(second.reference).resolve()
+    return first.commit == second.commit and folders[0] == folders[1]
+
+
+def _reshaped(pair: MatrixPair) -> str:
+    """The shapes of a vector that both store as a whole, but not alike; empty where they do."""
+    assert pair.base is not None, "lined up"
+    shapes = pair.base.stored_shape, pair.tuned.stored_shape
+    if pair.is_matrix or shapes[0] == shapes[1] or math.prod(shapes[0]) != math.prod(shapes[1]):
+        return ""
+    return "{} in A, {} in B".format(*(" x ".join(map(str, shape)) or "()" for shape in shapes))
+
+
+def _same_files(first: Found, second: Found) -> Literal["equal_checksums", "same_files"] | None:
+    """Why no byte need be read: the files of both are the same, and are decoded alike; None where
+    that is not known.
+    """
+    from shadow.checkpoints.opening import Assembled, Checkpoint, Located
+    from shadow.checkpoints.quantized import settings_in
+    from shadow.checkpoints.sources import LocalFile
+
+    if isinstance(first, Assembled) or isinstance(second, Assembled):
         return None
-    side, name = cast
-    which = "B is A" if side == "tuned" else "A is B"
-    size = "" if far is None else f", the error is {share(far)} of the norm of all tensors"
-    return f"{which} rounded to {name}: {some_tensors(differ, rows)} differ{size}"
+    if list(settings_in(first.config)) != list(settings_in(second.config)):
+        return None
+    if isinstance(first, Located) and isinstance(second, Located):
+        digests = [
+            sorted(one.snapshot.files[shard].checksum or "" for shard in one.weights.shards)
+            for one in (first, second)
+        ]
+        alike = digests[0] == digests[1] and all(digests[0])
+        if alike and first.weights.adapter == second.weights.adapter:
+            return "equal_checksums"
+    if not (isinstance(first, Checkpoint) and isinstance(second, Checkpoint)):
+        return None
+    if first.adapter == second.adapter:
+        files = [
+            {
+                (source.held.standing[:2] if source.held else str(source.path))
+                for source in one.sources.values()
+                if isinstance(source, LocalFile)
+            }
+            for one in (first, second)
+        ]
+        if files[0] == files[1] and len(files[0]) == len(first.sources) == len(second.sources):
+            return "same_files"
+    return None
 
 
-def _values(rows: Sequence[Scanned], differ: Sequence[Scanned], far: float | None) -> str:
-    entries = sum(row.changed for row in differ)
-    where = f"in {counted(entries, 'entry', 'entries')}"
-    size = "" if far is None else f", by {share(far)} of the norm of all tensors"
-    verb = "differs" if len(differ) == 1 else "differ"
-    return f"{some_tensors(differ, rows)} {verb}, {where}{size}"
+def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
+    """Raises UsageError for an adapter beside a model."""
+    if (first.adapter is None) != (second.adapter is None):
+        adapter, model = (first, second) if first.adapter else (second, first)
+        raise UsageError(
+            f"{adapter.reference} is an adapter, and {model.reference} is a model",
+            "`shadow verify merged BASE ADAPTER MERGED` checks a merge",
+        )
 
 
-def _number(scale: float) -> str:
-    return text_of(scale, "number")
+def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, float]]:
+    """What two adapters multiply the update of a module by, by module, where that differs."""
+    from shadow.checkpoints.adapters import adapter_factors
+
+    if first.adapter is None or second.adapter is None:
+        return {}
+    one, other = (
+        {
+            module: adapter.scaling(module, right.shape[1 if transposed else 0])
+            for module, (_, right, transposed) in adapter_factors(tensors)[0].items()
+        }
+        for adapter, tensors in ((first.adapter, first.tensors), (second.adapter, second.tensors))
+    )
+    return {
+        module: (one[module], other[module])
+        for module in one
+        if module in other and not math.isclose(one[module], other[module])
+    }
 
 
-def _difference(row: Scanned) -> str:
-    text = f"{row.changed:,} of {row.entries:,} entries differ"
-    if row.rounded is not None:
-        side, name = row.rounded
-        text += f": {'B is A' if side == 'tuned' else 'A is B'} rounded to {name}"
-    elif not row.finite:
-        text += "; some are not finite"
-    return f"{text}; {row.remark}" if row.remark else text
+def _is_local(lined: AlignedPair) -> bool:
+    sources = (*lined.base.sources.values(), *lined.tuned.sources.values())
+    return all(source.is_local for source in sources)
+
+
+def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], lined: AlignedPair) -> dict[str, str]:
+    """By the key of a pair whose tensors have little in common: what of A the tensor of B holds
+    instead, where that shows. Reads these tensors again.
+    """
+    from shadow.run.scan import sides_of
+    from shadow.spectra.entries import mark
+
+    far = [
+        (pair, row)
+        for pair, row in rows
+        if row.changed and row.finite and pair.is_matrix and row.rounded is None
+        if row.inner**2 < FAR**2 * row.base_energy * row.tuned_energy
+    ][:MOST_FAR]
+    marks: dict[tuple[object, ...], str] = {}
+    for pair, row in far:
+        base = sides_of(pair, lined.base, lined.tuned).base
+        marks[tuple(base.shape), mark(base)] = row.base
+    said = {}
+    for pair, _ in far:
+        sides = sides_of(pair, lined.base, lined.tuned)
+        elsewhere = marks.get((tuple(sides.tuned.shape), mark(sides.tuned)))
+        if elsewhere is not None:
+            said[pair.key] = f"A has these values in {elsewhere}"
+    return said
+
+
+CHECK = Check(
+    "same",
+    "the same model",
+    "every tensor of either checkpoint has an equal one in the other, whatever names, shards,"
+    " order, packing and dtypes; a cast that is exact in every entry changes nothing",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("A", "B"),
+    says="equal weights, whatever names and dtypes",
+)

@@ -6,10 +6,19 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shadow.checks.answer import Answer, Claim, Figure
-from shadow.checks.verification import Against, largest_first
+from shadow.checks.old import (
+    Against,
+    Answer,
+    Claim,
+    Figure,
+    apart_in_words,
+    are,
+    largest_first,
+    not_compared,
+    some_tensors,
+)
 from shadow.quantities import share
-from shadow.run.scanned import Apart, apart_in_words, are, not_compared, some_tensors
+from shadow.run.scanned import Apart
 from shadow.text import counted
 
 KEPT = 0.9  # of the update's energy, from which on a copy kept the update
@@ -108,10 +117,10 @@ def stored(found: Copy) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
     if found.unread:
         reason = not_compared(found.unread)
         unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
-        return Answer("stored", "cannot_be_told", reason, figures), unread, notes
+        return Answer("stored", "inconclusive", reason, figures), unread, notes
     if found.has_base and share_kept is None:
         reason = "the full model is equal to the base: there is no update to keep"
-        return Answer("stored", "cannot_be_told", reason, figures), (), notes
+        return Answer("stored", "inconclusive", reason, figures), (), notes
     every = counted(len(found.tensors), "tensor is", "tensors are")
     reason = "; ".join([f"{every} the full model's rounded to {_format(found.tensors)}", *said])
     return Answer("stored", "holds", reason, figures), (), notes

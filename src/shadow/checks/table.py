@@ -1,19 +1,21 @@
-"""The claims that `shadow verify` checks, and what each is asked of."""
+"""The checks of `shadow verify`, and the words that ask them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-from shadow.checks.answer import table
-from shadow.checks.files import FILES
+from shadow.checks import files, same
+from shadow.checks.answer import Check, by_code
 from shadow.checks.merged import MERGED
-from shadow.checks.mixture import LETTERS, MIXTURE
+from shadow.checks.mixture import MIXTURE
+from shadow.checks.old import Claim
 from shadow.checks.patterns import parse_pattern
 from shadow.checks.quantised import QUANTISED
 from shadow.checks.related import RELATED
-from shadow.checks.same import SAME
 from shadow.checks.stored import STORED
 from shadow.checks.trained import TRAINED
 from shadow.errors import UsageError
@@ -21,68 +23,69 @@ from shadow.gone import gone
 from shadow.text import and_list, nearest
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a claim is asked of."""
+def _old(claim: Claim, module: str, call: Callable[..., Any], **form: Any) -> Check:
+    def gather(asked: Any, runtime: Any, scratch: Any) -> Any:
+        return call(import_module(f"shadow.checks.gather_{module}"), asked, runtime, scratch)
 
-    checkpoints: tuple[str, ...]
-    """Their names, in order, as in usage: `BASE`, `TUNED`."""
-    says: str
-    """What it says of them, in a line of help."""
-    repeats: bool = False
-    """Whether the last may be given several times."""
-    options: tuple[str, ...] = ()
-    """Which of `moved`, `frozen` and `base` it takes."""
-
-    @property
-    def names_in_usage(self) -> str:
-        """`BASE TUNED`, `TUNED A B...`."""
-        return " ".join(self.checkpoints) + ("..." if self.repeats else "")
-
-    @property
-    def usage(self) -> str:
-        """`BASE TUNED [--moved PATTERN] [--frozen PATTERN]`, `TUNED A B... [--base REF]`."""
-        words = [self.names_in_usage]
-        for option in self.options:
-            words.append(f"[--{option} {'REF' if option == 'base' else 'PATTERN'}]")
-        return " ".join(words)
-
-    def names(self, count: int) -> list[str]:
-        """What so many checkpoints are called: `TUNED, A, B, C`; `TUNED, CANDIDATE, CANDIDATE 2`.
-
-        Raises UsageError where letters do not suffice.
-        """
-        last, more = self.checkpoints[-1], count - len(self.checkpoints)
-        if last not in LETTERS:
-            return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
-        letters = LETTERS[LETTERS.index(last) + 1 :]
-        if more > len(letters):
-            most = len(self.checkpoints) + len(letters)
-            raise UsageError(f"{count} checkpoints are too many", f"name {most} at most")
-        return [*self.checkpoints, *letters[:more]]
+    words = (claim.code, claim.title, claim.meaning)
+    return Check(*words, lambda answer: answer, {}, gather, **form)
 
 
-VERIFY = table(SAME, MERGED, TRAINED, STORED, RELATED, MIXTURE, FILES, QUANTISED)
-FORMS: Mapping[str, Form] = {
-    "same": Form(("A", "B"), "equal weights, whatever names and dtypes"),
-    "merged": Form(("BASE", "ADAPTER", "MERGED"), "MERGED is BASE plus ADAPTER"),
-    "trained": Form(
-        ("BASE", "TUNED"),
-        "what should move did, and no frozen weight",
+CHECKS: Mapping[str, Check] = by_code(
+    same.CHECK,
+    _old(
+        MERGED,
+        "merged",
+        lambda m, a, r, s: m.verify_merged(a.of, a.checkpoints, r, s),
+        checkpoints=("BASE", "ADAPTER", "MERGED"),
+        says="MERGED is BASE plus ADAPTER",
+    ),
+    _old(
+        TRAINED,
+        "trained",
+        lambda m, a, r, s: m.verify_trained(a.of, a.checkpoints, a.moved, a.frozen, r, s),
+        checkpoints=("BASE", "TUNED"),
+        says="what should move did, and no frozen weight",
         options=("moved", "frozen"),
     ),
-    "stored": Form(("FULL", "STORED"), "STORED is FULL, rounded", options=("base",)),
-    "related": Form(("TUNED", "CANDIDATE"), "the nearest relative of TUNED", repeats=True),
-    "mixture": Form(
-        ("TUNED", "A", "B"), "TUNED is a merge of A, B, ...", repeats=True, options=("base",)
+    _old(
+        STORED,
+        "stored",
+        lambda m, a, r, s: m.verify_stored(a.of, a.checkpoints, a.base, r, s),
+        checkpoints=("FULL", "STORED"),
+        says="STORED is FULL, rounded",
+        options=("base",),
     ),
-    "files": Form(("A", "B"), "equal configs, tokenizers and code"),
-    "quantised": Form(("ORIGINAL", "QUANTISED"), "no error beyond that of the format"),
-}
+    _old(
+        RELATED,
+        "related",
+        lambda m, a, r, s: m.verify_related(a.of, a.models, r, s),
+        checkpoints=("TUNED", "CANDIDATE"),
+        says="the nearest relative of TUNED",
+        repeats=True,
+    ),
+    _old(
+        MIXTURE,
+        "mixture",
+        lambda m, a, r, s: m.verify_mixture(a.of, a.checkpoints, a.base, r, s),
+        checkpoints=("TUNED", "A", "B"),
+        says="TUNED is a merge of A, B, ...",
+        repeats=True,
+        options=("base",),
+    ),
+    files.CHECK,
+    _old(
+        QUANTISED,
+        "quantised",
+        lambda m, a, r, s: m.verify_quantised(a.of, a.checkpoints, r, s),
+        checkpoints=("ORIGINAL", "QUANTISED"),
+        says="no error beyond that of the format",
+    ),
+)
 NEEDS_PATTERN = "needs --moved PATTERN or --frozen PATTERN"
 # of a pair: the base is the first checkpoint, the tuned side the second
 OF_PAIRS = tuple(
-    name for name, form in FORMS.items() if len(form.checkpoints) == 2 and not form.repeats
+    name for name, form in CHECKS.items() if len(form.checkpoints) == 2 and not form.repeats
 )
 
 
@@ -121,15 +124,15 @@ def require_form(
     moved: Sequence[str] = (),
     frozen: Sequence[str] = (),
     base: object = None,
-) -> Form:
-    """What a claim is asked of. Raises UsageError for a claim that is not known, and for another
+) -> Check:
+    """The check of this code. Raises UsageError for a claim that is not known, and for another
     number of checkpoints or other options than it takes.
     """
-    form = FORMS.get(claim)
+    form = CHECKS.get(claim)
     if form is None:
         if error := gone("claim", claim):
             raise error
-        hint = nearest(claim, FORMS) or f"one of {', '.join(FORMS)}"
+        hint = nearest(claim, CHECKS) or f"one of {', '.join(CHECKS)}"
         raise UsageError(f"no claim {claim[:40]!r}", hint)
     usage = f"write: shadow verify {claim} {form.usage}"
     least = len(form.checkpoints)
@@ -139,8 +142,9 @@ def require_form(
     given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
     for option, is_given in given.items():
         if is_given and option not in form.options:
-            known = [name for name, other in FORMS.items() if option in other.options]
+            known = [name for name, other in CHECKS.items() if option in other.options]
             verb = "has" if len(known) == 1 else "have"
             raise UsageError(f"{claim} has no --{option}", f"{and_list(known)} {verb} it")
-    form.names(count)
+    if len(names := form.names(count)) < count:
+        raise UsageError(f"{count} checkpoints are too many", f"name {len(names)} at most")
     return form

@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.checks.answer import Answer, Claim, Figure
-from shadow.checks.verification import Against, largest_first
-from shadow.quantities import share
-from shadow.run.scanned import (
-    Apart,
-    Scanned,
+from shadow.checks.old import (
+    Against,
+    Answer,
+    Claim,
+    Figure,
     all_tensors,
     apart_in_words,
     are,
+    largest_first,
     not_compared,
     some_tensors,
 )
+from shadow.quantities import share
+from shadow.run.scanned import Apart, Scanned
 from shadow.text import counted, several
 
 TRAINED = Claim(
@@ -120,7 +122,7 @@ def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ..
     if found.unread:
         reason = not_compared(found.unread)
         unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
-        return Answer("trained", "cannot_be_told", reason, figures), unread, tuple(notes)
+        return Answer("trained", "inconclusive", reason, figures), unread, tuple(notes)
     texts = []
     if should:
         texts.append(f"{all_tensors(len(should))} that should have moved did")
@@ -129,7 +131,7 @@ def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ..
         texts.append(f"{every} {are(len(frozen))} equal in every entry")
     if not texts:
         reason = "no tensor that the patterns name was compared"
-        return Answer("trained", "cannot_be_told", reason, figures), (), tuple(notes)
+        return Answer("trained", "inconclusive", reason, figures), (), tuple(notes)
     return Answer("trained", "holds", "; ".join(texts), figures), (), tuple(notes)
 
 

@@ -122,7 +122,7 @@ def audit(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but a side is broken, the two are not
     states of one model, or --strict found a skipped tensor; 4 done, but a rule was violated; 5
-    done, but a claim cannot be told.
+    done, but a check is inconclusive.
     """
     begin(junit, "audit")
     if quiet and verbose:

@@ -77,9 +77,9 @@ def devices(incomplete: str) -> list[str]:
 
 
 def verify_claims(incomplete: str) -> list[str]:
-    from shadow.checks.table import FORMS
+    from shadow.checks.table import CHECKS
 
-    return _begun(FORMS, incomplete)
+    return _begun(CHECKS, incomplete)
 
 
 def _pairs(family: str, registry: Path | None) -> list[str]:

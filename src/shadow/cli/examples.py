@@ -66,8 +66,8 @@ def epilog_of(command: str) -> str | None:
 
 def claims() -> list[str]:
     """A line for each claim of `shadow verify`: what is typed, and what it says."""
-    from shadow.checks.table import FORMS
+    from shadow.checks.table import CHECKS
 
-    typed = {name: f"{name} {form.names_in_usage}" for name, form in FORMS.items()}
+    typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}
     width = max(map(len, typed.values()))
-    return [f"{words:<{width}}  {FORMS[name].says}" for name, words in typed.items()]
+    return [f"{words:<{width}}  {CHECKS[name].says}" for name, words in typed.items()]

@@ -56,8 +56,8 @@ def gate(
     the one that was audited into the folder.
 
     Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 3
-    a side is broken, or the two are not states of one model; 4 a rule was violated; 5 a claim
-    cannot be told.
+    a side is broken, or the two are not states of one model; 4 a rule was violated; 5 a check
+    is inconclusive.
     """
     begin(junit, "gate")
     if json:

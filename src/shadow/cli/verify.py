@@ -83,9 +83,9 @@ def verify(
     ] = False,
     help_all: option.HelpAll = False,
 ) -> None:
-    """Check a claim about checkpoints: it holds, does not hold, or cannot be told.
+    """Check a claim about checkpoints: it holds, does not hold, or is inconclusive.
 
-    Exit codes: 0 holds; 4 does not hold; 5 cannot be told; 1 failed; 2 wrong usage. Of several
+    Exit codes: 0 holds; 4 does not hold; 5 inconclusive; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.
     """
     begin(junit, "verify")
@@ -144,11 +144,11 @@ def _question(
     base: str | None,
 ) -> Question:
     from shadow.checks.questions import question
-    from shadow.checks.table import FORMS
+    from shadow.checks.table import CHECKS
     from shadow.targets.references import parse_checkpoint
 
     if claim is None:
-        hint = f"one of {', '.join(FORMS)}, such as: shadow verify same ./A ./B"
+        hint = f"one of {', '.join(CHECKS)}, such as: shadow verify same ./A ./B"
         raise UsageError("no claim to check", hint)
     return question(
         claim,

@@ -41,7 +41,7 @@ STATES = {  # of a pair that has a report, by its exit code
     1: Word("not judged", "fault"),
     3: Word("--strict objects", "fault"),
     4: Word("rule FAILED", "fault"),
-    5: Word("cannot be told", "fault"),
+    5: Word("inconclusive", "fault"),
 }
 RULES = [Column("outcome", "text"), Column("rule: fails if", "name")]
 RULES.append(Column("what was found", "text"))
@@ -50,7 +50,7 @@ CODES = {
     1: "a pair failed, or a rule had nothing to judge",
     3: "--strict objects",
     4: "a rule was violated",
-    5: "a claim cannot be told",
+    5: "a check is inconclusive",
 }
 
 

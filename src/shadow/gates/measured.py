@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from shadow.checks.files import files
+from shadow.checks import files
+from shadow.checks.answer import Outcome
 from shadow.checks.summary import Summary
 from shadow.checks.table import PairClaim
 from shadow.checks.verification import Verification
@@ -117,15 +118,16 @@ class Measured:
         return bool(found) and set(found.values()) == {UNCHANGED}
 
     def answer(self, claim: Metric) -> tuple[str | None, str]:
-        """Whether a gate or a claim holds, None where it cannot be told, and the reason."""
+        """Whether a gate or a claim holds, None where it is inconclusive, and the reason."""
         if claim.component == GATE:
             gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
             if gate.figure is None and not gate.passed:
                 return None, gate.reason
             return HOLDS if gate.passed else FAILS, gate.reason
         if claim.metric == FILES:
-            told, _ = files(self.source.table("files").to_pylist())
-            return {"holds": HOLDS, "does_not_hold": FAILS}.get(told.outcome), told.reason
+            told = files.CHECK.judge(self.source.table("files").to_pylist())
+            state = None if told.outcome is Outcome.INCONCLUSIVE else told.outcome.words
+            return state, files.CHECK.say_all(told.reasons)
         found = self.states(Metric("*", None, ""))
         apart = [f"{name} is {state}" for name, state in found.items() if state != UNCHANGED]
         if any(state not in (UNCHANGED, None) for state in found.values()):

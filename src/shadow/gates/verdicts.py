@@ -19,11 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from shadow.checks.answer import first_code
+from shadow.checks.answer import Outcome, first_code
 from shadow.checks.broken import broken
 from shadow.checks.summary import Summary
 from shadow.checks.table import pair_claim
-from shadow.checks.verification import IN_WORDS
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
 from shadow.gates.measured import NAMED, Measured, Scope
@@ -95,11 +94,11 @@ class Verdict:
     in_full: str = ""
     """The same with every figure; empty where the line has all."""
     is_open: bool = False
-    """Whether both sides were read for a claim, and it cannot be told."""
+    """Whether both sides were read for a claim, and it is inconclusive."""
 
     @property
     def code(self) -> int:
-        """The exit code: 4 met, 1 missing, 5 cannot be told; 0 if the rule is but a warning."""
+        """The exit code: 4 met, 1 missing, 5 inconclusive; 0 if the rule is but a warning."""
         if self.rule.severity != "error":
             return 0
         return {"met": 4, "missing": 5 if self.is_open else 1}.get(self.outcome, 0)
@@ -246,7 +245,7 @@ def _claimed(rule: Rule, now: Measured) -> Verdict:
         return _checked(rule, now)
     answer, reason = now.answer(rule.figure)
     if answer is None:
-        return _missing(rule, f"{rule.figure} cannot be told: {reason}")
+        return _missing(rule, f"{rule.figure} is inconclusive: {reason}")
     finding = RuleFigure(str(rule.figure), answer, rule.holds(answer))
     detail = f"{rule.figure} {answer}: {reason}"
     return Verdict(rule, "met" if finding.met else "passed", detail, (finding,))
@@ -260,9 +259,9 @@ def _checked(rule: Rule, now: Measured) -> Verdict:
     except ShadowError as error:
         why = "; ".join(filter(None, (error.message, error.hint)))
         return _missing(rule, f"{rule.figure} was not checked: {why}")
-    outcome = IN_WORDS[found.outcome]
-    if found.outcome == "cannot_be_told":
-        return replace(_missing(rule, f"it {outcome}: {found.reason}"), is_open=True)
+    outcome = found.outcome.words
+    if found.outcome is Outcome.INCONCLUSIVE:
+        return replace(_missing(rule, f"it is {outcome}: {found.reason}"), is_open=True)
     finding = RuleFigure(str(rule.figure), outcome, rule.holds(outcome))
     against = [one.name for one in found.against]
 

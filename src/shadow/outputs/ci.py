@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from shadow.checks.broken import broken
-from shadow.checks.verification import IN_WORDS, FailedVerification, Verification
+from shadow.checks.verification import FailedVerification, Verification
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
 from shadow.gates.document import gate_document, said_of
@@ -243,8 +243,8 @@ def write_junit(path: Path, judged: Sequence[Judgement]) -> None:
 
 
 def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
-    """What came of claims: a case each. One that does not hold is a failure, one that cannot be
-    told is skipped, and a fault is an error. Raises ShadowError.
+    """What came of claims: a case each. One that does not hold is a failure, one that is
+    inconclusive is skipped, and a fault is an error. Raises ShadowError.
     """
     root = ET.Element("testsuites", name="shadow")
     total = sum(one.seconds for one in found)
@@ -258,7 +258,7 @@ def write_claims(path: Path, found: Sequence[Verification | FailedVerification])
         if one.outcome != "holds":
             tag = "failure" if one.outcome == "does_not_hold" else "skipped"
             _said(case, tag, message=_with_tensors(one), kind=one.claim)
-        lines = [f"{IN_WORDS[one.outcome]}: {one.reason}"]
+        lines = [f"{one.outcome.words}: {one.reason}"]
         _output(case, [*lines, *(f"{item.name}: {item.what}" for item in one.against[:100])])
     _count(suite)
     _write_junit(path, _document(root))

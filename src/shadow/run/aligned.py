@@ -29,11 +29,12 @@ from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scan import in_words, scanned, sides_of
-from shadow.run.scanned import Apart, Scanned
+from shadow.run.scanned import Apart, Scanned, in_order
 from shadow.run.sides import find_checkpoint, open_found, require_gguf
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.targets.references import AnyReference
-from shadow.text import counted, short
+from shadow.templates import Reason, said
+from shadow.text import short
 
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
@@ -54,7 +55,7 @@ class Lined:
     """What only one of them has."""
     unread: list[Apart]
     """What cannot be read."""
-    notes: tuple[str, ...]
+    notes: tuple[Reason, ...]
     """How names differ, where they do."""
     places: Mapping[str, set[Place]]
     """Of every tensor, by its name."""
@@ -93,15 +94,15 @@ def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
     notes = []
     if prefix:
         other = names[0] if longer == names[1] else names[1]
-        notes.append(f"names in {longer} begin with {short(prefix)} where those in {other} do not")
+        figures = {"where": longer, "other": other, "prefix": short(prefix)}
+        notes.append(Reason("prefixed", figures))
     second = sharing(second, first)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
     lined, lone, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
     named = [(pair.base, pair.tuned) for pair in lined]
     renamed = sum(base is not None and base.info.name != tuned.info.name for base, tuned in named)
     if renamed:
-        tensors = counted(renamed, "tensor has", "tensors have")
-        notes.append(f"{tensors} another name or packing in {names[1]}")
+        notes.append(Reason("renamed", {"tensors": renamed, "where": names[1]}))
     return Lined(
         AlignedPair(first, second, lined, []),
         lone,
@@ -157,10 +158,11 @@ def _sorted_out(
     lined: list[MatrixPair] = []
     for pair in pairs:
         if pair.base is None and not is_whole:
-            unread.append(_apart(pair.tuned.info, "tuned", pair.detail))
+            unread.append(Apart(pair.tuned.info.name, "tuned", said(pair.detail)))
             continue
         if pair.base is None:
-            lone.append(_apart(pair.tuned.info, "tuned", f"only in {names[1]}"))
+            only = Reason("only_in", {"where": names[1]})
+            lone.append(Apart(pair.tuned.info.name, "tuned", only))
             continue
         lined.append(pair)
         if pair.detail:
@@ -187,18 +189,18 @@ def _sorted_out(
                 if head.key not in {pair.key for pair in lined}:
                     lined.append(head)
             elif not is_whole and tensor.detail.startswith(NO_BASE.format("")):
-                unread.append(_apart(tensor.info, tensor.side, tensor.detail))
+                unread.append(Apart(tensor.info.name, tensor.side, said(tensor.detail)))
             elif _is_unread(tensor) or (
                 tensor.reason in ("only_in_base", "only_in_tuned")
                 and role_of(tensor.place) in unpacked
             ):
-                what = tensor.detail or "the other side is not read"
-                unread.append(_apart(tensor.info, tensor.side, what))
-            elif base and tuned and (what := _shapes(base, tuned, names)):
-                lone.append(Apart(tensor.info.name, "tuned", what, is_shared=True))
+                why = said(tensor.detail) if tensor.detail else Reason("not_read")
+                unread.append(Apart(tensor.info.name, tensor.side, why))
+            elif base and tuned and (how := _shapes(base, tuned, names)):
+                lone.append(Apart(tensor.info.name, "tuned", how, is_shared=True))
             else:
-                lone.append(_apart(tensor.info, tensor.side, _why(tensor, names)))
-    return lined, sorted(set(lone), key=_order), sorted(set(unread), key=_order)
+                lone.append(Apart(tensor.info.name, tensor.side, _why(tensor, names)))
+    return lined, sorted(set(lone), key=in_order), sorted(set(unread), key=in_order)
 
 
 def _places(
@@ -252,14 +254,6 @@ def _whole(tensor: Skipped) -> Place:
     return replace(tensor.place, expert=None) if is_stack else tensor.place
 
 
-def _order(one: Apart) -> tuple[str, str, str]:
-    return one.tensor, one.side, one.what
-
-
-def _apart(info: TensorInfo, side: str, what: str) -> Apart:
-    return Apart(info.name, side, what)
-
-
 def _grown(pair: MatrixPair, names: Names) -> Apart:
     """The rows that only one side has of a vocabulary."""
     assert pair.base is not None, "lined up"
@@ -267,8 +261,8 @@ def _grown(pair: MatrixPair, names: Names) -> Apart:
     side, name, operand = (
         ("tuned", names[1], pair.tuned) if more > 0 else ("base", names[0], pair.base)
     )
-    rows = counted(abs(more), "row", "rows")
-    return Apart(operand.info.name, side, f"{rows} only in {name}", is_shared=True)
+    why = Reason("rows_only_in", {"rows": abs(more), "where": name})
+    return Apart(operand.info.name, side, why, is_shared=True)
 
 
 def role_of(place: Place) -> tuple[object, ...]:
@@ -280,24 +274,27 @@ def _is_unread(tensor: Skipped) -> bool:
     return tensor.reason in ("quantized", "unknown_dtype", "unreadable")
 
 
-def _why(tensor: Skipped, names: Names) -> str:
-    """What is wrong with a tensor that has no partner."""
+def _why(tensor: Skipped, names: Names) -> Reason:
+    """Why a tensor has no partner."""
     if tensor.reason == "shape_differs":
-        return tensor.detail.replace("base ", f"{names[0]} ").replace("tuned ", f"{names[1]} ")
-    return f"only in {names[0] if tensor.side == 'base' else names[1]}"
+        detail = tensor.detail.replace("base ", f"{names[0]} ").replace("tuned ", f"{names[1]} ")
+        return said(detail)
+    return Reason("only_in", {"where": names[0] if tensor.side == "base" else names[1]})
 
 
-def _shapes(base: Skipped, tuned: Skipped, names: Names) -> str:
-    """In what shape or dtype two tensors of one name differ; empty where they do not."""
+def _shapes(base: Skipped, tuned: Skipped, names: Names) -> Reason | None:
+    """In what shape or dtype two tensors of one name differ; None where they do not."""
     first, second = base.info, tuned.info
     if base.reason == "shape_differs":
         return _why(base, names)
     if first.shape != second.shape:
-        one, other = (" x ".join(map(str, info.shape)) for info in (first, second))
-        return f"shape {one or 1} in {names[0]}, {other or 1} in {names[1]}"
+        one, other = (" x ".join(map(str, info.shape)) or "1" for info in (first, second))
+        sides = {"first": one, "a": names[0], "second": other, "b": names[1]}
+        return Reason("shapes", sides)
     if first.dtype != second.dtype:
-        return f"{first.dtype} in {names[0]}, {second.dtype} in {names[1]}"
-    return ""
+        sides = {"first": first.dtype, "a": names[0], "second": second.dtype, "b": names[1]}
+        return Reason("dtypes", sides)
+    return None
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:

@@ -22,11 +22,12 @@ from shadow.run.machine_limits import machine_limits
 from shadow.run.memory import default_jobs
 from shadow.run.plan import make_plan, require_disk_at_once
 from shadow.run.runtime import AlignedPair, Progress, Runtime
-from shadow.run.scanned import Apart, Scanned
+from shadow.run.scanned import Apart, Scanned, in_order
 from shadow.run.workers import in_workers, own_workspace, sources_of, views
 from shadow.spectra.delta import NORMS, working_dtype
 from shadow.spectra.entries import Binades, compared
 from shadow.spectra.spectrum import Sides
+from shadow.templates import said
 from shadow.text import and_list
 
 Row = TypeVar("Row")
@@ -100,7 +101,7 @@ def scan(
             elif unread is not None:
                 unread.append(row)
     if unread is not None:
-        unread[:] = sorted(set(unread), key=lambda one: (one.tensor, one.side, one.what))
+        unread[:] = sorted(set(unread), key=in_order)
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Apart:
@@ -110,7 +111,7 @@ def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> A
             base.tensor(pair.base.info)
         except UndecodableError:
             side, info = "base", pair.base.info
-    return Apart(info.name, side, fault.message.removeprefix(f"{info.name} ({info.dtype}): "))
+    return Apart(info.name, side, said(fault.message.removeprefix(f"{info.name} ({info.dtype}): ")))
 
 
 def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:

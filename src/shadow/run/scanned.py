@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.text import counted
+from shadow.templates import Reason, fill
+
+# templates of why a tensor has no partner, or is not read
+APART: Mapping[str, str] = {
+    "said": "{text}",
+    "only_in": "only in {where}",
+    "one_side": "on one side only",
+    "rows_only_in": "{rows:count row|rows} only in {where}",
+    "shapes": "shape {first} in {a}, {second} in {b}",
+    "dtypes": "{first} in {a}, {second} in {b}",
+    "not_read": "the other side is not read",
+    "not_finite": "some entries are not finite",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +64,19 @@ class Apart:
 
     tensor: str
     side: str
-    """`base` or `tuned`: the first or the second checkpoint."""
-    what: str
-    """Why, such as `only in A`."""
+    """`base` or `tuned`: the first or the second checkpoint; `adapter`."""
+    why: Reason
     is_shared: bool = False
-    """Whether both sides have it, and `what` says how they differ: in rows, shape or dtype."""
+    """Whether both sides have it, and `why` says how they differ: in rows, shape or dtype."""
+
+    @property
+    def what(self) -> str:
+        return fill(APART[self.why.code], self.why.figures)
+
+
+def in_order(one: Apart) -> tuple[str, ...]:
+    """By name, then by side, then by why."""
+    return one.tensor, one.side, one.why.code, *map(str, one.why.figures.values())
 
 
 def relative_norm(rows: Iterable[Scanned]) -> float | None:
@@ -66,33 +86,16 @@ def relative_norm(rows: Iterable[Scanned]) -> float | None:
     return math.sqrt(math.fsum(row.delta_energy for row in known) / base) if base else None
 
 
-def all_tensors(count: int) -> str:
-    """`the only tensor`, `both tensors`, `all 3 tensors`."""
-    if count == 1:
-        return "the only tensor"
-    return "both tensors" if count == 2 else f"all {count:,} tensors"
+def not_compared(unread: Sequence[Apart]) -> Reason:
+    """How many tensors are not compared, and why the first is not."""
+    return Reason("not_compared", {"tensors": len(unread), "why": unread[0].why})
 
 
-def are(count: int) -> str:
-    """`is` of one, `are` of several."""
-    return "is" if count == 1 else "are"
-
-
-def some_tensors(some: Sized, every: Sized) -> str:
-    """`2 of 3 tensors`."""
-    return f"{len(some):,} of {counted(len(every), 'tensor', 'tensors')}"
-
-
-def not_compared(unread: Sequence[Apart]) -> str:
-    """`2 tensors are not compared`, and why."""
-    return f"{counted(len(unread), 'tensor is', 'tensors are')} not compared: {unread[0].what}"
-
-
-def apart_in_words(lone: Sequence[Apart], where: str) -> list[str]:
-    """`2 tensors only in A`, and `3 rows only in A, of 2 tensors` where both sides have them."""
+def apart_reasons(lone: Sequence[Apart], where: Reason) -> list[Reason]:
+    """How many tensors are only where, and how those differ that both sides have."""
     whole = sum(not one.is_shared for one in lone)
-    texts = [f"{counted(whole, 'tensor', 'tensors')} {where}"] if whole else []
-    shared = Counter(one.what for one in lone if one.is_shared)
-    return texts + [
-        f"{what}, of {counted(count, 'tensor', 'tensors')}" for what, count in shared.items()
+    said = [Reason("apart", {"tensors": whole, "where": where})] if whole else []
+    shared = Counter(one.why for one in lone if one.is_shared)
+    return said + [
+        Reason("shared_apart", {"tensors": count, "how": how}) for how, count in shared.items()
     ]

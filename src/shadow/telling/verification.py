@@ -7,12 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from shadow.checks.answer import Outcome
-from shadow.checks.verification import (
-    IN_WORDS,
-    Against,
-    FailedVerification,
-    Verification,
-)
+from shadow.checks.verification import FailedVerification, Named, Verification
 from shadow.quantities import Quantity
 from shadow.telling.document import (
     Block,
@@ -32,14 +27,13 @@ from shadow.text import counted, in_ranges
 
 SHOWN = 8  # rows of what speaks against a claim
 LEVELS: Mapping[Outcome, Level] = {
-    "holds": "passed",
-    "does_not_hold": "fault",
-    "cannot_be_told": "warning",
+    Outcome.HOLDS: "passed",
+    Outcome.DOES_NOT_HOLD: "fault",
+    Outcome.INCONCLUSIVE: "warning",
 }
 ORDER = (1, 4, 5, 0)  # of exit codes, the worst first
-OTHERS = ((4, ("does not", "do not")), (5, ("cannot be told",) * 2), (1, ("fault", "faults")))
+OTHERS = ((4, ("does not", "do not")), (5, ("inconclusive",) * 2), (1, ("fault", "faults")))
 INDEX = re.compile(r"[0-9]{1,9}")  # in a name
-NUMBER = re.compile(r"[0-9][0-9,.]*")  # in a text
 RUNS = 4  # of indices that a name spells out
 AGAINST = Column("what speaks against it", "name")
 CANDIDATE = Column("candidate", "name")
@@ -53,7 +47,7 @@ CLAIMS = [Column("claim", "name"), Column("outcome", "text"), Column("why", "tex
 
 def verification_document(found: Verification) -> Document:
     """A claim: its answer in a line, what it was asked of, and what speaks against it."""
-    line = f"{IN_WORDS[found.outcome]}: {found.reason}"
+    line = f"{found.outcome.words}: {found.reason}"
     blocks: list[Block] = [
         Section("verify", found.claim),
         Headline(line, LEVELS[found.outcome]),
@@ -70,36 +64,37 @@ def _against(found: Verification) -> list[Block]:
     numbers alone; `related` has a row for each candidate.
     """
     of_related = found.claim == "related"
-    are_few = of_related or len(found.against) <= SHOWN
-    groups = [[one] for one in found.against] if are_few else _alike(found.against)
+    against = found.against
+    are_few = of_related or len(against) <= SHOWN
+    groups = [[one] for one in against] if are_few else _alike(against)
     shown = groups[:SHOWN]
     columns = [CANDIDATE if of_related else AGAINST]
     cells: list[list[Cell]] = [[_names(group) for group in shown]]
-    if len(groups) < len(found.against):
+    if len(groups) < len(against):
         columns.append(COUNT)
         cells.append([f"{len(group):,}" for group in shown])
     columns.append(HOW)
     cells.append([group[0].what for group in shown])
-    if any(one.size is not None for one in found.against):
+    if any(one.size is not None for one in against):
         sizes = [group[0].size for group in shown]
         columns.append(SIZE)
         cells.append([None if size is None else Quantity(size, "share") for size in sizes])
     blocks: list[Block] = [Table(columns, list(zip(*cells, strict=True)))]
-    if hidden := len(found.against) - sum(map(len, shown)):
+    if hidden := len(against) - sum(map(len, shown)):
         blocks.append(Note(f"--json has {hidden:,} more"))
     return blocks
 
 
-def _alike(against: Sequence[Against]) -> list[list[Against]]:
-    """In order, what has the same name and says the same but for numbers."""
-    groups: dict[tuple[str, str], list[Against]] = {}
+def _alike(against: Sequence[Named]) -> list[list[Named]]:
+    """In order, what has the same name but for numbers, and speaks in the same way."""
+    groups: dict[tuple[str, str], list[Named]] = {}
     for one in against:
-        key = INDEX.sub("#", one.name), NUMBER.sub("#", one.what)
+        key = INDEX.sub("#", one.name), one.code
         groups.setdefault(key, []).append(one)
     return list(groups.values())
 
 
-def _names(group: Sequence[Against]) -> str:
+def _names(group: Sequence[Named]) -> str:
     """`layers.0-7.mlp.up.weight`: names that differ in their indices alone."""
     if len(group) == 1:
         return group[0].name
@@ -130,7 +125,7 @@ def in_lines(found: Sequence[Verification | FailedVerification]) -> list[str]:
 
 
 def totals(found: Sequence[Verification | FailedVerification]) -> str:
-    """`4 hold, 3 do not, 1 cannot be told`."""
+    """`4 hold, 3 do not, 1 inconclusive`."""
     counts = Counter(one.exit_code for one in found)
     texts = [counted(counts[0], "holds", "hold")]
     texts += [
@@ -140,7 +135,7 @@ def totals(found: Sequence[Verification | FailedVerification]) -> str:
 
 
 def _outcome(one: Verification | FailedVerification) -> str:
-    return "fault" if isinstance(one, FailedVerification) else IN_WORDS[one.outcome]
+    return "fault" if isinstance(one, FailedVerification) else one.outcome.words
 
 
 def _reason(one: Verification | FailedVerification) -> str:

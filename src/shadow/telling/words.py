@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.checks.answer import Claim
+from shadow.checks.answer import Check
 from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.pair_gates import GATES
 from shadow.checks.recognised import RECOGNISED
-from shadow.checks.table import FORMS, VERIFY
+from shadow.checks.table import CHECKS
 from shadow.places.names import name_rules
 from shadow.quantities import share
 from shadow.reasons import REASONS
@@ -42,9 +42,9 @@ def other_words() -> Mapping[str, Head]:
     codes = {claim.code: claim.title for claim in (*EXPLANATIONS.values(), *RECOGNISED.values())}
     texts = {code: f"`{title}`, {texts[title]}" for code, title in codes.items()} | texts
     texts |= {
-        code: f"a claim of `shadow verify {code} {FORMS[code].usage}`: {claim.meaning}"
-        f"{_error_rate(claim)}"
-        for code, claim in VERIFY.items()
+        code: f"a claim of `shadow verify {code} {check.usage}`: {check.meaning}"
+        f"{_error_rate(check)}"
+        for code, check in CHECKS.items()
     }
     sentences = _WORDS["sentences"].items()
     texts = {code: f"a sentence of the finding: {text}" for code, text in sentences} | texts
@@ -55,9 +55,9 @@ def other_words() -> Mapping[str, Head]:
     }
 
 
-def _error_rate(claim: Claim) -> str:
+def _error_rate(check: Check) -> str:
     """How often its answers were wrong; of none the exact bound of 95 %. Empty where unknown."""
-    rate = claim.error_rate
+    rate = check.error_rate
     if rate is None:
         return ""
     bound = ""

@@ -1,0 +1,81 @@
+"""Sentences as codes and figures, and the one place that makes words of them.
+
+A template is text with slots of figures:
+
+    {name}                       a text as it is; of several the first NAMED and how many more
+    {name:kind}                  a number in digits that suit its kind, such as `share`
+    {name:count one|many}        and the word that follows it: `3 tensors`
+    {name:all one|many}          `the only tensor`, `both tensors`, `all 3 tensors`
+    {name|one|many}              the word alone, such as `is` or `are`
+    [text with slots]            left out where any of its figures is None or not given
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shadow.quantities import FORMS
+from shadow.text import several
+
+NAMED = 3  # of several texts, those that a sentence spells out
+SLOT = re.compile(r"\{([\w.]+)(?::(\w+)(?: ([^|{}]*)\|([^{}]*))?|\|([^|{}]*)\|([^{}]*))?\}")
+OPTIONAL = re.compile(r"\[([^][]*)\]")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What is said: the code of a template, and the figures that fill it."""
+
+    code: str
+    figures: Mapping[str, Value] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.code, *self.figures))
+
+
+Value = float | int | str | Reason | Sequence[str | Reason] | None
+
+
+def said(text: str) -> Reason:
+    """A text that is words already, such as the message of an error."""
+    return Reason("said", {"text": text})
+
+
+def fill(
+    template: str, figures: Mapping[str, Value], note: Callable[[str], object] = lambda name: None
+) -> str:
+    """The words of a template. note: gets the name of each number that is written.
+
+    Raises KeyError where a slot that is not optional has no figure.
+    """
+
+    def optional(match: re.Match[str]) -> str:
+        names = [slot[1] for slot in SLOT.finditer(match[1])]
+        return match[1] if all(figures.get(name) is not None for name in names) else ""
+
+    def slot(match: re.Match[str]) -> str:
+        name, kind, one, many, alone, alone_many = match.groups()
+        value = figures[name]
+        if alone is not None:
+            return alone if value == 1 else alone_many
+        if kind is None:
+            return value if isinstance(value, str) else several([*_texts(value)], NAMED)
+        assert isinstance(value, float | int), f"{name} is a number"
+        note(name)
+        if kind == "all":
+            return _all(int(value), one, many)
+        text = FORMS[kind](value or 0)  # type: ignore[index]  # zero has no sign
+        return text if one is None else f"{text} {one if value == 1 else many}"
+
+    return SLOT.sub(slot, OPTIONAL.sub(optional, template))
+
+
+def _texts(value: Value) -> Sequence[str]:
+    assert isinstance(value, Sequence), "a text, or several"
+    return [str(one) for one in value]
+
+
+def _all(count: int, one: str, many: str) -> str:
+    return {1: f"the only {one}", 2: f"both {many}"}.get(count, f"all {count:,} {many}")
