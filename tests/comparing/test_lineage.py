@@ -71,20 +71,16 @@ def steps(step):
 
 
 def test_the_order_is_that_of_provenance_whatever_the_order_of_reports(steps):
-    """Every order of the reports gives the chain base, sft, dpo, rl, and below it the report that
-    spans two steps.
+    """Every order of the reports gives the chain base, sft, dpo, rl, with ratios of norms to the
+    step before, and below it the report that spans two steps.
     """
     for order in permutations(steps):
         found = lineage(order)
         assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo", "rl"]]
         assert [one.pair for one in found.chains[0].whole] == ["base..dpo"]
+        ratios = [one.ratio for one in found.chains[0].steps]
+        assert ratios == [None, pytest.approx(0.25), pytest.approx(2.0)]
         assert not found.notes
-
-
-def test_ratios_are_those_of_norms_to_the_step_before(steps):
-    """.02 of the same matrices after .08 is a quarter of it."""
-    ratios = [one.ratio for one in lineage(steps).chains[0].steps]
-    assert ratios == [None, pytest.approx(0.25), pytest.approx(2.0)]
 
 
 def test_one_base_of_several_models_makes_a_chain_of_each(step, steps):
@@ -98,15 +94,7 @@ def test_one_base_of_several_models_makes_a_chain_of_each(step, steps):
     assert not found.notes
 
 
-def test_equal_files_are_one_stage_under_any_name(step, steps):
-    """A copy of sft in a folder has its fingerprint, and the next step follows."""
-    copy = {"repo": "/here/copy", "commit": None, "fingerprint": STAGES[1]["fingerprint"]}
-    found = lineage([steps[0], step("copy..dpo", copy, STAGES[2])])
-    assert len(found.chains) == 1
-    assert len(found.chains[0].steps) == 2
-
-
-def test_contents_decide_over_fingerprints(step, steps):
+def test_contents_decide_over_fingerprints(step):
     """A copy of sft with another fingerprint is sft; other weights under its fingerprint are not,
     and a report that tells no content goes by the fingerprint.
     """
@@ -114,14 +102,15 @@ def test_contents_decide_over_fingerprints(step, steps):
     copy = {**sft, "repo": "/b/sft", "fingerprint": f"{8:064x}"}
     changed = {**sft, "repo": "/c/sft", "content": f"{9:064x}"}
     older = {**sft, "content": None}
-    first = step("base..sft", STAGES[0], sft)
 
-    def stages(start):
-        found = lineage([first, step("sft..x", start, STAGES[2])])
+    def stages(start, sft=sft):
+        found = lineage([step("base..sft", STAGES[0], sft), step("sft..x", start, STAGES[2])])
         return [chain.stages for chain in found.chains]
 
     assert stages(copy) == stages(older) == [["base", "sft", "x"]]
     assert len(stages(changed)) == 2
+    unknown = {"repo": "/here/copy", "commit": None, "fingerprint": STAGES[1]["fingerprint"]}
+    assert len(stages(unknown, STAGES[1])) == 1
     assert numbered([sft, copy, changed, older, STAGES[0]]) == [0, 0, 1, 2, 3]
     assert numbered([sft, older, copy]) == [0, 0, 0]
     assert numbered([changed, older]) == [0, 0]
@@ -131,10 +120,9 @@ def test_what_has_no_order_is_told(step, steps):
     """A circle, a second report of a pair, a step to the same files; a stage of two origins."""
     circle = step("dpo..base", STAGES[2], STAGES[0])
     found = lineage([*steps[:2], circle])
-    assert "lead to each other" in found.notes[0]
-    assert found.chains == []
+    assert (len(found.notes), found.chains) == (3, [])
     twice = step("again/base..sft", *STAGES[:2])
-    assert "is of the same two checkpoints" in lineage([steps[0], twice]).notes[0]
+    assert len(lineage([steps[0], twice]).notes) == 1
     same = step("base..base", STAGES[0], STAGES[0])
     assert lineage([same]).chains == []
     merge = step("coder..dpo", commit("org/coder", 9), STAGES[2])
@@ -200,7 +188,7 @@ def test_a_family_tells_which_of_its_pairs_have_no_report(stages, tmp_path):
     shutil.copytree(top / name, tmp_path / name)
     done = shadow("lineage", "toy", "--registry", top / "registry", "--json", cwd=tmp_path)
     notes = json.loads(done.out)["notes"]
-    assert "no report of sft..dpo: shadow audit toy:sft..dpo" in notes
+    assert [note for note in notes if "shadow audit toy:sft..dpo" in note]
     assert len(notes) == 3
 
 
@@ -216,23 +204,14 @@ def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(stages, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("toy",), 1, "no family and no folder 'toy'"),
-        (("demo",), 1, "no finished report of demo below reports"),
-        (("demo:base..narrow",), 1, "no family and no folder"),
-        (("empty",), 1, "no finished report in it"),
-        ((), 2, "missing argument"),
-    ],
+    ("arguments", "code"),
+    [(("toy",), 1), (("demo",), 1), (("demo:base..narrow",), 1), (("empty",), 1), ((), 2)],
 )
-def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code, message):
+def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code):
     """Exit 1 with a hint for what is not there, 2 for wrong usage; never a traceback."""
     (tmp_path / "empty").mkdir()
-    done = shadow("lineage", *arguments, cwd=tmp_path)
-    assert done.code == code
-    assert message in done.err
-    assert "Traceback" not in done.err
-    assert not done.out
+    refused = shadow("lineage", *arguments, cwd=tmp_path).assert_refused(code)
+    assert not arguments or arguments[0].partition(":")[0] in refused
 
 
 def test_names_of_files_are_text(tmp_path):

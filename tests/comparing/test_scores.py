@@ -36,12 +36,8 @@ def test_a_csv_is_read(tmp_path):
     """Columns in any order, others ignored; a metric where it is given."""
     text = "benchmark,model,score,metric,note\nmmlu,org/base,0.5,acc,x\n"
     first, second = read(tmp_path, text + "loss,org/base,2,,y\n")
-    assert (first.model, first.benchmark, first.score, first.metric) == (
-        "org/base",
-        "mmlu",
-        0.5,
-        "acc",
-    )
+    found = (first.model, first.benchmark, first.score, first.metric)
+    assert found == ("org/base", "mmlu", 0.5, "acc")
     assert second.metric is None
     assert second.where.endswith("scores.csv:3")
 
