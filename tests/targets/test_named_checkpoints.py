@@ -13,6 +13,10 @@ one:
 two:
   base: org/base
   other: org/other
+three:
+  base: org/third
+  x: org/x
+  y: org/y
 """
 
 
@@ -32,6 +36,7 @@ def families(tmp_path):
         (["org/end@v2"], {"one:base..end"}),
         (["org/end@v1"], None),
         (["org/other@main"], None),  # the family names no revision
+        (["org/third"], {"three:base..x", "three:base..y"}),  # of a base all from it
         (["org/base"], None),  # of two families
         (["org/none"], None),
         (["./folder"], None),
