@@ -252,17 +252,6 @@ def codes(found):
     return [one.code for one in found.sentences]
 
 
-def sentence(found, code):
-    return next(one.text for one in found.sentences if one.code == code)
-
-
-def says(at, code, deltas, *texts, without=(), **more):
-    """The sentence of a report has these texts, and none of those."""
-    text = sentence(told(at / f"{len(MADE)}", deltas, **more), code)
-    assert [one for one in texts if one not in text] == [], text
-    assert [one for one in without if one in text] == [], text
-
-
 def answers(found):
     return {one.code: one for one in found.other_explanations}
 

@@ -29,17 +29,12 @@ def test_planted_updates_come_back(kind):
     assert abs(one.norm_error) < 0.03
 
 
-def test_heavy_tails_are_refused_where_much_is_rounded_away():
-    """With t3 entries X / kept² would be off by a half."""
+def test_what_cannot_be_undone_is_refused():
+    """With t3 entries X / kept² would be off by a half; of one direction in noise 1/X a sixth."""
     assert entry("heavy tails, t3", "stored base").verdict == "refused"
     assert entry("heavy tails, t3", "stored base", norm=1e-2).verdict == "right"
-
-
-def test_one_direction_in_noise_has_its_norm_alone():
-    """1/X would be a sixth too small."""
     one = entry("1/i, half noise", "stored base")
     assert (one.verdict, one.purity) == ("norm right", False)
-    assert one.size_error < -0.12
 
 
 @pytest.mark.parametrize("history", ["master copy", "as weights", "decay"])
@@ -47,15 +42,6 @@ def test_histories_that_the_model_does_not_have_are_refused(history):
     """In BF16 at .001, and in F16 at .00012."""
     for dtype, norm in (("BF16", 1e-3), ("F16", 1.2e-4)):
         assert entry("even rows", history, dtype, norm).verdict == "refused"
-
-
-def test_the_purity_of_the_benchmark_is_that_of_singular_values():
-    """1 / participation ratio less that of the null, by an SVD."""
-    D = np.random.default_rng(0).standard_normal((30, 40))
-    q = np.linalg.svd(D, compute_uv=False) ** 2
-    r, c = (D**2).sum(1), (D**2).sum(0)
-    null = ((r**2).sum() + (c**2).sum() - (D**4).sum()) / r.sum() ** 2
-    assert benchmark.purity(D) == pytest.approx((q**2).sum() / q.sum() ** 2 - null, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", benchmark.WEIGHTS)

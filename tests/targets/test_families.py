@@ -14,12 +14,10 @@ import pytest
 from rich.console import Console
 
 from shadow.cli import commands, console
-from shadow.files import registry_folder
 from shadow.targets.families import load_families
 from shadow.targets.references import ComponentBase, Reference
 
 HUB = Path(__file__).parents[3] / "shared" / "hub"
-FILES = sorted((registry_folder() / "families").glob("*.yaml"))
 FAMILIES = load_families()
 
 # Rows of the list of known pairs that are no declared pair, and why.

@@ -19,7 +19,6 @@ from truths import Truth
 
 from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.recognised import RECOGNISED
-from shadow.telling.finding import CODES
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 PAIRS = {pair.name: pair for pair in known_pairs.planted()}
@@ -49,22 +48,6 @@ def test_truth_is_that_of_the_update_before_storage(rank):
     assert 0.7 < whole < (3e-3 / stored) ** 2  # small entries are lost more often than kept
     assert whole <= in_classes + 1e-9
     assert truth.floor_ratio() == pytest.approx(stored / 1.68e-3, rel=0.1)
-
-
-def test_a_judge_of_numbers_and_places(tmp_path):
-    """A named size, a place of two equals and a rank are held against the truth."""
-    found = sentences.size_in("Changed by 0.71 to 0.8 %, like noise.")
-    assert found == pytest.approx((0.0071, 0.008, 5e-5))
-    case = judging.Case(PAIRS["two modules"], tmp_path)
-    assert case.truth.energy_share([n for n in case.truth.changed if "up_proj" in n]) == (
-        pytest.approx(0.508, abs=0.01)
-    )
-    judged = {one.code: one for one in sentences.verdicts(case)}
-    assert judged["size"].word == "true"
-    assert judged["quantised_copy"].word != "false"
-    wrong = list(judging.low_rank(case, "", {"inside_layers.rank_most": 16}))
-    assert [holds for holds, _ in wrong] == [False]
-    assert set(CODES) >= {one.code for one in case.finding.sentences}
 
 
 def test_the_error_rates_of_claims_are_those_of_the_page():

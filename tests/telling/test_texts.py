@@ -144,6 +144,8 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report(model(alignment_left=None, alignment_right=None)), "coherent", "-leading"),
     (report(model(**UNKNOWN)), "coherent", "before storage is unknown."),
     (report(model(**UNKNOWN)), "coherent", "-directions ("),
+    (MUST["few_values"], "coherent", "the update was before storage is unknown."),
+    (MUST["few_values"], "few_values", "part or all of the change"),
     (of_twelve(row(5, "mlp.down", spikes=2, spike_energy=0.3)), "coherent", "In the only matrix"),
     (report(model(**ADAPTER)), "low_rank", "It is an adapter: no matrix changed along"),
     (report(grouped(**ADAPTER)), "low_rank", "more than 8 of 64 to 96 directions."),
