@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shadow.api import audit, compare, export, judge, pairs, plan, read, read_all, verify
-    from shadow.audits.request import Files, Nulls, Ray
+    from shadow.audits.request import Nulls, Ray
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
+    from shadow.run.access import Files
 
 __version__ = "0.2.0"
 
@@ -49,7 +50,7 @@ __all__ = [
 _HOMES = {
     "AuditReport": "shadow.outputs.notebook",
     "AuditReports": "shadow.outputs.notebook",
-    "Files": "shadow.audits.request",
+    "Files": "shadow.run.access",
     "Nulls": "shadow.audits.request",
     "Ray": "shadow.audits.request",
     "ShadowError": "shadow.errors",

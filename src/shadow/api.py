@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack, overload
 
 from shadow.audits.request import (
     AuditRequest,
-    Files,
     Measuring,
     Nulls,
     Place,
@@ -28,6 +27,7 @@ from shadow.places.names import check_component
 from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
+from shadow.run.access import Files
 from shadow.storage import Store, located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
@@ -456,9 +456,9 @@ def verify(
         UsageError: Where a claim is not known, or is not asked of these.
         ShadowError: Where a checkpoint cannot be read.
     """
-    from shadow.audits.perform import access_of
     from shadow.checks.questions import question
     from shadow.checks.questions import verify as check
+    from shadow.run.access import access_of
     from shadow.run.runtime import Runtime
     from shadow.run.workers import single_threads
 

@@ -21,8 +21,8 @@ from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.run import plan
+from shadow.run.access import Access
 from shadow.run.journal import alone_at
-from shadow.run.plan import Access
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import Reference, parse_reference

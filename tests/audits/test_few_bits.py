@@ -16,7 +16,7 @@ from measuring import pair_of
 from shadow.audits.pair import run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.checks.recognised import recognised
-from shadow.run.runtime import Settings
+from shadow.run.settings import Settings
 from shadow.spectra.delta import Method
 from shadow.telling.size import is_as_stored
 

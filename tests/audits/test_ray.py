@@ -381,7 +381,7 @@ with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()
 def test_tasks_know_whether_they_share_their_machine(command):
     """Two at a time on this machine do; with --max-disk there is one, which does not."""
     script = """
-from shadow.run.plan import Access
+from shadow.run.access import Access
 quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="error")
 ray.init("local", num_cpus=2, **quiet)
 for cores, most in ((1, None), (2, None), (1, 10**9)):

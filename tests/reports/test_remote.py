@@ -23,7 +23,8 @@ from shadow.cli import commands
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.reports import remote
 from shadow.reports.report import Report
-from shadow.run.runtime import Runtime, Settings
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, url_of, work_folder
 from shadow.targets.lists import Selection

@@ -24,7 +24,8 @@ from shadow.reports.provenance import (
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.run.journal import alone_at, remove_journal_of
-from shadow.run.runtime import DEFAULTS, Runtime
+from shadow.run.runtime import Runtime
+from shadow.run.settings import DEFAULTS
 from shadow.telling.reading import read_summary
 from shadow.telling.summary_file import FILE as SUMMARY
 from shadow.telling.summary_file import summary_bytes

@@ -35,7 +35,8 @@ from shadow.files import PARTIAL
 from shadow.reports.atomic_replacement import FINISHED
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata, is_read
-from shadow.run.runtime import Runtime, Settings
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection

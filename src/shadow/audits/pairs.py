@@ -25,7 +25,8 @@ from shadow.audits.result import AuditResult
 from shadow.checks.summary import Summary
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.quantities import text_of
-from shadow.run.runtime import Progress, Runtime, Settings
+from shadow.run.runtime import Progress, Runtime
+from shadow.run.settings import Settings
 from shadow.run.sides import client_for, references_of
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference

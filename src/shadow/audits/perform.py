@@ -15,8 +15,6 @@ from shadow.audits.pairs import PATIENCE, PairOutcome, audit_pairs
 from shadow.audits.parts import Parts
 from shadow.audits.request import (
     AuditRequest,
-    Fetch,
-    Files,
     Measuring,
     Precision,
     Subjects,
@@ -25,11 +23,12 @@ from shadow.audits.result import AuditResult
 from shadow.checkpoints.choosing import filter_of
 from shadow.errors import UsageError
 from shadow.files import require_utf8
+from shadow.run.access import access_of, require_known
 from shadow.run.cache_folder import default_folder
 from shadow.run.devices import choose
 from shadow.run.pair_plan import PairPlan, plan_pair
-from shadow.run.plan import Access, disk_limit
-from shadow.run.runtime import Progress, Runtime, Settings, tell_nobody
+from shadow.run.runtime import Progress, Runtime, tell_nobody
+from shadow.run.settings import Settings
 from shadow.spectra.delta import Method
 from shadow.storage import Store, work_folder
 from shadow.targets.families import Pair
@@ -122,8 +121,8 @@ def planner(
 def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) -> Settings:
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
     nulls, precision = measuring.nulls, measuring.precision
-    _require("precision", measuring.precision, get_args(Precision))
-    _require("subjects", measuring.subjects, get_args(Subjects))
+    require_known("precision", measuring.precision, get_args(Precision))
+    require_known("subjects", measuring.subjects, get_args(Subjects))
     if not 0 <= nulls.draws <= 1000:
         raise UsageError(f"nulls={nulls.draws}", "0 to 1000")
     if nulls.seed < 0:
@@ -146,19 +145,6 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
     )
 
 
-def access_of(files: Files) -> Access:
-    """How checkpoints may be read. Raises UsageError for a size that is none."""
-    _require("fetch", files.fetch, get_args(Fetch))
-    most = disk_limit(files.max_disk) if isinstance(files.max_disk, str) else files.max_disk
-    return Access(
-        allow_pickle=files.allow_pickle,
-        offline=files.offline,
-        fetch=files.fetch,
-        max_disk=most,
-        file=files.file,
-    )
-
-
 def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
     cache = default_folder() if request.files.cache is True else request.files.cache
     return Runtime(
@@ -168,8 +154,3 @@ def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
         cache=Path(cache) if cache else None,
         say=say,
     )
-
-
-def _require(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{name}={value!r}", f"one of {', '.join(map(repr, known))}")

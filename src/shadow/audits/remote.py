@@ -13,7 +13,8 @@ from shadow.files import PARTIAL, remove_empty, safe_name, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
 from shadow.reports.remote import fetched_if_any, publish
 from shadow.run.journal import alone_at
-from shadow.run.runtime import Runtime, Settings
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.run.sides import identity_of
 from shadow.storage import Store, as_given
 from shadow.targets.families import Pair

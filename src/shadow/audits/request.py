@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from shadow.files import safe_name
+from shadow.run.access import Files
 from shadow.storage import Store, work_folder
 from shadow.text import bytes_of
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Place = str | PathLike[str]
 Precision = Literal["default", "exact", "sketch"]
 Subjects = Literal["all", "delta", "none"]
-Fetch = Literal["auto", "shards", "ranges"]
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,6 @@ class Measuring:
     norms alone are."""
     device: str = "cpu"
     """cpu, cuda, one card as `cuda:1`, or auto: a card if there is one."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where checkpoints and solved spectra come from.
-
-    Args:
-        allow_pickle: Read `.bin` files of torch.
-        offline: Use what is in the Hub's cache.
-        fetch: How weights come from the Hub: auto, shards or ranges.
-        max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
-        cache: A folder of spectra that were solved before; True: the one of the command; False:
-            none are kept or used.
-        file: A pattern that chooses among several GGUF files of a side, such as `*Q8_0*`.
-    """
-
-    allow_pickle: bool = False
-    offline: bool = False
-    fetch: Fetch = "auto"
-    max_disk: int | str | None = None
-    cache: Place | bool = True
-    file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +86,7 @@ class AuditRequest:
     """The pairs, and whether they make a list, which has an index."""
     output: Path | Store
     measuring: Measuring = Measuring()
-    files: Files = Files()
+    files: Files = Files()  # noqa: RUF009 - frozen
     overwrite: bool = False
     jobs: int | None = None
     """Matrices that are measured at a time; None: as many as there are cores, or as fit the memory;

@@ -18,17 +18,11 @@ from shadow.checks.merged import Merge, Module, merged
 from shadow.checks.old import combined
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Place
-from shadow.run.aligned import (
-    found_all,
-    line_up_all,
-    opened_models,
-    plain,
-    row_of,
-)
+from shadow.run.aligned import line_up_all, plain, row_of
 from shadow.run.runtime import Runtime
 from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
 from shadow.run.scanned import Apart, Scanned
-from shadow.run.sides import open_found
+from shadow.run.sides import found_all, open_found, opened_models
 from shadow.run.workers import views
 from shadow.spectra.lazy import is_quantised
 from shadow.spectra.merging import MergeFit, Update, merge_fit

@@ -21,19 +21,13 @@ from shadow.checks.mixture import Mixture, mixture
 from shadow.checks.old import combined
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
-from shadow.run.aligned import (
-    Lined,
-    found_all,
-    is_raw,
-    line_up_all,
-    opened_models,
-    row_of,
-)
+from shadow.run.aligned import Lined, is_raw, line_up_all, row_of
 from shadow.run.machine_limits import machine_limits
 from shadow.run.memory import default_jobs
 from shadow.run.runtime import Progress, Runtime
 from shadow.run.scan import fetch_all, in_words, require_unchanged
 from shadow.run.scanned import Apart
+from shadow.run.sides import found_all, opened_models
 from shadow.run.workers import views
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.mixture import Mixed, Read, fit, products, read

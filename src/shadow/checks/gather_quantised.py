@@ -11,9 +11,10 @@ from shadow.checkpoints.pairing import MatrixPair
 from shadow.checks.answer import Answer
 from shadow.checks.old import combined
 from shadow.checks.quantised import Quantised, quantised
-from shadow.run.aligned import found_all, is_raw, line_up_all, opened_models, row_of
+from shadow.run.aligned import is_raw, line_up_all, row_of
 from shadow.run.runtime import Runtime
 from shadow.run.scan import in_words, scan, sides_of
+from shadow.run.sides import found_all, opened_models
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.kept import kept_of
 from shadow.spectra.lazy import is_quantised

@@ -16,9 +16,9 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.checks.answer import Answer
 from shadow.checks.old import combined
 from shadow.checks.related import ALPHA, Candidate, related_to
-from shadow.run.aligned import found_all, opened_models
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scan import scan, sides_of
+from shadow.run.sides import found_all, opened_models
 from shadow.spectra.spectrum import Sides, tiles
 from shadow.spectra.units import Rows, at_best, corner, matched, unit_cosines
 from shadow.targets.references import Reference

@@ -15,17 +15,11 @@ from shadow.checks.old import combined
 from shadow.checks.stored import Copied, Copy, stored
 from shadow.dtypes import FLOATS
 from shadow.places.architecture import Place
-from shadow.run.aligned import (
-    found_all,
-    is_raw,
-    line_up_all,
-    opened_models,
-    plain,
-    row_of,
-)
+from shadow.run.aligned import is_raw, line_up_all, plain, row_of
 from shadow.run.runtime import Runtime
 from shadow.run.scan import fetch_all, in_words, require_unchanged, scan, sides_of
 from shadow.run.scanned import Apart
+from shadow.run.sides import found_all, opened_models
 from shadow.run.workers import views
 from shadow.spectra.delta import working_dtype
 from shadow.spectra.format_noise import format_noise

@@ -18,19 +18,11 @@ from shadow.dtypes import FLOATS, float_format
 from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.places.names import name_rules
-from shadow.run.aligned import (
-    Lined,
-    found_all,
-    is_raw,
-    is_whole,
-    line_up_all,
-    opened_models,
-    row_of,
-)
+from shadow.run.aligned import Lined, is_raw, is_whole, line_up_all, row_of
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scan import in_words, scan, sides_of
 from shadow.run.scanned import Apart, Scanned
-from shadow.run.sides import open_found
+from shadow.run.sides import found_all, open_found, opened_models
 from shadow.spectra.entries import Binades
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import is_quantised

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 FAR = 0.5  # |cosine| below which two tensors have little in common
 MOST_FAR = 64  # such tensors, of which another place is looked for
+NONE = (  # figures that are 0 of equal files
+    *("tensors_differ", "tensors_only_in_a", "tensors_only_in_b", "tensors_not_read"),
+    "entries_differ",
+)
 WORDS = {
     "one_checkpoint": "A and B are one checkpoint, so nothing was compared",
     "equal_checksums": "the weight files have equal checksums",
     "same_files": "the weight files are the same files",
+    "equal_files": "{tensors:all tensor|tensors} {tensors|is|are} equal, byte for byte",
     "nothing": "there is nothing to compare",
     "equal": "{tensors:all tensor|tensors} {tensors|is|are} equal"
     "[, after a cast {casts} that is exact in every entry]"
@@ -61,8 +66,10 @@ class Compared:
     """Which of two adapters is the only one that gives rows their norms, A or B."""
     reshaped: Sequence[str] = ()
     """The shapes of each vector that both store in another shape."""
-    unscanned: Literal["", "one_checkpoint", "equal_checksums", "same_files"] = ""
-    """Why no weights were read."""
+    unscanned: Literal["", "one_checkpoint", "equal_checksums", "same_files", "equal_files"] = ""
+    """Why no weights were decoded."""
+    stored: Sequence[int] = ()
+    """Of equal files: the entries of each tensor."""
     notes: Sequence[Reason] = ()
 
 
@@ -71,9 +78,14 @@ def judge(found: Compared) -> Answer:
     if found.unscanned:
         is_one = found.unscanned == "one_checkpoint"
         outcome = Outcome.INCONCLUSIVE if is_one else Outcome.HOLDS
-        return Answer(outcome, [Reason(found.unscanned)])
+        reason = Reason(found.unscanned, {"tensors": len(found.stored)})
+        figures: dict[str, Figure] = {}
+        if found.stored:
+            figures = {"tensors": len(found.stored), "entries": sum(found.stored)}
+            figures |= dict.fromkeys(NONE, 0)
+        return Answer(outcome, [reason], figures)
     differ = [row for row in found.rows if row.changed]
-    figures: dict[str, Figure] = {
+    figures = {
         "tensors": len(found.rows),
         "tensors_differ": len(differ),
         "tensors_only_in_a": sum(one.side == "base" and not one.is_shared for one in found.lone),
@@ -159,9 +171,7 @@ def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     """Every tensor of two checkpoints beside its partner; no weights where files are equal."""
-    from shadow.run.aligned import found_all, line_up_all, row_of
-    from shadow.run.scan import scan
-    from shadow.run.sides import open_found
+    from shadow.run.sides import found_all, open_found
 
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(dict(zip("AB", asked.checkpoints, strict=True)), runtime, scratch)
@@ -171,6 +181,12 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
         return Compared(unscanned=equal)
     first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())
     _require_alike(first, second)
+    if _equal_files(first, second):
+        stored = [info.parameters for info in first.tensors.values()]
+        return Compared(unscanned="equal_files", stored=stored)
+    from shadow.run.aligned import line_up_all, row_of
+    from shadow.run.scan import scan
+
     lined = line_up_all(first, second, ("A", "B"))
     compared = list(
         scan(
@@ -245,6 +261,19 @@ def _same_files(first: Found, second: Found) -> Literal["equal_checksums", "same
         if files[0] == files[1] and len(files[0]) == len(first.sources) == len(second.sources):
             return "same_files"
     return None
+
+
+def _equal_files(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether the files of two folders hold equal bytes, and are decoded alike."""
+    from shadow.checkpoints.quantized import settings_in
+
+    files = [[one.sources[name] for name in sorted(one.sources)] for one in (first, second)]
+    if len(files[0]) != len(files[1]) or first.adapter != second.adapter:
+        return False
+    if list(settings_in(first.config)) != list(settings_in(second.config)):
+        return False
+    held = [[getattr(source, "held", None) for source in side] for side in files]
+    return all(a and b and a.equals(b) for a, b in zip(*held, strict=True))
 
 
 def _require_alike(first: Checkpoint, second: Checkpoint) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from shadow.audits.request import Fetch, Files, Subjects
+from shadow.audits.request import Subjects
 from shadow.errors import ShadowError, UsageError
+from shadow.run.access import Fetch, Files
 from shadow.storage import located
 from shadow.text import counted
 

@@ -234,7 +234,7 @@ def begin(junit: Path | None, command: str) -> None:
     """Before anything else: no JUnit file of an earlier run outlasts a fault of this one."""
     _begun.clear()
     if junit is not None:
-        from shadow.outputs.ci import begin_junit
+        from shadow.outputs.junit import begin_junit
 
         begin_junit(junit, command)
         _begun[junit] = command
@@ -244,7 +244,7 @@ def begin(junit: Path | None, command: str) -> None:
 def ended_by(fault: ShadowError) -> None:
     """Say in the JUnit file of a command which fault ended it."""
     for junit, command in _begun.items():
-        from shadow.outputs.ci import begin_junit
+        from shadow.outputs.junit import begin_junit
 
         with contextlib.suppress(ShadowError):  # the file can no longer be written
             begin_junit(junit, command, as_given(fault.message))

@@ -12,6 +12,7 @@ from shadow.audits import request
 from shadow.cli import completion
 from shadow.cli.usage import show_all
 from shadow.errors import UsageError
+from shadow.run import access
 from shadow.storage import located, url_of
 from shadow.text import redacted_url
 
@@ -266,7 +267,7 @@ Pickle = Annotated[
     bool, _files("--allow-pickle", help="Read torch .bin files, in a child process.")
 ]
 Fetch = Annotated[
-    request.Fetch, _files(help="Download whole shards, or byte ranges, which cannot be verified.")
+    access.Fetch, _files(help="Download whole shards, or byte ranges, which cannot be verified.")
 ]
 FilePattern = Annotated[
     str | None,

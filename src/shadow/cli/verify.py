@@ -103,10 +103,10 @@ def verify(
         raise UsageError("--claims and a claim do not go together", "leave one of them out")
     else:
         asked = _listed(listed)
-    from shadow.audits.perform import access_of
     from shadow.checks.answer import first_code
     from shadow.checks.verification import Verification
-    from shadow.outputs.ci import write_claims
+    from shadow.outputs.junit import write_claims
+    from shadow.run.access import access_of
     from shadow.run.runtime import Runtime
     from shadow.telling.verification import (
         in_lines,

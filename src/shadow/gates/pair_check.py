@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.audits.request import Files
 from shadow.errors import ShadowError
+from shadow.run.access import Files
 
 if TYPE_CHECKING:
     from shadow.checks.summary import Summary
@@ -29,8 +29,8 @@ def pair_check(
     """
 
     def check(asked: PairClaim, summary: Summary) -> Verification:
-        from shadow.audits.perform import access_of
         from shadow.checks.questions import question, verify
+        from shadow.run.access import access_of
         from shadow.run.runtime import Runtime
         from shadow.run.sides import client_for, find_checkpoint, reference_of
 

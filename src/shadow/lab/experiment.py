@@ -28,7 +28,7 @@ import transformers
 
 from shadow import __version__
 from shadow.audits.perform import perform as audit
-from shadow.audits.request import AuditRequest, Files
+from shadow.audits.request import AuditRequest
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.files import write_beside
@@ -37,6 +37,7 @@ from shadow.lab.tasks import MIXTURES
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import delta_metrics
+from shadow.run.access import Files
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import Reference

@@ -8,29 +8,22 @@ places in source files, and a delta has none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from shadow.checks.broken import broken
-from shadow.checks.verification import FailedVerification, Verification
-from shadow.errors import ShadowError
-from shadow.files import read_start, write_beside
 from shadow.gates.document import gate_document, said_of
 from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement, Verdict
+from shadow.outputs.junit import count_cases, document, output, say, write_document
 from shadow.outputs.markdown import markdown
-from shadow.telling.verification import asked
-from shadow.text import counted, several, visible
+from shadow.text import counted, visible
 
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
 CUT = b"\n\nThe rest does not fit into the summary of a step.\n"
-JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
 FAULTS = ("met", "missing")  # outcomes: a rule was violated, or had nothing to judge
-NAMED = 3  # tensors that a message names
-LAST_PARTS = 2  # of a path elsewhere
 TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
 
 
@@ -210,131 +203,24 @@ def junit(judged: Sequence[Judgement]) -> bytes:
         _audit_case(suite, judgement)
         for verdict in judgement.verdicts:
             _rule_case(suite, judgement, verdict)
-        _count(suite)
-    return _document(root)
-
-
-def _document(root: ET.Element) -> bytes:
-    _count(root)
-    del root.attrib["skipped"]  # only suites have it
-    ET.indent(root)
-    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
-
-
-def begin_junit(path: Path, command: str, fault: str = "its output says why") -> None:
-    """Put an error where the results of a command will be, so that CI never takes those of an
-    earlier run for them.
-
-    The file says so however the command ends: by a fault, which is then known, by a signal, or
-    without power. Raises ShadowError for a file that may not be written over, before anything is
-    measured.
-    """
-    root = ET.Element("testsuites", name="shadow")
-    suite = ET.SubElement(root, "testsuite", name="shadow")
-    case = ET.SubElement(suite, "testcase", classname="shadow", name=command, time="0.000")
-    _said(case, "error", message=f"`shadow {command}` did not finish: {fault}", kind="not finished")
-    _count(suite)
-    _write_junit(path, _document(root))
+        count_cases(suite)
+    return document(root)
 
 
 def write_junit(path: Path, judged: Sequence[Judgement]) -> None:
     """A file that is there whole or not at all. Raises ShadowError."""
-    _write_junit(path, junit(judged))
-
-
-def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
-    """What came of claims: a case each. One that does not hold is a failure, one that is
-    inconclusive is skipped, and a fault is an error. Raises ShadowError.
-    """
-    root = ET.Element("testsuites", name="shadow")
-    total = sum(one.seconds for one in found)
-    suite = ET.SubElement(root, "testsuite", name="shadow verify", time=f"{total:.3f}")
-    for one in found:
-        names = {"classname": "shadow verify", "name": visible(asked(_without_folders(one)))}
-        case = ET.SubElement(suite, "testcase", names, time=f"{one.seconds:.3f}")
-        if isinstance(one, FailedVerification):
-            _said(case, "error", message=one.fault, kind="fault")
-            continue
-        if one.outcome != "holds":
-            tag = "failure" if one.outcome == "does_not_hold" else "skipped"
-            _said(case, tag, message=_with_tensors(one), kind=one.claim)
-        lines = [f"{one.outcome.words}: {one.reason}"]
-        _output(case, [*lines, *(f"{item.name}: {item.what}" for item in one.against[:100])])
-    _count(suite)
-    _write_junit(path, _document(root))
-
-
-def _with_tensors(one: Verification) -> str:
-    """The reason, and the first of what speaks against the claim."""
-    if not one.against:
-        return one.reason
-    named = several([f"{item.name}: {item.what}" for item in one.against], NAMED, "; ")
-    return f"{one.reason} ({named})"
-
-
-def _without_folders(
-    one: Verification | FailedVerification,
-) -> Verification | FailedVerification:
-    """With absolute paths as they are from here, or as their last parts: a case has one name on
-    every machine.
-    """
-    return replace(one, of={name: _from_here(text) for name, text in one.of.items()})
-
-
-def _from_here(text: str) -> str:
-    path = Path(text)
-    if not path.is_absolute():
-        return text
-    if path.is_relative_to(Path.cwd()):
-        return path.relative_to(Path.cwd()).as_posix()
-    return "/".join(path.parts[-LAST_PARTS:]).removeprefix("/")
-
-
-def _check_junit(path: Path) -> None:
-    """Refuse to write over what is no JUnit file. Raises ShadowError."""
-    hint = "choose another file with --junit"
-    try:
-        if not path.exists():
-            return
-        start = read_start(path, JUNIT_START)
-        if start is None:
-            raise ShadowError(f"{path} is not a regular file", hint)
-        if start and not (start.startswith(b"<?xml") and b"<testsuite" in start):
-            raise ShadowError(f"{path} already exists and is not a JUnit file", hint)
-    except OSError as error:
-        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
-
-
-def _write_junit(path: Path, text: bytes) -> None:
-    _check_junit(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_beside(path, text)
-    except OSError as error:
-        raise ShadowError(
-            f"cannot write {path}: {error.strerror or error}", "choose another file with --junit"
-        ) from error
-
-
-def _count(element: ET.Element) -> None:
-    for name, tag in (
-        ("tests", "testcase"),
-        ("failures", "failure"),
-        ("errors", "error"),
-        ("skipped", "skipped"),
-    ):
-        element.set(name, str(sum(1 for _ in element.iter(tag))))
+    write_document(path, junit(judged))
 
 
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
     if judgement.fault is not None:
-        _said(case, "failure", message=judgement.fault, kind="not audited")
+        say(case, "failure", message=judgement.fault, kind="not audited")
     if judgement.summary is not None:
         for sentence in broken(judgement.summary):
-            _said(case, "failure", message=sentence.text, kind=sentence.code)
+            say(case, "failure", message=sentence.text, kind=sentence.code)
     if judgement.objections:
-        _said(
+        say(
             case,
             "failure",
             message=f"skipped because of {', '.join(judgement.objections)}",
@@ -352,7 +238,7 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
         lines += [f"skipped: {row.tensors} {row.reason}" for row in judgement.summary.skipped]
         lines += [f"warning: {warning.text}" for warning in judgement.summary.warnings]
         lines += [f"note: {text}" for text in judgement.notes]
-        _output(case, lines)
+        output(case, lines)
 
 
 def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> None:
@@ -363,24 +249,15 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
     elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
         lines.append(f"warning: {verdict.detail}")
     else:
-        _said(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
+        say(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
     if verdict.in_full:
         lines.append(verdict.in_full)
     if verdict.outcome == "met" and verdict.rule.message:
         lines.append(verdict.rule.message)
     if lines:
-        _output(case, lines)
+        output(case, lines)
 
 
 def _case(suite: ET.Element, judgement: Judgement, name: str, seconds: float) -> ET.Element:
     names = {"classname": visible(judgement.name), "name": visible(name)}
     return ET.SubElement(suite, "testcase", names, time=f"{seconds:.3f}")
-
-
-def _said(case: ET.Element, tag: str, message: str, kind: str) -> None:
-    """Some readers, such as Jenkins, show the attribute, others, such as GitLab, only the text."""
-    ET.SubElement(case, tag, message=visible(message), type=visible(kind)).text = visible(message)
-
-
-def _output(case: ET.Element, lines: Iterable[str]) -> None:
-    ET.SubElement(case, "system-out").text = "\n".join(visible(line) for line in lines)

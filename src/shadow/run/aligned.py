@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shadow.checkpoints.opening import Checkpoint, Found, sharing
+from shadow.checkpoints.opening import Checkpoint, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
     OF_CONFIG,
@@ -25,14 +24,11 @@ from shadow.checkpoints.pairing import (
 from shadow.checkpoints.quantized import owner_of
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
-from shadow.errors import UsageError
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.runtime import AlignedPair
 from shadow.run.scan import in_words, scanned, sides_of
 from shadow.run.scanned import Apart, Scanned, in_order
-from shadow.run.sides import find_checkpoint, open_found, require_gguf
 from shadow.spectra.entries import Binades, differing_bytes
-from shadow.targets.references import AnyReference
 from shadow.templates import Reason, said
 from shadow.text import short
 
@@ -59,28 +55,6 @@ class Lined:
     """How names differ, where they do."""
     places: Mapping[str, set[Place]]
     """Of every tensor, by its name."""
-
-
-def found_all(
-    references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
-) -> dict[str, Found]:
-    """The checkpoints that are named, by what answers call them."""
-    found = {
-        name: find_checkpoint(reference, runtime, scratch / name)
-        for name, reference in references.items()
-    }
-    require_gguf(runtime.access.file, found.values())
-    return found
-
-
-def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
-    """The same, open. Raises UsageError for an adapter among them."""
-    opened = [open_found(one, runtime, scratch / name) for name, one in found.items()]
-    for name, checkpoint in zip(found, opened, strict=True):
-        if checkpoint.adapter:
-            hint = "name a whole model; `shadow verify merged BASE ADAPTER MERGED` checks a merge"
-            raise UsageError(f"{name}: {checkpoint.reference} is an adapter, not a model", hint)
-    return opened
 
 
 def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:

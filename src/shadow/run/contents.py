@@ -16,8 +16,9 @@ from shadow.checkpoints.pairing import Filter, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.reports.column_types import Cell
 from shadow.reports.metadata import SIDES, ReportMetadata
-from shadow.run.runtime import AlignedPair, Settings
+from shadow.run.runtime import AlignedPair
 from shadow.run.schedule import infos_of, named_of
+from shadow.run.settings import Settings
 
 Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: tensors of either side
 

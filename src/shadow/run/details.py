@@ -14,8 +14,8 @@ from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile
 from shadow.run.outcome import Outcome
 from shadow.run.plan import Plan
-from shadow.run.runtime import Settings
 from shadow.run.schedule import source_of
+from shadow.run.settings import Settings
 from shadow.summary.tiers import OF_SUBJECTS, WORDS
 from shadow.text import byte_size, counted, several, took
 

@@ -20,8 +20,9 @@ from shadow.places.names import name_rules
 from shadow.run.machine_limits import machine_limits
 from shadow.run.memory import PROCESS, default_jobs, kinds, lacking, worker_memory
 from shadow.run.plan import make_plan
-from shadow.run.runtime import Runtime, Settings
+from shadow.run.runtime import Runtime
 from shadow.run.schedule import source_of
+from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
 from shadow.run.workers import cost, pace
 from shadow.spectra.delta import NORMS, USUAL, Method

@@ -7,21 +7,20 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from shadow.checkpoints.opening import Checkpoint, Located
 from shadow.checkpoints.pairing import MatrixPair, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
-from shadow.errors import ShadowError, UsageError
+from shadow.errors import ShadowError
 from shadow.files import nearest_folder
+from shadow.run.access import Access
 from shadow.run.machine_limits import uncollected
 from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.spectra.delta import USUAL, Method
 from shadow.spectra.sketched import SMALLEST
-from shadow.text import byte_size, bytes_of, counted, size_for
+from shadow.text import byte_size, size_for
 
-Fetch = Literal["auto", "shards", "ranges"]
 DISK_HINT = "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
 # where tasks share a machine
 SHARED_HINT = (
@@ -36,47 +35,11 @@ BASE64 = 4 / 3  # characters of a byte
 WORTH_IT = 0.9
 
 
-LEAST_DISK = 1_000  # bytes; no shard is smaller
-LEAST_WITHOUT_UNIT = 1_000_000  # bytes; below, somebody forgot the unit
-
-
-def disk_limit(text: str) -> int:
-    """The bytes of a limit such as `40GB`. Raises UsageError for what can hold nothing."""
-    size = bytes_of(text)
-    has_unit = not text.strip().replace(".", "").isdigit()
-    if size < (LEAST_DISK if has_unit else LEAST_WITHOUT_UNIT):
-        hint = "write it with a unit, such as 40GB"
-        if size and not has_unit and size < LEAST_DISK:
-            hint = f"did you mean {text.strip()}GB?"
-        raise UsageError(f"--max-disk: {counted(size, 'byte holds', 'bytes hold')} no shard", hint)
-    return size
-
-
 def disk_hint(peak: int, access: Access) -> str:
     """What to do where the disk does not suffice for shards that take peak bytes at a time."""
     if access.max_disk is not None and peak > access.max_disk:
         return f"give --max-disk {size_for(peak)} or more, or audit less (--layer, --module)"
     return DISK_HINT if access.alone else SHARED_HINT
-
-
-@dataclass(frozen=True)
-class Access:
-    """How checkpoints may be read: what one run decides and no number depends on."""
-
-    allow_pickle: bool = False
-    offline: bool = False
-    fetch: Fetch = "auto"
-    """auto: ranges where a filter makes them much smaller than whole shards."""
-    max_disk: int | None = None
-    """Bytes that fetched shards may take at any time; None: what is free."""
-    alone: bool = True
-    """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
-    removed from it unasked: another task may be reading it.
-    """
-    dora: bool = False
-    """Whether a DoRA adapter may be opened: what reads it must read its norms too."""
-    file: str | None = None
-    """A pattern that chooses among several GGUF files of a side."""
 
 
 @dataclass(frozen=True)

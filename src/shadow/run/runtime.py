@@ -1,62 +1,22 @@
-"""What an audit depends on, how it runs, and what comes of it: the types that its modules share."""
+"""How an audit or a check runs, and who hears of it: the types that all that runs shares."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shadow.checkpoints.opening import Checkpoint, Found
-from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
-from shadow.reports.metadata import SettingsMetadata
-from shadow.run.devices import CPU, DeviceChoice
-from shadow.run.journal import Journal
-from shadow.run.machine_limits import MachineLimits
-from shadow.run.plan import Access
-from shadow.spectra.delta import Method
-from shadow.targets.families import Pair
-from shadow.targets.references import AnyReference, Reference
+from shadow.run.access import Access
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything about an audit that its numbers or files depend on, except the two checkpoints.
-
-    Only the label depends on the optimiser. Of the device, only the kind is a setting of the
-    report.
-    """
-
-    method: Method
-    chosen: Filter
-    spectra: bool = True
-    device: DeviceChoice = CPU
-
-    def as_json(self) -> SettingsMetadata:
-        """What a report says of them.
-
-        Of the device nothing where it is the CPU, and of subjects where all are measured, as in
-        reports before these settings.
-        """
-        as_in_files: SettingsMetadata = json.loads(
-            json.dumps({**asdict(self), "device": self.device.kind})
-        )
-        if self.device.kind == CPU.kind:
-            del as_in_files["device"]
-        if self.method.subjects == "all":
-            del as_in_files["method"]["subjects"]
-        return as_in_files
-
-
-# what a report was made with that does not say so, being older than the setting
-_DEFAULTS = Settings(Method(), Filter()).as_json()
-DEFAULTS: SettingsMetadata = {
-    **_DEFAULTS,
-    "method": {**_DEFAULTS["method"], "subjects": "all"},
-    "relation": "tuned",
-    "device": "cpu",
-}
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint, Found
+    from shadow.checkpoints.pairing import MatrixPair, Skipped
+    from shadow.run.journal import Journal
+    from shadow.run.machine_limits import MachineLimits
+    from shadow.run.settings import Asked
+    from shadow.targets.references import AnyReference, Reference
 
 
 @dataclass(frozen=True)
@@ -138,16 +98,3 @@ class Runtime:
 def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
     """Not a closure, which could not be pickled."""
     say(prefix + text)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `run_pair` was asked for, the folder of the report, and the one for byte ranges and raw
-    copies, which is removed at the end.
-    """
-
-    pair: Pair
-    settings: Settings
-    runtime: Runtime
-    folder: Path
-    scratch: Path

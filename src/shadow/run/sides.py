@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shadow import __version__
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
@@ -22,18 +23,20 @@ from shadow.checkpoints.opening import (
     sharing,
 )
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.places.names import name_rules
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import CheckpointMetadata
-from shadow.reports.provenance import Identity
 from shadow.run.machine_limits import uncollected
-from shadow.run.plan import require_disk_for_pickles
-from shadow.run.runtime import AlignedPair, Progress, Runtime, Settings
-from shadow.summary.rows import CheckpointSide
-from shadow.targets.families import Pair
+from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.targets.references import AnyReference, ComponentBase, Reference, as_folder
 from shadow.text import and_list, byte_size, short
+
+if TYPE_CHECKING:
+    from shadow.reports.metadata import CheckpointMetadata
+    from shadow.reports.provenance import Identity
+    from shadow.run.settings import Settings
+    from shadow.summary.rows import CheckpointSide
+    from shadow.targets.families import Pair
 
 
 def references_of(pair: Pair) -> list[Reference]:
@@ -72,6 +75,8 @@ def identity_of(
 
 def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Identity:
     """What a report of these checkpoints is of."""
+    from shadow.reports.provenance import Identity
+
     return Identity(
         version=__version__,
         schema=SCHEMA,
@@ -196,6 +201,8 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
+    from shadow.run.plan import require_disk_for_pickles
+
     to_move = require_disk_for_pickles(found, runtime.access) if found.weights.pickled else 0
     if to_move:
         runtime.say(f"fetching {byte_size(to_move)} of .bin files")
@@ -209,6 +216,28 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         )
 
     return open_located(found, scratch, runtime.say, report)
+
+
+def found_all(
+    references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
+) -> dict[str, Found]:
+    """The checkpoints that are named, by what answers call them."""
+    found = {
+        name: find_checkpoint(reference, runtime, scratch / name)
+        for name, reference in references.items()
+    }
+    require_gguf(runtime.access.file, found.values())
+    return found
+
+
+def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
+    """The same, open. Raises UsageError for an adapter among them."""
+    opened = [open_found(one, runtime, scratch / name) for name, one in found.items()]
+    for name, checkpoint in zip(found, opened, strict=True):
+        if checkpoint.adapter:
+            hint = "name a whole model; `shadow verify merged BASE ADAPTER MERGED` checks a merge"
+            raise UsageError(f"{name}: {checkpoint.reference} is an adapter, not a model", hint)
+    return opened
 
 
 def require_gguf(file: str | None, found: Iterable[Found]) -> None:
