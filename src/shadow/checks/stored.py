@@ -3,182 +3,150 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shadow.checks.old import (
-    Against,
-    Answer,
-    Claim,
-    Figure,
-    apart_in_words,
-    are,
-    largest_first,
-    not_compared,
-    some_tensors,
-)
-from shadow.quantities import share
-from shadow.run.scanned import Apart
-from shadow.text import counted
+from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.run.scanned import Apart, apart_reasons, in_order, not_compared
+from shadow.templates import Reason
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.pairing import MatrixPair
+    from shadow.checks.questions import Question
+    from shadow.places.architecture import Place
+    from shadow.run.runtime import Runtime
+    from shadow.spectra.kept import Kept
 
 KEPT = 0.9  # of the update's energy, from which on a copy kept the update
-STORED = Claim(
-    "stored",
-    "what a copy kept",
-    "every entry of the copy is the full model's rounded to the copy's format, or to the nearest"
-    " level of a quantised one; with a base, at"
-    f" least {100 * KEPT:.0f} % of the update's energy is kept as well",
-)
-MODULES = 3  # that lost most, in a note
 ALL = 0.995  # of the update's energy, which two digits call 100 %
+MODULES = 3  # that lost most, in a note
+WORDS = {
+    "rounded": "{tensors:count tensor is|tensors are} the full model's rounded to {formats}",
+    "off": "{off:count} of {tensors:count tensor|tensors} {off|is|are} not the full model's rounded"
+    " to {formats}, in {entries:count entry|entries}",
+    "kept": "it keeps {kept:share} of the update's energy",
+    "error": "error {error:share} of the norm of all tensors",
+    "no_update": "the full model is equal to the base: there is no update to keep",
+    "no_base": "the base has no such tensor",
+    "unknown_format": "what {format} makes of an original is not known",
+    "entries": "{off:count} of {entries:count} entries are not those of rounding to {format}",
+    "some_not_finite": "{off:count} of {entries:count} entries are not those of rounding to"
+    " {format}; some are not finite",
+    "module": "{kept:share} of the update's energy is kept",
+    "without_norm": "{tensors:count tensor has|tensors have} entries that are not finite; no norm"
+    " counts them",
+    "unchanged": "{measured:share} of the entries are the base's; rounding the full model leaves"
+    " {expected:share}",
+    "least": "least of the update's energy is kept in {modules}",
+    "module_kept": "{module} {kept:share}",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """A tensor of the full model beside that of the copy. Energies are sums of squares."""
+    """A tensor of the full model, or a part of one, beside that of the copy."""
 
-    place: str
-    module: str
-    """Such as `language.mlp.up`."""
+    place: Place
     tensor: str
-    grid: str
-    """The format of the copy's values: its dtype, or one of fewer bits that is stored in it."""
-    entries: int
-    off: int
-    """Entries that are not the full model's rounded to that format."""
-    full: float
-    error: float
-    """Of copy - full."""
-    finite: bool
-    is_predicted: bool = True
-    """Whether it is known what the format makes of the full model."""
-    update: float | None = None
-    """Of full - base; None without a base, as those below."""
-    stored_update: float | None = None
-    """Of copy - base."""
-    inner: float | None = None
-    unchanged: int | None = None
-    """Entries of the copy that are equal to the base's."""
-    unchanged_expected: int | None = None
-    """Entries that the full model, rounded to the copy's format, has in common with the base."""
+    sums: Kept
+
+    @property
+    def module(self) -> str:
+        """Such as `language.mlp.up`."""
+        return f"{self.place.component}.{self.place.module}"
 
 
 @dataclass(frozen=True)
 class Copy:
-    """What a scan found of a full model and a copy of it."""
+    """A full model and a copy of it."""
 
     tensors: Sequence[Copied]
-    lone: Sequence[Apart]
-    unread: Sequence[Apart]
-    has_base: bool
+    lone: Sequence[Apart] = ()
+    unread: Sequence[Apart] = ()
+    has_base: bool = False
+    notes: Sequence[Reason] = ()
 
 
-def kept(tensors: Iterable[Copied]) -> float | None:
-    """The share of the update's energy that is kept: the squared cosine of the stored update and
-    the update; None where there is no update.
+def judge(found: Copy) -> Answer:
+    """Every tensor rounded as its format does, and with a base most of the update kept."""
+    off = [one for one in found.tensors if one.sums.off]
+    figures = _figures(found)
+    share = figures.get("update_kept") if found.has_base else None
+    is_lost = share is not None and share < KEPT
+    error = figures.get("relative_error")
+    measured = [Reason("kept", {"kept": max(0.0, share)})] if share is not None else []
+    if share is None and error is not None:
+        measured = [Reason("error", {"error": error})]
+    counts = {"off": len(off), "tensors": len(found.tensors)}
+    reasons = [_of(off, "off", {**counts, "entries": int(figures["entries_off"])})] if off else []
+    reasons += apart_reasons(found.lone, Reason("one_side"))
+    against: list[Against] = []
+    if reasons or is_lost:
+        outcome, reasons = Outcome.DOES_NOT_HOLD, [*reasons, *measured]
+        against = [Against(one.tensor, one.why) for one in found.lone]
+        against += [_entries(one) for one in off]
+        against += _lost(found.tensors) if is_lost else []
+    elif found.unread:
+        outcome, reasons = Outcome.INCONCLUSIVE, [not_compared(found.unread)]
+        against = [Against(one.tensor, one.why) for one in found.unread]
+    elif found.has_base and share is None:
+        outcome, reasons = Outcome.INCONCLUSIVE, [Reason("no_update")]
+    else:
+        outcome, reasons = Outcome.HOLDS, [_of(found.tensors, "rounded", counts), *measured]
+    notes = [*found.notes, *_notes(found, figures)]
+    return Answer(outcome, reasons, figures, largest_first(against), notes)
+
+
+def kept(tensors: Iterable[Copied]) -> tuple[float, float] | None:
+    """The share of the update's energy that is kept, as the squared cosine of the stored update and
+    the update, and the norm of copy - full over that of the update. None without an update.
     """
-    known = [one for one in tensors if one.finite and one.update is not None]
+    known = [one.sums for one in tensors if one.sums.finite and one.sums.update is not None]
     update = math.fsum(one.update or 0.0 for one in known)
-    there = math.fsum(one.stored_update or 0.0 for one in known)
-    inner = math.fsum(one.inner or 0.0 for one in known)
     if not update:
         return None
-    return min(1.0, inner * abs(inner) / (update * there)) if there else 0.0
-
-
-def error_over_update(tensors: Iterable[Copied]) -> float | None:
-    """The norm of copy - full over that of the update; None where there is no update."""
-    known = [one for one in tensors if one.finite and one.update is not None]
-    update = math.fsum(one.update or 0.0 for one in known)
-    return math.sqrt(math.fsum(one.error for one in known) / update) if update else None
-
-
-def stored(found: Copy) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
-    """The answer, what speaks against it, and notes."""
-    off = [one for one in found.tensors if one.off]
-    figures = _figures(found)
-    share_kept = kept(found.tensors) if found.has_base else None
-    texts = []
-    against = [Against(one.tensor, one.what) for one in found.lone]
-    against += [Against(one.tensor, _off(one), _relative(one)) for one in off]
-    if off:
-        texts.append(_beyond(found, off))
-    texts += apart_in_words(found.lone, "on one side only")
-    said = _said(figures)
-    if share_kept is not None and share_kept < KEPT:
-        texts.append(f"it keeps {share(max(0.0, share_kept))} of the update's energy")
-        against += _lost(found.tensors)
-    notes = tuple(_notes(found, figures))
-    if texts:
-        if share_kept is None or share_kept >= KEPT:
-            texts += said
-        answer = Answer("stored", "does_not_hold", "; ".join(texts), figures)
-        return answer, largest_first(against), notes
-    if found.unread:
-        reason = not_compared(found.unread)
-        unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
-        return Answer("stored", "inconclusive", reason, figures), unread, notes
-    if found.has_base and share_kept is None:
-        reason = "the full model is equal to the base: there is no update to keep"
-        return Answer("stored", "inconclusive", reason, figures), (), notes
-    every = counted(len(found.tensors), "tensor is", "tensors are")
-    reason = "; ".join([f"{every} the full model's rounded to {_format(found.tensors)}", *said])
-    return Answer("stored", "holds", reason, figures), (), notes
+    stored = math.fsum(one.stored_update or 0.0 for one in known)
+    inner = math.fsum(one.inner or 0.0 for one in known)
+    share = min(1.0, inner * abs(inner) / (update * stored)) if stored else 0.0
+    return share, math.sqrt(math.fsum(one.error for one in known) / update)
 
 
 def _figures(found: Copy) -> dict[str, Figure]:
-    known = [one for one in found.tensors if one.finite]
-    full = math.fsum(one.full for one in known)
-    entries = sum(one.entries for one in found.tensors)
+    every = [one.sums for one in found.tensors]
+    known = [one for one in every if one.finite]
     figures: dict[str, Figure] = {
-        "tensors": len(found.tensors),
-        "entries": entries,
-        "entries_off": sum(one.off for one in found.tensors),
+        "tensors": len(every),
+        "entries": sum(one.entries for one in every),
+        "entries_off": sum(one.off for one in every),
     }
-    if full:
+    if full := math.fsum(one.full for one in known):
         figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / full)
-    if found.has_base:
-        if (kept_share := kept(known)) is not None:
-            figures["update_kept"] = kept_share
-            figures["update_cosine"] = math.sqrt(max(0.0, kept_share))
-        if (error := error_over_update(known)) is not None:
-            figures["error_over_update"] = error
-        with_base = [one for one in known if one.unchanged is not None]
-        of = sum(one.entries for one in with_base)
-        # not counted of quantised tensors
-        quantised = any(one.unchanged is None and one.update is not None for one in known)
-        if of and not quantised and not found.unread:
-            figures["unchanged_share"] = sum(one.unchanged or 0 for one in with_base) / of
-            expected = sum(one.unchanged_expected or 0 for one in with_base)
-            figures["unchanged_expected"] = expected / of
+    if not found.has_base:
+        return figures
+    if of_update := kept(found.tensors):
+        share, error = of_update
+        figures["update_kept"], figures["update_cosine"] = share, math.sqrt(max(0.0, share))
+        figures["error_over_update"] = error
+    with_base = [one for one in known if one.unchanged is not None]
+    of = sum(one.entries for one in with_base)
+    # not counted of quantised tensors
+    quantised = any(one.unchanged is None and one.update is not None for one in known)
+    if of and not quantised and not found.unread:
+        figures["unchanged_share"] = sum(one.unchanged or 0 for one in with_base) / of
+        expected = sum(one.unchanged_expected or 0 for one in with_base)
+        figures["unchanged_expected"] = expected / of
     return figures
 
 
-def _said(figures: dict[str, Figure]) -> list[str]:
-    """How far the copy is from the full model, and what it keeps of the update."""
-    texts = []
-    if "update_kept" in figures:
-        texts.append(f"it keeps {share(max(0.0, figures['update_kept']))} of the update's energy")
-    elif "relative_error" in figures:
-        texts.append(f"error {share(figures['relative_error'])} of the norm of all tensors")
-    return texts
-
-
-def _beyond(found: Copy, off: Sequence[Copied]) -> str:
-    entries = sum(one.off for one in off)
-    return (
-        f"{some_tensors(off, found.tensors)} {are(len(off))} not the full model's rounded to"
-        f" {_format(off)}, in {counted(entries, 'entry', 'entries')}"
-    )
-
-
-def _off(one: Copied) -> str:
-    text = f"{one.off:,} of {one.entries:,} entries are not those of rounding to {one.grid}"
-    return text if one.finite else f"{text}; some are not finite"
-
-
-def _relative(one: Copied) -> float | None:
-    return math.sqrt(one.error / one.full) if one.finite and one.full else None
+def _entries(one: Copied) -> Against:
+    sums = one.sums
+    code = "entries" if sums.finite else "some_not_finite"
+    why = Reason(code, {"off": sums.off, "entries": sums.entries, "format": sums.grid})
+    relative = math.sqrt(sums.error / sums.full) if sums.finite and sums.full else None
+    return Against(one.tensor, why, relative)
 
 
 def _by_module(tensors: Sequence[Copied]) -> list[tuple[str, float, float]]:
@@ -186,40 +154,124 @@ def _by_module(tensors: Sequence[Copied]) -> list[tuple[str, float, float]]:
     modules: dict[str, list[Copied]] = {}
     for one in tensors:
         modules.setdefault(one.module, []).append(one)
-    found = []
-    for name, of_module in modules.items():
-        share_kept, error = kept(of_module), error_over_update(of_module)
-        if share_kept is not None and error is not None:
-            found.append((name, share_kept, error))
+    shares = {name: kept(of_module) for name, of_module in modules.items()}
+    found = [(name, *share) for name, share in shares.items() if share is not None]
     return sorted(found, key=lambda item: (item[1], item[0]))
 
 
 def _lost(tensors: Sequence[Copied]) -> list[Against]:
     """The modules that kept too little of the update."""
     return [
-        Against(name, f"{share(max(0.0, some))} of the update's energy is kept", error)
-        for name, some, error in _by_module(tensors)
-        if some < KEPT
+        Against(name, Reason("module", {"kept": max(0.0, share)}), error)
+        for name, share, error in _by_module(tensors)
+        if share < KEPT
     ]
 
 
-def _notes(found: Copy, figures: dict[str, Figure]) -> list[str]:
+def _notes(found: Copy, figures: Mapping[str, Figure]) -> list[Reason]:
     notes = []
-    if unknown := [one for one in found.tensors if not one.finite]:
-        tensors = counted(len(unknown), "tensor has", "tensors have")
-        notes.append(f"{tensors} entries that are not finite; no norm counts them")
+    if unknown := sum(not one.sums.finite for one in found.tensors):
+        notes.append(Reason("without_norm", {"tensors": unknown}))
     if "unchanged_share" in figures:
-        measured, expected = figures["unchanged_share"], figures["unchanged_expected"]
-        notes.append(
-            f"{share(measured)} of the entries are the base's; rounding the full model leaves"
-            f" {share(expected)}"
-        )
+        shares = {"measured": figures["unchanged_share"], "expected": figures["unchanged_expected"]}
+        notes.append(Reason("unchanged", shares))
     lost = [one for one in _by_module(found.tensors) if one[1] < ALL] if found.has_base else []
     if lost:
-        named = ", ".join(f"{name} {share(max(0.0, some))}" for name, some, _ in lost[:MODULES])
-        notes.append(f"least of the update's energy is kept in {named}")
+        named = [
+            Reason("module_kept", {"module": name, "kept": max(0.0, share)})
+            for name, share, _ in lost[:MODULES]
+        ]
+        notes.append(Reason("least", {"modules": named}))
     return notes
 
 
-def _format(tensors: Sequence[Copied]) -> str:
-    return " and ".join(sorted({one.grid for one in tensors}))
+def _of(tensors: Sequence[Copied], code: str, counts: Mapping[str, int]) -> Reason:
+    """What is said of tensors, with their formats."""
+    return Reason(code, {**counts, "formats": sorted({one.sums.grid for one in tensors})})
+
+
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
+    """A full model beside a copy, and beside its base where one is given."""
+    from shadow.checkpoints.pairing import Filter, pair_checkpoints
+    from shadow.run.aligned import line_up_all, plain
+    from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
+    from shadow.run.sides import found_all, opened_models
+
+    named = dict(zip(("FULL", "STORED"), asked.checkpoints, strict=True))
+    if asked.base is not None:
+        named["BASE"] = asked.base
+    full, copy, *more = opened_models(found_all(named, runtime, scratch), runtime, scratch)
+    lined = line_up_all(full, copy, ("the full model", "the copy"))
+    base = plain(more[0]) if more else None
+    bases: dict[Place, MatrixPair] = {}
+    if base is not None:
+        runtime = fetch_all([base], runtime)
+        pairs, _ = pair_checkpoints(base, lined.pair.base, Filter(), may_differ=True)
+        bases = {pair.place: pair for pair in pairs if pair.base is not None}
+    rows = scan(
+        lined.pair,
+        lambda pair, a, b: _copied(pair, a, b, base, bases.get(pair.place)),
+        runtime,
+        scratch / "scan",
+        lined.unread,
+    )
+    tensors = sorted(rows, key=lambda row: (row.tensor, in_words(row.place)))
+    require_unchanged(more)
+    unread = {*lined.unread}
+    if base is not None:
+        unread |= {
+            Apart(row.tensor, "base", Reason("no_base"))
+            for row in tensors
+            if row.sums.update is None and row.sums.finite and row.sums.full
+        }
+    ordered = sorted(unread, key=in_order)
+    return Copy(tensors, lined.lone, ordered, base is not None, lined.notes)
+
+
+def _copied(
+    pair: MatrixPair,
+    full: Checkpoint,
+    copy: Checkpoint,
+    base: Checkpoint | None,
+    before: MatrixPair | None,
+) -> Copied | Apart:
+    """before: the tensor of the base beside that of the full model."""
+    import torch
+
+    from shadow.run.aligned import is_raw, row_of
+    from shadow.run.scan import sides_of
+    from shadow.run.workers import views
+    from shadow.spectra.delta import working_dtype
+    from shadow.spectra.kept import Kept, kept_of_copy
+
+    assert pair.base is not None, "lined up"
+    name, stored = pair.tuned.info.name, pair.tuned.info.dtype
+    if is_raw(pair):
+        row = row_of(pair, full, copy)
+        return Copied(pair.place, row.tuned, Kept(row.formats[1], row.entries, row.changed))
+    sides, third = sides_of(pair, full, copy), None
+    if base and before and before.base and (before.rows, before.cols) == (pair.rows, pair.cols):
+        seen, _ = views(replace(before, tuned=pair.base), before.base, base, full)
+        if seen.shape == sides.tuned.shape:
+            third = seen
+            if working_dtype(before.base.info.dtype) == torch.float64:
+                sides = replace(sides, dtype=torch.float64)
+    sums = kept_of_copy(sides, third, stored)
+    if sums is None:
+        return Apart(name, "tuned", Reason("unknown_format", {"format": stored}))
+    return Copied(pair.place, name, sums)
+
+
+CHECK = Check(
+    "stored",
+    "what a copy kept",
+    "every entry of the copy is the full model's rounded to the copy's format, or to the nearest"
+    " level of a quantised one; with a base, at"
+    f" least {100 * KEPT:.0f} % of the update's energy is kept as well",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("FULL", "STORED"),
+    says="STORED is FULL, rounded",
+    options=("base",),
+)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from shadow.checks import files, same
+from shadow.checks import files, same, stored
 from shadow.checks.answer import Check, by_code
 from shadow.checks.merged import MERGED
 from shadow.checks.mixture import MIXTURE
@@ -16,7 +16,6 @@ from shadow.checks.old import Claim
 from shadow.checks.patterns import parse_pattern
 from shadow.checks.quantised import QUANTISED
 from shadow.checks.related import RELATED
-from shadow.checks.stored import STORED
 from shadow.checks.trained import TRAINED
 from shadow.errors import UsageError
 from shadow.gone import gone
@@ -48,14 +47,7 @@ CHECKS: Mapping[str, Check] = by_code(
         says="what should move did, and no frozen weight",
         options=("moved", "frozen"),
     ),
-    _old(
-        STORED,
-        "stored",
-        lambda m, a, r, s: m.verify_stored(a.of, a.checkpoints, a.base, r, s),
-        checkpoints=("FULL", "STORED"),
-        says="STORED is FULL, rounded",
-        options=("base",),
-    ),
+    stored.CHECK,
     _old(
         RELATED,
         "related",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.dtypes import float_format
-from shadow.spectra.lazy import Matrix, torch_dtype
+from shadow.dtypes import FLOATS, float_format
+from shadow.spectra.format_noise import format_noise
+from shadow.spectra.lazy import Matrix, is_quantised, torch_dtype
 from shadow.spectra.parts import WORK, Part, differing, is_safe, parts
 from shadow.spectra.spectrum import Sides, shape_of
 
@@ -25,18 +26,24 @@ class Kept:
     entries: int
     off: int
     """Entries of the copy that are not the matrix's rounded to that format."""
-    full: float
-    copy: float
-    error: float
-    """Of (copy - full)²."""
-    along: float
-    """Of full (copy - full)."""
-    finite: bool
-    update: float | None
-    stored_update: float | None
-    inner: float | None
-    unchanged: int | None
-    unchanged_expected: int | None
+    full: float = 0.0
+    """Sums of squares, as those below; of bytes there are none."""
+    copy: float = 0.0
+    error: float = 0.0
+    """Of copy - full."""
+    along: float = 0.0
+    """<full, copy - full>."""
+    finite: bool = True
+    update: float | None = None
+    """Of full - base; None without a base, as those below."""
+    stored_update: float | None = None
+    """Of copy - base."""
+    inner: float | None = None
+    """<full - base, copy - base>."""
+    unchanged: int | None = None
+    """Entries of the copy that are equal to the base's; None of a quantised copy."""
+    unchanged_expected: int | None = None
+    """Entries that the matrix, rounded to the copy's format, has in common with the base."""
 
 
 def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
@@ -45,6 +52,23 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed in float64
         return _kept_of(sides, base, stored)
+
+
+def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
+    """The same of a copy in any format: entries of a quantised one are off outside their cells.
+    None where it is not known what the format makes of the matrix, and the copy is not equal to it.
+    """
+    kept = kept_of(sides, base, stored if stored in FLOATS else "F32")
+    if not is_quantised(sides.tuned):
+        return kept
+    noise = format_noise(sides.base, sides.tuned)
+    is_copy = noise.is_copy(stored)
+    if is_copy is None and (kept.error or not kept.finite):
+        return None
+    # what rounding leaves unchanged is known of floats alone
+    grid = f"{stored} with scales" if stored in FLOATS else stored
+    off = max(1, noise.outside) if is_copy is False else 0
+    return replace(kept, grid=grid, off=off, unchanged=None)
 
 
 def _kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:

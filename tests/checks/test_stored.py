@@ -1,0 +1,45 @@
+"""What `stored` answers of planted sums over entries."""
+
+import pytest
+
+from shadow.checks.stored import CHECK, Copied, Copy, judge
+from shadow.places.architecture import Place
+from shadow.run.scanned import Apart
+from shadow.spectra.kept import Kept
+from shadow.templates import said
+
+LONE = Apart("norm", "base", said("-"))
+
+
+def copied(module="mlp.up", **sums):
+    every = {"grid": "BF16", "entries": 4, "off": 0, "full": 4.0, "error": 0.01} | sums
+    return Copied(Place("language", 0, module), f"{module}.weight", Kept(**every))
+
+
+def of_update(inner, *others):
+    mine = copied(update=1.0, stored_update=1.0, inner=inner)
+    return Copy([mine, *others], has_base=True)
+
+
+LOST, BROKEN = ("language.mlp.up", 0.1), copied("attn.q", off=1, finite=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "outcome", "codes", "against"),
+    [
+        (Copy([copied()]), "holds", ["rounded", "error"], []),
+        (Copy([copied(off=2)]), "does_not_hold", ["off", "error"], [("mlp.up.weight", 0.05)]),
+        (Copy([copied()], [LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
+        (Copy([copied()], [], [LONE]), "inconclusive", ["not_compared"], [("norm", None)]),
+        (Copy([copied(update=0.0)], has_base=True), "inconclusive", ["no_update"], []),
+        (of_update(0.96), "holds", ["rounded", "kept"], []),
+        (of_update(-1.0), "does_not_hold", ["kept"], [LOST]),
+        (of_update(0.9, BROKEN), "does_not_hold", ["off", "kept"], [("attn.q.weight", None), LOST]),
+    ],
+)
+def test_what_is_found_is_judged(found, outcome, codes, against):
+    answer = judge(found)
+    assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, codes)
+    assert [(one.name, pytest.approx(one.size)) for one in answer.against] == against
+    reasons = [*answer.reasons, *answer.notes, *(one.why for one in answer.against)]
+    assert all(CHECK.say(one) for one in reasons)
