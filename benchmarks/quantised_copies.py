@@ -196,8 +196,8 @@ def told(found: Sequence[Judged]) -> str:
     alarms = sum(one.said not in (*HOLDS, OPEN) for one in plain)
     lines = [
         f"`python benchmarks/quantised_copies.py` makes {len(found):,} copies of matrices of two"
-        " real models and of made ones with ggml's own quantisers, with a seed that showed one"
-        " fault, since mended (scales below the normal numbers of F16: 5 of 420)."
+        " real models and of made ones with ggml's own quantisers, with a seed that was"
+        " asked once."
         f" False alarms: {alarms} of {len(plain)} plain copies"
         f" are said to be beyond their format ({interval(alarms, len(plain))}).",
         "",

@@ -47,8 +47,8 @@ from shadow.run.machine_limits import machine_limits
 from shadow.run.memory import default_jobs, kinds, lacking
 from shadow.run.plan import Plan, make_plan
 from shadow.run.rows import write_tables
-from shadow.run.runtime import AlignedPair, Progress, Runtime
-from shadow.run.settings import Asked, Settings
+from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime
+from shadow.run.settings import Settings
 from shadow.run.sides import (
     client_for,
     find_sides,

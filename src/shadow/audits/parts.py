@@ -25,9 +25,9 @@ from shadow.errors import BusyError
 from shadow.files import PARTIAL
 from shadow.reports.provenance import Identity
 from shadow.run.journal import JOURNAL, PARTS, Journal
-from shadow.run.runtime import AlignedPair, Progress, Runtime
+from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime
 from shadow.run.schedule import ShardKey, in_order, shards_of
-from shadow.run.settings import Asked, Settings
+from shadow.run.settings import Settings
 from shadow.run.workers import cost
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference

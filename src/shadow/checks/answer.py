@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.run.scanned import APART
+from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.templates import Reason, Value, fill
 
 Figure = float | int
@@ -156,6 +157,47 @@ class Check:
             return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
         letters = LETTERS[LETTERS.index(last) + 1 :]
         return [*self.checkpoints, *letters[:more]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim that is to be checked."""
+
+    check: Check
+    checkpoints: tuple[AnyReference, ...]
+    moved: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    base: AnyReference | None = None
+
+    @property
+    def claim(self) -> str:
+        """The code of the check."""
+        return self.check.code
+
+    @property
+    def of(self) -> dict[str, str]:
+        """What it is asked of, by the names in usage."""
+        names = self.check.names(len(self.checkpoints))
+        told = {
+            name: str(reference) for name, reference in zip(names, self.checkpoints, strict=True)
+        }
+        if self.base is not None:
+            told["--base"] = str(self.base)
+        for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
+            if patterns:
+                told[option] = ", ".join(patterns)
+        return told
+
+    @property
+    def models(self) -> list[Reference]:
+        """The checkpoints, where the claim has none by component."""
+        return [side for side in self.checkpoints if not isinstance(side, ComponentBase)]
+
+    @property
+    def references(self) -> list[Reference]:
+        """Every checkpoint that it reads."""
+        sides = [*self.checkpoints, *([self.base] if self.base else [])]
+        return [part for side in sides for _, part in side.parts]
 
 
 def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:

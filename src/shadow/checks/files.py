@@ -12,7 +12,7 @@ from shadow.templates import Reason, Value
 
 if TYPE_CHECKING:
     from shadow.checkpoints.listing import Listing
-    from shadow.checks.questions import Question
+    from shadow.checks.answer import Question
     from shadow.run.runtime import Runtime
     from shadow.targets.references import Reference
 

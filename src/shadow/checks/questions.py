@@ -4,53 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from shadow.checks.answer import Check
-from shadow.checks.table import CHECKS, require_form
+from shadow.checks.answer import Check, Question
+from shadow.checks.table import require_form
 from shadow.checks.verification import Verification
 from shadow.errors import UsageError
 from shadow.run.runtime import Runtime
 from shadow.run.sides import client_for
-from shadow.targets.references import AnyReference, ComponentBase, Reference
-
-
-@dataclass(frozen=True)
-class Question:
-    """A claim that is to be checked."""
-
-    claim: str
-    """One of CHECKS."""
-    checkpoints: tuple[AnyReference, ...]
-    moved: tuple[str, ...] = ()
-    frozen: tuple[str, ...] = ()
-    base: AnyReference | None = None
-
-    @property
-    def of(self) -> dict[str, str]:
-        """What it is asked of, by the names in usage."""
-        names = CHECKS[self.claim].names(len(self.checkpoints))
-        told = {
-            name: str(reference) for name, reference in zip(names, self.checkpoints, strict=True)
-        }
-        if self.base is not None:
-            told["--base"] = str(self.base)
-        for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
-            if patterns:
-                told[option] = ", ".join(patterns)
-        return told
-
-    @property
-    def models(self) -> list[Reference]:
-        """The checkpoints, where the claim has none by component."""
-        return [side for side in self.checkpoints if isinstance(side, Reference)]
-
-    @property
-    def references(self) -> list[Reference]:
-        """Every checkpoint that it reads."""
-        sides = [*self.checkpoints, *([self.base] if self.base else [])]
-        return [part for side in sides for _, part in side.parts]
+from shadow.targets.references import AnyReference, ComponentBase
 
 
 def question(
@@ -68,7 +30,7 @@ def question(
     form = require_form(claim, len(checkpoints), moved=moved, frozen=frozen, base=base)
     _require_alone(form, checkpoints)
     return Question(
-        claim,
+        form,
         tuple(checkpoints),
         tuple(moved),
         tuple(frozen),
@@ -89,7 +51,7 @@ def _require_alone(form: Check, checkpoints: Sequence[AnyReference]) -> None:
 
 def verify(asked: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError where a checkpoint cannot be read."""
-    check = CHECKS[asked.claim]
+    check = asked.check
     assert check.gather is not None, "a check of checkpoints"
     with (
         tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch,

@@ -16,7 +16,7 @@ from shadow.templates import Reason
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found
     from shadow.checkpoints.pairing import MatrixPair
-    from shadow.checks.questions import Question
+    from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Runtime
 
 FAR = 0.5  # |cosine| below which two tensors have little in common

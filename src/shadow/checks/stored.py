@@ -15,7 +15,7 @@ from shadow.templates import Reason
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.pairing import MatrixPair
-    from shadow.checks.questions import Question
+    from shadow.checks.answer import Question
     from shadow.places.architecture import Place
     from shadow.run.runtime import Runtime
     from shadow.spectra.kept import Kept

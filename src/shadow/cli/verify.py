@@ -20,7 +20,7 @@ from shadow.storage import as_given
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shadow.checks.questions import Question
+    from shadow.checks.answer import Question
     from shadow.checks.verification import FailedVerification, Verification
     from shadow.run.runtime import Progress, Runtime
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from shadow.checkpoints.pairing import MatrixPair, Skipped
     from shadow.run.journal import Journal
     from shadow.run.machine_limits import MachineLimits
-    from shadow.run.settings import Asked
+    from shadow.run.settings import Settings
+    from shadow.targets.families import Pair
     from shadow.targets.references import AnyReference, Reference
 
 
@@ -98,3 +99,16 @@ class Runtime:
 def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
     """Not a closure, which could not be pickled."""
     say(prefix + text)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `run_pair` was asked for, the folder of the report, and the one for byte ranges and raw
+    copies, which is removed at the end.
+    """
+
+    pair: Pair
+    settings: Settings
+    runtime: Runtime
+    folder: Path
+    scratch: Path

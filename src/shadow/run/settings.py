@@ -1,17 +1,14 @@
-"""What the numbers and files of an audit depend on, and what a pair was asked for."""
+"""What the numbers and files of an audit depend on."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from shadow.checkpoints.pairing import Filter
 from shadow.reports.metadata import SettingsMetadata
 from shadow.run.devices import CPU, DeviceChoice
-from shadow.run.runtime import Runtime
 from shadow.spectra.delta import Method
-from shadow.targets.families import Pair
 
 
 @dataclass(frozen=True)
@@ -51,16 +48,3 @@ DEFAULTS: SettingsMetadata = {
     "relation": "tuned",
     "device": "cpu",
 }
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `run_pair` was asked for, the folder of the report, and the one for byte ranges and raw
-    copies, which is removed at the end.
-    """
-
-    pair: Pair
-    settings: Settings
-    runtime: Runtime
-    folder: Path
-    scratch: Path
