@@ -18,7 +18,7 @@ from shadow.run.settings import Settings
 from shadow.spectra.delta import Method
 
 Weights = dict[str, torch.Tensor]
-SETTINGS = Settings(Method(), Filter())
+SETTINGS = Settings(Method(subspaces=False), Filter())
 BASE = planted.gaussian(0, layers=6, width=64)
 OTHER = {name: one for name, one in planted.gaussian(1, layers=6, width=64).items() if ".l" in name}
 LAYER = re.compile(r"(?<=layers\.)\d+")

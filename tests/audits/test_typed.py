@@ -34,46 +34,36 @@ def registry(tmp_path):
     return tmp_path / "own"
 
 
-def names(targets, registry):
-    return [pair.full_name for pair in select(targets, registry=registry).pairs]
-
-
-def test_one_model_of_the_hub_is_looked_up(registry):
-    """As tuned its pairs, in any case; else all pairs from it as a base."""
-    assert names(["org/toy-sft"], registry) == ["toy:base..sft"]
-    assert names(["Org/Toy-SFT"], registry) == ["toy:base..sft"]
-    assert names(["org/toy"], registry) == ["toy:base..sft", "toy:base..chat"]
-    assert names(["org/toy-chat@v2"], registry) == ["toy:base..chat", "toy:sft..chat"]
-    assert names(["org/toy-chat"], registry) == ["toy:base..chat", "toy:sft..chat"]
+@pytest.mark.parametrize(
+    ("target", "pairs"),
+    [
+        ("org/toy-sft", ["toy:base..sft"]),  # as tuned its pairs, in any case
+        ("Org/Toy-SFT", ["toy:base..sft"]),
+        ("org/toy", ["toy:base..sft", "toy:base..chat"]),  # else all pairs from it as a base
+        ("org/toy-chat@v2", ["toy:base..chat", "toy:sft..chat"]),
+        ("org/toy-chat", ["toy:base..chat", "toy:sft..chat"]),
+    ],
+)
+def test_one_model_of_the_hub_is_looked_up(registry, target, pairs):
+    assert [pair.full_name for pair in select([target], registry=registry).pairs] == pairs
 
 
 @pytest.mark.parametrize(
-    ("targets", "message", "hint"),
+    ("targets", "named", "hint"),
     [
-        (["org/better"], "'org/better' is in 2 families", "name one of them: cousin, twin"),
-        (
-            ["org/toy-sfft"], "no family has a pair with 'org/toy-sfft'",
-            "did you mean 'org/toy-sft'?"),
-        (
-            ["org/toy-sft@v9"], "no family has a pair with 'org/toy-sft @ v9'",
-            "write two checkpoints"),
-        (
-            ["./mine"], "'./mine' is one checkpoint, and a pair has two",
-            "write two checkpoints, BASE TUNED"),
-        (
-            ["toy", "./mine"], "'toy' is a family, and './mine' a checkpoint",
-            "for a folder, write ./NAME"),
-        (
-            ["./mine", "nothere"], "no family 'nothere'",
-            "write two checkpoints, BASE TUNED; a folder is ./NAME"),
-        (["./a", "./b", "./c"], "3 checkpoints: a pair has two", "several pairs go into a --list"),
+        (["org/better"], "org/better", "cousin, twin"),
+        (["org/toy-sfft"], "org/toy-sfft", "org/toy-sft"),
+        (["org/toy-sft@v9"], "org/toy-sft", "two checkpoints"),
+        (["./mine"], "./mine", "BASE TUNED"),
+        (["toy", "./mine"], "./mine", "./NAME"),
+        (["./mine", "nothere"], "nothere", "./NAME"),
+        (["./a", "./b", "./c"], "3 checkpoints", "--list"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_meant_is_refused(targets, message, hint, registry):
+)
+def test_what_cannot_be_meant_is_refused(targets, named, hint, registry):
     """With what to write instead."""
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=named) as caught:
         select(targets, registry=registry)
-    assert caught.value.message == message
     assert hint in caught.value.hint
 
 
@@ -82,11 +72,11 @@ def test_a_checkpoint_typed_without_its_dot_is_refused_at_once(shadow, tmp_path)
     folder = tmp_path / "org" / "toy"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    hint = "write ./org/toy for the folder, or org/toy@main for the model on the Hub"
     for arguments in (("org/toy", "org/toy-sft"), ("--base", "org/toy-sft", "--tuned", "org/toy")):
         done = shadow("audit", *arguments, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
-        assert done.assert_refused(2) == "error: org/toy is a folder here, and a name on the Hub"
-        assert done.err.endswith(f"hint:  {hint}\n")
+        assert "org/toy" in done.assert_refused(2)
+        assert "./org/toy" in done.err
+        assert "org/toy@main" in done.err
     assert typed_reference("org/toy@main").revision == "main"
     assert not parse_reference("org/toy").is_folder  # of a list or a registry
 
@@ -100,10 +90,7 @@ def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
     assert given.name.startswith("one..two-")
     shadow("audit", "./one", "./two", "-o", "out", "--name", "mine:base..v2").assert_done(3)
     assert (tmp_path / "out" / "mine" / "base..v2" / "summary.json").is_file()
-    for arguments, words in (
-        (("plan", "demo", "--name", "mine:a..b"), "--name is for one pair"),
-        (("plan", "./one", "./two", "--name", "mine"), "is not a pair name"),
-        (("plan", "./one", "./two", "--name", "mine:one"), "is not a pair name"),
-        (("plan", "./one", "./two", "--name", "../up:a..b"), "is not a pair name"),
-    ):
-        assert words in shadow(*arguments).assert_refused(2)
+    wrong = [("demo", "--name", "mine:a..b")]
+    wrong += [("./one", "./two", "--name", name) for name in ("mine", "mine:one", "../up:a..b")]
+    for arguments in wrong:
+        assert "--name" in shadow("plan", *arguments).assert_refused(2)
