@@ -7,6 +7,7 @@ from pathlib import Path
 
 import planted
 import pytest
+from measuring import pair_of
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -16,8 +17,7 @@ from shadow.reports import atomic_replacement
 from shadow.run.journal import JOURNAL, Journal, remove_unfinished
 from shadow.run.sides import identity_of
 from shadow.spectra.delta import Method
-from shadow.targets.families import Pair, given_pair
-from shadow.targets.references import parse_reference
+from shadow.targets.families import Pair
 
 SETTINGS = Settings(Method(subspaces=False), Filter())
 COMMIT = "0" * 40
@@ -25,11 +25,7 @@ COMMIT = "0" * 40
 
 @pytest.fixture
 def pair(tmp_path) -> Pair:
-    sides = (
-        planted.write(tmp_path / side, planted.matrices(seed), planted.LLAMA)
-        for seed, side in enumerate(("base", "tuned"))
-    )
-    return given_pair(*(parse_reference(str(side)) for side in sides))
+    return pair_of(planted.toy(tmp_path / "base", 0), planted.toy(tmp_path / "tuned", 1))
 
 
 def unfinished(folder: Path, *fetched: dict[str, object]) -> Path:
@@ -55,9 +51,8 @@ def test_a_journal_names_no_file_outside_of_the_cache(shadow, tmp_path, path, re
     named = path.format(victim=victims[0], name="precious.txt")
     shard = {"repo": repo, "commit": COMMIT, "path": named, "checksum": None, "keep": False}
     unfinished(tmp_path / "out" / "f" / "p", shard)
-    done = shadow("clean", "-o", "out", env={"HF_HOME": str(tmp_path / "home")})
-    assert done.code == 0, done.err
-    assert "removed the unfinished work of 1 audit" in done.err
+    shadow("clean", "-o", "out", env={"HF_HOME": str(tmp_path / "home")}).assert_done()
+    assert not list((tmp_path / "out").iterdir())
     assert [victim.read_text() for victim in victims] == ["mine"] * 3
 
 
@@ -84,8 +79,8 @@ def test_an_audit_at_work_is_passed_over_and_told(shadow, tmp_path, pair):
     finally:
         journal.close()
     assert done.code == 1
-    assert "removed the unfinished work of 2 audits" in done.err
-    assert "error: an audit is writing to out/f/b" in done.err
+    (error,) = [line for line in done.err.splitlines() if line.startswith("error:")]
+    assert "out/f/b" in error
     assert [path.name for path in (tmp_path / "out" / "f").iterdir()] == ["b"]
 
 
@@ -117,7 +112,7 @@ def test_a_journal_that_is_a_link_is_refused(tmp_path, pair, which):
     else:
         (folder / PARTIAL).mkdir()
         (folder / PARTIAL / JOURNAL).symlink_to(victim)
-    with pytest.raises(ShadowError, match="symbolic links"):
+    with pytest.raises(ShadowError):
         run_pair(pair, SETTINGS, tmp_path / "out")
     assert victim.read_text() == "mine"
     assert not list(folder.rglob("*.parquet"))

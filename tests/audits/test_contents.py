@@ -13,10 +13,9 @@ import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from measuring import pair_of, report_contents
+from measuring import StoppedError, pair_of, report_contents, stopped_after
 from safetensors.torch import load_file
 
-from shadow.audits import pair as pair_module
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
@@ -91,27 +90,14 @@ def test_every_tensor_has_the_checksum_of_its_bytes(folders, tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_an_interrupted_audit_has_the_checksums_of_one_in_one_piece(
-    folders, tmp_path, monkeypatch, jobs
-):
+def test_an_interrupted_audit_has_the_checksums_of_one_in_one_piece(folders, tmp_path, jobs):
     """With any number of workers, whichever pairs were measured before."""
     whole = report_contents(audited(*folders, tmp_path / "whole", jobs=2))
-    before, outcomes = pair_module.measure_pairs, []
-
-    def stopped(*arguments, **more):
-        for outcome in before(*arguments, **more):
-            if len(outcomes) == 3:
-                raise KeyboardInterrupt
-            outcomes.append(outcome)
-            yield outcome
-
-    monkeypatch.setattr(pair_module, "measure_pairs", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        audited(*folders, tmp_path / "out", jobs=jobs)
-    monkeypatch.setattr(pair_module, "measure_pairs", before)
-    said: list[str] = []
-    report = audited(*folders, tmp_path / "out", jobs=jobs, say=said.append)
-    assert any("resuming" in line for line in said)
+    with pytest.raises(StoppedError):
+        audited(*folders, tmp_path / "out", jobs=jobs, show=stopped_after(3))
+    states = []
+    report = audited(*folders, tmp_path / "out", jobs=jobs, show=states.append)
+    assert states[0].done >= 3
     assert report_contents(report) == whole
 
 
@@ -139,7 +125,7 @@ def test_what_is_left_out_has_no_checksum_and_the_side_no_content(folders, tmp_p
     assert len(read) == 3
 
 
-def changed_unseen(folder: Path, copy: Path) -> None:
+def changed_unseen(folder: Path, copy: Path) -> Path:
     """A copy of which an entry of the embedding is another one, where no sample is taken, with all
     that the fingerprint sees as it was.
     """
@@ -152,25 +138,23 @@ def changed_unseen(folder: Path, copy: Path) -> None:
     times = (folder / "model.safetensors").stat()
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert open_folder(str(copy)).fingerprint == open_folder(str(folder)).fingerprint
+    return copy
 
 
-def test_one_fingerprint_of_two_checkpoints_does_not_make_them_one(folders, tmp_path):
-    """Their bytes tell them apart: the bases are two."""
-    base, tuned = folders
-    changed_unseen(base, tmp_path / "changed" / "base")
-    one = audited(base, tuned, tmp_path / "one")
-    other = audited(tmp_path / "changed" / "base", tuned, tmp_path / "other")
-    with pytest.raises(ShadowError, match="different bases"):
-        compare([one, other])
-
-
-def test_a_model_whose_vectors_alone_differ_is_another_one(folders, tmp_path):
-    """Its matrices have the spectra of the base, and its bytes say that it is not."""
-    base, tuned = folders
-    stored = load_file(base / "model.safetensors")
+def other_vectors(folder: Path, copy: Path) -> Path:
+    """A copy whose matrices have the spectra of the folder's."""
+    stored = load_file(folder / "model.safetensors")
     stored["model.layers.0.input_layernorm.weight"] *= 2
-    norms = planted.write(tmp_path / "norms", stored, HEADS)
-    one, other = audited(base, tuned, tmp_path / "one"), audited(norms, tuned, tmp_path / "other")
+    return planted.write(copy, stored, HEADS)
+
+
+@pytest.mark.parametrize("change", [changed_unseen, other_vectors])
+def test_the_bytes_of_two_bases_tell_them_apart(folders, tmp_path, change):
+    """Though they have one fingerprint, or the same matrices."""
+    base, tuned = folders
+    (tmp_path / "changed").mkdir()
+    changed = change(base, tmp_path / "changed" / "base")
+    one, other = audited(base, tuned, tmp_path / "1"), audited(changed, tuned, tmp_path / "2")
     with pytest.raises(ShadowError, match="different bases"):
         compare([one, other])
 

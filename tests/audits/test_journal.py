@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import chosen
-from measuring import pair_of
+from measuring import StoppedError, pair_of, stopped_after
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -57,10 +57,6 @@ FAULTS = [
 ]
 
 
-class StoppedError(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
     """A pair of a matrix and a vector, and a folder with all of its outcomes in a journal."""
@@ -74,12 +70,9 @@ def unfinished(tmp_path_factory):
         ),
     )
 
-    def show(progress):
-        if progress.done == progress.total:
-            raise StoppedError
-
+    stopping = Runtime(show=stopped_after(2), jobs=1)
     with pytest.raises(StoppedError):
-        run_pair(pair_of(*sides), SETTINGS, folder / "out", Runtime(show=show, jobs=1))
+        run_pair(pair_of(*sides), SETTINGS, folder / "out", stopping)
     return pair_of(*sides), folder / "out"
 
 
