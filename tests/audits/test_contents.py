@@ -13,7 +13,7 @@ import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from measuring import StoppedError, pair_of, report_contents, stopped_after
+from measuring import pair_of
 from safetensors.torch import load_file
 
 from shadow.audits.pair import Runtime, Settings, run_pair
@@ -87,18 +87,6 @@ def test_every_tensor_has_the_checksum_of_its_bytes(folders, tmp_path):
             for name, tensor in sorted(stored.items())
         ]
         assert content(report, side) == hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_an_interrupted_audit_has_the_checksums_of_one_in_one_piece(folders, tmp_path, jobs):
-    """With any number of workers, whichever pairs were measured before."""
-    whole = report_contents(audited(*folders, tmp_path / "whole", jobs=2))
-    with pytest.raises(StoppedError):
-        audited(*folders, tmp_path / "out", jobs=jobs, show=stopped_after(3))
-    states = []
-    report = audited(*folders, tmp_path / "out", jobs=jobs, show=states.append)
-    assert states[0].done >= 3
-    assert report_contents(report) == whole
 
 
 def test_the_content_is_that_of_the_weights_in_any_files(folders, tmp_path):

@@ -36,21 +36,6 @@ from shadow.telling.reading import read_summary
 EVERYTHING = Settings(Method(subspaces=False), Filter())
 
 
-@pytest.fixture
-def toys(tmp_path):
-    """A family of a base of two layers and two models tuned from it, the second of four layers as
-    its own base is.
-    """
-    planted.toy(tmp_path / "base", 0)
-    planted.toy(tmp_path / "one", 1)
-    planted.toy(tmp_path / "deep", 2, layers=4)
-    planted.toy(tmp_path / "deeper", 3, layers=4)
-    (tmp_path / "toys.yaml").write_text(
-        "toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n"
-    )
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A pair, and its report."""
@@ -347,10 +332,10 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     """The pair of other settings is `kept` in both files, with what differs and no figure; the exit
     code is 1, also that of a gate.
     """
-    (pair,) = select(["toy-a"], registry=toys).pairs
+    (pair,) = select(["toy-a:base..one"], registry=toys).pairs
     folder = run_pair(pair, EXACT, toys / "out").folder
     before = files(folder)
-    words = ("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces")
+    words = ("audit", "toy-a:*one", "toy-c", "--registry", ".", "-o", "out", "--no-subspaces")
     done = shadow(*words)
     done.assert_done(1)
     (error,) = [line for line in done.err.splitlines() if line.startswith("error")]
@@ -407,6 +392,11 @@ def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
     """One pair, several and a list of pairs; where one has it, the other is a failed pair, and the
     code is 1.
     """
+    for seed, name in enumerate(("deep", "deeper"), 2):
+        planted.toy(toys / name, seed, layers=4)
+    (toys / "toys.yaml").write_text(
+        "toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n"
+    )
     options = ("--registry", ".", *(("--no-subspaces",) if command == "audit" else ()))
     shadow(command, "toy-a", "--layer", "99", *options).assert_refused(2)
     for targets in (("toy-a", "toy-b"), ("toy-*",)):

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 from hub import Hub
 from hub_pairs import SECRET, variables
-from measuring import contents, pair_of
+from measuring import pair_of
 
 import shadow
 from shadow.audits.pair import Settings, run_pair
@@ -109,23 +109,6 @@ def test_every_norm_is_that_of_the_decoded_matrices(sides, tmp_path, kinds):
         assert (delta["kept_low"].between(0, delta["kept_high"]) == one_sided).all()
     for side, kind in zip(("base", "tuned"), kinds, strict=True):
         assert delta[f"levels_{side}"].isna().all() == (kind in ("Q8_0", "Q4_0"))
-
-
-def test_an_audit_of_gguf_files_does_not_depend_on_its_workers(sides, tmp_path):
-    """The same bytes from one worker and from two; another file of the same size is another
-    checkpoint.
-    """
-    _, paths = sides
-    pair = paths["base-Q8_0"], paths["tuned-Q8_0"]
-    _, folder = audited(*pair, tmp_path / "one", jobs=1)
-    audited(*pair, tmp_path / "two", jobs=2)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two") != {}
-    assert pd.read_parquet(folder / "tensors.parquet")["checksum"].notna().all()
-    content = bytearray(pair[0].read_bytes())
-    content[-2000] ^= 1
-    other = tmp_path / pair[0].name
-    other.write_bytes(bytes(content))
-    assert open_folder(str(pair[0])).fingerprint != open_folder(str(other)).fingerprint
 
 
 def files_of(base, tuned, output):

@@ -251,8 +251,7 @@ class Changing(Apart):
 
 
 @pytest.mark.parametrize(
-    ("engine", "named"),
-    [(Apart, "network file"), (OfItsOwn, "SHADOW_WORK_DIR"), (Changing, "")],
+    ("engine", "named"), [(Apart, "network file"), (OfItsOwn, "SHADOW_WORK_DIR"), (Changing, "")]
 )
 def test_a_part_that_measures_elsewhere_is_one_fault(tmp_path, monkeypatch, engine, named):
     """No report, and a hint at the folder."""

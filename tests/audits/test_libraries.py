@@ -6,6 +6,7 @@ import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
+from effort import chosen
 from measuring import pair_of
 
 from shadow.audits.pair import Runtime, Settings, run_pair
@@ -40,7 +41,7 @@ def pair(tmp_path_factory):
     return pair_of(folder / "base", folder / "tuned")
 
 
-@pytest.mark.parametrize("precision", ["default", "exact", "sketch"])
+@pytest.mark.parametrize("precision", chosen(("default", "exact", "sketch"), ("default",)))
 @pytest.mark.parametrize("largest", [300, 2048], ids=["Lanczos too", "as it is"])
 def test_both_choices_agree(pair, precision, largest, tmp_path, monkeypatch):
     """Every number of the report within 1e-6, of angles between subspaces within 1e-5."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import planted
 import pytest
 import torch
+from effort import chosen
 from safetensors.torch import save_file
 
 WIDTH, LAYERS = 32, 4
@@ -123,7 +124,12 @@ SYMPTOMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("symptom", SYMPTOMS)
+# variants of what others show
+LIKE = {"they are there", "and no others", "nothing that is frozen", "in two layers",
+        "or in two layers", "nothing else did", "none moved", "two equal ones"}  # fmt: skip
+
+
+@pytest.mark.parametrize("symptom", chosen(SYMPTOMS, [one for one in SYMPTOMS if one not in LIKE]))
 def test_a_symptom_is_named(shadow, tmp_path, planted_folder, symptom):
     command, code, names = SYMPTOMS[symptom]
     words = command.replace(" ./", f" {planted_folder}/").split()
