@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+import planted
 import pyarrow.parquet as pq
 import torch
 
@@ -74,6 +76,22 @@ def stopped_after(count: int) -> Callable[[Progress], None]:
 def pair_of(base: Path, tuned: Path) -> Pair:
     """The pair of two folders."""
     return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+
+
+def planted_pair(
+    folder: Path, base: planted.Tensors, tuned: planted.Tensors, config: dict | None = None
+) -> Pair:
+    """The pair of two checkpoints that are written below a folder."""
+    sides = (("base", base), ("tuned", tuned))
+    return pair_of(*(planted.write(folder / name, tensors, config) for name, tensors in sides))
+
+
+def frame(folder: Path, name: str = "matrices", **equal: object) -> pd.DataFrame:
+    """The rows of a table of a report whose columns have these values."""
+    found = pq.read_table(folder / f"{name}.parquet").to_pandas()
+    for column, value in equal.items():
+        found = found[found[column] == value]
+    return found.reset_index(drop=True)
 
 
 def report_contents(folder: Path) -> dict[str, object]:

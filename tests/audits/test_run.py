@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 import reference
 import torch
 from effort import chosen
-from measuring import StoppedError, pair_of, report_contents, stopped_after
+from measuring import StoppedError, frame, pair_of, planted_pair, report_contents, stopped_after
 from safetensors.torch import load_file
 
 from shadow.audits.pair import Runtime, Settings, run_pair
@@ -129,12 +130,8 @@ def test_files_are_what_the_schema_says(llama, whole):
 
 def test_parquet_holds_null_and_never_nan(whole):
     """A number that is not defined is null: of many columns of floats none holds a NaN."""
-    floats = [
-        column
-        for table in tables(whole.folder).values()
-        for column in table.columns
-        if str(column.type) == "double"
-    ]
+    columns = [column for table in tables(whole.folder).values() for column in table.columns]
+    floats = [column for column in columns if str(column.type) == "double"]
     assert sum(len(column) - column.null_count for column in floats) > 1000
     assert sum(column.null_count for column in floats) > 100
     assert not [column for column in floats if pc.any(pc.is_nan(column)).as_py()]
@@ -208,117 +205,95 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     assert states[0].done == 0
 
 
-def test_an_interrupt_loses_no_outcome_that_is_in_the_journal(tmp_path):
-    """It may fall between a line of the journal and the note that the line is there.
+@pytest.mark.parametrize(("owner", "method", "there"), [("Journal", "add", 0), ("_Kept", "put", 1)])
+def test_an_interrupt_loses_no_outcome_that_is_in_the_journal(
+    tmp_path, monkeypatch, owner, method, there
+):
+    """It may fall between a line of the journal and the note that the line is there."""
+    pair = planted_pair(tmp_path, {planted.UP.format(0): torch.randn(8, 6)},
+                        {planted.UP.format(0): torch.randn(8, 6)})  # fmt: skip
 
-    The interrupt comes at each of the last steps that the journal takes for its first outcome.
-    """
-    up = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}
-    base = planted.write(tmp_path / "base", up)
-    tuned = planted.write(tmp_path / "tuned", {name: 2 * W for name, W in up.items()})
+    def interrupted(*_):
+        raise KeyboardInterrupt
 
-    def outcomes_in(out):
-        journals = out.glob("*/*/.partial/journal.jsonl")
-        return sum(file.read_bytes().count(b"\n") - 1 for file in journals)
-
-    def audit(out, stop):
-        """The lines of the journal's code that ran up to the first outcome, or up to stop."""
-        count = 0
-
-        def step(frame, event, argument):
-            nonlocal count
-            count += event == "line"
-            if count == stop:
-                sys.settrace(None)
-                there.append(outcomes_in(out))
-                raise KeyboardInterrupt
-            return step
-
-        def show(progress):
-            if progress.done:
-                sys.settrace(None)
-            elif sys.gettrace() is None:
-                code = str(Path(journal.__file__))
-                sys.settrace(lambda f, *_: step if f.f_code.co_filename == code else None)
-
-        try:
-            run(base, tuned, out, runtime=Runtime(show=show, jobs=1))
-        finally:
-            sys.settrace(None)
-        return count
-
-    there, left = [], []
-    last = audit(tmp_path / "whole", None)
-    for stop in range(last - 8, last - 4):
-        out = tmp_path / str(stop)
+    with monkeypatch.context() as patched:
+        patched.setattr(getattr(journal, owner), method, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            audit(out, stop)
-        left.append(outcomes_in(out))
-        assert run(base, tuned, out).measured == 1 - left[-1]
-    assert left == there
-    assert set(left) == {0, 1}
+            run_pair(pair, EVERYTHING, tmp_path / "out", Runtime(jobs=1))
+    lines = [path.read_bytes().count(b"\n") for path in tmp_path.rglob("journal.jsonl")]
+    assert lines == [2] * there
+    assert run_pair(pair, EVERYTHING, tmp_path / "out").measured == 1 - there
 
 
 def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
     """Each kind has its status and reason on both sides; no row pretends to be measured."""
-    rng = torch.Generator().manual_seed(0)
+    embed, norm = "model.embed_tokens.weight", "model.norm.weight"
+    rotary = "model.layers.0.rotary.inv_freq"
     q, k, v = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv")
-    base = {
-        "model.embed_tokens.weight": torch.randn(100, 16, generator=rng),
-        q: torch.randn(16, 16, generator=rng),
-        k: torch.randn(16, 16, generator=rng),
-        v: torch.randn(16, 16, generator=rng),
-        "model.norm.weight": torch.ones(16),
-        "model.layers.0.rotary.inv_freq": torch.arange(4),
-    }
-    tuned = {name: t.clone() for name, t in base.items()}
-    tuned["model.embed_tokens.weight"] = torch.cat(
-        [base["model.embed_tokens.weight"] + 0.1, torch.ones(5, 16)]
-    )
-    tuned[k] = base[k] + 0.01
+    base = {name: torch.randn(16, 16) for name in (q, k, v)} | {
+        embed: torch.randn(100, 16), norm: torch.ones(16), rotary: torch.arange(4),
+    }  # fmt: skip
+    tuned = {name: one.clone() for name, one in base.items()}
+    tuned[embed] = torch.cat([base[embed] + 0.1, torch.ones(5, 16)])
+    tuned[k] += 0.01
     tuned[v][3, 4] = math.nan
-    tuned["model.norm.weight"] = 1.1 * torch.ones(16)
-    result = run(
-        planted.write(tmp_path / "b", base), planted.write(tmp_path / "t", tuned), tmp_path / "out"
-    )
-    rows = tables(result.folder)["tensors"].to_pandas().set_index(["tensor", "side"])
+    tuned[norm] *= 1.1
+    result = run_pair(planted_pair(tmp_path, base, tuned), EVERYTHING, tmp_path / "out")
+    rows = frame(result.folder, "tensors").set_index(["tensor", "side"])
     for side in ("base", "tuned"):
         assert tuple(rows.loc[(q, side), ["status", "relative_norm"]]) == ("identical", 0.0)
-        broken = rows.loc[(v, side), ["status", "reason", "detail"]]
-        assert tuple(broken) == ("skipped", "nonfinite", "in the tuned tensor")
-        grown = rows.loc[("model.embed_tokens.weight", side), "detail"]
-        assert grown.startswith("5 rows only in tuned")
-        norm = rows.loc[("model.norm.weight", side)]
-        assert (norm["reason"], norm["relative_norm"]) == ("not_a_matrix", pytest.approx(0.1))
-        assert rows.loc[("model.layers.0.rotary.inv_freq", side), "reason"] == "not_float"
-    measured = tables(result.folder)["matrices"].to_pandas()
-    assert set(measured["tensor"]) == {k, "model.embed_tokens.weight"}
-    assert set(measured.query("module == 'embed'")["rows"]) == {100}
+        assert tuple(rows.loc[(v, side), ["status", "reason"]]) == ("skipped", "nonfinite")
+        assert rows.loc[(embed, side), "detail"].startswith("5 rows")
+        vector = rows.loc[(norm, side)]
+        assert (vector["reason"], vector["relative_norm"]) == ("not_a_matrix", pytest.approx(0.1))
+        assert rows.loc[(rotary, side), "reason"] == "not_float"
+    measured = frame(result.folder)
+    assert set(zip(measured["tensor"], measured["rows"], strict=True)) == {(k, 16), (embed, 100)}
     assert result.should_not_have_skipped == ["nonfinite"]
 
 
 def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
     """Only q of a fused projection changed: a tensor row, its norm over all, two parts equal."""
-    config = {"model_type": "gpt2"}
     name = "h.0.attn.c_attn.weight"
     base = {name: torch.randn(64, 192, generator=torch.Generator().manual_seed(0))}
     tuned = {name: base[name].clone()}
     tuned[name][:, :64] += 0.1
-    result = run(
-        planted.write(tmp_path / "b", base, config),
-        planted.write(tmp_path / "t", tuned, config),
-        tmp_path / "o",
-    )
-    found = {key: table.to_pandas() for key, table in tables(result.folder).items()}
-    assert list(found["matrices"]["module"]) == ["attn.q"] * 3
-    (row,) = found["tensors"].query("side == 'tuned'").to_dict("records")
+    pair = planted_pair(tmp_path, base, tuned, {"model_type": "gpt2"})
+    folder = run_pair(pair, EVERYTHING, tmp_path / "o").folder
+    assert list(frame(folder)["module"]) == ["attn.q"] * 3
+    (row,) = frame(folder, "tensors", side="tuned").to_dict("records")
     assert (row["status"], row["module"]) == ("measured", "attn.qkv")
-    assert row["detail"] == "attn.k identical; attn.v identical"
     expected = float((tuned[name] - base[name]).double().norm() / base[name].double().norm())
     assert row["relative_norm"] == pytest.approx(expected, rel=1e-6)
 
 
+MEASURING = """
+import re, sys, threading, time
+from pathlib import Path
+from measuring import pair_of
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.run.pair_plan import plan_pair
+from shadow.spectra.delta import Method
+
+def watch():
+    while True:
+        held = re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())
+        peak.append(1024 * int(held[1]))
+        time.sleep(0.002)
+
+peak, folder = [], Path(sys.argv[1])
+asked = pair_of(folder / "base", folder / "tuned"), Settings(Method(), Filter()), folder / "out"
+runtime = Runtime(jobs=1)
+planned = plan_pair(*asked, runtime).memory
+threading.Thread(target=watch, daemon=True).start()
+run_pair(*asked, runtime)
+print(planned, max(peak))
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize(
     ("name", "shape", "dtype"),
     [
@@ -331,32 +306,12 @@ def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
 def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, dtype):
     """Tensors of 13 to 200 MB: a few blocks of anonymous memory."""
     for side in ("base", "tuned"):
-        tensor = torch.randn(shape, generator=torch.Generator().manual_seed(len(side))).to(dtype)
-        planted.write(tmp_path / side, {f"model.{name}.weight": tensor})
-        del tensor
-    code = (
-        "import sys, threading, time, shadow.audits.pair as r\n"
-        "from shadow.spectra.delta import Method; from shadow.checkpoints.pairing import Filter\n"
-        "from shadow.targets.families import given_pair\n"
-        "from shadow.targets.references import parse_reference as p\n"
-        "from shadow.run.pair_plan import plan_pair; from pathlib import Path\n"
-        "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status')"
-        " if l.startswith('RssAnon'))\n"
-        "b, t, o = sys.argv[1:]\n"
-        "asked = given_pair(p(b), p(t)), r.Settings(Method(), Filter()), Path(o)\n"
-        "runtime = r.Runtime(jobs=1); print(plan_pair(*asked, runtime).memory)\n"
-        "peak = [0]\n"
-        "def watch():\n"
-        "    while True: peak[0] = max(peak[0], anon()); time.sleep(0.002)\n"
-        "threading.Thread(target=watch, daemon=True).start()\n"
-        "r.run_pair(*asked, runtime)\n"
-        "print(1024 * peak[0])\n"
-    )
-    if not Path("/proc/self/status").exists():
-        pytest.skip("anonymous memory is read from /proc")
-    folders = [str(tmp_path / folder) for folder in ("base", "tuned", "out")]
-    command = [sys.executable, "-c", code, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+        planted.write(tmp_path / side, {f"model.{name}.weight": torch.randn(shape).to(dtype)})
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURING, tmp_path], env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
     planned, peak = map(int, done.stdout.split())
     kept = 2 * min(math.prod(shape) * dtype.itemsize, 1 << 27)  # what is read of both sides
     assert peak < planned < 650_000_000 + kept
@@ -410,25 +365,20 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
     """F64 checkpoints of any scale: what depends on no unit is that of weights near 1; a change
     whose energy is no float64 number is not said to be rounded.
     """
-    generator = torch.Generator().manual_seed(0)
     found = []
     for scale in (0, exponent):
-        generator.manual_seed(0)
-        sides = [
-            planted.write(
-                tmp_path / str(scale) / side,
-                {
-                    f"model.layers.{layer}.mlp.up_proj.weight": 10.0**scale
-                    * torch.randn(60, 70, generator=generator, dtype=torch.float64)
-                    for layer in range(3)
-                },
-                planted.LLAMA,
-            )
-            for side in ("base", "tuned")
-        ]
-        result = run(*sides, tmp_path / f"out{scale}")
-        rows = pq.read_table(result.folder / "matrices.parquet").to_pandas()
-        found.append(rows[rows["subject"] == "delta"])
+        generator = torch.Generator().manual_seed(0)
+        base, tuned = (
+            {
+                planted.UP.format(layer): 10.0**scale
+                * torch.randn(60, 70, generator=generator, dtype=torch.float64)
+                for layer in range(3)
+            }
+            for _ in range(2)
+        )
+        pair = planted_pair(tmp_path / str(scale), base, tuned, planted.LLAMA)
+        folder = run_pair(pair, EVERYTHING, tmp_path / f"out{scale}").folder
+        found.append(frame(folder, subject="delta"))
     near, far = found
     assert len(near) == 3
     for name in ("energy_share", "relative_norm", "concentration", "effective_rank", "alpha"):
