@@ -93,13 +93,10 @@ def test_columns_that_say_never_null_never_are(demo):
 def test_the_schema_for_people(shadow):
     """An overview of the tables, and a row for each of their columns."""
     shown = shadow("explain", "--all").assert_done()
-    for name, table in TABLES.items():
-        assert name in shown
-        assert all(column.name in shown for column in table.columns)
-    assert "later" in shown
-    assert "leave the word out" in shadow("explain", "--all", "alpha").err
-    assert shadow("explain", "--json").code == 2
-    shadow("schema").assert_refused(code=2)
+    names = {column.name for table in TABLES.values() for column in table.columns}
+    assert [name for name in (*TABLES, *names) if name not in shown] == []
+    for words in (("explain", "--all", "alpha"), ("explain", "--json"), ("schema",)):
+        shadow(*words).assert_refused(code=2)
 
 
 def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
@@ -124,42 +121,35 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, shadow):
     made_before(run)
     (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
     (warning,) = told["warnings"]
-    assert warning.startswith("made before these columns existed, so they are null here: ")
+    assert told["warning_codes"] == ["older_report"]
     assert "rank_ceiling" in warning
     gone = {name for name, value in told["figures"].items() if value != whole["figures"][name]}
-    assert gone == {
-        "embedding_row_participation_ratio", "embedding_rows_changed",
-    }  # fmt: skip
+    assert gone == {"embedding_row_participation_ratio", "embedding_rows_changed"}
     assert all(told["figures"][name] is None for name in gone)
     assert told["modules"] == whole["modules"]
-    assert "made before these columns existed" in " ".join(
-        shadow("show", "out").assert_done().split()
-    )
+    assert " ".join(warning.split()) in " ".join(shadow("show", "out").assert_done().split())
 
 
-def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, tmp_path):
+def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow):
     """An upgrade measures nothing, and says what the report lacks; --overwrite makes it whole."""
     made_before(run)
-    kept = shadow("audit", "demo:base..narrow", "-o", "out")
+    audit = ("audit", "demo:base..narrow", "-o", "out")
+    kept = shadow(*audit)
     kept.assert_done()
-    assert (
-        "nothing to measure: the report is already there; made before these columns existed"
-        in kept.err
-    )
     assert "--overwrite" in kept.err
     assert Report(run).absent
-    done = shadow("audit", "demo:base..narrow", "-o", "out", "--overwrite")
-    done.assert_done()
-    assert "measuring again" in done.err
+    shadow(*audit, "--overwrite").assert_done()
     assert Report(run).absent == ()
-    assert "nothing to measure" in shadow("audit", "demo:base..narrow", "-o", "out").err
+    before = (run / "matrices.parquet").stat().st_mtime_ns
+    shadow(*audit).assert_done()
+    assert (run / "matrices.parquet").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("gone", ["concentration", "floor_ratio", "tensor"])
 def test_a_report_without_a_first_column_is_none(run, shadow, gone):
     """Absent is null only where a column came later: a gate must not pass for lack of it."""
     rewrite(run, lambda table: table.drop_columns([gone]) if gone in table.column_names else table)
-    assert "not a report of shadow" in shadow("show", "out").assert_refused()
+    shadow("show", "out").assert_refused()
 
 
 def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
@@ -212,14 +202,9 @@ def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(
-    ("schema", "hint"),
-    [(3, "git pull && pip install ."), (0, "audit the pair again, or read it with")],
-)
-def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema, hint):
-    """A report of a newer and of an older schema, in every command: both schemas, both versions,
-    what to do.
-    """
+@pytest.mark.parametrize("schema", [3, 0])
+def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema):
+    """A report of a newer and of an older schema, in every command."""
     uniform(tmp_path / "out", 0.4)
     uniform(tmp_path / "other", 0.3)
     rewrite(
@@ -229,10 +214,8 @@ def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command
         version="7.8.9",
     )
     done = shadow(*COMMANDS[command])
-    error = done.assert_refused()
-    assert f"a report of schema {schema}, made by shadow 7.8.9; this is shadow " in error
-    assert error.endswith("which reads schema 1 and 2")
-    assert hint in done.err.splitlines()[1]
+    assert {str(schema), "7.8.9;"} <= set(done.assert_refused().replace(",", "").split())
+    assert len(done.err.splitlines()) == 2
 
 
 @pytest.mark.parametrize("schema", [True, "2", None, 1.0, [1]])
@@ -240,4 +223,4 @@ def test_a_schema_that_is_no_number_is_no_report(shadow, tmp_path, schema):
     """Not taken for 1."""
     uniform(tmp_path / "out", 0.4)
     rewrite(tmp_path / "out", schema=schema)
-    assert "not a report of shadow" in shadow("show", "out").assert_refused()
+    shadow("show", "out").assert_refused()

