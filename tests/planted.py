@@ -107,17 +107,11 @@ def perturbed(source: Path, target: Path, size: float = 1e-2, seed: int = 0) -> 
     """A copy of a one-file checkpoint with noise of relative size on every tensor."""
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(source / "model.safetensors")
-    changed = {
-        name: (
-            t.float()
-            + size
-            * t.float().std(correction=0).clamp_min(0.01)
-            * torch.randn(t.shape, generator=generator)
-        )
-        .to(t.dtype)
-        .contiguous()
-        for name, t in tensors.items()
-    }
+    changed = {}
+    for name, one in tensors.items():
+        step = size * one.float().std(correction=0).clamp_min(0.01)
+        noise = step * torch.randn(one.shape, generator=generator)
+        changed[name] = (one.float() + noise).to(one.dtype)
     return write(target, changed, json.loads((source / "config.json").read_text()))
 
 
@@ -183,29 +177,19 @@ def tiny_llava(folder):
     """A LLaVA of a tiny Llama and a tiny CLIP tower, and these two, saved by transformers."""
     import transformers
 
+    def sized(hidden, inner):
+        heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
+        return {"hidden_size": hidden, "intermediate_size": inner, **heads}
+
     torch.manual_seed(0)
-    text = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=64,
-    )
-    sizes = {
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
+    text = transformers.LlamaConfig(**sized(32, 48), vocab_size=64)
+    sizes = sized(24, 40)
     vision = transformers.CLIPVisionConfig(**sizes, image_size=16, patch_size=8, projection_dim=24)
-    language = transformers.LlamaForCausalLM(text)
-    clip = transformers.CLIPModel(
-        transformers.CLIPConfig(
-            text_config={**sizes, "vocab_size": 50, "max_position_embeddings": 8},
-            vision_config=vision.to_dict(),
-            projection_dim=16,
-        )
+    words = {**sizes, "vocab_size": 50, "max_position_embeddings": 8}
+    both = transformers.CLIPConfig(
+        text_config=words, vision_config=vision.to_dict(), projection_dim=16
     )
+    language, clip = transformers.LlamaForCausalLM(text), transformers.CLIPModel(both)
     llava = transformers.LlavaForConditionalGeneration(
         transformers.LlavaConfig(text_config=text, vision_config=vision)
     )

@@ -7,7 +7,9 @@ fails when it drifts.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -56,23 +58,28 @@ def shadow(*arguments: str | Path, cwd: str | Path | None = None, code: int = 0)
     cwd: the folder it is in. code: its exit code.
     """
     path = str(SHADOW.parent) + ":/usr/bin:/bin"
+    env = {**ENVIRONMENT, "PATH": path}
     child = subprocess.run(
-        [SHADOW, *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        env={**ENVIRONMENT, "PATH": path},
-        cwd=cwd,
+        [SHADOW, *arguments], capture_output=True, encoding="utf-8", env=env, cwd=cwd
     )
     assert child.returncode == code, child.stderr
     return "\n".join(line.rstrip() for line in child.stdout.splitlines()).strip("\n")
 
 
+@functools.cache
+def reports_of_demo() -> str:
+    """A folder of the reports of the demo family, until this process ends."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    shadow("audit", "demo", "-o", folder)
+    return folder
+
+
 def audited_demo() -> str:
     """The demo audit as a person sees it; what differs from machine to machine is replaced."""
-    with tempfile.TemporaryDirectory() as folder:
-        text = shadow("audit", "demo:base..narrow", "-o", folder)
+    folder = reports_of_demo()
+    text = shadow("show", f"{folder}/demo/base..narrow").replace(folder, "reports")
     text = re.sub(r"(?m)^(base|tuned)  .*/demo/(\w+)$", r"\1   .../registry/demo/\2", text)
-    text = text.replace(folder, "reports")
     return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
 
 
@@ -159,25 +166,16 @@ def answers() -> str:
     return fenced("\n".join(told))
 
 
-def compared_demo() -> str:
+def compared_demo(*more: str) -> str:
     """The demo's two models compared, as a person sees it; folders are as in the command above."""
-    with tempfile.TemporaryDirectory() as folder:
-        shadow("audit", "demo", "-o", folder)
-        text = shadow(
-            "compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad"))
-        )
+    pairs = (f"{reports_of_demo()}/demo/base..{stage}" for stage in ("narrow", "broad"))
+    text = shadow("compare", *pairs, *more)
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
 
 
 def joint_demo() -> str:
     """What `--joint` adds to the comparison of the demo's two models."""
-    with tempfile.TemporaryDirectory() as folder:
-        shadow("audit", "demo", "-o", folder)
-        text = shadow(
-            "compare",
-            *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")),
-            "--joint",
-        )
+    text = compared_demo("--joint")
     return text[text.index("Over the ") : text.index("\nA and B: medians")].strip()
 
 
@@ -201,9 +199,7 @@ def row_of_demo() -> str:
         "subject", "layer", "module", "relative_norm", "participation_ratio",
         "null_participation_ratio",
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        shadow("audit", "demo:base..narrow", "-o", folder)
-        rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
+    rows = pd.read_parquet(f"{reports_of_demo()}/demo/base..narrow/matrices.parquet")
     row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[
         [*names, "concentration", "spikes"]
     ]
