@@ -534,6 +534,14 @@ def bf16(values):
     return (values.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
+def finish_gguf(writer):
+    """Write what a GGUFWriter was given."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_gguf(
     path, tensors, kind="Q8_0", arch="llama", *,
     added=0.0, paired=True, metadata=None, kinds=None, tokens=GGUF_TOKENS,
@@ -570,10 +578,7 @@ def write_gguf(
         of_matrix = (kinds or {}).get(name, kind) if weight.ndim > 1 else "F32"
         type_ = gguf.GGMLQuantizationType[of_matrix]
         writer.add_tensor(called, ggml_blocks(weight, of_matrix), raw_dtype=type_)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_gguf(writer)
     return path
 
 

@@ -10,6 +10,7 @@ import torch
 from compressed_tensors import compressors
 from compressed_tensors import quantization as schemes
 from measuring import Piece
+from quantisers import awq_words, stream
 from transformers.integrations import mxfp4
 
 from shadow.checkpoints.decoders import bits_of, packed_tensor
@@ -119,16 +120,6 @@ def test_bitsandbytes_in_8_bits():
         packed("bitsandbytes-8bit", of(pieces), (12, 40))
 
 
-def gptq_stream(numbers, bits):
-    """(numbers, columns) -> words along the first dimension, as AutoGPTQ's `pack` writes them."""
-    count, columns = numbers.shape
-    words = np.zeros((count * bits // 32, columns), np.uint32)
-    for column in range(columns):
-        stream = sum(int(number) << (i * bits) for i, number in enumerate(numbers[:, column]))
-        words[:, column] = [(stream >> (32 * i)) & 0xFFFFFFFF for i in range(len(words))]
-    return torch.from_numpy(words.view(np.int32))
-
-
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("added", [0, 1])
@@ -147,8 +138,8 @@ def test_gptq(bits, ordered, added):
             g = g_idx[col]
             truth[row, col] = scales[g, row].float() * float(q[col, row] - (z[g, row] + added))
     pieces = {
-        "qweight": gptq_stream(q, bits),
-        "qzeros": gptq_stream(z.T, bits).T.contiguous(),
+        "qweight": stream(torch.from_numpy(q.T), bits).T.contiguous(),
+        "qzeros": stream(torch.from_numpy(z), bits),
         "scales": scales,
         "g_idx": torch.from_numpy(g_idx).int(),
     }
@@ -163,14 +154,6 @@ def test_gptq(bits, ordered, added):
         packed("gptq", of(pieces), (rows, cols), (bits, added, group))
 
 
-def awq_words(numbers):
-    """(lines, outputs) -> words of eight outputs, in the order 0 2 4 6 1 3 5 7 (awq's gemm.py)."""
-    words = np.zeros((numbers.shape[0], numbers.shape[1] // 8), np.uint32)
-    for nibble, output in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
-        words |= numbers[:, output::8].astype(np.uint32) << np.uint32(4 * nibble)
-    return torch.from_numpy(words.view(np.int32))
-
-
 def test_awq():
     """s (q - z), eight outputs interleaved in a word: AutoAWQ, entry by entry."""
     rows, cols, group = 24, 64, 32
@@ -182,7 +165,8 @@ def test_awq():
         for col in range(cols):
             g = col // group
             truth[row, col] = float(q[col, row] - z[g, row]) * scales[g, row].float()
-    pieces = {"qweight": awq_words(q), "qzeros": awq_words(z), "scales": scales}
+    words = (awq_words(torch.from_numpy(numbers)) for numbers in (q, z))
+    pieces = dict(zip(("qweight", "qzeros"), words, strict=True)) | {"scales": scales}
     matrix = packed("awq", of(pieces), (rows, cols), (group,))
     same(matrix, truth)
     assert torch.equal(matrix.steps((slice(None),)), scales.float().T.repeat_interleave(group, 1))

@@ -42,10 +42,7 @@ def file_of(path, raw, kind, name="blk.0.attn_v.weight", arch="llama"):
     """A GGUF file of one tensor that is written as it is."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_tensor(name, raw, raw_dtype=Type[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    planted.finish_gguf(writer)
     return path
 
 
@@ -140,10 +137,7 @@ def test_a_layer_may_have_its_own_number_of_heads(tmp_path):
     writer.add_head_count([4, 2])
     for layer in range(3):
         writer.add_tensor(f"blk.{layer}.attn_q.weight", planted.permuted(weight, (4, 2, 2)[layer]))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    planted.finish_gguf(writer)
     checkpoint = open_folder(str(tmp_path / "a.gguf"))
     *known, unknown = checkpoint.tensors.values()
     assert all(same_bits(checkpoint.tensor(info).whole().numpy(), weight) for info in known)
@@ -187,10 +181,7 @@ def test_names_lead_to_the_places_of_transformers_names(tmp_path, arch):
     for name in names:
         shape = (32,) if "norm" in name else (4, 64, 32) if "exps" in name else (64, 32)
         writer.add_tensor(f"blk.3.{name}.weight", np.zeros(shape, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    planted.finish_gguf(writer)
     tensors = open_folder(str(tmp_path / "a.gguf")).tensors.values()
     config = {"model_type": model_type, "num_attention_heads": 4, "num_key_value_heads": 2}
     for info, wanted in zip(tensors, names.values(), strict=True):
@@ -225,10 +216,7 @@ def fused_file(path, arch, weight, bias, heads, groups, kind):
     data = quantize(weight[order], Type[kind])
     writer.add_tensor("blk.0.attn_qkv.weight", data, raw_dtype=Type[kind])
     writer.add_tensor("blk.0.attn_qkv.bias", bias[order])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    planted.finish_gguf(writer)
     return path
 
 
@@ -336,10 +324,7 @@ def split(path, tensors, count):
             writer.add_head_count_kv(planted.GGUF_KV_HEADS)
         for tensor in reader.tensors[number::count]:
             writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        planted.finish_gguf(writer)
         parts.append(part)
     return whole, parts
 
