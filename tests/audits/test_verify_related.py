@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import planted
@@ -12,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import shadow
-from shadow.checks.related import Candidate, related_to
+from shadow.checks.related import Candidate, Measured, judge
 from shadow.errors import UsageError
+from shadow.spectra.units import Relation
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -35,18 +35,22 @@ def apart(target: Path, seed: int) -> Path:
     return changed(DEMO / "base", target, drawn)
 
 
+def nearest(found) -> str:
+    """The candidate that an answer names as the nearest."""
+    assert (found.holds, found.code) == (True, "nearest"), found
+    return str(found.answer.reasons[0].figures["name"])
+
+
 def test_siblings_come_from_the_base_and_not_from_each_other():
     """Both models of the demo name the base among each other, in any order of candidates."""
     for one, other in (("narrow", "broad"), ("broad", "narrow")):
         for candidates in (("base", other), (other, "base")):
             found = shadow.verify("related", DEMO / one, *(DEMO / name for name in candidates))
-            assert found.holds is True
-            assert "demo/base is the nearest relative" in found.reason
+            assert nearest(found) == str(DEMO / "base")
             assert found.figures["p"] <= 1e-3 / 2
-            assert [against.name.endswith(other) for against in found.against] == [True]
+            assert [against.name for against in found.against] == [str(DEMO / other)]
     alone = shadow.verify("related", DEMO / "narrow", DEMO / "broad")
-    assert alone.holds is True
-    assert "which was trained from which is not told" in alone.reason
+    assert [one.code for one in alone.answer.reasons] == ["nearest", "direction"]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -55,15 +59,8 @@ def test_units_that_are_equal_cannot_be_told_apart(tmp_path, value):
     flat = changed(DEMO / "base", tmp_path / "flat", lambda _, one: torch.full_like(one, value))
     for model, candidate in ((flat, flat), (flat, DEMO / "base"), (DEMO / "base", flat)):
         found = shadow.verify("related", model, candidate)
-        assert found.holds is None, found
-        assert "too many of its or the model's units are equal" in found.reason
-
-
-def test_between_two_models_the_base_abstains():
-    """Neither of the two lies on the way to the other: the model does."""
-    found = shadow.verify("related", DEMO / "base", DEMO / "narrow", DEMO / "broad")
-    assert found.holds is None
-    assert "lies between" in found.reason
+        assert (found.holds, found.code) == (None, "candidates_not_compared"), found
+        assert [one.code for one in found.against] == ["unknown"]
 
 
 def test_models_that_were_initialised_apart_are_none(tmp_path):
@@ -80,11 +77,9 @@ def test_models_that_were_initialised_apart_are_none(tmp_path):
 def test_three_siblings_name_no_base(tmp_path):
     """Their common origin is not among the candidates."""
     made = [planted.perturbed(DEMO / "base", tmp_path / str(n), 0.1, n) for n in range(3)]
-    found = shadow.verify("related", *made)
-    assert found.holds is None
-    assert "siblings" in found.reason
-    found = shadow.verify("related", *made, DEMO / "base")
-    assert "demo/base is the nearest" in found.reason
+    assert shadow.verify("related", *made).code == "siblings"
+    assert nearest(shadow.verify("related", *made, DEMO / "base")) == str(DEMO / "base")
+    assert shadow.verify("related", DEMO / "base", *made[:2]).code == "between"
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -98,10 +93,9 @@ def test_a_quantised_copy_is_a_relative(tmp_path, bits):
         return ((one.float() / step).round() * step).to(one.dtype)
 
     copy = changed(DEMO / "base", tmp_path / "copy", quantised)
-    assert shadow.verify("related", DEMO / "narrow", copy).holds is True
-    found = shadow.verify("related", DEMO / "narrow", copy, DEMO / "base")
-    assert "demo/base is the nearest relative" in found.reason
-    assert "demo/base is the nearest" in shadow.verify("related", copy, DEMO / "base").reason
+    assert nearest(shadow.verify("related", DEMO / "narrow", copy)) == str(copy)
+    for sides in ((DEMO / "narrow", copy), (copy,)):
+        assert nearest(shadow.verify("related", *sides, DEMO / "base")) == str(DEMO / "base")
 
 
 def test_units_in_another_order_are_found(tmp_path):
@@ -119,30 +113,46 @@ def test_units_in_another_order_are_found(tmp_path):
 
     copy = changed(DEMO / "narrow", tmp_path / "permuted", permuted)
     found = shadow.verify("related", copy, DEMO / "base")
-    assert found.holds is True
-    assert "in another order" in found.reason
+    assert nearest(found) == str(DEMO / "base")
+    assert found.answer.reasons[0].figures["how"].code == "reordered"
 
 
-def test_equal_candidates_and_other_sizes_are_not_told(tmp_path):
-    """Two equal candidates, one of another width, and an adapter."""
-    found = shadow.verify("related", DEMO / "narrow", DEMO / "base", DEMO / "base")
-    assert found.holds is None
-    assert "cannot be told apart" in found.reason
-    small = planted.toy(tmp_path / "small", 0)
-    found = shadow.verify("related", DEMO / "narrow", small)
-    assert found.holds is None
-    assert "no MLP of the same size" in found.reason
+def test_candidates_of_another_size_are_not_compared(tmp_path):
+    """Beside none of its size the answer is open; beside none at all it is no question."""
+    found = shadow.verify("related", DEMO / "narrow", planted.toy(tmp_path / "small", 0))
+    assert (found.holds, found.code) == (None, "candidates_not_compared")
     with pytest.raises(UsageError):
         shadow.verify("related", DEMO / "narrow")
 
 
-def test_many_candidates_need_a_smaller_p():
-    """The level is shared: p = 5e-4 is a relative of one candidate, and of ten it is none."""
-    one = Candidate("a", 5e-4, distance=0.1)
-    others = [Candidate(f"b{n}", 0.5, reordered=0.1) for n in range(9)]
-    assert related_to([one], {})[0].outcome == "holds"
-    assert related_to([replace(one, reordered=0.1), *others], {})[0].outcome == "does_not_hold"
-    assert related_to([one, *others], {})[0].outcome == "inconclusive"
+NEAR, FAR = Relation(6e-4, distance=0.1), Relation(6e-4, distance=0.2, reordered=0.1)
+NONE = Relation(0.5, reordered=0.1)
+EQUAL, WAYS = Relation(1e-5, distance=0.0), {(0, 1): 0.1, (1, 0): 0.7}
+# relations of candidates, corners between them -> the code of the answer, how many are related
+JUDGED = {
+    "one": ([NEAR], {}, "nearest", 1),
+    "the level is shared by all that are named": ([NEAR, NONE], {}, "no_order", 0),
+    "and by those that cannot be compared": ([NEAR, None], {}, "candidates_not_compared", 0),
+    "none in any order": ([FAR, NONE], {}, "no_candidate", 0),
+    "units of one are equal": ([Relation(None)], {}, "candidates_not_compared", 0),
+    "another order": ([Relation(0.5, reordered=0.9), NONE], {}, "nearest", 1),
+    "on the way to the other": ([Relation(1e-5, distance=0.1), Relation(1e-5, distance=0.2)],
+                                WAYS, "nearest", 2),
+    "a copy of the model is nearest": ([Relation(1e-5, distance=0.2), EQUAL], {}, "nearest", 2),
+    "nothing in common": ([EQUAL, EQUAL], {}, "nothing_shared", 2),
+    "equal": ([EQUAL, EQUAL], {(0, 1): None, (1, 0): None}, "equal_samples", 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_relations_and_corners_of_candidates(case):
+    """The nearest is named once it lies on the way to all others that are related."""
+    relations, corners, code, related = JUDGED[case]
+    candidates = [Candidate(str(number), one) for number, one in enumerate(relations)]
+    found = judge(Measured(candidates, corners))
+    assert (found.reasons[0].code, found.figures["related"]) == (code, related)
+    holds = found.outcome == "holds"
+    assert len(found.against) == len(candidates) - holds
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "phi3", "qwen2_moe"])
@@ -175,8 +185,8 @@ def test_weights_with_a_mean_are_no_other_order(tmp_path):
         return tensor[:, order] if "down" in name else tensor[order]
 
     found = shadow.verify("related", changed(one, tmp_path / "permuted", permuted), one)
-    assert found.holds is True
-    assert "in another order" in found.reason
+    assert nearest(found) == str(one)
+    assert found.answer.reasons[0].figures["how"].code == "reordered"
 
 
 def test_a_copy_among_the_candidates_is_the_nearest(tmp_path):
@@ -184,17 +194,6 @@ def test_a_copy_among_the_candidates_is_the_nearest(tmp_path):
     copy = changed(DEMO / "base", tmp_path / "copy", lambda name, one: one)
     far = planted.perturbed(DEMO / "base", tmp_path / "far", 0.2)
     found = shadow.verify("related", DEMO / "base", copy, far)
-    assert found.holds is True, found
-    assert f"{copy} is the nearest relative" in found.reason
-    assert found.reason.count("lies beyond it") == 1
-    found = shadow.verify("related", DEMO / "base", copy, DEMO / "base", far)
-    assert found.holds is None
-    assert "cannot be told apart: what was sampled of them is equal" in found.reason
-
-
-def test_the_level_is_shared_by_all_candidates_that_are_named():
-    """Also by those that cannot be compared."""
-    p = 0.0006
-    unknown = Candidate("c", None, why="of another size")
-    assert related_to([Candidate("a", p)], {})[0].outcome == "holds"
-    assert related_to([Candidate("a", p), unknown], {})[0].outcome != "holds"
+    assert nearest(found) == str(copy)
+    assert [one.code for one in found.answer.reasons] == ["nearest", "beyond", "direction"]
+    assert shadow.verify("related", DEMO / "base", copy, DEMO / "base", far).code == "equal_samples"

@@ -4,35 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import LETTERS
-from shadow.checks.old import (
+from shadow.checks.answer import (
+    LETTERS,
     Against,
     Answer,
-    Claim,
+    Check,
     Figure,
     Outcome,
-    apart_in_words,
     largest_first,
-    not_compared,
 )
-from shadow.quantities import share
-from shadow.run.scanned import Apart
-from shadow.text import counted, several
+from shadow.errors import ShadowError
+from shadow.run.scanned import Apart, apart_reasons, not_compared
+from shadow.templates import Reason, Value
 
 if TYPE_CHECKING:
+    from shadow.checks.questions import Question
+    from shadow.run.runtime import Runtime
     from shadow.spectra.mixture import Fit
 
-MIXTURE = Claim(
-    "mixture",
-    "a linear merge of models",
-    "the tuned model is a linear merge (an average, a weighted sum, task arithmetic on a base) of"
-    " all the models that are named, with the same weights everywhere or by layer, within the"
-    " rounding of storage in every entry",
-)
 WIDE = 0.1  # an error of a weight that says little
 NOTHING = 0.01  # a weight that is as good as none
+WORDS = {
+    "model": "{sum} in every tensor, within the rounding to {formats} in every entry",
+    "layer": "{sum} by layer, within the rounding to {formats} in every entry",
+    "no_part": "no part of {letter}: {merge}",
+    "merge_but": "{merge}, but {rest}",
+    "weight_unknown": "the weight of {letter} is not known, as some models are too much alike",
+    "in_steps": "{sum} leaves more than one rounding to {formats}, and no more than rounding at"
+    " every step may: that this is a merge cannot be excluded",
+    "tensors_differ": "{apart:count} of {tensors:count tensor|tensors} {apart|differs|differ} from"
+    " {sum}",
+    "not_linear": "not a linear merge: the best weights, {sum}, leave {rest:share} of the change,"
+    " which is more than rounding",
+    "not_in_all": "not in all of them, or not finite",
+    "others": "of the others: {sum}",
+    "not_this_mixture": "not this mixture",
+}
 
 
 @dataclass(frozen=True)
@@ -47,74 +57,120 @@ class Mixture:
     lone: Sequence[Apart] = ()
     """Tensors that not all have, or that are not finite."""
     unread: Sequence[Apart] = ()
+    notes: Sequence[Reason] = ()
 
 
-def mixture(measured: Mixture) -> tuple[Answer, tuple[Against, ...]]:
-    """The answer, and the tensors that speak against it."""
-    best, apart = _sum(measured), measured.fit.apart
-    against = [Against(one.tensor, one.what) for one in measured.lone]
-    against += [Against(name, "not this mixture", size) for name, size in apart.items()]
-    texts = apart_in_words(measured.lone, "not in all of them, or not finite")
-    if apart:
-        texts.append(_misfit(measured, best))
-    elif texts:
-        texts.append(f"of the others: {best}")
-    outcome, reason = _fitted(measured, best)
-    if texts:
-        outcome, reason = "does_not_hold", "; ".join(texts)
-    if outcome == "inconclusive":
-        against = [Against(one.tensor, one.what) for one in measured.unread]
-    figures = {"tensors": measured.tensors, **_figures(measured.fit)}
-    return Answer("mixture", outcome, reason, figures), largest_first(against)
+def judge(found: Mixture) -> Answer:
+    """A merge where every entry of every tensor agrees with the weights."""
+    fit = found.fit
+    of: dict[str, Value] = {"sum": _sum(found), "formats": found.formats}
+    reasons = apart_reasons(found.lone, Reason("not_in_all"))
+    if fit.apart:
+        few = 2 * len(fit.apart) <= found.tensors
+        counts = {"apart": len(fit.apart), "tensors": found.tensors, "rest": fit.rest}
+        reasons.append(Reason("tensors_differ" if few else "not_linear", {**of, **counts}))
+    elif reasons:
+        reasons.append(Reason("others", of))
+    against = [Against(one.tensor, one.why) for one in found.lone]
+    against += [Against(name, Reason("not_this_mixture"), size) for name, size in fit.apart.items()]
+    outcome = Outcome.DOES_NOT_HOLD
+    if not reasons:
+        outcome, reason = _fitted(found, of)
+        reasons = [reason]
+    if outcome is Outcome.INCONCLUSIVE:
+        against = [Against(one.tensor, one.why) for one in found.unread]
+    figures = {"tensors": found.tensors, **_figures(fit)}
+    return Answer(outcome, reasons, figures, largest_first(against), found.notes)
 
 
-def _fitted(measured: Mixture, best: str) -> tuple[Outcome, str]:
+def _fitted(found: Mixture, of: dict[str, Value]) -> tuple[Outcome, Reason]:
     """The outcome where no tensor speaks against it."""
-    found, formats = measured.fit, several(measured.formats, 3)
-    if not found.agrees:
-        return "inconclusive", (
-            f"{best} leaves more than one rounding to {formats}, and no more than rounding at every"
-            " step may: that this is a merge cannot be excluded"
-        )
-    for letter, error in zip(LETTERS, found.errors, strict=False):
+    fit = found.fit
+    if not fit.agrees:
+        return Outcome.INCONCLUSIVE, Reason("in_steps", of)
+    for letter, error in zip(LETTERS, fit.errors, strict=False):
         if error > WIDE:
-            reason = f"the weight of {letter} is not known, as some models are too much alike"
-            return "inconclusive", reason
-    where = "in every tensor" if found.per == "model" else "by layer"
-    reason = f"{best} {where}, within the rounding to {formats} in every entry"
-    for letter, weights in zip(LETTERS, found.weights.T, strict=False):
+            return Outcome.INCONCLUSIVE, Reason("weight_unknown", {"letter": letter})
+    merge = Reason(fit.per, of)
+    for letter, weights in zip(LETTERS, fit.weights.T, strict=False):
         if (abs(weights) < NOTHING).all():
-            return "does_not_hold", f"no part of {letter}: {reason}"
-    if measured.unread:
-        return "inconclusive", f"{reason}, but {not_compared(measured.unread)}"
-    return "holds", reason
+            return Outcome.DOES_NOT_HOLD, Reason("no_part", {"letter": letter, "merge": merge})
+    if found.unread:
+        rest = not_compared(found.unread)
+        return Outcome.INCONCLUSIVE, Reason("merge_but", {"merge": merge, "rest": rest})
+    return Outcome.HOLDS, merge
 
 
-def _figures(found: Fit) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {} if found.agrees else {"rest": found.rest}
-    for letter, weights, error in zip(LETTERS, found.weights.T, found.errors, strict=False):
+def _figures(fit: Fit) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {} if fit.agrees else {"rest": fit.rest}
+    for letter, weights, error in zip(LETTERS, fit.weights.T, fit.errors, strict=False):
         name, least, most = f"weight_{letter.lower()}", float(weights.min()), float(weights.max())
         figures[name] = (least + most) / 2
-        if found.agrees:
+        if fit.agrees:
             figures |= {f"{name}_low": least - float(error), f"{name}_high": most + float(error)}
     return figures
 
 
-def _sum(measured: Mixture) -> str:
+def _sum(found: Mixture) -> str:
     """`0.3 A + (0.2 to 0.7) B`, of the least and the most weight of each model."""
     texts = []
-    for letter, weights in zip(LETTERS, measured.fit.weights.T, strict=False):
+    for letter, weights in zip(LETTERS, found.fit.weights.T, strict=False):
         least, most = (f"{round(end, 4) or 0.0:.3g}" for end in (weights.min(), weights.max()))
         texts.append(f"{least if least == most else f'({least} to {most})'} {letter}")
     total = " + ".join(texts).replace("+ -", "- ")
-    return f"base + {total} of the deltas" if measured.has_base else total
+    return f"base + {total} of the deltas" if found.has_base else total
 
 
-def _misfit(measured: Mixture, best: str) -> str:
-    """Why no weights fit."""
-    apart = len(measured.fit.apart)
-    if 2 * apart <= measured.tensors:
-        verb = "differs" if apart == 1 else "differ"
-        return f"{apart} of {counted(measured.tensors, 'tensor', 'tensors')} {verb} from {best}"
-    left = f"the best weights, {best}, leave {share(measured.fit.rest)} of the change"
-    return f"not a linear merge: {left}, which is more than rounding"
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
+    """The tuned model beside those that it may be mixed of, all shards at hand at once."""
+    from functools import partial
+
+    from shadow.run.aligned import line_up_all
+    from shadow.run.alongside import in_threads, lines_of, mixed
+    from shadow.run.scan import fetch_all, require_unchanged
+    from shadow.run.sides import found_all, opened_models
+    from shadow.spectra.mixture import fit
+
+    bases = [asked.base] if asked.base else []
+    named = dict(zip(asked.of, [*asked.checkpoints, *bases], strict=True))
+    tuned, *others = opened_models(found_all(named, runtime, scratch), runtime, scratch)
+    lined = [
+        line_up_all(one, tuned, (name, "TUNED"))
+        for name, one in zip([*named][1:], others, strict=True)
+    ]
+    fetch_all([tuned, *others], runtime)
+    lines, unread = lines_of(lined)
+    with in_threads(lines, runtime) as each:
+        found = [*each(partial(mixed, has_base=bool(bases)), lines)]
+        tensors = [one for one in found if one.sums.finite]
+        if not tensors:
+            raise ShadowError(f"{tuned.reference}: no tensor is finite in all of these models")
+        fitted = fit(tensors, each)
+    require_unchanged([tuned, *others])
+    lone = [one for other in lined for one in other.lone]
+    lone += [Apart(one.name, "tuned", Reason("not_finite")) for one in found if not one.sums.finite]
+    return Mixture(
+        len(tensors),
+        sorted({one.stored for one in tensors}),
+        bool(bases),
+        fitted,
+        [*dict.fromkeys(lone)],
+        [*dict.fromkeys([*(one for other in lined for one in other.unread), *unread])],
+        [*dict.fromkeys(note for other in lined for note in other.notes)],
+    )
+
+
+CHECK = Check(
+    "mixture",
+    "a linear merge of models",
+    "the tuned model is a linear merge (an average, a weighted sum, task arithmetic on a base) of"
+    " all the models that are named, with the same weights everywhere or by layer, within the"
+    " rounding of storage in every entry",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("TUNED", "A", "B"),
+    says="TUNED is a merge of A, B, ...",
+    repeats=True,
+    options=("base",),
+)

@@ -9,20 +9,41 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shadow.checks.old import Against, Answer, Claim, Figure, are
-from shadow.quantities import share
-from shadow.text import and_list, several
+from shadow.checks.answer import Against, Answer, Check, Figure, Outcome
+from shadow.templates import Reason, Value
 
-RELATED = Claim(
-    "related",
-    "a candidate is its nearest relative",
-    "the model shares the hidden units of a candidate, which is named; of several, the one that"
-    " lies on the way to all others. Which of the two was trained from the other is not told",
-)
+if TYPE_CHECKING:
+    from shadow.checks.questions import Question
+    from shadow.run.runtime import Runtime
+    from shadow.spectra.units import Relation
+
 ALPHA = 0.001  # the chance that any of the candidates of an unrelated model seems related
 REORDERED = 0.7  # of the cosine of a unit where another matrix matches it; 0.2 for other models
 BETWEEN = 0.42  # the cosine of the angle at a model that lies between two others, at most
+WORDS = {
+    "nearest": "{name} is the nearest relative: {how}",
+    "beyond": "{names} {count|lies|lie} beyond it",
+    "direction": "which was trained from which is not told",
+    "no_candidate": "its units match those of no candidate (p {p:ratio}[{more}])",
+    "candidates_not_compared": "{names} {count|is|are} not compared",
+    "candidate": "{name} ({why})",
+    "no_order": "units do not match in their order, and no other order was looked for",
+    "nothing_shared": "{near} and {far} cannot be told apart: no MLP that was sampled is in both",
+    "equal_samples": "{near} and {far} cannot be told apart: what was sampled of them is equal",
+    "between": "it lies between {near} and {far}, as their common origin does",
+    "siblings": "{near} and {far} are its siblings, or it is a mix: neither lies on the way to the"
+    " other",
+    "no_mlp": "no MLP of the same size, or no finite one",
+    "equal_units": "too many of its or the model's units are equal",
+    "unknown": "not compared: {why}",
+    "unrelated": "units do not match (p {p:ratio}), cosine {cosine:thousandths}",
+    "reordered": "its units in another order (cosine {cosine:fixed} at the best match)",
+    "related": "units match (p {p:ratio}), cosine {cosine:thousandths}, {distance:share} away in"
+    " the units that were sampled",
+}
 
 
 @dataclass(frozen=True)
@@ -30,99 +51,140 @@ class Candidate:
     """What was measured of a candidate beside the model."""
 
     name: str
-    p: float | None
-    """Of the match of units; None where nothing can be compared."""
-    z: float = 0.0
-    cosine: float = 0.0
-    """Of all sampled weights."""
-    distance: float = 0.0
-    """norm(model - candidate) / norm(candidate) of the sampled weights."""
-    reordered: float | None = None
-    """The cosine of units at their best match; None where none was looked for."""
-    why: str = ""
-    """Why nothing can be compared."""
+    relation: Relation | None
+    """None where no MLP of both lines up."""
+
+    @property
+    def p(self) -> float | None:
+        return self.relation.p if self.relation else None
 
 
-def related_to(
-    candidates: Sequence[Candidate], corners: Mapping[tuple[int, int], float | None]
-) -> tuple[Answer, tuple[Against, ...]]:
-    """The answer, and what speaks against other candidates. corners: by numbers of candidates
-    (here, there), the cosine of the angle at the first between the model and the second; None where
-    two of the three are equal. Candidates that share nothing have none.
+@dataclass(frozen=True)
+class Measured:
+    """A model beside its candidates."""
+
+    candidates: Sequence[Candidate]
+    corners: Mapping[tuple[int, int], float | None]
+    """By numbers of candidates (here, there), the cosine of the angle at the first between the
+    model and the second; None where two of the three are equal. Candidates that share nothing have
+    none.
     """
+
+
+def judge(found: Measured) -> Answer:
+    """Name the related candidate that is nearest; open where another may be nearer."""
+    candidates = found.candidates
     level = ALPHA / max(1, len(candidates))
     related = [number for number, one in enumerate(candidates) if _is_related(one, level)]
     figures: dict[str, Figure] = {"candidates": len(candidates), "related": len(related)}
-    others = tuple(
-        Against(one.name, _of(one, number in related)) for number, one in enumerate(candidates)
-    )
-    unknown = [f"{one.name} ({one.why})" for one in candidates if one.p is None]
+    against = [Against(one.name, _how(one, n in related)) for n, one in enumerate(candidates)]
+    open_ones = [Reason("candidate", {"name": one.name, "why": _unknown(one)})
+                 for one in candidates if one.p is None]  # fmt: skip
+    unknown = [_named("candidates_not_compared", open_ones)] if open_ones else []
     if not related:
-        if unknown:
-            reason = f"{several(unknown, 3)} {are(len(unknown))} not compared"
-            return Answer("related", "inconclusive", reason, figures), others
-        if not all(one.reordered is not None for one in candidates):
-            reason = "units do not match in their order, and no other order was looked for"
-            return Answer("related", "inconclusive", reason, figures), others
+        if doubt := unknown or _other_orders(candidates):
+            return Answer(Outcome.INCONCLUSIVE, doubt, figures, against)
         least = min(one.p or 0.0 for one in candidates)
-        more = " or more" if len(candidates) > 1 else ""
-        reason = f"its units match those of no candidate (p {least:.2g}{more})"
-        return Answer("related", "does_not_hold", reason, {**figures, "p": least}), others
-    nearest = min(related, key=lambda number: candidates[number].distance)
-    if doubt := _doubt(candidates, related, nearest, corners):
-        return Answer("related", "inconclusive", doubt, figures), others
+        more = " or more" if len(candidates) > 1 else None
+        reason = Reason("no_candidate", {"p": least, "more": more})
+        return Answer(Outcome.DOES_NOT_HOLD, [reason], {**figures, "p": least}, against)
+    nearest = min(related, key=lambda number: _distance(candidates[number]))
+    others = [number for number in related if number != nearest]
+    for other in others:
+        if doubts := _doubt(found, nearest, other):
+            names = {"near": candidates[nearest].name, "far": candidates[other].name}
+            return Answer(Outcome.INCONCLUSIVE, [Reason(doubts, names)], figures, against)
     one = candidates[nearest]
-    figures |= {"p": one.p or 0.0, "z": one.z, "cosine": one.cosine, "distance": one.distance}
-    reason = f"{one.name} is the nearest relative: {_of(one, True)}"
-    beyond = [candidates[number].name for number in related if number != nearest]
-    if beyond:
-        reason += f"; {and_list(beyond)} {'lies' if len(beyond) == 1 else 'lie'} beyond it"
-    if unknown:
-        reason += f"; {several(unknown, 3)} {are(len(unknown))} not compared"
-    reason += "; which was trained from which is not told"
-    told = tuple(against for number, against in enumerate(others) if number != nearest)
-    return Answer("related", "holds", reason, figures), told
+    assert one.relation is not None, "related"
+    figures |= {"p": one.p or 0.0, "z": one.relation.z}
+    figures |= {"cosine": one.relation.cosine, "distance": one.relation.distance}
+    reasons = [Reason("nearest", {"name": one.name, "how": against.pop(nearest).why})]
+    if others:
+        reasons.append(_named("beyond", [candidates[other].name for other in others]))
+    return Answer(Outcome.HOLDS, [*reasons, *unknown, Reason("direction")], figures, against)
+
+
+def _named(code: str, names: Sequence[str | Reason]) -> Reason:
+    return Reason(code, {"names": names, "count": len(names)})
 
 
 def _is_related(one: Candidate, level: float) -> bool:
-    return (one.p is not None and one.p <= level) or (one.reordered or 0.0) >= REORDERED
+    return (one.p is not None and one.p <= level) or _is_reordered(one)
 
 
-def _doubt(
-    candidates: Sequence[Candidate],
-    related: Sequence[int],
-    nearest: int,
-    corners: Mapping[tuple[int, int], float | None],
-) -> str:
-    """Why the nearest of several is not the one on the way to the others; empty where it is."""
-    for other in related:
-        if other == nearest:
-            continue
-        if candidates[nearest].distance == 0 < candidates[other].distance:
-            continue  # the model is that candidate
-        names = f"{candidates[nearest].name} and {candidates[other].name}"
-        if (nearest, other) not in corners:
-            return f"{names} cannot be told apart: no MLP that was sampled is in both"
-        near, far = corners[nearest, other], corners[other, nearest]
-        if near is None or far is None:
-            return f"{names} cannot be told apart: what was sampled of them is equal"
-        if near <= BETWEEN:
-            continue
-        own = math.cos(math.pi - sum(math.acos(max(-1.0, min(1.0, one))) for one in (near, far)))
-        if own <= BETWEEN:
-            return f"it lies between {names}, as their common origin does"
-        return f"{names} are its siblings, or it is a mix: neither lies on the way to the other"
-    return ""
+def _is_reordered(one: Candidate) -> bool:
+    return one.relation is not None and (one.relation.reordered or 0.0) >= REORDERED
 
 
-def _of(one: Candidate, is_related: bool) -> str:
-    """`units match (p 1e-05), cosine 0.997, 8.0 % away in the units that were sampled`."""
-    if one.p is None:
-        return f"not compared: {one.why}"
-    if not is_related:
-        return f"units do not match (p {one.p:.2g}), cosine {one.cosine:.3f}"
-    if one.reordered is not None and one.reordered >= REORDERED:
-        return f"its units in another order (cosine {one.reordered:.2f} at the best match)"
-    far = share(one.distance)
-    where = "in the units that were sampled"
-    return f"units match (p {one.p:.1g}), cosine {one.cosine:.3f}, {far} away {where}"
+def _distance(one: Candidate) -> float:
+    return one.relation.distance if one.relation else 0.0
+
+
+def _other_orders(candidates: Sequence[Candidate]) -> list[Reason]:
+    """Why units that match in no order are no answer; empty where each candidate was asked."""
+    each = all(one.relation and one.relation.reordered is not None for one in candidates)
+    return [] if each else [Reason("no_order")]
+
+
+def _doubt(found: Measured, nearest: int, other: int) -> str:
+    """Why the nearest is not the one on the way to another; empty where it is."""
+    if _distance(found.candidates[nearest]) == 0 < _distance(found.candidates[other]):
+        return ""  # the model is that candidate
+    if (nearest, other) not in found.corners:
+        return "nothing_shared"
+    near, far = found.corners[nearest, other], found.corners[other, nearest]
+    if near is None or far is None:
+        return "equal_samples"
+    if near <= BETWEEN:
+        return ""
+    own = math.cos(math.pi - sum(math.acos(max(-1.0, min(1.0, one))) for one in (near, far)))
+    return "between" if own <= BETWEEN else "siblings"
+
+
+def _unknown(one: Candidate) -> Reason:
+    return Reason("equal_units" if one.relation else "no_mlp")
+
+
+def _how(one: Candidate, is_related: bool) -> Reason:
+    """What the units of a candidate say."""
+    found = one.relation
+    if found is None or found.p is None:
+        return Reason("unknown", {"why": _unknown(one)})
+    figures: dict[str, Value] = {"p": found.p, "cosine": found.cosine, "distance": found.distance}
+    if is_related and _is_reordered(one):
+        return Reason("reordered", {"cosine": found.reordered})
+    return Reason("related" if is_related else "unrelated", figures)
+
+
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Measured:
+    """Rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
+    from shadow.run.sampled_units import sampled_units
+    from shadow.run.sides import found_all, opened_models
+    from shadow.spectra.units import corners, relation
+
+    named = dict(zip(asked.of, asked.checkpoints, strict=True))
+    model, *opened = opened_models(found_all(named, runtime, scratch), runtime, scratch)
+    sampled = [
+        sampled_units(model, one, runtime, scratch / f"scan {number}")
+        for number, one in enumerate(opened)
+    ]
+    level = ALPHA / len(opened)
+    candidates = [
+        Candidate(str(reference), relation(units, level))
+        for reference, units in zip(asked.checkpoints[1:], sampled, strict=True)
+    ]
+    return Measured(candidates, corners(sampled))
+
+
+CHECK = Check(
+    "related",
+    "a candidate is its nearest relative",
+    "the model shares the hidden units of a candidate, which is named; of several, the one that"
+    " lies on the way to all others. Which of the two was trained from the other is not told",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("TUNED", "CANDIDATE"),
+    says="the nearest relative of TUNED",
+    repeats=True,
+)

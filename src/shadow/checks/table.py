@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from shadow.checks import files, same, stored
+from shadow.checks import files, mixture, related, same, stored
 from shadow.checks.answer import Check, by_code
 from shadow.checks.merged import MERGED
-from shadow.checks.mixture import MIXTURE
 from shadow.checks.old import Claim
 from shadow.checks.patterns import parse_pattern
 from shadow.checks.quantised import QUANTISED
-from shadow.checks.related import RELATED
 from shadow.checks.trained import TRAINED
 from shadow.errors import UsageError
 from shadow.gone import gone
@@ -48,23 +46,8 @@ CHECKS: Mapping[str, Check] = by_code(
         options=("moved", "frozen"),
     ),
     stored.CHECK,
-    _old(
-        RELATED,
-        "related",
-        lambda m, a, r, s: m.verify_related(a.of, a.models, r, s),
-        checkpoints=("TUNED", "CANDIDATE"),
-        says="the nearest relative of TUNED",
-        repeats=True,
-    ),
-    _old(
-        MIXTURE,
-        "mixture",
-        lambda m, a, r, s: m.verify_mixture(a.of, a.checkpoints, a.base, r, s),
-        checkpoints=("TUNED", "A", "B"),
-        says="TUNED is a merge of A, B, ...",
-        repeats=True,
-        options=("base",),
-    ),
+    related.CHECK,
+    mixture.CHECK,
     files.CHECK,
     _old(
         QUANTISED,

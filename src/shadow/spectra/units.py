@@ -9,14 +9,118 @@ whatever the weights look like.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float64]  # (units, width)
 AT_ONCE = 4_096  # orders that are drawn at a time
+
+
+@dataclass(frozen=True)
+class Units:
+    """Some units of one matrix of a model, and the same ones of a candidate."""
+
+    group: Hashable
+    """Of the matrices that have the same units."""
+    module: str
+    model: Rows
+    candidate: Rows
+    whole: NDArray[np.float32] | None = None
+    """Every unit of the candidate, of the first group alone."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether every entry of both is."""
+        return bool(np.isfinite(self.candidate).all() and np.isfinite(self.model).all())
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What units that were sampled say of a model and a candidate."""
+
+    p: float | None
+    """Of the match of units; None where too many units of one are equal."""
+    z: float = 0.0
+    cosine: float = 0.0
+    """Of all sampled weights."""
+    distance: float = 0.0
+    """norm(model - candidate) / norm(candidate) of the sampled weights."""
+    reordered: float | None = None
+    """The cosine of units at their best match; None where none was looked for."""
+
+
+def relation(sampled: Sequence[Units], level: float) -> Relation | None:
+    """The match of units in their order, and where p is above the level, in any order; None where
+    no sampled matrix is finite.
+    """
+    finite = [one for one in sampled if one.finite]
+    if not finite:
+        return None
+    draws = round(10 / level) - 1  # enough for a tenth of the level
+    p, z = _matched(finite, lambda one: (one.model, one.candidate), draws)
+    reordered = None
+    if p > level:
+        for beside_itself in (lambda one: (one.model,) * 2, lambda one: (one.candidate,) * 2):
+            if _matched(finite, beside_itself, draws)[0] > level:
+                return Relation(None)
+        reordered = _reordered(finite)
+    model = np.concatenate([one.model.ravel() for one in finite])
+    candidate = np.concatenate([one.candidate.ravel() for one in finite])
+    norms = [float(np.linalg.norm(one)) for one in (model, candidate)]
+    cosine = float(model @ candidate) / (norms[0] * norms[1]) if all(norms) else 0.0
+    distance = float(np.linalg.norm(model - candidate)) / norms[1] if norms[1] else 0.0
+    return Relation(p, z, cosine, distance, reordered)
+
+
+def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float | None]:
+    """By numbers of candidates (here, there), the corner at the first between the model and the
+    second, of the matrices that were sampled of both; none where no matrix was.
+    """
+    by_key = [{(one.group, one.module): one for one in units} for units in sampled]
+    found = {}
+    for pair in itertools.permutations(range(len(by_key)), 2):
+        here, there = (by_key[number] for number in pair)
+        both = [
+            (one, there[key])
+            for key, one in here.items()
+            if key in there and one.candidate.shape == there[key].candidate.shape
+        ]
+        if both:
+            rows = [(one.candidate, one.model, other.candidate) for one, other in both]
+            at, model, beyond = (
+                np.concatenate([each.ravel() for each in side]) for side in zip(*rows, strict=True)
+            )
+            found[pair] = corner(at, model, beyond)
+    return found
+
+
+def _matched(
+    sampled: Sequence[Units], sides: Callable[[Units], tuple[Rows, Rows]], draws: int
+) -> tuple[float, float]:
+    """p and z of two sides, by group: all matrices of a group share their units."""
+    cosines: dict[Hashable, Rows] = {}
+    for one in sampled:
+        of_matrix = unit_cosines(*sides(one))
+        cosines[one.group] = of_matrix + cosines.get(one.group, np.zeros(of_matrix.shape))
+    return matched([*cosines.values()], draws=draws)
+
+
+def _reordered(sampled: Sequence[Units]) -> float | None:
+    """How well units match in any order, by two matrices of one place; None where it has no two.
+
+    What all units of a matrix have in common, such as a mean above 0, is no match.
+    """
+    cosines = [
+        unit_cosines(one.model - one.model.mean(axis=0), one.whole - one.whole.mean(axis=0))
+        for one in sampled
+        if one.whole is not None
+    ]
+    return at_best(*cosines[:2]) if len(cosines) > 1 else None
 
 
 def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> NDArray[np.float64]:
