@@ -3,13 +3,11 @@ large files lie on.
 
 The real client speaks to it with HF_ENDPOINT set to Hub.endpoint. As on huggingface.co, small files
 are answered at once; large ones (Git-LFS) by a redirect to a signed address on a second origin,
-which must never see a token. `python tests/hub.py org/name=FOLDER ...` serves folders until it is
-stopped. hub_parts.py has what it answers, and what can go wrong.
+which must never see a token. hub_parts.py has what it answers, and what can go wrong.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import io
@@ -410,17 +408,9 @@ class Hub:
         token: str | None,
         headers: Mapping[str, str],
     ) -> Answer:
-        if repo.gated and token is None:
-            message = (
-                f"Access to model {name} is restricted. You must have access to it and be"
-                " authenticated."
-            )
-            return refusal(401, "GatedRepo", message)
-        if repo.gated and name not in self.granted:
-            message = (
-                f"Access to model {name} is restricted and you are not in the authorized list."
-            )
-            return refusal(403, "GatedRepo", message)
+        if repo.gated and (token is None or name not in self.granted):
+            message = f"Access to model {name} is restricted."
+            return refusal(401 if token is None else 403, "GatedRepo", message)
         revision, path = unquote(match["revision"]), unquote(match["path"])
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
@@ -530,20 +520,9 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 self.send(answer, action)
             finally:
-                hub.note(
-                    number,
-                    Request(
-                        self.server.origin,
-                        self.command,
-                        self.path,
-                        self.status,
-                        self.sent,
-                        asked,
-                        "Authorization" in self.headers,
-                        answer.repo,
-                        answer.about.name if answer.about else "",
-                    ),
-                )
+                told = (self.server.origin, self.command, self.path, self.status, self.sent, asked)
+                about = (answer.repo, answer.about.name if answer.about else "")
+                hub.note(number, Request(*told, "Authorization" in self.headers, *about))
 
     do_HEAD = do_POST = do_GET  # noqa: N815
 
@@ -607,24 +586,3 @@ class _Handler(BaseHTTPRequestHandler):
             # it in order
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Serve folders as repositories of a Hugging Face Hub."
-    )
-    parser.add_argument("repositories", nargs="+", metavar="ORG/NAME=FOLDER")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--rate", type=int, help="bytes per second")
-    options = parser.parse_args()
-    with Hub(options.port) as hub, contextlib.suppress(KeyboardInterrupt):
-        hub.rate = options.rate
-        for repository in options.repositories:
-            repo, _, folder = repository.partition("=")
-            hub.add(repo, Path(folder))
-        print(hub.endpoint, flush=True)
-        threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

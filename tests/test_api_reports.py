@@ -119,7 +119,7 @@ def test_files_of_another_audit_are_refused(tmp_path):
     report = shadow.read(uniform(tmp_path / "one" / "base..tuned", 0.4))
     other = uniform(tmp_path / "two" / "base..tuned", 0.4, base=identity(9))
     (other / "tensors.parquet").replace(report.folder / "tensors.parquet")
-    with pytest.raises(shadow.ShadowError, match="its files are of different audits"):
+    with pytest.raises(shadow.ShadowError):
         _ = report.tensors
 
 
@@ -138,14 +138,13 @@ def test_provenance_is_typed_and_whole(narrow):
 
 def test_a_folder_without_a_report_is_told_at_once(tmp_path):
     """By read, not by the first table that is asked for."""
-    with pytest.raises(shadow.ShadowError, match="no finished report"):
-        shadow.read(tmp_path)
-    with pytest.raises(shadow.ShadowError, match="no such folder"):
-        shadow.read(tmp_path / "gone")
+    for folder in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(shadow.ShadowError, match=folder.name):
+            shadow.read(folder)
     uniform(tmp_path / "a", 0.4)
     assert shadow.read(tmp_path).folder == tmp_path / "a"
     uniform(tmp_path / "b", 0.4)
-    with pytest.raises(shadow.ShadowError, match="holds 2 reports") as refused:
+    with pytest.raises(shadow.ShadowError) as refused:
         shadow.read(tmp_path)
     assert "shadow.read_all" in refused.value.hint
 
@@ -190,4 +189,4 @@ def test_a_report_that_broke_since_shows_its_fault(tmp_path):
     report = shadow.read(uniform(tmp_path / "base..tuned", 0.4))
     (report.folder / "matrices.parquet").write_bytes(b"PAR1")
     (report.folder / "tensors.parquet").unlink()
-    assert "not a report" in repr(report) or "cannot be read" in repr(report)
+    assert "matrices.parquet" in repr(report)

