@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import shadow
-from shadow.checks.related import Candidate, Measured, judge
+from shadow.checks.related import Measured, judge
 from shadow.errors import UsageError
 from shadow.spectra.units import Relation
 
@@ -126,15 +126,15 @@ def test_candidates_of_another_size_are_not_compared(tmp_path):
 
 
 NEAR, FAR = Relation(6e-4, distance=0.1), Relation(6e-4, distance=0.2, reordered=0.1)
-NONE = Relation(0.5, reordered=0.1)
+NONE, OTHER = Relation(0.5, reordered=0.1), Relation(None, unknown="no_mlp")
 EQUAL, WAYS = Relation(1e-5, distance=0.0), {(0, 1): 0.1, (1, 0): 0.7}
 # relations of candidates, corners between them -> the code of the answer, how many are related
 JUDGED = {
     "one": ([NEAR], {}, "nearest", 1),
     "the level is shared by all that are named": ([NEAR, NONE], {}, "no_order", 0),
-    "and by those that cannot be compared": ([NEAR, None], {}, "candidates_not_compared", 0),
+    "and by those that cannot be compared": ([NEAR, OTHER], {}, "candidates_not_compared", 0),
     "none in any order": ([FAR, NONE], {}, "no_candidate", 0),
-    "units of one are equal": ([Relation(None)], {}, "candidates_not_compared", 0),
+    "of another size": ([OTHER], {}, "candidates_not_compared", 0),
     "another order": ([Relation(0.5, reordered=0.9), NONE], {}, "nearest", 1),
     "on the way to the other": ([Relation(1e-5, distance=0.1), Relation(1e-5, distance=0.2)],
                                 WAYS, "nearest", 2),
@@ -148,7 +148,7 @@ JUDGED = {
 def test_relations_and_corners_of_candidates(case):
     """The nearest is named once it lies on the way to all others that are related."""
     relations, corners, code, related = JUDGED[case]
-    candidates = [Candidate(str(number), one) for number, one in enumerate(relations)]
+    candidates = [(str(number), one) for number, one in enumerate(relations)]
     found = judge(Measured(candidates, corners))
     assert (found.reasons[0].code, found.figures["related"]) == (code, related)
     holds = found.outcome == "holds"

@@ -21,7 +21,7 @@ from shadow.run.scanned import Apart, apart_reasons, not_compared
 from shadow.templates import Reason, Value
 
 if TYPE_CHECKING:
-    from shadow.checks.questions import Question
+    from shadow.checks.answer import Question
     from shadow.run.runtime import Runtime
     from shadow.spectra.mixture import Fit
 

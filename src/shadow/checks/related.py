@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Figure, Outcome
-from shadow.templates import Reason, Value
+from shadow.templates import Reason
 
 if TYPE_CHECKING:
-    from shadow.checks.questions import Question
+    from shadow.checks.answer import Question
     from shadow.run.runtime import Runtime
     from shadow.spectra.units import Relation
 
@@ -47,23 +47,10 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What was measured of a candidate beside the model."""
-
-    name: str
-    relation: Relation | None
-    """None where no MLP of both lines up."""
-
-    @property
-    def p(self) -> float | None:
-        return self.relation.p if self.relation else None
-
-
-@dataclass(frozen=True)
 class Measured:
     """A model beside its candidates."""
 
-    candidates: Sequence[Candidate]
+    candidates: Sequence[tuple[str, Relation]]
     corners: Mapping[tuple[int, int], float | None]
     """By numbers of candidates (here, there), the cosine of the angle at the first between the
     model and the second; None where two of the three are equal. Candidates that share nothing have
@@ -73,34 +60,33 @@ class Measured:
 
 def judge(found: Measured) -> Answer:
     """Name the related candidate that is nearest; open where another may be nearer."""
-    candidates = found.candidates
-    level = ALPHA / max(1, len(candidates))
-    related = [number for number, one in enumerate(candidates) if _is_related(one, level)]
-    figures: dict[str, Figure] = {"candidates": len(candidates), "related": len(related)}
-    against = [Against(one.name, _how(one, n in related)) for n, one in enumerate(candidates)]
-    open_ones = [Reason("candidate", {"name": one.name, "why": _unknown(one)})
-                 for one in candidates if one.p is None]  # fmt: skip
-    unknown = [_named("candidates_not_compared", open_ones)] if open_ones else []
+    names, relations = zip(*found.candidates, strict=True)
+    level = ALPHA / len(names)
+    related = [number for number, one in enumerate(relations) if _is_related(one, level)]
+    figures: dict[str, Figure] = {"candidates": len(names), "related": len(related)}
+    hows = [_how(one, number in related) for number, one in enumerate(relations)]
+    against = [*map(Against, names, hows)]
+    of_none = [Reason("candidate", {"name": name, "why": Reason(one.unknown)})
+               for name, one in found.candidates if one.p is None]  # fmt: skip
+    unknown = [_named("candidates_not_compared", of_none)] if of_none else []
     if not related:
-        if doubt := unknown or _other_orders(candidates):
-            return Answer(Outcome.INCONCLUSIVE, doubt, figures, against)
-        least = min(one.p or 0.0 for one in candidates)
-        more = " or more" if len(candidates) > 1 else None
+        if unknown or any(one.reordered is None for one in relations):
+            return Answer(Outcome.INCONCLUSIVE, unknown or [Reason("no_order")], figures, against)
+        least = min(one.p for one in relations)
+        more = " or more" if len(names) > 1 else None
         reason = Reason("no_candidate", {"p": least, "more": more})
         return Answer(Outcome.DOES_NOT_HOLD, [reason], {**figures, "p": least}, against)
-    nearest = min(related, key=lambda number: _distance(candidates[number]))
+    nearest = min(related, key=lambda number: relations[number].distance)
     others = [number for number in related if number != nearest]
     for other in others:
-        if doubts := _doubt(found, nearest, other):
-            names = {"near": candidates[nearest].name, "far": candidates[other].name}
-            return Answer(Outcome.INCONCLUSIVE, [Reason(doubts, names)], figures, against)
-    one = candidates[nearest]
-    assert one.relation is not None, "related"
-    figures |= {"p": one.p or 0.0, "z": one.relation.z}
-    figures |= {"cosine": one.relation.cosine, "distance": one.relation.distance}
-    reasons = [Reason("nearest", {"name": one.name, "how": against.pop(nearest).why})]
+        if doubt := _doubt(found, nearest, other):
+            reason = Reason(doubt, {"near": names[nearest], "far": names[other]})
+            return Answer(Outcome.INCONCLUSIVE, [reason], figures, against)
+    one = relations[nearest]
+    figures |= {"p": one.p, "z": one.z, "cosine": one.cosine, "distance": one.distance}
+    reasons = [Reason("nearest", {"name": names[nearest], "how": against.pop(nearest).why})]
     if others:
-        reasons.append(_named("beyond", [candidates[other].name for other in others]))
+        reasons.append(_named("beyond", [names[other] for other in others]))
     return Answer(Outcome.HOLDS, [*reasons, *unknown, Reason("direction")], figures, against)
 
 
@@ -108,27 +94,14 @@ def _named(code: str, names: Sequence[str | Reason]) -> Reason:
     return Reason(code, {"names": names, "count": len(names)})
 
 
-def _is_related(one: Candidate, level: float) -> bool:
-    return (one.p is not None and one.p <= level) or _is_reordered(one)
-
-
-def _is_reordered(one: Candidate) -> bool:
-    return one.relation is not None and (one.relation.reordered or 0.0) >= REORDERED
-
-
-def _distance(one: Candidate) -> float:
-    return one.relation.distance if one.relation else 0.0
-
-
-def _other_orders(candidates: Sequence[Candidate]) -> list[Reason]:
-    """Why units that match in no order are no answer; empty where each candidate was asked."""
-    each = all(one.relation and one.relation.reordered is not None for one in candidates)
-    return [] if each else [Reason("no_order")]
+def _is_related(one: Relation, level: float) -> bool:
+    return (one.p is not None and one.p <= level) or (one.reordered or 0.0) >= REORDERED
 
 
 def _doubt(found: Measured, nearest: int, other: int) -> str:
     """Why the nearest is not the one on the way to another; empty where it is."""
-    if _distance(found.candidates[nearest]) == 0 < _distance(found.candidates[other]):
+    (_, close), (_, away) = found.candidates[nearest], found.candidates[other]
+    if close.distance == 0 < away.distance:
         return ""  # the model is that candidate
     if (nearest, other) not in found.corners:
         return "nothing_shared"
@@ -141,18 +114,13 @@ def _doubt(found: Measured, nearest: int, other: int) -> str:
     return "between" if own <= BETWEEN else "siblings"
 
 
-def _unknown(one: Candidate) -> Reason:
-    return Reason("equal_units" if one.relation else "no_mlp")
-
-
-def _how(one: Candidate, is_related: bool) -> Reason:
+def _how(one: Relation, is_related: bool) -> Reason:
     """What the units of a candidate say."""
-    found = one.relation
-    if found is None or found.p is None:
-        return Reason("unknown", {"why": _unknown(one)})
-    figures: dict[str, Value] = {"p": found.p, "cosine": found.cosine, "distance": found.distance}
-    if is_related and _is_reordered(one):
-        return Reason("reordered", {"cosine": found.reordered})
+    if one.p is None:
+        return Reason("unknown", {"why": Reason(one.unknown)})
+    if (one.reordered or 0.0) >= REORDERED:
+        return Reason("reordered", {"cosine": one.reordered})
+    figures = {"p": one.p, "cosine": one.cosine, "distance": one.distance}
     return Reason("related" if is_related else "unrelated", figures)
 
 
@@ -170,7 +138,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Measured:
     ]
     level = ALPHA / len(opened)
     candidates = [
-        Candidate(str(reference), relation(units, level))
+        (str(reference), relation(units, level))
         for reference, units in zip(asked.checkpoints[1:], sampled, strict=True)
     ]
     return Measured(candidates, corners(sampled))

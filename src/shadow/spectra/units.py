@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Relation:
     """What units that were sampled say of a model and a candidate."""
 
     p: float | None
-    """Of the match of units; None where too many units of one are equal."""
+    """Of the match of units; None where they cannot be compared."""
     z: float = 0.0
     cosine: float = 0.0
     """Of all sampled weights."""
@@ -52,22 +53,22 @@ class Relation:
     """norm(model - candidate) / norm(candidate) of the sampled weights."""
     reordered: float | None = None
     """The cosine of units at their best match; None where none was looked for."""
+    unknown: Literal["", "no_mlp", "equal_units"] = ""
+    """Why units cannot be compared."""
 
 
-def relation(sampled: Sequence[Units], level: float) -> Relation | None:
-    """The match of units in their order, and where p is above the level, in any order; None where
-    no sampled matrix is finite.
-    """
+def relation(sampled: Sequence[Units], level: float) -> Relation:
+    """The match of units in their order, and where p is above the level, in any order."""
     finite = [one for one in sampled if one.finite]
     if not finite:
-        return None
+        return Relation(None, unknown="no_mlp")
     draws = round(10 / level) - 1  # enough for a tenth of the level
     p, z = _matched(finite, lambda one: (one.model, one.candidate), draws)
     reordered = None
     if p > level:
         for beside_itself in (lambda one: (one.model,) * 2, lambda one: (one.candidate,) * 2):
             if _matched(finite, beside_itself, draws)[0] > level:
-                return Relation(None)
+                return Relation(None, unknown="equal_units")
         reordered = _reordered(finite)
     model = np.concatenate([one.model.ravel() for one in finite])
     candidate = np.concatenate([one.candidate.ravel() for one in finite])
