@@ -6,12 +6,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from reports import delta, places, write
+from reports import delta, places, put, put_spectra, write
 
-from shadow.reports.columns import FILES, SPECTRA
-from shadow.reports.parquet import arrow_schema
+from shadow.reports.columns import FILES
 
 # (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
 HOSTILE = (
@@ -37,24 +35,13 @@ def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True
     rows[1] |= {"verified": False, "sigma_scale": -0.0, "nuclear_norm": 5e-324}
     gates = [{"name": "x", "figure": None}]
     write(folder, rows, family=family, pair=pair, gates=gates)
-    metadata = pq.read_schema(folder / "matrices.parquet").metadata
-    matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
     if spectra:
-        kept = [column.name for column in SPECTRA if column.type != "floats"]
-        found = [
-            {name: row[name] for name in kept} | {"sigma": random.random(5).tolist()}
-            for row in matrices
-        ]
-        found[0] |= {"sigma": [1.0, math.nan, 0.0]}
-        put(folder / "spectra.parquet", found, SPECTRA, metadata)
+        odd = iter([[1.0, math.nan, 0.0]])
+        put_spectra(folder, lambda _: next(odd, None) or random.random(5).tolist())
     listed = {"side": "tuned", "state": "changed", "kind": "config", "bytes": 2**62}
-    named = [{"path": row["tensor"], **listed, "detail": f"=1 {family}"} for row in matrices[:3]]
-    put(folder / "files.parquet", named, FILES, metadata)
+    named = [
+        {"path": name, **listed, "detail": f"=1 {family}"}
+        for name in pq.read_table(folder / "matrices.parquet")["tensor"].to_pylist()[:3]
+    ]
+    put(folder / "files.parquet", named, FILES)
     return folder
-
-
-def put(path, rows, columns, metadata):
-    pq.write_table(
-        pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata),
-        path,
-    )

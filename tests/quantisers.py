@@ -314,36 +314,41 @@ def codebook(original: torch.Tensor, levels: tuple[float, ...], block: int, name
     return Copy(numbers, None, name, (low, high))
 
 
+def _fitted(weight, inputs, by_size: bool, group: int, most: int, least_zero: float):
+    """GPTQ (Frantar et al. 2022): whole numbers up to most, scales and zeros of groups, and the
+    group of each column. by_size: the columns with the largest inputs first (`desc_act`).
+    """
+    w, cols = weight.double().numpy().copy(), weight.shape[1]
+    hessian = inputs.T @ inputs
+    order = np.argsort(-np.diag(hessian)) if by_size else np.arange(cols)
+    w, hessian = w[:, order], hessian[order][:, order]
+    hessian += 0.01 * np.diag(hessian).mean() * np.eye(cols)
+    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    q, scales, zeros = np.zeros_like(w), [], []
+    for col in range(cols):
+        if col % group == 0:
+            part = w[:, col : col + group]
+            low, high = np.minimum(part.min(1), 0), np.maximum(part.max(1), 0)
+            scale = ((high - low) / most).astype(np.float16).astype(float)
+            zero = np.clip(np.round(-low / scale), least_zero, most)
+            scales.append(scale)
+            zeros.append(zero)
+        q[:, col] = np.clip(np.round(w[:, col] / scale) + zero, 0, most)
+        error = (w[:, col] - scale * (q[:, col] - zero)) / upper[col, col]
+        w[:, col:] -= np.outer(error, upper[col, col:])
+    back = np.argsort(order)
+    return q[:, back], np.stack(scales, 1), np.stack(zeros, 1), (np.arange(cols) // group)[back]
+
+
 def gptq_copy(
     original: torch.Tensor, group: int = 128, seed: int = 0, in_order: bool = True
 ) -> Copy:
-    """GPTQ (Frantar et al. 2022) in 4 bits, with inputs whose columns are correlated; in_order:
-    otherwise the columns with the largest inputs come first (`desc_act`).
-    """
-    weights = original.double().numpy().copy()
-    rows, cols = weights.shape
-    rng = np.random.default_rng(seed)
+    """GPTQ in 4 bits, with inputs whose columns are correlated; in_order: not `desc_act`."""
+    cols, rng = original.shape[1], np.random.default_rng(seed)
     mixed = np.eye(cols) + rng.standard_normal((cols, cols)) / np.sqrt(cols)
     inputs = rng.standard_normal((2 * cols, cols)) @ mixed
-    hessian = inputs.T @ inputs
-    order = np.arange(cols) if in_order else np.argsort(-np.diag(hessian))
-    weights, hessian = weights[:, order], hessian[order][:, order]
-    hessian += 0.01 * np.diag(hessian).mean() * np.eye(cols)
-    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
-    numbers, steps = np.zeros_like(weights), np.zeros_like(weights)
-    scale = zero = np.zeros(rows)
-    for col in range(cols):
-        if col % group == 0:
-            of_group = weights[:, col : col + group]
-            low, high = np.minimum(of_group.min(1), 0), np.maximum(of_group.max(1), 0)
-            scale = ((high - low) / 15).astype(np.float16).astype(float)
-            zero = np.round(-low / scale)
-        level = np.clip(np.round(weights[:, col] / scale) + zero, 0, 15)
-        numbers[:, col], steps[:, col] = scale * (level - zero), scale
-        error = (weights[:, col] - numbers[:, col]) / upper[col, col]
-        weights[:, col:] -= np.outer(error, upper[col, col:])
-    back = np.argsort(order)
-    return _copy(numbers[:, back], steps[:, back], "GPTQ-4")
+    q, scales, zeros, of = _fitted(original, inputs, not in_order, group, 15, -np.inf)
+    return _copy(scales[:, of] * (q - zeros[:, of]), scales[:, of], "GPTQ-4")
 
 
 def awq_copy(original: torch.Tensor, factors: torch.Tensor, group: int = 128) -> Copy:
@@ -510,28 +515,8 @@ def compensated(weight, bits: int, group: int, seed: int = 0, by_size: bool = Fa
 
     Inputs are correlated, and some columns' far larger than others'. by_size: `desc_act`.
     """
-    w = weight.double().numpy().copy()
-    cols, most = w.shape[1], (1 << bits) - 1
-    rng = np.random.default_rng(seed)
+    cols, rng = weight.shape[1], np.random.default_rng(seed)
     mixed = np.eye(cols) + rng.standard_normal((cols, cols)) / np.sqrt(cols)
     inputs = rng.standard_normal((4 * cols, cols)) @ mixed * np.exp(0.7 * rng.standard_normal(cols))
-    hessian = inputs.T @ inputs
-    order = np.argsort(-np.diag(hessian)) if by_size else np.arange(cols)
-    w, hessian = w[:, order], hessian[order][:, order]
-    hessian += 0.01 * np.diag(hessian).mean() * np.eye(cols)
-    upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
-    q, scales, zeros = np.zeros_like(w), [], []
-    for col in range(cols):
-        if col % group == 0:
-            part = w[:, col : col + group]
-            low, high = np.minimum(part.min(1), 0), np.maximum(part.max(1), 0)
-            scale = ((high - low) / most).astype(np.float16).astype(float)
-            zero = np.clip(np.round(-low / scale), 1, most)
-            scales.append(scale)
-            zeros.append(zero)
-        q[:, col] = np.clip(np.round(w[:, col] / scale) + zero, 0, most)
-        error = (w[:, col] - scale * (q[:, col] - zero)) / upper[col, col]
-        w[:, col:] -= np.outer(error, upper[col, col:])
-    back = np.argsort(order)
-    found = (q[:, back], np.stack(scales, 1), np.stack(zeros, 1), (np.arange(cols) // group)[back])
+    found = _fitted(weight, inputs, by_size, group, (1 << bits) - 1, 1)
     return tuple(torch.from_numpy(np.ascontiguousarray(one)) for one in found)

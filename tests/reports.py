@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.reports.columns import FILES, MATRICES, TENSORS
+from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.summary.columns import Columns, columns_of
 
@@ -135,6 +136,21 @@ def write(
         pq.write_table(table, folder / f"{file}.parquet")
     (folder / "summary.json").write_text("{}")
     return folder
+
+
+def put(path: Path, rows: list[dict[str, Any]], columns: tuple[Any, ...]) -> None:
+    """Write another table beside the matrices of a report."""
+    metadata = pq.read_schema(path.with_name("matrices.parquet")).metadata
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(columns))
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def put_spectra(folder: Path, sigma: Callable[[dict[str, Any]], Any]) -> None:
+    """Give every matrix of a report the singular values that a function makes of its row."""
+    kept = [column.name for column in SPECTRA if column.type != "floats"]
+    rows = pq.read_table(folder / "matrices.parquet").to_pylist()
+    found = [{name: row[name] for name in kept} | {"sigma": sigma(row)} for row in rows]
+    put(folder / "spectra.parquet", found, SPECTRA)
 
 
 def uniform(folder: Path, concentrations: Any, layers: int = 6, **options: Any) -> Path:

@@ -11,16 +11,13 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from reports import delta, place, write
+from reports import delta, place, put_spectra, write
 
 from shadow.errors import ShadowError
 from shadow.outputs.figures import DRAWN, FORMATS, Choice, compose, draw, read_source, styled
-from shadow.reports.columns import SPECTRA
-from shadow.reports.parquet import arrow_schema
 
 SHADOW = Path(sys.executable).parent / "shadow"
 MODULES = ("attn.q", "attn.o", "mlp.gate", "mlp.up")
@@ -49,20 +46,16 @@ def toy(
     embed = {**place(None, "embed"), "component": component}
     rows.append(delta(0.6, embed, effective_rank_shift=1.0, null_edge=0.3))
     write(folder, rows, **told)
+
+    def sigma(row):
+        values = np.sort(random.random(40))[::-1] * (0.2 if row["subject"] == "delta" else 2)
+        if row["subject"] == "delta":
+            values[:6] += 0.4
+            values[-5:] = 0
+        return values.tolist()
+
     if spectra:
-        metadata = pq.read_schema(folder / "matrices.parquet").metadata
-        kept = [column.name for column in SPECTRA if column.type != "floats"]
-        found = []
-        for row in pq.read_table(folder / "matrices.parquet").to_pylist():
-            sigma = np.sort(random.random(40))[::-1] * (0.2 if row["subject"] == "delta" else 2)
-            if row["subject"] == "delta":
-                sigma[:6] += 0.4
-                sigma[-5:] = 0
-            found.append({name: row[name] for name in kept} | {"sigma": sigma.tolist()})
-        table = pa.Table.from_pylist(found, schema=arrow_schema(SPECTRA)).replace_schema_metadata(
-            metadata
-        )
-        pq.write_table(table, folder / "spectra.parquet")
+        put_spectra(folder, sigma)
     return folder
 
 
