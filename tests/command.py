@@ -28,6 +28,8 @@ for one in pkgutil.walk_packages(shadow.__path__, "shadow."):
         with contextlib.suppress(ImportError):
             importlib.import_module(one.name)
 del sys.modules["huggingface_hub"]
+with contextlib.suppress(ImportError):  # what drawing imports
+    import matplotlib.backends.backend_svg, matplotlib.figure, matplotlib.layout_engine
 ours = [module for name, module in sys.modules.items() if name.startswith("shadow.")]
 names = [(module, name, one) for module in ours for name, one in vars(module).items()]
 for module, name, one in names:
