@@ -6,6 +6,8 @@ A template is text with slots of figures:
     {name:kind}                  a number in digits that suit its kind, such as `share`
     {name:count one|many}        and the word that follows it: `3 tensors`
     {name:all one|many}          `the only tensor`, `both tensors`, `all 3 tensors`
+    {name/whole:all one|many}    the same where it is the whole, otherwise `2 of 3 tensors`
+    {name:and}                   texts as a list: `a, b and c`
     {name|one|many}              the word alone, such as `is` or `are`
     [text with slots]            left out where any of its figures is None or not given
 """
@@ -15,12 +17,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from shadow.quantities import FORMS
-from shadow.text import several
+from shadow.text import and_list, several
 
 NAMED = 3  # of several texts, those that a sentence spells out
-SLOT = re.compile(r"\{([\w.]+)(?::(\w+)(?: ([^|{}]*)\|([^{}]*))?|\|([^|{}]*)\|([^{}]*))?\}")
+SLOT = re.compile(
+    r"\{([\w.]+)(?:/([\w.]+))?(?::(\w+)(?: ([^|{}]*)\|([^{}]*))?|\|([^|{}]*)\|([^{}]*))?\}"
+)
 OPTIONAL = re.compile(r"\[([^][]*)\]")
 
 
@@ -52,24 +57,35 @@ def fill(
     """
 
     def optional(match: re.Match[str]) -> str:
-        names = [slot[1] for slot in SLOT.finditer(match[1])]
-        return match[1] if all(figures.get(name) is not None for name in names) else ""
+        known = all(figures.get(name) is not None for name in names_in(match[1]))
+        return match[1] if known else ""
 
     def slot(match: re.Match[str]) -> str:
-        name, kind, one, many, alone, alone_many = match.groups()
+        name, whole, kind, one, many, alone, alone_many = match.groups()
         value = figures[name]
         if alone is not None:
             return alone if value == 1 else alone_many
         if kind is None:
             return value if isinstance(value, str) else several([*_texts(value)], NAMED)
+        if kind == "and":
+            return and_list(_texts(value))
         assert isinstance(value, float | int), f"{name} is a number"
         note(name)
         if kind == "all":
-            return _all(int(value), one, many)
+            total = value
+            if whole is not None:
+                note(whole)
+                total = cast(float, figures[whole])
+            return _all(int(value), int(total), one, many)
         text = FORMS[kind](value or 0)  # type: ignore[index]  # zero has no sign
         return text if one is None else f"{text} {one if value == 1 else many}"
 
     return SLOT.sub(slot, OPTIONAL.sub(optional, template))
+
+
+def names_in(template: str) -> list[str]:
+    """The figures that a template has slots for."""
+    return [name for slot in SLOT.finditer(template) for name in slot.groups()[:2] if name]
 
 
 def _texts(value: Value) -> Sequence[str]:
@@ -77,5 +93,7 @@ def _texts(value: Value) -> Sequence[str]:
     return [str(one) for one in value]
 
 
-def _all(count: int, one: str, many: str) -> str:
+def _all(count: int, total: int, one: str, many: str) -> str:
+    if count != total:
+        return f"{count:,} of {total:,} {many}"
     return {1: f"the only {one}", 2: f"both {many}"}.get(count, f"all {count:,} {many}")

@@ -4,7 +4,6 @@ explanations and sentences share.
 
 from __future__ import annotations
 
-from shadow.checks.draft import Draft
 from shadow.summary.layer_medians import LOW
 from shadow.summary.record import PairRecord
 
@@ -58,30 +57,21 @@ def has_other_norm_unrounded(record: PairRecord) -> bool:
     return abs(unrounded - stored) >= DIFFERENT * stored
 
 
-def few_bits(draft: Draft) -> str | None:
+def few_bits(record: PairRecord) -> str | None:
     """Through which few bits most matrices of the tuned side went: `tuned` as few distinct values
-    in a row show, `format` where a side is stored in 8 bits; None where nothing shows any. The
-    counts are noted in the draft.
+    in a row show, `format` where a side is stored in 8 bits; None where nothing shows any.
     """
-    record, inside = draft.summary, draft.summary.inside_layers
-    of_base = has_few_values(Draft(record), "base")  # whose values the tuned side may have
-    if record.recognised.zeroed is None and not of_base and has_few_values(draft, "tuned"):
+    inside = record.inside_layers
+    of_base = has_few_values(record, "base")  # whose values the tuned side may have
+    if record.recognised.zeroed is None and not of_base and has_few_values(record, "tuned"):
         return "tuned"
-    if inside.in_8_bits and 2 * inside.in_8_bits > inside.matrices:
-        draft.inside("in_8_bits")
-        draft.inside("matrices")
-        return "format"
-    return None
+    return "format" if inside.in_8_bits and 2 * inside.in_8_bits > inside.matrices else None
 
 
-def has_few_values(draft: Draft, side: str) -> bool:
-    """Whether most matrices of a side have few distinct values in a row; the counts are noted."""
-    few, judged = few_of(draft.summary, side)
-    if not few or 2 * few <= judged:
-        return False
-    draft.inside(f"levels_{side}_few")
-    draft.inside(f"levels_{side}_judged")
-    return True
+def has_few_values(record: PairRecord, side: str) -> bool:
+    """Whether most matrices of a side have few distinct values in a row."""
+    few, judged = few_of(record, side)
+    return few > 0 and judged < 2 * few
 
 
 def few_of(record: PairRecord, side: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.checks.draft import Draft, Sentence
+from shadow.checks.draft import Sentence
 from shadow.checks.explanations import Explanation, explanations
 from shadow.checks.recognised import is_copy, is_mostly_copy, is_rearranged
 from shadow.checks.summary import Finding, Summary
@@ -23,8 +23,8 @@ from shadow.telling.headline import headline
 from shadow.telling.known_changes import known_changes
 from shadow.telling.limits import comes_first, limits, not_compared, vectors
 from shadow.telling.size import size_and_place
-from shadow.telling.storage import storage
-from shadow.telling.structure import structure
+from shadow.telling.structure import storage, structure
+from shadow.telling.told import tell
 
 NOT_SHOWN = (
     (
@@ -39,6 +39,10 @@ NOT_SHOWN = (
 ESTIMATED = (
     "Figures of singular values of large matrices are estimates from a few passes over the weights:"
     " each row has errors of its own. Their numerical ranks and exponents are unknown."
+)
+PUBLISHED = (
+    "The mean relative norm of a tensor is {published.value:share}, more than in"
+    " {published.below:count} of {published.families:count} published families."
 )
 STAGES: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
@@ -65,7 +69,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     later = [] if comes_first(gates) else not_compared(summary, filtered)
     if any(sentence.code in ("nothing_compared", "identical") for sentence in first):
         told = [*first, *files_sentences(summary)]
-        return Finding(headline(summary, first), told, [], list(NOT_SHOWN))
+        return Finding(headline(summary, first, filtered), told, [], list(NOT_SHOWN))
     sentences = list(first)
     others: list[Explanation] = []
     unrelated = any(sentence.code == "unrelated" for sentence in first)
@@ -89,7 +93,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         if relation != "sibling":
             sentences += _published(summary)
     sentences += files_sentences(summary)
-    return Finding(headline(summary, sentences), sentences, others, list(NOT_SHOWN))
+    return Finding(headline(summary, sentences, filtered), sentences, others, list(NOT_SHOWN))
 
 
 def _tier(summary: Summary) -> list[Sentence]:
@@ -126,14 +130,6 @@ def _of_names(summary: Summary, relation: object) -> list[Sentence]:
 
 def _published(summary: Summary) -> list[Sentence]:
     """The place of the change among those of released families."""
-    if (place := summary.published) is None:
+    if summary.published is None:
         return []
-    draft = Draft(summary)
-    value = draft.write(place.value, "published.value", "share")
-    below = draft.write(place.below, "published.below", "count")
-    families = draft.write(place.families, "published.families", "count")
-    text = (
-        f"The mean relative norm of a tensor is {value}, more than in {below} of {families}"
-        " published families."
-    )
-    return [draft.sentence("published", text)]
+    return [tell(summary, "published", PUBLISHED)]

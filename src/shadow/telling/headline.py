@@ -5,33 +5,27 @@ It repeats the sentences below it in a few words and measures nothing of its own
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
-from shadow.checks.draft import Draft, Sentence
+from shadow.checks.draft import Sentence
 from shadow.checks.inside import has_other_norm_unrounded
 from shadow.checks.recognised import is_copy, is_of_base, is_rearranged
 from shadow.checks.summary import Summary
-from shadow.quantities import text_of
-from shadow.telling.limits import broken_text, missing
+from shadow.summary.changes import Replaced
+from shadow.telling.limits import broken_text, missing, what_is_same
 from shadow.telling.size import (
-    ALIKE,
-    MOST,
+    UNROUNDED,
+    are_in_proportion,
     has_frozen,
     is_all_asked_for,
     is_as_stored,
-    is_mostly_frozen,
+    leading,
     only_matrix,
     parts_by_energy,
-    unrounded_norm,
 )
-from shadow.telling.storage import is_no_more_than_format
-from shadow.telling.structure import knows_coherence
-from shadow.telling.wording import directions_text, factor
-from shadow.text import and_list, counted
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
-
+from shadow.telling.structure import DIRECTIONS, is_no_more_than_format, knows_coherence
+from shadow.telling.told import Told
+from shadow.telling.wording import factor
 
 AT_MOST = 2  # parts of the model that are named
 NOTHING_IN_COMMON = 0.1  # a cosine that no training of large steps leaves
@@ -39,6 +33,7 @@ NOTHING_IN_COMMON = 0.1  # a cosine that no training of large steps leaves
 ALONE = {
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
+    "layers_moved": "The base with layers at other numbers.",
 }
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
@@ -50,132 +45,148 @@ KINDS = {
     "noise": "like noise",
     "mixed": "partly with more structure than noise",
 }
+WORDS = {
+    "broken": "Broken: {text} in {side}.",
+    "not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
+    "only_vectors": "Only biases and norms changed.",
+    "of_compared": "Of what was compared, only biases and norms changed.",
+    "identical": "{what} the same.",
+    "scaled": "{matrices:count} of the base's matrices times {by}.",
+    "scaled_all": "The base's matrices times {by}.",
+    "copy": "A copy of the base, only rounded.",
+    "copy_of_base": "The base is a copy of the tuned model, only rounded.",
+    "mostly": "A rounded copy of the base, but for {beside:count tensor|tensors}.",
+    "mostly_of_base": "The base is a rounded copy, but for {beside:count tensor|tensors}.",
+    "siblings": "Different[ by {norm}]",
+    "part": "A part changed[, by {norm}]",
+    "changed": "Changed[ by {norm}]",
+    "as_stored": "{size} as stored",
+    "some": "with {matrices:count matrix|matrices} not comparable entry by entry",
+    "replaced": "with {matrices:count matrix|matrices} unlike the base's",
+    "few_entries": "in {entries:count entry|entries}",
+    "beyond_rounding": "more than rounding in {inside_layers.known:count} of"
+    " {inside_layers.matrices:count matrix|matrices}",
+    "low_rank": "of rank {rank:count} or less",
+    "spread": "spread over {about}{number} directions[ of {side:count}]",
+    "single": "along a single direction[ of {side:count}]",
+    "structure": "with more structure than noise",
+    "alike": "in all modules {which}alike",
+    "place": "{much} of it in {names:and}",
+    "idle": "The adapter does nothing in {modules:count module|modules}, where its update is 0."
+    " {text}",
+    "missing": "Missing: {lost}. {text}",
+}
 
 
-def headline(summary: Summary, sentences: Sequence[Sentence]) -> str:
+def headline(summary: Summary, sentences: Sequence[Sentence], filtered: bool) -> str:
     """One line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`
 
     What the tuned model lacks comes first.
     """
-    text = _of_change(summary, sentences)
+    told, codes = Told(summary), {sentence.code for sentence in sentences}
+    text = _of_change(told, codes, filtered)
     if summary.idle_updates:
-        modules = counted(summary.idle_updates, "module", "modules")
-        return f"The adapter does nothing in {modules}, where its update is 0. {text}"
-    hides = {sentence.code for sentence in sentences} & ALONE.keys()
-    if hides or summary.broken or is_rearranged(summary) or not (lost := missing(summary)):
+        return told.fill(WORDS["idle"], modules=summary.idle_updates, text=text)
+    hides = codes & ALONE.keys() or summary.broken or is_rearranged(summary)
+    if hides or not (lost := missing(summary)):
         return text
-    return f"Missing: {lost}. {text}"
+    return told.fill(WORDS["missing"], lost=lost, text=text)
 
 
-def _of_change(summary: Summary, sentences: Sequence[Sentence]) -> str:
-    texts = {sentence.code: sentence.text for sentence in sentences}
+def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
+    summary, recognised = told.summary, told.summary.recognised
     if summary.broken:
         row = summary.broken[0]
         side = "the tuned model" if row.side == "tuned" else "the base"
-        return f"Broken: {broken_text(row)} in {side}."
+        return told.fill(WORDS["broken"], text=broken_text(summary, row), side=side)
     for code, text in ALONE.items():
-        if code in texts:
+        if code in codes:
             return text
     if is_rearranged(summary):
-        apart = summary.recognised.rearranged
-        if apart is not None and apart.moved is not None:
-            return "The base with layers at other numbers."
-        return "Not comparable entry by entry: rotated, reordered or another model."
-    if "only_vectors" in texts:
-        if texts.keys() == {"only_vectors", "identical"}:
-            return "Only biases and norms changed."
-        return "Of what was compared, only biases and norms changed."
-    if "identical" in texts:  # what the sentence says before it gives numbers
-        return f"{texts['identical'].partition(':')[0].removesuffix('.')}."
-    if (scaled := summary.recognised.scaled) is not None:
-        which = f"{scaled.matrices} of the" if has_frozen(summary) else "The"
-        return f"{which} base's matrices times {factor(scaled.factor)}."
+        return WORDS["not_comparable"]
+    if "only_vectors" in codes:
+        is_all = {*codes} <= {"only_vectors", "identical", "files"}
+        return WORDS["only_vectors" if is_all else "of_compared"]
+    if "identical" in codes:
+        return told.fill(WORDS["identical"], what=what_is_same(summary, codes, filtered))
+    if (scaled := recognised.scaled) is not None:
+        code = "scaled" if has_frozen(summary) else "scaled_all"
+        return told.fill(WORDS[code], scaled, by=factor(scaled.factor))
     if is_copy(summary):
-        copy = (
-            "The base is a copy of the tuned model" if is_of_base(summary) else "A copy of the base"
-        )
-        return f"{copy}, only rounded."
-    if "mostly_copy" in texts and (casts := summary.recognised.casts):
-        copy = "The base is a rounded copy" if is_of_base(summary) else "A rounded copy of the base"
-        return f"{copy}, but for {counted(casts.beside, 'tensor', 'tensors')}."
-    place = _place(summary, "part_asked_for" in texts)
-    said = [_size(summary, texts), _kind(summary, texts), place]
-    text = ", ".join(part for part in said if part)
-    if summary.tier == "norms":
-        text = f"{text}; no spectra were measured"
-    return f"{text}."
+        return WORDS["copy_of_base" if is_of_base(summary) else "copy"]
+    if "mostly_copy" in codes and recognised.casts:
+        code = "mostly_of_base" if is_of_base(summary) else "mostly"
+        return told.fill(WORDS[code], recognised.casts)
+    parts = [_size(told, codes), _kind(told, codes), _place(told, filtered)]
+    text = ", ".join(part for part in parts if part)
+    return f"{text}; no spectra were measured." if summary.tier == "norms" else f"{text}."
 
 
-def _size(summary: Summary, codes: Container[str]) -> str:
-    norm = summary.figures.relative_norm_overall
-    if "siblings" in codes:
-        return "Different" if norm is None else f"Different by {text_of(norm, 'share')}"
-    what, how = ("A part changed", ", by") if has_frozen(summary) else ("Changed", " by")
-    if norm is None:
-        return what
-    if has_other_norm_unrounded(summary):
-        return f"{what}{how} {unrounded_norm(Draft(summary))}"
-    stored = " as stored" if is_as_stored(summary) else ""
-    return f"{what}{how} {text_of(norm, 'share')}{stored}"
+def _size(told: Told, codes: Collection[str]) -> str:
+    summary, norm = told.summary, None
+    code = "part" if has_frozen(summary) else "changed"
+    code = "siblings" if "siblings" in codes else code
+    is_before = code != "siblings" and has_other_norm_unrounded(summary)
+    if is_before:
+        norm = told.reaching(UNROUNDED, "share")
+    elif summary.figures.relative_norm_overall is not None:
+        norm = told.fill("{figures.relative_norm_overall:share}")
+    text = told.fill(WORDS[code], norm=norm)
+    if norm is None or is_before or code == "siblings" or not is_as_stored(summary):
+        return text
+    return told.fill(WORDS["as_stored"], size=text)
 
 
-def _kind(summary: Summary, codes: Container[str]) -> str:
-    inside, replaced = summary.inside_layers, summary.recognised.replaced
-    apart = summary.recognised.rearranged
-    if apart is not None and apart.not_comparable is not None:
-        count = counted(apart.not_comparable.matrices, "matrix", "matrices")
-        return f"with {count} not comparable entry by entry"
-    cosines = [] if replaced is None else [replaced.cosine_least, replaced.cosine_most]
-    if replaced is not None and max(map(abs, cosines)) < NOTHING_IN_COMMON:
-        count = counted(replaced.matrices, "matrix", "matrices")
-        return f"with {count} unlike the base's"
-    if summary.recognised.few_entries is not None:
-        return f"in {counted(summary.recognised.few_entries.entries, 'entry', 'entries')}"
+def _kind(told: Told, codes: Collection[str]) -> str:
+    summary, recognised = told.summary, told.summary.recognised
+    rearranged, replaced = recognised.rearranged, recognised.replaced
+    if rearranged is not None and rearranged.not_comparable is not None:
+        return told.fill(WORDS["some"], rearranged.not_comparable)
+    if replaced is not None and _is_unlike(replaced):
+        return told.fill(WORDS["replaced"], replaced)
+    if recognised.few_entries is not None:
+        return told.fill(WORDS["few_entries"], recognised.few_entries)
     if "beyond_rounding" in codes:
-        return f"more than rounding in {inside.known:,} of {inside.matrices:,} matrices"
+        return told.fill(WORDS["beyond_rounding"])
     if is_no_more_than_format(summary):
         return KINDS["rounding"]
     for code, text in KINDS.items():
         if code in codes and not (code == "few_values" and "coherent" in codes):
             return text
     if "low_rank" in codes:
-        rank = summary.figures.rank_ceiling or inside.rank_most
-        return f"of rank {rank:,.0f} or less"
-    if "coherent" not in codes:
-        return ""
-    value = inside.equivalent_directions if knows_coherence(summary) else None
-    least, most = (inside.get(f"short_side_{end}") for end in ("least", "most"))
+        rank = summary.figures.rank_ceiling or summary.inside_layers.rank_most
+        return told.fill(WORDS["low_rank"], rank=rank)
+    return _structure(told) if "coherent" in codes else ""
+
+
+def _is_unlike(replaced: Replaced) -> bool:
+    return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
+
+
+def _structure(told: Told) -> str:
+    inside = told.summary.inside_layers
+    value = inside.equivalent_directions if knows_coherence(told.summary) else None
+    least, most = inside.short_side_least, inside.short_side_most
     if value is None or least is None or most is None:
-        return "with more structure than noise"
-    number = directions_text(summary)
-    about = "about " if summary.estimated else ""
-    text = f"spread over {about}{number} directions"
-    if number == "1":
-        text = "along a single direction"
-    # 61 of 32 to 64 says nothing
-    return text if least < most else f"{text} of {most:,.0f}"
+        return WORDS["structure"]
+    number = told.reaching(DIRECTIONS, "about")
+    code, about = "single" if number == "1" else "spread", "about " * told.summary.estimated
+    side = None if least < most else most
+    return told.fill(WORDS[code], number=number, side=side, about=about)
 
 
-def _place(summary: Summary, filtered: bool) -> str:
+def _place(told: Told, filtered: bool) -> str:
     """The parts that hold most of it, if they are few."""
+    summary = told.summary
     parts = parts_by_energy(summary)
-    if not parts:
+    named = leading(parts)
+    is_all = len(named) == len(parts)
+    if len(parts) > 1 and are_in_proportion(summary, parts):
+        which = "that changed " if has_frozen(summary) else ""
+        return told.fill(WORDS["alike"], which=which)
+    if not 0 < len(named) <= AT_MOST or (is_all and is_all_asked_for(summary, filtered)):
         return ""
-    if len(parts) == 1 and is_all_asked_for(summary, filtered):
-        return ""
+    names = [part.name for part in named]
     if len(parts) == 1:
-        return f"all of it in {only_matrix(summary) or parts[0].name}"
-    if all(part.in_proportion for part in parts) and not is_mostly_frozen(summary):
-        return f"in all modules {'that changed ' if has_frozen(summary) else ''}alike"
-    for count in range(1, AT_MOST + 1):
-        named = parts[:count]
-        rest = parts[count:]
-        if rest and rest[0].energy > ALIKE * named[-1].energy:
-            continue  # what is as large is named too
-        if not rest and is_all_asked_for(summary, filtered):
-            return ""
-        if not rest:
-            return f"all of it in {and_list([part.name for part in named])}"
-        if sum(part.energy for part in named) >= MOST:
-            return f"most of it in {and_list([part.name for part in named])}"
-    return ""
+        names = [only_matrix(summary) or names[0]]
+    return told.fill(WORDS["place"], much="all" if is_all else "most", names=names)

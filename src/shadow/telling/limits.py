@@ -2,75 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
 
-from shadow.checks.answer import Figure
-from shadow.checks.draft import Draft, Sentence
+from shadow.checks.draft import Sentence
 from shadow.checks.pair_gates import Gate
 from shadow.checks.recognised import is_rearranged
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import BrokenRow, UncomparedRow, VocabularyRow
 from shadow.telling.known_changes import not_in_place
-from shadow.telling.wording import (
-    NAMED,
-    and_others,
-    component_name,
-    furthest_vector,
-    module_name,
-    place_of,
-    vectors_moved,
-)
-from shadow.text import and_list, counted
+from shadow.telling.told import Told, tell
+from shadow.telling.wording import NAMED, and_others, component_name, module_name, place_of
 
 VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
-
-
-class _Damage(NamedTuple):
-    one: str
-    many: str
-
-
-DAMAGE = {
-    "nonfinite": _Damage("holds NaN or infinite entries", "hold NaN or infinite entries"),
-    "all_zero": _Damage("is all zero", "are all zero"),
-    "empty": _Damage("has no entries", "have no entries"),
-}
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
+NO_LIMITS = {"identical", "files"}
+# what is wrong with a tensor, by the code of its sentence
+DAMAGE = {
+    "nonfinite": "{count|holds|hold} NaN or infinite entries",
+    "all_zero": "{count|is|are} all zero",
+    "empty": "{count|has|have} no entries",
+}
+FURTHEST = "{vectors.furthest} by {vectors.furthest_norm:share} of its norm"
+MOVED = "{vectors.changed:count} of {vectors.compared:count} biases and norms changed"
+WORDS = {
+    "broken": "The {side} is broken: {text}.",
+    "broken_and_left_out": "The {side} is broken: {text}. {count|This tensor was|These tensors"
+    " were} not compared.",
+    "nothing_compared": "Nothing was compared: no matrix{asked} has {what}.",
+    "identical": "{what} the same[: {names:and} {count|is|are} identical].",
+    "tensors": "{identical:count weight tensor|weight tensors}[ of {component}]",
+    "vectors_alike": "{vectors.compared:count bias or norm|biases and norms}",
+    "vocabulary": "The vocabulary {how} {by:count row|rows}: {names:and} {have}"
+    " {tuned_rows:count}, the base's {base_rows:count}. Only common rows are compared.",
+    "unrelated": "Entry by entry, the two have nothing in common (median cosine {figure:fixed}; a"
+    " model and its base have nearly 1): unrelated, or one is the other rotated, reordered or"
+    " moved.",
+    "hardly_related": "The two have less in common than a model and its base usually do (median"
+    " cosine {figure:fixed}). Read the figures with care.",
+    "part_asked_for": "Only a part of the model was asked for, with {figure:fraction} of the"
+    " parameters. The figures are of that part.",
+    "part_shared": "The two share only {figure:fraction} of the larger model's parameters. The"
+    " figures are of that part.",
+    "unread_formats": "{figure:share} of the parameters are left out: `shadow` cannot read their"
+    " format.",
+    "furthest": f"One vector changed far more than all others: {FURTHEST}.",
+}
+LEFT_OUT = {
+    "only_in_base": "{names} (only in the base)",
+    "only_in_tuned": "{names} (only in the tuned model)",
+    # where layers have moved, they may be there all the same
+    "only_in_base_moved": "{names} (the tuned model has none of that number)",
+    "only_in_tuned_moved": "{names} (the base has none of that number)",
+    "shape_differs": "{names} (other shapes[, {tuned} instead of {base}])",
+}
 
 
 def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
     """What comes before any figure: that these are not base and tuned, or not all of them."""
-    changed, lineage, paired, formats = (
-        gates[name] for name in ("changed", "lineage", "paired", "formats")
-    )
-    broken = broken_sentences(summary)
+    changed, paired, formats = gates["changed"], gates["paired"], gates["formats"]
+    broken = [_broken(summary, row) for row in summary.broken]
     if changed.figure is None:
-        of = " that was asked for" if filtered else ""
-        text = f"Nothing was compared: no matrix{of} has a partner on the other side."
-        if any(sentence.code == "nonfinite" for sentence in broken):
-            text = f"Nothing was compared: no matrix{of} has a partner and finite numbers."
-        return [*broken, Sentence("nothing_compared", text, {})]
-    sentences = [*broken, *_relation(summary, lineage)]
-    if filtered or not changed.passed or not paired.passed:
-        sentences += _part(paired, filtered)
-    sentences += _unread(formats)
+        what = "a partner on the other side"
+        if any(row.code == "nonfinite" for row in summary.broken):
+            what = "a partner and finite numbers"
+        asked = " that was asked for" if filtered else ""
+        text = WORDS["nothing_compared"]
+        return [*broken, tell(summary, "nothing_compared", text, asked=asked, what=what)]
+    sentences = [*broken, *_relation(summary, gates["lineage"])]
+    matters = filtered or not changed.passed or not paired.passed
+    if matters and paired.figure is not None and paired.figure < 1.0:
+        code = "part_asked_for" if filtered else "part_shared"
+        sentences.append(tell(summary, code, WORDS[code], paired, "gates.paired"))
+    if not formats.passed and formats.figure is not None:
+        text = WORDS["unread_formats"]
+        sentences.append(tell(summary, "unread_formats", text, formats, "gates.formats"))
     if comes_first(gates):
         sentences += not_compared(summary, filtered)
     if changed.passed:
         return sentences
     sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
-    draft = Draft(summary)
-    text = "The weights are the same"
-    if only_vectors := _only_vectors(summary):
-        text = "Every matrix that was compared is the same"
-    elif filtered:
-        text = "What was asked for is the same"
-    elif sentences:  # each says of something that it was not compared
-        text = "What could be compared is the same"
-    identical = draft.sentence("identical", f"{text}{_identical(draft)}.")
-    return [*sentences, *only_vectors, identical]
+    what = what_is_same(summary, [sentence.code for sentence in sentences], filtered)
+    if summary.vectors.changed:
+        sentences.append(_vectors(summary, "only_vectors", "Only vectors changed"))
+    return [*sentences, _identical(summary, what)]
+
+
+def what_is_same(summary: PairRecord, codes: Collection[str], filtered: bool) -> str:
+    """What is identical, of a pair with sentences of these codes, each of which but NO_LIMITS says
+    of something that it was not compared.
+    """
+    if summary.vectors.changed:
+        return "Every matrix that was compared is"
+    if filtered:
+        return "What was asked for is"
+    return "What could be compared is" if {*codes} - NO_LIMITS else "The weights are"
 
 
 def comes_first(gates: Mapping[str, Gate]) -> bool:
@@ -83,35 +109,24 @@ def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
-def broken_sentences(summary: PairRecord) -> list[Sentence]:
+def _broken(summary: PairRecord, row: BrokenRow) -> Sentence:
     """Which tensors are broken, of which side and how, and whether that leaves them out."""
-    sentences = []
-    for row in summary.broken:
-        side = "tuned model" if row.side == "tuned" else row.side
-        text = f"The {side} is broken: {broken_text(row)}."
-        if row.code == "nonfinite":
-            text += " This tensor was" if row.count == 1 else " These tensors were"
-            text += " not compared."
-        sentences.append(Sentence(row.code, text, {}))
-    return sentences
+    side = "tuned model" if row.side == "tuned" else row.side
+    code = "broken_and_left_out" if row.code == "nonfinite" else "broken"
+    text, count = broken_text(summary, row), row.count
+    return tell(summary, row.code, WORDS[code], side=side, text=text, count=count)
 
 
-def broken_text(row: BrokenRow) -> str:
+def broken_text(summary: PairRecord, row: BrokenRow) -> str:
     """`model.norm.weight and 2 more tensors are all zero`."""
-    first, *others = row.tensors
-    more = row.count - 1
-    if not more:
-        names, verb = first, DAMAGE[row.code].one
-    else:
-        rest = others[0] if more == 1 and others else counted(more, "more tensor", "more tensors")
-        names, verb = f"{first} and {rest}", DAMAGE[row.code].many
-    return f"{names} {verb}"
+    template = "{first}[ and {more:count more tensor|more tensors}] " + DAMAGE[row.code]
+    first, more = row.tensors[0], row.count - 1 or None
+    return Told(summary).fill(template, first=first, more=more, count=row.count)
 
 
 def missing(summary: PairRecord) -> str:
     """What the tuned model lacks of the base, by name: `the head`; empty where it lacks nothing."""
-    rows = [row for row in summary.uncompared if row.reason == "only_in_base"]
-    return _places_of(summary, rows) if rows else ""
+    return _places_of(summary, [one for one in summary.uncompared if one.reason == "only_in_base"])
 
 
 def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
@@ -127,77 +142,68 @@ def _vocabulary(summary: PairRecord) -> list[Sentence]:
     for row in summary.vocabulary:
         groups.setdefault((row.base_rows, row.tuned_rows), []).append(row)
     sentences = []
-    for rows in groups.values():
-        draft, first = Draft(summary), rows[0]
-        place = f"vocabulary.{first.component}.{first.module}"
-        size = draft.write(first.tuned_rows, f"{place}.tuned_rows", "count")
-        before = draft.write(first.base_rows, f"{place}.base_rows", "count")
-        by = draft.write(first.added, f"{place}.added", lambda value: text_of(abs(value), "count"))
-        noun = "row" if by == "1" else "rows"
-        if first.added > 0:
-            change = f"The vocabulary grew by {by} {noun}"
-        else:
-            change = f"The vocabulary lost {by} {noun}"
-        names = and_list([module_name(row.module) for row in rows])
-        verb = "has" if names == "the head" else "have"
-        text = (
-            f"{change}: {names} {verb} {size}, the base's {before}. Only common rows are compared."
+    for first, *others in groups.values():
+        told, at = Told(summary), f"vocabulary.{first.component}.{first.module}"
+        names = [module_name(row.module) for row in (first, *others)]
+        told.fill("{added:count}", first, at)
+        text = told.fill(
+            WORDS["vocabulary"],
+            first,
+            at,
+            how="grew by" if first.added > 0 else "lost",
+            by=abs(first.added),
+            names=names,
+            have="has" if names == ["the head"] else "have",
         )
-        sentences.append(draft.sentence("vocabulary", text))
+        sentences.append(told.sentence("vocabulary", text))
     return sentences
 
 
 def _left_out(summary: PairRecord) -> list[Sentence]:
     """What has no partner, or another shape."""
+    told, found = Told(summary), summary.recognised.rearranged
+    groups: dict[tuple[str, tuple[str, str]], list[UncomparedRow]] = {}
+    for reason in ("only_in_base", "only_in_tuned", "shape_differs"):
+        for row in summary.uncompared:
+            has_moved = row.module is None and found is not None and found.moved is not None
+            code = f"{reason}_moved" if has_moved and reason != "shape_differs" else reason
+            if row.reason == reason:
+                groups.setdefault((code, _shapes(row)), []).append(row)
+    if sum(code == "shape_differs" for code, _ in groups) > NAMED:
+        every = [row for row in summary.uncompared if row.reason == "shape_differs"]
+        groups = {key: rows for key, rows in groups.items() if key[0] != "shape_differs"}
+        groups["shape_differs", ("", "")] = every
     texts = []
-    found = summary.recognised.rearranged
-    for reason, here, there in (
-        ("only_in_base", "the base", "the tuned model"),
-        ("only_in_tuned", "the tuned model", "the base"),
-    ):
-        rows = [row for row in summary.uncompared if row.reason == reason]
-        whole = [row for row in rows if row.module is None]
-        if (
-            whole and found is not None and found.moved is not None
-        ):  # they may be there all the same
-            texts.append(f"{_places_of(summary, whole)} ({there} has none of that number)")
-            rows = [row for row in rows if row.module is not None]
-        if rows:
-            texts.append(f"{_places_of(summary, rows)} (only in {here})")
-    figures: dict[str, Figure] = {}
-    shapes: dict[str, list[UncomparedRow]] = {}
-    for row in summary.uncompared:
-        if row.reason == "shape_differs":
-            told = ""
-            if row.base_shape and row.tuned_shape:
-                told = f", {_shape(row.tuned_shape)} instead of {_shape(row.base_shape)}"
-            shapes.setdefault(told, []).append(row)
-    listed = list(shapes.items())
-    if len(listed) > NAMED:
-        listed = [("", [row for rows in shapes.values() for row in rows])]
-    for told, rows in listed:
-        texts.append(f"{_places_of(summary, rows)} (other shapes{told})")
-        if told:
-            place = f"uncompared.{rows[0].component}.{rows[0].module}"
-            for name, shape in (
-                ("base_shape", rows[0].base_shape),
-                ("tuned_shape", rows[0].tuned_shape),
-            ):
-                figures |= {f"{place}.{name}.{at}": size for at, size in enumerate(shape or [])}
-    if not texts:
-        return []
-    return [Sentence("left_out", f"Not compared: {'; '.join(texts)}.", figures)]
+    for (code, (base, tuned)), rows in groups.items():
+        names = _places_of(summary, rows)
+        texts.append(told.fill(LEFT_OUT[code], names=names, base=base or None, tuned=tuned or None))
+        if base and tuned:
+            at = f"uncompared.{rows[0].component}.{rows[0].module}"
+            for side in ("base_shape", "tuned_shape"):
+                sizes = enumerate(getattr(rows[0], side))
+                told.figures |= {f"{at}.{side}.{axis}": size for axis, size in sizes}
+    return [told.sentence("left_out", f"Not compared: {'; '.join(texts)}.")] if texts else []
 
 
-def _shape(sizes: Sequence[int]) -> str:
-    return " x ".join(text_of(size, "count") for size in sizes)
+def _shapes(row: UncomparedRow) -> tuple[str, str]:
+    """The two shapes of a tensor, `64 x 96`; empty where both are not known."""
+    if row.reason != "shape_differs" or not row.base_shape or not row.tuned_shape:
+        return "", ""
+    base, tuned = (
+        " x ".join(text_of(size, "count") for size in shape)
+        for shape in (row.base_shape, row.tuned_shape)
+    )
+    return base, tuned
 
 
-def _only_vectors(summary: PairRecord) -> list[Sentence]:
-    if not summary.vectors.changed:
-        return []
-    draft = Draft(summary)
-    return [draft.sentence("only_vectors", f"Only vectors changed: {vectors_moved(draft)}.")]
+def _vectors(summary: PairRecord, code: str, what: str) -> Sentence:
+    vectors = summary.vectors
+    how = "by {vectors.relative_norm:share} of their norm in the median"
+    if vectors.relative_norm is None:
+        how = "which are 0 in the base"
+    elif vectors.furthest is not None:
+        how = FURTHEST
+    return tell(summary, code, f"{{what}}: {MOVED}, {how}.", what=what)
 
 
 def vectors(summary: PairRecord) -> list[Sentence]:
@@ -205,84 +211,36 @@ def vectors(summary: PairRecord) -> list[Sentence]:
     norm, matrices = summary.vectors.relative_norm_of_all, summary.figures.relative_norm_overall
     if norm is None or matrices is None:
         return []
-    draft = Draft(summary)
     if (summary.vectors.furthest_norm or 0.0) > VECTORS_FURTHER * matrices:
-        text = f"One vector changed far more than all others: {furthest_vector(draft)}."
-        return [draft.sentence("vectors", text)]
+        return [tell(summary, "vectors", WORDS["furthest"])]
     if norm < VECTORS_FURTHER * matrices:
         return []
-    text = f"Vectors changed more than matrices: {vectors_moved(draft)}."
-    return [draft.sentence("vectors", text)]
+    return [_vectors(summary, "vectors", "Vectors changed more than matrices")]
 
 
-def _identical(draft: Draft) -> str:
-    """`: 30 weight tensors and 9 biases and norms are identical`: those of one side, as the other
-    has the same once more; by component where there are several.
+def _identical(summary: PairRecord, what: str) -> Sentence:
+    """`30 weight tensors and 9 biases and norms are identical`: those of one side, as the other has
+    the same once more; by component where there are several.
     """
-    rows = [row for row in draft.summary.components if row.identical]
-    names = []
-    for at, row in enumerate(rows):
-        count = draft.write(row.identical, f"components.{row.component}.identical", "count")
-        noun = "" if at else (" weight tensor" if row.identical == 1 else " weight tensors")
-        of = f" of {component_name(row.component)}" if len(rows) > 1 else ""
-        names.append(f"{count}{noun}{of}")
-    vectors = draft.summary.vectors
+    told, vectors = Told(summary), summary.vectors
+    rows = [row for row in summary.components if row.identical]
+    count, names = sum(row.identical for row in rows), []
+    for row in rows:
+        component = component_name(row.component) if len(rows) > 1 else None
+        at = f"components.{row.component}"
+        names.append(told.fill(WORDS["tensors"], row, at, component=component))
     if vectors.compared and not vectors.changed:
-        compared = draft.write(vectors.compared, "vectors.compared", "count")
-        names.append(f"{compared} {'bias or norm' if compared == '1' else 'biases and norms'}")
-    is_one = len(names) == 1 and names[0].startswith("1 ")
-    return f": {and_list(names)} {'is' if is_one else 'are'} identical" if names else ""
+        names.append(told.fill(WORDS["vectors_alike"]))
+        count += vectors.compared
+    text = told.fill(WORDS["identical"], what=what, names=names or None, count=count)
+    return told.sentence("identical", text)
 
 
 def _relation(summary: PairRecord, lineage: Gate) -> list[Sentence]:
-    if is_rearranged(summary) or summary.recognised.scaled is not None:
+    """That the two are no base and tuned: unrelated, or at other places."""
+    known = is_rearranged(summary) or summary.recognised.scaled is not None
+    if known or lineage.passed or lineage.figure is None:
         return not_in_place(summary)
-    return [*_distance(lineage), *not_in_place(summary)]
-
-
-def _distance(lineage: Gate) -> list[Sentence]:
-    if lineage.passed or lineage.figure is None:
-        return []
-    figures = {"gates.lineage.figure": lineage.figure}
-    cosine = f"median cosine {lineage.figure:.2f}".replace("-0.00", "0.00")
-    if abs(lineage.figure) < UNRELATED:
-        return [
-            Sentence(
-                "unrelated",
-                f"Entry by entry, the two have nothing in common ({cosine}; a model and its base"
-                " have nearly 1): unrelated, or one is the other rotated, reordered or moved.",
-                figures,
-            )
-        ]
-    text = (
-        f"The two have less in common than a model and its base usually do ({cosine}). Read the"
-        " figures with care."
-    )
-    return [Sentence("hardly_related", text, figures)]
-
-
-def _part(paired: Gate, filtered: bool) -> list[Sentence]:
-    if paired.figure is None or paired.figure >= 1.0:
-        return []
-    figures = {"gates.paired.figure": paired.figure}
-    part = text_of(paired.figure, "fraction")
-    if filtered:
-        text = (
-            f"Only a part of the model was asked for, with {part} of the parameters. The figures"
-            " are of that part."
-        )
-        return [Sentence("part_asked_for", text, figures)]
-    text = (
-        f"The two share only {part} of the larger model's parameters. The figures are of that part."
-    )
-    return [Sentence("part_shared", text, figures)]
-
-
-def _unread(formats: Gate) -> list[Sentence]:
-    if formats.passed or formats.figure is None:
-        return []
-    text = (
-        f"{text_of(formats.figure, 'share')} of the parameters are left out: `shadow` cannot read"
-        " their format."
-    )
-    return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]
+    code = "unrelated" if abs(lineage.figure) < UNRELATED else "hardly_related"
+    first = tell(summary, code, WORDS[code], lineage, "gates.lineage")
+    return [first, *not_in_place(summary)]

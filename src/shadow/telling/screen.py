@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from shadow.checks.draft import Draft
 from shadow.checks.pair_gates import Gate
 from shadow.checks.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
 from shadow.checks.summary import Summary
@@ -18,6 +17,7 @@ from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
 from shadow.telling.limits import DAMAGE
 from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
+from shadow.telling.told import Told
 from shadow.text import and_list, counted
 
 CONCENTRATION = "0 is noise, 1 is a single direction"
@@ -100,7 +100,7 @@ def answer_rows(summary: Summary) -> list[FigureRow]:
     """
     failed = [FigureRow(gate.name, FAILED, gate.reason) for gate in faults(summary)]
     rows = [*failed, *_of_sentences(summary)]
-    frozen = unchanged_parts(Draft(summary))
+    frozen = unchanged_parts(Told(summary))
     if frozen and summary.figures.matrices:
         rows.append(FigureRow("frozen", FOUND, and_list(frozen)))
     rows += [FigureRow("no base", NOTED, text) for text in without_base(summary)]

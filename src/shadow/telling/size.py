@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.checks.draft import Draft, Sentence
+from shadow.checks.draft import Sentence
 from shadow.checks.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import LayerRow, QuarterRow
+from shadow.summary.rows import LayerRow
+from shadow.telling.told import Told
 from shadow.telling.wording import (
-    MATTERS,
     NAMED,
     capital,
     changed_module,
@@ -20,10 +21,8 @@ from shadow.telling.wording import (
     layers_of,
     layers_text,
     module_name,
-    named_in,
     of_component,
 )
-from shadow.text import and_list
 
 NEARLY_KNOWN = 0.99  # share of the energy from which the norm before storage is that of all
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
@@ -38,40 +37,67 @@ WORTH_NAMING = 0.05  # of the energy
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 # energy over its share of the parameters, or the reverse, up to which a part has its share
 IN_PROPORTION = 1.1
+UNROUNDED = "figures.relative_norm_overall_unrounded"
+WORDS = {
+    "unknown": "The size of the {what} is unknown, because the base's matrices are 0",
+    "size": "The {what} is {figures.relative_norm_overall:share} {of}",
+    "as_stored": "As stored, the {what} is {figures.relative_norm_overall:share} {of}",
+    "before": "Before storage, the change was {before} {of}"
+    " ({figures.relative_norm_overall:share} as stored)",
+    "before_of_known": "Before storage, the change was {before} {of}"
+    " ({figures.relative_norm_overall:share} as stored; known for {figures.unrounded_share:share}"
+    " of it)",
+    "proportion": "spread over the modules{which} in proportion to their size ({name}:"
+    " {parameter_share:share} of the parameters, {energy_share:share} of the change)",
+    "share": "{energy_share:share}",
+    "sized": "{energy_share:share}[, with {parameter_share:share} of the parameters]",
+    "holds": "{name} {holds} {energy_share:share}[, with {parameter_share:share} of the"
+    " parameters]",
+    "layer": "layer {layer} ({energy_share:share})",
+    "layers": "Inside {where}, nearly all of it is in {layers:and}.",
+    "even": "Inside {where}, it is spread evenly over all {figures.depth_layers:count}.",
+    "quarter": "Inside {where}, {which} {holds} {energy_share:share} of it"
+    "[, with {parameter_share:share} of the parameters].",
+    "most": "Inside {where}, {which} {holds} most of it, {energy_share:share}"
+    "[, with {parameter_share:share} of the parameters].",
+    "only": "Inside {where}, only matrices of {layers} changed.",
+    "unchanged": "Unchanged: {parts:and}.",
+    "experts": "{tensors:count} of {of:count} tensors of {experts}",
+}
 
 
 def size_and_place(
     summary: PairRecord, apart: bool, alike: bool = True, filtered: bool = False
 ) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
-    draft = Draft(summary)
-    norm = _norm(draft, apart)
+    told = Told(summary)
+    norm = _norm(told, apart)
     if not alike:
-        return draft.sentence("size", f"{norm}.")
-    place, more = _modules(draft, filtered)
-    first = f"{norm}, {place}." if place else f"{norm}."
-    return draft.sentence("size", first, more, _depth(draft), *_unchanged(draft))
+        return told.sentence("size", f"{norm}.")
+    place, more = _modules(told, filtered)
+    parts = unchanged_parts(told)
+    return told.sentence(
+        "size",
+        f"{norm}, {place}." if place else f"{norm}.",
+        more,
+        _depth(told),
+        told.fill(WORDS["unchanged"], parts=parts) if parts else "",
+        *(f"{text}." for text in without_base(summary)),
+    )
 
 
-def _norm(draft: Draft, apart: bool) -> str:
+def _norm(told: Told, apart: bool) -> str:
+    summary, figures = told.summary, told.summary.figures
+    known = figures.unrounded_share
+    code = "as_stored" if is_as_stored(summary) else "size"
+    before = ""
+    if figures.relative_norm_overall is None:
+        code = "unknown"
+    elif has_other_norm_unrounded(summary) and not apart:
+        code = "before" if known is None or known >= NEARLY_KNOWN else "before_of_known"
+        before = told.reaching(UNROUNDED, "share")
     what = "difference" if apart else "change"
-    stored = draft.summary.figures.relative_norm_overall
-    if stored is None:
-        return f"The size of the {what} is unknown, because the base's matrices are 0"
-    of = of_what(draft.summary)
-    text = draft.write(stored, "figures.relative_norm_overall", "share")
-    unrounded = draft.summary.figures.relative_norm_overall_unrounded
-    if unrounded is None or not has_other_norm_unrounded(draft.summary) or apart:
-        if is_as_stored(draft.summary):
-            return f"As stored, the {what} is {text} {of}"
-        return f"The {what} is {text} {of}"
-    before = unrounded_norm(draft)
-    share = draft.summary.figures.unrounded_share
-    where = ""
-    if share is not None and share < NEARLY_KNOWN:
-        part = draft.write(share, "figures.unrounded_share", "share")
-        where = f"; known for {part} of it"
-    return f"Before storage, the change was {before} {of} ({text} as stored{where})"
+    return told.fill(WORDS[code], what=what, of=of_what(summary), before=before)
 
 
 def is_as_stored(summary: PairRecord) -> bool:
@@ -81,19 +107,8 @@ def is_as_stored(summary: PairRecord) -> bool:
     if (kept := summary.inside_layers.kept) is not None:
         near = near or kept < MOSTLY_KEPT
     # of a copy in few bits, floor_ratio may be of the file's format
-    near = near or few_bits(Draft(summary)) is not None
+    near = near or few_bits(summary) is not None
     return figures.relative_norm_overall_unrounded is None and (near or is_lost(summary))
-
-
-def unrounded_norm(draft: Draft) -> str:
-    """`0.075 %`, or `0.052 to 0.075 %` where two roundings may lie behind it and would matter."""
-    place, figures = "figures.relative_norm_overall_unrounded", draft.summary.figures
-    norm, least = figures[place.partition(".")[2]], figures.relative_norm_overall_unrounded_least
-    text = draft.write(norm or 0.0, place, "share")
-    if norm is None or least is None or least >= MATTERS * norm:
-        return text
-    low = draft.write(least, f"{place}_least", "share")
-    return f"{low.removesuffix(' %')} to {text}"
 
 
 def of_what(summary: PairRecord) -> str:
@@ -130,40 +145,30 @@ def has_frozen(summary: PairRecord) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """A module of the main component, or another component as a whole, whose share is told."""
+    """A module of the main component, or another component as a whole, that changed."""
 
     name: str
     place: str
     """The place of its row in summary.json."""
-    energy: float
-    """Its share of the energy, 0 to 1."""
-    size: float | None
-    """Its share of the parameters, 0 to 1; None where it is not known."""
+    energy_share: float
+    parameter_share: float | None
     outside: bool
     """Outside the layers: named where it holds more than its share."""
 
     @property
     def holds_more(self) -> bool:
         """Whether it is outside the layers, with clearly more than its share."""
-        if not self.outside or self.size is None:
+        if not self.outside or self.parameter_share is None:
             return False
-        return self.energy >= max(MORE * self.size, WORTH_NAMING)
+        return self.energy_share >= max(MORE * self.parameter_share, WORTH_NAMING)
 
     @property
     def in_proportion(self) -> bool:
         """Whether it has about its share of the energy, or little of energy and parameters."""
-        if self.size is None:
+        if self.parameter_share is None:
             return False
-        few, many = sorted((self.energy, self.size))
+        few, many = sorted((self.energy_share, self.parameter_share))
         return many < WORTH_NAMING or many <= IN_PROPORTION * few
-
-    def told(self, draft: Draft, sized: bool = False) -> str:
-        """`46 %`; with its share of the parameters where asked for, or where it holds more."""
-        text = draft.write(self.energy, f"{self.place}.energy_share", "share")
-        if self.size is None or not (sized or self.holds_more):
-            return text
-        size = draft.write(self.size, f"{self.place}.parameter_share", "share")
-        return f"{text}, with {size} of the parameters"
 
 
 def parts_by_energy(summary: PairRecord) -> list[Part]:
@@ -171,37 +176,56 @@ def parts_by_energy(summary: PairRecord) -> list[Part]:
     main = main_component(summary)
     modules = [
         Part(
-            name=changed_module(summary, row),
-            place=f"modules.{row.component}.{row.module}",
-            energy=row.energy_share,
-            size=row.parameter_share,
-            outside=is_outside(row.module),
+            changed_module(summary, row),
+            f"modules.{row.component}.{row.module}",
+            row.energy_share,
+            row.parameter_share,
+            is_outside(row.module),
         )
         for row in summary.modules
         if row.component == main and row.energy_share is not None
     ]
     components = [
         Part(
-            name=component_name(row.component),
-            place=f"components.{row.component}",
-            energy=row.energy_share,
-            size=row.parameter_share,
+            component_name(row.component),
+            f"components.{row.component}",
+            row.energy_share,
+            row.parameter_share,
             outside=True,
         )
         for row in summary.components
         if row.component != main and row.matrices and row.energy_share is not None
     ]
-    return sorted([*modules, *components], key=lambda part: -part.energy)
+    return sorted([*modules, *components], key=lambda part: -part.energy_share)
+
+
+def are_in_proportion(summary: PairRecord, parts: Sequence[Part]) -> bool:
+    """Whether every part has its share; no, where little changed, as that has no proportion."""
+    return not is_mostly_frozen(summary) and all(part.in_proportion for part in parts)
+
+
+def leading(parts: Sequence[Part]) -> list[Part]:
+    """The parts that hold MOST of it, and those as large as the last of them; at most NAMED."""
+    named: list[Part] = []
+    for part in parts[:NAMED]:
+        held = sum(one.energy_share for one in named)
+        if held < MOST or part.energy_share > ALIKE * named[-1].energy_share:
+            named.append(part)
+    return named
+
+
+def is_mostly_frozen(summary: PairRecord) -> bool:
+    """Whether half of the parameters or more are the same on both sides."""
+    figures = summary.figures
+    return 2 * figures.parameters_identical >= (figures.parameters or 1)
 
 
 def main_component(summary: PairRecord) -> str | None:
     """The component whose modules are named: language, or the one with most changed matrices."""
-    changed = [row for row in summary.components if row.matrices]
-    if not changed:
-        return None
-    if any(row.component == "language" for row in changed):
-        return "language"
-    return max(changed, key=lambda row: row.matrices).component
+    changed = {row.component: row.matrices for row in summary.components if row.matrices}
+    return (
+        "language" if "language" in changed else max(changed, key=changed.__getitem__, default=None)
+    )
 
 
 def is_outside(module: str) -> bool:
@@ -214,38 +238,41 @@ def is_all_asked_for(summary: PairRecord, filtered: bool) -> bool:
     return filtered and not has_frozen(summary)
 
 
-def _modules(draft: Draft, filtered: bool) -> tuple[str, str]:
-    """The parts of most energy, until they hold MOST of it, as the end of a sentence; and a
-    sentence of those outside layers of more than their share.
+def _modules(told: Told, filtered: bool) -> tuple[str, str]:
+    """The parts of most energy as the end of a sentence; and a sentence of those outside layers of
+    more than their share.
     """
-    parts = parts_by_energy(draft.summary)
-    if not parts:
-        return "", ""
-    if len(parts) == 1 and is_all_asked_for(draft.summary, filtered):
+    summary = told.summary
+    parts = parts_by_energy(summary)
+    if not parts or (len(parts) == 1 and is_all_asked_for(summary, filtered)):
         return "", ""
     if len(parts) == 1:
-        return f"all of it in {only_matrix(draft.summary) or parts[0].name}", ""
-    named: list[Part] = []
-    for part in parts[:NAMED]:
-        if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
-            named.append(part)
-    most = sum(part.energy for part in named) >= MOST
-    if is_mostly_frozen(draft.summary):  # the rest has no proportion of the model to be told by
-        if len(named) == len(parts):
-            names = and_list([f"{part.name} ({part.told(draft)})" for part in named])
-            return f"all of it in {names}", ""
-    elif all(part.in_proportion for part in parts):
-        return _in_proportion(draft, parts[0]), ""
-    names = and_list(
-        [f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named]
-    )
-    first = f"most of it in {names}" if most else f"with the largest shares in {names}"
+        return f"all of it in {only_matrix(summary) or parts[0].name}", ""
+    named = leading(parts)
+    if are_in_proportion(summary, parts):
+        which = " that changed" if has_frozen(summary) else ""
+        return told.fill(WORDS["proportion"], parts[0], parts[0].place, which=which), ""
+    much = "most of it"
+    if is_mostly_frozen(summary) and len(named) == len(parts):
+        much = "all of it"
+    elif sum(part.energy_share for part in named) < MOST:
+        much = "with the largest shares"
+    names = []
+    for part in named:
+        is_sized = part.holds_more or (part is named[0] and much != "all of it")
+        share = told.fill(WORDS["sized" if is_sized else "share"], part, part.place)
+        names.append(f"{part.name} ({share})")
+    first = told.fill("{much} in {names:and}", much=much, names=names)
     rest = [
-        f"{part.name} {_verb(part.name)} {part.told(draft)}"
+        told.fill(WORDS["holds"], part, part.place, holds=_holds(part.name))
         for part in parts
         if part.holds_more and part not in named
     ]
-    return first, f"{capital(and_list(rest))}." if rest else ""
+    return first, capital(told.fill("{rest:and}.", rest=rest)) if rest else ""
+
+
+def _holds(name: str) -> str:
+    return "hold" if name.endswith("embeddings") else "holds"
 
 
 def only_matrix(summary: PairRecord) -> str | None:
@@ -257,106 +284,62 @@ def only_matrix(summary: PairRecord) -> str | None:
     return f"one matrix, {module} of layer {changed[0].layer}"
 
 
-def is_mostly_frozen(summary: PairRecord) -> bool:
-    """Whether half of the parameters or more are the same on both sides."""
-    figures = summary.figures
-    return 2 * figures.parameters_identical >= (figures.parameters or 1)
-
-
-def _in_proportion(draft: Draft, largest: Part) -> str:
-    """Every part has its share, so that none is to be named but as an example."""
-    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", "share")
-    energy = draft.write(largest.energy, f"{largest.place}.energy_share", "share")
-    changed = " that changed" if has_frozen(draft.summary) else ""
-    return (
-        f"spread over the modules{changed} in proportion to their size ({largest.name}: {size} of"
-        f" the parameters, {energy} of the change)"
-    )
-
-
-def _verb(name: str) -> str:
-    return "hold" if name.endswith("embeddings") else "holds"
-
-
-def _depth(draft: Draft) -> str:
+def _depth(told: Told) -> str:
     """The few layers that hold nearly all, else the quarter that holds most, or that none does."""
-    main = main_component(draft.summary)
-    if main != "other" and (few := _few_layers(draft, main)) is not None:
-        return few
-    rows = [row for row in draft.summary.quarters if row.component == main]
-    # numbers in names that nothing is known of need not be those of blocks in order
-    if not rows or main == "other":
+    main = main_component(told.summary)
+    if main is None or main == "other":  # numbers in unknown names need not be those of blocks
         return ""
-    where = _inside(main)
+    where = "the layers" if main == "language" else component_name(main)
+    if (few := _few_layers(told, main, where)) is not None:
+        return few
+    rows = [row for row in told.summary.quarters if row.component == main]
+    if not rows:
+        return ""
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
-            draft.write(row.energy_share, _place_of_quarter(row), "share")
-        layers = draft.write(draft.summary.figures.depth_layers, "figures.depth_layers", "count")
-        return f"{where}, it is spread evenly over all {layers}."
-    text = draft.write(most.energy_share, _place_of_quarter(most), "share")
+            told.fill(WORDS["share"], row, f"quarters.{main}.{row.quarter}")
+        return told.fill(WORDS["even"], where=where)
     first, last = most.first_layer, most.last_layer
-    span = f"layer {first} holds" if first == last else f"layers {first} to {last} hold"
+    which = layers_text(range(first, last + 1))
+    holds = "holds" if first == last else "hold"
     if first < last and len({row.last_layer - row.first_layer for row in rows}) == 1:
-        which = ("first", "second", "third", "last")[most.quarter - 1]
-        span = f"the {which} quarter (layers {first} to {last}) holds"
-    much = "most of it, " if most.energy_share > CLEARLY_MOST else ""
-    holds = f"{where}, {span} {much}{text}{'' if much else ' of it'}"
-    if most.parameter_share is None:
-        return f"{holds}."
-    share = draft.write(most.parameter_share, _place_of_quarter(most, "parameter_share"), "share")
-    return f"{holds}, with {share} of the parameters."
+        quarter = ("first", "second", "third", "last")[most.quarter - 1]
+        which, holds = f"the {quarter} quarter ({which})", "holds"
+    code = "most" if most.energy_share > CLEARLY_MOST else "quarter"
+    at = f"quarters.{main}.{most.quarter}"
+    return told.fill(WORDS[code], most, at, where=where, which=which, holds=holds)
 
 
-def _inside(main: str | None) -> str:
-    return "Inside the layers" if main == "language" else f"Inside {component_name(str(main))}"
-
-
-def _few_layers(draft: Draft, main: str | None) -> str | None:
-    """`Only matrices of layer 5 changed.`, or the layers that hold NEARLY_ALL; None where these are
-    more than NAMED, or more than a quarter of the layers though others changed as well.
+def _few_layers(told: Told, main: str, where: str) -> str | None:
+    """That only matrices of few layers changed, or the layers that hold NEARLY_ALL; None where
+    these are more than NAMED, or more than a quarter of the layers though others changed as well.
     """
-    summary = draft.summary
+    summary = told.summary
     rows = [row for row in summary.depth if row.component == main]
-    changed = sorted(
-        (row for row in rows if row.matrices and row.energy_share is not None),
-        key=lambda row: -(row.energy_share or 0.0),
-    )
+    changed = [row for row in rows if row.matrices and row.energy_share is not None]
+    changed.sort(key=_energy, reverse=True)
     if not changed:
         return None
-    where = _inside(main)
     if len(changed) <= NAMED and len(changed) < len(rows):
         if summary.figures.matrices == 1:
             return ""  # said with its module
-        only = f"only matrices of {layers_text([row.layer for row in changed])} changed."
-        elsewhere = sum(row.matrices for row in summary.depth) != summary.figures.matrices
-        return f"{where}, {only}" if elsewhere or summary.has_components else capital(only)
+        layers = layers_text([row.layer for row in changed])
+        return told.fill(WORDS["only"], where=where, layers=layers)
     named: list[LayerRow] = []
-    while math.fsum(row.energy_share or 0.0 for row in named) < NEARLY_ALL:
+    while math.fsum(map(_energy, named)) < NEARLY_ALL:
         named.append(changed[len(named)])
         if len(named) > NAMED or 4 * len(named) > len(rows) or len(named) == len(changed):
             return None
-    names = and_list(
-        [
-            f"layer {row.layer} ("
-            + draft.write(
-                row.energy_share or 0.0, f"depth.{row.component}.{row.layer}.energy_share", "share"
-            )
-            + ")"
-            for row in sorted(named, key=lambda row: row.layer)
-        ]
-    )
-    return f"{where}, nearly all of it is in {names}."
+    texts = [
+        told.fill(WORDS["layer"], row, f"depth.{main}.{row.layer}", layer=str(row.layer))
+        for row in sorted(named, key=lambda row: row.layer)
+    ]
+    return told.fill(WORDS["layers"], where=where, layers=texts)
 
 
-def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
-    return f"quarters.{row.component}.{row.quarter}.{figure}"
-
-
-def _unchanged(draft: Draft) -> list[str]:
-    parts = unchanged_parts(draft)
-    frozen = [f"Unchanged: {and_list(parts)}."] if parts else []
-    return [*frozen, *(f"{text}." for text in without_base(draft.summary))]
+def _energy(row: LayerRow) -> float:
+    return row.energy_share or 0.0
 
 
 def without_base(summary: PairRecord) -> list[str]:
@@ -367,43 +350,40 @@ def without_base(summary: PairRecord) -> list[str]:
     ]
 
 
-def unchanged_parts(draft: Draft) -> list[str]:
+def unchanged_parts(told: Told) -> list[str]:
     """What is frozen, by name: whole components, then modules, then layers."""
-    summary = draft.summary
+    summary, several = told.summary, told.summary.has_components
     moved = summary.vectors.moved
-    whole_ones = [
+    whole = [
         row.component
         for row in summary.components
         if row.tensors and row.identical == row.tensors and row.component not in moved
     ]
-    several = summary.has_components
-    parts = [component_name(name) for name in whole_ones]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
-        has_moved = row.layer in moved.get(row.component, ())
-        if row.matrices == 0 and not has_moved and row.component not in whole_ones:
+        has_moved = row.matrices or row.layer in moved.get(row.component, ())
+        if not has_moved and row.component not in whole:
             layers.setdefault(row.component, []).append(row.layer)
     compared = Counter(row.component for row in summary.depth)
     # where all layers are frozen, their modules are not named once more
-    told = {name for name, numbers in layers.items() if len(numbers) == compared[name]}
+    named = {name for name, numbers in layers.items() if len(numbers) == compared[name]}
     modules = [
-        row
-        for row in summary.unchanged
-        if row.component not in whole_ones and (is_outside(row.module) or row.component not in told)
+        one
+        for one in summary.unchanged
+        if one.component not in whole and (is_outside(one.module) or one.component not in named)
     ]
     # what lies outside the layers is never one of the modules that are only counted
-    modules.sort(key=lambda module: not is_outside(module.module))
-    grown = {(row.component, row.module) for row in summary.vocabulary}
-    for module in modules:
-        common = "the common rows of " if (module.component, module.module) in grown else ""
-        parts.append(f"{common}{named_in(module.component, module.module, several)}")
+    modules.sort(key=lambda one: not is_outside(one.module))
+    grown = {(one.component, one.module) for one in summary.vocabulary}
+    parts = [component_name(name) for name in whole]
+    for one in modules:
+        name = of_component(module_name(one.module), one.component, several)
+        is_grown = (one.component, one.module) in grown
+        parts.append(f"the common rows of {name}" if is_grown else name)
     if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
         parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
     for some in summary.unchanged_experts:
-        count = draft.write(some.tensors, f"unchanged_experts.{some.component}.tensors", "count")
-        of = draft.write(some.of, f"unchanged_experts.{some.component}.of", "count")
-        experts = of_component("the experts", some.component) if several else "the experts"
-        parts.append(f"{count} of {of} tensors of {experts}")
-    for component, numbers in layers.items():
-        parts.append(layers_of(component, numbers, several))
-    return parts
+        experts = of_component("the experts", some.component, several)
+        at = f"unchanged_experts.{some.component}"
+        parts.append(told.fill(WORDS["experts"], some, at, experts=experts))
+    return [*parts, *(layers_of(name, numbers, several) for name, numbers in layers.items())]

@@ -1,0 +1,93 @@
+"""Sentences of templates whose slots are places in summary.json, such as `inside_layers.kept`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shadow.checks.answer import Figure
+from shadow.checks.draft import Sentence
+from shadow.quantities import Kind, bounds_text
+from shadow.summary.record import PairRecord
+from shadow.templates import Value, fill, names_in
+
+MATTERS = 0.9  # of a share or norm: what two roundings would leave, below which that is said
+
+
+@dataclass
+class Told:
+    """A sentence in the making; the figures that it writes are noted by their place."""
+
+    summary: PairRecord
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def fill(self, template: str, row: object = None, at: str = "", **words: Value) -> str:
+        """The words of a template. A slot with a dot is a place in summary.json, any other is one
+        of words, or a column of the row, whose place is `at`.
+        """
+
+        def figure(name: str) -> Value:
+            if name in words:
+                return words[name]
+            return self.at(name) if "." in name else getattr(row, name, None)
+
+        def note(name: str) -> None:
+            if name not in words:
+                self._note(name if "." in name else f"{at}.{name}", figures[name])
+
+        figures = {name: figure(name) for name in names_in(template)}
+        return fill(template, figures, note)
+
+    def at(self, place: str) -> Value:
+        """What stands at a place such as `figures.short_side`."""
+        group, _, name = place.partition(".")
+        value: Value = getattr(getattr(self.summary, group), name)
+        return value
+
+    def note(self, *places: str) -> None:
+        """Note what a sentence rests on and does not write; nothing that is null."""
+        for place in places:
+            self._note(place, self.at(place))
+
+    def _note(self, place: str, value: Value) -> None:
+        if isinstance(value, float | int):
+            self.figures[place] = value
+
+    def reaching(self, place: str, kind: Kind) -> str:
+        """A figure, or a range down to what it would be if two roundings lay behind the change,
+        where that matters: `0.052 to 0.075 %`.
+        """
+        value, least = self.at(place), self.at(f"{place}_least")
+        assert isinstance(value, float | int)
+        if not isinstance(least, float | int) or least >= MATTERS * value:
+            return self.fill(f"{{{place}:{kind}}}")
+        self.note(place, f"{place}_least")
+        return bounds_text((least, value), kind)
+
+    def directions(self) -> str:
+        """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
+        their median need not be the size of any; empty where it is unknown.
+        """
+        inside = self.summary.inside_layers
+        least, most = inside.short_side_least, inside.short_side_most
+        if least is not None and most is not None and least < most:
+            self.note("inside_layers.short_side_least", "inside_layers.short_side_most")
+            return bounds_text((least, most), "count")
+        side = self.summary.figures.short_side
+        return "" if side is None else self.fill("{figures.short_side:count}")
+
+    def sentence(self, code: str, *texts: str) -> Sentence:
+        """The sentence, of the texts that are not empty."""
+        return Sentence(code, " ".join(text for text in texts if text), self.figures)
+
+
+def tell(
+    summary: PairRecord,
+    code: str,
+    template: str,
+    row: object = None,
+    at: str = "",
+    **words: Value,
+) -> Sentence:
+    """A sentence of one template."""
+    told = Told(summary)
+    return told.sentence(code, told.fill(template, row, at, **words))
