@@ -28,7 +28,7 @@ from gguf.quants import dequantize
 from made_up import generator
 
 from shadow.checkpoints.gguf_blocks import Blocks
-from shadow.checks.quantised import Quantised
+from shadow.checks.quantised import Copied
 from shadow.spectra.format_noise import block_length, format_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -107,12 +107,11 @@ def originals(seed: int, folder: Path) -> list[np.ndarray]:
 
 def said_of(original: np.ndarray, copy: Any) -> str:
     """What the claim says of one matrix."""
-    found = format_noise(torch.from_numpy(original), copy)
-    row = Quantised(place="", tensor="", format=copy.format, **vars(found))
-    if row.is_far:
+    noise = format_noise(torch.from_numpy(original), copy)
+    if noise.is_far:
         return "nothing like it"
     said = {"holds": "a copy", "inconclusive": OPEN}
-    return said.get(row.outcome, "beyond the format")
+    return said.get(Copied("", copy.format, noise).outcome, "beyond the format")
 
 
 def judged(seed: int, folder: Path) -> Iterator[Judged]:

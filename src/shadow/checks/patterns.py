@@ -10,14 +10,17 @@ whether each has tensors of its own or they are stacked in one.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from shadow.errors import UsageError
 from shadow.places.architecture import Place, place_tensors
 from shadow.places.names import name_rules, nearest_modules
-from shadow.text import closest, short
+from shadow.text import closest, in_ranges, short
 
+NEEDS_PATTERN = "needs --moved PATTERN or --frozen PATTERN"
 SUCH_AS = "such as language.layers.0-7, language.embed or norm"
 EXPERTS = re.compile(r"experts(?:\.([a-z_*?]+))?\.(\d{1,6})(?:-(\d{1,6}))?")
 LAYERS = re.compile(r"layers?(?:\.(\d{1,6})(?:-(\d{1,6}))?(?![^.])|\.\*(?![^.])|(?![^.]))\.?")
@@ -56,6 +59,70 @@ class Pattern:
         """The same, and whether one is meant of a stack whose experts are not told apart."""
         pattern = self if place.expert is not None else replace(self, experts=None)
         return pattern.covers(place)
+
+
+class Should(StrEnum):
+    """What is asked of a tensor."""
+
+    MOVE = "move"
+    STAY = "stay"
+    EITHER = "either"
+    """No pattern names it."""
+
+    @classmethod
+    def first(cls, asked: Collection[Should]) -> Should:
+        """What counts of a tensor of whose parts different things are asked."""
+        return next(should for should in cls if should in asked)
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """What is asked of places. The first pattern that names a place counts."""
+
+    each: Sequence[tuple[Should, Pattern]]
+
+    def at(self, place: Place) -> set[Should]:
+        """What is asked of all that may lie at a place: the parts of a fused module that is not
+        cut, and the experts of a stack of unknown size.
+        """
+        experts = {place.expert}
+        if place.expert is None and place.module.startswith("experts."):
+            ends = [pattern.experts for _, pattern in self.each if pattern.experts]
+            experts.update(expert for first, last in ends for expert in (first, last + 1))
+        here = [replace(place, expert=expert) for expert in experts]
+        return {self._of(one, part) for one in here for part in _parts(one)}
+
+    def _of(self, *names: Place) -> Should:
+        """What is asked of a matrix, by its own place and by that of the module it is part of."""
+        named = (should for should, one in self.each if any(map(one.covers, names)))
+        return next(named, Should.EITHER)
+
+    def require_there(self, places: Collection[Place]) -> None:
+        """Raises UsageError for a pattern that names none of a model's places."""
+        every = {*places, *(part for place in places for part in _parts(place))}
+        for _, pattern in self.each:
+            if not any(map(pattern.may_cover, every)):
+                raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
+
+
+def _parts(place: Place) -> list[Place]:
+    """The places of the parts of a fused module that is not cut; otherwise the place."""
+    fused = name_rules().fused
+    found = fused.get(f"{place.module}/{place.slot}") or fused.get(place.module)
+    return [replace(place, module=name) for name, _ in found.into] if found else [place]
+
+
+def _there(places: Collection[Place]) -> str:
+    """The components, layers, experts and modules of a model, in words."""
+    layers = in_ranges(one.layer for one in places if one.layer is not None)
+    experts = in_ranges(one.expert for one in places if one.expert is not None)
+    parts = [
+        ", ".join(sorted({one.component for one in places})),
+        layers and f"layers.{layers}",
+        experts and f"experts.{experts}",
+        ", ".join(sorted({one.module for one in places})),
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def parse_pattern(text: str) -> Pattern:

@@ -4,50 +4,46 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shadow.checks.old import (
-    Against,
-    Answer,
-    Claim,
-    Figure,
-    Outcome,
-    apart_in_words,
-    are,
-    largest_first,
-    not_compared,
-    some_tensors,
-)
-from shadow.run.scanned import Apart
+from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.run.scanned import Apart, apart_reasons, not_compared
 from shadow.spectra.levels import FormatNoise
-from shadow.text import counted
+from shadow.templates import Reason
 
-QUANTISED = Claim(
-    "quantised",
-    "a quantised copy",
-    "every entry of the original is rounded to its copy, or lies beyond the last level of"
-    " its block; with scales from an importance matrix, all but"
-    " 1 % of the entries of Q4_0, Q4_1, Q5_0 and Q5_1",
-)
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.pairing import MatrixPair
+    from shadow.checks.answer import Question
+    from shadow.run.runtime import Runtime
 
-MORE: Mapping[Outcome, str] = {
-    "does_not_hold": "more than the format makes of the original",
-    "inconclusive": "more than rounding to the nearest level makes, as GPTQ, AWQ, a round trip"
-    " through few bits and formats of unknown levels leave: that these are copies cannot be"
-    " excluded",
+WORDS = {
+    "beyond": "{some:count} of {tensors:count tensor|tensors} {some|is|are} more than the format"
+    " makes of the original",
+    "not_excluded": "{some:count} of {tensors:count tensor|tensors} {some|is|are} more than"
+    " rounding to the nearest level makes, as GPTQ, AWQ, a round trip through few bits and formats"
+    " of unknown levels leave: that these are copies cannot be excluded",
+    "floats": "no tensor of the copy is quantised",
+    "at_error": "{tensors:count tensor is|tensors are} the original's at the error of their formats"
+    " ({formats})[: error {ratio:fixed} times what it makes]",
+    "in_format": "{tensors:count} {format}",
+    "far": "{format}: nothing like the original's, entry by entry",
+    "outside": "{format}: {outside:count} of {entries:count} entries are not rounded to the nearest"
+    " level",
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantised(FormatNoise):
-    """A tensor of the original beside that of the copy. Of floats, `outside` are the entries that
-    are not the original's rounded to the format.
-    """
+@dataclass(frozen=True)
+class Copied:
+    """A tensor of the original beside that of the copy."""
 
-    place: str
     tensor: str
     format: str
+    noise: FormatNoise
+    """Of floats, `outside` are the entries that are not the original's rounded to the format."""
     is_float: bool = False
     has_few_levels: bool = False
     """A quantised original, or floats that repeat as after a round trip through few bits."""
@@ -57,77 +53,123 @@ class Quantised(FormatNoise):
         """Whether it is a copy; open where its error is none of rounding, as GPTQ, AWQ, a round
         trip through few bits, or a format whose levels are not known may leave it.
         """
-        is_copy = self.finite and not self.outside if self.is_float else self.is_copy(self.format)
-        if is_copy:
-            return "holds"
-        is_open = self.has_few_levels or is_copy is None or self.may_be_calibrated(self.format)
-        return "inconclusive" if is_open and not self.is_far else "does_not_hold"
+        made = self.noise.may_be(self.format)
+        if made == "copy":
+            return Outcome.HOLDS
+        is_open = (made or self.has_few_levels) and not self.noise.is_far
+        return Outcome.INCONCLUSIVE if is_open else Outcome.DOES_NOT_HOLD
+
+    @property
+    def against(self) -> Against:
+        """Why it is no copy; its size is that of what is beyond the format."""
+        noise, size = self.noise, None
+        code = "far" if noise.is_far else "outside"
+        if not noise.finite:
+            code = "not_finite"
+        elif noise.original:
+            size = math.sqrt(max(0.0, noise.error - (noise.made or 0.0)) / noise.original)
+        counts = {"outside": noise.outside, "entries": noise.entries}
+        return Against(self.tensor, Reason(code, {"format": self.format, **counts}), size)
 
 
-def quantised(
-    tensors: Sequence[Quantised], lone: Sequence[Apart], unread: Sequence[Apart]
-) -> tuple[Answer, tuple[Against, ...]]:
-    """The answer, and what speaks against it."""
-    figures = _figures(tensors)
-    beyond, is_open = (
-        [one for one in tensors if one.outcome == outcome]
-        for outcome in ("does_not_hold", "inconclusive")
-    )
-    outcome: Outcome = "does_not_hold" if beyond or lone else "inconclusive"
-    those, apart = (beyond, lone) if beyond or lone else (is_open, unread)
-    against = [Against(one.tensor, one.what) for one in apart]
-    against += [Against(one.tensor, _what(one), _change(one)) for one in those]
-    texts = []
+@dataclass(frozen=True)
+class Copies:
+    """Every tensor of an original and of a copy."""
+
+    tensors: Sequence[Copied]
+    lone: Sequence[Apart] = ()
+    """Tensors that only one of them has."""
+    unread: Sequence[Apart] = ()
+    notes: Sequence[Reason] = ()
+
+
+def judge(found: Copies) -> Answer:
+    """Name what no format makes of the original; what a quantiser may have made is open."""
+    tensors, lone, unread = found.tensors, found.lone, found.unread
+    beyond = [one for one in tensors if one.outcome is Outcome.DOES_NOT_HOLD]
+    unsure = [one for one in tensors if one.outcome is Outcome.INCONCLUSIVE]
+    formats = sorted(Counter(one.format for one in tensors).items())
+    figures = _figures([one.noise for one in tensors])
+    figures |= {"tensors_beyond": len(beyond)} | {f"tensors_{name}": some for name, some in formats}
+    if beyond or lone:
+        outcome, code, those, apart = Outcome.DOES_NOT_HOLD, "beyond", beyond, lone
+        reasons = apart_reasons(lone, Reason("one_side"))
+    elif unsure or unread:
+        outcome, code, those, apart = Outcome.INCONCLUSIVE, "not_excluded", unsure, unread
+        reasons = [not_compared(unread)] if unread else []
+    elif all(one.is_float for one in tensors):
+        return Answer(Outcome.INCONCLUSIVE, [Reason("floats")], figures, notes=found.notes)
+    else:
+        named = [Reason("in_format", {"tensors": some, "format": name}) for name, some in formats]
+        ratio = figures.get("error_ratio") or None
+        reason = Reason("at_error", {"tensors": len(tensors), "formats": named, "ratio": ratio})
+        return Answer(Outcome.HOLDS, [reason], figures, notes=found.notes)
     if those:
-        texts.append(f"{some_tensors(those, tensors)} {are(len(those))} {MORE[outcome]}")
-    if outcome == "does_not_hold":
-        texts += apart_in_words(lone, "on one side only")
-    elif unread:
-        texts.append(not_compared(unread))
-    elif not those and all(one.is_float for one in tensors):
-        texts.append("no tensor of the copy is quantised")
-    if texts:
-        return Answer("quantised", outcome, "; ".join(texts), figures), largest_first(against)
-    every = counted(len(tensors), "tensor is", "tensors are")
-    formats = ", ".join(
-        f"{count} {name}" for name, count in sorted(Counter(one.format for one in tensors).items())
-    )
-    reason = f"{every} the original's at the error of their formats ({formats})"
-    if ratio := figures.get("error_ratio"):
-        reason += f": error {ratio:.2f} times what it makes"
-    return Answer("quantised", "holds", reason, figures), ()
+        reasons.insert(0, Reason(code, {"some": len(those), "tensors": len(tensors)}))
+    against = [*(Against(one.tensor, one.why) for one in apart), *(one.against for one in those)]
+    return Answer(outcome, reasons, figures, largest_first(against), found.notes)
 
 
-def _figures(tensors: Sequence[Quantised]) -> dict[str, Figure]:
-    known = [one for one in tensors if one.finite]
+def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
+    known = [noise for noise in every if noise.finite]
+    stepped = [noise for noise in known if noise.made]
     figures: dict[str, Figure] = {
-        "tensors": len(tensors),
-        "tensors_beyond": sum(one.outcome == "does_not_hold" for one in tensors),
-        "entries": sum(one.entries for one in tensors),
-        "entries_outside": sum(one.outside for one in tensors),
+        "tensors": len(every),
+        "entries": sum(noise.entries for noise in every),
+        "entries_outside": sum(noise.outside for noise in every),
     }
-    if original := math.fsum(one.original for one in known):
+    if original := math.fsum(noise.original for noise in known):
         figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / original)
-    stepped = [one for one in known if one.made]
-    if made := math.fsum(one.made or 0.0 for one in stepped):
+    if made := math.fsum(noise.made or 0.0 for noise in stepped):
         figures["error_ratio"] = math.sqrt(math.fsum(one.error for one in stepped) / made)
-    return figures | {
-        f"tensors_{name}": count
-        for name, count in sorted(Counter(one.format for one in tensors).items())
-    }
+    return figures
 
 
-def _change(one: Quantised) -> float | None:
-    """The norm of what is beyond the format, over that of the original."""
-    if not one.finite or not one.original:
-        return None
-    return math.sqrt(max(0.0, one.error - (one.made or 0.0)) / one.original)
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
+    """Every tensor of an original beside its copy."""
+    from shadow.run.aligned import line_up_all
+    from shadow.run.scan import scan
+    from shadow.run.sides import found_all, opened_models
+
+    sides = dict(zip(("ORIGINAL", "QUANTISED"), asked.checkpoints, strict=True))
+    original, copy = opened_models(found_all(sides, runtime, scratch), runtime, scratch)
+    lined = line_up_all(original, copy, ("the original", "the copy"))
+    tensors = scan(lined.pair, _copied, runtime, scratch / "scan", lined.unread)
+    return Copies(tensors, lined.lone, lined.unread, lined.notes)
 
 
-def _what(one: Quantised) -> str:
-    if not one.finite:
-        return "some entries are not finite"
-    if one.is_far:
-        return f"{one.format}: nothing like the original's, entry by entry"
-    outside = f"{one.outside:,} of {one.entries:,} entries are not rounded to the nearest level"
-    return f"{one.format}: {outside}"
+def _copied(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Copied:
+    from shadow.run.aligned import is_raw, row_of
+    from shadow.run.scan import sides_of
+    from shadow.spectra.format_noise import format_noise
+    from shadow.spectra.kept import Kept, kept_of
+    from shadow.spectra.lazy import is_quantised
+    from shadow.spectra.repeats import has_few_levels
+
+    name, stored = pair.tuned.info.name, pair.tuned.info.dtype
+    if is_raw(pair):
+        row = row_of(pair, original, copy)
+        kept = Kept(row.formats[1], row.entries, row.changed)
+        return Copied(name, kept.grid, kept.noise, is_float=True)
+    sides = sides_of(pair, original, copy)
+    first, second = sides.base, sides.tuned
+    if is_quantised(second):
+        noise = format_noise(first, second)
+        return Copied(name, stored, noise, has_few_levels=is_quantised(first))
+    kept = kept_of(sides, None, stored)
+    few = kept.off > 0 and pair.is_matrix and has_few_levels(first, second)
+    return Copied(name, kept.grid, kept.noise, is_float=True, has_few_levels=few)
+
+
+CHECK = Check(
+    "quantised",
+    "a quantised copy",
+    "every entry of the original is rounded to its copy, or lies beyond the last level of"
+    " its block; with scales from an importance matrix, all but"
+    " 1 % of the entries of Q4_0, Q4_1, Q5_0 and Q5_1",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("ORIGINAL", "QUANTISED"),
+    says="no error beyond that of the format",
+)

@@ -188,16 +188,13 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     from shadow.run.scan import scan
 
     lined = line_up_all(first, second, ("A", "B"))
-    compared = list(
-        scan(
-            lined.pair,
-            lambda pair, a, b: (pair, row_of(pair, a, b)),
-            runtime,
-            scratch / "scan",
-            lined.unread,
-        )
+    compared = scan(
+        lined.pair,
+        lambda pair, a, b: (pair, row_of(pair, a, b)),
+        runtime,
+        scratch / "scan",
+        lined.unread,
     )
-    compared.sort(key=lambda item: item[0].key)
     moved = _moved(compared, lined.pair) if _is_local(lined.pair) else {}
     with_norms = [name for name, one in zip("AB", (first, second), strict=True)
                   if one.adapter and one.adapter.dora]  # fmt: skip

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from shadow.checks import files, mixture, related, same, stored
+from shadow.checks import files, mixture, quantised, related, same, stored, trained
 from shadow.checks.answer import Check, by_code
 from shadow.checks.merged import MERGED
 from shadow.checks.old import Claim
-from shadow.checks.patterns import parse_pattern
-from shadow.checks.quantised import QUANTISED
-from shadow.checks.trained import TRAINED
+from shadow.checks.patterns import NEEDS_PATTERN, parse_pattern
 from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.text import and_list, nearest
@@ -37,27 +35,13 @@ CHECKS: Mapping[str, Check] = by_code(
         checkpoints=("BASE", "ADAPTER", "MERGED"),
         says="MERGED is BASE plus ADAPTER",
     ),
-    _old(
-        TRAINED,
-        "trained",
-        lambda m, a, r, s: m.verify_trained(a.of, a.checkpoints, a.moved, a.frozen, r, s),
-        checkpoints=("BASE", "TUNED"),
-        says="what should move did, and no frozen weight",
-        options=("moved", "frozen"),
-    ),
+    trained.CHECK,
     stored.CHECK,
     related.CHECK,
     mixture.CHECK,
     files.CHECK,
-    _old(
-        QUANTISED,
-        "quantised",
-        lambda m, a, r, s: m.verify_quantised(a.of, a.checkpoints, r, s),
-        checkpoints=("ORIGINAL", "QUANTISED"),
-        says="no error beyond that of the format",
-    ),
+    quantised.CHECK,
 )
-NEEDS_PATTERN = "needs --moved PATTERN or --frozen PATTERN"
 # of a pair: the base is the first checkpoint, the tuned side the second
 OF_PAIRS = tuple(
     name for name, form in CHECKS.items() if len(form.checkpoints) == 2 and not form.repeats

@@ -3,160 +3,122 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shadow.checks.old import (
-    Against,
-    Answer,
-    Claim,
-    Figure,
-    all_tensors,
-    apart_in_words,
-    are,
-    largest_first,
-    not_compared,
-    some_tensors,
-)
-from shadow.quantities import share
-from shadow.run.scanned import Apart, Scanned
-from shadow.text import counted, several
+from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should, parse_pattern
+from shadow.errors import UsageError
+from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
+from shadow.templates import NAMED, Reason
 
-TRAINED = Claim(
-    "trained",
-    "what training moved",
-    "every tensor that should have moved did, by more than a cast to another format, and every"
-    " tensor that should be frozen is equal to the base's in every entry",
-)
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.pairing import MatrixPair
+    from shadow.checks.answer import Question
+    from shadow.places.architecture import Place
+    from shadow.run.runtime import Runtime
+    from shadow.spectra.entries import Cell
+
 FREE = 0.9  # of the entries of a binade: where so many moved, the grid did not hold them
 SAMPLE = 100  # entries that a typical step is taken from, at least
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """The entries of a tensor whose base lies between two powers of two."""
-
-    half_ulp: float
-    """Half a unit in the last place of the tuned side's format there."""
-    entries: int
-    changed: int
-    energy: float
+WORDS = {
+    "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not",
+    "leaked": "{some:count} of {tensors:count tensor|tensors} that should be frozen"
+    " {some|differs|differ}",
+    "moved": "{tensors:all tensor|tensors} that should have moved did",
+    "frozen": "{tensors:all tensor|tensors} that should be frozen {tensors|is|are} equal in every"
+    " entry",
+    "nothing": "no tensor that the patterns name was compared",
+    # of a tensor
+    "equal": "it is equal to the base's in every entry",
+    "too_coarse": "it is equal to the base's in every entry; half a unit of {format} is"
+    " {least:ratio} or more there, the typical step is {step:ratio}",
+    "rounded": "it is the base's rounded to {format}",
+    "entries": "{changed:count} of {entries:count} entries differ[: it is the base's rounded to"
+    " {format}]",
+    # why it cannot be told whether a tensor moved
+    "not_told_apart": "its parts or experts, of which different things are asked, are not told"
+    " apart",
+    "calibrated": "{tuned} may leave this of the base's, as by GPTQ or AWQ",
+    "unknown_levels": "what {tuned} makes of the base's is not known",
+    "both_quantised": "rounding to its format and to the base's may leave this",
+    "base_rounded": "the base's may be this, rounded to {base}",
+    "few_levels": "it may be the base's after a round trip through 8 bits or fewer",
+    "another_way": "rounding to {tuned} in another way may leave this",
+    # notes
+    "idle": "the adapter does nothing in {idle:count} of {modules:count module|modules}: the"
+    " product of its factors is 0",
+    "stuck": "{share:share} of the entries that should have moved did not, where half a unit of"
+    " {formats} is above the typical step of {step:ratio}; by module: {modules}",
+    "module_stuck": "{module} {share:share}",
+    "beside": "no pattern names {tensors:count tensor|tensors}; {moved:count} of them moved",
+    "initial": "{vectors:count vector|vectors} of 1 or of 0 did not move, and may be unable to:"
+    " {names}",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A tensor that a pattern names, and what it should have done."""
+    """A tensor, and what is asked of it."""
 
     row: Scanned
-    module: str
-    """Such as `language.norm`."""
-    should: str
-    """`move` or `stay`."""
+    place: Place
+    should: Should
     cells: tuple[Cell, ...] = ()
+    """Its entries by binade, of floats that should have moved."""
     is_initial: bool = False
     """Whether it is a vector of 1 or of 0 that is equal to the base's: it may get no gradient, and
     no step that BF16 holds at 1.
     """
+    is_update: bool = False
+    """Whether it is an adapter's."""
 
     @property
-    def is_cast(self) -> bool:
-        """Whether the tuned tensor is the base's rounded to a format, and no more."""
-        return self.row.rounded is not None and self.row.rounded[0] == "tuned"
-
-    @property
-    def rounded_to(self) -> str:
-        """The format to which a cast rounded the base's values; it may be stored in a wider one."""
-        return self.row.rounded[1] if self.row.rounded else ""
+    def rounded_to(self) -> str | None:
+        """The format to which the base's values were rounded, and no more; it may be stored in a
+        wider one.
+        """
+        rounded = self.row.rounded
+        return rounded[1] if rounded and rounded[0] == "tuned" else None
 
     @property
     def has_moved(self) -> bool:
         """Whether any entry differs by more than a cast."""
-        return self.row.changed > 0 and not self.is_cast
+        return self.row.changed > 0 and self.rounded_to is None
+
+    def stuck(self, step: float) -> int:
+        """Entries that did not move, where half a unit in the last place is above that step."""
+        return sum(cell.entries - cell.changed for cell in self.cells if cell.half_ulp > step)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a scan found of a base and a model that was trained from it."""
+    """Every tensor of a base and of a model that was trained from it."""
 
     tensors: Sequence[Moved]
-    lone: Sequence[Apart]
-    unread: Sequence[Apart]
-    beside: int
-    """Tensors that no pattern names;"""
-    beside_moved: int
-    """and how many of them differ from the base's."""
+    lone: Sequence[Apart] = ()
+    """Those that a pattern names, of one side only;"""
+    unread: Sequence[Apart] = ()
+    """and those whose steps are not known."""
+    notes: Sequence[Reason] = ()
 
 
-def trained(found: Training) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
-    """The answer, what speaks against it, and notes."""
-    named = [one for one in found.tensors if one.should == "move" and one.row.entries]
+def judge(found: Training) -> Answer:
+    """Every tensor that should move has to, by more than a cast, and no frozen entry may."""
+    named, frozen, others = (
+        [one for one in found.tensors if one.should is should] for should in Should
+    )
+    named = [one for one in named if one.row.entries]
     should = [one for one in named if not one.is_initial]
-    initial = [one.row.tuned for one in named if one.is_initial]
-    frozen = [one for one in found.tensors if one.should == "stay"]
     stayed = [one for one in should if not one.has_moved]
     leaked = [one for one in frozen if one.row.changed]
-    step = typical_step(found.tensors)
-    figures = _figures(should, stayed, frozen, leaked)
-    if step is not None:
-        figures["typical_step"] = step
-    against = [Against(one.tensor, one.what) for one in found.lone]
-    against += [Against(one.row.tuned, _stayed(one, step)) for one in stayed]
-    against += [Against(one.row.tuned, _leaked(one), one.row.relative) for one in leaked]
-    notes = [*_stuck(named, step, figures), *_beside(found)]
-    if initial:
-        figures["tensors_initial"] = len(initial)
-        some = counted(len(initial), "vector", "vectors")
-        notes.append(
-            f"{some} of 1 or of 0 did not move, and may be unable to: {several(initial, 3)}"
-        )
-    if stayed or leaked or found.lone:
-        texts = []
-        if stayed:
-            texts.append(f"{some_tensors(stayed, should)} that should have moved did not")
-        if leaked:
-            differ = "differs" if len(leaked) == 1 else "differ"
-            texts.append(f"{some_tensors(leaked, frozen)} that should be frozen {differ}")
-        texts += apart_in_words(found.lone, "on one side only")
-        answer = Answer("trained", "does_not_hold", "; ".join(texts), figures)
-        return answer, largest_first(against), tuple(notes)
-    if found.unread:
-        reason = not_compared(found.unread)
-        unread = largest_first([Against(one.tensor, one.what) for one in found.unread])
-        return Answer("trained", "inconclusive", reason, figures), unread, tuple(notes)
-    texts = []
-    if should:
-        texts.append(f"{all_tensors(len(should))} that should have moved did")
-    if frozen:
-        every = f"{all_tensors(len(frozen))} that should be frozen"
-        texts.append(f"{every} {are(len(frozen))} equal in every entry")
-    if not texts:
-        reason = "no tensor that the patterns name was compared"
-        return Answer("trained", "inconclusive", reason, figures), (), tuple(notes)
-    return Answer("trained", "holds", "; ".join(texts), figures), (), tuple(notes)
-
-
-def typical_step(tensors: Sequence[Moved]) -> float | None:
-    """The root mean square of what entries moved by; None where the grid hides it."""
-    cells = [
-        cell
-        for one in tensors
-        if one.should == "move" and one.row.finite
-        for cell in one.cells
-        if cell.changed >= FREE * cell.entries
-    ]
-    entries = sum(cell.entries for cell in cells)
-    if entries < SAMPLE:
-        return None
-    return math.sqrt(math.fsum(cell.energy for cell in cells) / entries) or None
-
-
-def _figures(
-    should: Sequence[Moved],
-    stayed: Sequence[Moved],
-    frozen: Sequence[Moved],
-    leaked: Sequence[Moved],
-) -> dict[str, Figure]:
-    return {
+    step = typical_step(named)
+    figures, notes = _noted(found, named, others, step)
+    figures |= {
         "tensors_to_move": len(should),
         "tensors_not_moved": len(stayed),
         "tensors_frozen": len(frozen),
@@ -164,57 +126,193 @@ def _figures(
         "entries_to_move": sum(one.row.entries for one in should),
         "entries_not_moved": sum(one.row.entries - one.row.changed for one in should),
     }
+    apart, outcome = found.lone, Outcome.DOES_NOT_HOLD
+    reasons = [
+        Reason(code, {"some": len(some), "tensors": len(of)})
+        for code, some, of in (("not_moved", stayed, should), ("leaked", leaked, frozen))
+        if some
+    ] + apart_reasons(found.lone, Reason("one_side"))
+    if not reasons and found.unread:
+        apart, outcome, reasons = found.unread, Outcome.INCONCLUSIVE, [not_compared(found.unread)]
+    if not reasons:
+        outcome = Outcome.HOLDS if should or frozen else Outcome.INCONCLUSIVE
+        every = (("moved", should), ("frozen", frozen))
+        reasons = [Reason(code, {"tensors": len(of)}) for code, of in every if of]
+    against = [Against(one.tensor, one.why) for one in apart]
+    against += [Against(one.row.tuned, _why_stayed(one, step)) for one in stayed]
+    for one in leaked:
+        of = {"changed": one.row.changed, "entries": one.row.entries, "format": one.rounded_to}
+        against.append(Against(one.row.tuned, Reason("entries", of), one.row.relative))
+    return Answer(outcome, reasons or [Reason("nothing")], figures, largest_first(against), notes)
 
 
-def _too_coarse(one: Moved, step: float) -> int:
-    """Entries that did not move, where half a unit in the last place is above the typical step."""
-    return sum(cell.entries - cell.changed for cell in one.cells if cell.half_ulp > step)
+def typical_step(tensors: Sequence[Moved]) -> float | None:
+    """The root mean square of what entries moved by; None where the grid hides it."""
+    cells = [cell for one in tensors for cell in one.cells if cell.changed >= FREE * cell.entries]
+    entries = sum(cell.entries for cell in cells)
+    if entries < SAMPLE:
+        return None
+    return math.sqrt(math.fsum(cell.energy for cell in cells) / entries) or None
 
 
-def _stuck(should: Sequence[Moved], step: float | None, figures: dict[str, Figure]) -> list[str]:
-    """How many entries could not move, and in which module the largest share of them lies."""
-    if step is None:
-        return []
-    stuck = {one.row.tuned + one.row.place: _too_coarse(one, step) for one in should}
-    total = sum(stuck.values())
-    figures["entries_stuck"] = total
-    if not total:
-        return []
-    entries = sum(one.row.entries for one in should)
-    formats = " and ".join(sorted({one.row.formats[1] for one in should if one.cells}))
-    text = (
-        f"{share(total / entries)} of the entries that should have moved did not, where half a unit"
-        f" of {formats} is above the typical step of {step:.2g}"
-    )
-    modules: dict[str, list[int]] = {}
-    for one in should:
-        counts = modules.setdefault(one.module, [0, 0])
-        counts[0] += stuck[one.row.tuned + one.row.place]
-        counts[1] += one.row.entries
-    worst = sorted(modules.items(), key=lambda item: (-item[1][0] / max(1, item[1][1]), item[0]))
-    named = ", ".join(f"{name} {share(some / of)}" for name, (some, of) in worst[:3] if some)
-    return [f"{text}; by module: {named}"]
-
-
-def _beside(found: Training) -> list[str]:
-    if not found.beside:
-        return []
-    tensors = counted(found.beside, "tensor", "tensors")
-    moved = f"{found.beside_moved:,}" if found.beside_moved else "none"
-    return [f"no pattern names {tensors}; {moved} of them moved"]
-
-
-def _stayed(one: Moved, step: float | None) -> str:
+def _why_stayed(one: Moved, step: float | None) -> Reason:
     if one.row.changed:
-        return f"it is the base's rounded to {one.rounded_to}"
-    text = "it is equal to the base's in every entry"
-    if step is not None and one.cells and _too_coarse(one, step) == one.row.entries:
-        least = min(cell.half_ulp for cell in one.cells)
-        text += f"; half a unit of {one.row.formats[1]} is {least:.2g} or more there,"
-        text += f" the typical step is {step:.2g}"
-    return text
+        return Reason("rounded", {"format": one.rounded_to})
+    if step is None or not one.cells or one.stuck(step) < one.row.entries:
+        return Reason("equal")
+    least = min(cell.half_ulp for cell in one.cells)
+    return Reason("too_coarse", {"format": one.row.formats[1], "least": least, "step": step})
 
 
-def _leaked(one: Moved) -> str:
-    text = f"{one.row.changed:,} of {one.row.entries:,} entries differ"
-    return f"{text}: it is the base's rounded to {one.rounded_to}" if one.is_cast else text
+def _noted(
+    found: Training, named: Sequence[Moved], others: Sequence[Moved], step: float | None
+) -> tuple[dict[str, Figure], list[Reason]]:
+    """What is said beside the answer, and its figures."""
+    figures: dict[str, Figure] = {}
+    notes = [*found.notes]
+    updates = [one for one in found.tensors if one.is_update]
+    if idle := sum(not one.row.changed for one in updates):
+        figures["modules_without_update"] = idle
+        notes.append(Reason("idle", {"idle": idle, "modules": len(updates)}))
+    if step is not None:
+        figures["typical_step"] = step
+        figures["entries_stuck"] = sum(one.stuck(step) for one in named)
+        if figures["entries_stuck"]:
+            notes.append(_stuck(named, step))
+    if others:
+        moved = sum(one.has_moved for one in others)
+        notes.append(Reason("beside", {"tensors": len(others), "moved": moved}))
+    if initial := [one.row.tuned for one in named if one.is_initial]:
+        figures["tensors_initial"] = len(initial)
+        notes.append(Reason("initial", {"vectors": len(initial), "names": initial}))
+    return figures, notes
+
+
+def _stuck(named: Sequence[Moved], step: float) -> Reason:
+    """How many entries could not move, and in which modules the largest shares of them lie."""
+
+    def share(tensors: Sequence[Moved]) -> float:
+        stuck = sum(one.stuck(step) for one in tensors)
+        return stuck / max(1, sum(one.row.entries for one in tensors))
+
+    of_module: dict[str, list[Moved]] = {}
+    for one in named:
+        of_module.setdefault(f"{one.place.component}.{one.place.module}", []).append(one)
+    shares = {name: share(some) for name, some in of_module.items()}
+    worst = sorted(filter(shares.get, shares), key=lambda name: (-shares[name], name))
+    modules = [Reason("module_stuck", {"module": one, "share": shares[one]}) for one in worst]
+    formats = sorted({one.row.formats[1] for one in named if one.cells})
+    sizes = {"share": share(named), "step": step}
+    return Reason("stuck", {**sizes, "formats": formats, "modules": modules[:NAMED]})
+
+
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
+    """Every tensor of a base beside the trained one, and what the grid let its entries do."""
+    from shadow.run.aligned import line_up_adapter, line_up_all
+    from shadow.run.scan import scan
+    from shadow.run.sides import found_all, open_found, opened_models
+
+    # what both name is frozen
+    each = [(Should.STAY, text) for text in asked.frozen]
+    each += [(Should.MOVE, text) for text in asked.moved]
+    patterns = Patterns([(should, parse_pattern(text)) for should, text in each])
+    sides = dict(zip(("BASE", "TUNED"), asked.checkpoints, strict=True))
+    found = found_all(sides, runtime, scratch)
+    tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
+    (base,) = opened_models(found, runtime, scratch)
+    if not (each or tuned.adapter):
+        raise UsageError(f"trained {NEEDS_PATTERN}", "only an adapter says itself what moves")
+    if tuned.adapter:
+        lined = line_up_adapter(base, tuned)
+    else:
+        lined = line_up_all(base, tuned, ("the base", "the tuned model"))
+    patterns.require_there({place for places in lined.places.values() for place in places})
+    measure = partial(_moved, partial(_asked, lined.places, patterns))
+    rows = scan(lined.pair, measure, runtime, scratch / "scan", lined.unread)
+    if tuned.adapter:
+        rows += _left_alone(base, {one.place for one in lined.pair.pairs}, patterns)
+
+    def named(apart: Sequence[Apart]) -> list[Apart]:
+        places = [(one, lined.places.get(one.tensor, ())) for one in apart]
+        return [one for one, of in places if any(patterns.at(at) - {Should.EITHER} for at in of)]
+
+    return Training(rows, named(lined.lone), named(lined.unread), lined.notes)
+
+
+def _moved(
+    asked_of: Callable[[MatrixPair], set[Should]],
+    pair: MatrixPair,
+    base: Checkpoint,
+    tuned: Checkpoint,
+) -> Moved | Apart:
+    """What is found of a pair; Apart where it is not known whether it moved as it should."""
+    from shadow.run.aligned import is_raw, row_of
+    from shadow.run.moves import binades_of, is_initial, rounding_between
+    from shadow.run.scan import sides_of
+
+    asked = asked_of(pair)
+    should = Should.first(asked)
+    is_update = pair.tuned.factor is not None
+    binades = binades_of(pair) if should is Should.MOVE and not is_update else None
+    row = row_of(pair, base, tuned, binades)
+    name, formats = row.tuned, row.formats
+    if row.changed and len(asked) > 1:
+        return Apart(name, "tuned", Reason("not_told_apart"))
+    if row.changed and not (is_raw(pair) or is_update):
+        rounding = rounding_between(sides_of(pair, base, tuned), row, is_matrix=pair.is_matrix)
+        if rounding == "copy":
+            row = replace(row, rounded=("tuned", formats[1]))
+        elif rounding and should is Should.MOVE:
+            of = {"base": formats[0], "tuned": formats[1]}
+            return Apart(name, "tuned", Reason(rounding, of))
+    if pair.tuned.part.experts:
+        row = replace(row, tuned=f"{name}[{pair.place.expert}]")
+    cells = tuple(binades.cells()) if binades and row.finite else ()
+    stays = not (row.changed or pair.is_matrix or is_raw(pair)) and should is Should.MOVE
+    is_first = stays and is_initial(sides_of(pair, base, tuned))
+    return Moved(row, pair.place, should, cells, is_first, is_update)
+
+
+def _asked(places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPair) -> set[Should]:
+    """What is asked of each matrix of a pair; without patterns, that an adapter's moves."""
+    from shadow.run.aligned import is_raw, is_whole
+
+    if not patterns.each:
+        return {Should.MOVE}
+    held = places[pair.tuned.info.name] if is_whole(pair) else {pair.place}
+    asked = {should for place in held for should in patterns.at(place)}
+    modules = {place.module for place in held}
+    if is_raw(pair) and pair.place.module == "other" and "other" not in modules:
+        # what belongs to packed numbers need not move with them
+        asked = {Should.EITHER if should is Should.MOVE else should for should in asked}
+    return asked
+
+
+def _left_alone(base: Checkpoint, moved: set[Place], patterns: Patterns) -> list[Moved]:
+    """The tensors of a base that an adapter has no part of."""
+    from shadow.run.aligned import parts_of
+    from shadow.run.scan import in_words
+
+    rows = []
+    for name, parts in parts_of(base).items():
+        info = base.tensors[name]
+        for part in parts:
+            entries, place = math.prod(part.shape(info.shape)), part.place
+            row = Scanned(in_words(place), name, name, (info.dtype, info.dtype), entries, 0)
+            if place not in moved:
+                rows.append(Moved(row, place, Should.first(patterns.at(place))))
+    return rows
+
+
+CHECK = Check(
+    "trained",
+    "what training moved",
+    "every tensor that should have moved did, by more than a cast to another format, and every"
+    " tensor that should be frozen is equal to the base's in every entry",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("BASE", "TUNED"),
+    says="what should move did, and no frozen weight",
+    options=("moved", "frozen"),
+)

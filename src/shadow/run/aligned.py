@@ -86,6 +86,30 @@ def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
     )
 
 
+def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Lined:
+    """Pair the modules that an adapter moves with those of its base, whose other tensors are at
+    their places alone.
+    """
+    found, skipped = pair_checkpoints(base, adapter, Filter(), may_differ=True)
+    pairs = [pair for pair in found if pair.base is not None]
+    places = {name: {part.place for part in parts} for name, parts in parts_of(base).items()}
+    for pair in pairs:
+        places.setdefault(pair.tuned.info.name, set()).add(pair.place)
+    lone, unread = list[Apart](), list[Apart]()
+    for one in skipped:
+        if one.side == "tuned":
+            is_lone = one.reason == "only_in_tuned"
+            why = Reason("no_module") if is_lone else said(one.detail or str(one.reason))
+            (lone if is_lone else unread).append(Apart(one.info.name, "tuned", why))
+    return Lined(AlignedPair(base, adapter, pairs, []), lone, unread, (), places)
+
+
+def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
+    """The matrices that every tensor holds, by its name."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return place_tensors(shapes, checkpoint.config)
+
+
 def plain(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint whose tensors are all compared, those that share their bytes included."""
     tensors = {name: replace(info, alias_of=None) for name, info in checkpoint.tensors.items()}

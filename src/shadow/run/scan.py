@@ -7,8 +7,9 @@ workers. No spectrum is solved. What is made of a pair is for its caller to say.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from threading import Event
 from typing import TypeVar
@@ -41,8 +42,8 @@ def scan(
     runtime: Runtime,
     scratch: Path,
     unread: list[Apart] | None = None,
-) -> Generator[Row, None, None]:
-    """What `measure` makes of every pair, in order of completion. The rows do not depend on jobs.
+) -> list[Row]:
+    """What `measure` makes of every pair, in the order of their keys.
 
     unread: gets what is no row, in order of names at the end: what `measure` says of a tensor that
     is not compared, and tensors that cannot be decoded. Without it these raise UndecodableError.
@@ -78,13 +79,13 @@ def scan(
         moved += count
         tell()
 
-    def measured(pair: MatrixPair) -> Row | Apart:
+    def measured(pair: MatrixPair) -> tuple[str, Row | Apart]:
         try:
-            return measure(pair, plan.base, plan.tuned)
+            return pair.key, measure(pair, plan.base, plan.tuned)
         except UndecodableError as fault:
             if unread is None:
                 raise
-            return _undecoded(pair, plan.base, fault)
+            return pair.key, _undecoded(pair, plan.base, fault)
         finally:  # whatever came of bytes that were written meanwhile, this is what is told
             for source in sources_of(pair, plan.base, plan.tuned):
                 source.require_unchanged()
@@ -92,16 +93,18 @@ def scan(
     jobs = runtime.jobs or default_jobs(lined.pairs, runtime.limits or machine_limits(), NORMS)
     fetching = Fetching(runtime.say, report)
     rows = in_workers(plan.base, plan.tuned, plan.work, measured, jobs, fetching)
+    found: list[tuple[str, Row]] = []
     with contextlib.closing(rows):
-        for row in rows:
+        for key, row in rows:
             done += 1
             tell()
             if not isinstance(row, Apart):
-                yield row
+                found.append((key, row))
             elif unread is not None:
                 unread.append(row)
     if unread is not None:
         unread[:] = sorted(set(unread), key=in_order)
+    return [row for _, row in sorted(found, key=itemgetter(0))]
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Apart:

@@ -14,6 +14,7 @@ APART: Mapping[str, str] = {
     "said": "{text}",
     "only_in": "only in {where}",
     "one_side": "on one side only",
+    "no_module": "the base has no such module",
     "rows_only_in": "{rows:count row|rows} only in {where}",
     "shapes": "shape {first} in {a}, {second} in {b}",
     "dtypes": "{first} in {a}, {second} in {b}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -114,6 +115,17 @@ def differing_bytes(sides: Sides) -> int:
     return changed
 
 
+class Cell(NamedTuple):
+    """The entries of a matrix whose base lies between two powers of two."""
+
+    half_ulp: float
+    """Half a unit in the last place of the tuned side's format there."""
+    entries: int
+    changed: int
+    energy: float
+    """The sum of squares of the differences."""
+
+
 class Binades:
     """Entries of two matrices by the power of two below that of the base. Zeros are with the
     smallest.
@@ -134,13 +146,11 @@ class Binades:
             for weights in (None, away != 0, np.square(away, dtype=np.float64))
         ]
 
-    def cells(self) -> list[tuple[float, int, int, float]]:
-        """From small to large: half a unit in the last place, how many entries there are, how many
-        changed, and the sum of squares of the differences.
-        """
+    def cells(self) -> list[Cell]:
+        """Those that have entries, from small to large."""
         first = self._grid.min_exponent - self._grid.mantissa_bits - 1
         return [
-            (2.0 ** (first + cell), int(entries), int(changed), float(energy))
+            Cell(2.0 ** (first + cell), int(entries), int(changed), float(energy))
             for cell, (entries, changed, energy) in enumerate(self._sums.T)
             if entries
         ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from shadow.dtypes import FLOATS, float_format
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import Matrix, is_quantised, torch_dtype
+from shadow.spectra.levels import FormatNoise
 from shadow.spectra.parts import WORK, Part, differing, is_safe, parts
 from shadow.spectra.spectrum import Sides, shape_of
 
@@ -44,6 +45,14 @@ class Kept:
     """Entries of the copy that are equal to the base's; None of a quantised copy."""
     unchanged_expected: int | None = None
     """Entries that the matrix, rounded to the copy's format, has in common with the base."""
+
+    @property
+    def noise(self) -> FormatNoise:
+        """The sums that are made of a quantised copy. A cast makes an exact copy, or none."""
+        return FormatNoise(
+            entries=self.entries, outside=self.off, original=self.full, copy=self.copy,
+            error=self.error, made=0.0, inner=self.full + self.along, finite=self.finite,
+        )  # fmt: skip
 
 
 def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ CALIBRATED = ("GPTQ", "AWQ", "INT", "MLX", "F8_", "NVFP4")
 # times what rounding makes; 2.7 at most was measured of GPTQ in 2 to 8 bits, in groups of 32 and
 # 128, on 128 to 1,024 columns, with inputs that are correlated a little to much
 CALIBRATED_ERROR = 6.0
+Made = Literal["copy", "calibrated", "unknown_levels"]
 FAR = 0.5  # the cosine of original and copy below which it is not a copy of this tensor
 
 
@@ -120,3 +122,12 @@ class FormatNoise:
         if not stored.startswith(CALIBRATED) or not self.finite or self.is_far or not self.made:
             return False
         return min(self.error, self.scaled) <= CALIBRATED_ERROR**2 * self.made
+
+    def may_be(self, stored: str) -> Made | None:
+        """How the format may have made the copy of the original; None where it did not."""
+        is_copy = self.is_copy(stored)
+        if is_copy is None:
+            return "unknown_levels"
+        if is_copy:
+            return "copy"
+        return "calibrated" if self.may_be_calibrated(stored) else None
