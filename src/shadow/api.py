@@ -405,7 +405,7 @@ def judge(
         ShadowError: Where a report cannot be read.
     """
     from shadow.gates.baselines import read_measured
-    from shadow.gates.pair_check import pair_check
+    from shadow.gates.pair_check import Reading
     from shadow.gates.rules import gather
     from shadow.gates.verdicts import judge_report
 
@@ -419,7 +419,7 @@ def judge(
     baseline: Measured | None = None
     if against is not None:
         baseline = read_measured(one_report(_at(against)), "the baseline")
-    now = read_measured(one_report(_at(report)), check=pair_check())
+    now = read_measured(one_report(_at(report)), reading=Reading())
     return judge_report(gathered, now, baseline)
 
 

@@ -32,6 +32,7 @@ from shadow.gates.verdicts import (
     judge_report,
     notes_on,
 )
+from shadow.templates import Reason
 
 NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "no_interval"}
 
@@ -160,8 +161,8 @@ def test_a_warning_never_changes_the_exit_code(tmp_path, text):
 
 
 def test_the_code_of_a_pair_is_the_first_of_what_its_rules_gave():
-    met = Verdict(parse_rule("spikes > 1"), "met", "")
-    missing = Verdict(parse_rule("spikes > 1"), "missing", "")
+    met = Verdict(parse_rule("spikes > 1"), "met", Reason("absent", {"why": ""}))
+    missing = Verdict(parse_rule("spikes > 1"), "missing", Reason("absent", {"why": ""}))
     assert Judgement("f", "p", verdicts=(met, missing)).code == 1
     assert Judgement("f", "p", verdicts=(met,), objections=("quantized",)).code == 4
     assert Judgement("f", "p", objections=("quantized",)).code == 3

@@ -24,6 +24,7 @@ from shadow.gates.verdicts import Judgement, Verdict
 from shadow.outputs import ci
 from shadow.outputs.ci import append_summary, junit, workflow_commands
 from shadow.outputs.markdown import cell, markdown
+from shadow.templates import Reason
 from shadow.text import inert, visible
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
@@ -66,7 +67,9 @@ def unescaped(text):
 
 def made(family, pair, name, message, detail, outcome="met", severity="error", **more):
     rule = parse_rule("spikes > 1", name=name, message=message, severity=severity)
-    return Judgement(family, pair, verdicts=(Verdict(rule, outcome, detail),), **more)
+    return Judgement(
+        family, pair, verdicts=(Verdict(rule, outcome, Reason("absent", {"why": detail})),), **more
+    )
 
 
 OUTCOMES = st.sampled_from(["met", "missing", "passed", "skipped"])
@@ -122,7 +125,9 @@ def test_an_annotation_points_to_the_rule_where_the_policy_is_in_the_workspace(t
     folder.mkdir(parents=True)
     (folder / "policy.yaml").write_text("\na:\n  fail_on: spikes > 1\n")
     (rule,) = read_policy(folder / "policy.yaml")
-    judged = [Judgement("f", "p", verdicts=(Verdict(rule, "met", "detail"),))]
+    judged = [
+        Judgement("f", "p", verdicts=(Verdict(rule, "met", Reason("absent", {"why": "detail"})),))
+    ]
     ((_, told, _),) = commands(workflow_commands(judged, tmp_path / "work")[0])
     assert {key: unescaped(value) for key, value in told.items()} == {
         "title": "f:p: a", "file": "a,b:c/policy.yaml", "line": "2",

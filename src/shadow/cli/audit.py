@@ -292,7 +292,7 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
 def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
     from shadow.gates.document import rules_document
-    from shadow.gates.pair_check import pair_check
+    from shadow.gates.pair_check import Reading
 
     result = outcome.finished()
     summary, pairs = result.summary, len(shown.request.selection.own)
@@ -304,7 +304,7 @@ def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
         result,
         [*(rule for rule in shown.rules if rule.name not in claims), *claims.values()],
         baseline,
-        pair_check(shown.request.files, shown.request.jobs, shown.say),
+        Reading(shown.request.files, shown.request.jobs, shown.say),
         seconds=outcome.seconds,
         strict=shown.strict,
     )

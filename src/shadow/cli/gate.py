@@ -21,7 +21,8 @@ from shadow.storage import Store, as_given, located, url_of
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index, Row
     from shadow.audits.result import AuditResult
-    from shadow.gates.measured import Check, Measured
+    from shadow.gates.measured import Measured
+    from shadow.gates.pair_check import Reading
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
@@ -129,12 +130,12 @@ def _each_once(
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
     from shadow.gates.baselines import read_measured
-    from shadow.gates.pair_check import pair_check
+    from shadow.gates.pair_check import Reading
     from shadow.gates.verdicts import judge_report
 
     if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
-    return judge_report(rules, read_measured(folder, check=pair_check()), baseline)
+    return judge_report(rules, read_measured(folder, reading=Reading()), baseline)
 
 
 def _not_there(
@@ -196,12 +197,12 @@ def judged_of(
     result: AuditResult,
     rules: Sequence[Rule],
     baseline: Measured | None,
-    check: Check,
+    reading: Reading,
     *,
     seconds: float,
     strict: bool,
 ) -> Judgement:
-    """What came of an audit. check: for claims that its report does not answer; seconds: what it
+    """What came of an audit. reading: for checks that its report does not answer; seconds: what it
     took; strict: it objects to what was skipped and should not be.
 
     Of a report that was uploaded the rows are fetched for rules.
@@ -220,7 +221,7 @@ def judged_of(
     folder = result.folder
     if result.url is not None:
         folder = reports_here(Path(result.url))
-    now = read_measured(folder, summary=summary, check=check)
+    now = read_measured(folder, summary=summary, reading=reading)
     judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
     if result.url is not None:
         shutil.rmtree(folder, ignore_errors=True)

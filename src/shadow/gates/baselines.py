@@ -7,7 +7,8 @@ from pathlib import Path
 
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
-from shadow.gates.measured import Check, Measured
+from shadow.gates.measured import Measured
+from shadow.gates.pair_check import Reading
 from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.telling.reading import SummarisedReport
 
@@ -16,16 +17,17 @@ def read_measured(
     folder: Path,
     label: str = "this report",
     summary: Summary | None = None,
-    check: Check | None = None,
+    reading: Reading | None = None,
 ) -> Measured:
-    """A finished report as rules see it, with its summary unless that is known already. check: for
-    claims that the report does not answer. Raises ShadowError.
+    """A finished report as rules see it, with its summary unless that is known already.
+
+    reading: for checks that the report does not answer. Raises ShadowError.
     """
     report = SummarisedReport(folder)
     assert report.provenance  # read now, so that a folder without a report is found here
     if summary is None:
         summary = report.summary
-    return Measured(source=report, label=label, summary=summary, check=check)
+    return Measured(source=report, label=label, summary=summary, reading=reading)
 
 
 def _whole(folder: Path) -> Measured:

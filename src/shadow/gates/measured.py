@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,8 @@ import pandas as pd
 from shadow.checks import files
 from shadow.checks.answer import Outcome
 from shadow.checks.summary import Summary
-from shadow.checks.table import PairClaim
-from shadow.checks.verification import Verification
 from shadow.comparing.matching import ComparedReport, compared
+from shadow.gates.pair_check import Reading
 from shadow.gates.rules import COLUMNS, FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
 from shadow.gates.states import TENSORS, file_states, states
 from shadow.reports.columns import ERRORS, ESTIMATED
@@ -44,10 +43,6 @@ class JudgedFigure:
     why: str = ""
 
 
-Check = Callable[[PairClaim, Summary], Verification]
-"""Checks a claim about the two checkpoints of a report. Raises ShadowError."""
-
-
 @dataclass(frozen=True)
 class Measured:
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
@@ -56,8 +51,8 @@ class Measured:
     label: str
     """What to call it: this report, or the baseline."""
     summary: Summary
-    check: Check | None = None
-    """What reads both sides for a claim that the report does not answer."""
+    reading: Reading | None = None
+    """How both sides are read for a check that the report does not answer."""
 
     @cached_property
     def report(self) -> ComparedReport:
@@ -228,19 +223,17 @@ class Measured:
             return f"{at}{self.beyond_last(name)}"
         if name.component is None:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
-        tensors = self.report.tensors
-        components = tensors["component"].fillna("")
-        modules = [None] * len(tensors)
-        if name.module is not None:
-            modules = tensors["module"].fillna("").tolist()
-        covered = [name.covers(*place) for place in zip(components, modules, strict=True)]
-        of_scope = tensors[np.array(covered, dtype=np.bool_)]
         what = ".".join(filter(None, (name.component, name.module)))
-        if of_scope.empty:
+        of_scope = [
+            row
+            for row in self._tensors
+            if name.covers(row["component"] or "", (row["module"] or "") if name.module else None)
+        ]
+        if not of_scope:
             return f"the report has no {what}"
-        if (of_scope["status"] == "identical").any():
+        if any(row["status"] == "identical" for row in of_scope):
             return f"{what} is identical to the base's"
-        reasons = set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())
+        reasons = {row["reason"] for row in of_scope if row["status"] == "skipped"} - {None}
         if not reasons:
             return f"{what} has no base"
         return f"{what} was not measured ({', '.join(sorted(reasons))})"

@@ -34,7 +34,6 @@ from shadow.gone import gone
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import COUNTS, ESTIMATED, FIGURES, delta_metrics
-from shadow.reports.words import HEADS
 from shadow.text import closest, nearest, short
 
 Severity = Literal["error", "warning"]
@@ -75,14 +74,6 @@ LAYERS = re.compile(r"(?:^|(?<=\.))layers?\.(\d{1,6})(?:-(\d{1,6}))?(?:\.|$)")
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LONGEST = 200  # characters of an expression
-OF_NORMS = {  # two figures that are easily taken for each other
-    "relative_norm": (
-        " It is the median over matrices; relative_norm_overall is the norm of the whole change"
-    ),
-    "relative_norm_overall": (
-        " It is the norm of the whole change; relative_norm is the median over matrices"
-    ),
-}
 SUCH_AS = "such as language.mlp.up.concentration"
 SUCH_PLACE = "such as language.embed or layers.0-7"
 SUCH = "language.mlp.up.concentration > 0.5"
@@ -176,14 +167,13 @@ def parse_rule(text: str, **more: Any) -> Rule:
 
     more: further fields of the rule. Raises UsageError.
     """
-    _refuse_text(text, "a rule", HINT)
+    _refuse_long(text, "a rule", HINT)
     if (found := _parse_state(text)) is not None:
         rule = Rule("", *found, threshold=None)
         return replace(rule, **{"name": rule.condition, **more})
     match = EXPRESSION.fullmatch(text)
     if not match:
-        hint = f"{QUOTE}: '{text.strip()} > 0.5'" if _is_figure(text.strip()) else HINT
-        raise UsageError(f"{text!r} is not a rule", hint)
+        raise UsageError(f"{text!r} is not a rule", HINT if set("<>=!") & {*text} else QUOTE)
     figure, comparison, wanted = match.groups()
     if comparison not in COMPARISONS:
         meant = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
@@ -266,40 +256,15 @@ def parse_moved(text: str, **more: Any) -> Rule:
 
     more: further fields of the rule. Raises UsageError.
     """
-    _refuse_text(text, "a figure", SUCH_AS)
+    _refuse_long(text, "a figure", SUCH_AS)
     figure = parse_figure(text.strip(), many=True)
     named = {"name": f"{MOVED}: {figure}", **more}
     return Rule(**named, figure=figure, comparison=MOVED, threshold=None)
 
 
-def _refuse_text(text: str, what: str, hint: str) -> None:
-    """Raises UsageError for a text without end, and where a rule has the head of a table on the
-    screen, such as `rel. norm`, and not a figure.
-    """
+def _refuse_long(text: str, what: str, hint: str) -> None:
     if len(text) > LONGEST:
         raise UsageError(f"{text[:40]!r}... is too long for {what}", hint)
-    figure = re.split("[<>=!]", text, maxsplit=1)[0]
-    rest = re.sub(r"\s*([<>=!]+)\s*", r" \1 ", text[len(figure) :]).strip()
-    bare = re.sub(r"\s", "", figure).lower()
-    for name, head in HEADS.items():
-        written = re.sub(r"\s", "", name).lower()
-        ends = (written, written.replace(".", ""))  # also `conc` for `conc.`
-        place = bare.removesuffix(next((end for end in ends if bare.endswith(end)), written))
-        named = f"{place}{head.column}"
-        if place == bare or place[-1:] not in ("", "."):
-            continue
-        if _is_figure(figure.strip()) or not _is_figure(named):
-            continue
-        hint = f"did you mean '{f'{named} {rest}'.strip()}'?{OF_NORMS.get(named, '')}"
-        raise UsageError(f"{figure.strip()!r} is the head of a table, not a figure", hint)
-
-
-def _is_figure(text: str) -> bool:
-    try:
-        parse_figure(text)
-    except UsageError:
-        return False
-    return True
 
 
 def _number(text: str, wanted: str) -> float:
@@ -339,15 +304,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
             hint = f"did you mean '*.{text}' or 'language.{text}'?"
             raise UsageError(f"{text!r} names no component", hint)
         modules = nearest_modules(place)
-        if component in ("gate", "gates"):
-            hint = "write gate.lineage or not gate.lineage; `shadow explain gates` lists the gates"
-            raise UsageError(f"{text!r} is not a figure", hint)
-        if (
-            modules
-            and _known(metric, (*COLUMNS, *OF_A_MODULE))
-            and not closest(component, rules.components)
-            and not is_of_layers(component)
-        ):
+        if modules and not closest(component, rules.components) and not is_of_layers(component):
             hint = f"did you mean 'language.{modules}.{metric}'?"
             raise UsageError(f"no component {component!r}", hint)
         hint = f"one of {', '.join(rules.components)}"

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from shadow.checks.answer import Outcome, first_code
@@ -25,7 +24,8 @@ from shadow.checks.summary import Summary
 from shadow.checks.table import pair_claim
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
-from shadow.gates.measured import NAMED, Measured, Scope
+from shadow.gates.measured import Measured, Scope
+from shadow.gates.pair_check import checked
 from shadow.gates.rules import (
     COLUMNS,
     FAILS,
@@ -42,7 +42,8 @@ from shadow.gates.rules import (
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.tiers import WORDS
-from shadow.text import counted, several
+from shadow.templates import Reason, Value, fill
+from shadow.text import counted
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 
@@ -52,9 +53,6 @@ WHOLE_OF_COMPONENT = {"relative_norm", "energy_share"}
 WHOLE_OF_MODULE = {"energy_share"}
 # are named before others that moved further
 FIRST = ("relative_norm_overall", "relative_norm", "concentration")
-ALL = 1_000_000
-FEW_AGAINST, MOST_AGAINST = 2, 100  # tensors that a line, and that a file names against a claim
-TOO_NEAR = "an estimate whose error reaches"
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
@@ -63,6 +61,34 @@ NORMS = (
     *("relative_norm", "relative_norm_overall", "relative_spectral", "frobenius_norm"),
     *("spectral_norm", "nuclear_norm"),
 )
+WORDS_OF_VERDICTS: Mapping[str, str] = {
+    "broken": "{what}",
+    "not_broken": "it is not {word}",
+    "answered": "{what} {answer}: {why}",
+    "unanswered": "{what} is inconclusive: {why}",
+    "checked": "{answer}: {why}[ ({against})]",
+    "unchecked": "{what} was not checked: {why}",
+    "inconclusive": "it is inconclusive: {why}",
+    "absent": "{why}",
+    "states": "{states}",
+    "all_states": "{what} is {states}",
+    "not_compared": "not all of {what} was compared",
+    "identical": "{what} is 0, as all that it names is identical",
+    "within_error": "{figures} is an estimate whose error reaches {end}: measure with"
+    " --precision default",
+    "null": "{figures} is null[ ({why})]",
+    "violated": "{figures} ({condition})[, {medians}][; null: {nulls}]",
+    "within": "{figures} (not {condition})[, {medians}][; null: {nulls}]",
+    "all_within": "{count:count} figures are {least} to {most} (none {condition})[, {medians}]"
+    "[; null: {nulls}]",
+    "no_baseline": "the baseline has no report of this pair",
+    "absent_before": "in the baseline, {why}",
+    "unjudged": "{left}",
+    "moved": "{moved}[; not judged: {left}]",
+    "unmoved": "{what} is inside its spread over layers in the baseline[; not judged: {left}]",
+    "none_moved": "{count:count} figures are inside their spread over layers in the baseline"
+    "[; not judged: {left}]",
+}
 NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 
@@ -88,20 +114,23 @@ class Verdict:
     rule: Rule
     outcome: Verdicts
     """`met`: violated; `passed`; `missing`: nothing to judge; `skipped`: so the rule allows."""
-    detail: str
-    """What was found, in a line: of many figures the first NAMED."""
+    why: Reason
+    """What was found."""
     findings: tuple[RuleFigure, ...] = ()
-    in_full: str = ""
-    """The same with every figure; empty where the line has all."""
-    is_open: bool = False
-    """Whether both sides were read for a claim, and it is inconclusive."""
 
     @property
     def code(self) -> int:
         """The exit code: 4 met, 1 missing, 5 inconclusive; 0 if the rule is but a warning."""
         if self.rule.severity != "error":
             return 0
-        return {"met": 4, "missing": 5 if self.is_open else 1}.get(self.outcome, 0)
+        is_open = self.why.code == "inconclusive"
+        return {"met": 4, "missing": 5 if is_open else 1}.get(self.outcome, 0)
+
+    @property
+    def detail(self) -> str:
+        """What was found, in a line."""
+        text = fill(WORDS_OF_VERDICTS[self.why.code], self.why.figures)
+        return text if self.outcome in ("met", "passed") else f"nothing to judge: {text}"
 
     def as_json(self) -> dict[str, Any]:
         """For machines: the rule, what came of it, and its figures."""
@@ -110,13 +139,8 @@ class Verdict:
             for key in ("name", "condition", "severity", "message", "file", "line")
         }
         figures = [asdict(figure) for figure in self.findings]
-        return {
-            **rule,
-            "outcome": self.outcome,
-            "detail": self.detail,
-            "in_full": self.in_full or self.detail,
-            "figures": figures,
-        }
+        found = {"outcome": self.outcome, "code": self.why.code, "detail": self.detail}
+        return {**rule, **found, "figures": figures}
 
 
 @dataclass(frozen=True)
@@ -228,69 +252,81 @@ def judge(
 def _judged(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     if rule.comparison == MOVED:
         return _moved(rule, now, baseline)
-    if rule.comparison in (HOLDS, FAILS):
-        return _claimed(rule, now)
-    return _in_state(rule, now) if rule.comparison in STATES else _threshold(rule, now)
-
-
-def _claimed(rule: Rule, now: Measured) -> Verdict:
-    """A gate, a claim about the pair, or a word for what is broken."""
+    if rule.comparison not in (HOLDS, FAILS):
+        return _in_state(rule, now) if rule.comparison in STATES else _threshold(rule, now)
     if rule.figure.component == IS_BROKEN:
-        word = rule.figure.metric
-        texts = [sentence.text for sentence in broken(now.summary) if sentence.code == word]
-        finding = RuleFigure(word, HOLDS if texts else FAILS, bool(texts))
-        detail = " ".join(texts) or f"it is not {word}"
-        return Verdict(rule, "met" if texts else "passed", detail, (finding,))
+        return _broken(rule, now)
     if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
         return _checked(rule, now)
+    return _answered(rule, now)
+
+
+def _verdict(
+    rule: Rule, code: str, figures: Mapping[str, Value], findings: Sequence[RuleFigure]
+) -> Verdict:
+    """A rule that was held against figures."""
+    is_met = any(finding.met for finding in findings)
+    return Verdict(rule, "met" if is_met else "passed", Reason(code, figures), tuple(findings))
+
+
+def _missing(rule: Rule, code: str, **figures: Value) -> Verdict:
+    outcome: Verdicts = "skipped" if rule.allow_missing else "missing"
+    return Verdict(rule, outcome, Reason(code, figures))
+
+
+def _broken(rule: Rule, now: Measured) -> Verdict:
+    """A word for what is broken."""
+    word = rule.figure.metric
+    texts = [sentence.text for sentence in broken(now.summary) if sentence.code == word]
+    finding = RuleFigure(word, HOLDS if texts else FAILS, bool(texts))
+    figures: Mapping[str, Value] = {"what": " ".join(texts), "word": word}
+    return _verdict(rule, "broken" if texts else "not_broken", figures, [finding])
+
+
+def _answered(rule: Rule, now: Measured) -> Verdict:
+    """A gate of the pair, or a check that its report answers."""
     answer, reason = now.answer(rule.figure)
     if answer is None:
-        return _missing(rule, f"{rule.figure} is inconclusive: {reason}")
+        return _missing(rule, "unanswered", what=str(rule.figure), why=reason)
     finding = RuleFigure(str(rule.figure), answer, rule.holds(answer))
-    detail = f"{rule.figure} {answer}: {reason}"
-    return Verdict(rule, "met" if finding.met else "passed", detail, (finding,))
+    figures: Mapping[str, Value] = {"what": str(rule.figure), "answer": answer, "why": reason}
+    return _verdict(rule, "answered", figures, [finding])
 
 
 def _checked(rule: Rule, now: Measured) -> Verdict:
-    """A claim for which both sides are read."""
-    assert now.check is not None, "a report that is judged"
+    """A check for which both sides are read."""
+    assert now.reading is not None, "a report that is judged"
     try:
-        found = now.check(pair_claim(rule.figure.metric), now.summary)
+        found = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
     except ShadowError as error:
         why = "; ".join(filter(None, (error.message, error.hint)))
-        return _missing(rule, f"{rule.figure} was not checked: {why}")
-    outcome = found.outcome.words
+        return _missing(rule, "unchecked", what=str(rule.figure), why=why)
     if found.outcome is Outcome.INCONCLUSIVE:
-        return replace(_missing(rule, f"it is {outcome}: {found.reason}"), is_open=True)
-    finding = RuleFigure(str(rule.figure), outcome, rule.holds(outcome))
-    against = [one.name for one in found.against]
-
-    def said(shown: int) -> str:
-        named = several(against, MOST_AGAINST if shown == ALL else FEW_AGAINST)
-        return f"{outcome}: {found.reason}" + (f" ({named})" if named else "")
-
-    return _verdict(rule, "met" if finding.met else "passed", said, (finding,))
+        return _missing(rule, "inconclusive", why=found.reason)
+    answer = found.outcome.words
+    finding = RuleFigure(str(rule.figure), answer, rule.holds(answer))
+    names = [one.name for one in found.against] or None
+    figures: Mapping[str, Value] = {"answer": answer, "why": found.reason, "against": names}
+    return _verdict(rule, "checked", figures, [finding])
 
 
 def _in_state(rule: Rule, now: Measured) -> Verdict:
     """Places or files that changed or did not: one that is not known is no pass."""
     found = now.states(rule.figure)
     if not found:
-        return _missing(rule, now.why_absent(rule.figure))
-    findings = tuple(
+        return _missing(rule, "absent", why=now.why_absent(rule.figure))
+    findings = [
         RuleFigure(name, state, rule.holds(state))
         for name, state in found.items()
         if state is not None
-    )
-    violating = [f"{one.figure} is {one.value}" for one in findings if one.met]
-    if violating:
-        return Verdict(rule, "met", several(violating, NAMED), findings)
-    unknown = [name for name, state in found.items() if state is None]
-    if unknown:
-        return _missing(rule, f"not all of {several(unknown, NAMED)} was compared")
-    texts = list(dict.fromkeys(f"is {one.value}" for one in findings))
+    ]
+    if violating := [f"{one.figure} is {one.value}" for one in findings if one.met]:
+        return _verdict(rule, "states", {"states": violating}, findings)
+    if unknown := [name for name, state in found.items() if state is None]:
+        return _missing(rule, "not_compared", what=unknown)
+    states = list(dict.fromkeys(str(one.value) for one in findings))
     noun = findings[0].figure if len(findings) == 1 else f"each of {len(findings)}"
-    return Verdict(rule, "passed", f"{noun} {' or '.join(texts)}", findings)
+    return _verdict(rule, "all_states", {"what": noun, "states": " or ".join(states)}, findings)
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
@@ -303,42 +339,36 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     }
     if not findings and not any(now.changed(at, rule.figure.layers) for at in places):
         if rule.figure.metric not in NORMS or not now.is_identical(rule.figure):
-            return _missing(rule, now.why_absent(rule.figure))
+            return _missing(rule, "absent", why=now.why_absent(rule.figure))
         zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
-        detail = f"{rule.figure} is 0, as all that it names is identical"
-        return Verdict(rule, "met" if zero.met else "passed", detail, (zero,))
+        return _verdict(rule, "identical", {"what": str(rule.figure)}, [zero])
     nulls = [figure.name for figure in figures.values() if figure.value is None]
     if open_ones := [finding.figure for at, finding in findings.items() if _is_open(rule, now, at)]:
-        sure = {at: finding for at, finding in findings.items() if not _is_open(rule, now, at)}
-        findings = {at: finding for at, finding in sure.items() if finding.met}
+        findings = {
+            at: one for at, one in findings.items() if one.met and not _is_open(rule, now, at)
+        }
         if not findings:
-            why = f"{TOO_NEAR} the threshold: measure with --precision default"
-            return _missing(rule, lambda shown: f"{several(open_ones, shown)} is {why}")
+            return _missing(rule, "within_error", figures=open_ones, end="the threshold")
     if not findings:
-        when = NULLS.get(rule.figure.metric)
-        why = f"null (null when: {when})" if when else "null"
-        if reason := WORDS[now.summary.tier].not_measured:
-            why = f"null ({reason})"
-        return _missing(rule, lambda shown: f"{several(nulls, shown)} is {why}")
+        why = WORDS[now.summary.tier].not_measured
+        if not why and (when := NULLS.get(rule.figure.metric)):
+            why = f"null when: {when}"
+        return _missing(rule, "null", figures=nulls, why=why or None)
     _, _, condition = rule.condition.partition(" ")
     violating = {at: finding for at, finding in findings.items() if finding.met}
-    medians = _medians(rule.figure, now, list(violating or findings))
-    texts = [
-        f"{finding.figure} is {_text(finding.value, rule.holds)}"
-        for finding in (violating or findings).values()
-    ]
-
-    def said(shown: int) -> str:
-        rest = f"{medians}; null: {several(nulls, shown)}" if nulls else medians
-        if violating:
-            return f"{several(texts, shown)} ({condition}){rest}"
-        if len(texts) == 1 or shown == ALL:
-            return f"{several(texts, shown)} (not {condition}){rest}"
-        ordered = sorted(findings.values(), key=lambda finding: float(finding.value or 0.0))
-        least, most = (_text(ordered[end].value, rule.holds) for end in (0, -1))
-        return f"{len(texts)} figures are {least} to {most} (none {condition}){rest}"
-
-    return _verdict(rule, "met" if violating else "passed", said, tuple(findings.values()))
+    named = violating or findings
+    ordered = sorted(named.values(), key=lambda finding: float(finding.value or 0.0))
+    of: dict[str, Value] = {
+        "figures": [f"{one.figure} is {_text(one.value, rule.holds)}" for one in named.values()],
+        "condition": condition,
+        "count": len(named),
+        "least": _text(ordered[0].value, rule.holds),
+        "most": _text(ordered[-1].value, rule.holds),
+        "medians": _medians(rule.figure, now, list(named)),
+        "nulls": nulls or None,
+    }
+    code = "violated" if violating else "within" if len(named) == 1 else "all_within"
+    return _verdict(rule, code, of, [*findings.values()])
 
 
 def _is_open(rule: Rule, now: Measured, at: Scope) -> bool:
@@ -360,106 +390,70 @@ def is_median(figure: Metric) -> bool:
     return figure.metric in (*COLUMNS, "participation_share") and figure.metric not in whole
 
 
-def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
+def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str | None:
     """Says that the figures of places are medians; of a single module, over how many matrices."""
     if not is_median(figure):
-        return ""
+        return None
     if len(places) > 1:
-        return ", each the median over its matrices"
+        return "each the median over its matrices"
     if figure.module is not None or figure.layers is not None:
         count = now.changed(places[0], figure.layers)
-        over = f", the median over {counted(count, 'matrix', 'matrices')}"
+        over = f"the median over {counted(count, 'matrix', 'matrices')}"
         return f"{over}{now.beyond_last(figure)}"
-    return ", the median over matrices"
+    return "the median over matrices"
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     if baseline is None:
-        return _missing(rule, "the baseline has no report of this pair")
+        return _missing(rule, "no_baseline")
     findings: list[RuleFigure] = []
-    left = defaultdict[str, list[str]](list)  # figures that cannot be judged, by the reason
+    left: list[str] = []  # figures that cannot be judged
     for at in baseline.places(rule.figure):
         metric = rule.figure.metric
         names = [metric]
         if {"*", "?"} & set(metric):
             names = fnmatch.filter(baseline.with_intervals(at), metric)
         for name in names:
-            before = baseline.figure(at, name)
-            if before.value is None:
-                left["null in the baseline"].append(before.name)
-                continue
-            if before.bounds is None:
-                left[f"no spread over layers in the baseline: {before.why}"].append(before.name)
+            before, value = baseline.figure(at, name), now.figure(at, name).value
+            if before.value is None or before.bounds is None:
+                why = "null in the baseline" if before.value is None else before.why
+                left.append(f"{before.name} ({why})")
                 continue
             low, high = before.bounds
-            value = now.figure(at, name).value
-            slack = NOISE * max(abs(low), abs(high))
             within = now.errors(at, name)
             if within and (low <= within[0] <= high) != (low <= within[1] <= high):
-                left[f"{TOO_NEAR} the end of its spread"].append(before.name)
+                left.append(f"{before.name} (an estimate whose error reaches its end)")
                 continue
+            slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
-            findings.append(
-                RuleFigure(
-                    figure=before.name,
-                    value=value,
-                    met=outside,
-                    before=None if isinstance(before.value, str) else before.value,
-                    low=low,
-                    high=high,
-                )
-            )
-
-    def unjudged(shown: int) -> str:
-        return "; ".join(f"{several(figures, shown)} ({why})" for why, figures in left.items())
-
+            old = None if isinstance(before.value, str) else before.value
+            findings.append(RuleFigure(before.name, value, outside, old, low, high))
+    if not findings and left:
+        return _missing(rule, "unjudged", left=left)
     if not findings:
-        absent = None if left else f"in the baseline, {baseline.why_absent(rule.figure)}"
-        return _missing(rule, absent or unjudged)
+        return _missing(rule, "absent_before", why=baseline.why_absent(rule.figure))
     findings.sort(key=_distance, reverse=True)
-    moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
-    inside = f"{len(findings)} figures are inside their spread over layers in the baseline"
-    if len(findings) == 1:
-        inside = f"{findings[0].figure} is inside its spread over layers in the baseline"
-
-    def said(shown: int) -> str:
-        found = several(moved, shown) if moved else inside
-        return f"{found}; not judged: {unjudged(shown)}" if left else found
-
-    return _verdict(rule, "met" if moved else "passed", said, tuple(findings))
-
-
-def _missing(rule: Rule, why: str | Callable[[int], str]) -> Verdict:
-    def said(shown: int) -> str:
-        return f"nothing to judge: {why if isinstance(why, str) else why(shown)}"
-
-    return _verdict(rule, "skipped" if rule.allow_missing else "missing", said)
+    moved = [_move(finding) for finding in findings if finding.met]
+    of: dict[str, Value] = {
+        "moved": moved,
+        "what": findings[0].figure,
+        "count": len(findings),
+        "left": left or None,
+    }
+    code = "moved" if moved else "unmoved" if len(findings) == 1 else "none_moved"
+    return _verdict(rule, code, of, findings)
 
 
-def _verdict(
-    rule: Rule, outcome: Verdicts, said: Callable[[int], str], findings: tuple[RuleFigure, ...] = ()
-) -> Verdict:
-    """said: what was found, with so many figures by name."""
-    line, in_full = said(NAMED), said(ALL)
-    return Verdict(rule, outcome, line, findings, in_full if in_full != line else "")
-
-
-def _distance(finding: RuleFigure) -> float:
-    """How far a figure lies outside its interval, in widths of it; infinite if it is null now."""
+def _distance(finding: RuleFigure) -> tuple[bool, float]:
+    """First what the summary starts with, then by how far it lies outside, in widths."""
+    is_first = finding.figure.rpartition(".")[2] in FIRST
     if not isinstance(finding.value, float | int):
-        return math.inf
+        return is_first, math.inf
     low, high = finding.low or 0.0, finding.high or 0.0
     outside = max(low - finding.value, finding.value - high, 0.0)
     if high > low:
-        return outside / (high - low)
-    if outside:
-        return math.inf
-    return 0.0
-
-
-def _is_aside(finding: RuleFigure) -> bool:
-    """Whether a figure is none of those that the summary starts with."""
-    return finding.figure.rpartition(".")[2] not in FIRST
+        return is_first, outside / (high - low)
+    return is_first, math.inf if outside else 0.0
 
 
 def _move(finding: RuleFigure) -> str:
@@ -469,9 +463,7 @@ def _move(finding: RuleFigure) -> str:
     def inside(value: Any) -> bool:  # of the bounds as they are written
         return bool(float(f"{low:.3g}") <= value <= float(f"{high:.3g}"))
 
-    value = "null"
-    if finding.value is not None:
-        value = _text(finding.value, inside)
+    value = "null" if finding.value is None else _text(finding.value, inside)
     return f"{finding.figure} is {value}, was {finding.before:.3g} ({low:.3g} to {high:.3g})"
 
 

@@ -250,8 +250,8 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
         lines.append(f"warning: {verdict.detail}")
     else:
         say(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
-    if verdict.in_full:
-        lines.append(verdict.in_full)
+    if len(verdict.findings) > 1:
+        lines += [f"{one.figure}: {one.value}" for one in verdict.findings if one.met]
     if verdict.outcome == "met" and verdict.rule.message:
         lines.append(verdict.rule.message)
     if lines:
