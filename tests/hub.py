@@ -430,10 +430,7 @@ class Hub:
             )
             return Answer(307, {"Location": moved, "X-Repo-Commit": commit}, about=file)
         answer = Answer(
-            200,
-            {"ETag": file.etag, "X-Repo-Commit": commit, **FILE_HEADERS},
-            file=file,
-            about=file,
+            200, {"ETag": file.etag, "X-Repo-Commit": commit, **FILE_HEADERS}, file=file, about=file
         )
         answer.select(headers.get("Range"))
         return answer

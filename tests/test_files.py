@@ -57,11 +57,7 @@ def test_a_list_of_another_machine_is_refused_too(tmp_path, monkeypatch) -> None
             flock(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
-    with (
-        alone_in(tmp_path),
-        pytest.raises(ShadowError, match="another"),
-        alone_in(tmp_path),
-    ):
+    with alone_in(tmp_path), pytest.raises(ShadowError, match="another"), alone_in(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
     with alone_in(tmp_path):

@@ -150,10 +150,7 @@ UNDO: dict[str, dict[str, Undo]] = {
         r"in_proj_ba\.weight": groups(2, **{"linear_attn.b": 2, "linear_attn.a": 2}),
         r"conv1d\.weight": rows(**CONV),
     },
-    "qwen3_5_text": {
-        r"in_proj_qkv\.weight": rows(**LINEAR),
-        r"conv1d\.weight": rows(**CONV),
-    },
+    "qwen3_5_text": {r"in_proj_qkv\.weight": rows(**LINEAR), r"conv1d\.weight": rows(**CONV)},
     "llava_onevision": POOL,
     "gemma3": {**POOL, "mm_input_projection_weight": turned(whole("projector.0"))},
     "paligemma": POOL,

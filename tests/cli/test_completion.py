@@ -70,10 +70,7 @@ def test_every_word_that_is_offered_is_explained():
     """`shadow explain` knows a column of each table, every head and every topic."""
     runner = CliRunner()
     assert len(completion.words("")) > 100
-    known = [
-        *(table.columns[-1].name for table in TABLES.values()),
-        *completion.TOPICS,
-    ]
+    known = [*(table.columns[-1].name for table in TABLES.values()), *completion.TOPICS]
     assert set(known) <= set(completion.words(""))
     assert [word for word in known if runner.invoke(app, ["explain", word]).exit_code] == []
 

@@ -67,13 +67,7 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
             "stopped\n",
         ),
     ],
-    ids=[
-        "at work",
-        "an import ends first",
-        "not twice",
-        "ignored",
-        "where nothing may rise",
-    ],
+    ids=["at work", "an import ends first", "not twice", "ignored", "where nothing may rise"],
 )
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     """An interrupt in an import, as of a native library, waits until the import has ended; a

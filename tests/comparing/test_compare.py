@@ -306,10 +306,7 @@ def test_what_voids_a_verdict(tmp_path):
         assert {one.verdict for one in found.figures} == {"not comparable", None}
         assert figures(found)["concentration"].difference == pytest.approx(0.2)
     ranks = [
-        write(
-            tmp_path / f"r{rank}",
-            [delta(0.5, where, **adapter(rank)) for where in places(6)],
-        )
+        write(tmp_path / f"r{rank}", [delta(0.5, where, **adapter(rank)) for where in places(6)])
         for rank in (4, 16, 4)
     ]
     assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"

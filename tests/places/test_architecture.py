@@ -166,10 +166,7 @@ def test_whatever_the_names_shapes_and_config_nothing_is_lost_or_doubled(shapes,
                 for part in parts
                 if part.place.module != "bias"
             }
-        ) in (
-            0,
-            len(parts),
-        )
+        ) in (0, len(parts))
         tensor = torch.arange(math.prod(shapes[name])).reshape(shapes[name])
         views = [part.view(tensor) for part in parts]
         assert [(view.shape[:-1].numel(), view.shape[-1]) for view in views] == [

@@ -8,11 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finding_cases import (
-    codes,
-    model,
-    summary_of,
-)
+from finding_cases import codes, model, summary_of
 from safetensors.torch import load_file, save_file
 
 import shadow

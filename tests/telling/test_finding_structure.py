@@ -8,14 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from finding_cases import (
-    RANK_8,
-    answers,
-    codes,
-    model,
-    row,
-    summary_of,
-)
+from finding_cases import RANK_8, answers, codes, model, row, summary_of
 from safetensors.torch import save_file
 
 import shadow

@@ -153,10 +153,7 @@ def test_tables_that_were_changed_are_believed_before_the_summary(report, again,
     """A table with another number, or other names of columns: a summary is of what was there."""
 
     def halved(table):
-        column = {
-            "matrices": "concentration",
-            "tensors": "relative_norm",
-        }[name]
+        column = {"matrices": "concentration", "tensors": "relative_norm"}[name]
         half = pc.multiply(table[column], 0.5)
         return table.set_column(table.column_names.index(column), column, half)
 
