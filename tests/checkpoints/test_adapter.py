@@ -22,14 +22,9 @@ from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
 COLUMNS = (
-    "frobenius_norm",
-    "relative_norm",
-    "effective_rank",
-    "stable_rank",
-    "concentration",
-    "null_edge",
-    "cosine",
-)
+    "frobenius_norm", "relative_norm", "effective_rank", "stable_rank", "concentration",
+    "null_edge", "cosine",
+)  # fmt: skip
 KINDS = {
     "plain": ("llama", {"target_modules": ["q_proj", "down_proj"]}),
     "rslora": ("llama", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),

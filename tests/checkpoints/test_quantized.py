@@ -25,73 +25,39 @@ PLAIN = {
 # format: (tensors of a packed q_proj as "piece dtype shape", quantization_config or None,
 # what the reason names)
 FORMATS = {
-    "gptq": (
-        "qweight I32 1x8, qzeros I32 1x1, scales F16 1x8, g_idx I32 8",
-        {"quant_method": "gptq"},
-        "GPTQ",
-    ),
+    "gptq": ("qweight I32 1x8, qzeros I32 1x1, scales F16 1x8, g_idx I32 8",
+        {"quant_method": "gptq"}, "GPTQ"),
     "gptq without config": ("qweight I32 1x8, scales F16 1x8, g_idx I32 8", None, "GPTQ"),
-    "awq": (
-        "qweight I32 8x1, qzeros I32 1x1, scales F16 1x8",
-        {"quant_method": "awq", "bits": 4},
-        "AWQ",
-    ),
+    "awq": ("qweight I32 8x1, qzeros I32 1x1, scales F16 1x8", {"quant_method": "awq", "bits": 4},
+        "AWQ"),
     "awq without config": ("qweight I32 8x1, qzeros I32 1x1, scales F16 1x8", None, "GPTQ or AWQ"),
     "bitsandbytes 4 bit": (
-        (
-            "weight U8 32x1, weight.absmax U8 1, weight.quant_map F32 16, weight.nested_absmax F32"
-            " 1, weight.nested_quant_map F32 256, weight.quant_state.bitsandbytes__nf4 U8 90"
-        ),
-        {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        "bitsandbytes 4-bit",
-    ),
+        "weight U8 32x1, weight.absmax U8 1, weight.quant_map F32 16, weight.nested_absmax F32 1,"
+        " weight.nested_quant_map F32 256, weight.quant_state.bitsandbytes__nf4 U8 90",
+        {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes 4-bit"),
     "bitsandbytes stored as bfloat16": (
-        "weight BF16 16x1, weight.absmax U8 1, weight.quant_map F32 16",
-        None,
-        "bitsandbytes 4-bit",
-    ),
-    "bitsandbytes 8 bit": (
-        "weight I8 8x8, SCB F32 8, weight_format U8 1",
-        {"quant_method": "bitsandbytes"},
-        "bitsandbytes 8-bit",
-    ),
+        "weight BF16 16x1, weight.absmax U8 1, weight.quant_map F32 16", None,
+        "bitsandbytes 4-bit"),
+    "bitsandbytes 8 bit": ("weight I8 8x8, SCB F32 8, weight_format U8 1",
+        {"quant_method": "bitsandbytes"}, "bitsandbytes 8-bit"),
     "compressed-tensors": (
-        (
-            "weight_packed I32 8x1, weight_scale BF16 8x1, weight_shape I64 2, weight_zero_point"
-            " I32 1x1"
-        ),
-        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
-        "compressed-tensors",
-    ),
-    "compressed-tensors int8": (
-        "weight I8 8x8, weight_scale BF16 8x1",
-        {"quant_method": "compressed-tensors"},
-        "compressed-tensors",
-    ),
+        "weight_packed I32 8x1, weight_scale BF16 8x1, weight_shape I64 2,"
+        " weight_zero_point I32 1x1",
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+    "compressed-tensors int8": ("weight I8 8x8, weight_scale BF16 8x1",
+        {"quant_method": "compressed-tensors"}, "compressed-tensors"),
     "int8 of nobody": ("weight I8 8x8, weight_scale BF16 8x1", None, "unknown format"),
-    "nvfp4": (
-        "weight U8 8x4, weight_scale F8_E4M3 8x1, weight_scale_2 F32 1, input_scale F32 1",
-        {"quant_method": "modelopt"},
-        "NVFP4",
-    ),
-    "mlx": (
-        "weight U32 8x1, scales BF16 8x1, biases BF16 8x1",
-        {"bits": 4, "group_size": 64},
-        "MLX",
-    ),
-    "quanto": (
-        "weight._data I8 8x8, weight._scale F32 8x1, input_scale F32 1",
-        {"quant_method": "quanto"},
-        "quanto",
-    ),
+    "nvfp4": ("weight U8 8x4, weight_scale F8_E4M3 8x1, weight_scale_2 F32 1, input_scale F32 1",
+        {"quant_method": "modelopt"}, "NVFP4"),
+    "mlx": ("weight U32 8x1, scales BF16 8x1, biases BF16 8x1", {"bits": 4, "group_size": 64},
+        "MLX"),
+    "quanto": ("weight._data I8 8x8, weight._scale F32 8x1, input_scale F32 1",
+        {"quant_method": "quanto"}, "quanto"),
     "hqq": ("W_q U8 4x8, scale F16 8x1, zero F16 8x1", {"quant_method": "hqq"}, "HQQ"),
-    "aqlm": (
-        "codes I16 2x2x2, codebooks F16 2x256x1x8, scales F16 8x1x1x1",
-        {"quant_method": "aqlm"},
-        "AQLM",
-    ),
+    "aqlm": ("codes I16 2x2x2, codebooks F16 2x256x1x8, scales F16 8x1x1x1",
+        {"quant_method": "aqlm"}, "AQLM"),
     "exl2": ("q_weight I32 1x8, q_scale I32 1x1, q_groups I16 2, q_invperm I16 8", None, "EXL2"),
-}
+}  # fmt: skip
 
 
 def read(pieces: str) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -95,24 +95,11 @@ def assert_like_reference(found, base, tuned, dtypes, rel):
 
 SAMPLED = {"null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled"}
 ESTIMATED = {
-    "kept",
-    "kept_reason",
-    "kept_history",
-    "kept_misfit",
-    "relative_norm_unrounded",
-    "zero_share_expected",
-    "zero_share_excess",
-    "kept_least",
-    "relative_norm_unrounded_least",
-    "rest_rank",
-    "rest_energy",
-    "rest_over_rounding",
-    "format_ratio",
-    "format_outside",
-    "format_copy",
-    "kept_low",
-    "kept_high",
-}
+    "kept", "kept_reason", "kept_history", "kept_misfit", "relative_norm_unrounded",
+    "zero_share_expected", "zero_share_excess", "kept_least", "relative_norm_unrounded_least",
+    "rest_rank", "rest_energy", "rest_over_rounding", "format_ratio", "format_outside",
+    "format_copy", "kept_low", "kept_high",
+}  # fmt: skip
 # tested below, or held against the truth
 OTHERS = SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}
 
