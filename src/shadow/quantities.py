@@ -20,6 +20,7 @@ Kind = Literal[
     "fixed",  # two decimals: 0.33
     "thousandths",  # three decimals: 0.333
     "ratio",  # two significant digits: 0.52
+    "factor",  # a ratio that is not 1, with digits that show it: 0.52, 1.004
     "difference",  # three decimals and a sign: +0.092
     "log_ratio",  # the logarithm of a ratio: x 0.67
     "gain",  # three significant digits and a sign: +12.5
@@ -118,6 +119,14 @@ def _ratio(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 9.95 else f"{value:#.2g}"
 
 
+def _factor(value: float) -> str:
+    """`0.52`, `1.004`."""
+    text = _ratio(value)
+    if text != "1.0" or value == 1:
+        return text
+    return f"{value:.{-math.floor(math.log10(abs(value - 1)))}f}"
+
+
 def _decimals(value: float, places: int) -> str:
     """Zero has no sign."""
     zero = "0." + "0" * places
@@ -149,6 +158,7 @@ FORMS: Mapping[Kind, Callable[[float], str]] = {
     "fixed": lambda value: _decimals(value, 2),
     "thousandths": lambda value: _decimals(value, 3),
     "ratio": _ratio,
+    "factor": _factor,
     "difference": lambda value: f"{value:+.3f}",
     "log_ratio": _log_ratio,
     "gain": _gain,

@@ -3,318 +3,361 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shadow.checks.old import (
-    Against,
-    Answer,
-    Claim,
-    Figure,
-    all_tensors,
-    apart_in_words,
-    are,
-    largest_first,
-    not_compared,
-)
-from shadow.quantities import text_of
-from shadow.run.scanned import Apart, Scanned
-from shadow.text import counted, with_article
+from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.errors import UsageError
+from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
+from shadow.templates import Reason, Value
 
-MERGED = Claim(
-    "merged",
-    "a merged adapter",
-    "every matrix is the base's plus the scaled update of the adapter, within the rounding of"
-    " storage and of the merge's own arithmetic in every entry; every other tensor is the base's",
-)
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.pairing import MatrixPair
+    from shadow.checks.answer import Question
+    from shadow.run.adapted import OpenAdapter
+    from shadow.run.aligned import Lined
+    from shadow.run.runtime import Runtime
+    from shadow.spectra.merging import MergeFit
+
 # of the residual's energy: what a quantised copy of the base must leave less of, to explain it. To
 # a residual that has another cause a copy adds its own error
 LEFT = 0.5
 NEAR = 0.06  # the same of another scale
 ROUNDINGS = 3  # energies of rounding that another scale may leave: of base, update and sum
 CLOSE = 0.02  # how near to half, twice or nothing a scale by least squares is called so
-SCALES = {0.0: "not applied", 0.5: "merged at half its scale", 2.0: "merged twice"}
+SCALES = {0.0: "not_applied", 0.5: "half", 2.0: "twice"}
+ALIKE = 0.1  # of a scale: what two digits show
+SIDES = {"base": "the base", "tuned": "the merged model", "adapter": "the adapter"}
+ERROR = "[: the error is {error:ratio} times the update]"
+WORDS = {
+    "base_plus_update": "base plus update[ at scale {scale:number}] in every entry of"
+    " {matrices:count matrix|matrices}, within the rounding of {formats}",
+    "wide": "computed in float32 or wider",
+    "narrow": "computed in {formats}",
+    "whole": "{tensors:all tensor|tensors} that the adapter holds whole {tensors|is|are} in the"
+    " merged model",
+    # of one matrix, and of several
+    "not_finite": f"some entries are not finite[ in {{where}}]{ERROR}",
+    "not_applied": "the adapter is not applied[ in {where}]",
+    "half": "merged at half its scale[ in {where}]",
+    "twice": "merged twice[ in {where}]",
+    "rescaled": "merged at [{least:factor} to ]{scale:factor} times its scale[ in {where}]",
+    "onto_copy": f"merged onto an {{copy}} copy of the base[ in {{where}}]{ERROR}",
+    "beyond": "[{beyond:count} of {entries:count} entries are ]not base plus update[ in {where}]"
+    + ERROR,
+    "all_matrices": "{matrices:all matrix|matrices}",
+    "some_matrices": "{some:count} of {matrices:count matrix|matrices}",
+    "beside": "{tensors:count tensor|tensors} beside the adapter {tensors|differs|differ} from the"
+    " base",
+    "changed": "{changed:count} of {entries:count} entries differ from the base[; {remark}]",
+    "absent": "base or merged model lacks {modules:count module|modules} of the adapter",
+    "lacked": "base or merged model lacks it",
+    "no_update": "the adapter updates no matrix",
+    "whole_is_base": "what the adapter holds whole is the base's: a merge changes nothing",
+    "hidden": "the update is below the rounding of storage in every entry: a merge changes nothing",
+    "ambiguous": "[{matrices:count matrix is|matrices are} ]within the rounding at another scale"
+    " too, such as without the update",
+    "unseen": "in {matrices:count matrix|matrices} the update is below the rounding everywhere",
+    "base_rounded": "the base was rounded to the format of the merged model before the merge",
+    "no_module": "the base has no such module",
+    "no_norms": "the DoRA adapter has no norms (lora_magnitude_vector) for it",
+    "other_shape": "not of the shape of its update",
+    "quantised": "{format}: not judged; give the merge before it was quantised",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A matrix that the adapter changes, or holds whole, beside the merged model's."""
+    """A matrix that the adapter updates."""
 
-    place: str
     tensor: str
     """Of the merged model."""
-    formats: tuple[str, str]
-    """The stored dtypes of base and merged."""
-    entries: int
-    wide: Mapping[float, int]
-    """By share of the claimed scale: entries beyond the bound of a merge in float32 or wider."""
-    narrow: Mapping[float, int]
-    """The same of a merge in the format of the merged model."""
-    update: float
-    """The energy of the update; that below of merged - (base + update)."""
-    residual: float
-    inner: float
-    """<merged - base, update>."""
-    rounding: float
-    """The energy that rounding to the merged model's format leaves on average."""
-    visible: int
-    """Entries that the update changes when the sum is stored."""
-    finite: bool
-    onto_rounded: bool
-    """Whether the base was rounded to the merged model's format before."""
-    quantised: tuple[str, float] | None = None
-    """The quantised copy of the base that comes nearest, and the energy that it leaves."""
+    place: str
+    format: str
+    fit: MergeFit
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A tensor without an update: the base's, or the adapter's where it holds it whole."""
+
+    row: Scanned
+    whole: bool | None = None
+    """Whether the merged model's differs from the base's; None unless the adapter holds it."""
 
     @property
-    def fits(self) -> bool:
-        """Whether every entry is base plus update within one of the bounds."""
-        return self.finite and (not self.wide[1.0] or not self.narrow[1.0])
-
-    def fits_at(self, scale: float) -> bool:
-        """Whether every entry is within the bound that fits, at another scale."""
-        bounds = self.narrow if self.wide[1.0] else self.wide
-        return not bounds[scale]
-
-    @property
-    def is_ambiguous(self) -> bool:
-        """Whether the merged matrix may as well hold no update, half of it, or twice as much."""
-        return self.visible > 0 and any(self.fits_at(scale) for scale in SCALES)
-
-    @property
-    def scale(self) -> float | None:
-        """How much of the update it holds, by least squares; None without an update."""
-        return self.inner / self.update if self.update else None
-
-    @property
-    def error(self) -> float | None:
-        """The norm of merged - (base + update) over that of the update."""
-        return math.sqrt(self.residual / self.update) if self.update else None
-
-    @property
-    def onto(self) -> str | None:
-        """The quantised copy of the base that explains most of the residual; None where none does,
-        or where it explains what a wrong scale does.
-        """
-        if self.quantised is None:
-            return None
-        name, left = self.quantised
-        return name if left < LEFT * self.residual else None
-
-    @property
-    def other_scale(self) -> float | None:
-        """The scale by least squares, where it explains most of the residual, and leaves what
-        rounding does; None where it does not.
-        """
-        found = self.scale
-        if found is None:
-            return None
-        explained = self.update * (1 - found) ** 2
-        left = self.residual - explained
-        fits = left < NEAR * self.residual + ROUNDINGS * self.rounding
-        return found if fits and explained > LEFT * self.residual else None
-
-    @property
-    def verdict(self) -> str:
-        """What is wrong with it, in words; empty where it fits."""
-        if not self.finite:
-            return "some entries are not finite"
-        if self.fits:
-            return ""
-        for scale, words in SCALES.items():
-            if not self.wide[scale] or not self.narrow[scale]:
-                return words
-        if self.onto is not None:
-            return f"merged onto {with_article(f'{self.onto} copy')} of the base"
-        found = self.other_scale
-        if found is not None:
-            for near, words in SCALES.items():
-                if abs(found - near) < CLOSE:
-                    return words
-            return f"merged at {_times(found)} times its scale"
-        beyond = min(self.wide[1.0], self.narrow[1.0])
-        return f"{beyond:,} of {self.entries:,} entries are not base plus update"
+    def is_kept(self) -> bool:
+        """Whether it is the same, or the same cast to the format of the merged model."""
+        row = self.row
+        return not row.changed or row.rounded == ("tuned", row.formats[1])
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What a scan found of base, adapter and merged model."""
+    """A base, an adapter and a merged model."""
 
     modules: Sequence[Module]
-    """Matrices that the adapter updates."""
-    others: Sequence[Scanned]
-    """Tensors that it leaves alone, of base and merged; and those that it holds whole."""
-    lone: Sequence[Apart]
-    unread: Sequence[Apart]
-    absent: Sequence[str]
-    """Modules of the adapter that base or merged model lacks."""
-    scale: float | None
+    beside: Sequence[Beside] = ()
+    lone: Sequence[Apart] = ()
+    unread: Sequence[Apart] = ()
+    absent: Sequence[str] = ()
+    """Tensors of the adapter whose module base or merged model lacks."""
+    scale: float | None = None
     """Of the adapter, where all its modules share one."""
-    whole: Sequence[bool] = ()
-    """Of every tensor that the adapter holds whole, whether it differs from the base's."""
+    notes: Sequence[Reason] = ()
 
 
-def merged(found: Merge) -> tuple[Answer, tuple[Against, ...], tuple[str, ...]]:
-    """The answer, what speaks against it, and notes."""
-    wrong = [module for module in found.modules if not module.fits]
-    other = [row for row in found.others if not _is_kept(row)]
-    figures = _figures(found, wrong, other)
-    against = [Against(one.tensor, one.what) for one in found.lone]
-    against += [Against(one.tensor, one.verdict, one.error) for one in wrong]
-    against += [Against(row.tuned, _changed(row), row.relative) for row in other]
-    notes = _notes(found, wrong)
-    if wrong or other or found.lone:
-        reason = "; ".join(_faults(found, wrong, other))
-        return Answer("merged", "does_not_hold", reason, figures), largest_first(against), notes
-    unsure = [module for module in found.modules if module.is_ambiguous]
-    doubts = [Against(one.tensor, one.what) for one in found.unread]
-    doubts += [Against(name, "base or merged model lacks it") for name in found.absent]
-    doubts += [
-        Against(module.tensor, "with or without the update it is within the rounding")
-        for module in unsure
-    ]
-    if why := _doubt(found, unsure):
-        return Answer("merged", "inconclusive", why, figures), largest_first(doubts), notes
-    texts = []
-    if found.modules:
-        texts += [
-            f"base plus update{_at(found.scale)} in every entry of"
-            f" {counted(len(found.modules), 'matrix', 'matrices')}, within the rounding of"
-            f" {_format(found.modules)}",
-            _arithmetic(found.modules),
+def judge(found: Merge) -> Answer:
+    """Every matrix is base plus update, and every other tensor what it should be."""
+    modules = found.modules
+    wrong = [(one, why) for one in modules if (why := verdict(one.fit)) is not None]
+    changed = [one for one in found.beside if not one.is_kept]
+    if wrong or changed or found.lone:
+        outcome, reasons = Outcome.DOES_NOT_HOLD, _faults(found, wrong, len(changed))
+        against = [Against(one.tensor, one.why) for one in found.lone]
+        against += [Against(one.tensor, why, _error([one])) for one, why in wrong]
+        against += [_changed(one) for one in changed]
+    elif doubt := _doubt(found):
+        outcome, reasons = Outcome.INCONCLUSIVE, [doubt]
+        against = [Against(one.tensor, one.why) for one in found.unread]
+        against += [Against(name, Reason("lacked")) for name in found.absent]
+        against += [
+            Against(one.tensor, Reason("ambiguous")) for one in modules if _is_either(one.fit)
         ]
-    if found.whole:
-        count = len(found.whole)
-        every = f"{all_tensors(count)} that the adapter holds whole"
-        texts.append(f"{every} {are(count)} in the merged model")
-    return Answer("merged", "holds", "; ".join(texts), figures), (), notes
+    else:
+        outcome, reasons, against = Outcome.HOLDS, _confirmed(found), []
+    fits = [one.fit for one in modules]
+    hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
+    notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
+    if not wrong and any(fit.onto_rounded for fit in fits):
+        notes.append(Reason("base_rounded"))
+    figures = _figures(found, len(wrong), len(changed))
+    return Answer(outcome, reasons, figures, largest_first(against), [*found.notes, *notes])
 
 
-def _is_kept(row: Scanned) -> bool:
-    """Whether a tensor is the base's, or the base's cast to the format of the merged model."""
-    return not row.changed or row.rounded == ("tuned", row.formats[1])
+def verdict(fit: MergeFit) -> Reason | None:
+    """What is wrong with a matrix; None where it fits."""
+    if not fit.finite:
+        return Reason("not_finite")
+    if fit.fits:
+        return None
+    for scale, code in SCALES.items():
+        if not fit.wide[scale] or not fit.narrow[scale]:
+            return Reason(code)
+    if fit.quantised is not None and fit.quantised[1] < LEFT * fit.residual:
+        return Reason("onto_copy", {"copy": fit.quantised[0]})
+    other = _other_scale(fit)
+    if other is None:
+        beyond = min(fit.wide[1.0], fit.narrow[1.0])
+        return Reason("beyond", {"beyond": beyond, "entries": fit.entries})
+    for scale, code in SCALES.items():
+        if abs(other - scale) < CLOSE:
+            return Reason(code)
+    return Reason("rescaled", {"scale": other})
 
 
-def _figures(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) -> dict[str, Figure]:
-    update = math.fsum(module.update for module in found.modules)
+def _other_scale(fit: MergeFit) -> float | None:
+    """The scale by least squares, where it explains most of the residual, and leaves what rounding
+    does; None where it does not.
+    """
+    found = fit.scale
+    if found is None:
+        return None
+    explained = fit.update * (1 - found) ** 2
+    is_fit = fit.residual - explained < NEAR * fit.residual + ROUNDINGS * fit.rounding
+    return found if is_fit and explained > LEFT * fit.residual else None
+
+
+def _is_either(fit: MergeFit) -> bool:
+    """Whether a matrix may as well hold no update, half of it, or twice as much."""
+    bounds = fit.narrow if fit.wide[1.0] else fit.wide
+    return fit.visible > 0 and any(not bounds[scale] for scale in SCALES)
+
+
+def _error(modules: Sequence[Module]) -> float | None:
+    """The norm of merged - (base + update) over that of the update; None without an update."""
+    update = math.fsum(one.fit.update for one in modules)
+    return math.sqrt(math.fsum(one.fit.residual for one in modules) / update) if update else None
+
+
+def _figures(found: Merge, wrong: int, changed: int) -> dict[str, Figure]:
+    fits = [one.fit for one in found.modules]
     figures: dict[str, Figure] = {
-        "matrices": len(found.modules),
-        "matrices_wrong": len(wrong),
-        "tensors_beside": len(found.others),
-        "tensors_beside_changed": len(other),
-        "entries": sum(module.entries for module in found.modules),
-        "entries_visible": sum(module.visible for module in found.modules),
+        "matrices": len(fits),
+        "matrices_wrong": wrong,
+        "tensors_beside": len(found.beside),
+        "tensors_beside_changed": changed,
+        "entries": sum(fit.entries for fit in fits),
+        "entries_visible": sum(fit.visible for fit in fits),
     }
-    if update:
-        residual = math.fsum(module.residual for module in found.modules)
-        figures["error_over_update"] = math.sqrt(residual / update)
-        figures["scale_found"] = math.fsum(module.inner for module in found.modules) / update
+    if (error := _error(found.modules)) is not None:
+        figures["error_over_update"] = error
+        update = math.fsum(fit.update for fit in fits)
+        figures["scale_found"] = math.fsum(fit.inner for fit in fits) / update
     if found.scale is not None:
         figures["scale"] = found.scale
     return figures
 
 
-def _faults(found: Merge, wrong: Sequence[Module], other: Sequence[Scanned]) -> list[str]:
-    texts = []
-    verdicts = Counter(_kind(module) for module in wrong)
-    for verdict, _ in verdicts.most_common(3):
-        some = [module for module in wrong if _kind(module) == verdict]
-        texts.append(_fault(verdict, some, len(found.modules)))
-    if other:
-        texts.append(
-            f"{counted(len(other), 'tensor', 'tensors')} beside the adapter"
-            f" {'differs' if len(other) == 1 else 'differ'} from the base"
-        )
-    for side, name in (("base", "base"), ("tuned", "merged model"), ("adapter", "adapter")):
+def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
+    """What is wrong, the most frequent first."""
+    kinds: dict[tuple[str, Value], list[Module]] = {}
+    for module, why in wrong:
+        kinds.setdefault((why.code, why.figures.get("copy")), []).append(module)
+    largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    reasons = [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
+    reasons += [Reason("beside", {"tensors": changed})] if changed else []
+    for side, name in SIDES.items():
         lone = [one for one in found.lone if one.side == side]
-        texts += apart_in_words(lone, f"only in the {name}")
-    return texts
+        reasons += apart_reasons(lone, Reason("only_in", {"where": name}))
+    return reasons
 
 
-def _kind(module: Module) -> str:
-    verdict = module.verdict
-    if "entries are not base" in verdict:
-        return "not base plus update"
-    return "merged at another scale" if "times its scale" in verdict else verdict
+def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:
+    """What is wrong with some of all matrices."""
+    which = "all_matrices" if len(some) == matrices else "some_matrices"
+    where = Reason(which, {"matrices": matrices, "some": len(some)})
+    figures: dict[str, Value] = {"where": where, "copy": copy, "error": _error(some)}
+    if code == "rescaled":
+        scales = sorted(one.fit.scale or 0.0 for one in some)
+        figures["scale"] = scales[len(scales) // 2]
+        if scales[-1] - scales[0] > ALIKE * abs(scales[-1]):
+            figures |= {"least": scales[0], "scale": scales[-1]}
+    return Reason(code, figures)
 
 
-def _fault(kind: str, some: Sequence[Module], of: int) -> str:
-    if of == 1:
-        where = "the only matrix"
-    else:
-        where = f"all {of:,} matrices" if len(some) == of else f"{len(some):,} of {of:,} matrices"
-    update = math.fsum(module.update for module in some)
-    if kind == "not applied":
-        return f"the adapter is not applied in {where}"
-    if kind == "merged at another scale":
-        scales = [one.scale for one in some if one.scale is not None]
-        ends = list(dict.fromkeys([_times(min(scales)), _times(max(scales))]))
-        return f"merged at {' to '.join(ends)} times its scale in {where}"
-    if kind in SCALES.values():
-        return f"{kind} in {where}"
-    if not update:
-        return f"{kind} in {where}"
-    error = math.sqrt(math.fsum(module.residual for module in some) / update)
-    return f"{kind} in {where}: the error is {text_of(error, 'ratio')} times the update"
+def _changed(one: Beside) -> Against:
+    row = one.row
+    of = {"changed": row.changed, "entries": row.entries, "remark": row.remark or None}
+    return Against(row.tuned, Reason("changed", of), row.relative)
 
 
-def _times(scale: float) -> str:
-    """A scale other than 1, with as many digits as show that it is."""
-    text = text_of(scale, "ratio")
-    if text != "1.0" or scale == 1:
-        return text
-    return f"{scale:.{-math.floor(math.log10(abs(scale - 1)))}f}"
-
-
-def _changed(row: Scanned) -> str:
-    text = f"{row.changed:,} of {row.entries:,} entries differ from the base"
-    return f"{text}; {row.remark}" if row.remark else text
-
-
-def _doubt(found: Merge, unsure: Sequence[Module]) -> str | None:
+def _doubt(found: Merge) -> Reason | None:
     """Why it cannot be told; None where it can."""
+    fits = [one.fit for one in found.modules]
+    whole = [one.whole for one in found.beside if one.whole is not None]
     if found.unread:
         return not_compared(found.unread)
     if found.absent:
-        modules = counted(len(found.absent), "module", "modules")
-        return f"{modules} of the adapter have no matrix in base or merged model"
-    if not found.modules and not found.whole:
-        return "the adapter updates no matrix"
-    if not found.modules and not any(found.whole):
-        return (
-            "what the adapter holds whole is equal to the base's: merged or not, the model is the"
-            " same"
-        )
-    if found.modules and not any(module.visible for module in found.modules):
-        return (
-            "the update is below the rounding of storage in every entry: merged or not, the model"
-            " is the same"
-        )
-    if unsure:
-        matrices = counted(len(unsure), "matrix is", "matrices are")
-        return f"{matrices} within the rounding at another scale too, such as without the update"
-    return None
+        return Reason("absent", {"modules": len(found.absent)})
+    if not fits and not any(whole):
+        return Reason("whole_is_base" if whole else "no_update")
+    if fits and not any(fit.visible for fit in fits):
+        return Reason("hidden")
+    either = sum(map(_is_either, fits))
+    return Reason("ambiguous", {"matrices": either}) if either else None
 
 
-def _notes(found: Merge, wrong: Sequence[Module]) -> tuple[str, ...]:
-    notes = []
-    if hidden := [one for one in found.modules if one.update and not one.visible and one.fits]:
-        matrices = counted(len(hidden), "matrix", "matrices")
-        notes.append(f"in {matrices} the update is below the rounding of storage everywhere")
-    if not wrong and any(module.onto_rounded for module in found.modules):
-        notes.append("the base was rounded to the format of the merged model before the merge")
-    return tuple(notes)
+def _confirmed(found: Merge) -> list[Reason]:
+    reasons = []
+    if modules := found.modules:
+        formats = sorted({one.format for one in modules})
+        of: Mapping[str, Value] = {"matrices": len(modules), "formats": formats}
+        reasons.append(Reason("base_plus_update", {**of, "scale": found.scale}))
+        is_wide = all(not one.fit.wide[1.0] for one in modules)
+        reasons.append(Reason("wide") if is_wide else Reason("narrow", of))
+    if whole := sum(one.whole is not None for one in found.beside):
+        reasons.append(Reason("whole", {"tensors": whole}))
+    return reasons
 
 
-def _at(scale: float | None) -> str:
-    return "" if scale is None else f" at scale {text_of(scale, 'number')}"
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
+    """Every matrix beside base plus update, and every other tensor beside the base's."""
+    from shadow.run.adapted import open_adapter
+    from shadow.run.aligned import line_up_all
+    from shadow.run.scan import fetch_all, require_unchanged, scan
+    from shadow.run.sides import found_all, open_found, opened_models
+
+    names = CHECK.checkpoints
+    runtime = replace(runtime, access=replace(runtime.access, dora=True))
+    found = found_all(dict(zip(names, asked.checkpoints, strict=True)), runtime, scratch)
+    opened = open_found(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
+    if opened.adapter is None:
+        hint = f"name a folder with adapter_config.json; in order: {' '.join(names)}"
+        raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)
+    base, tuned = opened_models(found, runtime, scratch)
+    runtime = fetch_all([opened], runtime)
+    lined = line_up_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
+    adapter = open_adapter(opened, lined.pair.base)
+    measure = partial(_measured, adapter=adapter)
+    rows = list(scan(lined.pair, measure, runtime, scratch / "scan", lined.unread))
+    require_unchanged([opened])
+    modules = [row for row in rows if isinstance(row, Module)]
+    beside = [row for row in rows if isinstance(row, Beside)]
+    return Merge(
+        sorted(modules, key=lambda one: (one.tensor, one.place)),
+        sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
+        _lone(lined, adapter),
+        [*lined.unread, *adapter.unread],
+        adapter.outside({pair.place for pair in lined.pair.pairs}),
+        adapter.scale,
+        lined.notes,
+    )
 
 
-def _format(modules: Sequence[Module]) -> str:
-    return " and ".join(sorted({module.formats[1] for module in modules}))
+def _lone(lined: Lined, adapter: OpenAdapter) -> list[Apart]:
+    """What only one side has, but for rows that the adapter brings; and the rows of the adapter,
+    such as those of new tokens, that the merged model lacks.
+    """
+    brought, lost = set(), []
+    for pair in lined.pair.pairs:
+        name, whole = pair.tuned.info.name, adapter.whole.get(pair.place)
+        if whole is not None and whole.tuned.shape == pair.tuned.shape:
+            brought.add(name)
+        mine = whole or adapter.updates.get(pair.place)
+        if mine is not None and (rows := mine.tuned.shape[0] - pair.tuned.shape[0]) > 0:
+            why = Reason("rows_only_in", {"rows": rows, "where": SIDES["adapter"]})
+            lost.append(Apart(name, "adapter", why, is_shared=True))
+    lone = [one for one in lined.lone if one.side != "tuned" or one.tensor not in brought]
+    return [*lone, *lost]
 
 
-def _arithmetic(modules: Sequence[Module]) -> str:
-    if all(not module.wide[1.0] for module in modules):
-        return "computed in float32 or wider"
-    return f"computed in {_format(modules)}"
+def _measured(
+    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: OpenAdapter
+) -> Module | Beside | Apart:
+    from shadow.run.adapted import EMBED
+    from shadow.run.aligned import row_of
+    from shadow.run.scan import in_words
+    from shadow.spectra.lazy import is_quantised
+
+    name, stored, place = pair.tuned.info.name, pair.tuned.info.dtype, pair.place
+    not_judged = Apart(name, "tuned", Reason("quantised", {"format": stored}))
+    if place in adapter.updates:
+        if is_quantised(tuned.tensor(pair.tuned.info)):
+            return not_judged
+        if adapter.is_dora and place not in adapter.norms:
+            return Apart(name, "tuned", Reason("no_norms"))
+        fit = adapter.fit(pair, base, tuned, place)
+        if fit is None:
+            return Apart(name, "tuned", Reason("other_shape"))
+        return Module(name, in_words(place), stored, fit)
+    row = row_of(pair, base, tuned)
+    if place in adapter.whole:
+        is_moved = row.changed > 0 or pair.base is None or pair.base.shape != pair.tuned.shape
+        return Beside(adapter.row_of_whole(pair, tuned), is_moved)
+    if not row.changed:
+        return Beside(row)
+    if is_quantised(tuned.tensor(pair.tuned.info)):
+        return not_judged
+    if adapter.shares_embedding(pair):  # a tied head goes with its embedding
+        fit = adapter.fit(pair, base, tuned, EMBED)
+        if fit is not None and fit.fits:
+            return Module(name, in_words(place), stored, fit)
+    return Beside(row)
+
+
+CHECK = Check(
+    "merged",
+    "a merged adapter",
+    "every matrix is the base's plus the scaled update of the adapter, within the rounding of"
+    " storage and of the merge's own arithmetic in every entry; every other tensor is the base's",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("BASE", "ADAPTER", "MERGED"),
+    says="MERGED is BASE plus ADAPTER",
+)

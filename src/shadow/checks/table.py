@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
-from shadow.checks import files, mixture, quantised, related, same, stored, trained
+from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained
 from shadow.checks.answer import Check, by_code
-from shadow.checks.merged import MERGED
-from shadow.checks.old import Claim
 from shadow.checks.patterns import NEEDS_PATTERN, parse_pattern
 from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.text import and_list, nearest
 
-
-def _old(claim: Claim, module: str, call: Callable[..., Any], **form: Any) -> Check:
-    def gather(asked: Any, runtime: Any, scratch: Any) -> Any:
-        return call(import_module(f"shadow.checks.gather_{module}"), asked, runtime, scratch)
-
-    words = (claim.code, claim.title, claim.meaning)
-    return Check(*words, lambda answer: answer, {}, gather, **form)
-
-
 CHECKS: Mapping[str, Check] = by_code(
     same.CHECK,
-    _old(
-        MERGED,
-        "merged",
-        lambda m, a, r, s: m.verify_merged(a.of, a.checkpoints, r, s),
-        checkpoints=("BASE", "ADAPTER", "MERGED"),
-        says="MERGED is BASE plus ADAPTER",
-    ),
+    merged.CHECK,
     trained.CHECK,
     stored.CHECK,
     related.CHECK,

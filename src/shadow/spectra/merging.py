@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,16 @@ class MergeFit:
     finite: bool
     onto_rounded: bool  # whether the base was first rounded to the stored format, so that it fits
     quantised: tuple[str, float] | None = None  # the copy of the base that fits best, and residual²
+
+    @property
+    def fits(self) -> bool:
+        """Whether every entry is base plus update within one of the bounds."""
+        return self.finite and not (self.wide[1.0] and self.narrow[1.0])
+
+    @property
+    def scale(self) -> float | None:
+        """How much of the update it holds, by least squares; None without an update."""
+        return self.inner / self.update if self.update else None
 
 
 def merge_fit(
@@ -267,7 +277,7 @@ def _with_quantised(
     if not found:
         return fit
     best = min(found, key=lambda name: found[name])
-    return MergeFit(**{**vars(fit), "quantised": (best, found[best])})
+    return replace(fit, quantised=(best, found[best]))
 
 
 def quantised(matrix: Tensor, name: str) -> Tensor | None:

@@ -1,0 +1,129 @@
+"""An open adapter beside its base: what it adds at each place, or puts there instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from shadow.checkpoints.adapters import PREFIX
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.errors import ShadowError
+from shadow.places.architecture import Place
+from shadow.run.aligned import plain, row_of
+from shadow.run.scanned import Apart, Scanned
+from shadow.run.workers import views
+from shadow.spectra.merging import MergeFit, Update, merge_fit
+from shadow.templates import Reason, said
+
+MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")
+EMBED = Place("language", None, "embed")
+HEAD = Place("language", None, "head")
+
+
+@dataclass(frozen=True)
+class OpenAdapter:
+    """An adapter whose tensors are beside those of its base."""
+
+    checkpoint: Checkpoint
+    updates: Mapping[Place, MatrixPair]
+    whole: Mapping[Place, MatrixPair]
+    """Tensors that stand in the place of the base's."""
+    is_dora: bool
+    norms: Mapping[Place, Tensor]
+    """Those that DoRA gives the rows of base plus update."""
+    unread: Sequence[Apart]
+
+    @property
+    def scale(self) -> float | None:
+        """What its updates are multiplied by; None where they do not share one."""
+        scales = {pair.tuned.factor.scaling for pair in self.updates.values() if pair.tuned.factor}
+        return scales.pop() if len(scales) == 1 else None
+
+    def outside(self, places: set[Place]) -> list[str]:
+        """Its tensors at other places, by name."""
+        pairs = [*self.updates.values(), *self.whole.values()]
+        return sorted({pair.tuned.info.name for pair in pairs if pair.place not in places})
+
+    def shares_embedding(self, pair: MatrixPair) -> bool:
+        """Whether a pair is a head whose base is the embedding that an update is of."""
+        embed = self.updates.get(EMBED)
+        if embed is None or embed.base is None or pair.base is None:
+            return False
+        return pair.place == HEAD and embed.base.info.name == pair.base.info.name
+
+    def fit(
+        self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, place: Place
+    ) -> MergeFit | None:
+        """How a tensor of the merged model stands to the base's plus the update at a place; None
+        where the update has another shape.
+        """
+        mine, operand = pair.base, self.updates[place].tuned
+        factor = operand.factor
+        assert mine is not None, "lined up"
+        assert factor is not None, "an update"
+        if not pair.is_matrix:  # with a side of 1
+            rows, cols = shape = operand.shape
+            if not mine.shape == pair.tuned.shape == shape:
+                return None
+            pair = replace(pair, rows=rows, cols=cols, is_matrix=True)
+        left, right = (self.checkpoint.tensor(one.info).whole() for one in (operand, factor))
+        if factor.transposed:
+            left, right = left.T, right.T
+        left = operand.part.view(left).reshape(-1, factor.rank)[: pair.rows]
+        norms = self.norms.get(place)
+        if norms is not None:
+            norms = operand.part.view(norms.reshape(-1, 1)).reshape(-1)
+        update = Update(left, right, factor.scaling, norms, operand.info.dtype)
+        formats = mine.info.dtype, pair.tuned.info.dtype
+        upright = not mine.part.transposed
+        return merge_fit(*views(pair, mine, base, tuned), update, formats, upright=upright)
+
+    def row_of_whole(self, pair: MatrixPair, tuned: Checkpoint) -> Scanned:
+        """A tensor that it holds whole beside the merged model's."""
+        mine, (rows, cols) = self.whole[pair.place].tuned, (pair.rows, pair.cols)
+        if pair.is_matrix and mine.shape == pair.tuned.shape:
+            rows, cols = mine.shape
+        return row_of(replace(pair, base=mine, rows=rows, cols=cols), self.checkpoint, tuned)
+
+
+def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
+    """An adapter beside its base. Raises ShadowError where it fits nothing of the base."""
+    assert opened.adapter is not None, "an adapter"
+    magnitudes: dict[str, Tensor] = {}
+    tensors = dict(opened.tensors)
+    for name in list(tensors) if opened.adapter.dora else ():
+        if match := MAGNITUDE.fullmatch(name):
+            module = match["module"].removeprefix(PREFIX)
+            magnitudes[module] = opened.tensor(tensors.pop(name)).whole().double()
+    if opened.adapter.dora and not magnitudes:
+        raise ShadowError(
+            f"{opened.reference}: a DoRA adapter without its norms (lora_magnitude_vector)",
+            "save it again",
+        )
+    pairs, skipped = pair_checkpoints(
+        base, replace(opened, tensors=tensors), Filter(), may_differ=True
+    )
+    updates = {pair.place: pair for pair in pairs if pair.base and pair.tuned.factor}
+    whole = {pair.place: pair for pair in pairs if pair.base and not pair.tuned.factor}
+    norms = {
+        place: rows
+        for place, pair in updates.items()
+        for module, rows in reversed(magnitudes.items())  # the first that fits
+        if pair.base and _is_module(module, pair.base.info.name.removesuffix(".weight"))
+    }
+    unread = []
+    for one in skipped:
+        if one.side == "tuned":
+            is_lone = one.reason == "only_in_tuned"
+            why = Reason("no_module") if is_lone else said(one.detail or str(one.reason))
+            unread.append(Apart(one.info.name, "adapter", why))
+    return OpenAdapter(plain(opened), updates, whole, opened.adapter.dora, norms, unread)
+
+
+def _is_module(key: str, name: str) -> bool:
+    """Whether a module of the adapter is the base's of that name, which may have a prefix more."""
+    return key == name or key.endswith(f".{name}") or name.endswith(f".{key}")
