@@ -158,7 +158,7 @@ def test_labels_are_those_of_answers_alone() -> None:
     assert "".join(f"{sample.answer}\n" for sample in samples).startswith(text)
 
 
-@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("muon", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_learns(muon: bool) -> None:
     """Forty small steps leave a lower loss on the same data than none."""
     recipe = Recipe(40, 3e-2 if muon else 3e-3, muon=muon)

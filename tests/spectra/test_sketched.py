@@ -460,7 +460,7 @@ def test_comparisons_of_subspaces_hold_against_two_svds() -> None:
     within: dict[str, list[bool]] = {name: [] for name in names}
     errors: dict[str, list[float]] = {name: [] for name in names}
     for kind, sigma in profiles().items():
-        for shape, size in (((560, 700), 0.005), ((700, 560), 0.02), ((560, 560), 0.01)):
+        for shape, size in (((560, 700), 0.005), ((700, 560), 0.02)):
             base, tuned = of_profile(sigma, shape, size, draw)
             truth = reference.subspaces(base.double().numpy(), tuned.double().numpy())
             for key in ("a", "b", "c"):
