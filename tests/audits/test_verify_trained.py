@@ -14,9 +14,7 @@ from safetensors.torch import load_file
 
 import shadow
 from shadow.checkpoints.held_files import read_so_far
-from shadow.checks.patterns import parse_pattern
 from shadow.errors import UsageError
-from shadow.places.architecture import Place
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NO, YES, OPEN = "does_not_hold", "holds", "inconclusive"
@@ -114,12 +112,6 @@ def test_norms_that_bf16_holds_at_one_are_told_from_others(tmp_path):
     assert found.figures["entries_stuck"] == 0
 
 
-WIDE = based()
-STEPS = moved(WIDE, lambda name: True)
-BUT_EMBED = moved(WIDE, lambda name: "embed" not in name)
-EMPTY = "model.layers.0.self_attn.v_proj.weight"
-
-
 def through(tensors, *dtypes):
     for dtype in dtypes:
         tensors = {name: one.to(dtype) for name, one in tensors.items()}
@@ -127,125 +119,86 @@ def through(tensors, *dtypes):
 
 
 F32, F16, BF16 = DTYPES.values()
+OTHER = UP.removeprefix("model.")
+EMPTY = {"model.layers.0.self_attn.v_proj.weight": torch.zeros(0, 32)}
+WIDE = based()
+STEPS, BUT_EMBED = moved(WIDE, lambda name: True), moved(WIDE, lambda name: name != EMBED)
+CAST, HALF, BACK = through(WIDE, BF16), through(WIDE, F16), through(WIDE, BF16, F32)
 SMALL = through({name: one * 1e-3 for name, one in WIDE.items()}, BF16)
 LOST = {name: one for name, one in BUT_EMBED.items() if name != NORM}
-TWICE = WIDE | {UP.removeprefix("model."): WIDE[UP] + 1}  # a matrix under two names
-# base, tuned, patterns -> outcome, tensors that speak against it (None: not asked)
+TWICE = WIDE | {OTHER: WIDE[UP] + 1}  # a matrix under two names
+# base, tuned, what should move, what is frozen, outcome, what speaks against it (None: not asked)
 CASES = {
-    "a cast is no step": (WIDE, through(WIDE, BF16), {"moved": "embed"}, NO, [EMBED]),
-    "a cast is not equal": (WIDE, through(WIDE, BF16), {"frozen": "embed"}, NO, [EMBED]),
-    "a cast that is exact is equal": (WIDE, through(WIDE, BF16), {"frozen": "norm"}, YES, []),
-    "a cast in a wider file is no step": (
-        WIDE, through(WIDE, BF16, F32), {"moved": "embed"}, NO, [EMBED]
-    ),
-    "a cast in a wider file is not equal": (
-        WIDE, through(WIDE, BF16, F32), {"frozen": "embed"}, NO, [EMBED]
-    ),
+    "a cast is no step": (WIDE, CAST, "embed", [], NO, {EMBED: "rounded"}),
+    "a cast is not equal": (WIDE, CAST, [], "embed", NO, {EMBED: "entries"}),
+    "a cast that is exact is equal": (WIDE, CAST, [], "norm", YES, {}),
+    "a cast in a wider file is no step": (WIDE, BACK, "embed", [], NO, {EMBED: "rounded"}),
+    "a cast in a wider file is not equal": (WIDE, BACK, [], "embed", NO, {EMBED: "entries"}),
     "a cast there and back that loses small numbers": (
-        SMALL, through(SMALL, F16, BF16), {"moved": "mlp.*"}, OPEN, None
+        SMALL, through(SMALL, F16, BF16), "mlp.*", [], OPEN, None
     ),
-    "a cast there and back": (
-        through(WIDE, F16), through(WIDE, F16, BF16, F16), {"moved": "mlp.*"}, OPEN, None
-    ),
-    "steps after a cast there and back": (
-        through(WIDE, F16), through(STEPS, BF16, F16), {"moved": "mlp.*"}, YES, []
-    ),
-    "an original beside its cast": (through(WIDE, BF16), WIDE, {"moved": "mlp.*"}, OPEN, None),
-    "an original that moved": (through(WIDE, BF16), STEPS, {"moved": "mlp.*"}, YES, []),
-    "a lost tensor that no pattern names": (
-        WIDE, LOST, {"moved": "layers.*", "frozen": "embed"}, YES, []
-    ),
-    "a lost tensor": (WIDE, LOST, {"frozen": ["norm", "embed"]}, NO, None),
-    "what both patterns name is frozen": (
-        WIDE, BUT_EMBED, {"moved": "language", "frozen": "embed"}, YES, []
-    ),
-    "an embedding that did not move": (WIDE, BUT_EMBED, {"moved": "language"}, NO, [EMBED]),
-    "an empty tensor is left out": (
-        WIDE | {EMPTY: torch.zeros(0, 32)}, STEPS | {EMPTY: torch.zeros(0, 32)},
-        {"moved": "layers.*"}, YES, [],
-    ),
-    "an empty tensor alone": (
-        WIDE | {EMPTY: torch.zeros(0, 32)}, STEPS | {EMPTY: torch.zeros(0, 32)},
-        {"moved": "attn.v"}, OPEN, None,
-    ),
-    **{
-        f"two tensors at one place, {name} changed": (
-            TWICE, TWICE | {name: TWICE[name] + 1}, {"frozen": "mlp.up"}, NO, [name]
-        )
-        for name in (UP, UP.removeprefix("model."))
-    },
-    "two tensors at one place, one moved": (
-        TWICE, TWICE | {UP: TWICE[UP] + 1}, {"moved": "layers.0.mlp.up"}, NO, None
-    ),
-    "two tensors at one place": (TWICE, TWICE, {"frozen": "mlp.up"}, YES, []),
+    "a cast there and back": (HALF, through(HALF, BF16, F16), "mlp.*", [], OPEN, None),
+    "steps after a cast": (HALF, through(STEPS, BF16, F16), "mlp.*", [], YES, {}),
+    "an original beside its cast": (CAST, WIDE, "embed", [], OPEN, {EMBED: "base_rounded"}),
+    "an original that moved": (CAST, STEPS, "mlp.*", [], YES, {}),
+    "a lost tensor that no pattern names": (WIDE, LOST, "layers.*", "embed", YES, {}),
+    "a lost tensor": (BUT_EMBED, LOST, [], ["norm", "embed"], NO, {NORM: "only_in"}),
+    "what both patterns name is frozen": (WIDE, BUT_EMBED, "language", "embed", YES, {}),
+    "an embedding that did not move": (WIDE, BUT_EMBED, "language", [], NO, {EMBED: "equal"}),
+    "an empty tensor is left out": (WIDE | EMPTY, STEPS | EMPTY, "layers.*", [], YES, {}),
+    "an empty tensor alone": (WIDE | EMPTY, STEPS | EMPTY, "attn.v", [], OPEN, {}),
+    "two tensors at one place": (TWICE, TWICE, [], "mlp.up", YES, {}),
+    "one of two at a place": (TWICE, TWICE | {UP: STEPS[UP]}, [], "mlp.up", NO, {UP: "entries"}),
+    "the other": (TWICE, TWICE | {OTHER: STEPS[UP]}, [], "mlp.up", NO, {OTHER: "entries"}),
+    "one of two moved": (TWICE, TWICE | {UP: STEPS[UP]}, "layers.0.mlp.up", [], NO, None),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_planted_and_what_is_said(tmp_path, case):
-    base, tuned, patterns, outcome, against = CASES[case]
-    found = told(tmp_path, base, tuned, **patterns)
+    base, tuned, to_move, frozen, outcome, against = CASES[case]
+    found = told(tmp_path, base, tuned, moved=to_move, frozen=frozen)
     assert found.outcome == outcome, found
-    assert against is None or [one.name for one in found.against] == against
+    assert against is None or {one.name: one.code for one in found.against} == against
 
 
-def test_patterns_are_component_layers_and_module():
-    """Each of the three may be left out; a word that no model has is refused with the nearest."""
-    q3 = Place("language", 3, "attn.q")
-    embed, tower = Place("language", None, "embed"), Place("vision", 3, "attn.q")
-    cases = {
-        "language": (True, True, False),
-        "layers.3": (True, False, True),
-        "language.layers.0-3.attn.*": (True, False, False),
-        "layers.4-7": (False, False, False),
-        "layers.*": (True, False, True),
-        "layers": (True, False, True),
-        "language.layers": (True, False, False),
-        "layers.attn": (True, False, True),
-        "layer.3.attn.q": (True, False, True),
-        "attn.q.layers.3": (True, False, True),
-        "language.attn.*.layers.2-3": (True, False, False),
-        "attn.layers.4": (False, False, False),
-        "language.attn": (True, False, False),
-        "layers.mlp": (False, False, False),
-        "attn.q": (True, False, True),
-        "*.embed": (False, True, False),
-        "embed": (False, True, False),
-        "*": (True, True, True),
-        "vision.layers.3.attn.q": (False, False, True),
-    }
-    for text, expected in cases.items():
-        pattern = parse_pattern(text)
-        assert tuple(map(pattern.covers, (q3, embed, tower))) == expected, text
-    down, stack = Place("language", 3, "experts.down", 5), Place("language", 3, "experts.down")
-    for text, expected in {
-        "experts.5": True, "layers.3.experts.4-7": True, "language.experts.down.5": True,
-        "experts.*.0-5": True, "experts.*": True, "experts.4": False, "experts.up.5": False,
-        "layers.2.experts.5": False,
-    }.items():  # fmt: skip
-        pattern = parse_pattern(text)
-        assert pattern.covers(down) is expected, text
-        assert not parse_pattern(text).covers(stack) or text == "experts.*"
-    assert parse_pattern("experts.4").may_cover(stack)
-    for wrong in (
-        "experts.7-3",
-        "experts.foo.3",
-        "mlp.up.3",
-        "attn.qq",
-        "langage.embed",
-        "layers.7-3",
-        "",
-        "a b",
-        "x" * 300,
-        "layers.3.foo",
-        "layers.3.attn.q.layers.3",
-        "layers.3x",
-        "layersattn",
-        "att",
-    ):
-        with pytest.raises(UsageError) as caught:
-            parse_pattern(wrong)
-        assert caught.value.hint
+Q = "model.layers.{}.self_attn.q_proj.weight"
+CLOSED = WIDE | {Q.format(1): torch.full((32, 32), 3, dtype=torch.int8)}  # is not read
+ADAPTERS = {  # layers that an adapter of q has, base, patterns, outcome, what is said
+    "without patterns": (range(4), WIDE, {}, YES, "moved"),
+    "each q": (range(4), WIDE, {"moved": "attn.q", "frozen": "mlp"}, YES, "moved frozen"),
+    "of some layers": (range(2), WIDE, {"moved": "attn.q"}, NO, "not_moved equal"),
+    "of more": (range(5), WIDE, {}, NO, "apart no_module"),
+    "of more, which a pattern names": (
+        range(5), WIDE, {"moved": "layers.3-4"}, NO, "not_moved apart equal no_module"
+    ),
+    "of more, which none names": (range(5), WIDE, {"moved": "layers.0-3.attn.q"}, YES, "moved"),
+    "frozen": (range(4), WIDE, {"frozen": "attn"}, NO, "leaked entries"),
+    "beside what is not read": (range(4), CLOSED, {}, OPEN, "not_compared not_read"),
+    "frozen beside it": (range(1, 2), CLOSED, {"frozen": "attn.q"}, OPEN, "not_compared not_read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_an_adapter_moves_what_it_has_factors_of(tmp_path, case):
+    """The rest of its base is left alone; what the base lacks, or hides, is no step."""
+    layers, tensors, patterns, outcome, said = ADAPTERS[case]
+    base = planted.write(tmp_path / "base", tensors, planted.LLAMA)
+    factors = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    pairs = {Q.format(layer): (factors.clone(), factors.T.clone()) for layer in layers}
+    found = shadow.verify("trained", base, planted.adapter(tmp_path / "it", pairs), **patterns)
+    _, reasons, against = codes(found)
+    assert (found.outcome, {*reasons, *against}) == (outcome, {*said.split()}), found
+
+
+def test_an_adapter_whose_product_is_zero_does_nothing(tmp_path):
+    base = planted.write(tmp_path / "base", WIDE, planted.LLAMA)
+    factors = torch.ones(32, 4)
+    pairs = {Q.format(layer): (layer * factors, factors.T.clone()) for layer in range(4)}
+    found = shadow.verify("trained", base, planted.adapter(tmp_path / "it", pairs))
+    assert codes(found) == (NO, ["not_moved"], ["equal"])
+    assert found.figures["modules_without_update"] == 1
+    assert [one.code for one in found.answer.notes] == ["idle", "beside"]
 
 
 def test_the_command_needs_a_pattern_that_names_something(tmp_path):

@@ -53,7 +53,7 @@ WORDS = {
     "idle": "the adapter does nothing in {idle:count} of {modules:count module|modules}: the"
     " product of its factors is 0",
     "stuck": "{share:share} of the entries that should have moved did not, where half a unit of"
-    " {formats} is above the typical step of {step:ratio}; by module: {modules}",
+    " {formats:and} is above the typical step of {step:ratio}; by module: {modules}",
     "module_stuck": "{module} {share:share}",
     "beside": "no pattern names {tensors:count tensor|tensors}; {moved:count} of them moved",
     "initial": "{vectors:count vector|vectors} of 1 or of 0 did not move, and may be unable to:"
@@ -230,13 +230,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     measure = partial(_moved, partial(_asked, lined.places, patterns))
     rows = scan(lined.pair, measure, runtime, scratch / "scan", lined.unread)
     if tuned.adapter:
-        rows += _left_alone(base, {one.place for one in lined.pair.pairs}, patterns)
+        changed = {place for name in tuned.tensors for place in lined.places.get(name, ())}
+        rows += _left_alone(base, changed, patterns)
 
-    def named(apart: Sequence[Apart]) -> list[Apart]:
-        places = [(one, lined.places.get(one.tensor, ())) for one in apart]
-        return [one for one, of in places if any(patterns.at(at) - {Should.EITHER} for at in of)]
+    def counts(one: Apart) -> bool:
+        asked = map(patterns.at, lined.places.get(one.tensor, ()))
+        return not each or any(of != {Should.EITHER} for of in asked)
 
-    return Training(rows, named(lined.lone), named(lined.unread), lined.notes)
+    lone, unread = ([*filter(counts, apart)] for apart in (lined.lone, lined.unread))
+    return Training(rows, lone, unread, lined.notes)
 
 
 def _moved(

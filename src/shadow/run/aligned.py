@@ -95,12 +95,15 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Lined:
     places = {name: {part.place for part in parts} for name, parts in parts_of(base).items()}
     for pair in pairs:
         places.setdefault(pair.tuned.info.name, set()).add(pair.place)
+    closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     lone, unread = list[Apart](), list[Apart]()
     for one in skipped:
         if one.side == "tuned":
-            is_lone = one.reason == "only_in_tuned"
-            why = Reason("no_module") if is_lone else said(one.detail or str(one.reason))
-            (lone if is_lone else unread).append(Apart(one.info.name, "tuned", why))
+            places.setdefault(one.info.name, set()).add(one.place)
+            why = Reason("not_read" if role_of(one.place) in closed else "no_module")
+            if one.reason != "only_in_tuned":
+                why = said(one.detail or str(one.reason))
+            (lone if why.code == "no_module" else unread).append(Apart(one.info.name, "tuned", why))
     return Lined(AlignedPair(base, adapter, pairs, []), lone, unread, (), places)
 
 

@@ -1,0 +1,58 @@
+"""What `trained` answers of planted rows of a scan."""
+
+import pytest
+
+from shadow.checks.answer import Outcome
+from shadow.checks.patterns import Should
+from shadow.checks.trained import CHECK, Moved, Training, judge
+from shadow.places.architecture import Place
+from shadow.run.scanned import Apart, Scanned
+from shadow.spectra.entries import Cell
+from shadow.templates import Reason
+
+LONE, UNREAD = (Apart("b", "base", Reason(code)) for code in ("one_side", "not_read"))
+FREE, HELD = Cell(2.0**-20, 200, 200, 200 * 1e-8), Cell(2.0**-8, 200, 0, 0.0)  # steps of 1e-4
+
+
+def row(should, changed, cells=(), rounded=None, **more):
+    scan = Scanned("p", "t", "t", ("F32", "BF16"), 200, changed, 4.0, 4.0, 0.04, rounded=rounded)
+    return Moved(scan, Place("language", 0, "norm"), Should(should), cells, **more)
+
+
+STEP = row("move", 200, (FREE,))
+YES, NO, OPEN = Outcome
+CASES = [  # rows -> outcome, codes of reasons, of what speaks against it with its size, of notes
+    ([STEP, row("stay", 0)], YES, "moved frozen", {}, ""),
+    ([row("stay", 0)], YES, "frozen", {}, ""),
+    ([row("move", 0)], NO, "not_moved", {"equal": None}, ""),
+    ([STEP, row("move", 0, (HELD,))], NO, "not_moved", {"too_coarse": None}, "stuck"),
+    ([row("move", 9, rounded=("tuned", "BF16"))], NO, "not_moved", {"rounded": None}, ""),
+    ([row("move", 9, rounded=("base", "F32"))], YES, "moved", {}, ""),
+    ([row("stay", 9)], NO, "leaked", {"entries": 0.1}, ""),
+    ([row("stay", 9), row("move", 0)], NO, "not_moved leaked", {"equal": None, "entries": 0.1}, ""),
+    ([STEP, LONE], NO, "apart", {"one_side": None}, ""),
+    ([STEP, UNREAD], OPEN, "not_compared", {"not_read": None}, ""),
+    ([row("stay", 9), UNREAD], NO, "leaked", {"entries": 0.1}, ""),
+    ([STEP, row("move", 0, (HELD,), is_initial=True)], YES, "moved", {}, "stuck initial"),
+    ([row("either", 9)], OPEN, "nothing", {}, "beside"),
+    ([STEP, row("move", 0, is_update=True)], NO, "not_moved", {"equal": None}, "idle"),
+]
+
+
+@pytest.mark.parametrize(("rows", "outcome", "reasons", "against", "notes"), CASES)
+def test_rows_are_judged(rows, outcome, reasons, against, notes):
+    kinds = [[one for one in rows if one is LONE], [one for one in rows if one is UNREAD]]
+    answer = judge(Training([one for one in rows if isinstance(one, Moved)], *kinds))
+    assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, reasons.split())
+    assert {one.why.code: pytest.approx(one.size) for one in answer.against} == against
+    assert [one.code for one in answer.notes] == notes.split()
+    every = [*answer.reasons, *answer.notes, *(one.why for one in answer.against)]
+    assert all(map(CHECK.say, every))
+
+
+def test_the_typical_step_is_that_of_entries_that_no_grid_holds():
+    figures = judge(Training([STEP, row("move", 0, (HELD,))])).figures
+    assert figures["typical_step"] == pytest.approx(1e-4)
+    assert figures["entries_stuck"] == 200
+    few = row("move", 99, (Cell(2.0**-20, 99, 99, 99.0),))  # too few to tell
+    assert not judge(Training([few])).figures.keys() & {"typical_step", "entries_stuck"}
