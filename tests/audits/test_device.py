@@ -1,4 +1,4 @@
-"""Products and eigenvalues by a device of torch: the CPU's numbers, or one line of what failed."""
+"""Products and eigenvalues by other libraries or a device: the same numbers, or one fault."""
 
 from __future__ import annotations
 
@@ -9,38 +9,40 @@ import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from measuring import pair_of
+from effort import chosen
+from measuring import planted_pair
 
 from shadow.audits import pair as audit_module
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError, UsageError
 from shadow.run.devices import DeviceChoice, choose
+from shadow.spectra import spectrum
 from shadow.spectra.delta import Method
 from shadow.spectra.device import OnDevice
 
-UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+UP, DOWN, GATE = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "down", "gate"))
+Q = "model.layers.0.self_attn.q_proj.weight"
 ON_CPU = Settings(Method(subspaces=False), Filter())
 CHOICE = DeviceChoice("fake", "fake:0", "fake:0", name="a card of cardboard")
 ON_DEVICE = replace(ON_CPU, device=CHOICE)
 ONE_WORKER = Runtime(jobs=1)
+FLOAT32 = 2.6e-4
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Matrices above the side up to which Gram matrices are in float64, and one below."""
-    folder = tmp_path_factory.mktemp("toys")
+    """Matrices above the side up to which Gram matrices are in float64, and below."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {UP: (560, 280), DOWN: (280, 560), UP.replace("up", "gate"): (90, 280)}
+    shapes = {UP: (600, 280), DOWN: (280, 560), Q: (400, 400), GATE: (90, 280)}
     base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    for side, change in (("base", 0.0), ("tuned", 0.1)):
-        weights = {
-            name: (one + change * torch.randn(one.shape, generator=generator)).bfloat16()
-            for name, one in base.items()
-        }
-        planted.write(folder / side, weights, planted.LLAMA)
-    return pair_of(folder / "base", folder / "tuned")
+    noise = {name: 0.1 * torch.randn(one.shape, generator=generator) for name, one in base.items()}
+    sides = (
+        {name: (one + size * noise[name]).bfloat16() for name, one in base.items()}
+        for size in (0, 1)
+    )
+    return planted_pair(tmp_path_factory.mktemp("toys"), *sides, planted.LLAMA)
 
 
 @pytest.fixture
@@ -53,12 +55,27 @@ def rows(folder):
     return pq.read_table(folder / "matrices.parquet").to_pylist()
 
 
-def assert_alike(ours, theirs):
-    """Every number within what two orders of float32 sums differ by."""
+def assert_alike(ours, theirs, **tolerance):
+    """Every number within what two orders of sums differ by."""
     for one, other in zip(ours, theirs, strict=True):
         for name, value in one.items():
             is_float = isinstance(value, float)
-            assert other[name] == (pytest.approx(value, rel=2.6e-4) if is_float else value), name
+            assert other[name] == (pytest.approx(value, **tolerance) if is_float else value), name
+
+
+@pytest.mark.parametrize("precision", chosen(("default", "exact", "sketch"), ("default",)))
+@pytest.mark.parametrize("largest", [300, 2048], ids=["Lanczos too", "as it is"])
+def test_both_choices_of_libraries_agree(pair, precision, largest, tmp_path, monkeypatch):
+    """Which follow from the CPU's vendor: within 1e-6, angles between subspaces within 1e-5."""
+    monkeypatch.setattr(spectrum, "OPENBLAS_SIDE", largest)
+    monkeypatch.setattr(spectrum, "OPENBLAS_SIDE_AT_HOME", largest)
+    found = []
+    for mkl in (True, False):
+        monkeypatch.setattr(spectrum, "mkl_is_at_home", lambda mkl=mkl: mkl)
+        settings = Settings(Method(precision), Filter())
+        found.append(rows(run_pair(pair, settings, tmp_path / str(mkl), ONE_WORKER).folder))
+    assert len(found[0]) == 3 * 4
+    assert_alike(*found, rel=1e-6, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", [Method(subspaces=False), Method(), Method("exact", nulls=2)])
@@ -66,7 +83,7 @@ def test_numbers_are_those_of_the_cpu(method, pair, on_torch, tmp_path):
     """In each tier, with vectors and sampled nulls; the report says what made them."""
     here = run_pair(pair, replace(ON_CPU, method=method), tmp_path / "cpu", ONE_WORKER)
     there = run_pair(pair, replace(ON_DEVICE, method=method), tmp_path / "fake", ONE_WORKER)
-    assert_alike(rows(here.folder), rows(there.folder))
+    assert_alike(rows(here.folder), rows(there.folder), rel=FLOAT32)
     assert there.provenance["device"] == "fake"
     assert there.provenance["device_use"] == {"asked": "fake:0", "name": CHOICE.name}
     assert "device_use" not in here.provenance
@@ -78,7 +95,7 @@ def test_numbers_of_a_card_are_those_of_the_cpu(pair, tmp_path):
     """With a card: `pytest -m cuda`."""
     here = run_pair(pair, ON_CPU, tmp_path / "cpu", ONE_WORKER)
     there = run_pair(pair, replace(ON_CPU, device=choose("cuda")), tmp_path / "card", ONE_WORKER)
-    assert_alike(rows(here.folder), rows(there.folder))
+    assert_alike(rows(here.folder), rows(there.folder), rel=FLOAT32)
 
 
 FAULTS = {

@@ -6,12 +6,11 @@ import json
 import shutil
 from dataclasses import replace
 
-import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import chosen
-from measuring import StoppedError, pair_of, stopped_after
+from measuring import StoppedError, planted_pair, stopped_after
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -62,18 +61,12 @@ def unfinished(tmp_path_factory):
     """A pair of a matrix and a vector, and a folder with all of its outcomes in a journal."""
     folder = tmp_path_factory.mktemp("unfinished")
     base = {UP: torch.eye(8, 6), NORM: torch.ones(6)}
-    sides = (
-        planted.write(folder / "base", base),
-        planted.write(
-            folder / "tuned",
-            {name: W + torch.arange(W.numel()).view(W.shape) for name, W in base.items()},
-        ),
-    )
-
+    tuned = {name: W + torch.arange(W.numel()).view(W.shape) for name, W in base.items()}
+    pair = planted_pair(folder, base, tuned)
     stopping = Runtime(show=stopped_after(2), jobs=1)
     with pytest.raises(StoppedError):
-        run_pair(pair_of(*sides), SETTINGS, folder / "out", stopping)
-    return pair_of(*sides), folder / "out"
+        run_pair(pair, SETTINGS, folder / "out", stopping)
+    return pair, folder / "out"
 
 
 def changed(entry, path, value):

@@ -13,7 +13,7 @@ import torch
 from any_tensors import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
 from effort import every, examples
 from hypothesis import given, settings
-from measuring import pair_of, report_contents
+from measuring import frame, planted_pair, report_contents
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import Checkpoint
@@ -67,18 +67,11 @@ def outputs_first(tensor: torch.Tensor) -> torch.Tensor:
 
 def audited(tmp_path, base, tuned, config, jobs=None, chosen=Filter()):  # noqa: B008 - frozen
     """The result of an audit, and the rows of tensors.parquet by name and side."""
-    for name, tensors in (("base", base), ("tuned", tuned)):
-        if not (tmp_path / name).exists():
-            planted.write(tmp_path / name, tensors, config)
-    pair, method = pair_of(tmp_path / "base", tmp_path / "tuned"), Settings(Method(), chosen)
-    result = run_pair(pair, method, tmp_path / f"out-{jobs}", Runtime(jobs=jobs))
+    pair = planted_pair(tmp_path, base, tuned, config)
+    settings, output = Settings(Method(), chosen), tmp_path / f"out-{jobs}"
+    result = run_pair(pair, settings, output, Runtime(jobs=jobs))
     rows = pq.read_table(result.folder / "tensors.parquet").to_pylist()
     return result, {(row["tensor"], row["side"]): row for row in rows}
-
-
-def deltas(result):
-    rows = pq.read_table(result.folder / "matrices.parquet").to_pandas()
-    return rows[rows["subject"] == "delta"]
 
 
 def gate(result, name):
@@ -168,7 +161,7 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
     assert told.examples == [name]
     assert result.should_not_have_skipped == ["nonfinite"]
     measured = ["attn.q", "attn.v"] if what == "weight" else ["attn.q", "attn.k", "attn.v"]
-    assert list(deltas(result)["module"]) == measured
+    assert list(frame(result.folder, subject="delta")["module"]) == measured
 
 
 def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
@@ -186,7 +179,9 @@ def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
     assert "experts.down 3" in row["detail"]
     assert "experts.down 11" in row["detail"]
     assert row["compared"] == 14 * 8 * 4
-    assert list(deltas(result)["expert"]) == [e for e in range(16) if e not in (3, 11)]
+    assert list(frame(result.folder, subject="delta")["expert"]) == [
+        e for e in range(16) if e not in (3, 11)
+    ]
     assert result.summary.figures["depth_layers"] == 1
     assert result.summary.figures["parameters_measured"] == 14 * 8 * 4
     assert gate(result, "paired").figure == pytest.approx(14 / 16)
