@@ -13,7 +13,7 @@ import torch
 from any_tensors import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
 from effort import every, examples
 from hypothesis import given, settings
-from measuring import frame, planted_pair, report_contents
+from measuring import frame, pair_of, planted_pair, report_contents
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import Checkpoint
@@ -67,7 +67,9 @@ def outputs_first(tensor: torch.Tensor) -> torch.Tensor:
 
 def audited(tmp_path, base, tuned, config, jobs=None, chosen=Filter()):  # noqa: B008 - frozen
     """The result of an audit, and the rows of tensors.parquet by name and side."""
-    pair = planted_pair(tmp_path, base, tuned, config)
+    if not (tmp_path / "base").exists():
+        planted_pair(tmp_path, base, tuned, config)
+    pair = pair_of(tmp_path / "base", tmp_path / "tuned")
     settings, output = Settings(Method(), chosen), tmp_path / f"out-{jobs}"
     result = run_pair(pair, settings, output, Runtime(jobs=jobs))
     rows = pq.read_table(result.folder / "tensors.parquet").to_pylist()
@@ -179,9 +181,8 @@ def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
     assert "experts.down 3" in row["detail"]
     assert "experts.down 11" in row["detail"]
     assert row["compared"] == 14 * 8 * 4
-    assert list(frame(result.folder, subject="delta")["expert"]) == [
-        e for e in range(16) if e not in (3, 11)
-    ]
+    experts = frame(result.folder, subject="delta")["expert"]
+    assert list(experts) == [one for one in range(16) if one not in (3, 11)]
     assert result.summary.figures["depth_layers"] == 1
     assert result.summary.figures["parameters_measured"] == 14 * 8 * 4
     assert gate(result, "paired").figure == pytest.approx(14 / 16)
