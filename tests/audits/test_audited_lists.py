@@ -81,9 +81,7 @@ def row(position, family, pair="base..instruct", **columns):
 
 
 def test_both_files_say_the_same_of_every_pair(toys):
-    """A done pair has the figures of its summary.json, a failed one its error, both what they took;
-    nothing is left.
-    """
+    """A done pair has the figures of its summary, a failed one its error; nothing else is left."""
     run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
     told = json.loads((toys / "out" / "index.json").read_text())
     assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
@@ -115,9 +113,7 @@ def test_both_files_say_the_same_of_every_pair(toys):
 
 
 def test_the_index_is_right_before_each_pair(toys):
-    """What is done is done, what is being measured or not reached is pending; both files say so
-    when they are due.
-    """
+    """What is measured or not reached is pending; both files follow when they are due."""
     seen, table = [], []
 
     def watched(pair, *rest, **options):
@@ -138,10 +134,7 @@ def failed(one, error="no such folder"):
 
 
 def test_rows_outlive_a_run_that_was_killed(tmp_path):
-    """A row is on the disk before the next pair begins, though index.json is of before: failed ones
-    too, which no report could tell of. A last line that was cut, and whatever stands below a broken
-    line, is passed over.
-    """
+    """Rows that no report tells of are on the disk; a cut or broken tail is passed over."""
     rows = some_rows(4)
     standing = Standing(tmp_path, index_of(*rows))
     standing.set(failed(rows[0]))
@@ -183,9 +176,7 @@ def test_a_journal_belongs_to_one_index(tmp_path):
 
 
 def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
-    """No report is written again, its seconds and bytes stay; what failed is tried, and what it
-    took adds up.
-    """
+    """No report is written again; what failed is tried, and what it took adds up."""
     selection = select_toys(toys, "toy-a:*", "toy-bad")
     run(selection, toys / "out")
     before = {path: path.stat().st_mtime_ns for path in (toys / "out").rglob("*/*/*")}
@@ -202,9 +193,7 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
 
 @pytest.mark.parametrize("change", ["settings", "report gone", "report broken", "list"])
 def test_what_no_longer_holds_is_pending_again(toys, change):
-    """Other settings, a lost or broken report: pending until it is reached; pairs that left the
-    list leave it.
-    """
+    """Pending until it is reached; pairs that left the list leave it."""
     settings, selection = EVERYTHING, select_toys(toys, "toy-a*")
     run(selection, toys / "out")
     report = toys / "out" / "toy-a" / "base..one" / "matrices.parquet"
@@ -229,9 +218,7 @@ SHARED = ("toy-a", "toy-c", "toy-odd")
 
 
 def test_shards_make_the_index_of_one_list(toys, shadow):
-    """Into one folder one after the other, or copied together: rows in the list's order, with the
-    figures of one job; `show` writes the index of what is there, and what is lost is pending.
-    """
+    """In one folder or copied together: rows in the list's order, with the figures of one job."""
     names = ("toy-a:base..one", "toy-a:base..two", "toy-c:base..two", "toy-odd:base..odd")
     for number in (2, 1):
         selection = select_toys(toys, *SHARED, shard=f"{number}/2")
@@ -258,9 +245,7 @@ def test_shards_make_the_index_of_one_list(toys, shadow):
 
 
 def test_a_copied_report_of_other_settings_is_not_done(toys, shadow):
-    """It is `kept`, and its row says what differs; a report that no list names has a row at the
-    end.
-    """
+    """It is `kept`, with what differs; a report that no list names has a row at the end."""
     run(select_toys(toys, "toy-a"), toys / "out")
     other = Settings(Method("exact", subspaces=False), Filter(), spectra=False)
     run(select_toys(toys, "toy-c*"), toys / "other", other)
@@ -331,9 +316,7 @@ def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
     "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
 def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
-    """Stopped in the second of three pairs: done, pending, pending. The rerun reads, resumes,
-    measures; its numbers are those of a run that was not stopped.
-    """
+    """Done, pending, pending; the rerun's numbers are those of a run that was not stopped."""
     planted.toy(tmp_path / "base", 0, 2)
     planted.toy(tmp_path / "x1", 1, 2)
     planted.toy(tmp_path / "large", 0, 40, 300)
@@ -437,9 +420,7 @@ def test_a_wrong_list_is_wrong_usage(toys, shadow, command):
 
 
 def spoiled(where, value):
-    """The text of an index of one pair with another value somewhere; without what is there, by
-    `...`.
-    """
+    """An index of one pair with another value somewhere; without what is there, by `...`."""
     told = json.loads(json.dumps(index_of(*some_rows(1)).as_json()))
     inner = told
     for step in where[:-1]:
@@ -502,9 +483,7 @@ HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
 
 
 def test_hostile_names_and_errors_are_text(tmp_path):
-    """Names and errors from files drive neither a terminal nor a CI service, wherever a line
-    breaks; both files and the table hold them as text.
-    """
+    """Neither a terminal nor a CI service is driven, wherever a line breaks; files hold text."""
     rows = (
         row(1, HOSTILE, HOSTILE, state="failed", error=HOSTILE * 3, hint=HOSTILE),
         row(None, "=cmd|'/c'!A0"),
@@ -526,9 +505,7 @@ def test_hostile_names_and_errors_are_text(tmp_path):
 
 
 def test_time_left_counts_only_what_was_measured():
-    """Ten pairs, of which three reports were read: the time is that of a measured pair times what
-    is left.
-    """
+    """Ten pairs, three of them read: the time of a measured pair times what is left."""
     now = 0.0
     pace = Pace(10, lambda: now)
     pace.begin("first")

@@ -95,9 +95,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(pair, tmp_path, monkeyp
 def test_a_file_that_changes_before_the_report_is_placed_is_refused(
     pair, tmp_path, monkeypatch, change
 ):
-    """When every matrix is measured; the next run starts afresh and gives the report of the files
-    as they are then.
-    """
+    """When all is measured; the next run gives the report of the files as they are then."""
     before = pair_module.write_tables
 
     def late(*arguments, **more):
@@ -129,9 +127,7 @@ def test_a_file_cut_short_under_way_does_not_end_a_list(pair, tmp_path, monkeypa
 
 
 def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pair):
-    """Two folders out of one archive share names, sizes, times and headers: what was measured of
-    one is not told of the other.
-    """
+    """Names, sizes, times and headers are shared by two folders out of one archive."""
     file = tmp_path / "one" / FILE
     os.utime(file, (1e9, 1e9))
     run_pair(pair, SETTINGS, tmp_path / "out")

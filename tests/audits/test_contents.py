@@ -114,9 +114,7 @@ def test_what_is_left_out_has_no_checksum_and_the_side_no_content(folders, tmp_p
 
 
 def changed_unseen(folder: Path, copy: Path) -> Path:
-    """A copy of which an entry of the embedding is another one, where no sample is taken, with all
-    that the fingerprint sees as it was.
-    """
+    """A copy with another entry where no sample is taken, and the same fingerprint."""
     shutil.copytree(folder, copy)
     file = copy / "model.safetensors"
     info = open_folder(str(copy)).tensors["model.embed_tokens.weight"]

@@ -1,6 +1,4 @@
-"""Engines without any of Ray: the order of tasks, what travels, waiting for another audit, refusals
-of the command.
-"""
+"""Engines without Ray: order of tasks, what travels, waiting, refusals of the command."""
 
 from __future__ import annotations
 
@@ -85,9 +83,7 @@ def test_pairs_of_one_base_are_near_whatever_revision_they_name():
 
 
 class Elsewhere:
-    """Tasks pickled, carried out here, and their results pickled, as another process has them; the
-    last first.
-    """
+    """Tasks and results pickled, as another process has them; the last first."""
 
     elsewhere = True
 
@@ -141,9 +137,7 @@ def audits(*names, **options):
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
 def test_whatever_goes_wrong_with_one_pair_the_next_is_tried(where):
-    """Of each pair the state and the very fault, which travels whole; a bug brings its traceback,
-    and `finished` raises it.
-    """
+    """State and fault travel whole; a bug brings its traceback, and `finished` raises it."""
     engine = {"engine": Elsewhere()} if where == "elsewhere" else {}
     found = {one.pair.name: one for one in audits("kept", "failed", "bug", **engine)}
     for name, state in (("kept", "kept"), ("failed", "failed"), ("bug", "failed")):

@@ -50,9 +50,7 @@ def told(base: Path, tuned: Path, **more) -> dict[str, dict]:
 
 
 def test_every_file_of_both_folders_has_a_row(sides):
-    """State, kind, size and sha256 of each; hidden folders and the folder of the report are left
-    out.
-    """
+    """State, kind, size, sha256; hidden folders and that of the report are left out."""
     base, tuned = sides
     put(base, README__md="a", LICENSE="x", gone__txt="")
     put(tuned, README__md="b", LICENSE="x", modeling_new__py="import os", extra__bin=b"\x80")
@@ -177,9 +175,7 @@ def in_config(text):
     ],
 )
 def test_a_chat_template_is_one_wherever_it_lies(sides, before, after, differs):
-    """Moved from the tokenizer's config to a file of its own it is the same; changed or lost on the
-    way it is not.
-    """
+    """Moved to a file of its own it is the same; changed or lost on the way it is not."""
     for side, content in zip(sides, (before, after), strict=True):
         put(side, **content)
     found = {path: row["differs"] for path, row in told(*sides).items() if row["differs"]}
@@ -246,9 +242,7 @@ def test_hostile_names_and_things_that_are_no_files(sides):
 
 
 def test_large_files_of_folders_are_told_apart_by_a_sample(sides, monkeypatch):
-    """Another size or another sample is a change; the same sample proves nothing; one file is the
-    same.
-    """
+    """The same sample proves nothing; one file is the same."""
     base, tuned = sides
     monkeypatch.setattr(listing, "SMALL", 1_000)
     monkeypatch.setattr(listing, "SAMPLE", 10)
@@ -324,9 +318,7 @@ def test_kinds(path, kind):
 
 
 def test_of_the_hub_only_small_files_that_differ_are_fetched(run, hub, tmp_path):
-    """Equal checksums need no download, nor do documents; offline, with a cache that lacks files,
-    nothing is called removed; a folder is matched with the Hub's checksums.
-    """
+    """Neither equal files nor documents; offline nothing is called removed."""
     base, tuned = planted.toy(tmp_path / "a", 0), planted.toy(tmp_path / "b", 1)
     for folder in (base, tuned):
         put(folder, tokenizer__json={"model": {"vocab": {"a": 0}}}, README__md=folder.name)
@@ -360,9 +352,7 @@ def test_of_the_hub_only_small_files_that_differ_are_fetched(run, hub, tmp_path)
 
 
 def listed(output: Path) -> dict[str, tuple]:
-    """State, what differs and sha256 of each file, of the tuned side where it has the file; sha256
-    only where none was fetched.
-    """
+    """By file, of tuned where it is there: state, what differs, sha256 if none was fetched."""
     (path,) = output.rglob("files.parquet")
     rows = sorted(pq.read_table(path).to_pylist(), key=lambda row: row["side"])
     return {

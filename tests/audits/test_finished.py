@@ -1,6 +1,4 @@
-"""A finished report and another audit of the pair: what differs is named, nothing is lost, labels
-and scores follow.
-"""
+"""A finished report and another audit of the pair: what differs is named, nothing is lost."""
 
 from __future__ import annotations
 
@@ -82,9 +80,7 @@ def stored_metadata(folder):
 
 @pytest.mark.parametrize("name", ["matrices", "tensors", "files", "spectra", "summary"])
 def test_a_report_that_lacks_a_file_is_whole_again(pair, first, out, name):
-    """Without a table it is measured, whatever the other files say; the summary follows from the
-    tables: readers make it for themselves, an audit the file.
-    """
+    """A lost table is measured again; the summary follows from the tables."""
     before, there = files(first.folder), read_summary(first.folder)[0]
     next(first.folder.glob(f"{name}.*")).unlink()
     if name == "summary":
@@ -157,9 +153,7 @@ def test_other_settings_leave_a_finished_report(pair, first, out, change):
 
 @pytest.mark.parametrize("change", every(4, OTHER))
 def test_overwrite_gives_the_report_of_a_fresh_folder(pair, first, tmp_path, out, change):
-    """Every table and the summary are those of an audit that found nothing there; then nothing is
-    measured again.
-    """
+    """All is that of an audit that found nothing there, and is not measured again."""
     settings = OTHER[change]
     done = run_pair(pair, settings, out, Runtime(overwrite=True))
     fresh = run_pair(pair, settings, tmp_path / "fresh")
@@ -215,9 +209,7 @@ def test_another_version_alone_keeps_the_report_and_another_schema_is_not_read(p
 
 
 def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, out):
-    """Stopped in the middle of --overwrite: the old numbers are there; the same command goes on and
-    replaces them.
-    """
+    """Stopped in the middle of --overwrite; the same command goes on and replaces it."""
     before = files(first.folder)
     with pytest.raises(StoppedError):
         run_pair(pair, NULLS, out, Runtime(overwrite=True, show=stopped_after(1), jobs=1))
@@ -230,9 +222,7 @@ def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, o
 
 
 def killed_after(moves):
-    """os.replace, which interrupts the audit instead of moving another file of a report, after so
-    many of them.
-    """
+    """os.replace that interrupts the audit after so many moved files of a report."""
     left, move = moves, os.replace
 
     def killed(source, target, **rest):
@@ -250,9 +240,7 @@ def killed_after(moves):
 def test_killed_while_files_take_their_places_nothing_is_lost(
     pair, first, tmp_path, out, monkeypatch, kills
 ):
-    """Before any of the moves, and between any two: whoever reads the report completes it, and
-    nothing is measured.
-    """
+    """Before any move and between any two: who reads the report completes it."""
     settings = replace(NULLS, spectra=False)
     fresh = run_pair(pair, settings, tmp_path / "fresh")
     move = os.replace
@@ -302,9 +290,7 @@ def test_a_report_that_may_not_be_read_is_not_replaced(pair, first, out):
 
 
 def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
-    """Two audits of one folder, of other settings: the one that comes second finds the report of
-    the first.
-    """
+    """Of two audits with other settings the second finds the report of the first."""
     line_up = shadow_run.line_up
 
     def slow(*arguments, **options):
@@ -320,9 +306,7 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
 
 
 def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
-    """The pair of other settings is `kept` in both files, with what differs and no figure; the exit
-    code is 1, also that of a gate.
-    """
+    """The pair of other settings is `kept`, with what differs and no figure; exit code 1."""
     (pair,) = select(["toy-a:base..one"], registry=toys).pairs
     folder = run_pair(pair, EXACT, toys / "out").folder
     before = files(folder)
@@ -380,9 +364,7 @@ def test_what_the_model_does_not_have_is_wrong_usage(pair, first, tmp_path, chos
 
 @pytest.mark.parametrize("command", ["audit", "plan"])
 def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
-    """One pair, several and a list of pairs; where one has it, the other is a failed pair, and the
-    code is 1.
-    """
+    """Where one pair has it, the other is a failed pair, and the code is 1."""
     for seed, name in enumerate(("deep", "deeper"), 2):
         planted.toy(toys / name, seed, layers=4)
     (toys / "toys.yaml").write_text(

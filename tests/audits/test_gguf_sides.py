@@ -80,9 +80,7 @@ SIDES = [("Q8_0", "Q4_0"), ("Q4_0", "Q4_0"), (None, "Q8_0"), ("F16", None), ("BF
 
 @pytest.mark.parametrize("kinds", every(2, SIDES))
 def test_every_norm_is_that_of_the_decoded_matrices(sides, tmp_path, kinds):
-    """Of GGUF beside GGUF and beside safetensors, either way; beside a quantised side nothing is
-    counted on a grid of floats.
-    """
+    """Also beside safetensors; a quantised side has no values on a grid of floats."""
     tensors, paths = sides
     base, tuned = (
         paths[side if kind is None else f"{side}-{kind}"]
@@ -153,9 +151,7 @@ def test_same_tells_a_conversion_from_a_broken_one(sides, tmp_path):
 
 
 def test_frequencies_that_transformers_computes_are_no_tensor_of_one_side(sides, tmp_path):
-    """llama.cpp stores them for Llama 3.1 and later: the file is a copy all the same, and an audit
-    skips them with a reason that --strict accepts. Two files with other ones differ.
-    """
+    """llama.cpp stores them: the file is a copy all the same, but two with other ones differ."""
     tensors, paths = sides
     files = {
         name: planted.write_gguf(
@@ -177,9 +173,7 @@ def test_frequencies_that_transformers_computes_are_no_tensor_of_one_side(sides,
 
 
 def test_a_choice_of_files(sides, tmp_path):
-    """A plan names the formats; several files need --file, which is refused where no GGUF file is;
-    where one side has one, the other needs none.
-    """
+    """Several files need --file, which is refused where no side has a GGUF file."""
     _, paths = sides
     several = tmp_path / "several"
     several.mkdir()
@@ -215,9 +209,7 @@ def test_a_gguf_file_is_itself_whatever_lies_beside_it(sides, tmp_path):
 
 @pytest.mark.parametrize("kind", every(2, ["Q8_0", "Q4_0", "NF4"]))
 def test_a_merge_onto_a_quantised_base_is_told_from_one_onto_the_original(sides, tmp_path, kind):
-    """Dequantised, merged, and stored in BF16, as safetensors and as GGUF. A merge onto the
-    original does not hold for its quantised base.
-    """
+    """Stored in BF16, as safetensors and as GGUF."""
     tensors, paths = sides
     original = {name: torch.from_numpy(one.copy()) for name, one in tensors["base"].items()}
     base = paths.get(f"base-{kind}")

@@ -57,10 +57,7 @@ def shard_sizes(*folders: Path) -> Counter[str]:
 
 
 def test_every_byte_moves_once(run, hub, folders, tmp_path, wanted):
-    """A full audit has the numbers of the folders, verified, and moves each shard once, besides the
-    first 64 KiB for its header; what is in the cache then serves a second audit, and the same
-    command again asks for no weight at all.
-    """
+    """Besides the first 64 KiB for its header; what is in the cache serves a second audit."""
     run(*PAIR, "-o", "out").assert_done()
     sizes = shard_sizes(folders["base"], folders["tuned"])
     assert moved(hub) == {name: size + HEADERS for name, size in sizes.items()}
@@ -113,9 +110,7 @@ def test_a_part_of_the_model_moves_in_ranges(
 
 
 def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
-    """--fetch shards takes whole ones for a single layer; --fetch ranges takes parts for
-    everything, unverified.
-    """
+    """Whole shards for a single layer; ranges for everything, unverified."""
     run(*PAIR, "-o", "out", "--layer", "0", "--fetch", "shards").assert_done()
     assert_same(frame(tmp_path / "out"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out")["verified"].all()
@@ -130,9 +125,7 @@ def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
 
 
 def test_a_plan_moves_headers_only(run, hub, tmp_path):
-    """`plan` asks for the first bytes of the shards, says what would move, and writes nothing but
-    the cache.
-    """
+    """It says what would move, and writes nothing but the cache."""
     done = run("plan", *PAIR[1:], "-o", "out", "--format", "json")
     (plan,) = json.loads(done.assert_done())
     assert set(moved(hub).values()) == {HEADERS}
@@ -153,9 +146,7 @@ def test_a_long_header_is_read_by_a_second_request(run, hub, tmp_path):
 
 
 def test_the_token_stays_with_the_hub(run, hub, tmp_path, small):
-    """It goes to the Hub, never to where a redirect or the next page of a listing leads (see the
-    fixture `hub`). Files beyond the first page of a listing are found.
-    """
+    """Not where a redirect or a listing's next page leads (also by the fixture `hub`)."""
     hub.page_size = 1
     run(*SMALL, "-o", "out").assert_done()
     assert_equal(tmp_path / "out", small)
@@ -231,9 +222,7 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
 
 
 def test_a_revision_is_read_at_its_commit(run, hub, folders, tmp_path, small):
-    """A branch, a tag or a commit. A branch that moved on is another checkpoint: the report stays,
-    unless --overwrite.
-    """
+    """Of a branch, tag or commit. Where a branch moved on the report stays without --overwrite."""
     base, tuned = folders["small-base"], folders["small-tuned"]
     first = hub.add("org/model", base, revisions={"v1": tuned, "feature/x": base})
     tag = hub.commit("org/model", "v1")
@@ -278,9 +267,7 @@ def test_a_checkpoint_in_a_subfolder(run, hub, folders, tmp_path, small):
 
 @pytest.mark.slow
 def test_refusals_say_how_to_get_access(run, hub, folders):
-    """Gated with a token and without, private, missing, no such revision: each a line and hint that
-    name the repository, and the token that is in use.
-    """
+    """A line and hint that name the repository, and the token that is in use."""
     hub.add("org/gated", folders["small-tuned"], gated=True)
     hub.add("org/private", folders["small-tuned"], private=True)
     none = {"HF_TOKEN": ""}

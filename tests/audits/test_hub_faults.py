@@ -220,9 +220,7 @@ def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_quantised_model_of_the_hub(run, hub, tmp_path, whole):
-    """The shape of a matrix in 4 bits is read from a small tensor: its bytes alone, or the file of
-    a server that ignores ranges.
-    """
+    """The shape of a 4-bit matrix is read from a small tensor, or its whole file."""
     base = planted.saved("llama", tmp_path / "base", 0)
     packed, _, said = quantisers.quantised("nf4", load_file(base / MODEL))
     config = json.loads((base / "config.json").read_text()) | {"quantization_config": said}
@@ -335,9 +333,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", every(5, BROKEN))
 def test_a_hostile_file_is_one_error_line(run, hub, folders, tmp_path, case):
-    """An index whose shards lie outside, or are not there, or something else; a shard that is no
-    safetensors file.
-    """
+    """An index whose shards are outside, missing or no shards; a shard that is none."""
     name, content = BROKEN[case]
     hostile = shutil.copytree(folders["small-tuned"], tmp_path / "hostile")
     (hostile / name).write_bytes(content)

@@ -85,9 +85,7 @@ def evenly(pairs):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 20])
 def test_parts_are_whole_base_shards(tmp_path, count):
-    """Six shards on both sides that end at the same tensors: as many parts as asked for, six at
-    most, none sharing a shard.
-    """
+    """As many parts as asked for, six at most, none sharing a shard."""
     pairs = lined_up(tmp_path, 6, 6)
     parts = cut(pairs, count, evenly(pairs))
     assert len(parts) == min(count, 6)
@@ -132,9 +130,7 @@ def test_the_report_is_that_of_one_process(tmp_path, pair, whole, count):
 
 @pytest.mark.parametrize("limit", ["GROUP", "GROUP_BYTES"])
 def test_a_large_report_is_written_in_row_groups(tmp_path, pair, whole, monkeypatch, limit):
-    """As soon as the gathered rows are many or large: every matrix is whole in one group, and
-    tables, summary and seal are those of a report in one piece.
-    """
+    """Every matrix is whole in one group; all else is as in a report in one piece."""
     monkeypatch.setattr(rows, "CHUNK", 5)
     monkeypatch.setattr(rows, limit, 10)
     cut = run_pair(pair, SETTINGS, tmp_path / "cut")
@@ -196,9 +192,7 @@ class Dying(InProcess):
 
 @pytest.mark.parametrize("count", [None, 2, 3])
 def test_what_parts_had_measured_is_not_measured_again(tmp_path, pair, whole, count):
-    """Stopped in the second of three parts: the next run takes over what both had, however many
-    parts it has; the report is that of one process.
-    """
+    """Stopped in the second of three: the next run takes over what both had."""
     with pytest.raises(KeyboardInterrupt):
         run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3).measure))
     elsewhere = None if count is None else Parts(InProcess(), count).measure
@@ -294,9 +288,7 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
 
 
 def test_each_shard_is_fetched_once(tmp_path):
-    """Three parts of six and six shards from the Hub: twelve downloads of whole files, each of
-    another one. Random weights are no states of one model: exit code 3.
-    """
+    """Twelve downloads of whole files, each of another one."""
     folders = {
         "org/base": planted.sharded(tmp_path / "base", weights(0), 6),
         "org/tuned": planted.sharded(tmp_path / "tuned", weights(1), 6),

@@ -1,6 +1,4 @@
-"""Workers and memory are those of the container: cgroups of version 2 and 1, in trees of files made
-for the test.
-"""
+"""Workers and memory are those of the container, by cgroups 2 and 1 in trees of files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Tensors that hold several matrices or vectors: each part has its own outcome, and the tensor's
-row tells of all.
-"""
+"""Tensors of several matrices or vectors: each part has its outcome, the row tells of all."""
 
 from __future__ import annotations
 
@@ -120,9 +118,7 @@ def test_no_two_pairs_of_a_hostile_checkpoint_share_a_key(shapes, config):
 
 @pytest.mark.parametrize("kind", every(3, FUSED))
 def test_a_fused_bias_has_the_norm_of_its_parts_with_any_number_of_workers(kind, tmp_path):
-    """Parts that change by different amounts: the relative norm is that of the whole vector, and 1,
-    2 and 5 workers give the same bytes of data.
-    """
+    """Of parts that change by different amounts; 1, 2 and 5 workers give the same bytes."""
     base = fused(kind)
     bias = f"{FUSED[kind][0]}.bias"
     tuned = {name: tensor.clone() for name, tensor in base.items()}
@@ -143,9 +139,7 @@ def test_a_fused_bias_has_the_norm_of_its_parts_with_any_number_of_workers(kind,
 @pytest.mark.parametrize("kind", every(2, FUSED))
 @pytest.mark.parametrize("what", ["weight", "bias"])
 def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, what, tmp_path):
-    """NaN in k alone: the tensor is skipped as nonfinite and says which part, q and v have their
-    rows, and the share of the compared parameters is without k.
-    """
+    """NaN in k alone: q and v have rows, the share of compared parameters is without k."""
     base = fused(kind)
     name = f"{FUSED[kind][0]}.{what}"
     tuned = {key: tensor * 1.01 for key, tensor in base.items()}
@@ -167,9 +161,7 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
 
 
 def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
-    """Of a stack of 16 experts two are not finite: their layer is still there, all other experts
-    have a row, and --strict ends with 3.
-    """
+    """Two of 16: all others have a row, and --strict ends with 3."""
     name = "model.layers.0.mlp.experts.down_proj"
     base = {name: torch.randn(16, 8, 4, generator=torch.Generator().manual_seed(0))}
     tuned = {name: base[name] * 1.5}
@@ -191,9 +183,7 @@ def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
 
 
 def test_what_a_filter_leaves_out_of_a_fused_tensor_is_no_fault(tmp_path):
-    """--module attn.q measures q of a fused projection: the tensor is measured, and says that k and
-    v were left out.
-    """
+    """--module attn.q measures q of a fused projection: the tensor is measured."""
     base = fused("phi3")
     tuned = {name: tensor * 1.01 for name, tensor in base.items()}
     chosen = Filter(modules=("attn.q",))

@@ -1,6 +1,4 @@
-"""Audits on Ray: the bytes of the engine in this process, killed workers and drivers, an interrupt,
-two machines.
-"""
+"""Audits on Ray: the bytes of one process, kills, an interrupt, two machines."""
 
 from __future__ import annotations
 
@@ -51,9 +49,7 @@ def holders(path: Path) -> list[int]:
 
 
 def parents(paths: list[Path]) -> set[int]:
-    """The parents of the processes that have one of these files open: workers are children of the
-    raylet of their machine.
-    """
+    """The parents of processes that have one of these files open: the raylets of workers."""
     found = set()
     for pid in {pid for path in paths for pid in holders(path)}:
         with contextlib.suppress(OSError):  # it has ended
@@ -151,9 +147,7 @@ def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
 
 
 def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
-    """Two bases of three tuned models each, in turns on the list: each base moves to one machine
-    and each tuned model once, but that a machine which is done early may help with the other base.
-    """
+    """Bases and tuned models move to one machine; one that is done early may help."""
     for number, base in enumerate(("a", "b")):
         weights = planted.matrices(10 * number, 4, 200)
         machines.hub.add(f"org/{base}", planted.sharded(tmp_path / base, weights, 2))
@@ -188,9 +182,7 @@ def fetched_once(machines) -> Counter:
 
 @pytest.mark.parametrize(("side", "tier"), [(200, ()), (520, ("--precision", "sketch"))])
 def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray, side, tier):
-    """A single pair of four and four shards on two machines: two parts, of which each machine
-    fetches its own; the report is that of one process.
-    """
+    """Four and four shards: two parts, of which each machine fetches its own."""
     for seed, name in ((50 + side, f"giant-{side}"), (51 + side, f"large-{side}")):
         folder = planted.sharded(tmp_path / name, planted.matrices(seed, 8, side), 4)
         machines.hub.add(f"org/{name}", folder)
@@ -217,9 +209,7 @@ def test_a_task_that_fits_nowhere_and_an_address_where_nobody_answers_are_one_li
 
 
 def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
-    """Two machines at work, one of them is taken away: its pair begins again on the other one, at
-    its journal, and the reports are those of one process.
-    """
+    """Its pair begins again on the other one, at its journal; the reports are the same."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     planted.toy(tmp_path / "base", 0, 40, 300)
     for number in (1, 2):
@@ -249,9 +239,7 @@ def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
 
 
 def test_a_ray_of_this_machine_is_nobody_elses(command):
-    """All its processes listen on the loopback address alone and ask for a token; nothing of that
-    stays in this process.
-    """
+    """Loopback alone, with a token; nothing of that stays in this process."""
     script = """
 def listening():
     addresses = {}
@@ -316,9 +304,7 @@ def test_the_example_of_the_python_page_runs_as_it_stands(command):
 
 
 def test_a_fault_of_any_kind_comes_back_with_its_traceback(command, machines):
-    """One that cannot be pickled, one that cannot be unpickled and a plain one: each is told once,
-    with its type and text, and none is taken for a machine without `shadow`.
-    """
+    """Also what cannot be pickled or unpickled; none is taken for a missing `shadow`."""
     script = f"""
 import threading
 class Locked(Exception):

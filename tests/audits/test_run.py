@@ -103,9 +103,7 @@ def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
 
 
 def test_files_are_what_the_schema_says(llama, whole):
-    """Columns, order, one row per tensor and side, spectra that give the norms back, shares of
-    energy that add up to one.
-    """
+    """Columns, order, a row per tensor and side, norms by spectra, shares that add up to one."""
     found = tables(whole.folder)
     for name, columns in (("matrices", MATRICES), ("tensors", TENSORS), ("spectra", SPECTRA)):
         assert found[name].column_names == [column.name for column in columns]
@@ -318,9 +316,7 @@ def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, 
 
 
 def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
-    """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get
-    fewer workers.
-    """
+    """A worker holds a Gram and the solver's copy: huge matrices get fewer workers."""
     place = Place("language", 0, "mlp.up")
     tuned = Operand(TensorInfo("w", "BF16", (8192, 28672), "s", 0, 0), Part(place))
     pair = MatrixPair(place, None, tuned, 8192, 28672, True)
@@ -340,9 +336,7 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
 
 
 def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
-    """A quantised side, whichever it is and among however many others, or an adapter's factors; no
-    worker holds a Gram.
-    """
+    """A quantised side, whichever it is, or an adapter's factors; none holds a Gram."""
     place, machine = Place("language", 0, "mlp.up"), MachineLimits(4, "", 64 << 30, "the machine")
     info = TensorInfo("w", "BF16", (640, 512), "s", 0, 0)
     floats = Operand(info, Part(place))

@@ -1,6 +1,4 @@
-"""The order of work: what is fetched when, what it takes at most, and that nothing is freed before
-its last use.
-"""
+"""The order of work: what is fetched when, the most it takes, nothing freed too early."""
 
 from __future__ import annotations
 
@@ -125,9 +123,7 @@ def downloads_first(moves):
 
 @given(cases())
 def test_every_pair_is_in_one_step_and_every_shard_in_one_visit(case):
-    """Nothing is measured twice or lost; a shard of either side is fetched once; folders are not
-    fetched at all.
-    """
+    """Nothing is measured twice or lost; shards are fetched once, folders not at all."""
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     assert Counter(pair.key for step in work.steps for pair in step) == Counter(
@@ -169,9 +165,7 @@ def test_the_peak_is_that_of_the_rules_played_out(case):
 
 @given(cases(), st.randoms(use_true_random=False))
 def test_no_order_of_events_takes_more_than_the_peak_or_stands_still(case, random):
-    """Pairs that finish in any order, downloads of any speed: never more than the peak, no pair
-    without its shards.
-    """
+    """Pairs that end in any order, downloads of any speed; no pair lacks its shards."""
     pairs, base, tuned, sizes = case
     work = schedule(pairs, base, tuned)
     for one in (work, work.unhurried()):
@@ -283,9 +277,7 @@ def sizes_of(sizes, base, tuned):
 
 
 def in_layer_order(pairs, sizes):
-    """The most bytes on the disk if tensors are measured in the order of their names, shards freed
-    at last use.
-    """
+    """The most bytes on the disk in the order of names, shards freed at last use."""
     order = sorted(pairs, key=lambda pair: natural(pair.tuned.info.name))
     last = {shard: number for number, pair in enumerate(order) for shard in shards_of(pair)}
     here, most = set(), 0
@@ -329,9 +321,7 @@ def test_a_pair_of_24b_takes_a_few_shards(orders):
 
 
 def test_a_pair_of_70b_fits_tens_of_gigabytes():
-    """Thirty shards of 5 GB a side, cut at other places: 282 GB to read, at most 25 GB on the disk,
-    15 without fetching ahead.
-    """
+    """Thirty shards of 5 GB a side, cut at other places: 25 GB of 282, 15 unhurried."""
     base = split(LLAMA_70B, 5 * GB)
     tuned = split(LLAMA_70B, 4.9 * GB)
     pairs, *checkpoints = line_up(base, tuned)
@@ -350,9 +340,7 @@ def test_a_pair_of_70b_fits_tens_of_gigabytes():
     st.lists(st.tuples(st.integers(0, 8 * NEIGHBOUR), st.integers(0, 2 * NEIGHBOUR)), max_size=20)
 )
 def test_coalesced_ranges_hold_every_tensor_and_little_else(spans):
-    """Ascending, apart by more than a neighbour's gap, holding every wanted byte, and starting and
-    ending with one.
-    """
+    """Ascending, apart by more than a gap; every wanted byte, at both ends too."""
     wanted = [
         TensorInfo(str(n), "U8", (size,), "s", start, start + size)
         for n, (start, size) in enumerate(spans)

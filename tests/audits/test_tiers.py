@@ -226,9 +226,7 @@ def test_estimates_do_not_depend_on_workers_parts_or_a_stop(estimates, tmp_path,
 
 
 def test_a_report_of_estimates_says_so(larger, tmp_path):
-    """In its summary and in a sentence. One of small matrices, which have all their singular
-    values, does not.
-    """
+    """Not one of small matrices, which have all their singular values."""
     small = shadow.audit("demo:base..narrow", output=tmp_path, precision="sketch").summary
     assert small.figures == shadow.audit("demo:base..narrow", output=tmp_path / "x").summary.figures
     for summary, is_estimated in (
