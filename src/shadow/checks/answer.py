@@ -99,7 +99,7 @@ class Check:
     """What people call it, in a few words, such as `merged adapter`."""
     meaning: str
     """What holds when the check holds, in one sentence for `shadow explain`."""
-    judge: Callable[[Any], Answer]
+    judge: Callable[..., Answer]
     words: Mapping[str, str] = field(default_factory=dict)
     """Templates by code, beside those of COMMON."""
     gather: Callable[..., Any] | None = None

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shadow.checks.answer import Figure
-from shadow.checks.draft import Draft, all_of
+from shadow.checks.answer import Answer, Check, Figure, Outcome, by_code
 from shadow.checks.inside import USUAL_RANK, few_of, is_low_rank
-from shadow.checks.old import Claim, Outcome, table
 from shadow.summary.record import PairRecord
+from shadow.templates import Reason
 
 Word = Literal["no", "fits", "cannot_be_excluded"]
-WORDS: Mapping[Outcome, Word] = {
-    "does_not_hold": "no",
-    "holds": "fits",
-    "cannot_be_told": "cannot_be_excluded",
-}
-ANSWERS: Mapping[Word, str] = {
-    "no": "no",
-    "fits": "fits",
-    "cannot_be_excluded": "cannot be excluded",
+ANSWERS: Mapping[Outcome, Word] = {
+    Outcome.DOES_NOT_HOLD: "no",
+    Outcome.HOLDS: "fits",
+    Outcome.INCONCLUSIVE: "cannot_be_excluded",
 }
 # Concentration and relative norm of a change that a copy in few bits does not leave where vectors
 # changed too and no rows have few values: 8 bits leave at most 0.9 %, and compensated rounding of
@@ -31,24 +25,31 @@ IN_8_BITS = 0.002  # relative norm, below what a rounding to 8 bits or fewer lea
 HIGH = 0.5  # of the short side: more than any adapter of that width has
 ROUNDED = 0.5  # share of the energy up to which the rest is the rounding of a format
 ALONG = 0.1  # decay_cosine from which a change has the shape of the weights themselves
-EXPLANATIONS = table(
-    Claim(
-        "merged_adapter",
-        "low-rank adapter, or an edit of few directions",
-        "the change is of low rank: an adapter, stored as one or merged into the base, or an edit"
-        " of few directions",
-    ),
-    Claim(
-        "orthogonalised_optimiser",
-        "orthogonalised optimiser",
-        "an optimiser with orthogonal updates, such as Muon, made the change",
-    ),
-    Claim(
-        "quantised_copy",
-        "quantised copy",
-        "most of the change is the rounding of one side to 8 bits or fewer",
-    ),
+POSSIBLE = (
+    "[{inside_layers.short_side_least:count} to {inside_layers.short_side_most:count}]"
+    "[{figures.short_side:count}] possible"
 )
+WORDS = {
+    "adapter": "the tuned side is an adapter of rank {figures.rank_ceiling:count} at most",
+    "low_rank": "the median update has rank {inside_layers.rank_most:count} at most, of "
+    + POSSIBLE,
+    "high_rank": "the median update has rank {inside_layers.rank_least:count} or more, of "
+    + POSSIBLE,
+    "rank_unknown": "the rank of the update is unknown",
+    "flat": "{inside_layers.judged:all matrix|matrices} inside layers are flatter than noise",
+    "mostly_flat": "{inside_layers.flatter_than_noise:count} of {inside_layers.judged:count}"
+    " matrices inside layers are flatter than noise",
+    "adds_up": "many orthogonal updates can add up to structure",
+    "rounding": "at most {inside_layers.kept_high_overall:share} of the change is more than the"
+    " rounding of its format",
+    "small": "the median change is {inside_layers.relative_norm:share}, and rounding to 8 bits"
+    " leaves 0.2 % or more",
+    "not_full_rank": "the median update has rank {inside_layers.rank_most:count} at most, and"
+    " rounding has full",
+    "trained": "biases and norms changed, rows have many values, and concentration is"
+    " {figures.concentration:fixed}",
+    "calibrated": "calibrated rounding leaves structure, as training does",
+}
 
 
 @dataclass(frozen=True)
@@ -66,63 +67,68 @@ class Explanation:
 def explanations(record: PairRecord) -> list[Explanation]:
     """Every explanation with its answer, in the order of EXPLANATIONS."""
     found = []
-    for code, claim in EXPLANATIONS.items():
-        draft = Draft(record)
-        outcome, reason = JUDGES[code](draft)
-        found.append(Explanation(code, claim.title, WORDS[outcome], reason, draft.figures))
+    for code, check in EXPLANATIONS.items():
+        answer = check.judge(record)
+        word, reason = ANSWERS[answer.outcome], check.say_all(answer.reasons)
+        found.append(Explanation(code, check.title, word, reason, answer.figures))
     return found
 
 
-def _merged_adapter(draft: Draft) -> tuple[Outcome, str]:
-    figures, inside = draft.summary.figures, draft.summary.inside_layers
+def _answer(outcome: Outcome, code: str, figures: Mapping[str, Figure] | None = None) -> Answer:
+    return Answer(outcome, [Reason(code, figures or {})], figures or {})
+
+
+def _merged_adapter(record: PairRecord) -> Answer:
+    figures, inside = record.figures, record.inside_layers
     if figures.rank_ceiling is not None:
-        rank = draft.write(figures.rank_ceiling, "figures.rank_ceiling", "count")
-        return "holds", f"the tuned side is an adapter of rank {rank} at most"
-    if is_low_rank(draft.summary):
-        rank = draft.write(inside.rank_most or 0, "inside_layers.rank_most", "count")
-        of = draft.directions()
-        return "holds", f"the median update has rank {rank} at most, of {of} possible"
+        return _answer(Outcome.HOLDS, "adapter", {"figures.rank_ceiling": figures.rank_ceiling})
+    possible = _directions(record)
+    if is_low_rank(record) and inside.rank_most is not None:
+        rank = {"inside_layers.rank_most": inside.rank_most}
+        return _answer(Outcome.HOLDS, "low_rank", rank | possible)
     least, side = inside.rank_least, figures.short_side
     if least is None or side is None or least <= min(USUAL_RANK, HIGH * side):
-        return "cannot_be_told", "the rank of the update is unknown"
-    rank = draft.write(least, "inside_layers.rank_least", "count")
-    of = draft.directions()
-    return "does_not_hold", f"the median update has rank {rank} or more, of {of} possible"
+        return _answer(Outcome.INCONCLUSIVE, "rank_unknown")
+    rank = {"inside_layers.rank_least": least}
+    return _answer(Outcome.DOES_NOT_HOLD, "high_rank", rank | possible)
 
 
-def _orthogonalised(draft: Draft) -> tuple[Outcome, str]:
-    inside = draft.summary.inside_layers
+def _directions(record: PairRecord) -> dict[str, Figure]:
+    """How many directions a matrix inside layers has; the least and the most where they differ, as
+    their median need not be the size of any.
+    """
+    inside, side = record.inside_layers, record.figures.short_side
+    least, most = inside.short_side_least, inside.short_side_most
+    if least is not None and most is not None and least < most:
+        return {"inside_layers.short_side_least": least, "inside_layers.short_side_most": most}
+    return {} if side is None else {"figures.short_side": side}
+
+
+def _orthogonalised(record: PairRecord) -> Answer:
+    inside = record.inside_layers
+    flat, judged = inside.flatter_than_noise, inside.judged
     along = abs(inside.decay_cosine or 0.0) > ALONG  # flat weights leave flat parts of themselves
-    if not inside.judged or 2 * inside.flatter_than_noise < inside.judged or along:
-        return "cannot_be_told", "many orthogonal updates can add up to structure"
-    draft.inside("flatter_than_noise")
-    draft.inside("judged")
-    which = all_of(inside.flatter_than_noise, inside.judged)
-    return "holds", f"{which} inside layers are flatter than noise"
+    if not judged or 2 * flat < judged or along:
+        return _answer(Outcome.INCONCLUSIVE, "adds_up")
+    figures = {"inside_layers.flatter_than_noise": flat, "inside_layers.judged": judged}
+    return _answer(Outcome.HOLDS, "flat" if flat == judged else "mostly_flat", figures)
 
 
-def _quantised(draft: Draft) -> tuple[Outcome, str]:
-    inside = draft.summary.inside_layers
-    high, norm = inside.kept_high_overall, inside.relative_norm
+def _quantised(record: PairRecord) -> Answer:
+    inside, concentration = record.inside_layers, record.figures.concentration
+    high, norm, rank = inside.kept_high_overall, inside.relative_norm, inside.rank_most
     if high is not None and high < ROUNDED:
-        share = draft.write(high, "inside_layers.kept_high_overall", "share")
-        return "holds", f"at most {share} of the change is more than the rounding of its format"
-    few = any(few_of(draft.summary, side)[0] for side in ("base", "tuned"))  # on one grid already
-    if not few and norm is not None and norm < IN_8_BITS:
-        size = draft.write(norm, "inside_layers.relative_norm", "share")
-        return "does_not_hold", (
-            f"the median change is {size}, and rounding to 8 bits leaves 0.2 % or more"
-        )
-    if not few and is_low_rank(draft.summary):
-        rank = draft.write(inside.rank_most or 0, "inside_layers.rank_most", "count")
-        return "does_not_hold", f"the median update has rank {rank} at most, and rounding has full"
-    if not few and inside.levels_tuned_judged and is_trained(draft.summary):
-        value = draft.summary.figures.concentration or 0.0
-        size = draft.write(value, "figures.concentration", "fixed")
-        return "does_not_hold", (
-            f"biases and norms changed, rows have many values, and concentration is {size}"
-        )
-    return "cannot_be_told", "calibrated rounding leaves structure, as training does"
+        return _answer(Outcome.HOLDS, "rounding", {"inside_layers.kept_high_overall": high})
+    no = Outcome.DOES_NOT_HOLD
+    if any(few_of(record, side)[0] for side in ("base", "tuned")):  # on one grid already
+        return _answer(Outcome.INCONCLUSIVE, "calibrated")
+    if norm is not None and norm < IN_8_BITS:
+        return _answer(no, "small", {"inside_layers.relative_norm": norm})
+    if is_low_rank(record) and rank is not None:
+        return _answer(no, "not_full_rank", {"inside_layers.rank_most": rank})
+    if inside.levels_tuned_judged and is_trained(record):
+        return _answer(no, "trained", {"figures.concentration": concentration or 0.0})
+    return _answer(Outcome.INCONCLUSIVE, "calibrated")
 
 
 def is_trained(record: PairRecord) -> bool:
@@ -132,8 +138,27 @@ def is_trained(record: PairRecord) -> bool:
     return structured and norm >= CLEARLY and 0 < vectors.compared <= 2 * vectors.changed
 
 
-JUDGES: Mapping[str, Callable[[Draft], tuple[Outcome, str]]] = {
-    "merged_adapter": _merged_adapter,
-    "orthogonalised_optimiser": _orthogonalised,
-    "quantised_copy": _quantised,
-}
+EXPLANATIONS: Mapping[str, Check] = by_code(
+    Check(
+        "merged_adapter",
+        "low-rank adapter, or an edit of few directions",
+        "the change is of low rank: an adapter, stored as one or merged into the base, or an edit"
+        " of few directions",
+        _merged_adapter,
+        WORDS,
+    ),
+    Check(
+        "orthogonalised_optimiser",
+        "orthogonalised optimiser",
+        "an optimiser with orthogonal updates, such as Muon, made the change",
+        _orthogonalised,
+        WORDS,
+    ),
+    Check(
+        "quantised_copy",
+        "quantised copy",
+        "most of the change is the rounding of one side to 8 bits or fewer",
+        _quantised,
+        WORDS,
+    ),
+)

@@ -5,14 +5,14 @@ A pair that fails one has figures all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.checks.old import Claim, table
+from shadow.checks.answer import Answer, Check, Outcome, by_code
 from shadow.checks.recognised import is_rearranged
 from shadow.summary.record import PairRecord
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
-from shadow.text import counted, several
+from shadow.templates import Reason, Value
 
 PAIRED = 0.9
 # what each figure must reach
@@ -24,40 +24,40 @@ THRESHOLDS = {
     "rank": FULL_RANK,
     "formats": 0.0,
 }
-GATES = table(
-    Claim(
-        "changed",
-        "a matrix changed",
-        "at least one matrix changed; biases and norms do not count",
-    ),
-    Claim(
-        "lineage",
-        "the tuned model comes from the base",
-        "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
-        f" at least {LINEAGE:g}), and none is merely moved, rotated or reordered",
-    ),
-    Claim(
-        "paired",
-        "the two are states of one model",
-        f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared. What an"
-        " adapter leaves unchanged counts as compared; what a filter leaves out does not",
-    ),
-    Claim(
-        "rounding",
-        "the change is more than rounding",
-        f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing. It fails"
-        " if the rounding of most matrices is not known: of IQ types, and of a small change that is"
-        " stored in more bits than its base",
-    ),
-    Claim(
-        "rank",
-        "the change has full rank",
-        f"the median delta has at least {100 * FULL_RANK:.0f} % of the directions that its shape"
-        " allows. The rank of an adapter counts, and so does `numerical_rank`; directions that hold"
-        " no more than rounding do not. A low-rank change that rounding mostly hides may pass",
-    ),
-    Claim("formats", "every format is read", "no tensor is in a packed or an unknown format"),
-)
+WORDS = {
+    "changed": "{matrices:count matrix|matrices} changed",
+    "nothing": "no matrix was compared",
+    "only_vector": "no matrix changed, but the only bias or norm did",
+    "vectors": "no matrix changed, but {changed:count} of {compared:count} biases and norms did",
+    "identical": "nothing changed: all {what} that were compared are identical",
+    "nothing_inside": "no matrix outside embeddings and heads was compared",
+    "any_base": "an adapter fits any base of its shape: nothing shows that it is of this one",
+    "moved": "layers have moved, or matrices are rotated or reordered ({median})",
+    "similar": "base and tuned weights are similar ({median})",
+    "unrelated": "base and tuned weights have little in common ({median}): they do not look like a"
+    " base and a model tuned from it",
+    "median": "median cosine {cosine:fixed}",
+    "compared": "{share:portion} of the larger side's parameters were compared",
+    "part": "{compared}: a filter left out the rest",
+    "two_models": "{compared}: these are not two states of one model",
+    "no_floor": "norms alone were measured, and not what rounding left",
+    "unjudged": "it is not known what rounding to {formats} makes of a change",
+    "not_rounded": "storage did not round the change",
+    "more": "the change is {floor:ratio} times as large as rounding alone would make it",
+    "rounded": "the change is only {floor:ratio} times as large as rounding alone would make it",
+    "no_rank": "norms alone were measured, and no rank",
+    "estimated": "singular values were estimated, and no rank is known",
+    "unknown": "the rank of no delta is known",
+    "full": "the median delta has {share:share} of the directions that its shape allows, rounding"
+    " included",
+    "low": "the median delta has rank {rank:count} at most, like a merged adapter. {valid}",
+    "adapter": "the adapter limits every delta to rank {rank:count}. {valid}",
+    "valid": "Its concentration therefore says little about the training; norms and locations are"
+    " still valid",
+    "unread": "{share:portion} of the parameters are in a format that shadow does not read",
+    "other_formats": "base and tuned are stored in different formats ({formats}), which rounds",
+    "same_formats": "base and tuned are stored in the same formats",
+}
 
 
 @dataclass(frozen=True)
@@ -80,113 +80,134 @@ def failed(listed: Sequence[Gate]) -> list[Gate]:
 def gates(record: PairRecord, standing: Standing) -> list[Gate]:
     """Every gate of a pair, in the order of GATES."""
     found = []
-    for name, judge in JUDGES.items():
-        figure, passed, reason = judge(record, standing)
+    for name, check in GATES.items():
+        answer = check.judge(record, standing)
+        figure, passed = answer.figures.get("figure"), answer.outcome is Outcome.HOLDS
+        reason = check.say_all(answer.reasons)
         found.append(Gate(name, figure, THRESHOLDS[name], passed, reason))
     return found
 
 
-# the figure of a gate, whether it passes, and why
-Judged = tuple[float | None, bool, str]
+def _answer(figure: float | None, passed: bool, code: str, **figures: Value) -> Answer:
+    """The answer of a gate; inconclusive where a figure that it needs is unknown."""
+    outcome = Outcome.INCONCLUSIVE if figure is None else Outcome.DOES_NOT_HOLD
+    judged_by = {} if figure is None else {"figure": figure}
+    return Answer(Outcome.HOLDS if passed else outcome, [Reason(code, figures)], judged_by)
 
 
-def _changed(record: PairRecord, standing: Standing) -> Judged:
+def _changed(record: PairRecord, standing: Standing) -> Answer:
     """How many matrices changed: every other gate, and every figure of a rule, is of matrices."""
     count, vectors = record.figures.matrices, record.vectors
     if count:
-        return count, True, f"{counted(count, 'matrix', 'matrices')} changed"
+        return _answer(count, True, "changed", matrices=count)
     if not standing.identical:
-        return None, False, "no matrix was compared"
+        return _answer(None, False, "nothing")
     if vectors.changed:
-        of = f"{vectors.changed:,} of {vectors.compared:,} biases and norms"
-        only = "the only bias or norm" if vectors.compared == 1 else of
-        return count, False, f"no matrix changed, but {only} did"
+        code = "only_vector" if vectors.compared == 1 else "vectors"
+        return _answer(count, False, code, changed=vectors.changed, compared=vectors.compared)
     what = "matrices, biases and norms" if vectors.compared else "matrices"
-    return count, False, f"nothing changed: all {what} that were compared are identical"
+    return _answer(count, False, "identical", what=what)
 
 
-def _lineage(record: PairRecord, standing: Standing) -> Judged:
+def _lineage(record: PairRecord, standing: Standing) -> Answer:
     cosine, moved = standing.cosine, is_rearranged(record)
     if cosine is None:
-        return None, False, "no matrix outside embeddings and heads was compared"
+        return _answer(None, False, "nothing_inside")
     passed = cosine >= LINEAGE and not moved
-    median = f"median cosine {cosine:.2f}"
+    code = "moved" if moved else "similar" if passed else "unrelated"
     if record.figures.rank_ceiling is not None:
-        reason = "an adapter fits any base of its shape: nothing shows that it is of this one"
-    elif moved:
-        reason = f"layers have moved, or matrices are rotated or reordered ({median})"
-    elif passed:
-        reason = f"base and tuned weights are similar ({median})"
-    else:
-        reason = (
-            f"base and tuned weights have little in common ({median}): they do not look like a base"
-            " and a model tuned from it"
-        )
-    return cosine, passed, reason
+        code = "any_base"
+    return _answer(cosine, passed, code, median=Reason("median", {"cosine": cosine}))
 
 
-def _paired(_: PairRecord, standing: Standing) -> Judged:
-    passed = standing.compared >= PAIRED
-    reason = f"{standing.compared_percent:.1f} % of the larger side's parameters were compared"
-    if not passed:
-        filtered = ": a filter left out the rest"
-        reason += filtered if standing.is_part else ": these are not two states of one model"
-    return standing.compared, passed, reason
+def _paired(_: PairRecord, standing: Standing) -> Answer:
+    compared = Reason("compared", {"share": standing.compared_percent / 100})  # rounded down
+    if standing.compared >= PAIRED:
+        return Answer(Outcome.HOLDS, [compared], {"figure": standing.compared})
+    code = "part" if standing.is_part else "two_models"
+    return _answer(standing.compared, False, code, compared=compared)
 
 
-def _rounding(record: PairRecord, standing: Standing) -> Judged:
-    figure = record.figures.floor_ratio
-    if figure is None and record.tier == "norms" and record.figures.rank_ceiling is None:
-        return None, False, "norms alone were measured, and not what rounding left"
+def _rounding(record: PairRecord, standing: Standing) -> Answer:
+    floor = record.figures.floor_ratio
+    if floor is None and record.tier == "norms" and record.figures.rank_ceiling is None:
+        return _answer(None, False, "no_floor")
     if standing.unjudged:
-        formats = several(standing.unjudged, 3)
-        return None, False, f"it is not known what rounding to {formats} makes of a change"
-    if figure is None:
-        return None, True, "storage did not round the change"
-    passed = figure >= ROUNDING
-    times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
-    times = times if passed else f"only {times}"
-    return figure, passed, f"the change is {times} times as large as rounding alone would make it"
+        return _answer(None, False, "unjudged", formats=standing.unjudged)
+    if floor is None:
+        return _answer(None, True, "not_rounded")
+    passed = floor >= ROUNDING
+    return _answer(floor, passed, "more" if passed else "rounded", floor=floor)
 
 
-def _rank(record: PairRecord, standing: Standing) -> Judged:
+def _rank(record: PairRecord, standing: Standing) -> Answer:
     """The share of its directions that a delta has at all, which an adapter of low rank bounds."""
     share = standing.rank_share
     if share is None and record.tier == "norms":
-        return None, False, "norms alone were measured, and no rank"
-    if share is None and record.estimated:
-        return None, False, "singular values were estimated, and no rank is known"
+        return _answer(None, False, "no_rank")
     if share is None:
-        return None, True, "the rank of no delta is known"
+        return _answer(None, not record.estimated, "estimated" if record.estimated else "unknown")
     if share >= FULL_RANK:
-        of = f"{100 * share:.0f} % of the directions that its shape allows, rounding included"
-        return share, True, f"the median delta has {of}"
-    what = f"the median delta has rank {standing.rank:.0f} at most, like a merged adapter"
-    if standing.rank_ceiling:
-        what = f"the adapter limits every delta to rank {standing.rank_ceiling:.0f}"
-    reason = (
-        f"{what}. Its concentration therefore says little about the training; norms and locations"
-        " are still valid"
-    )
-    return share, False, reason
+        return _answer(share, True, "full", share=share)
+    code, rank = "adapter", standing.rank_ceiling
+    if not rank:
+        code, rank = "low", standing.rank
+    return _answer(share, False, code, rank=rank, valid=Reason("valid"))
 
 
-def _formats(_: PairRecord, standing: Standing) -> Judged:
-    share = standing.unread
-    reason = "base and tuned are stored in the same formats"
-    if share:
-        reason = f"{100 * share:.1f} % of the parameters are in a format that shadow does not read"
-    elif standing.formats:
-        formats = ", ".join(standing.formats)[:60]
-        reason = f"base and tuned are stored in different formats ({formats}), which rounds"
-    return share, not share, reason
+def _formats(_: PairRecord, standing: Standing) -> Answer:
+    share, formats = standing.unread, standing.formats
+    code = "unread" if share else "other_formats" if formats else "same_formats"
+    return _answer(share, not share, code, share=share, formats=formats)
 
 
-JUDGES: Mapping[str, Callable[[PairRecord, Standing], Judged]] = {
-    "changed": _changed,
-    "lineage": _lineage,
-    "paired": _paired,
-    "rounding": _rounding,
-    "rank": _rank,
-    "formats": _formats,
-}
+GATES: Mapping[str, Check] = by_code(
+    Check(
+        "changed",
+        "a matrix changed",
+        "at least one matrix changed; biases and norms do not count",
+        _changed,
+        WORDS,
+    ),
+    Check(
+        "lineage",
+        "the tuned model comes from the base",
+        "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
+        f" at least {LINEAGE:g}), and none is merely moved, rotated or reordered",
+        _lineage,
+        WORDS,
+    ),
+    Check(
+        "paired",
+        "the two are states of one model",
+        f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared. What an"
+        " adapter leaves unchanged counts as compared; what a filter leaves out does not",
+        _paired,
+        WORDS,
+    ),
+    Check(
+        "rounding",
+        "the change is more than rounding",
+        f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing. It fails"
+        " if the rounding of most matrices is not known: of IQ types, and of a small change that is"
+        " stored in more bits than its base",
+        _rounding,
+        WORDS,
+    ),
+    Check(
+        "rank",
+        "the change has full rank",
+        f"the median delta has at least {100 * FULL_RANK:.0f} % of the directions that its shape"
+        " allows. The rank of an adapter counts, and so does `numerical_rank`; directions that hold"
+        " no more than rounding do not. A low-rank change that rounding mostly hides may pass",
+        _rank,
+        WORDS,
+    ),
+    Check(
+        "formats",
+        "every format is read",
+        "no tensor is in a packed or an unknown format",
+        _formats,
+        WORDS,
+    ),
+)

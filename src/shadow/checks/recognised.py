@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from shadow.checks.old import Claim, table
+from collections.abc import Mapping
+
+from shadow.checks.answer import Answer, Check, Outcome, by_code
 from shadow.reports.columns import read_words
-from shadow.summary.changes import CHANGES
+from shadow.summary.changes import CHANGES, Change
 from shadow.summary.record import PairRecord
+from shadow.templates import Reason
 
 MANY = 0.25  # of the changed matrices in layers: permuted neurons are 3 of 7
 _MEANINGS = read_words("words.yaml")["sentences"]
-RECOGNISED = table(
-    *(Claim(one.code, one.title, one.meaning or _MEANINGS[one.code]) for one in CHANGES)
-)
+
+
+def _check(one: Change) -> Check:
+    """Whether a recorded change holds."""
+
+    def judge(record: PairRecord) -> Answer:
+        holds = one.figures(record.recognised) is not None
+        return Answer(Outcome.HOLDS if holds else Outcome.DOES_NOT_HOLD, [Reason(one.code)])
+
+    return Check(one.code, one.title, one.meaning or _MEANINGS[one.code], judge)
+
+
+RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))
 
 
 def recognised(record: PairRecord) -> list[str]:
     """The codes of RECOGNISED that hold, in their order."""
-    return [one.code for one in CHANGES if one.figures(record.recognised) is not None]
+    holds = Outcome.HOLDS
+    return [code for code, one in RECOGNISED.items() if one.judge(record).outcome is holds]
 
 
 def is_rearranged(record: PairRecord) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shadow.checks.explanations import ANSWERS, Explanation
+from shadow.checks.explanations import Explanation
 from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
@@ -153,10 +153,10 @@ def answers_table(
 
 def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
     """What else may have left these figures, and why it did not, or may."""
-    answers = (
-        (one.name, Word(ANSWERS[one.answer], "warning" if one.answer == "fits" else ""), one.reason)
-        for one in explanations
-    )
+    answers = []
+    for one in explanations:
+        answer = Word(one.answer.replace("_", " "), "warning" if one.answer == "fits" else "")
+        answers.append((one.name, answer, one.reason))
     heads = ("what", "answer", "because")
     return answers_table("Other explanations", heads, answers, when=when, about="claims")
 
