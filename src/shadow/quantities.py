@@ -24,6 +24,7 @@ Kind = Literal[
     "difference",  # three decimals and a sign: +0.092
     "log_ratio",  # the logarithm of a ratio: x 0.67
     "gain",  # three significant digits and a sign: +12.5
+    "factor",  # two digits of how far it is from 1: 1.010, 0.9990, -1.000
     "correlation",  # two decimals and a sign: +0.31
     "seconds",
     "bytes",
@@ -138,6 +139,13 @@ def _log_ratio(value: float) -> str:
     return f"x {ratio:.2f}" if 0.1 <= ratio < 100 else f"x {_number(ratio, 2)}"
 
 
+def _factor(value: float) -> str:
+    digits = 3
+    if distance := round(abs(value - 1.0), 7):
+        digits = max(digits, 1 - math.floor(math.log10(distance)))
+    return f"{value:.{digits}f}"
+
+
 def _gain(value: float) -> str:
     return f"{value:+,.0f}" if abs(value) >= 999.5 else f"{value:+.3g}"
 
@@ -162,6 +170,7 @@ FORMS: Mapping[Kind, Callable[[float], str]] = {
     "difference": lambda value: f"{value:+.3f}",
     "log_ratio": _log_ratio,
     "gain": _gain,
+    "factor": _factor,
     "correlation": lambda value: f"{value:+.2f}",
     "seconds": took,
     "bytes": lambda value: byte_size(int(value)),

@@ -9,9 +9,8 @@ import reports
 from finding_cases import SETTINGS, answers, card, check, codes, model, step
 from typer.testing import CliRunner
 
-from shadow.checks.draft import Sentence
 from shadow.checks.explanations import EXPLANATIONS, Explanation
-from shadow.checks.summary import Finding
+from shadow.checks.summary import Finding, Sentence
 from shadow.cli.commands import app
 from shadow.gates.verdicts import Judgement
 from shadow.outputs.markdown import plain

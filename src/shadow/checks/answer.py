@@ -11,13 +11,13 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 from shadow.run.scanned import APART
 from shadow.targets.references import AnyReference, ComponentBase, Reference
-from shadow.templates import Reason, Value, fill
+from shadow.templates import Reason, Value, fill, names_in
 
 Figure = float | int
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -198,6 +198,15 @@ class Question:
         """Every checkpoint that it reads."""
         sides = [*self.checkpoints, *([self.base] if self.base else [])]
         return [part for side in sides for _, part in side.parts]
+
+
+def figures_at(record: object, template: str) -> dict[str, Figure]:
+    """What a template has slots for, by place in a record such as `inside_layers.kept`."""
+    found: dict[str, Any] = {}
+    for place in names_in(template):
+        if "." in place:
+            found[place] = reduce(getattr, place.split("."), record)
+    return found
 
 
 def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from shadow.checks.draft import Sentence
-from shadow.checks.summary import Summary
+from shadow.checks.summary import Sentence, Summary
 from shadow.reasons import BROKEN
 
 

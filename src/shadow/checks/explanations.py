@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shadow.checks.answer import Answer, Check, Figure, Outcome, by_code
-from shadow.checks.inside import USUAL_RANK, few_of, is_low_rank
+from shadow.checks.answer import Answer, Check, Figure, Outcome, by_code, figures_at
+from shadow.checks.inside import USUAL_RANK, few_of, has_sizes, is_low_rank
 from shadow.summary.record import PairRecord
 from shadow.templates import Reason
 
@@ -25,20 +25,17 @@ IN_8_BITS = 0.002  # relative norm, below what a rounding to 8 bits or fewer lea
 HIGH = 0.5  # of the short side: more than any adapter of that width has
 ROUNDED = 0.5  # share of the energy up to which the rest is the rounding of a format
 ALONG = 0.1  # decay_cosine from which a change has the shape of the weights themselves
-POSSIBLE = (
-    "[{inside_layers.short_side_least:count} to {inside_layers.short_side_most:count}]"
-    "[{figures.short_side:count}] possible"
-)
 WORDS = {
     "adapter": "the tuned side is an adapter of rank {figures.rank_ceiling:count} at most",
-    "low_rank": "the median update has rank {inside_layers.rank_most:count} at most, of "
-    + POSSIBLE,
-    "high_rank": "the median update has rank {inside_layers.rank_least:count} or more, of "
-    + POSSIBLE,
+    "low_rank": "the median update has rank {inside_layers.rank_most:count} at most, of {of}"
+    " possible",
+    "high_rank": "the median update has rank {inside_layers.rank_least:count} or more, of {of}"
+    " possible",
+    "sides": "{inside_layers.short_side_least:count} to {inside_layers.short_side_most:count}",
+    "side": "{figures.short_side:count}",
     "rank_unknown": "the rank of the update is unknown",
-    "flat": "{inside_layers.judged:all matrix|matrices} inside layers are flatter than noise",
-    "mostly_flat": "{inside_layers.flatter_than_noise:count} of {inside_layers.judged:count}"
-    " matrices inside layers are flatter than noise",
+    "flat": "{inside_layers.flatter_than_noise/inside_layers.judged:all matrix|matrices} inside"
+    " layers are flatter than noise",
     "adds_up": "many orthogonal updates can add up to structure",
     "rounding": "at most {inside_layers.kept_high_overall:share} of the change is more than the"
     " rounding of its format",
@@ -74,61 +71,51 @@ def explanations(record: PairRecord) -> list[Explanation]:
     return found
 
 
-def _answer(outcome: Outcome, code: str, figures: Mapping[str, Figure] | None = None) -> Answer:
-    return Answer(outcome, [Reason(code, figures or {})], figures or {})
+def _answer(record: PairRecord, outcome: Outcome, code: str) -> Answer:
+    """The answer, with the figures that stand in its template."""
+    figures = figures_at(record, WORDS[code])
+    if "{of}" not in WORDS[code]:
+        return Answer(outcome, [Reason(code, figures)], figures)
+    of = "sides" if has_sizes(record) else "side"
+    more = figures_at(record, WORDS[of])
+    return Answer(outcome, [Reason(code, {**figures, "of": Reason(of, more)})], figures | more)
 
 
 def _merged_adapter(record: PairRecord) -> Answer:
     figures, inside = record.figures, record.inside_layers
     if figures.rank_ceiling is not None:
-        return _answer(Outcome.HOLDS, "adapter", {"figures.rank_ceiling": figures.rank_ceiling})
-    possible = _directions(record)
-    if is_low_rank(record) and inside.rank_most is not None:
-        rank = {"inside_layers.rank_most": inside.rank_most}
-        return _answer(Outcome.HOLDS, "low_rank", rank | possible)
+        return _answer(record, Outcome.HOLDS, "adapter")
+    if is_low_rank(record):
+        return _answer(record, Outcome.HOLDS, "low_rank")
     least, side = inside.rank_least, figures.short_side
     if least is None or side is None or least <= min(USUAL_RANK, HIGH * side):
-        return _answer(Outcome.INCONCLUSIVE, "rank_unknown")
-    rank = {"inside_layers.rank_least": least}
-    return _answer(Outcome.DOES_NOT_HOLD, "high_rank", rank | possible)
-
-
-def _directions(record: PairRecord) -> dict[str, Figure]:
-    """How many directions a matrix inside layers has; the least and the most where they differ, as
-    their median need not be the size of any.
-    """
-    inside, side = record.inside_layers, record.figures.short_side
-    least, most = inside.short_side_least, inside.short_side_most
-    if least is not None and most is not None and least < most:
-        return {"inside_layers.short_side_least": least, "inside_layers.short_side_most": most}
-    return {} if side is None else {"figures.short_side": side}
+        return _answer(record, Outcome.INCONCLUSIVE, "rank_unknown")
+    return _answer(record, Outcome.DOES_NOT_HOLD, "high_rank")
 
 
 def _orthogonalised(record: PairRecord) -> Answer:
     inside = record.inside_layers
-    flat, judged = inside.flatter_than_noise, inside.judged
     along = abs(inside.decay_cosine or 0.0) > ALONG  # flat weights leave flat parts of themselves
-    if not judged or 2 * flat < judged or along:
-        return _answer(Outcome.INCONCLUSIVE, "adds_up")
-    figures = {"inside_layers.flatter_than_noise": flat, "inside_layers.judged": judged}
-    return _answer(Outcome.HOLDS, "flat" if flat == judged else "mostly_flat", figures)
+    if not inside.judged or 2 * inside.flatter_than_noise < inside.judged or along:
+        return _answer(record, Outcome.INCONCLUSIVE, "adds_up")
+    return _answer(record, Outcome.HOLDS, "flat")
 
 
 def _quantised(record: PairRecord) -> Answer:
-    inside, concentration = record.inside_layers, record.figures.concentration
-    high, norm, rank = inside.kept_high_overall, inside.relative_norm, inside.rank_most
+    inside = record.inside_layers
+    high, norm = inside.kept_high_overall, inside.relative_norm
     if high is not None and high < ROUNDED:
-        return _answer(Outcome.HOLDS, "rounding", {"inside_layers.kept_high_overall": high})
-    no = Outcome.DOES_NOT_HOLD
-    if any(few_of(record, side)[0] for side in ("base", "tuned")):  # on one grid already
-        return _answer(Outcome.INCONCLUSIVE, "calibrated")
-    if norm is not None and norm < IN_8_BITS:
-        return _answer(no, "small", {"inside_layers.relative_norm": norm})
-    if is_low_rank(record) and rank is not None:
-        return _answer(no, "not_full_rank", {"inside_layers.rank_most": rank})
-    if inside.levels_tuned_judged and is_trained(record):
-        return _answer(no, "trained", {"figures.concentration": concentration or 0.0})
-    return _answer(Outcome.INCONCLUSIVE, "calibrated")
+        return _answer(record, Outcome.HOLDS, "rounding")
+    code = "calibrated"
+    if not any(few_of(record, side)[0] for side in ("base", "tuned")):  # on one grid already
+        if norm is not None and norm < IN_8_BITS:
+            code = "small"
+        elif is_low_rank(record):
+            code = "not_full_rank"
+        elif inside.levels_tuned_judged and is_trained(record):
+            code = "trained"
+    is_open = code == "calibrated"
+    return _answer(record, Outcome.INCONCLUSIVE if is_open else Outcome.DOES_NOT_HOLD, code)
 
 
 def is_trained(record: PairRecord) -> bool:

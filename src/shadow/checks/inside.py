@@ -42,6 +42,12 @@ def is_low_rank(record: PairRecord) -> bool:
     return inside.rank_most <= min(USUAL_RANK, LOW * side)
 
 
+def has_sizes(record: PairRecord) -> bool:
+    """Whether sizes of matrices differ, so that their median need not be that of any."""
+    least, most = record.inside_layers.short_side_least, record.inside_layers.short_side_most
+    return least is not None and most is not None and least < most
+
+
 def stands_out(record: PairRecord) -> bool:
     """Whether the median matrix has directions beyond noise, with enough energy to count."""
     spikes, energy = record.inside_layers.spikes, record.inside_layers.spike_energy

@@ -15,13 +15,20 @@ _MEANINGS = read_words("words.yaml")["sentences"]
 
 
 def _check(one: Change) -> Check:
-    """Whether a recorded change holds."""
+    """A recorded change as a check, with all figures of it."""
 
     def judge(record: PairRecord) -> Answer:
-        holds = one.figures(record.recognised) is not None
-        return Answer(Outcome.HOLDS if holds else Outcome.DOES_NOT_HOLD, [Reason(one.code)])
+        if (found := one.figures(record.recognised)) is None:
+            return Answer(Outcome.DOES_NOT_HOLD, [Reason("absent")])
+        figures = {
+            f"recognised.{one.place}.{name}": value
+            for name, value in vars(found).items()
+            if isinstance(value, float | int)
+        }
+        return Answer(Outcome.HOLDS, [Reason(one.code, vars(found))], figures)
 
-    return Check(one.code, one.title, one.meaning or _MEANINGS[one.code], judge)
+    meaning = one.meaning or _MEANINGS[one.code]
+    return Check(one.code, one.title, meaning, judge, {one.code: one.text})
 
 
 RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))

@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from shadow.checks.draft import Sentence
+from shadow.checks.answer import Figure
 from shadow.checks.explanations import Explanation
 from shadow.checks.pair_gates import Gate, failed
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import PublishedPlace, ReportWarning, WarningCode, read_as
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A measured statement."""
+
+    code: str
+    """One of shadow.telling.finding.CODES."""
+    text: str
+    figures: Mapping[str, Figure]
+    """The figures whose numbers stand in it, in full, by their place in summary.json."""
 
 
 @dataclass(frozen=True)

@@ -135,12 +135,12 @@ class Recognised:
 
 @dataclass(frozen=True)
 class Change:
-    """A recognised change; its text is a template of its figures."""
+    """A recognised change."""
 
     code: str
     title: str
     place: str  # of its figures, in Recognised
-    text: str
+    text: str  # a template of its figures, and of the places of matrices in words
     sentence: str = ""  # the code of its sentence, where that is another
     meaning: str = ""  # where it is another than that of the sentence
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from shadow.checks.draft import Sentence
+from shadow.checks.summary import Sentence
 from shadow.telling.document import Block, named, table_of, worded
 from shadow.text import several
 

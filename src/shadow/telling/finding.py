@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.checks.draft import Sentence
 from shadow.checks.explanations import Explanation, explanations
 from shadow.checks.recognised import is_copy, is_mostly_copy, is_rearranged
-from shadow.checks.summary import Finding, Summary
+from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata
 from shadow.summary.tiers import WORDS

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from shadow.checks.draft import Sentence
 from shadow.checks.inside import has_other_norm_unrounded
 from shadow.checks.recognised import is_copy, is_of_base, is_rearranged
-from shadow.checks.summary import Summary
+from shadow.checks.summary import Sentence, Summary
 from shadow.summary.changes import Replaced
 from shadow.telling.limits import broken_text, missing, what_is_same
 from shadow.telling.size import (
@@ -25,7 +24,6 @@ from shadow.telling.size import (
 )
 from shadow.telling.structure import DIRECTIONS, is_no_more_than_format, knows_coherence
 from shadow.telling.told import Told
-from shadow.telling.wording import factor
 
 AT_MOST = 2  # parts of the model that are named
 NOTHING_IN_COMMON = 0.1  # a cosine that no training of large steps leaves
@@ -51,8 +49,8 @@ WORDS = {
     "only_vectors": "Only biases and norms changed.",
     "of_compared": "Of what was compared, only biases and norms changed.",
     "identical": "{what} the same.",
-    "scaled": "{matrices:count} of the base's matrices times {by}.",
-    "scaled_all": "The base's matrices times {by}.",
+    "scaled": "{matrices:count} of the base's matrices times {factor:factor}.",
+    "scaled_all": "The base's matrices times {factor:factor}.",
     "copy": "A copy of the base, only rounded.",
     "copy_of_base": "The base is a copy of the tuned model, only rounded.",
     "mostly": "A rounded copy of the base, but for {beside:count tensor|tensors}.",
@@ -111,7 +109,7 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
         return told.fill(WORDS["identical"], what=what_is_same(summary, codes, filtered))
     if (scaled := recognised.scaled) is not None:
         code = "scaled" if has_frozen(summary) else "scaled_all"
-        return told.fill(WORDS[code], scaled, by=factor(scaled.factor))
+        return told.fill(WORDS[code], scaled)
     if is_copy(summary):
         return WORDS["copy_of_base" if is_of_base(summary) else "copy"]
     if "mostly_copy" in codes and recognised.casts:

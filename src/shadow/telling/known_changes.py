@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
-from shadow.checks.draft import Draft, Sentence
 from shadow.checks.recognised import recognised
-from shadow.quantities import FORMS
-from shadow.summary.changes import CHANGES
+from shadow.checks.summary import Sentence
+from shadow.summary.changes import CHANGES, Places
 from shadow.summary.record import PairRecord
-from shadow.telling.wording import factor, places_of
+from shadow.telling.told import tell
+from shadow.telling.wording import places_of
 
 FIRST = ("layers_moved", "not_comparable")  # codes that stand before the size of a change
-TEXTS: Mapping[str, Callable[[float], str]] = {**dict[Any, Any](FORMS), "factor": factor}
-# {share:share}, {matrices:count matrix|matrices}, {places}
-SLOT = re.compile(r"\{(\w+)(?::(\w+)(?: ([^|{}]*)\|([^{}]*))?)?\}")
 
 
 def known_changes(summary: PairRecord) -> list[Sentence]:
@@ -31,25 +26,11 @@ def not_in_place(summary: PairRecord) -> list[Sentence]:
 
 
 def _sentences(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
-    told = []
+    said = []
     for one in CHANGES:
-        figures = one.figures(summary.recognised)
-        if one.code in codes and figures is not None:
-            draft = Draft(summary)
-            text = _filled(draft, one.text, one.place, figures)
-            told.append(draft.sentence(one.sentence or one.code, text))
-    return told
-
-
-def _filled(draft: Draft, text: str, place: str, figures: Any) -> str:
-    """A template with its figures, which the draft notes."""
-
-    def slot(match: re.Match[str]) -> str:
-        name, kind, one, many = match.groups()
-        if name == "places":
-            return places_of(draft.summary, figures.rows)
-        value = getattr(figures, name)
-        told = draft.write(value, f"recognised.{place}.{name}", TEXTS[kind])
-        return told if one is None else f"{told} {one if value == 1 else many}"
-
-    return SLOT.sub(slot, text)
+        found, at = one.figures(summary.recognised), f"recognised.{one.place}"
+        if one.code in codes and found is not None:
+            code = one.sentence or one.code
+            places = places_of(summary, found.rows) if isinstance(found, Places) else None
+            said.append(tell(summary, code, one.text, found, at, places=places))
+    return said

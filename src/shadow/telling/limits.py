@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from shadow.checks.draft import Sentence
 from shadow.checks.pair_gates import Gate
 from shadow.checks.recognised import is_rearranged
+from shadow.checks.summary import Sentence
 from shadow.quantities import text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import BrokenRow, UncomparedRow, VocabularyRow

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.checks.draft import Sentence
 from shadow.checks.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
+from shadow.checks.summary import Sentence
 from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import LayerRow

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from shadow.checks.draft import Sentence
 from shadow.checks.inside import (
     CLEAR,
     LIKE_NOISE,
@@ -17,6 +16,7 @@ from shadow.checks.inside import (
     stands_out,
 )
 from shadow.checks.pair_gates import Gate
+from shadow.checks.summary import Sentence
 from shadow.quantities import bounds_text, text_of
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import CoherenceRow

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shadow.checks.answer import Figure
-from shadow.checks.draft import Sentence
+from shadow.checks.inside import has_sizes
+from shadow.checks.summary import Sentence
 from shadow.quantities import Kind, bounds_text
 from shadow.summary.record import PairRecord
 from shadow.templates import Value, fill, names_in
@@ -67,11 +68,9 @@ class Told:
         """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
         their median need not be the size of any; empty where it is unknown.
         """
-        inside = self.summary.inside_layers
-        least, most = inside.short_side_least, inside.short_side_most
-        if least is not None and most is not None and least < most:
-            self.note("inside_layers.short_side_least", "inside_layers.short_side_most")
-            return bounds_text((least, most), "count")
+        if has_sizes(self.summary):
+            least = "{inside_layers.short_side_least:count}"
+            return self.fill(least + " to {inside_layers.short_side_most:count}")
         side = self.summary.figures.short_side
         return "" if side is None else self.fill("{figures.short_side:count}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from shadow.summary.record import PairRecord
@@ -111,14 +110,6 @@ def and_others(names: list[str]) -> str:
     if len(names) > 2 * NAMED:
         names = [*names[: 2 * NAMED - 1], "other modules"]
     return and_list(names)
-
-
-def factor(value: float) -> str:
-    """A factor, with two digits of how far it is from 1: `1.010`, `0.9990`, `-1.000`."""
-    digits = 3
-    if distance := round(abs(value - 1.0), 7):
-        digits = max(digits, 1 - math.floor(math.log10(distance)))
-    return f"{value:.{digits}f}"
 
 
 def capital(text: str) -> str:
