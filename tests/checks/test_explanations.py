@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace as Record
 
 import numpy as np
+import pytest
 import torch
 
-from shadow.checks.explanations import ALONG, IN_8_BITS
+from shadow.checks.explanations import ALONG, EXPLANATIONS, IN_8_BITS
 from shadow.spectra.purity import NOISE, purity_z
 
 Array = np.ndarray
@@ -110,3 +112,63 @@ def test_no_other_change_is_flatter_than_noise_across_the_weights():
     assert len(others) >= 300
     assert not any(others)
     assert all(muon)
+
+
+FITS = {"adapter", "low_rank", "flat", "rounding"}
+OPEN = {"rank_unknown", "adds_up", "calibrated"}
+# figures of the matrices inside layers, and of the pair -> of adapter, optimiser and copy: its code
+JUDGED = {
+    "nothing": ({}, {}, "rank_unknown adds_up calibrated"),
+    "adapter": ({}, {"rank_ceiling": 8}, "adapter adds_up calibrated"),
+    "few directions": (
+        {"rank_most": 8, "rank_known": 9}, {"short_side": 64}, "low_rank adds_up not_full_rank"
+    ),
+    "full rank, flat": (
+        {"rank_least": 60, "judged": 4, "flatter_than_noise": 3}, {"short_side": 64},
+        "high_rank flat calibrated",
+    ),
+    "decay": (
+        {"judged": 4, "flatter_than_noise": 3, "decay_cosine": -0.9}, {},
+        "rank_unknown adds_up calibrated",
+    ),
+    "a format": ({"kept_high_overall": 0.2}, {}, "rank_unknown adds_up rounding"),
+    "small": ({"relative_norm": 1e-3}, {}, "rank_unknown adds_up small"),
+    "one grid": (
+        {"relative_norm": 1e-3, "levels_base_few": 1}, {}, "rank_unknown adds_up calibrated"
+    ),
+    "structured": (
+        {"relative_norm": 0.1, "levels_tuned_judged": 9}, {"concentration": 0.6},
+        "rank_unknown adds_up trained",
+    ),
+}  # fmt: skip
+
+
+class Figures(Record):
+    """Figures of which those that are not given are null."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, name: str) -> object:
+        return getattr(self, name)
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_answers_and_the_figures_in_their_words(case):
+    """Each answer has the figures that its words write, by their place in summary.json."""
+    inside, figures, codes = JUDGED[case]
+    counts = {"matrices": 9, "judged": 0, "flatter_than_noise": 0}
+    record = Record(
+        inside_layers=Figures(**counts | inside),
+        figures=Figures(**figures),
+        vectors=Record(changed=9, compared=9),
+    )
+    for check, code in zip(EXPLANATIONS.values(), codes.split(), strict=True):
+        found = check.judge(record)
+        assert found.reasons[0].code == code
+        outcome = "inconclusive" if code in OPEN else "does_not_hold"
+        assert found.outcome == ("holds" if code in FITS else outcome)
+        for place, value in found.figures.items():
+            group, name = place.split(".")
+            assert value == getattr(record, group)[name] is not None
+        assert check.say_all(found.reasons)

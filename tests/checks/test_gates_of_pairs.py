@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace as Record
 
 import planted
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.checks import pair_gates
 from shadow.spectra.delta import Method
 from shadow.targets.families import find_pairs, given_pair, load_families
 from shadow.targets.references import parse_reference
@@ -131,19 +133,16 @@ def gates_of(done):
     return {gate.name: gate for gate in done.summary.gates}
 
 
-CASES = {  # the gates that fail, and a part of the reason of the last
+CASES = {  # the gates that fail
     "fine-tune": [],
     "another size": [],
-    "unrelated": [("lineage", "base and tuned weights have little in common")],
-    "another depth": [
-        ("lineage", "base and tuned weights have little in common"),
-        ("paired", "these are not two states of one model"),
-    ],
-    "frozen": [("changed", "nothing changed")],
+    "unrelated": ["lineage"],
+    "another depth": ["lineage", "paired"],
+    "frozen": ["changed"],
     "int8": [],
-    "bf16": [("rounding", "times as large as rounding alone would make it")],
-    "adapter": [("rank", "Its concentration therefore says little about the training;")],
-    "merged": [("rank", "at most, like a merged adapter. Its concentration therefore says")],
+    "bf16": ["rounding"],
+    "adapter": ["rank"],
+    "merged": ["rank"],
 }
 
 
@@ -151,16 +150,14 @@ CASES = {  # the gates that fail, and a part of the reason of the last
     "case", chosen(CASES, [case for case in CASES if case not in ("another size", "merged")])
 )
 def test_each_gate_stops_what_it_is_for(case, audited):
-    """Only the gates that should fail do, each with its reason, in summary.json, read from the
-    files, and in their metadata.
+    """Only the gates that should fail do, in summary.json, read from the files, and in their
+    metadata.
     """
     done = audited(case)
     found = gates_of(done)
     assert list(found) == GATES
-    failing = [name for name, _ in CASES[case]]
-    assert [name for name, gate in found.items() if not gate.passed] == failing, found
+    assert [name for name, gate in found.items() if not gate.passed] == CASES[case], found
     assert all(gate.reason for gate in found.values())
-    assert all(reason in found[name].reason for name, reason in CASES[case])
     written = json.loads((done.folder / "summary.json").read_text())
     again, _ = read_summary(done.folder)
     assert again.as_json() == done.summary.as_json()
@@ -173,8 +170,60 @@ def test_each_gate_stops_what_it_is_for(case, audited):
 
 
 def test_an_audit_of_a_part_is_not_one_of_the_model(places, tmp_path):
-    """A filter leaves parameters out, and the gate says that this was asked for."""
+    """A filter leaves parameters out."""
     gate = gates_of(audit(places["fine-tune"], tmp_path, Filter(layers=(0,))))["paired"]
     assert not gate.passed
     assert gate.figure < 0.5
-    assert "a filter left out the rest" in gate.reason
+
+
+def record(**figures):
+    """A record of which gates see these figures, and nothing that was recognised."""
+    vectors = Record(changed=figures.pop("moved", 0), compared=figures.pop("vectors", 0))
+    more = {"tier": figures.pop("tier", "full"), "estimated": figures.pop("estimated", False)}
+    known = {"matrices": 0, "floor_ratio": None, "rank_ceiling": None} | figures
+    recognised = Record(rearranged=None)
+    return Record(figures=Record(**known), vectors=vectors, recognised=recognised, **more)
+
+
+JUDGED = [  # a gate, figures of a record and of its standing -> outcome, code, figure
+    ("changed", {"matrices": 3}, {}, "holds", "changed", 3),
+    ("changed", {}, {"identical": 0}, "inconclusive", "nothing", None),
+    ("changed", {"vectors": 2}, {"identical": 3}, "does_not_hold", "identical", 0),
+    ("changed", {"vectors": 2, "moved": 1}, {"identical": 3}, "does_not_hold", "vectors", 0),
+    ("changed", {"vectors": 1, "moved": 1}, {"identical": 3}, "does_not_hold", "only_vector", 0),
+    ("lineage", {}, {"cosine": None}, "inconclusive", "nothing_inside", None),
+    ("lineage", {}, {"cosine": 0.9}, "holds", "similar", 0.9),
+    ("lineage", {}, {"cosine": 0.1}, "does_not_hold", "unrelated", 0.1),
+    ("lineage", {"rank_ceiling": 4}, {"cosine": 0.9}, "holds", "any_base", 0.9),
+    ("paired", {}, {"compared": 0.95}, "holds", "compared", 0.95),
+    ("paired", {}, {"compared": 0.5, "is_part": True}, "does_not_hold", "part", 0.5),
+    ("paired", {}, {"compared": 0.5}, "does_not_hold", "two_models", 0.5),
+    ("rounding", {"floor_ratio": 2.5}, {}, "holds", "more", 2.5),
+    ("rounding", {"floor_ratio": 1.0}, {}, "does_not_hold", "rounded", 1.0),
+    ("rounding", {}, {}, "holds", "not_rounded", None),
+    ("rounding", {"tier": "norms"}, {}, "inconclusive", "no_floor", None),
+    ("rounding", {"floor_ratio": 9.0}, {"unjudged": ["IQ2_S"]}, "inconclusive", "unjudged", None),
+    ("rank", {}, {"rank_share": 0.9}, "holds", "full", 0.9),
+    ("rank", {}, {"rank_share": 0.1, "rank": 4}, "does_not_hold", "low", 0.1),
+    ("rank", {}, {"rank_share": 0.1, "rank_ceiling": 4}, "does_not_hold", "adapter", 0.1),
+    ("rank", {}, {}, "holds", "unknown", None),
+    ("rank", {"tier": "norms"}, {}, "inconclusive", "no_rank", None),
+    ("rank", {"estimated": True}, {}, "inconclusive", "estimated", None),
+    ("formats", {}, {"unread": 0.25}, "does_not_hold", "unread", 0.25),
+    ("formats", {}, {"formats": ["BF16/F32"]}, "holds", "other_formats", 0.0),
+    ("formats", {}, {}, "holds", "same_formats", 0.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("gate", "figures", "standing", "outcome", "code", "figure"),
+    [pytest.param(*case, id=f"{case[0]}: {case[4]}") for case in JUDGED],
+)
+def test_a_gate_judges_figures(gate, figures, standing, outcome, code, figure):
+    """Without its figure a gate is open, or passed where nothing can be wrong; each has words."""
+    known = {"unjudged": [], "rank_share": None, "rank_ceiling": None, "is_part": False}
+    known |= {"unread": 0.0, "formats": [], "compared_percent": 50.0} | standing
+    found = pair_gates.GATES[gate].judge(record(**figures), Record(**known))
+    assert (found.outcome, found.reasons[0].code) == (outcome, code)
+    assert found.figures.get("figure") == figure
+    assert pair_gates.GATES[gate].say_all(found.reasons)

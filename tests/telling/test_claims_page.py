@@ -43,4 +43,4 @@ def test_the_file_of_rates_is_what_explain_quotes():
     assert set(told) == set(CHECKS)
     for code, (wrong, of) in told.items():
         assert (CHECKS[code].error_rate.wrong, CHECKS[code].error_rate.of) == (wrong, of)
-        assert {str(wrong), str(of)} <= set(other_words()[code].text.split())
+        assert {str(wrong), f"{of:,}"} <= set(other_words()[code].text.split())
