@@ -100,6 +100,38 @@ def test_a_tensor_that_no_shard_holds_is_kept_with_its_problem(sharded):
     assert checkpoint.tensors[UP].problem is None
 
 
+@pytest.mark.parametrize("name", ["one.safetensors", "one.bin", "one.pt", "model.pth"])
+def test_a_file_of_weights_is_a_checkpoint_whatever_lies_beside_it(sharded, name):
+    """Its tensors are those of the file alone; a file of torch needs --allow-pickle."""
+    tensors = {"model.norm.weight": torch.arange(4.0)}
+    path = sharded / name
+    if name.endswith(".safetensors"):
+        save_file(tensors, path)
+    else:
+        torch.save({"model": tensors} if name == "one.pt" else tensors, path)
+        with pytest.raises(ShadowError, match="pickle"):
+            open_folder(str(path))
+    found = open_folder(str(path), allow_pickle=True, scratch=sharded)
+    assert list(found.tensors) == [*tensors]
+    for key, values in tensors.items():
+        assert found.tensor(found.tensors[key]).whole().equal(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("__0_0.distcp", "dcp_to_torch"),
+        ("model_world_size_2_rank_0.pt", "verl.model_merger"),
+        ("global_step10", "zero_to_fp32.py"),
+    ],
+)
+def test_what_a_training_writes_for_itself_is_named_with_its_converter(tmp_path, name, command):
+    (tmp_path / name).touch()
+    with pytest.raises(ShadowError) as fault:
+        open_folder(str(tmp_path))
+    assert command in fault.value.hint
+
+
 def test_config_is_optional(sharded):
     """A folder of weights alone is a checkpoint with an empty config."""
     (sharded / "config.json").unlink()
@@ -233,7 +265,7 @@ def config_text(text):
 
 FAULTS = {
     "missing folder": (missing_folder, "no such folder"),
-    "a file": (a_file, "is a file, and a checkpoint is a folder"),
+    "a file": (a_file, "is no file of weights"),
     "empty folder": (empty_folder, "no safetensors files"),
     "adapter": (adapter, "only LORA is read"),
     "missing shard": (missing_shard, "model-00002-of-00002.safetensors is missing"),

@@ -163,7 +163,7 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
 
 
 def listing_of_file(path: Path) -> Listing:
-    """A GGUF file alone."""
+    """A file of weights alone."""
     file = _stored(path.parent, path.name, SMALL)
     return Listing({file.path: file}, is_complete=True, folder=path.parent)
 

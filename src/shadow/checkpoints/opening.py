@@ -49,6 +49,25 @@ MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
+PICKLED = (".bin", ".pt", ".pth")  # files of torch
+# what trainings write for themselves, and what makes a model of it
+OF_TRAINING = (
+    (
+        r".*\.distcp|\.metadata",
+        "torch's distributed checkpoint",
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
+    (
+        r"model_world_size_\d+_rank_\d+\.pt",
+        "parts of FSDP as verl writes them",
+        "python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT",
+    ),
+    (
+        r"(zero_pp_rank_|bf16_zero_pp_rank_|mp_rank_).*\.pt|zero_to_fp32\.py|global_step\d+",
+        "parts of DeepSpeed ZeRO",
+        "python zero_to_fp32.py FOLDER OUT --safe_serialization",
+    ),
+)
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
 OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
@@ -270,13 +289,11 @@ def open_folder(
 def _open_folder(
     reference: str, *, allow_pickle: bool, scratch: Path | None, dora: bool, file: str | None
 ) -> Checkpoint:
-    root = Path(reference)
+    root, alone = Path(reference), ""
     if root.is_file() and root.suffix == GGUF:
         root, file = root.parent, glob.escape(root.name)
-    if root.is_file():
-        raise ShadowError(
-            f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}"
-        )
+    elif root.is_file():
+        root, alone = root.parent, root.name
     if not root.is_dir():
         raise ShadowError(
             f"no such folder: {reference}", "name the folder that holds the .safetensors files"
@@ -286,9 +303,12 @@ def _open_folder(
     def read(name: str) -> Config:
         return _read_json(root / name, name)
 
-    weights = _choose_weights(
-        reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file
-    )
+    if alone:
+        weights = _one_file(reference, alone, names, read, allow_pickle=allow_pickle, dora=dora)
+    else:
+        weights = _choose_weights(
+            reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file
+        )
     # a GGUF file has its config inside: one that lies beside it may be of another model
     config = read(CONFIG) if (root / CONFIG).exists() and not weights.are_gguf else {}
     insides: list[GgufHeader] = []
@@ -612,8 +632,35 @@ def _choose_weights(
     return Weights(tuple(bins), {}, pickled=True, adapter=adapter)
 
 
+def _one_file(
+    where: str,
+    name: str,
+    names: set[str],
+    read: Callable[[str], Config],
+    *,
+    allow_pickle: bool,
+    dora: bool,
+) -> Weights:
+    """A file of weights that is named itself, whatever lies beside it. names: those beside it."""
+    suffix = PurePosixPath(name).suffix
+    if suffix not in (".safetensors", *PICKLED):
+        raise ShadowError(
+            f"{where} is no file of weights",
+            f"name a folder, or a file: .safetensors, {GGUF}, {', '.join(PICKLED)}",
+        )
+    if suffix in PICKLED and not allow_pickle:
+        raise ShadowError(f"{where}: a file of torch, which is a pickle", PICKLES_HINT)
+    adapter = None
+    if name.startswith("adapter_model.") and ADAPTER_CONFIG in names:
+        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora)
+    return Weights((name,), {}, pickled=suffix in PICKLED, adapter=adapter)
+
+
 def _instead_of_weights(names: set[str]) -> str:
     """What to do about a folder of these files, none of which holds weights."""
+    for pattern, what, how in OF_TRAINING:
+        if any(re.fullmatch(pattern, name) for name in names):
+            return f"it holds {what}: {how}"
     if "matrices.parquet" in names:
         return (
             "it is a report of shadow, which `shadow show` shows; name the folders of two"

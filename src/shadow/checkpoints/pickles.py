@@ -188,8 +188,9 @@ def _refuse_acting(event: str, arguments: tuple[Any, ...]) -> None:
 def _state(loaded: Any) -> dict[str, torch.Tensor]:
     import torch
 
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    for key in ("state_dict", "model", "module"):  # what trainers wrap it in
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise TypeError("it holds no table of tensors")
     tensors = {

@@ -14,6 +14,7 @@ from shadow.text import short
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")  # of a family, a stage, a tag, a rule
 MAX_ENTRIES = 10_000  # of a list
 MAX_TARGET = 300  # characters; a family's name has 96 at most
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")  # each a checkpoint by itself
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
@@ -166,14 +167,14 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """How to write a folder or GGUF file of this name, where there is one."""
+    """How to write a folder or a file of weights of this name, where there is one."""
     if not text:
         return None
     try:
         path = (folder or Path()) / text
         if path.is_dir():
             return f"for the folder, write ./{text}"
-        if path.suffix == ".gguf" and path.is_file():
+        if path.suffix in FILES and path.is_file():
             return f"for the file, write ./{text}"
     except (OSError, ValueError):  # no name that a file can have
         pass
