@@ -20,7 +20,6 @@ Kind = Literal[
     "fixed",  # two decimals: 0.33
     "thousandths",  # three decimals: 0.333
     "ratio",  # two significant digits: 0.52
-    "factor",  # a ratio that is not 1, with digits that show it: 0.52, 1.004
     "difference",  # three decimals and a sign: +0.092
     "log_ratio",  # the logarithm of a ratio: x 0.67
     "gain",  # three significant digits and a sign: +12.5
@@ -120,14 +119,6 @@ def _ratio(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 9.95 else f"{value:#.2g}"
 
 
-def _factor(value: float) -> str:
-    """`0.52`, `1.004`."""
-    text = _ratio(value)
-    if text != "1.0" or value == 1:
-        return text
-    return f"{value:.{-math.floor(math.log10(abs(value - 1)))}f}"
-
-
 def _decimals(value: float, places: int) -> str:
     """Zero has no sign."""
     zero = "0." + "0" * places
@@ -140,6 +131,9 @@ def _log_ratio(value: float) -> str:
 
 
 def _factor(value: float) -> str:
+    """Far from 1 as a ratio."""
+    if not 0.1 <= abs(value) < 10:
+        return _ratio(value)
     digits = 3
     if distance := round(abs(value - 1.0), 7):
         digits = max(digits, 1 - math.floor(math.log10(distance)))
@@ -166,7 +160,6 @@ FORMS: Mapping[Kind, Callable[[float], str]] = {
     "fixed": lambda value: _decimals(value, 2),
     "thousandths": lambda value: _decimals(value, 3),
     "ratio": _ratio,
-    "factor": _factor,
     "difference": lambda value: f"{value:+.3f}",
     "log_ratio": _log_ratio,
     "gain": _gain,
