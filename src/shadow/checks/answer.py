@@ -15,7 +15,7 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
-from shadow.run.scanned import APART
+from shadow.run.scanned import APART, Apart
 from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.templates import Reason, Value, fill, names_in
 
@@ -54,6 +54,11 @@ class Against:
     """The norm of the difference over that of the base; of `merged`, and of modules in `stored`,
     over that of the update. None where it has no size.
     """
+
+    @classmethod
+    def of(cls, apart: Apart) -> Against:
+        """A tensor without a partner, or one that is not read."""
+        return cls(apart.tensor, apart.why)
 
 
 @dataclass(frozen=True)
@@ -175,12 +180,15 @@ class Question:
         return self.check.code
 
     @property
+    def named(self) -> dict[str, AnyReference]:
+        """The checkpoints, by their names in usage."""
+        names = self.check.names(len(self.checkpoints))
+        return dict(zip(names, self.checkpoints, strict=True))
+
+    @property
     def of(self) -> dict[str, str]:
         """What it is asked of, by the names in usage."""
-        names = self.check.names(len(self.checkpoints))
-        told = {
-            name: str(reference) for name, reference in zip(names, self.checkpoints, strict=True)
-        }
+        told = {name: str(reference) for name, reference in self.named.items()}
         if self.base is not None:
             told["--base"] = str(self.base)
         for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):

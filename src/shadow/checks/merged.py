@@ -118,12 +118,12 @@ def judge(found: Merge) -> Answer:
     changed = [one for one in found.beside if not one.is_kept]
     if wrong or changed or found.lone:
         outcome, reasons = Outcome.DOES_NOT_HOLD, _faults(found, wrong, len(changed))
-        against = [Against(one.tensor, one.why) for one in found.lone]
+        against = [*map(Against.of, found.lone)]
         against += [Against(one.tensor, why, _error([one])) for one, why in wrong]
         against += [_changed(one) for one in changed]
     elif doubt := _doubt(found):
         outcome, reasons = Outcome.INCONCLUSIVE, [doubt]
-        against = [Against(one.tensor, one.why) for one in found.unread]
+        against = [*map(Against.of, found.unread)]
         against += [Against(name, Reason("lacked")) for name in found.absent]
         against += [
             Against(one.tensor, Reason("ambiguous")) for one in modules if _is_either(one.fit)
@@ -274,7 +274,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
 
     names = CHECK.checkpoints
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
-    found = found_all(dict(zip(names, asked.checkpoints, strict=True)), runtime, scratch)
+    found = found_all(asked.named, runtime, scratch)
     opened = open_found(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
     if opened.adapter is None:
         hint = f"name a folder with adapter_config.json; in order: {' '.join(names)}"

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import (
-    LETTERS,
-    Against,
-    Answer,
-    Check,
-    Figure,
-    Outcome,
-    largest_first,
-)
+from shadow.checks.answer import LETTERS, Against, Answer, Check, Figure, Outcome, largest_first
 from shadow.errors import ShadowError
 from shadow.run.scanned import Apart, apart_reasons, not_compared
 from shadow.templates import Reason, Value
@@ -71,14 +63,14 @@ def judge(found: Mixture) -> Answer:
         reasons.append(Reason("tensors_differ" if few else "not_linear", {**of, **counts}))
     elif reasons:
         reasons.append(Reason("others", of))
-    against = [Against(one.tensor, one.why) for one in found.lone]
+    against = [*map(Against.of, found.lone)]
     against += [Against(name, Reason("not_this_mixture"), size) for name, size in fit.apart.items()]
     outcome = Outcome.DOES_NOT_HOLD
     if not reasons:
         outcome, reason = _fitted(found, of)
         reasons = [reason]
     if outcome is Outcome.INCONCLUSIVE:
-        against = [Against(one.tensor, one.why) for one in found.unread]
+        against = [*map(Against.of, found.unread)]
     figures = {"tensors": found.tensors, **_figures(fit)}
     return Answer(outcome, reasons, figures, largest_first(against), found.notes)
 

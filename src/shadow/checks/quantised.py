@@ -106,7 +106,7 @@ def judge(found: Copies) -> Answer:
         return Answer(Outcome.HOLDS, [reason], figures, notes=found.notes)
     if those:
         reasons.insert(0, Reason(code, {"some": len(those), "tensors": len(tensors)}))
-    against = [*(Against(one.tensor, one.why) for one in apart), *(one.against for one in those)]
+    against = [*map(Against.of, apart), *(one.against for one in those)]
     return Answer(outcome, reasons, figures, largest_first(against), found.notes)
 
 
@@ -131,8 +131,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, opened_models
 
-    sides = dict(zip(("ORIGINAL", "QUANTISED"), asked.checkpoints, strict=True))
-    original, copy = opened_models(found_all(sides, runtime, scratch), runtime, scratch)
+    original, copy = opened_models(found_all(asked.named, runtime, scratch), runtime, scratch)
     lined = line_up_all(original, copy, ("the original", "the copy"))
     tensors = scan(lined.pair, _copied, runtime, scratch / "scan", lined.unread)
     return Copies(tensors, lined.lone, lined.unread, lined.notes)

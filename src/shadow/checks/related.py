@@ -130,8 +130,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Measured:
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.units import corners, relation
 
-    named = dict(zip(asked.of, asked.checkpoints, strict=True))
-    model, *opened = opened_models(found_all(named, runtime, scratch), runtime, scratch)
+    model, *opened = opened_models(found_all(asked.named, runtime, scratch), runtime, scratch)
     sampled = [
         sampled_units(model, one, runtime, scratch / f"scan {number}")
         for number, one in enumerate(opened)

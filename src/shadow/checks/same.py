@@ -107,7 +107,7 @@ def judge(found: Compared) -> Answer:
         rest = not_compared(found.unread)
         reasons = [Reason("equal_but", {**count, "rest": rest}) if found.rows else rest]
         outcome = Outcome.INCONCLUSIVE
-        against = [Against(one.tensor, one.why) for one in found.unread]
+        against = [*map(Against.of, found.unread)]
     elif not found.rows:
         outcome, reasons, against = Outcome.INCONCLUSIVE, [Reason("nothing")], []
     else:
@@ -121,7 +121,7 @@ def judge(found: Compared) -> Answer:
 
 
 def _against(found: Compared, differ: Sequence[Scanned]) -> list[Against]:
-    against = [Against(one.tensor, one.why) for one in found.lone]
+    against = [*map(Against.of, found.lone)]
     against += [
         Against(module, Reason("scale", {"a": one, "b": other}))
         for module, (one, other) in found.scales.items()
@@ -174,7 +174,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     from shadow.run.sides import found_all, open_found
 
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
-    found = found_all(dict(zip("AB", asked.checkpoints, strict=True)), runtime, scratch)
+    found = found_all(asked.named, runtime, scratch)
     if _is_one(*found.values()):
         return Compared(unscanned="one_checkpoint")
     if equal := _same_files(*found.values()):

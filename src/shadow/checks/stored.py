@@ -86,12 +86,12 @@ def judge(found: Copy) -> Answer:
     against: list[Against] = []
     if reasons or is_lost:
         outcome, reasons = Outcome.DOES_NOT_HOLD, [*reasons, *measured]
-        against = [Against(one.tensor, one.why) for one in found.lone]
+        against = [*map(Against.of, found.lone)]
         against += [_entries(one) for one in off]
         against += _lost(found.tensors) if is_lost else []
     elif found.unread:
         outcome, reasons = Outcome.INCONCLUSIVE, [not_compared(found.unread)]
-        against = [Against(one.tensor, one.why) for one in found.unread]
+        against = [*map(Against.of, found.unread)]
     elif found.has_base and share is None:
         outcome, reasons = Outcome.INCONCLUSIVE, [Reason("no_update")]
     else:
@@ -197,7 +197,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
     from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
     from shadow.run.sides import found_all, opened_models
 
-    named = dict(zip(("FULL", "STORED"), asked.checkpoints, strict=True))
+    named = asked.named
     if asked.base is not None:
         named["BASE"] = asked.base
     full, copy, *more = opened_models(found_all(named, runtime, scratch), runtime, scratch)

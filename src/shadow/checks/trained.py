@@ -138,7 +138,7 @@ def judge(found: Training) -> Answer:
         outcome = Outcome.HOLDS if should or frozen else Outcome.INCONCLUSIVE
         every = (("moved", should), ("frozen", frozen))
         reasons = [Reason(code, {"tensors": len(of)}) for code, of in every if of]
-    against = [Against(one.tensor, one.why) for one in apart]
+    against = [*map(Against.of, apart)]
     against += [Against(one.row.tuned, _why_stayed(one, step)) for one in stayed]
     for one in leaked:
         of = {"changed": one.row.changed, "entries": one.row.entries, "format": one.rounded_to}
@@ -216,8 +216,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     each = [(Should.STAY, text) for text in asked.frozen]
     each += [(Should.MOVE, text) for text in asked.moved]
     patterns = Patterns([(should, parse_pattern(text)) for should, text in each])
-    sides = dict(zip(("BASE", "TUNED"), asked.checkpoints, strict=True))
-    found = found_all(sides, runtime, scratch)
+    found = found_all(asked.named, runtime, scratch)
     tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
     (base,) = opened_models(found, runtime, scratch)
     if not (each or tuned.adapter):
