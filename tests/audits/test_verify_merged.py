@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
 import planted
 import pytest
 import torch
-from command import run_shadow
-from safetensors.torch import load_file
 
 import shadow
 from shadow.dtypes import FLOATS
@@ -19,26 +16,26 @@ from shadow.spectra.merging import half_ulp, quantised
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Q = "model.layers.{}.self_attn.q_proj.weight"
 UP = "model.layers.{}.mlp.up_proj.weight"
+EMBED = "model.embed_tokens.weight"
 RANK, ALPHA = 4, 8
 
 
-def based(dtype, size=64, seed=0, norm=0.02):
+def based(dtype, norm=0.02):
     """The weights of a toy with two adapted matrices a layer, and others beside."""
-    generator = torch.Generator().manual_seed(seed)
-    names = [Q.format(0), Q.format(1), UP.format(0), UP.format(1)]
-    names += ["model.embed_tokens.weight"]
-    tensors = {name: norm * torch.randn(size, size, generator=generator) for name in names}
-    tensors["model.norm.weight"] = torch.ones(size)
+    generator = torch.Generator().manual_seed(0)
+    names = [*(one.format(layer) for one in (Q, UP) for layer in (0, 1)), EMBED]
+    tensors = {name: norm * torch.randn(64, 64, generator=generator) for name in names}
+    tensors["model.norm.weight"] = torch.ones(64)
     return {name: one.to(dtype) for name, one in tensors.items()}
 
 
-def factors(size=64, seed=1, strength=0.05, dtype=torch.float32):
+def factors(seed=1, strength=0.05, dtype=torch.float32):
     """(B, A) by the name of a matrix."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name.format(layer): (
-            (strength * torch.randn(size, RANK, generator=generator)).to(dtype),
-            (strength * torch.randn(RANK, size, generator=generator)).to(dtype),
+            (strength * torch.randn(64, RANK, generator=generator)).to(dtype),
+            (strength * torch.randn(RANK, 64, generator=generator)).to(dtype),
         )
         for name in (Q, UP)
         for layer in (0, 1)
@@ -164,9 +161,6 @@ def test_a_merge_onto_a_dequantised_base_is_named(tmp_path, dtype, name):
 def test_another_scale_is_named_where_rounding_leaves_as_much(tmp_path):
     """A small update in BF16 at 0.7 of its scale; one entry off is no other scale."""
     base, pairs = based(torch.bfloat16), factors(strength=0.005)
-    size = sum(float(((b @ a) * 2).square().sum()) for b, a in pairs.values())
-    norm = sum(float(base[name].float().square().sum()) for name in pairs)
-    assert (size / norm) ** 0.5 < 0.01
     found = told(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16, 1.4))
     assert (codes(found), found.figures["matrices_wrong"]) == (["rescaled"], 4)
     assert found.figures["scale_found"] == pytest.approx(0.7, abs=0.05)
@@ -184,30 +178,6 @@ def test_an_update_below_the_rounding_cannot_be_told(tmp_path):
     found = told(tmp_path, base, some, merge(base, some, torch.bfloat16))
     assert found.holds is True
     assert [(one.code, one.figures) for one in found.answer.notes] == [("unseen", {"matrices": 2})]
-
-
-def test_a_merge_that_is_saved_in_bf16_is_not_what_the_adapter_computes(tmp_path):
-    """It holds, as the difference is the rounding of storage; how much of the update that left,
-    `stored` says of the same merge in F32.
-    """
-    base, pairs = based(torch.bfloat16), factors(strength=0.004)
-    full, saved = (merge(base, pairs, dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert told(tmp_path, base, pairs, saved).holds is True
-    sides = {"base": base, "full": full, "saved": saved}
-    where = {
-        name: planted.write(tmp_path / name, one, planted.LLAMA) for name, one in sides.items()
-    }
-    found = shadow.verify("stored", where["full"], where["saved"], base=where["base"])
-    wanted, kept = (
-        np.concatenate(
-            [(one[name].double() - base[name].double()).numpy().ravel() for name in pairs]
-        )
-        for one in (full, saved)
-    )
-    share = (wanted @ kept) ** 2 / (wanted @ wanted) / (kept @ kept)
-    assert 0.1 < share < 0.9
-    assert found.holds is False
-    assert found.figures["update_kept"] == pytest.approx(share, rel=1e-9)
 
 
 def test_scales_of_rslora_and_patterns_are_the_adapters_own(tmp_path):
@@ -252,7 +222,7 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     """A norm that moved, a lost tensor, one more, more rows, and modules that are held whole."""
     base, pairs = based(torch.float32), factors()
     good = merge(base, pairs, torch.float32)
-    name, embed = "model.norm.weight", "model.embed_tokens.weight"
+    name, embed = "model.norm.weight", EMBED
     bias = "model.layers.0.self_attn.q_proj.bias"
     found = told(tmp_path, base, pairs, good | {name: good[name] * 1.01})
     assert (codes(found), told_wrong(found)) == (["beside"], [(name, "changed")])
@@ -270,39 +240,22 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     assert told_wrong(cut) == [(embed, "rows_only_in")]
 
 
-@pytest.mark.parametrize("through", [torch.bfloat16, torch.float16], ids=["BF16", "F16"])
-@each_format
-def test_a_rounded_tensor_beside_the_adapter_is_the_bases_in_the_merged_format_alone(
-    tmp_path, dtype, through
-):
-    """The base in F32: a norm that went through another format than the file's is another norm."""
-    norm = "model.norm.weight"
-    base = based(torch.float32) | {norm: torch.linspace(0.5, 1.5, 64)}
-    merged = merge(base, factors(), dtype)
-    assert told(tmp_path, base, factors(), merged).holds is True
-    merged[norm] = base[norm].to(through).to(dtype)
-    found = told(tmp_path, base, factors(), merged)
-    assert found.holds is (dtype == through)
-    assert [one.name for one in found.against] == [norm] * (dtype != through)
-
-
 def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
     """An update of the embedding, and a head that is stored beside it."""
     base = {name: one for name, one in based(torch.float32).items() if "q_proj" in name}
-    embed = "model.embed_tokens.weight"
     generator = torch.Generator().manual_seed(2)
-    base[embed] = 0.02 * torch.randn(32, 64, generator=generator)
+    base[EMBED] = 0.02 * torch.randn(32, 64, generator=generator)
     a, b = (0.05 * torch.randn(one, generator=generator) for one in ((RANK, 32), (64, RANK)))
     module = "base_model.model.model.embed_tokens"
     extra = {f"{module}.lora_embedding_A": a, f"{module}.lora_embedding_B": b}
-    moved = (base[embed].double() + 2 * (b.double() @ a.double()).T).float()
+    moved = (base[EMBED].double() + 2 * (b.double() @ a.double()).T).float()
     tied = {**planted.LLAMA, "tie_word_embeddings": True}
-    for number, head in enumerate((moved, base[embed], moved + 1)):
+    for number, head in enumerate((moved, base[EMBED], moved + 1)):
         where = tmp_path / str(number)
         planted.write(where / "base", base, tied)
         planted.write(
             where / "merged",
-            base | {embed: moved, "lm_head.weight": head.clone()},
+            base | {EMBED: moved, "lm_head.weight": head.clone()},
             {**planted.LLAMA, "tie_word_embeddings": False},
         )
         planted.adapter(where / "adapter", {}, extra)
@@ -310,19 +263,21 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
         assert found.holds is (number < 2), found
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "phi3"])
-@each_format
-def test_what_peft_merges_holds(tmp_path, kind, dtype):
+@pytest.mark.parametrize(
+    ("kind", "stored", "modules"),
+    [
+        ("llama", "F32", ["q_proj", "down_proj"]),
+        ("gpt2", "F16", ["c_attn", "c_fc"]),
+        ("gpt_neox", "BF16", ["query_key_value", "dense_h_to_4h"]),
+        ("phi3", "BF16", ["qkv_proj", "gate_up_proj"]),
+    ],
+)
+def test_what_peft_merges_holds(tmp_path, kind, stored, modules):
     """Fused and transposed projections, on models in each format; twice merged it does not."""
     import peft
     import transformers
 
-    modules = {
-        "llama": ["q_proj", "down_proj"],
-        "gpt2": ["c_attn", "c_fc"],
-        "gpt_neox": ["query_key_value", "dense_h_to_4h"],
-        "phi3": ["qkv_proj", "gate_up_proj"],
-    }[kind]
+    dtype = DTYPES[stored]
     base = planted.saved(kind, tmp_path / "wide")
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     model.save_pretrained(tmp_path / "base")
@@ -340,16 +295,8 @@ def test_what_peft_merges_holds(tmp_path, kind, dtype):
     tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
     asked = [tmp_path / one for one in ("base", "adapter", "merged")]
     assert shadow.verify("merged", *asked).holds is True
-    tensors = load_file(tmp_path / "merged" / "model.safetensors")
-    before = load_file(tmp_path / "base" / "model.safetensors")
-    twice = {
-        name: (2 * one.double() - before[name].double()).to(dtype) for name, one in tensors.items()
-    }
-    config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    planted.write(tmp_path / "merged", twice, config)
-    found = shadow.verify("merged", *asked)
-    assert (found.holds, codes(found)) == (False, ["twice"])
-    assert shadow.verify("merged", asked[0], asked[1], asked[0]).holds is False
+    found = shadow.verify("merged", asked[0], asked[1], asked[0])
+    assert (found.holds, codes(found)) == (False, ["not_applied"])
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (64, 1)])
@@ -363,8 +310,7 @@ def test_an_update_of_a_matrix_with_a_side_of_one_counts(tmp_path, dtype, shape)
     right = torch.randn(RANK, shape[1], generator=generator)
     pairs = {**factors(), gate: (0.3 * left, 0.3 * right)}
     found = told(tmp_path, base, pairs, merge(base, pairs, dtype))
-    assert found.holds is True, found
-    assert found.figures["matrices"] == 5
+    assert (found.holds, found.figures["matrices"]) == (True, 5)
     found = told(tmp_path, base, pairs, merge(base, pairs, dtype, only=set(factors())))
     assert told_wrong(found) == [(gate, "not_applied")]
     flat = merge(base, pairs, dtype)
@@ -383,44 +329,37 @@ def test_half_a_unit_in_the_last_place_is_the_formats():
         assert torch.equal(half_ulp(values.double(), FLOATS[name]), expected)
 
 
-def test_wrong_usage_and_hostile_files_are_one_line(tmp_path):
-    """A model for the adapter, an adapter for a model, and factors that are cut."""
+def test_wrong_usage_and_hostile_files(tmp_path):
+    """A model for the adapter, an adapter for a model, factors that are cut or not finite."""
     base, pairs = based(torch.float32), factors()
-    planted.write(tmp_path / "base", base, planted.LLAMA)
-    planted.adapter(tmp_path / "adapter", pairs)
-    for order, code in ((("base", "base", "base"), 2), (("base", "adapter", "adapter"), 2)):
-        arguments = [f"./{one}" for one in order]
-        run_shadow("verify", "merged", *arguments, cwd=tmp_path).assert_refused(code)
-    planted.adapter(tmp_path / "dora", pairs, use_dora=True)
-    run_shadow("verify", "merged", "./base", "./dora", "./base", cwd=tmp_path).assert_refused()
-    broken = dict(pairs)
-    for number, value in enumerate((float("nan"), float("inf"), 1e300)):
+    model = planted.write(tmp_path / "base", base, planted.LLAMA)
+    adapter = planted.adapter(tmp_path / "adapter", pairs)
+    for asked in ((model, model, model), (model, adapter, adapter)):
+        with pytest.raises(shadow.UsageError, match=asked[2].name):
+            shadow.verify("merged", *asked)
+    with pytest.raises(shadow.ShadowError, match="lora_magnitude_vector"):
+        told(tmp_path, base, pairs, base, use_dora=True)
+    name = Q.format(0)
+    for value in (math.nan, math.inf, 1e300):
         b = torch.full((64, RANK), value, dtype=torch.float64)
-        broken[Q.format(0)] = b, pairs[Q.format(0)][1]
-        planted.adapter(tmp_path / f"nan{number}", broken)
-        planted.write(tmp_path / f"m{number}", merge(base, pairs, torch.float32), planted.LLAMA)
-        ask = ["merged", "./base", f"./nan{number}", f"./m{number}", "--json"]
-        found = json.loads(run_shadow("verify", *ask, cwd=tmp_path).assert_done(4))
-        assert [one["name"] for one in found["against"]] == [Q.format(0)]
-    short = {name: (b[:8], a) for name, (b, a) in pairs.items()}
-    planted.adapter(tmp_path / "short", short)
-    found = run_shadow("verify", "merged", "./base", "./short", "./base", cwd=tmp_path)
-    assert found.code in (1, 4, 5)
-    assert "Traceback" not in found.err
+        broken = pairs | {name: (b, pairs[name][1])}
+        found = told(tmp_path, base, broken, merge(base, pairs, torch.float32))
+        assert [one for one, _ in told_wrong(found)] == [name]
+    short = {one: (b[:8], a) for one, (b, a) in pairs.items()}
+    assert told(tmp_path, base, short, base).holds is None
 
 
 def test_an_adapter_that_only_holds_modules_whole(tmp_path):
     """It holds where the merged model has them; where they are the base's, nothing can be told."""
     dtype = torch.bfloat16
     base = based(dtype)
-    embed = "model.embed_tokens.weight"
-    saved = base[embed].float() + 0.01
+    saved = base[EMBED].float() + 0.01
     extra = {"base_model.model.model.embed_tokens.modules_to_save.weight": saved}
-    merged = base | {embed: saved.to(dtype)}
+    merged = base | {EMBED: saved.to(dtype)}
     found = told(tmp_path, base, {}, merged, extra=extra)
     assert (found.holds, codes(found)) == (True, ["whole"])
     assert told(tmp_path, base, {}, base, extra=extra).holds is False
-    kept = {name: base[embed].float() for name in extra}
+    kept = {name: base[EMBED].float() for name in extra}
     found = told(tmp_path, base, {}, base, extra=kept)
     assert (found.holds, codes(found)) == (None, ["whole_is_base"])
     both = told(tmp_path, base, factors(), merge(merged, factors(), dtype), extra=extra)
@@ -439,5 +378,5 @@ def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
     scaled[UP.format(0)] = merged[UP.format(0)]
     scaled[UP.format(0).replace("weight", "weight_scale_inv")] = torch.full((1, 1), 1.0)
     found = told(tmp_path, base, pairs, scaled)
-    assert found.holds is None, found
-    assert [(one.name, one.code) for one in found.against] == [(UP.format(0), "quantised")]
+    against = [(one.name, one.code) for one in found.against]
+    assert (found.holds, against) == (None, [(UP.format(0), "quantised")])
