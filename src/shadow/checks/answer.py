@@ -73,6 +73,10 @@ class Answer:
     against: Sequence[Against] = ()
     notes: Sequence[Reason] = ()
 
+    @property
+    def holds(self) -> bool:
+        return self.outcome is Outcome.HOLDS
+
 
 @dataclass(frozen=True)
 class ErrorRate:

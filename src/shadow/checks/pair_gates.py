@@ -82,9 +82,8 @@ def gates(record: PairRecord, standing: Standing) -> list[Gate]:
     found = []
     for name, check in GATES.items():
         answer = check.judge(record, standing)
-        figure, passed = answer.figures.get("figure"), answer.outcome is Outcome.HOLDS
-        reason = check.say_all(answer.reasons)
-        found.append(Gate(name, figure, THRESHOLDS[name], passed, reason))
+        figure, reason = answer.figures.get("figure"), check.say_all(answer.reasons)
+        found.append(Gate(name, figure, THRESHOLDS[name], answer.holds, reason))
     return found
 
 

@@ -10,25 +10,23 @@ from shadow.summary.changes import CHANGES, Change
 from shadow.summary.record import PairRecord
 from shadow.templates import Reason
 
+COPIES = {"copy", "mostly_copy"}
 MANY = 0.25  # of the changed matrices in layers: permuted neurons are 3 of 7
 _MEANINGS = read_words("words.yaml")["sentences"]
 
 
-def _check(one: Change) -> Check:
+def _check(change: Change) -> Check:
     """A recorded change as a check, with all figures of it."""
 
     def judge(record: PairRecord) -> Answer:
-        if (found := one.figures(record.recognised)) is None:
+        if (found := change.figures(record.recognised)) is None:
             return Answer(Outcome.DOES_NOT_HOLD, [Reason("absent")])
-        figures = {
-            f"recognised.{one.place}.{name}": value
-            for name, value in vars(found).items()
-            if isinstance(value, float | int)
-        }
-        return Answer(Outcome.HOLDS, [Reason(one.code, vars(found))], figures)
+        numbers = {key: one for key, one in vars(found).items() if isinstance(one, float | int)}
+        figures = {f"recognised.{change.place}.{key}": one for key, one in numbers.items()}
+        return Answer(Outcome.HOLDS, [Reason(change.code, numbers)], figures)
 
-    meaning = one.meaning or _MEANINGS[one.code]
-    return Check(one.code, one.title, meaning, judge, {one.code: one.text})
+    code, meaning = change.code, change.meaning or _MEANINGS[change.code]
+    return Check(code, change.title, meaning, judge, {code: change.text})
 
 
 RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))
@@ -36,8 +34,7 @@ RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))
 
 def recognised(record: PairRecord) -> list[str]:
     """The codes of RECOGNISED that hold, in their order."""
-    holds = Outcome.HOLDS
-    return [code for code, one in RECOGNISED.items() if one.judge(record).outcome is holds]
+    return [code for code, check in RECOGNISED.items() if check.judge(record).holds]
 
 
 def is_rearranged(record: PairRecord) -> bool:
@@ -54,9 +51,9 @@ def is_copy(record: PairRecord) -> bool:
     return "copy" in recognised(record)
 
 
-def is_mostly_copy(record: PairRecord) -> bool:
-    """Whether most tensors that changed are the other side's in another format, but not all."""
-    return "mostly_copy" in recognised(record)
+def is_copied(record: PairRecord) -> bool:
+    """Whether most tensors that changed are the other side's in another format, or all."""
+    return not COPIES.isdisjoint(recognised(record))
 
 
 def is_of_base(record: PairRecord) -> bool:

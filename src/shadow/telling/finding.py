@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shadow.checks.explanations import Explanation, explanations
-from shadow.checks.recognised import is_copy, is_mostly_copy, is_rearranged
+from shadow.checks.recognised import is_copied, is_rearranged
 from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata
@@ -80,7 +80,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         place = size_and_place(summary, apart=relation == "sibling", filtered=filtered)
         sentences += [*known_changes(summary), place]
         sentences += [*_tier(summary), *vectors(summary), *later]
-        copied = is_copy(summary) or is_mostly_copy(summary)
+        copied = is_copied(summary)
         few = summary.recognised.few_entries is not None  # they bound rank and structure alike
         # a factor leaves the base's own structure, a copy that of rounding
         if not (copied or few or summary.recognised.scaled):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from shadow.checks.recognised import recognised
+from shadow.checks.recognised import COPIES, recognised
 from shadow.checks.summary import Sentence
 from shadow.summary.changes import CHANGES, Places
 from shadow.summary.record import PairRecord
@@ -17,7 +17,7 @@ FIRST = ("layers_moved", "not_comparable")  # codes that stand before the size o
 def known_changes(summary: PairRecord) -> list[Sentence]:
     """Sentences of the recognised changes that stand before the size."""
     holds = {*recognised(summary)} - {*FIRST}
-    return _sentences(summary, holds & {"copy", "mostly_copy"} or holds)  # else it is of rounding
+    return _sentences(summary, holds & COPIES or holds)  # else it is of rounding
 
 
 def not_in_place(summary: PairRecord) -> list[Sentence]:

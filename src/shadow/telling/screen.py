@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from shadow.checks.pair_gates import Gate
-from shadow.checks.recognised import RECOGNISED, is_copy, is_mostly_copy, is_rearranged
+from shadow.checks.recognised import RECOGNISED, is_copied, is_copy, is_rearranged
 from shadow.checks.summary import Summary
 from shadow.quantities import Kind, Quantity, text_of
 from shadow.reasons import STRICT, meaning
@@ -117,7 +117,7 @@ def faults(summary: Summary) -> list[Gate]:
     """The gates that failed, but for those that a copy or an adapter fails by being one."""
     codes = {sentence.code for sentence in summary.finding.sentences}
     explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
-    if is_copy(summary) or is_mostly_copy(summary):
+    if is_copied(summary):
         explained.add("rounding")
     if "identical" in codes:  # nothing of which more could be said
         explained |= {"lineage", "rounding", "rank"}
