@@ -4,6 +4,7 @@ Llama whose truth is known.
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import planted
@@ -79,36 +80,32 @@ def test_a_copy_of_the_original_holds(model, stored, kind):
         assert found.figures["error_ratio"] == pytest.approx(1, abs=0.002)
 
 
-def test_one_changed_layer_is_named(model, stored):
-    """A change of a sixth of the noise of the format, and nothing beside it."""
-    noise = 0.02 / 8 / math.sqrt(12)
-    copy = stored("copy", moved(model, noise / 6, only=UP), "Q4_0")
-    found = verify("quantised", stored("full", model), copy)
-    assert (found.outcome, found.code) == ("does_not_hold", "beyond")
-    assert [(one.name, one.code) for one in found.against] == [(UP, "outside")]
-    assert (found.figures["tensors_beyond"], found.figures["tensors"]) == (1, 21)
+NOISE = 0.02 / 8 / math.sqrt(12)  # of Q4_0
+MADE = {  # what is made of the model, its format -> the answer, and how many speak against it
+    "one changed layer": (
+        lambda one: moved(one, NOISE / 6, only=UP), {"kind": "Q4_0"}, "beyond", {"outside": 1}
+    ),
+    "q and k that were not permuted": (
+        lambda one: one, {"kind": "Q4_0", "paired": False}, "beyond", {"far": 4}
+    ),
+    "another model": (
+        lambda one: planted.gguf_llama(seed=4), {"kind": "Q8_0"}, "beyond",
+        {"far": 16, "outside": 5},
+    ),
+    "floats alone": (lambda one: one, {"kind": "F16"}, "floats", {}),
+}  # fmt: skip
 
 
-def test_rows_of_q_and_k_in_another_order_are_no_copies(model, stored):
-    """As a converter leaves them that forgets to permute."""
-    found = verify("quantised", stored("full", model), stored("copy", model, "Q4_0", paired=False))
-    assert found.outcome == "does_not_hold"
-    assert len(found.against) == 4
-
-
-def test_another_model_is_nothing_like_the_original(model, stored):
-    """Every matrix is named."""
-    found = verify(
-        "quantised", stored("full", model), stored("copy", planted.gguf_llama(seed=4), "Q8_0")
-    )
-    assert found.outcome == "does_not_hold"
-    assert sum(one.code == "far" for one in found.against) == 16
-
-
-def test_floats_alone_are_no_quantised_copy(model, stored):
-    """A GGUF of F16 is asked for with `same` or `stored`."""
-    found = verify("quantised", stored("full", model), stored("copy", model, "F16"))
-    assert (found.outcome, found.code) == ("inconclusive", "floats")
+@pytest.mark.parametrize("case", MADE)
+def test_what_is_no_copy_in_a_format_is_named(model, stored, case):
+    make, options, code, against = MADE[case]
+    found = verify("quantised", stored("full", model), stored("copy", make(model), **options))
+    assert found.code == code, found
+    assert found.outcome == ("inconclusive" if code == "floats" else "does_not_hold")
+    assert Counter(one.code for one in found.against) == against
+    assert found.figures["tensors_beyond"] == len(found.against)
+    if case == "one changed layer":
+        assert [one.name for one in found.against] == [UP]
 
 
 def test_gguf_in_bf16_is_the_same_as_safetensors(model, stored):
