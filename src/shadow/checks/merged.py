@@ -272,12 +272,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
 
-    names = CHECK.checkpoints
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(asked.named, runtime, scratch)
     opened = open_found(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
     if opened.adapter is None:
-        hint = f"name a folder with adapter_config.json; in order: {' '.join(names)}"
+        hint = f"name a folder with adapter_config.json; in order: {CHECK.usage}"
         raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)
     base, tuned = opened_models(found, runtime, scratch)
     runtime = fetch_all([opened], runtime)
@@ -343,7 +342,7 @@ def _measured(
         return Beside(row)
     if is_quantised(tuned.tensor(pair.tuned.info)):
         return not_judged
-    if adapter.shares_embedding(pair):  # a tied head goes with its embedding
+    if adapter.is_tied(pair):  # a head that is the base's embedding may go with its update
         fit = adapter.fit(pair, base, tuned, EMBED)
         if fit is not None and fit.fits:
             return Module(name, in_words(place), stored, fit)

@@ -48,12 +48,10 @@ class OpenAdapter:
         pairs = [*self.updates.values(), *self.whole.values()]
         return sorted({pair.tuned.info.name for pair in pairs if pair.place not in places})
 
-    def shares_embedding(self, pair: MatrixPair) -> bool:
+    def is_tied(self, pair: MatrixPair) -> bool:
         """Whether a pair is a head whose base is the embedding that an update is of."""
-        embed = self.updates.get(EMBED)
-        if embed is None or embed.base is None or pair.base is None:
-            return False
-        return pair.place == HEAD and embed.base.info.name == pair.base.info.name
+        names = [one and one.base and one.base.info.name for one in (self.updates.get(EMBED), pair)]
+        return pair.place == HEAD and names[0] is not None and names[0] == names[1]
 
     def fit(
         self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, place: Place
