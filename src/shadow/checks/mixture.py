@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,25 +116,21 @@ def _sum(found: Mixture) -> str:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
     """The tuned model beside those that it may be mixed of, all shards at hand at once."""
-    from functools import partial
-
     from shadow.run.aligned import line_up_all
     from shadow.run.alongside import in_threads, lines_of, mixed
     from shadow.run.scan import fetch_all, require_unchanged
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.mixture import fit
 
-    bases = [asked.base] if asked.base else []
-    named = dict(zip(asked.of, [*asked.checkpoints, *bases], strict=True))
+    has_base = asked.base is not None
+    named = {**asked.named, **({"--base": asked.base} if asked.base else {})}
     tuned, *others = opened_models(found_all(named, runtime, scratch), runtime, scratch)
-    lined = [
-        line_up_all(one, tuned, (name, "TUNED"))
-        for name, one in zip([*named][1:], others, strict=True)
-    ]
+    names = [(name, "TUNED") for name in [*named][1:]]
+    lined = [line_up_all(one, tuned, both) for one, both in zip(others, names, strict=True)]
     fetch_all([tuned, *others], runtime)
     lines, unread = lines_of(lined)
     with in_threads(lines, runtime) as each:
-        found = [*each(partial(mixed, has_base=bool(bases)), lines)]
+        found = [*each(partial(mixed, has_base=has_base), lines)]
         tensors = [one for one in found if one.sums.finite]
         if not tensors:
             raise ShadowError(f"{tuned.reference}: no tensor is finite in all of these models")
@@ -141,15 +138,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
     require_unchanged([tuned, *others])
     lone = [one for other in lined for one in other.lone]
     lone += [Apart(one.name, "tuned", Reason("not_finite")) for one in found if not one.sums.finite]
-    return Mixture(
-        len(tensors),
-        sorted({one.stored for one in tensors}),
-        bool(bases),
-        fitted,
-        [*dict.fromkeys(lone)],
-        [*dict.fromkeys([*(one for other in lined for one in other.unread), *unread])],
-        [*dict.fromkeys(note for other in lined for note in other.notes)],
-    )
+    formats, lone = sorted({one.stored for one in tensors}), [*dict.fromkeys(lone)]
+    notes = [*dict.fromkeys(note for other in lined for note in other.notes)]
+    return Mixture(len(tensors), formats, has_base, fitted, lone, unread, notes)
 
 
 CHECK = Check(

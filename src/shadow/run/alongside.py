@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +28,10 @@ Line = Sequence[tuple[MatrixPair, Lined]]
 
 
 def lines_of(lined: Sequence[Lined]) -> tuple[list[Line], list[Apart]]:
-    """The tensors of floats that all models have, in one shape; and others that differ."""
+    """The tensors of floats that all models have, in one shape; and what is not read."""
     by_key = [{pair.key: pair for pair in other.pair.pairs} for other in lined]
     lines: list[Line] = []
-    unread: list[Apart] = []
+    unread = [one for other in lined for one in other.unread]
     for key, pair in by_key[0].items():
         if not pair.rows * pair.cols or not all(key in others for others in by_key):
             continue
@@ -45,7 +44,7 @@ def lines_of(lined: Sequence[Lined]) -> tuple[list[Line], list[Apart]]:
             unread.append(Apart(name, "tuned", Reason("no_floats")))
         elif not any(one.detail for one, _ in line):  # rows that not all have are alone
             lines.append(line)
-    return lines, unread
+    return lines, [*dict.fromkeys(unread)]
 
 
 @contextmanager
@@ -69,17 +68,15 @@ def in_threads(lines: Sequence[Line], runtime: Runtime) -> Iterator[Callable[...
 
 def mixed(line: Line, *, has_base: bool) -> Mixed:
     """A tensor with its sums of products. has_base: whether the last of the others is the base."""
+
+    def parts() -> Iterator[Read]:
+        sides: list[Matrix] = []
+        for pair, one in line:
+            assert pair.base is not None, "lined up"
+            side, tuned = views(pair, pair.base, one.pair.base, one.pair.tuned)
+            sides.append(side)
+        return read(tuned, sides.pop() if has_base else None, sides)
+
     place, info, part = line[0][0].place, line[0][0].tuned.info, line[0][0].tuned.part
     name = f"{info.name} ({in_words(place)})" if part.rows or part.experts else info.name
-    parts = partial(_parts, line, has_base=has_base)
     return Mixed(name, place.layer, info.dtype, has_base, parts, products(parts(), info.dtype))
-
-
-def _parts(line: Line, *, has_base: bool) -> Iterator[Read]:
-    """The tiles of a tensor of every model, of one shape."""
-    sides: list[Matrix] = []
-    for pair, one in line:
-        assert pair.base is not None, "lined up"
-        side, tuned = views(pair, pair.base, one.pair.base, one.pair.tuned)
-        sides.append(side)
-    return read(tuned, sides.pop() if has_base else None, sides)
