@@ -6,11 +6,15 @@ What needs torch is imported by the function that needs it.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import combinations
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
 
 from shadow.audits.request import (
     AuditRequest,
@@ -41,12 +45,17 @@ from shadow.targets.references import (
 from shadow.text import several
 
 if TYPE_CHECKING:
+    import torch
+
+    from shadow.checkpoints.opening import Checkpoint
     from shadow.checks.verification import Verification
     from shadow.comparing.comparison import Comparison
     from shadow.gates.measured import Measured
     from shadow.gates.verdicts import Judgement
     from shadow.run.pair_plan import PairPlan
     from shadow.run.runtime import Progress
+
+    Model = torch.nn.Module | Mapping[str, torch.Tensor]  # in memory
 
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
@@ -84,11 +93,15 @@ def audit(target: Pair, /, **options: Unpack[AuditOptions]) -> AuditReport: ...
 
 
 @overload
-def audit(*, base: Place, tuned: Place, **options: Unpack[AuditOptions]) -> AuditReport: ...
+def audit(
+    *, base: Place | Model, tuned: Place | Model, **options: Unpack[AuditOptions]
+) -> AuditReport: ...
 
 
 @overload
-def audit(base: Place, tuned: Place, /, **options: Unpack[AuditOptions]) -> AuditReport: ...
+def audit(
+    base: Place | Model, tuned: Place | Model, /, **options: Unpack[AuditOptions]
+) -> AuditReport: ...
 
 
 @overload
@@ -100,13 +113,13 @@ def audit(target: Several, /, **options: Unpack[AuditOptions]) -> AuditReports: 
 
 
 def audit(
-    target: Place | Pair | Several | None = None,
-    second: Place | None = None,
+    target: Place | Pair | Several | Model | None = None,
+    second: Place | Model | None = None,
     /,
     *,
-    base: Place | None = None,
-    tuned: Place | None = None,
-    output: Place = OUTPUT,
+    base: Place | Model | None = None,
+    tuned: Place | Model | None = None,
+    output: Place | None = None,
     components: Sequence[str] = (),
     layers: Sequence[int] = (),
     modules: Sequence[str] = (),
@@ -136,10 +149,11 @@ def audit(
         target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a
             list of such. Where `second` is given: the base.
         second: The model tuned from it: `audit(a, b)` is `audit(base=a, tuned=b)`.
-        base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
-        tuned: The model tuned from it, named in the same way.
+        base: Instead of a target: a folder or a file, `org/name[@revision]` on the Hub, or a model
+            in memory: a `torch.nn.Module` or a state dict.
+        tuned: The model tuned from it, named in the same way; in memory also a PEFT model.
         output: The folder that reports are written below, or the URL of one, such as
-            `s3://bucket/reports`.
+            `s3://bucket/reports`; None: `reports`, and of models in memory none that stays.
         components: Only these: language, vision, projector, audio, other.
         layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
         modules: Only these: `mlp.up`, `attn.*`.
@@ -184,10 +198,20 @@ def audit(
     from shadow.run.workers import single_threads
 
     say, progress = say or _ignore, progress or _ignore
-    chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
+    sides: dict[str, Any] = {"base": base, "tuned": tuned}
+    if second is not None:
+        sides = {"base": target, "tuned": second}
+    held = _held({name: one for name, one in sides.items() if _is_model(one)})
+    if held:
+        pair = [held[name][0] if name in held else _reference(one) for name, one in sides.items()]
+        chosen: tuple[Pair, ...] = (given_pair(*pair),)
+    else:
+        named: dict[str, Any] = {"base": base, "tuned": tuned}
+        chosen = _chosen(cast(Any, target), cast(Any, second), **named, registry=registry)
+    unwritten = Path(tempfile.mkdtemp(prefix="shadow-")) if held and output is None else None
     request = AuditRequest(
         Selection(chosen, chosen),
-        located(output),
+        unwritten or located(OUTPUT if output is None else output),
         Measuring(
             _words(components),
             [str(layer) for layer in layers],
@@ -204,6 +228,7 @@ def audit(
         jobs=jobs,
         ray=None if engine == "local" else ray,
         parts=parts,
+        found=dict(held.values()),
     )
     reports: dict[Pair, AuditReport] = {}
     faults: dict[Pair, ShadowError] = {}
@@ -211,7 +236,9 @@ def audit(
         for outcome in outcomes:
             try:
                 result = outcome.finished()
-                reports[outcome.pair] = AuditReport(_here(result.place))
+                report = reports[outcome.pair] = AuditReport(_here(result.place))
+                if unwritten is not None:
+                    weakref.finalize(report, shutil.rmtree, unwritten, ignore_errors=True)
             except ShadowError as error:
                 if request.is_alone:
                     raise
@@ -426,10 +453,10 @@ def judge(
 def verify(
     claim: str,
     /,
-    *checkpoints: Place | Mapping[str, Place],
+    *checkpoints: Place | Mapping[str, Place] | Model,
     moved: str | Sequence[str] = (),
     frozen: str | Sequence[str] = (),
-    base: Place | Mapping[str, Place] | None = None,
+    base: Place | Mapping[str, Place] | Model | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
     jobs: int | None = None,
     say: Callable[[str], None] | None = None,
@@ -441,8 +468,9 @@ def verify(
 
     Args:
         claim: Such as `same`; `shadow verify --help` lists them.
-        checkpoints: What it is asked of, in the order of the command: folders, or
-            `org/name[@revision]` on the Hub; for a base also a mapping of components to such.
+        checkpoints: What it is asked of, in the order of the command: folders or files, or
+            `org/name[@revision]` on the Hub; for a base also a mapping of components to such. Also
+            models in memory: a `torch.nn.Module`, a PEFT model (its adapter) or a state dict.
         moved: Of `trained`: what should have changed, such as `language.layers.0-7`.
         frozen: Of `trained`: what should be equal.
         base: Of `stored` and `mixture`: the model that the others were trained from.
@@ -462,15 +490,23 @@ def verify(
     from shadow.run.runtime import Runtime
     from shadow.run.workers import single_threads
 
+    sides: dict[str, Any] = {str(number): one for number, one in enumerate(checkpoints, 1)}
+    sides |= {} if base is None else {"base": base}
+    held = _held({name: one for name, one in sides.items() if _is_model(one)})
+    named = {name: held[name][0] if name in held else _side(one) for name, one in sides.items()}
     asked = question(
         claim,
-        [_side(one) for one in checkpoints],
+        [named[str(number)] for number in range(1, len(checkpoints) + 1)],
         moved=_words(moved),
         frozen=_words(frozen),
-        base=None if base is None else _side(base),
+        base=named.get("base"),
     )
     runtime = Runtime(
-        jobs=jobs, access=access_of(files), say=say or _ignore, show=progress or _ignore
+        jobs=jobs,
+        access=access_of(files),
+        found=dict(held.values()),
+        say=say or _ignore,
+        show=progress or _ignore,
     )
     with single_threads():
         return check(asked, runtime)
@@ -547,6 +583,33 @@ def _two_checkpoints(
                 " list",
             )
     return target, second
+
+
+def _is_model(given: object) -> bool:
+    """Whether this is a module or a state dict, and no name of a checkpoint."""
+    if isinstance(given, Mapping):
+        return any(hasattr(value, "data_ptr") for value in given.values())
+    return hasattr(given, "state_dict")
+
+
+def _held(models: Mapping[str, object]) -> dict[str, tuple[Reference, Checkpoint]]:
+    """The checkpoints that are modules or state dicts, by what they are called.
+
+    Raises ShadowError where two of them are one in memory, and where one holds no plain numbers.
+    """
+    if not models:
+        return {}
+    from shadow.checkpoints.in_memory import in_memory, is_same_memory
+
+    found = {}
+    for name, model in models.items():
+        reference = Reference(f"memory/{name}", is_folder=True)
+        found[name] = reference, in_memory(model, reference.repo)
+    for (one, first), (other, second) in combinations(models.items(), 2):
+        if is_same_memory(first, second):
+            hint = "a state dict is an alias of its model: copy it, or name a saved checkpoint"
+            raise ShadowError(f"{one} and {other} are one model in memory", hint)
+    return found
 
 
 def _reference(place: Place) -> Reference:

@@ -52,6 +52,8 @@ def perform(
     settings = settings_of(request.measuring, say)
     if request.parts is not None and request.parts < 1:
         raise UsageError(f"parts={request.parts}", "1 or more")
+    if request.found and (request.ray is not None or request.parts is not None):
+        raise UsageError("a model in memory is measured by this process alone", "leave engine out")
     if request.ray is not None:
         cores = request.ray.cpus_per_task
         if cores is not None and cores < 1:
@@ -150,6 +152,7 @@ def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
     return Runtime(
         jobs=request.jobs,
         access=access_of(request.files),
+        found=request.found,
         overwrite=request.overwrite,
         cache=Path(cache) if cache else None,
         say=say,

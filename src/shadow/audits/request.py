@@ -5,8 +5,8 @@ Imports nothing that computes. `shadow.audits.perform` carries it out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,9 @@ from shadow.storage import Store, work_folder
 from shadow.text import bytes_of
 
 if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Found
     from shadow.targets.lists import Selection
+    from shadow.targets.references import AnyReference
 
 Place = str | PathLike[str]
 Precision = Literal["default", "exact", "sketch"]
@@ -98,6 +100,8 @@ class AuditRequest:
     """How many parts each pair is measured in; None: whole, or a single pair on Ray in as many as
     run at a time.
     """
+    found: Mapping[AnyReference, Found] = field(default_factory=dict, compare=False)
+    """Checkpoints in memory, by what the pair calls them."""
 
     def folders(self) -> Iterator[Path]:
         """Where its pairs are audited, each in a folder that is there as soon as it holds anything;

@@ -1,0 +1,154 @@
+"""Modules and state dicts as checkpoints: read where they are, a tensor at a time.
+
+A tensor that is on a card, or not contiguous, is copied while it is read. Nothing is kept of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from shadow.checkpoints.adapters import Adapter, read_adapter
+from shadow.checkpoints.held_files import HeldFile
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.sources import Source
+from shadow.dtypes import FLOATS, INTEGERS, torch_name
+from shadow.errors import ShadowError
+
+SHARD = "memory"
+PIECE = 1 << 10  # bytes of each end of a tensor that its fingerprint looks at
+PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+WORDS = {getattr(torch, torch_name(word)): word for word in (*FLOATS, *INTEGERS)}
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """The bytes of a tensor, read as those of a file are."""
+
+    name: str
+    content: memoryview
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def read(self, start: int, into: memoryview) -> None:
+        into[:] = self.content[start : start + len(into)]
+
+    def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
+        width = len(into) // max(1, len(starts))
+        for number, start in enumerate(starts):
+            into[number * width : (number + 1) * width] = self.content[start : start + width]
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Nothing: it is in memory."""
+
+    def checksum(self, start: int, stop: int) -> str:
+        part = self.content[start:stop]
+        return f"{zlib.crc32(part):08x}{zlib.adler32(part):08x}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory(Source):
+    """The tensors of a module or a state dict, by name."""
+
+    tensors: Mapping[str, Tensor]
+    path: Path | None = None
+
+    def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
+        content = _Bytes(info.name, _content(self.tensors[info.name]))
+        return cast(HeldFile, content), replace(info, start=0, end=content.size)
+
+
+def _content(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data).cast("B")
+
+
+def in_memory(model: object, name: str) -> Checkpoint:
+    """A checkpoint of a `torch.nn.Module`, a PEFT model (its adapter) or a state dict.
+
+    Raises ShadowError for parameters that hold no plain numbers: sharded, quantised or on `meta`.
+    """
+    config, adapter, state = _taken_apart(model, name)
+    tensors: dict[str, TensorInfo] = {}
+    at, first, digest = 0, dict[tuple[object, ...], str](), hashlib.sha256()
+    for key, tensor in state.items():
+        _require_plain(key, tensor)
+        size = tensor.numel() * tensor.element_size()
+        word = WORDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+        info = TensorInfo(key, word, tuple(tensor.shape), SHARD, at, at + size)
+        lies = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if size and (other := first.setdefault(lies, key)) != key:
+            info = replace(info, alias_of=other)
+        tensors[key], at = info, at + size
+        digest.update(repr((key, word, info.shape)).encode() + _ends(tensor))
+    return Checkpoint(
+        reference=name,
+        commit=None,
+        fingerprint=digest.hexdigest(),
+        config=config,
+        tensors=tensors,
+        sources={SHARD: _Memory(state)},
+        adapter=adapter,
+    )
+
+
+def _taken_apart(
+    model: object, name: str
+) -> tuple[dict[str, Any], Adapter | None, dict[str, Tensor]]:
+    """Config, adapter and tensors of what was given."""
+    if not isinstance(model, torch.nn.Module):
+        assert isinstance(model, Mapping), "a state dict"
+        return {}, None, {key: one for key, one in model.items() if isinstance(one, Tensor)}
+    for wrapped in ("_orig_mod", "module"):  # torch.compile, and training on several cards
+        if isinstance(inner := getattr(model, wrapped, None), torch.nn.Module):
+            model = inner
+    for key, parameter in model.named_parameters():
+        _require_plain(key, parameter)
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        named: Any = model
+        chosen = named.peft_config[named.active_adapter].to_dict()
+        return {}, read_adapter(name, chosen), dict(get_peft_model_state_dict(model))
+    config: Any = getattr(model, "config", None)
+    read = config.to_dict() if hasattr(config, "to_dict") else {}
+    return read, None, dict(model.state_dict())
+
+
+def _require_plain(name: str, tensor: Tensor) -> None:
+    kind = type(tensor).__name__
+    if tensor.is_meta:
+        raise ShadowError(f"{name} is on the device meta, and has no numbers", "load it first")
+    if type(tensor) not in PLAIN or tensor.is_quantized or tensor.layout != torch.strided:
+        hint = "gather or dequantise the model first, or name the folder where it is saved"
+        raise ShadowError(f"{name} is a {kind}, not a plain tensor", hint)
+
+
+def _ends(tensor: Tensor) -> bytes:
+    """The first and the last bytes of a tensor."""
+    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
+    count = math.ceil(PIECE / max(1, tensor.element_size()))
+    ends = torch.cat([flat[:count], flat[-count:]]).cpu()
+    return bytes(ends.view(torch.uint8).numpy())
+
+
+def is_same_memory(first: object, second: object) -> bool:
+    """Whether two models are one, as a model and its own state dict are."""
+    sides = []
+    for model in (first, second):
+        state = model.state_dict() if isinstance(model, torch.nn.Module) else model
+        assert isinstance(state, Mapping), "a state dict"
+        tensors = [one for one in state.values() if isinstance(one, Tensor) and one.numel()]
+        sides.append({(one.device, one.data_ptr()) for one in tensors})
+    return bool(sides[0]) and sides[0] == sides[1]

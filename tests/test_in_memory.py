@@ -1,0 +1,97 @@
+"""Models in memory, beside the same models in folders."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import shadow
+from shadow.files import registry_folder
+
+DEMO = registry_folder() / "demo"
+
+
+@pytest.fixture(scope="module")
+def states():
+    return {side: load_file(DEMO / side / "model.safetensors") for side in ("base", "narrow")}
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(8, 4)
+        self.head = torch.nn.Linear(4, 8, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_numbers_are_those_of_the_same_models_in_folders(states, tmp_path):
+    """Every column of every matrix, whatever the layout in memory; nothing is left on the disk."""
+    flipped = {
+        name: one.t().contiguous().t() if one.ndim == 2 else one
+        for name, one in states["narrow"].items()
+    }
+    found = shadow.audit(states["base"], flipped)
+    wanted = shadow.audit(DEMO / "base", DEMO / "narrow", output=tmp_path / "out")
+    left_out = ["family", "pair"]
+    pd.testing.assert_frame_equal(
+        found.matrices.drop(columns=left_out), wanted.matrices.drop(columns=left_out)
+    )
+    folder = found.folder
+    del found
+    assert not folder.exists()
+
+
+def test_one_side_may_be_a_folder(states, tmp_path):
+    copied = {name: one.clone() for name, one in states["base"].items()}
+    assert shadow.verify("same", states["base"], DEMO / "base").holds
+    copied[next(iter(copied))] += 1
+    assert shadow.verify("same", copied, DEMO / "base").holds is False
+    report = shadow.audit(DEMO / "base", copied, output=tmp_path / "out")
+    assert report.folder.is_relative_to(tmp_path)
+    assert len(report.deltas) == 1
+
+
+def test_a_tied_head_is_its_embedding():
+    first, second = Tied(), Tied()
+    second.load_state_dict(first.state_dict())
+    found = shadow.verify("same", first, second)
+    assert (found.holds, found.figures["entries_differ"]) == (True, 0)
+
+
+def test_a_model_and_its_own_state_dict_are_one():
+    model = torch.nn.Linear(4, 4)
+    with pytest.raises(shadow.ShadowError, match="one model in memory"):
+        shadow.verify("same", model, model.state_dict())
+
+
+def test_an_adapter_of_peft_is_one_side_of_trained():
+    """Its modules have moved once B is not 0, and have not before."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+    before = {name: one.clone() for name, one in base.state_dict().items()}
+    tuned = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    assert shadow.verify("trained", before, tuned).holds is False
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    found = shadow.verify("trained", before, tuned)
+    assert (found.holds, found.figures["tensors_to_move"]) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"w": torch.empty(2, 2, device="meta")},
+        {"w": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)},
+        {"w": torch.ones(2, 2).to_sparse()},
+    ],
+    ids=["meta", "quantised", "sparse"],
+)
+def test_what_holds_no_plain_numbers_is_refused_by_name(state):
+    with pytest.raises(shadow.ShadowError, match=r"^w is "):
+        shadow.verify("same", state, {"w": torch.ones(2, 2)})
