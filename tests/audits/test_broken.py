@@ -8,8 +8,9 @@ import junitparser
 import planted
 import pytest
 import torch
+from effort import every
 
-UP, DOWN = (planted.LAYER.format(1, name) for name in ("mlp.up_proj", "mlp.down_proj"))
+UP = planted.LAYER.format(1, "mlp.up_proj")
 NORM = "model.norm.weight"
 
 
@@ -18,11 +19,8 @@ def zeroed(tensors):
 
 
 def with_nan(tensors):
-    tensors[UP][3, 4] = float("nan")
-
-
-def with_infinity(tensors):
-    tensors[DOWN][0, 0] = -float("inf")
+    tensors[UP][3, 4] = -float("inf")
+    tensors[UP][0, 0] = float("nan")
 
 
 def without_norm(tensors):
@@ -56,7 +54,6 @@ CASES = {  # planted -> code, the tensor that is named, side
     zeroed: ("all_zero", UP),
     without_norm: ("all_zero", NORM),
     with_nan: ("nonfinite", UP),
-    with_infinity: ("nonfinite", DOWN),
     empty: ("empty", UP),
     unrelated: ("unrelated", None),
     halved: ("part_shared", None),
@@ -74,7 +71,7 @@ def plant(folder, damage, *, of_base=False):
     planted.write(folder / "tuned", tuned)
 
 
-@pytest.mark.parametrize("norms", [(), ("--norms",)], ids=["full", "norms"])
+@pytest.mark.parametrize("norms", every(2, [(), ("--norms",)]), ids=["full", "norms"])
 @pytest.mark.parametrize("damage", CASES, ids=lambda one: one.__name__)
 def test_exit_code_headline_junit_and_annotation(damage, norms, shadow, tmp_path):
     code, tensor = CASES[damage]
@@ -85,18 +82,14 @@ def test_exit_code_headline_junit_and_annotation(damage, norms, shadow, tmp_path
     (path,) = (tmp_path / "out").rglob("summary.json")
     summary = json.loads(path.read_text())
     said = [one["code"] for one in summary["finding"]["sentences"]]
-    failures = [
-        (failure.type, failure.message)
-        for suite in junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
-        for case in suite
-        for failure in case.result
-    ]
+    suites = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    failures = [one for suite in suites for case in suite for one in case.result]
     annotations = [line for line in (run.out + run.err).splitlines() if line.startswith("::error")]
     assert (code in said) == bool(code)
-    assert [kind for kind, _ in failures] == ([code] if code else [])
+    assert [failure.type for failure in failures] == ([code] if code else [])
     assert len(annotations) == bool(code)
     if tensor:
-        shown = (summary["finding"]["headline"], failures[0][1], annotations[0])
+        shown = (summary["finding"]["headline"], failures[0].message, annotations[0])
         assert all(tensor in text for text in shown)
 
 

@@ -1,4 +1,4 @@
-"""Checksums of tensors, and the digest of all of a side: what tells checkpoints apart."""
+"""Contents of checkpoints: checksums, the digest of a side, files that change under way."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from measuring import pair_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from shadow.audits import pair as pair_module
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import read_index
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
-from shadow.errors import ShadowError
+from shadow.errors import KeptError, ShadowError
+from shadow.run import workers
 from shadow.spectra.delta import Method
+from shadow.targets.lists import select
 
 SETTINGS = Settings(Method(subspaces=False), Filter())
+FILE = "model.safetensors"
 FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
 
 
@@ -76,7 +82,7 @@ def test_every_tensor_has_the_checksum_of_its_bytes(folders, tmp_path):
     """
     report = audited(*folders, tmp_path / "out")
     for side, folder in zip(("base", "tuned"), folders, strict=True):
-        stored = load_file(folder / "model.safetensors")
+        stored = load_file(folder / FILE)
         wanted = {
             name: f"{zlib.crc32(raw(tensor)):08x}{zlib.adler32(raw(tensor)):08x}"
             for name, tensor in stored.items()
@@ -92,7 +98,7 @@ def test_every_tensor_has_the_checksum_of_its_bytes(folders, tmp_path):
 def test_the_content_is_that_of_the_weights_in_any_files(folders, tmp_path):
     """A copy at another time and in three shards has another fingerprint and the same content."""
     base, tuned = folders
-    shards = planted.sharded(tmp_path / "shards", load_file(base / "model.safetensors"), 3)
+    shards = planted.sharded(tmp_path / "shards", load_file(base / FILE), 3)
     shutil.copy(base / "config.json", shards)
     one, other = audited(base, tuned, tmp_path / "one"), audited(shards, tuned, tmp_path / "other")
     assert open_folder(str(base)).fingerprint != open_folder(str(shards)).fingerprint
@@ -116,12 +122,12 @@ def test_what_is_left_out_has_no_checksum_and_the_side_no_content(folders, tmp_p
 def changed_unseen(folder: Path, copy: Path) -> Path:
     """A copy with another entry where no sample is taken, and the same fingerprint."""
     shutil.copytree(folder, copy)
-    file = copy / "model.safetensors"
+    file = copy / FILE
     info = open_folder(str(copy)).tensors["model.embed_tokens.weight"]
     with file.open("r+b") as handle:
         handle.seek(info.start + 20_000)
         handle.write(b"\x01\x02\x03\x3f")
-    times = (folder / "model.safetensors").stat()
+    times = (folder / FILE).stat()
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert open_folder(str(copy)).fingerprint == open_folder(str(folder)).fingerprint
     return copy
@@ -129,7 +135,7 @@ def changed_unseen(folder: Path, copy: Path) -> Path:
 
 def other_vectors(folder: Path, copy: Path) -> Path:
     """A copy whose matrices have the spectra of the folder's."""
-    stored = load_file(folder / "model.safetensors")
+    stored = load_file(folder / FILE)
     stored["model.layers.0.input_layernorm.weight"] *= 2
     return planted.write(copy, stored, HEADS)
 
@@ -155,3 +161,123 @@ def test_what_an_adapter_leaves_alone_is_not_read(tmp_path):
     assert found == {planted.UP.format(0): False, planted.UP.format(1): True}
     assert content(report) is None
     assert content(report, "tuned")
+
+
+# files that change while they are audited
+
+SIZE = 64  # of a matrix, so that a file has several pages
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A base and a model tuned from it, and beside them another one of the same layout."""
+    planted.toy(tmp_path / "other", 2, size=SIZE)
+    return pair_of(
+        planted.toy(tmp_path / "base", 0, size=SIZE), planted.toy(tmp_path / "one", 1, size=SIZE)
+    )
+
+
+def replaced(tmp_path):
+    """Another file under the same name, as `mv` and most programs that save a file do it."""
+    os.replace(tmp_path / "other" / FILE, tmp_path / "one" / FILE)  # noqa: PTH105
+
+
+def copied_over(tmp_path):
+    """`cp -p`: the same inode, size and time of the content."""
+    mine = tmp_path / "one" / FILE
+    times = mine.stat()
+    mine.write_bytes((tmp_path / "other" / FILE).read_bytes())
+    os.utime(mine, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def cut(tmp_path):
+    os.truncate(tmp_path / "one" / FILE, 4096)
+
+
+def emptied(tmp_path):
+    """Zeros where weights were."""
+    with (tmp_path / "one" / FILE).open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 4)
+        file.write(bytes(size - size // 4))
+
+
+def removed(tmp_path):
+    (tmp_path / "one" / FILE).unlink()
+
+
+CHANGES = [replaced, copied_over, cut, emptied, removed]
+
+
+def changing(monkeypatch, where, name, change):
+    """Make a change before the function of that name is called for the second time."""
+    calls, before = [], getattr(where, name)
+
+    def changed(*arguments, **more):
+        calls.append(name)
+        if len(calls) == 2:
+            change()
+        return before(*arguments, **more)
+
+    monkeypatch.setattr(where, name, changed)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("when", ["summed", "measure_pair"])
+def test_a_file_that_changes_while_it_is_read_is_refused(pair, tmp_path, monkeypatch, change, when):
+    """Between two matrices, and in the middle of one: the fault is told, and no report is left."""
+    changing(monkeypatch, workers, when, lambda: change(tmp_path))
+    with pytest.raises(ShadowError) as refused:
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(jobs=1))
+    assert refused.value.message.startswith(f"{tmp_path / 'one' / FILE} changed")
+    assert "\n" not in refused.value.message
+    assert refused.value.hint
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("change", [replaced, emptied, removed], ids=lambda change: change.__name__)
+def test_a_file_that_changes_before_the_report_is_placed_is_refused(
+    pair, tmp_path, monkeypatch, change
+):
+    """When all is measured; the next run gives the report of the files as they are then."""
+    before = pair_module.write_tables
+
+    def late(*arguments, **more):
+        change(tmp_path)
+        return before(*arguments, **more)
+
+    monkeypatch.setattr(pair_module, "write_tables", late)
+    with pytest.raises(ShadowError, match=FILE):
+        run_pair(pair, SETTINGS, tmp_path / "out")
+    monkeypatch.setattr(pair_module, "write_tables", before)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    if change is replaced:
+        assert run_pair(pair, SETTINGS, tmp_path / "out").measured == 2
+
+
+def test_a_file_cut_short_under_way_does_not_end_a_list(pair, tmp_path, monkeypatch):
+    """The pair fails, and the one after it is audited: no SIGBUS."""
+    (tmp_path / "pairs.yaml").write_text(
+        "- {base: ./base, tuned: ./one}\n- {base: ./base, tuned: ./other}\n"
+    )
+    changing(monkeypatch, workers, "summed", lambda: cut(tmp_path))
+    selection = select(listed=str(tmp_path / "pairs.yaml"))
+    runtime = Runtime(jobs=1)
+    list(audit_list(selection, SETTINGS, tmp_path / "out", runtime=runtime))
+    failed, done = read_index(tmp_path / "out").rows
+    assert (failed.state, done.state) == ("failed", "done")
+    assert FILE in failed.error
+    assert len(list((tmp_path / "out").rglob("matrices.parquet"))) == 1
+
+
+def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pair):
+    """Names, sizes, times and headers are shared by two folders out of one archive."""
+    file = tmp_path / "one" / FILE
+    os.utime(file, (1e9, 1e9))
+    run_pair(pair, SETTINGS, tmp_path / "out")
+    tensors = load_file(file)
+    tensors[planted.UP.format(1)][0] *= 2
+    save_file(tensors, file)
+    os.utime(file, (1e9, 1e9))
+    with pytest.raises(KeptError, match="files of tuned, by their hash"):
+        run_pair(pair, SETTINGS, tmp_path / "out")

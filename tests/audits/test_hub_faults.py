@@ -42,7 +42,11 @@ from hub_pairs import (
     incomplete,
     told,
 )
+from huggingface_hub import get_session
 from safetensors.torch import load_file
+
+from shadow.checkpoints import hub_client as client
+from shadow.errors import ShadowError
 
 pytest_plugins = "hub_pairs"
 AT_ONCE = {"Retry-After": "0"}
@@ -354,14 +358,8 @@ def test_an_address_that_is_no_hub(run, hub, tmp_path):
 @pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])
 def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered, tries):
     """Where it has, a refused connection is an outage, and all tries are made."""
-    from huggingface_hub import get_session
-
-    from shadow.checkpoints import hub_client as client
-    from shadow.errors import ShadowError
-
-    monkeypatch.setattr(client, "WAITS", (0.0, 0.0))
-    monkeypatch.setattr(client, "PATIENCE", 0.0)
-    monkeypatch.setattr(client, "answered", threading.Event())
+    for name, value in (("WAITS", (0.0, 0.0)), ("PATIENCE", 0.0), ("answered", threading.Event())):
+        monkeypatch.setattr(client, name, value)
     made = []
     with Hub() as hub, client.own_client():
         there = hub.endpoint

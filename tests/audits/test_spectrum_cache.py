@@ -172,54 +172,33 @@ def test_where_nothing_can_be_written_spectra_are_solved(tmp_path):
     assert (tmp_path / "spectra").read_text() == ""
 
 
-def checkpoint(folder, matrices):
-    return planted.write(folder, {planted.UP.format(i): one for i, one in enumerate(matrices)})
-
-
-@pytest.fixture
-def stages(tmp_path):
-    """Three checkpoints of a lineage, two matrices each."""
-    base = [stage(0), stage(1)]
-    middle = [stage(2, base[0]), stage(3, base[1])]
-    last = [stage(4, middle[0]), stage(5, middle[1])]
-    return [
-        checkpoint(tmp_path / name, one)
-        for name, one in (("base", base), ("middle", middle), ("last", last))
-    ]
-
-
-def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(
-    stages, shadow, tmp_path
-):
-    """Two of four spectra are there, as a base was tuned before; not with --no-cache."""
-    base, middle, last = stages
+def test_commands_of_a_lineage_write_the_same_bytes_and_clean_removes_the_cache(shadow, tmp_path):
+    """Two of four spectra are there, as a base was tuned before; not with --no-cache. Of a folder
+    of the cache only files of spectra go.
+    """
+    before = [None, None]
+    for number, name in enumerate(("base", "middle", "last")):
+        before = [stage(2 * number + at, one) for at, one in enumerate(before)]
+        planted.write(
+            tmp_path / name, {planted.UP.format(at): one for at, one in enumerate(before)}
+        )
+    cache = tmp_path / "home" / "shadow" / "spectra"
     on = {"env": {"SHADOW_NO_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "home")}}
-    shadow("audit", "--base", base, "--tuned", middle, "-o", "kept", **on)
-    second = shadow("audit", "--base", middle, "--tuned", last, "-o", "kept", **on)
-    assert "2 of 4 spectra" in second.err
-    assert size_of(tmp_path / "home" / "shadow" / "spectra") > 0
-    shadow("audit", middle, last, "-o", "plain", "--no-cache", "--cache-dir", "unused", **on)
-    assert not (tmp_path / "unused").exists()
+    shadow("audit", "./base", "./middle", "-o", "kept", **on)
+    assert "2 of 4 spectra" in shadow("audit", "./middle", "./last", "-o", "kept", **on).err
+    shadow("audit", "./middle", "./last", "-o", "plain", "--no-cache", **on)
     for name in ("matrices", "spectra", "tensors"):
         first, other = (
             next((tmp_path / top).rglob(f"middle..last*/{name}.parquet"))
             for top in ("kept", "plain")
         )
         assert pq.read_table(first).equals(pq.read_table(other))
-
-
-def test_clean_removes_the_cache_and_says_how_large_it_was(stages, shadow, tmp_path):
-    """Only files of spectra go; reports stay."""
-    base, middle, _ = stages
-    options = ("--cache-dir", "kept")
-    shadow("audit", base, middle, "-o", "out", *options, env={"SHADOW_NO_CACHE": "0"})
-    # as in a folder of models
-    mine = [tmp_path / "kept" / "mine.txt", tmp_path / "kept" / "ab" / "model.safetensors"]
+    mine = [cache / "mine.txt", cache / "ab" / "model.safetensors"]  # as in a folder of models
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    assert size_of(tmp_path / "kept") > 0
-    shadow("clean", "--cache", *options).assert_done()
-    assert size_of(tmp_path / "kept") == 0
+    assert size_of(cache) > 0
+    shadow("clean", "--cache", "--cache-dir", cache).assert_done()
+    assert size_of(cache) == 0
     assert [path.read_text() for path in mine] == ["mine", "mine"]
-    assert list((tmp_path / "out").rglob("summary.json"))
+    assert list((tmp_path / "kept").rglob("summary.json"))
