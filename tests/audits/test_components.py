@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import planted
 import pytest
@@ -45,6 +43,9 @@ def test_each_component_is_compared_with_its_own_base(audited):
     assert (compared["status"] == "identical").sum() == 2 * 6 + 2
     assert (compared[compared["status"] == "skipped"]["reason"] == "not_a_matrix").all()
     assert [row.component for row in result.summary.without_base] == ["projector"]
+    base = result.provenance["base"]  # of two checkpoints, by component
+    assert (base["repo"].startswith("language=/"), " vision=/" in base["repo"]) == (True, True)
+    assert (base["commit"], len(base["fingerprint"])) == (None, 64)
     told = {row.component: (row.matrices, row.identical) for row in result.summary.components}
     assert told == {"language": (16, 0), "vision": (0, 14), "projector": (0, 0)}
 
@@ -62,13 +63,3 @@ def test_every_tensor_of_every_part_has_a_row(audited):
     ]
     assert set(unused["reason"]) == {"filtered"}
     assert unused["detail"].str.contains("is the base of vision only").all()
-
-
-def test_the_report_says_where_each_part_came_from(audited):
-    """References, commits and fingerprint of a base of two checkpoints, by component."""
-    _, result, _, _ = audited
-    base = json.loads((result.folder / "summary.json").read_text())["base"]
-    assert base["repo"].startswith("language=/")
-    assert " vision=/" in base["repo"]
-    assert base["commit"] is None
-    assert len(base["fingerprint"]) == 64

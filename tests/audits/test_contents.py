@@ -77,9 +77,7 @@ def content(report: Path, side: str = "base") -> str | None:
 
 
 def test_every_tensor_has_the_checksum_of_its_bytes(folders, tmp_path):
-    """By zlib over the whole file's tensors, also of buffers and of a tensor of three matrices; the
-    digest of a side is that of its names, formats, shapes and checksums.
-    """
+    """By zlib, also of buffers and fused tensors; a side's digest is of names, shapes and sums."""
     report = audited(*folders, tmp_path / "out")
     for side, folder in zip(("base", "tuned"), folders, strict=True):
         stored = load_file(folder / FILE)

@@ -251,9 +251,7 @@ def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, hu
 
 @pytest.mark.filterwarnings("ignore:The 'initial' parameter:DeprecationWarning")
 def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, hub, monkeypatch):
-    """Room for one shard of two: an audit alone removes the first after use. One that shares the
-    machine's cache is refused with the option that makes it alone, and frees where that is given.
-    """
+    """Alone it frees the first shard of two; beside others it is refused, or frees if asked."""
     for side in ("base", "tuned"):
         weights = planted.matrices(len(side), 2, 256)  # two files of 262 kB
         hub.add(f"org/{side}", planted.sharded(tmp_path / f"{side}s", weights, 2))

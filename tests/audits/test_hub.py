@@ -1,8 +1,4 @@
-"""Whole audits of checkpoints on a Hub: equal numbers, counted bytes, names and rights, offline.
-
-The Hub is tests/hub.py on this machine; the commands speak to it through the real client, with a
-token that only the Hub itself may see.
-"""
+"""Audits of checkpoints on a Hub (tests/hub.py), with a token that it alone may see."""
 
 from __future__ import annotations
 
@@ -168,9 +164,7 @@ print(json.dumps({path: file.result().xet_info.hash for path, file in files.item
 
 @pytest.mark.slow
 def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
-    """Shards that come through hf_xet, as from huggingface.co: equal, verified, without a word on
-    stderr, and gone from the disk under --max-disk. Here Xet's own server is a folder.
-    """
+    """Shards come through hf_xet, equal and verified; Xet's own server is a folder here."""
     pytest.importorskip("hf_xet")
     (tmp_path / "xet").mkdir()
     shards = [path for side in ("base", "tuned") for path in folders[side].glob("*.safetensors")]
@@ -368,9 +362,7 @@ def test_a_copy_in_other_shards_is_compared_and_each_byte_moves_once(run, hub, f
 
 
 def test_claims_of_models_on_the_hub(run, hub):
-    """Both sides of a training, and a copy with its base, from the Hub alone. Weights that are
-    fetched at once, all of a mixture or the base of a copy, are refused where --max-disk is less.
-    """
+    """What must be fetched at once is refused where --max-disk is less."""
     stored = ("verify", "stored", "org/tuned", "org/tuned", "--base", "org/base")
     run("verify", "same", "org/base", "org/none").assert_refused()
     for words in (("verify", "mixture", "org/tuned", "org/base", "org/tuned"), stored):

@@ -185,10 +185,7 @@ def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     ids=["data", "header", "length", "cut", "freeing"],
 )
 def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
-    """A flipped byte in a shard in the cache, also in its header, or a shard that was cut there: it
-    is fetched again, which is said; offline it is refused. Where it was the header, the next
-    command has the right one.
-    """
+    """In data, header or length, or cut: it is fetched again; offline it is refused."""
     found_by(run, tmp_path, small)
     (path,) = (tmp_path / "home").rglob(f"models--org--small-tuned/**/{MODEL}")
     blob = path.resolve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -25,8 +24,6 @@ from shadow.audits.parts import Parts, cut
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import BusyError, ShadowError
-from shadow.reports.columns import MATRICES
-from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.run import journal as journal_module
 from shadow.run import pair_plan, rows
 from shadow.run.journal import remove_unfinished
@@ -101,9 +98,7 @@ def test_one_file_is_one_part(tmp_path):
 
 
 def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
-    """Base in six shards, tuned in four: with two parts the cut is in the middle, where no tuned
-    shard is on both sides; three parts share two tuned shards at most, one at each cut.
-    """
+    """Six and four shards: at most one tuned shard is on both sides of a cut, none in the middle."""
     pairs = lined_up(tmp_path, 6, 4)
     for count, shared in ((2, 0), (3, 2)):
         parts = cut(pairs, count, evenly(pairs))
@@ -145,29 +140,6 @@ def test_a_large_report_is_written_in_row_groups(tmp_path, pair, whole, monkeypa
     assert cut.summary == whole.summary
     monkeypatch.setattr(reading, "summarise", None)  # a summary that is believed needs none
     assert read_summary(cut.folder)[0] == whole.summary
-
-
-def test_a_table_in_row_groups_has_the_bytes_of_one_that_pyarrow_writes(tmp_path):
-    """Pages, footer and metadata: a file whose metadata came last is that of `write_table`."""
-    schema = arrow_schema(MATRICES)
-    drawn = [{"tensor": f"t{i}", "rows": i, "concentration": i / 7} for i in range(3000)]
-    told = {"version": "1", "settings": {"a": [1]}}
-    for number, groups in enumerate(([], [drawn], [drawn[:1000], drawn[1000:]])):
-        file = TableFile(tmp_path / f"{number}.parquet", schema)
-        for group in groups:
-            file.write(table_of(MATRICES, group))
-        file.close()
-        file.finish(told)
-        wanted = table_of(MATRICES, [row for group in groups for row in group])
-        wanted = wanted.replace_schema_metadata(
-            {b"shadow": json.dumps(told, sort_keys=True).encode()}
-        )
-        pq.write_table(
-            wanted, tmp_path / "w", compression="zstd", row_group_size=1000 if number == 2 else None
-        )
-        if number < 2:
-            assert file.path.read_bytes() == (tmp_path / "w").read_bytes()
-        assert pq.read_table(file.path).equals(wanted, check_metadata=True)
 
 
 class Dying(InProcess):
@@ -321,9 +293,7 @@ def test_each_shard_is_fetched_once(tmp_path):
      pytest.param(600, 4, SETTINGS, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count, settings):
-    """The most that the folder held when a part was taken over and when the tables were written: no
-    more than the plan said, and half of that at least. Integers are not compared, and have rows.
-    """
+    """Of the folder at its largest: no more than the plan said, and half of that at least."""
     integers = {f"model.layers.{n % 12}.counter_{n}": torch.zeros(1).int() for n in range(counters)}
     pair = pair_in(tmp_path, integers)
     sizes = []

@@ -89,9 +89,7 @@ def paired_with_itself(shapes, config):
 
 @pytest.mark.parametrize("kind", every(6, TYPES))
 def test_no_two_pairs_of_any_layout_share_a_key(kind):
-    """Every fused matrix and its bias, in every order of rows that names.yaml knows, in the text
-    model and in a tower: as many keys as pairs, or outcomes would be lost.
-    """
+    """In every order of rows, in a text model and a tower, or outcomes would be lost."""
     config = {
         "model_type": kind, **dict.fromkeys(COUNTS, 2), "num_attention_heads": 4, "hidden_size": 32,
     }  # fmt: skip

@@ -71,9 +71,7 @@ def long_list(tmp_path: Path) -> Path:
 
 
 def test_the_bytes_are_those_of_one_process(tmp_path, command):
-    """A list with a pair that fails, on a Ray of this machine alone: the same reports, index, JSON
-    and exit code; the fault has its message and hint. The same command again measures nothing.
-    """
+    """Reports, index, JSON, faults and exit code; the same command again measures nothing."""
     for seed, name in enumerate(("base", "one", "two")):
         planted.toy(tmp_path / name, seed)
     (tmp_path / "toys.yaml").write_text(
@@ -105,9 +103,7 @@ def test_the_bytes_are_those_of_one_process(tmp_path, command):
 def test_what_was_measured_before_a_kill_is_not_measured_again(
     tmp_path, command, long_list, on_ray, what, who
 ):
-    """SIGKILL in the middle of a pair of a list, or of a part of a pair: the task goes on at its
-    journal, stdout is still only data, and the bytes are those of one process.
-    """
+    """SIGKILL: the task goes on at its journal, and the bytes are those of one process."""
     words = ("audit", "--list", long_list, "--no-subspaces", "--json", "-o")
     if what == "pair":
         for seed, name in enumerate(("base", "tuned")):
@@ -351,9 +347,7 @@ for cores, most in ((1, None), (2, None), (1, 10**9)):
 
 
 def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
-    """The only machine with cores is taken away: one line, and a fault with a hint instead of an
-    endless wait. The times are made short.
-    """
+    """A line, and a fault instead of an endless wait. The times are made short."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     cluster = cluster_utils.Cluster()
     try:

@@ -76,9 +76,7 @@ def undone(kind, name, W, module):
 
 @pytest.mark.parametrize("kind", chosen(planted.KINDS, ("gpt2",)))
 def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
-    """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout;
-    every tensor is measured but the vectors, whose relative norm is there.
-    """
+    """Figures are NumPy's after undoing the layout; vectors have their relative norm."""
     base = planted.saved(kind, tmp_path / "base")
     tuned = planted.perturbed(base, tmp_path / "tuned")
     result = run(base, tuned, tmp_path / "out")
@@ -356,9 +354,7 @@ def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("exponent", [-300, -170, 155, 300])
 def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
-    """F64 checkpoints of any scale: what depends on no unit is that of weights near 1; a change
-    whose energy is no float64 number is not said to be rounded.
-    """
+    """What depends on no unit is that near 1; energy beyond float64 is not called rounded."""
     found = []
     for scale in (0, exponent):
         generator = torch.Generator().manual_seed(0)

@@ -123,9 +123,7 @@ def downloads_first(moves):
 
 @given(cases())
 def test_every_pair_is_in_one_step_and_every_shard_in_one_visit(case):
-    """Nothing is measured twice or lost; shards are fetched once, folders not at all. A visit spans
-    the uses of its shard and no more.
-    """
+    """Nothing is lost or fetched twice, folders not at all; a visit spans the uses of its shard."""
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     measured = Counter(pair.key for step in work.steps for pair in step)
@@ -292,9 +290,7 @@ LLAMA_70B = llama(80, 8192, 28672, 1024, 128256)
     "orders", [(list, list), (by_name, by_name), (list, by_name), (by_name, list)]
 )
 def test_a_pair_of_24b_takes_a_few_shards(orders):
-    """Of ten shards of 5 GB a side, where layer order holds up to all of one side: four, or two
-    without fetching ahead, when both sides are cut alike.
-    """
+    """Of ten shards of 5 GB a side: four, or two unhurried, when both are cut alike."""
     base, tuned = (split(MISTRAL_24B, 5 * GB, order) for order in orders)
     pairs, *checkpoints = line_up(base, tuned)
     sizes = sizes_of(MISTRAL_24B, base, tuned)
@@ -354,9 +350,7 @@ def test_a_tensor_inside_another_does_not_shorten_a_range():
 
 
 def test_the_peak_is_the_most_that_is_held_at_any_time():
-    """Against the definition, shard by shard: held are those that came and are still needed, and
-    those still to come that were there from the start.
-    """
+    """Held are those that came and are still needed, and those that were there before."""
     visits = tuple(
         Visit(("base", f"{n}"), n, n + (n * 5) % 4, max(0, n - (n * 3) % 3)) for n in range(40)
     )

@@ -173,9 +173,7 @@ def test_where_nothing_can_be_written_spectra_are_solved(tmp_path):
 
 
 def test_commands_of_a_lineage_write_the_same_bytes_and_clean_removes_the_cache(shadow, tmp_path):
-    """Two of four spectra are there, as a base was tuned before; not with --no-cache. Of a folder
-    of the cache only files of spectra go.
-    """
+    """Two of four spectra are there; `clean` removes only files of spectra."""
     before = [None, None]
     for number, name in enumerate(("base", "middle", "last")):
         before = [stage(2 * number + at, one) for at, one in enumerate(before)]

@@ -104,8 +104,6 @@ SYMPTOMS = {
     "and no others": ("verify trained ./base ./adapter --moved attn.k", 4, ["0.self_attn.k_proj"]),
     "nothing that is frozen": ("verify trained ./base ./adapter --frozen mlp", 0, []),
     "its B is zero": ("verify trained ./base ./idle", 4, ["nothing in 8 of 8 modules"]),
-    "in two layers": (
-        "verify trained ./base ./half-idle", 4, ["in 4 of 8 modules", "1.self_attn.v_proj"]),
     "a model needs patterns": ("verify trained ./base ./copy", 2, ["--moved PATTERN"]),
     "norms of 1 that no step moves": (
         "verify trained ./base ./tuned --moved language", 0, [NORM.format(0), "5 vectors"]),
@@ -117,7 +115,7 @@ SYMPTOMS = {
     "the head is lost": ("audit ./base ./no-head", 0, ["Missing: the head."]),
     "a layer is lost": ("audit ./base ./no-layer", 3, ["Missing: layer 3."]),
     "an adapter does nothing": ("audit ./base ./idle", 0, ["adapter does nothing in 8 modules"]),
-    "or in two layers": ("audit ./base ./half-idle", 0, ["adapter does nothing in 4 modules"]),
+    "in two layers": ("audit ./base ./half-idle", 0, ["adapter does nothing in 4 modules"]),
     "an adapter lacks nothing": ("audit ./base ./adapter", 0, ["/adapter A part changed"]),
     "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
     "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),
@@ -125,8 +123,7 @@ SYMPTOMS = {
 
 
 # variants of what others show
-LIKE = {"they are there", "and no others", "nothing that is frozen", "in two layers",
-        "or in two layers", "nothing else did", "none moved", "two equal ones"}  # fmt: skip
+LIKE = "they are there", "and no others", "nothing that is frozen", "nothing else did", "none moved"
 
 
 @pytest.mark.parametrize("symptom", chosen(SYMPTOMS, [one for one in SYMPTOMS if one not in LIKE]))
