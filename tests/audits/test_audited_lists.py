@@ -309,9 +309,6 @@ def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
         assert read_index(toys / "out").rows == first
 
 
-# killed and stopped
-
-
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
@@ -501,27 +498,22 @@ def test_hostile_names_and_errors_are_text(tmp_path):
     assert index.rows[0].folder.count("/") == 1
 
 
-# progress
-
-
 def test_time_left_counts_only_what_was_measured():
     """Ten pairs, three of them read: the time of a measured pair times what is left."""
     now = 0.0
     pace = Pace(10, lambda: now)
-    pace.begin("first")
-    assert pace.left() == "", "nothing can be said yet"
-    pace.end("first")
-    for name in "bc":  # read at once, no progress told
-        now += 10
+    for name in "abc":  # read at once, no progress told
         pace.begin(name)
+        assert pace.left() == "", "nothing can be said yet"
         pace.end(name)
-    pace.begin("measured")
-    for done, left in ((50, "2:10"), (100, "2:00")):
         now += 10
-        pace.update("measured", Progress(1, 2, done, 100))
-        assert pace.left() == f"{left} left"
-    pace.end("measured")
-    pace.begin("next")
-    now += 10
-    pace.update("next", Progress(1, 2, 50, 100))
-    assert pace.left() == "1:50 left"
+    left = []
+    for name, done in (("d", 50), ("d", 100), ("e", 50)):
+        if (name, done) != ("d", 100):
+            pace.begin(name)
+        now += 10
+        pace.update(name, Progress(1, 2, done, 100))
+        left.append(pace.left())
+        if done == 100:
+            pace.end(name)
+    assert left == ["2:10 left", "2:00 left", "1:50 left"]

@@ -187,9 +187,6 @@ def test_an_interrupt_comes_after_the_outcome_of_the_pair_that_was_running():
         assert engine or [one.moved for one in outcomes] == [5, 5]
 
 
-# waiting
-
-
 @pytest.fixture
 def pair(tmp_path):
     for seed, name in enumerate(("base", "tuned")):

@@ -313,9 +313,6 @@ def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
     assert len(blobs(tmp_path)) == (2 if disk == () else 0)
 
 
-# Offline
-
-
 @pytest.mark.slow
 def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
     """With nothing or a part of a pair it is refused; with all, no request is made."""

@@ -87,18 +87,15 @@ def test_parts_are_whole_base_shards(tmp_path, count):
     parts = cut(pairs, count, evenly(pairs))
     assert len(parts) == min(count, 6)
     assert sorted(pair.key for part in parts for pair in part) == sorted(pair.key for pair in pairs)
+    assert cut([], count, {}) == []
     in_parts = [{shard for pair in part for shard in shards_of(pair)} for part in parts]
     assert [len(shards) for shards in in_parts] == [12 / len(parts)] * len(parts)
 
 
-def test_one_file_is_one_part(tmp_path):
-    whole = lined_up(tmp_path, 1, 1)
-    assert len(cut(whole, 4, evenly(whole))) == 1
-    assert cut([], 4, {}) == []
-
-
 def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
-    """Six and four shards: at most one tuned shard is on both sides of a cut, none in the middle."""
+    """Six and four shards: at most one tuned shard lies on both sides of a cut."""
+    whole = lined_up(tmp_path / "whole", 1, 1)
+    assert len(cut(whole, 4, evenly(whole))) == 1, "one file is one part"
     pairs = lined_up(tmp_path, 6, 4)
     for count, shared in ((2, 0), (3, 2)):
         parts = cut(pairs, count, evenly(pairs))
@@ -256,9 +253,6 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
     assert written(parted) == written(one)
 
 
-# what is fetched
-
-
 def test_each_shard_is_fetched_once(tmp_path):
     """Twelve downloads of whole files, each of another one."""
     folders = {
@@ -282,9 +276,6 @@ def test_each_shard_is_fetched_once(tmp_path):
     (parted,) = tmp_path.glob("out/*/*")
     (whole,) = tmp_path.glob("whole/*/*")
     assert written(parted) == written(whole)
-
-
-# what it takes
 
 
 @pytest.mark.parametrize(
