@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,11 +34,6 @@ class Units:
     whole: NDArray[np.float32] | None = None
     """Every unit of the candidate, of the first group alone."""
 
-    @property
-    def finite(self) -> bool:
-        """Whether every entry of both is."""
-        return bool(np.isfinite(self.candidate).all() and np.isfinite(self.model).all())
-
 
 @dataclass(frozen=True)
 class Relation:
@@ -59,15 +54,16 @@ class Relation:
 
 def relation(sampled: Sequence[Units], level: float) -> Relation:
     """The match of units in their order, and where p is above the level, in any order."""
-    finite = [one for one in sampled if one.finite]
+    finite = [one for one in sampled if np.isfinite([one.candidate, one.model]).all()]
     if not finite:
         return Relation(None, unknown="no_mlp")
     draws = round(10 / level) - 1  # enough for a tenth of the level
-    p, z = _matched(finite, lambda one: (one.model, one.candidate), draws)
-    reordered = None
+    (p, z), reordered = _matched(finite, draws), None
     if p > level:
-        for beside_itself in (lambda one: (one.model,) * 2, lambda one: (one.candidate,) * 2):
-            if _matched(finite, beside_itself, draws)[0] > level:
+        for side in ("model", "candidate"):
+            own = [replace(one, model=getattr(one, side), candidate=getattr(one, side))
+                   for one in finite]  # fmt: skip
+            if _matched(own, draws)[0] > level:
                 return Relation(None, unknown="equal_units")
         reordered = _reordered(finite)
     model = np.concatenate([one.model.ravel() for one in finite])
@@ -82,31 +78,25 @@ def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float |
     """By numbers of candidates (here, there), the corner at the first between the model and the
     second, of the matrices that were sampled of both; none where no matrix was.
     """
-    by_key = [{(one.group, one.module): one for one in units} for units in sampled]
+    by_key = [
+        {(one.group, one.module, one.candidate.shape): one for one in units} for units in sampled
+    ]
     found = {}
     for pair in itertools.permutations(range(len(by_key)), 2):
         here, there = (by_key[number] for number in pair)
-        both = [
-            (one, there[key])
-            for key, one in here.items()
-            if key in there and one.candidate.shape == there[key].candidate.shape
-        ]
+        both = [(one.candidate, one.model, there[key].candidate)
+                for key, one in here.items() if key in there]  # fmt: skip
         if both:
-            rows = [(one.candidate, one.model, other.candidate) for one, other in both]
-            at, model, beyond = (
-                np.concatenate([each.ravel() for each in side]) for side in zip(*rows, strict=True)
-            )
-            found[pair] = corner(at, model, beyond)
+            sides = zip(*both, strict=True)  # of the first candidate, the model, and the second
+            found[pair] = corner(*(np.concatenate([*map(np.ravel, rows)]) for rows in sides))
     return found
 
 
-def _matched(
-    sampled: Sequence[Units], sides: Callable[[Units], tuple[Rows, Rows]], draws: int
-) -> tuple[float, float]:
-    """p and z of two sides, by group: all matrices of a group share their units."""
+def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
+    """p and z of both sides, by group: all matrices of a group share their units."""
     cosines: dict[Hashable, Rows] = {}
     for one in sampled:
-        of_matrix = unit_cosines(*sides(one))
+        of_matrix = unit_cosines(one.model, one.candidate)
         cosines[one.group] = of_matrix + cosines.get(one.group, np.zeros(of_matrix.shape))
     return matched([*cosines.values()], draws=draws)
 
