@@ -115,6 +115,18 @@ MUTANTS = (
         ),
         "every tensor beside is the base's": ("return not row.changed or", "return True or"),
     }),
+    Planted("checks/trained.py", "checks/test_trained.py", {
+        "a cast is a step": ("self.row.changed > 0 and self.rounded_to is None",
+                             "self.row.changed > 0"),
+        "norms of 1 must move": ("if not one.is_initial]", "]"),
+        "a step from any entries": ("if cell.changed >= FREE * cell.entries", ""),
+    }),
+    Planted("checks/patterns.py", "checks/test_patterns.py", {
+        "experts beyond a range": ("expert in (first, last + 1)", "expert in (first, last)"),
+    }),
+    Planted("checks/quantised.py", "checks/test_quantised.py", {
+        "nothing is far": ("and not self.noise.is_far", ""),
+    }),
     Planted("comparing/contrast.py", "comparing/test_compare.py -k disagree or voids", {
         "one figure is enough": ("if agree < MIN_AGREEING or", "if"),
         "ranks that differ": ("np.isnan(ranks[0]) !=", "np.isnan(ranks[0]) & ~"),

@@ -71,13 +71,16 @@ def test_a_word_that_no_model_has_is_refused_with_the_nearest(wrong):
         ("attn.k", "attn.q", QKV, "move stay either"),
         ("attn.k", "language", QKV, "move stay"),
         ("experts.0-2", "experts.3", STACK, "move stay either"),  # it may have more
+        ("experts.0-2 experts.4-6", "experts.0-6", STACK, "move stay either"),
+        ("experts.0-2 experts.4", "experts", STACK, "move stay"),
         ("experts.down", "experts.3", STACK, "stay"),
         ("", "experts", STACK, "move"),
     ],
 )
 def test_what_is_asked_of_all_that_lies_at_a_place(frozen, moved, place, asked):
-    each = [(Should.STAY, frozen), (Should.MOVE, moved)]
-    found = Patterns([(should, parse_pattern(text)) for should, text in each if text]).at(place)
+    each = [(Should.STAY, text) for text in frozen.split()]
+    each += [(Should.MOVE, text) for text in moved.split()]
+    found = Patterns([(should, parse_pattern(text)) for should, text in each]).at(place)
     assert found == {*asked.split()}
     assert Should.first(found) == asked.split()[0]
 
