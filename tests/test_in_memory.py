@@ -83,6 +83,25 @@ def test_an_adapter_of_peft_is_one_side_of_trained():
     assert (found.holds, found.figures["tensors_to_move"]) == (True, 2)
 
 
+def test_a_snapshot_tells_what_moved_since():
+    """A step of the head alone: the head moved, the embedding is equal; vectors of 0 may stay."""
+    model = torch.nn.ModuleDict({
+        "embed_tokens": torch.nn.Embedding(8, 4), "lm_head": torch.nn.Linear(4, 8)
+    })  # fmt: skip
+    torch.nn.init.zeros_(model["lm_head"].bias)
+    before = shadow.snapshot(model)
+    asked = {"moved": "language.head", "frozen": "language.embed"}
+    assert shadow.verify("trained", before, model, **asked).code == "not_moved"
+    with torch.no_grad():
+        model["lm_head"].weight += 1e-3
+    found = shadow.verify("trained", before, model, **asked)
+    assert (found.holds, found.figures["tensors_to_move"]) == (True, 1)
+    with torch.no_grad():
+        model["embed_tokens"].weight[0, 0] += 1e-3
+    found = shadow.verify("trained", before, model, **asked)
+    assert [one.name for one in found.against] == ["embed_tokens.weight"]
+
+
 @pytest.mark.parametrize(
     "state",
     [

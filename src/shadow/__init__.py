@@ -17,7 +17,18 @@ TYPE_CHECKING = False  # as type checkers know it, without the milliseconds of `
 if TYPE_CHECKING:
     from typing import Any
 
-    from shadow.api import audit, compare, export, judge, pairs, plan, read, read_all, verify
+    from shadow.api import (
+        audit,
+        compare,
+        export,
+        judge,
+        pairs,
+        plan,
+        read,
+        read_all,
+        snapshot,
+        verify,
+    )
     from shadow.audits.request import Nulls, Ray
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
@@ -42,6 +53,7 @@ __all__ = [
     "plan",
     "read",
     "read_all",
+    "snapshot",
     "verify",
 ]
 

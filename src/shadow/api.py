@@ -25,6 +25,8 @@ from shadow.audits.request import (
     Ray,
     Subjects,
 )
+from shadow.checks.patterns import NEEDS_PATTERN
+from shadow.checks.snapshots import Snapshot
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.places.names import check_component
@@ -453,7 +455,7 @@ def judge(
 def verify(
     claim: str,
     /,
-    *checkpoints: Place | Mapping[str, Place] | Model,
+    *checkpoints: Place | Mapping[str, Place] | Model | Snapshot,
     moved: str | Sequence[str] = (),
     frozen: str | Sequence[str] = (),
     base: Place | Mapping[str, Place] | Model | None = None,
@@ -470,7 +472,8 @@ def verify(
         claim: Such as `same`; `shadow verify --help` lists them.
         checkpoints: What it is asked of, in the order of the command: folders or files, or
             `org/name[@revision]` on the Hub; for a base also a mapping of components to such. Also
-            models in memory: a `torch.nn.Module`, a PEFT model (its adapter) or a state dict.
+            models in memory: a `torch.nn.Module`, a PEFT model (its adapter) or a state dict; the
+            base of `trained` may be a `shadow.snapshot`.
         moved: Of `trained`: what should have changed, such as `language.layers.0-7`.
         frozen: Of `trained`: what should be equal.
         base: Of `stored` and `mixture`: the model that the others were trained from.
@@ -490,6 +493,8 @@ def verify(
     from shadow.run.runtime import Runtime
     from shadow.run.workers import single_threads
 
+    if claim == "trained" and isinstance(checkpoints[0], Snapshot):
+        return _trained_since(*checkpoints, moved=_words(moved), frozen=_words(frozen))
     sides: dict[str, Any] = {str(number): one for number, one in enumerate(checkpoints, 1)}
     sides |= {} if base is None else {"base": base}
     held = _held({name: one for name, one in sides.items() if _is_model(one)})
@@ -510,6 +515,39 @@ def verify(
     )
     with single_threads():
         return check(asked, runtime)
+
+
+def snapshot(model: Model) -> Snapshot:
+    """Note what a model in memory holds, as checksums: a few MB, whatever its size.
+
+    Args:
+        model: A `torch.nn.Module` or a state dict. Every entry is read once.
+
+    Returns:
+        What `shadow.verify("trained", snapshot, model, moved=..., frozen=...)` takes for a base.
+
+    Raises:
+        ShadowError: Where a parameter holds no plain numbers, as of a sharded model.
+    """
+    from shadow.checkpoints.in_memory import in_memory
+    from shadow.checks.snapshots import taken
+
+    return taken(in_memory(model, "memory"))
+
+
+def _trained_since(*sides: Any, moved: Sequence[str], frozen: Sequence[str]) -> Verification:
+    """Whether what should have moved since a snapshot did, and what should be frozen is equal."""
+    from shadow.checkpoints.in_memory import in_memory
+    from shadow.checks.snapshots import training_since
+    from shadow.checks.table import CHECKS, require_form
+    from shadow.checks.verification import Verification
+
+    require_form("trained", len(sides), moved=moved, frozen=frozen)
+    if not (moved or frozen):
+        raise UsageError(f"trained {NEEDS_PATTERN}", "such as moved='language.layers'")
+    evidence = training_since(sides[0], in_memory(sides[1], "memory"), moved, frozen)
+    of = {"BASE": "a snapshot", "TUNED": "memory"}
+    return Verification(CHECKS["trained"], of, CHECKS["trained"].judge(evidence))
 
 
 def export(
