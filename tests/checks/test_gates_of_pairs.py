@@ -41,10 +41,10 @@ def int8(name, W):
     return (W.float() / scale).round() * scale
 
 
-def llama(folder, layers, seed, width=64):
+def llama(folder, layers, seed):
     """A decoder as it is before any training, under the names that transformers gives."""
     generator = torch.Generator().manual_seed(seed)
-    wide = 3 * width // 2
+    width, wide = 64, 96
     shapes = {"model.embed_tokens": (128, width), "lm_head": (128, width)}
     for layer in range(layers):
         at = f"model.layers.{layer}"
@@ -79,7 +79,6 @@ def places(tmp_path_factory):
     trained = [Path(side.repo) for side in (demo.base, demo.tuned)]
     # float32 that is not bf16's
     wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)
-    wider = llama(there / "wider", 2, 0, 128)
     two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
     shared = ("model.embed_tokens.weight", "lm_head.weight")
     own = load_file(four / "model.safetensors")
@@ -90,14 +89,12 @@ def places(tmp_path_factory):
     )
     return {
         "fine-tune": trained,
-        "unrelated": (llama(there / "one", 4, 2), four),
         "another depth": (two, deeper),
         "frozen": (trained[0], trained[0]),
         "int8": (wide, stored(there / "int8", wide, int8)),
         "bf16": (wide, stored(there / "bf16", wide, lambda name, W: W.bfloat16())),
         "adapter": (two, adapter(there / "adapter")),
         "merged": (two, stored(there / "merged", two, low_rank)),
-        "another size": (wider, stored(there / "tilted", wider, tilted)),
     }
 
 
@@ -105,15 +102,6 @@ def low_rank(name, W):
     generator = torch.Generator().manual_seed(len(name))
     return W + 1e-3 * torch.randn(len(W), 2, generator=generator) @ torch.randn(
         2, W.shape[1], generator=generator
-    )
-
-
-def tilted(name, W):
-    """A change of full rank with one strong direction."""
-    generator = torch.Generator().manual_seed(len(name))
-    noise = 1e-3 * torch.randn(W.shape, generator=generator)
-    return (
-        W + noise + 0.05 * torch.outer(noise[:, 0] / noise[:, 0].norm(), noise[0] / noise[0].norm())
     )
 
 
@@ -135,8 +123,6 @@ def gates_of(done):
 
 CASES = {  # the gates that fail
     "fine-tune": [],
-    "another size": [],
-    "unrelated": ["lineage"],
     "another depth": ["lineage", "paired"],
     "frozen": ["changed"],
     "int8": [],
@@ -146,9 +132,7 @@ CASES = {  # the gates that fail
 }
 
 
-@pytest.mark.parametrize(
-    "case", chosen(CASES, [case for case in CASES if case not in ("another size", "merged")])
-)
+@pytest.mark.parametrize("case", chosen(CASES, [case for case in CASES if case != "merged"]))
 def test_each_gate_stops_what_it_is_for(case, audited):
     """Only the gates that should fail do, in summary.json, read from the files, and in their
     metadata.
