@@ -96,8 +96,17 @@ MUTANTS = (
         "3 before 5": ("in (1, 4, 5, 3) if", "in (1, 4, 3, 5) if"),
         "4 before 1": ("in (1, 4, 5, 3) if", "in (4, 1, 5, 3) if"),
     }),
-    Planted("checks/pair_gates.py",
-            "checks/test_gates_of_pairs.py -k depth or adapter", {
+    Planted("checks/explanations.py", "checks/test_explanations.py -k words", {
+        "any grid": ("any(few_of(record, side)[0]", "any(None and few_of(record, side)[0]"),
+        "flat as the weights are": ("< inside.judged or along", "< inside.judged"),
+        "any vectors": ("0 < vectors.compared <= 2 * vectors.changed", "vectors.compared"),
+    }),
+    Planted("checks/related.py", "audits/test_verify_related.py -k corners", {
+        "one level for all": ("ALPHA / len(names)", "ALPHA"),
+        "the furthest": ("min(related, key", "max(related, key"),
+        "a copy among others": ("if close.distance == 0 < away.distance", "if away.distance < 0"),
+    }),
+    Planted("checks/pair_gates.py", "checks/test_gates_of_pairs.py -k judges_figures", {
         "any cosine": ("cosine >= LINEAGE and", "cosine >= -1 and"),
         "any share": ("standing.compared >= PAIRED", "standing.compared >= 0"),
         "any rank": ("if share >= FULL_RANK", "if share >= 0"),
