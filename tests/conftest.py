@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import signal
+import sys
 
 # Workers run side by side: threads of their algebra would wait for each other. Read when NumPy and
 # torch are imported.
@@ -58,6 +59,23 @@ def shadow(tmp_path):
 
     def run(*arguments, **more) -> Run:
         return run_shadow(*arguments, cwd=tmp_path, **more)
+
+    return run
+
+
+@pytest.fixture
+def inside(monkeypatch, capsys, tmp_path):
+    """Runs a `shadow` command that measures nothing, in this process."""
+    from rich.console import Console
+
+    from shadow.cli import commands, console
+
+    def run(*arguments, width: int = 80, cwd=tmp_path) -> Run:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["shadow", *map(str, arguments)])
+        plain = Console(highlight=False, emoji=False, width=width, color_system=None)
+        monkeypatch.setattr(console, "out", plain)
+        return Run(commands.run(), *capsys.readouterr())
 
     return run
 

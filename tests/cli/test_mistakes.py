@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from command import run_shadow
-
-from shadow.cli import commands
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 BASE, TUNED = DEMO / "base", DEMO / "narrow"
@@ -19,7 +15,6 @@ RULE = "--fail-on", "concentration > 1"
 MISTAKES = {
     "a folder that is not there": (("audit", "./bse", TUNED), 1, None),
     "an empty folder": (("audit", BASE, "./empty"), 1, None),
-    "the file instead of its folder": (("audit", BASE, TUNED / "model.safetensors"), 1, None),
     "a report instead of a checkpoint": (("audit", BASE, f"./{REPORT}"), 1, None),
     "a checkpoint instead of a report": (("show", BASE), 1, None),
     "a checkpoint among reports": (("compare", REPORT, TUNED), 1, None),
@@ -69,27 +64,22 @@ def place(demo_reports, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_answered_in_one_line_and_a_hint(place, mistake, monkeypatch, capsys):
+def test_a_mistake_is_answered_in_one_line_and_a_hint(place, mistake, inside):
     """The exit code of the documentation, no frame, no usage, nothing on stdout; the hint has the
     nearest word that is known.
     """
     arguments, code, hint = MISTAKES[mistake]
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", ["shadow", *map(str, arguments)])
-    assert commands.run() == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["error", "hint"]
-    assert (hint or "") in lines[1]
+    done = inside(*arguments, cwd=place)
+    done.assert_refused(code)
+    assert (hint or "") in done.err.splitlines()[1]
 
 
-def test_a_damaged_report_hides_no_other(demo_reports, tmp_path):
+def test_a_damaged_report_hides_no_other(demo_reports, tmp_path, inside):
     """show names it, and shows the rest; the exit code is 1."""
     shutil.copytree(demo_reports, tmp_path / "reports" / "demo")
     (tmp_path / "reports/demo/base..broad/matrices.parquet").write_bytes(b"PAR1")
-    done = run_shadow("show", "reports", cwd=tmp_path)
+    done = inside("show", "reports")
     assert "base..narrow" in done.assert_done(1)
     assert "base..broad: matrices.parquet" in done.err
-    alone = run_shadow("show", "reports/demo/base..broad", cwd=tmp_path)
+    alone = inside("show", "reports/demo/base..broad")
     assert alone.assert_done(1) == ""

@@ -165,9 +165,9 @@ def test_a_family_that_is_no_text_is_exported(tmp_path):
     assert rows_of(tmp_path / "csv" / "tensors.csv")[0]["family"] == "half ? letter"
 
 
-def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
+def test_the_command_writes_beside_itself_and_says_what(inside, runs, tmp_path):
     """Without -o the export is called after RUN, in the working folder; no data go to stdout."""
-    done = shadow("export", runs, "--to", "csv")
+    done = inside("export", runs, "--to", "csv")
     assert done.assert_done() == ""
     assert f"{runs.name}-csv" in done.err
     assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}-csv"]
@@ -183,9 +183,9 @@ def test_a_format_that_is_gone_is_wrong_usage(shadow, folders, tmp_path, word):
         export(folders[:1], word, tmp_path / "out")
 
 
-def test_wrong_usage_of_export(shadow, runs, tmp_path):
+def test_wrong_usage_of_export(inside, runs, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder in ("nowhere", "empty"):
-        assert folder in shadow("export", folder, "--to", "csv").assert_refused()
+        assert folder in inside("export", folder, "--to", "csv").assert_refused()
     for words in (("--to", "xlsx"), ("--to", "csv", "--table", "files")):
-        shadow("export", runs, *words).assert_refused(code=2)
+        inside("export", runs, *words).assert_refused(code=2)

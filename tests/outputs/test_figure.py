@@ -196,12 +196,12 @@ def test_text_of_files_is_text(tmp_path, kind):
     assert not [node for node in root.iter() if node.tag.endswith("}script")]
 
 
-def test_nothing_foreign_is_overwritten(shadow, run, tmp_path):
+def test_nothing_foreign_is_overwritten(inside, run, tmp_path):
     """An own figure is drawn anew; another file stays."""
     for _ in range(2):
-        shadow("figure", run, "-o", "x.svg").assert_done()
+        inside("figure", run, "-o", "x.svg").assert_done()
     (tmp_path / "x.svg").write_text("mine")
-    assert "x.svg" in shadow("figure", run, "-o", "x.svg").assert_refused()
+    assert "x.svg" in inside("figure", run, "-o", "x.svg").assert_refused()
     assert (tmp_path / "x.svg").read_text() == "mine"
 
 
@@ -215,14 +215,14 @@ def test_nothing_foreign_is_overwritten(shadow, run, tmp_path):
         (("--kind", "modules"), 2, "modules"), (("--kind", "lineage"), 2, "lineage"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_one_line(shadow, run, tmp_path, words, code, named):
-    assert named in shadow("figure", run, *words).assert_refused(code)
+def test_what_cannot_be_drawn_is_one_line(inside, run, tmp_path, words, code, named):
+    assert named in inside("figure", run, *words).assert_refused(code)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_of_nothing_is_one_line(shadow, two, tmp_path):
+def test_a_report_of_nothing_is_one_line(inside, two, tmp_path):
     """Nothing inside layers; several reports in one picture; no spectra."""
     folder = write(tmp_path / "a" / "b", [delta(0.1, place(None, "embed"))])
-    shadow("figure", folder).assert_refused()
-    assert "2 " in shadow("figure", two[0].parent, "--kind", "heatmap").assert_refused()
-    assert "spectra" in shadow("figure", folder, "--kind", "spectrum").assert_refused()
+    inside("figure", folder).assert_refused()
+    assert "2 " in inside("figure", two[0].parent, "--kind", "heatmap").assert_refused()
+    assert "spectra" in inside("figure", folder, "--kind", "spectrum").assert_refused()

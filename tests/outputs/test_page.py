@@ -250,12 +250,12 @@ def test_several_pairs_open_with_a_card_each(several, monkeypatch):
     assert b'class="card"' not in page_bytes([pair] * 4, "t")
 
 
-def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, shadow):
+def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, inside):
     """The others are shown, the command says what is wrong and exits with 1."""
     run = tmp_path / "run"
     shutil.copytree(several, run)
     (run / "family-1" / "base..tuned" / "tensors.parquet").write_bytes(b"PAR1 nothing")
-    done = shadow("report", run, "-o", "page.html")
+    done = inside("report", run, "-o", "page.html")
     assert (done.code, done.out) == (1, "")
     assert "family-1/base..tuned: tensors.parquet" in done.err.replace("\n", "")
     page = Elements((tmp_path / "page.html").read_bytes())
@@ -268,20 +268,20 @@ def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, sh
     [lambda text: [text], lambda text: f"{text}\xff".encode("latin-1")],
     ids=["lists", "no UTF-8"],
 )
-def test_spectra_of_another_type_are_refused(tmp_path, shadow, forged):
+def test_spectra_of_another_type_are_refused(tmp_path, inside, forged):
     """As every reader of the table refuses them; the page read columns as they are."""
     folder = families.small(tmp_path / "toy" / "base..tuned", layers=1)
     table = pq.read_table(folder / "spectra.parquet")
     place = table.schema.get_field_index("subject")
     subjects = pa.array(list(map(forged, table["subject"].to_pylist())))
     pq.write_table(table.set_column(place, "subject", subjects), folder / "spectra.parquet")
-    assert "spectra.parquet" in shadow("report", folder).assert_refused()
+    assert "spectra.parquet" in inside("report", folder).assert_refused()
 
 
 # ---- the command
 
 
-def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_path, shadow):
+def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_path, inside):
     """What the index of a list says of pairs that failed or were not reached stands on the page."""
     run = tmp_path / "run"
     shutil.copytree(small, run / "toy" / "base..tuned")
@@ -296,7 +296,7 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
     ]
     index = Index("0.2.0", Kind(1, {}), None, tuple(rows))
     (run / "index.json").write_text(json.dumps(index.as_json()))
-    assert shadow("report", "run", "-o", "page.html").code == 0
+    assert inside("report", "run", "-o", "page.html").code == 0
     told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())
     assert "run/toy/base..b failed no such <b>repository" in told
     assert "run/toy/base..d pending" in told
@@ -304,7 +304,7 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
     assert "run/toy/base..tuned done" not in told
 
 
-def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
+def test_report_refuses_what_it_cannot_do(small, tmp_path, inside):
     """A missing folder, a file that is no page of ours, a folder to write into that is absent."""
     (tmp_path / "notes.html").write_text("<p>mine</p>")
     os.mkfifo(tmp_path / "pipe.html")  # nobody writes into it
@@ -315,7 +315,7 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
         ((small, "-o", "notes.html/page.html"), "notes.html", 1),
         ((small, "-o", tmp_path), str(tmp_path), 2),
     ):
-        assert named in shadow("report", *words).assert_refused(code)
+        assert named in inside("report", *words).assert_refused(code)
     assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
 
 
@@ -339,11 +339,11 @@ def test_text_and_lines_stand_out_in_both_themes(theme):
         assert contrast(found[line], found["page"]) >= 3, line
 
 
-def test_a_forged_report_without_modules_has_a_page(demo_reports, shadow, tmp_path):
+def test_a_forged_report_without_modules_has_a_page(demo_reports, inside, tmp_path):
     folder = shutil.copytree(demo_reports / "base..broad", tmp_path / "forged")
     (folder / "summary.json").unlink()
     table = pq.read_table(folder / "matrices.parquet")
     at = table.schema.get_field_index("module")
     words = pa.array([(None, "else", "attn.q")[row % 3] for row in range(len(table))], pa.string())
     pq.write_table(table.set_column(at, table.schema.field(at), words), folder / "matrices.parquet")
-    shadow("report", "forged", "-o", "page.html").assert_done()
+    inside("report", "forged", "-o", "page.html").assert_done()

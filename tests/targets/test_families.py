@@ -11,9 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from shadow.cli import commands, console
 from shadow.targets.families import load_families
 from shadow.targets.references import ComponentBase, Reference
 
@@ -130,30 +128,14 @@ def test_no_pair_is_declared_twice():
     assert [pair for pair, times in pairs.items() if times > 1] == []
 
 
-@pytest.fixture
-def shadow(monkeypatch, capsys):
-    """`shadow ...` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: str, width: int = 80) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["shadow", *arguments])
-        monkeypatch.setattr(
-            console, "out", Console(highlight=False, emoji=False, width=width, color_system=None)
-        )
-        return (commands.run(), *capsys.readouterr())
-
-    return run
-
-
-def test_json_is_a_list_of_families(shadow):
+def test_json_is_a_list_of_families(inside):
     """The same families for machines, also when it is one."""
-    code, out, _ = shadow("families", "qwen2.5-7b", "--format", "json")
-    (family,) = json.loads(out)
-    assert code == 0
+    (family,) = json.loads(inside("families", "qwen2.5-7b", "--format", "json").assert_done())
     stage = {"repo": "Qwen/Qwen2.5-7B-Instruct", "revision": None, "subfolder": None}
     assert family["stages"]["instruct"] == stage
     assert family["pairs"] == [{"name": "base..instruct", "relation": "tuned"}]
-    found = shadow("families", "--component", "audio", "--tag", "vlm", "--format", "json")[1]
-    assert {family["name"] for family in json.loads(found)} == {"gemma3n-e4b", "gemma4-e4b"}
+    found = inside("families", "--component", "audio", "--tag", "vlm", "--format", "json")
+    assert {family["name"] for family in json.loads(found.out)} == {"gemma3n-e4b", "gemma4-e4b"}
 
 
 @pytest.mark.parametrize(
@@ -167,12 +149,11 @@ def test_json_is_a_list_of_families(shadow):
         (["demo", "--tag", "moe"], 1, ["moe", "'demo'"]),
     ],
 )
-def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
+def test_a_word_filters_or_is_explained(inside, arguments, code, words):
     """What matches is listed; what matches nothing is an error with the nearest word."""
-    got, out, err = shadow("families", *arguments)
-    assert got == code
-    assert all(word in out + err for word in words)
-    assert (out == "") == bool(code)
+    done = inside("families", *arguments)
+    done.assert_refused(code) if code else done.assert_done()
+    assert all(word in done.out + done.err for word in words)
 
 
 def test_the_list_needs_nothing_heavy():
