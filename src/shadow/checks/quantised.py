@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
 from shadow.run.scanned import Apart, apart_reasons, not_compared
-from shadow.spectra.levels import FormatNoise
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.run.runtime import Runtime
+    from shadow.spectra.levels import FormatNoise
 
 WORDS = {
     "beyond": "{some:count} of {tensors:count tensor|tensors} {some|is|are} more than the format"
