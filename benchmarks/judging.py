@@ -228,15 +228,6 @@ def coherent(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         names = case.known("equivalent_directions")
         yield from of_few(case, names, text)
         yield from judged_directions(case, values, names, "the median matrix")
-    for place, value in figures.items():
-        if place.startswith("coherence.") and place.endswith("equivalent_directions"):
-            _, component, *module, _ = place.split(".")
-            names = [
-                name
-                for name in case.known("equivalent_directions")
-                if place_of(name)[:2] == (component, ".".join(module))
-            ]
-            yield from judged_directions(case, [value], names, ".".join(module))
 
 
 def of_few(case: Case, names: list[str], text: str) -> Judged:

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shadow.checks.summary import Summary
+from shadow.places.groups import ATTENTION, MLP
 from shadow.quantities import Quantity, portion_of, text_of
 from shadow.telling.document import Cell, FigureRow, Word
 from shadow.telling.screen import faults, figure_rows, quantity
-from shadow.telling.size import parameter_ratio
 from shadow.text import and_list, counted
 
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
@@ -94,13 +94,32 @@ def _where(summary: Summary) -> Iterator[FigureRow]:
         yield FigureRow("layers", quantity(summary, "effective_layers", "ratio"), of)
     for name, title in RATIOS:
         if f[name] is not None:
-            sizes = parameter_ratio(summary, name)
+            sizes = _parameter_ratio(summary, name)
             of = "" if sizes is None else f"of their parameters {text_of(sizes, 'ratio')}"
             yield FigureRow(title, quantity(summary, name, "ratio"), of)
     if f.embedding_rows_changed is not None:
         changed = text_of(f.embedding_rows_changed, "share")
         tokens = Quantity(f.embedding_row_participation_ratio, "ratio")
         yield FigureRow("tokens", tokens, f"effective number; {changed} of the rows changed")
+
+
+def _parameter_ratio(summary: Summary, figure: str) -> float | None:
+    """What a ratio of energies would be if every parameter that changed had moved alike: that of
+    the parameters.
+
+    figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is
+    nothing below.
+    """
+    if figure == "attention_to_mlp":
+        main = summary.main_component
+        rows = [row for row in summary.modules if row.component == main]
+        above = sum(row.parameters for row in rows if row.module.startswith(ATTENTION))
+        below = sum(row.parameters for row in rows if row.module.startswith(MLP))
+    else:
+        component = figure.removesuffix("_to_language")
+        above = sum(row.parameters for row in summary.modules if row.component == component)
+        below = sum(row.parameters for row in summary.modules if row.component == "language")
+    return above / below if below else None
 
 
 def _spread(summary: Summary) -> str:

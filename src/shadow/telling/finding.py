@@ -16,7 +16,7 @@ from shadow.checks.recognised import is_copied, is_rearranged
 from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata
-from shadow.summary.tiers import WORDS
+from shadow.summary.tiers import WORDS as TIERS
 from shadow.telling.files import files_sentences
 from shadow.telling.headline import headline
 from shadow.telling.known_changes import known_changes
@@ -35,14 +35,15 @@ NOT_SHOWN = (
         " models can leave the same figures."
     ),
 )
-ESTIMATED = (
-    "Figures of singular values of large matrices are estimates from a few passes over the weights:"
-    " each row has errors of its own. Their numerical ranks and exponents are unknown."
-)
-PUBLISHED = (
-    "The mean relative norm of a tensor is {published.value:share}, more than in"
-    " {published.below:count} of {published.families:count} published families."
-)
+WORDS = {
+    "estimated": "Figures of singular values of large matrices are estimates from a few passes over"
+    " the weights: each row has errors of its own. Their numerical ranks and exponents are"
+    " unknown.",
+    "siblings": "Neither side was tuned from the other: this is the difference of two siblings.",
+    "stage": "By its name, this stage is {last}[ after {first}].",
+    "published": "The mean relative norm of a tensor is {published.value:share}, more than in"
+    " {published.below:count} of {published.families:count} published families.",
+}
 STAGES: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
     "dpo": "preference tuning (DPO)",
@@ -62,73 +63,55 @@ CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     """The finding of a summary. settings: those of its audit."""
     gates = {gate.name: gate for gate in summary.gates}
-    relation = settings.get("relation")
-    filtered = bool(_chosen(settings))
-    first = limits(summary, gates, filtered)
-    later = [] if comes_first(gates) else not_compared(summary, filtered)
-    if any(sentence.code in ("nothing_compared", "identical") for sentence in first):
-        told = [*first, *files_sentences(summary)]
-        return Finding(headline(summary, first, filtered), told, [], list(NOT_SHOWN))
-    sentences = list(first)
+    are_siblings, chosen = settings.get("relation") == "sibling", settings.get("chosen")
+    filtered = isinstance(chosen, Mapping) and any(chosen.values())
+    sentences = limits(summary, gates, filtered)
+    codes = {sentence.code for sentence in sentences}
     others: list[Explanation] = []
-    unrelated = any(sentence.code == "unrelated" for sentence in first)
-    if unrelated or is_rearranged(summary):  # the difference is no change
-        if summary.recognised.scaled is not None:  # by a factor below 0
-            sentences += known_changes(summary)
-        sentences += [size_and_place(summary, apart=True, alike=False), *_tier(summary), *later]
-    else:
-        place = size_and_place(summary, apart=relation == "sibling", filtered=filtered)
-        sentences += [*known_changes(summary), place]
-        sentences += [*_tier(summary), *vectors(summary), *later]
-        copied = is_copied(summary)
-        few = summary.recognised.few_entries is not None  # they bound rank and structure alike
-        # a factor leaves the base's own structure, a copy that of rounding
-        if not (copied or few or summary.recognised.scaled):
-            sentences += structure(summary)
-        if not (copied or few):
-            sentences += storage(summary, gates)
-            others = explanations(summary)
-        sentences += _of_names(summary, relation)
-        if relation != "sibling":
-            sentences += _published(summary)
-    sentences += files_sentences(summary)
-    return Finding(headline(summary, sentences, filtered), sentences, others, list(NOT_SHOWN))
+    if not codes & {"nothing_compared", "identical"}:
+        later = [] if comes_first(gates) else not_compared(summary, filtered)
+        if "unrelated" in codes or is_rearranged(summary):  # the difference is no change
+            if summary.recognised.scaled is not None:  # by a factor below 0
+                sentences += known_changes(summary)
+            size = size_and_place(summary, apart=True, alike=False)
+            sentences += [size, *_tier(summary), *later]
+        else:
+            size = size_and_place(summary, apart=are_siblings, filtered=filtered)
+            sentences += [*known_changes(summary), size, *_tier(summary), *vectors(summary), *later]
+            if not _is_explained(summary):
+                # a factor leaves the base's own structure
+                is_scaled = summary.recognised.scaled is not None
+                sentences += [] if is_scaled else structure(summary)
+                sentences += storage(summary, gates)
+                others = explanations(summary)
+            sentences += _beside(summary, are_siblings)
+    line = headline(summary, sentences, filtered)
+    return Finding(line, [*sentences, *files_sentences(summary)], others, list(NOT_SHOWN))
+
+
+def _is_explained(summary: Summary) -> bool:
+    """Whether structure is that of rounding, or bounded by how few entries changed."""
+    is_few = summary.recognised.few_entries is not None
+    return is_few or is_copied(summary)
 
 
 def _tier(summary: Summary) -> list[Sentence]:
     """What was left out of the measurement, or estimated."""
-    tier = WORDS[summary.tier]
+    tier = TIERS[summary.tier]
     found = [Sentence(tier.code, tier.unknown, {})] if tier.code else []
-    return [*found, Sentence("estimated", ESTIMATED, {})] if summary.estimated else found
+    return [*found, *([_told(summary, "estimated")] if summary.estimated else [])]
 
 
-def _chosen(settings: SettingsMetadata) -> list[str]:
-    """What the audit was restricted by: components, layers, modules."""
-    chosen = settings.get("chosen")
-    if not isinstance(chosen, Mapping):
-        return []
-    return [str(name) for name, values in chosen.items() if values]
-
-
-def _of_names(summary: Summary, relation: object) -> list[Sentence]:
-    """What the names of a pair say of it."""
-    if relation == "sibling":
-        return [
-            Sentence(
-                "siblings",
-                "Neither side was tuned from the other: this is the difference of two siblings.",
-                {},
-            )
-        ]
+def _beside(summary: Summary, are_siblings: bool) -> list[Sentence]:
+    """What the names of a pair say of it, and its place among released families."""
+    if are_siblings:
+        return [_told(summary, "siblings")]
     first, _, last = summary.pair.partition("..")
-    if last not in STAGES:
-        return []
-    after = f" after {STAGES[first]}" if first in STAGES else ""
-    return [Sentence("stage", f"By its name, this stage is {STAGES[last]}{after}.", {})]
+    found = []
+    if last in STAGES:
+        found.append(_told(summary, "stage", last=STAGES[last], first=STAGES.get(first)))
+    return [*found, *([_told(summary, "published")] if summary.published else [])]
 
 
-def _published(summary: Summary) -> list[Sentence]:
-    """The place of the change among those of released families."""
-    if summary.published is None:
-        return []
-    return [tell(summary, "published", PUBLISHED)]
+def _told(summary: Summary, code: str, **words: str | None) -> Sentence:
+    return tell(summary, code, WORDS[code], **words)

@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from shadow.checks.inside import has_other_norm_unrounded
 from shadow.checks.recognised import is_copy, is_of_base, is_rearranged
 from shadow.checks.summary import Sentence, Summary
-from shadow.summary.changes import Replaced
 from shadow.telling.limits import broken_text, missing, what_is_same
 from shadow.telling.size import (
     UNROUNDED,
@@ -19,22 +18,40 @@ from shadow.telling.size import (
     is_all_asked_for,
     is_as_stored,
     leading,
-    only_matrix,
     parts_by_energy,
 )
 from shadow.telling.structure import DIRECTIONS, is_no_more_than_format, knows_coherence
 from shadow.telling.told import Told
 
 AT_MOST = 2  # parts of the model that are named
-NOTHING_IN_COMMON = 0.1  # a cosine that no training of large steps leaves
-# what leaves nothing more to say; the first that stands among the sentences
+# the whole line, by the sentence that leaves nothing more to say; the first that stands
 ALONE = {
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
     "layers_moved": "The base with layers at other numbers.",
+    "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
+    "all_but_vectors": "Only biases and norms changed.",
+    "only_vectors": "Of what was compared, only biases and norms changed.",
+    "identical": "{same} the same.",
+    "some_scaled": "{recognised.scaled.matrices:count} of the base's matrices times"
+    " {recognised.scaled.factor:factor}.",
+    "scaled": "The base's matrices times {recognised.scaled.factor:factor}.",
+    "copy_as_base": "The base is a copy of the tuned model, only rounded.",
+    "copy": "A copy of the base, only rounded.",
+    "mostly_copy_as_base": "The base is a rounded copy, but for"
+    " {recognised.casts.beside:count tensor|tensors}.",
+    "mostly_copy": "A rounded copy of the base, but for"
+    " {recognised.casts.beside:count tensor|tensors}.",
 }
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
+    "not_comparable": "with {recognised.rearranged.not_comparable.matrices:count matrix|matrices}"
+    " not comparable entry by entry",
+    "replaced": "with {recognised.replaced.matrices:count matrix|matrices} unlike the base's",
+    "few_entries": "in {recognised.few_entries.entries:count entry|entries}",
+    "beyond_rounding": "more than rounding in {inside_layers.known:count} of"
+    " {inside_layers.matrices:count matrix|matrices}",
+    "format": "about as large as its rounding",
     "zeroed": "by setting entries to 0",
     "rounded_away": "mostly rounded away by storage",
     "rounding": "about as large as its rounding",
@@ -42,37 +59,14 @@ KINDS = {
     "few_values": "like the rounding of a copy in 8 or 4 bits",
     "noise": "like noise",
     "mixed": "partly with more structure than noise",
+    "low_rank": "of rank {rank:count} or less",
+    "along": "spread over {about}{number} {count|direction|directions}[ of {side:count}]",
+    "coherent": "with more structure than noise",
 }
-WORDS = {
-    "broken": "Broken: {text} in {side}.",
-    "not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
-    "only_vectors": "Only biases and norms changed.",
-    "of_compared": "Of what was compared, only biases and norms changed.",
-    "identical": "{what} the same.",
-    "scaled": "{matrices:count} of the base's matrices times {factor:factor}.",
-    "scaled_all": "The base's matrices times {factor:factor}.",
-    "copy": "A copy of the base, only rounded.",
-    "copy_of_base": "The base is a copy of the tuned model, only rounded.",
-    "mostly": "A rounded copy of the base, but for {beside:count tensor|tensors}.",
-    "mostly_of_base": "The base is a rounded copy, but for {beside:count tensor|tensors}.",
+SIZES = {
     "siblings": "Different[ by {norm}]",
     "part": "A part changed[, by {norm}]",
-    "changed": "Changed[ by {norm}]",
-    "as_stored": "{size} as stored",
-    "some": "with {matrices:count matrix|matrices} not comparable entry by entry",
-    "replaced": "with {matrices:count matrix|matrices} unlike the base's",
-    "few_entries": "in {entries:count entry|entries}",
-    "beyond_rounding": "more than rounding in {inside_layers.known:count} of"
-    " {inside_layers.matrices:count matrix|matrices}",
-    "low_rank": "of rank {rank:count} or less",
-    "spread": "spread over {about}{number} directions[ of {side:count}]",
-    "single": "along a single direction[ of {side:count}]",
-    "structure": "with more structure than noise",
-    "alike": "in all modules {which}alike",
-    "place": "{much} of it in {names:and}",
-    "idle": "The adapter does nothing in {modules:count module|modules}, where its update is 0."
-    " {text}",
-    "missing": "Missing: {lost}. {text}",
+    "whole": "Changed[ by {norm}]",
 }
 
 
@@ -84,93 +78,72 @@ def headline(summary: Summary, sentences: Sequence[Sentence], filtered: bool) ->
     told, codes = Told(summary), {sentence.code for sentence in sentences}
     text = _of_change(told, codes, filtered)
     if summary.idle_updates:
-        return told.fill(WORDS["idle"], modules=summary.idle_updates, text=text)
-    hides = codes & ALONE.keys() or summary.broken or is_rearranged(summary)
-    if hides or not (lost := missing(summary)):
+        words = "The adapter does nothing in {count:count module|modules}, where its update is 0."
+        return f"{told.fill(words, count=summary.idle_updates)} {text}"
+    hides = codes & ALONE.keys() & {"nothing_compared", "unrelated"}
+    if hides or summary.broken or is_rearranged(summary) or not (lost := missing(summary)):
         return text
-    return told.fill(WORDS["missing"], lost=lost, text=text)
+    return f"Missing: {lost}. {text}"
 
 
 def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
-    summary, recognised = told.summary, told.summary.recognised
+    summary = told.summary
     if summary.broken:
         row = summary.broken[0]
         side = "the tuned model" if row.side == "tuned" else "the base"
-        return told.fill(WORDS["broken"], text=broken_text(summary, row), side=side)
+        return f"Broken: {broken_text(summary, row)} in {side}."
+    refined = _refined(summary, codes)
     for code, text in ALONE.items():
-        if code in codes:
-            return text
-    if is_rearranged(summary):
-        return WORDS["not_comparable"]
-    if "only_vectors" in codes:
-        is_all = {*codes} <= {"only_vectors", "identical", "files"}
-        return WORDS["only_vectors" if is_all else "of_compared"]
-    if "identical" in codes:
-        return told.fill(WORDS["identical"], what=what_is_same(summary, codes, filtered))
-    if (scaled := recognised.scaled) is not None:
-        code = "scaled" if has_frozen(summary) else "scaled_all"
-        return told.fill(WORDS[code], scaled)
-    if is_copy(summary):
-        return WORDS["copy_of_base" if is_of_base(summary) else "copy"]
-    if "mostly_copy" in codes and recognised.casts:
-        code = "mostly_of_base" if is_of_base(summary) else "mostly"
-        return told.fill(WORDS[code], recognised.casts)
-    parts = [_size(told, codes), _kind(told, codes), _place(told, filtered)]
-    text = ", ".join(part for part in parts if part)
+        if code in refined:
+            return told.fill(text, same=what_is_same(summary, codes, filtered))
+    kind = next((text for code, text in KINDS.items() if code in refined), "")
+    inside, number = summary.inside_layers, ""
+    if "along" in refined:
+        number = told.reaching(DIRECTIONS, "about")
+    text = told.fill(
+        kind,
+        rank=summary.figures.rank_ceiling or inside.rank_most,
+        about="about " if summary.estimated else "",
+        number=number,
+        count=1 if number == "1" else 2,
+        # 61 of 32 to 64 says nothing
+        side=inside.short_side_most if inside.short_side_least == inside.short_side_most else None,
+    )
+    text = ", ".join(filter(None, [_size(told, codes), text, _place(told, filtered)]))
     return f"{text}; no spectra were measured." if summary.tier == "norms" else f"{text}."
+
+
+def _refined(summary: Summary, codes: Collection[str]) -> set[str]:
+    """The codes of the sentences, and what else ALONE and KINDS tell apart."""
+    inside = summary.inside_layers
+    is_along = knows_coherence(summary) and None not in (
+        inside.equivalent_directions,
+        inside.short_side_most,
+    )
+    refinements = {
+        "all_not_comparable": is_rearranged(summary),
+        "all_but_vectors": "only_vectors" in codes and {*codes} <= {"only_vectors", "identical"},
+        "some_scaled": "scaled" in codes and has_frozen(summary),
+        "copy": is_copy(summary),
+        "copy_as_base": is_copy(summary) and is_of_base(summary),
+        "mostly_copy_as_base": "mostly_copy" in codes and is_of_base(summary),
+        "format": is_no_more_than_format(summary),
+        "along": "coherent" in codes and is_along,
+    }
+    hidden = {"few_values"} if "coherent" in codes else set()
+    return {*codes, *(code for code, holds in refinements.items() if holds)} - hidden
 
 
 def _size(told: Told, codes: Collection[str]) -> str:
     summary, norm = told.summary, None
-    code = "part" if has_frozen(summary) else "changed"
-    code = "siblings" if "siblings" in codes else code
-    is_before = code != "siblings" and has_other_norm_unrounded(summary)
-    if is_before:
+    are_siblings = "siblings" in codes
+    if has_other_norm_unrounded(summary) and not are_siblings:
         norm = told.reaching(UNROUNDED, "share")
     elif summary.figures.relative_norm_overall is not None:
-        norm = told.fill("{figures.relative_norm_overall:share}")
-    text = told.fill(WORDS[code], norm=norm)
-    if norm is None or is_before or code == "siblings" or not is_as_stored(summary):
-        return text
-    return told.fill(WORDS["as_stored"], size=text)
-
-
-def _kind(told: Told, codes: Collection[str]) -> str:
-    summary, recognised = told.summary, told.summary.recognised
-    rearranged, replaced = recognised.rearranged, recognised.replaced
-    if rearranged is not None and rearranged.not_comparable is not None:
-        return told.fill(WORDS["some"], rearranged.not_comparable)
-    if replaced is not None and _is_unlike(replaced):
-        return told.fill(WORDS["replaced"], replaced)
-    if recognised.few_entries is not None:
-        return told.fill(WORDS["few_entries"], recognised.few_entries)
-    if "beyond_rounding" in codes:
-        return told.fill(WORDS["beyond_rounding"])
-    if is_no_more_than_format(summary):
-        return KINDS["rounding"]
-    for code, text in KINDS.items():
-        if code in codes and not (code == "few_values" and "coherent" in codes):
-            return text
-    if "low_rank" in codes:
-        rank = summary.figures.rank_ceiling or summary.inside_layers.rank_most
-        return told.fill(WORDS["low_rank"], rank=rank)
-    return _structure(told) if "coherent" in codes else ""
-
-
-def _is_unlike(replaced: Replaced) -> bool:
-    return max(abs(replaced.cosine_least), abs(replaced.cosine_most)) < NOTHING_IN_COMMON
-
-
-def _structure(told: Told) -> str:
-    inside = told.summary.inside_layers
-    value = inside.equivalent_directions if knows_coherence(told.summary) else None
-    least, most = inside.short_side_least, inside.short_side_most
-    if value is None or least is None or most is None:
-        return WORDS["structure"]
-    number = told.reaching(DIRECTIONS, "about")
-    code, about = "single" if number == "1" else "spread", "about " * told.summary.estimated
-    side = None if least < most else most
-    return told.fill(WORDS[code], number=number, side=side, about=about)
+        stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
+        norm = told.fill("{figures.relative_norm_overall:share}") + stored
+    code = "part" if has_frozen(summary) else "whole"
+    return told.fill(SIZES["siblings" if are_siblings else code], norm=norm)
 
 
 def _place(told: Told, filtered: bool) -> str:
@@ -180,11 +153,8 @@ def _place(told: Told, filtered: bool) -> str:
     named = leading(parts)
     is_all = len(named) == len(parts)
     if len(parts) > 1 and are_in_proportion(summary, parts):
-        which = "that changed " if has_frozen(summary) else ""
-        return told.fill(WORDS["alike"], which=which)
+        return f"in all modules {'that changed ' if has_frozen(summary) else ''}alike"
     if not 0 < len(named) <= AT_MOST or (is_all and is_all_asked_for(summary, filtered)):
         return ""
-    names = [part.name for part in named]
-    if len(parts) == 1:
-        names = [only_matrix(summary) or names[0]]
-    return told.fill(WORDS["place"], much="all" if is_all else "most", names=names)
+    names, much = [part.name for part in named], "all" if is_all else "most"
+    return told.fill("{much} of it in {names:and}", much=much, names=names)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shadow.checks.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.checks.summary import Sentence
-from shadow.places.groups import ATTENTION, MLP
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import LayerRow
+from shadow.summary.rows import ComponentRow, ModuleRow
 from shadow.telling.told import Told
 from shadow.telling.wording import (
     NAMED,
@@ -25,9 +23,7 @@ from shadow.telling.wording import (
 )
 
 NEARLY_KNOWN = 0.99  # share of the energy from which the norm before storage is that of all
-CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
-NEARLY_ALL = 0.9  # of the energy inside layers
 ALIKE = 0.9  # of the last that was named, from which the next is named too
 MOSTLY_KEPT = 0.8  # share of the stored energy below which its norm is not the update's
 # modules, or how their names begin
@@ -38,29 +34,23 @@ EVEN = 0.28  # of the energy in a quarter of the depth, below which none is name
 # energy over its share of the parameters, or the reverse, up to which a part has its share
 IN_PROPORTION = 1.1
 UNROUNDED = "figures.relative_norm_overall_unrounded"
+SIZED = "{energy_share:share}[, with {parameter_share:share} of the parameters]"
 WORDS = {
     "unknown": "The size of the {what} is unknown, because the base's matrices are 0",
     "size": "The {what} is {figures.relative_norm_overall:share} {of}",
     "as_stored": "As stored, the {what} is {figures.relative_norm_overall:share} {of}",
     "before": "Before storage, the change was {before} {of}"
-    " ({figures.relative_norm_overall:share} as stored)",
-    "before_of_known": "Before storage, the change was {before} {of}"
-    " ({figures.relative_norm_overall:share} as stored; known for {figures.unrounded_share:share}"
-    " of it)",
+    " ({figures.relative_norm_overall:share} as stored{known})",
+    "known": "; known for {figures.unrounded_share:share} of it",
     "proportion": "spread over the modules{which} in proportion to their size ({name}:"
     " {parameter_share:share} of the parameters, {energy_share:share} of the change)",
-    "share": "{energy_share:share}",
-    "sized": "{energy_share:share}[, with {parameter_share:share} of the parameters]",
-    "holds": "{name} {holds} {energy_share:share}[, with {parameter_share:share} of the"
-    " parameters]",
-    "layer": "layer {layer} ({energy_share:share})",
-    "layers": "Inside {where}, nearly all of it is in {layers:and}.",
+    "part": "{name} ({energy_share:share})",
+    "part_sized": f"{{name}} ({SIZED})",
+    "holds": f"{{name}} {{holds}} {SIZED}",
+    "few_layers": "Inside {where}, only matrices of {layers} changed.",
     "even": "Inside {where}, it is spread evenly over all {figures.depth_layers:count}.",
-    "quarter": "Inside {where}, {which} {holds} {energy_share:share} of it"
+    "quarter": "Inside {where}, {layers} {count|holds|hold} {energy_share:share} of it"
     "[, with {parameter_share:share} of the parameters].",
-    "most": "Inside {where}, {which} {holds} most of it, {energy_share:share}"
-    "[, with {parameter_share:share} of the parameters].",
-    "only": "Inside {where}, only matrices of {layers} changed.",
     "unchanged": "Unchanged: {parts:and}.",
     "experts": "{tensors:count} of {of:count} tensors of {experts}",
 }
@@ -88,27 +78,26 @@ def size_and_place(
 
 def _norm(told: Told, apart: bool) -> str:
     summary, figures = told.summary, told.summary.figures
-    known = figures.unrounded_share
     code = "as_stored" if is_as_stored(summary) else "size"
-    before = ""
+    before = known = ""
     if figures.relative_norm_overall is None:
         code = "unknown"
     elif has_other_norm_unrounded(summary) and not apart:
-        code = "before" if known is None or known >= NEARLY_KNOWN else "before_of_known"
-        before = told.reaching(UNROUNDED, "share")
+        code, before = "before", told.reaching(UNROUNDED, "share")
+        if (figures.unrounded_share or 1.0) < NEARLY_KNOWN:
+            known = told.fill(WORDS["known"])
     what = "difference" if apart else "change"
-    return told.fill(WORDS[code], what=what, of=of_what(summary), before=before)
+    return told.fill(WORDS[code], what=what, of=of_what(summary), before=before, known=known)
 
 
 def is_as_stored(summary: PairRecord) -> bool:
     """Whether what rounding took, or added, is unknown and may matter."""
-    figures = summary.figures
+    figures, kept = summary.figures, summary.inside_layers.kept
     near = figures.floor_ratio is not None and figures.floor_ratio < CLEAR
-    if (kept := summary.inside_layers.kept) is not None:
-        near = near or kept < MOSTLY_KEPT
+    near = near or (kept is not None and kept < MOSTLY_KEPT)
     # of a copy in few bits, floor_ratio may be of the file's format
-    near = near or few_bits(summary) is not None
-    return figures.relative_norm_overall_unrounded is None and (near or is_lost(summary))
+    near = near or few_bits(summary) is not None or is_lost(summary)
+    return figures.relative_norm_overall_unrounded is None and near
 
 
 def of_what(summary: PairRecord) -> str:
@@ -118,29 +107,16 @@ def of_what(summary: PairRecord) -> str:
     return "of the base matrices' norm"
 
 
-def parameter_ratio(summary: PairRecord, figure: str) -> float | None:
-    """What a ratio of energies would be if every parameter that changed had moved alike: that of
-    the parameters.
-
-    figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is
-    nothing below.
-    """
-    if figure == "attention_to_mlp":
-        main = summary.main_component
-        rows = [row for row in summary.modules if row.component == main]
-        above = sum(row.parameters for row in rows if row.module.startswith(ATTENTION))
-        below = sum(row.parameters for row in rows if row.module.startswith(MLP))
-    else:
-        component = figure.removesuffix("_to_language")
-        above = sum(row.parameters for row in summary.modules if row.component == component)
-        below = sum(row.parameters for row in summary.modules if row.component == "language")
-    return above / below if below else None
-
-
 def has_frozen(summary: PairRecord) -> bool:
     """Whether so much is unchanged that a norm of what changed is not one of the model."""
     figures = summary.figures
     return figures.parameters_identical > 0.01 * (figures.parameters or 1)
+
+
+def is_mostly_frozen(summary: PairRecord) -> bool:
+    """Whether half of the parameters or more are the same on both sides."""
+    figures = summary.figures
+    return 2 * figures.parameters_identical >= (figures.parameters or 1)
 
 
 @dataclass(frozen=True)
@@ -174,29 +150,19 @@ class Part:
 def parts_by_energy(summary: PairRecord) -> list[Part]:
     """The parts of the model, that of most energy first."""
     main = main_component(summary)
-    modules = [
-        Part(
-            changed_module(summary, row),
-            f"modules.{row.component}.{row.module}",
-            row.energy_share,
-            row.parameter_share,
-            is_outside(row.module),
-        )
-        for row in summary.modules
-        if row.component == main and row.energy_share is not None
+    rows: list[ModuleRow | ComponentRow] = [
+        *(row for row in summary.modules if row.component == main),
+        *(row for row in summary.components if row.component != main and row.matrices),
     ]
-    components = [
-        Part(
-            component_name(row.component),
-            f"components.{row.component}",
-            row.energy_share,
-            row.parameter_share,
-            outside=True,
-        )
-        for row in summary.components
-        if row.component != main and row.matrices and row.energy_share is not None
-    ]
-    return sorted([*modules, *components], key=lambda part: -part.energy_share)
+    parts = []
+    for row in rows:
+        name, place, outside = component_name(row.component), f"components.{row.component}", True
+        if isinstance(row, ModuleRow):
+            name, place = changed_module(summary, row), f"modules.{row.component}.{row.module}"
+            outside = is_outside(row.module)
+        if row.energy_share is not None:
+            parts.append(Part(name, place, row.energy_share, row.parameter_share, outside))
+    return sorted(parts, key=lambda part: -part.energy_share)
 
 
 def are_in_proportion(summary: PairRecord, parts: Sequence[Part]) -> bool:
@@ -214,18 +180,12 @@ def leading(parts: Sequence[Part]) -> list[Part]:
     return named
 
 
-def is_mostly_frozen(summary: PairRecord) -> bool:
-    """Whether half of the parameters or more are the same on both sides."""
-    figures = summary.figures
-    return 2 * figures.parameters_identical >= (figures.parameters or 1)
-
-
 def main_component(summary: PairRecord) -> str | None:
     """The component whose modules are named: language, or the one with most changed matrices."""
     changed = {row.component: row.matrices for row in summary.components if row.matrices}
-    return (
-        "language" if "language" in changed else max(changed, key=changed.__getitem__, default=None)
-    )
+    if "language" in changed:
+        return "language"
+    return max(changed, key=changed.__getitem__, default=None)
 
 
 def is_outside(module: str) -> bool:
@@ -247,107 +207,55 @@ def _modules(told: Told, filtered: bool) -> tuple[str, str]:
     if not parts or (len(parts) == 1 and is_all_asked_for(summary, filtered)):
         return "", ""
     if len(parts) == 1:
-        return f"all of it in {only_matrix(summary) or parts[0].name}", ""
-    named = leading(parts)
+        return f"all of it in {parts[0].name}", ""
     if are_in_proportion(summary, parts):
         which = " that changed" if has_frozen(summary) else ""
         return told.fill(WORDS["proportion"], parts[0], parts[0].place, which=which), ""
-    much = "most of it"
-    if is_mostly_frozen(summary) and len(named) == len(parts):
-        much = "all of it"
-    elif sum(part.energy_share for part in named) < MOST:
-        much = "with the largest shares"
+    named = leading(parts)
+    is_all = is_mostly_frozen(summary) and len(named) == len(parts)
+    is_most = sum(part.energy_share for part in named) >= MOST
+    much = "all of it" if is_all else "most of it" if is_most else "with the largest shares"
     names = []
     for part in named:
-        is_sized = part.holds_more or (part is named[0] and much != "all of it")
-        share = told.fill(WORDS["sized" if is_sized else "share"], part, part.place)
-        names.append(f"{part.name} ({share})")
+        is_sized = part.holds_more or (part is named[0] and not is_all)
+        code = "part_sized" if is_sized else "part"
+        names.append(told.fill(WORDS[code], part, part.place, name=part.name))
+    rest = []
+    for part in parts:
+        if part.holds_more and part not in named:
+            holds = "hold" if part.name.endswith("embeddings") else "holds"
+            rest.append(told.fill(WORDS["holds"], part, part.place, name=part.name, holds=holds))
     first = told.fill("{much} in {names:and}", much=much, names=names)
-    rest = [
-        told.fill(WORDS["holds"], part, part.place, holds=_holds(part.name))
-        for part in parts
-        if part.holds_more and part not in named
-    ]
     return first, capital(told.fill("{rest:and}.", rest=rest)) if rest else ""
 
 
-def _holds(name: str) -> str:
-    return "hold" if name.endswith("embeddings") else "holds"
-
-
-def only_matrix(summary: PairRecord) -> str | None:
-    """`one matrix, mlp.down of layer 5`, if a single matrix changed and lies in a layer."""
-    changed = [row for row in summary.depth if row.matrices]
-    if summary.figures.matrices != 1 or len(changed) != 1:
-        return None
-    (module,) = (module_name(row.module) for row in summary.modules)
-    return f"one matrix, {module} of layer {changed[0].layer}"
-
-
 def _depth(told: Told) -> str:
-    """The few layers that hold nearly all, else the quarter that holds most, or that none does."""
-    main = main_component(told.summary)
+    """The only layers that changed, or the quarter of them that holds most, or that none does."""
+    summary, main = told.summary, main_component(told.summary)
     if main is None or main == "other":  # numbers in unknown names need not be those of blocks
         return ""
     where = "the layers" if main == "language" else component_name(main)
-    if (few := _few_layers(told, main, where)) is not None:
-        return few
-    rows = [row for row in told.summary.quarters if row.component == main]
+    layers = [row for row in summary.depth if row.component == main]
+    changed = [row.layer for row in layers if row.matrices and row.energy_share is not None]
+    if 0 < len(changed) <= NAMED and len(changed) < len(layers):
+        return told.fill(WORDS["few_layers"], where=where, layers=layers_text(changed))
+    rows = [row for row in summary.quarters if row.component == main]
     if not rows:
         return ""
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
-            told.fill(WORDS["share"], row, f"quarters.{main}.{row.quarter}")
+            told.fill("{energy_share:share}", row, f"quarters.{main}.{row.quarter}")
         return told.fill(WORDS["even"], where=where)
-    first, last = most.first_layer, most.last_layer
-    which = layers_text(range(first, last + 1))
-    holds = "holds" if first == last else "hold"
-    if first < last and len({row.last_layer - row.first_layer for row in rows}) == 1:
-        quarter = ("first", "second", "third", "last")[most.quarter - 1]
-        which, holds = f"the {quarter} quarter ({which})", "holds"
-    code = "most" if most.energy_share > CLEARLY_MOST else "quarter"
-    at = f"quarters.{main}.{most.quarter}"
-    return told.fill(WORDS[code], most, at, where=where, which=which, holds=holds)
-
-
-def _few_layers(told: Told, main: str, where: str) -> str | None:
-    """That only matrices of few layers changed, or the layers that hold NEARLY_ALL; None where
-    these are more than NAMED, or more than a quarter of the layers though others changed as well.
-    """
-    summary = told.summary
-    rows = [row for row in summary.depth if row.component == main]
-    changed = [row for row in rows if row.matrices and row.energy_share is not None]
-    changed.sort(key=_energy, reverse=True)
-    if not changed:
-        return None
-    if len(changed) <= NAMED and len(changed) < len(rows):
-        if summary.figures.matrices == 1:
-            return ""  # said with its module
-        layers = layers_text([row.layer for row in changed])
-        return told.fill(WORDS["only"], where=where, layers=layers)
-    named: list[LayerRow] = []
-    while math.fsum(map(_energy, named)) < NEARLY_ALL:
-        named.append(changed[len(named)])
-        if len(named) > NAMED or 4 * len(named) > len(rows) or len(named) == len(changed):
-            return None
-    texts = [
-        told.fill(WORDS["layer"], row, f"depth.{main}.{row.layer}", layer=str(row.layer))
-        for row in sorted(named, key=lambda row: row.layer)
-    ]
-    return told.fill(WORDS["layers"], where=where, layers=texts)
-
-
-def _energy(row: LayerRow) -> float:
-    return row.energy_share or 0.0
+    span = range(most.first_layer, most.last_layer + 1)
+    at, named = f"quarters.{main}.{most.quarter}", layers_text(span)
+    return told.fill(WORDS["quarter"], most, at, where=where, layers=named, count=len(span))
 
 
 def without_base(summary: PairRecord) -> list[str]:
     """What has no base, a text for each component."""
-    return [
-        f"{capital(component_name(row.component))} has no base, so its change is unknown"
-        for row in summary.without_base
-    ]
+    names = [capital(component_name(row.component)) for row in summary.without_base]
+    return [f"{name} has no base, so its change is unknown" for name in names]
 
 
 def unchanged_parts(told: Told) -> list[str]:
@@ -367,16 +275,12 @@ def unchanged_parts(told: Told) -> list[str]:
     compared = Counter(row.component for row in summary.depth)
     # where all layers are frozen, their modules are not named once more
     named = {name for name, numbers in layers.items() if len(numbers) == compared[name]}
-    modules = [
-        one
-        for one in summary.unchanged
-        if one.component not in whole and (is_outside(one.module) or one.component not in named)
-    ]
-    # what lies outside the layers is never one of the modules that are only counted
-    modules.sort(key=lambda one: not is_outside(one.module))
     grown = {(one.component, one.module) for one in summary.vocabulary}
     parts = [component_name(name) for name in whole]
-    for one in modules:
+    # what lies outside the layers is never one of the modules that are only counted
+    for one in sorted(summary.unchanged, key=lambda one: not is_outside(one.module)):
+        if one.component in whole or (one.component in named and not is_outside(one.module)):
+            continue
         name = of_component(module_name(one.module), one.component, several)
         is_grown = (one.component, one.module) in grown
         parts.append(f"the common rows of {name}" if is_grown else name)

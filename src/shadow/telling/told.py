@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
 
 from shadow.checks.answer import Figure
 from shadow.checks.inside import has_sizes
@@ -26,53 +28,47 @@ class Told:
         of words, or a column of the row, whose place is `at`.
         """
 
-        def figure(name: str) -> Value:
+        def figure(name: str) -> Any:
             if name in words:
                 return words[name]
             return self.at(name) if "." in name else getattr(row, name, None)
 
         def note(name: str) -> None:
             if name not in words:
-                self._note(name if "." in name else f"{at}.{name}", figures[name])
+                self.figures[name if "." in name else f"{at}.{name}"] = figures[name]
 
         figures = {name: figure(name) for name in names_in(template)}
         return fill(template, figures, note)
 
-    def at(self, place: str) -> Value:
+    def inside(self, template: str, **words: Value) -> str:
+        """The same, where a slot without a dot is a figure of the matrices inside layers."""
+        return self.fill(template, self.summary.inside_layers, "inside_layers", **words)
+
+    def at(self, place: str) -> Any:
         """What stands at a place such as `figures.short_side`."""
-        group, _, name = place.partition(".")
-        value: Value = getattr(getattr(self.summary, group), name)
-        return value
+        return reduce(getattr, place.split("."), self.summary)
 
     def note(self, *places: str) -> None:
         """Note what a sentence rests on and does not write; nothing that is null."""
-        for place in places:
-            self._note(place, self.at(place))
-
-    def _note(self, place: str, value: Value) -> None:
-        if isinstance(value, float | int):
-            self.figures[place] = value
+        values = {place: self.at(place) for place in places}
+        self.figures |= {place: value for place, value in values.items() if value is not None}
 
     def reaching(self, place: str, kind: Kind) -> str:
         """A figure, or a range down to what it would be if two roundings lay behind the change,
         where that matters: `0.052 to 0.075 %`.
         """
         value, least = self.at(place), self.at(f"{place}_least")
-        assert isinstance(value, float | int)
-        if not isinstance(least, float | int) or least >= MATTERS * value:
-            return self.fill(f"{{{place}:{kind}}}")
-        self.note(place, f"{place}_least")
-        return bounds_text((least, value), kind)
+        matters = least is not None and least < MATTERS * value
+        self.note(place, *([f"{place}_least"] if matters else []))
+        return bounds_text((least if matters else value, value), kind)
 
     def directions(self) -> str:
         """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
         their median need not be the size of any; empty where it is unknown.
         """
         if has_sizes(self.summary):
-            least = "{inside_layers.short_side_least:count}"
-            return self.fill(least + " to {inside_layers.short_side_most:count}")
-        side = self.summary.figures.short_side
-        return "" if side is None else self.fill("{figures.short_side:count}")
+            return self.inside("{short_side_least:count} to {short_side_most:count}")
+        return self.fill("[{figures.short_side:count}]")
 
     def sentence(self, code: str, *texts: str) -> Sentence:
         """The sentence, of the texts that are not empty."""
@@ -80,13 +76,9 @@ class Told:
 
 
 def tell(
-    summary: PairRecord,
-    code: str,
-    template: str,
-    row: object = None,
-    at: str = "",
-    **words: Value,
+    summary: PairRecord, code: str, template: str, row: object = None, at: str = "", **words: Value
 ) -> Sentence:
-    """A sentence of one template."""
+    """A sentence of one template, whose row is that of the matrices inside layers where none is."""
     told = Told(summary)
-    return told.sentence(code, told.fill(template, row, at, **words))
+    text = told.fill(template, row, at, **words) if at else told.inside(template, **words)
+    return told.sentence(code, text)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from shadow.checks.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
-from shadow.telling.details import components_table, gates_blocks, resampling_note
+from shadow.telling.details import gates_blocks, resampling_note
 from shadow.telling.document import (
     Block,
     Column,
@@ -21,7 +21,7 @@ from shadow.telling.document import (
     Provenance,
     Table,
 )
-from shadow.telling.report import report_document
+from shadow.telling.report import component_table, report_document
 from shadow.telling.screen import faults
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
@@ -142,7 +142,8 @@ def sections_of(
             "modules": blocks.get("modules", [Paragraph("Nothing changed.")]),
         }
     if len(summary.components) > 1:
-        content["components"] = [Beside([components_table(summary.components)], [Chart("sides")])]
+        table = replace(component_table(summary.components), when="always")
+        content["components"] = [Beside([table], [Chart("sides")])]
     if "files" in blocks:
         content["files"] = blocks["files"]
     halves = {name for both in BESIDE for name in both}
