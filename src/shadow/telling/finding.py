@@ -99,19 +99,16 @@ def _tier(summary: Summary) -> list[Sentence]:
     """What was left out of the measurement, or estimated."""
     tier = TIERS[summary.tier]
     found = [Sentence(tier.code, tier.unknown, {})] if tier.code else []
-    return [*found, *([_told(summary, "estimated")] if summary.estimated else [])]
+    if summary.estimated:
+        found.append(tell(summary, "estimated", WORDS["estimated"]))
+    return found
 
 
 def _beside(summary: Summary, are_siblings: bool) -> list[Sentence]:
     """What the names of a pair say of it, and its place among released families."""
     if are_siblings:
-        return [_told(summary, "siblings")]
-    first, _, last = summary.pair.partition("..")
-    found = []
-    if last in STAGES:
-        found.append(_told(summary, "stage", last=STAGES[last], first=STAGES.get(first)))
-    return [*found, *([_told(summary, "published")] if summary.published else [])]
-
-
-def _told(summary: Summary, code: str, **words: str | None) -> Sentence:
-    return tell(summary, code, WORDS[code], **words)
+        return [tell(summary, "siblings", WORDS["siblings"])]
+    first, last = (STAGES.get(name) for name in summary.pair.partition("..")[::2])
+    stage = [tell(summary, "stage", WORDS["stage"], first=first, last=last)] if last else []
+    place = [tell(summary, "published", WORDS["published"])] if summary.published else []
+    return [*stage, *place]

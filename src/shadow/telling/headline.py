@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from shadow.checks.inside import has_other_norm_unrounded
 from shadow.checks.recognised import is_copy, is_of_base, is_rearranged
 from shadow.checks.summary import Sentence, Summary
+from shadow.summary.record import PairRecord
 from shadow.telling.limits import broken_text, missing, what_is_same
 from shadow.telling.size import (
     UNROUNDED,
@@ -113,7 +114,7 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
     return f"{text}; no spectra were measured." if summary.tier == "norms" else f"{text}."
 
 
-def _refined(summary: Summary, codes: Collection[str]) -> set[str]:
+def _refined(summary: PairRecord, codes: Collection[str]) -> set[str]:
     """The codes of the sentences, and what else ALONE and KINDS tell apart."""
     inside = summary.inside_layers
     is_along = knows_coherence(summary) and None not in (
