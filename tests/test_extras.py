@@ -14,7 +14,8 @@ import yaml
 
 import shadow
 from shadow import __version__
-from shadow.extras import EXTRAS
+from shadow.errors import ShadowError
+from shadow.extras import EXTRAS, require
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -105,6 +106,14 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(without_e
     assert error.endswith(" not installed")
     assert hint == f"hint:  in a clone of shadow, type: pip install '.[{extra}]'"
     assert {path.name for path in folder.iterdir()} == {"reports", "reports-parquet"}
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(EXTRAS, "lab", ("json", "no_such_package"))
+    with pytest.raises(ShadowError, match="no_such_package") as refused:
+        require("lab")
+    assert "json" not in refused.value.message
+    assert "[lab]" in refused.value.hint
 
 
 def test_extras_are_those_of_the_package():

@@ -17,7 +17,7 @@ from reports import MODULES, NULL, delta, identity, place, places, uniform, writ
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.comparing.comparison import MARGIN, Comparison, compare
+from shadow.comparing.comparison import MARGIN, Comparison, compare, report_label
 from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
 from shadow.spectra.delta import Method
@@ -239,6 +239,11 @@ def test_figures_without_a_value_are_left_out(tmp_path):
     json.dumps(found.as_json(), allow_nan=False)
 
 
+def test_reports_have_letters():
+    labels = [report_label(number) for number in (0, 25, 26, 701, 702)]
+    assert labels == ["A", "Z", "AA", "ZZ", "AAA"]
+
+
 # Relations
 
 
@@ -310,6 +315,9 @@ def test_what_voids_a_verdict(tmp_path):
         for rank in (4, 16, 4)
     ]
     assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"
+    method = {"precision": "default", "nulls": 0, "seed": 0, "subjects": "none"}
+    told = {"settings": {"method": method, "chosen": {}, "relation": "tuned"}}
+    assert one(compare([uniform(tmp_path / "norms", 0.4, **told), other])).not_comparable
     assert one(compare([ranks[0], ranks[2]])).not_comparable == []
 
 

@@ -14,7 +14,7 @@ import pytest
 from command import run_shadow
 from reports import delta, place, write
 
-from shadow.comparing.lineage import Step, lineage
+from shadow.comparing.lineage import MOST_CHAINS, Step, lineage
 from shadow.comparing.one_checkpoint import numbered
 from shadow.outputs.page import write_page
 from shadow.summary.rows import CheckpointSide
@@ -128,6 +128,9 @@ def test_what_has_no_order_is_told(step, steps):
     merge = step("coder..dpo", commit("org/coder", 9), STAGES[2])
     found = lineage([*steps[:2], merge])
     assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo"], ["coder", "dpo"]]
+    many = [step(f"base..m{n}", STAGES[0], commit("org/m", 9 + n)) for n in range(MOST_CHAINS + 1)]
+    found = lineage(many)
+    assert (len(found.chains), len(found.notes)) == (MOST_CHAINS, 1)
 
 
 def test_siblings_are_no_step(tmp_path):
