@@ -77,9 +77,6 @@ def row(position, family, pair="base..instruct", **columns):
     return Row(position, family, pair, "tuned", report_folder(family, pair), *sides, **columns)
 
 
-# the index
-
-
 def test_both_files_say_the_same_of_every_pair(toys):
     """A done pair has the figures of its summary, a failed one its error; nothing else is left."""
     run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
@@ -471,9 +468,6 @@ def test_where_no_index_can_be_written_nothing_is_measured(toys, shadow):
     assert (toys / "theirs" / "index.json").read_text() == NO_INDEX["a page's"]
     shadow("show", "theirs").assert_refused()
     assert not list(toys.rglob("journal.jsonl"))
-
-
-# what people see
 
 
 HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"

@@ -45,9 +45,6 @@ def filled(**lengths: int) -> Queue:
     return queue
 
 
-# the order
-
-
 @pytest.mark.parametrize(
     ("lengths", "machines", "order"),
     [

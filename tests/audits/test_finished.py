@@ -334,9 +334,6 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert {row.state for row in read_index(toys / "out").rows} == {"done"}
 
 
-# what the model does not have
-
-
 # chosen, what is not there, what there is
 ABSENT = [
     (Filter(layers=(99,)), "99", "0-1"),

@@ -53,9 +53,6 @@ AT_ONCE = {"Retry-After": "0"}
 HASTE = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 
 
-# What a server or a line does
-
-
 def found_by(run, tmp_path, small, *options, out="out", **more) -> Run:
     """The small pair is audited all the same, with the right numbers."""
     done = run(*SMALL, "-o", out, *options, **more)

@@ -35,9 +35,6 @@ from hub_pairs import (
 pytest_plugins = "hub_pairs"
 
 
-# What an interrupted audit leaves, and how it goes on
-
-
 def outcomes(tmp_path: Path) -> int:
     """How many results the journal of the running audit holds."""
     journals = found_below(tmp_path / "out", "journal.jsonl")
