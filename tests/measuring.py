@@ -4,9 +4,11 @@ audits wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import planted
@@ -76,6 +78,18 @@ def stopped_after(count: int) -> Callable[[Progress], None]:
 def pair_of(base: Path, tuned: Path) -> Pair:
     """The pair of two folders."""
     return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+
+
+def changed(content: Any, path: Sequence[str | int], value: object) -> Any:
+    """What a JSON file holds with another value somewhere; without what is there, by `...`."""
+    if not path:
+        return value
+    made = copy(content)
+    if value is ...:
+        del made[path[0]]
+    else:
+        made[path[0]] = value if len(path) == 1 else changed(content[path[0]], path[1:], value)
+    return made
 
 
 def planted_pair(

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from command import Started, run_shadow
 from effort import every
-from hub import Hub
 from hub_pairs import found_below, until
-from measuring import contents
+from measuring import changed, contents
 from rich.console import Console
 from view import drawn
 
@@ -45,6 +44,7 @@ from shadow.spectra.delta import Method
 from shadow.targets.lists import select
 from shadow.text import inert
 
+pytest_plugins = "hub_pairs"
 EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
 
 
@@ -52,7 +52,7 @@ def select_toys(toys, *targets, **options):
     return select(targets, registry=toys, **options)
 
 
-def run(selection, output, settings=EVERYTHING, **options):
+def audited(selection, output, settings=EVERYTHING, **options):
     return list(audit_list(selection, settings, output, **options))
 
 
@@ -79,7 +79,7 @@ def row(position, family, pair="base..instruct", **columns):
 
 def test_both_files_say_the_same_of_every_pair(toys):
     """A done pair has the figures of its summary, a failed one its error; nothing else is left."""
-    run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
+    audited(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
     told = json.loads((toys / "out" / "index.json").read_text())
     assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
     keys = ("position", "family", "pair", "state")
@@ -118,7 +118,7 @@ def test_the_index_is_right_before_each_pair(toys):
         table.append(tuple(row["state"] for row in table_rows(toys / "out")))
         return run_pair(pair, *rest, **options)
 
-    run(select_toys(toys, "toy-a", "toy-bad", "toy-c*"), toys / "out", audit=watched)
+    audited(select_toys(toys, "toy-a", "toy-bad", "toy-c*"), toys / "out", audit=watched)
     d, f, p = "done", "failed", "pending"
     rows = [(p, p, p, p, p), (d, p, p, p, p), (d, d, p, p, p), (d, d, f, p, p), (d, d, f, d, p)]
     assert [tuple(one.values()) for one in seen] == rows
@@ -175,11 +175,11 @@ def test_a_journal_belongs_to_one_index(tmp_path):
 def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
     """No report is written again; what failed is tried, and what it took adds up."""
     selection = select_toys(toys, "toy-a:*", "toy-bad")
-    run(selection, toys / "out")
+    audited(selection, toys / "out")
     before = {path: path.stat().st_mtime_ns for path in (toys / "out").rglob("*/*/*")}
     first = {row.name: row for row in read_index(toys / "out").rows}
     planted.toy(toys / "gone", 5)
-    tried = run(selection, toys / "out")
+    tried = audited(selection, toys / "out")
     assert [one.result.measured for one in tried] == [0, 0, 2, 0]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for row in read_index(toys / "out").rows:
@@ -192,7 +192,7 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
 def test_what_no_longer_holds_is_pending_again(toys, change):
     """Pending until it is reached; pairs that left the list leave it."""
     settings, selection = EVERYTHING, select_toys(toys, "toy-a*")
-    run(selection, toys / "out")
+    audited(selection, toys / "out")
     report = toys / "out" / "toy-a" / "base..one" / "matrices.parquet"
     expected = {"toy-a:base..one": "pending", "toy-a:base..two": "done"}
     if change == "settings":
@@ -207,7 +207,7 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
             report.unlink()
     index = list_audit.begun(toys / "out", selection, settings)
     assert {row.name: row.state for row in index.rows} == expected
-    run(selection, toys / "out", settings, runtime=Runtime(overwrite=True))
+    audited(selection, toys / "out", settings, runtime=Runtime(overwrite=True))
     assert set(states(toys / "out").values()) == {"done"}
 
 
@@ -219,15 +219,15 @@ def test_shards_make_the_index_of_one_list(toys, shadow):
     names = ("toy-a:base..one", "toy-a:base..two", "toy-c:base..two", "toy-odd:base..odd")
     for number in (2, 1):
         selection = select_toys(toys, *SHARED, shard=f"{number}/2")
-        run(selection, toys / "shared")
+        audited(selection, toys / "shared")
         assert tuple(states(toys / "shared")) == names
         pending = sum(state == "pending" for state in states(toys / "shared").values())
         assert pending == (4 - len(selection.own) if number == 2 else 0)
-        run(selection, toys / f"{number}")
+        audited(selection, toys / f"{number}")
         shutil.copytree(toys / f"{number}", toys / "all", dirs_exist_ok=True)
     assert "pending" in states(toys / "all").values()
     shadow("show", "all").assert_done()
-    run(select_toys(toys, *SHARED), toys / "one")
+    audited(select_toys(toys, *SHARED), toys / "one")
     took = {"seconds": None, "bytes": None}
     made = [[asdict(row) | took for row in read_index(toys / name).rows]
             for name in ("all", "shared", "one")]  # fmt: skip
@@ -243,9 +243,9 @@ def test_shards_make_the_index_of_one_list(toys, shadow):
 
 def test_a_copied_report_of_other_settings_is_not_done(toys, shadow):
     """It is `kept`, with what differs; a report that no list names has a row at the end."""
-    run(select_toys(toys, "toy-a"), toys / "out")
+    audited(select_toys(toys, "toy-a"), toys / "out")
     other = Settings(Method("exact", subspaces=False), Filter(), spectra=False)
-    run(select_toys(toys, "toy-c*"), toys / "other", other)
+    audited(select_toys(toys, "toy-c*"), toys / "other", other)
     shutil.copytree(toys / "other" / "toy-c", toys / "out" / "toy-c")
     shadow("show", "out").assert_done()
     *_, last = read_index(toys / "out").rows
@@ -258,13 +258,13 @@ def test_two_lists_at_once_into_one_folder_are_refused(toys, shadow):
     first = audit_list(select_toys(toys, "toy-a*"), EVERYTHING, toys / "out")
     next(first)
     with pytest.raises(ShadowError):
-        run(select_toys(toys, "toy-c*"), toys / "out")
+        audited(select_toys(toys, "toy-c*"), toys / "out")
     before = (toys / "out" / "index.json").read_bytes()
     shadow("show", "out").assert_done()
     assert (toys / "out" / "index.json").read_bytes() == before
     assert len(list(first)) == 1
     assert list(states(toys / "out")) == ["toy-a:base..one", "toy-a:base..two"]
-    run(select_toys(toys, "toy-c*"), toys / "out")
+    audited(select_toys(toys, "toy-c*"), toys / "out")
 
 
 def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
@@ -288,22 +288,17 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
     assert one.error == "KeyError: 'what no one expected'"
 
 
-def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
+def test_bytes_are_those_that_came_over_the_network(toys, hub, run):
     """On a Hub a pair's bytes are the sizes of its shards; the next finds the base in the cache."""
-    with Hub() as hub:
-        for name in ("base", "one", "two"):
-            hub.add(f"org/{name}", toys / name)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_HOME", str(toys / "home"))
-        lines = (f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
-        (toys / "l.yaml").write_text("".join(lines))
-        run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done(3)
-        size = (toys / "one" / "model.safetensors").stat().st_size
-        first = read_index(toys / "out").rows
-        assert [row.bytes for row in first] == [2 * size, size]
-        assert [len(row.base_commit) for row in first] == [40, 40]
-        run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done(3)
-        assert read_index(toys / "out").rows == first
+    for name in ("base", "one", "two"):
+        hub.add(f"org/{name}", toys / name)
+    lines = (f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
+    (toys / "l.yaml").write_text("".join(lines))
+    size = (toys / "one" / "model.safetensors").stat().st_size
+    for _ in range(2):
+        run("audit", "--list", "l.yaml", "-o", "out").assert_done(3)
+        rows = read_index(toys / "out").rows
+        assert [(row.bytes, len(row.base_commit)) for row in rows] == [(2 * size, 40), (size, 40)]
 
 
 @pytest.mark.parametrize(
@@ -414,16 +409,8 @@ def test_a_wrong_list_is_wrong_usage(toys, shadow, command):
 
 
 def spoiled(where, value):
-    """An index of one pair with another value somewhere; without what is there, by `...`."""
-    told = json.loads(json.dumps(index_of(*some_rows(1)).as_json()))
-    inner = told
-    for step in where[:-1]:
-        inner = inner[step]
-    if value is ...:
-        del inner[where[-1]]
-    else:
-        inner[where[-1]] = value
-    return json.dumps(told)
+    """An index of one pair with another value somewhere."""
+    return json.dumps(changed(index_of(*some_rows(1)).as_json(), where, value))
 
 
 NO_INDEX = {

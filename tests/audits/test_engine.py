@@ -76,9 +76,6 @@ def test_pairs_of_one_base_are_near_whatever_revision_they_name():
     assert near[0] == near[1] != near[2]
 
 
-# an engine elsewhere
-
-
 class Elsewhere:
     """Tasks and results pickled, as another process has them; the last first."""
 
@@ -259,9 +256,6 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, hub, 
     for access in (Access(), replace(shared, max_disk=800_000)):
         run_pair(one, SETTINGS, tmp_path / f"alone-{access.alone}", Runtime(access=access))
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
-
-
-# the command
 
 
 @pytest.mark.parametrize(

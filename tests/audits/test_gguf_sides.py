@@ -22,9 +22,9 @@ import shadow
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
-from shadow.run.runtime import Runtime
 from shadow.spectra.delta import Method
 
+SETTINGS = Settings(Method(), Filter())
 UP = "model.layers.1.mlp.up_proj.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
 CONFIG = {
@@ -69,8 +69,8 @@ def sides(tmp_path_factory):
     return tensors, paths
 
 
-def audited(base, tuned, output, **more):
-    result = run_pair(pair_of(base, tuned), Settings(Method(), Filter()), output, Runtime(**more))
+def audited(base, tuned, output):
+    result = run_pair(pair_of(base, tuned), SETTINGS, output)
     rows = pd.read_parquet(result.folder / "matrices.parquet")
     return rows.set_index(["tensor", "subject"]), result.folder
 
@@ -270,15 +270,10 @@ def test_gguf_files_of_the_hub_come_whole_or_in_ranges(sides, tmp_path):
 
 def test_scales_of_a_copy_are_no_tensors_of_the_model(tmp_path):
     """8-bit floats with scales beside them: as many tensors changed as the base has."""
-    matrices = {
-        name: tensor.repeat(8, 8).bfloat16()
-        for name, tensor in planted.matrices(0, size=16).items()
-    }
+    toy = planted.matrices(0, size=16)
+    matrices = {name: tensor.repeat(8, 8).bfloat16() for name, tensor in toy.items()}
     packed, _, said = quantisers.quantised("fp8", matrices)
-    planted.write(tmp_path / "base", matrices, CONFIG)
-    planted.write(tmp_path / "copy", packed, CONFIG | {"quantization_config": said})
-    report = shadow.audit(
-        str(tmp_path / "base"), str(tmp_path / "copy"), output=str(tmp_path / "reports")
-    )
-    assert len(packed) > len(matrices)
-    assert report.summary.recognised.casts.tensors == len(matrices)
+    base = planted.write(tmp_path / "base", matrices, CONFIG)
+    copy = planted.write(tmp_path / "copy", packed, CONFIG | {"quantization_config": said})
+    summary = run_pair(pair_of(base, copy), SETTINGS, tmp_path / "reports").summary
+    assert len(packed) > len(matrices) == summary.recognised.casts.tensors

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import planted
@@ -38,15 +37,10 @@ from shadow.reports.provenance import finished_metadata
 pytest_plugins = "hub_pairs"
 
 
-def shard_sizes(*folders: Path) -> Counter[str]:
+def shard_sizes(*folders: Path) -> dict[str, int]:
     """Bytes of every shard by its name in the Hub's log."""
-    return Counter(
-        {
-            f"{f.name}/{path.name}": path.stat().st_size
-            for f in folders
-            for path in f.glob("*.safetensors")
-        }
-    )
+    paths = [path for folder in folders for path in folder.glob("*.safetensors")]
+    return {f"{path.parent.name}/{path.name}": path.stat().st_size for path in paths}
 
 
 # Equal numbers, bytes and requests

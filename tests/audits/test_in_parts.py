@@ -77,9 +77,6 @@ def evenly(pairs):
     return {shard: 100 for pair in pairs for shard in shards_of(pair)}
 
 
-# where it is cut
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 20])
 def test_parts_are_whole_base_shards(tmp_path, count):
     """As many parts as asked for, six at most, none sharing a shard."""
@@ -102,9 +99,6 @@ def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
         shards = [{shard for pair in part for shard in shards_of(pair)} for part in parts]
         assert len(parts) == count
         assert sum(map(len, shards)) - len(set.union(*shards)) <= shared
-
-
-# the report
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

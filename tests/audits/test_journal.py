@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
-from measuring import StoppedError, pair_of, planted_pair, stopped_after
+from measuring import StoppedError, changed, pair_of, planted_pair, stopped_after
 
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -29,7 +29,6 @@ from shadow.targets.families import Pair
 SETTINGS = Settings(Method(), Filter())
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
-GONE = object()
 
 FAULTS = [
     ((), None),
@@ -47,7 +46,7 @@ FAULTS = [
     (("measurements", 0, "subject"), ["base"]),
     (("measurements", 1, "subject"), "delta"),
     (("measurements", 0, "values"), None),
-    (("measurements", 0, "values", "frobenius_norm"), GONE),
+    (("measurements", 0, "values", "frobenius_norm"), ...),
     (("measurements", 2, "values", "kept_history"), 1),
     (("measurements", 2, "values", "numerical_rank"), 1.5),
     (("measurements", 2, "values", "of another version"), 1.0),
@@ -67,20 +66,6 @@ def unfinished(tmp_path_factory):
     with pytest.raises(StoppedError):
         run_pair(pair, SETTINGS, folder / "out", stopping)
     return pair, folder / "out"
-
-
-def changed(entry, path, value):
-    """An entry with another value somewhere, or without what is there."""
-    if not path:
-        return value
-    inner = entry
-    for step in path[:-1]:
-        inner = inner[step]
-    if value is GONE:
-        del inner[path[-1]]
-    else:
-        inner[path[-1]] = value
-    return entry
 
 
 @pytest.mark.parametrize("fault", every(6, FAULTS))
