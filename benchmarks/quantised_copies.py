@@ -68,8 +68,7 @@ class Ggml:
             None if weights is None else weights.ctypes.data,
         )  # fmt: skip
         blocks = Blocks(torch.from_numpy(raw), kind, lambda numbers: numbers)
-        steps = blocks.steps(np.arange(rows), (0, cols))
-        steps = torch.broadcast_to(steps.repeat_interleave(cols // steps.shape[1], 1), (rows, cols))
+        (steps,) = blocks.cells(np.arange(rows), (0, cols))
         return quantisers.Copy(torch.from_numpy(dequantize(raw, type_)), steps, kind)
 
 

@@ -340,7 +340,7 @@ def targets(top: Path) -> Mapping[str, Target]:
             matrix = found.tensor(pair.tuned.info)
             matrix.whole()
             if isinstance(matrix, PackedTensor):
-                matrix.steps((slice(None),))
+                matrix.cells((slice(None),))
 
     def beside(name: str, shard: str = SHARD) -> Callable[[Path, bytes], object]:
         def read(folder: Path, content: bytes) -> None:

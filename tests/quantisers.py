@@ -263,11 +263,9 @@ class Copy:
     def __getitem__(self, index):
         return self.numbers[index]
 
-    def steps(self, index):
-        return None if self.each is None else self.each[index]
-
     def cells(self, index):
-        return None if self.ends is None else (self.ends[0][index], self.ends[1][index])
+        ends = self.ends or (() if self.each is None else (self.each,))
+        return tuple(end[index] for end in ends)
 
 
 def _copy(numbers: np.ndarray, steps: np.ndarray, name: str) -> Copy:

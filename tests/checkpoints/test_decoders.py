@@ -14,7 +14,9 @@ from quantisers import awq_words, stream
 from transformers.integrations import mxfp4
 
 from shadow.checkpoints.decoders import bits_of, packed_tensor
-from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.checkpoints.formats import with_matrices
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.dtypes import FLOATS, INTEGERS, torch_name
 from shadow.errors import UndecodableError
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -26,17 +28,25 @@ def _seeded():
     GENERATOR.manual_seed(0)
 
 
-def packed(kind, pieces, shape, facts=(), dtype="F32", strides=None):
-    """A packed tensor of pieces in memory: the first is its raw one."""
-    infos = [TensorInfo(piece, "F32", tuple(t.shape), "s", 0, 0) for piece, t in pieces.items()]
-    packing = Packing(kind, raw=infos[0], beside=tuple(infos[1:]), facts=facts)
-    name = f"{NAME}.weight"
-    info = TensorInfo(name, dtype, shape, "s", 0, 0, strides=strides, packing=packing)
+DTYPES = {getattr(torch, torch_name(name)): name for name in (*FLOATS, *INTEGERS)}
+
+
+def packed(pieces, said=None, key="quantization_config", stated=None):
+    """The matrix that a checkpoint of these pieces has; stated: small pieces of another layer."""
+    pieces = {NAME + "." * (piece[0] != "_") + piece: tensor for piece, tensor in pieces.items()}
+    infos = {
+        name: TensorInfo(name, DTYPES[t.dtype], tuple(t.shape), "s", 0, t.numel() * t.itemsize)
+        for name, t in pieces.items()
+    }
+
+    def small(info):
+        held = pieces[info.name] if stated is None else stated
+        return bytes(held.view(torch.uint8).tolist())
+
+    found, refused = with_matrices(infos, {key: said} if said else {}, small)
+    assert not refused, refused
+    (info,) = found.values()
     return packed_tensor(info, lambda one: Piece(pieces[one.name]))
-
-
-def of(pieces):
-    return {f"{NAME}.{piece}": tensor for piece, tensor in pieces.items()}
 
 
 def weights(rows, cols):
@@ -52,7 +62,7 @@ def same(matrix, truth):
         (slice(1, rows - 1), slice(cols // 3, cols)),
         (slice(rows // 2, rows // 2 + 1), slice(0, cols // 2 + 1)),
     ):
-        assert torch.equal(matrix._made(matrix._view[part], None), truth[part])
+        assert torch.equal(matrix[part], truth[part])
     every_second = matrix.seen(lambda tensor: tensor.view(rows // 2, 2, cols)[:, 1])
     assert torch.equal(every_second.whole(), truth[1::2])
 
@@ -99,9 +109,9 @@ def test_bitsandbytes_in_4_bits(kind, nested, shape, block, storage):
         truth = functional.dequantize_4bit(quantised, state)
     pieces = {"weight": quantised}
     pieces |= {f"weight.{name}": one for name, one in state.as_dict(packed=True).items()}
-    matrix = packed("bitsandbytes-4bit", of(pieces), shape, (block,), kind.upper())
+    matrix = packed(pieces)
     same(matrix, truth)
-    assert matrix.steps((slice(None),)) is None
+    assert len(matrix.cells((slice(None),))) == 2
 
 
 def test_bitsandbytes_in_8_bits():
@@ -111,13 +121,13 @@ def test_bitsandbytes_in_8_bits():
     truth = torch.ops.bitsandbytes.int8_vectorwise_dequant(quantised, scales)
     layout = torch.tensor(0, dtype=torch.uint8)
     pieces = {"weight": quantised, "SCB": scales, "weight_format": layout}
-    matrix = packed("bitsandbytes-8bit", of(pieces), (12, 40))
+    matrix = packed(pieces)
     same(matrix, truth)
-    steps = matrix.steps((slice(None),))
+    (steps,) = matrix.cells((slice(None),))
     assert torch.allclose(truth / steps, quantised.float())
     pieces["weight_format"] += 1
     with pytest.raises(UndecodableError, match="weight_format"):
-        packed("bitsandbytes-8bit", of(pieces), (12, 40))
+        packed(pieces)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -143,15 +153,16 @@ def test_gptq(bits, ordered, added):
         "scales": scales,
         "g_idx": torch.from_numpy(g_idx).int(),
     }
-    matrix = packed("gptq", of(pieces), (rows, cols), (bits, added, group))
+    said = {"quant_method": "gptq", "checkpoint_format": "gptq" if added else "gptq_v2"}
+    matrix = packed(pieces, said)
     same(matrix, truth)
-    assert torch.equal(matrix.steps((slice(None),)), scales.float()[g_idx].T)
+    assert torch.equal(matrix.cells((slice(None),))[0], scales.float()[g_idx].T)
     if ordered:
         del pieces["g_idx"]
-        same(packed("gptq", of(pieces), (rows, cols), (bits, added, group)), truth)
+        same(packed(pieces, said), truth)
     pieces["g_idx"] = torch.full((cols,), cols // group, dtype=torch.int32)
     with pytest.raises(UndecodableError, match="groups that are not there"):
-        packed("gptq", of(pieces), (rows, cols), (bits, added, group))
+        packed(pieces, said)
 
 
 def test_awq():
@@ -167,9 +178,10 @@ def test_awq():
             truth[row, col] = float(q[col, row] - z[g, row]) * scales[g, row].float()
     words = (awq_words(torch.from_numpy(numbers)) for numbers in (q, z))
     pieces = dict(zip(("qweight", "qzeros"), words, strict=True)) | {"scales": scales}
-    matrix = packed("awq", of(pieces), (rows, cols), (group,))
+    matrix = packed(pieces, {"quant_method": "awq"})
     same(matrix, truth)
-    assert torch.equal(matrix.steps((slice(None),)), scales.float().T.repeat_interleave(group, 1))
+    (steps,) = matrix.cells((slice(None),))
+    assert torch.equal(steps, scales.float().T.repeat_interleave(group, 1))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -193,9 +205,9 @@ def test_compressed_tensors_packed(bits, symmetric, group, cols):
     made = compressors.PackedQuantizationCompressor.compress(state, scheme)
     truth = compressors.PackedQuantizationCompressor.decompress(made, scheme)["weight"]
     pieces = {"weight_packed": made.pop("weight_packed"), **made}
-    found = packed("pack-quantized", of(pieces), (rows, cols), (bits, group or cols))
+    found = packed(pieces)
     same(found, truth)
-    steps = found.steps((slice(None),)).expand(rows, cols)
+    (steps,) = found.cells((slice(None),))
     assert torch.equal(steps, scales.float().repeat_interleave(cols // groups, 1))
 
 
@@ -210,21 +222,19 @@ def test_compressed_tensors_with_an_order_of_groups():
         "weight_shape": torch.tensor([4, 16]),
         "weight_g_idx": groups,
     }
-    same(packed("pack-quantized", of(pieces), (4, 16), (8, 8)), (q - 128.0) * scales[:, groups])
+    same(packed(pieces), (q - 128.0) * scales[:, groups])
     with pytest.raises(UndecodableError, match="groups that are not there"):
-        packed("pack-quantized", of({**pieces, "weight_g_idx": groups - 1}), (4, 16), (8, 8))
+        packed({**pieces, "weight_g_idx": groups - 1})
     with pytest.raises(UndecodableError, match="weight_shape"):
-        packed("pack-quantized", of({**pieces, "weight_shape": q[0, :2].long()}), (4, 16), (8, 8))
+        packed({**pieces, "weight_shape": q[0, :2].long()}, stated=pieces["weight_shape"])
 
 
 @pytest.mark.parametrize(("kind", "symmetric"), [("int", True), ("int", False), ("float", True)])
 @pytest.mark.parametrize("strategy", ["tensor", "channel", "group", "block"])
 def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
     """8-bit integers or floats, with one scale for all, or for rows, groups of them or blocks."""
-    shape, block = {
-        "tensor": ((1,), (24, 64)), "channel": ((24, 1), (1, 64)),
-        "group": ((24, 4), (1, 16)), "block": ((3, 2), (8, 32)),
-    }[strategy]  # fmt: skip
+    shapes = {"tensor": (1,), "channel": (24, 1), "group": (24, 4), "block": (3, 2)}
+    shape = shapes[strategy]
     args = schemes.QuantizationArgs(
         num_bits=8,
         type=kind,
@@ -241,12 +251,14 @@ def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
     made = compressors.NaiveQuantizationCompressor.compress(state, scheme)
     made = {"weight": made["weight"], **made}
     truth = compressors.NaiveQuantizationCompressor.decompress(dict(made), scheme)["weight"]
-    matrix = packed("scaled", of(made), (24, 64), block)
+    structure = [8, 32] if strategy == "block" else None
+    groups = {"group_0": {"weights": {"block_structure": structure}}}
+    matrix = packed(made, {"quant_method": "compressed-tensors", "config_groups": groups})
     same(matrix, truth)
-    steps = matrix.steps((slice(None),))
-    assert (steps is None) == (kind == "float")
+    ends = matrix.cells((slice(None),))
+    assert len(ends) == (2 if kind == "float" else 1)
     if kind == "int" and symmetric:
-        assert torch.allclose(truth / steps, made["weight"].float())
+        assert torch.allclose(truth / ends[0], made["weight"].float())
 
 
 def test_blocks_may_be_cut():
@@ -257,7 +269,8 @@ def test_blocks_may_be_cut():
     for row in range(10):
         for col in range(14):
             truth[row, col] = raw[row, col].float() * scales[row // 4, col // 8]
-    same(packed("scaled", of({"weight": raw, "weight_scale": scales}), (10, 14), (4, 8)), truth)
+    pieces = {"weight": raw, "weight_scale": scales}
+    same(packed(pieces, {"quant_method": "fp8", "weight_block_size": [4, 8]}), truth)
 
 
 def test_mxfp4():
@@ -265,12 +278,12 @@ def test_mxfp4():
     blocks = torch.randint(0, 256, (3, 10, 2, 16), dtype=torch.uint8, generator=GENERATOR)
     scales = torch.randint(60, 190, (3, 10, 2), dtype=torch.uint8, generator=GENERATOR)
     truth = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
-    pieces = {"a_blocks": blocks, "a_scales": scales}
-    matrix = packed("mxfp4", of(pieces), (3, 64, 10), strides=(640, 1, 64))
+    matrix = packed({"_blocks": blocks, "_scales": scales})
+    assert matrix.shape == (3, 64, 10)
     for expert in range(3):
         one = matrix.seen(lambda t, e=expert: t[e].T)
         same(one, truth[expert].T)
-    assert matrix.steps((slice(None),)) is None
+    assert len(matrix.cells((slice(None),))) == 2
 
 
 def test_nvfp4():
@@ -285,13 +298,13 @@ def test_nvfp4():
         "weight_global_scale": torch.tensor([5000.0]),
     }
     truth = compressors.NVFP4PackedCompressor.decompress(dict(made), scheme)["weight"]
-    matrix = packed("nvfp4", of(made), (12, 64))
+    matrix = packed(made)
     assert torch.equal(matrix.whole().bfloat16(), truth)
     other = dict(zip(("weight", "weight_scale", "weight_scale_2"), made.values(), strict=True))
     other["weight_scale_2"] = torch.tensor(1 / 4096)
-    by_hand = packed("nvfp4", of(other), (12, 64)).whole()
+    by_hand = packed(other).whole()
     made["weight_global_scale"] = torch.tensor([4096.0])
-    same(packed("nvfp4", of(made), (12, 64)), by_hand)
+    same(packed(made), by_hand)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
@@ -306,10 +319,10 @@ def test_mlx(bits, group):
     )
     pieces = {"weight": q, "scales": scales, "biases": biases}
     pieces = {name: torch.from_numpy(np.array(piece)) for name, piece in pieces.items()}
-    stack = packed("mlx", of(pieces), (3, 8, 256), (bits, group))
+    stack = packed(pieces, {"bits": bits, "group_size": group}, "quantization")
     assert torch.equal(stack.whole(), truth)
     same(stack.seen(lambda t: t[1]), truth[1])
-    steps = stack.seen(lambda t: t[1]).steps((slice(None),))
+    (steps,) = stack.seen(lambda t: t[1]).cells((slice(None),))
     assert torch.equal(steps, pieces["scales"][1].abs().repeat_interleave(group, 1))
 
 
@@ -322,8 +335,9 @@ def test_a_quant_state_that_is_none_is_refused():
         "weight.nested_quant_map": torch.zeros(256),
     }
     good = {"blocksize": 64, "shape": [2, 8], "nested_blocksize": 256, "nested_offset": 0.5}
+    stated = torch.tensor(list(json.dumps(good).encode()), dtype=torch.uint8)
     for said in (
-        b"", b"[" * 9000, b"\xff", b"3", b"{}",
+        b" ", b"[" * 9000, b"\xff", b"3", b"{}",
         {**good, "blocksize": 32}, {**good, "shape": [8, 2]},
         {**good, "nested_offset": "x"}, {**good, "nested_blocksize": 0},
         {**good, "nested_blocksize": -1}, {**good, "nested_blocksize": True},
@@ -332,4 +346,4 @@ def test_a_quant_state_that_is_none_is_refused():
         state = torch.tensor(list(raw), dtype=torch.uint8)
         state = {"weight.quant_state.bitsandbytes__nf4": state}
         with pytest.raises(UndecodableError, match=r"up_proj\.weight \(NF4\): "):
-            packed("bitsandbytes-4bit", of({**pieces, **state}), (2, 8), (64,), "NF4")
+            packed({**pieces, **state}, stated=stated)

@@ -90,7 +90,7 @@ def test_steps_are_the_distances_between_neighbouring_numbers(tmp_path, kind):
     """Differences within a sub-block are whole multiples of its step, and some are one step."""
     raw = random_blocks(kind, 6, 2)
     matrix = opened(file_of(tmp_path / "a.gguf", raw, kind))[NAME]
-    steps, values = matrix.steps((slice(None),)).numpy(), matrix.whole().numpy()
+    steps, values = matrix.cells((slice(None),))[0].numpy(), matrix.whole().numpy()
     assert steps.shape == values.shape
     assert np.isfinite(steps).all()
     values, steps = values.reshape(-1, 16), steps.reshape(-1, 16)
@@ -102,11 +102,11 @@ def test_steps_are_the_distances_between_neighbouring_numbers(tmp_path, kind):
     assert (np.abs(multiples.round()) == 1).any()
 
 
-def test_a_codebook_has_no_steps(tmp_path):
+def test_a_codebook_has_no_even_steps(tmp_path):
     """IQ, MXFP4 and NVFP4."""
     for kind in sorted(set(KINDS) - set(QUANTS)):
         matrix = opened(file_of(tmp_path / f"{kind}.gguf", random_blocks(kind, 1, 1), kind))[NAME]
-        assert matrix.steps((slice(None),)) is None
+        assert len(matrix.cells((slice(None),))) == (2 if "FP4" in kind else 0)
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
@@ -204,80 +204,13 @@ def test_a_transposed_model_is_transposed_back(tmp_path):
         assert same_bits(checkpoint.tensor(info)[:, 5:20].numpy(), wanted[:, 5:20])
 
 
-def fused_file(path, arch, weight, bias, heads, groups, kind):
-    """A file with a fused q, k and v, as llama.cpp's converter arranges it: entry by entry."""
-    each, size = heads // groups, len(weight) // (heads + 2 * groups)
-    by_group = np.arange(len(weight)).reshape(groups, each + 2, size)
-    order = np.concatenate([part.ravel() for part in np.split(by_group, [each, each + 1], axis=1)])
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_head_count(heads)
-    if groups != heads:
-        writer.add_head_count_kv(groups)
-    data = quantize(weight[order], Type[kind])
-    writer.add_tensor("blk.0.attn_qkv.weight", data, raw_dtype=Type[kind])
-    writer.add_tensor("blk.0.attn_qkv.bias", bias[order])
-    planted.finish_gguf(writer)
-    return path
-
-
-# of Falcon 7B, 40B and RW, the only one of them with a bias; of the others all have one
-FUSED = [("gptneox", 4, 4), ("bloom", 4, 4), ("falcon", 6, 1), ("falcon", 6, 2), ("falcon", 4, 4)]
-
-
-@pytest.mark.parametrize(("arch", "heads", "groups"), FUSED)
-def test_a_fused_projection_comes_back_by_heads(tmp_path, arch, heads, groups):
-    """Weight and bias, floats and blocks, whole and in parts."""
-    numbers = np.random.default_rng(0)
-    weight = numbers.standard_normal(((heads + 2 * groups) * 8, 64)).astype(np.float32)
-    bias = numbers.standard_normal(len(weight)).astype(np.float32)
-    for kind in ("F32", "Q8_0"):
-        path = fused_file(tmp_path / f"{kind}.gguf", arch, weight, bias, heads, groups, kind)
-        checkpoint = open_folder(str(path))
-        matrix, line = (checkpoint.tensor(info) for info in checkpoint.tensors.values())
-        wanted = dequantize(quantize(weight, Type[kind]), Type[kind])
-        assert same_bits(matrix[3:9].numpy(), wanted[3:9])
-        assert same_bits(matrix.whole().numpy(), wanted)
-        assert same_bits(line.whole().numpy(), bias)
-
-
-@pytest.mark.parametrize(("arch", "heads", "groups"), FUSED)
-def test_a_fused_projection_pairs_with_the_same_of_transformers(tmp_path, arch, heads, groups):
-    """q, k and v are told apart on both sides, whatever Falcon's config says of its groups."""
-    weight = np.zeros(((heads + 2 * groups) * 8, heads * 8), np.float32)
-    path = fused_file(tmp_path / "a.gguf", arch, weight, weight[:, 0], heads, groups, "F32")
-    found = open_folder(str(path))
-    config = {"num_attention_heads": heads, "hidden_size": heads * 8}
-    if arch == "falcon":
-        is_new = 1 < groups < heads
-        config |= {"new_decoder_architecture": is_new, "multi_query": groups == 1}
-        config |= {"num_kv_heads": groups} if is_new else {}
-    config["model_type"] = {"gptneox": "gpt_neox"}.get(arch, arch)
-    name = next(iter(found.tensors))
-    own, theirs = (place_tensors({name: weight.shape}, one)[name] for one in (found.config, config))
-    assert [part.place.module for part in own] == ["attn.q", "attn.k", "attn.v"]
-    rows = torch.arange(len(weight))[:, None].expand(weight.shape)
-    for one, other in zip(own, theirs, strict=True):
-        assert one.place == other.place
-        np.testing.assert_array_equal(one.view(rows), other.view(rows))
-
-
-def test_a_fused_projection_of_unknown_heads_is_not_measured(tmp_path):
-    """The file says nothing of heads, or what does not fit."""
+@pytest.mark.parametrize(
+    ("arch", "name"), [("mamba", "ssm_in"), ("falcon", "attn_qkv"), ("qwen3next", "attn_gate")]
+)
+def test_what_is_rearranged_in_other_ways_is_not_measured(tmp_path, arch, name):
+    """State spaces, fused q, k and v, and linear attention."""
     raw = np.zeros((64, 32), np.float32)
-    path = file_of(tmp_path / "a.gguf", raw, "F32", "blk.0.attn_qkv.weight", "gptneox")
-    wrong = fused_file(tmp_path / "b.gguf", "falcon", raw, raw[:, 0], 6, 1, "F32")
-    said = b"head_count" + struct.pack("<II", 4, 6)
-    assert wrong.read_bytes().count(said) == 1
-    wrong.write_bytes(wrong.read_bytes().replace(said, said[:-4] + struct.pack("<I", 7)))
-    for file in (path, wrong):
-        info = next(iter(open_folder(str(file)).tensors.values()))
-        assert info.problem == "the file does not say how many heads its rows are of"
-
-
-def test_what_is_rearranged_in_other_ways_is_not_measured(tmp_path):
-    """State spaces."""
-    raw = np.zeros((64, 32), np.float32)
-    path = file_of(tmp_path / "a.gguf", raw, "F32", "blk.0.ssm_in.weight", "mamba")
+    path = file_of(tmp_path / "a.gguf", raw, "F32", f"blk.0.{name}.weight", arch)
     (info,) = open_folder(str(path)).tensors.values()
     assert info.problem == "llama.cpp stores it in another order than transformers"
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 import shadow
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints import decoders
+from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.opening import open_folder
-from shadow.checkpoints.packed_layouts import with_matrices
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.spectra.delta import Method
@@ -218,34 +218,32 @@ WRONG = {
         "scales is missing": {"scales": None},
         "scales is I32": {"scales": torch.zeros(2, 64, dtype=torch.int32)},
         "scales has the shape": {"scales": torch.zeros(2, 63).half()},
-        "not 2, 3, 4 or 8": {"qzeros": torch.zeros(2, 10, dtype=torch.int32)},
+        "not 2, 3, 4, 8": {"qzeros": torch.zeros(2, 10, dtype=torch.int32)},
         "g_idx has the shape": {"g_idx": torch.zeros(5, dtype=torch.int32)},
         "perm is unknown": {"perm": torch.zeros(64, dtype=torch.int32)},
         "weight is unknown": {"weight": torch.zeros(64, 64)},
-        "its layout is marlin": {"": {"checkpoint_format": "marlin"}},
-        "written by auto-round": {"": {"quant_method": "auto-round"}},
+        "marlin": {"": {"checkpoint_format": "marlin"}},
+        "auto-round": {"": {"quant_method": "auto-round"}},
     },
     "awq": {
-        "its layout is gemv": {"": {"version": "gemv"}},
+        "gemv": {"": {"version": "gemv"}},
         "its groups do not fill": {"scales": torch.zeros(3, 64).half(),
                                    "qzeros": torch.zeros(3, 8, dtype=torch.int32)},
         "qzeros has the shape": {"qzeros": torch.zeros(2, 7, dtype=torch.int32)},
     },
     "mlx": {
-        "does not say its bits": {"": {"bits": 7}},
-        "does not say its group_size": {"": {"group_size": 0}},
-        "do not fill the rows": {"": {"group_size": 1 << 40}},
-        "its mode is mxfp8": {"": {"mode": "mxfp8"}},
+        "its bits are not": {"": {"bits": 7}},
+        "mxfp8": {"": {"mode": "mxfp8"}},
         "biases is I32": {"biases": torch.zeros(64, 2, dtype=torch.int32)},
     },
     "nf4": {
         "quant_state has no shape": {"weight.quant_state.bitsandbytes__nf4": torch.ones(3).byte()},
-        "it has no quant_state": {"weight.quant_state.bitsandbytes__nf4": None},
+        "neither NF4 nor FP4": {"weight.quant_state.bitsandbytes__nf4": None},
         "weight.absmax has the shape": {"weight.absmax": torch.ones(5)},
     },
     "int4": {
         "weight_shape does not fit": {"weight_shape": torch.tensor([1 << 62, 64])},
-        "its bits are not 2, 4 or 8": {"weight_shape": torch.tensor([64, 1 << 40])},
+        "its bits are not 2, 4, 8": {"weight_shape": torch.tensor([64, 1 << 40])},
         "weight_scale has the shape": {"weight_scale": torch.ones(64)},
         "weight_zero_point has": {"weight_zero_point": torch.zeros(64, 2, dtype=torch.int32)},
     },
@@ -351,7 +349,7 @@ def test_a_copy_is_called_one_where_its_cells_are_known(tmp_path, monkeypatch, k
     rounding.
     """
     if not known:
-        monkeypatch.setattr(decoders.Grid, "cells", lambda *_: None)
+        monkeypatch.setattr(decoders.Grid, "cells", lambda *_: ())
     original, packed, _ = saved(tmp_path, "nf4")
     result = run_pair(
         given_pair(parse_reference(str(original)), parse_reference(str(packed))),

@@ -7,9 +7,9 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shadow.checkpoints.formats import owner_of, packed_modules
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
-from shadow.checkpoints.quantized import owner_of, packed_modules
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.errors import ShadowError
 

@@ -233,7 +233,7 @@ def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, s
     share = found.outside / found.entries
     ratio = math.sqrt(found.error / found.made)
     if size < 1:
-        expected = float((change.abs() / copy.steps(())).mean())
+        expected = float((change.abs() / copy.each).mean())
         assert 0.4 * expected < share < expected
         assert 1.0 < ratio < 1.05
     else:

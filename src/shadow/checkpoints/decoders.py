@@ -1,19 +1,20 @@
-"""Decoders of the quantised formats of safetensors files: the bytes of a matrix -> its numbers.
+"""The bytes of quantised matrices of safetensors files -> numbers: (level - zero) * scale + bias in
+float32, with the arithmetic of the library that writes the format.
 
-Each is (level - zero) * scale + bias in float32, with the arithmetic of the library that writes the
-format. Levels are whole numbers, or of a codebook; whatever else is shared by a group of columns.
+Levels are whole numbers, or of a codebook; all else is shared by a group of columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shadow.checkpoints.formats import AFFINE, owner_of, quant_state
 from shadow.checkpoints.packed_tensors import (
     Cells,
     Codebook,
@@ -25,8 +26,7 @@ from shadow.checkpoints.packed_tensors import (
     run_of,
     take,
 )
-from shadow.checkpoints.quantized import owner_of, quant_state
-from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.checkpoints.stored_tensors import StoredTensor
 from shadow.dtypes import E2M1, FP4, NF4
 from shadow.errors import UndecodableError
@@ -37,15 +37,18 @@ OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
 # numbers of so many bits that are looked up together: codes have 8, 10 or 12 bits
 TOGETHER = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2}
 
+Pieces = Mapping[str, StoredTensor]
+Raw = StoredTensor | Tensor
 Of = Callable[[Rows, Cols], Tensor]
-"""What holds for each entry of a part, float32: see `_each`."""
+"""What entries of a part share, float32: (rows, columns), or (rows, groups, 1) where equal groups
+fill the rows.
+"""
 Levels = Callable[[Rows, Cols, Tensor], object]
 """Puts the level of each entry of a part into a tensor, float32 (rows, cols) without gaps."""
-Pieces = Mapping[str, StoredTensor]
 
 
 class Grid:
-    """Numbers on a grid: (level - zero) * scale + bias."""
+    """Levels, and what makes numbers of them."""
 
     costly = False
 
@@ -53,77 +56,61 @@ class Grid:
         self,
         unit: int,
         levels: Levels,
-        scales: Of,
-        *,
+        *scales: Of,
         zeros: Of | None = None,
         biases: Of | None = None,
-        factor: float | None = None,
         codebook: Codebook | None = None,
         loose: Of | None = None,
     ) -> None:
-        """unit: columns that are decoded together. factor: of all numbers, after all else.
+        """unit: columns that are decoded together. scales: multiplied with one after another.
         codebook: None where levels are whole numbers. loose: how far the scales by which a
         codebook's levels were chosen lie from those that are stored.
         """
         self.unit = unit
-        self._levels, self._scales, self._zeros, self._biases = levels, scales, zeros, biases
-        self._factor = factor
-        self._codebook, self._loose = codebook, loose
+        self._levels, self._zeros, self._biases = levels, zeros, biases
+        self._scales, self._codebook, self._loose = scales, codebook, loose
 
     def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
         self._levels(rows, cols, into)
-        self._of_levels(into, rows, cols)
+        self._scale(into, rows, cols)
 
-    def _of_levels(self, into: Tensor, rows: Rows, cols: Cols) -> None:
+    def _scale(self, into: Tensor, rows: Rows, cols: Cols) -> None:
         """Make levels into numbers, in place."""
         if self._zeros is not None:
             _each(into, self._zeros(rows, cols), torch.Tensor.sub_)
-        _each(into, self._scales(rows, cols), torch.Tensor.mul_)
+        for scales in self._scales:
+            _each(into, scales(rows, cols), torch.Tensor.mul_)
         if self._biases is not None:
             _each(into, self._biases(rows, cols), torch.Tensor.add_)
-        if self._factor is not None:
-            into.mul_(self._factor)
 
-    def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
-        if self._codebook is not None:
-            return None
-        steps = torch.ones(len(rows), cols[1] - cols[0])
-        _each(steps, self._scales(rows, cols).abs(), torch.Tensor.mul_)
-        return steps if self._factor is None else steps.mul_(self._factor)
-
-    def cells(self, rows: Rows, cols: Cols) -> Cells | None:
+    def cells(self, rows: Rows, cols: Cols) -> Cells:
+        made = torch.ones(len(rows), cols[1] - cols[0])
         if self._codebook is None:
-            return None
-        levels = torch.empty(len(rows), cols[1] - cols[0])
-        self._levels(rows, cols, levels)
-        ends = self._codebook.cells(levels)
-        wider = [torch.zeros(()), torch.zeros(())]
-        if self._loose is not None:
-            wider = [end.abs() for end in ends]
-            for more in wider:
+            for scales in self._scales:
+                _each(made, scales(rows, cols).abs(), torch.Tensor.mul_)
+            return (made,)
+        self._levels(rows, cols, made)
+        ends = self._codebook.cells(made)
+        wider = [end.abs() if self._loose else torch.zeros(()) for end in ends]
+        for end, more in zip(ends, wider, strict=True):
+            if self._loose is not None:
                 _each(more, self._loose(rows, cols), torch.Tensor.mul_)
-        for end in ends:
-            self._of_levels(end, rows, cols)
+            self._scale(end, rows, cols)
         # a scale may be below 0
         return torch.minimum(*ends) - wider[0], torch.maximum(*ends) + wider[1]
 
 
 def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Change every entry by what it shares with others: shared is (rows, columns), or (rows,
-    groups, 1) where equal groups fill the rows.
-    """
+    """Change every entry by what it shares with others."""
     change(made if shared.ndim == 2 else made.view(*shared.shape[:2], -1), shared)
 
 
 def _as_bytes(words: Tensor) -> Tensor:
     """The bytes of words along the last dimension."""
     # one word a row may pass for contiguous with any stride, and is then no bytes
-    whole = (
-        _compact(words)
-        if words.shape[-1] > 1
-        else words.clone(memory_format=torch.contiguous_format)
-    )
-    return whole.view(torch.uint8)
+    if words.shape[-1] == 1:
+        return words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    return _compact(words).view(torch.uint8)
 
 
 def _compact(words: Tensor) -> Tensor:
@@ -180,39 +167,58 @@ def _look_up(codes: Tensor, table: Tensor, into: Tensor) -> None:
     torch.index_select(numbers, 0, codes.reshape(-1).int(), out=found)
 
 
-def _nibbles(
-    raw: StoredTensor | Tensor, codebook: tuple[float, ...], *, high_first: bool = False
-) -> Levels:
-    """Levels of a codebook; raw: uint8 (rows, cols / 2)."""
-    table = _table(codebook, 4, high_first)
-
-    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
-        _look_up(take(raw, rows, (cols[0] // 2, cols[1] // 2)), table, into)
-
-    return levels
-
-
-def _streamed(raw: StoredTensor | Tensor, bits: int, first: int = 0) -> Levels:
-    """Levels of numbers of so many bits, less `first`; raw: bytes or words, (rows, some)."""
+def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool = False) -> Levels:
+    """The values of numbers of so many bits; raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
-    table = _table(tuple(range(-first, (1 << bits) - first)), bits) if bits in TOGETHER else None
+    table = _table(tuple(values), bits, high_first) if bits in TOGETHER else None
 
     def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
         words = take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
         width = cols[1] - cols[0]
-        if table is None or width % 32:
-            into.copy_(bits_of(words, bits)[:, :width])
-            if first:
-                into.sub_(first)
-        else:
+        if table is not None and width * bits % of_word == 0 and width % TOGETHER[bits] == 0:
             _look_up(_codes(_as_bytes(words), bits * TOGETHER[bits]), table, into)
+        else:
+            into.copy_(bits_of(words, bits)[:, :width]).add_(values[0])
+
+    return levels
+
+
+def _interleaved(words: Raw) -> Levels:
+    """Numbers of 4 bits of AWQ, eight rows in a word; words: (rows / 8, cols)."""
+    shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)
+
+    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
+        of_word, which = np.unique(rows // 8, return_inverse=True)
+        mine = _compact(take(words, of_word, cols))
+        if run_of(rows) is not None and len(rows) == 8 * len(of_word):
+            mine = mine[:, None] >> shifts[:, None]
+        else:
+            mine = mine.index_select(0, torch.from_numpy(which)) >> shifts[rows % 8, None]
+        into.view(mine.shape).copy_(mine.bitwise_and_(15))
+
+    return levels
+
+
+def _floats(raw: Raw) -> Levels:
+    """Numbers of 8 bits as they are."""
+    if not raw.dtype.is_floating_point:
+        return lambda rows, cols, into: into.copy_(take(raw, rows, cols))
+    # torch takes four times as long for a cast of 8-bit floats; two are looked up together
+    one, two = (
+        torch.arange(1 << (8 * count)).to(whole).view(raw.dtype).float().view(-1, count)
+        for count, whole in ((1, torch.uint8), (2, torch.uint16))
+    )
+
+    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
+        part = take(raw, rows, cols)
+        even = part.shape[1] % 2 == part.storage_offset() % 2 == part.stride(0) % 2 == 0
+        _look_up(part.view(torch.uint16 if even else torch.uint8), two if even else one, into)
 
     return levels
 
 
 def _shared(values: Tensor, group: int | Tensor) -> Of:
     """What so many columns of a row share, or those of each group do; values: (rows, groups)."""
-
     values = values.contiguous()
 
     def of(rows: Rows, cols: Cols) -> Tensor:
@@ -233,108 +239,101 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
     return of
 
 
-def _bytes(stored: StoredTensor, width: int = 0) -> StoredTensor | Tensor:
-    """What is stored as bytes, (rows, width), or as wide as its last dimension."""
-    width = width or stored.shape[-1] * stored.dtype.itemsize
-    return stored.seen(lambda words: words.view(torch.uint8).reshape(-1, width))
-
-
-def _unit(width: int) -> int:
-    return 32 if width % 32 == 0 else width
-
-
-def _gptq(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """(q - z) * s: AutoGPTQ's qlinear_cuda.py. q and z lie in streams of bits, q along the columns;
-    version 1 stores z - 1. g_idx has the group of each column.
-
-    facts: bits, what is added to z, columns of a group.
-    """
-    bits, added, group = _facts(info)
+def _affine(info: TensorInfo, pieces: Pieces) -> Decoder:
+    form, (bits, group, added) = AFFINE[_packing(info).kind], _packing(info).facts
     rows, cols = _upright(info)
-    scales = pieces["scales"].whole().float()
-    zeros = bits_of(pieces["qzeros"].whole(), bits)[:, :rows].float() + added
+    if form.stated and pieces[form.stated].whole().tolist() != [rows, cols]:
+        raise _broken(info, f"{form.stated} is not that of the other layers")
     groups: int | Tensor = group
-    if "g_idx" in pieces:
-        groups = pieces["g_idx"].whole().long()
-        if not bool(((groups >= 0) & (groups < len(scales))).all()):
-            raise _broken(info, "g_idx names groups that are not there")
+    if form.order in pieces:
+        groups = pieces[form.order].whole().long()
+        count = pieces[form.scales].shape[0 if form.turned else -1]
+        if not bool(((groups >= 0) & (groups < count)).all()):
+            raise _broken(info, f"{form.order} names groups that are not there")
         if torch.equal(groups, torch.arange(cols) // group):
             groups = group  # in order, which is faster
-    return Grid(
-        _unit(cols),
-        _streamed(pieces["qweight"].seen(lambda words: words.T), bits),
-        _shared(scales.T, groups),
-        zeros=_shared(zeros.T, groups),
-    )
 
+    def shared(name: str) -> Of:
+        values = pieces[name].whole().float()
+        return _shared(values.T if form.turned else values.flatten(0, -2), groups)
 
-def _awq(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """(q - z) * s in 4 bits, eight rows in a word: AutoAWQ's packing_utils.py.
-
-    facts: columns of a group.
-    """
-    (group,) = _facts(info)
-    words = pieces["qweight"].seen(lambda words: words.T)
-    shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)
-
-    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
-        of_word, which = np.unique(rows // 8, return_inverse=True)
-        mine = _compact(take(words, of_word, cols))
-        if run_of(rows) is not None and len(rows) == 8 * len(of_word):
-            mine = mine[:, None] >> shifts[:, None]
-        else:
-            mine = mine.index_select(0, torch.from_numpy(which)) >> shifts[rows % 8, None]
-        into.view(mine.shape).copy_(mine.bitwise_and_(15))
-
-    scales = pieces["scales"].whole().float()
-    zeros = bits_of(pieces["qzeros"].whole(), 4).view(len(scales), -1, 8)
-    zeros = zeros[..., list(AWQ_NIBBLES)].flatten(-2).float()
-    return Grid(1, levels, _shared(scales.T, group), zeros=_shared(zeros.T, group))
-
-
-def _pack_quantized(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """(q - z) * s of compressed-tensors' `pack-quantized`; q in a stream of bits along the columns,
-    z along the rows.
-
-    facts: bits, columns of a group.
-    """
-    bits, group = _facts(info)
-    rows, cols = _upright(info)
-    if pieces["weight_shape"].whole().tolist() != [rows, cols]:
-        raise _broken(info, "weight_shape is not that of the other layers")
-    groups: int | Tensor = group
-    scales = pieces["weight_scale"].whole().float()
-    if "weight_g_idx" in pieces:
-        groups = pieces["weight_g_idx"].whole().long()
-        if not bool(((groups >= 0) & (groups < scales.shape[1])).all()):
-            raise _broken(info, "weight_g_idx names groups that are not there")
     zeros = None
-    if "weight_zero_point" in pieces:
-        unpacked = bits_of(pieces["weight_zero_point"].whole().T, bits)[:, :rows].T.float()
-        zeros = _shared(unpacked, groups)
-    levels = _streamed(_bytes(pieces["weight_packed"]), bits, first=0 if zeros else 1 << (bits - 1))
-    return Grid(_unit(cols), levels, _shared(scales, groups), zeros=zeros)
-
-
-def _mlx(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """q * s + b: MLX's affine mode. facts: bits, columns of a group."""
-    bits, group = _facts(info)
-    scales, biases = (pieces[name].whole().float().flatten(0, -2) for name in ("scales", "biases"))
-    return Grid(
-        _unit(_upright(info)[1]),
-        _streamed(_bytes(pieces["weight"]), bits),
-        _shared(scales, group),
-        biases=_shared(biases, group),
+    if form.zeros in pieces:
+        stored = pieces[form.zeros].whole()
+        numbers = bits_of(stored if form.turned else stored.T, bits)
+        if form.interleaved:
+            numbers = numbers.view(len(numbers), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
+        zeros = _shared((numbers[:, :rows].float() + added).T, groups)
+    words = pieces[form.words].seen(
+        lambda one: one.view(torch.int32).T if form.turned else one.view(torch.int32).flatten(0, -2)
     )
+    first = -(1 << (bits - 1)) if form.signed and zeros is None else 0
+    levels = _streamed(words, bits, range(first, first + (1 << bits)))
+    return Grid(
+        1 if form.interleaved else 32 if cols % 32 == 0 else cols,
+        _interleaved(words) if form.interleaved else levels,
+        shared(form.scales),
+        zeros=zeros,
+        biases=shared(form.biases) if form.biases else None,
+    )
+
+
+def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """raw * scale, or (raw - zero point) * scale, of 8-bit floats or integers. A scale is that of a
+    block, a row, a group of a row, or of all. The last blocks of a matrix may be cut, and a stack
+    of matrices has a stack of scales. bitsandbytes multiplies with 1 / 127 at last.
+    """
+    if "weight_format" in pieces and int(pieces["weight_format"].whole()) != 0:
+        raise _broken(info, "its weight_format is not the one of rows")
+    high, wide = _packing(info).facts
+    rows, cols = _upright(info)
+    raw, scales, *_ = pieces.values()
+    down = -(-rows // high)  # blocks do not go on from a matrix of a stack to the next
+
+    def of(piece: StoredTensor) -> Of:
+        by_col = _shared(piece.whole().float().reshape(-1, -(-cols // wide)), wide)
+        return lambda which, columns: by_col(which // rows * down + which % rows // high, columns)
+
+    zeros = pieces.get("weight_zero_point")
+    last = torch.tensor([[OF_INT8]])
+    return Grid(
+        1,
+        _floats(raw.seen(lambda stored: stored.reshape(-1, cols))),
+        of(scales),
+        *([lambda rows, cols: last] if "SCB" in pieces else []),
+        zeros=of(zeros) if zeros else None,
+        codebook=_of_floats(raw.dtype) if raw.dtype.is_floating_point else None,
+    )
+
+
+@cache
+def _of_floats(dtype: torch.dtype) -> Codebook:
+    """The finite numbers of an 8-bit format."""
+    every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    return Codebook(every[every.isfinite()].tolist())
+
+
+def _e2m1(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """level * scale in blocks of columns. MXFP4: 2^(scale - 127). NVFP4: 8-bit floats, which are
+    divided by one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
+    """
+    (group,) = _packing(info).facts
+    raw, stored, *beside = pieces.values()
+    if stored.dtype == torch.uint8:
+        powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
+        scales = powers[stored.whole().int()].flatten(0, -2)
+    else:
+        inner, outer = stored.whole().float(), beside[0].whole().float().flatten()
+        scales = inner / outer if "weight_global_scale" in pieces else inner * outer
+    levels = _streamed(_bytes(raw, _upright(info)[1] // 2), 4, E2M1)
+    return Grid(group, levels, _shared(scales, group), codebook=Codebook(E2M1))
 
 
 def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
     """level * absmax: bitsandbytes' NF4 and FP4, whose blocks run through all entries, and whose
     scales may be quantised themselves, to 8 bits of a codebook in blocks.
-
-    facts: entries of a block.
     """
-    (block,) = _facts(info)
+    (block,) = _packing(info).facts
     rows, cols = _upright(info)
     said = next(piece for name, piece in pieces.items() if "quant_state." in name)
     state = quant_state(bytes(said.whole().tolist()))
@@ -353,7 +352,6 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
         scales = codes[scales.int()] * wide + offset
         # levels are chosen before scales are rounded, to the nearest code
         loose = wide.abs() * codes.sort().values.diff().max() / 2
-    scales = scales.float()
 
     def by_block(values: Tensor) -> Of:
         if cols % block == 0:
@@ -365,93 +363,16 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
     known = NF4 if info.dtype == "NF4" else FP4
     return Grid(
         2,
-        _nibbles(_bytes(pieces["weight"], cols // 2), known, high_first=True),
-        by_block(scales),
+        _streamed(_bytes(pieces["weight"], cols // 2), 4, known, high_first=True),
+        by_block(scales.float()),
         codebook=Codebook(known, max(known)),  # the scale of a block is its largest number
         loose=None if loose is None else by_block(loose),
     )
 
 
-def _bitsandbytes_8bit(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """q * SCB / 127, a scale for each row: bitsandbytes' LLM.int8()."""
-    if "weight_format" in pieces and int(pieces["weight_format"].whole()) != 0:
-        raise _broken(info, "its weight_format is not the one of rows")
-    raw, scales = pieces["weight"], pieces["SCB"].whole().float()[:, None]
-    return Grid(1, _floats(raw), _shared(scales, raw.shape[-1]), factor=OF_INT8)
-
-
-def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """raw * scale, or (raw - zero point) * scale, of 8-bit floats or integers. A scale is that of a
-    block, a row, a group of a row, or of all. The last blocks of a matrix may be cut, and a stack
-    of matrices has a stack of scales.
-
-    facts: rows and columns of a block.
-    """
-    high, wide = _facts(info)
-    rows, cols = _upright(info)
-    raw, *beside = pieces.values()
-    zeros = [piece for name, piece in pieces.items() if name == "weight_zero_point"]
-    shared = [piece.whole().float().reshape(-1, -(-cols // wide)) for piece in (beside[0], *zeros)]
-    # blocks do not go on from a matrix of a stack to the next
-    down = -(-rows // high)
-
-    def of(values: Tensor) -> Of:
-        by_col = _shared(values, wide)
-        return lambda which, columns: by_col(which // rows * down + which % rows // high, columns)
-
-    return Grid(
-        1,
-        _floats(raw.seen(lambda stored: stored.reshape(-1, cols))),
-        of(shared[0]),
-        zeros=of(shared[1]) if zeros else None,
-        codebook=_of_floats(raw.dtype) if raw.dtype.is_floating_point else None,
-    )
-
-
-def _mxfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """level * 2^(scale - 127) in blocks of 32 columns: gpt-oss, compressed-tensors and MLX."""
-    raw, scales, *_ = pieces.values()
-    powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
-    return Grid(
-        32,
-        _nibbles(_bytes(raw, 16 * scales.shape[-1]), E2M1),
-        _shared(powers[scales.whole().int()].flatten(0, -2), 32),
-        codebook=Codebook(E2M1),
-    )
-
-
-def _nvfp4(info: TensorInfo, pieces: Pieces) -> Decoder:
-    """level * scale, in blocks of 16 columns that share an 8-bit float, which itself is divided by
-    one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
-    """
-    raw, scales, of_all, *_ = pieces.values()
-    inner, outer = scales.whole().float(), of_all.whole().float().flatten()
-    inner = inner / outer if "weight_global_scale" in pieces else inner * outer
-    return Grid(16, _nibbles(_bytes(raw), E2M1), _shared(inner, 16), codebook=Codebook(E2M1))
-
-
-@cache
-def _of_floats(dtype: torch.dtype) -> Codebook:
-    """The finite numbers of an 8-bit format."""
-    every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
-    return Codebook(every[every.isfinite()].tolist())
-
-
-def _floats(raw: StoredTensor | Tensor) -> Levels:
-    if not raw.dtype.is_floating_point:
-        return lambda rows, cols, into: into.copy_(take(raw, rows, cols))
-    # torch takes four times as long for a cast of 8-bit floats; two are looked up together
-    one, two = (
-        torch.arange(1 << (8 * count)).to(whole).view(raw.dtype).float().view(-1, count)
-        for count, whole in ((1, torch.uint8), (2, torch.uint16))
-    )
-
-    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
-        part = take(raw, rows, cols)
-        even = part.shape[1] % 2 == part.storage_offset() % 2 == part.stride(0) % 2 == 0
-        _look_up(part.view(torch.uint16 if even else torch.uint8), two if even else one, into)
-
-    return levels
+def _bytes(stored: StoredTensor, width: int) -> Raw:
+    """What is stored as bytes, (rows, width)."""
+    return stored.seen(lambda words: words.view(torch.uint8).reshape(-1, width))
 
 
 def _upright(info: TensorInfo) -> tuple[int, int]:
@@ -460,9 +381,9 @@ def _upright(info: TensorInfo) -> tuple[int, int]:
     return (rows, cols) if info.strides is None else (cols, rows)
 
 
-def _facts(info: TensorInfo) -> tuple[int, ...]:
+def _packing(info: TensorInfo) -> Packing:
     assert info.packing is not None
-    return info.packing.facts
+    return info.packing
 
 
 def _broken(info: TensorInfo, what: str) -> UndecodableError:
@@ -470,22 +391,16 @@ def _broken(info: TensorInfo, what: str) -> UndecodableError:
 
 
 KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {
+    **dict.fromkeys(AFFINE, _affine),
     "scaled": _scaled,
+    "e2m1": _e2m1,
     "bitsandbytes-4bit": _bitsandbytes_4bit,
-    "bitsandbytes-8bit": _bitsandbytes_8bit,
-    "gptq": _gptq,
-    "awq": _awq,
-    "pack-quantized": _pack_quantized,
-    "mlx": _mlx,
-    "mxfp4": _mxfp4,
-    "nvfp4": _nvfp4,
 }
 
 
 def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
     """The quantised tensor of an entry with a packing; read opens what lies in files."""
-    packing = info.packing
-    assert packing is not None
+    packing = _packing(info)
     pieces = {owner_of(one.name)[1]: read(one) for one in (packing.raw, *packing.beside)}
     view = torch.empty(info.parameters, device="meta")
     if info.strides is None:

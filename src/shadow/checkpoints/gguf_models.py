@@ -8,11 +8,11 @@ lists below, which follow the classes of the converter.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
 
 from shadow.checkpoints.gguf_files import GgufHeader, Texts, Value
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
@@ -31,11 +31,12 @@ PAIRED = frozenset({
 ADDED = frozenset({
     "gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen3next", "qwen35", "qwen35moe",
 })  # fmt: skip
-# whose fused q, k and v transformers stores by heads: the converter puts one after another
-FUSED = frozenset({"bloom", "falcon", "gptneox"})
-# what the converter rearranges in ways that are not undone: state spaces and linear attention
+# what the converter rearranges in ways that are not undone: state spaces, linear attention, and
 REARRANGED = re.compile(r"blk\.\{bid\}\.ssm_\w+")
-ALSO_REARRANGED = dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate"))
+ALSO_REARRANGED = {
+    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate")),
+    **dict.fromkeys(("bloom", "falcon", "gptneox"), ("attn_qkv",)),  # fused q, k and v
+}
 # what llama.cpp computes from the config and stores, and transformers computes when it loads
 COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")
 # names that the tables list for another model of the architecture first
@@ -95,23 +96,22 @@ def model_of(headers: Iterable[GgufHeader], shard: str) -> GgufModel:
 
     Raises FileError for an architecture that the `gguf` package does not know.
     """
-    first, *rest = headers
-    metadata = first.metadata
+    headers = list(headers)
+    metadata = headers[0].metadata
     architecture = metadata.get(ARCHITECTURE)
     if not isinstance(architecture, str):
         raise FileError(f"{shard}: it does not name its architecture", "convert the model again")
     names = _names(architecture, shard)
+    of_q = metadata.get(f"{architecture}.attention.head_count")
+    of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
+    heads = {"q": of_q, "k": of_k} if architecture in PAIRED else {}
     tensors: dict[str, TensorInfo] = {}
-    heads = _heads(metadata, architecture)
-    for header in (first, *rest):
-        for info in header.tensors.values():
-            found = _translated(info, architecture, names, heads)
-            if found.name in tensors:
-                raise FileError(
-                    f"{shard}: tensor {found.name!r} is there twice", "fetch the file again"
-                )
-            tensors[found.name] = found
-    tied = not any("output.weight" in header.tensors for header in (first, *rest))
+    for info in (info for header in headers for info in header.tensors.values()):
+        found = _translated(info, architecture, names, heads)
+        if found.name in tensors:
+            raise FileError(f"{shard}: {found.name!r} is there twice", "fetch the file again")
+        tensors[found.name] = found
+    tied = not any("output.weight" in header.tensors for header in headers)
     config = _config(metadata, architecture, tied=tied)
     return GgufModel(tensors, config, partial(_files, metadata, config))
 
@@ -146,18 +146,12 @@ def _chosen(known: Iterable[str], architecture: str) -> str:
     return plain[0]
 
 
-def _heads(metadata: Mapping[str, Value], architecture: str) -> dict[str, Value]:
-    """Counts of heads of q and k, where rows of theirs are rearranged: a number, or one a layer."""
-    if architecture not in PAIRED | FUSED:
-        return {}
-    of_q = metadata.get(f"{architecture}.attention.head_count")
-    return {"q": of_q, "k": metadata.get(f"{architecture}.attention.head_count_kv", of_q)}
-
-
 def _translated(
     info: TensorInfo, architecture: str, names: Mapping[str, str], heads: Mapping[str, Value]
 ) -> TensorInfo:
-    """An entry of a GGUF file by its name in transformers, with what is to be undone."""
+    """An entry of a GGUF file by its name in transformers, with what is to be undone. heads: of q
+    and k where rows of theirs are stored in pairs, a number or one a layer.
+    """
     stem, dot, kind = info.name.rpartition(".")
     if kind not in ("weight", "bias"):
         stem, dot, kind = info.name, "", ""
@@ -167,129 +161,87 @@ def _translated(
     if known and known.endswith("e_score_correction"):
         dot = "_"  # a parameter of its own in transformers
     name = f"{known.replace('{bid}', number)}{dot}{kind}" if known else info.name
-    undone = _rearranged_heads(pattern, number, info, architecture, heads)
-    added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
-    found = replace(info, name=name)
-    last = pattern.rpartition(".")[2]
+    found, last = replace(info, name=name), pattern.rpartition(".")[2]
     if REARRANGED.fullmatch(pattern) or last in ALSO_REARRANGED.get(architecture, ()):
         return replace(found, problem="llama.cpp stores it in another order than transformers")
-    if undone is None:
+    paired: int | None = 0
+    if heads and pattern in ("blk.{bid}.attn_q", "blk.{bid}.attn_k"):
+        paired = _count(heads[pattern[-1]], number, info)
+    if paired is None:
         return replace(found, problem="the file does not say how many heads its rows are of")
     if info.dtype in INTEGERS or not _is_decoded(info.dtype):
         return found
-    if info.dtype not in FLOATS or any(undone) or added:
-        found = replace(found, packing=_packing(info, undone, added))
+    added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
+    if info.dtype not in FLOATS or paired or added:
+        found = replace(found, packing=Packing(KIND, _raw(info), facts=(paired, added)))
     if architecture in TRANSPOSED and len(info.shape) == 2 and pattern.startswith("blk."):
         rows, cols = info.shape
         found = replace(found, shape=(cols, rows), strides=(1, cols))
     return found
 
 
+def _count(said: Value, layer: str, info: TensorInfo) -> int | None:
+    """Heads of a layer; None where they are not said, or do not fit its rows."""
+    if isinstance(said, list):
+        said = said[int(layer)] if len(layer) < 9 and int(layer) < len(said) else None
+    if type(said) is not int or said < 1 or not info.shape or info.shape[0] % (2 * said):
+        return None
+    return said
+
+
 @cache
 def _is_decoded(dtype: str) -> bool:
     """Whether the numbers of a type can be had."""
-    if dtype in FLOATS:
-        return True
-    import numpy as np
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-    from gguf.quants import dequantize
+    from gguf import quants
 
-    if dtype not in GGMLQuantizationType.__members__:
-        return False
-    kind = GGMLQuantizationType[dtype]
-    try:
-        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
-        return False
-    return True
+    return dtype in FLOATS or "dequantize_blocks" in vars(getattr(quants, dtype, object))
 
 
-def _packing(info: TensorInfo, heads: tuple[int, int], added: int) -> Packing:
-    """rows and columns, or bytes, of the tensor as it is stored."""
-    rows = 1
-    for size in info.shape[:-1]:
-        rows *= size
+def _raw(info: TensorInfo) -> TensorInfo:
+    """Rows and columns, or bytes, of a tensor as it is stored."""
     if info.dtype in FLOATS:
-        cols = info.shape[-1] if info.shape else 1
-        if any(heads) and len(info.shape) == 1:  # a bias
-            rows, cols = cols, 1
-        raw = replace(info, shape=(rows, cols))
-    else:
-        raw = replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
-    return Packing(KIND, raw, facts=(*heads, added))
-
-
-def _rearranged_heads(
-    pattern: str,
-    number: str,
-    info: TensorInfo,
-    architecture: str,
-    heads: Mapping[str, Value],
-) -> tuple[int, int] | None:
-    """Heads whose rows are stored in pairs, and 0; or heads and groups of a fused q, k and v; or 0
-    and 0 where rows lie as in transformers. None where that is unknown.
-    """
-    if architecture in FUSED:
-        if pattern != "blk.{bid}.attn_qkv":
-            return 0, 0
-        counts = _count(heads["q"], number), _count(heads["k"], number)
-        each = counts[0] // counts[1] + 2 if all(counts) else 0
-        fits = each and counts[0] % counts[1] == 0 and info.shape
-        return counts if fits and info.shape[0] % (each * counts[1]) == 0 else None
-    if not heads or pattern not in ("blk.{bid}.attn_q", "blk.{bid}.attn_k"):
-        return 0, 0
-    count = _count(heads[pattern[-1]], number)
-    return (count, 0) if count and info.shape and info.shape[0] % (2 * count) == 0 else None
-
-
-def _count(said: Value, layer: str) -> int:
-    """Heads of a layer; 0 where they are not said."""
-    if isinstance(said, list):
-        said = said[int(layer)] if len(layer) < 9 and int(layer) < len(said) else None
-    return said if type(said) is int and said > 0 else 0
+        return replace(info, shape=(math.prod(info.shape[:1]), math.prod(info.shape[1:])))
+    rows = math.prod(info.shape[:-1])
+    return replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
 
 
 def _config(metadata: Mapping[str, Value], architecture: str, *, tied: bool) -> dict[str, object]:
     """What config.json would say."""
+    said = {word: metadata.get(f"{architecture}.{key}") for key, word in KEYS.items()}
     config: dict[str, object] = {
-        "model_type": MODEL_TYPES.get(architecture, architecture.replace("-", "_"))
+        "model_type": MODEL_TYPES.get(architecture, architecture.replace("-", "_")),
+        **{w: value for w, value in said.items() if value is not None and type(value) is not Texts},
     }
-    for key, word in KEYS.items():
-        value = metadata.get(f"{architecture}.{key}")
-        if value is not None and not isinstance(value, Texts):
-            config[word] = value
-    tokens = metadata.get(TOKENS)
-    if isinstance(tokens, Texts):
+    if isinstance(tokens := metadata.get(TOKENS), Texts):
         config.setdefault("vocab_size", tokens.count)
     if "num_experts" in config:
         config["num_local_experts"] = config["num_experts"]
-    if architecture == "falcon":  # by groups, of which the older architectures have one or all
-        config["new_decoder_architecture"] = True
-    scaling = {
-        key.rpartition(".")[2]: value
-        for key, value in metadata.items()
-        if key.startswith(f"{architecture}.rope.scaling.") and isinstance(value, str | int | float)
-    }
-    return {**config, **({"rope_scaling": scaling} if scaling else {}), "tie_word_embeddings": tied}
+    if scaling := _under(metadata, f"{architecture}.rope.scaling."):
+        config["rope_scaling"] = scaling
+    return {**config, "tie_word_embeddings": tied}
 
 
 def _files(metadata: Mapping[str, Value], config: Mapping[str, object]) -> dict[str, bytes]:
     """config.json, tokenizer and chat template, from the metadata."""
-    files: dict[str, Any] = {"config.json": config}
+    files: dict[str, object] = {"config.json": config}
     tokens, merges = metadata.get(TOKENS), metadata.get(MERGES)
     if isinstance(tokens, Texts):
         model: dict[str, object] = {"vocab": {token: at for at, token in enumerate(tokens.read())}}
         if isinstance(merges, Texts):
             model["merges"] = merges.read()
         files["tokenizer.json"] = {"model": model}
-    settings = {
-        key.removeprefix(TOKENIZER): value
-        for key, value in metadata.items()
-        if key.startswith(TOKENIZER) and isinstance(value, str | int | float)
-    }
-    if settings:
+    if settings := _under(metadata, TOKENIZER):
         files["tokenizer_config.json"] = settings
     found = {name: json.dumps(content).encode() for name, content in files.items()}
     if isinstance(template := metadata.get(TEMPLATE), str):
         found["chat_template.jinja"] = template.encode()
     return found
+
+
+def _under(metadata: Mapping[str, Value], start: str) -> dict[str, object]:
+    """The single values of keys that begin so, without it."""
+    return {
+        key.removeprefix(start): value
+        for key, value in metadata.items()
+        if key.startswith(start) and isinstance(value, str | int | float)
+    }

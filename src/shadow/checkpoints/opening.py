@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.adapters import Adapter, read_adapter
 from shadow.checkpoints.fingerprints import Fingerprint
+from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import GgufHeader, chosen_files, gguf_header_of, read_gguf
 from shadow.checkpoints.gguf_models import KIND as GGUF_KIND
 from shadow.checkpoints.gguf_models import model_of
-from shadow.checkpoints.packed_layouts import with_matrices
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,

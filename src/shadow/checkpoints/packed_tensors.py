@@ -1,6 +1,6 @@
-"""Quantised matrices: their numbers are decoded from the bytes of a file where they are asked for.
+"""Tensors whose numbers are decoded from the bytes of a file where they are asked for.
 
-A format is a decoder of whole rows, cut in columns. `PackedTensor` looks at what it decodes as
+A decoder makes whole rows, cut in columns. `DecodedTensor` looks at what it decodes as
 `StoredTensor` does at what it reads: as a view, which may be rearranged.
 """
 
@@ -21,17 +21,18 @@ from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor, room
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
 Cols = tuple[int, int]  # (start, stop)
 Read = Callable[[TensorInfo], StoredTensor]
-Shared = tuple[Callable[[Rows, Cols], Tensor | None], torch.dtype]
-"""What entries share, of rows and columns, and its dtype."""
-
-Cells = tuple[Tensor, Tensor]
-"""The lower and the upper bounds of what is rounded to each entry."""
+Located = tuple[Rows, Cols, Callable[[Tensor], Tensor]]
+"""What holds a view: rows, columns, and how the view lies in these, one row after the other."""
+Cells = tuple[Tensor, ...]
+"""What a format rounds to each number, float32: (the distance of the two nearest levels) of even
+levels; (lower bound, upper bound) of a codebook, infinite where it clips; () where it is unknown.
+"""
 
 AT_ONCE = 1 << 18  # entries that are decoded together, about: what is made of them stays in caches
 
 
 class Decoder(Protocol):
-    """How the bytes of a quantised matrix make its numbers."""
+    """How the bytes of a matrix make its numbers."""
 
     @property
     def unit(self) -> int:
@@ -42,17 +43,10 @@ class Decoder(Protocol):
         """Whether it takes so long that numbers are kept rather than decoded for every pass."""
 
     def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
-        """Numbers, put into a tensor (rows, cols) without gaps."""
+        """Put numbers into a tensor (rows, cols) without gaps."""
 
-    def steps(self, rows: Rows, cols: Cols) -> Tensor | None:
-        """The distance of the two nearest numbers that each entry could be, float32, to be
-        broadcast to (rows, cols); None for a format without such a grid, as a codebook.
-        """
-
-    def cells(self, rows: Rows, cols: Cols) -> Cells | None:
-        """Between which numbers the format rounds to each entry, float32 (rows, cols); infinite
-        where it clips. None for a format with even steps, and where it is not known.
-        """
+    def cells(self, rows: Rows, cols: Cols) -> Cells:
+        """The cells of some numbers, each (rows, cols)."""
 
 
 class Codebook:
@@ -65,8 +59,8 @@ class Codebook:
         end = torch.tensor([reach])
         self._edges = torch.cat([-end, self._middles, end])
 
-    def cells(self, levels: Tensor) -> Cells:
-        """Of each level of some."""
+    def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """The bounds of each of some levels."""
         place = torch.bucketize(levels, self._middles)
         return self._edges[place], self._edges[place + 1]
 
@@ -91,12 +85,10 @@ class DecodedTensor:
         self._stored = stored
         self._all: Tensor | None = None
         self._room: Tensor | None = None  # what is decoded for an index lies in it
-        # columns of a large matrix that are kept: (which rows, columns, numbers)
-        self._stripe: tuple[object, Cols, Tensor] | None = None
-        sides = (view, view.T) if view.ndim == 2 else (view,)
-        has_lines = any(_lines(side, width) is not None for side in sides)
+        self._kept: tuple[Rows, Cols, Tensor] | None = None  # of the last index
         # half: beside its bytes it takes no more memory than a larger matrix of BF16
-        most = WHOLE if not has_lines else WHOLE // 2 if decoder.costly else -1
+        most = WHOLE // 2 if decoder.costly else -1
+        most = WHOLE if _lines(view, width) is None else most
         self._is_kept = self.numel() * self.dtype.itemsize + stored <= most
 
     @property
@@ -123,7 +115,10 @@ class DecodedTensor:
 
     def whole(self) -> Tensor:
         """All of it, in memory of its own."""
-        return self._made(self._view, None)
+        if self.numel() == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        rows, cols, shaped = self._located(self._view)
+        return shaped(self._decoded(rows, cols, room(len(rows) * (cols[1] - cols[0]), self.dtype)))
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         """A part. Raises ShadowError where the file no longer has it."""
@@ -132,113 +127,83 @@ class DecodedTensor:
         if self._all is not None:
             return self._all[index]
         view = self._view[index]
-        lines = _lines(view, self._width)
-        if (
-            self._stored <= WHOLE  # then its bytes are in memory
-            or lines is None
-            or view.numel() == 0
-            or view.shape[-1] == self._width
-            or view.ndim != 2
-        ):
-            self._stripe = None  # which lies in the same memory
-            return self._made(view, None, reuse=True)
-        rows, (start, stop) = lines
-        which = view.stride(), len(rows), int(view.storage_offset()) // self._width
-        if (
-            self._stripe is None
-            or self._stripe[0] != which
-            or not self._stripe[1][0] <= start <= stop <= self._stripe[1][1]
-        ):
-            width = STRIPE // (self.dtype.itemsize * max(1, len(rows)))
-            end = min(self._width, max(stop, start + width))
-            self._stripe = which, (start, end), self._decoded(rows, (start, end), None, reuse=True)
-        _, (first, _), kept = self._stripe
-        return kept[:, start - first : stop - first]
-
-    def _made(self, view: Tensor, shared: Shared | None, *, reuse: bool = False) -> Tensor:
-        """The numbers of every element of a view, or what is shared by them.
-
-        reuse: in the memory of the last that was made so.
-        """
         if view.numel() == 0:
-            return torch.empty(view.shape, dtype=shared[1] if shared else self.dtype)
-        if (lines := _lines(view, self._width)) is not None:
-            return self._decoded(*lines, shared, reuse=reuse).view(view.shape)
-        if view.ndim == 2 and _lines(view.T, self._width) is not None:
-            return self._made(view.T, shared, reuse=reuse).T
-        count = view.untyped_storage().nbytes() // self.dtype.itemsize // self._width
-        every = self._decoded(np.arange(count), (0, self._width), shared, reuse=reuse)
-        return every.as_strided(view.shape, view.stride(), int(view.storage_offset()))
-
-    def _decoded(self, rows: Rows, cols: Cols, shared: Shared | None, *, reuse: bool) -> Tensor:
-        """(rows, cols), some rows after the others."""
-        unit, (start, stop) = self._decoder.unit, cols
-        wide = start // unit * unit, -(-stop // unit) * unit
-        count = len(rows) * (stop - start)
-        if not reuse:
-            made = room(count, shared[1] if shared else self.dtype)
-        else:
+            return torch.empty(view.shape, dtype=self.dtype)
+        rows, (start, stop), shaped = self._located(view)
+        if (
+            self._kept is None
+            or not self._kept[1][0] <= start <= stop <= self._kept[1][1]
+            or not np.array_equal(self._kept[0], rows)
+        ):
+            self._kept = None  # its memory serves for the next
+            end = stop
+            if self._stored > WHOLE:  # the bytes are not in memory: more columns come at once
+                width = STRIPE // (self.dtype.itemsize * len(rows))
+                end = min(self._width, max(stop, start + width))
+            count = len(rows) * (end - start)
             if self._room is None or self._room.numel() < count:
                 self._room = None  # before the next is there
                 self._room = room(count, self.dtype)
-            made = self._room[:count]
-        made = made.view(len(rows), stop - start)
-        step = max(1, AT_ONCE // (wide[1] - wide[0]))
-        for first in range(0, len(rows), step):
-            some, into = rows[first : first + step], made[first : first + step]
-            if shared is not None:
-                part = shared[0](some, wide)
-                assert part is not None, "asked before"
-                part = part.expand(len(part), wide[1] - wide[0])
-            elif wide == cols:
-                self._decoder.values(some, wide, into)
-                continue
+            cols = start, end
+            self._kept = rows, cols, self._decoded(rows, cols, self._room[:count])
+        _, (first, _), kept = self._kept
+        return shaped(kept[:, start - first : stop - first])
+
+    def _located(self, view: Tensor) -> Located:
+        if (found := _lines(view, self._width)) is not None:
+            return found
+        rows = np.arange(view.untyped_storage().nbytes() // view.itemsize // self._width)
+        place = view.shape, view.stride(), int(view.storage_offset())
+        return rows, (0, self._width), lambda made: made.as_strided(*place)
+
+    def _decoded(self, rows: Rows, cols: Cols, into: Tensor) -> Tensor:
+        """(rows, cols), some rows after the others, in that memory."""
+        made, (start, stop) = into.view(len(rows), -1), cols
+        first, last = _wide(cols, self._decoder.unit)
+        step = max(1, AT_ONCE // (last - first))
+        for at in range(0, len(rows), step):
+            some, part = rows[at : at + step], made[at : at + step]
+            if (first, last) == cols:
+                self._decoder.values(some, cols, part)
             else:
-                part = torch.empty(len(some), wide[1] - wide[0], dtype=self.dtype)
-                self._decoder.values(some, wide, part)
-            into.copy_(part[:, start - wide[0] : stop - wide[0]])
+                wide = torch.empty(len(some), last - first, dtype=self.dtype)
+                self._decoder.values(some, (first, last), wide)
+                part.copy_(wide[:, start - first : stop - first])
         return made
 
 
 class PackedTensor(DecodedTensor):
-    """A quantised tensor: its numbers, float32, lie on the grid of its format."""
+    """A quantised tensor: its numbers, float32, are levels of its format."""
 
-    def steps(self, index: tuple[slice, ...]) -> Tensor | None:
-        """The step of the format's grid at each entry of a part, as `Decoder.steps`; None where
-        the format has no such grid.
-        """
-        if self._decoder.steps(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
-            return None
-        return self._made(self._view[index], (self._decoder.steps, torch.float32))
-
-    def cells(self, index: tuple[slice, ...]) -> Cells | None:
-        """The cell of each entry of a part, as `Decoder.cells`."""
-        if self._ends(np.zeros(1, np.intp), (0, self._decoder.unit)) is None:
-            return None
-        ends = self._made(self._view[index], (self._ends, torch.complex64))
-        return ends.real, ends.imag
-
-    def _ends(self, rows: Rows, cols: Cols) -> Tensor | None:
-        """Both ends of cells as one complex number, so that each cell is decoded once."""
-        cells = self._decoder.cells(rows, cols)
-        return None if cells is None else torch.complex(*cells)
+    def cells(self, index: tuple[slice, ...]) -> Cells:
+        """The cell of each number of a part."""
+        rows, cols, shaped = self._located(self._view[index])
+        first, last = _wide(cols, self._decoder.unit)
+        ends = self._decoder.cells(rows, (first, last))
+        return tuple(shaped(end[:, cols[0] - first : cols[1] - first]) for end in ends)
 
 
-def _lines(view: Tensor, width: int) -> tuple[Rows, Cols] | None:
-    """The row in which each line of a view lies, and its columns; None where lines are no parts of
-    rows.
-    """
-    *lead, last = view.shape
-    *steps, along = view.stride()
+def _lines(view: Tensor, width: int) -> Located | None:
+    """Where the elements of a view lie; None where they are no parts of rows."""
     row, col = divmod(int(view.storage_offset()), width)
-    if (last > 1 and along != 1) or col + last > width:
+    sizes, strides = view.shape, view.stride()
+    long = [at for at, size in enumerate(sizes) if size != 1]
+    along = [at for at in long if strides[at] % width]
+    down = sorted((at for at in long if strides[at] % width == 0), key=lambda at: -strides[at])
+    stop = col + math.prod(sizes[at] for at in along)
+    if len(along) > 1 or stop > width or any(strides[at] != 1 for at in along):
         return None
     rows = np.array(row)
-    for size, by in zip(lead, steps, strict=True):
-        if size > 1 and by % width:
-            return None
-        rows = np.add.outer(rows, np.arange(size) * (by // width))
-    return rows.reshape(-1), (col, col + last)
+    for at in down:
+        rows = np.add.outer(rows, np.arange(sizes[at]) * (strides[at] // width))
+    order = [*down, *along]
+    lengths, back = [sizes[at] for at in order], sorted(range(len(order)), key=order.__getitem__)
+    return rows.reshape(-1), (col, stop), lambda made: made.view(lengths).permute(back).view(sizes)
+
+
+def _wide(cols: Cols, unit: int) -> Cols:
+    """The columns that are decoded for some."""
+    return cols[0] // unit * unit, -(-cols[1] // unit) * unit
 
 
 def run_of(rows: Rows) -> slice | None:
@@ -259,25 +224,3 @@ def take(raw: StoredTensor | Tensor, rows: Rows, cols: Cols) -> Tensor:
         return part.index_select(0, torch.from_numpy(rows - first))
     runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
     return torch.cat([raw[run[0] : run[-1] + 1, columns].clone() for run in runs])
-
-
-class Moved:
-    """Floats whose rows are stored in another order, or with a number added to them."""
-
-    unit, costly = 1, False
-
-    def __init__(self, raw: StoredTensor, order: Callable[[Rows], Rows], added: float) -> None:
-        """order: where each row is stored."""
-        self._raw = raw
-        self._order = order
-        self._added = added
-
-    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
-        into.copy_(take(self._raw, self._order(rows), cols))
-        if self._added:
-            into.sub_(self._added)
-
-    def steps(self, rows: Rows, cols: Cols) -> None:
-        """Floats have no steps of one size."""
-
-    cells = steps

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
+from shadow.checkpoints.formats import owner_of, packed_modules
 from shadow.checkpoints.gguf_models import COMPUTED
 from shadow.checkpoints.opening import Checkpoint, Config
-from shadow.checkpoints.quantized import owner_of, packed_modules
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError, UsageError

@@ -228,8 +228,8 @@ def _same_files(first: Found, second: Found) -> Literal["equal_checksums", "same
     """Why no byte need be read: the files of both are the same, and are decoded alike; None where
     that is not known.
     """
+    from shadow.checkpoints.formats import settings_in
     from shadow.checkpoints.opening import Assembled, Checkpoint, Located
-    from shadow.checkpoints.quantized import settings_in
     from shadow.checkpoints.sources import LocalFile
 
     if isinstance(first, Assembled) or isinstance(second, Assembled):
@@ -262,7 +262,7 @@ def _same_files(first: Found, second: Found) -> Literal["equal_checksums", "same
 
 def _equal_files(first: Checkpoint, second: Checkpoint) -> bool:
     """Whether the files of two folders hold equal bytes, and are decoded alike."""
-    from shadow.checkpoints.quantized import settings_in
+    from shadow.checkpoints.formats import settings_in
 
     files = [[one.sources[name] for name in sorted(one.sources)] for one in (first, second)]
     if len(files[0]) != len(files[1]) or first.adapter != second.adapter:

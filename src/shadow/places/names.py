@@ -115,15 +115,6 @@ class Matcher:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Names that only a module of packed integers has."""
-
-    format: str
-    names: re.Pattern[str]  # what follows the name of the module
-    integers: bool  # whether the tensor, or the module's `weight`, must be of an integer type
-
-
-@dataclass(frozen=True)
 class NameRules:
     """`names.yaml`, compiled."""
 
@@ -150,7 +141,6 @@ class NameRules:
     # by name: keys of the config whose product it is, the first choice first
     counts: Mapping[str, tuple[tuple[str, ...], ...]]
     tied: frozenset[str]  # model types whose head is the embedding unless the config says otherwise
-    packed: tuple[Packed, ...]  # the first that matches names the format of a module
     quantization_keys: tuple[str, ...]  # of a config that tell of quantisation
     quantization_methods: Mapping[str, str]  # by the config's name of a method: what people call it
 
@@ -213,10 +203,6 @@ def name_rules() -> NameRules:
             name: tuple(tuple(keys) for keys in choices) for name, choices in data["counts"].items()
         },
         tied=frozenset(data["tied"]),
-        packed=tuple(
-            Packed(rule["format"], _pattern(rule["names"]), rule.get("integers", False))
-            for rule in data["packed"]
-        ),
         quantization_keys=tuple(data["quantization_keys"]),
         quantization_methods=data["quantization_methods"],
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.opening import Checkpoint, sharing
 from shadow.checkpoints.pairing import (
     NO_BASE,
@@ -21,7 +22,6 @@ from shadow.checkpoints.pairing import (
     Skipped,
     pair_checkpoints,
 )
-from shadow.checkpoints.quantized import owner_of
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 from shadow.places.architecture import Part, Place, place_tensors

@@ -56,8 +56,8 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
     furthest, finite = 0.0, True
     for index, _ in tiles(original, TILE, cols):
         x, q = _rows(original[index]), _rows(copy[index])
-        steps, bounds = copy.steps(index), copy.cells(index)
-        s = None if steps is None else _rows(steps)
+        ends = [_rows(end) for end in copy.cells(index)]
+        s = ends[0] if len(ends) == 1 else None
         if not all(np.isfinite(part).all() for part in (x, q, s) if part is not None):
             finite = False
             continue
@@ -72,8 +72,8 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
                 known = False
                 continue
             cell = cells(x, q, s, block, copy.format)
-        elif bounds is not None:
-            cell = cells_between(x, q, *map(_rows, bounds))
+        elif ends:
+            cell = cells_between(x, q, *ends)
         else:
             continue
         wide = cell.width**2

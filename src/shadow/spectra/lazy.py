@@ -59,14 +59,10 @@ class Quantised(InFile, Protocol):
     @property
     def format(self) -> str: ...
 
-    def steps(self, index: tuple[slice, ...]) -> Tensor | None:
-        """The distance between neighbours on the grid at each entry of a part, float32; None where
-        the format has no even grid, as a codebook.
-        """
-
-    def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, Tensor] | None:
-        """Of a codebook, between which numbers the format rounds to each entry of a part, float32;
-        infinite where it clips. None for another format, and where it is not known.
+    def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, ...]:
+        """What the format rounds to each entry of a part, float32: (the distance of neighbours) on
+        an even grid; (lower bound, upper bound) of a codebook, infinite where it clips; () where
+        it is unknown.
         """
 
 
