@@ -11,6 +11,8 @@ import torch
 from effort import chosen
 from safetensors.torch import save_file
 
+import shadow
+
 WIDTH, LAYERS = 32, 4
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": WIDTH,
@@ -140,3 +142,20 @@ def test_a_layer_whose_norm_moved_is_not_frozen(shadow, tmp_path, planted_folder
     text = shadow("audit", planted_folder / "base", planted_folder / "norm-moved", "-o", tmp_path)
     (line,) = (line for line in text.out.splitlines() if line.startswith("frozen"))
     assert "layers 0 and 2" in line
+
+
+def test_a_stored_head_counts_where_it_differs_from_the_embedding_that_config_ties(tmp_path):
+    """As loaders take it; one that is equal is the embedding, which is measured once."""
+    tensors = {EMBED: torch.randn(32, 16), HEAD: torch.randn(32, 16)}
+    tied = {**planted.LLAMA, "tie_word_embeddings": True}
+    moved = {name: one + 0.01 for name, one in tensors.items()}
+    planted.write(tmp_path / "a", tensors, config=tied)
+    planted.write(tmp_path / "b", moved, config=tied)
+    found = shadow.audit(tmp_path / "a", tmp_path / "b", output=tmp_path / "out")
+    assert {*found.deltas["module"]} == {"embed", "head"}
+    for side in (tensors, moved):
+        side[HEAD] = side[EMBED].clone()
+    planted.write(tmp_path / "c", tensors, config=tied)
+    planted.write(tmp_path / "d", moved, config=tied)
+    found = shadow.audit(tmp_path / "c", tmp_path / "d", output=tmp_path / "out")
+    assert [*found.deltas["module"]] == ["embed"]

@@ -98,7 +98,7 @@ CASES = {
             (NOT_STORED, plus(STORED, head=9), TIED, TIED, 1),
             (plus(STORED, head=9), NOT_STORED, TIED, TIED, 1),
             (NOT_STORED, plus(STORED, head=9), TIED, UNTIED, 1),
-            (STORED, plus(STORED, head=9), TIED, TIED, 1),
+            (STORED, plus(STORED, head=9), TIED, TIED, 2),  # beside embedding and head
             (plus(STORED, head=9), STORED, UNTIED, TIED, 2),  # beside embedding and head
         ])
     },

@@ -117,17 +117,21 @@ class HeldFile:
         return f"{crc:08x}{adler:08x}"
 
     def equals(self, other: HeldFile) -> bool:
-        """Whether both hold the same bytes. The last block is compared first: copies whose weights
-        differ mostly differ there. Raises as read.
+        """Whether both hold the same bytes. Raises as read."""
+        return self.size == other.size and self.holds_same(0, other, 0, self.size)
+
+    def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
+        """Whether size bytes from start on are those of another file from there on.
+
+        The last block is compared first: copies whose weights differ mostly differ there.
+        Raises as read.
         """
-        if self.size != other.size:
-            return False
-        mine, theirs = (memoryview(bytearray(min(BLOCK, self.size))) for _ in range(2))
-        blocks = range(0, self.size, BLOCK)
+        mine, theirs = (memoryview(bytearray(min(BLOCK, size))) for _ in range(2))
+        blocks = range(0, size, BLOCK)
         for at in (*blocks[-1:], *blocks[:-1]):
-            stop = min(BLOCK, self.size - at)
-            self.read(at, mine[:stop])
-            other.read(at, theirs[:stop])
+            stop = min(BLOCK, size - at)
+            self.read(start + at, mine[:stop])
+            other.read(there + at, theirs[:stop])
             if mine[:stop] != theirs[:stop]:
                 return False
         return True

@@ -108,6 +108,16 @@ class Checkpoint:
 
         return packed_tensor(info, self._stored)
 
+    def differ(self, first: TensorInfo, second: TensorInfo) -> bool:
+        """Whether the bytes of two tensors are known to differ: of the Hub they are not known."""
+        if (first.dtype, first.shape) != (second.dtype, second.shape):
+            return True
+        sources = [self.sources.get(info.shard) for info in (first, second)]
+        one, other = (None if source is None else source.held for source in sources)
+        if one is None or other is None or first.packing or second.packing:
+            return False
+        return not one.holds_same(first.start, other, second.start, first.end - first.start)
+
     def _stored(self, info: TensorInfo) -> StoredTensor:
         return self.sources[info.shard].tensor(info)
 

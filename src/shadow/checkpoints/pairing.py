@@ -505,8 +505,8 @@ def _tied_heads(
     """Take tied heads out of both sides: they are their embedding, which is measured once.
 
     A head of its own on one side only is paired with the embedding that is the other side's head.
-    Whether a head is tied is what `tie_word_embeddings` says: transformers then ignores a stored
-    head.
+    Whether a head is tied is what `tie_word_embeddings` says, unless one is stored that differs
+    from the embedding: loaders then take that.
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []
@@ -516,6 +516,8 @@ def _tied_heads(
     )
     for side, checkpoint, operands in sides:
         if _ties(checkpoint) and head in operands and embed in operands:
+            if checkpoint.differ(operands[head].info, operands[embed].info):
+                continue
             why = "config.json ties it to the embedding"
             skipped.append(Skipped(side, operands.pop(head).info, head, reason="tied", detail=why))
     of_base, of_tuned = base[1], tuned[1]
