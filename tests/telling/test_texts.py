@@ -173,7 +173,7 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report(UPS, settings=ONLY, extra_tensors=FILTERED), "headline", "-all of it"),
     (report(UPS, settings=ONLY, extra_tensors=(*FILTERED, *same("attn.q"))), "headline",
      "all of it in mlp.up."),
-    (report([], settings=ONLY, extra_tensors=same()[:1]), "headline", "What was asked for is the"),
+    (report([], settings=ONLY, extra_tensors=same()[:1]), "headline", "Every matrix that was"),
     (report(model(), extra_tensors=same()), "headline", "A part changed, by 5.0 %, spread over"),
     (report(model(**SCALED), extra_tensors=same()), "headline", "12 of the base's matrices times"),
     (report(with_swapped(0.3)), "headline", "-replaced"),

@@ -44,18 +44,10 @@ WORDS = {
     "published": "The mean relative norm of a tensor is {published.value:share}, more than in"
     " {published.below:count} of {published.families:count} published families.",
 }
-STAGES: Mapping[str, str] = {  # of stages that families name
-    "sft": "supervised fine-tuning",
-    "dpo": "preference tuning (DPO)",
-    "mpo": "preference tuning (MPO)",
-    "rl": "reinforcement learning",
-    "rlvr": "reinforcement learning with checked answers",
-    "instruct": "instruction tuning",
-    "chat": "chat tuning",
-    "thinking": "training to reason",
-    "reasoning": "training to reason",
-    "distill": "distillation",
-}
+# of stages that families name
+STAGES = (
+    "sft", "dpo", "mpo", "rl", "rlvr", "instruct", "chat", "thinking", "reasoning", "distill",
+)  # fmt: skip
 # what each sentence says, in the order in which they stand
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
@@ -108,7 +100,8 @@ def _beside(summary: Summary, are_siblings: bool) -> list[Sentence]:
     """What the names of a pair say of it, and its place among released families."""
     if are_siblings:
         return [tell(summary, "siblings", WORDS["siblings"])]
-    first, last = (STAGES.get(name) for name in summary.pair.partition("..")[::2])
-    stage = [tell(summary, "stage", WORDS["stage"], first=first, last=last)] if last else []
+    first, _, last = summary.pair.partition("..")
+    after = first if first in STAGES else None
+    stage = tell(summary, "stage", WORDS["stage"], first=after, last=last)
     place = [tell(summary, "published", WORDS["published"])] if summary.published else []
-    return [*stage, *place]
+    return [*([stage] if last in STAGES else []), *place]

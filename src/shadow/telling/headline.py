@@ -11,7 +11,7 @@ from shadow.checks.inside import has_other_norm_unrounded
 from shadow.checks.recognised import is_copy, is_of_base, is_rearranged
 from shadow.checks.summary import Sentence, Summary
 from shadow.summary.record import PairRecord
-from shadow.telling.limits import broken_text, missing, what_is_same
+from shadow.telling.limits import broken_text, missing
 from shadow.telling.size import (
     UNROUNDED,
     are_in_proportion,
@@ -33,7 +33,8 @@ ALONE = {
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
     "all_but_vectors": "Only biases and norms changed.",
     "only_vectors": "Of what was compared, only biases and norms changed.",
-    "identical": "{same} the same.",
+    "all_identical": "The weights are the same.",
+    "identical": "Every matrix that was compared is the same.",
     "some_scaled": "{recognised.scaled.matrices:count} of the base's matrices times"
     " {recognised.scaled.factor:factor}.",
     "scaled": "The base's matrices times {recognised.scaled.factor:factor}.",
@@ -93,10 +94,10 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
         row = summary.broken[0]
         side = "the tuned model" if row.side == "tuned" else "the base"
         return f"Broken: {broken_text(summary, row)} in {side}."
-    refined = _refined(summary, codes)
+    refined = _refined(summary, codes, filtered)
     for code, text in ALONE.items():
         if code in refined:
-            return told.fill(text, same=what_is_same(summary, codes, filtered))
+            return told.fill(text)
     kind = next((text for code, text in KINDS.items() if code in refined), "")
     inside, number = summary.inside_layers, ""
     if "along" in refined:
@@ -114,7 +115,7 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
     return f"{text}; no spectra were measured." if summary.tier == "norms" else f"{text}."
 
 
-def _refined(summary: PairRecord, codes: Collection[str]) -> set[str]:
+def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set[str]:
     """The codes of the sentences, and what else ALONE and KINDS tell apart."""
     inside = summary.inside_layers
     is_along = knows_coherence(summary) and None not in (
@@ -124,6 +125,7 @@ def _refined(summary: PairRecord, codes: Collection[str]) -> set[str]:
     refinements = {
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and {*codes} <= {"only_vectors", "identical"},
+        "all_identical": {*codes} == {"identical"} and not filtered,
         "some_scaled": "scaled" in codes and has_frozen(summary),
         "copy": is_copy(summary),
         "copy_as_base": is_copy(summary) and is_of_base(summary),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from shadow.checks.pair_gates import Gate
 from shadow.checks.recognised import is_rearranged
@@ -84,21 +84,12 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
     if changed.passed:
         return sentences
     sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
-    what = what_is_same(summary, [sentence.code for sentence in sentences], filtered)
     if summary.vectors.changed:
         sentences.append(_moved(summary, "only_vectors", "Only vectors changed"))
+    # each of these says of something that it was not compared, or changed
+    is_whole = not sentences and not filtered
+    what = "The weights are" if is_whole else "Every matrix that was compared is"
     return [*sentences, _identical(summary, what)]
-
-
-def what_is_same(summary: PairRecord, codes: Collection[str], filtered: bool) -> str:
-    """What is identical, of a pair with sentences of these codes: each says of something that it
-    was not compared.
-    """
-    if summary.vectors.changed:
-        return "Every matrix that was compared is"
-    if filtered:
-        return "What was asked for is"
-    return "What could be compared is" if {*codes} - {"identical"} else "The weights are"
 
 
 def comes_first(gates: Mapping[str, Gate]) -> bool:
