@@ -63,7 +63,6 @@ WORDS = {
     " too, such as without the update",
     "unseen": "in {matrices:count matrix|matrices} the update is below the rounding everywhere",
     "base_rounded": "the base was rounded to the format of the merged model before the merge",
-    "no_module": "the base has no such module",
     "no_norms": "the DoRA adapter has no norms (lora_magnitude_vector) for it",
     "other_shape": "not of the shape of its update",
     "quantised": "{format}: not judged; give the merge before it was quantised",

@@ -208,7 +208,8 @@ def _stuck(named: Sequence[Moved], step: float) -> Reason:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     """Every tensor of a base beside the trained one, and what the grid let its entries do."""
-    from shadow.run.aligned import line_up_adapter, line_up_all
+    from shadow.run.adapted import line_up_adapter
+    from shadow.run.aligned import line_up_all
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from shadow.checkpoints.adapters import PREFIX
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
-from shadow.run.aligned import plain, row_of
+from shadow.run.aligned import Lined, parts_of, plain, role_of, row_of
+from shadow.run.runtime import AlignedPair
 from shadow.run.scanned import Apart, Scanned
 from shadow.run.workers import views
 from shadow.spectra.merging import MergeFit, Update, merge_fit
@@ -113,13 +114,35 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         for module, rows in reversed(magnitudes.items())  # the first that fits
         if pair.base and _is_module(module, pair.base.info.name.removesuffix(".weight"))
     }
-    unread = []
+    unread = [apart for _, apart in _unpaired(skipped)]
+    return OpenAdapter(plain(opened), updates, whole, opened.adapter.dora, norms, unread)
+
+
+def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Apart]]:
+    """The tensors of an adapter that change nothing of its base, and their places."""
+    closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
         if one.side == "tuned":
-            is_lone = one.reason == "only_in_tuned"
-            why = Reason("no_module") if is_lone else said(one.detail or str(one.reason))
-            unread.append(Apart(one.info.name, "adapter", why))
-    return OpenAdapter(plain(opened), updates, whole, opened.adapter.dora, norms, unread)
+            why = Reason("not_read" if role_of(one.place) in closed else "no_module")
+            if one.reason != "only_in_tuned":
+                why = said(one.detail or str(one.reason))
+            yield one.place, Apart(one.info.name, "adapter", why)
+
+
+def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Lined:
+    """Pair the modules that an adapter moves with those of its base, whose other tensors are at
+    their places alone.
+    """
+    found, skipped = pair_checkpoints(base, adapter, Filter(), may_differ=True)
+    pairs = [pair for pair in found if pair.base is not None]
+    places = {name: {part.place for part in parts} for name, parts in parts_of(base).items()}
+    for pair in pairs:
+        places.setdefault(pair.tuned.info.name, set()).add(pair.place)
+    lone, unread = list[Apart](), list[Apart]()
+    for place, one in _unpaired(skipped):
+        places.setdefault(one.tensor, set()).add(place)
+        (lone if one.why.code == "no_module" else unread).append(one)
+    return Lined(AlignedPair(base, adapter, pairs, []), lone, unread, (), places)
 
 
 def _is_module(key: str, name: str) -> bool:

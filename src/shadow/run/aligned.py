@@ -86,27 +86,6 @@ def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
     )
 
 
-def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Lined:
-    """Pair the modules that an adapter moves with those of its base, whose other tensors are at
-    their places alone.
-    """
-    found, skipped = pair_checkpoints(base, adapter, Filter(), may_differ=True)
-    pairs = [pair for pair in found if pair.base is not None]
-    places = {name: {part.place for part in parts} for name, parts in parts_of(base).items()}
-    for pair in pairs:
-        places.setdefault(pair.tuned.info.name, set()).add(pair.place)
-    closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
-    lone, unread = list[Apart](), list[Apart]()
-    for one in skipped:
-        if one.side == "tuned":
-            places.setdefault(one.info.name, set()).add(one.place)
-            why = Reason("not_read" if role_of(one.place) in closed else "no_module")
-            if one.reason != "only_in_tuned":
-                why = said(one.detail or str(one.reason))
-            (lone if why.code == "no_module" else unread).append(Apart(one.info.name, "tuned", why))
-    return Lined(AlignedPair(base, adapter, pairs, []), lone, unread, (), places)
-
-
 def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
     """The matrices that every tensor holds, by its name."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
