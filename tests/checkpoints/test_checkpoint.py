@@ -140,9 +140,7 @@ def test_config_is_optional(sharded):
 
 @pytest.mark.parametrize("change", ["header", "size", "time", "config", "name", "weights"])
 def test_the_fingerprint_changes_with_the_files(sharded, change):
-    """Equal files have equal fingerprints; another header, size, time, config or file name gives
-    another one, and so do other weights where all of these are equal, as out of one archive.
-    """
+    """Equal files have equal fingerprints."""
     first = FIRST
     before = open_folder(str(sharded)).fingerprint
     assert open_folder(str(sharded)).fingerprint == before

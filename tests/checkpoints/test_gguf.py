@@ -146,9 +146,7 @@ def test_a_layer_may_have_its_own_number_of_heads(tmp_path):
 
 @pytest.mark.parametrize(("arch", "added"), [("gemma", 1), ("gemma3", 1), ("qwen2", 0)])
 def test_the_1_that_is_added_to_norms_is_taken_away(tmp_path, arch, added):
-    """Of architectures whose norms multiply by 1 + weight; BF16 weights above 2^-16 come back
-    exactly. Rows of q and k lie as they are.
-    """
+    """Of architectures whose norms multiply by 1 + weight."""
     tensors = {
         name: weight for name, weight in planted.gguf_llama().items() if "post_att" not in name
     }

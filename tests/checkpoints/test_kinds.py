@@ -261,10 +261,7 @@ def is_vector(name: str, W: Matrix) -> bool:
 
 @pytest.mark.parametrize("kind", chosen(planted.FAMILIES, LAYOUTS))
 def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_path):
-    """One row for every tensor of both sides; a row of figures for every matrix in it, at the right
-    place, with the figures of NumPy after the layout was undone by other code; what has no spectrum
-    is a vector.
-    """
+    """One row for every tensor of both sides."""
     base = planted.saved(kind, tmp_path / "base")
     tuned = planted.perturbed(base, tmp_path / "tuned")
     pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
@@ -339,10 +336,7 @@ NOT_ONE = {"molmo2": {"model.transformer.wte.new_embedding"}}
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_family_pairs_with_itself_in_the_layout_that_transformers_has_in_memory(kind, tmp_path):
-    """transformers 5 renames, splits, fuses, stacks and turns tensors when it loads a file. Saved
-    as they are in memory, the same weights line up with the file's, bit for bit: whatever is in the
-    one is in the other.
-    """
+    """transformers 5 renames, splits, fuses, stacks and turns tensors when it loads a file."""
     file, memory = (open_folder(str(side)) for side in planted.saved_twice(kind, tmp_path))
     for base, tuned in ((file, memory), (memory, file)):
         assert not measuring.differences(base, tuned, NOT_ONE.get(kind, set()))

@@ -55,8 +55,7 @@ def saved(folder, name, kind="llama", seed=0, source=None):
 
 @pytest.mark.parametrize("name", chosen(quantisers.FORMATS, ("gptq-order", "awq", "nf4", "fp8")))
 def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
-    """Every entry is that of a naive decoder. Against the original each matrix has the relative
-    norm that NumPy finds, and no piece is a tensor of its own."""
+    """Every entry is that of a naive decoder."""
     original, packed, dense = saved(tmp_path, name)
     matrices, tensors = run(dense, packed, tmp_path / "same")
     assert not len(matrices)
@@ -345,9 +344,7 @@ def test_no_module_is_an_exception(pieces, said, small):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_copy_is_called_one_where_its_cells_are_known(tmp_path, monkeypatch, known):
-    """Of NF4, also where blocks go across rows; otherwise no tensor is called changed by more than
-    rounding.
-    """
+    """Of NF4, also where blocks go across rows."""
     if not known:
         monkeypatch.setattr(decoders.Grid, "cells", lambda *_: ())
     original, packed, _ = saved(tmp_path, "nf4")

@@ -370,9 +370,7 @@ def larger(folders):
 
 @pytest.mark.parametrize("size", [16, 1000, 9000])
 def test_a_write_that_fails_is_one_error_line(shadow, larger, tmp_path, size):
-    """The disk gives out after so many bytes of a file: exit 1, no half report; the same command
-    then ends well.
-    """
+    """The disk gives out after so many bytes of a file: exit 1, no half report."""
     failed = shadow(*PAIR, file_size=size)
     assert "cannot write to" in failed.assert_refused()
     assert not list((tmp_path / "out").rglob("*.parquet"))

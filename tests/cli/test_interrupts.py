@@ -70,9 +70,7 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
     ids=["at work", "an import ends first", "not twice", "ignored", "where nothing may rise"],
 )
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
-    """An interrupt in an import, as of a native library, waits until the import has ended; a
-    second does not, as an import of torch from a slow disk may take long.
-    """
+    """An interrupt in an import, as of a native library, waits until the import has ended."""
     for module, count in (("toy", 1), ("twice", 2)):
         raised = "signal.raise_signal(signal.SIGINT)\n" * count
         (tmp_path / f"{module}.py").write_text(f"import signal\n{raised}print('imported')\n")

@@ -65,9 +65,7 @@ def place(demo_reports, tmp_path_factory):
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_in_one_line_and_a_hint(place, mistake, inside):
-    """The exit code of the documentation, no frame, no usage, nothing on stdout; the hint has the
-    nearest word that is known.
-    """
+    """The exit code of the documentation, no frame, no usage, nothing on stdout."""
     arguments, code, hint = MISTAKES[mistake]
     done = inside(*arguments, cwd=place)
     done.assert_refused(code)

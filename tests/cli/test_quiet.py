@@ -17,9 +17,7 @@ AGAINST = ("--against", "none", "--allow-missing")
 
 
 def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path):
-    """A second run has a note, a missing baseline another; rules have a count, a fault its line;
-    stdout has the headline of the pair alone.
-    """
+    """A second run has a note, a missing baseline another."""
     shutil.copytree(demo_reports.parent, tmp_path / "out")
     told = json.loads((tmp_path / "out/demo/base..narrow/summary.json").read_text())
     loud, quiet = shadow(*PAIR, *AGAINST), shadow(*PAIR, *AGAINST, "-q")

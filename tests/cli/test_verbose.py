@@ -64,9 +64,7 @@ def test_quiet_and_verbose_exclude_each_other(shadow):
 
 
 def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run, hub):
-    """Commits stand in full. The bytes to download are those of the files; a second audit finds all
-    in the cache.
-    """
+    """Commits stand in full."""
     pair = ("audit", "--base", "org/base", "--tuned", "org/tuned", "-v", "-o")
     first = run(*pair, "out")
     first.assert_done()

@@ -90,9 +90,7 @@ def noisy(folder, mean, seed, layers=8, **options):
 
 
 def test_figures_are_numpys(tmp_path):
-    """Medians of paired differences, of both sides, from the Parquet rows by NumPy
-    alone.
-    """
+    """Medians of paired differences, of both sides, from the Parquet rows by NumPy alone."""
     folders = [noisy(tmp_path / "a", 0.4, 1), noisy(tmp_path / "b", 0.3, 2)]
     found = one(compare(folders))
     first, second = (

@@ -25,9 +25,7 @@ DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
 @pytest.mark.slow
 def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, tmp_path):
-    """A copy of the base has another fingerprint; the demo's narrow model as a base is another one,
-    and refused.
-    """
+    """A copy of the base has another fingerprint."""
     shutil.copytree(DEMO, tmp_path / "copy", copy_function=shutil.copy)  # with times of their own
     for base, tuned, name in (
         ("base", "broad", "again"), ("narrow", "broad", "step"), ("broad", "narrow", "other"),

@@ -134,9 +134,7 @@ def compared(top, first, second, *options):
 
 
 def test_planted_deltas_are_compared(audited):
-    """Cosine over all entries, and mean overlap of the matrices, as NumPy has them. Python gives
-    the same.
-    """
+    """Cosine over all entries, and mean overlap of the matrices, as NumPy has them."""
     top, sides, _ = audited
     found = compared(top, "base..one", "base..two", "--joint")["joint"]
     deltas = [

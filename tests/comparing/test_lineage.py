@@ -95,9 +95,7 @@ def test_one_base_of_several_models_makes_a_chain_of_each(step, steps):
 
 
 def test_contents_decide_over_fingerprints(step):
-    """A copy of sft with another fingerprint is sft; other weights under its fingerprint are not,
-    and a report that tells no content goes by the fingerprint.
-    """
+    """A copy of sft with another fingerprint is sft."""
     sft = {"repo": "/a/sft", "commit": None, "fingerprint": f"{2:064x}", "content": f"{7:064x}"}
     copy = {**sft, "repo": "/b/sft", "fingerprint": f"{8:064x}"}
     changed = {**sft, "repo": "/c/sft", "content": f"{9:064x}"}

@@ -34,9 +34,7 @@ def drawn(rows, width=80, **options):
 
 
 def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
-    """Two experts of a layer are one cell; identical matrices have norm 0; what lies outside the
-    layers is left out.
-    """
+    """Two experts of a layer are one cell."""
     deltas = pd.DataFrame(
         [
             ("language", "experts.up", 0, 0.1, 0.2),
@@ -62,9 +60,7 @@ def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
 
 
 def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
-    """Least, largest and unmoved cells; a layer that lacks the module is blank; the ends of the
-    scale are the norms.
-    """
+    """Least, largest and unmoved cells."""
     lines = drawn([row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")])
     assert lines[0] == "mlp.up        ░░▒▒▓▓██"
     assert lines[1].rstrip() == "attn.q        ·   ██"

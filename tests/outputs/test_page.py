@@ -125,9 +125,7 @@ def test_the_same_reports_give_the_same_bytes(small, tmp_path):
 
 
 def test_the_page_loads_nothing(small):
-    """No element names an address outside the page; only the scripts of the page may run, and none
-    of them fetches.
-    """
+    """No element names an address outside the page."""
     content = page_of(small.parent)
     page = Elements(content)
     for tag, attributes in page.found:
@@ -169,9 +167,7 @@ def test_the_page_without_scripts_tells_what_matters(vision):
 
 
 def test_text_of_a_report_never_becomes_markup(tmp_path):
-    """A hostile name makes no element, no attribute and no end of a script; it is shown with
-    controls made visible.
-    """
+    """A hostile name makes no element, no attribute and no end of a script."""
 
     def page_with(run, text, **names):
         options = {

@@ -174,9 +174,7 @@ for line in RELEASED.strip().splitlines():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_part_of_a_wrapped_model_is_of_its_component(model):
-    """The text model, the towers and what joins them are told apart; layers are counted from 0, and
-    no two tensors fall back to their names.
-    """
+    """The text model, the towers and what joins them are told apart."""
     wanted = MODELS[model]
     found = place_tensors(dict.fromkeys(wanted, (64, 32)), {})
     assert {

@@ -96,9 +96,7 @@ def intercepted(monkeypatch, before=lambda number: None, after=lambda: None):
 
 
 def test_a_report_at_a_url_is_the_one_of_a_folder(pair, target, tmp_path):
-    """The same tables, nothing is left here; again it is not measured, and other settings do not
-    replace it without --overwrite.
-    """
+    """The same tables, nothing is left here."""
     done, _ = audited(pair)
     assert (done.url, done.measured > 0) == (target.url, True)
     assert not list(work_folder(STORE).rglob("*"))
@@ -189,9 +187,7 @@ def test_a_report_that_changes_while_it_is_read_is_read_again(pair, target, monk
 
 
 def test_a_list_at_a_url(pair, tmp_path):
-    """Its index is there at the end; again nothing is measured, also where this machine knows
-    nothing of it.
-    """
+    """Its index is there at the end."""
     other = pair_of(pair.tuned.repo, pair.base.repo)
     selection = Selection((pair, other), (pair, other), is_list=True)
 

@@ -109,9 +109,7 @@ def test_a_block_whose_scale_is_rounded_to_0_is_unknown(original, kind):
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "K"])
 @pytest.mark.parametrize("steps", [1, 6, 20])
 def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
-    """All its entries lie beyond its last level, by 1 step or by many; no quantiser leaves that,
-    but the scales of K types may.
-    """
+    """All its entries lie beyond its last level, by 1 step or by many."""
     copy = k_like(original) if kind == "K" else ggml_copy(original, kind)
     copy.numbers[3, :32] = copy.numbers[3, :32].max()
     original[3, :32] = copy.numbers[3, :32] + steps * copy.each[3, :32]
@@ -138,10 +136,7 @@ def test_a_block_that_is_clipped_as_a_whole_is_outside(original, kind, steps):
 def test_a_format_clips_as_far_and_as_much_of_a_block_as_its_quantiser(
     kind, end, steps, entries, own
 ):
-    """So many entries of a block lie so many steps beyond its end. Where no quantiser of the format
-    leaves such a block they are outside, and the format made as much of their errors as is even;
-    of K types they are unknown.
-    """
+    """So many entries of a block lie so many steps beyond its end."""
     levels = np.random.default_rng(1).permuted(np.tile(np.arange(-8.0, 8), (2, 4)), axis=1)
     levels[0, :entries], levels[0, entries:32] = end, np.arange(32 - entries) % 15 - 7
     sizes = np.repeat([[2.0**-6, 2.0**-7], [2.0**-8, 2.0**-9]], 32, axis=1)
@@ -178,9 +173,7 @@ def test_a_cell_is_as_wide_as_its_step_and_what_rounding_moves(offset, moved, st
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K"])
 def test_blocks_of_one_level_are_clipped_nearby(kind):
-    """Up to 1.5 steps. A scale of 0 has a cell as small as numbers below half the smallest of F16;
-    of K types what lies beyond may be due to the rounding of scales.
-    """
+    """Up to 1.5 steps."""
     q = np.hstack([np.full((1, 32), 2.0), np.zeros((1, 32)), np.tile([-1.0, 1.0], (1, 16))])
     s = np.repeat([[1.0, 0.0, 0.25]], 32, axis=1)
     x = q.copy()
@@ -194,9 +187,7 @@ def test_blocks_of_one_level_are_clipped_nearby(kind):
 
 
 def test_cells_of_codebooks_have_two_sides():
-    """Levels -1, 0 and 3 of a scale of 1, whose cells end at -0.5 and 1.5; then a scale of 0, whose
-    cell is a 256th of the largest.
-    """
+    """Levels -1, 0 and 3 of a scale of 1, whose cells end at -0.5 and 1.5."""
     q = np.array([[-1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 0.0, 0.0]])
     low = np.array([[-math.inf] * 3 + [-0.5] * 4 + [1.5] * 3 + [0.0] * 2])
     high = np.array([[-0.5] * 3 + [1.5] * 4 + [math.inf] * 3 + [0.0] * 2])
@@ -289,9 +280,7 @@ def test_blocks_of_rows_and_groups_change_nothing(original, monkeypatch):
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_first_rows_of_zeros_do_not_hide_blocks(original, monkeypatch, mixed):
-    """Blocks are those of all rows, whichever are read first; `mixed`: they do not lie together,
-    and are unknown.
-    """
+    """Blocks are those of all rows, whichever are read first."""
     copy = k_like(original)
     for part in (original, copy.numbers, copy.each):
         part[:8] = 0

@@ -108,9 +108,7 @@ def test_weights_are_found(stored, with_base, weights):
 @pytest.mark.parametrize("stored", ["F16", "BF16"])
 @pytest.mark.parametrize("weights", [(0.3, 0.7), (0.5, 0.5), (0.625, 0.8)])
 def test_steps_in_16_bits_cannot_be_excluded(weights, stored):
-    """Every product and sum rounded leaves more than one rounding does, but nothing is apart; of
-    small weights in F16 also where halves alone are rounded, as subnormal numbers are.
-    """
+    """Every product and sum rounded leaves more than one rounding does, but nothing is apart."""
     base = {name: (0.02 if stored == "F16" else 1) * one for name, one in based().items()}
     a, b = (cast(tuned(base, 0.3, seed), stored) for seed in (1, 2))
     first, second = (torch.tensor(weight, dtype=DTYPES[stored]) for weight in weights)

@@ -37,9 +37,7 @@ def measured(D, nulls=0, key="k"):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_closed_form_and_edge_are_those_of_random_signs(profile):
-    """E ||D Dᵀ||² is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its own error; and
-    sqrt(max r) + sqrt(max c) bounds the largest singular value to leading order.
-    """
+    """E ||D Dᵀ||² is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its own error."""
     D = PROFILES[profile]
     found = measured(D)
     flips = D * RNG.choice([-1.0, 1.0], (400, *D.shape))

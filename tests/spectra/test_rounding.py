@@ -250,9 +250,7 @@ def test_the_excess_where_nothing_was_counted(history):
 @pytest.mark.parametrize("stored", ["BF16", "F32"])
 @pytest.mark.parametrize("ratio", [12, 20])
 def test_updates_of_uneven_rows_are_no_masks_far_above_their_rounding(ratio, stored):
-    """All entries are trained, with sizes that differ log-normally by row; F32 files of the same
-    numbers say the same.
-    """
+    """All entries are trained, with sizes that differ log-normally by row."""
     rng = np.random.default_rng(3)
     base = narrow(rng.normal(0, 0.02, (320, 400)), "BF16")
     ulp = np.ldexp(1.0, np.frexp(wide(base))[1] - 8)

@@ -123,9 +123,7 @@ def test_rounding_of_float32_products_adds_nothing_to_a_low_rank(rank: int) -> N
 
 
 def test_faint_noise_under_a_low_rank_is_within_the_errors() -> None:
-    """From noise that is told by its own values to noise that tr G hardly shows; the float32
-    products are off as those of blocks are.
-    """
+    """From noise that is told by its own values to noise that tr G hardly shows."""
     noise = spectra()["noise"][8:]
     for size in (0.1, 0.03, 0.01, 6e-3, 2e-3, 5e-4, 1e-4, 1e-5):
         sigma = np.concatenate([np.full(8, 4.0), size * noise])
@@ -148,9 +146,7 @@ def test_faint_noise_under_a_low_rank_is_within_the_errors() -> None:
 @pytest.mark.parametrize("least", [1.0, 1e-3, 1e-7, 1e-8, 1e-9, 1e-14, 0.0])
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e-13])
 def test_columns_beside_those_known_are_orthonormal(rank: int, least: float, size: float) -> None:
-    """However small what is new is beside the rest, and one part of it beside another; they span
-    it.
-    """
+    """However small what is new is beside the rest, and one part of it beside another."""
     known, new = frame("a", SIDE), frame("b", SIDE)[:, :rank]
     mixed = np.random.default_rng(0).standard_normal((2, WIDTH, WIDTH))
     sizes = np.linspace(1.0, least, rank)[:, None]
@@ -310,9 +306,7 @@ def test_a_sketch_depends_on_its_key_alone() -> None:
 def test_blocks_that_are_kept_are_those_that_are_made_again(
     shape: tuple[int, int], stored: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every figure is the same number, of a matrix of many blocks; also in the memory of another
-    pair's.
-    """
+    """Every figure is the same number, of a matrix of many blocks."""
     dtype = torch.bfloat16 if stored == "BF16" else torch.float32
     base, tuned = pair(shape, "few", dtype)
     monkeypatch.setattr(spectrum, "BLOCK", 1 << 16)
@@ -452,9 +446,7 @@ def of_profile(
 
 
 def test_comparisons_of_subspaces_hold_against_two_svds() -> None:
-    """Gaps, overlaps and alignments within their errors, in 93 of 100 of every column; none in
-    noise, and errors that say something.
-    """
+    """Gaps, overlaps and alignments within their errors, in 93 of 100 of every column."""
     draw = np.random.default_rng(1)
     names = [name for name in NO_SUBSPACES if name != "intruders"]
     within: dict[str, list[bool]] = {name: [] for name in names}

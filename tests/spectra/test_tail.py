@@ -122,9 +122,7 @@ def test_half_of_the_marchenko_pastur_law_is_below_its_median(ratio):
 
 @pytest.mark.parametrize("shape", [(300, 300), (200, 800)])
 def test_marchenko_pastur_edge_of_noise_is_its_largest_singular_value(shape):
-    """Noise of variance s² has its edge at s (sqrt m + sqrt n), found from the median; a planted
-    spike is outside.
-    """
+    """Noise of variance s² has its edge at s (sqrt m + sqrt n), found from the median."""
     W = 0.3 * np.random.default_rng(3).standard_normal(shape)
     sigma = np.linalg.svd(W, compute_uv=False)
     found = marchenko_pastur(of(sigma, shape[1]))

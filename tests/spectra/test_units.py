@@ -36,9 +36,7 @@ def trained(count: int, seed: int, steps: int = 60) -> torch.Tensor:
 
 
 def test_p_is_uniform_for_networks_that_were_initialised_apart():
-    """Of 300 pairs that were trained on the same data, by a Kolmogorov-Smirnov test; their cosines
-    are not those of noise, so that a test against noise would not be.
-    """
+    """Of 300 pairs that were trained on the same data, by a Kolmogorov-Smirnov test."""
     networks = trained(600, 0).numpy()
     found = [
         matched([unit_cosines(one, other)], seed=number, draws=999)[0]
@@ -66,9 +64,7 @@ def test_p_and_z_are_those_of_all_orders():
 
 
 def test_a_model_that_was_trained_on_matches_and_one_in_another_order_does_not():
-    """Power: noise of twice the size of the weights leaves p at its least; another order of units
-    is found by two matrices.
-    """
+    """Power: noise of twice the size of the weights leaves p at its least."""
     generator = np.random.default_rng(2)
     up, gate = generator.standard_normal((2, 256, 64))
     moved = [one + 0.1 * generator.standard_normal(one.shape) for one in (up, gate)]
@@ -93,9 +89,7 @@ def test_what_says_nothing_has_p_1():
 
 
 def test_corners():
-    """At a base the ways to two models that left it are at right angles; at one of three siblings
-    their cosine is 1/2; with no way there is none.
-    """
+    """At a base the ways to two models that left it are at right angles."""
     generator = np.random.default_rng(3)
     base = generator.standard_normal((300, 300))
     a, b, c = (base + 0.1 * generator.standard_normal(base.shape) for _ in range(3))

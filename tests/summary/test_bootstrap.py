@@ -135,9 +135,7 @@ def test_percentiles_are_expanded_as_a_t_interval_of_as_many_layers(layers):
     ("tails", "ends"), [((0.2, 0.1), (2, 8)), ((0.19, 0.0), (1, 9)), ((0.0, 1.0), (0, 0))]
 )
 def test_what_is_cut_off_leaves_values(tails, ends):
-    """20 and 10 % of ten: two below, one above; shares that leave nothing leave the last one. A
-    draw that is repeated counts as often.
-    """
+    """20 and 10 % of ten: two below, one above; shares that leave nothing leave the last one."""
     values = np.arange(10.0)[None, ::-1]
     assert cut(values, np.ones(10, int), tails) == ends
     assert cut(np.unique(values // 2)[None], np.full(5, 2), tails) == tuple(x // 2 for x in ends)
@@ -300,9 +298,7 @@ tables = hnp.arrays(
 @settings(max_examples=examples(60))
 @given(tables, st.randoms(use_true_random=False))
 def test_signs_orders_and_scales_carry_over(values, random):
-    """-x has the mirrored interval and the same p; the order of rows changes nothing; 2 x has twice
-    the interval.
-    """
+    """-x has the mirrored interval and the same p."""
     flat, blocks = by_layer(values)
     found = interval_of_median(flat, blocks)
     per_layer = np.median(values, axis=1)

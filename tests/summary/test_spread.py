@@ -72,9 +72,7 @@ def test_draws_are_as_if_their_layers_were_written_out():
 
 
 def test_frozen_layers_are_layers_and_norms_do_not_make_one():
-    """Identical matrices make their layer count, with no energy; a layer of which only a norm was
-    compared does not.
-    """
+    """Identical matrices make their layer count, with no energy."""
     tensors = pd.DataFrame(
         [
             ("language", 1, "mlp.up", "measured", None),

@@ -143,9 +143,7 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
 
 
 def test_sparkline_levels_and_bins():
-    """Least and largest value get the lowest and highest bar; more layers than columns are averaged
-    in bins.
-    """
+    """Least and largest value get the lowest and highest bar."""
     assert sparkline([0, 1], 10) == "▁█"
     assert sparkline([3.0, 3.0], 10) == "▁▁"
     assert sparkline(range(100), 4) == "▁▃▆█"
@@ -172,9 +170,7 @@ def experts(folder, order, noise=0.0):
 
 
 def test_renumbered_experts_are_warned_of(tmp_path):
-    """Experts of the same number that are different ones: the summary and the terminal say so; else
-    they do not.
-    """
+    """Experts of the same number that are different ones: the summary and the terminal say so."""
     base = experts(tmp_path / "base", range(4))
     for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
         tuned = experts(tmp_path / name, order, noise=0.01)

@@ -72,16 +72,12 @@ TARGETS = ["demo", "toy-*", "demo:base..narrow"]
     }.items(),
 )
 def test_forms_of_a_list(tmp_path, name, text):
-    """YAML and JSON by the end of the name or by how they begin, else one target a line; `#` begins
-    a comment.
-    """
+    """YAML and JSON by the end of the name or by how they begin, else one target a line."""
     assert entries(tmp_path, text, name) == TARGETS
 
 
 def test_a_pair_is_given_by_its_checkpoints(tmp_path, monkeypatch):
-    """`{base, tuned}` is the pair of --base and --tuned; folders are beside the list, wherever the
-    command starts.
-    """
+    """`{base, tuned}` is the pair of --base and --tuned."""
     monkeypatch.chdir("/")
     (found,) = entries(tmp_path, "- {base: org/b@v1, tuned: ./t}\n")
     assert found == given_pair(parse_reference("org/b@v1"), Reference(str(tmp_path / "t"), True))
@@ -89,9 +85,7 @@ def test_a_pair_is_given_by_its_checkpoints(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["/dev/fd", "/proc/self/fd"])
 def test_a_pipe_is_a_list(tmp_path, monkeypatch, place):
-    """`--list <(command)` names a pipe, which is read; folders are relative to where the command
-    was started.
-    """
+    """`--list <(command)` names a pipe, which is read."""
     monkeypatch.chdir(tmp_path)
     reader, writer = os.pipe()
     os.write(writer, b"- demo\n- {base: ./b, tuned: org/t}\n")
@@ -205,9 +199,7 @@ def test_a_list_that_cannot_be_read_is_a_usage_error(tmp_path, monkeypatch, list
     ],
 )  # fmt: skip
 def test_globs_and_tags_choose(registry, targets, tags, found):
-    """A glob is over names, after a colon over pairs; tags narrow; what several name is there once,
-    in their order.
-    """
+    """A glob is over names, after a colon over pairs."""
     selection = select(targets, registry=registry, tags=tags)
     assert names(selection) == found
     assert selection.own == selection.pairs
@@ -245,9 +237,7 @@ def test_targets_and_a_list_go_together(tmp_path, registry):
     ],
 )  # fmt: skip
 def test_what_names_nothing_is_a_fault(registry, arguments, named, kind):
-    """A glob or a tag without a match is wrong usage; an exact name that is not known is what it
-    always was.
-    """
+    """A glob or a tag without a match is wrong usage."""
     with pytest.raises(ShadowError) as caught:
         select(registry=registry, **arguments)
     assert type(caught.value) is kind
@@ -303,9 +293,7 @@ COUNTS = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 5), max
 @settings(max_examples=examples(200))
 @given(counts=COUNTS, of=st.integers(1, 12), seed=st.randoms(use_true_random=False))
 def test_shards_part_a_list_evenly(counts, of, seed):
-    """Every pair is in one shard, a family in one piece, whatever the order; none has a family more
-    than the mean.
-    """
+    """Every pair is in one shard, a family in one piece, whatever the order."""
     pairs = pairs_of(counts)
     shards = [share(pairs, Share(number, of)) for number in range(1, of + 1)]
     assert sorted(pair for shard in shards for pair in map(repr, shard)) == sorted(map(repr, pairs))

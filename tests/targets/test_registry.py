@@ -86,9 +86,7 @@ def test_folders_are_relative_to_the_file(tmp_path):
     ],
 )
 def test_components_are_what_the_file_says(tmp_path, text, components):
-    """By tags: `vlm` is three components and a component's name is itself; of a file that says
-    nothing, language.
-    """
+    """By tags: `vlm` is three components and a component's name is itself."""
     assert list(load(tmp_path, GOOD + text)["fam"].components) == components
 
 
@@ -355,9 +353,7 @@ hear: {base: org/h, sft: org/hs, tags: [moe, audio]}
     ],
 )  # fmt: skip
 def test_families_are_filtered(tmp_path, word, component, tags, found):
-    """A name is that family alone; another word may be in names, checkpoints or tags. All that is
-    asked must hold.
-    """
+    """A name is that family alone; another word may be in names, checkpoints or tags."""
     families = load(tmp_path, MANY)
     assert [
         family.name for family in filter_families(families, word, component, tags)

@@ -95,9 +95,7 @@ def test_what_limits_the_rest_is_read_before_it(tmp_path, made, first):
 
 
 def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
-    """A bias that is 0 in the base has no relative norm, and moved all the same; one that is 0 on
-    both sides did not.
-    """
+    """A bias that is 0 in the base has no relative norm, and moved all the same."""
     at = "model.layers.0.self_attn"
     base = {f"{at}.{name}_proj.weight": torch.eye(8) for name in "qkv"}
     base |= {f"{at}.{name}_proj.bias": torch.zeros(8) for name in "qk"}

@@ -81,9 +81,7 @@ def test_a_single_entry_is_not_called_low_rank(tmp_path):
 
 
 def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path):
-    """sqrt(sum (r W)²) / sqrt(sum W²) by plain Python; from the others where it is unknown of one
-    matrix, null where it is unknown of most.
-    """
+    """sqrt(sum (r W)²) / sqrt(sum W²) by plain Python."""
     deltas = [
         {**one, "relative_norm_unrounded": 0.01 * (at + 1)} for at, one in enumerate(model(1))
     ]

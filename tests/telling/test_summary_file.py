@@ -88,9 +88,7 @@ def rewrite(path, change=lambda table: table, metadata=lambda told: None):
 
 
 def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
-    """It is equal to the one that is made again, to the last type; nothing but matrices.parquet is
-    parsed for it.
-    """
+    """It is equal to the one that is made again, to the last type."""
     found, _ = read_summary(report)
     assert not again
     assert found == made_again(Report(report))
@@ -129,9 +127,7 @@ def test_a_summary_that_was_changed_is_made_again(report, made, again, what):
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_summary_of_another_seal_is_made_again(report, again, what):
-    """Of another version or code, of other tables, of none; and where the report is no longer of
-    what was sealed.
-    """
+    """Of another version or code, of other tables, of none."""
     for name in ("matrices", "tensors", "files"):
         rewrite(report / f"{name}.parquet", metadata=OTHERS[what])
     read_summary(report)
