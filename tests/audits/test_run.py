@@ -351,7 +351,7 @@ def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
     assert default_jobs(pairs, low, NORMS) > default_jobs(pairs, low)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("exponent", [-300, -170, 155, 300])
 def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
     """What depends on no unit is that near 1; energy beyond float64 is not called rounded."""
