@@ -459,6 +459,7 @@ def verify(
     moved: str | Sequence[str] = (),
     frozen: str | Sequence[str] = (),
     base: Place | Mapping[str, Place] | Model | None = None,
+    headers: bool = False,
     files: Files = Files(),  # noqa: B008 - frozen
     jobs: int | None = None,
     say: Callable[[str], None] | None = None,
@@ -477,6 +478,7 @@ def verify(
         moved: Of `trained`: what should have changed, such as `language.layers.0-7`.
         frozen: Of `trained`: what should be equal.
         base: Of `stored` and `mixture`: the model that the others were trained from.
+        headers: Of `whole`: leave out values.
         files: Where checkpoints come from, such as `shadow.Files(offline=True)`.
         jobs: How many tensors are compared at a time; None: one, or of quantised models and
             adapters as many as there are cores, or as fit the memory.
@@ -505,6 +507,7 @@ def verify(
         moved=_words(moved),
         frozen=_words(frozen),
         base=named.get("base"),
+        headers=headers,
     )
     runtime = Runtime(
         jobs=jobs,
@@ -594,7 +597,8 @@ def _chosen(
         base, tuned = _two_checkpoints(target, second)
         target = None
     if isinstance(target, PathLike):
-        raise UsageError(f"{target} is one checkpoint, and a pair has two", "name base and tuned")
+        hint = 'name base and tuned; shadow.verify("whole", PATH) checks one by itself'
+        raise UsageError(f"{target} is one checkpoint, and a pair has two", hint)
     listed = [target] if isinstance(target, str | Pair) else list(target or ())
     given = [name for name in listed if isinstance(name, Pair)]
     if base is not None and tuned is not None:

@@ -11,6 +11,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "figure": ("matplotlib",),
     "gs": ("gcsfs",),
     "lab": ("transformers",),
+    "loader": ("transformers", "accelerate"),
     "quantised": ("gguf",),
     "ray": ("ray",),
     "report": ("jinja2",),

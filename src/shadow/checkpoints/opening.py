@@ -350,7 +350,7 @@ def _open_folder(
     if weights.adapter:
         fingerprint.add(repr(weights.adapter))
     tensors, refused = with_matrices(
-        _joined(headers, weights), config, lambda info: _small(sources[info.shard], info)
+        _joined(headers, weights), config, lambda info: small_tensor(sources[info.shard], info)
     )
     found = Checkpoint(
         reference=reference,
@@ -446,7 +446,7 @@ def open_located(
         tensors, refused = with_matrices(
             _joined(headers, located.weights),
             located.config,
-            lambda info: _small(of_shard[info.shard], info, say),
+            lambda info: small_tensor(of_shard[info.shard], info, say),
         )
     found = Checkpoint(
         reference=snapshot.name,
@@ -512,7 +512,7 @@ def _open_gguf(
     return header, WholeFile(snapshot, file, digest_of(header.digest)), honoured
 
 
-def _small(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
+def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
     """The bytes of a small tensor of a shard that need not be here."""
     if isinstance(source, WholeFile) and source.path is None:
         from shadow.checkpoints.hub import cached, copy_range, fetch_whole

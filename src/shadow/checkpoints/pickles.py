@@ -92,7 +92,7 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
         with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
             child = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True,
-                timeout=SECONDS, check=False, env=_environment(home),
+                timeout=SECONDS, check=False, env=environment(home),
             )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raw.unlink(missing_ok=True)
@@ -117,7 +117,7 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     return tensors, data
 
 
-def _environment(folder: str) -> dict[str, str]:
+def environment(folder: str) -> dict[str, str]:
     """The environment of the child, whose home and temporary folder is own."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     # what was installed with --user lies in the home that the child does not get

@@ -20,6 +20,7 @@ from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.templates import Reason, Value, fill, names_in
 
 Figure = float | int
+VALUES = {"moved": " PATTERN", "frozen": " PATTERN", "base": " REF", "headers": ""}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -120,7 +121,7 @@ class Check:
     repeats: bool = False
     """Whether the last checkpoint may be given several times."""
     options: tuple[str, ...] = ()
-    """Which of `moved`, `frozen` and `base` it takes."""
+    """Which of `moved`, `frozen`, `base` and `headers` it takes."""
 
     @property
     def error_rate(self) -> ErrorRate | None:
@@ -154,7 +155,7 @@ class Check:
         """`BASE TUNED [--moved PATTERN] [--frozen PATTERN]`, `TUNED A B... [--base REF]`."""
         words = [self.names_in_usage]
         for option in self.options:
-            words.append(f"[--{option} {'REF' if option == 'base' else 'PATTERN'}]")
+            words.append(f"[--{option}{VALUES[option]}]")
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
@@ -177,6 +178,8 @@ class Question:
     moved: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     base: AnyReference | None = None
+    headers: bool = False
+    """Whether values are left out."""
 
     @property
     def claim(self) -> str:
@@ -198,6 +201,8 @@ class Question:
         for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
             if patterns:
                 told[option] = ", ".join(patterns)
+        if self.headers:
+            told["--headers"] = "values are left out"
         return told
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shadow.checks.answer import Check, Question
 from shadow.checks.table import require_form
@@ -22,12 +23,14 @@ def question(
     moved: Sequence[str] = (),
     frozen: Sequence[str] = (),
     base: AnyReference | None = None,
+    headers: bool = False,
 ) -> Question:
     """The question that these words ask.
 
     Raises UsageError for a claim that is not known, and for what it is not asked of.
     """
-    form = require_form(claim, len(checkpoints), moved=moved, frozen=frozen, base=base)
+    given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
+    form = require_form(claim, len(checkpoints), **given)
     _require_alone(form, checkpoints)
     return Question(
         form,
@@ -35,6 +38,7 @@ def question(
         tuple(moved),
         tuple(frozen),
         base,
+        headers,
     )
 
 

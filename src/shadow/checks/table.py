@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained
+from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained, whole
 from shadow.checks.answer import Check, by_code
 from shadow.checks.patterns import NEEDS_PATTERN, parse_pattern
 from shadow.errors import UsageError
 from shadow.gone import gone
-from shadow.text import and_list, nearest
+from shadow.text import and_list, counted, nearest
 
 CHECKS: Mapping[str, Check] = by_code(
     same.CHECK,
@@ -22,6 +22,7 @@ CHECKS: Mapping[str, Check] = by_code(
     mixture.CHECK,
     files.CHECK,
     quantised.CHECK,
+    whole.CHECK,
 )
 # of a pair: the base is the first checkpoint, the tuned side the second
 OF_PAIRS = tuple(
@@ -64,6 +65,7 @@ def require_form(
     moved: Sequence[str] = (),
     frozen: Sequence[str] = (),
     base: object = None,
+    headers: bool = False,
 ) -> Check:
     """The check of this code. Raises UsageError for a claim that is not known, and for another
     number of checkpoints or other options than it takes.
@@ -77,9 +79,11 @@ def require_form(
     usage = f"write: shadow verify {claim} {form.usage}"
     least = len(form.checkpoints)
     if count < least or (count > least and not form.repeats):
-        wanted = f"{least} or more checkpoints" if form.repeats else f"{least} checkpoints"
+        more = f"{least} or more checkpoints"
+        wanted = more if form.repeats else counted(least, "checkpoint", "checkpoints")
         raise UsageError(f"{claim} needs {wanted}, and got {count}", usage)
     given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
+    given["headers"] = headers
     for option, is_given in given.items():
         if is_given and option not in form.options:
             known = [name for name, other in CHECKS.items() if option in other.options]

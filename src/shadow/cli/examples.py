@@ -45,8 +45,8 @@ EVERYDAY = {
         "runs", "fail_on", "policy", "against", "allow_missing", "junit", "format", "json", "quiet",
     ),
     "verify": (
-        "claim", "checkpoints", "moved", "frozen", "base", "listed", "junit", "format", "json",
-        "quiet",
+        "claim", "checkpoints", "moved", "frozen", "base", "headers", "listed", "junit", "format",
+        "json", "quiet",
     ),
     "lineage": ("targets", "output", "format", "json"),
 }  # fmt: skip

@@ -60,6 +60,9 @@ def verify(
             help="Of stored, mixture: what FULL, or A and B, were trained from.", metavar="REF"
         ),
     ] = None,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Of whole: leave out values, read headers alone.")
+    ] = False,
     listed: Annotated[
         Path | None,
         typer.Option(
@@ -98,8 +101,10 @@ def verify(
         file=file,
     )
     if listed is None:
-        asked = [_question(claim, checkpoints or [], moved or [], frozen or [], base)]
-    elif claim or moved or frozen or base:
+        asked = [
+            _question(claim, checkpoints or [], moved or [], frozen or [], base, headers=headers)
+        ]
+    elif claim or moved or frozen or base or headers:
         raise UsageError("--claims and a claim do not go together", "leave one of them out")
     else:
         asked = _listed(listed)
@@ -142,6 +147,8 @@ def _question(
     moved: Sequence[str],
     frozen: Sequence[str],
     base: str | None,
+    *,
+    headers: bool,
 ) -> Question:
     from shadow.checks.questions import question
     from shadow.checks.table import CHECKS
@@ -156,6 +163,7 @@ def _question(
         moved=moved,
         frozen=frozen,
         base=None if base is None else parse_checkpoint(base),
+        headers=headers,
     )
 
 
@@ -171,8 +179,9 @@ def _listed(file: Path) -> list[Question]:
     for number, entry in enumerate(form.root):
         try:
             one = question(
-                entry.claim, entry.of, moved=entry.moved, frozen=entry.frozen, base=entry.base
-            )
+                entry.claim, entry.of, moved=entry.moved, frozen=entry.frozen, base=entry.base,
+                headers=entry.headers,
+            )  # fmt: skip
         except UsageError as error:
             where = f"{file}:{lines[number,]}"
             raise UsageError(f"{where}: {error.message}", error.hint) from error

@@ -224,7 +224,8 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     if len(references) == 2:
         return (given_pair(*references),)
     if references[0].is_folder:
-        raise UsageError(f"{short(targets[0])} is one checkpoint, and a pair has two", TWO)
+        alone = f"; or check one by itself: shadow verify whole {short(targets[0])}"
+        raise UsageError(f"{short(targets[0])} is one checkpoint, and a pair has two", TWO + alone)
     return _pairs_with(references[0], families)
 
 

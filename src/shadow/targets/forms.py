@@ -418,7 +418,8 @@ Side = Annotated[Reference | ComponentBase, BeforeValidator(_as_side)]
 
 
 # of claims, as keys of an entry
-OPTIONS = {"--frozen": "frozen: [embed]", "--moved": "moved: [layers.0-7]", "--base": "base: ./c"}
+OPTIONS = {"--frozen": "frozen: [embed]", "--moved": "moved: [layers.0-7]", "--base": "base: ./c",
+           "--headers": "headers: true"}  # fmt: skip
 
 
 class ClaimForm(Form):
@@ -432,6 +433,7 @@ class ClaimForm(Form):
     moved: list[Pattern] = Field(default=[])
     frozen: list[Pattern] = Field(default=[])
     base: Side | None = None
+    headers: bool = False
 
     @classmethod
     def of_text(cls, text: str) -> object:

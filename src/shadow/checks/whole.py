@@ -1,0 +1,150 @@
+"""`whole CHECKPOINT`: whether one checkpoint agrees with itself.
+
+Its parts are beside this file: files, values, names (what a loader expects), words and adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shadow.checks import whole_adapters, whole_files, whole_names, whole_values, whole_words
+from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
+from shadow.checks.whole_open import open_whole
+from shadow.checks.whole_part import Part, gathered, summary
+from shadow.templates import Reason
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.run.runtime import Runtime
+
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+# by code, the most telling fault first; a row has its name before it, a sentence its names
+PARTS = (whole_files, whole_adapters, whole_values, whole_names, whole_words)
+TEXTS: Mapping[str, str] = {code: text for part in PARTS for code, text in part.WORDS.items()}
+WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
+    "whole": "{tensors:all tensor|tensors}, config and tokenizer agree",
+    "whole_headers": "headers of {tensors:all tensor|tensors}, config and tokenizer agree; values"
+    " are not looked at",
+    "not_all": "nothing contradicts itself, but not all could be checked",
+}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What was found of one checkpoint; None of what was not looked at."""
+
+    files: whole_files.Files
+    values: whole_values.Values | None = None
+    names: whole_names.Names | None = None
+    words: whole_words.Words | None = None
+    adapter: whole_adapters.Factors | None = None
+    with_values: bool = True
+
+
+def judge(found: Whole) -> Answer:
+    """Every part by itself: one fault is enough, and what is not known leaves it open."""
+    part = whole_files.judge_files(found.files)
+    if found.values is not None:
+        part.add(whole_values.judge_values(found.values))
+    if found.names is not None:
+        part.add(whole_names.judge_names(found.names))
+    if found.words is not None:
+        part.add(whole_words.judge_words(found.words))
+    if found.adapter is not None:
+        part.add(whole_adapters.judge_adapter(found.adapter))
+    return _answer(part, with_values=found.with_values)
+
+
+def _answer(part: Part, *, with_values: bool) -> Answer:
+    figures = {**part.figures, "faults": len(part.against)}
+    notes, doubts = gathered(part.notes), gathered(part.doubts)
+    if part.against:
+        reasons, against = summary(part.against, [*TEXTS]), largest_first(part.against)
+        return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, [*doubts, *notes])
+    if doubts:
+        return Answer(Outcome.INCONCLUSIVE, [*doubts, Reason("not_all")], figures, (), notes)
+    said = Reason("whole" if with_values else "whole_headers", {"tensors": figures["tensors"]})
+    return Answer(Outcome.HOLDS, [said], figures, (), notes)
+
+
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
+    """Headers and small files first, then one sweep over values, then a loader."""
+    from shadow.run.alone import sweep
+
+    read = not asked.headers
+    opened = open_whole(asked.models[0], runtime, scratch, with_values=read)
+    checkpoint = opened.checkpoint
+    if checkpoint is None:
+        return Whole(opened.files, with_values=read)
+    infos = opened.stored.values()
+    swept, unread = sweep(checkpoint, infos, runtime, scratch / "sweep") if read else ([], [])
+    tables, sees = _vocabulary(checkpoint)
+    rows = min((checkpoint.tensors[name].shape[0] for name in tables), default=0)
+    names, adapter, expected = None, None, None
+    is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
+    if is_adapter or checkpoint.adapter:
+        adapter = whole_adapters.read_factors(opened, swept)
+    else:
+        is_cut = opened.files.are_cut
+        is_loaded = asked.models[0] in runtime.found
+        expected = whole_names.gather_expected(
+            checkpoint, scratch / "loader", is_loaded=is_loaded, is_cut=is_cut
+        )
+        ends = {place: name for name, place in tables.items()}
+        tied = None
+        if {"head", "embed"} <= ends.keys():
+            tied = whole_names.gather_tied(
+                checkpoint, ends["head"], ends["embed"], is_tied=expected.tied, with_values=read
+            )
+        indexed = opened.files.weight_map.keys()
+        names = whole_names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
+    words = whole_words.read_words(
+        opened.small,
+        rows=rows,
+        sees=sees,
+        checks_size=expected is None or bool(expected.problem),
+        usual=expected.usual if expected else (),
+    )
+    said = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
+    values = whole_values.Values(
+        opened.stored,
+        swept,
+        unread,
+        dict.fromkeys(tables, max(words.vocabulary.values(), default=-1) + 1),
+        whole_names.is_quantised(checkpoint),
+        DTYPES.get(said.removeprefix("torch."), ""),
+    )
+    return Whole(opened.files, values, names, words, adapter, read)
+
+
+def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:
+    """Embedding and head of the language model; whether it has other components."""
+    from shadow.places.architecture import place_tensors
+
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    parts = place_tensors(shapes, checkpoint.config)
+    places = {name: own[0].place for name, own in parts.items()}
+    found = {
+        name: place.module
+        for name, place in places.items()
+        if place.module in ("embed", "head") and place.component == "language"
+        if place.layer is None and len(shapes[name]) == 2 and 0 not in shapes[name]
+    }
+    return found, any(one.component not in ("language", "other") for one in places.values())
+
+
+CHECK = Check(
+    "whole",
+    "one checkpoint by itself",
+    "files, headers, values, config and tokenizer of one checkpoint agree, and a loader finds all"
+    " that its config promises",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("CHECKPOINT",),
+    says="one checkpoint agrees with itself",
+    options=("headers",),
+)

@@ -1,0 +1,279 @@
+"""`whole`: what a loader expects of names and shapes, and what config promises."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadow.checks.whole_part import Part
+from shadow.checks.whole_values import BUFFER, FLAT
+from shadow.extras import installing
+from shadow.templates import Reason
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.expected import Expected
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.safetensors_files import TensorInfo
+
+WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
+EXPERT = re.compile(r"(?P<owner>.+\.experts\.)(?P<expert>\d+)\.(?P<rest>.+)")
+LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
+MTP = re.compile(r"(?:.*[._])?(?:mtp|nextn)(?:[._].*)?")
+MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+MOST_LAYERS = 10_000  # that a loader is asked to make
+MOST = 100_000  # layers or experts that a config may promise
+WORDS = {
+    "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
+    "other_prefix": "names of {tensors:count tensor|tensors} have {prefix} more than the model's",
+    "lost_prefix": "names of {tensors:count tensor|tensors} lack the {prefix} of the model's",
+    "missing": "no file has it, so that transformers starts it at random",
+    "expert_missing": "no file has it, in a model of {of:count expert|experts}",
+    "layer_missing": "config promises {of:count layer|layers}, and no tensor is of this one",
+    "mtp_missing": "config promises {of:count layer|layers} to predict further tokens, and the"
+    " files have {found:count}",
+    "mismatched": "its shape is {shape}, where the model of this config has {other}",
+    "unexpected": "the model has no such tensor, so that transformers leaves it out",
+    "head_differs": "stored beside a config that ties it to {embedding}, with other values:"
+    " transformers 5 takes it, others take {embedding}",
+    "head_unknown": "stored beside a config that ties it to {embedding}; values are not compared",
+    "head_equal": "equal to {embedding}, to which config ties it",
+    "head_copies": "equal to {embedding}, although config does not tie it",
+    "mtp": "for further tokens; transformers leaves it out",
+    "buffers": "computed by the model itself, whatever the file has",
+    "not_asked": "names and shapes are not held against a loader: {why}",
+    "cut": "files are missing",
+    "no_config": "there is no config.json",
+    "no_class": "config names no class",
+    "gguf": "it is a GGUF file",
+    "quantised": "the model is quantised",
+    "unknown_class": "transformers has no class {detail}",
+    "no_transformers": "{detail}; {install}",
+    "loader_failed": "transformers says {detail}",
+    "loader_died": "the child that asks transformers died ({detail})",
+    "loader_large": "the model of this config takes too much memory",
+    "loader_slow": "transformers did not answer in {detail} seconds",
+}
+
+
+@dataclass(frozen=True)
+class Tied:
+    """A head that is stored, beside the embedding."""
+
+    head: str
+    embedding: str
+    is_tied: bool
+    """By the config."""
+    equal: bool | None
+    """None where values were not read."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names and shapes of a checkpoint, beside those that a loader expects."""
+
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any]
+    expected: Expected
+    tied: Tied | None = None
+    indexed: Collection[str] = ()
+    """Names in the index: what it has and files lack is said of files."""
+
+
+def judge_names(found: Names) -> Part:
+    """What a loader would miss, leave out or refuse; and what it does not look at."""
+    part = Part()
+    for prefix, count in wrapped(found.tensors).items():
+        part.fault(prefix, "prefix", prefix=prefix, tensors=count)
+    layers = _judge_experts(part, found)
+    _judge_mtp(part, found)
+    problem, detail = found.expected.problem, found.expected.detail
+    if problem:
+        figures = {"detail": detail, "install": installing("loader")}
+        why = Reason("not_asked", {"why": Reason(problem, figures)})
+        (part.notes if problem == "cut" else part.doubts).append(why)
+        _judge_layers(part, found)
+    else:
+        _judge_loading(part, found, layers)
+    if (tied := found.tied) is not None:
+        if tied.equal:
+            code = "head_equal" if tied.is_tied else "head_copies"
+            part.note(tied.head, code, embedding=tied.embedding)
+        elif tied.is_tied:
+            say = part.doubt if tied.equal is None else part.fault
+            code = "head_unknown" if tied.equal is None else "head_differs"
+            say(tied.head, code, embedding=tied.embedding)
+    return part
+
+
+def wrapped(names: Collection[str]) -> dict[str, int]:
+    """By prefix that a wrapper left in names, how many names have it."""
+    counts = Counter(prefix for name in names for prefix in {*WRAPPED.findall(name)})
+    # a part of a model may be called module; one that wraps has all of it
+    return {
+        prefix: count
+        for prefix, count in counts.items()
+        if prefix == "_orig_mod." or all(name.startswith(prefix) for name in names)
+    }
+
+
+def _unwrapped(name: str, prefixes: Collection[str]) -> str:
+    for prefix in prefixes:
+        name = name.removeprefix(prefix) if prefix != "_orig_mod." else name.replace(prefix, "")
+    return name
+
+
+def _judge_loading(part: Part, found: Names, layers: Collection[str]) -> None:
+    """layers: those that lack an expert, which is named already."""
+    missing, unexpected = {*found.expected.missing}, {*found.expected.unexpected}
+    for code, longer, shorter in (
+        ("other_prefix", unexpected, missing),
+        ("lost_prefix", missing, unexpected),
+    ):
+        if prefix := _prefix(longer, shorter):
+            both = {name for name in longer if name.removeprefix(prefix) in shorter}
+            part.fault(prefix, code, prefix=prefix, tensors=len(both))
+            longer -= both
+            shorter -= {name.removeprefix(prefix) for name in both}
+
+    def is_named(name: str) -> bool:
+        match = LAYER.fullmatch(name)
+        return bool(match and match[1] in layers and "experts" in name)
+
+    for name in sorted(missing - {*found.indexed}):
+        if not is_named(name):
+            part.fault(name, "missing")
+    for name in sorted(unexpected):
+        info = found.tensors.get(name)
+        if BUFFER.fullmatch(name):
+            part.note(name, "buffers")
+        elif MTP.fullmatch(name) or _is_beyond(name, found.config):
+            part.note(name, "mtp")
+        elif not FLAT.fullmatch(name) and (info is None or info.parameters):
+            part.fault(name, "unexpected")
+    for name, shape, other in found.expected.mismatched:
+        if not is_named(name) and 0 not in shape:
+            texts = [" x ".join(map(str, one)) or "()" for one in (shape, other)]
+            part.fault(name, "mismatched", shape=texts[0], other=texts[1])
+
+
+def _prefix(longer: Collection[str], shorter: Collection[str]) -> str:
+    """What most of the longer names have before one of the shorter; empty where that is little."""
+    counts = Counter[str]()
+    for name in longer:
+        parts = name.split(".")
+        ends = ((".".join(parts[:cut]), ".".join(parts[cut:])) for cut in range(1, len(parts)))
+        counts.update(f"{start}." for start, end in ends if end in shorter)
+    prefix, count = next(iter(counts.most_common(1)), ("", 0))
+    return prefix if count > 1 and 2 * count > len(longer) else ""
+
+
+def _judge_experts(part: Part, found: Names) -> set[str]:
+    """Name experts that a layer lacks and others have, or that config promises -> such layers."""
+    there: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for match in filter(None, map(EXPERT.fullmatch, found.tensors)):
+        there[match["owner"]][match["rest"]].add(int(match["expert"]))
+    last = max((max(one) for own in there.values() for one in own.values()), default=-1)
+    every = max(last + 1, number_of(found.config, EXPERT_KEYS))
+    layers = set()
+    for owner, own in there.items():
+        for expert in range(every if every <= MOST else 0):
+            lost = [rest for rest, numbers in own.items() if expert not in numbers]
+            names = [f"{owner}{expert}.{rest}" for rest in lost]
+            for name in [f"{owner}{expert}"] if len(lost) == len(own) else names:
+                part.fault(name, "expert_missing", of=every)
+            if lost and (layer := LAYER.fullmatch(owner + "0")):
+                layers.add(layer[1])
+    return layers
+
+
+def _judge_mtp(part: Part, found: Names) -> None:
+    """Layers that predict further tokens, which config counts and many loaders ignore."""
+    promised = number_of(found.config, MTP_KEYS)
+    named = [name for name in found.tensors if MTP.fullmatch(name)]
+    beyond = [name for name in found.tensors if _is_beyond(name, found.config)]
+    numbers = {match[1] for match in map(LAYER.fullmatch, beyond or named) if match}
+    count = len(numbers) or (promised if named else 0)
+    if count < promised <= MOST:
+        inner = text_config(found.config)
+        key = next(key for key in MTP_KEYS if key in found.config or key in inner)
+        part.fault(key, "mtp_missing", of=promised, found=count)
+
+
+def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is of a layer after the last that config counts, where it promises more."""
+    match, layers = LAYER.fullmatch(name), number_of(config, ("num_hidden_layers",))
+    return bool(match and layers and number_of(config, MTP_KEYS) and int(match[1]) >= layers)
+
+
+def _judge_layers(part: Part, found: Names) -> None:
+    """Layers that config promises, where no loader could be asked."""
+    there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
+    promised = number_of(found.config, ("num_hidden_layers",))
+    if there and promised <= MOST and not found.indexed:
+        for layer in sorted({*range(promised)} - there):
+            part.fault(f"layers.{layer}", "layer_missing", of=promised)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model inside; empty where there is none."""
+    inner = (config.get(key) for key in ("text_config", "llm_config", "language_config"))
+    return next((one for one in inner if isinstance(one, dict)), {})
+
+
+def number_of(config: Mapping[str, Any], keys: Sequence[str]) -> int:
+    """The first of these keys that is a whole number; 0 where none is."""
+    values = (part.get(key) for part in (config, text_config(config)) for key in keys)
+    return next((value for value in values if type(value) is int and value > 0), 0)
+
+
+def is_quantised(checkpoint: Checkpoint) -> bool:
+    """Whether config says so, or tensors are packed."""
+    parts = (checkpoint.config, text_config(checkpoint.config))
+    keys = ("quantization_config", "compression_config", "quantization")
+    said = any(part.get(key) for part in parts for key in keys)
+    packed = any(info.packing for info in checkpoint.tensors.values())
+    return said or packed or bool(checkpoint.refused)
+
+
+def gather_expected(
+    checkpoint: Checkpoint, scratch: Path, *, is_loaded: bool, is_cut: bool
+) -> Expected:
+    """Ask a loader about names and shapes, where one can be asked. is_loaded: it is in memory."""
+    from shadow.checkpoints.expected import Expected, expected
+
+    if is_loaded:
+        return Expected()
+    classes = checkpoint.config.get("architectures")
+    problems = (
+        ("gguf", any(name.endswith(".gguf") for name in checkpoint.sources)),
+        ("cut", is_cut),
+        ("no_config", not checkpoint.config),
+        ("quantised", is_quantised(checkpoint)),
+        ("loader_large", number_of(checkpoint.config, ("num_hidden_layers",)) > MOST_LAYERS),
+        ("no_class", not (isinstance(classes, list) and classes and isinstance(classes[0], str))),
+    )
+    if problem := next((problem for problem, holds in problems if holds), ""):
+        return Expected(problem=problem)
+    prefixes = wrapped(checkpoint.tensors)
+    named = {_unwrapped(name, prefixes): info for name, info in checkpoint.tensors.items()}
+    return expected(checkpoint.config, named, scratch)
+
+
+def gather_tied(
+    checkpoint: Checkpoint, head: str, embedding: str, *, is_tied: bool, with_values: bool
+) -> Tied | None:
+    """A head and the embedding, if they have one shape. is_tied: where the config does not say."""
+    from shadow.run.alone import same_values
+
+    infos = checkpoint.tensors[head], checkpoint.tensors[embedding]
+    if infos[0].shape != infos[1].shape:
+        return None
+    parts = (checkpoint.config, text_config(checkpoint.config))
+    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    equal = same_values(checkpoint.tensor, *infos) if with_values else None
+    return Tied(head, embedding, bool(said[0] if said else is_tied), equal)

@@ -1,0 +1,312 @@
+"""`whole`: open one checkpoint, as far as its files can be read, and what lies beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shadow.checks.whole_files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    INDEX,
+    NUMBERED,
+    OWN,
+    Files,
+    OtherSet,
+)
+from shadow.checks.whole_part import json_object
+from shadow.errors import FileError, ShadowError
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.safetensors_files import TensorInfo
+    from shadow.checkpoints.sources import Source
+    from shadow.checkpoints.stored_tensors import StoredTensor
+    from shadow.run.runtime import Runtime
+    from shadow.targets.references import Reference
+
+SINGLE = "model.safetensors"
+LFS = b"version https://git-lfs"
+SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
+CONSOLIDATED = r"consolidated.*\.safetensors"
+PICKLED = r"pytorch_model.*\.bin|consolidated.*\.pth"
+# names of Mistral's own files, and those of transformers
+MISTRAL: Mapping[str, str] = {
+    "tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head",
+    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
+    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+}  # fmt: skip
+NEWER = 2  # seconds
+CHUNK = 1 << 20  # bytes that are read at once for a checksum
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint, as far as its files can be read."""
+
+    checkpoint: Checkpoint | None
+    """Without those of its files that cannot be; None where none can."""
+    stored: Mapping[str, TensorInfo]
+    """Its tensors as the files have them, packed ones in pieces."""
+    small: Mapping[str, bytes]
+    """Its config, tokenizer and other small files."""
+    files: Files
+
+
+def open_whole(
+    reference: Reference, runtime: Runtime, scratch: Path, *, with_values: bool
+) -> Opened:
+    """Open a checkpoint. What is wrong with files of safetensors in a folder is evidence; with all
+    others it raises ShadowError.
+    """
+    root = Path(reference.repo)
+    if reference.is_folder and root.is_dir() and reference not in runtime.found:
+        names = {path.name for path in root.iterdir() if path.is_file()}
+        if any(name.endswith((".safetensors", INDEX)) for name in names):
+            return Folder(root, names, with_values=with_values).opened()
+    return _found(reference, runtime, scratch)
+
+
+def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
+    """A checkpoint of the Hub, of GGUF or `.bin` files, one file, or one in memory."""
+    from shadow.checkpoints.listing import Listing, listings_of, read_small
+    from shadow.run.sides import find_checkpoint, open_found, require_gguf
+
+    found = find_checkpoint(reference, runtime, scratch / "whole")
+    require_gguf(runtime.access.file, [found])
+    opened = open_found(found, runtime, scratch / "whole")
+    if reference in runtime.found:
+        listing = Listing({}, is_complete=True)
+    else:
+        ((_, listing),) = listings_of(found, (), opened)
+    own = {path: file for path, file in listing.files.items() if "/" not in path}
+    said = {"config.json": opened.config}
+    if opened.adapter:
+        said[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": opened.adapter.alpha}
+    small = {name: json.dumps(one).encode() for name, one in said.items()} | {
+        path: read_small(listing, file, runtime.say)
+        for path, file in own.items()
+        if file.kind in ("config", "generation", "tokenizer", "chat_template")
+        if path.endswith((".json", ".jinja")) and (file.size or 0) <= SMALL
+    }
+    stored: dict[str, TensorInfo] = {}
+    headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
+    for name, info in opened.tensors.items():
+        pieces = (info.packing.raw, *info.packing.beside) if info.packing else ()
+        is_apart = pieces and not info.shard.endswith(".gguf")
+        stored |= {one.name: one for one in pieces} if is_apart else {name: info}
+    for name, info in stored.items():
+        if not info.problem:
+            headers[info.shard][name] = info
+    lost = any(info.problem for info in stored.values())  # which only the index knows
+    weight_map = {name: info.shard for name, info in stored.items()} if lost else {}
+    files = Files([*opened.sources], headers, weight_map, {*own, *opened.sources})
+    return Opened(opened, {n: i for n, i in stored.items() if not i.problem}, small, files)
+
+
+class Folder:
+    """A folder with files of safetensors, of which any may be broken."""
+
+    def __init__(self, root: Path, names: set[str], *, with_values: bool) -> None:
+        self.root, self.names, self.with_values = root, names, with_values
+        self.pointers: list[str] = []
+        self.unreadable: dict[str, str] = {}
+        self.headers: dict[str, dict[str, TensorInfo]] = {}
+        self.sources: dict[str, Source] = {}
+        self.small: dict[str, bytes] = {}
+        for name in sorted(names):
+            try:
+                self._read(name)
+            except OSError as error:
+                self.unreadable[name] = str(error.strerror)
+            except ShadowError as error:
+                self.unreadable[name] = error.message.removeprefix(f"{name}: ")
+
+    def opened(self) -> Opened:
+        """The weights that transformers reads, and all that may contradict them."""
+        from shadow.checkpoints.formats import with_matrices
+        from shadow.checkpoints.opening import Checkpoint, small_tensor
+        from shadow.run.alone import same_values
+
+        read, weight_map = self._chosen()
+        tensors: dict[str, TensorInfo] = {}
+        equal = {}
+        for shard in read:
+            for name, info in self.headers.get(shard, {}).items():
+                if name in tensors and self.with_values:
+                    equal[name] = same_values(self.tensor, tensors[name], info)
+                tensors[name] = info
+        config = json_object(self.small.get("config.json"))
+        matrices, refused = with_matrices(
+            tensors, config, lambda info: small_tensor(self.sources[info.shard], info)
+        )
+        sources = {shard: self.sources[shard] for shard in read if shard in self.sources}
+        checkpoint = Checkpoint(
+            str(self.root), None, "", config, matrices, sources, refused=refused
+        )
+        others = [*other_sets(self, read, tensors)]
+        files = Files(
+            read,
+            self.headers,
+            weight_map,
+            self.names,
+            self.pointers,
+            self.unreadable,
+            equal,
+            others,
+        )
+        return Opened(checkpoint if tensors else None, tensors, self.small, files)
+
+    def tensor(self, info: TensorInfo) -> StoredTensor:
+        return self.sources[info.shard].tensor(info)
+
+    def _read(self, name: str) -> None:
+        """Read a small file, or the header of one of weights. Raises OSError, ShadowError."""
+        from shadow.checkpoints.listing import kind_of
+        from shadow.checkpoints.safetensors_files import header_of, held_shard
+        from shadow.checkpoints.sources import LocalFile
+        from shadow.files import read_start
+
+        is_weights = name.endswith(".safetensors")
+        if not is_weights and kind_of(name) in ("weights", "pickle", "document", "code", "other"):
+            return
+        content = read_start(self.root / name, len(LFS) if is_weights else SMALL) or b""
+        if content.startswith(LFS):
+            self.pointers.append(name)
+        elif is_weights:
+            held = held_shard(self.root / name, name)
+            self.headers[name], _ = header_of(held, name)
+            self.sources[name] = LocalFile(held.path, held)
+        elif name.endswith((".json", ".jinja")):
+            self.small[name] = content
+            if name.endswith("config.json"):
+                self._require_json(name, content)
+
+    def _require_json(self, name: str, content: bytes) -> None:
+        from shadow.checkpoints.safetensors_files import strict_json
+
+        try:
+            strict_json(content)
+        except ValueError as error:
+            self.unreadable[name] = str(error)
+
+    def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
+        """The files that transformers reads, in its order, and what an index says of them."""
+        from shadow.checkpoints.opening import checked_weight_map
+
+        weights = {name for name in self.names if name.endswith(".safetensors")}
+        if SINGLE in weights:
+            return [SINGLE], {}
+        if INDEX in self.small:
+            try:
+                said = checked_weight_map(json_object(self.small[INDEX]), INDEX, ".safetensors")
+                return sorted(set(said.values())), said
+            except FileError as error:
+                self.unreadable[INDEX] = error.message.removeprefix(f"{INDEX}: ")
+        if ADAPTER in weights and ADAPTER_CONFIG in self.names:
+            return [ADAPTER], {}
+        numbered = sorted(filter(NUMBERED.fullmatch, weights))
+        return numbered or sorted(filter(OWN.fullmatch, weights)) or sorted(weights), {}
+
+
+def other_sets(
+    folder: Folder, read: Sequence[str], tensors: Mapping[str, TensorInfo]
+) -> Iterator[OtherSet]:
+    """Every other set of weights, compared where its values can be."""
+    consolidated, pickled = (
+        [name for name in sorted(folder.names) if re.fullmatch(pattern, name)]
+        for pattern in (CONSOLIDATED, PICKLED)
+    )
+    rest = folder.headers.keys() - {*read, *consolidated}
+    copies = [name for name in sorted(rest) if folder.headers[name].keys() & tensors.keys()]
+    for files in (copies, consolidated):
+        if files and files[0] not in read and not files[0].startswith("adapter_"):
+            yield _compared(folder, files, read, tensors)
+    if pickled and read:
+        differing = _differing_pickles(folder, pickled, tensors) if folder.with_values else None
+        yield OtherSet(pickled[0], differing, _is_newer(folder, pickled, read))
+
+
+def _is_newer(folder: Folder, *sets: Sequence[str]) -> bool:
+    """Whether the first set of files was written after the second."""
+    paths = [[folder.root / name for name in some if name in folder.names] for some in sets]
+    first, second = (max((one.stat().st_mtime for one in own), default=0.0) for own in paths)
+    return first > second + NEWER
+
+
+def _compared(
+    folder: Folder, files: Sequence[str], read: Sequence[str], tensors: Mapping[str, TensorInfo]
+) -> OtherSet:
+    """Files of safetensors beside the tensors of their names, or of Mistral's names for them."""
+    from shadow.run.alone import same_values
+
+    own = {name: info for file in files for name, info in folder.headers.get(file, {}).items()}
+    named = {name: name if name in tensors else _of_mistral(name) for name in own}
+    is_mistral = any(name != other for name, other in named.items())
+    differing: list[str] | None = None
+    if folder.with_values and {*named.values()} <= tensors.keys():
+        pairs = [(info, tensors[named[name]]) for name, info in own.items()]
+        differing = [
+            info.name
+            for info, other in pairs
+            if not same_values(folder.tensor, info, other, _heads(folder, info, other))
+        ]
+    return OtherSet(files[0], differing, _is_newer(folder, files, read), is_mistral)
+
+
+def _of_mistral(name: str) -> str:
+    match = re.fullmatch(r"(layers\.\d+\.)?(.+)\.weight", name)
+    layer = f"model.{match[1]}" if match and match[1] else ""
+    return f"{layer}{MISTRAL.get(match[2], '') if match else ''}.weight"
+
+
+def _heads(folder: Folder, own: TensorInfo, info: TensorInfo) -> int:
+    """In how many heads the rows of q or k are in another order; 0 of any other tensor."""
+    config = json_object(folder.small.get("config.json"))
+    heads = config.get("num_attention_heads")
+    if ".k_proj." in info.name:
+        heads = config.get("num_key_value_heads", heads)
+    is_ordered = own.name == info.name or not re.search(r"\.[qk]_proj\.", info.name)
+    if is_ordered or type(heads) is not int or heads < 1 or info.shape[0] % (2 * heads):
+        return 0
+    return heads
+
+
+def _differing_pickles(
+    folder: Folder, files: Sequence[str], tensors: Mapping[str, TensorInfo]
+) -> list[str] | None:
+    """Tensors without an equal one in pickles, which are not opened: their archives have a size and
+    a checksum of each storage. None where these cannot tell.
+    """
+    stored: set[tuple[int, int]] = set()
+    for name in files:
+        try:
+            with zipfile.ZipFile(folder.root / name) as archive:
+                members = [one for one in archive.infolist() if "/data/" in one.filename]
+        except (zipfile.BadZipFile, OSError):
+            return None
+        stored |= {(one.file_size, one.CRC) for one in members}
+    sizes = {size for size, _ in stored}
+    differing, buffer = [], bytearray(CHUNK)
+    for name, info in tensors.items():
+        if info.end - info.start not in sizes:  # another dtype, or a part of a storage
+            return None
+        held, there = folder.sources[info.shard].located(info)
+        crc = 0
+        for start in range(there.start, there.end, CHUNK):
+            some = memoryview(buffer)[: min(CHUNK, there.end - start)]
+            held.read(start, some)
+            crc = zlib.crc32(some, crc)
+        if (info.end - info.start, crc) not in stored:
+            differing.append(name)
+    return differing if any(crc for _, crc in stored) else None

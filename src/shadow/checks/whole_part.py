@@ -1,0 +1,91 @@
+"""What each part of `whole` finds: faults a row each, doubts that leave it open, and notes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shadow.checks.answer import Against, Figure
+from shadow.templates import Reason, Value
+
+LAYER = re.compile(r"(.*?\b(?:layers?|h|blocks?|blk)\.\d+)\..+")
+
+
+@dataclass
+class Part:
+    """Faults, doubts and notes of a part, as they are found."""
+
+    against: list[Against] = field(default_factory=list)
+    doubts: list[Reason] = field(default_factory=list)
+    """What could not be checked, or not told."""
+    notes: list[Reason] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def fault(self, name: str, code: str, **figures: Value) -> None:
+        self.against.append(Against(name, Reason(code, figures)))
+
+    def doubt(self, name: str, code: str, **figures: Value) -> None:
+        self.doubts.append(Reason(code, {**figures, "names": [name]}))
+
+    def note(self, name: str, code: str, **figures: Value) -> None:
+        """A note of one of the names of which the same may be said."""
+        self.notes.append(Reason(code, {**figures, "names": [name]}))
+
+    def add(self, other: Part) -> None:
+        self.against += other.against
+        self.doubts += other.doubts
+        self.notes += other.notes
+        self.figures |= other.figures
+
+
+def gathered(reasons: Iterable[Reason]) -> list[Reason]:
+    """Each thing that is said once, with all names of which it is said."""
+    found: dict[str, tuple[Reason, list[str]]] = {}
+    for one in reasons:
+        figures = dict(one.figures)
+        names = figures.pop("names", None) or []
+        assert isinstance(names, list), "of names"
+        plain = Reason(one.code, figures)
+        found.setdefault(repr(plain), (plain, []))[1].extend(map(str, names))
+    return [
+        Reason(one.code, {**one.figures, "names": in_layers(names)} if names else one.figures)
+        for one, names in found.values()
+    ]
+
+
+def summary(against: Sequence[Against], order: Sequence[str]) -> list[Reason]:
+    """A reason for each kind of fault, in this order, with the names of those that have it."""
+    codes = sorted({one.why.code for one in against}, key=order.index)
+    of_code = ([one for one in against if one.why.code == code] for code in codes)
+    return [
+        Reason(
+            group[0].why.code,
+            {**group[0].why.figures, "names": in_layers([one.name for one in group])},
+        )
+        for group in of_code
+    ]
+
+
+def in_layers(names: Sequence[str]) -> list[str]:
+    """Names as they are; of several in one layer the layer and their number."""
+    layers: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        match = LAYER.fullmatch(name)
+        layers.setdefault(match[1] if match else name, []).append(name)
+    return [
+        own[0] if len(own) == 1 else f"{layer} ({len(own):,} tensors)"
+        for layer, own in layers.items()
+    ]
+
+
+def json_object(content: bytes | None) -> Mapping[str, Any]:
+    """A file of JSON as an object; empty where it is none."""
+    from shadow.checkpoints.safetensors_files import strict_json
+
+    try:
+        found = strict_json(content or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

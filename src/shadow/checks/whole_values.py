@@ -1,0 +1,198 @@
+"""`whole`: tensors that are empty, flat, not finite, zero or all equal; scales that are missing."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING
+
+from shadow.checks.whole_part import Part
+from shadow.dtypes import FLOATS
+from shadow.templates import Reason
+from shadow.text import in_ranges
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.safetensors_files import TensorInfo
+    from shadow.run.alone import Swept
+    from shadow.run.scanned import Apart
+
+FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?|.*_fsdp_wrapped_module\..*")
+# what a model computes when it is made, so that values that are stored do not count
+BUFFER = re.compile(
+    r".*(inv_freq|rotary_emb\.\w+|position_ids|masked_bias|attention\.bias|attn\.bias|attn_mask"
+    r"|relative_position_index|num_batches_tracked|token_type_ids|causal_mask|\.mask)"
+)
+# packed numbers, and what scales them
+PIECE = re.compile(
+    r"(?P<owner>.+?)(?P<joint>[._])(?P<piece>(?P<numbers>qweight|weight_packed|weight|blocks)"
+    r"|(weight_)?scales?|weight_scale_(inv|2)|weight_global_scale|SCB|(weight\.)?absmax|qzeros)"
+)
+FACTOR = re.compile(r".*\.lora_(embedding_)?[AB].*|.*lora_magnitude_vector.*")
+NARROW = 16  # columns below which rows of one value come about by chance
+FEW = 0.01  # share of the rows of a vocabulary that may be zero: tokens without a meaning
+FAR = 100.0  # times the median of scales of one role
+WORDS = {
+    "empty": "its shape is {shape}: saved without gathering its parts",
+    "flat": "a flat parameter of FSDP, saved without gathering its parts",
+    "not_finite": "{entries:count entry|entries} of {of:count} {entries|is|are} NaN or infinite",
+    "scale_missing": "its module has no {piece}, which others like it have",
+    "scale_zero": "a scale that is 0",
+    "zero": "all zero",
+    "constant": "every entry is {value:number}",
+    "zero_experts": "all zero in {experts:count expert|experts}: {which}",
+    "zero_rows": "{rows:count row|rows} of {of:count} {rows|is|are} all zero",
+    "constant_rows": "{rows:count row has|rows have} entries that are all equal",
+    "undecoded": "not looked at: {why}",
+    "padding_rows": "{rows:count row|rows} of zeros at the end of a vocabulary",
+    "zero_tokens": "{rows:count row|rows} of zeros in a vocabulary",
+    "ones": "norms of 1",
+    "zero_vector": "zero",
+    "scale_far": "scales far from those of other layers",
+    "dtype": "stored as {stored}, where the config says {said}",
+}
+
+
+@dataclass(frozen=True)
+class Values:
+    """Tensors, and what their values look like."""
+
+    stored: Mapping[str, TensorInfo]
+    swept: Sequence[Swept] = ()
+    unread: Sequence[Apart] = ()
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
+    """Embeddings and heads, and how many tokens the tokenizer has; 0 where that is not known."""
+    is_quantised: bool = False
+    dtype: str = ""
+    """The config's, as headers write it."""
+
+
+def judge_values(found: Values) -> Part:
+    """Faults by name; zeros that models have by design are notes."""
+    part = Part(figures={"tensors": len(found.stored), "tensors_read": len(found.swept)})
+    for name, info in found.stored.items():
+        if FLAT.fullmatch(name):
+            part.fault(name, "flat")
+        elif 0 in info.shape and info.dtype in FLOATS:
+            part.fault(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
+    peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
+    for one in found.swept:
+        peers[_role(one.info.name)].append(one.found.is_constant and not one.found.first)
+    for one in found.swept:
+        if not BUFFER.fullmatch(one.info.name):
+            _judge_tensor(part, one, found, peers[_role(one.info.name)])
+    if found.is_quantised:
+        _judge_scales(part, found)
+    part.doubts += [Reason("undecoded", {"names": [one.tensor], "why": one.why})
+                    for one in found.unread]  # fmt: skip
+    floats = Counter(one.dtype for one in found.stored.values() if one.dtype in FLOATS)
+    most = max(floats, key=floats.__getitem__, default="")
+    if found.dtype and most not in ("", found.dtype) and not found.is_quantised:
+        part.notes.append(Reason("dtype", {"stored": most, "said": found.dtype}))
+    return part
+
+
+def _role(name: str) -> str:
+    """A name without its numbers, as other layers have it too."""
+    return re.sub(r"\d+", "#", name)
+
+
+def _judge_tensor(part: Part, one: Swept, found: Values, peers: Sequence[bool]) -> None:
+    """What is wrong with the values of a tensor, or odd."""
+    name, info, seen = one.info.name, one.info, one.found
+    match = PIECE.fullmatch(name)
+    is_float = info.dtype in FLOATS or info.packing is not None
+    is_matrix = sum(size > 1 for size in info.shape) > 1 and seen.entries >= NARROW
+    if not is_float and not (is_matrix and match and match["numbers"]):
+        return
+    if bad := seen.nan + seen.infinite:
+        if seen.entries > 1 or seen.nan or found.is_quantised:  # a bound may be infinite
+            part.fault(name, "not_finite", entries=bad, of=seen.entries)
+    elif found.is_quantised and match and not match["numbers"]:
+        if seen.is_constant and not seen.first:
+            part.fault(name, "scale_zero")
+    elif FACTOR.fullmatch(name):  # an adapter's are judged together
+        return
+    elif seen.is_constant and not seen.first:
+        # a gate that begins at zero is zero in each layer; where others have learned, it is lost
+        is_lost = 2 * sum(peers) <= len(peers) and not name.endswith("bias")
+        is_fault = is_lost or (is_matrix and name.endswith(".weight")) or not is_float
+        (part.fault if is_fault else part.note)(name, "zero" if is_fault else "zero_vector")
+    elif seen.is_constant:
+        if is_matrix and name.endswith(".weight"):
+            part.fault(name, "constant", value=seen.first)
+        elif seen.first == 1 and "norm" in name.lower():
+            part.note(name, "ones")
+    elif name in found.vocabulary:
+        _judge_vocabulary(part, one, found.vocabulary[name])
+    elif is_matrix and is_float and info.shape[-1] >= NARROW:
+        _judge_rows(part, one)
+
+
+def _judge_rows(part: Part, one: Swept) -> None:
+    """Rows of a matrix, or of a stack of experts, that are zero or of one value."""
+    name, shape, seen = one.info.name, one.info.shape, one.found
+    rows = math.prod(shape[:-1])
+    each = rows // shape[0]  # of an expert
+    per = Counter(row // each for row in seen.zero_rows if each > 1)
+    if experts := [at for at, count in per.items() if count == each]:
+        part.fault(name, "zero_experts", experts=len(experts), which=in_ranges(experts))
+    elif seen.zero_rows:
+        part.fault(name, "zero_rows", rows=len(seen.zero_rows), of=rows)
+    if seen.constant_rows:
+        part.fault(name, "constant_rows", rows=len(seen.constant_rows))
+
+
+def _judge_vocabulary(part: Part, one: Swept, tokens: int) -> None:
+    """Rows of zeros at the end are padding; a few others are tokens that nothing uses."""
+    name, rows, zero = one.info.name, one.info.shape[0], {*one.found.zero_rows}
+    end = rows
+    while end - 1 in zero:
+        end -= 1
+    end = min(end, tokens) if tokens and end < rows else end
+    inside = sum(row < end for row in zero)
+    if padding := len(zero) - inside:
+        part.note(name, "padding_rows", rows=padding)
+    if inside > max(FEW * rows, 1):
+        part.fault(name, "zero_rows", rows=inside, of=rows)
+    elif inside > 1:  # padding has one
+        part.note(name, "zero_tokens", rows=inside)
+
+
+def _judge_scales(part: Part, found: Values) -> None:
+    """Packed numbers without a scale that others of their kind have, or that their format needs;
+    scales far from those of other layers.
+    """
+    pieces: defaultdict[str, set[str]] = defaultdict(set)
+    numbers: dict[str, tuple[str, tuple[str, str]]] = {}  # by module, its name and kind
+    for name, info in found.stored.items():
+        if match := PIECE.fullmatch(name):
+            pieces[match["owner"]].add(match["piece"])
+            if match["numbers"] and (info.dtype not in FLOATS or info.dtype.startswith("F8")):
+                numbers[match["owner"]] = name, (match["numbers"], info.dtype)
+    usual: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for owner, (_, kind) in numbers.items():
+        usual[kind].update(pieces[owner])
+    for owner, (name, (piece, dtype)) in numbers.items():
+        here = usual[piece, dtype]
+        lacking = [one for one in here if 2 * here[one] > here[piece] and one not in pieces[owner]]
+        if not lacking and len(here) == 1 and f"{name}_scale" not in found.stored:
+            lacking = ["scale"]
+        for one in lacking:
+            part.fault(name, "scale_missing", piece=one)
+    part.notes += [Reason("scale_far", {"names": [name]}) for name in _far(found.swept)]
+
+
+def _far(swept: Sequence[Swept]) -> Iterator[str]:
+    sizes: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for one in swept:
+        match = PIECE.fullmatch(one.info.name)
+        if match and not match["numbers"] and one.info.dtype in FLOATS and one.found.energy > 0:
+            size = math.sqrt(one.found.energy / one.found.entries)
+            sizes[_role(one.info.name)][one.info.name] = size
+    for own in sizes.values():
+        middle = median(own.values())
+        yield from (name for name, size in own.items() if not 1 / FAR < size / middle < FAR)

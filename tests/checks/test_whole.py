@@ -1,0 +1,554 @@
+"""`verify whole`: what is planted in one checkpoint -> its outcome, codes and the tensors named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import shadow
+from shadow.checkpoints import expected as loader
+from shadow.checkpoints.expected import Expected, asked, stripped
+from shadow.checks.answer import Outcome
+from shadow.checks.table import CHECKS
+from shadow.checks.whole import WORDS, Whole, judge
+from shadow.checks.whole_files import Files
+from shadow.checks.whole_names import Names, Tied
+from shadow.checks.whole_values import Values
+from shadow.checks.whole_words import Words
+from shadow.errors import UsageError
+from shadow.spectra.extremes import looked_at
+from shadow.spectra.spectrum import Workspace
+
+FILE, INDEX, EMBED = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model.embed_tokens.weight",
+)
+FIRST, SECOND = (f"model-{number:05d}-of-00002.safetensors" for number in (1, 2))
+UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+LOST = "model.layers.1."
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+    """Ask transformers in this process: a child takes seconds to import it."""
+
+    def ask(config, tensors, scratch):
+        listed = {name: (info.dtype, list(info.shape)) for name, info in tensors.items()}
+        try:
+            return asked(stripped(config), listed, guard=lambda: None)
+        except Exception as error:
+            return Expected(problem="loader_failed", detail=str(error))
+
+    monkeypatch.setattr(loader, "expected", ask)
+
+
+def tokenizer(folder: Path, size: int, extra: tuple[str, ...] = ()) -> None:
+    """A tokenizer of so many tokens, the last three special, and further ones beyond these."""
+    special = ("<bos>", "<eos>", "<pad>", *extra)
+    numbers = {token: size - 3 + at for at, token in enumerate(special)}
+    added = [{"id": number, "content": token} for token, number in numbers.items()]
+    model = {"type": "BPE", "vocab": {f"t{at}": at for at in range(size - 3)}, "merges": []}
+    write(folder / "tokenizer.json", {"model": model, "added_tokens": added})
+    names = {f"{token[1:-1]}_token": token for token in special[:3]}
+    write(folder / "tokenizer_config.json", names)
+    ids = {f"{token[1:-1]}_token_id": numbers[token] for token in special[:3]}
+    for name in ("config.json", "generation_config.json"):
+        edit(folder, name, **ids)
+
+
+def write(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def edit(folder: Path, name: str = "config.json", **keys: object) -> None:
+    path = folder / name
+    write(path, (json.loads(path.read_text()) if path.exists() else {}) | keys)
+
+
+@pytest.fixture(scope="session")
+def healthy(tmp_path_factory):
+    """A healthy checkpoint of a kind, with a tokenizer, made once; every tensor has moved."""
+    root, made = tmp_path_factory.mktemp("healthy"), {}
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            folder = made[kind] = planted.saved(kind, root / kind)
+            generator = torch.Generator().manual_seed(1)
+            tensors = {
+                name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator)
+                for name, tensor in load_file(folder / FILE).items()
+            }
+            store(folder, tensors)
+            config = json.loads((folder / "config.json").read_text())
+            tokenizer(folder, (config.get("text_config") or config)["vocab_size"])
+        return made[kind]
+
+    return of
+
+
+def store(folder: Path, tensors: planted.Tensors, name: str = FILE) -> None:
+    save_file({key: one.contiguous() for key, one in tensors.items()}, folder / name)
+
+
+def cut(folder: Path) -> None:
+    """Store the same tensors in two shards with an index."""
+    tensors = load_file(folder / FILE)
+    half = len(tensors) // 2
+    shards = dict(zip((FIRST, SECOND), ([*tensors][:half], [*tensors][half:]), strict=True))
+    for name, mine in shards.items():
+        store(folder, {key: tensors[key] for key in mine}, name)
+    weight_map = {key: name for name, mine in shards.items() for key in mine}
+    write(folder / INDEX, {"weight_map": weight_map})
+    (folder / FILE).unlink()
+
+
+def renamed(rename):
+    return lambda tensors: {rename(name): one for name, one in tensors.items()}
+
+
+def without(part: str):
+    return lambda tensors: {name: one for name, one in tensors.items() if part not in name}
+
+
+def changed(name: str, change):
+    """A copy of one tensor after a change in place."""
+
+    def plant(tensors):
+        one = tensors[name].clone()
+        change(one)
+        return tensors | {name: one}
+
+    return plant
+
+
+def at(value: float):
+    def change(one):
+        one[3, 4] = value
+
+    return change
+
+
+def in_fp8(*, without: str = "", zero: str = ""):
+    def plant(tensors):
+        found = {}
+        for name, one in tensors.items():
+            if not name.endswith("_proj.weight"):
+                found[name] = one
+                continue
+            scale = one.abs().max() / 448
+            found[name] = (one / scale).to(torch.float8_e4m3fn)
+            if name != without:
+                found[f"{name}_scale_inv"] = scale.reshape(1, 1) * (name != zero)
+        return found
+
+    return plant
+
+
+FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+EMPTY = renamed(str), lambda t: {n: torch.empty(0) if LOST in n else one for n, one in t.items()}
+HEAD = "lm_head.weight"
+# kind, what is done to the tensors, what is written to the config, outcome, code, name against it
+TENSORS = {
+    "head lost": ("llama", without(HEAD), {}, "missing", HEAD),
+    "other head than tied": (
+        "qwen2", lambda t: t | {HEAD: t[EMBED] * 1.1}, {}, "head_differs", HEAD),
+    "layer lost": ("llama", without(LOST), {}, "missing", UP),
+    "layer promised": (
+        "llama", None, {"num_hidden_layers": 3}, "missing", "model.layers.2.mlp.up_proj.weight"),
+    "expert lost": ("mixtral", without(".1.block_sparse_moe.experts.2."), {}, "expert_missing",
+                    "model.layers.1.block_sparse_moe.experts.2"),
+    "one matrix of an expert lost": (
+        "qwen3_moe", without(".1.mlp.experts.2.up_proj"), {}, "expert_missing",
+        "model.layers.1.mlp.experts.2.up_proj.weight"),
+    "mtp lost": ("deepseek_v3", None, {"num_nextn_predict_layers": 1}, "mtp_missing",
+                 "num_nextn_predict_layers"),
+    "not gathered": ("llama", EMPTY[1], {}, "empty", UP),
+    "flat": ("llama", lambda t: t | {"_flat_param": torch.ones(9)}, {}, "flat", "_flat_param"),
+    "compiled": ("llama", renamed("_orig_mod.{}".format), {}, "prefix", "_orig_mod."),
+    "compiled inside": ("llama", renamed(lambda n: n.replace("layers.0.", "layers.0._orig_mod.")),
+                        {}, "prefix", "_orig_mod."),
+    "parallel": ("llama", renamed("module.{}".format), {}, "prefix", "module."),
+    "another prefix": ("llama", renamed("policy.{}".format), {}, "other_prefix", "policy."),
+    "another name": ("llama", renamed(lambda n: n.replace("gate_proj", "w1")), {}, "missing",
+                     "model.layers.0.mlp.gate_proj.weight"),
+    "heads": ("llama", None, {"num_key_value_heads": 4}, "mismatched",
+              "model.layers.0.self_attn.k_proj.weight"),
+    "rows": ("llama", None, {"vocab_size": 136}, "mismatched", EMBED),
+    "rows of an unknown class": (
+        "llama", None, {"vocab_size": 136, "architectures": ["XForCausalLM"]}, "vocab_size",
+        "config.json"),
+    "layers of an unknown class": (
+        "llama", without(LOST), {"architectures": ["XForCausalLM"]}, "layer_missing", "layers.1"),
+    "nan": ("llama", changed(UP, at(float("nan"))), {}, "not_finite", UP),
+    "infinity": ("llama", changed(UP, at(float("-inf"))), {}, "not_finite", UP),
+    "zero": ("llama", changed(UP, torch.Tensor.zero_), {}, "zero", UP),
+    "zero norm": ("llama", changed(f"{LOST}input_layernorm.weight", torch.Tensor.zero_), {}, "zero",
+                  f"{LOST}input_layernorm.weight"),
+    "constant": ("llama", changed(UP, lambda one: one.fill_(0.5)), {}, "constant", UP),
+    "zero rows": ("llama", changed(UP, lambda one: one[5:9].zero_()), {}, "zero_rows", UP),
+    "constant rows": ("llama", changed(UP, lambda one: one[5].fill_(2)), {}, "constant_rows", UP),
+    "half of an embedding": (
+        "llama", changed(EMBED, lambda one: one[:64].zero_()), {}, "zero_rows", EMBED),
+    "zero expert": ("gpt_oss",
+                    changed("model.layers.0.mlp.experts.down_proj", lambda one: one[1].zero_()),
+                    {}, "zero_experts", "model.layers.0.mlp.experts.down_proj"),
+    "scale lost": ("llama", in_fp8(without=UP), FP8, "scale_missing", UP),
+    "scale zero": ("llama", in_fp8(zero=UP), FP8, "scale_zero", f"{UP}_scale_inv"),
+    "eos beyond": ("llama", None, {"eos_token_id": 500}, "token_beyond", "config.json"),
+    "pad beyond": ("llama", None, {"pad_token_id": 128}, "token_beyond", "config.json"),
+}  # fmt: skip
+
+
+def verified(folder: Path, **options):
+    return shadow.verify("whole", folder, **options)
+
+
+def codes(found) -> set[str]:
+    return {one.code for one in found.against}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_what_is_planted_in_tensors_and_config_is_named(case, healthy, tmp_path):
+    kind, plant, config, code, name = TENSORS[case]
+    folder = Path(shutil.copytree(healthy(kind), tmp_path / "sick"))
+    if plant:
+        store(folder, plant(load_file(folder / FILE)))
+    edit(folder, **config)
+    found = verified(folder)
+    assert found.outcome is Outcome.DOES_NOT_HOLD
+    assert code in codes(found), found.reason
+    assert name in {one.name for one in found.against if one.code == code}, found.reason
+    assert found.figures["faults"] == len(found.against)
+
+
+def lose(folder, name):
+    (folder / name).unlink()
+
+
+def pointer(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+
+
+def twice(folder, change=0.0):
+    first, second = load_file(folder / FIRST), load_file(folder / SECOND)
+    name = next(iter(first))
+    store(folder, second | {name: first[name] + change}, SECOND)
+
+
+def indexed(folder, **more):
+    edit(folder, INDEX, weight_map=json.loads((folder / INDEX).read_text())["weight_map"] | more)
+
+
+def beside(folder, name, change=1.0, *, newer=False):
+    """The same weights once more, under another name."""
+    tensors = {key: one * change for key, one in load_file(folder / FILE).items()}
+    if name.endswith(".bin"):
+        torch.save(tensors, folder / name)
+    else:
+        store(folder, tensors, name)
+    if newer:
+        os.utime(folder / FILE, (1.6e9, 1.6e9))
+
+
+def adapter_beside(folder):
+    pairs = {UP: (torch.ones(96, 4), torch.ones(4, 64))}
+    planted.adapter(folder, pairs, target_modules=["up_proj"])
+
+
+def of_mistral(folder, change=1.0):
+    """The weights under Mistral's names, with rows of q and k in its order."""
+    words = {
+        "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
+        "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
+        "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3", "embed_tokens": "tok_embeddings", "lm_head": "output",
+    }  # fmt: skip
+    found = {}
+    for name, one in load_file(folder / FILE).items():
+        own = name.removeprefix("model.")
+        for theirs, mistral in words.items():
+            own = own.replace(theirs, mistral)
+        if ".wq." in own or ".wk." in own:
+            heads = 4 if ".wq." in own else 2
+            one = one.view(heads, 2, -1, one.shape[1]).transpose(1, 2).reshape(one.shape)
+        found[own] = one * change
+    store(folder, found, "consolidated.safetensors")
+
+
+def short(folder):
+    whole = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(whole[:-100])
+
+
+def trained(folder):
+    torch.save({}, folder / "optimizer.pt")
+    write(folder / "trainer_state.json", {})
+
+
+HOLDS, FAILS, OPEN = Outcome.HOLDS, Outcome.DOES_NOT_HOLD, Outcome.INCONCLUSIVE
+# in shards?, what is done to the folder, outcome, code, name
+FILES = {
+    "as it is": (True, lambda f: None, HOLDS, "whole", None),
+    "cut": (False, short, FAILS, "unreadable", FILE),
+    "a pointer": (False, lambda f: pointer(f, FILE), FAILS, "pointer", FILE),
+    "a pointer for a tokenizer": (
+        False, lambda f: pointer(f, "tokenizer.json"), FAILS, "pointer", "tokenizer.json"),
+    "no JSON": (False, lambda f: (f / "config.json").write_text("{"), FAILS, "unreadable",
+                "config.json"),
+    "a shard lost": (True, lambda f: lose(f, SECOND), FAILS, "shard_missing", SECOND),
+    "no index": (True, lambda f: lose(f, INDEX), FAILS, "no_index", FIRST),
+    "no index, a shard lost": (
+        True, lambda f: (lose(f, INDEX), lose(f, SECOND)), FAILS, "shard_missing", SECOND),
+    "named and absent": (True, lambda f: indexed(f, gone=FIRST), FAILS, "absent", "gone"),
+    "in another shard": (
+        True, lambda f: indexed(f, **{HEAD: SECOND}), FAILS, "elsewhere", HEAD),
+    "a shard outside": (
+        True, lambda f: store(f, {"x": torch.ones(3)}, "model-3.safetensors"), FAILS,
+        "shard_outside", "model-3.safetensors"),
+    "twice, equal": (True, twice, HOLDS, "whole", None),
+    "twice": (True, lambda f: twice(f, 1.0), FAILS, "twice_differs", HEAD),
+    "an equal set": (False, lambda f: beside(f, FIRST), HOLDS, "whole", None),
+    "another set": (False, lambda f: beside(f, FIRST, 2), FAILS, "set_differs", FIRST),
+    "an equal pickle": (False, lambda f: beside(f, "pytorch_model.bin"), HOLDS, "whole", None),
+    "another pickle": (False, lambda f: beside(f, "pytorch_model.bin", 2), FAILS, "set_differs",
+                       "pytorch_model.bin"),
+    "a newer pickle of nothing known": (
+        False,
+        lambda f: (beside(f, "a.bin", newer=True), (f / "pytorch_model.bin").write_bytes(b"x")),
+        OPEN, "set_newer", None),
+    "Mistral's": (False, of_mistral, HOLDS, "whole", None),
+    "an older one of Mistral's": (
+        False, lambda f: of_mistral(f, 1.01), FAILS, "set_differs", "consolidated.safetensors"),
+    "an adapter beside": (
+        False, adapter_beside, FAILS, "adapter_beside", "adapter_model.safetensors"),
+    "of a trainer": (False, trained, HOLDS, "whole", None),
+    "no config": (False, lambda f: lose(f, "config.json"), OPEN, "not_asked", None),
+    "eos apart": (
+        False, lambda f: edit(f, "generation_config.json", eos_token_id=3), FAILS, "eos_apart",
+        "config.json"),
+    "eos of the tokenizer": (
+        False, lambda f: edit(f, "tokenizer_config.json", eos_token="t9"), FAILS, "eos_apart",
+        "tokenizer_config.json"),
+    "eos unknown": (
+        False, lambda f: edit(f, "tokenizer_config.json", eos_token="<no>"), FAILS, "token_unknown",
+        "tokenizer_config.json"),
+    "tokens without rows": (
+        False, lambda f: tokenizer(f, 128, ("<a>", "<b>")), FAILS, "tokenizer_beyond", "tokenizer"),
+    "a token for images": (
+        False, lambda f: tokenizer(f, 128, ("<image_soft_token>",)), HOLDS, "whole", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_what_is_planted_in_files_is_named(case, healthy, tmp_path):
+    is_cut, plant, outcome, code, name = FILES[case]
+    folder = Path(shutil.copytree(healthy("mistral"), tmp_path / "sick"))
+    if is_cut:
+        cut(folder)
+    plant(folder)
+    found = verified(folder)
+    assert found.outcome is outcome, found.reason
+    assert code in (codes(found) if name else {found.code}), found.reason
+    assert name is None or name in {one.name for one in found.against if one.code == code}
+
+
+def test_headers_alone_leave_values_open_where_they_decide(healthy, tmp_path):
+    folder = Path(shutil.copytree(healthy("qwen2"), tmp_path / "model"))
+    tensors = load_file(folder / FILE)
+    store(folder, changed(UP, at(float("nan")))(tensors))
+    found = verified(folder, headers=True)
+    assert (found.outcome, found.code) == (Outcome.HOLDS, "whole_headers")
+    assert found.figures == {"tensors": len(tensors), "tensors_read": 0, "faults": 0}
+    store(folder, tensors | {HEAD: tensors[EMBED] * 2})
+    assert verified(folder, headers=True).code == "head_unknown"
+    with pytest.raises(UsageError):
+        shadow.verify("same", folder, folder, headers=True)
+
+
+def test_a_file_and_a_model_in_memory_are_checkpoints_too(healthy):
+    assert verified(healthy("llama") / FILE).outcome is HOLDS
+    model = planted.built("llama")
+    assert verified(model).outcome is HOLDS
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    assert [(one.name, one.code) for one in verified(model).against] == [(UP, "not_finite")]
+
+
+FACTORS = {
+    "healthy": ((), {}, None),
+    "zero": ((0, 1), {}, "does_nothing"),
+    "half zero": ((1,), {}, "zero_factor"),
+    "rank": ((), {"r": 8}, "rank"),
+    "rank of a module": ((), {"r": 8, "rank_pattern": {"up_proj": 4}}, None),
+    "alpha": ((), {"lora_alpha": 0}, "alpha"),
+    "target": ((), {"target_modules": ["up_proj", "q_proj"]}, "target_absent"),
+    "no target": ((), {"target_modules": ["down_proj"]}, "not_targeted"),
+    "saved": ((), {"modules_to_save": ["lm_head"]}, "saved_absent"),
+    "dora": ((), {"use_dora": True}, "dora_absent"),
+}
+
+
+@pytest.mark.parametrize("case", FACTORS)
+def test_an_adapter_is_held_against_its_config(case, tmp_path):
+    zero, config, code = FACTORS[case]
+    pairs = {
+        planted.UP.format(layer): (torch.ones(96, 4) * (layer not in zero), torch.ones(4, 64))
+        for layer in range(2)
+    }
+    planted.adapter(tmp_path / "adapter", pairs, **{"target_modules": ["up_proj"]} | config)
+    found = verified(tmp_path / "adapter")
+    assert found.outcome is (Outcome.DOES_NOT_HOLD if code else Outcome.HOLDS), found.reason
+    assert code is None or code in codes(found)
+    assert found.figures["modules_zero"] == len(zero)
+
+
+FEW = ("llama", "gemma2", "gpt2", "mixtral", "llava", "t5", "mamba2", "qwen3_next")
+KINDS = [
+    kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in dict.fromkeys([*planted.KINDS, *planted.FAMILIES])
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_false_alarm_of_what_transformers_makes_and_saves(kind, tmp_path):
+    """Of untrained models too, whose gates and biases are zero."""
+    folder = planted.saved(kind, tmp_path / "model")
+    if kind == "deepseek_v3":  # transformers has no such layers, and config promises one
+        edit(folder, num_nextn_predict_layers=0)
+    found = verified(folder)
+    assert found.outcome is Outcome.HOLDS, found.reason
+
+
+def judged(**parts):
+    return judge(Whole(Files([FILE], names={FILE}), Values({}), **parts))
+
+
+def test_what_a_loader_cannot_say_leaves_names_open_and_the_rest_is_judged():
+    config = {"num_hidden_layers": 3}
+    tensors = dict.fromkeys([f"model.layers.{layer}.x" for layer in (0, 2)])
+    found = judged(names=Names(tensors, config, Expected(problem="quantised")))
+    assert [one.name for one in found.against] == ["layers.1"]
+    whole = dict.fromkeys([f"model.layers.{layer}.x" for layer in range(3)])
+    for problem in ("quantised", "unknown_class", "no_transformers", "loader_slow", "gguf"):
+        found = judged(names=Names(whole, config, Expected(problem=problem)))
+        assert found.outcome is Outcome.INCONCLUSIVE
+        assert found.reasons[0].figures["why"].code == problem
+        assert CHECKS["whole"].say_all(found.reasons)
+
+
+def test_layers_of_further_tokens_are_counted_from_config():
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(3)]
+    config = {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}
+    said = Expected(unexpected=names[2:])
+    values = dict.fromkeys(names)
+    found = judged(names=Names(values, config, said))
+    assert not found.against
+    assert "mtp" in {one.code for one in found.notes}
+    found = judged(names=Names(values, config | {"num_nextn_predict_layers": 2}, said))
+    assert [one.why.code for one in found.against] == ["mtp_missing"]
+
+
+@pytest.mark.parametrize(
+    ("is_tied", "equal", "outcome"),
+    [(True, True, HOLDS), (True, False, FAILS), (True, None, OPEN), (False, True, HOLDS)],
+)
+def test_a_head_that_is_stored_beside_a_tie(is_tied, equal, outcome):
+    names = Names({}, {}, Expected(), Tied(HEAD, EMBED, is_tied, equal))
+    assert judged(names=names).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("eos", "outcome"),
+    [
+        (
+            {"config.json": [2], "generation_config.json": [2, 7], "tokenizer_config.json": [7]},
+            HOLDS,
+        ),
+        ({"config.json": [2], "generation_config.json": [7], "tokenizer_config.json": [7]}, FAILS),
+        ({"config.json": [2], "tokenizer_config.json": [7]}, FAILS),
+        ({"generation_config.json": [9]}, HOLDS),
+        ({"generation_config.json": [10]}, FAILS),
+    ],
+)
+def test_where_generation_stops(eos, outcome):
+    words = Words({"eos": eos}, rows=10)
+    assert judged(words=words).outcome is outcome
+
+
+def test_a_number_that_the_class_names_by_itself_is_no_fault():
+    words = Words({"eos": {"config.json": [50256]}}, rows=10, usual=[50256])
+    assert judged(words=words).outcome is HOLDS
+
+
+HOSTILE = {
+    "model_type": "llama", "auto_map": {"AutoModel": "evil.Model"}, "quantization_config": {},
+    "attn_implementation": "org/repo", "_name_or_path": "/etc", "backbone": "timm",
+    "use_pretrained_backbone": True, "rope_type": "a\\b",
+}  # fmt: skip
+
+
+def test_a_config_is_stripped_at_every_depth():
+    deep = {"text_config": HOSTILE, "parts": [HOSTILE, {"vision": HOSTILE}], "size": 3}
+    plain = {"model_type": "llama"}
+    wanted = {"text_config": plain, "parts": [plain, {"vision": plain}], "size": 3}
+    assert stripped(deep) == wanted
+    assert stripped({"limit": [0.0, {"__float__": "Infinity"}]})["limit"][1] == float("inf")
+    assert stripped({"limit": {"__float__": "evil"}}) == {"limit": {"__float__": "evil"}}
+
+
+@pytest.mark.slow
+def test_the_child_says_the_same_and_has_no_token(healthy, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    folder = Path(shutil.copytree(healthy("llama"), tmp_path / "sick"))
+    store(folder, without(HEAD)(load_file(folder / FILE)))
+    edit(folder, **{key: one for key, one in HOSTILE.items() if key != "quantization_config"})
+    found = verified(folder)
+    assert [(one.name, one.code) for one in found.against] == [(HEAD, "missing")]
+    edit(folder, hidden_size="wide")
+    assert verified(folder).figures["faults"] == 0
+    monkeypatch.setattr(loader, "SECONDS", 0.01)
+    assert verified(folder).code == "not_asked"
+
+
+def test_every_code_has_words_and_every_part_its_own():
+    assert all("{names}" in text for code, text in WORDS.items() if not code.startswith("whole")
+               and code != "not_all")  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 7), (40, 33), (3000, 64), (2, 90_000)])
+def test_extremes_against_numpy(dtype, shape):
+    rng = np.random.default_rng(sum(shape))
+    values = rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 4, (shape[0], 1))
+    tensor = torch.from_numpy(values).to(dtype)
+    if shape[0] > 2:
+        tensor[1], tensor[-1], tensor[5, 3], tensor[7, 2] = 0, 1.5, float("nan"), float("-inf")
+    array = tensor.double().numpy()
+    found = looked_at(tensor, Workspace())
+    flat = [at for at, row in enumerate(array) if (row == row[0]).all()]
+    assert (found.nan, found.infinite) == (np.isnan(array).sum(), np.isinf(array).sum())
+    assert found.zero_rows == tuple(at for at in flat if not array[at, 0])
+    assert found.constant_rows == tuple(at for at in flat if array[at, 0])
+    assert found.energy == pytest.approx((array[np.isfinite(array).all(1)] ** 2).sum(), rel=1e-5)
+    assert not found.is_constant
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-30, 1e30])
+def test_a_constant_matrix_is_one_whatever_its_size(value):
+    found = looked_at(torch.full((70, 1000), value), Workspace())
+    assert (found.is_constant, found.zero_rows, found.constant_rows) == (True, (), ())
+    assert found.first == pytest.approx(value)
+    one = torch.full((70, 1000), value)
+    one[69, 999] += 1e30
+    assert not looked_at(one, Workspace()).is_constant
