@@ -92,6 +92,18 @@ def test_a_copy_of_zeros_is_no_calibration(original, step):
     assert said(copied(original, copy)) == FAR
 
 
+@pytest.mark.parametrize("factor", [0.1, 0.5, 2.0, 10.0])
+@pytest.mark.parametrize("make", [gptq_copy, lambda one: ggml_copy(one, "Q8_0")])
+def test_a_factor_of_a_whole_tensor_is_named(original, make, factor):
+    """As of a global scale that is ten times too large; no quantiser scales so."""
+    copy = make(original)
+    steps = None if copy.each is None else factor * copy.each
+    wrong = copied(original, Copy(factor * copy.numbers, steps, copy.format))
+    assert said(wrong) == ("does_not_hold", ["beyond"], ["scaled"])
+    assert wrong.noise.factor == pytest.approx(factor, rel=0.02)
+    assert copied(original, copy).noise.factor is None
+
+
 def test_what_is_on_one_side_or_not_read_is_said(original):
     copy = copied(original, ggml_copy(original, "Q8_0"))
     apart = [Apart("a", "base", Reason("one_side"))]

@@ -31,6 +31,7 @@ WORDS = {
     " ({formats})[: error {ratio:fixed} times what it makes]",
     "in_format": "{tensors:count} {format}",
     "far": "{format}: nothing like the original's, entry by entry",
+    "scaled": "{format}: the original's times {factor:factor}",
     "outside": "{format}: {outside:count} of {entries:count} entries are not rounded to the nearest"
     " level",
 }
@@ -67,8 +68,9 @@ class Copied:
         if not noise.finite:
             code = "not_finite"
         elif noise.original:
+            code = code if noise.factor is None else "scaled"
             size = math.sqrt(max(0.0, noise.error - (noise.made or 0.0)) / noise.original)
-        counts = {"outside": noise.outside, "entries": noise.entries}
+        counts = {"outside": noise.outside, "entries": noise.entries, "factor": noise.factor}
         return Against(self.tensor, Reason(code, {"format": self.format, **counts}), size)
 
 

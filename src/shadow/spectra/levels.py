@@ -27,6 +27,9 @@ CALIBRATED = ("GPTQ", "AWQ", "INT", "MLX", "F8_", "NVFP4")
 # 128, on 128 to 1,024 columns, with inputs that are correlated a little to much
 CALIBRATED_ERROR = 6.0
 Made = Literal["copy", "calibrated", "unknown_levels"]
+# a factor of a whole tensor, such as a scale that is ten times too large: from so far from 1, where
+# all that the scaled original leaves is at most so many times what its format makes
+FACTOR, FITTED = 1.25, 4.0
 FAR = 0.5  # the cosine of original and copy below which it is not a copy of this tensor
 
 
@@ -115,6 +118,19 @@ class FormatNoise:
         is_empty = self.copy == 0 < self.original
         return is_empty or self.inner < FAR * math.sqrt(self.original * self.copy)
 
+    @property
+    def factor(self) -> float | None:
+        """What the copy is times the original where no quantiser scales so; None where it is not.
+
+        By least squares; the rest is then about what the format makes.
+        """
+        if not self.finite or self.is_far or not self.made or not self.original:
+            return None
+        factor = self.inner / self.original
+        rest = self.copy - factor * self.inner
+        is_far = not 1 / FACTOR < factor < FACTOR
+        return factor if is_far and rest <= FITTED * self.made else None
+
     def may_be_calibrated(self, stored: str) -> bool:
         """Whether a quantiser of the format may have made more error than rounding on purpose: GPTQ
         rounds column after column and moves the others to make up for it, AWQ scales columns first.
@@ -130,4 +146,5 @@ class FormatNoise:
             return "unknown_levels"
         if is_copy:
             return "copy"
-        return "calibrated" if self.may_be_calibrated(stored) else None
+        is_calibrated = self.factor is None and self.may_be_calibrated(stored)
+        return "calibrated" if is_calibrated else None
