@@ -199,6 +199,7 @@ def test_another_version_alone_keeps_the_report_and_another_schema_is_not_read(p
     with pytest.raises(KeptError, match="--precision"):
         run_pair(pair, EXACT, out)
     assert files(first.folder) == before
+    assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
     with_metadata(first.folder, schema=3)
     before = files(first.folder)
     with pytest.raises(KeptError, match="schema"):

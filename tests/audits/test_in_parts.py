@@ -274,7 +274,7 @@ def test_each_shard_is_fetched_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("counters", "count", "settings"),
-    [(0, None, SETTINGS), (0, 4, SETTINGS), (0, None, NORMS), (600, None, NORMS),
+    [(0, None, SETTINGS), (0, 4, SETTINGS), (0, None, NORMS), (600, None, SETTINGS),
      pytest.param(600, 4, SETTINGS, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count, settings):
