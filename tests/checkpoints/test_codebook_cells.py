@@ -32,7 +32,7 @@ def made_up(seed, cols, dtype):
 
 def packed(kind, pieces, shape, facts=(), dtype="F32"):
     infos = [TensorInfo(f"m.{name}", "F32", tuple(t.shape), "", 0, 0) for name, t in pieces.items()]
-    packing = Packing(kind, infos[0], tuple(infos[1:]), facts)
+    packing = Packing(kind, infos[0], tuple(infos[1:]), facts, tuple(pieces))
     info = TensorInfo("m.weight", dtype, shape, "", 0, 0, packing=packing)
     return packed_tensor(info, lambda one: Piece(pieces[one.name.removeprefix("m.")]))
 
@@ -43,8 +43,10 @@ def bitsandbytes(weight, kind, block=64, nested=False):
     raw, state = functional.quantize_4bit(
         weight, blocksize=block, compress_statistics=nested, quant_type=kind
     )
-    pieces = {"weight": raw}
-    pieces |= {f"weight.{name}": one for name, one in state.as_dict(packed=True).items()}
+    said = state.as_dict(packed=True)
+    roles = {"absmax": "scales", "nested_absmax": "outer", "nested_quant_map": "codes"}
+    roles[f"quant_state.bitsandbytes__{kind}"] = "state"
+    pieces = {"words": raw} | {role: said[name] for name, role in roles.items() if name in said}
     return packed("bitsandbytes-4bit", pieces, tuple(weight.shape), (block,), kind.upper())
 
 
@@ -60,9 +62,9 @@ def nvfp4(weight, _=None):
     levels = quantize(weight, inner, zeros, args, global_scale=outer)
     codes = _codes(levels)
     pieces = {
-        "weight_packed": codes[:, ::2] + 16 * codes[:, 1::2],
-        "weight_scale": inner.to(torch.float8_e4m3fn),
-        "weight_global_scale": outer,
+        "words": codes[:, ::2] + 16 * codes[:, 1::2],
+        "scales": inner.to(torch.float8_e4m3fn),
+        "divisor": outer,
     }
     return packed("e2m1", pieces, tuple(weight.shape), (16,))
 
@@ -76,7 +78,7 @@ def mxfp4(weight, _=None):
     groups = weight.float().view(ROWS, -1, 32)
     powers = torch.floor(torch.log2(groups.abs().amax(-1))) - 2
     codes = _codes((groups / torch.exp2(powers)[..., None]).view(weight.shape))
-    pieces = {"raw": codes[:, ::2] + 16 * codes[:, 1::2], "scales": (powers + 127).byte()}
+    pieces = {"words": codes[:, ::2] + 16 * codes[:, 1::2], "scales": (powers + 127).byte()}
     return packed("e2m1", pieces, tuple(weight.shape), (32,))
 
 
@@ -96,7 +98,7 @@ def fp8(weight, strategy):
         ends = [getattr(weight, end)(along, keepdim=True) for end in ("amin", "amax")]
         scales, zeros = calculate_qparams(*ends, args)
         raw = quantize(weight, scales, zeros, args, dtype=torch.float8_e4m3fn)
-    return packed("scaled", {"weight": raw, "weight_scale": scales}, (ROWS, cols), shape, "F8_E4M3")
+    return packed("scaled", {"words": raw, "scales": scales}, (ROWS, cols), shape, "F8_E4M3")
 
 
 def gguf_mxfp4(weight, _=None):
@@ -204,7 +206,7 @@ def test_a_cell_has_the_numbers_that_are_nearest_to_its_level(scale):
     """Of every finite number of E4M3, whichever sign its scale has; the ends are open."""
     raw = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     raw = raw[raw.float().isfinite()][None]
-    copy = packed("scaled", {"weight": raw, "weight_scale": torch.tensor([[scale]])},
+    copy = packed("scaled", {"words": raw, "scales": torch.tensor([[scale]])},
                   tuple(raw.shape), tuple(raw.shape), "F8_E4M3")  # fmt: skip
     low, high = (end[0].double() for end in copy.cells((slice(None),)))
     levels = copy.whole()[0].double()
@@ -247,7 +249,7 @@ def test_a_block_whose_scale_is_0_has_a_256th_of_the_largest_cell_of_its_rows(si
     codes[:, :8] = 0
     scales = torch.ones(ROWS, 4)
     scales[:, 0] = 0
-    pieces = {"raw": codes, "scales": scales, "of_all": torch.ones(1)}
+    pieces = {"words": codes, "scales": scales, "factor": torch.ones(1)}
     copy = packed("e2m1", pieces, (ROWS, 64), (16,))
     weight = copy.whole().clone()
     weight[5, :16] = size * 1.5 / 256

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.checkpoints.formats import AFFINE, owner_of, quant_state
+from shadow.checkpoints.formats import quant_state
 from shadow.checkpoints.packed_tensors import (
     Cells,
     Codebook,
@@ -126,14 +126,10 @@ def bits_of(words: Tensor, bits: int) -> Tensor:
     raw = _as_bytes(words)
     if bits == 8:
         return raw
-    if 8 % bits == 0:
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        return ((raw[..., None] >> shifts) & ((1 << bits) - 1)).flatten(-2)
-    # eight numbers in as many bytes as a number has bits
-    raw = torch.nn.functional.pad(raw, (0, -raw.shape[-1] % bits)).long()
-    eights = raw.view(*raw.shape[:-1], -1, bits)
-    whole = (eights << torch.arange(0, 8 * bits, 8)).sum(-1, keepdim=True)
-    return ((whole >> torch.arange(0, 8 * bits, bits)) & ((1 << bits) - 1)).byte().flatten(-2)
+    stream = np.unpackbits(raw.numpy(), axis=-1, bitorder="little")
+    count = stream.shape[-1] // bits
+    numbers = stream[..., : count * bits].reshape(*stream.shape[:-1], count, bits)
+    return torch.from_numpy(np.packbits(numbers, axis=-1, bitorder="little")[..., 0])
 
 
 @cache
@@ -175,26 +171,25 @@ def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool 
     def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
         words = take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
         width = cols[1] - cols[0]
-        if table is not None and width * bits % of_word == 0 and width % TOGETHER[bits] == 0:
+        if table is not None and width * bits % math.lcm(of_word, bits * TOGETHER[bits]) == 0:
             _look_up(_codes(_as_bytes(words), bits * TOGETHER[bits]), table, into)
         else:
-            into.copy_(bits_of(words, bits)[:, :width]).add_(values[0])
+            into.copy_(bits_of(words, bits)[:, :width])
+            if values[0]:
+                into.add_(values[0])
 
     return levels
 
 
 def _interleaved(words: Raw) -> Levels:
     """Numbers of 4 bits of AWQ, eight rows in a word; words: (rows / 8, cols)."""
-    shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)
+    shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[:, None]
 
     def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
-        of_word, which = np.unique(rows // 8, return_inverse=True)
-        mine = _compact(take(words, of_word, cols))
-        if run_of(rows) is not None and len(rows) == 8 * len(of_word):
-            mine = mine[:, None] >> shifts[:, None]
-        else:
-            mine = mine.index_select(0, torch.from_numpy(which)) >> shifts[rows % 8, None]
-        into.view(mine.shape).copy_(mine.bitwise_and_(15))
+        first, stop = int(rows.min()) // 8, int(rows.max()) // 8 + 1
+        part = _compact(words[first:stop, slice(*cols)])
+        every = (part[:, None] >> shifts).bitwise_and_(15).view(-1, part.shape[1])
+        into.copy_(take(every, rows - 8 * first, (0, part.shape[1])))
 
     return levels
 
@@ -218,7 +213,9 @@ def _floats(raw: Raw) -> Levels:
 
 
 def _shared(values: Tensor, group: int | Tensor) -> Of:
-    """What so many columns of a row share, or those of each group do; values: (rows, groups)."""
+    """What so many columns of a row share, or those of each group do; values: (rows, groups). Of
+    more than one, columns are asked for by whole groups.
+    """
     values = values.contiguous()
 
     def of(rows: Rows, cols: Cols) -> Tensor:
@@ -227,54 +224,57 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
         start, stop = cols
         if isinstance(group, Tensor):
             return mine.index_select(1, group[start:stop])
-        if mine.shape[1] == 1:
-            return mine
-        first = start // group
-        mine = mine[:, first : -(-stop // group), None]
-        if start % group == 0 and stop % group == 0:
-            return mine
-        wide = mine.expand(-1, -1, group).reshape(len(rows), -1)
-        return wide[:, start - first * group : stop - first * group]
+        return mine if mine.shape[1] == 1 else mine[:, start // group : stop // group, None]
 
     return of
 
 
+def _unit(cols: int, group: int | Tensor, least: int) -> int:
+    """Columns that are decoded together, of groups that fill the rows or have an order."""
+    unit = least if isinstance(group, Tensor) or group == cols else math.lcm(least, group)
+    return unit if cols % unit == 0 else cols
+
+
 def _affine(info: TensorInfo, pieces: Pieces) -> Decoder:
-    form, (bits, group, added) = AFFINE[_packing(info).kind], _packing(info).facts
+    """GPTQ and AWQ are stored transposed; of AWQ words hold rows. Without zeros the middle of
+    `pack-quantized` is 0.
+    """
+    kind, (bits, group, added) = _packing(info).kind, _packing(info).facts
     rows, cols = _upright(info)
-    if form.stated and pieces[form.stated].whole().tolist() != [rows, cols]:
-        raise _broken(info, f"{form.stated} is not that of the other layers")
+    is_turned = kind in ("gptq", "awq")
+    if "stated" in pieces and pieces["stated"].whole().tolist() != [rows, cols]:
+        raise _broken(info, "weight_shape is not that of the other layers")
     groups: int | Tensor = group
-    if form.order in pieces:
-        groups = pieces[form.order].whole().long()
-        count = pieces[form.scales].shape[0 if form.turned else -1]
+    if "order" in pieces:
+        groups = pieces["order"].whole().long()
+        count = pieces["scales"].shape[0 if is_turned else -1]
         if not bool(((groups >= 0) & (groups < count)).all()):
-            raise _broken(info, f"{form.order} names groups that are not there")
+            raise _broken(info, "g_idx names groups that are not there")
         if torch.equal(groups, torch.arange(cols) // group):
             groups = group  # in order, which is faster
 
-    def shared(name: str) -> Of:
-        values = pieces[name].whole().float()
-        return _shared(values.T if form.turned else values.flatten(0, -2), groups)
+    def shared(role: str) -> Of:
+        values = pieces[role].whole().float()
+        return _shared(values.T if is_turned else values.flatten(0, -2), groups)
 
     zeros = None
-    if form.zeros in pieces:
-        stored = pieces[form.zeros].whole()
-        numbers = bits_of(stored if form.turned else stored.T, bits)
-        if form.interleaved:
+    if "zeros" in pieces:
+        stored = pieces["zeros"].whole()
+        numbers = bits_of(stored if is_turned else stored.T, bits)
+        if kind == "awq":
             numbers = numbers.view(len(numbers), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
         zeros = _shared((numbers[:, :rows].float() + added).T, groups)
-    words = pieces[form.words].seen(
-        lambda one: one.view(torch.int32).T if form.turned else one.view(torch.int32).flatten(0, -2)
+    words = pieces["words"].seen(
+        lambda one: one.view(torch.int32).T if is_turned else one.view(torch.int32).flatten(0, -2)
     )
-    first = -(1 << (bits - 1)) if form.signed and zeros is None else 0
-    levels = _streamed(words, bits, range(first, first + (1 << bits)))
+    first = -(1 << (bits - 1)) if kind == "pack-quantized" and zeros is None else 0
+    streamed = _streamed(words, bits, range(first, first + (1 << bits)))
     return Grid(
-        1 if form.interleaved else 32 if cols % 32 == 0 else cols,
-        _interleaved(words) if form.interleaved else levels,
-        shared(form.scales),
+        _unit(cols, groups, 32),
+        _interleaved(words) if kind == "awq" else streamed,
+        shared("scales"),
         zeros=zeros,
-        biases=shared(form.biases) if form.biases else None,
+        biases=shared("biases") if "biases" in pieces else None,
     )
 
 
@@ -283,24 +283,24 @@ def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
     block, a row, a group of a row, or of all. The last blocks of a matrix may be cut, and a stack
     of matrices has a stack of scales. bitsandbytes multiplies with 1 / 127 at last.
     """
-    if "weight_format" in pieces and int(pieces["weight_format"].whole()) != 0:
+    if "layout" in pieces and int(pieces["layout"].whole()) != 0:
         raise _broken(info, "its weight_format is not the one of rows")
     high, wide = _packing(info).facts
     rows, cols = _upright(info)
-    raw, scales, *_ = pieces.values()
+    raw, zeros = pieces["words"], pieces.get("zeros")
     down = -(-rows // high)  # blocks do not go on from a matrix of a stack to the next
+    group = torch.arange(cols) // wide if cols % wide else wide
 
     def of(piece: StoredTensor) -> Of:
-        by_col = _shared(piece.whole().float().reshape(-1, -(-cols // wide)), wide)
+        by_col = _shared(piece.whole().float().reshape(-1, -(-cols // wide)), group)
         return lambda which, columns: by_col(which // rows * down + which % rows // high, columns)
 
-    zeros = pieces.get("weight_zero_point")
     last = torch.tensor([[OF_INT8]])
     return Grid(
-        1,
+        _unit(cols, group, 1),
         _floats(raw.seen(lambda stored: stored.reshape(-1, cols))),
-        of(scales),
-        *([lambda rows, cols: last] if "SCB" in pieces else []),
+        of(pieces["scales"]),
+        *([lambda rows, cols: last] if _packing(info).kind == "llm.int8" else []),
         zeros=of(zeros) if zeros else None,
         codebook=_of_floats(raw.dtype) if raw.dtype.is_floating_point else None,
     )
@@ -318,14 +318,15 @@ def _e2m1(info: TensorInfo, pieces: Pieces) -> Decoder:
     divided by one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
     """
     (group,) = _packing(info).facts
-    raw, stored, *beside = pieces.values()
+    stored = pieces["scales"].whole()
     if stored.dtype == torch.uint8:
         powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
-        scales = powers[stored.whole().int()].flatten(0, -2)
+        scales = powers[stored.int()].flatten(0, -2)
+    elif "divisor" in pieces:
+        scales = stored.float() / pieces["divisor"].whole().float().flatten()
     else:
-        inner, outer = stored.whole().float(), beside[0].whole().float().flatten()
-        scales = inner / outer if "weight_global_scale" in pieces else inner * outer
-    levels = _streamed(_bytes(raw, _upright(info)[1] // 2), 4, E2M1)
+        scales = stored.float() * pieces["factor"].whole().float().flatten()
+    levels = _streamed(_bytes(pieces["words"], _upright(info)[1] // 2), 4, E2M1)
     return Grid(group, levels, _shared(scales, group), codebook=Codebook(E2M1))
 
 
@@ -335,19 +336,16 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
     """
     (block,) = _packing(info).facts
     rows, cols = _upright(info)
-    said = next(piece for name, piece in pieces.items() if "quant_state." in name)
-    state = quant_state(bytes(said.whole().tolist()))
-    if state.get("blocksize") != block or state.get("shape") != [rows, cols]:
+    state = quant_state(bytes(pieces["state"].whole().tolist()))
+    if state is None or state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
-    scales, loose = pieces["weight.absmax"].whole().flatten(), None
-    if "weight.nested_absmax" in pieces:
-        outer = pieces["weight.nested_absmax"].whole().float().flatten()
-        step, offset = state.get("nested_blocksize"), state.get("nested_offset")
-        if type(step) is not int or not isinstance(offset, float) or step < 1:
-            raise _broken(info, "its quant_state has no nested_blocksize or nested_offset")
+    scales, loose = pieces["scales"].whole().flatten(), None
+    if "outer" in pieces:
+        *_, step, offset = state
+        outer = pieces["outer"].whole().float().flatten()
         if -(-len(scales) // step) != len(outer):
             raise _broken(info, "nested_absmax has another number of blocks")
-        codes = pieces["weight.nested_quant_map"].whole().float()
+        codes = pieces["codes"].whole().float()
         wide = outer.repeat_interleave(step)[: len(scales)]
         scales = codes[scales.int()] * wide + offset
         # levels are chosen before scales are rounded, to the nearest code
@@ -362,8 +360,8 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
 
     known = NF4 if info.dtype == "NF4" else FP4
     return Grid(
-        2,
-        _streamed(_bytes(pieces["weight"], cols // 2), 4, known, high_first=True),
+        2 if cols % block else block,
+        _streamed(_bytes(pieces["words"], cols // 2), 4, known, high_first=True),
         by_block(scales.float()),
         codebook=Codebook(known, max(known)),  # the scale of a block is its largest number
         loose=None if loose is None else by_block(loose),
@@ -391,8 +389,9 @@ def _broken(info: TensorInfo, what: str) -> UndecodableError:
 
 
 KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {
-    **dict.fromkeys(AFFINE, _affine),
+    **dict.fromkeys(("gptq", "awq", "pack-quantized", "mlx"), _affine),
     "scaled": _scaled,
+    "llm.int8": _scaled,
     "e2m1": _e2m1,
     "bitsandbytes-4bit": _bitsandbytes_4bit,
 }
@@ -401,7 +400,8 @@ KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {
 def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
     """The quantised tensor of an entry with a packing; read opens what lies in files."""
     packing = _packing(info)
-    pieces = {owner_of(one.name)[1]: read(one) for one in (packing.raw, *packing.beside)}
+    infos = zip(packing.roles, (packing.raw, *packing.beside), strict=False)
+    pieces = {role: read(one) for role, one in infos}
     view = torch.empty(info.parameters, device="meta")
     if info.strides is None:
         width, view = info.shape[-1], view.view(info.shape)

@@ -8,14 +8,17 @@ these do not tell. What does not fit is refused with a reason, and its tensors s
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache, partial
+from typing import Any
 
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
-from shadow.dtypes import FLOATS, INTEGERS
+from shadow.dtypes import INTEGERS
 from shadow.places.architecture import place_tensors
 from shadow.places.names import Facts, name_rules
 
@@ -26,7 +29,10 @@ PIECE = re.compile(
 UNKNOWN = "packed integers of an unknown format"
 PACKING = ("U8", "I8", "I32", "U32")  # what packed integers come in; 64-bit ones are indices
 SCALES = ("F32", "BF16", "F16")
-WORDS = ("I32", "U32")
+DTYPES: Mapping[str, Collection[str]] = {  # by the letters of `Layout.pieces`
+    "W": ("I32", "U32"), "I": ("I32", "I64"), "B": ("U8",), "C": ("I8",), "S": SCALES,
+    "Q": ("U8", *SCALES), "E": ("F8_E4M3",), "8": ("I8", "F8_E4M3", "F8_E5M2"),
+}  # fmt: skip
 FP8 = "8-bit floats"
 MAX_STATE = 1 << 16  # bytes of a quant_state; real ones have 100
 # of activations, or what a library keeps and decoding does not need
@@ -40,16 +46,9 @@ class _RefusedError(Exception):
     """Why a module cannot be decoded, for people."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the pieces of a module make a matrix."""
-
-    kind: str  # a key of `decoders.KINDS`
-    dtype: str  # what its format is called
-    shape: tuple[int, ...]  # of what is decoded
-    pieces: Sequence[TensorInfo]  # the one that holds the numbers is the first
-    facts: tuple[int, ...] = ()  # that the decoder needs
-    turned: bool = False  # the model has the transposes of its matrices
+def _require(holds: object, what: str) -> None:
+    if not holds:
+        raise _RefusedError(what)
 
 
 @dataclass(frozen=True)
@@ -60,242 +59,196 @@ class Module:
     pieces: Mapping[str, TensorInfo]
     settings: Mapping[str, object]
     read: Callable[[TensorInfo, TensorInfo], bytes]
+    """The bytes of a small piece, or of another layer's beside a tensor like the second."""
 
-    def piece(
-        self, name: str, dtypes: Collection[str], *shapes: tuple[int | None, ...]
-    ) -> TensorInfo:
-        """A piece of one of these dtypes and shapes, where None is any size."""
-        info = self.pieces.get(name)
-        if info is None:
-            raise _RefusedError(f"{name} is missing")
-        self.require(info.dtype in dtypes, f"{name} is {info.dtype}")
-        broken = info.problem or info.alias_of or info.strides or 0 in info.shape
-        self.require(not broken, f"{name} cannot be read")
-        fits = any(
-            len(shape) == len(info.shape)
-            and all(want in (None, size) for want, size in zip(shape, info.shape, strict=True))
-            for shape in shapes
-        )
-        self.require(fits or not shapes, f"{name} has the shape {info.shape}")
-        return info
-
-    def optional(
-        self, name: str, dtypes: Collection[str], shape: tuple[int | None, ...]
-    ) -> tuple[TensorInfo, ...]:
-        """The same, in a tuple; which is empty where there is none."""
-        return (self.piece(name, dtypes, shape),) if name in self.pieces else ()
-
-    def small(self, info: TensorInfo, of: TensorInfo) -> bytes:
-        """What a small piece holds, of this module or of another layer's like it."""
-        self.require(info.end - info.start <= MAX_STATE, f"{owner_of(info.name)[1]} is too large")
-        return self.read(info, of)
+    def small(self, name: str, of: str) -> bytes:
+        info = self.pieces[name]
+        _require(info.end - info.start <= MAX_STATE, f"{name} is too large")
+        return self.read(info, self.pieces[of])
 
     def said(self, key: str, *known: str) -> str:
         """What the settings say of their layout, the first where they say nothing."""
         said = str(self.settings.get(key) or known[0]).lower()
-        self.require(said in known, f"its {key} is {said[:20]!a}")
+        _require(said in known, f"its {key} is {said[:20]!a}")
         return said
 
-    def require(self, holds: bool, what: str) -> None:
-        """Refuse the module, with what is wrong, where that does not hold."""
-        if not holds:
-            raise _RefusedError(what)
+
+Sizes = dict[str, Any]
+"""Of the pieces of a module, by the words of `Layout.pieces`."""
+Made = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""What a format is called, the shape of what is decoded, and facts that the decoder needs."""
 
 
 @dataclass(frozen=True)
-class Affine:
-    """(level - zero) * scale + bias: levels a stream of bits along rows, all else of groups."""
+class Layout:
+    """How the tensors of a module make a matrix."""
 
-    words: str
-    scales: str
-    dtype: str  # what the format is called, before its bits
-    bits: Collection[int]
-    zeros: str = ""
-    biases: str = ""
-    order: str = ""  # the group of each column
-    stated: str = ""  # rows and columns
-    turned: bool = False  # words, scales and zeros are stored as (columns, rows)
-    signed: bool = False  # the middle level is 0 where there are no zeros
-    interleaved: bool = False  # words hold rows, in the order of `decoders.AWQ_NIBBLES`
+    kind: str  # a key of `decoders.KINDS`
+    pieces: Mapping[str, str]
+    """By name, `?` behind what may be missing: its role, its type (`DTYPES`) and its dimensions.
+    Equal words are equal sizes; `*` are any number of dimensions. The first has the numbers.
+    """
+    made: Callable[[Module, Sizes], Made]
+    is_turned: bool = False  # the model has the transposes of its matrices
 
-    def layout(
-        self, kind: str, m: Module, bits: object, shape: Sequence[int], added: int = 0
-    ) -> Layout:
-        """shape: of what is decoded. added: to zeros. facts: bits, columns of a group, added."""
-        if type(bits) is not int or bits not in self.bits:
-            raise _RefusedError(f"its bits are not {', '.join(map(str, self.bits))}")
-        *stack, rows, cols = shape
-        scales = m.piece(self.scales, SCALES)
-        groups = (scales.shape or (1,))[0 if self.turned else -1]
-        shared = (groups, rows) if self.turned else (*stack, rows, groups)
-        pieces = [m.piece(self.words, WORDS), m.piece(self.scales, SCALES, shared)]
-        if self.biases:
-            pieces.append(m.piece(self.biases, SCALES, shared))
-        words = -(-rows * bits // 32)
-        if self.zeros and not (self.signed and self.zeros not in m.pieces):
-            zeros = (groups, words) if self.turned else (words, groups)
-            pieces.append(m.piece(self.zeros, WORDS, zeros))
-        order = m.optional(self.order, ("I32", "I64"), (cols,))
-        group = -(-cols // groups)
-        m.require(bool(order) or group * groups == cols, "its groups do not fill the rows")
-        beside = [*order, *([m.pieces[self.stated]] if self.stated else [])]
-        dtype = f"{self.dtype}{bits}"
-        return Layout(kind, dtype, (*stack, rows, cols), pieces + beside, (bits, group, added))
+    def fits(self, m: Module) -> int:
+        """2 of a module with all that it needs, 1 with the first, 0 of others."""
+        name, spec = next(iter(self.pieces.items()))
+        if name not in m.pieces or m.pieces[name].dtype not in DTYPES[_words(spec)[1]]:
+            return 0
+        return 2 if all(key[-1] == "?" or key in m.pieces for key in self.pieces) else 1
 
-
-AFFINE = {
-    "gptq": Affine(
-        "qweight", "scales", "GPTQ-", (2, 3, 4, 8), zeros="qzeros", order="g_idx", turned=True
-    ),
-    "awq": Affine(
-        "qweight", "scales", "AWQ-", (4,), zeros="qzeros", turned=True, interleaved=True
-    ),
-    "pack-quantized": Affine(
-        "weight_packed", "weight_scale", "INT", (2, 4, 8), zeros="weight_zero_point",
-        order="weight_g_idx", stated="weight_shape", signed=True,
-    ),
-    "mlx": Affine("weight", "scales", "MLX-", (2, 3, 4, 5, 6, 8), biases="biases"),
-}  # fmt: skip
+    def matrix(self, m: Module) -> TensorInfo:
+        """One entry for a matrix, under the name that it has without quantisation."""
+        sizes: Sizes = {}
+        used: dict[str, TensorInfo] = {}
+        beside = dict(m.pieces)
+        for key, spec in self.pieces.items():
+            name, (role, kind, *words) = key.rstrip("?"), _words(spec)
+            if name not in m.pieces and key != name:
+                continue
+            _require(name in m.pieces, f"{name} is missing")
+            used[role] = beside.pop(name)
+            _fit(name, used[role], DTYPES[kind], words, sizes)
+        unknown = next((name for name in beside if name not in NEEDLESS), "")
+        _require(not unknown, f"{unknown} is unknown")
+        dtype, shape, facts = self.made(m, sizes)
+        raw, *rest = used.values()
+        packing = Packing(self.kind, raw, (*rest, *beside.values()), facts, tuple(used))
+        name = m.name if "_blocks" in m.pieces else f"{m.name}.weight"
+        made = TensorInfo(name, dtype, shape, raw.shard, raw.start, raw.end, packing=packing)
+        return _turned(made) if self.is_turned else made
 
 
-def _gptq(m: Module) -> Layout:
+@cache
+def _words(spec: str) -> list[str]:
+    return spec.split()
+
+
+def _fit(
+    name: str, info: TensorInfo, dtypes: Collection[str], words: Sequence[str], sizes: Sizes
+) -> None:
+    """Refuse a piece that is not as a layout says; sizes: of the words that are known."""
+    _require(info.dtype in dtypes, f"{name} is {info.dtype}")
+    broken = info.problem or info.alias_of or info.strides or 0 in info.shape
+    _require(not broken, f"{name} cannot be read")
+    shape: list[object] = list(info.shape)
+    if words and words[0].startswith("*"):
+        count = max(0, len(shape) - len(words) + 1)
+        shape[:count] = [tuple(shape[:count])]
+    known = [int(word) if word.isdecimal() else sizes.get(word) for word in words]
+    fits = len(known) == len(shape) and all(
+        want in (None, size) for want, size in zip(known, shape, strict=True)
+    )
+    _require(fits, f"{name} has the shape {info.shape}")
+    sizes.update(zip(words, shape, strict=True))
+
+
+def _affine(
+    m: Module, n: Sizes, name: str, bits: object, known: Collection[int], added: int = 0
+) -> Made:
+    """(level - zero) * scale + bias: levels a stream of bits along rows, all else of groups.
+
+    facts: bits, columns of a group, and what is added to zeros.
+    """
+    if type(bits) is not int or bits not in known:
+        raise _RefusedError(f"its bits are not {', '.join(map(str, known))}")
+    rows, groups = n["rows"], n["groups"]
+    cols = n.get("cols") or 32 * n["words"] // bits
+    along, down = (-(-size * bits // 32) for size in (cols, rows))
+    fits = n.get("words", along) == along and n.get("zeros", down) == down
+    _require(fits, f"its tensors are not of {bits} bits")
+    group = -(-cols // groups)
+    has_order = not m.pieces.keys().isdisjoint(("g_idx", "weight_g_idx"))
+    _require(has_order or group * groups == cols, "its groups do not fill the rows")
+    return f"{name}{bits}", (*n.get("*stack", ()), rows, cols), (bits, group, added)
+
+
+def _gptq(m: Module, n: Sizes) -> Made:
     """AutoGPTQ's qlinear_cuda.py, of which version 1 stores zeros less 1."""
     m.said("quant_method", "gptq")
     version = m.said("checkpoint_format", "gptq", "gptq_v2")
-    words, zeros = (m.piece(name, WORDS, (None, None)) for name in ("qweight", "qzeros"))
-    rows = words.shape[1]
-    bits = 32 * zeros.shape[1] // rows
-    shape = rows, 32 * words.shape[0] // max(1, bits)
-    return AFFINE["gptq"].layout("gptq", m, bits, shape, int(version == "gptq"))
+    bits = 32 * n["zeros"] // n["rows"]
+    return _affine(m, n, "GPTQ-", bits, (2, 3, 4, 8), int(version == "gptq"))
 
 
-def _awq(m: Module) -> Layout:
+def _awq(m: Module, n: Sizes) -> Made:
     """AutoAWQ's packing_utils.py."""
     m.said("quant_method", "awq")
     m.said("version", "gemm")
-    cols, words = m.piece("qweight", WORDS, (None, None)).shape
-    return AFFINE["awq"].layout("awq", m, 4, (8 * words, cols))
+    return _affine(m, n, "AWQ-", 4, (4,))
 
 
-def _of_words(m: Module) -> Layout:
-    """GPTQ or AWQ, whose tensors have the same names and other shapes."""
-    words, scales = m.piece("qweight", WORDS, (None, None)), m.piece("scales", SCALES)
-    return (_gptq if words.shape[-1:] == scales.shape[-1:] else _awq)(m)
+def _pack_quantized(m: Module, n: Sizes) -> Made:
+    raw = m.small("weight_shape", "weight_packed")
+    half = len(raw) // 2
+    rows, cols = (int.from_bytes(one, "little") for one in (raw[:half], raw[half:]))
+    _require(rows == n["rows"] and n.get("cols", cols) == cols > 0, "weight_shape does not fit")
+    bits = next((bits for bits in (2, 4, 8) if -(-cols * bits // 32) == n["words"]), 0)
+    return _affine(m, n | {"cols": cols}, "INT", bits, (2, 4, 8))
 
 
-def _mlx(m: Module) -> Layout:
-    raw, bits = m.piece("weight", WORDS, (None, None), (None, None, None)), m.settings.get("bits")
-    *stack, words = raw.shape
-    cols = 32 * words // bits if type(bits) is int and bits > 0 else 1
-    if m.said("mode", "affine", "mxfp4") == "mxfp4":
-        return _mxfp4(m, raw, "scales", (*stack, 8 * words))
-    return AFFINE["mlx"].layout("mlx", m, bits, (*stack, cols))
+def _mlx(m: Module, n: Sizes) -> Made:
+    m.said("mode", "affine")
+    return _affine(m, n, "MLX-", m.settings.get("bits"), (2, 3, 4, 5, 6, 8))
 
 
-def _compressed_tensors(m: Module) -> Layout:
-    if "weight_packed" not in m.pieces:
-        return _scaled(m)
-    packed = m.piece("weight_packed", (*WORDS, "U8"), (None, None))
-    if packed.dtype == "U8":
-        return _of_pairs(m, packed, "weight_scale", "weight_global_scale")
-    rows, words = packed.shape
-    raw = m.small(m.piece("weight_shape", ("I64", "I32"), (2,)), packed)
-    size = len(raw) // 2
-    stated = tuple(int.from_bytes(raw[at : at + size], "little") for at in (0, size))
-    m.require(stated[0] == rows and stated[1] > 0, "weight_shape does not fit")
-    bits = next((bits for bits in (2, 4, 8) if -(-stated[1] * bits // 32) == words), 0)
-    return AFFINE["pack-quantized"].layout("pack-quantized", m, bits, stated)
-
-
-def _scaled(m: Module) -> Layout:
+def _scaled(m: Module, n: Sizes) -> Made:
     """8-bit integers or floats and a scale for all, for rows, groups of them or blocks. facts: rows
     and columns of a block.
     """
-    raw = m.piece("weight", ("I8", *(name for name in FLOATS if name[:3] == "F8_")), (None, None))
-    scales = m.piece("weight_scale", SCALES)
-    (rows, cols), across = raw.shape, scales.shape[-1] if len(scales.shape) == 2 else 1
+    dtype, rows, cols, grid = m.pieces["weight"].dtype, n["rows"], n["cols"], n["*grid"]
+    across = grid[-1] if len(grid) == 2 else 1
     block = 1, -(-cols // across)
-    if scales.parameters == 1:
+    if math.prod(grid) == 1:
         block = rows, cols
-    elif scales.shape not in ((rows,), (rows, 1)):
-        block = _block(m.settings, block)
-        m.piece("weight_scale", SCALES, (-(-rows // block[0]), -(-cols // block[1])))
-    zeros = m.optional("weight_zero_point", ("I8",), scales.shape)
-    dtype = "INT8" if raw.dtype == "I8" else raw.dtype
-    return Layout("scaled", dtype, raw.shape, (raw, scales, *zeros), block)
+    elif grid not in ((rows,), (rows, 1)):
+        block = block_of(m.settings, block)
+        fits = grid == (-(-rows // block[0]), -(-cols // block[1]))
+        _require(fits, f"weight_scale has the shape {grid}")
+    return "INT8" if dtype == "I8" else dtype, (rows, cols), block
 
 
-def _block(settings: Mapping[str, object], group: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that share a scale, where config.json says it; else a group of a row."""
-    said = [settings.get("weight_block_size")]
-    groups = settings.get("config_groups")
-    for one in groups.values() if isinstance(groups, dict) else ():
-        weights = one.get("weights") if isinstance(one, dict) else None
-        said.append(weights.get("block_structure") if isinstance(weights, dict) else None)
-    for block in said:
-        if not isinstance(block, list) or len(block) != 2:
-            continue
-        if all(type(size) is int and 0 < size < 1 << 31 for size in block):
-            return block[0], block[1]
-    return group
+def block_of(settings: object, otherwise: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that share a scale, where config.json says it."""
+    groups = _at(settings, "config_groups")
+    every = groups.values() if isinstance(groups, dict) else ()
+    said = [_at(settings, "weight_block_size")]
+    for block in [*said, *(_at(_at(one, "weights"), "block_structure") for one in every)]:
+        sizes = block if isinstance(block, list) else []
+        if len(sizes) == 2 and all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
+            return sizes[0], sizes[1]
+    return otherwise
 
 
-def _bitsandbytes_8bit(m: Module) -> Layout:
-    raw = m.piece("weight", ("I8",), (None, None))
-    scales = m.piece("SCB", SCALES, raw.shape[:1])
-    layout = m.optional("weight_format", ("U8",), ())
-    return Layout("scaled", "INT8", raw.shape, (raw, scales, *layout), (1, raw.shape[1]))
+def _at(said: object, key: str) -> object:
+    return said.get(key) if isinstance(said, dict) else None
 
 
-def _bitsandbytes_4bit(m: Module) -> Layout:
+def _bitsandbytes_8bit(_: Module, n: Sizes) -> Made:
+    return "INT8", (n["rows"], n["cols"]), (1, n["cols"])
+
+
+def _bitsandbytes_4bit(m: Module, n: Sizes, kind: str) -> Made:
     """facts: entries of a block."""
-    name = next((name for name in m.pieces if name.startswith("weight.quant_state.")), "it")
-    kind = name.rpartition("__")[2].upper()
-    m.require(kind in ("NF4", "FP4"), "its numbers are neither NF4 nor FP4")
-    raw, state = m.piece("weight", ("U8", *SCALES), (None, 1)), m.piece(name, ("U8",), (None,))
-    said = quant_state(m.small(state, raw))
-    shape, block = said.get("shape"), said.get("blocksize")
-    sizes = [*shape, block] if isinstance(shape, list) else []
-    if len(sizes) != 3 or not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
-        raise _RefusedError("its quant_state has no shape and blocksize")
-    rows, cols, block = sizes
-    whole = rows * cols == 2 * (raw.end - raw.start) and cols % 2 == 0
-    m.require(whole, "its quant_state has another shape")
-    scales = m.piece("weight.absmax", ("U8", *SCALES), (-(-rows * cols // block),))
-    pieces = [raw, scales, state]
-    if scales.dtype == "U8":
-        pieces.append(m.piece("weight.nested_absmax", SCALES, (None,)))
-        pieces.append(m.piece("weight.nested_quant_map", SCALES, (256,)))
-    return Layout("bitsandbytes-4bit", kind, (rows, cols), pieces, (block,))
+    said = quant_state(m.small(f"{STATE}{kind.lower()}", "weight"))
+    if said is None:
+        raise _RefusedError("its quant_state has no shape or blocksize")
+    (rows, cols, block, *_), raw, nested = said, m.pieces["weight"], m.pieces["weight.absmax"]
+    fits = rows * cols == 2 * (raw.end - raw.start) and cols % 2 == 0
+    fits = fits and n["blocks"] == -(-rows * cols // block)
+    _require(fits, "its quant_state has another shape")
+    is_whole = {"weight.nested_absmax", "weight.nested_quant_map"} <= m.pieces.keys()
+    _require(nested.dtype != "U8" or is_whole, "weight.nested_absmax is missing")
+    return kind, (rows, cols), (block,)
 
 
-def _of_pairs(m: Module, raw: TensorInfo, scale: str, of_all: str) -> Layout:
-    """NVFP4 or MXFP4: two numbers of E2M1 in a byte, low half first."""
-    rows, cols = raw.shape[0], 2 * raw.shape[1]
-    if of_all not in m.pieces:
-        return _mxfp4(m, raw, scale, (rows, cols))
-    m.require(cols % 16 == 0, "its blocks do not fill the rows")
-    scales = m.piece(scale, ("F8_E4M3",), (rows, cols // 16))
-    outer = m.piece(of_all, SCALES, (), (1,))
-    return Layout("e2m1", "NVFP4", (rows, cols), (raw, scales, outer), (16,))
-
-
-def _mxfp4(m: Module, raw: TensorInfo, scale: str, shape: tuple[int, ...]) -> Layout:
-    m.require(shape[-1] % 32 == 0, "its blocks do not fill the rows")
-    scales = m.piece(scale, ("U8",), (*shape[:-1], shape[-1] // 32))
-    return Layout("e2m1", "MXFP4", shape, (raw, scales), (32,))
-
-
-def _modelopt(m: Module) -> Layout:
-    raw = m.piece("weight", ("U8",), (None, None))
-    return _of_pairs(m, raw, "weight_scale", "weight_scale_2")
-
-
-def _gpt_oss(m: Module) -> Layout:
-    """A stack of experts."""
-    raw = m.piece("_blocks", ("U8",), (None, None, None, 16))
-    experts, rows, blocks, _ = raw.shape
-    return replace(_mxfp4(m, raw, "_scales", (experts, rows, 32 * blocks)), turned=True)
+def _e2m1(_: Module, n: Sizes, name: str, group: int, of_raw: int) -> Made:
+    """Two numbers in a byte, low half first. facts: columns of a group."""
+    cols, one = group * n["groups"], n.get("*one", ())
+    fits = cols == of_raw * n.get("raw", cols // of_raw)
+    _require(fits and math.prod(one) == 1, "its blocks do not fill the rows")
+    return name, (*n.get("*stack", ()), n["rows"], cols), (group,)
 
 
 @dataclass(frozen=True)
@@ -303,37 +256,117 @@ class Format:
     """How modules of a format are recognised, and laid out."""
 
     name: str
-    pieces: str  # pattern of names that only its modules have
-    layout: Callable[[Module], Layout] | None = None  # None: its modules are refused
+    marks: str  # pattern of pieces that only its modules have
+    layouts: Sequence[Layout] = ()  # without one its modules are refused
     integers: bool = False  # such a piece, or the module's `weight`, must be of an integer type
+
+    def matrix(self, m: Module) -> TensorInfo:
+        most = max(one.fits(m) for one in self.layouts)
+        *others, last = (one for one in self.layouts if one.fits(m) == most)
+        for one in others:
+            with contextlib.suppress(_RefusedError):
+                return one.matrix(m)
+        return last.matrix(m)
 
 
 NOBODY = "(?!)"  # recognised by what config.json says
+STATE = "weight.quant_state.bitsandbytes__"
+GPTQ = Layout(
+    "gptq",
+    {
+        "qweight": "words W words rows",
+        "qzeros": "zeros W groups zeros",
+        "scales": "scales S groups rows",
+        "g_idx?": "order I cols",
+    },
+    _gptq,
+)
+AWQ = Layout(
+    "awq",
+    {
+        "qweight": "words W cols zeros",
+        "qzeros": "zeros W groups zeros",
+        "scales": "scales S groups rows",
+    },
+    _awq,
+)
+SCALED = Layout(
+    "scaled",
+    {
+        "weight": "words 8 rows cols",
+        "weight_scale": "scales S *grid",
+        "weight_zero_point?": "zeros C *grid",
+    },
+    _scaled,
+)
+
+
+def _of_bitsandbytes(kind: str) -> Layout:
+    return Layout(
+        "bitsandbytes-4bit",
+        {
+            "weight": "words Q bytes 1",
+            "weight.absmax": "scales Q blocks",
+            f"{STATE}{kind.lower()}": "state B size",
+            "weight.nested_absmax?": "outer S outer",
+            "weight.nested_quant_map?": "codes S 256",
+        },
+        partial(_bitsandbytes_4bit, kind=kind),
+    )
+
+
 FORMATS = (  # the first of which a module has a piece names its format
     Format(
         "bitsandbytes 4-bit",
         r"weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)",
-        _bitsandbytes_4bit,
+        [_of_bitsandbytes("FP4"), _of_bitsandbytes("NF4")],
     ),
-    Format("bitsandbytes 8-bit", "SCB|weight_format", _bitsandbytes_8bit),
+    Format("bitsandbytes 8-bit", "SCB|weight_format", [Layout("llm.int8", {
+        "weight": "words C rows cols", "SCB": "scales S rows", "weight_format?": "layout B",
+    }, _bitsandbytes_8bit)]),
     Format(
         "compressed-tensors", "weight_packed|weight_shape|weight_zero_point|weight_g_idx",
-        _compressed_tensors,
+        [
+            Layout("pack-quantized", {
+                "weight_packed": "words W rows words", "weight_scale": "scales S rows groups",
+                "weight_shape": "stated I 2", "weight_zero_point?": "zeros W zeros groups",
+                "weight_g_idx?": "order I cols",
+            }, _pack_quantized),
+            Layout("e2m1", {
+                "weight_packed": "words B rows raw", "weight_scale": "scales B rows groups",
+            }, partial(_e2m1, name="MXFP4", group=32, of_raw=2)),
+            Layout("e2m1", {
+                "weight_packed": "words B rows raw", "weight_scale": "scales E rows groups",
+                "weight_global_scale": "divisor S *one",
+            }, partial(_e2m1, name="NVFP4", group=16, of_raw=2)),
+            SCALED,
+        ],
     ),
-    Format("MXFP4", "_blocks", _gpt_oss, integers=True),
-    Format("GPTQ", "g_idx", _gptq),
-    Format("GPTQ or AWQ", "qweight|qzeros", _of_words),
-    Format("AWQ", NOBODY, _awq),
-    Format("MLX", "biases", _mlx, integers=True),
-    Format("NVFP4", "weight_scale_2", _modelopt, integers=True),
-    Format(FP8, NOBODY, _scaled),
-    Format("quanto", r"weight\._data"),
-    Format("torchao", "_weight_qdata"),
-    Format("HQQ", "W_q"),
+    Format("MXFP4", "_blocks", [Layout("e2m1", {
+        "_blocks": "words B *stack rows groups 16", "_scales": "scales B *stack rows groups",
+    }, partial(_e2m1, name="MXFP4", group=32, of_raw=2), is_turned=True)], integers=True),
+    Format("GPTQ", "g_idx", [GPTQ]),
+    Format("GPTQ or AWQ", "qweight|qzeros", [GPTQ, AWQ]),
+    Format("AWQ", NOBODY, [AWQ]),
+    Format("MLX", "biases", [
+        Layout("e2m1", {
+            "weight": "words W *stack rows raw", "scales": "scales B *stack rows groups",
+        }, partial(_e2m1, name="MXFP4", group=32, of_raw=8)),
+        Layout("mlx", {
+            "weight": "words W *stack rows words", "scales": "scales S *stack rows groups",
+            "biases": "biases S *stack rows groups",
+        }, _mlx),
+    ], integers=True),
+    Format("NVFP4", "weight_scale_2", [Layout("e2m1", {
+        "weight": "words B rows raw", "weight_scale": "scales E rows groups",
+        "weight_scale_2": "factor S *one",
+    }, partial(_e2m1, name="NVFP4", group=16, of_raw=2))], integers=True),
+    Format(FP8, NOBODY, [SCALED]),
+    *(Format(name, marks) for name, marks in {
+        "quanto": r"weight\._data", "torchao": "_weight_qdata", "HQQ": "W_q", "QuIP": "Qidxs",
+        "EXL2": "q_weight|q_invperm|q_groups", "EXL3": "trellis",
+    }.items()),
     Format("AQLM", "codes|codebooks", integers=True),
-    Format("QuIP", "Qidxs"),
-    Format("EXL2", "q_weight|q_invperm|q_groups"),
-    Format("EXL3", "trellis"),
 )  # fmt: skip
 
 
@@ -374,7 +407,7 @@ def packed_modules(
 
 @lru_cache(4096)  # a model has few different pieces
 def _rank(piece: str) -> int | None:
-    return next((i for i, one in enumerate(FORMATS) if re.fullmatch(one.pieces, piece)), None)
+    return next((i for i, one in enumerate(FORMATS) if re.fullmatch(one.marks, piece)), None)
 
 
 def _said_format(config: Mapping[str, object]) -> str | None:
@@ -405,13 +438,18 @@ def _settings_of(config: Mapping[str, object], module: str) -> Mapping[str, obje
     return {**said, **of_module} if isinstance(of_module, dict) else said
 
 
-def quant_state(raw: bytes) -> dict[str, object]:
-    """What bitsandbytes says of a 4-bit matrix in a tensor of JSON; empty where it is none."""
+def quant_state(raw: bytes) -> tuple[int, int, int, int, float] | None:
+    """Rows, columns and block of a 4-bit matrix of bitsandbytes, and block and offset of its
+    scales where these are quantised, in a tensor of JSON; None where it does not say them.
+    """
     try:
         said = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}
+        sizes = [*said["shape"], said["blocksize"], said.get("nested_blocksize", 1)]
+        offset = said["nested_offset"] if "nested_blocksize" in said else 0.0
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return None
+    known = all(type(size) is int and 0 < size < 1 << 31 for size in sizes)
+    return (*sizes, offset) if known and len(sizes) == 4 and type(offset) is float else None
 
 
 def with_matrices(
@@ -428,11 +466,11 @@ def with_matrices(
     for name, info in tensors.items():
         if info.dtype.startswith("F8_E") and f"{name}_scale" in tensors:
             formats.setdefault(owner_of(name)[0], FP8)
-    layouts = {one.name: one.layout for one in FORMATS if one.layout}
+    known_formats = {one.name: one for one in FORMATS if one.layouts}
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items() if formats else ():
         owner, piece = owner_of(name)
-        if formats.get(owner) in layouts and piece != "bias":
+        if formats.get(owner) in known_formats and piece != "bias":
             modules.setdefault(owner, {})[piece] = info
     known: dict[tuple[object, ...], bytes] = {}
 
@@ -449,7 +487,7 @@ def with_matrices(
         own = {info.name for info in pieces.values()}
         try:
             module = Module(owner, pieces, _settings_of(config, owner), read_once)
-            entry = _entry(module, layouts[formats[owner]](module))
+            entry = known_formats[formats[owner]].matrix(module)
             if entry.name in tensors and entry.name not in own:
                 raise _RefusedError("its matrix is there twice")
         except _RefusedError as why:
@@ -461,22 +499,6 @@ def with_matrices(
         found.get(name, info) for name, info in tensors.items() if name in found or name not in gone
     ]
     return _as_the_model_has_them({info.name: info for info in made}, config), refused
-
-
-def _entry(m: Module, layout: Layout) -> TensorInfo:
-    """One entry for the matrix of a module, under the name that it has without quantisation."""
-    used = {info.name for info in layout.pieces}
-    beside = {name: info for name, info in m.pieces.items() if info.name not in used}
-    unknown = next((name for name in beside if name not in NEEDLESS), "")
-    m.require(not unknown, f"{unknown} is unknown")
-    raw, *rest = layout.pieces
-    packing = Packing(layout.kind, raw, (*rest, *beside.values()), layout.facts)
-    is_joined = owner_of(raw.name)[1].startswith("_")
-    entry = TensorInfo(
-        m.name if is_joined else f"{m.name}.weight",
-        layout.dtype, layout.shape, raw.shard, raw.start, raw.end, packing=packing,
-    )  # fmt: skip
-    return _turned(entry) if layout.turned else entry
 
 
 def _turned(info: TensorInfo) -> TensorInfo:

@@ -8,7 +8,9 @@ maps the file and believes its counts, so the header is read here; the package d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import math
 import re
 import struct
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import Any
 
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import (
@@ -57,11 +60,10 @@ class Texts:
 
     def read(self) -> list[str]:
         """The texts; what is not UTF-8 in them is escaped."""
-        at, found = 0, []
+        file, found = io.BytesIO(self.written), []
         for _ in range(self.count):
-            (size,) = struct.unpack_from("<Q", self.written, at)
-            found.append(self.written[at + 8 : at + 8 + size].decode(errors="backslashreplace"))
-            at += 8 + size
+            size = int.from_bytes(file.read(8), "little")
+            found.append(file.read(size).decode(errors="backslashreplace"))
         return found
 
 
@@ -160,11 +162,9 @@ class _Header:
     """A header while it is read."""
 
     def __init__(self, raw: bytes, file_size: int, shard: str) -> None:
-        self.raw = raw
-        self.size = file_size
-        self.shard = shard
+        self.raw, self.size, self.shard = raw, file_size, shard
         self.at = 0
-        self.values = 0  # texts that were passed over
+        self.texts = 0  # in lists
 
     def fault(self, reason: str) -> FileError:
         return _untrusted(self.shard, reason)
@@ -179,16 +179,12 @@ class _Header:
         self.at = end
         return start
 
-    def number(self, form: str) -> int | float | bool:
-        start = self.pass_over(struct.calcsize(f"<{form}"))
-        found: int | float | bool = struct.unpack_from(f"<{form}", self.raw, start)[0]
-        return found
-
-    def whole(self, form: str) -> int:
-        return int(self.number(form))
+    def numbers(self, form: str) -> tuple[Any, ...]:
+        """Numbers of these types, as struct calls them."""
+        return struct.unpack_from(f"<{form}", self.raw, self.pass_over(struct.calcsize(f"<{form}")))
 
     def text(self, what: str, most: int) -> str:
-        size = self.whole("Q")
+        (size,) = self.numbers("Q")
         if size > most:
             raise self.fault(f"{what} has {size:,} bytes")
         start = self.pass_over(size)
@@ -199,15 +195,14 @@ class _Header:
             lfs = self.raw.startswith(b"version ")
             why = "it is a Git-LFS pointer (run `git lfs pull`)" if lfs else "it does not begin so"
             raise self.fault(why if self.raw else "it is empty")
-        self.pass_over(4)
-        version = self.whole("I")
+        _, version = self.numbers("4sI")
         if version not in VERSIONS:
             what = "a big-endian one" if version & 0xFFFF == 0 else f"version {version}"
             raise FileError(
                 f"{self.shard}: {what} of GGUF, and shadow reads versions 2 and 3, little-endian",
                 "convert the model again with a current llama.cpp",
             )
-        tensors, keys = self.whole("Q"), self.whole("Q")
+        tensors, keys = self.numbers("QQ")
         if tensors > MAX_ENTRIES or keys > MAX_KEYS:
             raise self.fault(f"it claims {tensors:,} tensors and {keys:,} keys")
         metadata: dict[str, Value] = {}
@@ -215,47 +210,47 @@ class _Header:
             key = self.text("a key", 1 << 16)
             if key in metadata:
                 raise self.fault(f"the key {key[:80]!r} is there twice")
-            metadata[key] = self.value(self.whole("I"), key)
+            metadata[key] = self.value(self.numbers("I")[0], key)
         found = [self.tensor() for _ in range(tensors)]
-        start = self.data_start(metadata)
-        placed: dict[str, TensorInfo] = {}
+        align = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(align) is not int or not 0 < align <= MAX_ALIGNMENT or align & (align - 1):
+            raise self.fault(f"its alignment is {str(align)[:20]}")
+        start, placed = -(-self.at // align) * align, dict[str, TensorInfo]()
         for name, kind, shape, offset in found:
             if name in placed:
                 raise self.fault(f"tensor {name!r} is there twice")
             placed[name] = self.placed(name, kind, shape, start + offset)
-        self.require_apart(placed)
+        position = 0
+        for info in sorted(placed.values(), key=lambda info: (info.start, info.end)):
+            if info.start < position:
+                raise self.fault(f"tensor {info.name!r} overlaps another")
+            position = info.end
         return GgufHeader(metadata, placed, hashlib.sha256(self.raw[: self.at]).hexdigest())
 
     def value(self, kind: int, key: str) -> Value:
         if kind in NUMBERS:
-            return self.number(NUMBERS[kind])
+            found: Value = self.numbers(NUMBERS[kind])[0]
+            return found
         if kind == STRING:
             return self.text(f"the text of {key[:80]!r}", MAX_HEADER)
         if kind != LIST:
             raise self.fault(f"{key[:80]!r} has a value of unknown type {kind}")
-        kind, count = self.whole("I"), self.whole("Q")
+        kind, count = self.numbers("IQ")
         if kind in NUMBERS:
-            form = NUMBERS[kind]
-            start = self.pass_over(count * struct.calcsize(f"<{form}"))
-            if count > MAX_LIST:
-                return None
-            return list(struct.unpack_from(f"<{count}{form}", self.raw, start))
-        if kind != STRING:
-            raise self.fault(f"{key[:80]!r} is a list of values of type {kind}")
-        start = self.at
-        self.values += count
-        if self.values > MAX_VALUES:
-            raise self.fault(f"{key[:80]!r} is a list of {count:,} texts")
-        raw, end, at, length = self.raw, len(self.raw), start, struct.Struct("<Q").unpack_from
-        for _ in range(count):  # of which there may be a million
-            if at + 8 > end:
-                break
-            at += 8 + length(raw, at)[0]
-        else:
-            self.pass_over(at - start)
-            return Texts(count, raw[start:at])
-        self.at = at
-        self.pass_over(8)  # which is not there
+            if count <= MAX_LIST:
+                return list(self.numbers(f"{count}{NUMBERS[kind]}"))
+            self.pass_over(count * struct.calcsize(f"<{NUMBERS[kind]}"))
+            return None
+        self.texts += count
+        if kind != STRING or self.texts > MAX_VALUES:
+            raise self.fault(f"{key[:80]!r} is a list of {count:,} values of type {kind}")
+        at, length = self.at, struct.Struct("<Q").unpack_from
+        with contextlib.suppress(struct.error, OverflowError):
+            for _ in range(count):  # of which there may be a million
+                at += 8 + length(self.raw, at)[0]
+            start = self.pass_over(at - self.at)
+            return Texts(count, self.raw[start : self.at])
+        self.pass_over(max(at, len(self.raw)) + 8 - self.at)  # which is not there
         raise _CutError
 
     def tensor(self) -> tuple[str, int, tuple[int, ...], int]:
@@ -263,24 +258,13 @@ class _Header:
         name = self.text("the name of a tensor", 1 << 16)
         if not usable_name(name):
             raise self.fault(f"tensor {name[:80]!r} has an unusable name")
-        dimensions = self.whole("I")
+        (dimensions,) = self.numbers("I")
         if dimensions > MAX_DIMENSIONS:
             raise self.fault(f"tensor {name!r} has {dimensions:,} dimensions")
-        shape = tuple(self.whole("Q") for _ in range(dimensions))[::-1]
+        shape = self.numbers(f"{dimensions}Q")[::-1]
         if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
             raise self.fault(f"tensor {name!r} has no valid shape")
-        return name, self.whole("I"), shape, self.whole("Q")
-
-    def data_start(self, metadata: Mapping[str, Value]) -> int:
-        """Where the data begins."""
-        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        if (
-            type(alignment) is not int
-            or not 0 < alignment <= MAX_ALIGNMENT
-            or alignment & (alignment - 1)
-        ):
-            raise self.fault(f"its alignment is {str(alignment)[:20]}")
-        return -(-self.at // alignment) * alignment
+        return name, *self.numbers("I"), shape, *self.numbers("Q")
 
     def placed(self, name: str, kind: int, shape: tuple[int, ...], start: int) -> TensorInfo:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -297,10 +281,3 @@ class _Header:
         if end > self.size:
             raise self.fault(f"it is cut short, or tensor {name!r} has a wrong offset")
         return TensorInfo(name, known.name, shape, self.shard, start, end)
-
-    def require_apart(self, placed: Mapping[str, TensorInfo]) -> None:
-        position = 0
-        for info in sorted(placed.values(), key=lambda info: (info.start, info.end)):
-            if info.start < position:
-                raise self.fault(f"tensor {info.name!r} overlaps another")
-            position = info.end

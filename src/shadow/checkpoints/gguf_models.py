@@ -32,10 +32,11 @@ ADDED = frozenset({
     "gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen3next", "qwen35", "qwen35moe",
 })  # fmt: skip
 # what the converter rearranges in ways that are not undone: state spaces, linear attention, and
+# fused q, k and v
 REARRANGED = re.compile(r"blk\.\{bid\}\.ssm_\w+")
 ALSO_REARRANGED = {
     **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate")),
-    **dict.fromkeys(("bloom", "falcon", "gptneox"), ("attn_qkv",)),  # fused q, k and v
+    **dict.fromkeys(("bloom", "falcon", "gptneox"), ("attn_qkv",)),
 }
 # what llama.cpp computes from the config and stores, and transformers computes when it loads
 COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")

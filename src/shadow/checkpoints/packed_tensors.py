@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor, room
+from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, StoredTensor, Viewed, room
 
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
 Cols = tuple[int, int]  # (start, stop)
@@ -65,7 +65,7 @@ class Codebook:
         return self._edges[place], self._edges[place + 1]
 
 
-class DecodedTensor:
+class DecodedTensor(Viewed):
     """A tensor of a file that is not stored as it is, or a rearranged part of one, read by
     `tensor[slices]`. For one thread.
 
@@ -90,21 +90,6 @@ class DecodedTensor:
         most = WHOLE // 2 if decoder.costly else -1
         most = WHOLE if _lines(view, width) is None else most
         self._is_kept = self.numel() * self.dtype.itemsize + stored <= most
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._view.dtype
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._view.shape
-
-    @property
-    def ndim(self) -> int:
-        return self._view.ndim
-
-    def numel(self) -> int:
-        return self._view.numel()
 
     def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
         """The same bytes as another view; the rearranged tensor itself where that is no view."""
@@ -208,19 +193,15 @@ def _wide(cols: Cols, unit: int) -> Cols:
 
 def run_of(rows: Rows) -> slice | None:
     """Rows that follow one another, as a slice; None for others."""
-    first, last = int(rows[0]), int(rows[-1])
-    in_order = last - first + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all())
-    return slice(first, last + 1) if in_order else None
+    first = int(rows[0])
+    is_run = np.array_equal(rows, np.arange(first, first + len(rows)))
+    return slice(first, first + len(rows)) if is_run else None
 
 
 def take(raw: StoredTensor | Tensor, rows: Rows, cols: Cols) -> Tensor:
-    """These rows of a matrix, cut in columns: in one request where they lie close together."""
-    columns = slice(*cols)
+    """These rows of a matrix, cut in columns: of others than a run, all between are read."""
     if (run := run_of(rows)) is not None:
-        return raw[run, columns]
-    first, last = int(rows.min()), int(rows.max())
-    if last - first < 2 * len(rows):
-        part = raw[first : last + 1, columns]
-        return part.index_select(0, torch.from_numpy(rows - first))
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-    return torch.cat([raw[run[0] : run[-1] + 1, columns].clone() for run in runs])
+        return raw[run, slice(*cols)]
+    first = int(rows.min())
+    part = raw[first : int(rows.max()) + 1, slice(*cols)]
+    return part.index_select(0, torch.from_numpy(rows - first))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
-from shadow.checkpoints.formats import owner_of, packed_modules
+from shadow.checkpoints.formats import block_of, owner_of, packed_modules
 from shadow.checkpoints.gguf_models import COMPUTED
 from shadow.checkpoints.opening import Checkpoint, Config
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
@@ -339,7 +339,7 @@ def _operands(
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = {**packed_modules(checkpoint.tensors, config), **checkpoint.refused}
-    block = _scale_block(config)
+    block = block_of(config.get("quantization_config"), SCALE_BLOCK)
     scales = {
         name: found
         for name in shapes
@@ -389,17 +389,6 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
                 why = f"{part.reference} is the base of {component} only"
                 skipped += _skips("base", named, here, reason="filtered", detail=why)
     return operands, skipped
-
-
-def _scale_block(config: Config) -> tuple[int, int]:
-    """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
-    said = config.get("quantization_config")
-    block = said.get("weight_block_size") if isinstance(said, dict) else None
-    if not isinstance(block, list) or len(block) != 2:
-        return SCALE_BLOCK
-    if not all(type(size) is int and 0 < size < 1 << 31 for size in block):
-        return SCALE_BLOCK
-    return block[0], block[1]
 
 
 def _block_scales(

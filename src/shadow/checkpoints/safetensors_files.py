@@ -42,6 +42,8 @@ class Packing:
     raw: TensorInfo  # its bytes, as the file has them
     beside: tuple[TensorInfo, ...] = ()  # other tensors that are read with it, such as scales
     facts: tuple[int, ...] = ()  # small numbers that the decoder needs; it says which
+    # what raw and the first of beside are to the decoder
+    roles: tuple[str, ...] = ("words", "scales")
 
 
 @dataclass(frozen=True, slots=True)

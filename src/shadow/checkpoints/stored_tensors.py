@@ -34,7 +34,28 @@ HOLES = 2  # a part is read with what lies between its elements where that is at
 Span = tuple[int, int]  # of one dimension: (start, stop)
 
 
-class StoredTensor:
+class Viewed:
+    """What is seen as a view of device `meta`."""
+
+    _view: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._view.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._view.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._view.dtype
+
+    def numel(self) -> int:
+        return self._view.numel()
+
+
+class StoredTensor(Viewed):
     """A tensor of a file, or a rearranged part of one, read by `tensor[slices]`. For one thread.
 
     What an index returns must be used before the next one, and left as it is: it may be a part of
@@ -51,21 +72,6 @@ class StoredTensor:
         self._kept: tuple[list[Span], Tensor] | None = None
         self._flat: tuple[int, int] | None = None  # where it begins, and bytes of an element
         self._all: Tensor | None = None  # what is kept, where that is all of it
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._view.shape
-
-    @property
-    def ndim(self) -> int:
-        return self._view.ndim
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._view.dtype
-
-    def numel(self) -> int:
-        return self._view.numel()
 
     def seen(self, rearrange: Callable[[Tensor], Tensor]) -> StoredTensor | Tensor:
         """The same bytes as another view; the rearranged tensor itself where that is no view."""
