@@ -12,8 +12,9 @@ from typing import Literal
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
 from shadow.checkpoints.formats import block_of, owner_of, packed_modules
 from shadow.checkpoints.gguf_models import COMPUTED
-from shadow.checkpoints.opening import Checkpoint, Config
+from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.checkpoints.weight_files import Config
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors

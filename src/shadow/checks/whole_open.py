@@ -202,7 +202,7 @@ class Folder:
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
         """The files that transformers reads, in its order, and what an index says of them."""
-        from shadow.checkpoints.opening import checked_weight_map
+        from shadow.checkpoints.weight_files import checked_weight_map
 
         weights = {name for name in self.names if name.endswith(".safetensors")}
         if SINGLE in weights:

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shadow.checkpoints.opening import Checkpoint, Config, Found
+from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
 from shadow.checkpoints.sources import ByteRanges
+from shadow.checkpoints.weight_files import Config
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import safe_name
