@@ -83,6 +83,14 @@ def test_an_adapter_of_peft_is_one_side_of_trained():
     assert (found.holds, found.figures["tensors_to_move"]) == (True, 2)
 
 
+def test_a_model_is_checked_by_itself():
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    assert not shadow.check(model).against
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert [(one.name, one.code) for one in shadow.check(model).against] == [("0.weight", "zero")]
+
+
 def test_a_snapshot_tells_what_moved_since():
     """A step of the head alone: the head moved, the embedding is equal; vectors of 0 may stay."""
     model = torch.nn.ModuleDict({
@@ -106,7 +114,7 @@ def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):
     """A real Trainer of a tiny model: a frozen embedding that trains ends it at the first save."""
     transformers = pytest.importorskip("transformers")
     page = (registry_folder().parent / "docs" / "api.md").read_text(encoding="utf-8")
-    code = page.partition("writes NaN:")[2].partition("```python\n")[2].partition("```")[0]
+    code = page.partition("writes NaN or zeros:")[2].partition("```python\n")[2].partition("```")[0]
     told: dict = {}
     exec(code, told)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}

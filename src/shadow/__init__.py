@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from shadow.api import (
         audit,
+        check,
         compare,
         export,
         judge,
@@ -46,6 +47,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "audit",
+    "check",
     "compare",
     "export",
     "judge",

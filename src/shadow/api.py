@@ -520,6 +520,16 @@ def verify(
         return check(asked, runtime)
 
 
+def check(model: Place | Model, *, headers: bool = False) -> Verification:
+    """Check one checkpoint, or a model in memory, by itself: `verify("whole", model)`.
+
+    Args:
+        model: A folder or a file, `org/name[@revision]`, a `torch.nn.Module` or a state dict.
+        headers: Leave out values.
+    """
+    return verify("whole", model, headers=headers)
+
+
 def snapshot(model: Model) -> Snapshot:
     """Note what a model in memory holds, as checksums: a few MB, whatever its size.
 
