@@ -83,7 +83,7 @@ def shadow(program: Path, pair: Path, precision: str, skip_embedding: bool) -> C
 
     def command(out: Path) -> list[str | Path]:
         sides: list[str | Path] = ["--base", pair / "base", "--tuned", pair / "tuned"]
-        return [program, "audit", *sides, "-o", out, "--precision", precision, *only_layers]
+        return [program, "audit", *sides, "-o", out, "--level", precision, *only_layers]
 
     return Contender(f"shadow {precision}", command, shadow_figures)
 

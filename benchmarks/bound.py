@@ -38,8 +38,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
-from shadow.spectra.spectrum import BLOCK, Sides, Workspace
+from shadow.spectra.delta import measure_pair, summed
+from shadow.spectra.method import Method
+from shadow.spectra.solvers import Means
+from shadow.spectra.spectrum import BLOCK, Sides, Workspace, working_dtype
 from shadow.spectra.subspace import VECTORS
 from shadow.spectra.sums import Sums
 from shadow.spectra.tridiagonal import eigensystem

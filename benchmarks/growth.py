@@ -38,9 +38,12 @@ HERE = Path(__file__).parent
 SHADOW = Path(sys.executable).parent / "shadow"
 EXPERTS = "60,000 experts"
 TIERS = {  # options of `shadow audit`
-    "norms": ("--norms",),
-    "sketch, delta": ("--precision", "sketch", "--subjects", "delta"),
-    "sketch": ("--precision", "sketch"),
+    "norms": (
+        "--level",
+        "norms",
+    ),
+    "sketch, delta": ("--level", "sketch", "--subjects", "delta"),
+    "sketch": ("--level", "sketch"),
     "full, delta": ("--subjects", "delta"),
     "full": (),
 }

@@ -36,8 +36,10 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.checks.inside import LIKE_NOISE
 from shadow.dtypes import FLOATS
-from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
-from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.delta import measure_pair, summed
+from shadow.spectra.method import Method
+from shadow.spectra.solvers import Means
+from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
 from shadow.spectra.sums import Extent
 from shadow.summary.bootstrap import (

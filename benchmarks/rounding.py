@@ -50,10 +50,12 @@ import shadow
 from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
 from shadow.spectra import rounding, rounding_counts, rounding_model
-from shadow.spectra.delta import Means, Method, measure_pair, summed
+from shadow.spectra.delta import measure_pair, summed
 from shadow.spectra.edge import levels, sharp_edge
 from shadow.spectra.levels import round_trip
+from shadow.spectra.method import Method
 from shadow.spectra.purity import NOISE, dominated, purity_z
+from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Sums
 

@@ -1,4 +1,4 @@
-"""Estimates of `--precision sketch` against all singular values in float64.
+"""Estimates of `--level sketch` against all singular values in float64.
 
     python benchmarks/sketch.py            # writes its table into docs/methods.md, minutes
     python benchmarks/sketch.py --quick    # prints it with one key instead of six
@@ -21,7 +21,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from shadow.spectra.delta import Means, Measured, Method, measure_pair, summed
+from shadow.spectra.delta import Measured, measure_pair, summed
+from shadow.spectra.method import Method
+from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Sums
 
@@ -97,7 +99,7 @@ def measured(case: Case, precision: str, key: str) -> Measured:
     wide = torch.float64 if stored == "F32" else torch.float32
     total = summed(Sides(base, tuned, wide, space), (stored, stored))
     assert isinstance(total, Sums), "both sides are finite and differ"
-    method = Method("sketch" if precision == "sketch" else "exact", subspaces=False)
+    method = Method("sketch" if precision == "sketch" else "exact")
     return measure_pair(base, tuned, (stored, stored), total, Means(method, space), key)
 
 

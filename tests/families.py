@@ -191,7 +191,7 @@ def write_family(
         "base": {"repo": f"org/{family}", "commit": "0" * 40, "fingerprint": None},
         "tuned": {"repo": f"org/{family}-instruct", "commit": "1" * 40, "fingerprint": None},
         "settings": {
-            "method": {"precision": "default", "nulls": 0, "seed": 0, "subspaces": True},
+            "method": {"level": "full", "nulls": 0},
             "chosen": {"components": [], "layers": [], "modules": []},
             "relation": "tuned",
             "spectra": spectra,

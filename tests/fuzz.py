@@ -298,7 +298,7 @@ ROW |= {
 BATCH = {
     "shadow": MARK, "schema": 1, "version": "0.2.0", "list": None, "pairs": [ROW],
 }  # fmt: skip
-BATCH |= {"settings": {"method": {"precision": "default"}}}
+BATCH |= {"settings": {"method": {"level": "full"}}}
 
 
 def targets(top: Path) -> Mapping[str, Target]:

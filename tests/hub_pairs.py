@@ -19,7 +19,7 @@ from measuring import pair_of
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 
 SECRET = "hf_" + "Sesame7" * 5
 MODEL = "model.safetensors"

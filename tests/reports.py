@@ -121,7 +121,7 @@ def write(
         "base": base or identity(),
         "tuned": tuned or identity(hash(folder.name) % 1000 + 1, f"./{folder.name}"),
         "settings": {
-            "method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {},
+            "method": {"level": "full", "nulls": 0}, "chosen": {},
             "relation": "tuned",
         },
         **metadata,

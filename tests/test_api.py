@@ -129,7 +129,7 @@ def test_what_is_offered_is_there():
     """Every name of __all__ and of dir is found, and another one is an AttributeError; none that
     was ever offered is gone.
     """
-    offered = {"AuditReport", "AuditReports", "Files", "Nulls", "Ray", "ShadowError", "UsageError"}
+    offered = {"AuditReport", "AuditReports", "Files", "Ray", "ShadowError", "UsageError"}
     assert offered | set(FUNCTIONS) <= set(shadow.__all__)
     assert dir(shadow) == sorted(shadow.__all__)
     assert all(getattr(shadow, name) for name in shadow.__all__)
@@ -187,13 +187,12 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
         ({"target": "dem"}, "no family 'dem'"),
         ({"base": "a/b"}, "base and tuned go together"),
         ({}, "nothing to audit"),
-        ({"target": "demo", "precision": "best"}, "precision='best'"),
+        ({"target": "demo", "level": "best"}, "level='best'"),
         ({"target": "demo", "modules": ["mlp.upp"]}, "no module 'mlp.upp'"),
         ({"target": "demo", "components": "languages"}, "no component 'languages'"),
         ({"target": "demo", "files": shadow.Files(max_disk="lots")}, "'lots' is not a size"),
         ({"target": "demo", "files": shadow.Files(fetch="all")}, "fetch='all'"),
         ({"target": "demo", "nulls": -1}, "nulls=-1"),
-        ({"target": "demo", "nulls": shadow.Nulls(1, seed=-1)}, "seed=-1"),
         ({"target": "demo", "base": "a/b", "tuned": "a/c"}, "a target, and base and tuned too"),
         ({"target": "demo", "engine": "slurm"}, "engine='slurm'"),
         ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),

@@ -128,8 +128,8 @@ def test_provenance_is_typed_and_whole(narrow):
     told = narrow.provenance
     assert isinstance(told, Provenance)
     assert told.base.repo.endswith("demo/base")
-    found = (told.relation, told.precision, told.nulls, told.subspaces)
-    assert found == ("tuned", "default", 0, True)
+    found = (told.relation, told.level, told.nulls, told.subjects)
+    assert found == ("tuned", "full", 0, "all")
     assert told.seconds > 0
     assert set(told.libraries) >= {"torch", "numpy"}
     metadata = pq.read_schema(narrow.folder / "tensors.parquet").metadata[b"shadow"]

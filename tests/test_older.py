@@ -75,7 +75,7 @@ def test_the_same_audit_measures_nothing_and_the_numbers_are_the_same(shadow, ol
     (old.parent / "list.yaml").write_text(listed)
     shadow("audit", "--list", "list.yaml", *SETTINGS, "-o", old).assert_done()
     shadow(*AUDIT, "--no-spectra", "-o", old).assert_refused()
-    shadow(*AUDIT, *SETTINGS, "--precision", "exact", "-o", old, "--overwrite").assert_done()
+    shadow(*AUDIT, *SETTINGS, "--level", "exact", "-o", old, "--overwrite").assert_done()
     names = {file.name for file in (old / PAIR).iterdir()}
     assert names & {"residual.parquet", "scores.json"} == set()
 

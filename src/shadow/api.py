@@ -14,16 +14,13 @@ from contextlib import closing
 from itertools import combinations
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from shadow.audits.request import (
     AuditRequest,
     Measuring,
-    Nulls,
     Place,
-    Precision,
     Ray,
-    Subjects,
 )
 from shadow.checks.patterns import NEEDS_PATTERN
 from shadow.checks.snapshots import Snapshot
@@ -34,6 +31,7 @@ from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
 from shadow.run.access import Files
+from shadow.spectra.method import Level, Subjects
 from shadow.storage import Store, located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
@@ -62,7 +60,6 @@ if TYPE_CHECKING:
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 EngineName = Literal["local", "ray"]
 Format = Literal["csv", "parquet", "markdown"]
-Group = TypeVar("Group", Files, Nulls, Ray)
 
 OUTPUT = "reports"
 
@@ -74,11 +71,10 @@ class AuditOptions(TypedDict, total=False):
     components: Sequence[str]
     layers: Sequence[int]
     modules: Sequence[str]
-    precision: Precision
-    nulls: int | Nulls
-    subspaces: bool
-    spectra: bool
+    level: Level
     subjects: Subjects
+    nulls: int
+    spectra: bool
     device: str
     overwrite: bool
     jobs: int | None
@@ -125,11 +121,10 @@ def audit(
     components: Sequence[str] = (),
     layers: Sequence[int] = (),
     modules: Sequence[str] = (),
-    precision: Precision = "default",
-    nulls: int | Nulls = 0,
-    subspaces: bool = True,
-    spectra: bool = True,
+    level: Level = "full",
     subjects: Subjects = "all",
+    nulls: int = 0,
+    spectra: bool = True,
     device: str = "cpu",
     overwrite: bool = False,
     jobs: int | None = None,
@@ -159,13 +154,11 @@ def audit(
         components: Only these: language, vision, projector, audio, other.
         layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
         modules: Only these: `mlp.up`, `attn.*`.
-        precision: default or exact, or sketch: estimates with their errors.
-        nulls: Also sample the null with this many sign flips, 0 to 1000;
-            `shadow.Nulls(100, seed=1)` gives their seed as well.
-        subspaces: Compare the leading singular subspaces.
+        level: norms (which tensors moved and how far, without spectra), sketch (estimates with
+            their errors), full, or exact (Gram matrices in float64).
+        subjects: Measure the spectra of base, tuned and delta (all), or of the delta alone (delta).
+        nulls: Also sample the null with this many sign flips, 0 to 1000.
         spectra: Write singular values, which `report.spectrum` needs.
-        subjects: Measure the spectra of base, tuned and delta (all), of the delta alone (delta),
-            or which tensors moved and how far, and no spectra (none).
         device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there
             is one.
         overwrite: Replace a finished report of other settings or files.
@@ -191,7 +184,6 @@ def audit(
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
             first.
     """
-    draws = nulls if isinstance(nulls, Nulls) else Nulls(nulls)
     ray = engine if isinstance(engine, Ray) else Ray()
     if engine not in ("local", "ray") and not isinstance(engine, Ray):
         raise UsageError(f"engine={engine!r}", "one of 'local', 'ray'")
@@ -218,11 +210,10 @@ def audit(
             _words(components),
             [str(layer) for layer in layers],
             _words(modules),
-            precision,
-            draws,
-            subspaces=subspaces,
+            level,
+            subjects,
+            nulls,
             spectra=spectra,
-            subjects=subjects,
             device=device,
         ),
         files,
@@ -316,7 +307,7 @@ def plan(
     components: Sequence[str] = (),
     layers: Sequence[int] = (),
     modules: Sequence[str] = (),
-    precision: Precision = "default",
+    level: Level = "full",
     device: str = "cpu",
     jobs: int | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
@@ -342,7 +333,7 @@ def plan(
             _words(components),
             [str(layer) for layer in layers],
             _words(modules),
-            precision,
+            level,
             device=device,
         ),
         files,

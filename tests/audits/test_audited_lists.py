@@ -40,12 +40,12 @@ from shadow.errors import ShadowError
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.run import sides
 from shadow.run.runtime import Progress
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.lists import select
 from shadow.text import inert
 
 pytest_plugins = "hub_pairs"
-EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
+EVERYTHING = Settings(Method(), Filter(), spectra=False)
 
 
 def select_toys(toys, *targets, **options):
@@ -196,7 +196,7 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
     report = toys / "out" / "toy-a" / "base..one" / "matrices.parquet"
     expected = {"toy-a:base..one": "pending", "toy-a:base..two": "done"}
     if change == "settings":
-        settings = Settings(Method("exact", subspaces=False), Filter(), spectra=False)
+        settings = Settings(Method("exact"), Filter(), spectra=False)
         expected["toy-a:base..two"] = "pending"
     elif change == "list":
         selection = select_toys(toys, "toy-a:base..two", "toy-c*")
@@ -244,7 +244,7 @@ def test_shards_make_the_index_of_one_list(toys, shadow):
 def test_a_copied_report_of_other_settings_is_not_done(toys, shadow):
     """It is `kept`, with what differs; a report that no list names has a row at the end."""
     audited(select_toys(toys, "toy-a"), toys / "out")
-    other = Settings(Method("exact", subspaces=False), Filter(), spectra=False)
+    other = Settings(Method("exact"), Filter(), spectra=False)
     audited(select_toys(toys, "toy-c*"), toys / "other", other)
     shutil.copytree(toys / "other" / "toy-c", toys / "out" / "toy-c")
     shadow("show", "out").assert_done()
@@ -315,7 +315,7 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
         "- {base: ./x1, tuned: ./base}\n"
     )
     (tmp_path / "l.yaml").write_text(text)
-    command = ("audit", "--list", "l.yaml", "--jobs", "1", "--no-subspaces", "-o")
+    command = ("audit", "--list", "l.yaml", "--jobs", "1", "-o")
     child = Started(*command, "out", cwd=tmp_path)
 
     def measured():

@@ -16,11 +16,11 @@ from shadow.audits.pair import run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.checks.recognised import recognised
 from shadow.run.settings import Settings
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.telling.size import is_as_stored
 
 Weights = dict[str, torch.Tensor]
-SETTINGS = Settings(Method(subspaces=False), Filter())
+SETTINGS = Settings(Method(), Filter())
 BASE = planted.gaussian(0, layers=6, width=64)
 OTHER = {name: one for name, one in planted.gaussian(1, layers=6, width=64).items() if ".l" in name}
 LAYER = re.compile(r"(?<=layers\.)\d+")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.families import find_pairs, load_families
 
 

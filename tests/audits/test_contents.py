@@ -24,11 +24,11 @@ from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
 from shadow.errors import KeptError, ShadowError
-from shadow.run import workers
-from shadow.spectra.delta import Method
+from shadow.spectra import delta
+from shadow.spectra.method import Method
 from shadow.targets.lists import select
 
-SETTINGS = Settings(Method(subspaces=False), Filter())
+SETTINGS = Settings(Method(), Filter())
 FILE = "model.safetensors"
 FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.bool: "BOOL"}
 
@@ -107,7 +107,7 @@ def test_the_content_is_that_of_the_weights_in_any_files(folders, tmp_path):
 
 def test_what_is_left_out_has_no_checksum_and_the_side_no_content(folders, tmp_path):
     """A filter leaves tensors unread; those that are read have the checksums of a whole audit."""
-    chosen = Settings(Method(subspaces=False), Filter(layers=(0,)))
+    chosen = Settings(Method(), Filter(layers=(0,)))
     part = audited(*folders, tmp_path / "part", chosen)
     every = rows(audited(*folders, tmp_path / "whole"))
     found = {name: row["checksum"] for name, row in rows(part).items()}
@@ -216,7 +216,7 @@ def changing(monkeypatch, where, name, change):
 @pytest.mark.parametrize("when", ["summed", "measure_pair"])
 def test_a_file_that_changes_while_it_is_read_is_refused(pair, tmp_path, monkeypatch, change, when):
     """Between two matrices, and in the middle of one: the fault is told, and no report is left."""
-    changing(monkeypatch, workers, when, lambda: change(tmp_path))
+    changing(monkeypatch, delta, when, lambda: change(tmp_path))
     with pytest.raises(ShadowError) as refused:
         run_pair(pair, SETTINGS, tmp_path / "out", Runtime(jobs=1))
     assert refused.value.message.startswith(f"{tmp_path / 'one' / FILE} changed")
@@ -250,7 +250,7 @@ def test_a_file_cut_short_under_way_does_not_end_a_list(pair, tmp_path, monkeypa
     (tmp_path / "pairs.yaml").write_text(
         "- {base: ./base, tuned: ./one}\n- {base: ./base, tuned: ./other}\n"
     )
-    changing(monkeypatch, workers, "summed", lambda: cut(tmp_path))
+    changing(monkeypatch, delta, "summed", lambda: cut(tmp_path))
     selection = select(listed=str(tmp_path / "pairs.yaml"))
     runtime = Runtime(jobs=1)
     list(audit_list(selection, SETTINGS, tmp_path / "out", runtime=runtime))

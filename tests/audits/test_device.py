@@ -18,12 +18,12 @@ from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError, UsageError
 from shadow.run.devices import DeviceChoice, choose
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Method
 from shadow.spectra.device import OnDevice
+from shadow.spectra.method import Method
 
 UP, DOWN, GATE = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "down", "gate"))
 Q = "model.layers.0.self_attn.q_proj.weight"
-ON_CPU = Settings(Method(subspaces=False), Filter())
+ON_CPU = Settings(Method(), Filter())
 CHOICE = DeviceChoice("fake", "fake:0", "fake:0", name="a card of cardboard")
 ON_DEVICE = replace(ON_CPU, device=CHOICE)
 ONE_WORKER = Runtime(jobs=1)
@@ -63,22 +63,22 @@ def assert_alike(ours, theirs, **tolerance):
             assert other[name] == (pytest.approx(value, **tolerance) if is_float else value), name
 
 
-@pytest.mark.parametrize("precision", chosen(("default", "exact", "sketch"), ("default",)))
+@pytest.mark.parametrize("level", chosen(("full", "exact", "sketch"), ("full",)))
 @pytest.mark.parametrize("largest", [300, 2048], ids=["Lanczos too", "as it is"])
-def test_both_choices_of_libraries_agree(pair, precision, largest, tmp_path, monkeypatch):
+def test_both_choices_of_libraries_agree(pair, level, largest, tmp_path, monkeypatch):
     """Which follow from the CPU's vendor: within 1e-6, angles between subspaces within 1e-5."""
     monkeypatch.setattr(spectrum, "OPENBLAS_SIDE", largest)
     monkeypatch.setattr(spectrum, "OPENBLAS_SIDE_AT_HOME", largest)
     found = []
     for mkl in (True, False):
         monkeypatch.setattr(spectrum, "mkl_is_at_home", lambda mkl=mkl: mkl)
-        settings = Settings(Method(precision), Filter())
+        settings = Settings(Method(level), Filter())
         found.append(rows(run_pair(pair, settings, tmp_path / str(mkl), ONE_WORKER).folder))
     assert len(found[0]) == 3 * 4
     assert_alike(*found, rel=1e-6, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", [Method(subspaces=False), Method(), Method("exact", nulls=2)])
+@pytest.mark.parametrize("method", [Method(), Method("exact", nulls=2)])
 def test_numbers_are_those_of_the_cpu(method, pair, on_torch, tmp_path):
     """In each tier, with vectors and sampled nulls; the report says what made them."""
     here = run_pair(pair, replace(ON_CPU, method=method), tmp_path / "cpu", ONE_WORKER)

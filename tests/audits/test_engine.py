@@ -21,11 +21,11 @@ from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.run import plan
 from shadow.run.access import Access
 from shadow.run.journal import alone_at
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import Reference, parse_reference
 
-SETTINGS = Settings(Method(subspaces=False), Filter(), spectra=False)
+SETTINGS = Settings(Method(), Filter(), spectra=False)
 
 
 def task(name: str, near: str = "") -> Task:

@@ -26,12 +26,12 @@ from shadow.reports import parquet as report_module
 from shadow.reports.atomic_replacement import READY
 from shadow.reports.folders import found_below
 from shadow.reports.provenance import finished_metadata
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
 from shadow.telling.reading import read_summary
 
-EVERYTHING = Settings(Method(subspaces=False), Filter())
+EVERYTHING = Settings(Method(), Filter())
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,9 @@ def test_an_audit_that_was_stopped_is_no_damaged_report(pair, first, tmp_path, o
 
 # an option, as a report has it and as it is asked for, and the settings with it
 OTHER = {
-    "--precision default, now exact": {"method": Method("exact", subspaces=False)},
-    "--nulls 0, now 3": {"method": Method(nulls=3, subspaces=False)},
-    "--seed 0, now 7": {"method": Method(seed=7, subspaces=False)},
-    "--subspaces no, now yes": {"method": Method()},
+    "--level full, now exact": {"method": Method("exact")},
+    "--nulls 0, now 3": {"method": Method(nulls=3)},
+    "--subjects all, now delta": {"method": Method(subjects="delta")},
     "--spectra yes, now no": {"spectra": False},
     "--layer all, now 0-1": {"chosen": Filter(layers=(0, 1))},
     "--component all, now language": {"chosen": Filter(components=("language",))},
@@ -196,7 +195,7 @@ def test_another_version_alone_keeps_the_report_and_another_schema_is_not_read(p
     kept = run_pair(pair, EVERYTHING, out, Runtime(say=said.append))
     assert (kept.measured, "0.0.9" in said[0]) == (0, True)
     assert kept.summary == first.summary
-    with pytest.raises(KeptError, match="--precision"):
+    with pytest.raises(KeptError, match="--level"):
         run_pair(pair, EXACT, out)
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, out, Runtime(overwrite=True)).measured == 2
@@ -303,7 +302,7 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, out, monkeypatch):
     with pytest.raises(ShadowError):
         run_pair(pair, EXACT, out)
     (folder,) = out.glob("*/*")
-    assert finished_metadata(folder)["settings"]["method"]["precision"] == "default"
+    assert finished_metadata(folder)["settings"]["method"]["level"] == "full"
 
 
 def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
@@ -311,16 +310,16 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     (pair,) = select(["toy-a:base..one"], registry=toys).pairs
     folder = run_pair(pair, EXACT, toys / "out").folder
     before = files(folder)
-    words = ("audit", "toy-a:*one", "toy-c", "--registry", ".", "-o", "out", "--no-subspaces")
+    words = ("audit", "toy-a:*one", "toy-c", "--registry", ".", "-o", "out")
     done = shadow(*words)
     done.assert_done(1)
     (error,) = [line for line in done.err.splitlines() if line.startswith("error")]
     assert "toy-a:base..one" in error
-    assert error.endswith("--precision exact, now default")
+    assert error.endswith("--level exact, now full")
     assert files(folder) == before
     kept, other = read_index(toys / "out").rows
     assert (kept.state, other.state) == ("kept", "done")
-    assert "--precision exact, now default" in kept.error
+    assert "--level exact, now full" in kept.error
     assert "--overwrite" in kept.hint
     assert (kept.concentration, kept.matrices, kept.version) == (None, None, None)
     table = pq.read_table(toys / "out" / "batch.parquet")
@@ -330,7 +329,7 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert gated.code == 1, "what was asked for is not there"
     assert "kept" in shadow("show", "out").assert_done()
     shadow("report", "out", "-o", "page.html").assert_done()
-    assert "now default" in (toys / "page.html").read_text()
+    assert "now full" in (toys / "page.html").read_text()
     shadow(*words, "--overwrite").assert_done(3)  # random toys are unrelated
     assert {row.state for row in read_index(toys / "out").rows} == {"done"}
 
@@ -368,7 +367,7 @@ def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
     (toys / "toys.yaml").write_text(
         "toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n"
     )
-    options = ("--registry", ".", *(("--no-subspaces",) if command == "audit" else ()))
+    options = ("--registry", ".")
     shadow(command, "toy-a", "--layer", "99", *options).assert_refused(2)
     for targets in (("toy-a", "toy-b"), ("toy-*",)):
         for layer, code, pairs in (("99", 2, ["toy-a", "toy-b"]), ("3", 1, ["toy-a"])):

@@ -22,7 +22,7 @@ import shadow
 from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 
 SETTINGS = Settings(Method(), Filter())
 UP = "model.layers.1.mlp.up_proj.weight"

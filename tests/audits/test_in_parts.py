@@ -29,12 +29,12 @@ from shadow.run import pair_plan, rows
 from shadow.run.journal import remove_unfinished
 from shadow.run.pair_plan import plan_pair
 from shadow.run.schedule import shards_of
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.telling import reading
 from shadow.telling.reading import read_summary
 
 SETTINGS = Settings(Method(), Filter())
-NORMS = Settings(Method(subspaces=False, subjects="none"), Filter(), spectra=False)
+NORMS = Settings(Method("norms"), Filter(), spectra=False)
 SIDES = ("base", "tuned")
 NAMES = [
     f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(12) for part in ("up", "down")

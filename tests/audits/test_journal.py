@@ -23,7 +23,7 @@ from shadow.reports.provenance import Identity
 from shadow.run.journal import JOURNAL, Journal, remove_unfinished
 from shadow.run.outcome import Outcome
 from shadow.run.sides import identity_of
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.families import Pair
 
 SETTINGS = Settings(Method(), Filter())

@@ -47,7 +47,7 @@ def sides(tmp_path):
 
 def audit(folder, *more, code=0):
     return run_shadow(
-        "audit", "--list", "list.yaml", "--norms", "-o", "out", "--junit", "j.xml", *more,
+        "audit", "--list", "list.yaml", "--level", "norms", "-o", "out", "--junit", "j.xml", *more,
         cwd=folder,
     ).assert_done(code)  # fmt: skip
 

@@ -104,11 +104,11 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
     tmp_path, command, long_list, on_ray, what, who
 ):
     """SIGKILL: the task goes on at its journal, and the bytes are those of one process."""
-    words = ("audit", "--list", long_list, "--no-subspaces", "--json", "-o")
+    words = ("audit", "--list", long_list, "--json", "-o")
     if what == "pair":
         for seed, name in enumerate(("base", "tuned")):
             planted.sharded(tmp_path / f"{name}s", planted.matrices(seed, 40, 300), 4)
-        words = ("audit", "./bases", "./tuneds", "--no-subspaces", "--json", "-o")
+        words = ("audit", "./bases", "./tuneds", "--json", "-o")
     command(*words, "whole")
     process = command.start(*words, "out", *on_ray)
     until(lambda: journals(tmp_path / "out"))
@@ -128,7 +128,7 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
 
 def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
     """Ctrl-C: exit code 130, one line, nobody works any more, and what is not done is pending."""
-    process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
+    process = command.start("audit", "--list", long_list, "-o", "out", *on_ray)
     until(lambda: journals(tmp_path / "out"))
     (journal,) = journals(tmp_path / "out")
     process.send_signal(signal.SIGINT)
@@ -138,7 +138,7 @@ def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
     until(lambda: not holders(journal))
     assert {row["state"] for row in rows(tmp_path / "out")} <= {"done", "pending"}
     assert "pending" in {row["state"] for row in rows(tmp_path / "out")}
-    _, err = command("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
+    _, err = command("audit", "--list", long_list, "-o", "out", *on_ray)
     assert "resuming: " in err
 
 
@@ -176,7 +176,7 @@ def fetched_once(machines) -> Counter:
     return Counter((one.repo, one.filename) for one in asked if one.range is None)
 
 
-@pytest.mark.parametrize(("side", "tier"), [(200, ()), (520, ("--precision", "sketch"))])
+@pytest.mark.parametrize(("side", "tier"), [(200, ()), (520, ("--level", "sketch"))])
 def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray, side, tier):
     """Four and four shards: two parts, of which each machine fetches its own."""
     for seed, name in ((50 + side, f"giant-{side}"), (51 + side, f"large-{side}")):
@@ -221,7 +221,7 @@ def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
         cluster.add_node(include_dashboard=False, env_vars=variables, **own)
         second = cluster.add_node(env_vars=variables, **own)
         on_both = ("--engine", "ray", "--address", cluster.address, "--cpus-per-task", "1")
-        words = ("audit", "--list", "l.yaml", "--no-subspaces", "-o")
+        words = ("audit", "--list", "l.yaml", "-o")
         process = command.start(*words, "out", *on_both)
         (raylet,) = second.all_processes["raylet"]
         until(lambda: raylet.process.pid in parents(journals(tmp_path / "out")))

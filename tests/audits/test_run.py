@@ -33,7 +33,7 @@ from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSOR
 from shadow.run import journal, pair_plan
 from shadow.run.machine_limits import MachineLimits
 from shadow.run.memory import default_jobs, kinds, lacking, matrix_memory, worker_memory
-from shadow.spectra.delta import NORMS, Method
+from shadow.spectra.method import Method
 
 EVERYTHING = Settings(Method(), Filter())
 
@@ -270,7 +270,7 @@ from measuring import pair_of
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.run.pair_plan import plan_pair
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 
 def watch():
     while True:
@@ -326,7 +326,7 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     assert fault is not None
     assert all(part in fault.message for part in ("w: 8,192 x 28,672", "1.8 GB", "1.0 MB"))
     square = MatrixPair(place, None, tuned, 3584, 3584, True)
-    deltas = Method("sketch", subspaces=False, subjects="delta")
+    deltas = Method("sketch", subjects="delta")
     alone = matrix_memory(pair, deltas)  # too large to be kept, as that of the other is
     assert matrix_memory(square, deltas) > 4 * 3584**2
     assert worker_memory([square, pair], deltas) == alone + 4 * 3584**2
@@ -345,10 +345,10 @@ def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
         (floats, factored, 4),
     ):  # fmt: skip
         pairs = [MatrixPair(place, side, tuned, 640, 512, True) for side in (floats, base)]
-        assert default_jobs(kinds(pairs), machine, NORMS) == jobs
+        assert default_jobs(kinds(pairs), machine, Method("norms")) == jobs
         assert default_jobs(kinds(pairs), machine) == 4
     low = replace(machine, memory=32 << 20)
-    assert default_jobs(pairs, low, NORMS) > default_jobs(pairs, low)
+    assert default_jobs(pairs, low, Method("norms")) > default_jobs(pairs, low)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

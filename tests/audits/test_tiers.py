@@ -20,13 +20,13 @@ from shadow.audits.pair import Settings, run_pair
 from shadow.audits.parts import Parts
 from shadow.checkpoints.pairing import Filter
 from shadow.run.runtime import Runtime
-from shadow.spectra import delta
-from shadow.spectra.delta import Method
+from shadow.spectra import solvers
+from shadow.spectra.method import Method
 
 DEMO = readme.ROOT / "registry" / "demo"
 BASE, TUNED = DEMO / "base", DEMO / "narrow"
-NORMS = Settings(Method(subspaces=False, subjects="none"), Filter(), spectra=False)
-DELTAS = Settings(Method(subspaces=False, subjects="delta"), Filter())
+NORMS = Settings(Method("norms"), Filter(), spectra=False)
+DELTAS = Settings(Method(subjects="delta"), Filter())
 ALL = Settings(Method(), Filter())
 ESTIMATES = Settings(Method("sketch"), Filter())
 OF_WEIGHTS = {  # columns of deltas that rest on a spectrum of base or tuned
@@ -102,8 +102,8 @@ def test_deltas_alone_solve_no_spectrum_of_base_or_tuned(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a spectrum of a side was asked for")
 
-    monkeypatch.setattr(delta, "_weight_spectrum", refuse)
-    monkeypatch.setattr(delta, "subspace_values", refuse)
+    monkeypatch.setattr(solvers, "_weight_spectrum", refuse)
+    monkeypatch.setattr(solvers, "subspace_values", refuse)
     audited(tmp_path, DELTAS)
 
 
@@ -115,7 +115,7 @@ def test_the_bytes_do_not_depend_on_workers(settings, tmp_path):
 
 def test_parts_give_the_bytes_of_a_whole_audit(reports, tmp_path):
     folder = shadow.audit(
-        base=str(BASE), tuned=str(TUNED), output=tmp_path / "parts", parts=3, subjects="none"
+        base=str(BASE), tuned=str(TUNED), output=tmp_path / "parts", parts=3, level="norms"
     ).folder
     for name, apart in (("matrices", ["family", "pair"]), ("tensors", [])):
         here, there = (pq.read_table(one / f"{name}.parquet") for one in (folder, reports["norms"]))
@@ -149,16 +149,15 @@ def test_a_rule_on_what_was_not_measured_never_passes(reports, tmp_path):
 def test_another_tier_is_another_setting(tmp_path):
     where = ("audit", "demo:base..narrow", "-o", "out")
     for more, code in (
-        (("--norms",), 0),
+        (("--level", "norms"), 0),
         (("--subjects", "delta"), 1),  # a finished report of other settings is there
-        (("--norms", "--subjects", "delta"), 2),
-        (("--norms", "--subspaces"), 2),
-        (("--subjects", "delta", "--subspaces"), 2),
+        (("--level", "norms", "--subjects", "delta"), 2),
+        (("--norms",), 2),
         (("--subjects", "delta", "--overwrite"), 0),
     ):
         done = run_shadow(*where, *more, cwd=tmp_path)
         assert done.code == code, done.err
-        assert code != 1 or "--norms" in done.err
+        assert code != 1 or "--level" in done.err
 
 
 def test_what_is_not_finite_equal_or_moved_is_told_as_in_a_whole_audit(tmp_path):
@@ -193,7 +192,7 @@ def larger(tmp_path_factory):
     return {
         name: shadow.audit(*map(str, sides), output=folder / name, **options)
         for name, options in (
-            ("full", {}), ("sketch", {"precision": "sketch"}), ("norms", {"subjects": "none"}),
+            ("full", {}), ("sketch", {"level": "sketch"}), ("norms", {"level": "norms"}),
         )
     }  # fmt: skip
 
@@ -224,7 +223,7 @@ def test_estimates_do_not_depend_on_workers_parts_or_a_stop(estimates, tmp_path,
 
 def test_a_report_of_estimates_says_so(larger, tmp_path):
     """Not one of small matrices, which have all their singular values."""
-    small = shadow.audit("demo:base..narrow", output=tmp_path, precision="sketch").summary
+    small = shadow.audit("demo:base..narrow", output=tmp_path, level="sketch").summary
     assert small.figures == shadow.audit("demo:base..narrow", output=tmp_path / "x").summary.figures
     for summary, is_estimated in (
         (larger["sketch"].summary, True),

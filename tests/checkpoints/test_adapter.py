@@ -17,7 +17,7 @@ from shadow.checkpoints.adapters import read_adapter
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 

@@ -18,7 +18,7 @@ from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.places.architecture import place_tensors
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
@@ -265,9 +265,7 @@ def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_pa
     base = planted.saved(kind, tmp_path / "base")
     tuned = planted.perturbed(base, tmp_path / "tuned")
     pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
-    result = run_pair(
-        pair, Settings(Method(subspaces=False), Filter(), spectra=False), tmp_path / "out"
-    )
+    result = run_pair(pair, Settings(Method(), Filter(), spectra=False), tmp_path / "out")
     deltas = (
         pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
     )

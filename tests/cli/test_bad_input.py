@@ -320,7 +320,7 @@ WRONG_USAGE = {
     "no reference": ("audit", "--base", "word", "--tuned", "./tuned"),
     "home of nobody": ("audit", "--base", "~no-such-user/x", "--tuned", "./tuned"),
     "very long reference": ("audit", "--base", "a" * 3000, "--tuned", "./tuned"),
-    "unknown precision": (*PAIR, "--precision", "double"),
+    "unknown level": (*PAIR, "--level", "double"),
     "no component": (*PAIR, "--component", "\x1b[31mtext"),
     "no module": (*PAIR, "--module", "mlp.upp"),
     "no layer": (*PAIR, "--layer", "first"),

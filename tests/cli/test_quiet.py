@@ -33,7 +33,7 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
     assert [line.partition(": ")[0] for line in both] == ["demo:base..narrow", "demo:base..broad"]
     json_of = [shadow(*PAIR, "--json", *more).assert_done() for more in ((), ("-q",))]
     assert json_of[0] == json_of[1]
-    shadow(*PAIR, "-q", "--precision", "exact").assert_refused()
+    shadow(*PAIR, "-q", "--level", "exact").assert_refused()
 
 
 def test_gate_has_quiet_too(shadow, demo_reports):

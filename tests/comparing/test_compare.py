@@ -20,7 +20,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import MARGIN, Comparison, compare, report_label
 from shadow.comparing.differences import FIGURES
 from shadow.errors import ShadowError
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 
 
 def one(comparison: Comparison):
@@ -331,7 +331,7 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert warnings("same") == ""
     assert warnings("near", relative_norm=0.1) == ""
     settings = {
-        "method": {"precision": "exact", "nulls": 8, "seed": 0},
+        "method": {"level": "exact", "nulls": 8},
         "chosen": {"layers": [0]},
         "relation": "sibling",
     }

@@ -133,7 +133,7 @@ def test_what_has_no_order_is_told(step, steps):
 
 def test_siblings_are_no_step(tmp_path):
     """Of two models of one base neither came from the other."""
-    settings = {"method": {"precision": "default"}, "chosen": {}, "relation": "sibling"}
+    settings = {"method": {"level": "full"}, "chosen": {}, "relation": "sibling"}
     folder = write(tmp_path / "sft..coder", [delta(0.3, place(0, "mlp.up"))], settings=settings)
     assert read_step(SummarisedReport(folder)) is None
 

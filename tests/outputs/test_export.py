@@ -111,7 +111,7 @@ def test_markdown_has_what_show_prints_of_each_report(exported, folders):
 
 def test_missing_spectra_are_a_fault_where_they_were_written(tmp_path):
     """A table with fewer rows would say nothing of it."""
-    settings = {"method": {"precision": "default"}, "spectra": True}
+    settings = {"method": {"level": "full"}, "spectra": True}
     write(tmp_path / "run", [delta(0.1, where) for where in places(3)], settings=settings)
     with pytest.raises(ShadowError, match=r"spectra\.parquet"):
         export([tmp_path / "run"], "csv", tmp_path / "csv")

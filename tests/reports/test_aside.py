@@ -88,7 +88,7 @@ def test_a_former_result_that_cannot_go_back_is_not_removed(tmp_path, monkeypatc
 
 def test_a_name_with_a_colon_is_a_folder(shadow, tmp_path):
     """`a:b` is no URL."""
-    shadow("audit", "demo:base..narrow", "-o", "runs/a:b", "--no-subspaces").assert_done()
+    shadow("audit", "demo:base..narrow", "-o", "runs/a:b").assert_done()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a:b"]
 
 

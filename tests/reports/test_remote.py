@@ -25,13 +25,13 @@ from shadow.reports import remote
 from shadow.reports.report import Report
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.storage import Store, located, url_of, work_folder
 from shadow.targets.lists import Selection
 from shadow.telling.reading import read_summary
 
-PLAIN = Settings(Method(subspaces=False), Filter())
-FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)), spectra=False)
+PLAIN = Settings(Method(), Filter())
+FIRST = Settings(Method(), Filter(layers=(0,)), spectra=False)
 SECRET = "hunter2hunter2"
 STORE = Store("memory://bucket/reports")
 
@@ -254,7 +254,7 @@ def test_commands_take_urls_and_name_no_copy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.txt").write_text("demo\n")
     demo, narrow = "memory://bucket/demo", "memory://bucket/demo/demo/base..narrow"
-    rule, quick = ("--fail-on", "matrices > 100"), ("--no-subspaces", "--module", "mlp.up")
+    rule, quick = ("--fail-on", "matrices > 100"), ("--module", "mlp.up")
     for words in (
         ("audit", "--list", "list.txt", "-o", demo, *quick, *rule),
         ("show", demo),
@@ -297,7 +297,7 @@ def test_an_s3_server(tmp_path):
         client = boto3.client("s3", endpoint_url=env["FSSPEC_S3_ENDPOINT_URL"], **keys)
         client.create_bucket(Bucket="audits")
         url = "s3://audits/2026"
-        quick = ("--no-subspaces", "--layer", "0", "--module", "mlp.up")
+        quick = ("--layer", "0", "--module", "mlp.up")
         audit = ("audit", "demo:base..narrow", "-o")
         for words, code in (
             ((*audit, url, *quick), 0), ((*audit, url, *quick), 0), ((*audit, url), 1),

@@ -17,7 +17,9 @@ from measuring import measure
 from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Means, Method, measure_alone
+from shadow.spectra.delta import measure_alone
+from shadow.spectra.method import Method
+from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Extent, Sums, extent, sums
 
@@ -234,15 +236,11 @@ def test_the_distance_of_two_directions_is_right_however_small(dtype, size, shap
     ]
     distance = ((units[0] - units[1]) ** 2).sum() / 2
     for scale in (1.0, 2.0**-9):
-        found = measure(scale * base, scale * tuned, (dtype, dtype), Method(subspaces=False))[
-            2
-        ].values["cosine"]
+        found = measure(scale * base, scale * tuned, (dtype, dtype), Method())[2].values["cosine"]
         if dtype == "BF16" or scale == 1.0:
             assert 1 - found == pytest.approx(distance, rel=1e-6)
     for factor, expected in ((2.0, 0.0), (-1.0, 2.0)):
-        found = measure(base, factor * base, (dtype, dtype), Method(subspaces=False))[2].values[
-            "cosine"
-        ]
+        found = measure(base, factor * base, (dtype, dtype), Method())[2].values["cosine"]
         assert 1 - found == pytest.approx(expected, abs=1e-7)
 
 

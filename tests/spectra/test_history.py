@@ -6,9 +6,11 @@ import torch
 
 from shadow.dtypes import FLOATS
 from shadow.spectra.casts import cast
-from shadow.spectra.delta import Means, Method, measure_pair, summed, working_dtype
+from shadow.spectra.delta import measure_pair, summed
+from shadow.spectra.method import Method
 from shadow.spectra.rounding import rounds_halves
-from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.solvers import Means
+from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 NAMES = {BF16: "BF16", F16: "F16", F32: "F32"}

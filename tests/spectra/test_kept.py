@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from shadow.checkpoints.opening import open_folder
-from shadow.spectra.delta import working_dtype
 from shadow.spectra.kept import kept_of
-from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 
 FORMATS = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from measuring import measure
 
 from shadow.spectra import spectrum
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.spectra.null import sign_flips
 
 RNG = np.random.default_rng(0)
@@ -32,7 +32,7 @@ PROFILES = {
 def measured(D, nulls=0, key="k"):
     base = torch.zeros(D.shape, dtype=torch.float64)
     tuned = torch.from_numpy(D)
-    return measure(base, tuned, ("F64", "F64"), Method("default", nulls), key)[2].values
+    return measure(base, tuned, ("F64", "F64"), Method(nulls=nulls), key)[2].values
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadow.spectra import spectrum, subspace
-from shadow.spectra.delta import Method
 from shadow.spectra.lazy import Updated
+from shadow.spectra.method import Method
 from shadow.spectra.subspace import NO_SUBSPACES
 
 F64 = ("F64", "F64")
@@ -92,8 +92,8 @@ def test_stored_formats_agree_with_two_svds(shape, dtypes):
     base, tuned = (
         torch.from_numpy(W).to(types[one]) for W, one in zip(pair(*shape), dtypes, strict=True)
     )
-    for precision in ("default", "exact"):
-        assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=1e-6)
+    for level in ("full", "exact"):
+        assert_like_reference(base, tuned, dtypes, Method(level), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 10, 90), (4, 30, 50)])
@@ -304,8 +304,8 @@ def test_lanczos_on_large_sides_agrees(dtypes, mkl, monkeypatch):
         base, tuned = base.bfloat16(), tuned.bfloat16()
     for name in ("OPENBLAS_SIDE", "OPENBLAS_SIDE_AT_HOME"):
         monkeypatch.setattr(spectrum, name, 200)
-    for precision in ("default",) if dtypes == F64 else ("default", "exact"):
-        assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=2e-6)
+    for level in ("full",) if dtypes == F64 else ("full", "exact"):
+        assert_like_reference(base, tuned, dtypes, Method(level), rel=1e-6, abs=2e-6)
 
 
 def test_lanczos_that_misses_a_copy_is_replaced(mkl, monkeypatch):
@@ -319,18 +319,3 @@ def test_lanczos_that_misses_a_copy_is_replaced(mkl, monkeypatch):
     zero = torch.zeros(100, 100, dtype=torch.float64)
     _, vectors = spectrum.with_vectors(zero, 16)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(16), atol=1e-12)
-
-
-def test_without_subspaces_their_columns_are_null_and_no_other_changes():
-    """--no-subspaces saves the work and nothing else."""
-    base, tuned = pair(60, 90)
-    with_them, without = measure(base, tuned), measure(base, tuned, method=Method(subspaces=False))
-    for one, other in zip(with_them, without, strict=True):
-        columns = NO_SUBSPACES if one.subject == "delta" else {}
-        expected = {**one.values, **columns}
-        assert other.values.keys() == expected.keys()
-        # another routine of LAPACK solves where no vectors are asked for
-        for name, value in expected.items():
-            exact = value is None or isinstance(value, str)
-            assert other.values[name] == (value if exact else pytest.approx(value, rel=1e-9)), name
-        np.testing.assert_allclose(one.sigma, other.sigma, rtol=1e-9)

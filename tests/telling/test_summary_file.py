@@ -17,7 +17,7 @@ from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.reports.report import Report
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 from shadow.telling import reading, summary_file
@@ -36,7 +36,7 @@ def made(tmp_path_factory):
         Reference(str(DEMO / "base"), True),
         Reference(str(DEMO / "narrow"), True),
     )
-    return run_pair(pair, Settings(Method(subspaces=False), Filter()), out).folder
+    return run_pair(pair, Settings(Method(), Filter()), out).folder
 
 
 @pytest.fixture

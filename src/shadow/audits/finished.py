@@ -35,11 +35,10 @@ SHOWN = 12  # characters of a commit or of a fingerprint
 LONGEST = 200  # characters of a value
 MANY = 5  # differences that are named
 NAMES = {  # settings, by the option that sets them
-    "method.precision": "--precision",
+    "method.level": "--level",
     "method.nulls": "--nulls",
-    "method.seed": "--seed",
+    "method.seed": "seed",
     "method.subjects": "--subjects",
-    "method.subspaces": "--subspaces",
     "spectra": "--spectra",
     "device": "--device",
     "chosen.components": "--component",
@@ -47,8 +46,6 @@ NAMES = {  # settings, by the option that sets them
     "chosen.modules": "--module",
     "relation": "relation",
 }
-# settings that --norms leaves without a meaning
-OF_SPECTRA = {*(name for name in NAMES if name.startswith("method.")), "spectra"}
 
 
 def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
@@ -87,13 +84,11 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
         differing += _of_side(side, metadata[side], wanted[side])
     had = _flat(DEFAULTS) | _flat(metadata["settings"])
     now = _flat(DEFAULTS) | _flat(wanted["settings"])
-    subjects = [settings.get("method.subjects") for settings in (had, now)]
-    if "none" in subjects and subjects[0] != subjects[1]:
-        differing.append("--norms, now without" if subjects[0] == "none" else "now with --norms")
+    is_other_level = had["method.level"] != now["method.level"]  # which may have no spectra
     differing += [
         _both(name, had.get(key), now[key])
         for key, name in NAMES.items()
-        if had.get(key) != now[key] and not ("none" in subjects and key in OF_SPECTRA)
+        if had.get(key) != now[key] and not (key == "spectra" and is_other_level)
     ]
     return differing
 

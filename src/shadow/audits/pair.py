@@ -60,6 +60,7 @@ from shadow.run.sides import (
 )
 from shadow.run.spectrum_cache import SpectrumCache
 from shadow.run.workers import cost, measure_pairs
+from shadow.spectra.solvers import solver_of
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
 from shadow.telling.reading import summarise
@@ -381,7 +382,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     if fault := lacking(of_memory, machine, method):
         raise fault
     jobs = runtime.jobs or default_jobs(of_memory, machine, method)
-    cache = None if method.subjects == "none" else runtime.cache
+    cache = runtime.cache if solver_of(method).has_spectra else None
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=cache):
         runtime.detail(line)
     clock, busy, before = _Clock(), 0.0, read_so_far()
@@ -418,21 +419,12 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     return matrices - resumed
 
 
-COMPUTE_DTYPES = {  # by precision
-    "default": "float32 Gram, float64 eigenvalues",
-    "exact": "float64 Gram, float64 eigenvalues",
-    "sketch": "float32 products with few vectors, float64 sums",
-}
-
-
 def _run_metadata(settings: Settings, clock: _Clock) -> RunMetadata:
-    vectors = ", float64 vectors" if settings.method.subspaces else ""
-    computed = COMPUTE_DTYPES[settings.method.precision] + vectors
-    if settings.method.subjects == "none":
-        computed = "float32 sums of parts, float64 sums of these"
+    method = settings.method
+    solver = solver_of(method)
+    vectors = solver.has_spectra and method.compares_subspaces
     run: RunMetadata = {
-        "seed": settings.method.seed,
-        "compute_dtype": computed,
+        "compute_dtype": f"{solver.computed}, float64 vectors" if vectors else solver.computed,
         "device": "cpu",
         "libraries": {
             "python": platform.python_version(),

@@ -16,8 +16,6 @@ from shadow.audits.parts import Parts
 from shadow.audits.request import (
     AuditRequest,
     Measuring,
-    Precision,
-    Subjects,
 )
 from shadow.audits.result import AuditResult
 from shadow.checkpoints.choosing import filter_of
@@ -29,10 +27,10 @@ from shadow.run.devices import choose
 from shadow.run.pair_plan import PairPlan, plan_pair
 from shadow.run.runtime import Progress, Runtime, tell_nobody
 from shadow.run.settings import Settings
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Level, Method, Subjects
+from shadow.spectra.solvers import solver_of
 from shadow.storage import Store, work_folder
 from shadow.targets.families import Pair
-from shadow.text import and_list
 
 
 def perform(
@@ -122,27 +120,22 @@ def planner(
 
 def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) -> Settings:
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
-    nulls, precision = measuring.nulls, measuring.precision
-    require_known("precision", measuring.precision, get_args(Precision))
+    require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))
-    if not 0 <= nulls.draws <= 1000:
-        raise UsageError(f"nulls={nulls.draws}", "0 to 1000")
-    if nulls.seed < 0:
-        raise UsageError(f"seed={nulls.seed}", "0 or more")
-    if measuring.subjects == "none" and (precision != "default" or nulls.draws):
-        given = {"--precision": precision != "default", "--nulls": nulls.draws > 0}
-        hint = f"leave out {and_list([name for name, is_given in given.items() if is_given])}"
-        raise UsageError("--norms measures no spectra, which other options are of", hint)
-    if precision == "sketch" and nulls.draws:
-        hint = "leave out --nulls, or take --precision default"
-        raise UsageError("--nulls needs all singular values, which --precision sketch avoids", hint)
-    method = Method(precision, nulls.draws, nulls.seed, measuring.subspaces)
-    if measuring.subjects != "all":
-        method = replace(method, subspaces=False, subjects=measuring.subjects)
+    if not 0 <= measuring.nulls <= 1000:
+        raise UsageError(f"nulls={measuring.nulls}", "0 to 1000")
+    method = Method(measuring.level, measuring.nulls, measuring.subjects)
+    solver = solver_of(method)
+    if method.nulls and not solver.has_all_values:
+        hint = "leave out --nulls, or --level"
+        raise UsageError(f"--nulls needs singular values, which level {method.level} lacks", hint)
+    if method.subjects == "delta" and not solver.has_spectra:
+        hint = "leave out --subjects"
+        raise UsageError(f"--subjects is of spectra, which level {method.level} lacks", hint)
     return Settings(
         method,
         filter_of(measuring.components, measuring.layers, measuring.modules),
-        spectra=measuring.spectra and measuring.subjects != "none",
+        spectra=measuring.spectra and solver.has_spectra,
         device=choose(measuring.device),
     )
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from shadow.files import safe_name
 from shadow.run.access import Files
+from shadow.spectra.method import Level, Subjects
 from shadow.storage import Store, work_folder
 from shadow.text import bytes_of
 
@@ -22,36 +23,27 @@ if TYPE_CHECKING:
     from shadow.targets.references import AnyReference
 
 Place = str | PathLike[str]
-Precision = Literal["default", "exact", "sketch"]
-Subjects = Literal["all", "delta", "none"]
-
-
-@dataclass(frozen=True)
-class Nulls:
-    """The sampled null: how many draws of sign flips, 0 to 1000, and their seed."""
-
-    draws: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Measuring:
     """What is measured, and how. Empty: all components, layers, modules.
 
-    Layers are texts such as `0` or `4-7`, modules such as `attn.*`. Only the label depends on the
-    optimiser of the tuned model.
+    Layers are texts such as `0` or `4-7`, modules such as `attn.*`.
     """
 
     components: Sequence[str] = ()
     layers: Sequence[str] = ()
     modules: Sequence[str] = ()
-    precision: Precision = "default"
-    nulls: Nulls = Nulls()
-    subspaces: bool = True
-    spectra: bool = True
+    level: Level = "full"
+    """How much: norms alone; singular values as estimates with their errors (sketch), in full, or
+    by exact Gram matrices."""
     subjects: Subjects = "all"
-    """Whose spectra are measured: of base, tuned and delta; of the delta alone; or of none, and
-    norms alone are."""
+    """Whose spectra are measured: of base, tuned and delta; or of the delta alone."""
+    nulls: int = 0
+    """Draws of the sampled null, 0 to 1000."""
+    spectra: bool = True
+    """Whether spectra.parquet is written."""
     device: str = "cpu"
     """cpu, cuda, one card as `cuda:1`, or auto: a card if there is one."""
 

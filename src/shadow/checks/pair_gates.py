@@ -129,7 +129,7 @@ def _paired(_: PairRecord, standing: Standing) -> Answer:
 
 def _rounding(record: PairRecord, standing: Standing) -> Answer:
     floor = record.figures.floor_ratio
-    if floor is None and record.tier == "norms" and record.figures.rank_ceiling is None:
+    if floor is None and not record.has_spectra and record.figures.rank_ceiling is None:
         return _answer(None, False, "no_floor")
     if standing.unjudged:
         return _answer(None, False, "unjudged", formats=standing.unjudged)
@@ -142,7 +142,7 @@ def _rounding(record: PairRecord, standing: Standing) -> Answer:
 def _rank(record: PairRecord, standing: Standing) -> Answer:
     """The share of its directions that a delta has at all, which an adapter of low rank bounds."""
     share = standing.rank_share
-    if share is None and record.tier == "norms":
+    if share is None and not record.has_spectra:
         return _answer(None, False, "no_rank")
     if share is None:
         return _answer(None, not record.estimated, "estimated" if record.estimated else "unknown")

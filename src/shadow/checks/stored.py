@@ -241,8 +241,8 @@ def _copied(
     from shadow.run.aligned import is_raw, row_of
     from shadow.run.scan import sides_of
     from shadow.run.workers import views
-    from shadow.spectra.delta import working_dtype
     from shadow.spectra.kept import Kept, kept_of_copy
+    from shadow.spectra.spectrum import working_dtype
 
     assert pair.base is not None, "lined up"
     name, stored = pair.tuned.info.name, pair.tuned.info.dtype

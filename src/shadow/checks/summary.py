@@ -65,7 +65,7 @@ class Summary(PairRecord):
     @property
     def unknown_gates(self) -> tuple[Gate, ...]:
         """Of the failed gates those that norms alone, or estimates, cannot answer."""
-        if self.tier != "norms" and not self.estimated:
+        if self.has_spectra and not self.estimated:
             return ()
         return tuple(
             gate for gate in self.failed_gates if gate.figure is None and gate.name != "changed"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from shadow.audits.request import Subjects
 from shadow.errors import ShadowError, UsageError
 from shadow.run.access import Fetch, Files
 from shadow.storage import located
@@ -111,10 +110,3 @@ def files_of(
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     cache = False if no_cache else cache_dir or True
     return Files(allow_pickle, offline, fetch, max_disk, cache, file)
-
-
-def subjects_of(subjects: Literal["all", "delta"], *, norms: bool) -> Subjects:
-    """Whose spectra are asked for. Raises UsageError for two answers."""
-    if norms and subjects != "all":
-        raise UsageError(f"--norms with --subjects {subjects}", "leave one of them out")
-    return "none" if norms else subjects

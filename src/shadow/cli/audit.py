@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from shadow.audits.request import AuditRequest, Measuring, Nulls, Ray
+from shadow.audits.request import AuditRequest, Measuring, Ray
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import (
@@ -18,7 +18,6 @@ from shadow.cli.arguments import (
     of_pair,
     say_left_out,
     selected,
-    subjects_of,
 )
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, judged_of, rules_of
 from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
@@ -45,9 +44,8 @@ def audit(
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
-    norms: option.Norms = False,
+    level: option.Level = "full",
     subjects: option.Subjects = "all",
-    precision: option.Precision = "default",
     nulls: Annotated[
         int,
         typer.Option(
@@ -57,18 +55,6 @@ def audit(
             rich_help_panel=option.MEASURING,
         ),
     ] = 0,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the sign flips.", min=0, rich_help_panel=option.MEASURING)
-    ] = 0,
-    subspaces: Annotated[
-        bool | None,
-        typer.Option(
-            "--subspaces/--no-subspaces",
-            help="Compare the leading singular subspaces.",
-            show_default="subspaces",
-            rich_help_panel=option.MEASURING,
-        ),
-    ] = None,
     device: option.Device = "cpu",
     jobs: option.Jobs = None,
     no_cache: option.NoCache = False,
@@ -127,9 +113,6 @@ def audit(
     begin(junit, "audit")
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other", "leave one of them out")
-    if subspaces and (norms or subjects != "all"):
-        hint = "leave out --subspaces"
-        raise UsageError("--subspaces needs the spectra of base and tuned", hint)
     rules = rules_of(fail_on, policy, against, allow_missing=allow_missing)
     ray = _ray(engine, address, cpus_per_task, memory_per_task)
     say = console.say_nothing if quiet else console.say
@@ -159,11 +142,10 @@ def audit(
             component or [],
             layer or [],
             module or [],
-            precision,
-            Nulls(nulls, seed),
-            subspaces=subspaces is not False,
+            level,
+            subjects,
+            nulls,
             spectra=spectra,
-            subjects=subjects_of(subjects, norms=norms),
             device=device,
         ),
         files_of(

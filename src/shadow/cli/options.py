@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from shadow.audits import request
 from shadow.cli import completion
 from shadow.cli.usage import show_all
 from shadow.errors import UsageError
 from shadow.run import access
+from shadow.spectra import method
 from shadow.storage import located, url_of
 from shadow.text import redacted_url
 
@@ -213,21 +213,18 @@ Module = Annotated[
         autocompletion=completion.modules,
     ),
 ]
-Precision = Annotated[
-    request.Precision,
+Level = Annotated[
+    method.Level,
     _measuring(
         help=(
-            "How precisely to compute spectra; sketch estimates what it can in a few passes over"
-            " the weights, each figure with its error."
+            "How much to measure: norms alone; a sketch of spectra in a few passes"
+            " over the weights, each figure with its error; all of them; or exact, in float64."
         )
     ),
 ]
 Subjects = Annotated[
-    Literal["all", "delta"],
+    method.Subjects,
     _measuring(help="Measure the spectra of base, tuned and delta (all), or of the delta alone."),
-]
-Norms = Annotated[
-    bool, _measuring("--norms", help="Measure which tensors moved and how far, and no spectra.")
 ]
 Device = Annotated[
     str,

@@ -7,7 +7,7 @@ import typer
 from shadow.audits.request import AuditRequest, Measuring
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import files_of, of_pair, say_left_out, selected, subjects_of
+from shadow.cli.arguments import files_of, of_pair, say_left_out, selected
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import located
 
@@ -24,9 +24,8 @@ def plan(
     component: option.Component = None,
     layer: option.Layer = None,
     module: option.Module = None,
-    norms: option.Norms = False,
+    level: option.Level = "full",
     subjects: option.Subjects = "all",
-    precision: option.Precision = "default",
     device: option.Device = "cpu",
     jobs: option.Jobs = None,
     file: option.FilePattern = None,
@@ -60,8 +59,8 @@ def plan(
             component or [],
             layer or [],
             module or [],
-            precision,
-            subjects=subjects_of(subjects, norms=norms),
+            level,
+            subjects,
             device=device,
         ),
         files_of(

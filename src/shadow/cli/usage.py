@@ -26,7 +26,6 @@ EVERY = "shadow.every-option"  # of a context: whether help shows all options
 KINDS = {
     "--to": "format",
     "--kind": "figure",
-    "--precision": "precision",
 }  # options whose words may be gone
 OF_ONE_RUN = ("show", "report", "export", "figure")  # commands that take one report or folder
 

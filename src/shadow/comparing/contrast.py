@@ -35,6 +35,7 @@ from shadow.reports.columns import COMPARISON
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.layer_medians import LOW, held_rank
 from shadow.summary.standing import LINEAGE, ROUNDING
+from shadow.summary.tiers import WORDS, tier_of
 from shadow.text import and_list, counted
 
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
@@ -178,9 +179,10 @@ def _not_comparable(
             f"{first.name} and {second.name} are of different ranks, as adapters are (in"
             f" {counted(int(apart.sum()), 'matrix', 'matrices')}), which limit their directions"
         )
-    if norms := [one.name for one in (first, second) if one.provenance.subjects == "none"]:
+    tiers = [(one.name, tier_of(one.provenance.told["settings"])) for one in (first, second)]
+    if norms := [name for name, tier in tiers if not WORDS[tier].has_spectra]:
         have = "has" if len(norms) == 1 else "have"
-        reasons.append(f"{' and '.join(norms)} {have} no spectra, which --norms leaves out")
+        reasons.append(f"{' and '.join(norms)} {have} no spectra, which --level norms leaves out")
     for side, report in zip(SIDES, (first, second), strict=True):
         cosine, floor = voting[f"cosine_{side}"].median(), voting[f"floor_ratio_{side}"].median()
         if cosine < LINEAGE:

@@ -169,7 +169,7 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
         versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
         yield f"made by different versions of shadow: {versions}"
     for option, one, other in (
-        ("--precision", left.precision, right.precision),
+        ("--level", left.level, right.level),
         ("--subjects", left.subjects, right.subjects),
         ("--nulls", left.nulls, right.nulls),
         ("--device", left.asked_device, right.asked_device),

@@ -74,8 +74,7 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "all_states": "{what} is {states}",
     "not_compared": "not all of {what} was compared",
     "identical": "{what} is 0, as all that it names is identical",
-    "within_error": "{figures} is an estimate whose error reaches {end}: measure with"
-    " --precision default",
+    "within_error": "{figures} is an estimate whose error reaches {end}: measure with --level full",
     "null": "{figures} is null[ ({why})]",
     "violated": "{figures} ({condition})[, {medians}][; null: {nulls}]",
     "within": "{figures} (not {condition})[, {medians}][; null: {nulls}]",

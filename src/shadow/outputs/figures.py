@@ -231,7 +231,7 @@ def _grid(source: Source, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
     grid = grid.reindex(index=modules, columns=range(int(rows["layer"].max()) + 1))
     if grid.isna().all(axis=None):
         fault = f"{source.report.folder}: {metric} is null in every layer"
-        raise ShadowError(fault, "`shadow explain` says when it is; --norms leaves most out")
+        raise ShadowError(fault, "`shadow explain` says when it is; --level norms leaves most out")
     return grid.astype(float)
 
 
@@ -327,7 +327,7 @@ def _matrix(source: Source, choice: Choice) -> pd.Series[Any]:
 def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
     """The singular values of base, tuned and delta of a matrix."""
     if not report.has_spectra:
-        fault = f"{report.folder}: audited with --norms or --no-spectra, so it has none"
+        fault = f"{report.folder}: audited with --level norms or --no-spectra, so it has none"
         raise ShadowError(fault, "audit it again without them")
     wanted = (pc.field("tensor") == row["tensor"]) & (pc.field("module") == row["module"])
     for name in ("layer", "expert"):

@@ -24,10 +24,9 @@ class CheckpointMetadata(TypedDict):
 class MethodMetadata(TypedDict):
     """How spectra were computed."""
 
-    precision: str
+    level: str
     nulls: NotRequired[object]
-    seed: NotRequired[object]
-    subspaces: NotRequired[object]
+    seed: NotRequired[object]  # where a report of 0.2 had another than 0
     subjects: NotRequired[object]  # absent for all
 
 
@@ -52,7 +51,6 @@ class DeviceMetadata(TypedDict):
 class RunMetadata(TypedDict):
     """How a report was made: what no number depends on."""
 
-    seed: NotRequired[object]
     compute_dtype: NotRequired[object]
     device: NotRequired[object]  # cpu, cuda or mps
     device_use: NotRequired[object]  # DeviceMetadata

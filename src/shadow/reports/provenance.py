@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -85,14 +86,12 @@ class Provenance:
     tuned: CheckpointIdentity
     relation: str | None
     """`tuned` where the second was trained from the first, `sibling` where neither was."""
-    precision: str
-    """How spectra were computed: default or exact; sketch: estimated."""
+    level: str
+    """How much was measured: norms, sketch (estimates), full or exact."""
     nulls: int | None
     """How many sign flips of each delta were drawn, 0 or more."""
-    seed: int | None
-    subspaces: bool | None
     subjects: str
-    """Whose spectra were measured: all, delta, or none, and norms alone."""
+    """Whose spectra were measured: all, or delta."""
     spectra: bool | None
     components: tuple[str, ...]
     layers: tuple[int, ...]
@@ -132,10 +131,8 @@ class Provenance:
             base=_checkpoint(metadata["base"]),
             tuned=_checkpoint(metadata["tuned"]),
             relation=_if_is(str, settings.get("relation")),
-            precision=method["precision"],
+            level=method["level"],
             nulls=_if_is(int, method.get("nulls")),
-            seed=_if_is(int, method.get("seed")),
-            subspaces=_if_is(bool, method.get("subspaces")),
             subjects=_if_is(str, method.get("subjects")) or "all",
             spectra=_if_is(bool, settings.get("spectra")),
             components=all_that_are(str, chosen.get("components")),
@@ -280,7 +277,24 @@ def _is_summary_of_report(path: Path) -> bool:
 
 def metadata_in(content: bytes) -> Any:
     """The JSON under METADATA_KEY; a number that is not finite, which no audit writes, is None."""
-    return json.loads(content, parse_constant=lambda _: None)
+    metadata = json.loads(content, parse_constant=lambda _: None)
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # which a check of it meets
+        _name_level(metadata["settings"]["method"])
+    return metadata
+
+
+def _name_level(method: dict[str, object]) -> None:
+    """Say `level` where a report of 0.2 says `precision` and `subjects`."""
+    if "level" in method:
+        return
+    precision = method.pop("precision")
+    method["level"] = "full" if precision == "default" else precision
+    if method.get("subjects") == "none":
+        method["level"] = "norms"
+        del method["subjects"]
+    method.pop("subspaces", None)
+    if not method.get("seed"):
+        method.pop("seed", None)
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -288,7 +302,7 @@ def _check_metadata(metadata: Any) -> None:
     settings = metadata["settings"]
     texts = [metadata[key] for key in ("version", "family", "pair")]
     texts += [metadata[side]["repo"] for side in ("base", "tuned")]
-    texts.append(settings["method"]["precision"])
+    texts.append(settings["method"]["level"])
     keys = "commit", "fingerprint", "content"
     maybe = [{"content": None, **metadata[side]}[key] for side in ("base", "tuned") for key in keys]
     texts += [text for text in maybe if text is not None]

@@ -19,10 +19,9 @@ from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scan import scan
 from shadow.run.scanned import Apart
 from shadow.run.workers import own_workspace
-from shadow.spectra.delta import working_dtype
 from shadow.spectra.entries import compared
 from shadow.spectra.extremes import Extremes, looked_at
-from shadow.spectra.spectrum import Sides
+from shadow.spectra.spectrum import Sides, working_dtype
 
 Read = StoredTensor | DecodedTensor
 NOWHERE = Place("other", None, "other")

@@ -19,6 +19,7 @@ from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.run.runtime import AlignedPair
 from shadow.run.schedule import infos_of, named_of
 from shadow.run.settings import Settings
+from shadow.spectra.solvers import solver_of
 
 Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: tensors of either side
 
@@ -30,7 +31,7 @@ def summed_with(lined: AlignedPair, settings: Settings) -> Summed:
     up where norms alone are measured: that takes longer than they do.
     """
     unfiltered = settings.chosen == Filter()
-    if settings.method.subjects == "none":
+    if not solver_of(settings.method).has_spectra:
         return {}
     sums: defaultdict[str, list[tuple[Side, TensorInfo]]] = defaultdict(list)
     for side in SIDES:

@@ -16,7 +16,6 @@ from shadow.run.outcome import Outcome
 from shadow.run.plan import Plan
 from shadow.run.schedule import source_of
 from shadow.run.settings import Settings
-from shadow.summary.tiers import OF_SUBJECTS, WORDS
 from shadow.text import byte_size, counted, several, took
 
 NAMED = 3  # tensors that a line names
@@ -25,17 +24,15 @@ NAMED = 3  # tensors that a line names
 def of_settings(settings: Settings) -> str:
     """What the report depends on besides its checkpoints: `settings: precision default, ...`."""
     method = settings.method
-    drawn = f" (seed {method.seed})" if method.nulls else ""
     filters = [
         f"{name} {', '.join(map(str, values))}"
         for name, values in vars(settings.chosen).items()
         if values
     ]
     parts = [
-        *([] if method.subjects == "none" else [f"precision {method.precision}"]),
-        f"{counted(method.nulls, 'sampled null', 'sampled nulls')}{drawn}",
-        WORDS[OF_SUBJECTS[method.subjects]].how,
-        f"subspaces {'compared' if method.subspaces else 'not compared'}",
+        f"level {method.level}",
+        f"spectra of {method.subjects}",
+        counted(method.nulls, "sampled null", "sampled nulls"),
         f"spectra {'written' if settings.spectra else 'not written'}",
         f"only {'; '.join(filters)}" if filters else "every matrix",
     ]

@@ -5,6 +5,7 @@ What is counted is at least what `benchmarks/memory.py` sees, over thirteen shap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from shadow.checkpoints.pairing import MatrixPair
@@ -12,50 +13,33 @@ from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.run.machine_limits import MachineLimits
-from shadow.spectra.delta import USUAL, Method
-from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import FACTOR_BLOCK
-from shadow.spectra.parts import PART
-from shadow.spectra.sketched import SMALLEST, kept_elements
+from shadow.spectra.method import Method
+from shadow.spectra.solvers import BUFFERS, solver_of
 from shadow.spectra.spectrum import BLOCK
 from shadow.text import byte_size
 
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
-# bytes for each entry of a block: both sides in float32 and in float64, and what is made of them
-BUFFERS = 64
-# bytes for each entry of the Gram matrix: it, and the solver's copies of it in float64
-GRAM = 3 * 8
-# bytes for each entry of the short side in `sketch`: bases, their images and copies, three subjects
-SKETCH = 3 * 4 * 8 * WIDTH * PASSES
-# bytes for each row and column: energies, products, their classes, and lines drawn at random
-LINE = 88
+USUAL = Method()
 
 
 def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     """Bytes that a worker takes at most for a pair that is measured in this way."""
     kept = 2 * _kept(pair)
-    blocks = BUFFERS * min(BLOCK, pair.rows * pair.cols)
-    shape, side = (pair.rows, pair.cols), min(pair.rows, pair.cols)
+    shape = pair.rows, pair.cols
+    if not pair.is_matrix:
+        return BUFFERS * min(BLOCK, math.prod(shape)) + kept
     factors = 0
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
-    if not pair.is_matrix:
-        return blocks + kept
-    if method.subjects == "none":
-        return max(BUFFERS * PART, factors) + kept
-    lines = LINE * (pair.rows + pair.cols)
-    solved = GRAM * side**2
-    if method.precision == "sketch" and side > SMALLEST:
-        solved = SKETCH * side + _delta(pair, method)
-    return max(blocks, factors) + solved + lines + kept
+    solver = solver_of(method).on(shape)
+    return solver.memory(shape, factors) + solver.held(shape, method.subjects) + kept
 
 
-def _delta(pair: MatrixPair, method: Method) -> int:
-    """Bytes of a delta that a sketch keeps, in memory that later pairs use again."""
-    shape, alone = (pair.rows, pair.cols), method.subjects == "delta"
-    if not (pair.is_matrix and alone and method.precision == "sketch" and min(shape) > SMALLEST):
-        return 0
-    return 4 * kept_elements(shape)
+def _held(pair: MatrixPair, method: Method) -> int:
+    """Bytes of a delta that is held in memory which later pairs use again."""
+    shape = pair.rows, pair.cols
+    return solver_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
 
 
 def _kept(pair: MatrixPair) -> int:
@@ -88,7 +72,7 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
     """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape, and
     the largest delta that is kept.
     """
-    both = [(matrix_memory(pair, method), _delta(pair, method)) for pair in pairs]
+    both = [(matrix_memory(pair, method), _held(pair, method)) for pair in pairs]
     most = max((every - delta for every, delta in both), default=0)
     return most + max((delta for _, delta in both), default=0)
 
@@ -102,7 +86,7 @@ def default_jobs(
     microseconds each that two threads wait for Python's lock, and read 1.2 GB/s where one reads
     2.8.
     """
-    if method.subjects == "none" and not any(map(_is_decoded, pairs)):
+    if not solver_of(method).has_spectra and not any(map(_is_decoded, pairs)):
         return 1
     each = max(1, worker_memory(pairs, method))
     return max(1, min(machine.cores, machine.memory // each))

@@ -26,7 +26,7 @@ from shadow.run.schedule import source_of
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
 from shadow.run.workers import cost, pace
-from shadow.spectra.delta import NORMS, USUAL, Method
+from shadow.spectra.method import Method
 from shadow.summary.rows import SkippedRow
 from shadow.targets.families import Pair
 from shadow.text import byte_size
@@ -52,11 +52,11 @@ TELLING = (  # keys of config.json that tell architectures apart
 
 
 TIERS = {  # by the options of `shadow audit` that ask for it
-    "--norms": NORMS,
-    "--subjects delta --precision sketch": Method("sketch", subjects="delta", subspaces=False),
-    "--precision sketch": Method("sketch"),
-    "--subjects delta": Method(subjects="delta", subspaces=False),
-    "": USUAL,
+    "--level norms": Method("norms"),
+    "--level sketch --subjects delta": Method("sketch", subjects="delta"),
+    "--level sketch": Method("sketch"),
+    "--subjects delta": Method(subjects="delta"),
+    "": Method(),
 }
 
 

@@ -17,8 +17,8 @@ from shadow.files import nearest_folder
 from shadow.run.access import Access
 from shadow.run.machine_limits import uncollected
 from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
-from shadow.spectra.delta import USUAL, Method
-from shadow.spectra.sketched import SMALLEST
+from shadow.spectra.method import Method
+from shadow.spectra.solvers import solver_of
 from shadow.text import byte_size, size_for
 
 DISK_HINT = "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
@@ -79,7 +79,7 @@ def make_plan(
     access: Access,
     *,
     skipped: int,
-    method: Method = USUAL,
+    method: Method = Method(),  # noqa: B008 - frozen
     filtered: bool,
     folder: Path,
     scratch: Path,
@@ -138,15 +138,14 @@ def _report_disk(pairs: Sequence[MatrixPair], skipped: int, method: Method) -> i
     """
     journal, rows = FILES, FILES + skipped * A_SKIP
     for pair in pairs:
-        side = min(pair.rows, pair.cols)
+        shape, is_update = (pair.rows, pair.cols), pair.tuned.factor is not None
         journal += A_LINE if pair.is_matrix else A_VECTOR
         rows += A_ROW if pair.is_matrix else A_VECTOR
-        if pair.is_matrix and method.subjects != "none":
-            few = method.precision == "sketch" and side > SMALLEST
-            if not few or pair.tuned.factor is not None:
-                many = 3 if method.subjects == "all" else 1
-                journal += int(many * BASE64 * 8 * side)  # singular values
-                rows += 2 * many * 4 * side  # as a row, and in the table
+        if pair.is_matrix:
+            many = 3 if method.subjects == "all" else 1
+            sigmas = many * solver_of(method).on(shape).sigmas(shape, is_update)
+            journal += int(BASE64 * 8 * sigmas)
+            rows += 2 * 4 * sigmas  # as a row, and in the table
     return journal + max(journal, rows)
 
 

@@ -25,9 +25,9 @@ from shadow.run.plan import make_plan, require_disk_at_once
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.run.scanned import Apart, Scanned, in_order
 from shadow.run.workers import in_workers, own_workspace, sources_of, views
-from shadow.spectra.delta import NORMS, working_dtype
 from shadow.spectra.entries import Binades, compared
-from shadow.spectra.spectrum import Sides
+from shadow.spectra.method import Method
+from shadow.spectra.spectrum import Sides, working_dtype
 from shadow.templates import said
 from shadow.text import and_list
 
@@ -90,7 +90,8 @@ def scan(
             for source in sources_of(pair, plan.base, plan.tuned):
                 source.require_unchanged()
 
-    jobs = runtime.jobs or default_jobs(lined.pairs, runtime.limits or machine_limits(), NORMS)
+    machine = runtime.limits or machine_limits()
+    jobs = runtime.jobs or default_jobs(lined.pairs, machine, Method("norms"))
     fetching = Fetching(runtime.say, report)
     rows = in_workers(plan.base, plan.tuned, plan.work, measured, jobs, fetching)
     found: list[tuple[str, Row]] = []

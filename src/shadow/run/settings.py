@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from shadow.checkpoints.pairing import Filter
 from shadow.reports.metadata import SettingsMetadata
 from shadow.run.devices import CPU, DeviceChoice
-from shadow.spectra.delta import Method
+from shadow.spectra.method import Method
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything about an audit that its numbers or files depend on, except the two checkpoints.
 
-    Only the label depends on the optimiser. Of the device, only the kind is a setting of the
-    report.
+    Of the device, only the kind is a setting of the report.
     """
 
     method: Method
@@ -44,7 +43,7 @@ class Settings:
 _DEFAULTS = Settings(Method(), Filter()).as_json()
 DEFAULTS: SettingsMetadata = {
     **_DEFAULTS,
-    "method": {**_DEFAULTS["method"], "subjects": "all"},
+    "method": {**_DEFAULTS["method"], "subjects": "all", "seed": 0},
     "relation": "tuned",
     "device": "cpu",
 }

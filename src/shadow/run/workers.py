@@ -35,21 +35,12 @@ from shadow.run.contents import Summed
 from shadow.run.outcome import Outcome
 from shadow.run.schedule import Schedule, ShardKey, infos_of, source_of
 from shadow.spectra.casts import cast
-from shadow.spectra.delta import (
-    USUAL,
-    Means,
-    Method,
-    frobenius_norm,
-    measure_alone,
-    measure_pair,
-    summed,
-    working_dtype,
-)
-from shadow.spectra.entries import compared, norm_values
+from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement
-from shadow.spectra.sketched import SMALLEST
+from shadow.spectra.method import Method
+from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
@@ -60,15 +51,15 @@ from shadow.spectra.spectrum import (
     Workspace,
     blocks,
     solve_anew,
+    working_dtype,
 )
-from shadow.spectra.sums import Extent, Sums, extent, largest_entry
+from shadow.spectra.sums import Extent, extent, largest_entry
 
 Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
-PASSES = 32  # over a matrix, whose time says how fast norms are measured
+USUAL = Method()
 _LOCAL = threading.local()
-SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
 NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
 
@@ -213,15 +204,9 @@ def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
 
 
 def cost(pair: MatrixPair, method: Method = USUAL) -> int:
-    """Roughly the floating-point operations for one subject: a Gram and its eigenvalues, or the
-    products of a sketch; or the entries where norms alone are measured.
-    """
-    if method.subjects == "none":
-        return pair.rows * pair.cols
-    side = min(pair.rows, pair.cols)
-    if method.precision == "sketch" and side > SMALLEST:
-        return SKETCHED * pair.rows * pair.cols
-    return side * pair.rows * pair.cols + 4 * side**3
+    """Roughly the floating-point operations for one subject, as the solver of its level says."""
+    shape = pair.rows, pair.cols
+    return solver_of(method).on(shape).cost(shape)
 
 
 def pace(method: Method, jobs: int) -> float:
@@ -234,30 +219,22 @@ def pace(method: Method, jobs: int) -> float:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(1024, 4096, generator=generator).bfloat16()
     tuned = (base.float() + 0.01 * torch.randn(1024, 4096, generator=generator)).bfloat16()
+    solver = solver_of(method)
 
-    def measure(rows: int) -> None:
-        b, t, space = base[:rows], tuned[:rows], Workspace()
-        sides = Sides(b, t, torch.float32, space)
-        if method.subjects == "none":
-            for _ in range(PASSES):
-                compared(sides, ("BF16", "BF16"))
-            return
-        total = summed(sides, ("BF16", "BF16"))
-        assert isinstance(total, Sums)
-        measure_pair(b, t, ("BF16", "BF16"), total, Means(method, space), "pace")
+    def of_rows(rows: int) -> None:
+        space = Workspace()
+        sides = Sides(base[:rows], tuned[:rows], torch.float32, space)
+        for _ in range(solver.repeats):
+            measure(sides, ("BF16", "BF16"), Means(method, space), "pace")
 
     with (
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        list(pool.map(measure, [64] * jobs))  # imports and first allocations
+        list(pool.map(of_rows, [64] * jobs))  # imports and first allocations
         started = time.perf_counter()
-        list(pool.map(measure, [1024] * jobs))
-        work = 1024 * 1024 * 4096 + 4 * 1024**3
-        if method.precision == "sketch":
-            work = SKETCHED * 1024 * 4096
-        if method.subjects == "none":
-            work = PASSES * 1024 * 4096
+        list(pool.map(of_rows, [1024] * jobs))
+        work = solver.repeats * solver.cost((1024, 4096))
         return jobs * work / (time.perf_counter() - started)
 
 
@@ -338,13 +315,13 @@ def _measured(
     grams: Grams,
 ) -> Outcome:
     space = own_workspace()
+    means = Means(method, space, remember, grams)
     stored = pair.tuned.info.dtype
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
         largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
-        means = Means(method, space, remember, grams)
         alone = measure_alone(only, stored, largest, means, pair.key)
         return Outcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
@@ -357,45 +334,45 @@ def _measured(
         factor = pair.tuned.factor
         detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
     sides = Sides(base_matrix, matrix, working_dtype(*formats), space)
-    if method.subjects == "none" and pair.is_matrix:
-        return _norms(pair.key, sides, formats, detail, same_kind=pair.tuned.factor is None)
-    total = summed(sides, formats) if pair.is_matrix else extent(sides)
-    size = total if isinstance(total, Extent) else total.size
-    if not size.finite:
-        return _broken(pair.key, size)
     if not pair.is_matrix:
-        delta_norm, base_norm = _vector_norms(base_matrix, matrix, size)
-        from_zero = delta_norm > 0 and base_norm == 0
-        return Outcome(
-            pair.key,
-            "skipped",
-            reason="not_a_matrix",
-            detail=FROM_ZERO if from_zero else detail,
-            delta_norm=delta_norm,
-            base_norm=base_norm,
-            zero="tuned"
-            if size.base > 0 == size.tuned
-            else None,  # a base may begin with biases of 0
-            cast=(cast(sides, formats) or "neither") if size.delta else None,
-        )
-    if isinstance(total, Extent):
+        return _of_vector(pair.key, sides, formats, detail)
+    found = measure(sides, formats, means, pair.key)
+    if found.broken:
+        return _broken(pair.key, found.broken)
+    if not found.measurements:
         note = detail if pair.tuned.factor is not None else _note_of_equal(formats, detail)
-        norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
-        return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
-    means = Means(method, space, remember, grams)
-    measurements = measure_pair(base_matrix, matrix, formats, total, means, pair.key)
-    norms = {
-        measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
-    }
+        return Outcome(
+            pair.key, "identical", detail=note, delta_norm=0.0, base_norm=found.base_norm
+        )
+    delta = found.measurements[-1]
     return Outcome(
         pair.key,
         "measured",
         detail=detail,
-        delta_norm=norms["delta"] or 0.0,
-        base_norm=norms["base"],
-        cast=_copied(sides, formats, measurements[-1]),
-        measurements=tuple(measurements),
-        zero=_zero(measurements),
+        delta_norm=delta.number("frobenius_norm") or 0.0,
+        base_norm=found.base_norm,
+        cast=_copied(sides, formats, delta, may_be=found.may_be_cast),
+        measurements=found.measurements,
+        zero=_zero(found.measurements),
+    )
+
+
+def _of_vector(key: str, sides: Sides, formats: tuple[str, str], detail: str | None) -> Outcome:
+    """The outcome of a pair of vectors, of which norms are all there is."""
+    size = extent(sides)
+    if not size.finite:
+        return _broken(key, size)
+    delta_norm, base_norm = _vector_norms(sides.base, sides.tuned, size)
+    from_zero = delta_norm > 0 and base_norm == 0
+    return Outcome(
+        key,
+        "skipped",
+        reason="not_a_matrix",
+        detail=FROM_ZERO if from_zero else detail,
+        delta_norm=delta_norm,
+        base_norm=base_norm,
+        zero="tuned" if size.base > 0 == size.tuned else None,  # a base may have biases of 0
+        cast=(cast(sides, formats) or "neither") if size.delta else None,
     )
 
 
@@ -436,32 +413,6 @@ def _note_of_equal(formats: tuple[str, str], detail: str | None) -> str | None:
     """The detail of a matrix whose values are equal on both sides."""
     base, tuned = formats
     return detail if base == tuned else f"equal values, stored as {base} and {tuned}"
-
-
-def _norms(
-    key: str, sides: Sides, formats: tuple[str, str], detail: str | None, *, same_kind: bool
-) -> Outcome:
-    """The outcome of a matrix pair of which norms alone are measured, in one pass. same_kind:
-    whether neither side is an update.
-    """
-    found = compared(sides, formats)
-    if not found.finite:
-        return _broken(key, extent(sides))
-    base_norm = math.sqrt(found.base)
-    if not found.changed:
-        note = _note_of_equal(formats, detail) if same_kind else detail
-        return Outcome(key, "identical", detail=note, delta_norm=0.0, base_norm=base_norm)
-    measurements = norm_values(found)
-    return Outcome(
-        key,
-        "measured",
-        detail=detail,
-        delta_norm=math.sqrt(found.delta),
-        base_norm=base_norm,
-        cast=_copied(sides, formats, measurements[-1], may_be=found.rounded is not None),
-        measurements=measurements,
-        zero=_zero(measurements),
-    )
 
 
 def _zero(measurements: Sequence[Measurement]) -> Side | None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.delta import delta_blocks, working_dtype
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.rounding_counts import coarser_grid
 from shadow.spectra.spectrum import (
@@ -25,10 +24,12 @@ from shadow.spectra.spectrum import (
     Spectrum,
     Workspace,
     blocks,
+    delta_blocks,
     power_of_two_scale,
     read_block,
     shape_of,
     spectrum,
+    working_dtype,
 )
 from shadow.spectra.subspace import SUBSPACE, resolved
 

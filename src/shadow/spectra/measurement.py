@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 Subject = Literal["base", "tuned", "delta"]
 Cast = Literal["tuned", "base"]  # the side that is the other, stored in another format
 Precision = Literal["default", "exact", "sketch"]
-Subjects = Literal["all", "delta", "none"]  # of a pair: those whose spectra are measured
 Values = dict[str, float | int | None]  # of one matrix, by column
 Cells = Mapping[str, float | int | str | None]  # the same with columns of text
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shadow.dtypes import FLOATS
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
 from shadow.spectra.tridiagonal import eigensystem, require_square
@@ -228,6 +229,24 @@ class Sides:
     def blocks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Every block of base and of tuned, in the order of `blocks`."""
         return (self.read(index) for index, _ in blocks(self.tuned, size))
+
+
+def working_dtype(*formats: str) -> torch.dtype:
+    """float64 as soon as a stored format has more bits than a float32 difference keeps. A quantised
+    matrix is decoded to float32.
+    """
+    return (
+        torch.float64
+        if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats)
+        else torch.float32
+    )
+
+
+def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The blocks of scale * (tuned - base) in dtype, in the order of `blocks`."""
+    for b, t in replace(sides, dtype=dtype).blocks():
+        t.sub_(b)
+        yield t if scale == 1.0 else t.mul_(scale)
 
 
 def power_of_two_scale(largest: float) -> float:

@@ -66,7 +66,7 @@ from shadow.summary.rows import (
 )
 from shadow.summary.standing import unjudged_formats
 from shadow.summary.tables import Rows
-from shadow.summary.tiers import OF_SUBJECTS, Tier
+from shadow.summary.tiers import tier_of
 
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9
@@ -138,16 +138,10 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             *(ReportWarning("few_values", text) for text in few_values(deltas)),
         ],
         broken=broken(tensors),
-        tier=tier_of(metadata),
+        tier=tier_of(metadata["settings"]),
         estimated=bool(are(deltas["precision"], "sketch").any()),
         files=files_record(rows.files),
     )
-
-
-def tier_of(metadata: ReportMetadata) -> Tier:
-    """What was measured of a report's pair; all spectra where it does not say."""
-    subjects = metadata["settings"]["method"].get("subjects")
-    return OF_SUBJECTS.get(subjects, "full")
 
 
 def _delta_blocks(rows: Rows, deltas: Columns) -> Blocks:

@@ -28,7 +28,7 @@ from shadow.summary.rows import (
     VectorFigures,
     VocabularyRow,
 )
-from shadow.summary.tiers import Tier
+from shadow.summary.tiers import WORDS, Tier
 
 STATUSES = ("measured", "identical", "skipped")  # of tensors
 
@@ -93,9 +93,14 @@ class PairRecord:
     tier: Tier = field(default="full", kw_only=True)
     """What was measured: all spectra, those of the deltas alone, or no spectra but norms."""
     estimated: bool = field(default=False, kw_only=True)
-    """Whether figures of singular values are estimates, as in the precision `sketch`."""
+    """Whether figures of singular values are estimates, as at the level `sketch`."""
     files: FilesRecord | None = field(default=None, kw_only=True)
     """The files of both repositories or folders; None of a report that did not list them."""
+
+    @property
+    def has_spectra(self) -> bool:
+        """Whether singular values were measured or estimated."""
+        return WORDS[self.tier].has_spectra
 
     @property
     def main_component(self) -> str | None:

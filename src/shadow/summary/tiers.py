@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from shadow.reports.metadata import SettingsMetadata
+
 Tier = Literal["norms", "delta", "full"]
-OF_SUBJECTS: Mapping[object, Tier] = {"none": "norms", "delta": "delta", "all": "full"}
-"""By `subjects` of the settings."""
+BY_SETTING: Mapping[object, Tier] = {"norms": "norms", "delta": "delta"}
+"""By the level or the subjects of the settings, where they are not the usual ones."""
+
+
+def tier_of(settings: SettingsMetadata) -> Tier:
+    """Return the tier of a report with these settings."""
+    method = settings["method"]
+    return BY_SETTING.get(method["level"]) or BY_SETTING.get(method.get("subjects"), "full")
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,7 @@ class TierWords:
 
     how: str
     """What was measured, in a few words."""
+    has_spectra: bool = True
     option: str | None = None
     """What asks for it; None for the usual one."""
     code: str | None = None
@@ -32,13 +41,15 @@ class TierWords:
 WORDS: Mapping[Tier, TierWords] = {
     "norms": TierWords(
         "norms alone",
-        "--norms",
+        False,
+        "--level norms",
         "norms_only",
         "Norms alone were measured. How many directions the change has, and how much of it is"
         " rounding, is unknown.",
     ),
     "delta": TierWords(
         "spectra of deltas alone",
+        True,
         "--subjects delta",
         "deltas_only",
         "Spectra were measured of the deltas alone. How they lie to the directions of the base is"

@@ -112,7 +112,7 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
         side=inside.short_side_most if inside.short_side_least == inside.short_side_most else None,
     )
     text = ", ".join(filter(None, [_size(told, codes), text, _place(told, filtered)]))
-    return f"{text}; no spectra were measured." if summary.tier == "norms" else f"{text}."
+    return f"{text}." if summary.has_spectra else f"{text}; no spectra were measured."
 
 
 def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set[str]:

@@ -321,9 +321,8 @@ def _origin(
     """How it was measured, and what is not shown."""
     settings = provenance["settings"]
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
-    if summary.tier != "norms":
-        how.append(f"precision {settings['method']['precision']}")
-    how += [WORDS[summary.tier].how] if summary.tier != "full" else []
+    how.append(f"level {settings['method']['level']}")
+    how += [WORDS[summary.tier].how] if WORDS[summary.tier].option else []
     chosen = settings.get("chosen")
     if isinstance(chosen, Mapping):
         how += [

@@ -66,7 +66,7 @@ def figure_rows(summary: Summary, *, full: bool = False) -> list[FigureRow]:
     concentration = quantity(summary, "concentration", "fixed", full=full)
     scale = CONCENTRATION
     if figures.concentration is None:
-        scale = "not measured" if summary.tier == "norms" else NO_CONCENTRATION
+        scale = NO_CONCENTRATION if summary.has_spectra else "not measured"
     rows = [
         FigureRow("relative norm", norm, of_what(summary) + ("" if full else _outside(summary))),
         FigureRow("concentration", concentration, scale),

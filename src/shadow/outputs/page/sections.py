@@ -232,7 +232,7 @@ def origins(origin: Origin) -> list[tuple[str, str]]:
         for side, checkpoint in (("base", origin.base), ("tuned", origin.tuned))
         for key, text in checkpoint.as_json().items()
     ]
-    nulls = f"{origin.nulls} sign flips, seed {origin.seed}" if origin.nulls else "not sampled"
+    nulls = f"{origin.nulls} sign flips" if origin.nulls else "not sampled"
     libraries = (f"{name} {version}" for name, version in sorted(origin.libraries.items()))
     rows = [
         *sides,

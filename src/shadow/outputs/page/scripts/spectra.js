@@ -39,7 +39,7 @@ Object.assign(Pair.prototype, {
     const curve = cell && this.data.spectra.curves[cell.index];
     div.hidden = !curve;
     if (!curve) {
-      text.textContent = "This report has no spectra: it was made with --norms or --no-spectra, or nothing changed.";
+      text.textContent = "This report has no spectra: it was made with --level norms or --no-spectra, or nothing changed.";
       return;
     }
     const ranks = this.data.spectra.ranks[curve.size];

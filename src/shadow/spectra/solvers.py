@@ -1,0 +1,519 @@
+"""The levels of an audit: a solver each, which measures a matrix and knows what that takes.
+
+A level is an entry of SOLVERS: whoever plans, measures or counts memory asks its solver.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shadow.spectra.edge import cosine, sharp_edge_values, sharp_null_edge
+from shadow.spectra.krylov import PASSES, WIDTH, Estimate
+from shadow.spectra.lazy import Matrix, Updated
+from shadow.spectra.measurement import Measurement, Precision, Subject, Values, norm_alone
+from shadow.spectra.method import Level, Method, Subjects
+from shadow.spectra.null import Profile, closed_null, null_values, sampled_values
+from shadow.spectra.parts import PART
+from shadow.spectra.rank import condition_number, norms, ranks, top_energies
+from shadow.spectra.sketched import (
+    SMALLEST,
+    Sketch,
+    effective_rank_shift,
+    kept_elements,
+    leading_directions,
+    of_pair,
+    one_alone,
+    ratio_of,
+    sketched_delta,
+    sketches,
+    subspace_errors,
+    weight_values,
+)
+from shadow.spectra.spectrum import (
+    BLOCK,
+    ON_CPU,
+    Grams,
+    Question,
+    Read,
+    Remember,
+    Sides,
+    Spectrum,
+    Workspace,
+    blocks,
+    delta_blocks,
+    power_of_two_scale,
+    scaled_blocks,
+    shape_of,
+    solve_anew,
+    spectrum,
+    working_dtype,
+)
+from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
+from shadow.spectra.sums import Sums
+from shadow.spectra.tail import hill, marchenko_pastur, power_law
+
+FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
+# bytes for each entry of a block: both sides in float32 and in float64, and what is made of them
+BUFFERS = 64
+# bytes for each entry of the Gram matrix: it, and the solver's copies of it in float64
+GRAM = 3 * 8
+# bytes for each entry of the short side in `sketch`: bases, their images and copies, three subjects
+SKETCH = 3 * 4 * 8 * WIDTH * PASSES
+# bytes for each row and column: energies, products, their classes, and lines drawn at random
+LINE = 88
+SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What one worker measures with."""
+
+    method: Method
+    space: Workspace
+    remember: Remember = solve_anew  # how the spectrum of one side is had
+    grams: Grams = ON_CPU
+
+
+class Figured(NamedTuple):
+    """What singular values say of a pair."""
+
+    base: Measurement
+    tuned: Measurement
+    values: Values  # of the delta
+    precision: Precision  # of the delta, as it was used
+    sigma: NDArray[np.float64]  # of the delta; none of them in `sketch`
+    delta: Spectrum | None  # None in `sketch`
+
+
+class Solver(ABC):
+    """Measures the matrices of a level, and knows what that takes."""
+
+    computed: ClassVar[str]
+    """Formats of the arithmetic, as a report says them."""
+    has_spectra: ClassVar[bool] = False
+    """Whether singular values are computed or estimated."""
+    has_all_values: ClassVar[bool] = False
+    """Whether all singular values are computed, which the sampled null needs."""
+    repeats: ClassVar[int] = 1
+    """How often a matrix of 1024 x 4096 is measured for a time that tells the pace of a machine."""
+
+    def on(self, shape: Shape) -> Solver:
+        """Return the solver that measures a matrix of a shape."""
+        return self
+
+    @abstractmethod
+    def cost(self, shape: Shape) -> int:
+        """Estimate the floating-point operations for one subject."""
+
+    @abstractmethod
+    def memory(self, shape: Shape, factors: int) -> int:
+        """Bytes of buffers and solvers at most; factors: of a low-rank update."""
+
+    def held(self, shape: Shape, subjects: Subjects) -> int:
+        """Bytes of a delta that is held in memory which later matrices use again."""
+        return 0
+
+    @abstractmethod
+    def sigmas(self, shape: Shape, is_update: bool) -> int:
+        """Count the singular values of a subject that are written."""
+
+
+class Norms(Solver):
+    """Sums over entries in one pass; `shadow.spectra.entries` makes them."""
+
+    computed = "float32 sums of parts, float64 sums of these"
+    repeats = 32
+
+    def cost(self, shape: Shape) -> int:
+        """The entries."""
+        return math.prod(shape)
+
+    def memory(self, shape: Shape, factors: int) -> int:
+        """Buffers of parts."""
+        return max(BUFFERS * PART, factors)
+
+    def sigmas(self, shape: Shape, is_update: bool) -> int:
+        """None."""
+        return 0
+
+
+class Spectral(Solver):
+    """A solver of singular values."""
+
+    has_spectra = True
+
+    @abstractmethod
+    def of_pair(
+        self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
+    ) -> Figured:
+        """Measure what rests on the singular values of base, tuned and delta."""
+
+    @abstractmethod
+    def alone(
+        self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
+    ) -> Measurement:
+        """Measure a matrix without a base."""
+
+    def memory(self, shape: Shape, factors: int) -> int:
+        """Blocks of both sides, what is solved, and lines."""
+        blocks = BUFFERS * min(BLOCK, math.prod(shape))
+        return max(blocks, factors) + self.solved(shape) + LINE * sum(shape)
+
+    @abstractmethod
+    def solved(self, shape: Shape) -> int:
+        """Bytes that solving takes."""
+
+
+@dataclass(frozen=True)
+class Gram(Spectral):
+    """All singular values, by the eigenvalues of a Gram matrix."""
+
+    precision: Precision
+    computed: str  # type: ignore[misc]
+    has_all_values = True
+
+    def of_pair(
+        self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
+    ) -> Figured:
+        """By three spectra, or that of the delta."""
+        return _by_spectra(sides, total, formats, self.precision, means, key)
+
+    def alone(
+        self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
+    ) -> Measurement:
+        """By its spectrum."""
+        found = _weight_spectrum(matrix, norm, largest, stored, self.precision, means)
+        return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
+
+    def cost(self, shape: Shape) -> int:
+        """A Gram and its eigenvalues."""
+        side = min(shape)
+        return side * math.prod(shape) + 4 * side**3
+
+    def solved(self, shape: Shape) -> int:
+        """A Gram and copies of it."""
+        return GRAM * min(shape) ** 2
+
+    def sigmas(self, shape: Shape, is_update: bool) -> int:
+        """All."""
+        return min(shape)
+
+
+FULL = Gram("default", "float32 Gram, float64 eigenvalues")
+
+
+class Krylov(Spectral):
+    """Estimates with their errors, by products with few vectors; of small matrices all values."""
+
+    computed = "float32 products with few vectors, float64 sums"
+
+    def on(self, shape: Shape) -> Solver:
+        """All values where they cost no more."""
+        return self if min(shape) > SMALLEST else FULL
+
+    def of_pair(
+        self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
+    ) -> Figured:
+        """By sketches of base, tuned and delta together."""
+        return _by_sketches(sides, total, means, key)
+
+    def alone(
+        self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
+    ) -> Measurement:
+        """By a sketch; zeros have all values."""
+        shape = shape_of(matrix)
+        if norm == 0:
+            zeros = _of_zeros(shape)
+            return Measurement("tuned", zeros.precision, spectrum_values(zeros), zeros.sigma)
+        scale = power_of_two_scale(largest)
+        read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
+        made = sketches(one_alone(read, means.space), shape, {"tuned": (scale, norm)}, key)
+        return Measurement("tuned", "sketch", weight_values(made["tuned"]), np.zeros(0))
+
+    def cost(self, shape: Shape) -> int:
+        """The products."""
+        return SKETCHED * math.prod(shape)
+
+    def solved(self, shape: Shape) -> int:
+        """Bases of the short side and their images."""
+        return SKETCH * min(shape)
+
+    def held(self, shape: Shape, subjects: Subjects) -> int:
+        """A delta alone, where it is small enough."""
+        return 4 * kept_elements(shape) if subjects == "delta" else 0
+
+    def sigmas(self, shape: Shape, is_update: bool) -> int:
+        """None, but of an update, from its factors."""
+        return min(shape) if is_update else 0
+
+
+SOLVERS: Mapping[Level, Solver] = {
+    "norms": Norms(),
+    "sketch": Krylov(),
+    "full": FULL,
+    "exact": Gram("exact", "float64 Gram, float64 eigenvalues"),
+}
+
+
+def solver_of(method: Method) -> Solver:
+    """Return the solver of a level."""
+    return SOLVERS[method.level]
+
+
+def _by_spectra(
+    sides: Sides,
+    total: Sums,
+    formats: tuple[str, str],
+    precision: Precision,
+    means: Means,
+    key: str,
+) -> Figured:
+    """The columns that rest on singular values, from all of them."""
+    method, profile, scale = means.method, total.profile, total.profile.scale
+    vectors = VECTORS if method.compares_subspaces else 0
+    weights: list[Measurement] = []
+    spectra: list[Spectrum] = []
+    subject: Subject
+    for subject, matrix, energy, largest, stored in (
+        ("base", sides.base, total.base, total.size.base, formats[0]),
+        ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
+    ):
+        norm = math.sqrt(energy) / total.scale
+        if method.subjects != "all":
+            weights.append(norm_alone(subject, norm))
+            continue
+        found = _weight_spectrum(matrix, norm, largest, stored, precision, means, vectors)
+        spectra.append(found)
+        of_weights = spectrum_values(found)
+        weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
+    read = partial(delta_blocks, sides, scale)
+    delta = _delta_spectrum(sides, read, profile, precision, means)
+    values = spectrum_values(delta)
+    values |= {
+        "condition_number": None,  # a delta's smallest sigma says nothing
+        **_sizes(delta.norm, weights[0].number("frobenius_norm"), total, sides.shape),
+        **_of_spectra(spectra, delta),
+        **_shifts(*weights),
+        **null_values(delta, profile, values["participation_ratio"]),
+        **sharp_edge_values(delta, profile.rows, profile.cols, scale),
+        **top_energies(delta, (20,)),
+        **sampled_values(
+            delta,
+            method.nulls,
+            f"0\t{key}",
+            read,
+            [corner for _, corner in blocks(sides.tuned)],
+            scale,
+            means.grams,
+        ),
+        **NO_SUBSPACES,
+    }
+    if spectra:
+        values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
+    return Figured(weights[0], weights[1], values, delta.precision, delta.sigma, delta)
+
+
+def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> Figured:
+    """By products with few vectors; the delta of an adapter, from its factors, has all values, and
+    so has a side of zeros.
+    """
+    profile, scale = total.profile, total.profile.scale
+    subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
+    made: dict[Subject, Sketch] = {}
+    scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
+    energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
+    norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
+    adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
+    asked: dict[Subject, float] = {
+        name: by
+        for name, by in scales.items()
+        if norms[name] > 0
+        and (adapted is None if name == "delta" else means.method.subjects == "all")
+    }
+    if asked:
+        sizes = {name: (by, norms[name]) for name, by in asked.items()}
+        made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
+    whole, nothing = None, np.zeros(0)
+    if adapted is not None:
+        whole = _update_spectrum(adapted, norms["delta"])
+        values = spectrum_values(whole)
+        values |= {
+            **null_values(whole, profile, values["participation_ratio"]),
+            **sharp_edge_values(whole, profile.rows, profile.cols, scale),
+            **top_energies(whole, (20,)),
+        }
+        strongest = spectral = Estimate(float(whole.sigma[0]), 0.0)
+    else:
+        sharp = sharp_null_edge(profile.rows, profile.cols, scale)
+        values = sketched_delta(made["delta"], *closed_null(profile), sharp)
+        strongest, spectral = made["delta"].sigma(0), made["delta"].spectral_norm
+    values |= {
+        "condition_number": None,
+        **_sizes(norms["delta"], norms["base"], total, sides.shape),
+        **NO_SUBSPACES,
+    }
+    weights = [norm_alone(subject, norms[subject]) for subject in subjects[:2]]
+    if means.method.subjects == "all":
+        zeros, found = _of_zeros(sides.shape), [made.get(subject) for subject in subjects[:2]]
+        weights = [
+            Measurement(subject, zeros.precision, spectrum_values(zeros), zeros.sigma)
+            if one is None
+            else Measurement(subject, "sketch", weight_values(one), nothing)
+            for subject, one in zip(subjects, found, strict=False)
+        ]
+        base, tuned = found
+        if base:
+            values |= ratio_of(spectral, base.spectral_norm, "relative_spectral")
+        if base and tuned:
+            values |= effective_rank_shift(base, tuned)
+        before, after = (leading_directions(one, sides.shape) if one else zeros for one in found)
+        of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
+        compared = subspace_values(before, after, of_delta, sides, profile)
+        largest = (strongest.value + strongest.error) / norms["delta"]
+        values |= compared | subspace_errors(compared, base, tuned, largest, profile)
+    return Figured(
+        weights[0],
+        weights[1],
+        values,
+        whole.precision if whole else "sketch",
+        whole.sigma if whole else nothing,
+        whole,
+    )
+
+
+def _delta_spectrum(
+    sides: Sides, read: Read, profile: Profile, precision: Precision, means: Means
+) -> Spectrum:
+    """The spectrum of D, whose scaled blocks are read; that of an update from its factors."""
+    norm = math.sqrt(profile.energy) / profile.scale
+    if isinstance(sides.tuned, Updated):
+        return _update_spectrum(sides.tuned, norm)
+    return spectrum(
+        read,
+        sides.shape,
+        norm,
+        profile.scale,
+        precision,
+        sides.dtype == torch.float64,
+        grams=means.grams,
+    )
+
+
+def _weight_spectrum(
+    matrix: Matrix,
+    norm: float,
+    largest: float,
+    stored: str,
+    precision: Precision,
+    means: Means,
+    vectors: int = 0,
+) -> Spectrum:
+    """The spectrum of one side, with that many leading singular vectors of its short side."""
+    grams = means.grams
+
+    def solve() -> Spectrum:
+        scale = power_of_two_scale(largest)
+        wide_format = working_dtype(stored) == torch.float64
+        read = partial(scaled_blocks, matrix, scale, space=means.space)
+        return spectrum(read, shape_of(matrix), norm, scale, precision, wide_format, vectors, grams)
+
+    question = Question(stored, precision, vectors, grams.solver)
+    return means.remember(matrix, question, norm, solve)
+
+
+def _of_zeros(shape: tuple[int, int]) -> Spectrum:
+    """The spectrum of a matrix of zeros, which has no leading directions."""
+    side = min(shape)
+    return Spectrum(np.zeros(side), *shape, 0.0, 0.0, "exact", np.zeros((side, 0)))
+
+
+def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
+    """The spectrum of a low-rank update, from its factors: as good as float64 is."""
+    sigma = tuned.singular_values().numpy()
+    floor = FACTORS_FLOOR * float(sigma[0])
+    sigma[sigma < floor] = 0.0
+    return Spectrum(sigma, *shape_of(tuned), norm, floor, "exact")
+
+
+def spectrum_values(spectrum: Spectrum) -> Values:
+    """The columns that every subject has."""
+    return {
+        **norms(spectrum),
+        **ranks(spectrum),
+        **top_energies(spectrum),
+        "sigma_floor": spectrum.floor,
+        **condition_number(spectrum),
+        **power_law(spectrum),
+        **hill(spectrum),
+        **marchenko_pastur(spectrum),
+    }
+
+
+def _of_spectra(weights: Sequence[Spectrum], delta: Spectrum) -> Values:
+    """The delta's largest sigma relative to the base's, and the scale of sigmas; None where the
+    spectra of base and tuned are not measured.
+    """
+    names = ("relative_spectral", "sigma_scale", "sigma_scale_iqr")
+    if not weights:
+        return dict.fromkeys(names)
+    base, tuned = (side.sigma for side in weights)
+    both = (base > 0) & (tuned > 0)
+    ratios = tuned[both] / base[both]
+    quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
+    return {
+        "relative_spectral": _ratio(float(delta.sigma[0]), float(base[0])),
+        "sigma_scale": quartiles[1] if quartiles else None,
+        "sigma_scale_iqr": quartiles[2] - quartiles[0] if quartiles else None,
+    }
+
+
+def _sizes(delta: float, base: float | None, total: Sums, shape: tuple[int, int]) -> Values:
+    """Size, direction and rounding of the delta relative to the base, from both norms and sums."""
+    rounding = math.sqrt(total.ulps / 12.0) / total.scale
+    return {
+        "relative_norm": _ratio(delta, base or 0.0),
+        "cosine": _cosine(total),
+        "zero_share": total.zeros / (shape[0] * shape[1]),
+        "floor_ratio": _ratio(delta, rounding),
+    }
+
+
+def _cosine(total: Sums) -> float | None:
+    """<W_base, W_tuned> / (norm norm)."""
+    of_delta = total.profile.scale / total.scale
+    return cosine(
+        math.sqrt(total.base),
+        math.sqrt(total.tuned),
+        total.profile.energy / of_delta**2,
+        total.along / of_delta,
+    )
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator > 0 else None
+
+
+def _shifts(base: Measurement, tuned: Measurement) -> Values:
+    """None where the spectra of base and tuned are not measured."""
+
+    def shift(name: str) -> float | None:
+        if base.precision is None:
+            return None
+        before, after = base.number(name), tuned.number(name)
+        return None if before is None or after is None else after - before
+
+    return {
+        "effective_rank_shift": shift("effective_rank"),
+        "stable_rank_shift": shift("stable_rank"),
+    }
