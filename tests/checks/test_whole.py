@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,16 @@ from safetensors.torch import load_file, save_file
 import shadow
 from shadow.checkpoints import expected as loader
 from shadow.checkpoints.expected import Expected, asked, stripped
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
 from shadow.checks.table import CHECKS
 from shadow.checks.whole import WORDS, Whole, judge
 from shadow.checks.whole_files import Files
 from shadow.checks.whole_names import Names, Tied
+from shadow.checks.whole_part import json_object
 from shadow.checks.whole_values import Values
-from shadow.checks.whole_words import Words
-from shadow.errors import UsageError
+from shadow.checks.whole_words import Words, read_words
+from shadow.errors import ShadowError, UsageError
 from shadow.spectra.extremes import looked_at
 from shadow.spectra.spectrum import Workspace
 
@@ -384,6 +387,22 @@ def test_a_file_and_a_model_in_memory_are_checkpoints_too(healthy):
     assert [(one.name, one.code) for one in verified(model).against] == [(UP, "not_finite")]
 
 
+def test_other_formats_are_swept_and_a_pickle_only_where_it_may_be(tmp_path):
+    pytest.importorskip("gguf")
+    tensors = planted.gguf_llama()
+    found = verified(planted.write_gguf(tmp_path / "a.gguf", tensors))
+    assert (found.outcome, found.code, codes(found)) == (OPEN, "not_asked", set())
+    tensors[UP][:] = 0
+    found = verified(planted.write_gguf(tmp_path / "b.gguf", tensors))
+    assert [(one.name, one.code) for one in found.against] == [(UP, "zero")]
+    folder = planted.saved("llama", tmp_path / "pickled")
+    torch.save(load_file(folder / FILE), folder / "pytorch_model.bin")
+    (folder / FILE).unlink()
+    with pytest.raises(ShadowError):
+        verified(folder)
+    assert verified(folder, files=shadow.Files(allow_pickle=True)).outcome is HOLDS
+
+
 FACTORS = {
     "healthy": ((), {}, None),
     "zero": ((0, 1), {}, "does_nothing"),
@@ -427,6 +446,32 @@ def test_no_false_alarm_of_what_transformers_makes_and_saves(kind, tmp_path):
         edit(folder, num_nextn_predict_layers=0)
     found = verified(folder)
     assert found.outcome is Outcome.HOLDS, found.reason
+
+
+# beside a checkout, on some machines: configs and indexes of released models
+PLACES = [folder / "shared" / "hub" / "indexes" for folder in Path(__file__).parents]
+RELEASED = next(filter(Path.is_dir, PLACES), PLACES[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RELEASED.is_dir(), reason="no indexes of released models here")
+def test_no_false_alarm_of_the_names_of_released_models():
+    """Classes that transformers has find all names; of others nothing is said."""
+    outcomes = {}
+    for path in sorted(RELEASED.glob("*/config.json")):
+        index = next(path.parent.glob("*.index.json"))
+        config = json_object(path.read_bytes())
+        names = json_object(index.read_bytes()).get("weight_map")
+        if names and config and "quantization_config" not in config:
+            stored = {name: TensorInfo(name, "BF16", (1,), "", 0, 2) for name in names}
+            said = replace(loader.expected(config, stored, index.parent), mismatched=())
+            small = {one.name: one.read_bytes() for one in index.parent.glob("*.json")}
+            words = read_words(small, rows=0, sees=True, checks_size=False)
+            found = judged(names=Names(stored, config, said), words=words)
+            outcomes[index.parent.name] = said.problem or found.outcome
+    assert len(outcomes) > 30
+    assert set(outcomes.values()) == {"unknown_class", HOLDS}
+    assert sum(one is HOLDS for one in outcomes.values()) > 20
 
 
 def judged(**parts):

@@ -72,21 +72,24 @@ def _answer(part: Part, *, with_values: bool) -> Answer:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     """Headers and small files first, then one sweep over values, then a loader."""
-    from shadow.run.alone import sweep
-
     read = not asked.headers
     opened = open_whole(asked.models[0], runtime, scratch, with_values=read)
     checkpoint = opened.checkpoint
     if checkpoint is None:
         return Whole(opened.files, with_values=read)
-    infos = opened.stored.values()
-    swept, unread = sweep(checkpoint, infos, runtime, scratch / "sweep") if read else ([], [])
+    swept, unread = [], []
+    if read:
+        from shadow.run.alone import sweep
+
+        infos = opened.stored.values()
+        swept, unread = sweep(checkpoint, infos, runtime, scratch / "sweep")
     tables, sees = _vocabulary(checkpoint)
     rows = min((checkpoint.tensors[name].shape[0] for name in tables), default=0)
     names, adapter, expected = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     if is_adapter or checkpoint.adapter:
-        adapter = whole_adapters.read_factors(opened, swept)
+        said = opened.small.get(whole_adapters.CONFIG)
+        adapter = whole_adapters.read_factors(said, opened.stored, swept)
     else:
         is_cut = opened.files.are_cut
         is_loaded = asked.models[0] in runtime.found
@@ -108,14 +111,14 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         checks_size=expected is None or bool(expected.problem),
         usual=expected.usual if expected else (),
     )
-    said = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
+    dtype = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
     values = whole_values.Values(
         opened.stored,
         swept,
         unread,
         dict.fromkeys(tables, max(words.vocabulary.values(), default=-1) + 1),
         whole_names.is_quantised(checkpoint),
-        DTYPES.get(said.removeprefix("torch."), ""),
+        DTYPES.get(dtype.removeprefix("torch."), ""),
     )
     return Whole(opened.files, values, names, words, adapter, read)
 

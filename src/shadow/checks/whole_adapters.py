@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shadow.checks.whole_part import Part, json_object
 
 if TYPE_CHECKING:
-    from shadow.checks.whole_open import Opened
+    from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.run.alone import Swept
 
 CONFIG = "adapter_config.json"
@@ -96,20 +96,22 @@ def _is_named(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
-def read_factors(opened: Opened, swept: Sequence[Swept]) -> Factors:
+def read_factors(
+    config: bytes | None, stored: Mapping[str, TensorInfo], swept: Sequence[Swept]
+) -> Factors:
     """The factors of an adapter that was opened, and which of those that were read are zero."""
     from shadow.checkpoints.adapters import FACTOR, PREFIX
 
     shapes: defaultdict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    matches = {name: FACTOR.fullmatch(name) for name in opened.stored}
+    matches = {name: FACTOR.fullmatch(name) for name in stored}
     owners = {name: one["module"].removeprefix(PREFIX) for name, one in matches.items() if one}
     for name, match in matches.items():
         if match:
-            shapes[owners[name]][match["which"]] = opened.stored[name].shape
+            shapes[owners[name]][match["which"]] = stored[name].shape
     zero = [one.info.name for one in swept if one.found.is_constant and not one.found.first]
     return Factors(
-        json_object(opened.small.get(CONFIG)),
+        json_object(config),
         shapes,
-        [name for name in opened.stored if name not in owners],
+        [name for name in stored if name not in owners],
         [*dict.fromkeys(owners[name] for name in zero if name in owners)],
     )

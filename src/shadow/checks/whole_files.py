@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shadow.checks.whole_adapters import CONFIG
 from shadow.checks.whole_part import Part
 from shadow.templates import Value
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
 
 INDEX = "model.safetensors.index.json"
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 OWN = re.compile(
     r"(?!consolidated|adapter_|optimizer|training|scheduler|random|rng).*\.safetensors"
@@ -131,7 +132,7 @@ def judge_files(found: Files) -> Part:
         part.fault(found.read[0], "no_index")
     for other in found.others:
         _judge_set(part, other, found.read[0])
-    if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
+    if {CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
         part.fault(ADAPTER, "adapter_beside")
     for name in sorted(found.names):
         for what in (what for pattern, what in TRAINING if re.fullmatch(pattern, name)):

@@ -268,12 +268,14 @@ def gather_tied(
     checkpoint: Checkpoint, head: str, embedding: str, *, is_tied: bool, with_values: bool
 ) -> Tied | None:
     """A head and the embedding, if they have one shape. is_tied: where the config does not say."""
-    from shadow.run.alone import same_values
-
     infos = checkpoint.tensors[head], checkpoint.tensors[embedding]
     if infos[0].shape != infos[1].shape:
         return None
     parts = (checkpoint.config, text_config(checkpoint.config))
     said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    equal = same_values(checkpoint.tensor, *infos) if with_values else None
+    equal = None
+    if with_values:
+        from shadow.run.alone import same_values
+
+        equal = same_values(checkpoint.tensor, *infos)
     return Tied(head, embedding, bool(said[0] if said else is_tied), equal)

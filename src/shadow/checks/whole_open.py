@@ -12,15 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole_files import (
-    ADAPTER,
-    ADAPTER_CONFIG,
-    INDEX,
-    NUMBERED,
-    OWN,
-    Files,
-    OtherSet,
-)
+from shadow.checks.whole_adapters import CONFIG as ADAPTER_CONFIG
+from shadow.checks.whole_files import ADAPTER, INDEX, NUMBERED, OWN, Files, OtherSet
 from shadow.checks.whole_part import json_object
 from shadow.errors import FileError, ShadowError
 
@@ -99,19 +92,19 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
         if file.kind in ("config", "generation", "tokenizer", "chat_template")
         if path.endswith((".json", ".jinja")) and (file.size or 0) <= SMALL
     }
-    stored: dict[str, TensorInfo] = {}
-    headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
+    every: dict[str, TensorInfo] = {}
     for name, info in opened.tensors.items():
-        pieces = (info.packing.raw, *info.packing.beside) if info.packing else ()
-        is_apart = pieces and not info.shard.endswith(".gguf")
-        stored |= {one.name: one for one in pieces} if is_apart else {name: info}
+        is_apart = info.packing and not info.shard.endswith(".gguf")
+        pieces = (info.packing.raw, *info.packing.beside) if info.packing and is_apart else ()
+        every |= {one.name: one for one in pieces} or {name: info}
+    stored = {name: info for name, info in every.items() if not info.problem}
+    headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in stored.items():
-        if not info.problem:
-            headers[info.shard][name] = info
-    lost = any(info.problem for info in stored.values())  # which only the index knows
-    weight_map = {name: info.shard for name, info in stored.items()} if lost else {}
+        headers[info.shard][name] = info
+    is_short = len(stored) < len(every)  # the index knows more
+    weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
     files = Files([*opened.sources], headers, weight_map, {*own, *opened.sources})
-    return Opened(opened, {n: i for n, i in stored.items() if not i.problem}, small, files)
+    return Opened(opened, stored, small, files)
 
 
 class Folder:
@@ -136,7 +129,6 @@ class Folder:
         """The weights that transformers reads, and all that may contradict them."""
         from shadow.checkpoints.formats import with_matrices
         from shadow.checkpoints.opening import Checkpoint, small_tensor
-        from shadow.run.alone import same_values
 
         read, weight_map = self._chosen()
         tensors: dict[str, TensorInfo] = {}
@@ -144,6 +136,8 @@ class Folder:
         for shard in read:
             for name, info in self.headers.get(shard, {}).items():
                 if name in tensors and self.with_values:
+                    from shadow.run.alone import same_values
+
                     equal[name] = same_values(self.tensor, tensors[name], info)
                 tensors[name] = info
         config = json_object(self.small.get("config.json"))
@@ -154,17 +148,8 @@ class Folder:
         checkpoint = Checkpoint(
             str(self.root), None, "", config, matrices, sources, refused=refused
         )
-        others = [*other_sets(self, read, tensors)]
-        files = Files(
-            read,
-            self.headers,
-            weight_map,
-            self.names,
-            self.pointers,
-            self.unreadable,
-            equal,
-            others,
-        )
+        facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
+        files = Files(read, *facts, [*other_sets(self, read, tensors)])
         return Opened(checkpoint if tensors else None, tensors, self.small, files)
 
     def tensor(self, info: TensorInfo) -> StoredTensor:
@@ -248,13 +233,13 @@ def _compared(
     folder: Folder, files: Sequence[str], read: Sequence[str], tensors: Mapping[str, TensorInfo]
 ) -> OtherSet:
     """Files of safetensors beside the tensors of their names, or of Mistral's names for them."""
-    from shadow.run.alone import same_values
-
     own = {name: info for file in files for name, info in folder.headers.get(file, {}).items()}
     named = {name: name if name in tensors else _of_mistral(name) for name in own}
     is_mistral = any(name != other for name, other in named.items())
     differing: list[str] | None = None
     if folder.with_values and {*named.values()} <= tensors.keys():
+        from shadow.run.alone import same_values
+
         pairs = [(info, tensors[named[name]]) for name, info in own.items()]
         differing = [
             info.name

@@ -171,7 +171,8 @@ def _judge_scales(part: Part, found: Values) -> None:
     for name, info in found.stored.items():
         if match := PIECE.fullmatch(name):
             pieces[match["owner"]].add(match["piece"])
-            if match["numbers"] and (info.dtype not in FLOATS or info.dtype.startswith("F8")):
+            is_packed = info.dtype not in FLOATS or info.dtype.startswith("F8")
+            if match["numbers"] and is_packed and not info.packing:  # whose blocks have scales
                 numbers[match["owner"]] = name, (match["numbers"], info.dtype)
     usual: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for owner, (_, kind) in numbers.items():

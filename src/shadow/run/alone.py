@@ -79,10 +79,11 @@ def same_values(
     """
     if one.shape != other.shape:
         return False
-    first, second, formats = read(one), read(other), (one.dtype, other.dtype)
-    if not all(stored in FLOATS for stored in formats):
-        return formats[0] == formats[1] and torch.equal(first.whole(), second.whole())
-    sides = _sides(one)
+    formats, sides = (one.dtype, other.dtype), _sides(one)
+    if not all(info.dtype in FLOATS or info.packing for info in (one, other)):
+        one, other = _bytes(one), _bytes(other)
+        return formats[0] == formats[1] and torch.equal(read(one).whole(), read(other).whole())
+    first, second = read(one), read(other)
 
     def ordered(tensor: torch.Tensor) -> torch.Tensor:
         if heads:
