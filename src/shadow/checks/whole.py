@@ -18,7 +18,10 @@ from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.safetensors_files import TensorInfo
+    from shadow.run.alone import Swept
     from shadow.run.runtime import Runtime
+    from shadow.run.scanned import Apart
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 # by code, the most telling fault first; a row has its name before it, a sentence its names
@@ -77,12 +80,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     checkpoint = opened.checkpoint
     if checkpoint is None:
         return Whole(opened.files, with_values=read)
-    swept, unread = [], []
-    if read:
-        from shadow.run.alone import sweep
-
-        infos = opened.stored.values()
-        swept, unread = sweep(checkpoint, infos, runtime, scratch / "sweep")
+    swept, unread = _swept(checkpoint, opened.stored, runtime, scratch) if read else ([], [])
     tables, sees = _vocabulary(checkpoint)
     rows = min((checkpoint.tensors[name].shape[0] for name in tables), default=0)
     names, adapter, expected = None, None, None
@@ -90,14 +88,10 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     if is_adapter or checkpoint.adapter:
         said = opened.small.get(whole_adapters.CONFIG)
         adapter = whole_adapters.read_factors(said, opened.stored, swept)
-    else:
+    elif asked.models[0] not in runtime.found:  # a model in memory has been loaded
         is_cut = opened.files.are_cut
-        is_loaded = asked.models[0] in runtime.found
-        expected = whole_names.gather_expected(
-            checkpoint, scratch / "loader", is_loaded=is_loaded, is_cut=is_cut
-        )
-        ends = {place: name for name, place in tables.items()}
-        tied = None
+        expected = whole_names.gather_expected(checkpoint, scratch / "loader", is_cut=is_cut)
+        ends, tied = {place: name for name, place in tables.items()}, None
         if {"head", "embed"} <= ends.keys():
             tied = whole_names.gather_tied(
                 checkpoint, ends["head"], ends["embed"], is_tied=expected.tied, with_values=read
@@ -121,6 +115,14 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         DTYPES.get(dtype.removeprefix("torch."), ""),
     )
     return Whole(opened.files, values, names, words, adapter, read)
+
+
+def _swept(
+    checkpoint: Checkpoint, stored: Mapping[str, TensorInfo], runtime: Runtime, scratch: Path
+) -> tuple[list[Swept], list[Apart]]:
+    from shadow.run.alone import sweep
+
+    return sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:

@@ -50,7 +50,6 @@ WORDS = {
     "set_newer": "newer than {read}, which transformers reads, and not compared",
     "set_equal": "a second set of weights, with equal values; transformers reads {read}",
     "adapter_beside": "an adapter beside a whole model: transformers adds it to the model",
-    "unread_file": "weights that no loader of the model reads",
     "trainer": "{what}, not the model's",
 }
 

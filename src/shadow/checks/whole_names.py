@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole_part import Part
-from shadow.checks.whole_values import BUFFER, FLAT
+from shadow.checks.whole_values import BUFFER, FLAT, role
 from shadow.extras import installing
 from shadow.templates import Reason
 
@@ -24,9 +24,8 @@ EXPERT = re.compile(r"(?P<owner>.+\.experts\.)(?P<expert>\d+)\.(?P<rest>.+)")
 LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
 MTP = re.compile(r"(?:.*[._])?(?:mtp|nextn)(?:[._].*)?")
 MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
-EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 MOST_LAYERS = 10_000  # that a loader is asked to make
-MOST = 100_000  # layers or experts that a config may promise
+MOST = 100_000  # that a config may promise
 WORDS = {
     "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
     "other_prefix": "names of {tensors:count tensor|tensors} have {prefix} more than the model's",
@@ -96,7 +95,8 @@ def judge_names(found: Names) -> Part:
         figures = {"detail": detail, "install": installing("loader")}
         why = Reason("not_asked", {"why": Reason(problem, figures)})
         (part.notes if problem == "cut" else part.doubts).append(why)
-        _judge_layers(part, found)
+        if problem != "cut":
+            _judge_layers(part, found)
     else:
         _judge_loading(part, found, layers)
     if (tied := found.tied) is not None:
@@ -173,19 +173,20 @@ def _prefix(longer: Collection[str], shorter: Collection[str]) -> str:
 
 
 def _judge_experts(part: Part, found: Names) -> set[str]:
-    """Name experts that a layer lacks and others have, or that config promises -> such layers."""
+    """Name experts that a layer lacks and others like it have -> such layers."""
     there: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for match in filter(None, map(EXPERT.fullmatch, found.tensors)):
         there[match["owner"]][match["rest"]].add(int(match["expert"]))
-    last = max((max(one) for own in there.values() for one in own.values()), default=-1)
-    every = max(last + 1, number_of(found.config, EXPERT_KEYS))
+    every: defaultdict[str, set[int]] = defaultdict(set)
+    for owner, own in there.items():
+        every[role(owner)].update(*own.values())
     layers = set()
     for owner, own in there.items():
-        for expert in range(every if every <= MOST else 0):
+        for expert in sorted(every[role(owner)]):
             lost = [rest for rest, numbers in own.items() if expert not in numbers]
             names = [f"{owner}{expert}.{rest}" for rest in lost]
             for name in [f"{owner}{expert}"] if len(lost) == len(own) else names:
-                part.fault(name, "expert_missing", of=every)
+                part.fault(name, "expert_missing", of=len(every[role(owner)]))
             if lost and (layer := LAYER.fullmatch(owner + "0")):
                 layers.add(layer[1])
     return layers
@@ -214,7 +215,7 @@ def _judge_layers(part: Part, found: Names) -> None:
     """Layers that config promises, where no loader could be asked."""
     there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
     promised = number_of(found.config, ("num_hidden_layers",))
-    if there and promised <= MOST and not found.indexed:
+    if there and promised <= MOST:
         for layer in sorted({*range(promised)} - there):
             part.fault(f"layers.{layer}", "layer_missing", of=promised)
 
@@ -240,14 +241,10 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
     return said or packed or bool(checkpoint.refused)
 
 
-def gather_expected(
-    checkpoint: Checkpoint, scratch: Path, *, is_loaded: bool, is_cut: bool
-) -> Expected:
-    """Ask a loader about names and shapes, where one can be asked. is_loaded: it is in memory."""
+def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> Expected:
+    """Ask a loader about names and shapes, where one can be asked."""
     from shadow.checkpoints.expected import Expected, expected
 
-    if is_loaded:
-        return Expected()
     classes = checkpoint.config.get("architectures")
     problems = (
         ("gguf", any(name.endswith(".gguf") for name in checkpoint.sources)),

@@ -80,10 +80,10 @@ def judge_values(found: Values) -> Part:
             part.fault(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
     for one in found.swept:
-        peers[_role(one.info.name)].append(one.found.is_constant and not one.found.first)
+        peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
     for one in found.swept:
         if not BUFFER.fullmatch(one.info.name):
-            _judge_tensor(part, one, found, peers[_role(one.info.name)])
+            _judge_tensor(part, one, found, peers[role(one.info.name)])
     if found.is_quantised:
         _judge_scales(part, found)
     part.doubts += [Reason("undecoded", {"names": [one.tensor], "why": one.why})
@@ -95,7 +95,7 @@ def judge_values(found: Values) -> Part:
     return part
 
 
-def _role(name: str) -> str:
+def role(name: str) -> str:
     """A name without its numbers, as other layers have it too."""
     return re.sub(r"\d+", "#", name)
 
@@ -193,7 +193,7 @@ def _far(swept: Sequence[Swept]) -> Iterator[str]:
         match = PIECE.fullmatch(one.info.name)
         if match and not match["numbers"] and one.info.dtype in FLOATS and one.found.energy > 0:
             size = math.sqrt(one.found.energy / one.found.entries)
-            sizes[_role(one.info.name)][one.info.name] = size
+            sizes[role(one.info.name)][one.info.name] = size
     for own in sizes.values():
         middle = median(own.values())
         yield from (name for name, size in own.items() if not 1 / FAR < size / middle < FAR)
