@@ -84,6 +84,7 @@ def test_words_of_the_screens_are_explained():
     claims = [*EXPLANATIONS.values(), *RECOGNISED.values()]
     words = [*OTHERS, *GATES, *terms(), *(one for c in claims for one in (c.code, c.title))]
     found = {word: explained(*word.split()) for word in words}
+    found["two of them"] = explained("gates", "lab")
     assert [word for word, one in found.items() if one.exit_code or not one.stdout.strip()] == []
 
 

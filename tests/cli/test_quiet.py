@@ -36,10 +36,10 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
     shadow(*PAIR, "-q", "--level", "exact").assert_refused()
 
 
-def test_gate_has_quiet_too(shadow, demo_reports):
+def test_gate_has_quiet_too(inside, demo_reports):
     """As `audit` with that option: no notes on stderr, but failed rules, their count, warning."""
     rules = ("gate", demo_reports / "base..narrow", *AGAINST, "--fail-on", "spikes > 1")
-    loud, quiet = shadow(*rules), shadow(*rules, "-q")
+    loud, quiet = inside(*rules), inside(*rules, "-q")
     assert loud.code == quiet.code == 4
     assert loud.err.endswith(quiet.err)
     assert len(loud.err.splitlines()) == 4

@@ -44,13 +44,12 @@ def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, t
     other.assert_refused()
 
 
-def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path):
+def test_rows_are_written_with_how_they_were_made(demo_reports, inside, tmp_path):
     """One row a matrix, columns as told; it can be written again, but replaces no other file."""
     pairs = ["base..narrow", "base..broad"]
     arguments = ("compare", *(demo_reports / pair for pair in pairs), "-o", "rows.parquet")
-    done = shadow(*arguments)
+    done = inside(*arguments)
     done.assert_done()
-    assert "30 rows in rows.parquet" in done.err
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table.column_names == [column.name for column in COMPARISON]
     frame = table.to_pandas()
@@ -63,34 +62,35 @@ def test_rows_are_written_with_how_they_were_made(demo_reports, shadow, tmp_path
     told = json.loads(table.schema.metadata[b"shadow"])
     assert [report["pair"] for report in told["comparison"]["reports"]] == pairs
     assert told["comparison"]["contrasts"][0]["verdict"] == "more concentrated"
-    shadow(*arguments).assert_done()
+    inside(*arguments).assert_done()
     (tmp_path / "mine.parquet").write_text("mine")
     for path in (demo_reports / "base..narrow" / "matrices.parquet", tmp_path / "mine.parquet"):
         before = path.read_bytes()
-        assert path.name in shadow(*arguments[:-1], path).assert_refused()
+        assert path.name in inside(*arguments[:-1], path).assert_refused()
         assert path.read_bytes() == before
-    shadow(*arguments[:-1], "mine.parquet/where/rows.parquet").assert_refused()
+    inside(*arguments[:-1], "mine.parquet/where/rows.parquet").assert_refused()
     assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "mine.parquet"}
 
 
-def test_a_folder_above_several_reports_stands_for_all_of_them(demo_reports, shadow):
+def test_a_folder_above_several_reports_stands_for_all_of_them(demo_reports, inside):
     """In the order of their names, each once, whether it is named beside the folder or not."""
     broad, narrow = demo_reports / "base..broad", demo_reports / "base..narrow"
     named, one, beside = (
-        shadow("compare", *runs, "--json").assert_done()
+        inside("compare", *runs, "--json").assert_done()
         for runs in ((broad, narrow), (demo_reports,), (demo_reports.parent, narrow))
     )
     assert one == beside == named
 
 
-def test_wrong_usage(demo_reports, shadow):
+def test_wrong_usage(demo_reports, inside):
     """One report, too many, a margin that is none: exit code 2."""
     run = demo_reports / "base..narrow"
-    assert "1 report to compare" in shadow("compare", run).assert_refused(code=2)
-    assert "name too long" in shadow("compare", run, "x" * 5000).assert_refused().lower()
-    assert "13 reports" in shadow("compare", *[run] * 13).assert_refused(code=2)
+    assert "1 report to compare" in inside("compare", run).assert_refused(code=2)
+    assert "name too long" in inside("compare", run, "x" * 5000).assert_refused().lower()
+    assert "13 reports" in inside("compare", *[run] * 13).assert_refused(code=2)
+    inside("compare", run, demo_reports / "base..broad", run).assert_done()
     for margin in ("-0.1", "nan", "2"):
-        assert "--margin" in shadow("compare", run, run, "--margin", margin).assert_refused(code=2)
+        assert "--margin" in inside("compare", run, run, "--margin", margin).assert_refused(code=2)
 
 
 # Hostile and broken reports

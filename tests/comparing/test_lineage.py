@@ -194,11 +194,11 @@ def test_a_family_tells_which_of_its_pairs_have_no_report(stages, tmp_path):
 
 
 @pytest.mark.parametrize("to", [".", "file://"])
-def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(stages, told, to):
+def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(stages, told, to, inside):
     """As one of a list or of `--name`: the steps are those of the same reports; also at a URL."""
     top, _ = stages
     output = f"file://{top}/reports" if to == "file://" else "reports"
-    done = shadow("lineage", "toy", "-o", output, "--format", "json", cwd=top)
+    done = inside("lineage", "toy", "-o", output, "--format", "json", cwd=top)
     (chain,) = json.loads(done.assert_done())["chains"]
     pairs = [step["pair"] for step in told["chains"][0]["steps"]]
     assert [step["pair"] for step in chain["steps"]] == pairs
@@ -208,10 +208,10 @@ def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(stages, 
     ("arguments", "code"),
     [(("toy",), 1), (("demo",), 1), (("demo:base..narrow",), 1), (("empty",), 1), ((), 2)],
 )
-def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code):
+def test_what_cannot_be_told_is_one_line(tmp_path, inside, arguments, code):
     """Exit 1 with a hint for what is not there, 2 for wrong usage; never a traceback."""
     (tmp_path / "empty").mkdir()
-    refused = shadow("lineage", *arguments, cwd=tmp_path).assert_refused(code)
+    refused = inside("lineage", *arguments, cwd=tmp_path).assert_refused(code)
     assert not arguments or arguments[0].partition(":")[0] in refused
 
 

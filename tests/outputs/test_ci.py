@@ -119,6 +119,20 @@ def test_github_shows_ten_of_a_level_so_the_last_counts_the_rest():
     assert found[9][2].split()[0] == "3"
 
 
+def test_a_person_reads_faults_and_counts_of_outcomes():
+    outcomes = ["met", "missing", "passed", "skipped"]
+    each = [made("f", "p", "rule", None, "detail", outcome) for outcome in outcomes]
+    each.append(made("f", "p", "rule", None, "detail", severity="warning"))
+    whole = Judgement("f", "p", verdicts=tuple(one.verdicts[0] for one in each))
+    assert len(ci.sentences(each)) == len(ci.sentences([whole])) == 3
+    for judged, numbers in ((each, [1, 5, 1, 5, 1, 1, 1, 1]), ([whole], [1, 1, 1, 1, 1])):
+        assert list(map(int, re.findall(r"\d+", ci.counts(judged)))) == numbers
+    other = made("f", "p", "another", None, "detail", "passed")
+    assert re.findall(r"\d+", ci.counts([each[2], other])) == ["2", "2"]
+    assert re.findall(r"\d+", ci.counts([each[4]])) == ["0", "0", "1"]
+    assert ci.counts([]) == ""
+
+
 def test_an_annotation_points_to_the_rule_where_the_policy_is_in_the_workspace(tmp_path):
     """File and line of the policy file, relative to the workspace; elsewhere there is neither."""
     folder = tmp_path / "work" / "a,b:c"

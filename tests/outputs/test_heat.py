@@ -68,6 +68,18 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
     assert len(lines) == 3
 
 
+def test_with_colours_cells_are_grounds_and_the_scale_finds_room():
+    """Beside the numbers of the layers, between them, or below both."""
+    both = [row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")]
+    coloured = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
+    lines = drawn(both, **coloured)
+    assert len(lines) == 3
+    assert [line.count("48;2;") for line in lines] == [4, 1, 6]
+    assert "█" not in "".join(lines)
+    assert len(drawn([row([0.01, 0.08] * 30)], width=80)) == 2
+    assert len(drawn([row([0.01, 0.08])], width=40)) == 3
+
+
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
     """200 layers in 80 columns: each cell the median of its layers: a step stays where it is."""
     lines = drawn([row([0.01] * 100 + [0.08] * 100)])

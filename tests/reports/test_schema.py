@@ -63,9 +63,9 @@ def made_before(folder):
 # The schema
 
 
-def test_the_schema_is_that_of_the_files(demo, shadow):
+def test_the_schema_is_that_of_the_files(demo, inside):
     """Names, order and types of every column, as they stand in the Parquet files of an audit."""
-    told = json.loads(shadow("explain", "--all", "--json").assert_done())
+    told = json.loads(inside("explain", "--all", "--json").assert_done())
     names = {
         "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
         "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
@@ -90,18 +90,18 @@ def test_columns_that_say_never_null_never_are(demo):
             assert all(row[column.name] is not None for row in rows), column.name
 
 
-def test_the_schema_for_people(shadow):
+def test_the_schema_for_people(inside):
     """An overview of the tables, and a row for each of their columns."""
-    shown = shadow("explain", "--all").assert_done()
+    shown = inside("explain", "--all", width=200).assert_done()
     names = {column.name for table in TABLES.values() for column in table.columns}
     assert [name for name in (*TABLES, *names) if name not in shown] == []
     for words in (("explain", "--all", "alpha"), ("explain", "--json"), ("schema",)):
-        shadow(*words).assert_refused(code=2)
+        inside(*words).assert_refused(code=2)
 
 
-def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
+def test_the_schema_has_every_key_of_the_json_files(demo, inside):
     """Every key of summary.json and index.json, and every figure that is no matrix column."""
-    told = json.loads(shadow("explain", "--all", "--json").assert_done())
+    told = json.loads(inside("explain", "--all", "--json").assert_done())
     summary = json.loads((demo / "summary.json").read_text())
     assert told["files"]["summary.json"].keys() == summary.keys()
     listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
@@ -109,7 +109,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow):
     assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
     index = Index("0.2.0", Kind(1, {}), None, ())
     assert told["files"]["index.json"].keys() == index.as_json().keys()
-    shadow("explain", "concentration_q25").assert_done()
+    inside("explain", "concentration_q25").assert_done()
 
 
 # Reports that were made before
@@ -146,22 +146,22 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow):
 
 
 @pytest.mark.parametrize("gone", ["concentration", "floor_ratio", "tensor"])
-def test_a_report_without_a_first_column_is_none(run, shadow, gone):
+def test_a_report_without_a_first_column_is_none(run, inside, gone):
     """Absent is null only where a column came later: a gate must not pass for lack of it."""
     rewrite(run, lambda table: table.drop_columns([gone]) if gone in table.column_names else table)
-    shadow("show", "out").assert_refused()
+    inside("show", "out").assert_refused()
 
 
-def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
+def test_a_column_of_a_newer_version_is_passed_over(run, inside):
     """Schema 1 with one more column, as a newer version has: read as if it were not there."""
-    wanted = shadow("show", "out").assert_done()
+    wanted = inside("show", "out").assert_done()
     rewrite(run, lambda table: table.append_column("aura", pa.array([1.5] * len(table))))
-    assert shadow("show", "out").assert_done() == wanted
-    shadow("export", "out", "--to", "csv").assert_done()
+    assert inside("show", "out").assert_done() == wanted
+    inside("export", "out", "--to", "csv").assert_done()
 
 
 @pytest.mark.parametrize("value", every(2, [math.nan, math.inf]))
-def test_a_number_that_is_none_is_null_wherever_a_report_is_read(shadow, tmp_path, value):
+def test_a_number_that_is_none_is_null_wherever_a_report_is_read(inside, tmp_path, value):
     """No audit writes NaN or infinity; a file that has them is read as if they were null."""
     folder, other = (uniform(tmp_path / name, 0.4) for name in ("out", "other"))
     broken = ("relative_norm", "frobenius_norm", "concentration")
@@ -176,14 +176,14 @@ def test_a_number_that_is_none_is_null_wherever_a_report_is_read(shadow, tmp_pat
             }
         ),
     )
-    (told,) = json.loads(shadow("show", folder, "--format", "json").assert_done())
+    (told,) = json.loads(inside("show", folder, "--format", "json").assert_done())
     assert told["figures"]["relative_norm"] is None
     assert {row["relative_norm"] for row in told["depth"]} == {None}
-    shadow("show", folder).assert_done()
-    shadow("compare", folder, other)
+    inside("show", folder).assert_done()
+    inside("compare", folder, other)
     figure = ("figure", folder, "--kind", "depth", "--metric", "stable_rank")
-    shadow(*figure, "-o", "x.svg").assert_done()
-    assert "null" in shadow("gate", folder, "--fail-on", "concentration > 0.9").out
+    inside(*figure, "-o", "x.svg").assert_done()
+    assert "null" in inside("gate", folder, "--fail-on", "concentration > 0.9").out
 
 
 COMMANDS = {
@@ -194,16 +194,16 @@ COMMANDS = {
 }
 
 
-def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
+def test_a_number_in_metadata_that_is_none_is_null(run, inside):
     metadata = json.loads(pq.read_schema(run / "matrices.parquet").metadata[b"shadow"])
     rewrite(run, base={**metadata["base"], "commit": math.nan}, seconds=math.inf)
-    (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    (told,) = json.loads(inside("show", "out", "--format", "json").assert_done())
     assert told["base"]["commit"] is None
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("schema", [3, 0])
-def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema):
+def test_another_schema_is_one_line_with_both_versions(inside, tmp_path, command, schema):
     """A report of a newer and of an older schema, in every command."""
     uniform(tmp_path / "out", 0.4)
     uniform(tmp_path / "other", 0.3)
@@ -213,14 +213,14 @@ def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command
         schema=schema,
         version="7.8.9",
     )
-    done = shadow(*COMMANDS[command])
+    done = inside(*COMMANDS[command])
     assert {str(schema), "7.8.9;"} <= set(done.assert_refused().replace(",", "").split())
     assert len(done.err.splitlines()) == 2
 
 
 @pytest.mark.parametrize("schema", [True, "2", None, 1.0, [1]])
-def test_a_schema_that_is_no_number_is_no_report(shadow, tmp_path, schema):
+def test_a_schema_that_is_no_number_is_no_report(inside, tmp_path, schema):
     """Not taken for 1."""
     uniform(tmp_path / "out", 0.4)
     rewrite(tmp_path / "out", schema=schema)
-    shadow("show", "out").assert_refused()
+    inside("show", "out").assert_refused()

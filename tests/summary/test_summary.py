@@ -83,12 +83,12 @@ def test_show_prints_what_audit_printed(tmp_path):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_output_fits_the_terminal_and_is_plain_when_piped(folder, width):
+def test_output_fits_the_terminal_and_is_plain_when_piped(folder, width, inside):
     """No line exceeds the terminal, nothing is cut, no escape reaches a pipe, talk is on stderr."""
-    short = shadow("show", folder, COLUMNS=str(width)).out.splitlines()
+    short = inside("show", folder, width=width).out.splitlines()
     assert max(map(len, short)) <= width
     assert not any("…" in line or "\x1b" in line for line in short)
-    done = shadow("show", folder, "--full", COLUMNS=str(width))
+    done = inside("show", folder, "--full", width=width)
     lines = done.out.splitlines()
     assert len(lines) > len(short)
     assert max(map(len, lines)) <= width
@@ -100,6 +100,8 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(folder, width):
     median = f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f})"
     for word in ("attn.q", "mlp.down", "not_a_matrix", median):
         assert word in done.out
+    both = inside("show", folder.parent, "--full", width=width).assert_done()
+    assert max(map(len, both.splitlines())) <= width
 
 
 def shown(summary, folder, **changes):

@@ -153,6 +153,7 @@ FAULTS = {  # what the list holds, the line, and the word that was meant
     "glob of nothing": ("- demo\n\n- teo-*\n", ":3", "'toy-"),
     "glob of a pair": ("- toy-*:base..sfd\n", ":1", "'base..sft'"),
     "no pair": ("- toy-alone\n", ":1", None),
+    "glob without pairs": ("- '*-alone'\n", ":1", None),
 }  # fmt: skip
 
 
@@ -234,6 +235,7 @@ def test_targets_and_a_list_go_together(tmp_path, registry):
         ({"targets": ["tyo-*"]}, "tyo-*", UsageError), ({"tags": ["lonely"]}, "lonely", UsageError),
         ({"targets": ["toy-1b"], "tags": ["vlm", "moe"]}, "", UsageError),
         ({"targets": ["toy-1b"], "tags": ["vlm"]}, "vlm", UsageError),
+        ({"targets": ["*-alone"]}, "alone", UsageError),
     ],
 )  # fmt: skip
 def test_what_names_nothing_is_a_fault(registry, arguments, named, kind):

@@ -249,7 +249,9 @@ def test_a_name_in_two_files_is_refused(tmp_path):
 
 
 def test_a_shipped_name_cannot_be_taken(tmp_path):
-    """A registry of one's own never silently changes what `demo` means."""
+    """A registry of one's own never silently changes what `demo` means; it is a folder."""
+    with pytest.raises(ShadowError, match="none"):
+        load_families(tmp_path / "none")
     (tmp_path / "r.yaml").write_text(GOOD.replace("fam", "demo"))
     with pytest.raises(ShadowError, match="'demo' is already in"):
         load_families(tmp_path)
