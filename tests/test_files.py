@@ -5,15 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from shadow.audits.list_index import alone_in
-from shadow.errors import ShadowError
-from shadow.files import lock, nearest_folder, read_start
-from shadow.run.journal import alone_at
+from shadow.errors import BusyError
+from shadow.files import alone_at, lock, nearest_folder, read_start
 
 
 def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
@@ -48,31 +46,16 @@ def test_a_lock_is_one_handles_until_it_is_closed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_list_of_another_machine_is_refused_too(tmp_path, monkeypatch) -> None:
-    """NFS locks folders for one machine and files for all: a second list is refused by a file."""
-    flock = fcntl.flock
-
-    def flock_of_nfs(handle: int, how: int) -> None:
-        if not stat.S_ISDIR(os.fstat(handle).st_mode):
-            flock(handle, how)
-
-    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
-    with alone_in(tmp_path), pytest.raises(ShadowError, match="another"), alone_in(tmp_path):
+def test_where_there_are_no_locks_work_goes_on(tmp_path, monkeypatch) -> None:
+    """ENOLCK of a network file system says nothing of another audit."""
+    alone = partial(alone_at, tmp_path, "list.lock")
+    with alone(), pytest.raises(BusyError), alone():
         pass
     assert not list(tmp_path.iterdir())
-    with alone_in(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("alone", [alone_in, alone_at])
-def test_where_there_are_no_locks_work_goes_on(alone, tmp_path, monkeypatch) -> None:
-    """ENOLCK of a network file system says nothing of another audit."""
-    with alone(tmp_path), pytest.raises(ShadowError, match="another"), alone(tmp_path):
-        pass
 
     def flock(file: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with alone(tmp_path), alone(tmp_path):
+    with alone(), alone():
         pass

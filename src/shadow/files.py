@@ -14,11 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO, Literal
 
-from shadow.errors import ShadowError, UsageError
+from shadow.errors import BusyError, ShadowError, UsageError
 
 NAME = re.compile(r"\.shadow-[0-9a-f]{16}\.tmp")
-# inside: what stood in the result's place, under its own name, while the new one takes it
-FORMER = "former"
 
 
 @contextlib.contextmanager
@@ -31,7 +29,7 @@ def aside_in(parent: Path) -> Iterator[Path]:
     try:
         yield aside
     finally:
-        _clear(aside)
+        shutil.rmtree(aside, ignore_errors=True)
         if lock is not None:
             os.close(lock)
 
@@ -47,21 +45,8 @@ def _remove_leftovers(parent: Path) -> None:
             ]
         for aside in leftovers:
             if (held := _locked(aside)) is not None:
-                _clear(aside)
+                shutil.rmtree(aside, ignore_errors=True)
                 os.close(held)
-
-
-def _clear(aside: Path) -> None:
-    """Remove the folder. A former result goes back to its place if that is empty: never lost."""
-    former = aside / FORMER
-    try:
-        for result in former.iterdir() if former.is_dir() else ():
-            place = aside.parent / result.name
-            if not os.path.lexists(place):
-                result.rename(place)
-    except OSError:
-        return
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _locked(aside: Path) -> int | None:
@@ -99,6 +84,52 @@ def lock(handle: int) -> Locked:
     return "ours"
 
 
+def open_alone(path: Path) -> IO[bytes]:
+    """A file in `.partial`, opened to read and to write, made if need be, and locked until closed.
+
+    Raises BusyError where another process has it; where there are no locks, two at a time are the
+    user's to avoid. Raises OSError where it, or its folder, is a symbolic link: an audit writes
+    nowhere else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    flags = getattr(os, "O_NOFOLLOW", 0)
+    file = open(path, "a+b", opener=lambda name, mode: os.open(name, mode | flags, 0o666))  # noqa: SIM115 - returned
+    is_ours = False
+    with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+        is_ours = lock(file.fileno()) != "another's" and os.path.samestat(
+            path.stat(), os.fstat(file.fileno())
+        )
+    if not is_ours:
+        file.close()
+        raise BusyError(
+            f"another audit is writing to {path.parents[1]}",
+            "wait for it, or choose another folder with -o",
+        )
+    return file
+
+
+@contextlib.contextmanager
+def alone_at(folder: Path, name: str) -> Iterator[None]:
+    """Refuse a second process that works in a folder, by a lock on a file in its `.partial`.
+
+    Nothing is left of a file or folder that was made for the lock alone.
+    """
+    there = nearest_folder(folder)
+    path = folder / PARTIAL / name
+    with writing(folder):
+        file = open_alone(path)
+    with file:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+            remove_empty(path.parent.absolute(), there)
+
+
 Recognise = Callable[[Path], bool]
 
 
@@ -106,9 +137,9 @@ Recognise = Callable[[Path], bool]
 def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     """A path to write a file or folder to, which becomes output if the block ends well.
 
-    is_ours says of what lies at output whether the same command made it and nothing was added; that
-    is replaced. Raises ShadowError for anything else there, which is left alone, and when the disk
-    cannot be written.
+    is_ours says of what lies at output whether it may be replaced: a file that the same command
+    made, or an empty folder. Raises ShadowError for anything else there, which is left alone, and
+    when the disk cannot be written.
     """
     _require_free(output, is_ours, what)
     parent = output.absolute().parent
@@ -119,9 +150,14 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
             aside = folder / "new" / output.name
             aside.parent.mkdir()
             yield aside
-            _flush(aside)
+            for path in aside.rglob("*") if aside.is_dir() else (aside,):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())  # before it gets its name
             _require_free(output, is_ours, what)
-            _replace(aside, output, folder / FORMER)
+            if output.is_dir():  # an empty one
+                output.rmdir()
+            aside.replace(output)
     except OSError as error:
         hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with -o"
         raise ShadowError(f"cannot write {output}: {error.strerror or error}", hint) from error
@@ -140,24 +176,6 @@ def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
             f"{output} already exists and holds something other than {what}",
             "move it away, or choose another place with -o",
         )
-
-
-def _flush(aside: Path) -> None:
-    """Onto the disk, before it gets its name."""
-    for path in aside.rglob("*") if aside.is_dir() else (aside,):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _replace(aside: Path, output: Path, stepped_aside: Path) -> None:
-    """Give aside its name. A former folder steps aside, as none can be renamed over another."""
-    if not output.is_dir():
-        aside.replace(output)
-        return
-    stepped_aside.mkdir()
-    output.rename(stepped_aside / output.name)
-    aside.rename(output)
 
 
 def registry_folder() -> Path:
@@ -249,34 +267,21 @@ def read_given(path: Path, most: int, hint: str, smaller: str) -> bytes:
     return raw
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """A file of a report or of an index that is there whole or not at all."""
-    aside = path.parent / PARTIAL / f"{path.stem}.tmp"
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _write_by_way_of(aside, path, content)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-
-
 def write_beside(path: Path, content: bytes) -> None:
-    """The same in a folder of the user's, made if need be; a failure leaves nothing in it."""
+    """A file that is there whole or not at all, in a folder that is made if need be; a failure
+    leaves nothing in it.
+    """
     parent = path.absolute().parent
     there = nearest_folder(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with aside_in(parent) as folder:
-            _write_by_way_of(folder / path.name, path, content)
+            aside = folder / path.name
+            write_through(aside, content)
+            aside.replace(path)
     finally:
         if parent != there:
             remove_empty(parent, there)
-
-
-def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:
-    write_through(aside, content)
-    aside.replace(path)
 
 
 def write_through(path: Path, content: bytes) -> None:

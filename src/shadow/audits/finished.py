@@ -11,6 +11,7 @@ from shadow import __version__
 from shadow.audits.result import AuditResult
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
+from shadow.files import alone_at
 from shadow.reports.atomic_replacement import replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import SIDES, CheckpointMetadata, JudgedMetadata, ReportMetadata, Side
@@ -23,7 +24,7 @@ from shadow.reports.provenance import (
 )
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
-from shadow.run.journal import alone_at, remove_journal_of
+from shadow.run.journal import JOURNAL, remove_journal_of
 from shadow.run.runtime import Runtime
 from shadow.run.settings import DEFAULTS
 from shadow.telling.reading import read_summary
@@ -119,7 +120,7 @@ def already_done(
         return None, error.message
     remove_journal_of(folder, identity)
     if not (folder / SUMMARY).is_file():
-        with alone_at(folder), replacing(folder) as staged:
+        with alone_at(folder, JOURNAL), replacing(folder) as staged:
             staged.put(SUMMARY, summary_bytes(summary.as_json()))
         runtime.say(f"{folder}: {SUMMARY} was missing, and is made again from the tables")
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))

@@ -5,7 +5,8 @@ An engine may carry out the pairs elsewhere; this process alone writes the index
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,23 +16,23 @@ from shadow import __version__
 from shadow.audits.engine import Engine, Watch
 from shadow.audits.list_index import (
     INDEX,
-    ROWS,
+    LOCK,
     TABLE,
     Index,
+    Key,
     Kind,
     Row,
-    Standing,
-    alone_in,
     done_row,
     kind_of,
     read_index,
     report_folder,
+    write_index,
 )
 from shadow.audits.pair import run_pair
 from shadow.audits.pairs import PairOutcome, audit_pairs
 from shadow.audits.result import AuditResult
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL
+from shadow.files import alone_at
 from shadow.reports.atomic_replacement import FINISHED
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata, is_read
@@ -41,6 +42,8 @@ from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import ComponentBase, Reference
+
+SHARE = 100  # times what a write of the index takes pass before the next one: it takes 1 %
 
 
 def audit_list(
@@ -56,53 +59,60 @@ def audit_list(
 ) -> Iterator[PairOutcome]:
     """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
-    What is done, failed, kept and pending is on the disk before the first pair and after each (see
-    `Standing`). store: where audit uploads the reports of output; the index goes there at the end.
-    Raises ShadowError when the index cannot be read or written.
+    It is on the disk before the first pair and at the end, also of a run that is stopped, and now
+    and then in between; of one that is killed the reports tell the rest. store: where audit uploads
+    the reports of output; the index goes there at the end. Raises ShadowError when the index cannot
+    be read or written.
     """
-    with alone_in(output):
+    with alone_at(output, LOCK):
         is_there = None
         if store is not None:
-            is_there = partial(_is_at, store.files())
-            # else a run that was killed here knows more
-            if not (output / PARTIAL / ROWS).is_file():
-                store.fetch(store.files().keys() & {TABLE, INDEX}, output)
-        standing = Standing(output, begun(output, selection, settings, is_there))
-        outcomes = audit_pairs(
-            selection.own,
-            settings,
-            output,
-            runtime,
-            watch=watch,
-            numbered=True,
-            audit=audit,
-            engine=engine,
-        )
+            files = store.files()
+            store.fetch(files.keys() & {TABLE, INDEX}, output)
+
+            def is_there(row: Row, _: Kind) -> bool:
+                return f"{report_folder(*row.key)}/{FINISHED}" in files
+
+        index = begun(output, selection, settings, is_there)
+        rows = {row.key: row for row in index.rows}
+        due = _write(output, index, rows)
         try:
-            for outcome in outcomes:
-                before = standing[outcome.pair.family, outcome.pair.name]
-                standing.set(_row_after(before, outcome))
+            for outcome in audit_pairs(
+                selection.own,
+                settings,
+                output,
+                runtime,
+                watch=watch,
+                numbered=True,
+                audit=audit,
+                engine=engine,
+            ):
+                key = outcome.pair.family, outcome.pair.name
+                rows[key] = _row_after(rows[key], outcome)
+                if time.monotonic() >= due:
+                    due = _write(output, index, rows)
                 if outcome.state != "stopped":  # which raises at the next step
                     yield outcome
         except BaseException:
-            standing.finish()
-            if store is not None:
-                with suppress(ShadowError):
-                    _upload_index(output, store)
+            with suppress(ShadowError):
+                _write(output, index, rows, store)
             raise
-        standing.finish()
-        if store is not None:
-            _upload_index(output, store)
+        _write(output, index, rows, store)
 
 
-def _upload_index(output: Path, store: Store) -> None:
-    for name in (TABLE, INDEX):
-        store.put(output / name)
-
-
-def _is_at(there: Container[str], row: Row, _: Kind) -> bool:
-    """Whether the report of a row is among the files of a store."""
-    return f"{report_folder(row.family, row.pair)}/{FINISHED}" in there
+def _write(
+    output: Path, index: Index, rows: Mapping[Key, Row], store: Store | None = None
+) -> float:
+    """Write the index with these rows, and upload it if there is a store; return when the next
+    write is due.
+    """
+    started = time.monotonic()
+    write_index(output, index.with_rows(rows))
+    if store is not None:
+        store.put(output / TABLE)
+        store.put(output / INDEX)
+    now = time.monotonic()
+    return now + SHARE * (now - started)
 
 
 def _row_after(before: Row, outcome: PairOutcome) -> Row:
@@ -110,7 +120,16 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
     seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
     spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
     if outcome.result is not None:
-        return _done_row_after(spent if outcome.began else before, outcome.result)
+        taken, result = spent if outcome.began else before, outcome.result
+        # of a report that no list has made, the time that the report tells
+        told = result.provenance.get("seconds")
+        return done_row(
+            result.summary,
+            result.provenance,
+            position=taken.position,
+            seconds=told if taken.seconds is None else taken.seconds,
+            moved=taken.bytes,
+        )
     if outcome.state == "stopped":  # it stays as it was, but for what it took
         return spent
     error = outcome.error
@@ -119,21 +138,6 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
     if outcome.state == "kept":
         return before.emptied("kept", error=error.message, hint=error.hint)
     return spent.emptied("failed", error=error.message, hint=error.hint)
-
-
-def _done_row_after(taken: Row, result: AuditResult) -> Row:
-    """The row of a pair that is done.
-
-    Of a report that no list has made, with the time that the report tells.
-    """
-    seconds = result.provenance.get("seconds") if taken.seconds is None else taken.seconds
-    return done_row(
-        result.summary,
-        result.provenance,
-        position=taken.position,
-        seconds=seconds,
-        moved=taken.bytes,
-    )
 
 
 def begun(

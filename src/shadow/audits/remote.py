@@ -9,10 +9,10 @@ from shadow.audits.finished import already_done, differences, finished, named
 from shadow.audits.pair import run_pair
 from shadow.audits.result import AuditResult
 from shadow.errors import KeptError, ShadowError
-from shadow.files import PARTIAL, remove_empty, safe_name, writing
+from shadow.files import PARTIAL, alone_at, remove_empty, safe_name, writing
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
 from shadow.reports.remote import fetched_if_any, publish
-from shadow.run.journal import alone_at
+from shadow.run.journal import JOURNAL
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import identity_of
@@ -41,7 +41,7 @@ def run_remote_pair(
         if there is not None:
             return replace(there, url=target.url)
     result = run_pair(pair, settings, output, runtime)
-    with writing(folder), alone_at(folder):
+    with writing(folder), alone_at(folder, JOURNAL):
         if (folder / FINISHED).is_file():  # else another process has just uploaded it
             try:
                 publish(folder, target)

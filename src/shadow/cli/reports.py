@@ -91,7 +91,8 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
 
     It is written where that is possible: not while the list is audited, nor without permission.
     """
-    from shadow.audits.list_index import alone_in, refreshed, report_folder, write_index
+    from shadow.audits.list_index import LOCK, refreshed, report_folder, write_index
+    from shadow.files import alone_at
 
     new = refreshed(
         index,
@@ -102,7 +103,7 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
         ],
     )
     if new != index:
-        with contextlib.suppress(ShadowError), alone_in(run):
+        with contextlib.suppress(ShadowError), alone_at(run, LOCK):
             write_index(run, new)
     return new
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.errors import BusyError, ShadowError
-from shadow.files import PARTIAL, lock, remove_empty, writing
+from shadow.files import PARTIAL, open_alone, remove_empty, writing
 from shadow.reports.atomic_replacement import put_in_place
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.metadata import ReportMetadata
@@ -116,9 +115,8 @@ class Journal:
         self.fetched: list[Fetched] = []
         self.other: ReportMetadata | None = None  # as its first line has it, which may be broken
         with writing(folder):
-            self._file: IO[bytes] = _opened(folder)
+            self._file = open_alone(folder / PARTIAL / JOURNAL)
         self._outcomes = _Kept(self._file)
-        _lock(self._file, folder)
         with writing(folder):
             good = self._read(identity)
             self._file.truncate(good)
@@ -230,64 +228,18 @@ def _line(entry: Mapping[str, object]) -> bytes:
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
-@contextlib.contextmanager
-def alone_at(folder: Path) -> Iterator[None]:
-    """While a report is changed nobody else may change or measure it.
-
-    A second process is refused.
-    """
-    path = folder / PARTIAL / JOURNAL
-    with writing(folder):
-        file = _opened(folder)
-    with file:
-        _lock(file, folder)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                if path.stat().st_size == 0:  # made for the lock alone
-                    path.unlink()
-
-
 def remove_journal_of(folder: Path, identity: Identity) -> None:
     """Remove what an audit left that was killed when its report had just been written.
 
     That of another one stays.
     """
     path = folder / PARTIAL / JOURNAL
-    with (
-        contextlib.suppress(OSError, ValueError, RecursionError, ShadowError),
-        path.open("r+b") as file,
-    ):
-        _lock(file, folder)
-        if identity.is_that_of(json.loads(file.readline())):
-            path.unlink()
-
-
-def _opened(folder: Path) -> IO[bytes]:
-    """The journal of a folder, to read and to write, made where there is none.
-
-    Raises OSError where it, or its folder, is a symbolic link: an audit writes nowhere else.
-    """
-    partial = folder / PARTIAL
-    partial.mkdir(parents=True, exist_ok=True)
-    if partial.is_symlink():
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    no_links = getattr(os, "O_NOFOLLOW", 0)
-    return open(
-        partial / JOURNAL, "a+b", opener=lambda path, flags: os.open(path, flags | no_links, 0o666)
-    )
-
-
-def _lock(file: IO[bytes], folder: Path) -> None:
-    """Refuse a second audit into a folder.
-
-    Where there are no locks, two at a time are the user's to avoid.
-    """
-    if lock(file.fileno()) == "another's":
-        raise BusyError(
-            f"another audit is writing to {folder}", "wait for it, or choose another folder with -o"
-        )
+    with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError):
+        if path.is_file():
+            with open_alone(path) as file:
+                file.seek(0)
+                if identity.is_that_of(json.loads(file.readline())):
+                    path.unlink()
 
 
 def _to_text(numbers: NDArray[np.float64]) -> str:
@@ -358,14 +310,12 @@ def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None
 def _removed(partial: Path) -> list[Fetched]:
     """Remove the unfinished work of an audit; the shards that it had fetched."""
     folder = partial.parent
-    with writing(folder), _opened(folder) as file:
-        _lock(file, folder)
+    with writing(folder), open_alone(partial / JOURNAL) as file:
         file.seek(0)
         fetched = _fetched(file)
         for part in (folder / PARTS).glob("*"):
             if not part.is_symlink() and (part / PARTIAL / JOURNAL).is_file():
-                with _opened(part) as its_own:
-                    _lock(its_own, folder)
+                with open_alone(part / PARTIAL / JOURNAL) as its_own:
                     its_own.seek(0)
                     fetched += _fetched(its_own)
         put_in_place(folder)
