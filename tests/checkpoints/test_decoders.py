@@ -10,10 +10,10 @@ import torch
 from compressed_tensors import compressors
 from compressed_tensors import quantization as schemes
 from measuring import Piece
-from quantisers import awq_words, stream
+from quantisers import awq_words, gptq, stream
 from transformers.integrations import mxfp4
 
-from shadow.checkpoints.decoders import bits_of, packed_tensor
+from shadow.checkpoints.decoders import code_table, numbers_of, packed_tensor
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
@@ -67,21 +67,22 @@ def same(matrix, truth):
     assert torch.equal(every_second.whole(), truth[1::2])
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.uint32])
-def test_a_stream_of_bits(bits, dtype):
-    """Number i has the bits from i times bits of a stream, of which a word has the lowest first."""
-    raw = torch.randint(0, 256, (3, 840), generator=GENERATOR, dtype=torch.uint8)
-    found = bits_of(raw.view(dtype), bits)
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("count", [105, 41])
+def test_a_stream_of_bits(bits, count):
+    """Number i has the bits from i times bits of a stream, of which a byte has the lowest first."""
+    raw = torch.randint(0, 256, (3, -(-count * bits // 8)), generator=GENERATOR, dtype=torch.uint8)
+    found = torch.empty(3, count)
+    numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), found)
     for row, line in zip(raw.tolist(), found.tolist(), strict=True):
         stream = int.from_bytes(bytes(row), "little")
-        assert line == [(stream >> (i * bits)) % (1 << bits) for i in range(840 * 8 // bits)]
+        assert line == [(stream >> (i * bits)) % (1 << bits) for i in range(count)]
 
 
 def test_one_word_a_row_is_bytes_whatever_its_stride():
     """A column of words, cut out of rows, counts as contiguous with the stride of the rows."""
-    words = torch.tensor([[0x21, 0x43]], dtype=torch.int32).T
-    assert bits_of(words, 4)[:, :2].tolist() == [[1, 2], [3, 4]]
+    pieces, truth = gptq(weights(8, 8), group=8)
+    assert torch.equal(packed(pieces, {"quant_method": "gptq"}).whole(), truth)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

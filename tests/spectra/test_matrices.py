@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import measure, scaled_floats
 
-from shadow.checkpoints import packed_tensors
+from shadow.checkpoints import packed_tensors, stored_tensors
 from shadow.spectra import lazy
 from shadow.spectra.lazy import Updated
 from shadow.spectra.spectrum import blocks
@@ -53,9 +53,10 @@ def test_every_entry_of_a_quantised_matrix_is_decoded_however_it_is_seen(
     assert (tuple(seen.shape), seen.ndim, seen.numel()) == (wanted.shape, wanted.ndim, wanted.size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_tensors, "AT_ONCE", 7)
-        patch.setattr(packed_tensors, "STRIPE", 64)
+        patch.setattr(stored_tensors, "STRIPE", 64)
         if not kept:
             patch.setattr(packed_tensors, "WHOLE", 0)
+            patch.setattr(stored_tensors, "WHOLE", 0)
         for _ in range(3):
             starts = [data.draw(st.integers(0, max(0, size - 1))) for size in wanted.shape]
             cut = tuple(slice(start, start + 4) for start in starts)

@@ -35,7 +35,7 @@ from shadow.errors import UndecodableError
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
 # numbers of so many bits that are looked up together: codes have 8, 10 or 12 bits
-TOGETHER = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2}
+TOGETHER = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
 
 Pieces = Mapping[str, StoredTensor]
 Raw = StoredTensor | Tensor
@@ -121,19 +121,8 @@ def _compact(words: Tensor) -> Tensor:
     return words.T.contiguous().T.contiguous() if is_turned else words.contiguous()
 
 
-def bits_of(words: Tensor, bits: int) -> Tensor:
-    """The numbers of a stream of bits along the last dimension, lowest bits first: uint8."""
-    raw = _as_bytes(words)
-    if bits == 8:
-        return raw
-    stream = np.unpackbits(raw.numpy(), axis=-1, bitorder="little")
-    count = stream.shape[-1] // bits
-    numbers = stream[..., : count * bits].reshape(*stream.shape[:-1], count, bits)
-    return torch.from_numpy(np.packbits(numbers, axis=-1, bitorder="little")[..., 0])
-
-
 @cache
-def _table(levels: tuple[float, ...], bits: int, high_first: bool = False) -> Tensor:
+def code_table(levels: tuple[float, ...], bits: int, high_first: bool = False) -> Tensor:
     """The levels of the numbers in a code, for every code: float32 (codes, numbers)."""
     count = TOGETHER[bits]
     shifts = torch.arange(0, count * bits, bits)
@@ -163,20 +152,35 @@ def _look_up(codes: Tensor, table: Tensor, into: Tensor) -> None:
     torch.index_select(numbers, 0, codes.reshape(-1).int(), out=found)
 
 
+def numbers_of(raw: Tensor, bits: int, table: Tensor, into: Tensor) -> None:
+    """Put the first numbers of streams of so many bits, lowest first, into a tensor (rows, some).
+
+    raw: bytes (rows, some). table: of codes.
+    """
+    width = into.shape[1]
+    if bits == 8:
+        into.copy_(raw[:, :width])
+        if table[0]:
+            into.add_(table[0])
+        return
+    together = bits * table.shape[1]
+    if lacking := -raw.shape[1] % (math.lcm(8, together) // 8):
+        raw = torch.nn.functional.pad(raw, (0, lacking))
+    count = 8 * raw.shape[1] // bits
+    found = into if count == width else torch.empty(len(raw), count)
+    _look_up(_codes(raw, together), table, found)
+    if count != width:
+        into.copy_(found[:, :width])
+
+
 def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool = False) -> Levels:
     """The values of numbers of so many bits; raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
-    table = _table(tuple(values), bits, high_first) if bits in TOGETHER else None
+    table = code_table(tuple(values), bits, high_first)
 
     def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
         words = take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
-        width = cols[1] - cols[0]
-        if table is not None and width * bits % math.lcm(of_word, bits * TOGETHER[bits]) == 0:
-            _look_up(_codes(_as_bytes(words), bits * TOGETHER[bits]), table, into)
-        else:
-            into.copy_(bits_of(words, bits)[:, :width])
-            if values[0]:
-                into.add_(values[0])
+        numbers_of(_as_bytes(words), bits, table, into)
 
     return levels
 
@@ -260,10 +264,12 @@ def _affine(info: TensorInfo, pieces: Pieces) -> Decoder:
     zeros = None
     if "zeros" in pieces:
         stored = pieces["zeros"].whole()
-        numbers = bits_of(stored if is_turned else stored.T, bits)
+        raw = _as_bytes(stored if is_turned else stored.T)
+        numbers = torch.empty(len(raw), rows)
+        numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), numbers)
         if kind == "awq":
             numbers = numbers.view(len(numbers), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
-        zeros = _shared((numbers[:, :rows].float() + added).T, groups)
+        zeros = _shared((numbers + added).T, groups)
     words = pieces["words"].seen(
         lambda one: one.view(torch.int32).T if is_turned else one.view(torch.int32).flatten(0, -2)
     )

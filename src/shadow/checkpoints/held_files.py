@@ -17,8 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
 BLOCK = 1 << 18  # bytes that are read at once for a checksum: they stay in the caches
@@ -69,14 +74,14 @@ class HeldFile:
         self._fill(start, into)
         _count(len(into), began)
 
-    def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
+    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
         """Fill a buffer with runs of equal length, one after another, from where each begins.
 
         Raises ShadowError where the file has no such bytes any more, or they cannot be read.
         """
         width = len(into) // max(1, len(starts))
         began = time.perf_counter()
-        for number, start in enumerate(starts):
+        for number, start in enumerate(map(int, starts)):
             self._fill(start, into[number * width : (number + 1) * width])
         _count(len(into), began)
 

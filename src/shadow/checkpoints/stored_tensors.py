@@ -10,6 +10,8 @@ import contextlib
 import math
 import mmap
 from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -34,10 +36,37 @@ HOLES = 2  # a part is read with what lies between its elements where that is at
 Span = tuple[int, int]  # of one dimension: (start, stop)
 
 
-class Viewed:
-    """What is seen as a view of device `meta`."""
+class Reads(Protocol):
+    """What has bytes, as a file does."""
 
-    _view: Tensor
+    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+        """Read as many bytes behind each start, one after another."""
+
+
+class FileTensor:
+    """A tensor of a file, or a rearranged part of one, read by `tensor[slices]`. For one thread.
+
+    What an index returns must be used before the next one, and left as it is: it may be a part of
+    what is kept.
+    """
+
+    holes = HOLES
+    is_near = False  # more than is asked for costs as much as it brings
+
+    def __init__(self, file: Reads, start: int, view: Tensor, most: int | None = None) -> None:
+        """start: of the tensor, in bytes. view: of device `meta`, its offset counted from start.
+        most: bytes up to which it is read once and kept; None for `WHOLE`.
+        """
+        self._file, self._start = file, start
+        self._most = WHOLE if most is None else most
+        self._look_at(view)
+
+    def _look_at(self, view: Tensor) -> None:
+        self._view = view
+        self._strides = view.stride()  # in elements
+        self._room: Tensor | None = None  # what is read lies in it
+        self._kept: tuple[list[Span], Tensor] | None = None
+        self._all: Tensor | None = None  # what is kept, where that is all of it
 
     @property
     def shape(self) -> torch.Size:
@@ -54,44 +83,14 @@ class Viewed:
     def numel(self) -> int:
         return self._view.numel()
 
-
-class StoredTensor(Viewed):
-    """A tensor of a file, or a rearranged part of one, read by `tensor[slices]`. For one thread.
-
-    What an index returns must be used before the next one, and left as it is: it may be a part of
-    what is kept.
-    """
-
-    def __init__(self, file: HeldFile, start: int, view: Tensor) -> None:
-        """start: of the tensor, in bytes. view: of device `meta`, its offset counted from start."""
-        self._file = file
-        self._start = start
-        self._view = view
-        self._strides = view.stride()  # in elements
-        self._room: Tensor | None = None  # what is read lies in it
-        self._kept: tuple[list[Span], Tensor] | None = None
-        self._flat: tuple[int, int] | None = None  # where it begins, and bytes of an element
-        self._all: Tensor | None = None  # what is kept, where that is all of it
-
-    def seen(self, rearrange: Callable[[Tensor], Tensor]) -> StoredTensor | Tensor:
+    def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
         """The same bytes as another view; the rearranged tensor itself where that is no view."""
         view = rearrange(self._view)
-        if view.untyped_storage()._cdata == self._view.untyped_storage()._cdata:
-            return StoredTensor(self._file, self._start, view)
-        return rearrange(self.whole())
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether its elements lie in the file in order, without gaps."""
-        return self._view.is_contiguous()
-
-    def fill(self, first: int, into: memoryview) -> None:
-        """Read the bytes of elements, in order from that one on, of a flat tensor; keep nothing."""
-        if self._flat is None:
-            itemsize = self._view.itemsize
-            self._flat = self._start + int(self._view.storage_offset()) * itemsize, itemsize
-        start, itemsize = self._flat
-        self._file.read(start + first * itemsize, into)
+        if view.untyped_storage()._cdata != self._view.untyped_storage()._cdata:
+            return rearrange(self.whole())
+        other = copy(self)
+        other._look_at(view)
+        return other
 
     def whole(self) -> Tensor:
         """All of it, in memory of its own."""
@@ -120,8 +119,10 @@ class StoredTensor(Viewed):
     def _widened(self, wanted: list[Span]) -> list[Span]:
         """What is read where a part is wanted: small tensors whole, of large ones more columns."""
         itemsize = self.dtype.itemsize
-        if self.numel() * itemsize <= WHOLE:
+        if self.numel() * itemsize <= self._most:
             return [(0, size) for size in self.shape]
+        if self.is_near:
+            return wanted
         inner = min(range(self.ndim), key=self._strides.__getitem__)
         start, stop = wanted[inner]
         lines = math.prod(
@@ -152,7 +153,7 @@ class StoredTensor(Viewed):
         outer, run = list(order), 1  # dimensions that count runs; elements of a run
         while outer and (strides[outer[-1]] == run or shape[outer[-1]] == 1):
             run *= shape[outer.pop()]
-        if reach <= HOLES * count or run == 1:
+        if reach <= self.holes * count or run == 1:
             flat = self._filled([first], reach)
             return flat.as_strided(shape, strides)
         starts = np.array([first])
@@ -169,9 +170,34 @@ class StoredTensor(Viewed):
             self._room = None  # before the next is there
             self._room = room(count, self.dtype)
         flat = self._room[:count]
-        starts = (np.asarray(firsts) * itemsize + self._start).tolist()
+        starts = np.asarray(firsts) * itemsize + self._start
         self._file.read_runs(starts, flat.view(torch.uint8).numpy().data)
         return flat
+
+
+class StoredTensor(FileTensor):
+    """A tensor whose numbers lie in a file as they are."""
+
+    def __init__(self, file: HeldFile, start: int, view: Tensor) -> None:
+        self._held = file
+        super().__init__(file, start, view)
+
+    def _look_at(self, view: Tensor) -> None:
+        super()._look_at(view)
+        self._flat: tuple[int, int] | None = None  # where it begins, and bytes of an element
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its elements lie in the file in order, without gaps."""
+        return self._view.is_contiguous()
+
+    def fill(self, first: int, into: memoryview) -> None:
+        """Read the bytes of elements, in order from that one on, of a flat tensor; keep nothing."""
+        if self._flat is None:
+            itemsize = self._view.itemsize
+            self._flat = self._start + int(self._view.storage_offset()) * itemsize, itemsize
+        start, itemsize = self._flat
+        self._held.read(start + first * itemsize, into)
 
 
 def kept_memory(size: int) -> int:
