@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import typer
 from claim_models import CACHE
@@ -36,11 +38,13 @@ from scipy.stats import beta
 import shadow
 from shadow.errors import ShadowError
 
-FINAL = 20261208  # asked once, after all was developed with others
+FINAL = 20261209  # asked once, after all was developed with others
 PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
 RATES = Path(shadow.__file__).parent / "checks" / "verify_error_rates.json"
 MARKS = "<!-- error-rates -->", "<!-- /error-rates -->"
 WHERE = "docs/verify.md"
+DATA = PAGE.parent / "lab" / "claims.parquet"
+DATA_COLUMNS = ("name", "claim", "kind", "truth", "outcome", "is_named", "reason")
 
 
 @dataclass(frozen=True)
@@ -127,15 +131,12 @@ def bounds(wrong: int, of: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def rows(found: Sequence[Judged]) -> list[list[str]]:
-    """The table: a row for each kind of a claim, and one for each claim."""
+    """The table: a row for each claim."""
     table = []
     for claim in dict.fromkeys(one.claim for one in found):
         own = [one for one in found if one.claim == claim]
-        kinds = list(dict.fromkeys((one.kind, one.truth) for one in own))
-        for kind, truth in kinds:
-            some = [one for one in own if (one.kind, one.truth) == (kind, truth)]
-            table.append([f"`{claim}`", kind, truth.replace("_", " "), *counts(some)])
-        table.append([f"`{claim}`", "**all**", "", *counts(own)])
+        kinds = dict.fromkeys(one.kind for one in own)
+        table.append([f"`{claim}`", ", ".join(kinds), *counts(own)])
     return table
 
 
@@ -153,7 +154,7 @@ def counts(some: Sequence[Judged]) -> list[str]:
 
 
 HEAD = [
-    "claim", "planted", "true answer", "claims", "right", "named the cause", "falsely 'holds'",
+    "claim", "planted", "claims", "right", "named the cause", "falsely 'holds'",
     "falsely 'does not hold'", "refused",
 ]  # fmt: skip
 
@@ -173,7 +174,7 @@ def told(found: Sequence[Judged]) -> str:
         " DINOv2-small, cut to a few layers. A Llama, a mixture of experts and a LLaVA are made"
         " up.",
         "",
-        f"- Falsely *holds*: {false} of {len(could_hold)} that do not hold or cannot be told"
+        f"- Falsely *holds*: {false} of {len(could_hold)} that do not hold or are inconclusive"
         f" ({interval(false, len(could_hold))}).",
         f"- Right: {right} of {len(decidable)} that can be decided"
         f" ({interval(right, len(decidable))}).",
@@ -184,7 +185,8 @@ def told(found: Sequence[Judged]) -> str:
         "",
         "Intervals are exact binomial ones of 95 % (Clopper and Pearson), one-sided where a count"
         " is none or all. *Named the cause*: the answer names the tensor, the factor or the fault"
-        " that was planted, or the weights of a merge.",
+        " that was planted, or the weights of a merge. Every answer is in"
+        " `docs/lab/claims.parquet`.",
         "",
     ]
     table = [HEAD, ["---"] * len(HEAD), *rows(found)]
@@ -241,6 +243,8 @@ def main(
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     PAGE.write_text(f"{before}{MARKS[0]}\n{section}\n{MARKS[1]}{after}", encoding="utf-8")
+    columns = {name: [getattr(one, name) for one in found] for name in DATA_COLUMNS}
+    pq.write_table(pa.table(columns), DATA)
     RATES.write_text(json.dumps(rates(found), indent=1) + "\n", encoding="utf-8")
 
 
