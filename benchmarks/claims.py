@@ -136,7 +136,7 @@ def rows(found: Sequence[Judged]) -> list[list[str]]:
     for claim in dict.fromkeys(one.claim for one in found):
         own = [one for one in found if one.claim == claim]
         kinds = dict.fromkeys(one.kind for one in own)
-        table.append([f"`{claim}`", ", ".join(kinds), *counts(own)])
+        table.append([f"`{claim}`", "; ".join(kinds), *counts(own)])
     return table
 
 
