@@ -364,3 +364,20 @@ def test_claims_of_models_on_the_hub(run, hub):
     run(*trained, "--moved", "*").assert_done()
     run(*trained, "--frozen", "embed").assert_done(4)
     run(*stored).assert_done()
+
+
+def test_one_model_of_the_hub_is_checked_by_itself(run, hub, folders, tmp_path):
+    """Its head is compared with the embedding that its config ties it to; headers alone before."""
+    tensors = load_file(folders["small-base"] / "model.safetensors")
+    embed = {"model.embed_tokens.weight": torch.ones(9, 4), "lm_head.weight": torch.eye(9)[:, :4]}
+    config = planted.LLAMA | {"tie_word_embeddings": True}
+    planted.write(tmp_path / "tied", tensors | embed, config)
+    hub.add("org/tied", tmp_path / "tied")
+    run("verify", "whole", "org/tied", "--headers").assert_done(5)
+    found = json.loads(run("verify", "whole", "org/tied", "--json").assert_done(4))
+    assert [(one["name"], one["code"]) for one in found["against"]] == [
+        ("lm_head.weight", "head_differs"),
+        ("model.embed_tokens.weight", "constant"),
+    ]
+    size = (tmp_path / "tied" / "model.safetensors").stat().st_size
+    assert hub.bytes_of("tied/*.safetensors") < 2 * size + 200_000

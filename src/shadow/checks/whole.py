@@ -80,24 +80,26 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     checkpoint = opened.checkpoint
     if checkpoint is None:
         return Whole(opened.files, with_values=read)
-    swept, unread = _swept(checkpoint, opened.stored, runtime, scratch) if read else ([], [])
     tables, sees = _vocabulary(checkpoint)
     rows = min((checkpoint.tensors[name].shape[0] for name in tables), default=0)
     names, adapter, expected = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
-    if is_adapter or checkpoint.adapter:
-        said = opened.small.get(whole_adapters.CONFIG)
-        adapter = whole_adapters.read_factors(said, opened.stored, swept)
-    elif asked.models[0] not in runtime.found:  # a model in memory has been loaded
+    is_adapter |= checkpoint.adapter is not None
+    if not is_adapter and asked.models[0] not in runtime.found:  # a model in memory has been loaded
         is_cut = opened.files.are_cut
         expected = whole_names.gather_expected(checkpoint, scratch / "loader", is_cut=is_cut)
         ends, tied = {place: name for name, place in tables.items()}, None
         if {"head", "embed"} <= ends.keys():
             tied = whole_names.gather_tied(
-                checkpoint, ends["head"], ends["embed"], is_tied=expected.tied, with_values=read
-            )
+                checkpoint, (ends["head"], ends["embed"]), runtime if read else None,
+                is_tied=expected.tied,
+            )  # fmt: skip
         indexed = opened.files.weight_map.keys()
         names = whole_names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
+    swept, unread = _swept(checkpoint, opened.stored, runtime, scratch) if read else ([], [])
+    if is_adapter:
+        said = opened.small.get(whole_adapters.CONFIG)
+        adapter = whole_adapters.read_factors(said, opened.stored, swept)
     words = whole_words.read_words(
         opened.small,
         rows=rows,

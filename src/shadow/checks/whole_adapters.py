@@ -66,7 +66,8 @@ def judge_adapter(found: Factors) -> Part:
     for module in found.shapes if named and not config.get("target_parameters") else ():
         if not any(_is_named(module, target) for target in named):
             part.fault(module, "not_targeted")
-    for name in config.get("modules_to_save") or ():
+    saved = config.get("modules_to_save")
+    for name in saved if isinstance(saved, list) else ():
         if not any(f".{name}." in f".{other}." for other in found.others):
             part.fault(str(name)[:200], "saved_absent")
     if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole_part import Part
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.expected import Expected
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.safetensors_files import TensorInfo
+    from shadow.run.runtime import Runtime
 
 WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
 EXPERT = re.compile(r"(?P<owner>.+\.experts\.)(?P<expert>\d+)\.(?P<rest>.+)")
@@ -262,17 +264,22 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
 
 
 def gather_tied(
-    checkpoint: Checkpoint, head: str, embedding: str, *, is_tied: bool, with_values: bool
+    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool
 ) -> Tied | None:
-    """A head and the embedding, if they have one shape. is_tied: where the config does not say."""
-    infos = checkpoint.tensors[head], checkpoint.tensors[embedding]
+    """A head and the embedding, if they have one shape. runtime: None where values are not read.
+    is_tied: where the config does not say.
+    """
+    infos = [checkpoint.tensors[name] for name in names]
     if infos[0].shape != infos[1].shape:
         return None
     parts = (checkpoint.config, text_config(checkpoint.config))
     said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
     equal = None
-    if with_values:
+    if runtime is not None:
         from shadow.run.alone import same_values
 
-        equal = same_values(checkpoint.tensor, *infos)
-    return Tied(head, embedding, bool(said[0] if said else is_tied), equal)
+        for shard in {info.shard for info in infos}:
+            source, stop = checkpoint.sources[shard], Event()
+            source.fetch(say=runtime.say, report=lambda count: None, stop=stop)
+        equal = same_values(checkpoint.tensor, infos[0], infos[1])
+    return Tied(*names, bool(said[0] if said else is_tied), equal)
