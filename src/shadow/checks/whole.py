@@ -18,7 +18,6 @@ from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
-    from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.run.alone import Swept
     from shadow.run.runtime import Runtime
     from shadow.run.scanned import Apart
@@ -96,7 +95,13 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
             )  # fmt: skip
         indexed = opened.files.weight_map.keys()
         names = whole_names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
-    swept, unread = _swept(checkpoint, opened.stored, runtime, scratch) if read else ([], [])
+    swept: list[Swept] = []
+    unread: list[Apart] = []
+    if read:
+        from shadow.run.alone import sweep
+
+        infos = opened.stored.values()
+        swept, unread = sweep(checkpoint, infos, runtime, scratch / "sweep")
     if is_adapter:
         said = opened.small.get(whole_adapters.CONFIG)
         adapter = whole_adapters.read_factors(said, opened.stored, swept)
@@ -117,14 +122,6 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         DTYPES.get(dtype.removeprefix("torch."), ""),
     )
     return Whole(opened.files, values, names, words, adapter, read)
-
-
-def _swept(
-    checkpoint: Checkpoint, stored: Mapping[str, TensorInfo], runtime: Runtime, scratch: Path
-) -> tuple[list[Swept], list[Apart]]:
-    from shadow.run.alone import sweep
-
-    return sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.whole_adapters import CONFIG
 from shadow.checks.whole_part import Part
-from shadow.templates import Value
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
@@ -45,7 +44,7 @@ WORDS = {
     " {tensors:count tensor|tensors}",
     "no_index": "shards without an index, which loaders look for",
     "set_differs": "a second set of weights, with other values in {tensors:count tensor|tensors},"
-    " such as {first}; transformers reads {read}[, Mistral's loaders {mistral}]",
+    " such as {first}; transformers reads {read}",
     "set_unknown": "a second set of weights, which is not compared; transformers reads {read}",
     "set_newer": "newer than {read}, which transformers reads, and not compared",
     "set_equal": "a second set of weights, with equal values; transformers reads {read}",
@@ -63,7 +62,6 @@ class OtherSet:
     differing: Sequence[str] | None = None
     """Tensors whose values differ; None where they are not compared."""
     newer: bool = False
-    is_mistral: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,13 +151,11 @@ def _judge_index(part: Part, found: Files, holders: Mapping[str, Sequence[str]])
 
 
 def _judge_set(part: Part, other: OtherSet, read: str) -> None:
-    if other.differing is None and other.newer:
+    if other.differing:
+        first, count = other.differing[0], len(other.differing)
+        part.fault(other.file, "set_differs", read=read, first=first, tensors=count)
+    elif other.differing is None and other.newer:
         part.doubt(other.file, "set_newer", read=read)
-    elif not other.differing:
+    else:
         code = "set_unknown" if other.differing is None else "set_equal"
         part.note(other.file, code, read=read)
-    else:
-        count, first = len(other.differing), other.differing[0]
-        mistral = other.file if other.is_mistral else None
-        figures: dict[str, Value] = {"tensors": count, "first": first, "mistral": mistral}
-        part.fault(other.file, "set_differs", read=read, **figures)

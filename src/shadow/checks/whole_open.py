@@ -235,7 +235,6 @@ def _compared(
     """Files of safetensors beside the tensors of their names, or of Mistral's names for them."""
     own = {name: info for file in files for name, info in folder.headers.get(file, {}).items()}
     named = {name: name if name in tensors else _of_mistral(name) for name in own}
-    is_mistral = any(name != other for name, other in named.items())
     differing: list[str] | None = None
     if folder.with_values and {*named.values()} <= tensors.keys():
         from shadow.run.alone import same_values
@@ -246,7 +245,7 @@ def _compared(
             for info, other in pairs
             if not same_values(folder.tensor, info, other, _heads(folder, info, other))
         ]
-    return OtherSet(files[0], differing, _is_newer(folder, files, read), is_mistral)
+    return OtherSet(files[0], differing, _is_newer(folder, files, read))
 
 
 def _of_mistral(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,15 +58,14 @@ def gathered(reasons: Iterable[Reason]) -> list[Reason]:
 
 def summary(against: Sequence[Against], order: Sequence[str]) -> list[Reason]:
     """A reason for each kind of fault, in this order, with the names of those that have it."""
-    codes = sorted({one.why.code for one in against}, key=order.index)
-    of_code = ([one for one in against if one.why.code == code] for code in codes)
-    return [
-        Reason(
-            group[0].why.code,
-            {**group[0].why.figures, "names": in_layers([one.name for one in group])},
-        )
-        for group in of_code
-    ]
+    groups: defaultdict[str, list[Against]] = defaultdict(list)
+    for one in against:
+        groups[one.why.code].append(one)
+    found = []
+    for code in sorted(groups, key=order.index):
+        names = in_layers([one.name for one in groups[code]])
+        found.append(Reason(code, {**groups[code][0].why.figures, "names": names}))
+    return found
 
 
 def in_layers(names: Sequence[str]) -> list[str]:
