@@ -84,32 +84,31 @@ class Layout:
     """How the tensors of a module make a matrix."""
 
     kind: str  # a key of `decoders.KINDS`
-    pieces: Mapping[str, str]
-    """By name, `?` behind what may be missing: its role, its type (`DTYPES`) and its dimensions.
-    Equal words are equal sizes; `*` are any number of dimensions. The first has the numbers.
-    """
     made: Callable[[Module, Sizes], Made]
+    pieces: str
+    """Of each its name, `?` behind what may be missing; its role, its type (`DTYPES`) and its
+    dimensions. Equal words are equal sizes; `*` are any number of them. The first has the numbers.
+    """
     is_turned: bool = False  # the model has the transposes of its matrices
 
     def fits(self, m: Module) -> int:
         """2 of a module with all that it needs, 1 with the first, 0 of others."""
-        name, spec = next(iter(self.pieces.items()))
-        if name not in m.pieces or m.pieces[name].dtype not in DTYPES[_words(spec)[1]]:
+        (name, _, kind, *_), *_ = every = _words(self.pieces)
+        if name not in m.pieces or m.pieces[name].dtype not in DTYPES[kind]:
             return 0
-        return 2 if all(key[-1] == "?" or key in m.pieces for key in self.pieces) else 1
+        return 2 if all(one[0][-1] == "?" or one[0] in m.pieces for one in every) else 1
 
     def matrix(self, m: Module) -> TensorInfo:
         """One entry for a matrix, under the name that it has without quantisation."""
         sizes: Sizes = {}
         used: dict[str, TensorInfo] = {}
         beside = dict(m.pieces)
-        for key, spec in self.pieces.items():
-            name, (role, kind, *words) = key.rstrip("?"), _words(spec)
-            if name not in m.pieces and key != name:
-                continue
-            _require(name in m.pieces, f"{name} is missing")
-            used[role] = beside.pop(name)
-            _fit(name, used[role], DTYPES[kind], words, sizes)
+        for key, role, kind, *words in _words(self.pieces):
+            name = key.rstrip("?")
+            if name in m.pieces:
+                used[role] = beside.pop(name)
+                _fit(name, used[role], DTYPES[kind], words, sizes)
+            _require(name in m.pieces or key != name, f"{name} is missing")
         unknown = next((name for name in beside if name not in NEEDLESS), "")
         _require(not unknown, f"{unknown} is unknown")
         dtype, shape, facts = self.made(m, sizes)
@@ -121,8 +120,8 @@ class Layout:
 
 
 @cache
-def _words(spec: str) -> list[str]:
-    return spec.split()
+def _words(pieces: str) -> list[list[str]]:
+    return [one.split() for one in pieces.split(",")]
 
 
 def _fit(
@@ -225,7 +224,7 @@ def _at(said: object, key: str) -> object:
     return said.get(key) if isinstance(said, dict) else None
 
 
-def _bitsandbytes_8bit(_: Module, n: Sizes) -> Made:
+def _llm_int8(_: Module, n: Sizes) -> Made:
     return "INT8", (n["rows"], n["cols"]), (1, n["cols"])
 
 
@@ -238,12 +237,12 @@ def _bitsandbytes_4bit(m: Module, n: Sizes, kind: str) -> Made:
     fits = rows * cols == 2 * (raw.end - raw.start) and cols % 2 == 0
     fits = fits and n["blocks"] == -(-rows * cols // block)
     _require(fits, "its quant_state has another shape")
-    is_whole = {"weight.nested_absmax", "weight.nested_quant_map"} <= m.pieces.keys()
-    _require(nested.dtype != "U8" or is_whole, "weight.nested_absmax is missing")
+    found = {"weight.nested_absmax", "weight.nested_quant_map"} & m.pieces.keys()
+    _require(len(found) == 2 * (nested.dtype == "U8"), "its scales are not of one kind")
     return kind, (rows, cols), (block,)
 
 
-def _e2m1(_: Module, n: Sizes, name: str, group: int, of_raw: int) -> Made:
+def _e2m1(_: Module, n: Sizes, name: str, group: int, of_raw: int = 2) -> Made:
     """Two numbers in a byte, low half first. facts: columns of a group."""
     cols, one = group * n["groups"], n.get("*one", ())
     fits = cols == of_raw * n.get("raw", cols // of_raw)
@@ -272,101 +271,86 @@ class Format:
 NOBODY = "(?!)"  # recognised by what config.json says
 STATE = "weight.quant_state.bitsandbytes__"
 GPTQ = Layout(
-    "gptq",
-    {
-        "qweight": "words W words rows",
-        "qzeros": "zeros W groups zeros",
-        "scales": "scales S groups rows",
-        "g_idx?": "order I cols",
-    },
-    _gptq,
-)
+    "gptq", _gptq,
+    "qweight words W words rows, qzeros zeros W groups zeros, scales scales S groups rows,"
+    "g_idx? order I cols",
+)  # fmt: skip
 AWQ = Layout(
-    "awq",
-    {
-        "qweight": "words W cols zeros",
-        "qzeros": "zeros W groups zeros",
-        "scales": "scales S groups rows",
-    },
-    _awq,
-)
+    "awq", _awq,
+    "qweight words W cols zeros, qzeros zeros W groups zeros, scales scales S groups rows",
+)  # fmt: skip
+PACKED = Layout(
+    "pack-quantized", _pack_quantized,
+    "weight_packed words W rows words, weight_scale scales S rows groups, weight_shape stated I 2,"
+    "weight_zero_point? zeros W zeros groups, weight_g_idx? order I cols",
+)  # fmt: skip
+MLX = Layout(
+    "mlx", _mlx,
+    "weight words W *stack rows words, scales scales S *stack rows groups,"
+    "biases biases S *stack rows groups",
+)  # fmt: skip
 SCALED = Layout(
-    "scaled",
-    {
-        "weight": "words 8 rows cols",
-        "weight_scale": "scales S *grid",
-        "weight_zero_point?": "zeros C *grid",
-    },
-    _scaled,
+    "scaled", _scaled,
+    "weight words 8 rows cols, weight_scale scales S *grid, weight_zero_point? zeros C *grid",
+)  # fmt: skip
+INT8 = Layout(
+    "llm.int8", _llm_int8, "weight words C rows cols, SCB scales S rows, weight_format? layout B"
 )
-
-
-def _of_bitsandbytes(kind: str) -> Layout:
-    return Layout(
-        "bitsandbytes-4bit",
-        {
-            "weight": "words Q bytes 1",
-            "weight.absmax": "scales Q blocks",
-            f"{STATE}{kind.lower()}": "state B size",
-            "weight.nested_absmax?": "outer S outer",
-            "weight.nested_quant_map?": "codes S 256",
-        },
-        partial(_bitsandbytes_4bit, kind=kind),
+NF4, FP4 = (
+    Layout(
+        "bitsandbytes-4bit", partial(_bitsandbytes_4bit, kind=kind),
+        "weight words Q bytes 1, weight.absmax scales Q blocks,"
+        f"{STATE}{kind.lower()} state B some,"
+        "weight.nested_absmax? outer S outer, weight.nested_quant_map? codes S 256",
     )
-
-
+    for kind in ("NF4", "FP4")
+)  # fmt: skip
+_mxfp4 = partial(_e2m1, name="MXFP4", group=32)
+_nvfp4 = partial(_e2m1, name="NVFP4", group=16)
+PACKED_MXFP4 = Layout(
+    "e2m1", _mxfp4, "weight_packed words B rows raw, weight_scale scales B rows groups"
+)
+PACKED_NVFP4 = Layout(
+    "e2m1", _nvfp4,
+    "weight_packed words B rows raw, weight_scale scales E rows groups,"
+    "weight_global_scale divisor S *one",
+)  # fmt: skip
+NVFP4 = Layout(
+    "e2m1", _nvfp4,
+    "weight words B rows raw, weight_scale scales E rows groups, weight_scale_2 factor S *one",
+)  # fmt: skip
+GPT_OSS = Layout(
+    "e2m1", _mxfp4, "_blocks words B *stack rows groups 16, _scales scales B *stack rows groups",
+    is_turned=True,
+)  # fmt: skip
+MLX_MXFP4 = Layout(
+    "e2m1", partial(_mxfp4, of_raw=8),
+    "weight words W *stack rows raw, scales scales B *stack rows groups",
+)  # fmt: skip
 FORMATS = (  # the first of which a module has a piece names its format
     Format(
         "bitsandbytes 4-bit",
-        r"weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)",
-        [_of_bitsandbytes("FP4"), _of_bitsandbytes("NF4")],
+        r"weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)", [FP4, NF4],
     ),
-    Format("bitsandbytes 8-bit", "SCB|weight_format", [Layout("llm.int8", {
-        "weight": "words C rows cols", "SCB": "scales S rows", "weight_format?": "layout B",
-    }, _bitsandbytes_8bit)]),
+    Format("bitsandbytes 8-bit", "SCB|weight_format", [INT8]),
     Format(
         "compressed-tensors", "weight_packed|weight_shape|weight_zero_point|weight_g_idx",
-        [
-            Layout("pack-quantized", {
-                "weight_packed": "words W rows words", "weight_scale": "scales S rows groups",
-                "weight_shape": "stated I 2", "weight_zero_point?": "zeros W zeros groups",
-                "weight_g_idx?": "order I cols",
-            }, _pack_quantized),
-            Layout("e2m1", {
-                "weight_packed": "words B rows raw", "weight_scale": "scales B rows groups",
-            }, partial(_e2m1, name="MXFP4", group=32, of_raw=2)),
-            Layout("e2m1", {
-                "weight_packed": "words B rows raw", "weight_scale": "scales E rows groups",
-                "weight_global_scale": "divisor S *one",
-            }, partial(_e2m1, name="NVFP4", group=16, of_raw=2)),
-            SCALED,
-        ],
+        [PACKED, PACKED_MXFP4, PACKED_NVFP4, SCALED],
     ),
-    Format("MXFP4", "_blocks", [Layout("e2m1", {
-        "_blocks": "words B *stack rows groups 16", "_scales": "scales B *stack rows groups",
-    }, partial(_e2m1, name="MXFP4", group=32, of_raw=2), is_turned=True)], integers=True),
+    Format("MXFP4", "_blocks", [GPT_OSS], integers=True),
     Format("GPTQ", "g_idx", [GPTQ]),
     Format("GPTQ or AWQ", "qweight|qzeros", [GPTQ, AWQ]),
     Format("AWQ", NOBODY, [AWQ]),
-    Format("MLX", "biases", [
-        Layout("e2m1", {
-            "weight": "words W *stack rows raw", "scales": "scales B *stack rows groups",
-        }, partial(_e2m1, name="MXFP4", group=32, of_raw=8)),
-        Layout("mlx", {
-            "weight": "words W *stack rows words", "scales": "scales S *stack rows groups",
-            "biases": "biases S *stack rows groups",
-        }, _mlx),
-    ], integers=True),
-    Format("NVFP4", "weight_scale_2", [Layout("e2m1", {
-        "weight": "words B rows raw", "weight_scale": "scales E rows groups",
-        "weight_scale_2": "factor S *one",
-    }, partial(_e2m1, name="NVFP4", group=16, of_raw=2))], integers=True),
+    Format("MLX", "biases", [MLX_MXFP4, MLX], integers=True),
+    Format("NVFP4", "weight_scale_2", [NVFP4], integers=True),
     Format(FP8, NOBODY, [SCALED]),
-    *(Format(name, marks) for name, marks in {
-        "quanto": r"weight\._data", "torchao": "_weight_qdata", "HQQ": "W_q", "QuIP": "Qidxs",
-        "EXL2": "q_weight|q_invperm|q_groups", "EXL3": "trellis",
-    }.items()),
+    Format("quanto", r"weight\._data"),
+    Format("torchao", "_weight_qdata"),
+    Format("HQQ", "W_q"),
     Format("AQLM", "codes|codebooks", integers=True),
+    Format("QuIP", "Qidxs"),
+    Format("EXL2", "q_weight|q_invperm|q_groups"),
+    Format("EXL3", "trellis"),
 )  # fmt: skip
 
 
