@@ -282,10 +282,6 @@ def tables(summary):
     for one in told["vocabulary"]:
         place = f"vocabulary.{one['component']}.{one['module']}"
         found |= {f"{place}.{name}": value for name, value in one.items()}
-    for one in told["uncompared"]:
-        for name in ("base_shape", "tuned_shape"):
-            place = f"uncompared.{one['component']}.{one['module']}.{name}"
-            found |= {f"{place}.{at}": size for at, size in enumerate(one[name] or [])}
     named = ("rearranged.not_comparable", "rearranged.moved", "casts")
     for key in ("replaced", "scaled", "zeroed", "few_entries", "masked", *named):
         of_key = told["recognised"]

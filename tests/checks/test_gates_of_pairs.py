@@ -163,7 +163,8 @@ def test_an_audit_of_a_part_is_not_one_of_the_model(places, tmp_path):
 def record(**figures):
     """A record of which gates see these figures, and nothing that was recognised."""
     vectors = Record(changed=figures.pop("moved", 0), compared=figures.pop("vectors", 0))
-    more = {"tier": figures.pop("tier", "full"), "estimated": figures.pop("estimated", False)}
+    has_spectra = figures.pop("tier", "full") != "norms"
+    more = {"has_spectra": has_spectra, "estimated": figures.pop("estimated", False)}
     known = {"matrices": 0, "floor_ratio": None, "rank_ceiling": None} | figures
     recognised = Record(rearranged=None)
     return Record(figures=Record(**known), vectors=vectors, recognised=recognised, **more)

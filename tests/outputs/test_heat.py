@@ -15,12 +15,17 @@ from shadow.outputs.page.cards import Scale, drawn_picture, shared_scale
 from shadow.outputs.terminal.heat import HeatMap
 from shadow.summary.grid import grid
 from shadow.summary.picture import picture
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import row as summary_row
+
+
+def grid_row(*values):
+    keys = ("component", "module", "layers", "relative_norm", "concentration")
+    return summary_row("grid", dict(zip(keys, values, strict=True)))
 
 
 def row(norms, module="mlp.up", component="language", first=0):
     norms = list(norms)
-    return GridRow(
+    return grid_row(
         component, module, list(range(first, first + len(norms))), norms, [None] * len(norms)
     )
 
@@ -54,8 +59,8 @@ def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
         columns=["component", "module", "layer", "side", "status"],
     ).astype({"layer": "Int64"})
     assert grid(columns(deltas), columns(tensors)) == [
-        GridRow("language", "attn.q", [0, 1], [0.0, 0.5], [None, 0.7]),
-        GridRow("language", "experts.up", [0], [pytest.approx(0.2)], [pytest.approx(0.2)]),
+        grid_row("language", "attn.q", [0, 1], [0.0, 0.5], [None, 0.7]),
+        grid_row("language", "experts.up", [0], [pytest.approx(0.2)], [pytest.approx(0.2)]),
     ]
 
 

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 from reports import columns
 
-from shadow.summary.figures import LAYER_MEDIANS
 from shadow.summary.layer_medians import (
     BESIDE,
     TOPS,
@@ -15,6 +14,7 @@ from shadow.summary.layer_medians import (
     inside_layers,
     outside_layers,
 )
+from shadow.summary.rows import LAYER_MEDIANS
 
 
 def rows(*given):
@@ -26,7 +26,6 @@ def rows(*given):
         ("tensor", "rows", "cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99")
     )
     columns |= {f"top{k}_energy": None for k in TOPS}
-    columns |= {f"alignment_{side}": None for side in ("left", "right", "left_null", "right_null")}
     return pd.DataFrame([{**columns, "component": "language", **one} for one in given])
 
 
@@ -52,10 +51,7 @@ def test_the_range_of_kept_weighs_matrices_by_their_energy():
 def test_an_embedding_moves_no_median():
     """Two matrices of layers and an embedding: the embedding is a row of its own."""
     found = rows(
-        {
-            "layer": 0, "module": "attn.q", "kept": 0.5, "alignment_left": 1.5,
-            "alignment_left_null": 1.25, "spikes": 3,
-        },
+        {"layer": 0, "module": "attn.q", "kept": 0.5, "spikes": 3},
         {"layer": 1, "module": "attn.q", "kept": 0.7, "equivalent_directions": 9.0, "spikes": 5},
         {
             "module": "embed", "spikes": 90, "kept": 0.01, "kept_reason": "rounded_away",
@@ -71,7 +67,6 @@ def test_an_embedding_moves_no_median():
         0,
         1,
     ]
-    assert (inside["alignment_left_excess"], inside["alignment_right_excess"]) == (0.25, None)
     (outside,) = outside_layers(columns(found))
     assert (outside.module, outside.kept, outside.energy_share) == ("embed", 0.01, 0.9)
     assert (outside.matrices, outside.poolers) == (1, 0)

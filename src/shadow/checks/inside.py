@@ -31,7 +31,7 @@ def is_lost(record: PairRecord) -> bool:
         unknown += inside.unexplained + inside.few_changed
     else:  # a file of more bits may hold what fewer rounded
         unknown += inside.unexplained_in_more_bits
-    return 2 * unknown >= max(1, inside.matrices)
+    return bool(2 * unknown >= max(1, inside.matrices))
 
 
 def is_low_rank(record: PairRecord) -> bool:
@@ -39,7 +39,7 @@ def is_low_rank(record: PairRecord) -> bool:
     inside, side = record.inside_layers, record.figures.short_side
     if inside.rank_most is None or side is None or 2 * inside.rank_known < inside.matrices:
         return False
-    return inside.rank_most <= min(USUAL_RANK, LOW * side)
+    return bool(inside.rank_most <= min(USUAL_RANK, LOW * side))
 
 
 def has_sizes(record: PairRecord) -> bool:
@@ -60,7 +60,7 @@ def has_other_norm_unrounded(record: PairRecord) -> bool:
     unrounded = record.figures.relative_norm_overall_unrounded
     if stored is None or unrounded is None:
         return False
-    return abs(unrounded - stored) >= DIFFERENT * stored
+    return bool(abs(unrounded - stored) >= DIFFERENT * stored)
 
 
 def few_bits(record: PairRecord) -> str | None:

@@ -15,7 +15,6 @@ from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.column_types import Cell
 from shadow.reports.report import Report
-from shadow.summary.figures import ALSO_MOVED_BY
 from shadow.text import counted
 
 # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
@@ -29,7 +28,8 @@ CLAIMS: Mapping[str, list[str]] = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
         "whether two other runs would differ: the spread is over layers, not over training runs",
-        f"why they differ: {ALSO_MOVED_BY}",
+        "why they differ: the optimiser, adapters, the learning rate and data new to the base move"
+        " these figures as much as narrow data do",
         "what the models can or cannot do",
     ],
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -23,11 +22,10 @@ from shadow.reports.report import Report
 from shadow.summary.bootstrap import blocks_of, interval_of_median
 from shadow.summary.layer_medians import directions, median_directions
 from shadow.summary.numbers import floats, median
-from shadow.summary.rows import ComponentRow, ModuleRow
+from shadow.summary.rows import Row
 from shadow.text import several
 
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
-Row = Summary | ComponentRow | ModuleRow
 NAMED = 5  # figures that a sentence names one by one
 
 
@@ -68,16 +66,16 @@ class Measured:
         return self.report.subject("delta")
 
     @cached_property
-    def _rows(self) -> dict[Scope, Row]:
+    def _rows(self) -> dict[Scope, Summary | Row]:
         """The summary's rows of the pair, of each component and of each module."""
-        rows: dict[Scope, Row] = {(): self.summary}
+        rows: dict[Scope, Summary | Row] = {(): self.summary}
         rows |= {(row.component,): row for row in self.summary.components}
         return rows | {(row.component, row.module): row for row in self.summary.modules}
 
-    def _figures(self, at: Scope) -> Mapping[str, Any]:
+    def _figures(self, at: Scope) -> Row:
         """The figures of a place by name; None where one is undefined."""
         row = self._rows[at]
-        return dict(row.figures) if isinstance(row, Summary) else vars(row)
+        return row.figures if isinstance(row, Summary) else row
 
     def places(self, name: Metric) -> list[Scope]:
         """Where the report has what a rule names, in the order of the summary."""

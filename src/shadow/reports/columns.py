@@ -30,6 +30,8 @@ def read_words(name: str) -> dict[str, Any]:
 
 _WORDS = read_words("columns.yaml")
 NOTATION = " ".join(row["text"] for row in _WORDS["notation"])
+SUMMARY: Mapping[str, str] = _WORDS["summary"]
+"""The keys of the rows of summary.json, by their place in it."""
 
 
 @dataclass(frozen=True)

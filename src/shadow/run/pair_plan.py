@@ -27,7 +27,7 @@ from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
 from shadow.run.workers import cost, pace
 from shadow.spectra.method import Method
-from shadow.summary.rows import SkippedRow
+from shadow.summary.rows import Row, row
 from shadow.targets.families import Pair
 from shadow.text import byte_size
 
@@ -119,7 +119,7 @@ class PairPlan:
     matrices: int
     vectors: int
     modules: list[PlannedModule]
-    skipped: list[SkippedRow]
+    skipped: list[Row]
     """A row for each reason to skip tensors, the most tensors first."""
     shards_to_fetch: int
     shards_in_ranges: int
@@ -337,13 +337,14 @@ def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
     return rows
 
 
-def _reasons(skipped: Sequence[Skipped]) -> list[SkippedRow]:
+def _reasons(skipped: Sequence[Skipped]) -> list[Row]:
     """Counts by reason, with a few names and the first detail: as in a summary."""
     groups = defaultdict[str, list[Skipped]](list)
     for tensor in skipped:
         groups[tensor.reason or tensor.status].append(tensor)
     return [
-        SkippedRow(
+        row(
+            "skipped",
             reason=reason,
             tensors=len(group),
             base=sum(tensor.side == "base" for tensor in group),

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shadow.reasons import FROM_ZERO
 from shadow.summary.numbers import are, median
-from shadow.summary.rows import BrokenRow, UncomparedRow, VectorFigures, VocabularyRow
+from shadow.summary.rows import Row, row
 from shadow.text import short_name
 
 if TYPE_CHECKING:
@@ -25,12 +26,11 @@ UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a findin
 UNREAD = ("unknown_dtype", "quantized")  # reasons of what is there, and is told as unread
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
 EXAMPLES = 3  # tensors of a kind of damage that a summary names
-SHAPES = re.compile(r"base \(([\d, ]+)\), tuned \(([\d, ]+)\)")  # a detail of shape_differs
 FAR = 10.0  # times as far as the next one, a vector is named
 BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
 
 
-def vector_figures(tensors: Columns) -> VectorFigures:
+def vector_figures(tensors: Columns) -> Row:
     """How many vectors were compared, and how far those moved that did.
 
     One that is 0 in the base has no relative norm, and its detail says where it moved.
@@ -50,7 +50,8 @@ def vector_figures(tensors: Columns) -> VectorFigures:
     sizes = np.nan_to_num(norms)
     order = np.argsort(-sizes, kind="stable")
     is_alone = len(rows) > 1 and sizes[order[0]] > FAR * sizes[order[1]]
-    return VectorFigures(
+    return row(
+        "vectors",
         compared=len(rows),
         changed=int(changed.sum()),
         relative_norm=median(norms[norms > 0]),
@@ -68,40 +69,35 @@ def idle_updates(tensors: Columns) -> int:
     return sum(any(factor in str(name) for factor in factors) for name in rows["tensor"])
 
 
-def vocabulary(tensors: Columns) -> list[VocabularyRow]:
+def vocabulary(tensors: Columns) -> list[Row]:
     """Embeddings and heads with more rows on one side, of which the common ones were compared."""
-    rows = tensors.where(
+    tensors = tensors.where(
         are(tensors["module"], *GROWING) & are(tensors["status"], "measured", "identical")
     )
-    sides: dict[tuple[str, str], dict[str, int]] = {}
-    partial: set[tuple[str, str]] = set()
-    for component, module, side, shape, compared in rows.each(
-        "component", "module", "side", "shape", "compared"
-    ):
-        if len(shape) != 2 or not compared > 0:  # also not where it is unknown
-            continue
-        place = (component, module)
-        count = int(shape[0])
-        if compared < math.prod(shape):
-            partial.add(place)
-        known = sides.setdefault(place, {})
-        known[side] = max(count, known.get(side, 0))
-    return [
-        VocabularyRow(component, module, of["base"], of["tuned"], of["tuned"] - of["base"])
-        for (component, module), of in sides.items()
-        if (component, module) in partial and len(of) == 2 and of["base"] != of["tuned"]
-    ]
+    rows = []
+    for (component, module), group in tensors.groups("component", "module"):
+        of = Counter[str]()
+        is_partial = False
+        for side, shape, compared in group.each("side", "shape", "compared"):
+            if len(shape) == 2 and compared > 0:  # not where it is unknown either
+                of[side] = max(int(shape[0]), of[side])
+                is_partial |= compared < math.prod(shape)
+        base, tuned = of["base"], of["tuned"]
+        if is_partial and base and tuned and base != tuned:
+            sizes = {"base_rows": base, "tuned_rows": tuned, "added": tuned - base}
+            rows.append(row("vocabulary", sizes, component=component, module=module))
+    return rows
 
 
-def broken(tensors: Columns) -> list[BrokenRow]:
+def broken(tensors: Columns) -> list[Row]:
     """Return the tensors that no training leaves so, a row for each side and kind of damage."""
     rows = []
-    found = {
+    damage = {
         "nonfinite": are(tensors["reason"], "nonfinite"),
         "all_zero": tensors["all_zero"] > 0,
         "empty": np.array([0 in shape for shape in tensors["shape"]], dtype=np.bool_),
     }
-    for code, chosen in found.items():
+    for code, chosen in damage.items():
         of_code = tensors.where(chosen)
         for side in ("base", "tuned"):
             names = [
@@ -110,11 +106,12 @@ def broken(tensors: Columns) -> list[BrokenRow]:
                 if of == side and _side(code, detail or "") in (side, "both")
             ]
             if names:
-                rows.append(BrokenRow(code, side, len(names), names[:EXAMPLES]))
+                found = {"count": len(names), "tensors": names[:EXAMPLES]}
+                rows.append(row("broken", found, code=code, side=side))
     return rows
 
 
-def uncompared(tensors: Columns) -> list[UncomparedRow]:
+def uncompared(tensors: Columns) -> list[Row]:
     """What has no partner, another shape or no finite numbers: whole layers, otherwise modules.
     A tensor whose partner cannot be read has one.
     """
@@ -125,7 +122,7 @@ def uncompared(tensors: Columns) -> list[UncomparedRow]:
         return []
     unread = set(_placed(tensors.where(are(tensors["reason"], *UNREAD))))
     absent = {reason: _absent_layers(tensors, reason) for reason in ONE_SIDED}
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    groups: dict[tuple[Any, ...], list[int | None]] = {}
     for (side, component, module, number), reason, detail in zip(
         _placed(rows), rows["reason"].tolist(), rows["detail"].tolist(), strict=True
     ):
@@ -133,26 +130,19 @@ def uncompared(tensors: Columns) -> list[UncomparedRow]:
         if reason in ONE_SIDED and (other, component, module, number) in unread:
             continue
         named = None if (component, number) in absent.get(reason, ()) else str(module)
-        told = detail or ""
-        base_shape, tuned_shape = _shapes(told) if reason == "shape_differs" else (None, None)
-        of_side = _side(reason, told)
-        key = (reason, of_side, component, named, number is None, base_shape, tuned_shape)
-        group = groups.setdefault(key, {"layers": set(), "tensors": 0})
-        group["tensors"] += 1
-        if number is not None:
-            group["layers"].add(number)
+        key = (reason, _side(reason, detail or ""), component, named, number is None)
+        groups.setdefault(key, []).append(number)
     return [
-        UncomparedRow(
+        row(
+            "uncompared",
             reason=str(reason),
             side=side,
             component=str(component),
             module=named,
-            layers=sorted(group["layers"]),
-            tensors=group["tensors"],
-            base_shape=None if base_shape is None else list(base_shape),
-            tuned_shape=None if tuned_shape is None else list(tuned_shape),
+            layers=sorted({number for number in numbers if number is not None}),
+            tensors=len(numbers),
         )
-        for (reason, side, component, named, _, base_shape, tuned_shape), group in groups.items()
+        for (reason, side, component, named, _), numbers in groups.items()
     ]
 
 
@@ -172,16 +162,6 @@ def _absent_layers(tensors: Columns, reason: str) -> set[tuple[str, int]]:
         for rows in (inside, shared)
     )
     return every - present
-
-
-def _shapes(detail: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    match = SHAPES.search(detail)
-    if match is None:
-        return None, None
-    base, tuned = (
-        tuple(int(size) for size in text.split(",") if size.strip()) for text in match.groups()
-    )
-    return base, tuned
 
 
 def _side(reason: str, detail: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shadow.summary.rows import FileRow, FilesRecord
+from shadow.summary.rows import FilesRecord, row
 
 STATES = ("changed", "added", "removed", "unknown", "same")
 LISTED = 40  # files that are named, those first in which something differs
@@ -15,20 +16,13 @@ def files_record(rows: Iterable[Mapping[str, Any]]) -> FilesRecord | None:
     """The files that are not the same on both sides, and how many there are of each state; None of
     a report without files. A file that both sides have counts once.
     """
-    once = {row["path"]: row for row in sorted(rows, key=lambda row: str(row["side"]))}.values()
+    once = {one["path"]: one for one in sorted(rows, key=lambda one: str(one["side"]))}.values()
     if not once:
         return None
-    apart = [row for row in once if row["state"] != "same"]
-    apart.sort(key=lambda row: (not row["differs"], row["state"] == "unknown", str(row["path"])))
+    apart = [one for one in once if one["state"] != "same"]
+    apart.sort(key=lambda one: (not one["differs"], one["state"] == "unknown", str(one["path"])))
     listed = [
-        FileRow(
-            row["path"], row["kind"], row["state"], (row["differs"] or "").split(), row["detail"]
-        )
-        for row in apart[:LISTED]
+        row("files.rows", one, differs=(one["differs"] or "").split()) for one in apart[:LISTED]
     ]
-    kinds: dict[str, dict[str, int]] = {}
-    for row in once:
-        of_kind = kinds.setdefault(str(row["kind"]), dict.fromkeys(STATES, 0))
-        of_kind[str(row["state"])] += 1
-    counts = {state: sum(of_kind[state] for of_kind in kinds.values()) for state in STATES}
-    return FilesRecord(counts=counts, kinds=dict(sorted(kinds.items())), rows=listed)
+    counts = Counter(one["state"] for one in once)
+    return FilesRecord({state: counts[state] for state in STATES}, listed)

@@ -9,13 +9,13 @@ import numpy as np
 
 from shadow.places.names import name_rules
 from shadow.summary.numbers import are, median_of
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import Row, row
 
 if TYPE_CHECKING:
     from shadow.summary.columns import Columns
 
 
-def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
+def grid(deltas: Columns, tensors: Columns) -> list[Row]:
     """A row for each module of a component that has layers, in the order of names.yaml; medians
     over experts.
 
@@ -37,7 +37,8 @@ def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
     for component, module in sorted(places, key=lambda place: order_of(*place)):
         cells = sorted(places[component, module].items())
         rows.append(
-            GridRow(
+            row(
+                "grid",
                 component=component,
                 module=module,
                 layers=[layer for layer, _ in cells],

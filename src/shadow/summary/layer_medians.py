@@ -7,8 +7,8 @@ matrices, or a sum, tells of it and of them at once.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
-from shadow.summary.figures import LAYER_MEDIANS, InsideLayers
 from shadow.summary.numbers import are, floats, median, over, total_of
-from shadow.summary.rows import CoherenceRow, OutsideRow, UnchangedExpertsRow, UnchangedRow, row_of
+from shadow.summary.rows import LAYER_MEDIANS, Row, row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
     "kept_least", "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy",
-    "alignment_left", "alignment_left_null", "alignment_right", "alignment_right_null",
     "format_ratio", "kept_low", "kept_high",
 )  # fmt: skip
 POOLER = re.compile(r"\bpooler\b")
@@ -45,42 +43,40 @@ HIDDEN, AS_ROUNDING, EXACT = 0.03, 0.01, 0.05
 Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
 
-def inside_layers(deltas: Columns) -> InsideLayers:
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def inside_layers(deltas: Columns) -> Row:
     """Counts of matrices and of what is known of them; medians."""
     inside = deltas.inside
-    reason, z = inside["kept_reason"], inside["purity_z"]
-    formats = inside["dtype"]
-    figures = {
-        "matrices": len(inside),
-        "known": int((~np.isnan(inside["kept"]) & (reason == None)).sum()),  # noqa: E711
-        "unexplained": int(are(reason, "rounding_unexplained").sum()),
-        "rounded_away": int(are(reason, "rounded_away").sum()),
-        "coherent": _count(inside["equivalent_directions"]),
-        "judged": _count(z),
-        "beyond_noise": int((z > NOISE).sum()),
-        "flatter_than_noise": int((z < -NOISE).sum()),
-        **{name: median(inside[name]) for name in (*LAYER_MEDIANS, *BESIDE)},
-        **_coherent(inside),
-        **_if_rounded_twice(inside),
-        **_ranks(inside),
-        "few_changed": int(are(reason, "few_changed").sum()),
-        "unexplained_in_more_bits": _in_more_bits(reason, formats),
-        **_few(inside),
-        **_kept_range(inside),
-        "in_two_formats": sum("/" in one for one in formats if one),
-        "in_8_bits": sum("F8" in one for one in formats if one),
-        **_short_sides(inside),
-        **{
-            f"alignment_{side}_excess": median(
-                inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"]
-            )
-            for side in ("left", "right")
-        },
-    }
-    return row_of(InsideLayers, figures)
+    reason, z, formats = inside["kept_reason"], inside["purity_z"], inside["dtype"]
+    sides = _short_sides(inside)
+    least, most = rank_bounds(inside.__getitem__)
+    fewer = (inside["kept_least"] / inside["kept"]) ** 2  # if there were two roundings
+    fewer = np.where(np.isnan(fewer), 1.0, fewer)
+    return row(
+        "inside_layers",
+        {name: median(inside[name]) for name in (*LAYER_MEDIANS, *BESIDE)},
+        _coherent(inside),
+        _few(inside),
+        _kept_range(inside),
+        matrices=len(inside),
+        known=int((~np.isnan(inside["kept"]) & (reason == None)).sum()),  # noqa: E711
+        unexplained=int(are(reason, "rounding_unexplained").sum()),
+        rounded_away=int(are(reason, "rounded_away").sum()),
+        few_changed=int(are(reason, "few_changed").sum()),
+        judged=_count(z),
+        beyond_noise=int((z > NOISE).sum()),
+        flatter_than_noise=int((z < -NOISE).sum()),
+        equivalent_directions_least=median(inside["equivalent_directions"] * fewer),
+        rank_least=median(least),
+        rank_most=median(most),
+        rank_known=int(_is_of_rank(inside.__getitem__).sum()),
+        unexplained_in_more_bits=_in_more_bits(reason, formats),
+        in_8_bits=sum("F8" in one for one in formats if one),
+        short_side_least=min(sides, default=None),
+        short_side_most=max(sides, default=None),
+    )
 
 
-@np.errstate(all="ignore")  # a forged report may hold infinities
 def _kept_range(rows: Columns) -> dict[str, float | None]:
     """The range of kept of all rows together, each weighed by its energy, where a side of some is
     quantised.
@@ -89,7 +85,7 @@ def _kept_range(rows: Columns) -> dict[str, float | None]:
     untouched = are(rows["kept_reason"], "nothing_rounded")
     known = ranged | ~np.isnan(kept) | untouched
     if not ranged.any() or 2 * known.sum() < len(known):
-        return {}
+        return dict.fromkeys(("kept_low_overall", "kept_high_overall"))
     energy, found = rows["frobenius_norm"] ** 2, {}
     for name, unknown in (("kept_low", 0.0), ("kept_high", 1.0)):
         each = np.where(ranged, rows[name], np.where(untouched, 1.0, kept))
@@ -98,41 +94,37 @@ def _kept_range(rows: Columns) -> dict[str, float | None]:
     return found
 
 
-def outside_layers(deltas: Columns) -> list[OutsideRow]:
+def outside_layers(deltas: Columns) -> list[Row]:
     """The same medians of each module outside the layers: embeddings, head, projectors."""
     return [
-        row_of(
-            OutsideRow,
-            {
-                "component": component,
-                "module": module,
-                "matrices": len(rows),
-                "poolers": sum(POOLER.search(name) is not None for name in rows["tensor"] if name),
-            },
+        row(
+            "outside_layers",
             {name: median(rows[name]) for name in LAYER_MEDIANS},
-            _coherent(rows),
-            {"short_side": _short_sides(rows)["short_side_most"]},
+            of_module,
+            poolers=sum(POOLER.search(name) is not None for name in rows["tensor"] if name),
         )
-        for (component, module), rows in deltas.outside.groups("component", "module")
+        for rows, of_module in _by_module(deltas.outside)
     ]
 
 
-def coherence(deltas: Columns) -> list[CoherenceRow]:
+def coherence(deltas: Columns) -> list[Row]:
     """How coherent each module inside layers is."""
-    return [
-        row_of(
-            CoherenceRow,
+    return [row("coherence", of_module) for _, of_module in _by_module(deltas.inside)]
+
+
+def _by_module(deltas: Columns) -> Iterator[tuple[Columns, dict[str, Any]]]:
+    """The rows of each module, and how many and how coherent they are."""
+    for (component, module), rows in deltas.groups("component", "module"):
+        yield (
+            rows,
             {
                 "component": component,
                 "module": module,
                 "matrices": len(rows),
-                "coherent": _count(rows["equivalent_directions"]),
-                "short_side": _short_sides(rows)["short_side_most"],
+                "short_side": max(_short_sides(rows), default=None),
+                **_coherent(rows),
             },
-            _coherent(rows),
         )
-        for (component, module), rows in deltas.inside.groups("component", "module")
-    ]
 
 
 def _count(values: NDArray[np.float64]) -> int:
@@ -208,35 +200,35 @@ def _known_purity(column: Column) -> NDArray[np.float64]:
 
 def _coherent(rows: Columns) -> dict[str, float | int | None]:
     middle, above = median_directions(rows.__getitem__)
-    return {"equivalent_directions": middle, "above_short_side": above}
+    return {
+        "equivalent_directions": middle,
+        "above_short_side": above,
+        "coherent": _count(rows["equivalent_directions"]),
+    }
 
 
-def unchanged_modules(tensors: Columns) -> list[UnchangedRow]:
+def unchanged_modules(tensors: Columns) -> list[Row]:
     """The modules of the tuned side of which every matrix that was compared is identical."""
     matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
     return [
-        UnchangedRow(component, module, len(rows))
+        row("unchanged", component=component, module=module, tensors=len(rows))
         for (component, module), rows in matrices.groups("component", "module")
         if are(rows["status"], "identical").all()
     ]
 
 
-def unchanged_experts(tensors: Columns) -> list[UnchangedExpertsRow]:
+def unchanged_experts(tensors: Columns) -> list[Row]:
     """Components some of whose experts' tensors are identical, in layers where others changed."""
     rows = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices).inside
-    changed = {
-        (component, layer)
-        for component, layer, status in rows.each("component", "layer", "status")
-        if status == "measured"
-    }
-    counts: dict[str, Counter[str]] = {}
+    changed = set(rows.where(are(rows["status"], "measured")).each("component", "layer"))
+    counts = defaultdict[str, Counter[str]](Counter)
     for component, layer, module, status in rows.each("component", "layer", "module", "status"):
         if (component, layer) in changed and str(module).startswith("experts."):
-            counts.setdefault(component, Counter())[status] += 1
+            counts[component][status] += 1
     return [
-        UnchangedExpertsRow(component, of["identical"], of["identical"] + of["measured"])
+        row("unchanged_experts", component=component, tensors=same, of=same + of["measured"])
         for component, of in counts.items()
-        if of["identical"] and of["measured"]
+        if (same := of["identical"]) and of["measured"]
     ]
 
 
@@ -246,28 +238,10 @@ def _in_more_bits(reason: NDArray[Any], formats: NDArray[Any]) -> int:
     return int((are(reason, "rounding_unexplained") & np.array(wide, dtype=np.bool_)).sum())
 
 
-def _short_sides(inside: Columns) -> dict[str, int | None]:
-    """The least and the largest number of directions that a matrix has."""
-    sides = np.fmin(inside["rows"], inside["cols"])
-    sides = sides[~np.isnan(sides)]
-    if not len(sides):
-        return {"short_side_least": None, "short_side_most": None}
-    return {"short_side_least": int(sides.min()), "short_side_most": int(sides.max())}
-
-
-def _ranks(inside: Columns) -> dict[str, float | int | None]:
-    """The median bounds of ranks, and how many ranks are known."""
-    least, most = rank_bounds(inside.__getitem__)
-    known = int(_is_of_rank(inside.__getitem__).sum())
-    return {"rank_least": median(least), "rank_most": median(most), "rank_known": known}
-
-
-@np.errstate(all="ignore")
-def _if_rounded_twice(inside: Columns) -> dict[str, float | None]:
-    """The median of equivalent_directions if two roundings lie behind what is stored."""
-    fewer = (inside["kept_least"] / inside["kept"]) ** 2
-    known = inside["equivalent_directions"] * np.where(np.isnan(fewer), 1.0, fewer)
-    return {"equivalent_directions_least": median(known)}
+def _short_sides(rows: Columns) -> list[int]:
+    """How many directions each matrix has."""
+    sides = np.fmin(rows["rows"], rows["cols"])
+    return [int(side) for side in sides[~np.isnan(sides)]]
 
 
 def held_rank(column: Column) -> NDArray[np.float64]:

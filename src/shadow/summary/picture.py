@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
-from typing import TypeVar
 
-from shadow.summary.rows import GridRow, LayerRow
+from shadow.summary.rows import Row
 
-Row = TypeVar("Row", GridRow, LayerRow)
 FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
@@ -47,7 +45,7 @@ class Picture:
         return math.log(value / self.least) / math.log(self.largest / self.least)
 
 
-def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
+def picture(rows: Sequence[Row], columns: int) -> Picture | None:
     """A picture of one component's modules; None where nothing moved.
 
     More layers than columns are binned.
@@ -66,7 +64,7 @@ def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
     )
 
 
-def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
+def _binned(row: Row, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
     """The median over the layers of each bin that have the module."""
     known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
     return tuple(median_of_known(map(known.get, layers)) for layers in bins)

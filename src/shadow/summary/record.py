@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from shadow.summary.changes import Recognised
-from shadow.summary.figures import InsideLayers, PairFigures
-from shadow.summary.rows import (
-    AloneRow,
-    Bounds,
-    BrokenRow,
-    CheckpointSide,
-    CoherenceRow,
-    ComponentRow,
-    FilesRecord,
-    GridRow,
-    LayerRow,
-    ModuleRow,
-    OutsideRow,
-    QuarterRow,
-    ReportWarning,
-    SkippedRow,
-    UnchangedExpertsRow,
-    UnchangedRow,
-    UncomparedRow,
-    VectorFigures,
-    VocabularyRow,
-)
+from shadow.summary.rows import Bounds, CheckpointSide, FilesRecord, ReportWarning, Row
 from shadow.summary.tiers import WORDS, Tier
 
 STATUSES = ("measured", "identical", "skipped")  # of tensors
@@ -48,7 +27,7 @@ class PairRecord:
     tuned: CheckpointSide
     counts: Mapping[str, int]
     """Tensors of both sides by status: measured, identical, skipped."""
-    figures: PairFigures
+    figures: Row
 
     intervals: Mapping[str, Bounds]
     """(low, high) over layers of figures that have any; None: no_interval says why."""
@@ -58,43 +37,43 @@ class PairRecord:
     no_interval: str | None
     resampling: Mapping[str, str | float]
     """How the intervals were made."""
-    components: list[ComponentRow]
-    modules: list[ModuleRow]
+    components: list[Row]
+    modules: list[Row]
     """A row for each module of a component that changed."""
-    depth: list[LayerRow]
+    depth: list[Row]
     """A row for each layer that was compared."""
-    grid: list[GridRow]
-    inside_layers: InsideLayers
+    grid: list[Row]
+    inside_layers: Row
 
-    outside_layers: list[OutsideRow]
+    outside_layers: list[Row]
     """The same medians of embeddings, head and projectors."""
-    coherence: list[CoherenceRow]
-    quarters: list[QuarterRow]
+    coherence: list[Row]
+    quarters: list[Row]
     """Of the depth of each component of four layers or more."""
-    unchanged: list[UnchangedRow]
+    unchanged: list[Row]
     """Modules that are identical on both sides."""
-    without_base: list[AloneRow]
+    without_base: list[Row]
     """The matrices without a base, by component."""
-    vectors: VectorFigures
-    vocabulary: list[VocabularyRow]
+    vectors: Row
+    vocabulary: list[Row]
     """Embeddings and heads with more rows on one side."""
-    uncompared: list[UncomparedRow]
+    uncompared: list[Row]
     """What has no partner, another shape or no finite numbers."""
     recognised: Recognised
-    skipped: list[SkippedRow]
+    skipped: list[Row]
     """A row for each reason, the most tensors first."""
     warnings: list[ReportWarning]
-    unchanged_experts: list[UnchangedExpertsRow] = field(default_factory=list, kw_only=True)
+    unchanged_experts: list[Row]
     """Components of which some tensors of experts are identical, and others not."""
-    idle_updates: int = field(default=0, kw_only=True)
+    idle_updates: int
     """Modules of an adapter in which it does nothing, as the product of its factors is 0."""
-    broken: list[BrokenRow] = field(default_factory=list, kw_only=True)
+    broken: list[Row]
     """Tensors with NaN or infinite entries, of zeros alone, or without entries."""
-    tier: Tier = field(default="full", kw_only=True)
+    tier: Tier
     """What was measured: all spectra, those of the deltas alone, or no spectra but norms."""
-    estimated: bool = field(default=False, kw_only=True)
+    estimated: bool
     """Whether figures of singular values are estimates, as at the level `sketch`."""
-    files: FilesRecord | None = field(default=None, kw_only=True)
+    files: FilesRecord | None
     """The files of both repositories or folders; None of a report that did not list them."""
 
     @property

@@ -18,24 +18,6 @@ from shadow.summary.record import main_of
 
 # columns of tensors on which no figure rests
 UNREAD = ("dtype", "shard", "expert")
-# columns of matrices on which figures rest, of deltas and of matrices without a base
-READ = (
-    *("component", "layer", "module", "tensor", "base_tensor", "subject", "rows", "cols"),
-    *("precision", "dtype", "parameters", "rank_ceiling", "verified", "frobenius_norm"),
-    *("stable_rank", "effective_rank", "participation_ratio", "numerical_rank"),
-    *("rank_90", "rank_95", "rank_99"),
-    *("top1_energy", "top4_energy", "top16_energy", "top64_energy", "top20_energy"),
-    *("relative_norm", "cosine", "effective_rank_shift", "zero_share", "floor_ratio"),
-    *("null_participation_ratio", "concentration", "spikes", "spike_energy", "spikes_sharp"),
-    *("alignment_left", "alignment_right", "alignment_left_null", "alignment_right_null"),
-    *("row_participation_ratio", "rows_changed", "kept", "kept_reason", "kept_history"),
-    *("relative_norm_unrounded", "excess_purity", "purity_z", "excess_purity_unrounded"),
-    *("equivalent_directions", "decay_cosine", "levels_base", "levels_tuned", "energy_share"),
-    *("kept_least", "relative_norm_unrounded_least"),
-    *("sigma_scale", "sigma_scale_iqr", "rest_rank", "rest_over_rounding"),
-    *("format_ratio", "format_copy", "kept_low", "kept_high"),
-    *("zero_share_excess", "kept_misfit"),
-)
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
 
@@ -61,6 +43,11 @@ class Rows:
     def blocks(self) -> Blocks:
         return blocks_of(*zip(*self.layers, strict=True)) if self.layers else blocks_of([], [])
 
+    @cached_property
+    def compared(self) -> Columns:
+        """The tensors that were compared with a partner."""
+        return self.tensors.where(self.tensors["was_compared"])
+
     @property
     def main(self) -> str | None:
         """The component whose depth counts: language, or the one of most layers."""
@@ -80,7 +67,8 @@ def needed(name: str, table: pa.Table) -> pa.Table:
     norms = pa.array(_base_norms(table), type=pa.float64(), from_pandas=True)
     subject, base = table["subject"], table["base_tensor"]
     alone = pc.and_(pc.equal(subject, "tuned"), pc.is_null(base))
-    chosen = table.select(READ).append_column("base_norm", norms)
+    read = [column for column in table.column_names if not column.endswith("_error")]
+    chosen = table.select(read).append_column("base_norm", norms)
     return chosen.filter(pc.or_(pc.equal(subject, "delta"), alone))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shadow.quantities import Kind, Quantity
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import Row
 
 When = Literal["always", "brief", "full"]
 Level = Literal["", "passed", "fault", "warning", "quiet"]  # how much a word is to be noticed
@@ -183,7 +183,7 @@ class Picture(Block):
     """How far each module of one component moved, by layer."""
 
     title: str
-    rows: Sequence[GridRow]
+    rows: Sequence[Row]
     name: str = ""
     """The component, where there are several."""
 

@@ -9,7 +9,7 @@ from shadow.checks.pair_gates import Gate
 from shadow.checks.recognised import is_rearranged
 from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import BrokenRow, UncomparedRow, VocabularyRow
+from shadow.summary.rows import Row
 from shadow.telling.known_changes import not_in_place
 from shadow.telling.told import Told, tell
 from shadow.telling.wording import and_others, component_name, module_name, place_of
@@ -102,7 +102,7 @@ def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
-def _broken(summary: PairRecord, row: BrokenRow) -> Sentence:
+def _broken(summary: PairRecord, row: Row) -> Sentence:
     """Which tensors are broken, of which side and how, and whether that leaves them out."""
     side = "tuned model" if row.side == "tuned" else row.side
     words = WORDS["broken_and_left_out" if row.code == "nonfinite" else "broken"]
@@ -110,7 +110,7 @@ def _broken(summary: PairRecord, row: BrokenRow) -> Sentence:
     return tell(summary, row.code, words, side=side, text=text, count=row.count)
 
 
-def broken_text(summary: PairRecord, row: BrokenRow) -> str:
+def broken_text(summary: PairRecord, row: Row) -> str:
     """`model.norm.weight and 2 more tensors are all zero`."""
     words = "{first}[ and {more:count more tensor|more tensors}] " + DAMAGE[row.code]
     more = row.count - 1 or None
@@ -122,7 +122,7 @@ def missing(summary: PairRecord) -> str:
     return _places_of(summary, [one for one in summary.uncompared if one.reason == "only_in_base"])
 
 
-def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
+def _places_of(summary: PairRecord, rows: Sequence[Row]) -> str:
     """`mlp.up of layers 0 to 11 and the head`."""
     several = summary.has_components
     names = [place_of(row.component, row.module, row.layers, several) for row in rows]
@@ -131,7 +131,7 @@ def _places_of(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
 
 def _vocabulary(summary: PairRecord) -> list[Sentence]:
     """Embeddings and heads of another number of rows; those of equal numbers together."""
-    groups: defaultdict[tuple[int, int], list[VocabularyRow]] = defaultdict(list)
+    groups: defaultdict[tuple[int, int], list[Row]] = defaultdict(list)
     for row in summary.vocabulary:
         groups[row.base_rows, row.tuned_rows].append(row)
     sentences = []

@@ -15,14 +15,7 @@ from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.reports.metadata import ReportMetadata
 from shadow.summary.picture import by_component, picture
-from shadow.summary.rows import (
-    CoherenceRow,
-    ComponentRow,
-    LayerRow,
-    ModuleRow,
-    OutsideRow,
-    SkippedRow,
-)
+from shadow.summary.rows import Row
 from shadow.summary.tiers import WORDS
 from shadow.telling.all_figures import all_figures, standing_rows
 from shadow.telling.document import (
@@ -57,7 +50,7 @@ ONE_LINE = 74  # letters of the line that says where the rest is, beside its nam
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
-DEPTH: Sequence[tuple[str, str, Kind]] = (  # fields of LayerRow, their titles and kinds
+DEPTH: Sequence[tuple[str, str, Kind]] = (  # keys of a layer, their titles and kinds
     ("relative_norm", "rel. norm", "share"),
     ("energy_share", "energy", "share"),
     ("concentration", "concentration", "fixed"),
@@ -179,7 +172,7 @@ def _public(repo: str) -> str:
     return FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, repo)
 
 
-def _spread(row: ComponentRow | ModuleRow) -> str | None:
+def _spread(row: Row) -> str | None:
     bounds = row.intervals.get("concentration")
     return bounds_text(bounds, "fixed") if bounds else None
 
@@ -196,7 +189,7 @@ COMPONENT_FIGURES = (
 )
 
 
-def component_table(components: Sequence[ComponentRow]) -> Table:
+def component_table(components: Sequence[Row]) -> Table:
     """A row for each component."""
     return table_of(COMPONENT_FIGURES, components, "By component", when="full")
 
@@ -208,7 +201,7 @@ def by_module(rows: Sequence[Any]) -> list[Field]:
 
 
 def module_table(
-    modules: Sequence[ModuleRow], coherent: Mapping[tuple[str, str], Cell], when: When = "always"
+    modules: Sequence[Row], coherent: Mapping[tuple[str, str], Cell], when: When = "always"
 ) -> Table:
     """A row for each module that changed. coherent: see `_coherent`."""
     fields = [
@@ -235,12 +228,11 @@ def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
     less concentrated than all of a matrix would be.
     """
     cells: dict[tuple[str, str], Cell] = {}
-    rows: list[OutsideRow | CoherenceRow] = [*summary.outside_layers, *summary.coherence]
-    for row in rows:
+    for row in (*summary.outside_layers, *summary.coherence):
         cell: Cell = Quantity(row.equivalent_directions, "about")
         if row.equivalent_directions is None and row.above_short_side:
             cell = f"> {text_of(row.short_side, 'count')}"
-        if isinstance(row, CoherenceRow):
+        if "coherent" in row:
             known = row.coherent + row.above_short_side
             if 2 * known < row.matrices:  # a median over a few of the matrices is not the module's
                 cell = None
@@ -271,7 +263,7 @@ def _lines(summary: Summary) -> list[Line]:
     return lines
 
 
-def _shift(rows: Sequence[LayerRow]) -> tuple[str, str, Kind]:
+def _shift(rows: Sequence[Row]) -> tuple[str, str, Kind]:
     """The shift of the effective rank that is shown: of up-projections where they have one."""
     if any(row.up_effective_rank_shift is not None for row in rows):
         return "up_effective_rank_shift", "MLP up shift", "thousandths"
@@ -287,10 +279,10 @@ WITHOUT_BASE = (
 )
 
 
-def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> Table:
+def skipped_table(rows: Iterable[Row], when: When = "always") -> Table:
     """A row for each reason: how many tensors of each side, and what the reason means."""
 
-    def what(row: SkippedRow) -> Word:
+    def what(row: Row) -> Word:
         text = meaning(row.reason)
         if row.detail and row.reason != "filtered":
             text += f" ({row.detail})"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shadow.checks.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import ComponentRow, ModuleRow
+from shadow.summary.rows import Row
 from shadow.telling.told import Told
 from shadow.telling.wording import (
     NAMED,
@@ -110,13 +110,13 @@ def of_what(summary: PairRecord) -> str:
 def has_frozen(summary: PairRecord) -> bool:
     """Whether so much is unchanged that a norm of what changed is not one of the model."""
     figures = summary.figures
-    return figures.parameters_identical > 0.01 * (figures.parameters or 1)
+    return bool(figures.parameters_identical > 0.01 * (figures.parameters or 1))
 
 
 def is_mostly_frozen(summary: PairRecord) -> bool:
     """Whether half of the parameters or more are the same on both sides."""
     figures = summary.figures
-    return 2 * figures.parameters_identical >= (figures.parameters or 1)
+    return bool(2 * figures.parameters_identical >= (figures.parameters or 1))
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class Part:
 def parts_by_energy(summary: PairRecord) -> list[Part]:
     """The parts of the model, that of most energy first."""
     main = main_component(summary)
-    rows: list[ModuleRow | ComponentRow] = [
+    rows: list[Row] = [
         *(row for row in summary.modules if row.component == main),
         *(row for row in summary.components if row.component != main and row.matrices),
     ]
     parts = []
     for row in rows:
         name, place, outside = component_name(row.component), f"components.{row.component}", True
-        if isinstance(row, ModuleRow):
+        if "module" in row:
             name, place = changed_module(summary, row), f"modules.{row.component}.{row.module}"
             outside = is_outside(row.module)
         if row.energy_share is not None:

@@ -101,7 +101,7 @@ def knows_coherence(summary: PairRecord) -> bool:
     inside = summary.inside_layers
     if 2 * inside.unexplained_in_more_bits >= inside.matrices or few_bits(summary) == "tuned":
         return False
-    return 2 * (inside.coherent + inside.above_short_side) >= inside.judged
+    return bool(2 * (inside.coherent + inside.above_short_side) >= inside.judged)
 
 
 def _coherent(summary: PairRecord) -> Sentence:

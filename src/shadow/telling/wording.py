@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import ModuleRow, ReplacedRow
+from shadow.summary.rows import ReplacedRow, Row
 from shadow.text import and_list
 
 NAMED = 3
@@ -35,7 +35,7 @@ def module_name(module: str) -> str:
     return MODULES.get(module, module)
 
 
-def changed_module(summary: PairRecord, row: ModuleRow | ReplacedRow) -> str:
+def changed_module(summary: PairRecord, row: Row | ReplacedRow) -> str:
     """The same of a module that changed: BERT's pooler is of module head, and predicts nothing."""
     poolers = any(
         (one.component, one.module, one.poolers) == (row.component, "head", one.matrices)

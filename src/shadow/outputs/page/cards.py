@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from shadow.quantities import share
 from shadow.summary.picture import FLAT, Picture, picture
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import Row
 from shadow.text import visible
 
 COLUMNS = 40
@@ -33,7 +33,7 @@ class Scale(NamedTuple):
         return min(LEVELS - 1, int(place * LEVELS))
 
 
-def drawn_picture(rows: Sequence[GridRow], scale: Scale | None = None) -> Markup:
+def drawn_picture(rows: Sequence[Row], scale: Scale | None = None) -> Markup:
     """The modules of one component by layers, with the names of the modules.
 
     scale: that of several pictures; without one the picture has a scale of its own, and shows it.
@@ -54,7 +54,7 @@ def drawn_picture(rows: Sequence[GridRow], scale: Scale | None = None) -> Markup
     return picture_of + scale_line(own, layers, unmoved=_has_unmoved([drawing]))
 
 
-def shared_scale(pictures: Iterable[Sequence[GridRow]]) -> tuple[Scale, bool] | None:
+def shared_scale(pictures: Iterable[Sequence[Row]]) -> tuple[Scale, bool] | None:
     """The scale of pictures, and whether something in them did not move; None if nothing did."""
     drawings = [one for rows in pictures if (one := picture(rows, COLUMNS)) is not None]
     if not drawings:

@@ -22,9 +22,9 @@ from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.summary.bootstrap import blocks_of, intervals_of_medians
 from shadow.summary.columns import Columns
 from shadow.summary.depth import LAYERS
-from shadow.summary.figures import MEDIANS
 from shadow.summary.grid import order_of
 from shadow.summary.layer_medians import above_short_side
+from shadow.summary.rows import MEDIANS
 from shadow.text import visible
 
 PLACE = ("component", "layer", "module")

@@ -22,7 +22,7 @@ from shadow.outputs.page.sections import (
 )
 from shadow.summary.columns import columns_of
 from shadow.summary.depth import LAYERS
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import Row
 from shadow.telling.document import Block, Headline, Picture
 from shadow.telling.reading import SummarisedReport, read_step
 from shadow.text import visible
@@ -74,7 +74,7 @@ class PairSection:
         return [one for one in self.blocks["finding"] if isinstance(one, Headline)]
 
     @property
-    def pictures(self) -> list[Sequence[GridRow]]:
+    def pictures(self) -> list[Sequence[Row]]:
         """How far the modules of each component moved, for its card."""
         blocks = self.blocks.get("picture", ())
         return [block.rows for block in blocks if isinstance(block, Picture)]
@@ -102,9 +102,9 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> 
             "concentration": summary.figures.concentration,
             "interval": _rounded(summary.intervals.get("concentration")),
         },
-        "components": [_rounded(vars(row)) for row in summary.components],
-        "modules_table": [_rounded(vars(row)) for row in summary.modules],
-        "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
+        "components": [_rounded(row) for row in summary.components],
+        "modules_table": [_rounded(row) for row in summary.modules],
+        "depth": [_rounded(row) for row in summary.depth if row.layer < LAYERS],
     }
     blocks = report_blocks(summary, report.provenance, where)
     skipped = skipped_rows(tensors, max(40, LISTED // pairs))

@@ -12,7 +12,7 @@ from rich.text import Text
 from shadow.outputs.cividis import colour
 from shadow.quantities import share
 from shadow.summary.picture import Picture, picture
-from shadow.summary.rows import GridRow
+from shadow.summary.rows import Row
 
 SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
 UNMOVED, ABSENT = "·", " "
@@ -29,7 +29,7 @@ class HeatMap:
     More layers than columns are binned.
     """
 
-    rows: Sequence[GridRow]
+    rows: Sequence[Row]
     """Of one component, in the order that they are shown."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
