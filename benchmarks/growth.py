@@ -75,8 +75,10 @@ def audit(pair: Path, options: tuple[str, ...], jobs: int) -> Usage:
     """One audit, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [SHADOW, "audit", pair / "base", pair / "tuned", "-o", Path(folder) / "out"]
-        command += ["--no-cache", "--quiet", "--jobs", str(jobs), *options]
-        return run_measured(command, clean_environment(), Path(folder) / "log")
+        command += ["--quiet", "--jobs", str(jobs), *options]
+        return run_measured(
+            command, clean_environment() | {"SHADOW_NO_CACHE": "1"}, Path(folder) / "log"
+        )
 
 
 def weightwatcher(python: Path, pair: Path) -> Usage:
@@ -84,7 +86,9 @@ def weightwatcher(python: Path, pair: Path) -> Usage:
     with tempfile.TemporaryDirectory() as folder:
         script, out = HERE / "weightwatcher_steps.py", Path(folder) / "out"
         command = [python, script, pair / "base", pair / "tuned", str(EVERYTHING), out]
-        return run_measured(command, clean_environment(), Path(folder) / "log")
+        return run_measured(
+            command, clean_environment() | {"SHADOW_NO_CACHE": "1"}, Path(folder) / "log"
+        )
 
 
 def machine(repeats: int) -> dict[str, float]:

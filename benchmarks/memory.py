@@ -130,8 +130,10 @@ def main(only: Annotated[list[str] | None, typer.Option(help="Shapes by name")] 
             stored = sum(path.stat().st_size for path in sides[1].glob("*.safetensors"))
             plan = planned(sides)
             command = [SHADOW, "audit", *sides, "-o", Path(folder) / "out", "--jobs", "1"]
-            command += ["--no-cache", "--quiet", *case.more]
-            used = run_measured(command, clean_environment(), Path(folder) / "log")
+            command += ["--quiet", *case.more]
+            used = run_measured(
+                command, clean_environment() | {"SHADOW_NO_CACHE": "1"}, Path(folder) / "log"
+            )
         above |= used.anonymous > plan
         table.add_row(
             name,

@@ -91,7 +91,7 @@ def command(tmp_path: Path, machines: Machines) -> Command:
 
 @pytest.fixture
 def on_ray(machines: Machines) -> tuple[str, ...]:
-    return "--engine", "ray", "--address", machines.address, "--cpus-per-task", "1"
+    return "--engine", f"ray:address={machines.address},cpus=1"
 
 
 def rows(output: Path) -> list[dict[str, object]]:

@@ -219,7 +219,9 @@ def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):
         family % (demo / "base", demo / "narrow", tmp_path / "gone")
     )
     with pytest.raises(shadow.ShadowError, match=r"broken:base\.\.gone: "):
-        shadow.audit("broken", output=tmp_path / "out", registry=tmp_path / "registry")
+        shadow.audit(
+            shadow.pairs("broken", registry=tmp_path / "registry"), output=tmp_path / "out"
+        )
     assert shadow.read(tmp_path / "out").provenance.pair == "base..narrow"
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         snapshot,
         verify,
     )
-    from shadow.audits.request import Ray
+    from shadow.audits.request import Measuring, Ray
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
     from shadow.run.access import Files
@@ -41,6 +41,7 @@ __all__ = [
     "AuditReport",
     "AuditReports",
     "Files",
+    "Measuring",
     "Ray",
     "ShadowError",
     "UsageError",
@@ -64,6 +65,7 @@ _HOMES = {
     "AuditReport": "shadow.outputs.notebook",
     "AuditReports": "shadow.outputs.notebook",
     "Files": "shadow.run.access",
+    "Measuring": "shadow.audits.request",
     "Ray": "shadow.audits.request",
     "ShadowError": "shadow.errors",
     "UsageError": "shadow.errors",

@@ -25,6 +25,7 @@ from shadow.audits.request import (
 from shadow.checks.patterns import NEEDS_PATTERN
 from shadow.checks.snapshots import Snapshot
 from shadow.errors import ShadowError, UsageError
+from shadow.gone import gone
 from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.places.names import check_component
 from shadow.reports.folders import one_report, reports_below, reports_of
@@ -64,24 +65,28 @@ Format = Literal["csv", "parquet", "markdown"]
 OUTPUT = "reports"
 
 
-class AuditOptions(TypedDict, total=False):
-    """The keywords of `audit`, as its docstring explains them."""
+class MeasuringOptions(TypedDict, total=False):
+    """The fields of `Measuring`, for those who check types."""
 
-    output: Place
     components: Sequence[str]
-    layers: Sequence[int]
+    layers: Sequence[int | str]
     modules: Sequence[str]
     level: Level
     subjects: Subjects
     nulls: int
     spectra: bool
     device: str
+
+
+class AuditOptions(MeasuringOptions, total=False):
+    """The keywords of `audit`, as its docstring explains them."""
+
+    output: Place
     overwrite: bool
     jobs: int | None
     files: Files
     engine: EngineName | Ray
     parts: int | None
-    registry: Place | None
     say: Callable[[str], None] | None
     progress: Callable[[Progress], None] | None
 
@@ -118,22 +123,14 @@ def audit(
     base: Place | Model | None = None,
     tuned: Place | Model | None = None,
     output: Place | None = None,
-    components: Sequence[str] = (),
-    layers: Sequence[int] = (),
-    modules: Sequence[str] = (),
-    level: Level = "full",
-    subjects: Subjects = "all",
-    nulls: int = 0,
-    spectra: bool = True,
-    device: str = "cpu",
     overwrite: bool = False,
     jobs: int | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
     engine: EngineName | Ray = "local",
     parts: int | None = None,
-    registry: Place | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **measuring: Unpack[MeasuringOptions],
 ) -> AuditReport | AuditReports:
     """Measure pairs of checkpoints, write their reports, and return them.
 
@@ -151,16 +148,6 @@ def audit(
         tuned: The model tuned from it, named in the same way; in memory also a PEFT model.
         output: The folder that reports are written below, or the URL of one, such as
             `s3://bucket/reports`; None: `reports`, and of models in memory none that stays.
-        components: Only these: language, vision, projector, audio, other.
-        layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
-        modules: Only these: `mlp.up`, `attn.*`.
-        level: norms (which tensors moved and how far, without spectra), sketch (estimates with
-            their errors), full, or exact (Gram matrices in float64).
-        subjects: Measure the spectra of base, tuned and delta (all), or of the delta alone (delta).
-        nulls: Also sample the null with this many sign flips, 0 to 1000.
-        spectra: Write singular values, which `report.spectrum` needs.
-        device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there
-            is one.
         overwrite: Replace a finished report of other settings or files.
         jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit
             the memory; one where norms of stored floats are all that is measured.
@@ -171,10 +158,11 @@ def audit(
             that of a cluster. A Ray that this process has initialised is used and stays.
         parts: Measure each pair in this many parts, 1 or more; None: whole, or a single pair on ray
             in as many as run at a time.
-        registry: A folder with more families.
         say: Gets a line of text now and then.
         progress: Gets how far the audit of a pair is, after every matrix; with ray twice a second,
             from each pair that runs.
+        measuring: What is measured, and how: fields of `shadow.Measuring`, such as `layers=[0, 5]`
+            or `level="norms"`.
 
     Returns:
         The report, where one pair was named; otherwise a sequence of reports in the order of the
@@ -201,21 +189,12 @@ def audit(
         chosen: tuple[Pair, ...] = (given_pair(*pair),)
     else:
         named: dict[str, Any] = {"base": base, "tuned": tuned}
-        chosen = _chosen(cast(Any, target), cast(Any, second), **named, registry=registry)
+        chosen = _chosen(cast(Any, target), cast(Any, second), **named)
     unwritten = Path(tempfile.mkdtemp(prefix="shadow-")) if held and output is None else None
     request = AuditRequest(
         Selection(chosen, chosen),
         unwritten or located(OUTPUT if output is None else output),
-        Measuring(
-            _words(components),
-            [str(layer) for layer in layers],
-            _words(modules),
-            level,
-            subjects,
-            nulls,
-            spectra=spectra,
-            device=device,
-        ),
+        _measuring(measuring),
         files,
         overwrite=overwrite,
         jobs=jobs,
@@ -304,15 +283,10 @@ def plan(
     base: Place | None = None,
     tuned: Place | None = None,
     output: Place = OUTPUT,
-    components: Sequence[str] = (),
-    layers: Sequence[int] = (),
-    modules: Sequence[str] = (),
-    level: Level = "full",
-    device: str = "cpu",
     jobs: int | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
-    registry: Place | None = None,
     say: Callable[[str], None] | None = None,
+    **measuring: Unpack[MeasuringOptions],
 ) -> tuple[PairPlan, ...]:
     """What `audit` would measure and take, a plan a pair, from headers alone: no weight is fetched.
 
@@ -325,19 +299,9 @@ def plan(
     from shadow.audits.perform import planner
     from shadow.run.workers import single_threads
 
-    chosen = _chosen(target, second, base=base, tuned=tuned, registry=registry)
+    chosen = _chosen(target, second, base=base, tuned=tuned)
     request = AuditRequest(
-        Selection(chosen, chosen),
-        located(output),
-        Measuring(
-            _words(components),
-            [str(layer) for layer in layers],
-            _words(modules),
-            level,
-            device=device,
-        ),
-        files,
-        jobs=jobs,
+        Selection(chosen, chosen), located(output), _measuring(measuring), files, jobs=jobs
     )
     plan_of = planner(request, say or _ignore)
     with single_threads():
@@ -581,13 +545,20 @@ def _ignore(_: object) -> None:
     """The listener where nobody listens."""
 
 
+def _measuring(given: MeasuringOptions) -> Measuring:
+    """Raises UsageError for a keyword that is gone, and TypeError for one that never was."""
+    for word in given:
+        if error := gone("keyword", word):
+            raise error
+    return Measuring(**given)
+
+
 def _chosen(
     target: Place | Pair | Several | None,
     second: Place | None,
     *,
     base: Place | None,
     tuned: Place | None,
-    registry: Place | None,
 ) -> tuple[Pair, ...]:
     """The pairs that are asked for, each once."""
     if (base is None) != (tuned is None):
@@ -604,7 +575,7 @@ def _chosen(
     given = [name for name in listed if isinstance(name, Pair)]
     if base is not None and tuned is not None:
         given = [given_pair(_reference(base), _reference(tuned))]
-    pairs = select([name for name in listed if isinstance(name, str)], given, _path(registry)).pairs
+    pairs = select([name for name in listed if isinstance(name, str)], given).pairs
     if not pairs:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
     return pairs

@@ -347,8 +347,6 @@ WRONG = [
     ("--list", "wrong.txt"),  # a name in the list
     ("toy-a", "--shard", "3/2"),
     ("x*",),
-    ("--tag", "tyo"),
-    ("toy-c", "--tag", "toy"),  # a tag of none of them
 ]
 
 

@@ -188,5 +188,5 @@ def test_commands_say_that_there_is_no_card(shadow):
     for command in ("audit", "plan"):
         for device in ("cuda", "tpu"):
             assert f"{device}" in shadow(command, "demo", "--device", device).assert_refused(2)
-    planned = shadow("plan", "demo:base..narrow", "--device", "auto", "--json")
+    planned = shadow("plan", "demo:base..narrow", "--device", "auto", "--format", "json")
     assert json.loads(planned.assert_done())[0]["device"] == "cpu"

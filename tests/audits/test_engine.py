@@ -262,14 +262,13 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, hub, 
     ("options", "named"),
     [
         (["--address", "auto"], "--address"),
-        (["--cpus-per-task", "2"], "--cpus-per-task"),
-        (["--memory-per-task", "2GB"], "--memory-per-task"),
-        (["--engine", "ray", "--memory-per-task", "much"], "'much'"),
+        (["--engine", "ray:cpus=many"], "ray:cpus=many"),
+        (["--engine", "ray:memory=much"], "'much'"),
         *(
-            (["--engine", "ray", "--address", address], address)
+            (["--engine", f"ray:address={address}"], address)
             for address in ("somewhere", "a..b:1", f"{'a' * 64}:1", "http://127.0.0.1:8265")
         ),
-        (["--engine", "ray", "--address", "ray://host:10001"], "client"),
+        (["--engine", "ray:address=ray://host:10001"], "client"),
     ],
 )
 def test_what_makes_no_sense_is_wrong_usage(shadow, options, named):

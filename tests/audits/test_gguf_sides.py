@@ -253,7 +253,7 @@ def test_gguf_files_of_the_hub_come_whole_or_in_ranges(sides, tmp_path):
                 (folder / at / f"m-{kind}.gguf").write_bytes(content)
             hub.add(f"org/{side}", folder, lfs=lambda name: name.endswith(".gguf"))
         env = variables(hub.endpoint, tmp_path / "home")
-        for output, more in (("layer", ["--layer", "1", "--fetch", "ranges"]), ("all", [])):
+        for output, more in (("layer", ["--layer", "1"]), ("all", [])):
             pair = ("audit", "org/base", "org/tuned", "--file", "*Q8_0*", "-o", output)
             command(*pair, *more, cwd=tmp_path, env=env).assert_done()
             (report,) = (tmp_path / output).glob("*/*/matrices.parquet")

@@ -101,12 +101,12 @@ def test_a_part_of_the_model_moves_in_ranges(
 
 def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
     """Whole shards for a single layer; ranges for everything, unverified."""
-    run(*PAIR, "-o", "out", "--layer", "0", "--fetch", "shards").assert_done()
+    run(*PAIR, "-o", "out", "--layer", "0", SHADOW_FETCH="shards").assert_done()
     assert_same(frame(tmp_path / "out"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out")["verified"].all()
     assert downloads(hub) == {f"model-00001-of-0000{count}.safetensors": 1 for count in (2, 3)}
     hub.reset()
-    run(*PAIR, "-o", "out2", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "other").assert_done()
+    run(*PAIR, "-o", "out2", SHADOW_FETCH="ranges", HF_HUB_CACHE=tmp_path / "other").assert_done()
     assert_equal(tmp_path / "out2", wanted)
     assert not frame(tmp_path / "out2")["verified"].any()
     assert not downloads(hub)
@@ -234,7 +234,7 @@ def test_a_renamed_repository_is_found(run, hub, tmp_path, small):
     hub.renamed |= {"old/base": "org/small-base", "old/tuned": "org/small-tuned"}
     for fetch in ("shards", "ranges"):
         run("audit", "--base", "old/base", "--tuned", "old/tuned", "-o", f"out-{fetch}",
-            "--fetch", fetch, HF_HUB_CACHE=tmp_path / fetch).assert_done()  # fmt: skip
+            SHADOW_FETCH=fetch, HF_HUB_CACHE=tmp_path / fetch).assert_done()  # fmt: skip
         assert_equal(tmp_path / f"out-{fetch}", small)
 
 

@@ -61,14 +61,14 @@ def found_by(run, tmp_path, small, *options, out="out", **more) -> Run:
     return done
 
 
-RANGES = ("--fetch", "ranges")
+RANGES = {"SHADOW_FETCH": "ranges"}
 # what goes wrong once: (actions in turn, places, options)
 MENDED = {
-    "5xx": ((Status(500, AT_ONCE), Status(503, AT_ONCE)), (*PLACES,), ()),
-    "429": ((Status(429, {"Retry-After": "1"}),), (*PLACES,), ()),
-    "drop": ((Drop(), Drop(reset=True)), (*PLACES,), ()),
+    "5xx": ((Status(500, AT_ONCE), Status(503, AT_ONCE)), (*PLACES,), {}),
+    "429": ((Status(429, {"Retry-After": "1"}),), (*PLACES,), {}),
+    "drop": ((Drop(), Drop(reset=True)), (*PLACES,), {}),
     **{
-        f"no answer to {place}": ((Stall(60, None),), (place,), ())
+        f"no answer to {place}": ((Stall(60, None),), (place,), {})
         for place in PLACES
         if place != "config"
     },
@@ -76,7 +76,7 @@ MENDED = {
         f"{action} {where}": ((action,), places, options)
         for action in (Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire())
         for where, places, options in (
-            ("in a shard", ("header", "file"), ()), ("in a range", ("file",), RANGES)
+            ("in a shard", ("header", "file"), {}), ("in a range", ("file",), RANGES)
         )
     },
 }  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_fault_that_passes_does_not_matter(run, hub, tmp_path, small, fault):
         for place, action in zip(places, cycle(actions), strict=False)
     ]
     patience = HASTE if any(isinstance(one, Stall) for one in actions) else {}
-    done = found_by(run, tmp_path, small, *options, **patience)
+    done = found_by(run, tmp_path, small, **options, **patience)
     assert [fault.fired for fault in fired] == [1] * len(places)
     assert "damaged" not in done.err
     assert not incomplete(tmp_path)
@@ -205,15 +205,15 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
 
 @pytest.mark.slow
 def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
-    """A full audit works; one layer takes whole shards; --fetch ranges is refused."""
+    """A full audit works; one layer takes whole shards; SHADOW_FETCH=ranges is refused."""
     hub.fail("*", IgnoreRange(), times=None)
     run(*PAIR, "-o", "out").assert_done()
     assert_equal(tmp_path / "out", wanted)
     run(*PAIR, "-o", "out2", "--layer", "0", HF_HUB_CACHE=tmp_path / "other").assert_done()
     assert_same(frame(tmp_path / "out2"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out2")["verified"].all()
-    done = run(*PAIR, "-o", "out3", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "third")
-    told(done, "--fetch shards")
+    done = run(*PAIR, "-o", "out3", SHADOW_FETCH="ranges", HF_HUB_CACHE=tmp_path / "third")
+    told(done, "SHADOW_FETCH")
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -239,7 +239,7 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     assert fault.fired
     fault.skip = 2  # the headers are right
     done = run(*SMALL, "-o", "out2", "--module", "mlp.up", HF_HUB_CACHE=tmp_path / "other")
-    assert refused(done, "--fetch shards")
+    assert refused(done, "SHADOW_FETCH")
 
 
 HTML = b"<!doctype html><title>Welcome</title>"

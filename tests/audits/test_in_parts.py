@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -258,7 +261,9 @@ def test_each_shard_is_fetched_once(tmp_path):
             hub.add(name, folder)
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
         pair = ("audit", "org/base", "org/tuned", "-o")
-        run_shadow(*pair, "out", "--parts", "3", cwd=tmp_path, env=env).assert_done(3)
+        words = "'org/base', 'org/tuned', output='out', parts=3"
+        program = [sys.executable, "-c", f"import shadow; shadow.audit({words})"]
+        subprocess.run(program, check=True, cwd=tmp_path, env={**os.environ, **env})
         fetched = Counter(
             (request.repo, request.filename)
             for request in hub.asked("*.safetensors", origin="cdn", method="GET")

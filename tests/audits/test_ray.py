@@ -79,8 +79,8 @@ def test_the_bytes_are_those_of_one_process(tmp_path, command):
         "toy-bad: {base: ./base, gone: ./gone, one: ./one}\n"
         "toy-c: {base: ./one, two: ./two}\n"
     )
-    wanted = ("audit", "toy-*", "--registry", ".", "--json", "-o")
-    on_ray = ("--engine", "ray", "--cpus-per-task", "1")
+    wanted = ("audit", "toy-*", "--registry", ".", "--format", "json", "-o")
+    on_ray = ("--engine", "ray:cpus=1")
     told = [command(*wanted, "local", code=1), command(*wanted, "ray", *on_ray, code=1)]
     reports = [json.loads(out)["reports"] for out, _ in told]
     faults = [
@@ -104,11 +104,11 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(
     tmp_path, command, long_list, on_ray, what, who
 ):
     """SIGKILL: the task goes on at its journal, and the bytes are those of one process."""
-    words = ("audit", "--list", long_list, "--json", "-o")
+    words = ("audit", "--list", long_list, "--format", "json", "-o")
     if what == "pair":
         for seed, name in enumerate(("base", "tuned")):
             planted.sharded(tmp_path / f"{name}s", planted.matrices(seed, 40, 300), 4)
-        words = ("audit", "./bases", "./tuneds", "--json", "-o")
+        words = ("audit", "./bases", "./tuneds", "--format", "json", "-o")
     command(*words, "whole")
     process = command.start(*words, "out", *on_ray)
     until(lambda: journals(tmp_path / "out"))
@@ -196,10 +196,10 @@ def test_a_task_that_fits_nowhere_and_an_address_where_nobody_answers_are_one_li
 ):
     """Exit code 1, no traceback."""
     for more, named in (
-        (("--address", machines.address, "--cpus-per-task", "3"), "3 cores"),
-        (("--address", "127.0.0.1:1"), "127.0.0.1:1"),
+        (f"address={machines.address},cpus=3", "3 cores"),
+        ("address=127.0.0.1:1", "127.0.0.1:1"),
     ):
-        _, err = command("audit", "demo", "--engine", "ray", *more, code=1)
+        _, err = command("audit", "demo", "--engine", f"ray:{more}", code=1)
         assert err.startswith("error: ")
         assert named in err.splitlines()[0]
 
@@ -220,7 +220,7 @@ def test_a_machine_that_is_lost_does_not_end_the_run(tmp_path, command):
         variables = {"SHADOW_NO_CACHE": "1"}
         cluster.add_node(include_dashboard=False, env_vars=variables, **own)
         second = cluster.add_node(env_vars=variables, **own)
-        on_both = ("--engine", "ray", "--address", cluster.address, "--cpus-per-task", "1")
+        on_both = ("--engine", f"ray:address={cluster.address},cpus=1")
         words = ("audit", "--list", "l.yaml", "-o")
         process = command.start(*words, "out", *on_both)
         (raylet,) = second.all_processes["raylet"]

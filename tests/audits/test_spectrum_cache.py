@@ -184,7 +184,7 @@ def test_commands_of_a_lineage_write_the_same_bytes_and_clean_removes_the_cache(
     on = {"env": {"SHADOW_NO_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "home")}}
     shadow("audit", "./base", "./middle", "-o", "kept", **on)
     assert "2 of 4 spectra" in shadow("audit", "./middle", "./last", "-o", "kept", **on).err
-    shadow("audit", "./middle", "./last", "-o", "plain", "--no-cache", **on)
+    shadow("audit", "./middle", "./last", "-o", "plain", env={"SHADOW_NO_CACHE": "1"})
     for name in ("matrices", "spectra", "tensors"):
         first, other = (
             next((tmp_path / top).rglob(f"middle..last*/{name}.parquet"))
@@ -196,7 +196,7 @@ def test_commands_of_a_lineage_write_the_same_bytes_and_clean_removes_the_cache(
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
     assert size_of(cache) > 0
-    shadow("clean", "--cache", "--cache-dir", cache).assert_done()
+    shadow("clean", "--cache", **on).assert_done()
     assert size_of(cache) == 0
     assert [path.read_text() for path in mine] == ["mine", "mine"]
     assert list((tmp_path / "kept").rglob("summary.json"))

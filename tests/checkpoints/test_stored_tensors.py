@@ -124,9 +124,7 @@ def test_what_is_read_ahead_is_every_byte_once(tmp_path, monkeypatch):
 
 
 def test_what_is_read_is_counted(tmp_path, whole):
-    """Bytes and seconds of the whole process, for what `--verbose` says of reading."""
+    """Bytes of the whole process."""
     before = read_so_far()
     stored(tmp_path, whole).whole()
-    after = read_so_far()
-    assert after.size - before.size == 4 * whole.numel()
-    assert after.seconds > before.seconds
+    assert read_so_far() - before == 4 * whole.numel()

@@ -58,7 +58,7 @@ def test_a_target_is_a_family_and_then_a_pair(tmp_path):
         ("shadow explain zer", ["zeroed", "zero_share"]),
         ("shadow explain merged", ["merged_adapter"]),
         ("shadow audi", ["audit"]),
-        ("shadow audit --fetch sh", ["shards"]),
+        ("shadow audit --level sk", ["sketch"]),
     ],
 )
 def test_words_are_offered_where_they_belong(line, some):

@@ -15,11 +15,11 @@ RULE = ("--fail-on", "concentration > 0.3")
 DEMO = readme.ROOT / "registry" / "demo"
 NARROW, BROAD = "out/demo/base..narrow", "out/demo/base..broad"
 COMMANDS = {
-    "audit": ("audit", "demo", "-o", "out", *RULE, "--json"),
-    "audit --list": ("audit", "--list", "list.txt", "-o", "listed", "--json"),
-    "plan": ("plan", "demo", "--json"),
+    "audit": ("audit", "demo", "-o", "out", *RULE, "--format", "json"),
+    "audit --list": ("audit", "--list", "list.txt", "-o", "listed", "--format", "json"),
+    "plan": ("plan", "demo", "--format", "json"),
     "show": ("show", "out", "--json"),
-    "gate": ("gate", "out", *RULE, "--json"),
+    "gate": ("gate", "out", *RULE, "--format", "json"),
     "compare": ("compare", NARROW, BROAD, "--joint", "--scores", "scores.csv", "--json"),
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
     "lineage": ("lineage", "out", "--json"),
@@ -80,7 +80,8 @@ def printed(tmp_path_factory):
         assert done.code == (4 if RULE[0] in words or name == "verify" else 0), done.err
         texts[name] = json.loads(done.out)
         if name in OF_PAIRS:
-            done = run_shadow(*words[:-1], "--format", "jsonl", cwd=folder)
+            plain = words[:-2] if "--format" in words else words[:-1]
+            done = run_shadow(*plain, "--format", "jsonl", cwd=folder)
             lines[name] = [json.loads(line) for line in done.out.splitlines()]
     return texts, lines
 

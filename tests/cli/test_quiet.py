@@ -31,7 +31,7 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
     assert [line.split()[0] for line in rule.err.splitlines()] == ["1"]
     both = shadow("audit", "demo", "-o", "out", "-q").assert_done().splitlines()
     assert [line.partition(": ")[0] for line in both] == ["demo:base..narrow", "demo:base..broad"]
-    json_of = [shadow(*PAIR, "--json", *more).assert_done() for more in ((), ("-q",))]
+    json_of = [shadow(*PAIR, "--format", "json", *more).assert_done() for more in ((), ("-q",))]
     assert json_of[0] == json_of[1]
     shadow(*PAIR, "-q", "--level", "exact").assert_refused()
 

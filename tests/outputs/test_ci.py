@@ -339,7 +339,7 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
             else {names[0]: torch.ones(2)}
         )
         planted.write(tmp_path / side, {up: weights, **extra})
-    command = ("audit", "./base", "./tuned", "--strict", "--format", format, "--full",
+    command = ("audit", "./base", "./tuned", "--strict", "--format", format,
                "--fail-on", "matrices > 0")  # fmt: skip
     env = {
         "PATH": "/usr/bin:/bin",
@@ -351,7 +351,8 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
     found = commands(re.sub(r"\x1b\[[\d;]*m", "", done.out + "\n" + done.err))
     titles = {(name, told["title"].partition("-")[0]) for name, told, _ in found}
     assert titles == {("error", "tuned%3Abase..tuned")}
-    assert "owned" in done.out
+    if format == "json":
+        assert "owned" in done.out
     assert [len(table) for table in tables((tmp_path / "summary.md").read_text())] == [2, 2]
 
 
@@ -392,7 +393,7 @@ def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_
         (("gate", "out", "--fail-on", "spieks > 1"), 2),
         (("gate", "out"), 2),
         (("gate", "out", "--policy", "absent.yaml"), 1),
-        (("audit", "demo", "-o", "out", "-q", "-v"), 2),
+        (("audit", "demo", "-o", "out", "--engine", "spark"), 2),
         (("audit", "dmeo", "-o", "out"), 1),
     ],
 )

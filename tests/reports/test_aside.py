@@ -63,7 +63,6 @@ NO_FOLDERS = [  # a command up to a place on this machine, and a URL of each kin
     (["figure", "run", "--kind", "depth", "-o"], "hf://datasets/org/name"),
     (["compare", "run", "run", "-o"], "file:///tmp/run"),
     (["audit", "demo", "--junit"], "S3://b/r"),
-    (["audit", "demo", "--cache-dir"], "s3://bucket/run"),
     (["audit", "--list"], "s3://bucket/run"),
 ]
 WITH_ACCOUNTS = [  # commands that take URLs of stores

@@ -207,7 +207,7 @@ def test_globs_and_tags_choose(registry, targets, tags, found):
 
 
 def test_a_tag_alone_chooses_from_the_whole_registry(registry):
-    """`--tag moe` is each pair of families with it; those without a pair are named."""
+    """Each pair of families with it; those without a pair are named."""
     selection = select(tags=["moe"], registry=registry)
     expected = [f for f in load_families(registry).values() if "moe" in f.tags]
     assert names(selection) == [

@@ -105,7 +105,9 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
         (tmp_path / folder).mkdir()
         save_file(tensors, tmp_path / folder / "model.safetensors", {"format": "pt"})
         (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
-    done = shadow("audit", tmp_path / "b", tmp_path / "t", "-o", tmp_path / "out", "--json")
+    done = shadow(
+        "audit", tmp_path / "b", tmp_path / "t", "-o", tmp_path / "out", "--format", "json"
+    )
     told = json.loads(done.assert_done())[0]
     assert told["vectors"]["compared"] == 3
     assert told["vectors"]["changed"] == 2

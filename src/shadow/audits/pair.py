@@ -26,7 +26,6 @@ from shadow.audits.finished import (
     verdict_metadata,
 )
 from shadow.audits.result import AuditResult
-from shadow.checkpoints.held_files import Reading, read_so_far
 from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
@@ -37,7 +36,6 @@ from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, Staged, replacin
 from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity
-from shadow.run import details
 from shadow.run.cache_folder import size_of
 from shadow.run.contents import Summed, summed_with, with_contents
 from shadow.run.devices import CPU, open_device
@@ -66,7 +64,7 @@ from shadow.targets.families import Pair
 from shadow.telling.reading import summarise
 from shadow.telling.summary_file import FILE as SUMMARY
 from shadow.telling.summary_file import seal, summary_bytes
-from shadow.text import byte_size, took
+from shadow.text import byte_size
 
 Made = TypeVar("Made")
 # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
@@ -170,11 +168,7 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
 
 def run_asked(asked: Asked) -> AuditResult:
     pair, settings, runtime, folder = asked.pair, asked.settings, asked.runtime, asked.folder
-    opening = _Clock()
     base, tuned = find_sides(pair, runtime, asked.scratch)
-    runtime.detail(details.of_found("base", base))
-    runtime.detail(details.of_found("tuned", tuned))
-    runtime.detail(details.of_settings(settings))
     wanted = identity(pair, settings, base, tuned)
     there, broken = finished(folder)
     other = [] if there is None else differences(there, wanted)
@@ -198,7 +192,6 @@ def run_asked(asked: Asked) -> AuditResult:
     listings = listings_of(base, ours, lined.base), listings_of(tuned, ours, lined.tuned)
     repository = file_rows(*listings, runtime.say)
     del base, tuned  # their headers are in lined, where equal ones are one
-    opened = opening.seconds()
     clock = _Clock()
     journal = Journal(folder, wanted)
     try:
@@ -211,7 +204,6 @@ def run_asked(asked: Asked) -> AuditResult:
         summed = summed_with(lined, settings)
         measured = _measure(asked, lined, journal, summed)
         sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
-        writing = _Clock()
         run = _run_metadata(settings, clock)
         with replacing(folder) as staged:
             files, tables, contents = write_tables(
@@ -230,9 +222,6 @@ def run_asked(asked: Asked) -> AuditResult:
             metadata = _finish(staged, files, summary, told, run=run)
             for source in sources:
                 source.require_unchanged()
-        runtime.detail(
-            f"time: {took(opened)} to read headers, {took(writing.seconds())} to write the report"
-        )
     except BaseException:
         if journal.is_empty:
             journal.remove()
@@ -368,7 +357,6 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
         tell()
 
     def note(source: Source) -> None:
-        runtime.detail(details.of_source(source))
         if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
@@ -382,10 +370,6 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     if fault := lacking(of_memory, machine, method):
         raise fault
     jobs = runtime.jobs or default_jobs(of_memory, machine, method)
-    cache = runtime.cache if solver_of(method).has_spectra else None
-    for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=cache):
-        runtime.detail(line)
-    clock, busy, before = _Clock(), 0.0, read_so_far()
     outcomes = measure_pairs(
         plan.base,
         plan.tuned,
@@ -402,15 +386,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
         for outcome in outcomes:
             journal.add(outcome)
             spent += cost(by_key[outcome.key])
-            busy += outcome.seconds
-            runtime.detail(
-                f"[{len(journal.outcomes)}/{len(by_key)}]"
-                f" {details.of_outcome(by_key[outcome.key], outcome)}"
-            )
             tell()
-    read = read_so_far()
-    read = Reading(read.size - before.size, read.seconds - before.seconds)
-    runtime.detail(details.of_time(clock.seconds(), busy, jobs, read))
     if kept is not None and kept.there:
         size = byte_size(size_of(kept.folder))
         runtime.say(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -37,13 +37,12 @@ def perform(
     request: AuditRequest,
     *,
     say: Callable[[str], None] = tell_nobody,
-    detail: Callable[[str], None] = tell_nobody,
     show: Callable[[Progress], None] = tell_nobody,
     watch: Watch | None = None,
 ) -> Generator[PairOutcome, None, None]:
     """Audit the pairs of a request; yields what became of each as they end.
 
-    say, detail and show are those of `Runtime`; watch is called with each pair that begins, and
+    say and show are those of `Runtime`; watch is called with each pair that begins, and
     gives what gets its progress instead of show. Raises ShadowError at once where the request
     cannot be carried out; what goes wrong with a pair comes with its outcome.
     """
@@ -57,7 +56,7 @@ def perform(
         if cores is not None and cores < 1:
             raise UsageError(f"cpus_per_task={cores}", "1 or more")
         _ = request.ray.memory  # raises what is wrong with it
-    runtime = replace(_runtime(request, say), detail=detail, show=show)
+    runtime = replace(_runtime(request, say), show=show)
     if isinstance(request.output, Store):
         request.output.require_access()
     else:
@@ -134,10 +133,15 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
         raise UsageError(f"--subjects is of spectra, which level {method.level} lacks", hint)
     return Settings(
         method,
-        filter_of(measuring.components, measuring.layers, measuring.modules),
+        filter_of(*map(_listed, (measuring.components, measuring.layers, measuring.modules))),
         spectra=measuring.spectra and solver.has_spectra,
         device=choose(measuring.device),
     )
+
+
+def _listed(chosen: Sequence[str | int]) -> list[str]:
+    """One word may stand for a list of one."""
+    return [chosen] if isinstance(chosen, str) else list(map(str, chosen))
 
 
 def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:

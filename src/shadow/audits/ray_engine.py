@@ -372,7 +372,6 @@ class RayEngine:
             jobs=1 if task in self._wary else runtime.jobs,
             access=replace(runtime.access, alone=max(self._slots().values(), default=1) == 1),
             say=tell_nobody,
-            detail=tell_nobody,
             show=tell_nobody,
         )
 

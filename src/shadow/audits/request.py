@@ -11,7 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shadow.errors import UsageError
 from shadow.files import safe_name
+from shadow.options import explained, option
 from shadow.run.access import Files
 from shadow.spectra.method import Level, Subjects
 from shadow.storage import Store, work_folder
@@ -25,27 +27,41 @@ if TYPE_CHECKING:
 Place = str | PathLike[str]
 
 
+@explained
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured, and how. Empty: all components, layers, modules.
+    """What is measured, and how. Empty: all components, layers, modules."""
 
-    Layers are texts such as `0` or `4-7`, modules such as `attn.*`.
-    """
-
-    components: Sequence[str] = ()
-    layers: Sequence[str] = ()
-    modules: Sequence[str] = ()
-    level: Level = "full"
-    """How much: norms alone; singular values as estimates with their errors (sketch), in full, or
-    by exact Gram matrices."""
-    subjects: Subjects = "all"
-    """Whose spectra are measured: of base, tuned and delta; or of the delta alone."""
-    nulls: int = 0
-    """Draws of the sampled null, 0 to 1000."""
-    spectra: bool = True
-    """Whether spectra.parquet is written."""
-    device: str = "cpu"
-    """cpu, cuda, one card as `cuda:1`, or auto: a card if there is one."""
+    components: Sequence[str] = option(
+        "Only this component; may be repeated.", (), "--component", complete="components"
+    )
+    layers: Sequence[str | int] = option(
+        "Only these layers: 0, or 4-7; may be repeated.", (), "--layer", metavar="LAYERS"
+    )
+    modules: Sequence[str] = option(
+        "Only these modules: mlp.up, or attn.*; may be repeated.",
+        (),
+        "--module",
+        metavar="MODULE",
+        complete="modules",
+    )
+    level: Level = option(
+        "How much to measure: norms alone; a sketch of spectra in a few passes over the weights,"
+        " each figure with its error; all of them; or exact, in float64.",
+        "full",
+    )
+    subjects: Subjects = option(
+        "Measure the spectra of base, tuned and delta (all), or of the delta alone.", "all"
+    )
+    nulls: int = option("Also sample the null with this many sign flips.", 0, min=0, max=1000)
+    spectra: bool = option("Write spectra.parquet.", True, "--spectra/--no-spectra")
+    device: str = option(
+        "Device for products, experimental: cpu, cuda, a card such as cuda:1, mps, or auto (a card"
+        " if there is one).",
+        "cpu",
+        metavar="DEVICE",
+        complete="devices",
+    )
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,24 @@ class Ray:
         if isinstance(self.memory_per_task, str):
             return bytes_of(self.memory_per_task)
         return self.memory_per_task
+
+    @classmethod
+    def of(cls, engine: str) -> Ray | None:
+        """Read `ray`, or `ray:cpus=2,memory=16GB,address=auto`; None of `local`.
+
+        Raises UsageError for another text.
+        """
+        name, _, words = engine.partition(":")
+        given = dict(word.partition("=")[::2] for word in words.split(",") if word)
+        cores = given.pop("cpus", None)
+        if name == "ray" and (cores is None or cores.isdecimal()):
+            address, memory = given.pop("address", None), given.pop("memory", None)
+            if not given:
+                return cls(address, None if cores is None else int(cores), memory)
+        if engine != "local":
+            hint = "local, ray, or ray:cpus=2,memory=16GB,address=auto"
+            raise UsageError(f"no engine {engine[:80]!r}", hint)
+        return None
 
 
 @dataclass(frozen=True)

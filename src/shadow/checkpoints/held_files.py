@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -31,27 +30,17 @@ PIECE = 1 << 17  # bytes that every system reads ahead when it is told of them
 WHEN_QUIET = "run the same command again when no program writes to it"
 
 
-@dataclass
-class Reading:
-    """What this process has read of held files, and the time of its threads that it took."""
-
-    size: int = 0  # bytes
-    seconds: float = 0.0
+_READ, _COUNTING = [0], threading.Lock()
 
 
-_READ, _COUNTING = Reading(), threading.Lock()
+def read_so_far() -> int:
+    """Return the bytes that this process has read of held files."""
+    return _READ[0]
 
 
-def read_so_far() -> Reading:
-    """All that was read until now."""
+def _count(size: int) -> None:
     with _COUNTING:
-        return Reading(_READ.size, _READ.seconds)
-
-
-def _count(size: int, began: float) -> None:
-    with _COUNTING:
-        _READ.size += size
-        _READ.seconds += time.perf_counter() - began
+        _READ[0] += size
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +59,8 @@ class HeldFile:
 
     def read(self, start: int, into: memoryview) -> None:
         """Fill a buffer of bytes from the file, beginning at byte start. Raises as read_runs."""
-        began = time.perf_counter()
         self._fill(start, into)
-        _count(len(into), began)
+        _count(len(into))
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
         """Fill a buffer with runs of equal length, one after another, from where each begins.
@@ -80,10 +68,9 @@ class HeldFile:
         Raises ShadowError where the file has no such bytes any more, or they cannot be read.
         """
         width = len(into) // max(1, len(starts))
-        began = time.perf_counter()
         for number, start in enumerate(map(int, starts)):
             self._fill(start, into[number * width : (number + 1) * width])
-        _count(len(into), began)
+        _count(len(into))
 
     def _fill(self, start: int, run: memoryview) -> None:
         try:

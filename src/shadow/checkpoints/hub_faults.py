@@ -75,7 +75,7 @@ class RangeIgnoredError(ShadowError):
     """The server answered a request for a byte range with something else."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, "use --fetch shards")
+        super().__init__(message, "set SHADOW_FETCH=shards")
 
 
 def cache_folder() -> Path:

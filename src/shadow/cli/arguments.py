@@ -8,34 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
-from shadow.run.access import Fetch, Files
+from shadow.run.access import Files
 from shadow.storage import located
 from shadow.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shadow.cli.options import Pairs
     from shadow.comparing.scores import Score
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
 
-def selected(
-    targets: Sequence[str] | None,
-    *,
-    base: str | None,
-    tuned: str | None,
-    name: str | None,
-    listed: str | None,
-    tags: Sequence[str] | None,
-    shard: str | None,
-    registry: Path | None,
-) -> Selection:
+def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
     """The pairs that are named. Raises UsageError where there is none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references, under_name
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference
 
+    base, tuned, name = pairs.base, pairs.tuned, pairs.name
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
     targets = targets or []
@@ -46,14 +38,14 @@ def selected(
         if not given and len(targets) == 2 and any(map(is_reference, targets)):
             given = list(pairs_of_references(targets, {}))
             targets = []
-        if not given or targets or listed or tags:
+        if not given or targets or pairs.listed:
             raise UsageError("--name is for one pair that is given by its checkpoints", TWO)
         try:
             given = [under_name(given[0], name)]
         except UsageError as error:
             raise UsageError(f"--name: {error.message}", error.hint) from error
     selection = select(
-        targets, given, registry=registry, listed=listed, tags=tags or [], shard=shard
+        targets, given, registry=pairs.registry, listed=pairs.listed, shard=pairs.shard
     )
     if not selection.pairs:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
@@ -95,18 +87,7 @@ def scores_of(files: Sequence[Path] | None) -> list[Score]:
     return [score for file in files or () for score in read_scores(file)]
 
 
-def files_of(
-    *,
-    allow_pickle: bool,
-    offline: bool,
-    fetch: Fetch,
-    max_disk: str | None,
-    no_cache: bool = False,
-    cache_dir: Path | None = None,
-    file: str | None = None,
-) -> Files:
-    """Where checkpoints and solved spectra come from."""
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-    cache = False if no_cache else cache_dir or True
-    return Files(allow_pickle, offline, fetch, max_disk, cache, file)
+def prepare(files: Files) -> None:
+    """Before the Hub's client is imported, which reads it then, say whether to work offline."""
+    if files.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"

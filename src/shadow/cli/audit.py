@@ -13,15 +13,11 @@ import typer
 from shadow.audits.request import AuditRequest, Measuring, Ray
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import (
-    files_of,
-    of_pair,
-    say_left_out,
-    selected,
-)
+from shadow.cli.arguments import of_pair, prepare, say_left_out, selected
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, judged_of, rules_of
 from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
 from shadow.errors import ShadowError, UsageError
+from shadow.run.access import Files
 from shadow.storage import Store, located, work_folder
 
 if TYPE_CHECKING:
@@ -32,76 +28,50 @@ if TYPE_CHECKING:
     from shadow.targets.families import Pair
 
 
+@option.typed(pairs=option.Pairs, measuring=Measuring, files=Files, rules=option.Rules)
 def audit(
+    pairs: option.Pairs,
+    measuring: Measuring,
+    files: Files,
+    rules: option.Rules,
     targets: option.Targets = None,
-    base: option.BaseReference = None,
-    tuned: option.TunedReference = None,
-    name: option.OwnName = None,
-    listed: option.ListFile = None,
-    tag: option.Tag = None,
-    shard: option.Shard = None,
     output: option.Output = option.DEFAULT_OUTPUT,
-    component: option.Component = None,
-    layer: option.Layer = None,
-    module: option.Module = None,
-    level: option.Level = "full",
-    subjects: option.Subjects = "all",
-    nulls: Annotated[
-        int,
-        typer.Option(
-            help="Also sample the null with this many sign flips.",
-            min=0,
-            max=1000,
-            rich_help_panel=option.MEASURING,
-        ),
-    ] = 0,
-    device: option.Device = "cpu",
-    jobs: option.Jobs = None,
-    no_cache: option.NoCache = False,
-    cache_dir: option.CacheFolder = None,
-    spectra: Annotated[
+    overwrite: Annotated[
         bool,
         typer.Option(
-            "--spectra/--no-spectra",
-            help="Write spectra.parquet.",
-            rich_help_panel=option.MEASURING,
+            "--overwrite",
+            help=(
+                "Replace finished reports that differ. Otherwise those of other settings, files or"
+                " commits are kept, with exit code 1, and those of another version with 0."
+            ),
         ),
-    ] = True,
-    overwrite: option.Overwrite = False,
-    file: option.FilePattern = None,
-    allow_pickle: option.Pickle = False,
-    fetch: option.Fetch = "auto",
-    max_disk: option.MaxDisk = None,
-    offline: option.Offline = False,
-    engine: option.Engine = "local",
-    address: option.Address = None,
-    cpus_per_task: option.CoresPerTask = None,
-    memory_per_task: option.MemoryPerTask = "auto",
-    parts: option.Parts = None,
+    ] = False,
+    jobs: option.Jobs = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "Run pairs one after another in this process (local), or as tasks of ray, several"
+                " at a time. ray:cpus=2,memory=16GB,address=auto says what each task gets, and"
+                " names a cluster."
+            ),
+            metavar="ENGINE",
+        ),
+    ] = "local",
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
             help="Exit with 3 if a tensor was skipped that should have been measured.",
-            rich_help_panel=option.RULES,
+            rich_help_panel=option.PANELS["Rules"],
         ),
     ] = False,
-    fail_on: option.FailOn = None,
-    policy: option.PolicyFile = None,
-    against: option.Against = None,
-    allow_missing: option.AllowMissing = False,
-    junit: option.Junit = None,
     format: option.PairsFormat = "table",
-    json: option.Json = False,
-    full: option.Full = False,
     quiet: option.Quiet = False,
-    verbose: option.Verbose = False,
-    registry: option.Registry = None,
-    help_all: option.HelpAll = False,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
-    With a list, a glob, --tag or --shard, index.json and batch.parquet say how each pair stands.
+    With a list, a glob or --shard, index.json and batch.parquet say how each pair stands.
 
     If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite
     replaces it.
@@ -110,74 +80,26 @@ def audit(
     states of one model, or --strict found a skipped tensor; 4 done, but a rule was violated; 5
     done, but a check is inconclusive.
     """
-    begin(junit, "audit")
-    if quiet and verbose:
-        raise UsageError("--quiet and --verbose exclude each other", "leave one of them out")
-    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing)
-    ray = _ray(engine, address, cpus_per_task, memory_per_task)
+    begin(rules.junit, "audit")
+    judging = rules_of(rules)
+    ray = Ray.of(engine)
     say = console.say_nothing if quiet else console.say
-    selection = selected(
-        targets,
-        base=base,
-        tuned=tuned,
-        name=name,
-        listed=listed,
-        tags=tag,
-        shard=shard,
-        registry=registry,
-    )
+    selection = selected(targets, pairs)
     claims = claims_of(selection)
     from shadow.run.machine_limits import uncollected
 
     with uncollected():
         from shadow.audits.perform import perform
-        from shadow.run.runtime import tell_nobody
 
         gc.freeze()  # all of torch and pandas stays: to look for cycles there took 0.1 s
 
+    prepare(files)
     request = AuditRequest(
-        selection,
-        located(output),
-        Measuring(
-            component or [],
-            layer or [],
-            module or [],
-            level,
-            subjects,
-            nulls,
-            spectra=spectra,
-            device=device,
-        ),
-        files_of(
-            allow_pickle=allow_pickle,
-            offline=offline,
-            fetch=fetch,
-            max_disk=max_disk,
-            no_cache=no_cache,
-            cache_dir=cache_dir,
-            file=file,
-        ),
-        overwrite=overwrite,
-        jobs=jobs,
-        ray=ray,
-        parts=parts,
+        selection, located(output), measuring, files, overwrite=overwrite, jobs=jobs, ray=ray
     )
-    shown = _Shown(
-        request,
-        rules,
-        claims,
-        baselines_of(
-            against,
-            [(pair.family, pair.name) for pair in selection.own],
-            say,
-            allow_missing=allow_missing,
-        ),
-        strict=strict,
-        format="json" if json else format,
-        full=full,
-        quiet=quiet,
-        say=say,
-    )
+    own = [(pair.family, pair.name) for pair in selection.own]
+    baselines = baselines_of(rules.against, own, say, allow_missing=rules.allow_missing)
+    shown = _Shown(request, judging, claims, baselines, strict, format, quiet, say)
     bars = console.pairs_progress(
         len(selection.own),
         is_list=selection.is_list,
@@ -185,8 +107,7 @@ def audit(
         several=ray is not None and not request.is_cut,
     )
     with console.continuable(request.folders()), bars as watch:
-        detail = console.say if verbose else tell_nobody
-        outcomes = perform(request, say=say, detail=detail, watch=watch)
+        outcomes = perform(request, say=say, watch=watch)
         if selection.is_list:
             say_left_out(selection, say)
         with closing(outcomes):
@@ -194,22 +115,7 @@ def audit(
     _show(shown, judged)
     if shown.bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", shown.bugs)
-    finish(judged, junit, against=against, wrong_usage=wrong_usage)
-
-
-def _ray(engine: str, address: str | None, cores: int | None, memory: str) -> Ray | None:
-    """Which Ray is asked for; None: none."""
-    if engine == "ray":
-        return Ray(address, cores, None if memory == "auto" else memory)
-    given = {
-        "--address": address is not None,
-        "--cpus-per-task": cores is not None,
-        "--memory-per-task": memory != "auto",
-    }
-    for name, is_given in given.items():
-        if is_given:
-            raise UsageError(f"{name} without --engine ray", "add --engine ray")
-    return None
+    finish(judged, rules.junit, against=rules.against, wrong_usage=wrong_usage)
 
 
 @dataclass(frozen=True)
@@ -224,7 +130,6 @@ class _Shown:
     """By family and pair: the earlier reports that figures must not have moved from."""
     strict: bool
     format: Literal["table", "json", "jsonl"]
-    full: bool
     quiet: bool
     say: Callable[[str], None]
     bugs: list[Exception] = field(default_factory=list)
@@ -279,7 +184,7 @@ def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     result = outcome.finished()
     summary, pairs = result.summary, len(shown.request.selection.own)
     if shown.shows_each:
-        show_pair(summary, result.provenance, result.place, of=pairs, full=shown.full)
+        show_pair(summary, result.provenance, result.place, of=pairs)
     baseline = shown.baselines.get((summary.family, summary.pair))
     claims = {rule.name: rule for rule in shown.claims.get(outcome.pair, ())}
     judgement = judged_of(
@@ -291,8 +196,8 @@ def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
         strict=shown.strict,
     )
     if shown.shows_each:
-        titled = pairs > SIDE_BY_SIDE and not shown.full
-        console.show(rules_document(judgement, titled=titled, full=shown.full))
+        titled = pairs > SIDE_BY_SIDE
+        console.show(rules_document(judgement, titled=titled))
     return judgement
 
 
@@ -306,7 +211,7 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
         if shown.as_json:
             console.show_json_pairs(_summaries(judged), shown.format)
         elif not request.is_alone:
-            show_pairs(judged, str(request.output), full=shown.full)
+            show_pairs(judged, str(request.output))
         return
     from shadow.audits.document import list_document
     from shadow.audits.list_index import read_index
@@ -320,7 +225,7 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
         return
     console.show(list_document(index))
     for judgement in judged:
-        console.show(rules_document(judgement, titled=True, full=shown.full))
+        console.show(rules_document(judgement, titled=True))
 
 
 def _summaries(judged: Sequence[Judgement]) -> list[dict[str, Any]]:

@@ -23,8 +23,9 @@ from shadow.cli import (
     reports,
     verify,
 )
+from shadow.cli.examples import EXAMPLES, listed
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
-from shadow.cli.usage import Command, Commands, WrongUsage, as_usage_error
+from shadow.cli.usage import Command, Commands, as_usage_error
 from shadow.errors import ShadowError, UsageError
 
 app = typer.Typer(
@@ -87,7 +88,13 @@ def _help(command: Callable[..., None]) -> str:
 
 for _group, _members in GROUPS.items():
     for _command in _members:
-        app.command(cls=Command, help=_help(_command), rich_help_panel=_group)(_command)
+        _examples = EXAMPLES.get(_command.__name__, ())
+        app.command(
+            cls=Command,
+            help=_help(_command),
+            epilog=listed("Examples", _examples) if _examples else None,
+            rich_help_panel=_group,
+        )(_command)
 _lab.command("run", cls=Command, help=_help(lab.lab_run))(lab.lab_run)
 
 
@@ -127,7 +134,7 @@ def run() -> int:
             raise KeyboardInterrupt
     except Unfinished:
         return stop(f"{STOPPED}; run the same command again to continue")
-    except WrongUsage as fault:
+    except typer.TyperException as fault:
         wrong = as_usage_error(fault)
         if wrong is not None:
             console.complain(wrong)

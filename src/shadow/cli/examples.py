@@ -1,6 +1,8 @@
-"""What the help of the main commands begins with and ends with: everyday options, and examples."""
+"""What the help of the main commands ends with: examples, or claims."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 EXAMPLES = {
     "audit": (
@@ -34,34 +36,11 @@ EXAMPLES = {
     ),
 }  # fmt: skip
 
-EVERYDAY = {
-    "audit": (
-        "targets", "output", "name", "listed", "layer", "module", "overwrite", "fail_on", "against",
-        "junit", "format", "json", "full", "quiet", "verbose",
-    ),
-    "plan": ("targets", "listed", "layer", "module", "fetch", "max_disk", "format", "json"),
-    "compare": ("runs", "margin", "scores", "joint", "output", "format", "json"),
-    "gate": (
-        "runs", "fail_on", "policy", "against", "allow_missing", "junit", "format", "json", "quiet",
-    ),
-    "verify": (
-        "claim", "checkpoints", "moved", "frozen", "base", "headers", "listed", "junit", "format",
-        "json", "quiet",
-    ),
-    "lineage": ("targets", "output", "format", "json"),
-}  # fmt: skip
-"""Parameters that `--help` shows, by command; `--help-all` shows the others too. The help of other
-commands shows all that they have.
-"""
 
-
-def epilog_of(command: str) -> str | None:
-    """The last lines of a command's help; None where it has no examples."""
-    title, lines = "Examples", list(EXAMPLES.get(command, ()))
-    if command == "verify":
-        title, lines = "Claims", claims()
+def listed(title: str, lines: Sequence[str]) -> str:
+    """The last lines of a command's help."""
     # \b: lines stay as they are
-    return "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)]) if lines else None
+    return "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)])
 
 
 def claims() -> list[str]:

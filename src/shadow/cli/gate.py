@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from shadow.targets.lists import Selection
 
 
+@option.typed(rules=option.Rules)
 def gate(
+    rules: option.Rules,
     runs: Annotated[
         list[Path],
         typer.Argument(
@@ -38,17 +40,11 @@ def gate(
             callback=option.places,
         ),
     ],
-    fail_on: option.FailOn = None,
-    policy: option.PolicyFile = None,
-    against: option.Against = None,
-    allow_missing: option.AllowMissing = False,
     listed: option.ListFile = None,
     registry: option.Registry = None,
-    junit: option.Junit = None,
     format: option.PairsFormat = "table",
     json: option.Json = False,
     quiet: option.Quiet = False,
-    help_all: option.HelpAll = False,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI, as `audit` does with the same
     options.
@@ -60,11 +56,11 @@ def gate(
     a side is broken, or the two are not states of one model; 4 a rule was violated; 5 a check
     is inconclusive.
     """
-    begin(junit, "gate")
+    begin(rules.junit, "gate")
     if json:
         format = "json"
-    rules = rules_of(fail_on, policy, against, allow_missing=allow_missing)
-    if not rules and listed is None:
+    judging = rules_of(rules)
+    if not judging and listed is None:
         hint = "add --fail-on, --policy, --against or --list"
         raise UsageError("nothing to check the reports against", hint)
     from shadow.targets.lists import select
@@ -97,14 +93,14 @@ def gate(
         there |= {(one.family, one.pair) for one in judged}
         judged += _missing_pairs(selection, runs, there, faulty)
     baselines = baselines_of(
-        against,
+        rules.against,
         list(names.values()),
         console.say_nothing if quiet else console.say,
-        allow_missing=allow_missing,
+        allow_missing=rules.allow_missing,
     )
     for folder, name in names.items():
         try:
-            own = [*rules, *claimed.get(name, ())]
+            own = [*judging, *claimed.get(name, ())]
             judged.append(_judgement(folder, own, baselines.get(name)))
         except ShadowError as error:
             judged.append(at_fault(*name, error))
@@ -113,7 +109,7 @@ def gate(
             console.show(rules_document(judged[-1], titled=True))
     if format != "table":
         console.show_json_pairs([judgement.as_json() for judgement in judged], format)
-    finish(judged, junit, against=against)
+    finish(judged, rules.junit, against=rules.against)
 
 
 def _each_once(
@@ -251,23 +247,17 @@ def ended_by(fault: ShadowError) -> None:
             begin_junit(junit, command, as_given(fault.message))
 
 
-def rules_of(
-    fail_on: Sequence[str] | None,
-    policy: Path | None,
-    against: Path | None,
-    *,
-    allow_missing: bool,
-) -> tuple[Rule, ...]:
+def rules_of(rules: option.Rules) -> tuple[Rule, ...]:
     """The rules of a command. Raises UsageError for one that makes no sense."""
-    if not fail_on and policy is None and against is None:
+    if not rules.fail_on and rules.policy is None and rules.against is None:
         return ()
     from shadow.gates.rules import gather
 
     return gather(
-        fail_on or [],
-        policy,
-        against=against is not None,
-        allow_missing=allow_missing,
+        rules.fail_on,
+        rules.policy,
+        against=rules.against is not None,
+        allow_missing=rules.allow_missing,
     )
 
 

@@ -39,7 +39,6 @@ def lineage(
     format: option.Format = "table",
     json: option.Json = False,
     registry: option.Registry = None,
-    help_all: option.HelpAll = False,
 ) -> None:
     """Show the stages of one base in order, and what each step changed.
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 
 from shadow.cli import completion
-from shadow.cli.usage import show_all
 from shadow.errors import UsageError
-from shadow.run import access
-from shadow.spectra import method
+from shadow.options import option, options_of
 from shadow.storage import located, url_of
 from shadow.text import redacted_url
 
@@ -57,20 +58,126 @@ def a_name(text: str | None) -> str | None:
     return text
 
 
-# Groups of options in the help
-CHOICE = "What is audited"
-MEASURING = "How it is measured"
-FILES = "Where checkpoints and spectra come from"
-RULES = "Rules"
-ENGINE = "Where it runs"
+def typed(**groups: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a command whose parameters of these names are records, typed option by option.
+
+    The panel of the help is the name that a record has in PANELS.
+    """
+
+    def of_records(command: Callable[..., Any]) -> Callable[..., Any]:
+        parameters: list[inspect.Parameter] = []
+        for one in inspect.signature(command, eval_str=True).parameters.values():
+            record = groups.get(one.name)
+            own = [one.replace(kind=one.KEYWORD_ONLY)] if record is None else _parameters(record)
+            parameters += own
+
+        def run(**given: Any) -> Any:
+            for name, record in groups.items():
+                own = {one.name: given.pop(one.name) for one in options_of(record)}
+                given[name] = record(**{key: _whole(value) for key, value in own.items()})
+            return command(**given)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return of_records
 
 
-def _in(panel: str) -> Any:
-    return partial(typer.Option, rich_help_panel=panel)
+def _whole(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-_choice, _measuring, _files = _in(CHOICE), _in(MEASURING), _in(FILES)
-_rules, _engine = _in(RULES), _in(ENGINE)
+def _parameters(record: type) -> list[inspect.Parameter]:
+    """Make a parameter of a command for each option of a record."""
+    hints, parameters = get_type_hints(record), []
+    for one in options_of(record):
+        names, more = one.metadata["option"]
+        more = {"rich_help_panel": PANELS[record.__name__], **more}
+        if complete := more.pop("complete", None):
+            more["autocompletion"] = getattr(completion, complete)
+        kind: Any = more.pop("type", hints[one.name])
+        default = one.default
+        if get_origin(kind) is Sequence:
+            kind, default = list[str], []
+        parameters.append(
+            inspect.Parameter(
+                one.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[kind, typer.Option(*names, **more)],
+            )
+        )
+    return parameters
+
+
+PANELS = {  # groups of options in the help, by their records
+    "Pairs": "What is audited",
+    "Measuring": "How it is measured",
+    "Files": "Where checkpoints come from",
+    "Rules": "Rules",
+}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs that are asked for beside the targets."""
+
+    base: str | None = option(
+        "Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"
+    )
+    tuned: str | None = option(
+        "Checkpoint that was tuned from it, in the same form.", metavar="REF"
+    )
+    name: str | None = option(
+        "Name of two checkpoints: family:base..tuned. Their report has this folder.",
+        metavar="NAME",
+    )
+    listed: str | None = option(
+        "File of targets: YAML, or one per line; - reads standard input.",
+        None,
+        "--list",
+        metavar="FILE",
+        callback=a_name,
+    )
+    shard: str | None = option(
+        "Part of the list for this job: 2/4 is the second of four.", metavar="I/N"
+    )
+    registry: Path | None = option(
+        "Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False
+    )
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What reports are judged by."""
+
+    fail_on: Sequence[str] = option(
+        "Exit with 4 if true, as 'concentration > 0.5'; may be repeated.", (), metavar="RULE"
+    )
+    policy: Path | None = option(
+        "YAML file of named rules.", metavar="FILE", dir_okay=False, callback=on_this_machine
+    )
+    against: Path | None = option(
+        "Exit with 4 if a figure moved from these accepted reports. It moved if it lies outside the"
+        " spread over layers that it has there. May be a URL.",
+        metavar="RUN",
+        file_okay=False,
+        callback=a_place,
+    )
+    allow_missing: bool = option(
+        "Do not fail if a figure of --fail-on or a report of --against is missing.",
+        False,
+        "--allow-missing",
+    )
+    junit: Path | None = option(
+        "Write results as JUnit XML; a suite for each pair, a case for each rule.",
+        metavar="FILE",
+        dir_okay=False,
+        callback=on_this_machine,
+    )
+
 
 written: Any = partial(typer.Option, "-o", "--output", callback=on_this_machine)
 """An option for what a command writes on this machine."""
@@ -88,36 +195,14 @@ Targets = Annotated[
         autocompletion=completion.targets,
     ),
 ]
-BaseReference = Annotated[
-    str | None,
-    _choice(help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"),
-]
-TunedReference = Annotated[
-    str | None, _choice(help="Checkpoint that was tuned from it, in the same form.", metavar="REF")
-]
-OwnName = Annotated[
-    str | None,
-    _choice(
-        help=("Name of two checkpoints: family:base..tuned. Their report has this folder."),
-        metavar="NAME",
-    ),
-]
 ListFile = Annotated[
     str | None,
-    _choice(
+    typer.Option(
         "--list",
         help="File of targets: YAML, or one per line; - reads standard input.",
         metavar="FILE",
         callback=a_name,
     ),
-]
-Tag = Annotated[
-    list[str] | None,
-    _choice(help="Only families with this tag; repeat it for families with all of several tags."),
-]
-Shard = Annotated[
-    str | None,
-    _choice(help="Part of the list for this job: 2/4 is the second of four.", metavar="I/N"),
 ]
 Output = Annotated[
     Path,
@@ -138,30 +223,10 @@ RunFolders = Annotated[
         callback=a_place,
     ),
 ]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help=(
-            "Replace finished reports that differ. Otherwise those of other settings, files or"
-            " commits are kept, with exit code 1, and those of another version with 0."
-        ),
-    ),
-]
 Registry = Annotated[
     Path | None,
     typer.Option(
         help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False
-    ),
-]
-HelpAll = Annotated[
-    bool,
-    typer.Option(
-        "--help-all",
-        help="Show every option, by what it is for.",
-        callback=show_all,
-        is_eager=True,
-        expose_value=False,
     ),
 ]
 Format = Annotated[
@@ -185,98 +250,18 @@ Quiet = Annotated[
         ),
     ),
 ]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "-v",
-        "--verbose",
-        help=(
-            "Print more on stderr. It has the source of each side, each matrix as it is measured,"
-            " and where the time went."
-        ),
-    ),
-]
-Full = Annotated[bool, typer.Option("--full", help="Show every number and table of a pair.")]
-Component = Annotated[
-    list[str] | None,
-    _choice(help="Only this component; may be repeated.", autocompletion=completion.components),
-]
-Layer = Annotated[
-    list[str] | None,
-    _choice(help="Only these layers: 0, or 4-7; may be repeated.", metavar="LAYERS"),
-]
-Module = Annotated[
-    list[str] | None,
-    _choice(
-        help="Only these modules: mlp.up, or attn.*; may be repeated.",
-        metavar="MODULE",
-        autocompletion=completion.modules,
-    ),
-]
-Level = Annotated[
-    method.Level,
-    _measuring(
-        help=(
-            "How much to measure: norms alone; a sketch of spectra in a few passes"
-            " over the weights, each figure with its error; all of them; or exact, in float64."
-        )
-    ),
-]
-Subjects = Annotated[
-    method.Subjects,
-    _measuring(help="Measure the spectra of base, tuned and delta (all), or of the delta alone."),
-]
-Device = Annotated[
-    str,
-    _measuring(
-        help=(
-            "Device for products, experimental: cpu, cuda, a card such as cuda:1, mps, or auto"
-            " (a card if there is one)."
-        ),
-        metavar="DEVICE",
-        autocompletion=completion.devices,
-    ),
-]
 Jobs = Annotated[
     int | None,
-    _measuring(help="Number of worker threads; results do not depend on it.", min=1, max=1024),
+    typer.Option(help="Number of worker threads; results do not depend on it.", min=1, max=1024),
 ]
-NoCache = Annotated[
-    bool,
-    _files(
-        "--no-cache",
-        help="Compute every spectrum again, and keep none for later.",
-        envvar="SHADOW_NO_CACHE",
-    ),
-]
-CacheFolder = Annotated[
+Junit = Annotated[
     Path | None,
-    _files(
-        help="Folder for cached spectra of checkpoints, 10 GB at most.",
-        show_default="~/.cache/shadow/spectra",
-        envvar="SHADOW_CACHE_DIR",
-        metavar="DIR",
-        file_okay=False,
+    typer.Option(
+        help="Write results as JUnit XML; a suite for each pair, a case for each rule.",
+        metavar="FILE",
+        dir_okay=False,
         callback=on_this_machine,
     ),
-]
-Pickle = Annotated[
-    bool, _files("--allow-pickle", help="Read torch .bin files, in a child process.")
-]
-Fetch = Annotated[
-    access.Fetch, _files(help="Download whole shards, or byte ranges, which cannot be verified.")
-]
-FilePattern = Annotated[
-    str | None,
-    _files(
-        "--file",
-        metavar="PATTERN",
-        help="Which GGUF file of a side that has several, such as '*Q8_0*'.",
-    ),
-]
-MaxDisk = Annotated[
-    str | None,
-    _files(help="Disk limit for downloads, such as 40GB; each shard is removed after use."),
 ]
 Scores = Annotated[
     list[Path] | None,
@@ -287,88 +272,5 @@ Scores = Annotated[
         ),
         metavar="FILE",
         callback=files,
-    ),
-]
-Offline = Annotated[bool, _files("--offline", help="Use the Hub's cache only, without a network.")]
-Engine = Annotated[
-    Literal["local", "ray"],
-    _engine(
-        help="Run pairs one after another in this process, or as tasks of Ray, several at a time."
-    ),
-]
-Address = Annotated[
-    str | None,
-    _engine(
-        help="Ray cluster: auto, or HOST:PORT.",
-        show_default="RAY_ADDRESS, or a Ray of this machine",
-        metavar="ADDRESS",
-    ),
-]
-CoresPerTask = Annotated[
-    int | None,
-    _engine(
-        help="Cores of each task of Ray.",
-        min=1,
-        max=1024,
-        show_default="4, or all of the largest machine",
-    ),
-]
-MemoryPerTask = Annotated[
-    str,
-    _engine(
-        help="Memory of each task of Ray, such as 16GB; auto: the same share as of the cores.",
-        metavar="SIZE",
-    ),
-]
-Parts = Annotated[
-    int | None,
-    _engine(
-        help="Measure each pair in this many parts; each part is then a task.",
-        min=1,
-        max=10_000,
-        show_default="1, or for a single pair on Ray as many as run at a time",
-    ),
-]
-FailOn = Annotated[
-    list[str] | None,
-    _rules(
-        help=("Exit with 4 if true, as 'concentration > 0.5'; may be repeated."), metavar="RULE"
-    ),
-]
-PolicyFile = Annotated[
-    Path | None,
-    _rules(
-        help="YAML file of named rules.",
-        metavar="FILE",
-        dir_okay=False,
-        callback=on_this_machine,
-    ),
-]
-Against = Annotated[
-    Path | None,
-    _rules(
-        help=(
-            "Exit with 4 if a figure moved from these accepted reports. It moved if it lies outside"
-            " the spread over layers that it has there. May be a URL."
-        ),
-        metavar="RUN",
-        file_okay=False,
-        callback=a_place,
-    ),
-]
-AllowMissing = Annotated[
-    bool,
-    _rules(
-        "--allow-missing",
-        help="Do not fail if a figure of --fail-on or a report of --against is missing.",
-    ),
-]
-Junit = Annotated[
-    Path | None,
-    _rules(
-        help="Write results as JUnit XML; a suite for each pair, a case for each rule.",
-        metavar="FILE",
-        dir_okay=False,
-        callback=on_this_machine,
     ),
 ]

@@ -7,74 +7,34 @@ import typer
 from shadow.audits.request import AuditRequest, Measuring
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import files_of, of_pair, say_left_out, selected
+from shadow.cli.arguments import of_pair, prepare, say_left_out, selected
 from shadow.errors import ShadowError, UsageError
+from shadow.run.access import Files
 from shadow.storage import located
 
 
+@option.typed(pairs=option.Pairs, measuring=Measuring, files=Files)
 def plan(
+    pairs: option.Pairs,
+    measuring: Measuring,
+    files: Files,
     targets: option.Targets = None,
-    base: option.BaseReference = None,
-    tuned: option.TunedReference = None,
-    name: option.OwnName = None,
-    listed: option.ListFile = None,
-    tag: option.Tag = None,
-    shard: option.Shard = None,
     output: option.Output = option.DEFAULT_OUTPUT,
-    component: option.Component = None,
-    layer: option.Layer = None,
-    module: option.Module = None,
-    level: option.Level = "full",
-    subjects: option.Subjects = "all",
-    device: option.Device = "cpu",
     jobs: option.Jobs = None,
-    file: option.FilePattern = None,
-    allow_pickle: option.Pickle = False,
-    fetch: option.Fetch = "auto",
-    max_disk: option.MaxDisk = None,
-    offline: option.Offline = False,
     format: option.PairsFormat = "table",
-    json: option.Json = False,
-    registry: option.Registry = None,
-    help_all: option.HelpAll = False,
 ) -> None:
     """Show what an audit would measure, download and need. Only headers are read.
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
-    selection = selected(
-        targets,
-        base=base,
-        tuned=tuned,
-        name=name,
-        listed=listed,
-        tags=tag,
-        shard=shard,
-        registry=registry,
-    )
-    request = AuditRequest(
-        selection,
-        located(output),
-        Measuring(
-            component or [],
-            layer or [],
-            module or [],
-            level,
-            subjects,
-            device=device,
-        ),
-        files_of(
-            allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk, file=file
-        ),
-        jobs=jobs,
-    )
+    selection = selected(targets, pairs)
+    prepare(files)
+    request = AuditRequest(selection, located(output), measuring, files, jobs=jobs)
     from shadow.audits.document import plan_document, plans_document
     from shadow.audits.perform import planner
 
     plan_of = planner(request, console.say)
     say_left_out(selection, console.say)
-    if json:
-        format = "json"
     is_alone = len(selection.own) == 1
     plans = []
     faults: list[ShadowError] = []

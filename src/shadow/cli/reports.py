@@ -41,7 +41,9 @@ def show(
         ),
     ] = "table",
     json: option.Json = False,
-    full: option.Full = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Show every number and table of a pair.")
+    ] = False,
 ) -> None:
     """Show finished reports again, and a table of them if there are several.
 
@@ -177,10 +179,12 @@ def compare(
         ),
     ] = None,
     jobs: option.Jobs = None,
-    allow_pickle: option.Pickle = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read torch .bin files, in a child process."),
+    ] = False,
     format: option.Format = "table",
     json: option.Json = False,
-    help_all: option.HelpAll = False,
 ) -> None:
     """Compare whose delta is more concentrated: two models tuned from one base, or two stages of
     one lineage.
@@ -238,7 +242,6 @@ def clean(
         bool,
         typer.Option("--cache", help="Instead remove the spectra that are kept for later audits."),
     ] = False,
-    cache_dir: option.CacheFolder = None,
 ) -> None:
     """Remove what unfinished audits left: partial results, and shards that were to be removed after
     use.
@@ -246,7 +249,7 @@ def clean(
     Finished reports stay, and so does everything else in the Hub's cache.
     """
     if cache:
-        _clean_cache(cache_dir)
+        _clean_cache()
         return
     from shadow.run.journal import remove_unfinished
 
@@ -278,15 +281,13 @@ def clean(
         console.say("no unfinished audits there")
 
 
-def _clean_cache(folder: Path | None) -> None:
+def _clean_cache() -> None:
     from shadow.run.cache_folder import default_folder, make_room, size_of
     from shadow.text import byte_size
 
-    folder = folder or default_folder()
+    folder = default_folder()
     if folder is None:
-        raise ShadowError(
-            "there is no home folder that could hold a cache", "name the folder with --cache-dir"
-        )
+        raise ShadowError("there is no cache", "SHADOW_CACHE_DIR names its folder")
     size = size_of(folder)
     left = make_room(folder, 0)
     console.say(f"{folder}: {byte_size(size - left)} of spectra removed")

@@ -19,7 +19,7 @@ SIDE_BY_SIDE = 2  # pairs that fit a screen with their pictures; of more a table
 
 
 def show_pair(
-    summary: Summary, provenance: ReportMetadata, folder: Path | str, *, of: int, full: bool
+    summary: Summary, provenance: ReportMetadata, folder: Path | str, *, of: int, full: bool = False
 ) -> None:
     """One of so many pairs, if it is shown by itself."""
     from shadow.telling.report import beside_another, report_document
@@ -30,7 +30,7 @@ def show_pair(
     console.show(document if of == 1 or full else beside_another(document))
 
 
-def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool) -> None:
+def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = False) -> None:
     """How several pairs stand; how many they are and where the rest is."""
     from shadow.gates.document import pairs_document
 

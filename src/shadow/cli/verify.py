@@ -12,9 +12,10 @@ import typer
 
 from shadow.cli import completion, console
 from shadow.cli import options as option
-from shadow.cli.arguments import files_of
+from shadow.cli.arguments import prepare
 from shadow.cli.gate import begin
 from shadow.errors import ShadowError, UsageError
+from shadow.run.access import Files
 from shadow.storage import as_given
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from shadow.run.runtime import Progress, Runtime
 
 
+@option.typed(files=Files)
 def verify(
+    files: Files,
     claim: Annotated[
         str | None,
         typer.Argument(
@@ -75,16 +78,11 @@ def verify(
     ] = None,
     junit: option.Junit = None,
     jobs: option.Jobs = None,
-    file: option.FilePattern = None,
-    allow_pickle: option.Pickle = False,
-    max_disk: option.MaxDisk = None,
-    offline: option.Offline = False,
     format: option.Format = "table",
     json: option.Json = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Print a line for each claim, and errors.")
     ] = False,
-    help_all: option.HelpAll = False,
 ) -> None:
     """Check a claim about checkpoints: it holds, does not hold, or is inconclusive.
 
@@ -92,14 +90,8 @@ def verify(
     claims the first of 1, 4, 5, 0.
     """
     begin(junit, "verify")
-    files = files_of(
-        allow_pickle=allow_pickle,
-        offline=offline,
-        fetch="auto",
-        max_disk=max_disk,
-        no_cache=True,
-        file=file,
-    )
+    prepare(files)
+    files = replace(files, cache=False)
     if listed is None:
         asked = [
             _question(claim, checkpoints or [], moved or [], frozen or [], base, headers=headers)

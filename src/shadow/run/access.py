@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from os import PathLike
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from shadow.errors import UsageError
+from shadow.options import explained, option
 from shadow.text import bytes_of, counted
 
 Place = str | PathLike[str]
@@ -27,26 +29,28 @@ def disk_limit(text: str) -> int:
     return size
 
 
+@explained
 @dataclass(frozen=True)
 class Files:
     """Where checkpoints and solved spectra come from.
 
-    Args:
-        allow_pickle: Read `.bin` files of torch.
-        offline: Use what is in the Hub's cache.
-        fetch: How weights come from the Hub: auto, shards or ranges.
-        max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
-        cache: A folder of spectra that were solved before; True: the one of the command; False:
-            none are kept or used.
-        file: A pattern that chooses among several GGUF files of a side, such as `*Q8_0*`.
+    fetch: how weights come from the Hub: auto (or what SHADOW_FETCH says), shards or ranges. cache:
+    a folder of spectra that were solved before; True: the one of the command; False: none are kept
+    or used.
     """
 
-    allow_pickle: bool = False
-    offline: bool = False
+    allow_pickle: bool = option(
+        "Read torch .bin files, in a child process.", False, "--allow-pickle"
+    )
+    offline: bool = option("Use the Hub's cache only, without a network.", False, "--offline")
     fetch: Fetch = "auto"
-    max_disk: int | str | None = None
+    max_disk: int | str | None = option(
+        "Disk limit for downloads, such as 40GB; each shard is removed after use.", type=str | None
+    )
     cache: Place | bool = True
-    file: str | None = None
+    file: str | None = option(
+        "Which GGUF file of a side that has several, such as '*Q8_0*'.", metavar="PATTERN"
+    )
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,13 @@ class Access:
 
 def access_of(files: Files) -> Access:
     """How checkpoints may be read. Raises UsageError for a size that is none."""
-    require_known("fetch", files.fetch, get_args(Fetch))
+    fetch = os.environ.get("SHADOW_FETCH", "auto") if files.fetch == "auto" else files.fetch
+    require_known("fetch", fetch, get_args(Fetch))
     most = disk_limit(files.max_disk) if isinstance(files.max_disk, str) else files.max_disk
     return Access(
         allow_pickle=files.allow_pickle,
         offline=files.offline,
-        fetch=files.fetch,
+        fetch=cast(Fetch, fetch),
         max_disk=most,
         file=files.file,
     )

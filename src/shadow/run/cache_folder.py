@@ -16,9 +16,14 @@ NAME = re.compile(r"[0-9a-f]{62}\.safetensors(\.[0-9a-f]{8}\.tmp)?")
 
 
 def default_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/shadow/spectra`, or `~/.cache/shadow/spectra`; None for a user without a
-    home folder.
+    """`$SHADOW_CACHE_DIR`, `$XDG_CACHE_HOME/shadow/spectra` or `~/.cache/shadow/spectra`.
+
+    None with `SHADOW_NO_CACHE=1`, and for a user without a home folder.
     """
+    if os.environ.get("SHADOW_NO_CACHE", "0").lower() not in ("", "0", "false", "no"):
+        return None
+    if own := os.environ.get("SHADOW_CACHE_DIR"):
+        return Path(own)
     top = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(top) if top else Path.home() / ".cache") / "shadow" / "spectra"

@@ -49,8 +49,6 @@ class Outcome:
     """The side whose every entry is 0 where the other's are not."""
     seconds: float = field(default=0.0, compare=False)
     """Of one worker."""
-    cached: int = field(default=0, compare=False)
-    """Spectra that were read from the cache, 0 to 2."""
     checksums: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By side and name: of tensors that were summed up with it (see `shadow.run.contents`)."""
 
@@ -73,12 +71,11 @@ def is_sound(outcome: Outcome) -> bool:
         and (reason is None or (isinstance(reason, str) and reason in REASONS))
         and isinstance(outcome.key, str)
         and _fit("string", outcome.key, outcome.detail)
-        and None not in (outcome.seconds, outcome.cached)
+        and outcome.seconds is not None
         and _fit("float", outcome.delta_norm, outcome.base_norm, outcome.seconds)
         and _fit("bool", *outcome.verified)
         and outcome.cast in (None, *get_args(Cast), "neither")
         and outcome.zero in (None, *SIDES)
-        and _fit("int", outcome.cached)
         and _are_checksums(outcome.checksums)
         and all(map(_is_sound, outcome.measurements))
     )

@@ -226,7 +226,8 @@ def _takes_ranges(
     if access.fetch == "ranges":
         if not checkpoint.ranges:
             raise ShadowError(
-                f"{checkpoint.reference}: its files cannot be read in parts", "use --fetch shards"
+                f"{checkpoint.reference}: its files cannot be read in parts",
+                "set SHADOW_FETCH=shards",
             )
         return True
     moved = sum(stop - start for start, stop in coalesced(infos))

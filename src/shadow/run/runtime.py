@@ -59,7 +59,7 @@ class AlignedPair:
 class Runtime:
     """How an audit runs, and who hears of it. No number and no file depends on it.
 
-    It can be pickled where say, detail and show can.
+    It can be pickled where say and show can.
     """
 
     jobs: int | None = None
@@ -86,14 +86,11 @@ class Runtime:
     cache: Path | None = None
     say: Callable[[str], None] = tell_nobody
     """Gets one line for people now and then."""
-    detail: Callable[[str], None] = tell_nobody
-    """Gets a line for whatever happens: each side, each matrix, where the time went."""
     show: Callable[[Progress], None] = tell_nobody
 
     def prefixed(self, prefix: str) -> Runtime:
         """The same, with lines that begin with whose they are."""
-        say, detail = (partial(_say_behind, prefix, one) for one in (self.say, self.detail))
-        return replace(self, say=say, detail=detail)
+        return replace(self, say=partial(_say_behind, prefix, self.say))
 
 
 def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:

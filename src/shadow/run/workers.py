@@ -44,10 +44,8 @@ from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
-    Question,
     Remember,
     Sides,
-    Spectrum,
     Workspace,
     blocks,
     solve_anew,
@@ -250,23 +248,9 @@ def outcome_of(
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
     tuned_verified = _verified(pair.tuned, tuned)
-    cached = 0
-
-    def counted(
-        matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
-    ) -> Spectrum:
-        def solving() -> Spectrum:
-            nonlocal cached
-            cached -= 1
-            return solve()
-
-        nonlocal cached
-        cached += 1
-        return remember(matrix, question, norm, solving)
-
     try:
         try:
-            measured = _measured(pair, base, tuned, method, counted, grams)
+            measured = _measured(pair, base, tuned, method, remember, grams)
         except UndecodableError as error:
             measured = Outcome(pair.key, "skipped", reason="quantized", detail=error.message)
         checksums = _checksums(summed.get(pair.key, ()), base, tuned)
@@ -277,7 +261,6 @@ def outcome_of(
         measured,
         verified=(base_verified, tuned_verified),
         seconds=time.perf_counter() - started,
-        cached=cached,
         checksums=checksums,
     )
 

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from shadow.checks.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
-from shadow.summary.depth import LAYERS
 from shadow.telling.details import gates_blocks, resampling_note
 from shadow.telling.document import (
     Block,
@@ -35,6 +34,8 @@ class Chart(Block):
 
     name: str
     """One of those in charts.html.j2."""
+    has_table: bool = True
+    """Whether its numbers can be opened as a table below it."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,13 @@ def sections_of(
     blocks: Mapping[str, Sequence[Block]],
     origin: Origin,
     skipped: Sequence[Sequence[str]],
-    charts: Mapping[str, Sequence[Block]],
+    *,
+    has_spectra: bool,
 ) -> list[PageSection]:
-    """The sections of a pair that have anything in them."""
+    """The sections of a pair that have anything in them.
+
+    has_spectra: whether any matrix was measured. If none was, there are no charts.
+    """
     answers = [_untitled(block, TITLES["claims"][1]) for block in blocks.get("claims", ())]
     content: dict[str, Iterable[Block]] = {
         "headline": _finding(blocks),
@@ -127,12 +132,18 @@ def sections_of(
             ),
         ],
     }
-    if charts:
-        content |= charts
-        content["depth"] = [*charts["depth"], *map(_folded, blocks.get("depth", ()))]
-        content["modules"] = blocks.get("modules", [Paragraph("Nothing changed.")])
+    if has_spectra:
+        content |= {
+            "heat": [Chart("heat"), Chart("experts")],
+            "spectra": [Chart("spectra")],
+            "depth": [Chart("depth"), *map(_folded, blocks.get("depth", ()))],
+            "concentration": [Chart("concentration")],
+            "energy": [Chart("energy")],
+            "modules": blocks.get("modules", [Paragraph("Nothing changed.")]),
+        }
     if len(summary.components) > 1:
-        content["components"] = [replace(component_table(summary.components), when="always")]
+        table = replace(component_table(summary.components), when="always")
+        content["components"] = [Beside([table], [Chart("sides")])]
     if "files" in blocks:
         content["files"] = blocks["files"]
     halves = {name for both in BESIDE for name in both}
@@ -143,12 +154,6 @@ def sections_of(
         for name, titles in TITLES.items()
         if name in content
     ]
-
-
-def far_note(count: int) -> list[Block]:
-    """What is said of cells in layers that are too many to draw."""
-    text = f"Not drawn: {count:,} cells of layers from {LAYERS:,} on."
-    return [Paragraph(text, quiet=True)] if count else []
 
 
 def _finding(blocks: Mapping[str, Sequence[Block]]) -> list[Block]:

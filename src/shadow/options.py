@@ -1,0 +1,33 @@
+"""Options are declared once, as fields of frozen records.
+
+The command line and its help are made of them (`shadow.cli.options`), and requests, settings and
+reports hold the records themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field, fields
+from typing import Any, TypeVar
+
+Record = TypeVar("Record", bound=type)
+
+
+def option(help: str, default: Any = None, *names: str, **more: Any) -> Any:
+    """Declare a field that is an option, with its help and what typer is to know of it.
+
+    names: as they are typed, where not `--` and the name of the field. more: limits, `metavar`;
+    `complete` names what the shell offers, a function of `shadow.cli.completion`.
+    """
+    return field(default=default, metadata={"option": (names, {"help": help, **more})})
+
+
+def explained(record: Record) -> Record:
+    """Add the help of its options to the docstring of a record: what `help(record)` shows."""
+    rows = [f"    {one.name}: {one.metadata['option'][1]['help']}" for one in options_of(record)]
+    record.__doc__ = "\n".join([record.__doc__ or "", "", "Args:", *rows])
+    return record
+
+
+def options_of(record: type) -> list[Any]:
+    """List the fields of a record that are options."""
+    return [one for one in fields(record) if "option" in one.metadata]
