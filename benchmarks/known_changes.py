@@ -45,15 +45,13 @@ from shadow.spectra.sums import Extent
 from shadow.summary.bootstrap import (
     DRAWS,
     FEWEST,
-    UNEVEN,
     Statistic,
-    corrected_tails,
     cut,
     draws,
     expanded_tail,
     medians,
 )
-from shadow.summary.depth import Sum, depth_entropy, depth_gini, ratio
+from shadow.summary.depth import Sum, ratio
 from shadow.summary.standing import ROUNDING
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
@@ -318,7 +316,7 @@ PROFILES = {
 ATTENTION_SHARE = 0.3  # of the energy of every layer
 TOKENS = 45  # of the vocabulary that change
 DEPTH = (
-    "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp", "embedding_rows_changed",
+    "depth_entropy", "effective_layers", "attention_to_mlp", "embedding_rows_changed",
 )  # fmt: skip
 
 
@@ -345,7 +343,6 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
     p = energies[energies > 0]
     true = {
         "depth_entropy": float(-(p * np.log(p)).sum()) / math.log(LAYERS),
-        "depth_gini": float(np.abs(energies[:, None] - energies).mean() / (2 * energies.mean())),
         "effective_layers": math.exp(-(p * np.log(p)).sum()),
         "attention_to_mlp": ATTENTION_SHARE / (1 - ATTENTION_SHARE),
         "embedding_rows_changed": TOKENS / VOCABULARY,
@@ -380,18 +377,16 @@ def audited(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> di
 
 # -------------------------------------------------------------------------------- intervals
 
-KINDS = ("percentile", "BCa", "expanded", "expanded BCa")
+KINDS = ("percentile", "expanded")
 LAYER_COUNTS, REPEATS = (4, 5, 6, 8, 16, 32, 64), 1000
 
 
 def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
-    """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are the tool's."""
+    """The interval of every kind; `expanded` is the tool's."""
     values, tail = statistic(draws((layers,))), expanded_tail(layers)
     tails = {
         "percentile": (0.025, 0.025),
-        "BCa": corrected_tails(statistic, values, layers, 0.025),
         "expanded": (tail, tail),
-        "expanded BCa": corrected_tails(statistic, values, layers, tail),
     }
     once = np.ones(len(values), np.int64)
     ends = {kind: cut(values[None], once, own) for kind, own in tails.items()}
@@ -428,25 +423,15 @@ def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> 
     return World(name, lambda layers: middle, draw)
 
 
-def uneven_world(name: str, figure: str, spread: float) -> World:
+def ratio_world(name: str, spread: float) -> World:
     """Energies of layers from a log-normal distribution of a given spread."""
 
     def draw(rng: np.random.Generator, layers: int) -> Statistic:
         energies = rng.lognormal(0, spread, layers)
-        if figure == "ratio":
-            return partial(
-                ratio,
-                Sum(0.5 * energies * rng.lognormal(0, spread / 3, layers), 0.0),
-                Sum(energies, 0.0),
-            )
-        return partial(depth_entropy if figure == "entropy" else depth_gini, energies)
+        part = 0.5 * energies * rng.lognormal(0, spread / 3, layers)
+        return partial(ratio, Sum(part, 0.0), Sum(energies, 0.0))
 
-    true = {
-        "entropy": lambda layers: 1 - spread**2 / 2 / math.log(layers),
-        "gini": lambda layers: math.erf(spread / 2),
-        "ratio": lambda layers: 0.5 * math.exp(spread**2 / 18),
-    }[figure]
-    return World(name, true, draw)
+    return World(name, lambda layers: 0.5 * math.exp(spread**2 / 18), draw)
 
 
 def worlds() -> list[World]:
@@ -454,11 +439,7 @@ def worlds() -> list[World]:
         median_world("median, layers alike", 0.0, False),
         median_world("median, 30 % between layers", 0.3, False),
         median_world("median, 80 % between layers, skewed", 0.8, True),
-        uneven_world("ratio of energies", "ratio", 0.8),
-        uneven_world("entropy, mild", "entropy", 0.3),
-        uneven_world("entropy, strong", "entropy", 0.8),
-        uneven_world("Gini, mild", "gini", 0.3),
-        uneven_world("Gini, strong", "gini", 0.8),
+        ratio_world("ratio of energies", 0.8),
     ]
 
 
@@ -593,10 +574,9 @@ def coverage_part(layers: Sequence[int], repeats: int) -> str:
     rows = []
     for world in worlds():
         held = [coverage(world, n, repeats) for n in layers]
-        used = "expanded BCa" if world.name.startswith(("entropy", "Gini")) else "expanded"
         for kind in KINDS:
             cells = [f"{100 * one[kind]:.0f}" for one in held]
-            rows.append([world.name, f"**{kind}**" if kind == used else kind, *cells])
+            rows.append([world.name, f"**{kind}**" if kind == "expanded" else kind, *cells])
     return table(["figure", "interval", *(f"{n} layers" for n in layers)], rows)
 
 
@@ -652,18 +632,16 @@ def document(
         depth_part(depths),
         "## Intervals",
         f"""How many of a hundred intervals contained the true value, in {repeats:,} repetitions; 95
-        is nominal. Layers are drawn from a distribution whose true value is known: seven matrices a
-        layer with an offset each for medians, log-normal energies for the rest (mild: sigma 0.3,
-        strong: 0.8). `shadow` uses those in **bold**. Even the whole range of n layers contains the
-        median only 100 (1 - 2^(1-n)) times in a hundred: 75 for 3 layers, 88 for 4, 94 for 5.
-        Summaries and comparisons state this level for so few layers, and below {FEWEST} there is
-        none. Up to 5 layers every possible draw is used, above that {DRAWS:,} random ones.""",
+        is nominal. Layers are drawn from a distribution whose true value is known: seven
+        matrices a layer with an offset each for medians, log-normal energies (sigma 0.8)
+        for the rest. `shadow` uses those in **bold**. Even the whole range of n layers
+        contains the median only 100 (1 - 2^(1-n)) times in a hundred: 75 for 3 layers, 88
+        for 4, 94 for 5. Summaries and comparisons state this level for so few layers, and
+        below {FEWEST} there is none. Up to 5 layers every possible draw is used, above that
+        {DRAWS:,} random ones.""",
         coverage_part(layers, repeats),
-        f"""Plain percentiles and BCa are too narrow for medians of few layers. With few layers,
-        entropy and Gini are too even in every draw, whatever the interval. So there is none below
-        {UNEVEN} layers, and above that the interval contains the true value less often than it
-        claims. All of this is about layers: an interval says nothing about another run of the same
-        training.""",
+        """Plain percentiles are too narrow for medians of few layers. All of this is about layers:
+        an interval says nothing about another run of the same training.""",
     ]
     return page(parts)
 

@@ -66,6 +66,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("format", "hf-dataset-folder"): "use parquet, which `datasets` loads",
     ("column", "concentration_q25"): "read the rows of `matrices.parquet`, or `intervals`",
     ("column", "concentration_q75"): "read the rows of `matrices.parquet`, or `intervals`",
+    ("column", "depth_gini"): "use depth_entropy or effective_layers",
     ("column", "row_scaling"): "use decay_cosine: only one factor for a whole matrix is recognised",
     ("column", "col_scaling"): "use decay_cosine: only one factor for a whole matrix is recognised",
     ("column", "content_of"): "compare the column checksum of both sides",

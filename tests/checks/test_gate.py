@@ -311,7 +311,7 @@ def test_what_is_called_a_median_is_one(demo, at):
         wanted = pytest.approx(np.median(values), rel=1e-12) if len(values) else None
         assert found == wanted, metric
     assert {"concentration", "spikes", "participation_share"} <= medians
-    assert not medians & {"relative_norm_overall", "matrices", "spiked", "depth_gini"}
+    assert not medians & {"relative_norm_overall", "matrices", "spiked", "depth_entropy"}
     assert ("relative_norm" in medians, "zero_share" in medians) == (len(at) != 1, len(at) != 0)
 
 

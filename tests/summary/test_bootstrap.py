@@ -141,26 +141,6 @@ def test_what_is_cut_off_leaves_values(tails, ends):
     assert cut(np.unique(values // 2)[None], np.full(5, 2), tails) == tuple(x // 2 for x in ends)
 
 
-@pytest.mark.parametrize("layers", [16, 40])
-def test_bounds_for_unevenness_are_scipys_bca(layers):
-    """A standard deviation of layers: scipy.stats.bootstrap's BCa but for the chance in draws."""
-    values = RNG.lognormal(size=layers)
-
-    def spread(counts):
-        mean = counts @ values / layers
-        return np.sqrt(counts @ values**2 / layers - mean**2)
-
-    theirs = stats.bootstrap(
-        (values,), np.std, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers),
-        method="BCa", vectorized=True, rng=np.random.default_rng(1),
-    )  # fmt: skip
-    ours = interval(spread, blocks_of(["language"] * layers, range(layers)), unevenness=True)
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert ours.bounds == pytest.approx(theirs.confidence_interval, abs=0.15 * width)
-    fewer = interval(spread, blocks_of(["language"] * 15, range(15)), unevenness=True)
-    assert (fewer.bounds, fewer.reason) == (None, "only 15 layers, it takes 16")
-
-
 @pytest.mark.parametrize("layers", [4, 12, 40])
 def test_bounds_are_scipys_for_the_same_percentiles(layers):
     """scipy.stats.bootstrap, drawing indices of layers, gives the same bounds but for the chance in

@@ -1,4 +1,4 @@
-"""Where the update went: entropy, Gini and ratios over layers against the definitions, and for what
+"""Where the update went: entropy and ratios over layers against the definitions, and for what
 they are for.
 """
 
@@ -16,10 +16,8 @@ from shadow.summary.depth import (
     Sum,
     compared_layers,
     depth_entropy,
-    depth_gini,
     effective_layers,
     layer_of,
-    once,
     ratio,
     summed,
 )
@@ -28,17 +26,15 @@ RNG = np.random.default_rng(0)
 
 
 def one(statistic, energies):
-    return float(statistic(np.array(energies, dtype=float), once(len(energies)))[0])
+    return statistic(np.array(energies, dtype=float))
 
 
 def test_the_ends_of_the_scale():
     """An even update fills all layers, one in a layer fills one; frozen layers count as layers."""
     assert one(effective_layers, [2, 2, 2, 2]) == pytest.approx(4)
     assert one(depth_entropy, [2, 2, 2, 2]) == pytest.approx(1)
-    assert one(depth_gini, [2, 2, 2, 2]) == pytest.approx(0)
     assert one(effective_layers, [0, 0, 3, 0]) == pytest.approx(1)
     assert one(depth_entropy, [0, 0, 3, 0]) == pytest.approx(0)
-    assert one(depth_gini, [0, 0, 3, 0]) == pytest.approx(3 / 4)
     assert one(effective_layers, [5, 5, 0, 0]) == pytest.approx(2)
 
 
@@ -48,27 +44,25 @@ def test_what_has_no_depth_has_no_figures(energies):
     assert np.isnan(one(depth_entropy, energies))
     if not any(energies):
         assert np.isnan(one(effective_layers, energies))
-        assert np.isnan(one(depth_gini, energies))
 
 
-def test_draws_are_as_if_their_layers_were_written_out():
-    """Entropy, Gini (mean absolute difference over twice the mean) and ratio of every draw, layer
-    by layer.
-    """
+def test_ratios_of_draws_are_as_if_their_layers_were_written_out():
+    """Every draw, layer by layer."""
     energies, others = RNG.lognormal(size=9), RNG.lognormal(size=9)
     counts = draws((9,))[:100]
-    found = [f(energies, counts) for f in (effective_layers, depth_entropy, depth_gini)]
     quotients = ratio(Sum(energies, 1.0), Sum(others, 2.0), counts)
-    for number, count in enumerate(counts):
-        x = np.repeat(energies, count)
-        p = x / x.sum()
-        entropy = -(p * np.log(p)).sum()
-        gini = np.abs(x[:, None] - x).mean() / (2 * x.mean())
-        expected = (np.exp(entropy), entropy / np.log(9), gini)
-        assert [values[number] for values in found] == pytest.approx(expected)
-        assert quotients[number] == pytest.approx(
-            (x.sum() + 1) / (np.repeat(others, count).sum() + 2)
-        )
+    for quotient, count in zip(quotients, counts, strict=True):
+        part, whole = (np.repeat(some, count).sum() for some in (energies, others))
+        assert quotient == pytest.approx((part + 1) / (whole + 2))
+
+
+def test_entropy_is_that_of_the_shares():
+    """Against the definition."""
+    energies = RNG.lognormal(size=9)
+    p = energies / energies.sum()
+    entropy = -(p * np.log(p)).sum()
+    found = [one(depth_entropy, energies), one(effective_layers, energies)]
+    assert found == pytest.approx([entropy / np.log(9), np.exp(entropy)])
 
 
 def test_frozen_layers_are_layers_and_norms_do_not_make_one():

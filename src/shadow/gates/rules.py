@@ -63,7 +63,7 @@ MOVED = "moved"  # the comparison of a rule that holds a figure against its inte
 # Every delta has these; of a set of matrices the median is meant, unless the summary has a figure
 # of that name for it.
 COLUMNS = tuple(delta_metrics())
-DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
+DEPTH = ("depth_layers", "depth_entropy", "effective_layers", "attention_to_mlp")
 OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "parameter_share")
 OF_A_MODULE = (*OF_BOTH, "parameters")
 OF_A_COMPONENT = (*OF_BOTH, "tensors", "identical", *DEPTH)

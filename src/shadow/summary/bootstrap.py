@@ -8,11 +8,9 @@ of it. All of this speaks of layers: not of other training runs, other seeds or 
 
 Medians, shares, ratios and paired differences get the expanded percentile interval (Hesterberg
 2015, The American Statistician 69, 371): the percentiles are those that a t interval of as many
-layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain percentiles and BCa are too
-narrow for few layers. Figures of how uneven layers are come out too even in every draw, so they get
-BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/evidence.md holds the
-coverage of each. Even the whole range of n draws holds a median only with probability 1 - 2^(1-n),
-so few layers lower the level that an interval may claim.
+layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain percentiles are too narrow for
+few layers; docs/evidence.md holds the coverage of each. Even the whole range of n draws holds a
+median only with probability 1 - 2^(1-n), so few layers lower the level that an interval may claim.
 
 `scipy.stats.bootstrap` can draw layers too (of their indices), but has no expanded percentile,
 draws anew for every figure, and is a second's import; a test holds these intervals against its own.
@@ -40,9 +38,6 @@ SEED = 0
 # layers without which there is no interval: of 3, even their whole range holds a median only 3
 # times in 4
 FEWEST = 4
-# the same for figures of how uneven layers are: for 8, such intervals held the truth 70-80 times in
-# 100
-UNEVEN = 16
 COUNTED = 128  # rows up to which a median is found by counting; more are bisected
 STRETCH = 32  # rows between which counts by layer are kept: a count for each takes 4 bytes a layer
 TOGETHER = 40_000  # medians made at once: 160 kB of counts, which stay in the cache of a core
@@ -139,57 +134,44 @@ def intervals_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[I
 
 def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
     """`intervals_of_medians` of columns without NaN."""
-    n, layers = blocks.free, blocks.layers
-    if n < FEWEST:
-        return [Interval(None, layers, reason=_too_few(blocks, FEWEST))] * columns.shape[1]
+    if blocks.free < FEWEST:
+        return [_none(blocks)] * columns.shape[1]
     counts, times = distinct_draws(blocks.sizes)
-    tail = expanded_tail(n)
     together = max(1, TOGETHER // len(counts))
-    intervals: list[Interval] = []
-    for start in range(0, columns.shape[1], together):
-        values = medians(columns[:, start : start + together], blocks.codes, counts)
-        defined: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
-        ends = zip(*(end.tolist() for end in cut(values, times, (tail, tail))), strict=True)
-        intervals += [
-            Interval(bounds, layers, _level(n))
-            if is_defined
-            else Interval(None, layers, reason=UNDEFINED)
-            for bounds, is_defined in zip(ends, defined, strict=True)
-        ]
-    return intervals
+    pieces = [columns[:, at : at + together] for at in range(0, columns.shape[1], together)]
+    values = (medians(piece, blocks.codes, counts) for piece in pieces)
+    return [one for of_piece in values for one in _intervals(of_piece, times, blocks)]
 
 
-def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) -> Interval:
-    """The interval of any figure: statistic takes Counts and returns one value for each draw.
-
-    unevenness: the figure says how uneven layers are.
-    """
-    n = blocks.free
-    fewest = UNEVEN if unevenness else FEWEST
-    if n < fewest:
-        return Interval(bounds=None, layers=blocks.layers, reason=_too_few(blocks, fewest))
-    values = statistic(draws(blocks.sizes))
-    if not np.isfinite(values).all():
-        return Interval(bounds=None, layers=blocks.layers, reason=UNDEFINED)
-    tail = expanded_tail(n)
-    tails = (tail, tail)
-    if unevenness:
-        tails = corrected_tails(statistic, values, n=blocks.layers, tail=tail)
-    low, high = cut(values[None], np.ones(len(values), np.int64), tails)
-    return Interval((float(low[0]), float(high[0])), blocks.layers, _level(n))
+def interval(statistic: Statistic, blocks: Blocks) -> Interval:
+    """The interval of any figure: statistic takes Counts and returns one value for each draw."""
+    if blocks.free < FEWEST:
+        return _none(blocks)
+    counts = draws(blocks.sizes)
+    return _intervals(statistic(counts)[None], np.ones(len(counts), np.int64), blocks)[0]
 
 
-def _level(n: int) -> float:
-    """What an interval over n layers may claim."""
-    return min(LEVEL, 1.0 - 2.0 ** (1 - n))
+def _intervals(
+    values: NDArray[np.float64], times: NDArray[np.int64], blocks: Blocks
+) -> list[Interval]:
+    """The intervals of figures by their values in each draw, (figures, draws)."""
+    tail, layers = expanded_tail(blocks.free), blocks.layers
+    ends = zip(*(end.tolist() for end in cut(values, times, (tail, tail))), strict=True)
+    level = min(LEVEL, 1.0 - 2.0 ** (1 - blocks.free))
+    defined: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
+    return [
+        Interval(bounds, layers, level) if is_defined else Interval(None, layers, reason=UNDEFINED)
+        for bounds, is_defined in zip(ends, defined, strict=True)
+    ]
 
 
-def _too_few(blocks: Blocks, fewest: int) -> str:
+def _none(blocks: Blocks) -> Interval:
+    """No interval, as there are too few layers."""
     layers, components = blocks.layers, len(blocks.sizes)
-    if not layers:
-        return "outside the layers"
     among = f" in {components} components" if components > 1 else ""
-    return f"only {counted(layers, 'layer', 'layers')}{among}, it takes {fewest + components - 1}"
+    fewest = FEWEST + components - 1
+    reason = f"only {counted(layers, 'layer', 'layers')}{among}, it takes {fewest}"
+    return Interval(None, layers, reason=reason if layers else "outside the layers")
 
 
 def cut(
@@ -214,26 +196,6 @@ def cut(
         for end in ends
     )
     return low, high
-
-
-def corrected_tails(
-    statistic: Statistic, values: NDArray[np.float64], n: int, tail: float
-) -> tuple[float, float]:
-    """The shares that BCa cuts off at each end, from bias and from the jackknife's skewness."""
-    from scipy.special import ndtr, ndtri  # a fifth of a second
-
-    figure = statistic(np.ones((1, n), dtype=np.int32))[0]
-    without = statistic(1 - np.eye(n, dtype=np.int32))
-    off = without.mean() - without
-    spread = float((off**2).sum())
-    skewness = float((off**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
-    below = (np.mean(values < figure) + np.mean(values <= figure)) / 2
-    bias = ndtri(np.clip(below, 1 / len(values), 1 - 1 / len(values)))
-    low, high = (bias + z for z in (ndtri(tail), -ndtri(tail)))
-    first, last = (float(ndtr(bias + z / (1 - skewness * z))) for z in (low, high))
-    if first >= last:
-        return tail, tail
-    return first, 1.0 - last
 
 
 @lru_cache(maxsize=16)

@@ -1,10 +1,7 @@
 """Where the update went: its energy over layers, modules and components, and how evenly it lies
 there.
 
-The energy of a set of matrices is the sum of ||D||_F² over them. Functions of layers take energies
-(layers,) and Counts (draws, layers), how often each layer counts, and give one value for each draw:
-the figure itself is that of a single draw with every layer once, and
-`shadow.summary.bootstrap.interval` takes them as they are.
+The energy of a set of matrices is the sum of ||D||_F² over them.
 """
 
 from __future__ import annotations
@@ -71,43 +68,21 @@ def summed(at: NDArray[np.intp], values: Energies, layers: int) -> Sum:
     return Sum(sums.astype(np.float64), float(values[~inside].sum()))
 
 
-def once(layers: int) -> Counts:
-    """Every layer once: the draw that gives the figure itself."""
-    return np.ones((1, layers), dtype=np.int32)
-
-
-def effective_layers(energies: Energies, counts: Counts) -> Energies:
+@np.errstate(divide="ignore", invalid="ignore")
+def effective_layers(energies: Energies) -> float:
     """exp(-sum p ln p) with p the share of each layer in the energy, in [1, layers]: how many
-    layers hold the update.
-
-    NaN without energy.
+    layers hold the update. NaN without energy.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        total = counts @ energies
-        logs = np.where(energies > 0, energies * np.log(energies), 0.0)
-        effective = np.exp(np.log(total) - counts @ logs / total)
-        return np.asarray(np.minimum(effective, counts.sum(axis=1)))  # but for rounding
+    every = np.ones(len(energies))
+    total = every @ energies
+    logs = every @ np.where(energies > 0, energies * np.log(energies), 0.0)
+    return float(np.minimum(np.exp(np.log(total) - logs / total), len(every)))  # but for rounding
 
 
-def depth_entropy(energies: Energies, counts: Counts) -> Energies:
+@np.errstate(divide="ignore", invalid="ignore")
+def depth_entropy(energies: Energies) -> float:
     """-sum p ln p / ln(layers), in [0, 1]: 1 when all layers have as much; NaN for a single one."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.log(effective_layers(energies, counts)) / np.log(counts.sum(axis=1)))
-
-
-def depth_gini(energies: Energies, counts: Counts) -> Energies:
-    """The Gini coefficient of the energies of layers, in [0, 1 - 1/layers]: 0 when all have as
-    much.
-
-    1 - sum_i (S_i + S_{i-1}) / (layers S), S_i the sum of the i smallest (Gini 1912). NaN without
-    energy.
-    """
-    order = np.argsort(energies, kind="stable")
-    times = counts[:, order]
-    upto = np.cumsum(times * energies[order], axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        area = (times * (2 * upto - times * energies[order])).sum(axis=1)
-        return np.asarray(1.0 - area / (counts.sum(axis=1) * (counts @ energies)))
+    return float(np.log(effective_layers(energies)) / np.log(np.float64(len(energies))))
 
 
 def ratio(part: Sum, whole: Sum, counts: Counts) -> Energies:

@@ -19,7 +19,6 @@ from shadow.summary.bootstrap import (
     DRAWS,
     LEVEL,
     SEED,
-    UNEVEN,
     Blocks,
     Interval,
     Statistic,
@@ -32,10 +31,8 @@ from shadow.summary.coverage import broken, idle_updates, uncompared, vector_fig
 from shadow.summary.depth import (
     Sum,
     depth_entropy,
-    depth_gini,
     effective_layers,
     is_partial,
-    once,
     ratio,
     summed,
 )
@@ -63,11 +60,6 @@ QUARTERS = 4  # of the depth
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
 EXAMPLES = 3  # tensors named for each reason
-UNEVENNESS = {
-    "depth_entropy": depth_entropy,
-    "depth_gini": depth_gini,
-    "effective_layers": effective_layers,
-}
 INTERVALS: Mapping[str, str | float] = {
     "level": LEVEL,
     "draws": DRAWS,
@@ -77,10 +69,7 @@ INTERVALS: Mapping[str, str | float] = {
         " and all matrices of each; what lies outside the layers is in every draw; where there are"
         " no more ways to draw, each is taken once"
     ),
-    "kind": (
-        "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers"
-        f" BCa with the same percentiles, from {UNEVEN} layers"
-    ),
+    "kind": "expanded percentile (Hesterberg 2015)",
     "weights": (
         "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of"
         " energy, and depth figures weigh by energy or entries"
@@ -159,12 +148,13 @@ class _Tally:
         sums = summed(deltas["at"], values, len(self.chosen))
         return Sum(sums.layers[self.chosen], sums.outside)
 
-    def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
-        """A figure and its interval; unevenness: see `interval`."""
-        figure = finite(statistic(once(self.blocks.layers))[0])
+    def add(self, name: str, statistic: Statistic) -> None:
+        """A figure and its interval."""
+        # every layer once: the draw that gives the figure itself
+        figure = finite(statistic(np.ones((1, self.blocks.layers), dtype=np.int32))[0])
         self.figures[name] = figure
         if figure is not None:
-            self.intervals[name] = interval(statistic, self.blocks, unevenness=unevenness)
+            self.intervals[name] = interval(statistic, self.blocks)
 
     def add_ratio(self, name: str, part: Sum, whole: Sum) -> None:
         """The ratio of two sums; null over nothing."""
@@ -186,11 +176,14 @@ class _Tally:
         """How evenly a component's update lies over its layers, and over attention and MLP."""
         depth = _Tally(self.rows, component or "")
         deltas = self.rows.deltas.of(component)
-        energies = depth.of(deltas).layers
-        for name, statistic in UNEVENNESS.items():
-            depth.add(name, partial(statistic, energies), unevenness=True)
-        kinds = (ATTENTION, MLP)
-        depth.figures |= {"depth_layers": depth.blocks.layers, "attention_to_mlp": None}
+        energies, kinds = depth.of(deltas).layers, (ATTENTION, MLP)
+        # without intervals: what is drawn anew is less even than it was
+        depth.figures |= {
+            "depth_layers": depth.blocks.layers,
+            "depth_entropy": finite(depth_entropy(energies)),
+            "effective_layers": finite(effective_layers(energies)),
+            "attention_to_mlp": None,
+        }
         compared = self.rows.compared.of(component)
         if all(_of_kind(compared, kind).any() for kind in kinds):
             sums = (depth.of(deltas.where(_of_kind(deltas, kind))) for kind in kinds)
