@@ -28,7 +28,7 @@ import huggingface_hub, jinja2, matplotlib.figure, numpy, pandas, pyarrow.parque
 import rich.console, safetensors, scipy.linalg, scipy.optimize, scipy.sparse.linalg, threadpoolctl
 import torch, transformers, typer, yaml
 from huggingface_hub import constants
-from huggingface_hub.utils import _http, are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled
 from tenacity import Retrying
 transformers.LlamaForCausalLM
 
@@ -48,9 +48,7 @@ def state():
         ],
         "warnings": [str(one) for one in warnings.filters],
         "logging": [(name, logging.getLogger(name).level) for name in [None, *loggers]],
-        "client": [
-            repr(_http._GLOBAL_CLIENT_FACTORY), _http._GLOBAL_CLIENT is session, session.is_closed
-        ],
+        "client": [huggingface_hub.get_session() is session, session.is_closed],
         "hub": [are_progress_bars_disabled(), constants.HF_HUB_DISABLE_SHARED_BLOBS],
         "threads": [
             torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()
@@ -84,32 +82,26 @@ def test_importing_every_module_changes_nothing_outside():
 
 
 def test_the_client_of_the_hub_is_given_back_as_it_was():
-    """A session, a factory and a level that a user set are the same objects after ours were held,
+    """A session, its hooks and a level that a user set are as they were after the client was held,
     twice and in threads.
 
-    Ours is of the user's factory, so that a proxy set there serves the audit too.
+    The session is the user's, so that a proxy set there serves the audit too; so is one that is
+    made where it was closed.
     """
     hf = pytest.importorskip("huggingface_hub")
     from huggingface_hub import constants
-    from huggingface_hub.utils import _http
 
     from shadow.checkpoints.hub import use_own_blobs
-    from shadow.checkpoints.hub_client import own_client
-
-    made = []
-
-    def factory():
-        made.append(_http.default_client_factory())
-        return made[-1]
+    from shadow.checkpoints.hub_client import own_client, trying
 
     logger = logging.getLogger("huggingface_hub")
     level = logging.DEBUG
     filters = [*warnings.filters]
     shared, was = constants.HF_HUB_DISABLE_SHARED_BLOBS, logger.level
-    hf.set_client_factory(factory)
     logger.setLevel(level)
     try:
         session = hf.get_session()
+        hooks = session.event_hooks
         first, last = threading.Event(), threading.Event()
 
         def hold() -> None:
@@ -120,25 +112,26 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
         with own_client():
             use_own_blobs()
             with own_client():
-                ours = hf.get_session()
+                assert hf.get_session() is session
             other = threading.Thread(target=hold)
             other.start()
             first.wait(10)
-            assert ours is made[1] is hf.get_session()
-            assert ours is not session
-            assert len(ours.event_hooks["request"]) == 2
+            assert len(session.event_hooks["request"]) == len(hooks["request"]) + 1
             assert logger.level == logging.ERROR
-        assert hf.get_session() is ours, "another thread still holds it"
+        assert session.event_hooks != hooks, "another thread still holds it"
         last.set()
         other.join(10)
         assert hf.get_session() is session
         assert not session.is_closed
-        assert ours.is_closed
-        assert len(session.event_hooks["request"]) == 1
+        assert session.event_hooks == hooks
+        with own_client():
+            hf.close_session()
+            trying(hf.get_session, print, repo="org/name", revision=None)
+            assert hf.get_session() is not session
+            assert len(hf.get_session().event_hooks["request"]) == len(hooks["request"]) + 1
         assert logger.level == level
         assert warnings.filters == filters
         assert shared == constants.HF_HUB_DISABLE_SHARED_BLOBS
     finally:
         last.set()
-        hf.set_client_factory(_http.default_client_factory)
         logger.setLevel(was)

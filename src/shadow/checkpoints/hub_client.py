@@ -1,4 +1,4 @@
-"""The `huggingface_hub` client as audits need it: sessions with limits, and requests tried again.
+"""The `huggingface_hub` client as audits need it: a session with limits, requests tried again.
 
 The client keeps its session and its settings for the whole process, so what is needed of them
 holds only inside `own_client`; whoever else uses the client finds it as it was. No token is sent
@@ -12,12 +12,11 @@ import warnings
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
-from threading import Event
+from threading import Event, Lock
 from typing import Any, TypeVar
 
-from huggingface_hub import constants
-from huggingface_hub.utils import _http, hf_raise_for_status
+from huggingface_hub import constants, get_session
+from huggingface_hub.utils import hf_raise_for_status
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
 
 from shadow.checkpoints.hub_faults import (
@@ -46,10 +45,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Before:
-    """The client's session and settings as they were found."""
+    """The client's settings as they were found."""
 
-    session: Any
-    factory: Callable[[], Any]
     level: int  # of its logger
     own_blobs: bool
     added: Any  # the filter of warnings that was put before the others; None if there was one
@@ -57,10 +54,26 @@ class _Before:
 
 NEVER = Event()  # which nobody sets: what cannot be stopped
 answered = Event()  # set once any server has answered this process
+_hooked: list[tuple[Any, Any]] = []  # sessions that obey the two functions below, with their hooks
+_HOOKING = Lock()
+
+
+def _hook() -> None:
+    """Let the client's session obey the two functions below, whoever made it.
+
+    The client closes its session where no connection is made, so each try asks for this again.
+    """
+    with _HOOKING:
+        session = get_session()
+        hooks = session.event_hooks
+        if _before_request not in hooks["request"]:
+            _hooked.append((session, hooks))
+            before = [*hooks["request"], _before_request]
+            session.event_hooks = {"request": before, "response": [_after_response]}
 
 
 def _taken_over() -> _Before:
-    """Put our session and settings into the client; returns what was there."""
+    """Put our hooks and settings into the client; returns what was there."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
@@ -68,46 +81,28 @@ def _taken_over() -> _Before:
     # of little disk and of no symlinks, which are said here or no fault
     warnings.filterwarnings("ignore", module="huggingface_hub")
     first = warnings.filters[0]
-    with _http._CLIENT_LOCK:
-        # not by set_client_factory, which closes the session and does not tell its factory
-        session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
-        _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
+    _hook()
     added = None if first in filters else first
-    return _Before(session, factory, level, constants.HF_HUB_DISABLE_SHARED_BLOBS, added)
+    return _Before(level, constants.HF_HUB_DISABLE_SHARED_BLOBS, added)
 
 
 def _give_back(before: _Before) -> None:
-    """Put back what was there, except where somebody else has set another factory meanwhile."""
-    with _http._CLIENT_LOCK:
-        factory = _http._GLOBAL_CLIENT_FACTORY
-        if isinstance(factory, partial) and factory.func is _own_session:
-            ours = _http._GLOBAL_CLIENT
-            _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = before.session, before.factory
-            if ours is not None:
-                ours.close()
+    """Put back what was there."""
+    while _hooked:
+        session, hooks = _hooked.pop()
+        session.event_hooks = hooks
     logging.getLogger("huggingface_hub").setLevel(before.level)
     if before.added in warnings.filters:
         warnings.filters.remove(before.added)  # type: ignore[attr-defined]
     constants.HF_HUB_DISABLE_SHARED_BLOBS = before.own_blobs
 
 
-# The Hub's client with our sessions and without its warnings, until the last holder leaves. Left
+# The Hub's client with our hooks and without its warnings, until the last holder leaves. Left
 # alone it waits for some answers without an end, sleeps for as long as a server asks it to, up to
 # five times, and takes the token along to any address that a listing names as its next page. Every
 # function that asks the Hub enters it; a caller that asks often holds it meanwhile, so that
 # connections are kept. A download that nobody waits for any more holds it until it ends.
 own_client = ProcessSetting(_taken_over, _give_back).held
-
-
-def _own_session(factory: Callable[[], Any]) -> Any:
-    """A session of the user's making, as one with a proxy, that obeys the two functions below."""
-    session = factory()
-    hooks = session.event_hooks
-    session.event_hooks = {
-        "request": [*hooks["request"], _before_request],
-        "response": [_after_response],
-    }
-    return session
 
 
 def _before_request(request: Any) -> None:
@@ -174,6 +169,11 @@ def trying(
         if stop.wait(seconds):
             raise StoppedError
 
+    def hooked() -> T:
+        if _hooked:  # the client is held, and may have made another session meanwhile
+            _hook()
+        return attempt()
+
     retrying = Retrying(
         retry=retry_if_exception(is_transient),
         wait=wait,
@@ -183,7 +183,7 @@ def trying(
         reraise=True,
     )
     try:
-        return retrying(attempt)
+        return retrying(hooked)
     except (ShadowError, StoppedError):
         raise
     except Exception as error:  # the client's, on whatever the server sent
