@@ -191,10 +191,9 @@ def is_watched(console: Console) -> bool:
 def pairs_progress(
     total: int, *, is_list: bool, hidden: bool = False, several: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
-    """Bars on stderr, while somebody watches: of a list for all of it and for the current pair,
-    otherwise for each pair while it is audited. Elsewhere a line every half minute.
+    """Bars on stderr, while somebody watches, and elsewhere a line every half minute.
 
-    several: pairs are audited several at a time, and have one bar together. hidden: nothing.
+    several: pairs are audited several at a time. hidden: nothing.
     """
     if hidden:
         return contextlib.nullcontext(_no_bar)
@@ -204,9 +203,7 @@ def pairs_progress(
         return pace.in_lines(total, say)
     from shadow.cli import bars
 
-    if several:
-        return bars.side_by_side(err, total)
-    return bars.of_list(err, total) if is_list else bars.pair_after_pair(err)
+    return bars.of_pairs(err, total, together=is_list or several)
 
 
 def _no_bar(title: str) -> contextlib.AbstractContextManager[Callable[[Any], None]]:

@@ -65,6 +65,12 @@ class Pace:
         fetched = f"{byte_size(moved)} fetched" if moved else ""
         return ", ".join(filter(None, (f"{len(self._running)} at work", fetched, self.left())))
 
+    def of_all(self) -> Iterator[str]:
+        """`3 of 10 pairs done`, `1:20 left`, of several pairs."""
+        if self.total > 1:
+            yield f"{self.ended:,} of {self.total:,} pairs done"
+            yield from filter(None, [self.left()])
+
     def _at_work(self) -> list[Progress]:
         return [state for state in self._running.values() if state is not None]
 
@@ -87,7 +93,8 @@ def in_lines(
             pace.update(title, state)
             if clock() - last >= EVERY:
                 last = clock()
-                say(f"{title}: {', '.join(_told(pace, state, first, last - began)) or 'at work'}")
+                words = [*told(state, first, last - began), *pace.of_all()]
+                say(f"{title}: {', '.join(words) or 'at work'}")
 
         pace.begin(title)
         try:
@@ -98,23 +105,16 @@ def in_lines(
     yield begin
 
 
-def _told(pace: Pace, state: Progress, first: Progress, elapsed: float) -> Iterator[str]:
-    """`45 % done`, `120 of 296 matrices`, `3.1/s`, `1:20 left`, as far as they are known."""
+def told(state: Progress, first: Progress, elapsed: float) -> Iterator[str]:
+    """`45 % done`, `120 of 296 matrices`, `3.1/s`, `1:20 left`, as far as they are known.
+
+    The rate is since `first`; the time left is by operations, not by count, as sizes differ a lot.
+    """
     if state.total:
         yield f"{100 * state.cost_done / (state.cost_total or 1):.0f} % done"
         yield f"{state.done:,} of {state.total:,} matrices"
     if state.to_move:
         yield f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched"
-    yield from rate_and_left(state, first, elapsed)
-    if pace.total > 1:
-        whole = f"{pace.ended:,} of {pace.total:,} pairs done"
-        yield f"{whole}, {left}" if (left := pace.left()) else whole
-
-
-def rate_and_left(state: Progress, first: Progress, elapsed: float) -> Iterator[str]:
-    """`3.1/s`, `1:20 left`: matrices a second since `first`, and the time left by operations, not
-    by count, as sizes differ a lot; as far as they are known.
-    """
     if (done := state.done - first.done) and elapsed:
         yield f"{done / elapsed:.2g}/s" if done < 10 * elapsed else f"{done / elapsed:,.0f}/s"
     if (spent := state.cost_done - first.cost_done) and elapsed:
