@@ -102,7 +102,7 @@ def written(truths: Iterable[float]) -> str:
 
 
 def figures_of(figures: Mapping[str, float], name: str) -> list[float]:
-    """The figure of that name, or both ends of its range, as `name_least` is the other."""
+    """The figures whose names begin so: one, or both ends of a range."""
     return sorted(value for place, value in figures.items() if place.startswith(name))
 
 

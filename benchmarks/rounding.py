@@ -619,10 +619,9 @@ def document(
         "## The gate",
         f"""Refused, by relative norm. The gate refuses where more than
         {100 * rounding.MISFIT:.0f} % of the stored energy lies in other binades than the model has
-        it; where rounding both sides from numbers in between fits better, and would give a `kept`
-        that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the
-        update reaches have a fourth moment above {rounding.TAILED:g} and `kept` is below
-        {1 - 2 * rounding.ALTERNATIVE:g}; and where changes go with the sign of the weights, (away -
+        it, or {100 * rounding.OF_MASTER:.0f} % where `kept` is {rounding.AT_KEPT[0]} to
+        {rounding.AT_KEPT[1]}; where the entries that the update reaches have a fourth moment above
+        {rounding.TAILED:g} and `kept` is below {rounding.WELL_KEPT:g}; and where changes go with the sign of the weights, (away -
         toward) / changed times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is
         one far above its rounding, where both histories give the same figures.""",
         gate_part(found),

@@ -72,7 +72,7 @@ def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
     j = np.arange(1, 400)
     second = 2 * ((2 * j - 1) * normal.sf((j - 0.5) / ratio)).sum()
     product = 2 * ratio * normal.pdf((j - 0.5) / ratio).sum()
-    known, shape = rounding_model.tables("stored"), rounding_model.half_normal()
+    known, shape = rounding_model.tables(), rounding_model.half_normal()
     at = (np.log2(ratio) - rounding_model.RATIO_FROM) * rounding_model.OCTAVE
     found = [
         np.exp(np.interp(at, np.arange(len(one)), np.log(np.maximum(one @ shape, 1e-99))))
@@ -82,18 +82,15 @@ def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
     assert found == pytest.approx([second, product], rel=0.03 if ratio > 0.2 else 0.15)
 
 
-@pytest.mark.parametrize("model", ["stored", "dithered"])
-def test_tables_are_what_rounding_gives(model):
+def test_tables_are_what_rounding_gives():
     """Chances, energies and products of |d| even in one bin of the shape."""
     even = (np.arange(100_000) + 0.5) / 100_000
-    dither = np.arange(100_000) * ((math.sqrt(5) - 1) / 2) % 1 - 0.5  # even, beside any |d|
-    known = rounding_model.tables(model)
+    known = rounding_model.tables()
     for octave, bin_ in ((-1, 28), (0, 30), (2, 26), (3, 31)):
         index = (octave - rounding_model.RATIO_FROM) * rounding_model.OCTAVE
         low, high = rounding_model.shape_edges()[bin_ : bin_ + 2] * 2.0**octave
         d = low + (high - low) * even
-        offset = dither if model == "dithered" else 0.0
-        D = np.round(d + offset) - np.round(offset)
+        D = np.round(d)
         levels = np.searchsorted(rounding_counts.levels().low, np.abs(D), side="right") - 1
         chances = np.bincount(levels, minlength=len(rounding_counts.levels().low)) / len(d)
         np.testing.assert_allclose(known.chance[index, :, bin_], chances, atol=5e-4)
@@ -104,8 +101,7 @@ def test_tables_are_what_rounding_gives(model):
 
 def test_chances_of_levels_sum_up_to_one():
     """Whatever |d|, D has one level."""
-    for model in ("stored", "dithered"):
-        np.testing.assert_allclose(rounding_model.tables(model).chance.sum(axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(rounding_model.tables().chance.sum(axis=1), 1.0, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------- counts
@@ -298,10 +294,7 @@ def test_a_master_copy_that_nobody_stored_is_refused(relative):
     assert found.kept is None
     assert found.norm is None
     assert found.reason == "rounding_unexplained"
-    counts = counted(narrow(W, "BF16"), narrow(W + d, "BF16"))
-    fits = rounding_model.fit(counts, "dithered", rounds=1), rounding_model.fit(counts)
-    between, stored = (rounding.misfit(counts, one) for one in fits)
-    assert between < stored == found.misfit
+    assert found.misfit > rounding.OF_MASTER
 
 
 @pytest.mark.parametrize("relative", [2e-3, 1e-3])
@@ -393,15 +386,6 @@ def test_what_is_mostly_rounded_away_says_so():
     assert rounding.values(found, 1.0)["relative_norm_unrounded"] is None
 
 
-def test_where_most_is_lost_the_least_norm_is_that_of_the_stored():
-    """A mean of unequal weights may have had it: with kept above a quarter and below a half."""
-    base, tuned, _ = stored_pair("BF16", 6e-4)
-    found = undo(base, tuned)
-    assert rounding.ROUNDED_AWAY < found.kept < 0.5
-    assert found.norm_least <= np.linalg.norm(wide(tuned) - wide(base)) * (1 + 1e-12)
-    assert found.norm_least < found.norm
-
-
 # ---------------------------------------------------------------------------------- invariance
 
 
@@ -441,9 +425,7 @@ def test_values_are_columns():
     known = rounding.Undone("stored_base", 0.5, None, 2.0, 0.7)
     assert rounding.values(known, 8.0) == {
         "kept": 0.5,
-        "kept_least": 0.5,
         "relative_norm_unrounded": 0.25,
-        "relative_norm_unrounded_least": 0.25,
         "zero_share_expected": 0.7,
     }
     refused = rounding.Undone(None, None, "rounding_unexplained")

@@ -39,7 +39,6 @@ from shadow.spectra.rounding import (
     rounding_share,
     undo,
     without_few_levels,
-    without_means,
 )
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.sketched import with_errors
@@ -131,7 +130,6 @@ def measure_pair(
         "levels_tuned": stored_levels(tuned, formats[1]),
     }
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
-    undone = without_means(undone, sides, values["relative_norm"])
     undone = without_few_levels(undone, *_round_trips(values, sides.shape[1]))
     values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)

@@ -20,14 +20,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import Updated, is_quantised, torch_dtype
+from shadow.spectra.lazy import Updated, is_quantised
 from shadow.spectra.measurement import Values
 from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
-from shadow.spectra.rounding_model import Fit, fit, fit_twice, mean_squares
-from shadow.spectra.spectrum import Sides, tiles
+from shadow.spectra.rounding_model import Fit, fit, mean_squares
+from shadow.spectra.spectrum import Sides
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -36,30 +35,23 @@ CLEAR = 10.0
 BASE_ROUNDED = 0.8
 # floor_ratio from which a change is more than rounding, whether or not its base was rounded
 MORE = 2.0
-MISFIT = 0.2  # share of the stored energy in other binades than the model has it
-ALTERNATIVE = 0.05  # relative difference of kept to which two models give the same figure
+# share of the stored energy in other binades than the model has it; less where kept is such that
+# both sides may have been rounded from a master copy, which misfits more at any lower kept
+MISFIT, OF_MASTER, AT_KEPT = 0.1, 0.07, (0.88, 0.97)
 # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
 TAILED = 4.0
+WELL_KEPT = 0.9  # kept from which tails do not matter
 REACHED = 0.125  # of the root mean square: |d| below it counts as not reached
 # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
 LOPSIDED = 0.05
-# of changes by fewer than eight ulps, how many are by an even number: twice a stored update has all
-FEW_ULPS, DOUBLED = 8, 0.9
 FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
 # energies below it, or above its inverse, have parts that vanish in float64, or overflow
 LEAST = 1e-250
-# kept below which a mean of unequal weights may have had the stored norm
-MOSTLY_LOST = 0.5
 FINEST = 0.05  # of the entries, at least: those of the smallest binades
 # floor_ratio times the mean chance that a normal update leaves an entry unchanged is at most this
 LEFT = math.sqrt(6 / math.pi)
 UNEVEN = 0.1  # an excess that is not left to that bound, which holds for updates of one size
 ERROR = 0.006  # of a share of the energy from counts
-# Halves go to the even neighbour, as in a mean of two stored models: the share of changed entries
-# with an even last bit, and its standard errors, above which one rounding did not leave them. A
-# delta of a larger relative norm that was added in 16 bits leaves few.
-SOME_EVEN, EVEN_Z, NOT_ADDED = 0.53, 6.0, 0.03
-LOOKED_AT = 1 << 18  # entries in which last bits are looked at, about
 
 History = Literal["stored_base", "far_above", "nothing_rounded"]
 Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away", "few_changed"]
@@ -77,13 +69,8 @@ class Undone:
     norm: float | None = None  # frobenius norm of the update, in weights
     # share of entries that a normal update of that size leaves unchanged, 0 to 1
     zeros: float | None = None
-
     # share of the stored energy in other binades than the model has it, 0 to 1
     misfit: float | None = None
-    # kept and norm if two roundings lie behind D, as behind two stored stages taken as one; None
-    # where one value covers that
-    kept_least: float | None = None
-    norm_least: float | None = None
     # share of the stored energy that is no multiple of the update by cell, 0 to 1
     noise: float | None = None
     # of the entries on the finest grid: the share that did not change, above that which a normal
@@ -139,44 +126,29 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
     """The verdict on a D of that energy whose counts follow the storage model, or do not.
 
     The fit is a gate. rounding_unexplained where more than MISFIT of the energy is in other binades
-    than expected; where rounding of both sides from numbers in between fits better and would give
-    another figure (a master copy that was kept in more bits over stages); where few large entries
+    than expected (master copies, stages, means, twice a stored update); where few large entries
     have the energy of cells, so that small ones have another gain; where changes go with the sign
-    of the weights (decay); where fewer than FEWEST entries changed. A part of the update of which
-    nothing was stored, such as the decay of rows that no step reached, is in no count.
+    of the weights (decay). A part of the update of which nothing was stored, such as the decay of
+    rows that no step reached, is in no count.
     """
     changed = counts.away + counts.toward
     if changed < FEWEST:
         return FEW_CHANGED
-    few = counts.entries[..., 1:FEW_ULPS].sum(axis=(0, 1, 2))
-    if few[1::2].sum() / max(1.0, few.sum()) > DOUBLED:
-        return UNEXPLAINED
-    fitted, between = fit(counts), fit(counts, "dithered", rounds=1)
-    kept = kept_share(fitted)
-    norm = math.sqrt(energy * float(fitted.update.sum() / fitted.stored.sum()))
-    entries = float(counts.entries.sum())
-    wrong, other = misfit(counts, fitted), misfit(counts, between)
-    kept_between = float(between.update.sum() / between.stored.sum())
-    lopsided = (counts.away - counts.toward) / changed
-    normal = fit(counts, rounds=0)
+    fitted, normal = fit(counts), fit(counts, rounds=0)
+    kept, wrong = kept_share(fitted), misfit(counts, fitted)
     unexplained = replace(UNEXPLAINED, zero_excess=zero_excess(counts, normal), misfit=wrong)
-    ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
-    tailed = tails(fitted.shape) > TAILED and kept < 1 - 2 * ALTERNATIVE
-    if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
+    tailed = tails(fitted.shape) > TAILED and kept < WELL_KEPT
+    lopsided = abs(counts.away - counts.toward) / changed * (1 - kept) > LOPSIDED
+    allowed = OF_MASTER if AT_KEPT[0] < kept < AT_KEPT[1] else MISFIT
+    if wrong > allowed or tailed or lopsided:
         return unexplained
-    twice = fit_twice(counts, fitted)
-    norm_least = min(norm, math.sqrt(energy * float(twice.update.sum() / twice.stored.sum())))
-    if kept < MOSTLY_LOST:
-        norm_least = min(norm_least, math.sqrt(energy))
     return replace(
         unexplained,
         history="stored_base",
         kept=kept,
         reason="rounded_away" if kept < ROUNDED_AWAY else None,
-        norm=norm,
-        zeros=1.0 - float(normal.changed.sum()) / entries,
-        kept_least=min(kept, kept_share(twice)),
-        norm_least=norm_least,
+        norm=math.sqrt(energy * float(fitted.update.sum() / fitted.stored.sum())),
+        zeros=1.0 - float(normal.changed.sum()) / float(counts.entries.sum()),
         noise=1.0 - float(coherent_energies(fitted).sum() / fitted.stored.sum()),
     )
 
@@ -217,45 +189,40 @@ def undo(
     """
     if isinstance(sides.tuned, Updated):
         return NOTHING_ROUNDED
-    if (is_quantised(sides.base) or isinstance(sides.base, Updated)) or is_quantised(sides.tuned):
-        if FLOATS.keys() >= set(formats) or floor_ratio is None or floor_ratio < CLEAR:
+    energy = float(lines[0].sum())
+    clear = floor_ratio if floor_ratio is not None and floor_ratio >= CLEAR else None
+    if is_quantised(sides.base) or isinstance(sides.base, Updated) or is_quantised(sides.tuned):
+        if FLOATS.keys() >= set(formats) or clear is None:
             return UNEXPLAINED
-        energy = float(lines[0].sum())
-        return _far_above(energy, energy / floor_ratio**2)
+        return _far_above(energy, energy / clear**2)
     names = (
         coarser_grid(sides.base, formats[0], sides.dtype, sides.space),
         coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space),
     )
     of_base, grid = (FLOATS[name] for name in names)
-    energy = float(lines[0].sum())
     if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
         if floor_ratio is None or not BASE_ROUNDED <= floor_ratio < CLEAR:
             return NOTHING_ROUNDED
         return replace(UNEXPLAINED, grid=grid)
-    coarser = min(FLOATS[name].mantissa_bits for name in formats)
     if not 0.0 < energy < math.inf:
         return UNEXPLAINED
-    if floor_ratio is not None and floor_ratio >= CLEAR and grid.mantissa_bits >= coarser:
-        return _far_above(energy, energy / floor_ratio**2)
+    coarser = min(FLOATS[name].mantissa_bits for name in formats)
+    if clear and grid.mantissa_bits >= coarser:
+        return _far_above(energy, energy / clear**2)
     if not LEAST < energy < 1.0 / LEAST:
         return UNEXPLAINED
-    undone = _counted(sides, names, lines, largest)
-    return replace(undone, grid=grid)
+    if names[0] != names[1] and not is_on_grid(sides.base, grid, sides.dtype, sides.space):
+        return replace(UNEXPLAINED, grid=grid)
+    return replace(_by_counts(count(sides, grid, lines, largest), energy), grid=grid)
 
 
-def _counted(
-    sides: Sides, names: tuple[str, str], lines: tuple[Floats, Floats], largest: float
-) -> Undone:
-    """The history of a pair in which something was rounded, and what follows from it."""
-    if not _all_on(sides, *names):
-        return UNEXPLAINED
-    energy, grid = float(lines[0].sum()), FLOATS[names[1]]
-    counts = count(sides, grid, lines, largest)
+def _by_counts(counts: Counts, energy: float) -> Undone:
+    """The verdict on a pair in which something was rounded, and all base values on that grid."""
     error = float((counts.by_binade[0] * steps() ** 2).sum()) * counts.unit**2 / 12
-    if energy >= CLEAR**2 * error:
-        excess = zero_excess(counts, fit(counts, rounds=0))
-        return replace(_far_above(energy, error), zero_excess=excess)
-    return undo_counts(counts, energy)
+    if energy < CLEAR**2 * error:
+        return undo_counts(counts, energy)
+    excess = zero_excess(counts, fit(counts, rounds=0))
+    return replace(_far_above(energy, error), zero_excess=excess)
 
 
 def _far_above(energy: float, error: float) -> Undone:
@@ -264,58 +231,14 @@ def _far_above(energy: float, error: float) -> Undone:
     return Undone("far_above", 1.0 - noise, None, math.sqrt(energy - error), noise=noise)
 
 
-def _all_on(sides: Sides, of_base: str, of_tuned: str) -> bool:
-    """Whether all values of the base lie on the tuned side's grid."""
-    if of_base == of_tuned:
-        return True
-    # otherwise its own grid would be this one
-    if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:
-        return False
-    return is_on_grid(sides.base, FLOATS[of_tuned], sides.dtype, sides.space)
-
-
-def without_means(undone: Undone, sides: Sides, relative_norm: float | None) -> Undone:
-    """Refuse what one rounding does not explain because halves were rounded."""
-    if undone.grid is None or undone.kept is None or (relative_norm or math.inf) > NOT_ADDED:
-        return undone
-    return _refused(undone) if rounds_halves(sides, undone.grid) else undone
-
-
 def without_few_levels(undone: Undone, base: str | None, tuned: str | None) -> Undone:
     """Refuse what went through 8 bits or fewer (`levels.round_trip` of each side): the rounding of
     such a copy may make up for its own errors, as that of GPTQ does.
     """
-    return _refused(undone) if undone.kept is not None and tuned and not base else undone
-
-
-def _refused(undone: Undone) -> Undone:
+    if undone.kept is None or base or not tuned:
+        return undone
     return replace(
         UNEXPLAINED, misfit=undone.misfit, zero_excess=undone.zero_excess, grid=undone.grid
-    )
-
-
-def rounds_halves(sides: Sides, grid: FloatFormat) -> bool:
-    """Whether more changed entries of the tuned side have an even last bit on its grid than one
-    rounding leaves. A mean of two models on one grid lies halfway between two numbers of it in half
-    of the entries that differ.
-    """
-    if grid.bits != 16:
-        return False
-    narrow = torch_dtype(grid)
-    step = max(1, sides.tuned.numel() // LOOKED_AT)
-    even = changed = 0
-    for number, (index, _) in enumerate(tiles(sides.tuned)):
-        if number % step:
-            continue
-        b, t = sides.read(index)
-        differs = b != t
-        bits = t.to(narrow).view(torch.int16)
-        changed += int(differs.sum())
-        even += int((differs & ((bits & 1) == 0)).sum())
-    return (
-        changed >= FEWEST
-        and even / changed > SOME_EVEN
-        and ((2 * even / changed - 1) * math.sqrt(changed) > EVEN_Z)
     )
 
 
@@ -347,19 +270,10 @@ def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undo
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded, both if two roundings lie behind D, and zero_share_expected;
-    norms None without enough kept.
-    """
-    least = undone.norm if undone.norm_least is None else undone.norm_least
-    is_known = undone.kept is not None and undone.reason is None and base_norm > 0
-
-    def relative(norm: float | None) -> float | None:
-        return norm / base_norm if is_known and norm else None
-
+    """kept, relative_norm_unrounded, None without enough kept, and zero_share_expected."""
+    is_known = undone.norm and undone.reason is None and base_norm > 0
     return {
         "kept": undone.kept,
-        "kept_least": undone.kept if undone.kept_least is None else undone.kept_least,
-        "relative_norm_unrounded": relative(undone.norm),
-        "relative_norm_unrounded_least": relative(least),
-        "zero_share_expected": undone.zeros if undone.kept is not None else None,
+        "relative_norm_unrounded": undone.norm / base_norm if is_known else None,
+        "zero_share_expected": undone.zeros,
     }

@@ -201,9 +201,9 @@ def count(
                 for side in (sides.base, tuned)
             )
             d = np.subtract(t, b, out=t)
-            moved_away, moved_toward = _directions(b, d)
-            away += moved_away
-            toward += moved_toward
+            way = np.sign(b) * np.sign(d)
+            away += int(np.count_nonzero(way > 0))
+            toward += int(np.count_nonzero(way < 0))
             binade, place = _binades_and_levels(b, d, grid, top, deepest)
             highest = max(highest, int(place.max()))
             rows, cols = (row_of[chosen], col_of) if tall else (row_of, col_of[chosen])
@@ -220,12 +220,6 @@ def count(
     entries = np.add.reduceat(by_raw, first_raw[:used], axis=3).astype(np.float64)
     entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
     return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), away, toward)
-
-
-def _directions(b: NDArray[np.floating], d: NDArray[np.floating]) -> tuple[int, int]:
-    """How many entries b other than 0 move away from it, as d has their sign, and toward it."""
-    way = np.sign(b) * np.sign(d)
-    return int(np.count_nonzero(way > 0)), int(np.count_nonzero(way < 0))
 
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:

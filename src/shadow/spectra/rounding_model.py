@@ -8,16 +8,13 @@ with heavy tails, of rank one, or with most entries 0 have shapes that are far f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shadow.spectra.rounding_counts import BINADES, Counts, Floats, Indices, levels, steps
-
-Model = Literal["stored", "dithered"]
 
 OCTAVE = 8  # steps of the grid of scales in a factor of two
 BIN_OCTAVE = 4  # bins of the shape in a factor of two
@@ -62,74 +59,34 @@ def half_normal() -> Floats:
 
 
 @cache
-def tables(model: Model) -> Tables:
-    """stored: D = round(d / ulp); dithered: both sides of D were rounded from numbers in between.
-
-    A hat of width 2 about each k is then the chance of D = k: d is hit on average, and with more
-    noise.
-    """
+def tables() -> Tables:
+    """Moments and chances of D = round(d / ulp)."""
     ratios = np.exp2(np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1) / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
-    if model == "stored":
-        below, second, product = _below, _primitive_second, _primitive_product
-    else:
-        below, second, product = _dithered_below, _dithered_second, _cube
     coarse = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     chance = np.zeros((coarse, len(levels().low), edges.shape[1] - 1), dtype=np.float32)
     previous = np.zeros_like(widths[:coarse])
     for level, following in enumerate(levels().low[1:]):
-        up_to = np.clip(np.diff(below(edges[:coarse], following)) / widths[:coarse], 0.0, 1.0)
-        chance[:, level] = up_to - previous
-        previous = up_to
+        below = np.diff(np.minimum(edges[:coarse], following - 0.5)) / widths[:coarse]
+        np.clip(below, 0.0, 1.0, out=below)
+        chance[:, level] = below - previous
+        previous = below
     chance[:, -1] = 1.0 - previous
     np.clip(chance, 0.0, 1.0, out=chance)
-    changed = 1.0 - np.diff(below(edges, 1.0)) / widths
-    return Tables(
-        np.diff(second(edges)) / widths, np.diff(product(edges)) / widths, changed, chance
-    )
-
-
-def _primitive_second(x: Floats) -> Floats:
-    """Integral from 0 to x of round(t)²."""
-    n: Floats = np.floor(x + 0.5)
-    return (n - 1) * n * (2 * n - 1) / 6 + n**2 * (x - n + 0.5)
-
-
-def _primitive_product(x: Floats) -> Floats:
-    """Integral from 0 to x of t round(t)."""
-    n: Floats = np.floor(x + 0.5)
-    return (n - 1) * n * (2 * n - 1) / 6 + n * (x - n + 0.5) * (x + n - 0.5) / 2
-
-
-def _cube(x: Floats) -> Floats:
-    return x**3 / 3
-
-
-def _dithered_second(x: Floats) -> Floats:
-    """Integral from 0 to x of t² + f (1 - f), f the fractional part of t."""
-    n = np.floor(x)
-    f = x - n
-    return x**3 / 3 + n / 6 + f**2 / 2 - f**3 / 3
-
-
-def _below(x: Floats, k: float) -> Floats:
-    """Integral from 0 to x of the chance that round(t) < k."""
-    return np.minimum(x, k - 0.5)
-
-
-def _dithered_below(x: Floats, k: float) -> Floats:
-    """The same with dither: the chance is 1 up to k - 1 and falls to 0 at k."""
-    over = np.clip(x - (k - 1), 0.0, 1.0)
-    return np.minimum(x, k - 1) + over - over**2 / 2
+    nearest: Floats = np.floor(edges + 0.5)
+    # integrals from 0 to an edge, of round(t)² and t round(t)
+    whole, rest = (nearest - 1) * nearest * (2 * nearest - 1) / 6, edges - nearest + 0.5
+    second = whole + nearest**2 * rest
+    product = whole + nearest * rest * (edges + nearest - 0.5) / 2
+    changed = 1.0 - np.diff(np.minimum(edges, 0.5)) / widths
+    return Tables(np.diff(second) / widths, np.diff(product) / widths, changed, chance)
 
 
 @dataclass(frozen=True)
 class Fit:
     """A model fitted to counts. Energies are in units of unit²."""
 
-    # by cell: log2 of s / unit on the grid of scales, in steps; NaN without a change
-    scales: Floats
     shape: Floats  # (bins,): the distribution of |d| / s, which sums to 1
     update: Floats  # by cell: energy of d
     product: Floats  # by cell: sum of D d
@@ -138,27 +95,14 @@ class Fit:
     energy: Floats  # (BINADES,): expected energy of D
 
 
-def fit(counts: Counts, model: Model = "stored", rounds: int = 3) -> Fit:
+def fit(counts: Counts, rounds: int = 3) -> Fit:
     """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone at 0."""
-    entries = counts.by_cell
-    stored = counts.energies
-    known = tables(model)
     shape = half_normal()
-    scales = _solve(entries, stored, known, shape)
+    scales = _solve(counts, shape)
     for _ in range(rounds):
-        shape = _improve(counts, scales, known, shape)
-        scales = _solve(entries, stored, known, shape)
-    return _fitted(counts, entries, stored, known, shape, scales)
-
-
-def fit_twice(counts: Counts, once: Fit) -> Fit:
-    """The scales of two updates of equal size that were rounded one after the other, and make the
-    counts together; of the shape of a fit of one. Sums are of both.
-    """
-    known = tables("stored")
-    scales = _solve(counts.by_cell, once.stored / 2, known, once.shape)
-    half = _fitted(counts, counts.by_cell, once.stored / 2, known, once.shape, scales)
-    return replace(half, update=2 * half.update, product=2 * half.product, stored=once.stored)
+        shape = _improve(counts, scales, shape)
+        scales = _solve(counts, shape)
+    return _fitted(counts, shape, scales)
 
 
 def _ratio_index(scale_steps: Floats) -> Floats:
@@ -166,14 +110,14 @@ def _ratio_index(scale_steps: Floats) -> Floats:
     return scale_steps[..., None] + OCTAVE * np.arange(BINADES) - RATIO_FROM * OCTAVE
 
 
-def _solve(entries: Floats, stored: Floats, known: Tables, shape: Floats) -> Floats:
+def _solve(counts: Counts, shape: Floats) -> Floats:
     """The scale at which the expected energy of each cell is the stored one, between steps."""
-    mean = known.second @ shape
+    mean = tables().second @ shape
     candidates = np.arange((RATIO_FROM * OCTAVE), (RATIO_TO - BINADES) * OCTAVE)
     at = np.clip(_ratio_index(candidates.astype(np.float64)).astype(np.intp), 0, len(mean) - 1)
     by_candidate = mean[at] * steps() ** 2  # (candidates, BINADES)
-    expected = entries.reshape(-1, BINADES) @ by_candidate.T
-    energy = stored.ravel()
+    expected = counts.by_cell.reshape(-1, BINADES) @ by_candidate.T
+    energy = counts.energies.ravel()
     above = np.clip((expected < energy[:, None]).sum(axis=1), 1, len(candidates) - 1)
     low, high = (
         np.take_along_axis(expected, place[:, None], 1)[:, 0] for place in (above - 1, above)
@@ -181,7 +125,7 @@ def _solve(entries: Floats, stored: Floats, known: Tables, shape: Floats) -> Flo
     with np.errstate(divide="ignore", invalid="ignore"):
         part = np.log(energy / low) / np.log(high / low)
     part = np.clip(np.where(low > 0, part, 1.0), 0.0, 1.0)
-    return np.where(energy > 0, candidates[above - 1] + part, np.nan).reshape(stored.shape)
+    return np.where(energy > 0, candidates[above - 1] + part, np.nan).reshape(counts.energies.shape)
 
 
 def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
@@ -195,12 +139,12 @@ def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
     return found // width, found % width, table[found].astype(np.float64)
 
 
-def _improve(counts: Counts, scales: Floats, known: Tables, shape: Floats) -> Floats:
+def _improve(counts: Counts, scales: Floats, shape: Floats) -> Floats:
     """Steps of expectation-maximisation of the shape."""
     ratio, level, number = _active(counts, scales)
     if len(number) == 0:
         return shape
-    chance = known.chance[ratio, level]
+    chance = tables().chance[ratio, level]
     share = (number / number.sum()).astype(np.float32)
     single = shape.astype(np.float32)
     for _ in range(ITERATIONS):
@@ -208,9 +152,8 @@ def _improve(counts: Counts, scales: Floats, known: Tables, shape: Floats) -> Fl
     return single.astype(np.float64) / float(single.sum(dtype=np.float64))
 
 
-def _fitted(
-    counts: Counts, entries: Floats, stored: Floats, known: Tables, shape: Floats, scales: Floats
-) -> Fit:
+def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
+    known, entries = tables(), counts.by_cell
     at = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
     below = np.clip(np.floor(at).astype(np.intp), 0, len(known.second) - 2)
     part = np.where(np.isfinite(scales), 1.0, 0.0)[..., None]
@@ -224,11 +167,10 @@ def _fitted(
     mean = float(mean_squares() @ shape)
     squared = np.exp2(2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE) * mean
     return Fit(
-        scales=scales,
         shape=shape,
         update=entries.sum(axis=2) * squared,
         product=(weight * expected(known.product @ shape)).sum(axis=2),
-        stored=stored,
+        stored=counts.energies,
         changed=(entries * expected(known.changed @ shape)).sum(axis=(0, 1)),
         energy=(weight * expected(known.second @ shape)).sum(axis=(0, 1)),
     )

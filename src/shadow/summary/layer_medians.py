@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
-    "kept_least", "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy",
+    "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy",
     "format_ratio", "kept_low", "kept_high",
 )  # fmt: skip
 POOLER = re.compile(r"\bpooler\b")
@@ -50,8 +50,6 @@ def inside_layers(deltas: Columns) -> Row:
     reason, z, formats = inside["kept_reason"], inside["purity_z"], inside["dtype"]
     sides = _short_sides(inside)
     least, most = rank_bounds(inside.__getitem__)
-    fewer = (inside["kept_least"] / inside["kept"]) ** 2  # if there were two roundings
-    fewer = np.where(np.isnan(fewer), 1.0, fewer)
     return row(
         "inside_layers",
         {name: median(inside[name]) for name in (*LAYER_MEDIANS, *BESIDE)},
@@ -66,7 +64,6 @@ def inside_layers(deltas: Columns) -> Row:
         judged=_count(z),
         beyond_noise=int((z > NOISE).sum()),
         flatter_than_noise=int((z < -NOISE).sum()),
-        equivalent_directions_least=median(inside["equivalent_directions"] * fewer),
         rank_least=median(least),
         rank_most=median(most),
         rank_known=int(_is_of_rank(inside.__getitem__).sum()),

@@ -209,9 +209,8 @@ def _whole_norm(rows: Columns) -> float | None:
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def _unrounded(deltas: Columns) -> dict[str, float | None]:
-    """The relative norm of the updates before storage, as one vector, and the same if two roundings
-    lie behind them: what it is over what is stored in the matrices of which it is known, if these
-    have most of the energy.
+    """The relative norm of the updates before storage, as one vector: what it is over what is
+    stored in the matrices of which it is known, if these have most of the energy.
     """
     norms, bases, stored = (
         deltas[name] for name in ("relative_norm_unrounded", "base_norm", "frobenius_norm")
@@ -219,17 +218,14 @@ def _unrounded(deltas: Columns) -> dict[str, float | None]:
     is_judged = bool((deltas["kept_reason"] != None).any() or not np.isnan(norms).all())  # noqa: E711
     as_stored = np.isnan(norms) & are(deltas["kept_reason"], "nothing_rounded")
     norms = np.where(as_stored, deltas["relative_norm"], norms)
-    least = np.fmin(norms, deltas["relative_norm_unrounded_least"])
     known = ~np.isnan(norms)
     of_known, overall = math.hypot(*stored[known]), math.hypot(*stored)
     share = (of_known / overall) ** 2 if 0 < overall < math.inf else None
     unit = math.nan  # without a share above MOSTLY_KNOWN
     if share is not None and share >= MOSTLY_KNOWN:
         unit = over(overall, of_known * math.hypot(*bases)) or math.nan
-    norm, fewer = (finite(unit * math.hypot(*(of * bases)[known])) for of in (norms, least))
     return {
-        "relative_norm_overall_unrounded": norm,
-        "relative_norm_overall_unrounded_least": fewer,
+        "relative_norm_overall_unrounded": finite(unit * math.hypot(*(norms * bases)[known])),
         "unrounded_share": share if is_judged else None,
     }
 

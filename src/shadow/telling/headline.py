@@ -101,7 +101,7 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool) -> str:
     kind = next((text for code, text in KINDS.items() if code in refined), "")
     inside, number = summary.inside_layers, ""
     if "along" in refined:
-        number = told.reaching(DIRECTIONS, "about")
+        number = told.fill(f"{{{DIRECTIONS}:about}}")
     text = told.fill(
         kind,
         rank=summary.figures.rank_ceiling or inside.rank_most,
@@ -141,7 +141,7 @@ def _size(told: Told, codes: Collection[str]) -> str:
     summary, norm = told.summary, None
     are_siblings = "siblings" in codes
     if has_other_norm_unrounded(summary) and not are_siblings:
-        norm = told.reaching(UNROUNDED, "share")
+        norm = told.fill(f"{{{UNROUNDED}:share}}")
     elif summary.figures.relative_norm_overall is not None:
         stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
         norm = told.fill("{figures.relative_norm_overall:share}") + stored

@@ -83,7 +83,7 @@ def _norm(told: Told, apart: bool) -> str:
     if figures.relative_norm_overall is None:
         code = "unknown"
     elif has_other_norm_unrounded(summary) and not apart:
-        code, before = "before", told.reaching(UNROUNDED, "share")
+        code, before = "before", told.fill(f"{{{UNROUNDED}:share}}")
         if (figures.unrounded_share or 1.0) < NEARLY_KNOWN:
             known = told.fill(WORDS["known"])
     what = "difference" if apart else "change"

@@ -67,8 +67,8 @@ WORDS = {  # slots without a dot are figures of inside_layers
     " widely differing sizes, a mean of models, rounding at every step or a copy in more or fewer"
     " bits may have left it.",
     "small": "The stored change is {figures.floor_ratio:ratio} times its rounding.",
-    "kept": "Inside the layers, {part} of the energy of the stored change is the update; the rest"
-    " is rounding.",
+    "kept": "Inside the layers, {inside_layers.kept:share} of the energy of the stored change is"
+    " the update; the rest is rounding.",
 }
 
 
@@ -109,8 +109,7 @@ def _coherent(summary: PairRecord) -> Sentence:
     told, inside = Told(summary), summary.inside_layers
     code, number, directions = "hidden", "", told.directions() or None
     if knows_coherence(summary) and inside.equivalent_directions is not None:
-        code, number = "along", Told(summary).reaching(DIRECTIONS, "about")
-        told.note(DIRECTIONS)
+        code, number = "along", told.fill(f"{{{DIRECTIONS}:about}}")
     elif knows_coherence(summary) and inside.above_short_side:
         code = "above"
     where, count = "" if inside.matrices == 1 else " in the median", 1 if number == "1" else 2
@@ -169,9 +168,7 @@ def _left(summary: PairRecord, is_small: bool, has_few: bool) -> list[Sentence]:
     if 2 * inside.unexplained >= inside.matrices and floor < CLEAR and not has_few:
         return [told.sentence("unexplained", told.inside(WORDS["unexplained"]), small)]
     if inside.kept is not None and inside.kept < WELL_KEPT:
-        told = Told(summary)
-        part = told.reaching("inside_layers.kept", "share")
-        return [told.sentence("kept", told.fill(WORDS["kept"], part=part))]
+        return [tell(summary, "kept", WORDS["kept"])]
     return [told.sentence("rounding", small)] if small else []
 
 

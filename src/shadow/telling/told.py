@@ -9,11 +9,8 @@ from typing import Any
 from shadow.checks.answer import Figure
 from shadow.checks.inside import has_sizes
 from shadow.checks.summary import Sentence
-from shadow.quantities import Kind, bounds_text
 from shadow.summary.record import PairRecord
 from shadow.templates import Value, fill, names_in
-
-MATTERS = 0.9  # of a share or norm: what two roundings would leave, below which that is said
 
 
 @dataclass
@@ -52,15 +49,6 @@ class Told:
         """Note what a sentence rests on and does not write; nothing that is null."""
         values = {place: self.at(place) for place in places}
         self.figures |= {place: value for place, value in values.items() if value is not None}
-
-    def reaching(self, place: str, kind: Kind) -> str:
-        """A figure, or a range down to what it would be if two roundings lay behind the change,
-        where that matters: `0.052 to 0.075 %`.
-        """
-        value, least = self.at(place), self.at(f"{place}_least")
-        matters = least is not None and least < MATTERS * value
-        self.note(place, *([f"{place}_least"] if matters else []))
-        return bounds_text((least if matters else value, value), kind)
 
     def directions(self) -> str:
         """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as

@@ -53,8 +53,8 @@ SIGNED = (
 )  # fmt: skip
 # columns that read as per cent
 SHARES = (
-    "relative_norm", "relative_norm_unrounded", "relative_norm_unrounded_least", "zero_share",
-    "zero_share_expected", "spike_energy", "energy_share", "rows_changed", "kept", "kept_least",
+    "relative_norm", "relative_norm_unrounded", "zero_share",
+    "zero_share_expected", "spike_energy", "energy_share", "rows_changed", "kept",
     "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
 )  # fmt: skip
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
