@@ -621,9 +621,10 @@ def document(
         {100 * rounding.MISFIT:.0f} % of the stored energy lies in other binades than the model has
         it, or {100 * rounding.OF_MASTER:.0f} % where `kept` is {rounding.AT_KEPT[0]} to
         {rounding.AT_KEPT[1]}; where the entries that the update reaches have a fourth moment above
-        {rounding.TAILED:g} and `kept` is below {rounding.WELL_KEPT:g}; and where changes go with the sign of the weights, (away -
-        toward) / changed times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is
-        one far above its rounding, where both histories give the same figures.""",
+        {rounding.TAILED:g} and `kept` is below {rounding.WELL_KEPT:g}; and where changes go with
+        the sign of the weights, (away - toward) / changed times (1 - kept) above
+        {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where both
+        histories give nearly the same figures.""",
         gate_part(found),
         "## Copies, merges and strangers",
         f"""{LAYERS} matrices of each through the whole of `shadow audit`; medians.""",

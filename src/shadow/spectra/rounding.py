@@ -271,9 +271,9 @@ def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undo
 
 def values(undone: Undone, base_norm: float) -> Values:
     """kept, relative_norm_unrounded, None without enough kept, and zero_share_expected."""
-    is_known = undone.norm and undone.reason is None and base_norm > 0
+    norm = undone.norm if undone.reason is None and base_norm > 0 else None
     return {
         "kept": undone.kept,
-        "relative_norm_unrounded": undone.norm / base_norm if is_known else None,
+        "relative_norm_unrounded": norm / base_norm if norm else None,
         "zero_share_expected": undone.zeros,
     }
