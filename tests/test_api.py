@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,7 @@ import pytest
 from readme import demo_scores
 
 import shadow
+from shadow import api
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")
@@ -208,6 +211,17 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
         shadow.audit(*target, output=tmp_path / "out", **wrong)
     assert caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+def test_keywords_are_the_fields_of_measuring_and_at_most_twelve_of_their_own():
+    """Options are declared once; those who check types have the same names."""
+    own = [one for one in signature(api.audit).parameters.values() if one.kind != one.VAR_KEYWORD]
+    assert len(own) <= 12
+    fields = {one.name for one in dataclasses.fields(shadow.Measuring)}
+    assert api.MeasuringOptions.__annotations__.keys() == fields
+    for keyword in ("precision", "subspaces", "registry"):
+        with pytest.raises(shadow.UsageError, match=keyword):
+            shadow.audit("demo", **{keyword: None})
 
 
 def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):

@@ -37,6 +37,26 @@ def test_examples_are_commands_of_this_version(command, line):
     assert line in CliRunner().invoke(app, [command, "--help"]).output
 
 
+def test_audit_has_thirty_options():
+    """Besides --help; one more than these means that another one goes."""
+    audit = typer.main.get_command(app).commands["audit"]
+    assert sum(one.param_type_name == "option" for one in audit.params) == 30
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audit", "demo", "--norms"), ("audit", "demo", "--precision", "sketch"),
+        ("audit", "demo", "--json"), ("plan", "demo", "--fetch", "shards"), ("reproduce",),
+        ("export", "reports", "--to", "duckdb"),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_gone_is_one_line_with_what_to_use(inside, words):
+    refused = inside(*words)
+    refused.assert_refused(2)
+    assert "hint" in refused.err
+
+
 @pytest.mark.parametrize("command", ["show", "report"])
 def test_without_a_run_the_reports_of_this_folder_are_meant(inside, command, tmp_path):
     """Those that `audit` writes without -o; where there are none, that folder is named."""
