@@ -213,3 +213,7 @@ def test_a_headline_is_one_short_line(must, code):
 )
 def test_layers_in_a_row_are_a_span(numbers, text):
     assert spans_of(list(numbers)) == text
+
+
+def test_a_range_of_layers_is_one_span_however_long_it_is():
+    assert spans_of(range(1, 2_000_000_001)) == "1 to 2000000000"

@@ -92,13 +92,14 @@ def layers_of(component: str, layers: Sequence[int], several: bool) -> str:
 def spans_of(numbers: Sequence[int]) -> str:
     """`0 to 3, 5 and 7`."""
     spans: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in () if isinstance(numbers, range) else sorted(numbers):
         if spans and number == spans[-1][-1] + 1:
             spans[-1].append(number)
         else:
             spans.append([number])
     texts: list[str] = []
-    for span in spans:
+    # a range, which a hostile number makes billions long, is one span as it is
+    for span in [numbers] if isinstance(numbers, range) else spans:
         texts += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else map(str, span)
     if len(texts) > 2 * NAMED:
         texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]

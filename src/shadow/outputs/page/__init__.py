@@ -1,15 +1,13 @@
 """Reports -> one self-contained web page: no network, light and dark, printable.
 
-The charts are Plotly's: its distribution for charts on two axes lies in this package and stands in
-the page compressed. What a reader needs without scripts (headline, claims, tables) is plain HTML.
-Text from files is escaped by who reads it: Jinja for HTML, `script_json` for data inside a script
-element, and our scripts for Plotly, which takes some tags and entities in text for markup. A policy
-in the page lets nothing be fetched, whatever is in it.
+What a reader needs without scripts (headline, claims, tables, rankings) is plain HTML; the script
+draws what the reader chooses. Text from files is escaped by who reads it: Jinja for HTML,
+`script_json` for data inside a script element, which enters the document as text only. A policy in
+the page lets nothing be fetched, whatever is in it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,28 +17,24 @@ from markupsafe import Markup
 
 from shadow import __version__
 from shadow.audits.list_index import read_index, report_folder
-from shadow.checks.inside import LIKE_NOISE
 from shadow.comparing.lineage import Lineage, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.outputs.page.cards import shared_scale
 from shadow.outputs.page.cells import metric_texts
-from shadow.outputs.page.html import environment, file_text, library, policy, script_json, scripts
+from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.page.sections import Chart, LinkedTable
-from shadow.quantities import Kind
+from shadow.outputs.page.ranking import rank, ranking_chart, ranking_table
+from shadow.outputs.page.sections import LinkedTable
 from shadow.reports.columns import NOTATION
 from shadow.run.journal import JOURNAL
-from shadow.summary.depth import LAYERS
-from shadow.telling.document import Block, Cell, Section, Table, named, number, table_of, worded
+from shadow.telling.document import Block, Section, Table, named, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
-from shadow.telling.screen import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
 MOST_CARDS = 50  # pairs; more are in the table alone
-FEWEST_POINTS = 8  # pairs; a scatter of fewer says less than their table
 
 
 class Missing(NamedTuple):
@@ -116,12 +110,9 @@ def page_bytes(
     sections: Sequence[PairSection], title: str, missing: Sequence[Missing] = ()
 ) -> bytes:
     """The page as UTF-8, with the pairs that are missing. Equal arguments give equal bytes."""
-    ranked = sorted(sections, key=_rank)
+    ranked = sorted(sections, key=rank)
     shared = {
         "metrics": metric_texts(),
-        "margin": LIKE_NOISE,
-        "layers": LAYERS,
-        "overview": [section.overview() for section in ranked],
     }
     followed = _followed(sections)
     with_cards = 1 < len(sections) <= MOST_CARDS
@@ -130,21 +121,19 @@ def page_bytes(
         title=sections[0].name if len(sections) == 1 else title,
         pairs=sections,
         ranked=ranked,
-        ranking=_ranking(ranked),
+        ranking=ranking_table(ranked),
         missing=table_of(MISSING, missing) if missing else None,
         lineage=_lineage_blocks(followed, numbers) if followed.chains else None,
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
-        library=library(),
-        policy=policy([*scripts().values(), library().text]),
+        policy=policy(scripts().values()),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         with_cards=with_cards,
         card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures)
         if with_cards
         else None,
-        with_scatter=len(sections) >= FEWEST_POINTS,
-        chart=Chart,
+        ranking_chart=ranking_chart(ranked),
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip
@@ -170,39 +159,6 @@ def _lineage_blocks(found: Lineage, numbers: Mapping[str, int]) -> list[Block]:
         if not isinstance(block, Section):
             blocks.append(block)
     return blocks
-
-
-def _ranking(ranked: Sequence[PairSection]) -> LinkedTable:
-    places = {
-        section.number: str(place)
-        for place, section in enumerate(ranked, 1)
-        if not section.failed and section.summary.figures.concentration is not None
-    }
-
-    def figure(name: str, kind: Kind) -> Callable[[PairSection], Cell]:
-        return lambda section: quantity(section.summary, name, kind)
-
-    fields = [
-        number("rank", lambda section: places.get(section.number)),
-        named("pair", "name"),
-        number("concentration", figure("concentration", "fixed")),
-        number("relative norm", figure("relative_norm_overall", "share")),
-        number("PR", figure("participation_ratio", "ratio")),
-        number("null PR", figure("null_participation_ratio", "ratio")),
-        number("spikes", figure("spikes", "number")),
-    ]
-    if any(section.failed for section in ranked):
-        fields.append(worded("gates failed", lambda section: ", ".join(section.failed)))
-    links = [f"#pair-{section.number}" for section in ranked]
-    return LinkedTable(fields, table_of(fields, ranked).rows, links=links)
-
-
-def _rank(section: PairSection) -> tuple[bool, float, str]:
-    """Most concentrated first; after them the pairs whose figures no gate lets count."""
-    concentration = section.summary.figures.concentration
-    if concentration is None:
-        concentration = -math.inf
-    return bool(section.failed), -concentration, section.name
 
 
 def _title(run: Path) -> str:

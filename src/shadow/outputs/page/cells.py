@@ -9,22 +9,18 @@ tables of a few rows, where a frame costs more than its numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.outputs.page.curves import Key, Listed, short, shortened
+from shadow.outputs.page.curves import Key, shortened
 from shadow.reports.columns import DELTA, SPECTRAL
-from shadow.summary.bootstrap import blocks_of, intervals_of_medians
 from shadow.summary.columns import Columns
-from shadow.summary.depth import LAYERS
 from shadow.summary.grid import order_of
 from shadow.summary.layer_medians import above_short_side
-from shadow.summary.rows import MEDIANS
 from shadow.text import visible
 
 PLACE = ("component", "layer", "module")
@@ -58,8 +54,6 @@ SHARES = (
     "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
 )  # fmt: skip
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
-EXPERTS = 10_000  # as spread.LAYERS
-EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
 
 Numbers = NDArray[np.float64]
 
@@ -74,9 +68,6 @@ def columns_of(subject: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
 
 
-EXPLAINED = ("text", "formula", "unit", "range", "null", "source", "pitfalls")
-
-
 def metric_texts() -> dict[str, dict[str, object]]:
     """What `explain` says of every column that can be drawn, and how to draw it: whether deltas
     alone have it, what it would be with random signs, whether its 0 divides, and whether it is
@@ -85,7 +76,9 @@ def metric_texts() -> dict[str, dict[str, object]]:
     delta_only = {column.name for column in DELTA}
     return {
         column.name: {
-            **{name: getattr(column, name) for name in EXPLAINED},
+            "text": column.text,
+            "formula": column.formula,
+            "null": column.null,
             "delta": column.name in delta_only,
             "under_null": UNDER_NULL.get(column.name),
             "signed": column.name in SIGNED,
@@ -112,11 +105,6 @@ def places(rows: Columns) -> list[Key]:
         (component or "", None if math.isnan(layer) else int(layer), module or "")
         for component, layer, module in rows.each(*PLACE)
     ]
-
-
-def numbers(rows: Columns, names: Sequence[str]) -> Numbers:
-    """Some columns beside each other: (rows, names)."""
-    return np.stack([rows[name] for name in names], axis=1)
 
 
 def cells_of(matrices: Columns, tensors: Columns) -> list[Cell]:
@@ -148,111 +136,64 @@ def _measured(matrices: Columns) -> dict[Key, Cell]:
     }
 
 
-# What a column says of a module: median, its interval over layers, over how many layers, and the
-# interval's level.
-ModuleFigure = list[float | int | list[float | int | None] | None]
+def drawn_cells(matrices: Columns, cells: Sequence[Cell]) -> dict[str, object]:
+    """Places, states, shapes and figures of some cells: a value for each of them in each list.
 
-
-class Range(TypedDict):
-    """The least and the largest value of a column in each cell."""
-
-    low: Listed
-    high: Listed
-
-
-class Experts(TypedDict, total=False):
-    """The single experts of cells that have several."""
-
-    cell: list[int]  # of each expert matrix
-    expert: list[int]  # its number, from 0
-    values: dict[str, Listed]  # by column
-
-
-class DrawnCells(TypedDict):
-    """The cells of a report for the charts. Most lists have a value for each cell."""
-
-    groups: list[list[str]]  # component and module of each group
-    group: list[int]  # the number of its group, from 0
-    layer: list[int | None]
-    state: list[str]
-    reason: list[str | None]
-    matrices: list[int]
-    tensor: list[str | None]  # the name of its first matrix
-    rows: Listed  # of its first matrix
-    cols: Listed
-    values: dict[str, dict[str, Listed]]  # medians, by subject and column
-    shift: dict[str, Listed]  # tuned - base, by column
-    ranges: dict[str, Range]  # by column
-    # by subject and column, a value for each group
-    modules: dict[str, dict[str, list[ModuleFigure | None]]]
-    experts: Experts  # empty where there are none
-
-
-def drawn_cells(matrices: Columns, cells: Sequence[Cell], pairs: int) -> DrawnCells:
-    """Places, values and ranges of a report on a page with pairs - 1 others."""
+    Of several matrices in one cell a figure is their median, the shift that of both medians.
+    """
     number = {cell.place: index for index, cell in enumerate(cells)}
-    cell = np.array([number[place] for place in places(matrices)], dtype=np.intp)
-    groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
-    index = {group: number for number, group in enumerate(groups)}
+    all_places = np.array([number.get(place, -1) for place in places(matrices)], dtype=np.intp)
+    drawn = np.flatnonzero(all_places >= 0)
+    matrices, place = matrices.where(drawn), all_places[drawn]
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
-    first[cell[::-1]] = np.arange(len(cell))[::-1]
-    group = [index[of_place.place[0], of_place.place[2]] for of_place in cells]
+    first[place[::-1]] = np.arange(len(place))[::-1]
     tensors = [*map(_visible, matrices["tensor"]), None]
-    parts = {subject: _part(matrices, cell, subject) for subject in SUBJECTS}
-    sizes = [np.bincount(part.cell, minlength=len(cells)) for part in parts.values()]
+    sizes = [
+        np.bincount(place[matrices["subject"] == subject], minlength=len(cells))
+        for subject in SUBJECTS
+    ]
+    medians = {subject: _medians(matrices, place, subject, len(cells)) for subject in SUBJECTS}
+    base, tuned = medians["base"], medians["tuned"]
+    spectral = [column.name for column in SPECTRAL if {column.name} <= base.keys() & tuned.keys()]
     return {
-        "groups": [[visible(component), visible(module)] for component, module in groups],
-        "group": group,
-        "layer": [drawn.place[1] for drawn in cells],
-        "state": [drawn.state for drawn in cells],
-        "reason": [_visible(drawn.reason) for drawn in cells],
+        "component": [visible(cell.place[0]) for cell in cells],
+        "module": [visible(cell.place[2]) for cell in cells],
+        "layer": [cell.place[1] for cell in cells],
+        "state": [cell.state for cell in cells],
+        "reason": [_visible(cell.reason) for cell in cells],
         "matrices": np.max(sizes, axis=0).tolist(),
-        "tensor": [tensors[row] for row in first.tolist()],
+        "tensor": [tensors[row] for row in first.tolist()],  # of its first matrix
         "rows": shortened(np.append(matrices["rows"], np.nan)[first]),
         "cols": shortened(np.append(matrices["cols"], np.nan)[first]),
-        "values": {subject: _medians(part, len(cells)) for subject, part in parts.items()},
-        "shift": _shifts(matrices, parts, len(cells)),
-        "ranges": _ranges(parts["delta"], len(cells)),
-        "modules": {
-            subject: _by_module(part, np.array(group)[part.cell], matrices["layer"], len(groups))
-            for subject, part in parts.items()
+        "values": {
+            subject: {name: shortened(values) for name, values in columns.items()}
+            for subject, columns in medians.items()
         },
-        "experts": _experts(matrices, cell, EXPERT_VALUES // pairs),
+        "shift": {name: shortened(tuned[name] - base[name]) for name in spectral},
     }
 
 
 def _visible(text: str | None) -> str | None:
-    if text is None:
-        return None
-    return visible(text)
+    return None if text is None else visible(text)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The rows of one subject: which they are, their cells, and its columns that have any value."""
-
-    rows: NDArray[np.intp]
-    cell: NDArray[np.intp]
-    names: list[str]
-    values: Numbers  # (rows, names)
-    ranked: Numbers  # the same for medians: infinite where a value is null because it is too large
-
-
-def _part(matrices: Columns, cell: NDArray[np.intp], subject: str) -> _Part:
-    rows = np.flatnonzero(matrices["subject"] == subject)
-    own = matrices.where(rows)
-    names, values = _present(columns_of(subject), numbers(own, columns_of(subject)))
-    ranked = values.copy()
-    if subject == "delta" and "equivalent_directions" in names:
-        above = above_short_side(own.__getitem__)
-        ranked[above, names.index("equivalent_directions")] = np.inf
-    return _Part(rows=rows, cell=cell[rows], names=names, values=values, ranked=ranked)
-
-
-def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]:
-    """The columns of (rows, names) that have any value."""
-    there = np.flatnonzero(~np.isnan(values).all(axis=0))
-    return [names[place] for place in there.tolist()], values[:, there]
+def _medians(
+    matrices: Columns, place: NDArray[np.intp], subject: str, cells: int
+) -> dict[str, Numbers]:
+    """By column, the median of each cell's rows of a subject; without columns that lack values."""
+    names = columns_of(subject)
+    own = matrices["subject"] == subject
+    rows, place = matrices.where(own), place[own]
+    values = np.stack([rows[name] for name in names], axis=1)
+    has_any = ~np.isnan(values).all(axis=0)
+    if subject == "delta":  # null where it is too large, which a median must not leave out
+        above = above_short_side(rows.__getitem__)
+        values[above, names.index("equivalent_directions")] = np.inf
+    medians = np.full((cells, len(names)), np.nan)
+    medians[place] = values
+    for several in np.flatnonzero(np.bincount(place, minlength=cells) > 1):
+        medians[several] = _median(values[place == several])
+    return {names[at]: medians[:, at] for at in np.flatnonzero(has_any).tolist()}
 
 
 def _median(values: Numbers) -> Numbers:
@@ -264,111 +205,3 @@ def _median(values: Numbers) -> Numbers:
         for middle in ((known - 1) // 2, known // 2)
     )
     return np.asarray((low + high) / 2)
-
-
-def _by_cell(
-    values: Numbers,
-    cell: NDArray[np.intp],
-    cells: int,
-    reduce: Callable[[Numbers], Numbers] = _median,
-) -> Numbers:
-    """What reduce makes of each cell's rows, (cells, columns); NaN for a cell without rows."""
-    reduced = np.full((cells, values.shape[1]), np.nan)
-    order = np.argsort(cell, kind="stable")
-    filled, starts = np.unique(cell[order], return_index=True)
-    if len(filled) == len(cell):  # one each, as in a dense model
-        reduced[cell] = values
-        return reduced
-    for place, rows in zip(filled, np.split(order, starts)[1:], strict=True):
-        reduced[place] = reduce(values[rows])
-    return reduced
-
-
-def _listed(names: Sequence[str], values: Numbers) -> dict[str, Listed]:
-    """(rows, names) as lists by name."""
-    return {name: shortened(column) for name, column in zip(names, values.T, strict=True)}
-
-
-def _medians(part: _Part, cells: int) -> dict[str, Listed]:
-    """The median of every column by cell; columns that are null everywhere are left out."""
-    return _listed(part.names, _by_cell(part.ranked, part.cell, cells))
-
-
-def _shifts(matrices: Columns, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
-    """tuned - base of every spectral column by cell, from unrounded rows; of several the median."""
-    names = [column.name for column in SPECTRAL]
-    experts = np.nan_to_num(matrices["expert"], nan=-1.0).tolist()
-    base, tuned = (
-        {
-            (cell, matrices["tensor"][row], experts[row]): row
-            for row, cell in zip(part.rows.tolist(), part.cell.tolist(), strict=True)
-        }
-        for part in (parts["base"], parts["tuned"])
-    )
-    both = [key for key in tuned if key in base]
-    if not both:
-        return {}
-    values = numbers(matrices, names)
-    shifts = values[[tuned[key] for key in both]] - values[[base[key] for key in both]]
-    names, shifts = _present(names, shifts)
-    return _listed(names, _by_cell(shifts, np.array([cell for cell, _, _ in both]), cells))
-
-
-def _ranges(deltas: _Part, cells: int) -> dict[str, Range]:
-    """Least and largest value of every column of deltas in the cells that hold several matrices."""
-    several = np.bincount(deltas.cell, minlength=cells)[deltas.cell] > 1
-    if not several.any():
-        return {}
-    names, values = _present(deltas.names, deltas.values[several])
-    low, high = (
-        _listed(names, _by_cell(values, deltas.cell[several], cells=cells, reduce=reduce))
-        for reduce in (np.fmin.reduce, np.fmax.reduce)
-    )
-    return {name: {"low": low[name], "high": high[name]} for name in names}
-
-
-def _by_module(
-    part: _Part, group: NDArray[np.intp], layers: Numbers, groups: int
-) -> dict[str, list[ModuleFigure | None]]:
-    """The median of every column over a module's matrices, its interval, and over how many layers:
-    a value for each group. group: of each row of part; layers: of all rows.
-    """
-    figures: dict[str, list[ModuleFigure | None]] = {name: [None] * groups for name in part.names}
-    for number in np.unique(group).tolist():
-        own = group == number
-        names, values = _present(part.names, part.ranked[own])
-        found = _module_figures(values, layers[part.rows[own]])
-        for name, figure in zip(names, found, strict=True):
-            figures[name][number] = figure
-    return figures
-
-
-def _module_figures(values: Numbers, layers: Numbers) -> list[ModuleFigure | None]:
-    """Of each column of the (rows, columns) of a module; None where its median is infinite."""
-    figures: list[ModuleFigure | None] = []
-    intervals = intervals_of_medians(values, blocks_of([""] * len(layers), layers))
-    for median, found in zip(shortened(_median(values)), intervals, strict=True):
-        bounds = None if found.bounds is None else [short(bound) for bound in found.bounds]
-        figures.append(None if median is None else [median, bounds, found.layers, found.level])
-    return figures
-
-
-def _experts(matrices: Columns, cell: NDArray[np.intp], most: int) -> Experts:
-    """The single experts of every cell that has several, in as many columns as have room."""
-    experts, layers = matrices["expert"], matrices["layer"]
-    rows = np.flatnonzero(matrices["subject"] == "delta")
-    rows = rows[(experts[rows] < EXPERTS) & (np.isnan(layers[rows]) | (layers[rows] < LAYERS))]
-    if not len(rows):
-        return {}
-    known = columns_of("delta")
-    wanted = [name for name in dict.fromkeys([*FIRST, *MEDIANS, *known]) if name in known]
-    names, values = _present(wanted, numbers(matrices.where(rows), wanted))
-    names = names[: most // len(rows)]
-    if not names:
-        return {}
-    order = np.lexsort((experts[rows], cell[rows]))
-    return {
-        "cell": cell[rows][order].tolist(),
-        "expert": experts[rows][order].astype(int).tolist(),
-        "values": _listed(names, values[order, : len(names)]),
-    }

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +26,6 @@ MOST, FEWEST = 112, 32  # of one curve
 Key = tuple[str, int | None, str]  # component, layer, module
 Sigma = NDArray[np.float32]
 Listed = list[float | int | None]
-Subject = Literal["base", "tuned", "delta"]
-Line = Literal["base", "tuned", "delta", "low", "high", "spikes"]
 
 
 def points_for(curves: int) -> int:
@@ -68,7 +65,6 @@ def short(value: float | None) -> float | int | None:
 
 
 def shortened(values: ArrayLike) -> Listed:
-    """`short` of each."""
     return [short(number) for number in np.asarray(values, dtype=np.float64).tolist()]
 
 
@@ -82,37 +78,36 @@ class _Stack:
     """The thinned spectra of the matrices of one place, by subject; size is the whole length."""
 
     size: int
-    rows: dict[Subject, list[Sigma]] = field(default_factory=dict)
+    rows: dict[str, list[Sigma]] = field(default_factory=dict)
     spikes: Sigma | None = None
 
+    def drawn(self) -> dict[str, object]:
+        """What is drawn of a cell, by name: of several matrices the median at every rank.
 
-class Curve(TypedDict, total=False):
-    """The thinned spectra of a cell: singular values, descending, None where not resolved."""
-
-    size: int  # how many singular values each matrix has
-    matrices: int  # in the cell
-    base: Listed
-    tuned: Listed
-    delta: Listed
-    low: Listed  # of several deltas: the quantiles of BAND
-    high: Listed
-    spikes: Listed  # of a single delta: those above its null edge, MARKED at most
-
-
-class Curves(TypedDict):
-    """The curves of a report; empty where it has no spectra."""
-
-    ranks: dict[str, list[int]]  # by size: which singular values are kept, from 1
-    curves: dict[str, Curve]  # by the number of the cell
+        Lists of singular values, descending, None where they are not resolved; of several deltas
+        the quantiles of BAND too, of a single one those above its null edge.
+        """
+        lines = {
+            subject: rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
+            for subject, rows in self.rows.items()
+        }
+        deltas = self.rows.get("delta", [])
+        if len(deltas) > 1:
+            lines["low"], lines["high"] = np.quantile(np.stack(deltas), BAND, axis=0)
+        elif self.spikes is not None:
+            lines["spikes"] = self.spikes
+        drawn = {name: logarithmic(values) for name, values in lines.items()}
+        return {"size": self.size, "matrices": max(map(len, self.rows.values())), **drawn}
 
 
 def thinned_spectra(
     report: Report, cells: Mapping[Key, int], edges: Mapping[Key, float], points: int
-) -> Curves:
-    """The curves of a report, of at most so many points each, for the numbers of its cells.
+) -> dict[str, object]:
+    """The curves of a report by the number of the cell, of at most so many points each, and by size
+    the ranks of their singular values.
 
-    Of several matrices in one cell a curve is the median at every rank. edges: of the null of each
-    delta, by place. Raises ShadowError for a file that cannot be read or belongs to another audit.
+    edges: of the null of each delta, by place. Raises ShadowError for a file that cannot be read or
+    belongs to another audit.
     """
     stacks: dict[int, _Stack] = {}
     for key, subject, sigma in _rows(report):
@@ -126,11 +121,11 @@ def thinned_spectra(
     sizes = sorted({stack.size for stack in stacks.values()})
     return {
         "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
-        "curves": _curves(stacks),
+        "curves": {str(cell): stack.drawn() for cell, stack in sorted(stacks.items())},
     }
 
 
-def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
+def _rows(report: Report) -> Iterator[tuple[Key, str, Sigma]]:
     """(place, subject, singular values) of each row of spectra.parquet."""
     columns = ("component", "layer", "module", "subject", "sigma")
     for batch in report.spectrum_batches(columns):
@@ -139,38 +134,6 @@ def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
         # as a tensor, since `to_numpy` imports pandas, which takes half a second
         numbers = pa.record_batch([sigmas.values], names=["sigma"]).to_tensor(null_to_nan=True)
         values = numbers.to_numpy()[:, 0]
-        bounds = sigmas.offsets.to_pylist()
-        rows = zip(*places, itertools.pairwise(bounds), strict=True)
-        for component, layer, module, subject, (start, end) in rows:
-            yield (component, layer, module), cast(Subject, subject), values[start:end]
-
-
-def _curves(stacks: Mapping[int, _Stack]) -> dict[str, Curve]:
-    curves: dict[str, Curve] = {}
-    for cell, stack in sorted(stacks.items()):
-        curve = curves[str(cell)] = Curve(
-            size=stack.size, matrices=max(map(len, stack.rows.values()))
-        )
-        for name, values in _lines(stack):
-            curve[name] = logarithmic(values)
-    return curves
-
-
-def _lines(stack: _Stack) -> Iterator[tuple[Line, NDArray[np.floating]]]:
-    """What is drawn of a cell, by name."""
-    for subject, rows in stack.rows.items():
-        yield subject, _middle(rows)
-    deltas = stack.rows.get("delta", [])
-    if len(deltas) > 1:
-        low, high = np.quantile(np.stack(deltas), BAND, axis=0)
-        yield "low", low
-        yield "high", high
-    elif stack.spikes is not None:
-        yield "spikes", stack.spikes
-
-
-def _middle(rows: Sequence[Sigma]) -> NDArray[np.floating]:
-    """The median at every rank."""
-    if len(rows) == 1:
-        return rows[0]
-    return np.asarray(np.median(np.stack(rows), axis=0))
+        bounds = itertools.pairwise(sigmas.offsets.to_pylist())
+        for *key, subject, (start, end) in zip(*places, bounds, strict=True):
+            yield (key[0], key[1], key[2]), subject, values[start:end]

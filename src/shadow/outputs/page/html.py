@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -22,8 +20,7 @@ from shadow.telling.document import Cell
 from shadow.text import visible
 
 # our script, in this order
-OWN = ("library", "look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")
-TOP = 300  # letters of the library within which its version stands
+OWN = ("look", "pair", "page")
 DELETE = "\x7f"
 UNSAFE = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -58,45 +55,11 @@ def file_text(name: str) -> str:
     return (resources.files("shadow.outputs.page") / name).read_text(encoding="utf-8")
 
 
-# plotly-cartesian.min.js as `npm pack plotly.js-cartesian-dist-min` gives it, through `gzip -9n`.
-# To renew it, replace this file and the licence beside it.
-LIBRARY = "plotly/plotly-cartesian.min.js.gz"
-
-
-@dataclass(frozen=True)
-class Library:
-    """The library that draws the charts."""
-
-    packed: bytes
-    """Its script, compressed: a third of its size. The page's own script unpacks it."""
-
-    @cached_property
-    def text(self) -> str:
-        """Its script."""
-        return gzip.decompress(self.packed).decode()
-
-    @cached_property
-    def base64(self) -> Markup:
-        """Its compressed script, as text that can stand in a page."""
-        return Markup(base64.b64encode(self.packed).decode())  # noqa: S704 - letters and digits
-
-    @property
-    def version(self) -> str:
-        found = re.search(r"\bv(\d+\.\d+\.\d+)$", self.text[:TOP], re.MULTILINE)
-        return found[1] if found else ""
-
-
-@cache
-def library() -> Library:
-    """The library as it is shipped in this package."""
-    return Library((resources.files("shadow.outputs.page") / LIBRARY).read_bytes())
-
-
 @cache
 def scripts() -> dict[str, Markup]:
     """Our scripts of every page by name, in the order in which they stand there."""
     ours = "\n".join(file_text(f"scripts/{name}.js") for name in OWN)
-    page = f'"use strict";\n(async () => {{\n{ours}}})();\n'
+    page = f'"use strict";\n(() => {{\n{ours}}})();\n'
     texts = {"theme": file_text("scripts/theme.js"), "page": page}
     for name, text in texts.items():
         if "</script" in text.lower() or "<!--" in text:
@@ -105,16 +68,11 @@ def scripts() -> dict[str, Markup]:
 
 
 def policy(texts: Iterable[str]) -> str:
-    """A Content-Security-Policy under which only these scripts run and nothing is fetched.
-
-    A script that the page adds later, such as the library, runs only if its text is one of these.
-    Plotly sets style attributes; heat maps are drawn as data: images, and pictures are saved from
-    blob: ones.
-    """
+    """A Content-Security-Policy under which only these scripts run and nothing is fetched."""
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:;"
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:;"
         " base-uri 'none'; form-action 'none'"
     )
 

@@ -1,8 +1,7 @@
-"""One report on the page: its sections, and the JSON of its charts."""
+"""One report on the page: its sections, and the JSON of the charts that its script draws."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,21 +10,25 @@ from markupsafe import Markup
 from shadow.checks.summary import Summary
 from shadow.comparing.lineage import Step
 from shadow.outputs.page.cells import cells_of, drawn_cells, places
-from shadow.outputs.page.curves import points_for, short, thinned_spectra
+from shadow.outputs.page.curves import points_for, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.sections import (
     LISTED,
+    Chart,
     PageSection,
+    far_note,
     report_blocks,
     sections_of,
     skipped_rows,
 )
+from shadow.outputs.page.strips import concentration_chart, energy_chart
 from shadow.summary.columns import columns_of
 from shadow.summary.depth import LAYERS
 from shadow.summary.rows import Row
-from shadow.telling.document import Block, Headline, Picture
+from shadow.telling.document import Block, Headline, Paragraph, Picture
 from shadow.telling.reading import SummarisedReport, read_step
-from shadow.text import visible
+
+NOTHING = Paragraph("There is nothing to draw.", quiet=True)
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,6 @@ class PairSection:
         unknown = self.summary.unknown_gates
         return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
 
-    def overview(self) -> dict[str, object]:
-        """What the charts of several pairs need of this one; numbers have four digits."""
-        figures, intervals = self.summary.figures, self.summary.intervals
-        return {
-            "pair": self.number,
-            "name": self.name,
-            "failed": self.failed,
-            "concentration": short(figures.concentration),
-            "interval": _rounded(intervals.get("concentration")),
-            "relative_norm": short(figures.relative_norm_overall),
-            "norm_interval": _rounded(intervals.get("relative_norm_overall")),
-            "matrices": figures.matrices,
-        }
-
     @property
     def headlines(self) -> list[Block]:
         """What its card says."""
@@ -87,51 +76,28 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> 
     """
     summary = report.summary
     rows, tensors = columns_of(report.table("matrices")), report.table("tensors")
-    cells = cells_of(rows, columns_of(tensors))
-    deltas = rows.where((rows["subject"] == "delta") & (rows["null_edge"] > 0))
-    edges = dict(zip(places(deltas), deltas["null_edge"].tolist(), strict=True))
+    every = cells_of(rows, columns_of(tensors))
+    cells = [cell for cell in every if (cell.place[1] or 0) < LAYERS]
+    deltas = rows.where(rows["subject"] == "delta")
+    bounded = deltas.where(deltas["null_edge"] > 0)
+    edges = dict(zip(places(bounded), bounded["null_edge"].tolist(), strict=True))
     curves = len(set(zip(places(rows), rows["subject"], strict=True)))
     place = {cell.place: index for index, cell in enumerate(cells)}
     spectra = thinned_spectra(report, place, edges=edges, points=points_for(curves * pairs))
-    drawn = {
-        "name": f"{summary.family} {summary.pair}",
-        **drawn_cells(rows, cells, pairs),
-        "layers": _layer_counts(summary),
-        "spectra": spectra,
-        "overall": {
-            "concentration": summary.figures.concentration,
-            "interval": _rounded(summary.intervals.get("concentration")),
-        },
-        "components": [_rounded(row) for row in summary.components],
-        "modules_table": [_rounded(row) for row in summary.modules],
-        "depth": [_rounded(row) for row in summary.depth if row.layer < LAYERS],
-    }
     blocks = report_blocks(summary, report.provenance, where)
+    charts: dict[str, list[Block]] = {}
+    if len(rows):
+        charts = {"heat": [Chart("heat"), *far_note(len(every) - len(cells))]}
+        charts |= {"spectra": [Chart("spectra")], "depth": [Chart("depth")]}
+        charts["concentration"] = [concentration_chart(deltas, summary) or NOTHING]
+        charts["energy"] = [energy_chart(summary) or NOTHING]
     skipped = skipped_rows(tensors, max(40, LISTED // pairs))
     return PairSection(
         number=number,
         where=where,
         summary=summary,
         blocks=blocks,
-        sections=sections_of(
-            summary, blocks, report.provenance, skipped, has_spectra=len(rows["subject"]) > 0
-        ),
-        data=script_json(drawn),
+        sections=sections_of(summary, blocks, report.provenance, skipped, charts),
+        data=script_json({**drawn_cells(rows, cells), "spectra": spectra}),
         step=read_step(report, where),
     )
-
-
-def _rounded(value: object) -> object:
-    """A row of the summary with its numbers shortened."""
-    if isinstance(value, float):  # first, as most are
-        return short(value)
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
-    return value
-
-
-def _layer_counts(summary: Summary) -> dict[str, int]:
-    """How many layers of each component were compared, the most first."""
-    return dict(Counter(visible(row.component) for row in summary.depth).most_common())

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from shadow.checks.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
+from shadow.summary.depth import LAYERS
 from shadow.telling.details import gates_blocks, resampling_note
 from shadow.telling.document import (
     Block,
@@ -34,8 +35,6 @@ class Chart(Block):
 
     name: str
     """One of those in charts.html.j2."""
-    has_table: bool = True
-    """Whether its numbers can be opened as a table below it."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,9 @@ def sections_of(
     blocks: Mapping[str, Sequence[Block]],
     origin: Origin,
     skipped: Sequence[Sequence[str]],
-    *,
-    has_spectra: bool,
+    charts: Mapping[str, Sequence[Block]],
 ) -> list[PageSection]:
-    """The sections of a pair that have anything in them.
-
-    has_spectra: whether any matrix was measured. If none was, there are no charts.
-    """
+    """The sections of a pair that have anything in them."""
     answers = [_untitled(block, TITLES["claims"][1]) for block in blocks.get("claims", ())]
     content: dict[str, Iterable[Block]] = {
         "headline": _finding(blocks),
@@ -132,18 +127,12 @@ def sections_of(
             ),
         ],
     }
-    if has_spectra:
-        content |= {
-            "heat": [Chart("heat"), Chart("experts")],
-            "spectra": [Chart("spectra")],
-            "depth": [Chart("depth"), *map(_folded, blocks.get("depth", ()))],
-            "concentration": [Chart("concentration")],
-            "energy": [Chart("energy")],
-            "modules": blocks.get("modules", [Paragraph("Nothing changed.")]),
-        }
+    if charts:
+        content |= charts
+        content["depth"] = [*charts["depth"], *map(_folded, blocks.get("depth", ()))]
+        content["modules"] = blocks.get("modules", [Paragraph("Nothing changed.")])
     if len(summary.components) > 1:
-        table = replace(component_table(summary.components), when="always")
-        content["components"] = [Beside([table], [Chart("sides")])]
+        content["components"] = [replace(component_table(summary.components), when="always")]
     if "files" in blocks:
         content["files"] = blocks["files"]
     halves = {name for both in BESIDE for name in both}
@@ -154,6 +143,12 @@ def sections_of(
         for name, titles in TITLES.items()
         if name in content
     ]
+
+
+def far_note(count: int) -> list[Block]:
+    """What is said of cells in layers that are too many to draw."""
+    text = f"Not drawn: {count:,} cells of layers from {LAYERS:,} on."
+    return [Paragraph(text, quiet=True)] if count else []
 
 
 def _finding(blocks: Mapping[str, Sequence[Block]]) -> list[Block]:

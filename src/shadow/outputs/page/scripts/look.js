@@ -1,30 +1,13 @@
-// What all charts share: text, colours of the theme, axes, tables behind charts, colour scales.
-// Text from reports enters the document as text only, and Plotly through safe().
+// What all charts share: text, elements, colour scales, axes. Text from reports enters the document as text only.
 const shared = JSON.parse(document.getElementById("shared").textContent);
-const read = (id) => JSON.parse(document.getElementById(`data-${id}`).textContent);
-const coarse = matchMedia("(pointer: coarse)").matches;
-const PRINTED = 660; // pixels that a chart is wide on paper
-const DASHES = ["solid", "dash", "dot", "dashdot"];
-const SYMBOLS = [
-  "circle",
-  "square",
-  "diamond",
-  "triangle-up",
-  "x",
-  "cross",
-  "star",
-  "hexagon",
-  "pentagon",
-  "triangle-down",
-];
-const ENTITIES = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
-/** Text that Plotly shows as it is: it reads tags and entities in any text. */
-const safe = (text) => String(text).replace(/[&<>]/g, (char) => ENTITIES[char]);
-const clipped = (text, length) => {
-  const chars = [...String(text)];
-  return chars.length > length ? `${chars.slice(0, length - 1).join("")}…` : chars.join("");
-};
-const lines = (...parts) => parts.filter((part) => part !== null && part !== "").join("<br>");
+const GLYPHS = ["●", "■", "◆", "▲", "✕", "✚", "★", "⬢", "⬟", "▼"];
+const SEQUENTIAL = ["scale-0", "scale-1", "scale-2", "scale-3", "scale-4", "scale-5"];
+const DIVERGING = ["below-2", "below-1", "zero", "above-1", "above-2"];
+const HUES = { "attn.q": 0, "attn.k": 1, "attn.v": 2, "attn.o": 3, "mlp.gate": 4, "mlp.up": 5, "mlp.down": 6 };
+const hue = (module, index) => `s${HUES[module.replace(/^(experts|shared)\./, "mlp.")] ?? 7 + (index % 3)}`;
+const title = (metric) => metric.replaceAll("_", " ");
+const lines = (...parts) => parts.filter(Boolean).join("\n");
+const different = (values) => [...new Set(values)];
 
 /** A number for people: two digits, more where it would look like 1 without being it; whole ones as they are. */
 function number(value, digits = 2) {
@@ -36,252 +19,150 @@ function number(value, digits = 2) {
   const rounded = value.toPrecision(digits);
   return (rounded.includes("e") ? Number(rounded).toLocaleString("en") : rounded).replace("-", "−");
 }
-/** Values of a metric in as many digits as tell them from one another, two at least. */
-function figures(metric, values) {
-  const texts = (digits) => values.map((value) => figure(metric, value, digits));
-  return [2, 3, 4, 5].map(texts).find((all) => new Set(all).size === new Set(values).size) ?? texts(5);
-}
-const fixed = (value) => value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−");
 /** A value of a metric: a share as per cent. */
-const figure = (metric, value, digits = 2) =>
-  value !== null && shared.metrics[metric]?.share ? `${number(100 * value, digits)} %` : number(value, digits);
-const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
-const range = ([low, high], metric) => `${figure(metric, low).replace(" %", "")} to ${figure(metric, high)}`;
+const figure = (metric, value) =>
+  value !== null && shared.metrics[metric].share ? `${number(100 * value)} %` : number(value);
 
+const SVG = new Set(["svg", "rect", "circle", "line", "path", "text"]);
+/** An element of HTML, or of SVG where its name is one of these. */
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const made = SVG.has(name)
+    ? document.createElementNS("http://www.w3.org/2000/svg", name)
+    : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
 }
 
-function options(select, entries, chosen) {
-  select.replaceChildren(
-    ...entries.map((entry) =>
-      entry.options
-        ? element(
-          "optgroup",
-          { label: entry.label },
-          ...entry.options.map(([value, text]) => element("option", { value }, text)),
-        )
-        : element("option", { value: entry[0] }, entry[1])
-    ),
-  );
-  const values = [...select.options].map((option) => option.value);
-  select.value = values.includes(String(chosen)) ? chosen : (values[0] ?? "");
+/** Fill a list with (value, text); its choice stays where it is still there. */
+function options(select, entries, chosen = select.value) {
+  select.replaceChildren(...entries.map(([value, text]) => element("option", { value }, text)));
+  const at = entries.findIndex(([value]) => String(value) === String(chosen));
+  select.selectedIndex = Math.max(0, at);
 }
+const metricOptions = (select, names, chosen) => options(select, names.map((name) => [name, title(name)]), chosen);
 
-const probe = element("i", { hidden: "" });
-document.body.append(probe);
-const computed = new Map();
-/** A colour of the style sheet as it holds now, in the theme or on paper. */
-function colour(name) {
-  if (!computed.has(name)) {
-    probe.style.color = `var(--${name})`;
-    computed.set(name, getComputedStyle(probe).color);
-  }
-  return computed.get(name);
+// What is pointed at says more of itself.
+const tip = element("div", { class: "tip", hidden: "" });
+document.body.append(tip);
+function tell({ target, clientX, clientY }) {
+  const text = target.dataset?.tip;
+  tip.hidden = !text;
+  if (!text) return;
+  tip.textContent = text;
+  tip.style.left = `${Math.max(8, Math.min(clientX + 12, innerWidth - tip.offsetWidth - 8))}px`;
+  const below = clientY + 18;
+  tip.style.top = `${below + tip.offsetHeight < innerHeight ? below : clientY - tip.offsetHeight - 10}px`;
 }
-const faded = (name, opacity) => colour(name).replace(/^rgba?\(([^,]+,[^,]+,[^,)]+).*$/, `rgba($1, ${opacity})`);
-const family = () => getComputedStyle(document.body).fontFamily;
-const ramp = (names) => names.map((name, index) => [index / (names.length - 1), colour(name)]);
-const sequential = () => ramp(["scale-0", "scale-1", "scale-2", "scale-3", "scale-4", "scale-5"]);
-const diverging = () => ramp(["below-2", "below-1", "zero", "above-1", "above-2"]);
+for (const event of ["pointermove", "pointerdown"]) addEventListener(event, tell);
 
-const HUES = { "attn.q": 0, "attn.k": 1, "attn.v": 2, "attn.o": 3, "mlp.gate": 4, "mlp.up": 5, "mlp.down": 6 };
-const hue = (module, index) => colour(`s${HUES[module.replace(/^(experts|shared)\./, "mlp.")] ?? 7 + (index % 3)}`);
-const ofComponent = { language: "s0", vision: "s5", projector: "s2", audio: "s6" };
-const componentHue = (name) => colour(ofComponent[name] ?? "s7");
-
-let printing = false;
-const width = (div) => (printing ? PRINTED : div.clientWidth || 800);
-
-const axis = (more = {}) => ({
-  gridcolor: colour("rule"),
-  linecolor: colour("strong"),
-  zerolinecolor: colour("strong"),
-  zerolinewidth: 1,
-  ticks: "outside",
-  ticklen: 4,
-  tickcolor: colour("strong"),
-  automargin: true,
-  separatethousands: true,
-  fixedrange: coarse,
-  ...more,
-  title: { text: more.title ?? "", standoff: 8, font: { size: 12, color: colour("soft") } },
-});
-
-function layout(div, height, more) {
-  return {
-    height,
-    width: width(div),
-    showlegend: false,
-    hovermode: "closest",
-    dragmode: coarse ? false : "zoom",
-    margin: { l: 10, r: 12, t: 10, b: 10 },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: family(), size: 12, color: colour("soft") },
-    hoverlabel: {
-      bgcolor: colour("raised"),
-      bordercolor: colour("strong"),
-      align: "left",
-      font: { family: family(), size: 12.5, color: colour("text") },
-    },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("text") },
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colour("text") } },
-    ...more,
-  };
-}
-
-// The buttons are named one by one: Plotly's own set has one that sends the chart to its maker's cloud.
-const config = {
-  displaylogo: false,
-  // without a pointer to hover with, and on a narrow screen, it would stand over titles and legends
-  displayModeBar: coarse || window.innerWidth < 600 ? false : "hover",
-  responsive: false,
-  typesetMath: false,
-  showTips: false,
-  plotlyServerURL: "",
-  modeBarButtons: [["toImage", "resetScale2d"]],
-};
-
-/** Draw or redraw; label is what a screen reader says of the chart. */
-function draw(div, traces, made, label) {
-  div.setAttribute("aria-label", label);
-  const name = div.dataset.chart;
-  Plotly.react(div, traces, made, { ...config, toImageButtonOptions: { format: "svg", filename: `shadow-${name}` } });
-}
-
-const heading = (text, y, more = {}) => ({
-  text,
-  x: 0,
-  y,
-  xref: "paper",
-  yref: "paper",
-  xanchor: "left",
-  yanchor: "bottom",
-  showarrow: false,
-  font: { size: 13, color: colour("text") },
-  ...more,
-});
-
-/** Rows behind a chart. A head is a text, or a text and the metric whose values stand below it. */
-function fill(details, heads, rows) {
-  if (!details || !details.open) return;
-  const columns = heads.map((head) => (Array.isArray(head) ? head : [head]));
-  const cell = (value, column) =>
-    typeof value === "number" || value === null
-      ? element("td", { class: "n" }, figure(columns[column][1], value))
-      : element("td", {}, String(value));
-  details.querySelector(".scroll").replaceChildren(
-    element(
-      "table",
-      {},
-      element("thead", {}, element("tr", {}, ...columns.map(([text]) => element("th", { scope: "col" }, text)))),
-      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map(cell)))),
-    ),
-  );
-}
-
-const title = (metric) => metric.replaceAll("_", " ");
-function metricOptions(names) {
-  const [delta, spectral] = [true, false].map((of) => names.filter((name) => shared.metrics[name].delta === of));
-  const entries = (some) => some.map((name) => [name, title(name)]);
-  return [["Change", delta], ["Spectrum", spectral]].filter(([, some]) => some.length)
-    .map(([label, some]) => ({ label, options: entries(some) }));
-}
-
-/** What `shadow explain` says of a metric. */
-function explain(node, metric, log) {
-  const about = shared.metrics[metric];
-  const facts = [
-    about.range && `range ${about.range}`,
-    about.unit && `unit ${about.unit}`,
-    about.null && `no value when: ${about.null}`,
-    about.source,
-  ].filter(Boolean).join("; ");
-  const more = node.querySelector("details") ?? element("details", {}, element("summary", {}, "Definition"), element("p"));
-  more.lastChild.replaceChildren(
-    about.formula ? element("code", {}, about.formula) : "",
-    facts ? ` (${facts}). ` : " ",
-    about.pitfalls,
-  );
-  node.replaceChildren(
-    element("b", {}, title(metric)),
-    `: ${about.text}. `,
-    log ? "Colours are on a logarithmic scale. " : "",
-    more,
-  );
-}
-
-/** The range of a colour axis: a single outlier must not flatten the rest, so the ends are quantiles where they are far apart. */
+/** The range of a colour scale: a single outlier must not flatten the rest, so the ends are quantiles where they are far apart. */
 function scale(values, metric) {
   const sorted = values.filter((value) => value !== null).sort((a, b) => a - b);
-  if (!sorted.length) return { metric, low: 0, high: 1, scale: sequential(), log: false };
+  if (!sorted.length) return { low: 0, high: 1, colours: SEQUENTIAL, log: false, cut: [false, false] };
   const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
-  const log = sorted[0] > 0 && at(0.98) / at(0.02) > 100;
-  let [low, high] = [sorted[0], sorted.at(-1)];
   const [near, far] = [at(0.02), at(0.98)];
+  const log = sorted[0] > 0 && far / near > 100;
+  let [low, high] = [sorted[0], sorted.at(-1)];
   if (!log && sorted.length > 40 && far > near) {
     if (high - far > 1.5 * (far - near)) high = far;
     if (near - low > 1.5 * (far - near)) low = near;
   }
+  const cut = [low > sorted[0], high < sorted.at(-1)];
   if (shared.metrics[metric].signed && low < 0) {
     const most = Math.max(-low, high);
-    return { metric, low: -most, high: most, scale: diverging(), log };
+    return { low: -most, high: most, colours: DIVERGING, log, cut };
   }
   if (metric === "concentration") low = Math.min(low, 0);
-  if (high === low) high = low + (Math.abs(low) || 1) * 1e-3;
-  return { metric, low, high, scale: sequential(), log, cut: [low > sorted[0], high < sorted.at(-1)] };
+  if (high === low) high += (Math.abs(low) || 1) * 1e-3;
+  return { low, high, colours: SEQUENTIAL, log, cut };
 }
 
-function coloraxis(found, div) {
-  const map = found.log ? Math.log10 : (value) => value;
-  const [low, high] = [map(found.low), map(found.high)];
-  const values = [0, 0.5, 1].map((share) => low + share * (high - low));
-  const texts = figures(found.metric, values.map((value) => found.log ? 10 ** value : value));
-  const [under, over] = found.cut ?? [false, false];
-  return {
-    cmin: low,
-    cmax: high,
-    colorscale: found.scale,
-    colorbar: {
-      orientation: "h",
-      thickness: 10,
-      len: Math.min(300, 0.6 * width(div)),
-      lenmode: "pixels",
-      outlinewidth: 0,
-      x: 0,
-      xanchor: "left",
-      yref: "container",
-      y: 1,
-      yanchor: "top",
-      ypad: 4,
-      xpad: 0,
-      ticks: "",
-      tickvals: values,
-      tickfont: { size: 11.5 },
-      ticktext: texts.map((text, index) => `${index === 0 && under ? "≤ " : index === 2 && over ? "≥ " : ""}${text}`),
-    },
-  };
+/** Where a value lies between two ends: 0 to 1. */
+const between = ({ low, high, log }, value) =>
+  log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
+
+/** The colour of a value, made of those of the style sheet, so that it follows the theme. */
+function colour(found, value) {
+  const place = Math.min(1, Math.max(0, between(found, value))) * (found.colours.length - 1);
+  const first = Math.min(Math.floor(place), found.colours.length - 2);
+  const [from, to] = found.colours.slice(first, first + 2);
+  return `color-mix(in srgb, var(--${to}) ${Math.round(100 * (place - first))}%, var(--${from}))`;
 }
 
-/** The ends of a log axis that holds values: a factor of six at least, so that nearly equal ones look so. */
-function logSpan(values) {
-  const [low, high] = [Math.min(...values) / 1.25, Math.max(...values) * 1.25];
-  const wider = Math.max(1, Math.sqrt(6 * low / high));
-  return [low / wider, high * wider];
+function ticks({ low, high, log }, most = 5) {
+  if (log) {
+    const powers = [...Array(Math.ceil(Math.log10(high)) - Math.floor(Math.log10(low)) + 1).keys()];
+    const every = Math.ceil(powers.length / 8);
+    return powers.map((power) => 10 ** (power + Math.floor(Math.log10(low))))
+      .filter((value, place) => place % every === 0 && value >= low && value <= high);
+  }
+  const least = (high - low) / most, power = 10 ** Math.floor(Math.log10(least));
+  const step = power * [1, 2, 5, 10].find((one) => one * power >= least);
+  return [...Array(Math.floor(high / step) - Math.ceil(low / step) + 1).keys()]
+    .map((place) => Number(((place + Math.ceil(low / step)) * step).toPrecision(12)));
 }
-
-/** Powers of ten around a span, with 2 and 5 times these where there are few. */
-function logTicks([low, high]) {
-  const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
-  const digits = last - first > 3 ? [1] : [1, 2, 5];
-  return [...Array(last - first + 1).keys()].flatMap((power) => digits.map((digit) => digit * 10 ** (first + power)));
+/** A value beside an axis, which on a logarithmic one is a power of ten. */
+function tick(value, { log }) {
+  if (!log) return value.toLocaleString("en", { maximumSignificantDigits: 6 }).replace("-", "−");
+  const power = Math.round(Math.log10(value));
+  return power === 0 || power === 1 ? value : `10${[...String(power)].map((char) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(char)]).join("")}`;
 }
-
-const layerTicks = (count, room) => {
+/** Layers that have room for their number. */
+function layerTicks(count, room) {
   const step = [1, 2, 4, 5, 10, 20, 25, 50].find((one) => (count / one) * 26 <= room) ?? 100;
   return [...Array(Math.ceil(count / step)).keys()].map((index) => index * step);
-};
+}
+
+/**
+ * Axes with curves between them, at any width: all that lies along an axis is in per cent of it. A curve has points
+ * [x, y, what it says], a hue, a width, dashes, and a glyph or the radius of its dots.
+ */
+function frame({ height, x, y, curves }) {
+  const across = (value) => `${(100 * between(x, value)).toFixed(2)}%`;
+  const down = (value) => `${(100 - 100 * between(y, value)).toFixed(2)}%`;
+  const line = ({ points, hue, width = 1.7, dash = "none" }) => {
+    let d = "", pen = "M";
+    for (const [at, value] of points) {
+      if (value !== null) d += `${pen}${(1000 * between(x, at)).toFixed(1)} ${(1000 - 1000 * between(y, value)).toFixed(1)}`;
+      pen = value === null ? "M" : "L";
+    }
+    return element("path", { d, style: `color: var(--${hue})`, "stroke-width": width, "stroke-dasharray": dash });
+  };
+  const dots = ({ points, hue, glyph, dot }) =>
+    points.filter(([, value]) => value !== null && (glyph || dot)).map(([at, value, tip]) => {
+      const look = { style: `color: var(--${hue})`, "data-tip": tip };
+      if (!glyph) return element("circle", { cx: across(at), cy: down(value), r: 6, class: dot, ...look });
+      return element("text", { x: across(at), y: down(value), class: "glyph", ...look }, glyph);
+    });
+  const paths = { viewBox: "0 0 1000 1000", preserveAspectRatio: "none", width: "100%", height: "100%", class: "paths" };
+  return element(
+    "div",
+    { class: "frame", style: `height: ${height}px` },
+    element(
+      "svg",
+      {},
+      ...(y.ticks ?? ticks(y)).flatMap((value) => [
+        element("line", { class: "grid", x2: "100%", y1: down(value), y2: down(value) }),
+        element("text", { x: -8, y: down(value), dy: "0.35em", "text-anchor": "end" }, tick(value, y)),
+      ]),
+      ...(x.ticks ?? ticks(x)).flatMap((value) => [
+        element("line", { class: "grid", y2: "100%", x1: across(value), x2: across(value) }),
+        ...(x.title === "" ? [] : [element("text", { x: across(value), y: "100%", dy: 16, "text-anchor": "middle" }, tick(value, x))]),
+      ]),
+      element("text", { x: "50%", y: "100%", dy: 34, "text-anchor": "middle" }, x.title),
+      element("svg", paths, ...curves.map(line)),
+      ...curves.flatMap(dots),
+    ),
+  );
+}
+
+/** What the marks of a chart mean: text, hue and glyph of each. */
+const legend = (entries) =>
+  element(
+    "p",
+    { class: "legend" },
+    ...entries.map(([text, hue, glyph]) =>
+      element("span", {}, element("i", { style: `color: var(--${hue})` }, glyph), ` ${text}`)
+    ),
+  );
