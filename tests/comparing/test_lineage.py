@@ -231,7 +231,7 @@ def test_names_of_files_are_text(tmp_path):
 
 
 def test_the_page_has_a_section_where_reports_follow_one_another(stages, tmp_path):
-    """The chain with its steps, which open their pairs; none where no step follows another."""
+    """The chain with its steps; none where no step follows another."""
     top = stages[0] / "reports" / "toy"
     folders = sorted(top.iterdir())
     write_page(top, folders, tmp_path / "page.html")
@@ -240,7 +240,7 @@ def test_the_page_has_a_section_where_reports_follow_one_another(stages, tmp_pat
     section = section[: section.index("</section>")]
     assert "base → sft → dpo → rl" in section
     pairs = ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
-    places = [section.index(f">{name}</a>") for name in pairs]
+    places = [section.index(f">{name}</th>") for name in pairs]
     assert places == sorted(places)
     apart = [folder for folder in folders if folder.name in ("base..sft", "base..rl")]
     write_page(top, apart, tmp_path / "apart.html")

@@ -145,7 +145,7 @@ def test_the_page_loads_nothing(small):
 
 
 def test_the_page_without_scripts_tells_what_matters(vision):
-    """Finding, other explanations, gates, modules, components, skipped tensors and provenance are
+    """Finding, other explanations, gates, modules, components, reasons to skip and provenance are
     plain HTML.
     """
     page = Elements(page_of(vision.parent))

@@ -17,7 +17,6 @@ import torch
 from command import Run, run_shadow
 from view import drawn
 
-from shadow.outputs.terminal.sparkline import sparkline
 from shadow.telling.reading import read_summary, summarise
 from shadow.telling.report import report_document
 
@@ -143,14 +142,6 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     assert summary["counts"] == {"measured": 5, "identical": 2, "skipped": 0}
     done = shadow("show", path.parent, "--full")
     assert {"projector", "identical"} <= set(done.assert_done().split())
-
-
-def test_sparkline_levels_and_bins():
-    """Least and largest value get the lowest and highest bar."""
-    assert sparkline([0, 1], 10) == "▁█"
-    assert sparkline([3.0, 3.0], 10) == "▁▁"
-    assert sparkline(range(100), 4) == "▁▃▆█"
-    assert len(sparkline(range(7), 7)) == 7
 
 
 def experts(folder, order, noise=0.0):

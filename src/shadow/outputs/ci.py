@@ -54,23 +54,21 @@ def is_without_baseline(judged: Sequence[Judgement]) -> bool:
 
 
 def counts(judged: Sequence[Judgement]) -> str:
-    """`2 rules passed, 1 FAILED, 1 not judged, 1 warning`, of several pairs `2 of 4 checks passed
-    (2 rules x 2 pairs)`.
+    """`2 of 4 rules passed, 1 FAILED, 1 not judged`; those of several pairs together.
 
     A warning fails nothing, and is counted as one whether it is violated or has nothing to judge.
     Empty without rules.
     """
-    of_pairs = [judgement.verdicts for judgement in judged if judgement.verdicts]
-    verdicts = [verdict for several in of_pairs for verdict in several]
+    verdicts = [verdict for judgement in judged for verdict in judgement.verdicts]
     if not verdicts:
         return ""
-    parts = [_passed(of_pairs)]
     found = Counter(
         "warning"
         if verdict.outcome in FAULTS and verdict.rule.severity != "error"
         else verdict.outcome
         for verdict in verdicts
     )
+    parts = [f"{found['passed']} of {counted(len(verdicts), 'rule', 'rules')} passed"]
     if found["met"]:
         parts.append(f"{found['met']} FAILED")
     elif found["warning"]:
@@ -82,19 +80,6 @@ def counts(judged: Sequence[Judgement]) -> str:
     if found["skipped"]:
         parts.append(f"{found['skipped']} skipped")
     return ", ".join(parts)
-
-
-def _passed(of_pairs: Sequence[Sequence[Verdict]]) -> str:
-    """How many verdicts of the pairs are that a rule passed."""
-    verdicts = [verdict for several in of_pairs for verdict in several]
-    passed = sum(verdict.outcome == "passed" for verdict in verdicts)
-    if len(of_pairs) == 1:
-        return counted(passed, "rule passed", "rules passed")
-    text = f"{passed} of {counted(len(verdicts), 'check', 'checks')} passed"
-    names = [[verdict.rule.name for verdict in several] for several in of_pairs]
-    if any(others != names[0] for others in names):
-        return text
-    return f"{text} ({counted(len(names[0]), 'rule', 'rules')} x {len(of_pairs)} pairs)"
 
 
 # GitHub's Markdown

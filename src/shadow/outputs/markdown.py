@@ -75,9 +75,6 @@ def _drawn(block: Block, level: int) -> str:
             return _titled(block.title, rows)
         case Table():
             return _titled(block.title, _table(block))
-        case of.Lines():
-            rows = [f"- {plain(row.name)}: {plain(row.range)}" for row in block.rows]
-            return _titled(block.title, rows)
     return ""
 
 

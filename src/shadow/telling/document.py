@@ -158,27 +158,6 @@ def table_of(
 
 
 @dataclass(frozen=True)
-class Line:
-    """A figure by layer."""
-
-    name: str
-    values: Sequence[float | None]
-    """By layer; None where a layer has none. At least one is known."""
-    range: str
-    """The least and the largest value in words."""
-    is_flat: bool = False
-    """Whether layers differ so little that a picture would make a trend of nothing."""
-
-
-@dataclass(frozen=True)
-class Lines(Block):
-    """Figures by layer below each other."""
-
-    title: str
-    rows: Sequence[Line]
-
-
-@dataclass(frozen=True)
 class Picture(Block):
     """How far each module of one component moved, by layer."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from shadow.checks.explanations import Explanation
 from shadow.checks.summary import Summary
-from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
+from shadow.quantities import DASH, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.reports.metadata import ReportMetadata
 from shadow.summary.picture import by_component, picture
@@ -27,8 +27,6 @@ from shadow.telling.document import (
     FigureRow,
     Figures,
     Headline,
-    Line,
-    Lines,
     Note,
     Paragraph,
     Picture,
@@ -47,14 +45,7 @@ from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
 from shadow.text import several
 
 ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
-SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
-UNEVEN_BY = 0.05  # of the largest absolute value: by how much layers differ that have a chart
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
-DEPTH: Sequence[tuple[str, str, Kind]] = (  # keys of a layer, their titles and kinds
-    ("relative_norm", "rel. norm", "share"),
-    ("energy_share", "energy", "share"),
-    ("concentration", "concentration", "fixed"),
-)
 
 
 def report_document(
@@ -120,9 +111,6 @@ def _blocks(
         yield component_table(summary.components)
     if summary.modules:
         yield module_table(summary.modules, _coherent(summary), when=when)
-    if lines := _lines(summary):
-        first, last = summary.depth[0].layer, max(row.layer for row in summary.depth)
-        yield Lines(f"By depth, layer {first} to {last}", lines, when="full", about="depth")
     if summary.without_base:
         title = "Without a base: the weights' own spectra"
         yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
@@ -238,36 +226,6 @@ def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
                 cell = None
         cells[row.component, row.module] = cell
     return cells
-
-
-def _lines(summary: Summary) -> list[Line]:
-    """Figures by layer of each component.
-
-    Layers that hardly differ have no picture, as its scale would make a trend of nothing.
-    """
-    lines = []
-    for component, rows in by_component(summary.depth).items():
-        prefix = f"{component} " if len(summary.depth) > len(rows) else ""
-        for name, title, kind in (*DEPTH, _shift(rows)):
-            every: list[float | None] = [getattr(row, name) for row in rows]
-            values = [value for value in every if value is not None]
-            if len(values) < 2 or not any(values):
-                continue
-            least = UNEVEN_BY * max(map(abs, values))
-            if name.endswith("rank_shift"):
-                least = max(least, SHIFTED * (summary.figures.short_side or 0))
-            ends = min(values), max(values)
-            lines.append(
-                Line(f"{prefix}{title}", every, bounds_text(ends, kind), ends[1] - ends[0] < least)
-            )
-    return lines
-
-
-def _shift(rows: Sequence[Row]) -> tuple[str, str, Kind]:
-    """The shift of the effective rank that is shown: of up-projections where they have one."""
-    if any(row.up_effective_rank_shift is not None for row in rows):
-        return "up_effective_rank_shift", "MLP up shift", "thousandths"
-    return "effective_rank_shift", "eff. rank shift", "thousandths"
 
 
 WITHOUT_BASE = (

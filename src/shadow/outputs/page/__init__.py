@@ -8,7 +8,7 @@ the page lets nothing be fetched, whatever is in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,16 +19,15 @@ from shadow import __version__
 from shadow.audits.list_index import read_index, report_folder
 from shadow.comparing.lineage import Lineage, lineage
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, read_start, write_beside, writing
+from shadow.files import PARTIAL, placing, read_start
 from shadow.outputs.page.cards import shared_scale
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.outputs.page.ranking import rank, ranking_chart, ranking_table
-from shadow.outputs.page.sections import LinkedTable
 from shadow.reports.columns import NOTATION
 from shadow.run.journal import JOURNAL
-from shadow.telling.document import Block, Section, Table, named, table_of, worded
+from shadow.telling.document import named, table_of, worded
 from shadow.telling.lineage import lineage_document
 from shadow.telling.reading import SummarisedReport
 
@@ -78,32 +77,26 @@ def write_page(
     if it is the only one that was asked for, its ShadowError is raised instead. show gets how many
     reports are read, of how many.
     """
-    _refuse_foreign(output)
-    reports = [SummarisedReport(folder) for folder in folders]
-    sections: list[PairSection] = []
-    unreadable: list[tuple[str, ShadowError]] = []
-    for done, report in enumerate(_each_once(reports)):
-        where = _below(report.folder, run)
-        show(done, len(folders), where)
-        try:
-            sections.append(read_pair(report, where, number=len(sections), pairs=len(folders)))
-        except ShadowError as error:
-            if list(folders) == [run]:
-                raise
-            unreadable.append((where, error))
-    missing = [
-        Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable
-    ]
-    content = page_bytes(sections, _title(run), [*missing, *_missing(run, folders)])
-    with writing(output.parent):
-        write_beside(output, content)
+    with placing(output, _is_page, "a page of shadow") as aside:
+        sections: list[PairSection] = []
+        unreadable: list[tuple[str, ShadowError]] = []
+        for done, folder in enumerate(folders):  # each is forgotten when the next is read
+            where = _below(folder, run)
+            show(done, len(folders), where)
+            try:
+                report = SummarisedReport(folder)
+                sections.append(read_pair(report, where, number=len(sections), pairs=len(folders)))
+            except ShadowError as error:
+                if list(folders) == [run]:
+                    raise
+                unreadable.append((where, error))
+        missing = [
+            Missing(where, "unreadable", error.message, error.hint or "")
+            for where, error in unreadable
+        ]
+        content = page_bytes(sections, _title(run), [*missing, *_missing(run, folders)])
+        aside.write_bytes(content)
     return Written(len(sections), len(content), unreadable)
-
-
-def _each_once(reports: list[SummarisedReport]) -> Iterator[SummarisedReport]:
-    """Each report, which is forgotten with all that was read of it when the next is asked for."""
-    while reports:
-        yield reports.pop(0)
 
 
 def page_bytes(
@@ -116,14 +109,13 @@ def page_bytes(
     }
     followed = _followed(sections)
     with_cards = 1 < len(sections) <= MOST_CARDS
-    numbers = {section.where: section.number for section in sections}
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
         pairs=sections,
         ranked=ranked,
         ranking=ranking_table(ranked),
         missing=table_of(MISSING, missing) if missing else None,
-        lineage=_lineage_blocks(followed, numbers) if followed.chains else None,
+        lineage=lineage_document(followed).blocks[1:] if followed.chains else None,
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
@@ -144,21 +136,6 @@ def _followed(sections: Sequence[PairSection]) -> Lineage:
     """The chains of reports of which one follows another."""
     found = lineage([section.step for section in sections if section.step is not None])
     return replace(found, chains=[chain for chain in found.chains if len(chain.steps) > 1])
-
-
-def _lineage_blocks(found: Lineage, numbers: Mapping[str, int]) -> list[Block]:
-    """The lineage as a document, with links from its steps to their pairs."""
-    tables = iter(found.chains)
-    blocks: list[Block] = []
-    for block in lineage_document(found).blocks:
-        if isinstance(block, Table):
-            chain = next(tables)
-            steps = (*chain.steps, *chain.whole)
-            links = [f"#pair-{numbers[step.folder]}" for step in steps]
-            block = LinkedTable(block.columns, block.rows, block.title, links=links)
-        if not isinstance(block, Section):
-            blocks.append(block)
-    return blocks
 
 
 def _title(run: Path) -> str:
@@ -188,15 +165,5 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     return list(missing.values())
 
 
-def _refuse_foreign(output: Path) -> None:
-    """Raises ShadowError where a file would be lost that is no page of ours."""
-    try:
-        if not output.exists():
-            return
-        ours = GENERATOR.encode() in (read_start(output, TOP) or b"")
-    except OSError as error:
-        raise ShadowError(f"{output}: {error.strerror}", "choose another file with -o") from error
-    if not ours:
-        raise ShadowError(
-            f"{output} is there already, and is no page of shadow", "choose another file with -o"
-        )
+def _is_page(path: Path) -> bool:
+    return GENERATOR.encode() in (read_start(path, TOP) or b"")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -70,13 +69,8 @@ def scale_line(scale: Scale, note: str, *, unmoved: bool) -> Markup:
     )
     rest = Markup(' <i class="unmoved"></i> did not move') if unmoved else Markup("")
     return Markup('<p class="scale">{} <span>{}</span> {}{} · {}</p>').format(
-        _unbroken(share(scale.least)), colours, _unbroken(share(scale.largest)), rest, note
+        share(scale.least), colours, share(scale.largest), rest, note
     )
-
-
-def _unbroken(text: str) -> str:
-    """A number and its sign, between which no line ends."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _has_unmoved(drawings: Iterable[Picture]) -> bool:
@@ -84,20 +78,16 @@ def _has_unmoved(drawings: Iterable[Picture]) -> bool:
 
 
 def _svg(component: str, drawing: Picture, scale: Scale) -> Markup:
-    """Cells of one unit each: a path for each colour of the page, equal neighbours as one."""
+    """Cells of one unit each: a path for each colour of the page."""
     label = (
         f"{component}: relative norm of {', '.join(drawing.modules)} by layer {drawing.first} to"
         f" {drawing.last}, {share(drawing.least)} to {share(drawing.largest)}"
     )
     lines: dict[str, str] = {}  # by colour
     for row, cells in enumerate(drawing.cells):
-        column = 0
-        for colour, several in groupby(_class(value, scale) for value in cells):
-            width = len(list(several))
-            if colour:
-                run = f"M{column} {row}.04h{width}v.92h-{width}z"
-                lines[colour] = lines.get(colour, "") + run
-            column += width
+        for column, value in enumerate(cells):
+            if colour := _class(value, scale):
+                lines[colour] = lines.get(colour, "") + f"M{column} {row}.04h1v.92h-1z"
     paths = Markup("").join(
         Markup('<path class="{}" d="{}"/>').format(*line) for line in sorted(lines.items())
     )

@@ -39,14 +39,7 @@ UNDER_NULL: dict[str, str | float] = {
     "spectral_norm": "null_edge",
     "spikes": 0.0,
     "spike_energy": 0.0,
-    "spikes_sampled": 0.0,
-    "null_participation_ratio_sampled": "null_participation_ratio",
 }
-# columns whose 0 divides
-SIGNED = (
-    "concentration", "effective_rank_shift", "stable_rank_shift", "cosine", "excess_purity",
-    "excess_purity_unrounded", "decay_cosine",
-)  # fmt: skip
 # columns that read as per cent
 SHARES = (
     "relative_norm", "relative_norm_unrounded", "zero_share",
@@ -69,19 +62,15 @@ def columns_of(subject: str) -> tuple[str, ...]:
 
 
 def metric_texts() -> dict[str, dict[str, object]]:
-    """What `explain` says of every column that can be drawn, and how to draw it: whether deltas
-    alone have it, what it would be with random signs, whether its 0 divides, and whether it is
-    shown as per cent.
+    """What `explain` says of every column that can be drawn, and how to draw it: what it
+    would be with random signs, and whether it is shown as per cent.
     """
-    delta_only = {column.name for column in DELTA}
     return {
         column.name: {
             "text": column.text,
             "formula": column.formula,
             "null": column.null,
-            "delta": column.name in delta_only,
             "under_null": UNDER_NULL.get(column.name),
-            "signed": column.name in SIGNED,
             "share": column.name in SHARES,
         }
         for column in (*DRAWN, *SPECTRAL)
@@ -109,7 +98,11 @@ def places(rows: Columns) -> list[Key]:
 
 def cells_of(matrices: Columns, tensors: Columns) -> list[Cell]:
     """One for each place that has a matrix, in the order of reports, layers ascending."""
-    cells = _measured(matrices)
+    with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
+    cells = {
+        place: Cell(place, "measured" if place in with_delta else "alone", None)
+        for place in places(matrices)
+    }
     others = tensors.each("side", "status", "reason")
     for place, (side, status, reason) in zip(places(tensors), others, strict=True):
         unmeasured = side == "tuned" and status in ("identical", "skipped")
@@ -125,15 +118,6 @@ def cells_of(matrices: Columns, tensors: Columns) -> list[Cell]:
         return order_of(component, module), -1 if layer is None else layer
 
     return sorted(cells.values(), key=order)
-
-
-def _measured(matrices: Columns) -> dict[Key, Cell]:
-    """The cells that have a spectrum, by place."""
-    with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
-    return {
-        place: Cell(place, "measured" if place in with_delta else "alone", None)
-        for place in places(matrices)
-    }
 
 
 def drawn_cells(matrices: Columns, cells: Sequence[Cell]) -> dict[str, object]:

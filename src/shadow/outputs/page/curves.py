@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from shadow.reports.report import Report
 
 LEADING = 12  # singular values that are always kept: what stands out is among the first
-MARKED = 64  # spikes of one matrix that are marked at most; how many there are is told in words
 BAND = (0.1, 0.9)  # quantiles over matrices that share a place, such as the experts of a layer
 POINTS = 400_000  # of all curves of a page, about 2.4 MB
 MOST, FEWEST = 112, 32  # of one curve
@@ -79,13 +78,12 @@ class _Stack:
 
     size: int
     rows: dict[str, list[Sigma]] = field(default_factory=dict)
-    spikes: Sigma | None = None
 
     def drawn(self) -> dict[str, object]:
         """What is drawn of a cell, by name: of several matrices the median at every rank.
 
         Lists of singular values, descending, None where they are not resolved; of several deltas
-        the quantiles of BAND too, of a single one those above its null edge.
+        the quantiles of BAND too.
         """
         lines = {
             subject: rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
@@ -94,20 +92,15 @@ class _Stack:
         deltas = self.rows.get("delta", [])
         if len(deltas) > 1:
             lines["low"], lines["high"] = np.quantile(np.stack(deltas), BAND, axis=0)
-        elif self.spikes is not None:
-            lines["spikes"] = self.spikes
         drawn = {name: logarithmic(values) for name, values in lines.items()}
         return {"size": self.size, "matrices": max(map(len, self.rows.values())), **drawn}
 
 
-def thinned_spectra(
-    report: Report, cells: Mapping[Key, int], edges: Mapping[Key, float], points: int
-) -> dict[str, object]:
+def thinned_spectra(report: Report, cells: Mapping[Key, int], points: int) -> dict[str, object]:
     """The curves of a report by the number of the cell, of at most so many points each, and by size
     the ranks of their singular values.
 
-    edges: of the null of each delta, by place. Raises ShadowError for a file that cannot be read or
-    belongs to another audit.
+    Raises ShadowError for a file that cannot be read or belongs to another audit.
     """
     stacks: dict[int, _Stack] = {}
     for key, subject, sigma in _rows(report):
@@ -116,8 +109,6 @@ def thinned_spectra(
         stack = stacks.setdefault(cell, _Stack(len(sigma)))
         if len(sigma) == stack.size:  # what shares a place has one shape, but for oddities
             stack.rows.setdefault(subject, []).append(sigma[kept_ranks(len(sigma), points)])
-            if subject == "delta":
-                stack.spikes = sigma[sigma > edges.get(key, np.inf)][:MARKED]
     sizes = sorted({stack.size for stack in stacks.values()})
     return {
         "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},

@@ -77,18 +77,10 @@ def policy(texts: Iterable[str]) -> str:
     )
 
 
-def _shown(text: str) -> str:
-    """Text with control characters made visible, in which no line begins with a per cent sign."""
-    harmless = visible(text)
-    if " %" not in harmless:  # nearly all
-        return harmless
-    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", harmless)
-
-
 def _finalized(value: Any) -> Any:
     """What an expression of a template gives: plain text is made harmless, markup is ours."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return _shown(value)
+        return visible(value)
     return value
 
 

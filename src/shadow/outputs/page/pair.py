@@ -9,23 +9,21 @@ from markupsafe import Markup
 
 from shadow.checks.summary import Summary
 from shadow.comparing.lineage import Step
-from shadow.outputs.page.cells import cells_of, drawn_cells, places
+from shadow.outputs.page.cells import cells_of, drawn_cells
 from shadow.outputs.page.curves import points_for, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.sections import (
-    LISTED,
     Chart,
     PageSection,
     far_note,
     report_blocks,
     sections_of,
-    skipped_rows,
 )
 from shadow.outputs.page.strips import concentration_chart, energy_chart
 from shadow.summary.columns import columns_of
 from shadow.summary.depth import LAYERS
 from shadow.summary.rows import Row
-from shadow.telling.document import Block, Headline, Paragraph, Picture
+from shadow.telling.document import Block, Paragraph, Picture
 from shadow.telling.reading import SummarisedReport, read_step
 
 NOTHING = Paragraph("There is nothing to draw.", quiet=True)
@@ -58,11 +56,6 @@ class PairSection:
         return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
 
     @property
-    def headlines(self) -> list[Block]:
-        """What its card says."""
-        return [one for one in self.blocks["finding"] if isinstance(one, Headline)]
-
-    @property
     def pictures(self) -> list[Sequence[Row]]:
         """How far the modules of each component moved, for its card."""
         blocks = self.blocks.get("picture", ())
@@ -79,11 +72,8 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> 
     every = cells_of(rows, columns_of(tensors))
     cells = [cell for cell in every if (cell.place[1] or 0) < LAYERS]
     deltas = rows.where(rows["subject"] == "delta")
-    bounded = deltas.where(deltas["null_edge"] > 0)
-    edges = dict(zip(places(bounded), bounded["null_edge"].tolist(), strict=True))
-    curves = len(set(zip(places(rows), rows["subject"], strict=True)))
     place = {cell.place: index for index, cell in enumerate(cells)}
-    spectra = thinned_spectra(report, place, edges=edges, points=points_for(curves * pairs))
+    spectra = thinned_spectra(report, place, points_for(3 * len(cells) * pairs))
     blocks = report_blocks(summary, report.provenance, where)
     charts: dict[str, list[Block]] = {}
     if len(rows):
@@ -91,13 +81,12 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> 
         charts |= {"spectra": [Chart("spectra")], "depth": [Chart("depth")]}
         charts["concentration"] = [concentration_chart(deltas, summary) or NOTHING]
         charts["energy"] = [energy_chart(summary) or NOTHING]
-    skipped = skipped_rows(tensors, max(40, LISTED // pairs))
     return PairSection(
         number=number,
         where=where,
         summary=summary,
         blocks=blocks,
-        sections=sections_of(summary, blocks, report.provenance, skipped, charts),
+        sections=sections_of(summary, blocks, report.provenance, charts),
         data=script_json({**drawn_cells(rows, cells), "spectra": spectra}),
         step=read_step(report, where),
     )

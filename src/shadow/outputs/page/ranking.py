@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from shadow.outputs.page.pair import PairSection
-from shadow.outputs.page.sections import LinkedTable
 from shadow.outputs.page.strips import NOISE, Axis, Strip, Strips
 from shadow.quantities import Kind, text_of
-from shadow.telling.document import Cell, named, number, table_of, worded
+from shadow.telling.document import Cell, Table, named, number, table_of, worded
 from shadow.telling.screen import quantity
 
 
@@ -21,7 +20,7 @@ def rank(section: PairSection) -> tuple[bool, float, str]:
     return bool(section.failed), -concentration, section.name
 
 
-def ranking_table(ranked: Sequence[PairSection]) -> LinkedTable:
+def ranking_table(ranked: Sequence[PairSection]) -> Table:
     """A row for each pair, with its place where its figures count."""
     places = {
         section.number: str(place)
@@ -37,14 +36,11 @@ def ranking_table(ranked: Sequence[PairSection]) -> LinkedTable:
         named("pair", "name"),
         number("concentration", figure("concentration", "fixed")),
         number("relative norm", figure("relative_norm_overall", "share")),
-        number("PR", figure("participation_ratio", "ratio")),
-        number("null PR", figure("null_participation_ratio", "ratio")),
         number("spikes", figure("spikes", "number")),
     ]
     if any(section.failed for section in ranked):
         fields.append(worded("gates failed", lambda section: ", ".join(section.failed)))
-    links = [f"#pair-{section.number}" for section in ranked]
-    return LinkedTable(fields, table_of(fields, ranked).rows, links=links)
+    return table_of(fields, ranked)
 
 
 def ranking_chart(ranked: Sequence[PairSection]) -> Strips | None:

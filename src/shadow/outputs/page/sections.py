@@ -6,17 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-
 from shadow.checks.summary import Summary
 from shadow.reports.provenance import Provenance as Origin
 from shadow.summary.depth import LAYERS
 from shadow.telling.details import gates_blocks, resampling_note
 from shadow.telling.document import (
     Block,
-    Column,
     Figures,
-    Lines,
     Note,
     Paragraph,
     Provenance,
@@ -24,9 +20,6 @@ from shadow.telling.document import (
 )
 from shadow.telling.report import component_table, report_document
 from shadow.telling.screen import faults
-
-LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
-TENSOR = ("tensor", "side", "component", "shape", "dtype", "reason", "detail")
 
 
 @dataclass(frozen=True)
@@ -55,13 +48,6 @@ class Beside(Block):
 
 
 @dataclass(frozen=True)
-class LinkedTable(Table):
-    """A table whose names lead somewhere: to one address of the page in each row."""
-
-    links: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class PageSection:
     """A section of a pair: its name in addresses, what the contents call it, its heading."""
 
@@ -73,13 +59,7 @@ class PageSection:
     """Whether it stands beside the one before or after it, where there is room."""
 
 
-# Neighbours, of which both are there or none
-BESIDE = (
-    ("claims", "gates"),
-    ("spectra", "depth"),
-    ("concentration", "energy"),
-    ("skipped", "provenance"),
-)
+WIDE = {"headline", "heat", "components", "modules", "files"}  # others stand beside a neighbour
 TITLES: Mapping[str, tuple[str, str]] = {
     "headline": ("Finding", ""),
     "heat": ("Heat map", "Layer by module"),
@@ -109,7 +89,6 @@ def sections_of(
     summary: Summary,
     blocks: Mapping[str, Sequence[Block]],
     origin: Origin,
-    skipped: Sequence[Sequence[str]],
     charts: Mapping[str, Sequence[Block]],
 ) -> list[PageSection]:
     """The sections of a pair that have anything in them."""
@@ -118,7 +97,8 @@ def sections_of(
         "headline": _finding(blocks),
         "claims": answers or [Paragraph("No other explanation applies.", quiet=True)],
         "gates": _gates(summary),
-        "skipped": [*blocks.get("skipped", ()), *_skipped(summary, skipped)],
+        "skipped": blocks.get("skipped")
+        or [Paragraph("Every tensor was measured or is identical.")],
         "provenance": [
             *blocks["provenance"],
             Fold(
@@ -129,17 +109,15 @@ def sections_of(
     }
     if charts:
         content |= charts
-        content["depth"] = [*charts["depth"], *map(_folded, blocks.get("depth", ()))]
         content["modules"] = blocks.get("modules", [Paragraph("Nothing changed.")])
     if len(summary.components) > 1:
         content["components"] = [replace(component_table(summary.components), when="always")]
     if "files" in blocks:
         content["files"] = blocks["files"]
-    halves = {name for both in BESIDE for name in both}
-    if faults(summary):  # what failed is shown, and needs the width
-        halves -= {"claims", "gates"}
+    # what failed is shown, and needs the width
+    wide = WIDE | {"claims", "gates"} if faults(summary) else WIDE
     return [
-        PageSection(name, *titles, blocks=[*content[name]], is_half=name in halves)
+        PageSection(name, *titles, blocks=[*content[name]], is_half=name not in wide)
         for name, titles in TITLES.items()
         if name in content
     ]
@@ -171,12 +149,6 @@ def _untitled(block: Block, title: str) -> Block:
     return block
 
 
-def _folded(block: Block) -> Block:
-    if isinstance(block, Lines):
-        return Fold(block.title, [replace(block, title="")])
-    return block
-
-
 def _gates(summary: Summary) -> Iterator[Block]:
     """Tables are shown on request, that of the gates at once where one failed."""
     for number, block in enumerate(gates_blocks(summary)):
@@ -191,35 +163,6 @@ def _gates(summary: Summary) -> Iterator[Block]:
             yield block
 
 
-def _skipped(summary: Summary, rows: Sequence[Sequence[str]]) -> list[Block]:
-    count = summary.counts["skipped"]
-    if not rows:
-        return [] if count else [Paragraph("Every tensor was measured or is identical.")]
-    all_of = f"All {count:,} tensors"
-    rest: list[Block] = []
-    if len(rows) < count:
-        all_of = f"The first {len(rows):,} of {count:,} tensors"
-        rest = [Paragraph("The rest is in tensors.parquet.", quiet=True)]
-    columns = [Column(head, "name" if head == "tensor" else "text") for head in TENSOR]
-    return [Fold(all_of, [Table(columns, rows), *rest])]
-
-
-def skipped_rows(tensors: pa.Table, most: int) -> list[list[str]]:
-    """The cells of the first skipped tensors, by reason."""
-    reasons = tensors["reason"].to_pylist()
-    # in Python, since Arrow's filters import pandas, which takes half a second
-    places = [
-        place for place, status in enumerate(tensors["status"].to_pylist()) if status == "skipped"
-    ]
-    places.sort(key=lambda place: (reasons[place] is None, reasons[place]))
-    chosen = tensors.select(TENSOR)
-    rows = [chosen.slice(place, 1).to_pylist()[0] for place in places[:most]]
-    return [
-        [" × ".join(map(str, row[name])) if name == "shape" else row[name] or "" for name in TENSOR]
-        for row in rows
-    ]
-
-
 def origins(origin: Origin) -> list[tuple[str, str]]:
     """Which checkpoints were compared, and what made the numbers, as far as the report says it."""
     sides = [
@@ -231,10 +174,8 @@ def origins(origin: Origin) -> list[tuple[str, str]]:
     libraries = (f"{name} {version}" for name, version in sorted(origin.libraries.items()))
     rows = [
         *sides,
-        ("relation", origin.relation),
         ("nulls", nulls),
         ("computed in", origin.compute_dtype),
-        ("on", origin.device),
         ("with", ", ".join(libraries)),
         ("started", origin.started),
     ]

@@ -22,7 +22,6 @@ from shadow.telling.document import Block
 HUES = {"language": "s0", "vision": "s5", "projector": "s2", "audio": "s6"}
 OTHER_HUE = "s7"
 MOST_TOLD = 200  # dots of a row that say which matrix they are; of more, equal ones are one
-BOXED = 4  # matrices from which a row has a box of its quartiles
 STEPS = (1, 2, 5, 10)
 TICKS = 5
 
@@ -75,7 +74,6 @@ class Strip:
     dots: Sequence[tuple[float, float, str]] = ()
     """Of each where it lies, how far down the row, and which matrix it is."""
     bar: float | None = None
-    box: Bounds | None = None
     interval: Bounds | None = None
     mark: float | None = None
     is_hollow: bool = False
@@ -112,9 +110,6 @@ def concentration_chart(deltas: Columns, summary: Summary) -> Strips | None:
             f"{component} {module}" if several else module,
             hue=HUES.get(component, OTHER_HUE),
             dots=_dots(rows, axis),
-            box=axis.span(np.quantile(rows["concentration"], (0.25, 0.75)).tolist())
-            if len(rows) >= BOXED
-            else None,
         )
         for (component, module), rows in groups
     ]

@@ -13,7 +13,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from shadow.outputs.terminal.heat import HeatMap
-from shadow.outputs.terminal.sparkline import bars_of, sparkline
 from shadow.quantities import DASH, Quantity
 from shadow.telling.document import (
     Block,
@@ -23,7 +22,6 @@ from shadow.telling.document import (
     Figures,
     Headline,
     Level,
-    Lines,
     Note,
     Paragraph,
     Picture,
@@ -41,11 +39,9 @@ STYLES: Mapping[Level, str] = {
     "warning": "yellow",
     "quiet": "dim",
 }
-SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 LONGEST_WORD = 52, 32  # letters of a name that is not broken, beside one column of text and more
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
-HEAD_ROOM = 22  # and of a head that is not broken, such as the name of a benchmark
 GAP = 2  # letters between columns
 
 
@@ -92,8 +88,6 @@ def _drawn(
             yield from _figures(Figures(rows))
         case Table():
             yield from _table(block, options.max_width, legends)
-        case Lines():
-            yield from _lines(block, options)
         case Picture():
             if block.name:
                 yield Text(visible(block.name), "italic")
@@ -127,8 +121,7 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
     rows = [[_cell(cell) for cell in row] for row in block.rows]
     widths = []
     for place, column in enumerate(block.columns):
-        head = min(len(visible(column.head)), HEAD_ROOM)
-        widest = max([head, *(row[place].cell_len for row in rows)])
+        widest = max([len(visible(column.head)), *(row[place].cell_len for row in rows)])
         widths.append(min(widest, TEXT_ROOM) if column.role == "text" else widest)
     shown: list[int] = []
     for rank in sorted({column.rank for column in block.columns}):
@@ -157,15 +150,12 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
     for place in shown:
         column = block.columns[place]
         is_figure = column.role == "figure"
-        has_long_head = is_figure and len(visible(column.head)) > HEAD_ROOM
-        is_whole = is_figure and not has_long_head  # half a number would be another
-        most = widths[place] if has_long_head else None
         table.add_column(
             Text(visible(column.head)),
             justify="right" if is_figure else "left",
-            no_wrap=is_whole,
-            overflow="ellipsis" if is_whole else "fold",
-            max_width=max(TEXT_LEAST, left) if names and texts == [place] else most,
+            no_wrap=is_figure,  # half a number would be another
+            overflow="ellipsis" if is_figure else "fold",
+            max_width=max(TEXT_LEAST, left) if names and texts == [place] else None,
             min_width=whole.get(place),
             style="cyan" if place in names[-1:] else None,
         )
@@ -181,15 +171,3 @@ def _longest_word(rows: Sequence[Sequence[Text]], place: int) -> int:
 def _together(widths: Iterable[int]) -> int:
     """Of columns side by side, in letters; a space stands on either side."""
     return sum(width + GAP for width in widths) - GAP + 2
-
-
-def _lines(block: Lines, options: ConsoleOptions) -> Iterator[RenderableType]:
-    yield Text(visible(block.title), "italic")
-    rows = RichTable.grid(padding=(0, 2))
-    letters = min(SPARK, max(8, options.max_width - 50))
-    for row in block.rows:
-        line = Text("flat", "dim")
-        if not row.is_flat:
-            line = Text(sparkline(row.values, letters, bars_of(options)), "cyan")
-        rows.add_row(Text(visible(row.name)), line, Text(visible(row.range), "dim"))
-    yield rows

@@ -69,7 +69,7 @@ function scale(values, metric) {
     if (near - low > 1.5 * (far - near)) low = near;
   }
   const cut = [low > sorted[0], high < sorted.at(-1)];
-  if (shared.metrics[metric].signed && low < 0) {
+  if (low < 0) {
     const most = Math.max(-low, high);
     return { low: -most, high: most, colours: DIVERGING, log, cut };
   }

@@ -266,9 +266,10 @@ class Pair {
       curves.push({ points: [[1, edge], [curve.size, edge]], hue: "text", width: 1.2, dash: "6 4" });
       entries.push([`null edge${median}`, "text", "╌"]);
     }
-    if (curve.spikes?.length) {
-      const told = (value, index) => `spike ${index + 1}: σ = ${number(value)}, ${number(value / edge)} × the null edge`;
-      const points = curve.spikes.map((value, index) => [index + 1, value, told(value, index)]);
+    if (spikes && !median) { // the first ranks are all there
+      const marked = ranks.filter((rank, index) => rank === index + 1 && rank <= spikes);
+      const told = (value) => `${number(value)}, ${number(value / edge)} × the null edge`;
+      const points = marked.map((rank) => [rank, curve.delta[rank - 1], `spike ${rank}: ${told(curve.delta[rank - 1])}`]);
       curves.push({ points, hue: "delta", width: 0, dot: "ring" });
       entries.push([`spikes (${spikes})`, "delta", "○"]);
     }
