@@ -125,11 +125,11 @@ def test_a_person_reads_faults_and_counts_of_outcomes():
     each.append(made("f", "p", "rule", None, "detail", severity="warning"))
     whole = Judgement("f", "p", verdicts=tuple(one.verdicts[0] for one in each))
     assert len(ci.sentences(each)) == len(ci.sentences([whole])) == 3
-    for judged, numbers in ((each, [1, 5, 1, 5, 1, 1, 1, 1]), ([whole], [1, 1, 1, 1, 1])):
-        assert list(map(int, re.findall(r"\d+", ci.counts(judged)))) == numbers
+    for judged in (each, [whole]):
+        assert re.findall(r"\d+", ci.counts(judged)) == ["1", "5", "1", "1", "1", "1"]
     other = made("f", "p", "another", None, "detail", "passed")
     assert re.findall(r"\d+", ci.counts([each[2], other])) == ["2", "2"]
-    assert re.findall(r"\d+", ci.counts([each[4]])) == ["0", "0", "1"]
+    assert re.findall(r"\d+", ci.counts([each[4]])) == ["0", "1", "0", "1"]
     assert ci.counts([]) == ""
 
 
