@@ -100,21 +100,23 @@ def test_one_layer_or_nothing_that_moved_is_no_picture():
     assert picture([row([0.0, 0.0])], 80) is None
 
 
-def runs(svg) -> dict[str, list[tuple[int, ...]]]:
-    """By class of colour: column, row and width of each run of equal cells."""
-    run = re.compile(r"M(\d+) (\d+)\.04h(\d+)v\.92h-\3z")
+def places(svg) -> dict[str, list[tuple[int, ...]]]:
+    """By class of colour: column and row of each cell."""
+    cell = re.compile(r"M(\d+) (\d+)\.04h1v\.92h-1z")
     return {
-        colour: [tuple(map(int, found)) for found in run.findall(line)]
+        colour: [tuple(map(int, found)) for found in cell.findall(line)]
         for colour, line in re.findall(r'<path class="([\w-]+)" d="([^"]*)"/>', svg)
     }
 
 
-def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
+def test_cards_have_a_rectangle_for_each_cell():
     """Classes by the logarithm of the norm; without the module there is none; text is escaped."""
     svg = drawn_picture([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
-    assert runs(svg) == {
-        "heat-0": [(0, 0, 2)], "heat-5": [(2, 0, 1), (0, 1, 5)], "unmoved": [(4, 0, 1)]
-    }  # fmt: skip
+    assert places(svg) == {
+        "heat-0": [(0, 0), (1, 0)],
+        "heat-5": [(2, 0), *((column, 1) for column in range(5))],
+        "unmoved": [(4, 0)],
+    }
     assert 'viewBox="0 0 5 2"' in svg
     assert "<b>" not in svg
     assert "1.0 % to 8.0 %" in svg
@@ -129,7 +131,7 @@ def test_cards_share_one_scale():
     small, large = [row([0.001, 0.01])], [row([0.01, 1.0, 0.0])]
     scale, unmoved = shared_scale([small, large, [row([0.0, 0.0])]])
     assert (scale, unmoved) == (Scale(0.001, 1.0), True)
-    classes = [list(runs(drawn_picture(one, scale))) for one in (small, large)]
+    classes = [list(places(drawn_picture(one, scale))) for one in (small, large)]
     assert classes == [["heat-0", "heat-2"], ["heat-2", "heat-5", "unmoved"]]
     assert 'class="scale"' not in drawn_picture(small, scale)
     assert shared_scale([[row([0.0, 0.0])]]) is None
