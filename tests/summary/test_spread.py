@@ -19,7 +19,6 @@ from shadow.summary.depth import (
     effective_layers,
     layer_of,
     ratio,
-    summed,
 )
 
 RNG = np.random.default_rng(0)
@@ -82,5 +81,3 @@ def test_frozen_layers_are_layers_and_norms_do_not_make_one():
     assert layers == [("language", 0), ("language", 1)]
     at = layer_of(layers, ["language"] * 3, [1.0, 1.0, math.nan])
     assert at.tolist() == [1, 1, -1]
-    found = summed(at, np.array([2.0, 3.0, 9.0]), len(layers))
-    assert (found.layers.tolist(), found.outside) == ([0.0, 5.0], 9.0)

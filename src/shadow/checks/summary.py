@@ -10,7 +10,7 @@ from shadow.checks.answer import Figure
 from shadow.checks.explanations import Explanation
 from shadow.checks.pair_gates import Gate, failed
 from shadow.summary.record import STATUSES, PairRecord
-from shadow.summary.rows import PublishedPlace, ReportWarning, WarningCode, read_as
+from shadow.summary.rows import ReportWarning, Row, WarningCode, read_as
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Summary(PairRecord):
     """What the terminal shows of one pair; `summary.json` is this as JSON."""
 
     gates: list[Gate]
-    published: PublishedPlace | None
+    published: Row | None
     """Its place among released families by the norm of the change; None of a part."""
     finding: Finding
 

@@ -10,7 +10,7 @@ from pyarrow.csv import read_csv
 
 from shadow.files import registry_folder
 from shadow.summary.numbers import are
-from shadow.summary.rows import PublishedPlace
+from shadow.summary.rows import Row, row
 
 if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
@@ -20,7 +20,7 @@ SMALLEST = 1000  # entries of a tensor, below which the table leaves it out
 UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: no norm is known
 
 
-def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedPlace | None:
+def published_place(tensors: Columns, metadata: ReportMetadata) -> Row | None:
     """Rank the mean relative norm among other families; None of a part, or without a change."""
     chosen = metadata["settings"].get("chosen") or {}
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
@@ -33,7 +33,13 @@ def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedPlac
         return None
     value, own = fmean(norms[whole]), {metadata[side]["repo"].lower() for side in ("base", "tuned")}
     table = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
-    rows = [row for row in table if not own & set(row["models"].lower().split())]
-    others = [float(row["mean_relative_norm"]) for row in rows]
-    below = sum(norm < value for norm in others)
-    return PublishedPlace(value, below, len(others), min(others), max(others))
+    rows = [one for one in table if not own & set(one["models"].lower().split())]
+    others = [float(one["mean_relative_norm"]) for one in rows]
+    return row(
+        "published",
+        value=value,
+        below=sum(norm < value for norm in others),
+        families=len(others),
+        least=min(others),
+        most=max(others),
+    )

@@ -42,11 +42,10 @@ def vector_figures(tensors: Columns) -> Row:
     )
     norms = rows["relative_norm"]
     changed = (norms > 0) | are(rows["detail"], FROM_ZERO)
-    moved: dict[str, list[int]] = {}
-    for component, layer in rows.where(changed).each("component", "layer"):
-        layers = moved.setdefault(component, [])
-        if layer == layer and layer not in (None, *layers):
-            layers.append(int(layer))
+    moved = {
+        component: [int(layer) for layer in dict.fromkeys(group.inside["layer"])]
+        for (component,), group in rows.where(changed).groups("component")
+    }
     sizes = np.nan_to_num(norms)
     order = np.argsort(-sizes, kind="stable")
     is_alone = len(rows) > 1 and sizes[order[0]] > FAR * sizes[order[1]]

@@ -61,13 +61,6 @@ class Sum:
     """What of it is outside the layers."""
 
 
-def summed(at: NDArray[np.intp], values: Energies, layers: int) -> Sum:
-    """at: the layer of each row, -1 outside."""
-    inside = at >= 0
-    sums = np.bincount(at[inside], weights=values[inside], minlength=layers)
-    return Sum(sums.astype(np.float64), float(values[~inside].sum()))
-
-
 @np.errstate(divide="ignore", invalid="ignore")
 def effective_layers(energies: Energies) -> float:
     """exp(-sum p ln p) with p the share of each layer in the energy, in [1, layers]: how many

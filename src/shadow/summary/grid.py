@@ -35,35 +35,21 @@ def grid(deltas: Columns, tensors: Columns) -> list[Row]:
             )
     rows = []
     for component, module in sorted(places, key=lambda place: order_of(*place)):
-        cells = sorted(places[component, module].items())
-        rows.append(
-            row(
-                "grid",
-                component=component,
-                module=module,
-                layers=[layer for layer, _ in cells],
-                relative_norm=[norm for _, (norm, _) in cells],
-                concentration=[concentration for _, (_, concentration) in cells],
-            )
-        )
+        layers, cells = zip(*sorted(places[component, module].items()), strict=True)
+        norms, concentrations = map(list, zip(*cells, strict=True))
+        figures = {"relative_norm": norms, "concentration": concentrations}
+        rows.append(row("grid", figures, component=component, module=module, layers=list(layers)))
     return rows
 
 
 def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
     """Where a component, or its module, stands in names.yaml; unknown names come last."""
-    components, modules = _numbered()
-    return (
-        components.get(component, len(components)),
-        modules.get(module, len(modules)),
-        component,
-        module,
-    )
+    components, modules = _numbers()
+    last = len(components) + len(modules)
+    return components.get(component, last), modules.get(module, last), component, module
 
 
 @cache
-def _numbered() -> tuple[dict[str, int], dict[str, int]]:
+def _numbers() -> list[dict[str, int]]:
     rules = name_rules()
-    return (
-        {name: number for number, name in enumerate(rules.components)},
-        {name: number for number, name in enumerate(rules.modules)},
-    )
+    return [{name: at for at, name in enumerate(of)} for of in (rules.components, rules.modules)]

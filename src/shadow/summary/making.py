@@ -34,7 +34,6 @@ from shadow.summary.depth import (
     effective_layers,
     is_partial,
     ratio,
-    summed,
 )
 from shadow.summary.files import files_record
 from shadow.summary.grid import grid, order_of
@@ -143,10 +142,10 @@ class _Tally:
 
     def of(self, deltas: Columns, values: str | Floats = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
-        if isinstance(values, str):
-            values = deltas[values]
-        sums = summed(deltas["at"], values, len(self.chosen))
-        return Sum(sums.layers[self.chosen], sums.outside)
+        values, at = deltas[values] if isinstance(values, str) else values, deltas["at"]
+        inside = at >= 0
+        sums = np.bincount(at[inside], weights=values[inside], minlength=len(self.chosen))
+        return Sum(sums.astype(np.float64)[self.chosen], float(values[~inside].sum()))
 
     def add(self, name: str, statistic: Statistic) -> None:
         """A figure and its interval."""

@@ -14,7 +14,8 @@ STATUSES = ("measured", "identical", "skipped")  # of tensors
 
 @dataclass(frozen=True)
 class PairRecord:
-    """What was measured of one pair: the first keys of `summary.json`, in their order.
+    """What was measured of one pair: the first keys of `summary.json`, in their order. Their
+    meanings, and those of rows' keys, stand in words.yaml and columns.yaml.
 
     Figures are medians over all delta rows unless their name says otherwise; those of depth
     are of the main component, language where there is one.
@@ -25,56 +26,35 @@ class PairRecord:
     pair: str
     base: CheckpointSide
     tuned: CheckpointSide
-    counts: Mapping[str, int]
-    """Tensors of both sides by status: measured, identical, skipped."""
+    counts: Mapping[str, int]  # of STATUSES
     figures: Row
-
     intervals: Mapping[str, Bounds]
-    """(low, high) over layers of figures that have any; None: no_interval says why."""
     layers: int
-    interval_level: float | None
-    """The probability that the intervals may claim, 0 to 1."""
+    interval_level: float | None  # the probability that intervals may claim
     no_interval: str | None
     resampling: Mapping[str, str | float]
-    """How the intervals were made."""
     components: list[Row]
     modules: list[Row]
-    """A row for each module of a component that changed."""
     depth: list[Row]
-    """A row for each layer that was compared."""
     grid: list[Row]
     inside_layers: Row
-
     outside_layers: list[Row]
-    """The same medians of embeddings, head and projectors."""
     coherence: list[Row]
     quarters: list[Row]
-    """Of the depth of each component of four layers or more."""
     unchanged: list[Row]
-    """Modules that are identical on both sides."""
     without_base: list[Row]
-    """The matrices without a base, by component."""
     vectors: Row
     vocabulary: list[Row]
-    """Embeddings and heads with more rows on one side."""
     uncompared: list[Row]
-    """What has no partner, another shape or no finite numbers."""
     recognised: Recognised
     skipped: list[Row]
-    """A row for each reason, the most tensors first."""
     warnings: list[ReportWarning]
     unchanged_experts: list[Row]
-    """Components of which some tensors of experts are identical, and others not."""
     idle_updates: int
-    """Modules of an adapter in which it does nothing, as the product of its factors is 0."""
     broken: list[Row]
-    """Tensors with NaN or infinite entries, of zeros alone, or without entries."""
     tier: Tier
-    """What was measured: all spectra, those of the deltas alone, or no spectra but norms."""
     estimated: bool
-    """Whether figures of singular values are estimates, as at the level `sketch`."""
-    files: FilesRecord | None
-    """The files of both repositories or folders; None of a report that did not list them."""
+    files: FilesRecord | None  # of a report that lists them
 
     @property
     def has_spectra(self) -> bool:

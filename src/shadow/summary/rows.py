@@ -127,19 +127,6 @@ class FilesRecord:
     """Files that are not the same, those first in which something differs; at most 40."""
 
 
-@dataclass(frozen=True)
-class PublishedPlace:
-    """The rank of the mean relative norm of a tensor among other families."""
-
-    value: float
-    below: int
-    """Families whose median is smaller."""
-    families: int
-    """All that it is ranked among, 1 or more."""
-    least: float
-    most: float
-
-
 Record = TypeVar("Record")
 
 
