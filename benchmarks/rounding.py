@@ -648,7 +648,7 @@ def document(
         edge_part(shapes, draws),
         "## Levels",
         f"""Which of {draws} matrices of 64 rows are said to have gone through 4 or 8 bits, by
-        `levels_base` and `levels_tuned` and the thresholds of the warning `few_values`. A matrix
+        `levels_base` and `levels_tuned` and the thresholds of the sentence `few_values`. A matrix
         that went through nothing and is named all the same is a false alarm. Groups of 128 have a
         scale each: in long rows, 8 bits in groups look like BF16, and INT4 in groups like 8 bits. A
         pruned matrix has few values too.""",

@@ -10,7 +10,6 @@ from shadow.summary.layer_medians import (
     BESIDE,
     TOPS,
     coherence,
-    few_values,
     inside_layers,
     outside_layers,
 )
@@ -164,16 +163,18 @@ def test_what_is_unknown_is_counted():
     assert found["relative_norm_unrounded"] is None
 
 
-def test_a_side_that_went_through_fewer_bits_is_named():
+@pytest.mark.parametrize(
+    ("cols", "base", "tuned", "found"),
+    [
+        (1024, 0.69, 0.14, (0, 3, 3, 3)),
+        (1024, 0.012, 0.7, (3, 3, 0, 3)),
+        (64, 0.1, 0.1, (0, 0, 0, 0)),
+        (1024, None, None, (0, 0, 0, 0)),
+    ],
+)
+def test_sides_that_went_through_fewer_bits_are_counted(cols, base, tuned, found):
     """Rows of 1,024: int8 leaves 0.14 of values, int4 0.012, BF16 0.69; rows of 64 say nothing."""
-
-    def few(cols, base, tuned):
-        one = {"cols": cols, "levels_base": base, "levels_tuned": tuned}
-        return [text.split(", and")[0] for text in few_values(columns(rows(one, one, one)))]
-
-    assert few(1024, 0.69, 0.14) == [
-        "3 of 3 matrices of tuned have as few distinct values in a row as a copy that went through"
-        " 8 bits or was pruned"
-    ]
-    assert "4 bits" in few(1024, 0.012, 0.7)[0]
-    assert few(64, 0.1, 0.1) == few(1024, None, None) == []
+    one = {"layer": 0, "cols": cols, "levels_base": base, "levels_tuned": tuned}
+    inside = inside_layers(columns(rows(one, one, one)))
+    names = [f"levels_{side}_{of}" for side in ("base", "tuned") for of in ("few", "judged")]
+    assert tuple(inside[name] for name in names) == found

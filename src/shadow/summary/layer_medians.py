@@ -299,35 +299,15 @@ def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
     return known
 
 
-def few_values(deltas: Columns) -> list[str]:
-    """A sentence for each side most of whose matrices went through fewer bits."""
-    told = []
-    for side in ("base", "tuned"):
-        named = _bits(deltas, side)
-        for bits, what in (("INT4", "4 bits"), ("8 bits", "8 bits")):
-            count = named.count(bits)
-            if count > len(named) / 2:
-                told.append(
-                    f"{count} of {len(named)} matrices of {side} have as few distinct values in a"
-                    f" row as a copy that went through {what} or was pruned, and figures of the"
-                    " delta may be those of that copy"
-                )
-    return told
-
-
-def _bits(deltas: Columns, side: str) -> list[str | None]:
-    """What a side's matrices went through, by their distinct values; short rows are left out."""
-    levels, cols = deltas[f"levels_{side}"], deltas["cols"]
-    judged = ~np.isnan(levels) & (cols >= SHORTEST)
-    pairs = zip(levels[judged].tolist(), cols[judged].tolist(), strict=True)
-    return [round_trip(share, int(cols)) for share, cols in pairs]
-
-
 def _few(inside: Columns) -> dict[str, int]:
-    """How many matrices of each side went through 8 or 4 bits by their values, of how many."""
-    counts = {}
+    """How many matrices of each side went through 8 or 4 bits by their distinct values, of how many
+    whose rows are long enough.
+    """
+    counts: dict[str, int] = {}
     for side in ("base", "tuned"):
-        named = _bits(inside, side)
-        counts[f"levels_{side}_judged"] = len(named)
-        counts[f"levels_{side}_few"] = len(named) - named.count(None)
+        levels, cols = inside[f"levels_{side}"], inside["cols"]
+        judged = ~np.isnan(levels) & (cols >= SHORTEST)
+        shares = zip(levels[judged].tolist(), cols[judged].tolist(), strict=True)
+        few = [round_trip(share, int(length)) is not None for share, length in shares]
+        counts |= {f"levels_{side}_judged": len(few), f"levels_{side}_few": sum(few)}
     return counts

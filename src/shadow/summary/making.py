@@ -39,7 +39,6 @@ from shadow.summary.files import files_record
 from shadow.summary.grid import grid, order_of
 from shadow.summary.layer_medians import (
     coherence,
-    few_values,
     inside_layers,
     outside_layers,
     unchanged_experts,
@@ -116,10 +115,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         uncompared=uncompared(tensors),
         recognised=recognised(deltas, tensors, lineage),
         skipped=_skipped(tensors),
-        warnings=[
-            *_renumbered_experts(deltas),
-            *(ReportWarning("few_values", text) for text in few_values(deltas)),
-        ],
+        warnings=_renumbered_experts(deltas),
         unchanged_experts=unchanged_experts(tensors),
         idle_updates=idle_updates(tensors),
         broken=broken(tensors),

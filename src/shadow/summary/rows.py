@@ -29,7 +29,7 @@ from shadow.reports.columns import SUMMARY
 from shadow.reports.metadata import CheckpointMetadata
 
 Bounds = tuple[float, float] | None
-WarningCode = Literal["experts_renumbered", "few_values", "older_report"]
+WarningCode = Literal["experts_renumbered", "older_report"]
 KINDS: Mapping[str, Any] = {
     "": float | None,
     "number": float,
