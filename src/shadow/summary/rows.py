@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import (
     Any,
@@ -146,29 +146,37 @@ def _reader(kind: Any, place: str) -> Callable[[Any], Any]:
     """What reads values of a type at a place: a summary has a thousand values of a dozen types."""
     if kind is Row or is_dataclass(kind) or is_typeddict(kind):
         return _reader_of_keys(kind, place)
+    if kind is float:
+        return _number
     origin, parts = get_origin(kind) or kind, get_args(kind)
     readers = [_reader(part, place) for part in parts] if origin is not Literal else []
+    if origin in (Union, UnionType):
+        return partial(_first_of, readers) if NoneType not in parts else _or_null(readers[0])
 
     def read(value: Any) -> Any:
-        if origin is float:
-            fits = type(value) in (int, float) and -math.inf < value < math.inf
-        elif origin is Literal:
-            fits = type(value) is str and value in parts
-        elif origin in (Union, UnionType):
-            return None if value is None and NoneType in parts else _first_of(readers, value)
-        elif origin is list and isinstance(value, list):
+        if origin is list and isinstance(value, list):
             return list(map(readers[0], value))
-        elif origin is tuple and isinstance(value, list) and len(value) == len(parts):
+        if origin is tuple and isinstance(value, list) and len(value) == len(parts):
             return tuple(reader(one) for reader, one in zip(readers, value, strict=True))
-        elif origin is Mapping and isinstance(value, dict):
+        if origin is Mapping and isinstance(value, dict):
             return {key: readers[1](one) for key, one in value.items()}
-        else:
-            fits = type(value) is kind
-        if not fits:
+        if not (
+            type(value) is str and value in parts if origin is Literal else type(value) is kind
+        ):
             raise TypeError
         return value
 
     return read
+
+
+def _number(value: Any) -> Any:
+    if not (type(value) in (int, float) and -math.inf < value < math.inf):
+        raise TypeError
+    return value
+
+
+def _or_null(reader: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else reader(value)
 
 
 def _first_of(readers: list[Callable[[Any], Any]], value: Any) -> Any:
