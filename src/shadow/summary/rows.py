@@ -150,7 +150,7 @@ def _reader(kind: Any, place: str) -> Callable[[Any], Any]:
         return _number
     origin, parts = get_origin(kind) or kind, get_args(kind)
     readers = [_reader(part, place) for part in parts] if origin is not Literal else []
-    if origin in (Union, UnionType):
+    if origin in (Union, UnionType):  # of None, its other part comes first
         return partial(_first_of, readers) if NoneType not in parts else _or_null(readers[0])
 
     def read(value: Any) -> Any:
@@ -160,11 +160,9 @@ def _reader(kind: Any, place: str) -> Callable[[Any], Any]:
             return tuple(reader(one) for reader, one in zip(readers, value, strict=True))
         if origin is Mapping and isinstance(value, dict):
             return {key: readers[1](one) for key, one in value.items()}
-        if not (
-            type(value) is str and value in parts if origin is Literal else type(value) is kind
-        ):
-            raise TypeError
-        return value
+        if type(value) is kind or (origin is Literal and type(value) is str and value in parts):
+            return value
+        raise TypeError
 
     return read
 
