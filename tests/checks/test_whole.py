@@ -158,7 +158,8 @@ def in_fp8(*, without: str = "", zero: str = ""):
 
 FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
 EMPTY = renamed(str), lambda t: {n: torch.empty(0) if LOST in n else one for n, one in t.items()}
-HEAD = "lm_head.weight"
+HEAD, FUSED = "lm_head.weight", "transformer.h.0.attn.c_attn.bias"
+GATE = "model.layers.1.mlp.experts.1.gate_proj.weight"
 # kind, what is done to the tensors, what is written to the config, outcome, code, name against it
 TENSORS = {
     "head lost": ("llama", without(HEAD), {}, "missing", HEAD),
@@ -172,6 +173,10 @@ TENSORS = {
     "one matrix of an expert lost": (
         "qwen3_moe", without(".1.mlp.experts.2.up_proj"), {}, "expert_missing",
         "model.layers.1.mlp.experts.2.up_proj.weight"),
+    "one expert of another shape": (
+        "qwen3_moe", lambda t: t | {GATE: t[GATE][:-1]}, {}, "expert_shape", GATE),
+    "nan in a bias": ("gpt_bigcode", changed(FUSED, lambda one: one[3:4].fill_(float("nan"))), {},
+                      "not_finite", FUSED),
     "mtp lost": ("deepseek_v3", None, {"num_nextn_predict_layers": 1}, "mtp_missing",
                  "num_nextn_predict_layers"),
     "not gathered": ("llama", EMPTY[1], {}, "empty", UP),
@@ -385,6 +390,12 @@ def test_a_file_and_a_model_in_memory_are_checkpoints_too(healthy):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
     assert [(one.name, one.code) for one in verified(model).against] == [(UP, "not_finite")]
+
+
+def test_an_audit_of_one_folder_names_this_check(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        shadow.audit(str(planted.toy(tmp_path / "one", 1)))
+    assert "verify whole" in caught.value.hint
 
 
 def test_other_formats_are_swept_and_a_pickle_only_where_it_may_be(tmp_path):

@@ -34,6 +34,7 @@ WORDS = {
     "lost_prefix": "names of {tensors:count tensor|tensors} lack the {prefix} of the model's",
     "missing": "no file has it, so that transformers starts it at random",
     "expert_missing": "no file has it, in a model of {of:count expert|experts}",
+    "expert_shape": "its shape is {shape}, where that of most experts beside it is {other}",
     "layer_missing": "config promises {of:count layer|layers}, and no tensor is of this one",
     "mtp_missing": "config promises {of:count layer|layers} to predict further tokens, and the"
     " files have {found:count}",
@@ -159,8 +160,11 @@ def _judge_loading(part: Part, found: Names, layers: Collection[str]) -> None:
             part.fault(name, "unexpected")
     for name, shape, other in found.expected.mismatched:
         if not is_named(name) and 0 not in shape:
-            texts = [" x ".join(map(str, one)) or "()" for one in (shape, other)]
-            part.fault(name, "mismatched", shape=texts[0], other=texts[1])
+            part.fault(name, "mismatched", shape=_by(shape), other=_by(other))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "()"
 
 
 def _prefix(longer: Collection[str], shorter: Collection[str]) -> str:
@@ -184,6 +188,12 @@ def _judge_experts(part: Part, found: Names) -> set[str]:
         every[role(owner)].update(*own.values())
     layers = set()
     for owner, own in there.items():
+        for rest, numbers in own.items():
+            names = [f"{owner}{expert}.{rest}" for expert in sorted(numbers)]
+            shapes = {name: _by(found.tensors[name].shape) for name in names}
+            usual = Counter(shapes.values()).most_common(1)[0][0]
+            for name in (name for name in names if shapes[name] != usual):
+                part.fault(name, "expert_shape", shape=shapes[name], other=usual)
         for expert in sorted(every[role(owner)]):
             lost = [rest for rest, numbers in own.items() if expert not in numbers]
             names = [f"{owner}{expert}.{rest}" for rest in lost]

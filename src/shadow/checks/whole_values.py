@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?|.*_fsdp_wrapped_module\..*")
 # what a model computes when it is made, so that values that are stored do not count
 BUFFER = re.compile(
-    r".*(inv_freq|rotary_emb\.\w+|position_ids|masked_bias|attention\.bias|attn\.bias|attn_mask"
-    r"|relative_position_index|num_batches_tracked|token_type_ids|causal_mask|\.mask)"
+    r"(.*\.)?(inv_freq|rotary_emb\.\w+|position_ids|masked_bias|attention\.bias|attn\.bias|attn_mask"
+    r"|relative_position_index|num_batches_tracked|token_type_ids|causal_mask|mask)"
 )
 # packed numbers, and what scales them
 PIECE = re.compile(
@@ -82,7 +82,8 @@ def judge_values(found: Values) -> Part:
     for one in found.swept:
         peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
     for one in found.swept:
-        if not BUFFER.fullmatch(one.info.name):
+        is_vector = len(one.info.shape) < 2 and one.info.name.endswith(".bias")
+        if is_vector or not BUFFER.fullmatch(one.info.name):
             _judge_tensor(part, one, found, peers[role(one.info.name)])
     if found.is_quantised:
         _judge_scales(part, found)
