@@ -29,7 +29,6 @@ import rich.console, safetensors, scipy.linalg, scipy.optimize, scipy.sparse.lin
 import torch, transformers, typer, yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import are_progress_bars_disabled
-from tenacity import Retrying
 transformers.LlamaForCausalLM
 
 logging.getLogger("huggingface_hub").setLevel(logging.INFO)

@@ -31,14 +31,11 @@ from huggingface_hub.utils import tqdm as hf_tqdm
 
 from shadow.checkpoints.hub_client import NEVER, Say, own_client, trying
 from shadow.checkpoints.hub_faults import (
-    CIRCLE,
     FAILURES,
-    NO_ADDRESS,
     NO_HUB,
     OFFLINE,
     RangeIgnoredError,
     StoppedError,
-    Words,
     cache_folder,
     is_of_hub,
     require_usable_settings,
@@ -484,7 +481,6 @@ def _ranged(
     stop None asks for the whole file.
     """
     url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
-    what = f"{snapshot.repo}: {file.path}"
     ours = {"Accept-Encoding": "identity"}
     if stop is not None:
         ours["Range"] = f"bytes={start}-{stop - 1}"
@@ -501,9 +497,9 @@ def _ranged(
         ) as response:
             if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
                 url = urljoin(url, response.headers["location"])
-                if urlsplit(url).scheme not in ("http", "https"):
-                    raise _misled(NO_ADDRESS, what)
-                continue
+                if urlsplit(url).scheme in ("http", "https"):
+                    continue
+                break
             hf_raise_for_status(response)
             honoured = response.status_code == 206
             if honoured and stop is not None:
@@ -515,8 +511,4 @@ def _ranged(
             # in pieces as they come: a cut loses little
             yield response.iter_bytes(), honoured
             return
-    raise _misled(CIRCLE, what)
-
-
-def _misled(words: Words, what: str) -> ShadowError:
-    return ShadowError(words[0].format(what=what), words[1])
+    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected to no file", NO_HUB)

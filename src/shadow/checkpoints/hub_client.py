@@ -8,16 +8,16 @@ to another origin than the Hub's.
 from __future__ import annotations
 
 import logging
+import random
+import time
 import warnings
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_session
 from huggingface_hub.utils import hf_raise_for_status
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
 
 from shadow.checkpoints.hub_faults import (
     ANSWERED,
@@ -140,58 +140,27 @@ def trying(
     Where no connection has ever been made, PATIENCE ends them. Raises StoppedError when stop is set
     meanwhile.
     """
-    waits = wait_exponential(multiplier=WAITS[0], max=WAITS[1]) + wait_random(0, WAITS[0])
-    last = [0, progress()]  # the try before the last progress, and how far that was
-
-    def since_progress(state: RetryCallState) -> RetryCallState:
-        if progress() != last[1]:
-            last[:] = state.attempt_number - 1, progress()
-        counted = copy(state)
-        counted.attempt_number -= last[0]
-        return counted
-
-    def given_up(state: RetryCallState) -> bool:
-        if since_progress(state).attempt_number >= ATTEMPTS:
-            return True
-        waited = (state.seconds_since_start or 0.0) + state.upcoming_sleep
-        return waited > PATIENCE and not answered.is_set() and is_unconnected(_fault(state))
-
-    def wait(state: RetryCallState) -> float:
-        asked = retry_after(_fault(state))
-        return waits(since_progress(state)) if asked is None else asked
-
-    def announce(state: RetryCallState) -> None:
-        if state.upcoming_sleep >= 3:
-            seconds = f"{state.upcoming_sleep:.0f} s"
-            say(f"the Hub {problem(_fault(state))}; trying again in {seconds}")
-
-    def sleep(seconds: float) -> None:
+    started, tries, reached = time.monotonic(), 0, progress()
+    while True:
+        try:
+            if _hooked:  # the client is held, and may have made another session meanwhile
+                _hook()
+            return attempt()
+        except (ShadowError, StoppedError):
+            raise
+        except Exception as error:  # the client's, on whatever the server sent
+            if progress() != reached:
+                tries, reached = 0, progress()
+            tries += 1
+            seconds = retry_after(error)
+            if seconds is None:
+                seconds = min(WAITS[0] * 2 ** (tries - 1), WAITS[1]) + random.uniform(0, WAITS[0])  # noqa: S311 - no secret
+            waited = time.monotonic() - started + seconds
+            is_hopeless = waited > PATIENCE and not answered.is_set() and is_unconnected(error)
+            if tries >= ATTEMPTS or is_hopeless or not is_transient(error):
+                # its chain of tries says nothing more to people
+                raise in_words(error, repo=repo, revision=revision, path=path) from None
+            if seconds >= 3:
+                say(f"the Hub {problem(error)}; trying again in {seconds:.0f} s")
         if stop.wait(seconds):
             raise StoppedError
-
-    def hooked() -> T:
-        if _hooked:  # the client is held, and may have made another session meanwhile
-            _hook()
-        return attempt()
-
-    retrying = Retrying(
-        retry=retry_if_exception(is_transient),
-        wait=wait,
-        stop=given_up,
-        before_sleep=announce,
-        sleep=sleep,
-        reraise=True,
-    )
-    try:
-        return retrying(hooked)
-    except (ShadowError, StoppedError):
-        raise
-    except Exception as error:  # the client's, on whatever the server sent
-        # its chain of tries says nothing more to people
-        raise in_words(error, repo=repo, revision=revision, path=path) from None
-
-
-def _fault(state: RetryCallState) -> BaseException:
-    fault = state.outcome.exception() if state.outcome else None
-    assert fault is not None, "a try that is repeated has failed"
-    return fault

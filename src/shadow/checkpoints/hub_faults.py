@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,8 +28,7 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
 # names of faults of the client's HTTP library
-CIRCLES = ("TooManyRedirects",)
-NOWHERE = ("UnsupportedProtocol", "InvalidURL")
+MISLED = ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL")
 UNCONNECTED = ("ConnectError", "ConnectTimeout")
 ATTEMPTS = 6  # in a row without a byte of progress
 MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
@@ -39,7 +37,9 @@ ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 NO_HUB = "check that HF_ENDPOINT is a Hub"
 AGAIN = "run the same command again: it continues from here"
 OFFLINE = "not in the cache, and this run is offline"
+CACHED = "--offline uses what is in the cache"
 Words = tuple[str, str]  # a message and a hint, both templates
+NOT_A_HUB: Words = ("{what}: the server does not answer like a Hub ({kind})", NO_HUB)
 # the first that an error is an instance of: most are subclasses of others
 OF_TYPE: tuple[tuple[type[Exception], Words], ...] = (
     (
@@ -51,15 +51,11 @@ OF_TYPE: tuple[tuple[type[Exception], Words], ...] = (
         errors.RevisionNotFoundError,
         ("{repo} has no revision {revision!r}", "its branches and tags: {address}/tree/main"),
     ),
-    (errors.DisabledRepoError, ("{repo} has been disabled by the Hub", "see {address}")),
     (errors.EntryNotFoundError, ("{what} is not there", "its files: {address}/tree/{tree}")),
     (errors.OfflineModeIsEnabled, (f"{{what}} is {OFFLINE}", "run once without HF_HUB_OFFLINE")),
-    (errors.FileMetadataError, ("{what}: the server does not answer like a Hub", NO_HUB)),
+    (errors.FileMetadataError, NOT_A_HUB),
     (errors.HFValidationError, ("{repo!r} cannot be the name of a repository", "write org/name")),
 )
-CIRCLE: Words = ("{what} is redirected in a circle", NO_HUB)
-NO_ADDRESS: Words = ("{what} is redirected to something that is not a web address", NO_HUB)
-OF_NAME = dict.fromkeys(CIRCLES, CIRCLE) | dict.fromkeys(NOWHERE, NO_ADDRESS)
 OF_STATUS: dict[int, Words] = {
     401: ("{what}: the Hub requires a valid login (401)", "{token}; check that it is still valid"),
     403: ("{what}: the Hub refuses access (403)", "see {address}; {token}"),
@@ -132,7 +128,7 @@ def is_transient(error: BaseException) -> bool:
         return True
     if status is not None:
         return status in TRANSIENT and (retry_after(error) or 0) <= MAX_WAIT
-    if _is_local(error) or type(error).__name__ in OF_NAME:
+    if _is_local(error) or type(error).__name__ in MISLED:
         return False
     return isinstance(error, FAILURES) and not isinstance(error, ValueError)
 
@@ -164,8 +160,6 @@ def problem(error: BaseException) -> str:
     """What is wrong with the Hub, after the words `the Hub`."""
     cause = _cause(error)
     status = _status(cause)
-    if status == 429:
-        return "received too many requests (429)"
     if status is not None:
         return f"answers {status}"
     return "sends files cut short" if _came_short(cause) else "cannot be reached"
@@ -177,8 +171,8 @@ def in_words(
     """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
     error = _cause(error)
     seconds = retry_after(error)
-    token = token_in_use()
     message, hint = _words(error)
+    token, folder = token_in_use(), as_folder(repo)
     facts = {
         "repo": repo,
         "what": f"{repo}: {path}" if path else repo,
@@ -186,27 +180,22 @@ def in_words(
         "tree": revision or "main",
         "address": f"{constants.ENDPOINT}/{repo}",
         "token": token,
-        "named": as_folder(repo) or f"check the name; {token}",
+        "named": folder or f"check the name; {token}",
         "wait": f"wait {seconds:.0f} s, then {AGAIN}" if seconds else AGAIN,
         "cache": cache_folder(),
         "reason": getattr(error, "strerror", None),
         "hub": constants.ENDPOINT,
         "kind": type(error).__name__,
-        "reached": as_folder(repo)
-        or f"check {_line()}, then {AGAIN}; --offline uses what is in the cache",
+        "reached": folder or f"check the connection and HF_ENDPOINT, then {AGAIN}; {CACHED}",
     }
     return ShadowError(message.format(**facts), hint.format(**facts))
 
 
-def _line() -> str:
-    return "the connection and HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else "the connection"
-
-
 def _words(error: BaseException) -> Words:
     """The templates for a fault."""
-    of_type = next((words for kind, words in OF_TYPE if isinstance(error, kind)), None)
-    if found := of_type or OF_NAME.get(type(error).__name__):
-        return found
+    for kind, words in OF_TYPE:
+        if isinstance(error, kind):
+            return words
     status = _status(error)
     if status is not None:
         tries = f", also after {ATTEMPTS} tries" if status in TRANSIENT else ""
@@ -217,8 +206,9 @@ def _words(error: BaseException) -> Words:
         return "cannot write to {cache}: {reason}", "set HF_HUB_CACHE to another folder"
     if _came_short(error):
         return f"{{what}} arrived incomplete, also after {ATTEMPTS} tries", AGAIN
-    if not isinstance(error, FAILURES) or isinstance(error, ValueError):
-        return "{what}: the server does not answer like a Hub ({kind})", NO_HUB
+    is_misled = isinstance(error, ValueError) or type(error).__name__ in MISLED
+    if is_misled or not isinstance(error, FAILURES):
+        return NOT_A_HUB
     return "{what}: {hub} cannot be reached ({kind})", "{reached}"
 
 
@@ -240,13 +230,8 @@ def require_usable_settings() -> None:
 
 
 def token_in_use() -> str:
-    """Which token goes with requests, in words and without the token."""
-    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-        return "no token is sent (HF_HUB_DISABLE_IMPLICIT_TOKEN)"
-    for name in ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if os.environ.get(name):
-            return f"the token of {name} is in use"
+    """Whether a token goes with requests, in words."""
     with contextlib.suppress(*FAILURES):
-        if get_token():
-            return f"the token in {constants.HF_TOKEN_PATH} is in use"
+        if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token():
+            return "a token is in use"
     return "no token is in use: `hf auth login`, or HF_TOKEN"
