@@ -81,7 +81,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## write registry/schema.json and the generated parts of README.md and docs/
+docs: setup  ## write the generated parts of README.md and docs/
 	$(BIN)/python tests/readme.py
 
 notebook: setup  ## run docs/notebook.ipynb and write what its cells show into it

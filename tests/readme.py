@@ -1,4 +1,4 @@
-"""Writes registry/*schema.json, docs/schema.md, the README's picture and generated parts; --check:
+"""Writes docs/schema.md, the README's picture and generated parts; --check:
 are they new?
 
 In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test
@@ -39,8 +39,6 @@ from evidence_parts import PARTS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-SCHEMA = README.parent / "registry" / "schema.json"
-LIST_SCHEMA = SCHEMA.with_name("list-schema.json")
 DOCS = ROOT / "docs"
 MARKED = (README, *sorted(DOCS.glob("*.md")))  # files that may have generated parts
 TABLES_OF_REPORTS = DOCS / "schema.md"
@@ -344,8 +342,6 @@ def written() -> dict[Path, str]:
 if __name__ == "__main__":
     new = {**written(), **picture.pictures()}
     new |= {
-        SCHEMA: shadow("families", "--schema") + "\n",
-        LIST_SCHEMA: shadow("families", "--list-schema") + "\n",
         TABLES_OF_REPORTS: schema_document(),
     }
     if "--check" in sys.argv:

@@ -24,6 +24,8 @@ GONE: Mapping[tuple[str, str], str] = {
     ("claim", "novel_data"): "finding.not_shown says what weights do not show",
     ("claim", "merge"): "`shadow verify mixture` checks a merge",
     ("claim", "weight_decay"): "read decay_cosine",
+    ("option", "--schema"): "docs/registry.md says what a file of families may hold",
+    ("option", "--list-schema"): "docs/lists.md says what a list may hold",
     ("option", "--p-values"): "`compare --json` has p_within_pair",
     ("option", "--no-joint"): "lineage compares no deltas; `shadow compare --joint` does",
     ("command", "reproduce"): "audit a list of registry/lists/, then use `shadow figure`",

@@ -39,29 +39,12 @@ def families(
     ] = None,
     format: option.Format = "table",
     json: option.Json = False,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of family files.")
-    ] = False,
-    list_schema: Annotated[
-        bool,
-        typer.Option("--list-schema", help="Print the JSON Schema of the lists that --list takes."),
-    ] = False,
     registry: option.Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
     as_json = json or format == "json"
     from shadow.targets.families import filter_families, load_families
 
-    if list_schema:
-        from shadow.targets.editor_schema import list_schema as schema_of_lists
-
-        console.show_json(schema_of_lists())
-        return
-    if schema:
-        from shadow.targets.editor_schema import family_schema
-
-        console.show_json(family_schema())
-        return
     if component is not None:
         from shadow.places.names import check_component
 

@@ -1,10 +1,7 @@
-"""What each file that people write may hold, as pydantic models: families, lists and
-policies. Editors get their schemas of families and lists from the same models.
-"""
+"""What each file that people write may hold, as pydantic models: families, lists and policies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,7 +15,6 @@ from pydantic import (
     StringConstraints,
     Tag,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -29,7 +25,6 @@ from shadow.targets.checked import FaultError, Form, by
 from shadow.targets.plain_yaml import Tree
 from shadow.targets.references import (
     MAX_ENTRIES,
-    MAX_TARGET,
     NAME,
     ComponentBase,
     Reference,
@@ -45,18 +40,7 @@ if TYPE_CHECKING:
 else:
     Component = Literal[name_rules().components]
 
-REFERENCE = {
-    "type": "string",
-    "anyOf": [
-        {"pattern": r"^(\.{1,2}$|\.{1,2}/|/|~)"},
-        {"pattern": r"^(?![^@]*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@|$)"},
-    ],
-}
-TARGET = {"type": "string", "pattern": r"^\S+$", "maxLength": MAX_TARGET}
-TWO_STAGES = {"type": "string", "pattern": r"^[A-Za-z0-9].*\.\."}
-PAIR_NAME = {"type": "string", "pattern": f"^{NAME.pattern}:{NAME.pattern}$"}
-
-Ref = Annotated[Reference, BeforeValidator(by(parse_reference)), WithJsonSchema(REFERENCE)]
+Ref = Annotated[Reference, BeforeValidator(by(parse_reference))]
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME.pattern}$")]
 Word = Annotated[str, StringConstraints(min_length=1)]
 
@@ -78,18 +62,7 @@ def _once(items: list[Any]) -> list[Any]:
     return items
 
 
-ONCE, UNIQUE = AfterValidator(_once), Field(json_schema_extra={"uniqueItems": True})
-
-
-def _or(text: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """Adds to the schema of a mapping that of the text which may stand for it."""
-
-    def add(schema: dict[str, Any]) -> None:
-        mapping = dict(schema)
-        schema.clear()
-        schema["anyOf"] = [text, mapping]
-
-    return add
+ONCE = AfterValidator(_once)
 
 
 class Checkpoint(Form):
@@ -97,7 +70,6 @@ class Checkpoint(Form):
     this file.
     """
 
-    model_config = ConfigDict(json_schema_extra=_or(REFERENCE))
     CALLED = "a checkpoint"
     WRITTEN = (
         "write `org/name` or {repo: org/name, revision: ..., subfolder: ...}; only `base` may have"
@@ -157,7 +129,6 @@ Base = Annotated[
 class PairForm(Form):
     """Two stages to compare."""
 
-    model_config = ConfigDict(json_schema_extra=_or(TWO_STAGES))
     CALLED = "a pair"
     WRITTEN = "write base..sft or {from: base, to: sft}"
 
@@ -180,28 +151,17 @@ class PairForm(Form):
 class FamilyForm(Form):
     """Named stages of one lineage, and the pairs of them that are worth comparing."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "propertyNames": {
-                "pattern": f"^(?!.*\\.\\.){NAME.pattern}$",
-                "not": {"enum": [*Checkpoint.known(), *PairForm.known()]},
-            },
-            "anyOf": [{"required": ["base"]}, {"required": ["pairs"]}],
-            "if": {"properties": {"pairs": {"maxItems": 0}}, "required": ["pairs"]},
-            "then": {"required": ["note"]},
-        },
-    )
+    model_config = ConfigDict(extra="allow")
     CALLED = "a family"
     WRITTEN = "write `base: org/name` and one more stage below it"
     __pydantic_extra__: dict[str, Checkpoint] = Field(init=False)
 
     base: Base | None = None
     """The base model; one for each component where the model was put together."""
-    pairs: Annotated[list[PairForm], ONCE, UNIQUE] | None = None
+    pairs: Annotated[list[PairForm], ONCE] | None = None
     """Which stages to compare, as from..to. Without it: base with each other stage. [] needs a
     note."""
-    tags: Annotated[list[Name], ONCE, UNIQUE] = Field([])
+    tags: Annotated[list[Name], ONCE] = Field([])
     """Words to filter by. `vlm` stands for the components language, vision and projector."""
     source: str | None = None
     """Where it says that these checkpoints belong together."""
@@ -271,16 +231,10 @@ class FamilyForm(Form):
 class FamiliesForm(RootModel[dict[Name, FamilyForm]]):
     """Each key is a family's name: what a person types after `shadow audit`."""
 
-    model_config = ConfigDict(
-        title="Families of a registry of shadow",
-        json_schema_extra={"propertyNames": {"pattern": f"^{NAME.pattern}$"}},
-    )
-
 
 class PairClaimForm(Form):
     """A claim that should hold of a pair; docs/lists.md says which there are."""
 
-    model_config = ConfigDict(json_schema_extra=_or({"type": "string"}))
     CALLED = "a claim"
     WRITTEN = "write `trained --frozen embed`, or {claim: trained, frozen: [embed]}"
 
@@ -312,16 +266,13 @@ Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
 class TargetForm(Form):
     """What to audit, by its name."""
 
-    model_config = ConfigDict(json_schema_extra=_or(TARGET))
     CALLED = "an entry"
     WRITTEN = (
         "write a target alone, or base and tuned together, and a name if you like; options go with"
         " the command"
     )
 
-    target: Annotated[
-        str, BeforeValidator(by(lambda text, _: one_target(text))), WithJsonSchema(TARGET)
-    ]
+    target: Annotated[str, BeforeValidator(by(lambda text, _: one_target(text)))]
     """A family, family:from..to, or a glob over these."""
     claims: Claims
     """What is checked of each of its pairs."""
@@ -344,7 +295,6 @@ class TwoCheckpointsForm(Form):
         Annotated[
             str,
             BeforeValidator(by(lambda text, _: pair_name(text) and text)),
-            WithJsonSchema(PAIR_NAME),
         ]
         | None
     ) = None
@@ -372,8 +322,6 @@ Entry = Annotated[
 
 class ListForm(RootModel[Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]]):
     """What `shadow audit --list` audits, one after another."""
-
-    model_config = ConfigDict(title="A list of targets of shadow")
 
 
 class RuleForm(Form):
