@@ -234,17 +234,11 @@ def nearest_folder(path: Path) -> Path:
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 
 
-def open_regular(path: Path) -> IO[bytes] | None:
-    """A file opened for reading; None where it is not regular: opening a FIFO would wait."""
-    return path.open("rb") if path.is_file() else None
-
-
 def read_start(path: Path, size: int) -> bytes | None:
-    """The first bytes of a file; None where no regular file is."""
-    file = open_regular(path)
-    if file is None:
+    """The first bytes of a file; None where no regular file is: opening a FIFO would wait."""
+    if not path.is_file():
         return None
-    with file:
+    with path.open("rb") as file:
         return file.read(size)
 
 

@@ -54,9 +54,7 @@ def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
 
 
 def say_left_out(selection: Selection, say: Callable[[str], None]) -> None:
-    """What a list, a glob or a tag left out."""
-    for name in selection.passed_over:
-        say(f"{name} has no pair to compare: `shadow families {name}` says why")
+    """Say where a shard has nothing to audit."""
     if not selection.own:
         pairs = counted(len(selection.pairs), "pair", "pairs")
         say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")

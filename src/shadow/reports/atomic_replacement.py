@@ -67,14 +67,14 @@ def put_in_place(folder: Path) -> None:
         return
     try:
         for name in FILES_OF_A_PAIR:
-            for waiting in (ready / f"{name}{WAITING}", ready / name):  # the latter before 0.2.0
-                # not one of them, or another process was faster
-                with contextlib.suppress(FileNotFoundError):
-                    if waiting.stat().st_size:
-                        waiting.replace(folder / name)
-                    else:
-                        (folder / name).unlink(missing_ok=True)
-                        waiting.unlink()
+            waiting = ready / f"{name}{WAITING}"
+            # not one of them, or another process was faster
+            with contextlib.suppress(FileNotFoundError):
+                if waiting.stat().st_size:
+                    waiting.replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+                    waiting.unlink()
     except OSError as error:
         message = f"{folder}: its new report is written, but cannot take the old one's place"
         raise ShadowError(

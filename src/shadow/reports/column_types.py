@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -16,29 +15,14 @@ from shadow.reports.columns import Type
 Cell = str | float | Sequence[float | None] | NDArray[np.float32] | None
 
 
-@dataclass(frozen=True)
-class StoredType:
-    """How a type is stored."""
-
-    arrow: str
-    """In Arrow; of one value, also of a list."""
-    is_list: bool = False
-
-    @property
-    def arrow_text(self) -> str:
-        """The type in Arrow's words: `double`, `list<float>`."""
-        if self.is_list:
-            return f"list<{self.arrow}>"
-        return self.arrow
-
-
-STORED_TYPES: dict[Type, StoredType] = {
-    "string": StoredType(arrow="string"),
-    "int": StoredType(arrow="int64"),
-    "float": StoredType(arrow="double"),
-    "bool": StoredType(arrow="bool"),
-    "ints": StoredType(arrow="int64", is_list=True),
-    "floats": StoredType(arrow="float", is_list=True),
+# in Arrow's words: of one value, and whether there is a list of them
+STORED_TYPES: dict[Type, tuple[str, bool]] = {
+    "string": ("string", False),
+    "int": ("int64", False),
+    "float": ("double", False),
+    "bool": ("bool", False),
+    "ints": ("int64", True),
+    "floats": ("float", True),
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 from shadow.errors import ShadowError
@@ -12,6 +13,7 @@ from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, READY
 from shadow.text import closest, several
 
 FILES = frozenset(FILES_OF_A_PAIR)
+NAME_ONE = "name a folder that `shadow audit` made"
 
 
 def reports_below(run: Path) -> list[Path]:
@@ -29,12 +31,11 @@ def found_below(run: Path) -> list[Path]:
     A folder with files of a report counts even if it lacks matrices.parquet: who reads it raises,
     so that no report is lost in silence. One that holds nothing but an unfinished audit does not.
     """
-    try:
+    with _readable(run):
         if run.is_file():
             raise ShadowError(f"{run} is a file, not a folder", meant(run))
         if not run.is_dir():
-            hint = meant(run) or "name a folder that `shadow audit` made"
-            raise ShadowError(f"no such folder: {run}", hint)
+            raise ShadowError(f"no such folder: {run}", meant(run) or NAME_ONE)
         names = defaultdict[Path, set[str]](set)
         for depth in ("", "*/", "*/*/"):
             for path in sorted(run.glob(f"{depth}*")):
@@ -46,10 +47,15 @@ def found_below(run: Path) -> list[Path]:
             for folder, there in names.items()
             if PARTIAL not in folder.relative_to(run).parts and _is_report(folder, there)
         ]
-    except OSError as error:  # a name that is too long, a folder that may not be read
-        raise ShadowError(
-            f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made"
-        ) from error
+
+
+@contextmanager
+def _readable(run: Path) -> Iterator[None]:
+    """A name that is too long, or a folder that may not be read, is a ShadowError."""
+    try:
+        yield
+    except OSError as error:
+        raise ShadowError(f"{str(run)[:80]}: {error.strerror}", NAME_ONE) from error
 
 
 def _is_report(folder: Path, names: Set[str]) -> bool:
@@ -81,14 +87,8 @@ def meant(run: Path) -> str | None:
 
 def reports_at(run: Path) -> list[Path]:
     """The report in a folder, else all that lie below it. Raises ShadowError as `reports_below`."""
-    try:
-        if (run / FINISHED).is_file():
-            return [run]
-        return reports_below(run)
-    except OSError as error:  # a name that is too long, a folder that may not be read
-        raise ShadowError(
-            f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made"
-        ) from error
+    with _readable(run):
+        return [run] if (run / FINISHED).is_file() else reports_below(run)
 
 
 def reports_of(runs: Sequence[Path], *, once: bool = False) -> list[Path]:

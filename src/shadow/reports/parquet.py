@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -94,30 +95,22 @@ def write_rows(
     """
     content = parquet_bytes(table_of(columns, rows), _key_value(provenance))
     with writing(path.parent):
-        if path.exists() and not _is_comparison(path):
+        is_ours = not path.exists()
+        if path.is_file():  # opening a FIFO would wait for ever
+            with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+                is_ours = "comparison" in json.loads(pq.read_schema(path).metadata[METADATA_KEY])
+        if not is_ours:
             raise ShadowError(
                 f"{path} is there already, and is no comparison", "choose another file with -o"
             )
         write_beside(path, content)
 
 
-def _is_comparison(path: Path) -> bool:
-    if not path.is_file():  # opening a FIFO would wait for ever
-        return False
-    try:
-        metadata = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        return False
-    return isinstance(metadata, dict) and "comparison" in metadata
-
-
 def arrow_type(column: Column) -> pa.DataType:
     """How Arrow stores a column."""
-    stored = STORED_TYPES[column.type]
-    value = pa.type_for_alias(stored.arrow)
-    if stored.is_list:
-        return pa.list_(value)
-    return value
+    name, is_list = STORED_TYPES[column.type]
+    value = pa.type_for_alias(name)
+    return pa.list_(value) if is_list else value
 
 
 def arrow_schema(columns: Iterable[Column]) -> pa.Schema:

@@ -1,16 +1,12 @@
 """A finished report as one object: what it is of, and its tables, each read once, when asked for.
 
-Tables come as Arrow has them (`table`), for who makes other files of them, and as pandas has them
-(`matrices` and the others), for who computes. The bytes of a file are read once for both, and for
-its digest: see `shadow.telling.summary_file`. The singular values alone, gigabytes in a large
-model, are read a part at a time.
+Tables come as Arrow has them (`table`) and as pandas has them (`matrices` and the others). The
+bytes of a file are read once for both, and for its digest; singular values, gigabytes in a large
+model, a part at a time.
 
-Missing is told in one way by all frames: `isna()` is true. Whole numbers are `Int64`, flags
-`boolean` and texts `string`, all with `pd.NA`. Numbers are float64 with NaN and not `Float64`:
-NumPy, SciPy and matplotlib take such a column as it is, where `Float64` would become an array of
-objects; and NaN can mean nothing else, since no audit writes it (undefined is null in the files).
-Columns that an older report lacks are missing in every row, but for those of purity, which follow
-from others.
+What is missing is `isna()` in all frames: whole numbers are `Int64`, flags `boolean` and texts
+`string`, with `pd.NA`; numbers are float64 with NaN, which no audit writes, as NumPy, SciPy and
+matplotlib take them as they are. Columns that an older report lacks are missing in every row.
 """
 
 from __future__ import annotations

@@ -32,14 +32,15 @@ def is_later(table: Table, column: Column) -> bool:
     return bool(table.first) and column.name not in table.first
 
 
+def arrow_text(column: Column) -> str:
+    """The type of a column in Arrow's words: `double`, `list<float>`."""
+    name, is_list = STORED_TYPES[column.type]
+    return f"list<{name}>" if is_list else name
+
+
 def null_cases(column: Column) -> list[str]:
     """When the column is null; empty where it never is."""
-    cases = []
-    if column in DELTA:
-        cases.append("base and tuned rows")
-    if column.null:
-        cases.append(column.null)
-    return cases
+    return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
 
 
 def _table(table: Table) -> dict[str, object]:
@@ -50,7 +51,7 @@ def _table(table: Table) -> dict[str, object]:
             {
                 **asdict(column),
                 "null": "; ".join(null_cases(column)),
-                "arrow": STORED_TYPES[column.type].arrow_text,
+                "arrow": arrow_text(column),
                 "later": is_later(table, column),
                 "start_here": column.name in table.start_here,
             }

@@ -44,32 +44,16 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
         raise KeyError("a column that is there twice")
     if missing := set(required) & set(schema.names) - set(there):
         raise KeyError(*sorted(missing))
-    arrays = _each_finite(
-        [_as_type(there.get(field.name), field.type, rows=len(table)) for field in schema]
-    )
+    arrays = []
+    for field in schema:
+        values = there.get(field.name)
+        if values is None:
+            arrays.append(pa.chunked_array([pa.nulls(len(table), field.type)]))
+        else:
+            arrays.append(finite(values.cast(field.type)))
     like_today = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
     like_today.validate(full=True)
     return like_today
-
-
-def _as_type(values: pa.ChunkedArray | None, wanted: pa.DataType, *, rows: int) -> pa.ChunkedArray:
-    if values is None:
-        return pa.chunked_array([pa.nulls(rows, wanted)])
-    if values.type == wanted:
-        return values
-    return values.cast(wanted)
-
-
-def _each_finite(columns: Sequence[pa.ChunkedArray]) -> list[pa.ChunkedArray]:
-    """`finite` of each. All float64 columns are asked at once whether there is anything to do: of
-    60 columns of a few rows, asking each takes as long as reading them.
-    """
-    floats = [values for values in columns if pa.types.is_float64(values.type)]
-    chunks = [chunk for values in floats for chunk in values.chunks]
-    numbers = pa.chunked_array(chunks, pa.float64())
-    if pc.all(pc.is_finite(numbers)).as_py() is False:  # None where every number is null
-        return [finite(values) for values in columns]
-    return [values if pa.types.is_float64(values.type) else finite(values) for values in columns]
 
 
 def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -81,14 +65,11 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
     numbers = pc.list_flatten(values)
     if pc.all(pc.is_finite(numbers)).as_py() in (True, None):
         return values
-    rows = [_finite_list(row) for row in values.to_pylist()]
+    rows = [
+        row if row is None else [null_if_undefined(value) for value in row]
+        for row in values.to_pylist()
+    ]
     return pa.chunked_array([pa.array(rows, values.type)])
-
-
-def _finite_list(row: list[float | None] | None) -> list[float | None] | None:
-    if row is None:
-        return None
-    return [null_if_undefined(value) for value in row]
 
 
 def may_lack(name: str) -> bool:

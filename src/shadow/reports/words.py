@@ -34,16 +34,10 @@ def head_of(word: str) -> Head | None:
     `spread, 95 %`.
     """
     bare = re.sub(r", [\d.]+ %$| [A-Z]$", "", " ".join(word.split()))
-    if bare in HEADS:
-        return HEADS[bare]
-    if re.fullmatch(r"[A-Z] -", bare):
-        return HEADS["difference"]
-    if re.fullmatch(r"[A-Z]", bare):
-        return HEADS["report"]
-    plain = bare.replace(".", "").lower()  # also `conc` for `conc.`
-    return next(
-        (head for name, head in HEADS.items() if name.replace(".", "").lower() == plain), None
-    )
+    if bare not in HEADS and re.fullmatch(r"[A-Z]( -)?", bare):
+        return HEADS["difference" if bare.endswith("-") else "report"]
+    heads = {name.replace(".", "").lower(): head for name, head in HEADS.items()}
+    return HEADS.get(bare) or heads.get(bare.replace(".", "").lower())  # also `conc` for `conc.`
 
 
 def terms() -> list[str]:

@@ -93,8 +93,6 @@ class Selection:
     shard: Share = Share()
     is_list: bool = False
     """Whether more than exact names were given, so that an index belongs to it."""
-    passed_over: tuple[str, ...] = ()
-    """Matching families without a pair."""
     claims: Mapping[Pair, tuple[ListedClaim, ...]] = field(default_factory=dict)
     """What a list says of its pairs."""
 
@@ -137,17 +135,12 @@ def select(
     lines = dict.fromkeys(given, "")  # where a list names a pair first
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
-    passed: dict[str, None] = {}
     claims: dict[Pair, tuple[ListedClaim, ...]] = {}
     look_up = functools.cache(lambda target: find_targets(target, families))
     for entry in entries:
-        if isinstance(entry.names, Pair):
-            found = Matches((entry.names,))
-        else:
-            with _asked(entry):
-                found = look_up(entry.names)
-        passed |= dict.fromkeys(found.without_pairs)
-        for pair in found.pairs:
+        with _asked(entry):
+            found = (entry.names,) if isinstance(entry.names, Pair) else look_up(entry.names)
+        for pair in found:
             lines.setdefault(pair, entry.where)
             claims[pair] = (*claims.get(pair, ()), *entry.claims)
     pairs = tuple(lines)
@@ -155,7 +148,6 @@ def select(
         with _asked():
             tagged = filter_families(families, tags=tags)
         pairs = _tagged(pairs, tagged, tags=tags, named=bool(named))
-        passed = {name: None for name in _pairless(tagged) if name in passed or not named}
     _require_names(pairs, lines)
     is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
     return Selection(
@@ -163,23 +155,22 @@ def select(
         own=share(pairs, shard_of),
         shard=shard_of,
         is_list=is_list,
-        passed_over=tuple(passed),
         claims=claims,
     )
 
 
 def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
     """Two pairs of one name would be one row and one folder. lines: where a list has them."""
-    times = Counter(pair.full_name for pair in pairs)
-    for name in (name for name, count in times.items() if count > 1):
-        fault = f"{times[name]} different pairs are called {short(name)}"
-        hint = "rename one of them"
-        *others, last = [lines.get(pair, "") for pair in pairs if pair.full_name == name]
-        if last:
-            fault = f"{last}: {fault}"
-        if others := list(filter(None, others)):
-            hint += f"; it is also at {', '.join(others)}"
-        raise UsageError(fault, hint)
+    first: dict[str, str] = {}
+    for pair in pairs:
+        name, line = pair.full_name, lines.get(pair, "")
+        if name in first:
+            where = f"{line}: " if line else ""
+            other = f"; it is also at {first[name]}" if first[name] else ""
+            raise UsageError(
+                f"{where}different pairs are called {short(name)}", f"rename one of them{other}"
+            )
+        first[name] = line
 
 
 @contextlib.contextmanager
@@ -195,26 +186,16 @@ def _asked(entry: ListEntry | None = None) -> Iterator[None]:
         raise UsageError(error.message, error.hint) from error
 
 
-@dataclass(frozen=True)
-class Matches:
-    """What a target names."""
-
-    pairs: tuple[Pair, ...]
-    """In the order of the registry."""
-    without_pairs: tuple[str, ...] = ()
-    """The families that a glob matches and that have nothing to compare."""
-
-
 def is_glob(target: str) -> bool:
     """Whether a target holds *, ? or [."""
     return any(char in target for char in "*?[")
 
 
-def find_targets(target: str, families: Mapping[str, Family]) -> Matches:
+def find_targets(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     """The pairs that `family`, `family:from..to` or a glob over these names."""
     name, colon, pattern = target.partition(":")
     if not is_glob(target):
-        return Matches(find_pairs(target, families))
+        return find_pairs(target, families)
     matching = [family for family in families.values() if fnmatchcase(family.name, name)]
     if not matching:
         hint = nearest(name.strip("*?"), families) or "`shadow families` lists them"
@@ -224,17 +205,13 @@ def find_targets(target: str, families: Mapping[str, Family]) -> Matches:
         fault = f"no family that matches {short(name)} has a pair to compare"
         raise ShadowError(fault, matching[0].note)
     if not colon:
-        return Matches(tuple(every), tuple(_pairless(matching)))
+        return tuple(every)
     pairs = tuple(pair for pair in every if fnmatchcase(pair.name, pattern))
     if not pairs:
         known = list(dict.fromkeys(pair.name for pair in every))
         hint = nearest(pattern, known) or f"they have: {', '.join(known[:5])}"
         raise ShadowError(f"no family that matches {short(name)} has a pair {short(pattern)}", hint)
-    return Matches(pairs)
-
-
-def _pairless(families: Iterable[Family]) -> list[str]:
-    return [family.name for family in families if not family.pairs]
+    return pairs
 
 
 def _tagged(
