@@ -128,10 +128,9 @@ def test_provenance_is_typed_and_whole(narrow):
     told = narrow.provenance
     assert isinstance(told, Provenance)
     assert told.base.repo.endswith("demo/base")
-    found = (told.relation, told.level, told.nulls, told.subjects)
-    assert found == ("tuned", "full", 0, "all")
-    assert told.seconds > 0
-    assert set(told.libraries) >= {"torch", "numpy"}
+    assert (told.relation, told.level) == ("tuned", "full")
+    assert told.as_json()["seconds"] > 0
+    assert set(told.as_json()["libraries"]) >= {"torch", "numpy"}
     metadata = pq.read_schema(narrow.folder / "tensors.parquet").metadata[b"shadow"]
     assert told.as_json() == json.loads(metadata)
 

@@ -221,11 +221,12 @@ def require_usable_settings() -> None:
     try:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     except Exception as error:
-        raise ShadowError(f"cannot get a token ({type(error).__name__})", token_in_use()) from error
+        fault = f"cannot get a token ({type(error).__name__})"
+        raise ShadowError(fault, "set HF_TOKEN, or type `hf auth login`") from error
     if token and not re.fullmatch(r"[!-~]+", token):
         raise ShadowError(
             "the token has spaces, control characters or letters beyond ASCII: it cannot be one",
-            f"{token_in_use()}; `hf auth login` asks for another",
+            "correct HF_TOKEN, or type `hf auth login`",
         )
 
 

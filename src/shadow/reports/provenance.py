@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,10 +45,7 @@ class Identity:
 
     def is_that_of(self, header: Any) -> bool:
         """Whether the numbers of a journal with this first line are ours."""
-        mine = self.as_json()
-        if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
-            return False
-        return bool(header == mine)
+        return bool(header == self.as_json())
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a finished report is of and how it was made; None for what an older one lacks."""
+    """What a finished report is of, and what was chosen of it."""
 
     version: str
     schema: int
@@ -88,28 +84,14 @@ class Provenance:
     """`tuned` where the second was trained from the first, `sibling` where neither was."""
     level: str
     """How much was measured: norms, sketch (estimates), full or exact."""
-    nulls: int | None
-    """How many sign flips of each delta were drawn, 0 or more."""
-    subjects: str
-    """Whose spectra were measured: all, or delta."""
-    spectra: bool | None
     components: tuple[str, ...]
     layers: tuple[int, ...]
     """The layers that were chosen, from 0; empty for all."""
     modules: tuple[str, ...]
-    started: str | None
-    """When the last run of the audit began, ISO 8601 with its time zone."""
-    seconds: float | None
-    """How long that run took, 0 or more."""
-    compute_dtype: str | None
-    device: str | None
-    """What made Gram matrices: cpu, cuda or mps. `told["device_use"]` has its name."""
-    asked_device: str
-    """What `--device` asked for: cpu, also in reports from before it, or cuda."""
-    libraries: Mapping[str, str] = field(hash=False)
-    """The versions of the libraries that made the numbers, by name."""
     told: ReportMetadata = field(hash=False, repr=False)
-    """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
+    """The `shadow` key of the report's files as it stands there, with all settings, seconds and
+    libraries: what `as_json` returns.
+    """
 
     def as_json(self) -> ReportMetadata:
         """All that the files say of how the report was made; None for what is not finite."""
@@ -120,9 +102,7 @@ class Provenance:
     def of(cls, metadata: ReportMetadata) -> Provenance:
         """The provenance in the metadata of a report, which `report_metadata` has checked."""
         settings = metadata["settings"]
-        method = settings["method"]
         chosen = settings.get("chosen") or {}
-        libraries = metadata.get("libraries") or {}
         return cls(
             version=metadata["version"],
             schema=metadata["schema"],
@@ -130,22 +110,11 @@ class Provenance:
             pair=metadata["pair"],
             base=_checkpoint(metadata["base"]),
             tuned=_checkpoint(metadata["tuned"]),
-            relation=_if_is(str, settings.get("relation")),
-            level=method["level"],
-            nulls=_if_is(int, method.get("nulls")),
-            subjects=_if_is(str, method.get("subjects")) or "all",
-            spectra=_if_is(bool, settings.get("spectra")),
+            relation=relation if isinstance(relation := settings.get("relation"), str) else None,
+            level=settings["method"]["level"],
             components=all_that_are(str, chosen.get("components")),
             layers=all_that_are(int, chosen.get("layers")),
             modules=all_that_are(str, chosen.get("modules")),
-            started=_if_is(str, metadata.get("started")),
-            seconds=None if (seconds := metadata.get("seconds")) is None else float(seconds),
-            compute_dtype=_if_is(str, metadata.get("compute_dtype")),
-            device=_if_is(str, metadata.get("device")),
-            asked_device=_if_is(str, settings.get("device")) or "cpu",
-            libraries={
-                name: version for name, version in libraries.items() if isinstance(version, str)
-            },
             told=metadata,
         )
 
@@ -159,17 +128,10 @@ def _checkpoint(side: CheckpointMetadata) -> CheckpointIdentity:
     )
 
 
-def _if_is(kind: type[Value], value: object) -> Value | None:
-    """The value if it is of exactly this type: True is not a number here."""
-    if type(value) is kind:
-        return value
-    return None
-
-
 def all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
-    if not isinstance(values, list):
-        return ()
-    return tuple(value for value in values if type(value) is kind)
+    """The values of exactly this type in a list: True is not a number here."""
+    there = values if isinstance(values, list) else []
+    return tuple(value for value in there if type(value) is kind)
 
 
 def finished_metadata(folder: Path) -> ReportMetadata | None:

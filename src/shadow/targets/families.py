@@ -179,20 +179,16 @@ def filter_families(
         for family in families.values()
         if (component is None or component in family.components) and set(tags) <= set(family.tags)
     ]
-    asked = [*([f"component {component}"] if component else []), *(f"tag {tag}" for tag in tags)]
-    those = f"family with {' and '.join(asked)}" if asked else "family"
+    if word is not None and any(family.name == word for family in left):
+        left = [family for family in left if family.name == word]
+    elif word is not None:
+        left = [family for family in left if family.holds(word.casefold())]
     if not left:
-        raise ShadowError(f"no {those} in the registry", "`shadow families` lists them")
-    if word is None:
-        return left
-    named = [family for family in left if family.name == word]
-    matching = named or [family for family in left if family.holds(word.casefold())]
-    if not matching:
-        names = [family.name for family in left]
-        lines = {found[0] for name in names if (found := re.match(r"[a-z]{3,}", name))}  # qwen
-        hint = nearest(word.lower(), [*names, *sorted(lines)]) or "`shadow families` lists them"
-        raise ShadowError(f"no {those} has {word!r} in its name, checkpoints or tags", hint)
-    return matching
+        asked = {"component": component, "tag": " and ".join(tags), "word": word}
+        named = ", ".join(f"{name} {one!r}" for name, one in asked.items() if one)
+        hint = nearest((word or "").lower(), families) or "`shadow families` lists them"
+        raise ShadowError(f"no family of the registry with {named}", hint)
+    return left
 
 
 def given_pair(base: Reference, tuned: Reference) -> Pair:
@@ -209,14 +205,9 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     from it. Raises UsageError for anything else.
     """
     for other in targets:
-        if is_reference(other):
-            continue
-        if other not in families:
-            hint = as_folder(other) or f"{TWO}; a folder is ./NAME, a model of the Hub org/name"
-            raise UsageError(f"no family {short(other)}", hint)
-        checkpoint = next(filter(is_reference, targets))
-        hint = f"{TWO}; or families alone; for a folder, write ./NAME"
-        raise UsageError(f"{short(other)} is a family, and {short(checkpoint)} a checkpoint", hint)
+        if not is_reference(other):
+            hint = as_folder(other) or f"{TWO}; or families alone; a folder is ./NAME"
+            raise UsageError(f"{short(other)} is no checkpoint, and others here are", hint)
     if len(targets) > 2:
         hint = f"{TWO}; several pairs go into a --list"
         raise UsageError(f"{len(targets)} checkpoints: a pair has two", hint)

@@ -19,7 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-from shadow.errors import ShadowError
 from shadow.places.names import name_rules
 from shadow.targets.checked import FaultError, Form, by
 from shadow.targets.plain_yaml import Tree
@@ -175,26 +174,19 @@ class FamilyForm(Form):
         if alike := closest(key.lower(), cls.known()[1:], VERY_LIKE):
             message = f"stage {key!r} looks like the reserved key {alike!r}"
             raise FaultError(message, f"did you mean {alike!r}?", key)
-        hint = "letters, digits, `_`, `-` and single dots"
-        if key in Checkpoint.known():
-            hint = "it belongs further in: sft: {repo: org/name, revision: main}"
-        elif key in PairForm.known():
-            hint = "it belongs further in: pairs: [base..sft]"
-        elif NAME.fullmatch(key) and ".." not in key:
-            return
-        raise FaultError(f"{short(key)} cannot name a stage", hint, key)
+        is_free = key not in {*Checkpoint.known(), *PairForm.known()} and ".." not in key
+        if not is_free or not NAME.fullmatch(key):
+            hint = "letters, digits, `_`, `-` and single dots; no key of a stage or a pair"
+            raise FaultError(f"{short(key)} cannot name a stage", hint, key)
 
     @model_validator(mode="after")
     def _agrees(self) -> FamilyForm:
         stages = self.stages
         if self.base is None and self.pairs is None:
-            hint = "add `base: org/name`, or say which stages to compare: `pairs`"
-            if close := nearest("base", stages):
-                hint = f"rename the stage: {close}"
+            hint = nearest("base", stages) or "add `base: org/name`, or `pairs` to compare"
             raise FaultError("it has no stage `base`", hint)
         if len(stages) < 2:
-            only = f"besides `{next(iter(stages))}`" if stages else "at all"
-            raise FaultError(f"it has no stage {only}", "add one, such as `instruct: org/name`")
+            raise FaultError("it has no two stages", "add one, such as `instruct: org/name`")
         if self.pairs == [] and not self.note:
             hint = "say in `note` why there is nothing to compare, or leave `pairs` out"
             raise FaultError("`pairs` is empty and no `note` says why", hint, "pairs")
@@ -302,15 +294,6 @@ class TwoCheckpointsForm(Form):
     claims: Claims
     """What is checked of the pair."""
 
-    @classmethod
-    def check_key(cls, key: str, value: Tree) -> None:
-        if key not in cls.known() and isinstance(value, str) and ".." in value:
-            hint = (
-                f"write {key}:{value}, without a space" if len(key + value) <= 80 else cls.WRITTEN
-            )
-            raise FaultError(f"unknown key {short(key)}", hint, key)
-        super().check_key(key, value)
-
 
 Entry = Annotated[
     Annotated[TargetForm, Tag("(target)")] | Annotated[TwoCheckpointsForm, Tag("(two)")],
@@ -348,26 +331,14 @@ class PolicyForm(RootModel[Annotated[dict[Name, RuleForm], Field(min_length=1)]]
     """Rules by their names."""
 
 
-def _side(value: object, folder: Path | None) -> object:
+def _as_side(value: Any, info: ValidationInfo) -> Any:
     """A checkpoint of a claim: a text, or a mapping of components to texts."""
     if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
         value = ",".join(f"{component}={one}" for component, one in value.items())
-    return parse_checkpoint(value, folder) if isinstance(value, str) else value
-
-
-def _as_side(value: Any, info: ValidationInfo) -> Any:
-    try:
-        return _side(value, info.context)
-    except ShadowError as error:
-        raise FaultError(error.message, error.hint) from error
+    return by(parse_checkpoint)(value, info)
 
 
 Side = Annotated[Reference | ComponentBase, BeforeValidator(_as_side)]
-
-
-# of claims, as keys of an entry
-OPTIONS = {"--frozen": "frozen: [embed]", "--moved": "moved: [layers.0-7]", "--base": "base: ./c",
-           "--headers": "headers: true"}  # fmt: skip
 
 
 class ClaimForm(Form):
@@ -388,9 +359,8 @@ class ClaimForm(Form):
         claim, *of = text.split() or [""]
         if not of:
             raise FaultError(f"{short(text)} is no claim with checkpoints", cls.WRITTEN)
-        if options := [word for word in of if word.startswith("--")]:
-            known = f", {OPTIONS[options[0]]}" if options[0] in OPTIONS else ""
-            hint = f"write {{claim: {claim}, of: [./a, ./b]{known}}}"
+        if any(word.startswith("--") for word in of):
+            hint = f"write {{claim: {claim}, of: [./a, ./b], frozen: [embed]}}"
             raise FaultError(f"{short(text)}: a claim in one line has no options", hint)
         return {"claim": claim, "of": of}
 

@@ -170,13 +170,14 @@ def origins(origin: Origin) -> list[tuple[str, str]]:
         for side, checkpoint in (("base", origin.base), ("tuned", origin.tuned))
         for key, text in checkpoint.as_json().items()
     ]
-    nulls = f"{origin.nulls} sign flips" if origin.nulls else "not sampled"
-    libraries = (f"{name} {version}" for name, version in sorted(origin.libraries.items()))
+    told = origin.told
+    draws = told["settings"]["method"].get("nulls")
+    libraries = sorted((told.get("libraries") or {}).items())
     rows = [
         *sides,
-        ("nulls", nulls),
-        ("computed in", origin.compute_dtype),
-        ("with", ", ".join(libraries)),
-        ("started", origin.started),
+        ("nulls", f"{draws} sign flips" if draws else "not sampled"),
+        ("computed in", told.get("compute_dtype")),
+        ("with", ", ".join(f"{name} {version}" for name, version in libraries)),
+        ("started", told.get("started")),
     ]
-    return [(name, text) for name, text in rows if text]
+    return [(name, str(text)) for name, text in rows if text]
