@@ -39,9 +39,7 @@ from shadow.reports.provenance import finished_metadata, is_read
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.storage import Store
-from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
-from shadow.targets.references import ComponentBase, Reference
 
 SHARE = 100  # times what a write of the index takes pass before the next one: it takes 1 %
 
@@ -152,45 +150,27 @@ def begun(
     still there; None: look into the folder.
     """
     is_there = is_there or partial(_is_there, output)
-    index = Index(
-        version=__version__,
-        kind=Kind(SCHEMA, settings.as_json()),
-        digest=selection.digest,
-        rows=(),
-    )
-    earlier = read_index(output)
-    if earlier is None or earlier.kind != index.kind:
-        earlier = index
-    known = {row.key: row for row in earlier.rows}
+    kind, earlier = Kind(SCHEMA, settings.as_json()), read_index(output)
+    known = {row.key: row for row in earlier.rows} if earlier and earlier.kind == kind else {}
     own = {(pair.family, pair.name) for pair in selection.own}
     rows = []
     for position, pair in enumerate(selection.pairs, 1):
-        new = _pending_row(pair, position)
+        new = Row(
+            position=position,
+            family=pair.family,
+            pair=pair.name,
+            relation=pair.relation,
+            folder=report_folder(pair.family, pair.name),
+            base=str(pair.base),
+            tuned=str(pair.tuned),
+        )
         row = known.get(new.key, new)
-        stands = is_there(row, index.kind) if row.state == "done" else new.key not in own
+        stands = is_there(row, kind) if row.state == "done" else new.key not in own
         if stands:
             rows.append(replace(row, position=position))
         else:
             rows.append(replace(new, seconds=row.seconds, bytes=row.bytes))
-    return replace(index, rows=tuple(rows))
-
-
-def _pending_row(pair: Pair, position: int) -> Row:
-    return Row(
-        position=position,
-        family=pair.family,
-        pair=pair.name,
-        relation=pair.relation,
-        folder=report_folder(pair.family, pair.name),
-        base=_said(pair.base),
-        tuned=_said(pair.tuned),
-    )
-
-
-def _said(reference: Reference | ComponentBase) -> str:
-    if isinstance(reference, ComponentBase):
-        return " ".join(f"{component}={part}" for component, part in reference.parts)
-    return str(reference)
+    return Index(__version__, kind, selection.digest, tuple(rows))
 
 
 def _is_there(output: Path, row: Row, kind: Kind) -> bool:

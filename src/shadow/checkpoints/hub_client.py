@@ -20,7 +20,6 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import hf_raise_for_status
 
 from shadow.checkpoints.hub_faults import (
-    ANSWERED,
     ATTEMPTS,
     TRANSIENT,
     StoppedError,
@@ -106,7 +105,6 @@ own_client = ProcessSetting(_taken_over, _give_back).held
 
 
 def _before_request(request: Any) -> None:
-    request.extensions.pop(ANSWERED, None)  # of the request that was redirected here
     longest = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
     unlimited = dict.fromkeys(("connect", "read", "write", "pool"))
     limits = request.extensions.get("timeout") or unlimited
@@ -119,7 +117,6 @@ def _before_request(request: Any) -> None:
 
 def _after_response(response: Any) -> None:
     answered.set()
-    response.request.extensions[ANSWERED] = True
     if response.status_code in TRANSIENT:
         hf_raise_for_status(response)  # here, so that only `trying` decides about another try
 

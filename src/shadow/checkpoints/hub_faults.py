@@ -32,7 +32,6 @@ MISLED = ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL")
 UNCONNECTED = ("ConnectError", "ConnectTimeout")
 ATTEMPTS = 6  # in a row without a byte of progress
 MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
-ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 
 NO_HUB = "check that HF_ENDPOINT is a Hub"
 AGAIN = "run the same command again: it continues from here"
@@ -145,24 +144,10 @@ def _is_local(error: BaseException) -> bool:
     return error.errno not in (None, errno.EPIPE)
 
 
-def _came_short(error: BaseException) -> bool:
-    """Whether an answer began, and ended before its file did."""
-    if getattr(error, "errno", None) == errno.EPIPE or "Consistency check failed" in str(error):
-        return True
-    try:
-        request = getattr(error, "request", None)
-    except RuntimeError:  # the HTTP library's way to say that it knows none
-        return False
-    return bool(getattr(request, "extensions", {}).get(ANSWERED))
-
-
 def problem(error: BaseException) -> str:
     """What is wrong with the Hub, after the words `the Hub`."""
-    cause = _cause(error)
-    status = _status(cause)
-    if status is not None:
-        return f"answers {status}"
-    return "sends files cut short" if _came_short(cause) else "cannot be reached"
+    status = _status(_cause(error))
+    return "does not answer, or not to the end" if status is None else f"answers {status}"
 
 
 def in_words(
@@ -204,12 +189,10 @@ def _words(error: BaseException) -> Words:
         return "{what}: the disk of {cache} is full", f"free some space, or --max-disk; {AGAIN}"
     if _is_local(error):
         return "cannot write to {cache}: {reason}", "set HF_HUB_CACHE to another folder"
-    if _came_short(error):
-        return f"{{what}} arrived incomplete, also after {ATTEMPTS} tries", AGAIN
     is_misled = isinstance(error, ValueError) or type(error).__name__ in MISLED
     if is_misled or not isinstance(error, FAILURES):
         return NOT_A_HUB
-    return "{what}: {hub} cannot be reached ({kind})", "{reached}"
+    return "{what}: {hub} does not answer, or not to the end ({kind})", "{reached}"
 
 
 def require_usable_settings() -> None:

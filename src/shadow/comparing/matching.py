@@ -162,19 +162,27 @@ def _is_hash(text: str | None, digits: int) -> bool:
 # Matching
 
 
+def _options(provenance: Provenance) -> dict[str, object]:
+    """What numbers depend on, by option."""
+    settings = provenance.told["settings"]
+    method = settings["method"]
+    return {
+        "--level": method["level"],
+        "--subjects": method.get("subjects") or "all",
+        "--nulls": method.get("nulls"),
+        "--device": settings.get("device") or "cpu",
+    }
+
+
 def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
     """How the making of two reports differs."""
     left, right = first.provenance, second.provenance
     if left.version != right.version:
         versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
         yield f"made by different versions of shadow: {versions}"
-    for option, one, other in (
-        ("--level", left.level, right.level),
-        ("--subjects", left.subjects, right.subjects),
-        ("--nulls", left.nulls, right.nulls),
-        ("--device", left.asked_device, right.asked_device),
-    ):
-        if one != other:
+    others = _options(right)
+    for option, one in _options(left).items():
+        if one != (other := others[option]):
             values = f"{one} in {first.label}, {other} in {second.label}"
             yield f"measured with different settings: {option} {values}"
     chosen = [(report.components, report.layers, report.modules) for report in (left, right)]

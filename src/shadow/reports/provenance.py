@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,6 @@ from shadow.files import PARTIAL, require_utf8
 from shadow.reports.atomic_replacement import FINISHED, TABLES_OF_A_PAIR, put_in_place
 from shadow.reports.columns import READ, SCHEMA, TABLES
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
-from shadow.text import counted
 
 METADATA_KEY = b"shadow"
 MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
@@ -121,10 +121,7 @@ class Provenance:
 
 def _checkpoint(side: CheckpointMetadata) -> CheckpointIdentity:
     return CheckpointIdentity(
-        repo=side["repo"],
-        commit=side["commit"],
-        fingerprint=side["fingerprint"],
-        content=side.get("content"),
+        side["repo"], side["commit"], side["fingerprint"], side.get("content")
     )
 
 
@@ -301,19 +298,13 @@ def refuse_remains(folder: Path) -> None:
         raise missing(folder, FINISHED)
 
 
-OR_CLEAN = ", or remove what is left with `shadow clean -o DIR`"
-
-
 def _instead_of_a_report(folder: Path) -> str:
     """What to do about a folder that holds no finished report."""
-    if (folder / PARTIAL).is_dir():
-        return f"its audit is not finished: run the same command again{OR_CLEAN}"
-    unfinished = sum(
-        path.is_dir() for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{PARTIAL}")
-    )
-    if unfinished:
-        audits = counted(unfinished, "unfinished audit", "unfinished audits")
-        return f"it holds {audits}: run the same command again{OR_CLEAN}"
+    if any(
+        path.is_dir() for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}{PARTIAL}")
+    ):
+        again = "its audit is not finished: run the same command again"
+        return f"{again}, or remove what is left with `shadow clean -o DIR`"
     if any(folder.glob("*.safetensors")):
         return "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
     return "name a folder that `shadow audit` made"
@@ -330,14 +321,12 @@ def check_schema(folder: Path, metadata: ReportMetadata) -> None:
     if metadata["schema"] in READ and not is_read(metadata):
         raise ShadowError(f"{folder}: measured by 0.1: audit again")
     if not is_read(metadata):
-        made = "another version of shadow"
-        if isinstance(maker, str) and len(maker) < 40 and maker.isprintable():
-            made = f"shadow {maker}"
-        hint = f"audit the pair again, or read it with {made}"
-        if metadata["schema"] > SCHEMA:
-            hint = "update shadow: in a clone of it, type: git pull && pip install ."
+        made = (
+            maker if isinstance(maker, str) and re.fullmatch(r"[\w.+-]{1,40}", maker) else "unknown"
+        )
+        is_newer = metadata["schema"] > SCHEMA
         raise ShadowError(
-            f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is"
-            f" shadow {__version__}, which reads schema {' and '.join(map(str, READ))}",
-            hint,
+            f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by shadow {made};"
+            f" this is shadow {__version__}, which reads schema {' and '.join(map(str, READ))}",
+            "update shadow" if is_newer else "audit the pair again, or read it with that version",
         )

@@ -200,17 +200,11 @@ def find_targets(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...
     if not matching:
         hint = nearest(name.strip("*?"), families) or "`shadow families` lists them"
         raise ShadowError(f"no family matches {short(name)}", hint)
-    every = [pair for family in matching for pair in family.pairs]
-    if not every:
-        fault = f"no family that matches {short(name)} has a pair to compare"
-        raise ShadowError(fault, matching[0].note)
-    if not colon:
-        return tuple(every)
-    pairs = tuple(pair for pair in every if fnmatchcase(pair.name, pattern))
+    every = {pair: pair.name for family in matching for pair in family.pairs}
+    pairs = tuple(pair for pair in every if not colon or fnmatchcase(pair.name, pattern))
     if not pairs:
-        known = list(dict.fromkeys(pair.name for pair in every))
-        hint = nearest(pattern, known) or f"they have: {', '.join(known[:5])}"
-        raise ShadowError(f"no family that matches {short(name)} has a pair {short(pattern)}", hint)
+        fault = f"no family that matches {short(name)} has such a pair"
+        raise ShadowError(fault, nearest(pattern, every.values()) or matching[0].note)
     return pairs
 
 
