@@ -4,7 +4,8 @@ is done again where nothing does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shadow import __version__
@@ -14,7 +15,7 @@ from shadow.errors import ShadowError
 from shadow.files import alone_at
 from shadow.reports.atomic_replacement import replacing
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import SIDES, CheckpointMetadata, JudgedMetadata, ReportMetadata, Side
+from shadow.reports.metadata import SIDES, JudgedMetadata, ReportMetadata
 from shadow.reports.provenance import (
     Identity,
     finished_metadata,
@@ -35,18 +36,26 @@ from shadow.text import and_more, in_ranges
 SHOWN = 12  # characters of a commit or of a fingerprint
 LONGEST = 200  # characters of a value
 MANY = 5  # differences that are named
-NAMES = {  # settings, by the option that sets them
-    "method.level": "--level",
-    "method.nulls": "--nulls",
-    "method.seed": "seed",
-    "method.subjects": "--subjects",
-    "spectra": "--spectra",
-    "device": "--device",
-    "chosen.components": "--component",
-    "chosen.layers": "--layer",
-    "chosen.modules": "--module",
-    "relation": "relation",
+OF_A_SIDE = {"repo": "", "commit": "commit of ", "fingerprint": "files of "}
+NAMES = {  # what makes a report another one, by its place in the metadata; of settings the option
+    "family": "family",
+    "pair": "pair",
+    **{f"{side}.{key}": f"{text}{side}" for side in SIDES for key, text in OF_A_SIDE.items()},
+    "settings.method.level": "--level",
+    "settings.method.nulls": "--nulls",
+    "settings.method.seed": "seed",
+    "settings.method.subjects": "--subjects",
+    "settings.spectra": "--spectra",
+    "settings.device": "--device",
+    "settings.chosen.components": "--component",
+    "settings.chosen.layers": "--layer",
+    "settings.chosen.modules": "--module",
+    "settings.relation": "relation",
 }
+# by a place: what says nothing more where it differs too
+FOLLOWS = {"settings.method.level": ("settings.spectra",)}
+FOLLOWS |= {f"{side}.repo": (f"{side}.commit", f"{side}.fingerprint") for side in SIDES}
+FOLLOWS |= {f"{side}.commit": (f"{side}.fingerprint",) for side in SIDES}
 
 
 def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
@@ -74,24 +83,17 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
     what DEFAULTS say.
     """
     if not is_read(metadata):
-        return [_both("schema and version", _maker(metadata), f"{SCHEMA} of {__version__}")]
-    wanted = asked.as_json()
-    differing = []
-    if metadata["family"] != wanted["family"]:
-        differing.append(_both("family", metadata["family"], wanted["family"]))
-    if metadata["pair"] != wanted["pair"]:
-        differing.append(_both("pair", metadata["pair"], wanted["pair"]))
-    for side in SIDES:
-        differing += _of_side(side, metadata[side], wanted[side])
-    had = _flat(DEFAULTS) | _flat(metadata["settings"])
-    now = _flat(DEFAULTS) | _flat(wanted["settings"])
-    is_other_level = had["method.level"] != now["method.level"]  # which may have no spectra
-    differing += [
-        _both(name, had.get(key), now[key])
-        for key, name in NAMES.items()
-        if had.get(key) != now[key] and not (key == "spectra" and is_other_level)
+        had = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
+        return [f"schema and version {had}, now {SCHEMA} of {__version__}"]
+    had, now = (_flat({"settings": DEFAULTS}) | _flat(one) for one in (metadata, asked.as_json()))
+    differing = {key: name for key, name in NAMES.items() if had.get(key) != now.get(key)}
+    for key in FOLLOWS.keys() & differing.keys():
+        for other in FOLLOWS[key]:
+            differing.pop(other, None)
+    return [
+        f"{name} {_said(had.get(key))}, now {_said(now.get(key))}"
+        for key, name in differing.items()
     ]
-    return differing
 
 
 def named(differing: list[str]) -> str:
@@ -156,33 +158,6 @@ def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[st
     )
 
 
-def _maker(metadata: ReportMetadata) -> str:
-    return f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
-
-
-def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:
-    """A checkpoint that differs, by the first of name, commit and files that does."""
-    if had["repo"] != now["repo"]:
-        yield f"{side} {_end(had['repo'])}, now {_end(now['repo'])}"
-    elif had["commit"] != now["commit"]:
-        yield _both(f"commit of {side}", _short(had["commit"]), _short(now["commit"]))
-    elif had["fingerprint"] != now["fingerprint"]:
-        yield _both(
-            f"files of {side}, by their hash",
-            _short(had["fingerprint"]),
-            _short(now["fingerprint"]),
-        )
-
-
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else digest[:SHOWN]
-
-
-def _end(repo: str) -> str:
-    """A checkpoint's name; of a long path the end, by which paths differ."""
-    return repo if len(repo) <= LONGEST else f"...{repo[3 - LONGEST :]}"
-
-
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Settings by their path: `method.seed`."""
     flat: dict[str, object] = {}
@@ -194,15 +169,14 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]
     return flat
 
 
-def _both(name: str, had: object, now: object) -> str:
-    return f"{name} {_said(had)}, now {_said(now)}"
-
-
 def _said(value: object) -> str:
+    """A value for people: of a digest the start, of a long text the end, by which paths differ."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
         are_numbers = all(type(item) is int for item in value)
         value = (in_ranges(value) if are_numbers else ", ".join(map(str, value))) or "all"
-    text = str(value)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    text = "none" if value is None else str(value)
+    if re.fullmatch(r"[0-9a-f]{40,64}", text):
+        return text[:SHOWN]
+    return text if len(text) <= LONGEST else f"...{text[3 - LONGEST :]}"
