@@ -288,7 +288,7 @@ def test_every_variable_that_is_read_is_on_the_page_of_commands():
         re.findall(r'envvar="(\w+)"', source)
     )
     told = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Variables")[2]
-    assert {"SHADOW_REGISTRY", "HF_TOKEN", "GITHUB_STEP_SUMMARY"} <= read
+    assert {"SHADOW_REGISTRY", "GITHUB_STEP_SUMMARY"} <= read
     assert not [name for name in read if f"`{name}`" not in told]
 
 
