@@ -34,7 +34,7 @@ from shadow.reports.report import Report
 from shadow.run.access import Files
 from shadow.spectra.method import Level, Subjects
 from shadow.storage import Store, located
-from shadow.targets.families import Pair, given_pair
+from shadow.targets.families import Pair, filter_families, given_pair, load_families
 from shadow.targets.lists import Selection, select
 from shadow.targets.references import (
     AnyReference,
@@ -270,9 +270,12 @@ def pairs(
     Raises:
         ShadowError: Where one names nothing.
     """
-    if not targets and not tags:
-        targets = ("*",)
-    return select(targets, registry=_path(registry), tags=tags).pairs
+    tagged = filter_families(load_families(_path(registry)), tags=tags)
+    names = {family.name for family in tagged}
+    if targets:
+        chosen = select(targets, registry=_path(registry)).pairs
+        return tuple(pair for pair in chosen if pair.family in names)
+    return tuple(pair for family in tagged for pair in family.pairs)
 
 
 def plan(

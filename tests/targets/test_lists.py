@@ -1,4 +1,4 @@
-"""What lists, globs and tags name, that every fault is one UsageError with file and line, and how a
+"""What lists and globs name, that every fault is one UsageError with file and line, and how a
 list is shared.
 """
 
@@ -14,9 +14,10 @@ from effort import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import shadow
 from shadow.errors import ShadowError, UsageError
 from shadow.files import registry_folder
-from shadow.targets.families import Pair, given_pair, load_families
+from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Share, parse_shard, read_list, select, share
 from shadow.targets.references import Reference, is_reference, parse_reference
 
@@ -183,36 +184,39 @@ def test_a_list_that_cannot_be_read_is_a_usage_error(tmp_path, monkeypatch, list
 
 
 @pytest.mark.parametrize(
-    ("targets", "tags", "found"),
+    ("targets", "found"),
     [
         (
-            ["toy-*b"], [],
+            ["toy-*b"],
             ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
-        (["toy-?b:base..sft"], [], ["toy-1b:base..sft", "toy-7b:base..sft"]),
-        (["toy-*:*..dpo"], [], ["toy-1b:base..dpo"]),
-        (["toy-1b:base..[ds]*"], [], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
+        (["toy-?b:base..sft"], ["toy-1b:base..sft", "toy-7b:base..sft"]),
+        (["toy-*:*..dpo"], ["toy-1b:base..dpo"]),
+        (["toy-1b:base..[ds]*"], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
         (
-            ["other", "toy-7b", "toy-7*", "other"], [],
+            ["other", "toy-7b", "toy-7*", "other"],
             ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
-        (["toy-*"], ["vlm"], ["toy-7b:base..sft"]),
-        (["toy-7b", "other", "toy-70b"], ["vlm"], ["toy-7b:base..sft", "other:base..sft"]),
-        (["toy-*"], ["vlm", "dense"], ["toy-7b:base..sft"]),
     ],
 )  # fmt: skip
-def test_globs_and_tags_choose(registry, targets, tags, found):
+def test_globs_choose(registry, targets, found):
     """A glob is over names, after a colon over pairs."""
-    selection = select(targets, registry=registry, tags=tags)
+    selection = select(targets, registry=registry)
     assert names(selection) == found
     assert selection.own == selection.pairs
 
 
-def test_a_tag_alone_chooses_from_the_whole_registry(registry):
-    """Each pair of families with it."""
-    selection = select(tags=["moe"], registry=registry)
-    expected = [f for f in load_families(registry).values() if "moe" in f.tags]
-    assert names(selection) == [
-        f"{pair.family}:{pair.name}" for family in expected for pair in family.pairs
-    ]
+@pytest.mark.parametrize(
+    ("targets", "tags", "found"),
+    [
+        (["toy-*"], ["vlm"], ["toy-7b:base..sft"]),
+        (["toy-7b", "other", "toy-70b"], ["vlm"], ["toy-7b:base..sft", "other:base..sft"]),
+        (["toy-*"], ["vlm", "dense"], ["toy-7b:base..sft"]),
+        ([], ["lonely"], []),
+    ],
+)
+def test_tags_narrow_what_pairs_are_there(registry, targets, tags, found):
+    """Only those of families that have all of the tags."""
+    chosen = shadow.pairs(*targets, tags=tags, registry=registry)
+    assert [pair.full_name for pair in chosen] == found
 
 
 def test_targets_and_a_list_go_together(tmp_path, registry):
@@ -226,15 +230,13 @@ def test_targets_and_a_list_go_together(tmp_path, registry):
 @pytest.mark.parametrize(
     ("arguments", "named", "kind"),
     [
-        ({"targets": ["toy-2b"]}, "toy-2b", ShadowError), ({"tags": ["vml"]}, "vml", UsageError),
-        ({"targets": ["tyo-*"]}, "tyo-*", UsageError), ({"tags": ["lonely"]}, "lonely", UsageError),
-        ({"targets": ["toy-1b"], "tags": ["vlm", "moe"]}, "", UsageError),
-        ({"targets": ["toy-1b"], "tags": ["vlm"]}, "vlm", UsageError),
+        ({"targets": ["toy-2b"]}, "toy-2b", ShadowError),
+        ({"targets": ["tyo-*"]}, "tyo-*", UsageError),
         ({"targets": ["*-alone"]}, "alone", UsageError),
     ],
 )  # fmt: skip
 def test_what_names_nothing_is_a_fault(registry, arguments, named, kind):
-    """A glob or a tag without a match is wrong usage."""
+    """A glob without a match is wrong usage."""
     with pytest.raises(ShadowError) as caught:
         select(registry=registry, **arguments)
     assert type(caught.value) is kind
@@ -254,11 +256,10 @@ def test_a_shipped_list_names_pairs(file):
 
 
 def test_only_a_list_has_an_index(tmp_path):
-    """Exact targets alone are no list; a list, a glob, a tag or a shard is."""
+    """Exact targets alone are no list; a list, a glob or a shard is."""
     assert not select(["demo", "demo:base..broad"]).is_list
     assert select(["dem[o]"]).is_list
     assert select(["demo"], shard="1/1").is_list
-    assert select(tags=["vlm"]).is_list
     assert select(listed=written(tmp_path, "- demo\n")).is_list
 
 

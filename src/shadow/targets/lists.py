@@ -23,7 +23,6 @@ from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import (
     Family,
     Pair,
-    filter_families,
     find_pairs,
     given_pair,
     load_families,
@@ -108,17 +107,15 @@ def select(
     given: Sequence[Pair] = (),
     registry: Path | None = None,
     listed: str | None = None,
-    tags: Sequence[str] = (),
     shard: str | None = None,
 ) -> Selection:
-    """The pairs that targets, a list (a file, or `-` for standard input) and tags name; given are
-    pairs as they are.
+    """The pairs that targets and a list (a file, or `-` for standard input) name; given are pairs
+    as they are.
 
     Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up in
-    the registry. Tags narrow what the rest names; without any name they choose from the
-    whole registry. What several entries name is audited once. Raises UsageError for anything wrong
-    with a list, a glob, a tag or a shard, and ShadowError for an exact target that the registry
-    does not know.
+    the registry. What several entries name is audited once. Raises UsageError for anything wrong
+    with a list, a glob or a shard, and ShadowError for an exact target that the registry does not
+    know.
     """
     shard_of = parse_shard(shard) if shard is not None else Share()
     listing = [] if listed is None else read_list(listed)
@@ -127,11 +124,8 @@ def select(
     typed = any(map(is_reference, targets))
     asked = [] if typed else [ListEntry("", target) for target in targets]
     entries = dict.fromkeys([*asked, *listing])
-    named = [entry for entry in entries if isinstance(entry.names, str)]
-    families = load_families(registry) if named or tags or typed else {}
-    if tags and (given or len(named) < len(entries)):
-        hint = "a pair given by its checkpoints has no tags"
-        raise UsageError("--tag is about families of the registry", hint)
+    is_named = any(isinstance(entry.names, str) for entry in entries)
+    families = load_families(registry) if is_named or typed else {}
     lines = dict.fromkeys(given, "")  # where a list names a pair first
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
@@ -144,12 +138,8 @@ def select(
             lines.setdefault(pair, entry.where)
             claims[pair] = (*claims.get(pair, ()), *entry.claims)
     pairs = tuple(lines)
-    if tags:
-        with _asked():
-            tagged = filter_families(families, tags=tags)
-        pairs = _tagged(pairs, tagged, tags=tags, named=bool(named))
     _require_names(pairs, lines)
-    is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
+    is_list = listed is not None or shard is not None or any(map(is_glob, targets))
     return Selection(
         pairs=pairs,
         own=share(pairs, shard_of),
@@ -175,7 +165,7 @@ def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
 
 @contextlib.contextmanager
 def _asked(entry: ListEntry | None = None) -> Iterator[None]:
-    """A fault of a list, a glob or a tag is one of the request, and says where that stands."""
+    """A fault of a list or a glob is one of the request, and says where that stands."""
     try:
         yield
     except ShadowError as error:
@@ -206,24 +196,6 @@ def find_targets(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...
         fault = f"no family that matches {short(name)} has such a pair"
         raise ShadowError(fault, nearest(pattern, every.values()) or matching[0].note)
     return pairs
-
-
-def _tagged(
-    pairs: tuple[Pair, ...], tagged: Sequence[Family], tags: Sequence[str], named: bool
-) -> tuple[Pair, ...]:
-    """Those of the pairs that are of the tagged families; all of these where nothing was named."""
-    names = {family.name for family in tagged}
-    noun = "tags" if len(tags) > 1 else "tag"
-    which = f"the {noun} {' and '.join(map(short, tags))}"
-    if named:
-        chosen = [pair for pair in pairs if pair.family in names]
-        fault = f"none of what was named has {which}"
-    else:
-        chosen = [pair for family in tagged for pair in family.pairs]
-        fault = f"no family with {which} has a pair to compare"
-    if not chosen:
-        raise UsageError(fault, "`shadow families --tag` lists those that do")
-    return tuple(chosen)
 
 
 def shown(listed: str) -> str:
