@@ -152,11 +152,6 @@ def planned_table(modules: Sequence[PlannedModule]) -> Table:
     return table_of(PLANNED, modules, "To be measured")
 
 
-def _limited(by: str) -> str:
-    """What limits it, where that is not the machine itself."""
-    return "" if by == "the machine" else f", limited by {by}"
-
-
 def _to_move(plan: PairPlan) -> str:
     """What is fetched from the Hub, and how."""
     if not plan.bytes_to_move:
@@ -168,27 +163,23 @@ def _to_move(plan: PairPlan) -> str:
     return f"{moved}, {shards} as byte ranges (unverified)"
 
 
-def _after_use(plan: PairPlan) -> str:
-    """What becomes of the files on the disk."""
-    if plan.frees or plan.shards_in_ranges == plan.shards_to_fetch:
-        return "freed after use"
-    return "stays in the Hub's cache" if plan.bytes_to_move else "nothing more"
-
-
 def _costs(plan: PairPlan) -> dict[str, str]:
     rows = {"work": f"{plan.matrices:,} matrices, {plan.vectors:,} vectors"}
     if plan.shards_to_fetch:
         rows["to move"] = _to_move(plan)
         peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
-        rows["disk"] = f"at most {peak} at a time, {_after_use(plan)}; {free} are free"
+        stays = (
+            "freed after use" if plan.frees else "what whole shards take stays in the Hub's cache"
+        )
+        rows["disk"] = f"at most {peak} at a time, {stays}; {free} are free"
     rows["report"] = f"up to about {byte_size(plan.disk_report)} of disk while it is made"
     rows["memory"] = (
         f"about {byte_size(plan.memory)} with {counted(plan.jobs, 'worker', 'workers')}, beside"
-        f" file caches; {byte_size(plan.memory_free)} available{_limited(plan.memory_by)}"
+        f" file caches; {byte_size(plan.memory_free)} available ({plan.memory_by})"
     )
     if plan.device != "cpu":
         rows["device"] = f"{plan.device} ({plan.device_name}), experimental"
-    rows["cores"] = f"{plan.cores}{_limited(plan.cores_by)}"
+    rows["cores"] = f"{plan.cores} ({plan.cores_by})"
     rows["time"] = f"{about_time(plan.seconds)} of computing on this machine"
     if plan.bytes_to_move:
         download = about_time(plan.bytes_to_move / DOWNLOAD)

@@ -53,9 +53,11 @@ NAMES = {  # what makes a report another one, by its place in the metadata; of s
     "settings.relation": "relation",
 }
 # by a place: what says nothing more where it differs too
-FOLLOWS = {"settings.method.level": ("settings.spectra",)}
-FOLLOWS |= {f"{side}.repo": (f"{side}.commit", f"{side}.fingerprint") for side in SIDES}
-FOLLOWS |= {f"{side}.commit": (f"{side}.fingerprint",) for side in SIDES}
+FOLLOWS = {
+    "settings.method.level": ["settings.spectra"],
+    **{f"{side}.repo": [f"{side}.commit", f"{side}.fingerprint"] for side in SIDES},
+    **{f"{side}.commit": [f"{side}.fingerprint"] for side in SIDES},
+}
 
 
 def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
@@ -83,8 +85,8 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
     what DEFAULTS say.
     """
     if not is_read(metadata):
-        had = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
-        return [f"schema and version {had}, now {SCHEMA} of {__version__}"]
+        made = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
+        return [f"schema and version {made}, now {SCHEMA} of {__version__}"]
     had, now = (_flat({"settings": DEFAULTS}) | _flat(one) for one in (metadata, asked.as_json()))
     differing = {key: name for key, name in NAMES.items() if had.get(key) != now.get(key)}
     for key in FOLLOWS.keys() & differing.keys():

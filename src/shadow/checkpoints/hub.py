@@ -222,7 +222,7 @@ def fetch_whole(
         if path is not None:
             if snapshot.offline:
                 raise _mismatch(snapshot, file, DAMAGED)
-            _remove_bytes(snapshot, path)
+            forget(snapshot.repo, snapshot.commit, file.path, file.checksum)
             if downloads == 2:
                 hint = "a proxy or the connection changes downloads; try another network"
                 raise _mismatch(snapshot, file, hint)
@@ -340,15 +340,6 @@ def _has_other_names(blob: Path, root: Path, pointer: Path) -> bool:
     """Whether other names than this in the snapshots of a repository lead to a blob."""
     links = (link for link in (root / "snapshots").rglob("*") if link.is_symlink())
     return any(link.resolve() == blob for link in links if link != pointer)
-
-
-def _remove_bytes(snapshot: Snapshot, path: Path) -> None:
-    """Remove a damaged file from the cache for all commits, so that it frees its disk at once."""
-    with contextlib.suppress(OSError):
-        blob = path.resolve()
-        path.unlink()
-        if blob.parent == (_repository_folder(snapshot.repo) / "blobs").resolve():
-            blob.unlink()
 
 
 @own_client()

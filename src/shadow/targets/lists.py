@@ -211,9 +211,7 @@ def read_list(listed: str) -> list[ListEntry]:
     """
     name = shown(listed)
     try:
-        if listed == "-" and sys.stdin is None:
-            raise UsageError(f"{name} is closed", "--list takes a file, or -")
-        if listed == "-":
+        if listed == "-" and sys.stdin is not None:
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with Path(listed).open("rb") as file:
