@@ -10,7 +10,7 @@ from pathlib import Path
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED, READY
-from shadow.text import several
+from shadow.text import closest, several
 
 FILES = frozenset(FILES_OF_A_PAIR)
 NAME_ONE = "name a folder that `shadow audit` made"
@@ -72,13 +72,15 @@ def _is_report(folder: Path, names: Set[str]) -> bool:
 
 
 def meant(run: Path) -> str | None:
-    """The folder that was meant: above a file, or below `reports`."""
+    """The folder that was meant: above a file, below `reports`, or of nearly that name."""
     if run.is_file():
         return f"did you mean {str(run.parent)!r}?"
     target = Path("reports", *str(run).split(":"))
     if not run.is_absolute() and target.is_dir():
         return f"did you mean {str(target)!r}?"
-    return None
+    beside = run.parent.iterdir() if run.parent.is_dir() else ()
+    close = closest(run.name, [path.name for path in beside if path.is_dir()])
+    return None if close is None else f"did you mean {str(run.parent / close)!r}?"
 
 
 def reports_at(run: Path) -> list[Path]:
