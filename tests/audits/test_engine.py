@@ -18,9 +18,9 @@ from shadow.audits.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.audits.ray_engine import too_large
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
+from shadow.files import alone_at
 from shadow.run import plan
 from shadow.run.access import Access
-from shadow.run.journal import alone_at
 from shadow.spectra.method import Method
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import Reference, parse_reference
@@ -196,7 +196,7 @@ def test_waiting_ends(tmp_path, pair):
     """After its patience the audit is refused as one without."""
     folder = tmp_path / "out" / pair.family / pair.name
     folder.mkdir(parents=True)
-    with alone_at(folder), pytest.raises(BusyError):
+    with alone_at(folder, JOURNAL), pytest.raises(BusyError):
         run_pair(pair, SETTINGS, tmp_path / "out", Runtime(patience=0.1))
 
 

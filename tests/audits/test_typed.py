@@ -55,7 +55,7 @@ def test_one_model_of_the_hub_is_looked_up(registry, target, pairs):
         (["org/toy-sfft"], "org/toy-sfft", "org/toy-sft"),
         (["org/toy-sft@v9"], "org/toy-sft", "two checkpoints"),
         (["./mine"], "./mine", "BASE TUNED"),
-        (["toy", "./mine"], "./mine", "./NAME"),
+        (["toy", "./mine"], "toy", "./NAME"),
         (["./mine", "nothere"], "nothere", "./NAME"),
         (["./a", "./b", "./c"], "3 checkpoints", "--list"),
     ],

@@ -43,7 +43,12 @@ class Command(TyperCommand):
         """
         options: list[Any] = [one for one in self.params if one.param_type_name == "option"]
         known = {name for one in options for name in (*one.opts, *one.secondary_opts)}
-        flags = {name for one in options if one.is_flag or one.count for name in one.opts}
+        flags = {
+            name
+            for one in options
+            if one.is_flag or one.count
+            for name in (*one.opts, *one.secondary_opts)
+        }
         for name, value in _typed(args):
             error = gone(KINDS.get(name, ""), value)
             if name not in known:
