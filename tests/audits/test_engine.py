@@ -21,6 +21,7 @@ from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.files import alone_at
 from shadow.run import plan
 from shadow.run.access import Access
+from shadow.run.journal import JOURNAL
 from shadow.spectra.method import Method
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import Reference, parse_reference

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from shadow.templates import Reason, fill
+from shadow.templates import Reason
 
 # templates of why a tensor has no partner, or is not read
 APART: Mapping[str, str] = {
@@ -71,10 +71,6 @@ class Apart:
     why: Reason
     is_shared: bool = False
     """Whether both sides have it, and `why` says how they differ: in rows, shape or dtype."""
-
-    @property
-    def what(self) -> str:
-        return fill(APART[self.why.code], self.why.figures)
 
 
 def in_order(one: Apart) -> tuple[str, ...]:
