@@ -100,7 +100,7 @@ def test_a_tensor_that_no_shard_holds_is_kept_with_its_problem(sharded):
     assert checkpoint.tensors[UP].problem is None
 
 
-@pytest.mark.parametrize("name", ["one.safetensors", "one.bin", "one.pt", "model.pth"])
+@pytest.mark.parametrize("name", ["one.safetensors", "one.pt"])
 def test_a_file_of_weights_is_a_checkpoint_whatever_lies_beside_it(sharded, name):
     """Its tensors are those of the file alone; a file of torch needs --allow-pickle."""
     tensors = {"model.norm.weight": torch.arange(4.0)}
