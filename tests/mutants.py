@@ -67,13 +67,10 @@ MUTANTS = (
         "rows without energy": ("part = part[part > 0]", "part = part[part >= 0]"),
         "pruned rows by all entries": ("(others < UNPRUNED *", "(others <"),
     }),
-    Planted("spectra/delta.py", "spectra/test_delta.py -k references", {
+    Planted("spectra/solvers.py", "spectra/test_delta.py -k references", {
         "a floor of a third": ("total.ulps / 12.0", "total.ulps / 3.0"),
         "quintiles": ("[25, 50, 75]", "[20, 50, 80]"),
         "a shift the other way": ("else after - before", "else before - after"),
-    }),
-    Planted("spectra/rounding.py", "spectra/test_rounding.py -k lost", {
-        "no lower norm where most is lost": ("if kept < MOSTLY_LOST", "if kept < 0"),
     }),
     Planted("spectra/sketched.py", "spectra/test_sketched.py -k error_of_concentration", {
         "ten times the error of concentration": ("error / ratio /", "10 * error / ratio /"),
@@ -156,16 +153,14 @@ MUTANTS = (
     }),
     Planted("reports/parquet.py", "reports/test_parquet.py", {
         "a footer behind a footer": ("            file.truncate(pages_of(file))\n", ""),
-        "any file is written over": ("if path.exists() and not", "if not path.exists() and not"),
     }),
-    Planted("audits/journal.py", "audits/test_journal.py -k tail or another or wrong", {
+    Planted("run/journal.py", "audits/test_journal.py -k tail or another or wrong", {
         "a tail that was cut": ("self._file.truncate(good)", "self._file.truncate()"),
         "outcomes that are not sound": ("if not is_sound(outcome)", "if outcome is None"),
         "a journal of another audit": ("if number == 0 and not", "if number < 0 and not"),
     }),
     Planted("targets/families.py", "targets/test_registry.py", {
         "any of the tags": ("set(tags) <= set(family.tags)", "set(tags) & set(family.tags)"),
-        "a family of that name among others": ("matching = named or", "matching ="),
     }),
     Planted("targets/families.py", "targets/test_named_checkpoints.py", {
         "any revision": ("asked.revision in (None, known.revision)", "True"),
