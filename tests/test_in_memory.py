@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import pandas as pd
 import pytest
 import torch
@@ -51,6 +53,20 @@ def test_one_side_may_be_a_folder(states, tmp_path):
     report = shadow.audit(DEMO / "base", copied, output=tmp_path / "out")
     assert report.folder.is_relative_to(tmp_path)
     assert len(report.deltas) == 1
+
+
+def test_one_model_alone_is_refused_and_leaves_nothing(states, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for wrong in ({"base": states["base"]}, {"tuned": states["base"]}):
+        with pytest.raises(shadow.UsageError, match="go together"):
+            shadow.audit(**wrong)
+    with pytest.raises(shadow.UsageError, match="go together"):
+        shadow.audit(states["base"])
+    with pytest.raises(shadow.ShadowError):
+        shadow.audit(states["base"], states["narrow"], layers=[99])
+    assert not [*tmp_path.iterdir()]
+    with pytest.raises(shadow.UsageError):
+        shadow.verify("trained")
 
 
 def test_a_tied_head_is_its_embedding():
@@ -107,7 +123,11 @@ def test_a_snapshot_tells_what_moved_since():
     with torch.no_grad():
         model["embed_tokens"].weight[0, 0] += 1e-3
     found = shadow.verify("trained", before, model, **asked)
-    assert [one.name for one in found.against] == ["embed_tokens.weight"]
+    assert [(one.name, one.code) for one in found.against] == [("embed_tokens.weight", "changed")]
+    assert "entries_not_moved" not in found.figures, "a checksum counts no entries"
+    model["lm_head"] = None
+    found = shadow.verify("trained", before, model, frozen="language.embed")
+    assert [one.code for one in found.against] == ["changed"], "no pattern names the head"
 
 
 def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):

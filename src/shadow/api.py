@@ -6,11 +6,10 @@ What needs torch is imported by the function that needs it.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import combinations
 from os import PathLike
 from pathlib import Path
@@ -181,19 +180,29 @@ def audit(
 
     say, progress = say or _ignore, progress or _ignore
     sides: dict[str, Any] = {"base": base, "tuned": tuned}
-    if second is not None:
+    if target is not None and base is tuned is None:
         sides = {"base": target, "tuned": second}
-    held = _held({name: one for name, one in sides.items() if _is_model(one)})
+    models = {name: one for name, one in sides.items() if _is_model(one)}
+    if models and None in sides.values():
+        raise UsageError("base and tuned go together", "name both checkpoints")
+    if models and output is None:
+        with ExitStack() as until_done:
+            output = until_done.enter_context(tempfile.TemporaryDirectory(prefix="shadow-"))
+            given: dict[str, Any] = {**sides, **measuring, "output": output, "files": files}
+            given |= {"jobs": jobs, "engine": engine, "parts": parts}
+            report: AuditReport = audit(**given, say=say, progress=progress)
+            weakref.finalize(report, until_done.pop_all().close)
+            return report
+    held = _held(models)
     if held:
         pair = [held[name][0] if name in held else _reference(one) for name, one in sides.items()]
         chosen: tuple[Pair, ...] = (given_pair(*pair),)
     else:
         named: dict[str, Any] = {"base": base, "tuned": tuned}
         chosen = _chosen(cast(Any, target), cast(Any, second), **named)
-    unwritten = Path(tempfile.mkdtemp(prefix="shadow-")) if held and output is None else None
     request = AuditRequest(
         Selection(chosen, chosen),
-        unwritten or located(OUTPUT if output is None else output),
+        located(OUTPUT if output is None else output),
         _measuring(measuring),
         files,
         overwrite=overwrite,
@@ -208,9 +217,7 @@ def audit(
         for outcome in outcomes:
             try:
                 result = outcome.finished()
-                report = reports[outcome.pair] = AuditReport(_here(result.place))
-                if unwritten is not None:
-                    weakref.finalize(report, shutil.rmtree, unwritten, ignore_errors=True)
+                reports[outcome.pair] = AuditReport(_here(result.place))
             except ShadowError as error:
                 if request.is_alone:
                     raise
@@ -453,7 +460,7 @@ def verify(
     from shadow.run.runtime import Runtime
     from shadow.run.workers import single_threads
 
-    if claim == "trained" and isinstance(checkpoints[0], Snapshot):
+    if claim == "trained" and checkpoints and isinstance(checkpoints[0], Snapshot):
         return _trained_since(*checkpoints, moved=_words(moved), frozen=_words(frozen))
     sides: dict[str, Any] = {str(number): one for number, one in enumerate(checkpoints, 1)}
     sides |= {} if base is None else {"base": base}

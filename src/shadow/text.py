@@ -102,12 +102,6 @@ def and_more(hidden: int) -> str:
     return f"and {hidden:,} more" if hidden > 0 else ""
 
 
-def with_article(words: str) -> str:
-    """`a copy`, `an adapter`; of a format letter by letter: `an NF4 copy`, `a Q4_0 copy`."""
-    vowels = "aeio" if words[:2].islower() else "AEFHILMNORSX"
-    return f"{'an' if words[:1] in vowels else 'a'} {words}"
-
-
 def counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 

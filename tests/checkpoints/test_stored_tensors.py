@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shadow.checkpoints import held_files, stored_tensors
-from shadow.checkpoints.held_files import PIECE, hold, read_so_far
+from shadow.checkpoints.held_files import PIECE, hold
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import stored_tensor
 from shadow.errors import ShadowError
@@ -121,10 +121,3 @@ def test_what_is_read_ahead_is_every_byte_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
     file.read_ahead(0, 10)
-
-
-def test_what_is_read_is_counted(tmp_path, whole):
-    """Bytes of the whole process."""
-    before = read_so_far()
-    stored(tmp_path, whole).whole()
-    assert read_so_far() - before == 4 * whole.numel()

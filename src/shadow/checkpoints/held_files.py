@@ -30,19 +30,6 @@ PIECE = 1 << 17  # bytes that every system reads ahead when it is told of them
 WHEN_QUIET = "run the same command again when no program writes to it"
 
 
-_READ, _COUNTING = [0], threading.Lock()
-
-
-def read_so_far() -> int:
-    """Return the bytes that this process has read of held files."""
-    return _READ[0]
-
-
-def _count(size: int) -> None:
-    with _COUNTING:
-        _READ[0] += size
-
-
 @dataclass(frozen=True, eq=False)
 class HeldFile:
     """A regular file, open for reading until this object goes. Several threads may read it."""
@@ -60,7 +47,6 @@ class HeldFile:
     def read(self, start: int, into: memoryview) -> None:
         """Fill a buffer of bytes from the file, beginning at byte start. Raises as read_runs."""
         self._fill(start, into)
-        _count(len(into))
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
         """Fill a buffer with runs of equal length, one after another, from where each begins.
@@ -70,7 +56,6 @@ class HeldFile:
         width = len(into) // max(1, len(starts))
         for number, start in enumerate(map(int, starts)):
             self._fill(start, into[number * width : (number + 1) * width])
-        _count(len(into))
 
     def _fill(self, start: int, run: memoryview) -> None:
         try:

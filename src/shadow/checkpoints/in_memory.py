@@ -120,7 +120,9 @@ def _taken_apart(
 
         named: Any = model
         chosen = named.peft_config[named.active_adapter].to_dict()
-        return {}, read_adapter(name, chosen), dict(get_peft_model_state_dict(model))
+        # not "auto", which asks the Hub for the base's config; factors of embeddings come anyway
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return {}, read_adapter(name, chosen), dict(state)
     config: Any = getattr(model, "config", None)
     read = config.to_dict() if hasattr(config, "to_dict") else {}
     return read, None, dict(model.state_dict())
@@ -137,7 +139,7 @@ def _require_plain(name: str, tensor: Tensor) -> None:
 
 def _ends(tensor: Tensor) -> bytes:
     """The first and the last bytes of a tensor."""
-    flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()
+    flat = tensor.detach().flatten()
     count = math.ceil(PIECE / max(1, tensor.element_size()))
     ends = torch.cat([flat[:count], flat[-count:]]).cpu()
     return bytes(ends.view(torch.uint8).numpy())

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from shadow.errors import UsageError
 from shadow.places.architecture import Place, place_tensors
 from shadow.places.names import name_rules, nearest_modules
-from shadow.text import closest, in_ranges, short
+from shadow.text import VERY_LIKE, closest, in_ranges, short
 
 NEEDS_PATTERN = "needs --moved PATTERN or --frozen PATTERN"
 SUCH_AS = "such as language.layers.0-7, language.embed or norm"
@@ -151,7 +151,7 @@ def parse_pattern(text: str) -> Pattern:
     if any(module.startswith(f"{rest}.") for module in rules.modules):
         rest = f"{rest}.*"
     if rest and not any(fnmatchcase(module, rest) for module in rules.modules):
-        close = _of_tensor(text) or nearest_modules(rest)
+        close = _of_tensor(text) or closest(rest, ("layers",), VERY_LIKE) or nearest_modules(rest)
         close = close or (closest(first, rules.components) if component == "*" else None)
         hint = f"did you mean {close!r}?" if close else SUCH_AS
         raise UsageError(f"{short(text)}: no module {short(rest)}", hint)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shadow.checks.patterns import Patterns, Should, parse_pattern
@@ -43,15 +43,17 @@ def training_since(
     each = [(Should.STAY, parse_pattern(text)) for text in frozen]
     each += [(Should.MOVE, parse_pattern(text)) for text in moved]
     patterns = Patterns(each)
-    places = {name: [part.place for part in parts] for name, parts in parts_of(model).items()}
-    patterns.require_there({place for of in places.values() for place in of})
+    every = replace(model, tensors={**before.tensors, **model.tensors})
+    places = {name: [part.place for part in parts] for name, parts in parts_of(every).items()}
+    patterns.require_there({place for name in model.tensors for place in places[name]})
     now = taken(model)
     rows, lone, unread = list[Moved](), list[Apart](), list[Apart]()
-    for name, info in now.tensors.items():
-        asked = {should for place in places[name] for should in patterns.at(place)}
-        old = before.tensors.get(name)
-        if old is None or (old.shape, old.dtype) != (info.shape, info.dtype):
-            lone.append(Apart(name, "tuned", Reason("only_in", {"where": "the tuned model"})))
+    for name, of in places.items():
+        asked = {should for place in of for should in patterns.at(place)}
+        old, info = before.tensors.get(name), now.tensors.get(name)
+        if old is None or info is None or (old.shape, old.dtype) != (info.shape, info.dtype):
+            if asked != {Should.EITHER}:
+                lone.append(Apart(name, "base" if info is None else "tuned", Reason("one_side")))
             continue
         changed = before.checksums[name] != now.checksums[name]
         if changed and len(asked) > 1:
@@ -61,14 +63,8 @@ def training_since(
         row = Scanned(name, name, name, formats, entries, entries if changed else 0)
         stays = not changed and len(info.shape) < 2
         is_first = stays and _is_even(model, info)
-        rows.append(Moved(row, places[name][0], Should.first(asked), is_initial=is_first))
-    gone = _gone(before, now.tensors)
-    return Training(rows, [*lone, *gone], unread)
-
-
-def _gone(before: Snapshot, now: Collection[str]) -> list[Apart]:
-    why = Reason("only_in", {"where": "the base"})
-    return [Apart(name, "base", why) for name in before.tensors if name not in now]
+        rows.append(Moved(row, of[0], Should.first(asked), is_initial=is_first, is_counted=False))
+    return Training(rows, lone, unread)
 
 
 def _is_even(model: Checkpoint, info: TensorInfo) -> bool:

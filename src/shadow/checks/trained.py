@@ -37,6 +37,7 @@ WORDS = {
     "equal": "it is equal to the base's in every entry",
     "too_coarse": "it is equal to the base's in every entry; half a unit of {format} is"
     " {least:ratio} or more there, the typical step is {step:ratio}",
+    "changed": "it is not what it was",
     "rounded": "it is the base's rounded to {format}",
     "entries": "{changed:count} of {entries:count} entries differ[: it is the base's rounded to"
     " {format}]",
@@ -76,6 +77,8 @@ class Moved:
     """
     is_update: bool = False
     """Whether it is an adapter's."""
+    is_counted: bool = True
+    """Whether it is known how many entries changed; of a snapshot, only whether any did."""
 
     @property
     def rounded_to(self) -> str | None:
@@ -124,8 +127,10 @@ def judge(found: Training) -> Answer:
         "tensors_frozen": len(frozen),
         "tensors_frozen_moved": len(leaked),
         "entries_to_move": sum(one.row.entries for one in should),
-        "entries_not_moved": sum(one.row.entries - one.row.changed for one in should),
     }
+    if all(one.is_counted for one in should):
+        stuck = sum(one.row.entries - one.row.changed for one in should)
+        figures["entries_not_moved"] = stuck
     apart, outcome = found.lone, Outcome.DOES_NOT_HOLD
     reasons = [
         Reason(code, {"some": len(some), "tensors": len(of)})
@@ -142,7 +147,8 @@ def judge(found: Training) -> Answer:
     against += [Against(one.row.tuned, _why_stayed(one, step)) for one in stayed]
     for one in leaked:
         of = {"changed": one.row.changed, "entries": one.row.entries, "format": one.rounded_to}
-        against.append(Against(one.row.tuned, Reason("entries", of), one.row.relative))
+        why = Reason("entries", of) if one.is_counted else Reason("changed")
+        against.append(Against(one.row.tuned, why, one.row.relative))
     return Answer(outcome, reasons or [Reason("nothing")], figures, largest_first(against), notes)
 
 
@@ -221,7 +227,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
     (base,) = opened_models(found, runtime, scratch)
     if not (each or tuned.adapter):
-        raise UsageError(f"trained {NEEDS_PATTERN}", "only an adapter says itself what moves")
+        raise UsageError(f"trained {NEEDS_PATTERN}", "such as --moved layers --frozen embed")
     if tuned.adapter:
         lined = line_up_adapter(base, tuned)
     else:
