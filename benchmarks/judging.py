@@ -332,12 +332,14 @@ def copied(case: Case, text: str = "") -> tuple[bool, str]:
 
 
 def unexplained(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    """False of an even update that was rounded once, from a base as it was stored."""
+    """Absent of an even update that was rounded once, from a base as it was stored: it says that
+    one rounding fits too poorly, not that there was none.
+    """
     made, rounded = case.made, case.made.rounded
     if any(one.dtype == torch.float32 for one in made.base.values()) and rounded == "once":
         rounded = "master"  # the base's own, in more bits
     other = made.uneven or made.scaled or made.ways.get("weight_decay") or not made.update
-    yield bool(rounded not in ("once", "no") or other), f"it was rounded: {rounded}"
+    yield bool(rounded not in ("once", "no") or other) or "absent", f"it was rounded: {rounded}"
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:

@@ -245,7 +245,8 @@ The last eleven kinds are of two decoders of bytes (128 and 192 wide) that were 
 text, the others of made-up weights. `{COMMAND} --only NAME` prints one pair.
 
 - An answer *fits* is false where it is not what was done, *no* where it is. \
-*Cannot be excluded* counts as absent.
+*Cannot be excluded* counts as absent, and so does *fits too poorly* of a change that one rounding \
+left.
 - The norm as stored may be {STORED:.0%} off, that before storage {BEFORE:.0%}, and so may one \
 that is not said to be as stored; the number of equally strong directions {COHERENT:.0%} (median \
 over the same matrices), the update's share of the stored energy {KEPT:g}. A range, widened by \

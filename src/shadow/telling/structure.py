@@ -63,9 +63,8 @@ WORDS = {  # slots without a dot are figures of inside_layers
     " {equivalent_directions:about} equally strong directions]. In most others, less than a quarter"
     " of the stored change can be the update.",
     "unexplained": "In {unexplained/matrices:all matrix|matrices} inside the layers, one rounding"
-    " does not explain what is stored, so what storage took is unknown. Weight decay, updates of"
-    " widely differing sizes, a mean of models, rounding at every step or a copy in more or fewer"
-    " bits may have left it.",
+    " fits too poorly to say what storage took. Weight decay, updates of widely differing sizes, a"
+    " mean of models, rounding at every step or a copy in more or fewer bits may be the reason.",
     "small": "The stored change is {figures.floor_ratio:ratio} times its rounding.",
     "kept": "Inside the layers, {inside_layers.kept:share} of the energy of the stored change is"
     " the update; the rest is rounding.",
