@@ -12,6 +12,7 @@ import numpy as np
 import planted
 import pytest
 import torch
+from planted import edit, of_mistral, tokenizer
 from safetensors.torch import load_file, save_file
 
 import shadow
@@ -54,29 +55,6 @@ def _here(monkeypatch):
     monkeypatch.setattr(loader, "expected", ask)
 
 
-def tokenizer(folder: Path, size: int, extra: tuple[str, ...] = ()) -> None:
-    """A tokenizer of so many tokens, the last three special, and further ones beyond these."""
-    special = ("<bos>", "<eos>", "<pad>", *extra)
-    numbers = {token: size - 3 + at for at, token in enumerate(special)}
-    added = [{"id": number, "content": token} for token, number in numbers.items()]
-    model = {"type": "BPE", "vocab": {f"t{at}": at for at in range(size - 3)}, "merges": []}
-    write(folder / "tokenizer.json", {"model": model, "added_tokens": added})
-    names = {f"{token[1:-1]}_token": token for token in special[:3]}
-    write(folder / "tokenizer_config.json", names)
-    ids = {f"{token[1:-1]}_token_id": numbers[token] for token in special[:3]}
-    for name in ("config.json", "generation_config.json"):
-        edit(folder, name, **ids)
-
-
-def write(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content))
-
-
-def edit(folder: Path, name: str = "config.json", **keys: object) -> None:
-    path = folder / name
-    write(path, (json.loads(path.read_text()) if path.exists() else {}) | keys)
-
-
 @pytest.fixture(scope="session")
 def healthy(tmp_path_factory):
     """A healthy checkpoint of a kind, with a tokenizer, made once; every tensor has moved."""
@@ -110,7 +88,7 @@ def cut(folder: Path) -> None:
     for name, mine in shards.items():
         store(folder, {key: tensors[key] for key in mine}, name)
     weight_map = {key: name for name, mine in shards.items() for key in mine}
-    write(folder / INDEX, {"weight_map": weight_map})
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     (folder / FILE).unlink()
 
 
@@ -272,27 +250,6 @@ def adapter_beside(folder):
     planted.adapter(folder, pairs, target_modules=["up_proj"])
 
 
-def of_mistral(folder, change=1.0):
-    """The weights under Mistral's names, with rows of q and k in its order."""
-    words = {
-        "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
-        "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
-        "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
-        "mlp.up_proj": "feed_forward.w3", "embed_tokens": "tok_embeddings", "lm_head": "output",
-    }  # fmt: skip
-    found = {}
-    for name, one in load_file(folder / FILE).items():
-        own = name.removeprefix("model.")
-        for theirs, mistral in words.items():
-            own = own.replace(theirs, mistral)
-        if ".wq." in own or ".wk." in own:
-            heads = 4 if ".wq." in own else 2
-            one = one.view(heads, 2, -1, one.shape[1]).transpose(1, 2).reshape(one.shape)
-        found[own] = one * change
-    store(folder, found, "consolidated.safetensors")
-
-
 def short(folder):
     whole = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(whole[:-100])
@@ -300,7 +257,7 @@ def short(folder):
 
 def trained(folder):
     torch.save({}, folder / "optimizer.pt")
-    write(folder / "trainer_state.json", {})
+    (folder / "trainer_state.json").write_text("{}")
 
 
 HOLDS, FAILS, OPEN = Outcome.HOLDS, Outcome.DOES_NOT_HOLD, Outcome.INCONCLUSIVE
