@@ -162,7 +162,7 @@ def table(keys: int) -> tuple[list[str], int]:
             for what in wrong(found, truth):
                 false[what] += 1
             for ours, exact in zip(found[:3], truth[:3], strict=True):
-                kind = case[0] if ours.subject == "delta" else "weights"
+                kind = "deltas" if ours.subject == "delta" else "weights"
                 if ours.subject == "base":
                     continue
                 for name in FIGURES if kind != "weights" else FIGURES[3:]:
@@ -172,7 +172,7 @@ def table(keys: int) -> tuple[list[str], int]:
                     value, error = ours.values[name], ours.values[f"{name}_error"]
                     tallies[kind, name].add(value, error, right, unit)
     lines = [
-        "| delta | figure | known | error made | error stated | within it |",
+        "| of | figure | known | error made | error stated | within it |",
         "|---|---|---|---|---|---|",
         *(tally.row(*place) for place, tally in tallies.items()),
     ]

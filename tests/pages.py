@@ -1,4 +1,4 @@
-"""Generated parts of the pages in docs/, from the command objects and the tables of columns."""
+"""The generated part of docs/cli.md, from the command objects."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import typer.main
 from shadow.cli.commands import app
 from shadow.cli.examples import EXAMPLES
 from shadow.cli.examples import claims as verify_claims
-from shadow.reports.columns import DELTA, FIGURES, SCORES, SPECTRAL
-
-DIAGNOSTICS = (*SPECTRAL, *DELTA, *FIGURES, *SCORES)
 
 
 def cell(text: str) -> str:
@@ -66,10 +63,3 @@ def _row(typed: str, text: str) -> str:
     if default and not default.startswith("("):  # in brackets it is in words
         default = f"`{default}`"
     return f"| `{cell(typed)}` | {cell(text)} | {default.strip('()')} |"
-
-
-def pitfalls() -> str:
-    """What each column can be mistaken for, as a list."""
-    return "\n".join(
-        f"- `{column.name}`: {column.pitfalls}" for column in DIAGNOSTICS if column.pitfalls
-    )

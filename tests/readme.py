@@ -1,5 +1,4 @@
-"""Writes docs/schema.md, the README's picture and generated parts; --check:
-are they new?
+"""Write the README's pictures and the generated parts of pages; --check: are they up to date?
 
 In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test
 fails when it drifts.
@@ -20,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pages
 import pandas as pd
@@ -29,10 +27,7 @@ import planted
 import torch
 from safetensors.torch import load_file, save_file
 
-from shadow.reports.columns import NOTATION, TABLES
-from shadow.reports.columns import SCHEMA as NUMBER
-from shadow.reports.schema import FILES, RULES, is_later, null_cases
-from shadow.reports.words import GLOSSARY
+from shadow.reports.columns import NOTATION
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "evidence"))
 from evidence_parts import PARTS
@@ -41,7 +36,6 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 MARKED = (README, *sorted(DOCS.glob("*.md")))  # files that may have generated parts
-TABLES_OF_REPORTS = DOCS / "schema.md"
 SHADOW = Path(sys.executable).parent / "shadow"
 ENVIRONMENT = {
     "COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8",
@@ -79,13 +73,6 @@ def audited_demo() -> str:
     text = shadow("show", f"{folder}/demo/base..narrow").replace(folder, "reports")
     text = re.sub(r"(?m)^(base|tuned)  .*/demo/(\w+)$", r"\1   .../registry/demo/\2", text)
     return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
-
-
-def map_of_demo() -> str:
-    """The picture of modules by layers of the demo's narrow pair, as a person sees it."""
-    text = audited_demo()
-    rows = [line for line in text.splitlines() if re.match(r"[a-z.]+ +[░▒▓█]{2,}", line)]
-    return "\n".join([*rows, text[text.index("\nlayer ") :].strip().splitlines()[0]])
 
 
 ANSWER = r"^(?:holds|does not hold|inconclusive)(?:.|\n(?=\S))*"  # to a blank line
@@ -230,85 +217,20 @@ def fenced(text: str) -> str:
     return f"```text\n{text}\n```"
 
 
-def glossary() -> str:
-    """A Markdown table of terms for each section of the glossary."""
-    parts = []
-    for section, terms in GLOSSARY.items():
-        rows = [f"| {names} | {text} |" for names, text in terms.items()]
-        parts.append("\n".join([f"{section}:", "", "| term | meaning |", "|---|---|", *rows]))
-    return "\n\n".join(parts)
-
-
-def schema_document() -> str:
-    """docs/schema.md: every table and column of a report, with its type."""
-    out = [
-        f"# Schema {NUMBER} of report files",
-        "",
-        (
-            "Made by `make docs` from src/shadow/."
-            " `shadow explain --all --json` says the same to machines,"
-        ),
-        "`shadow explain COLUMN` has sources and pitfalls.",
-        "",
-        *(f"- {rule}" for rule in RULES),
-        "",
-        NOTATION,
-    ]
-    for one in TABLES.values():
-        out += ["", f"## {one.name}", "", f"{one.file}; one row is {one.row}.", ""]
-        out += [
-            "| column | type | unit | what | formula | range | null when | source |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for column in one.columns:
-            code = f"`{column.formula}`" if column.formula else ""
-            text = f"{column.text} (later)" if is_later(one, column) else column.text
-            text += " **Start here.**" if column.name in one.start_here else ""
-            null = ", ".join(null_cases(column))
-            cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
-            cells.append(column.source)
-            out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-    for name, keys in FILES.items():
-        out += ["", f"## {name}", "", "| key | what |", "|---|---|"]
-        out += [f"| `{key}` | {text} |" for key, text in keys.items()]
-    return "\n".join(out) + "\n"
-
-
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "questions": questions,
-    "map": lambda: fenced(map_of_demo()),
     "compare": lambda: fenced(compared_demo()),
     "joint": lambda: fenced(joint_demo()),
     "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
-    "pitfalls": pages.pitfalls,
     "row": row_of_demo,
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     **PARTS,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "answers": answers,
-    "glossary": glossary,
 }
-
-
-def real(summaries: list[dict[str, Any]]) -> str:
-    """What `make real` saw, in Markdown; tests/test_real.py compares it with docs/tutorial.md."""
-    names = (
-        "relative_norm_overall", "concentration", "participation_ratio",
-        "null_participation_ratio", "spikes",
-    )  # fmt: skip
-    heads = ("base..tuned", "matrices", "relative norm", "concentration", "PR", "null PR", "spikes")
-    out = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for summary in summaries:
-        figures = summary["figures"]
-        cells = [f"{figures[name]:.3g}" for name in names]
-        out.append(
-            f"| bert_pretrained..{summary['family']} | {figures['matrices']} |"
-            f" {' | '.join(cells)} |"
-        )
-    return "\n".join(out)
 
 
 def part(text: str, name: str) -> str:
@@ -341,9 +263,6 @@ def written() -> dict[Path, str]:
 
 if __name__ == "__main__":
     new = {**written(), **picture.pictures()}
-    new |= {
-        TABLES_OF_REPORTS: schema_document(),
-    }
     if "--check" in sys.argv:
         stale = [
             file.name

@@ -37,8 +37,8 @@ PAGES = (
 )
 START = ROOT / "docs" / "start.md"
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
-# tests/test_workflow.py, and tests/test_real.py with the weights
-RUN_ELSEWHERE = {"ci.md", "tutorial.md"}
+# tests/test_workflow.py
+RUN_ELSEWHERE = {"ci.md"}
 SITE = ROOT / "docs" / "site" / "mkdocs.yml"
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
@@ -233,8 +233,7 @@ def printed_by(script):
 @pytest.mark.slow
 def test_the_pandas_lines_answer_their_question(audited):
     """They run as they stand on the demo's report."""
-    for page in (readme.README, START):
-        assert "attn.q" in printed_by(blocks(page, "python")[0])
+    assert "attn.q" in printed_by(blocks(START, "python")[0])
 
 
 @pytest.mark.slow

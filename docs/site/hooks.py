@@ -1,5 +1,5 @@
-"""MkDocs hooks: pages from files outside docs/ and from the notebook, links as they are on disk,
-and typeset formulas.
+"""MkDocs hooks: pages from files outside docs/ and from the notebook, the tables of the schema and
+the glossary, links as they are on disk, and typeset formulas.
 
 Formulas are written as GitHub shows them, ```math blocks and $`inline`$, and become MathML here: a
 browser sets it without a script or a font of another host.
@@ -18,6 +18,10 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from shadow.reports.columns import NOTATION, TABLES
+from shadow.reports.schema import FILES, RULES, is_later, null_cases
+from shadow.reports.words import GLOSSARY
 
 ROOT = Path(__file__).parents[2]
 PAGES = {  # page of the site, and the file that it shows
@@ -56,6 +60,30 @@ def notebook_blocks(notebook: dict[str, Any]) -> Iterator[str]:
                 yield f"```text\n{''.join(shown['text/plain']).rstrip()}\n```"
 
 
+def schema() -> Iterator[str]:
+    """Yield every table, column and key of a report, and the glossary, as lines of Markdown."""
+    yield from ("", *(f"- {rule}" for rule in RULES), "", NOTATION)
+    for one in TABLES.values():
+        yield from ("", f"## {one.name}", "", f"{one.file}; one row is {one.row}.", "")
+        yield "| column | type | unit | what | formula | range | null when | source |"
+        yield "|---|---|---|---|---|---|---|---|"
+        for column in one.columns:
+            code = f"`{column.formula}`" if column.formula else ""
+            text = f"{column.text} (later)" if is_later(one, column) else column.text
+            text += " **Start here.**" if column.name in one.start_here else ""
+            text += f" *Pitfall*: {column.pitfalls}" if column.pitfalls else ""
+            null = ", ".join(null_cases(column))
+            cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
+            cells.append(column.source)
+            yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    for name, keys in FILES.items():
+        yield from ("", f"## {name}", "", "| key | what |", "|---|---|")
+        yield from (f"| `{key}` | {text} |" for key, text in keys.items())
+    for section, terms in GLOSSARY.items():
+        yield from ("", f"## Glossary: {section}", "", "| term | meaning |", "|---|---|")
+        yield from (f"| {names} | {text} |" for names, text in terms.items())
+
+
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links to files of the repository become links to pages, or text where there is no page."""
     of = PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
@@ -73,6 +101,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     if of == "README.md":  # its picture is HTML
         markdown = re.sub(r'(?<=(?:src|set)=")docs/', "", markdown)
+    if of == "docs/schema.md":
+        markdown = "\n".join([markdown, *schema()])
     return FORMULA.sub(typeset, LINK.sub(link, markdown))
 
 

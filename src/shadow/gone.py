@@ -30,7 +30,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("option", "--no-joint"): "lineage compares no deltas; `shadow compare --joint` does",
     ("command", "reproduce"): "audit a list of registry/lists/, then use `shadow figure`",
     ("option", "--scores"): "use `shadow compare RUNS --scores FILE`",
-    ("option", "--storage-options"): "set FSSPEC_S3_ENDPOINT_URL and its like (docs/storage.md)",
+    ("option", "--storage-options"): "set FSSPEC_S3_ENDPOINT_URL and its like (docs/lists.md)",
     ("figure", "modules"): "use --kind heatmap, or depth with --module",
     ("figure", "lineage"): "use `shadow lineage`",
     ("option", "--tag"): "name families, or `shadow families --tag TAG` lists them for --list",

@@ -120,7 +120,7 @@ class Store:
         try:
             yield url_to_fs(self.url, use_listings_cache=False)
         except Exception as error:  # whose words may hold a signed URL
-            hint = "check URL, credentials and endpoint (docs/storage.md), and run it again"
+            hint = "check URL, credentials and endpoint (docs/lists.md), and run it again"
             if isinstance(error, ImportError):  # whose words are fsspec's
                 scheme = self.url.partition(":")[0]
                 hint = installing(scheme) if scheme in EXTRAS else str(error)
