@@ -32,10 +32,10 @@ from page_text import page, table
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.checks.inside import LIKE_NOISE
 from shadow.dtypes import FLOATS
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.spectra.delta import measure_pair, summed
 from shadow.spectra.method import Method
 from shadow.spectra.solvers import Means

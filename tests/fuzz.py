@@ -34,7 +34,6 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from shadow.audits.list_index import MARK, read_index
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.packed_tensors import PackedTensor
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
@@ -44,6 +43,7 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.gates.baselines import read_measured
 from shadow.gates.rules import read_policy
+from shadow.lists.index import MARK, read_index
 from shadow.targets import families as families_files
 from shadow.targets.families import load_families
 from shadow.targets.lists import read_list

@@ -17,8 +17,8 @@ from command import Run, Started
 from hub import Hub
 from measuring import pair_of
 
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.engines.pair import Settings, run_pair
 from shadow.spectra.method import Method
 
 SECRET = "hf_" + "Sesame7" * 5

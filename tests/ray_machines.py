@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hub import Hub
 
-from shadow.audits.list_index import read_index
+from shadow.lists.index import read_index
 
 SECONDS = 300
 

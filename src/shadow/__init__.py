@@ -30,10 +30,11 @@ if TYPE_CHECKING:
         snapshot,
         verify,
     )
-    from shadow.audits.request import Measuring, Ray
+    from shadow.engines.engine import Ray
     from shadow.errors import ShadowError, UsageError
+    from shadow.lists.request import Measuring
     from shadow.outputs.notebook import AuditReport, AuditReports
-    from shadow.run.access import Files
+    from shadow.run.runtime import Files
 
 __version__ = "0.2.0"
 
@@ -64,9 +65,9 @@ __all__ = [
 _HOMES = {
     "AuditReport": "shadow.outputs.notebook",
     "AuditReports": "shadow.outputs.notebook",
-    "Files": "shadow.run.access",
-    "Measuring": "shadow.audits.request",
-    "Ray": "shadow.audits.request",
+    "Files": "shadow.run.runtime",
+    "Measuring": "shadow.lists.request",
+    "Ray": "shadow.engines.engine",
     "ShadowError": "shadow.errors",
     "UsageError": "shadow.errors",
 }

@@ -15,22 +15,22 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
-from shadow.audits.request import (
+from shadow.checks.patterns import NEEDS_PATTERN
+from shadow.checks.snapshots import Snapshot
+from shadow.engines.engine import Ray
+from shadow.errors import ShadowError, UsageError
+from shadow.gone import gone
+from shadow.lists.request import (
     AuditRequest,
     Measuring,
     Place,
-    Ray,
 )
-from shadow.checks.patterns import NEEDS_PATTERN
-from shadow.checks.snapshots import Snapshot
-from shadow.errors import ShadowError, UsageError
-from shadow.gone import gone
 from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.places.names import check_component
 from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
-from shadow.run.access import Files
+from shadow.run.runtime import Files
 from shadow.spectra.method import Level, Subjects
 from shadow.storage import Store, located
 from shadow.targets.families import Pair, filter_families, given_pair, load_families
@@ -175,7 +175,7 @@ def audit(
     if engine not in ("local", "ray") and not isinstance(engine, Ray):
         raise UsageError(f"engine={engine!r}", "one of 'local', 'ray'")
 
-    from shadow.audits.perform import perform
+    from shadow.lists.perform import perform
     from shadow.run.workers import single_threads
 
     say, progress = say or _ignore, progress or _ignore
@@ -306,7 +306,7 @@ def plan(
     Raises:
         ShadowError: Where an audit would fail before it measures.
     """
-    from shadow.audits.perform import planner
+    from shadow.lists.perform import planner
     from shadow.run.workers import single_threads
 
     chosen = _chosen(target, second, base=base, tuned=tuned)
@@ -370,7 +370,7 @@ def compare(
     )
     if not joint:
         return compared
-    from shadow.audits.joint import with_directions
+    from shadow.lists.joint import with_directions
 
     return with_directions(compared, jobs=jobs, allow_pickle=allow_pickle, say=say or _ignore)
 
@@ -456,8 +456,7 @@ def verify(
     """
     from shadow.checks.questions import question
     from shadow.checks.questions import verify as check
-    from shadow.run.access import access_of
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Runtime, access_of
     from shadow.run.workers import single_threads
 
     if claim == "trained" and checkpoints and isinstance(checkpoints[0], Snapshot):

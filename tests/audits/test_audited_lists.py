@@ -19,23 +19,23 @@ from measuring import changed, contents
 from rich.console import Console
 from view import drawn
 
-from shadow.audits import list_audit
-from shadow.audits.document import list_document
-from shadow.audits.list_audit import audit_list
-from shadow.audits.list_index import (
-    Index,
-    Kind,
-    Row,
-    read_index,
-    report_folder,
-    write_index,
-)
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import console
 from shadow.cli.commands import app
 from shadow.cli.pace import Pace
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError
+from shadow.lists import index as list_audit
+from shadow.lists.document import list_document
+from shadow.lists.index import (
+    Index,
+    Kind,
+    Row,
+    audit_list,
+    read_index,
+    report_folder,
+    write_index,
+)
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.run import sides
 from shadow.run.runtime import Progress

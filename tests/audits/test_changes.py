@@ -12,9 +12,9 @@ import pytest
 import torch
 from measuring import frame, planted_pair
 
-from shadow.audits.pair import run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.checks.recognised import recognised
+from shadow.engines.pair import run_pair
 from shadow.run.settings import Settings
 from shadow.spectra.method import Method
 from shadow.telling.size import is_as_stored

@@ -7,8 +7,8 @@ import planted
 import pytest
 from safetensors.torch import load_file
 
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.engines.pair import Settings, run_pair
 from shadow.spectra.method import Method
 from shadow.targets.families import find_pairs, load_families
 

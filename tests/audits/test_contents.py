@@ -16,14 +16,13 @@ import torch
 from measuring import pair_of
 from safetensors.torch import load_file, save_file
 
-from shadow.audits import pair as pair_module
-from shadow.audits.list_audit import audit_list
-from shadow.audits.list_index import read_index
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
+from shadow.engines import pair as pair_module
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import KeptError, ShadowError
+from shadow.lists.index import audit_list, read_index
 from shadow.spectra import delta
 from shadow.spectra.method import Method
 from shadow.targets.lists import select

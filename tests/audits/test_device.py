@@ -12,11 +12,11 @@ import torch
 from effort import chosen
 from measuring import planted_pair
 
-from shadow.audits import pair as audit_module
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.engines import pair as audit_module
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError, UsageError
-from shadow.run.devices import DeviceChoice, choose
+from shadow.run.settings import DeviceChoice, choose
 from shadow.spectra import spectrum
 from shadow.spectra.device import OnDevice
 from shadow.spectra.method import Method

@@ -17,11 +17,11 @@ from effort import every
 from measuring import StoppedError, pair_of, report_contents, stopped_after
 from planted import UP, matrices
 
-from shadow.audits import pair as shadow_run
-from shadow.audits.list_index import read_index
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.engines import pair as shadow_run
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.lists.index import read_index
 from shadow.reports import parquet as report_module
 from shadow.reports.atomic_replacement import READY
 from shadow.reports.folders import found_below

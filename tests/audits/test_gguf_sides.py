@@ -19,9 +19,9 @@ from hub_pairs import SECRET, variables
 from measuring import pair_of
 
 import shadow
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
+from shadow.engines.pair import Settings, run_pair
 from shadow.spectra.method import Method
 
 SETTINGS = Settings(Method(), Filter())

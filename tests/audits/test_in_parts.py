@@ -19,13 +19,13 @@ from hub import Hub
 from measuring import pair_of
 from measuring import report_contents as written
 
-from shadow.audits import engine as engine_module
-from shadow.audits import pair as pair_audit
-from shadow.audits.engine import Ended, InProcess
-from shadow.audits.pair import Progress, Runtime, Settings, run_pair
-from shadow.audits.parts import Parts, cut
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.engines import engine as engine_module
+from shadow.engines import pair as pair_audit
+from shadow.engines.engine import Ended, InProcess
+from shadow.engines.pair import Progress, Runtime, Settings, run_pair
+from shadow.engines.parts import Parts, cut
 from shadow.errors import BusyError, ShadowError
 from shadow.run import journal as journal_module
 from shadow.run import pair_plan, rows

@@ -14,14 +14,13 @@ import torch
 from effort import chosen
 from measuring import StoppedError, changed, pair_of, planted_pair, stopped_after
 
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports import atomic_replacement
 from shadow.reports.provenance import Identity
-from shadow.run.journal import JOURNAL, Journal, remove_unfinished
-from shadow.run.outcome import Outcome
+from shadow.run.journal import JOURNAL, Journal, Outcome, remove_unfinished
 from shadow.run.sides import identity_of
 from shadow.spectra.method import Method
 from shadow.targets.families import Pair

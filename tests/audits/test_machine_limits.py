@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from shadow.run.machine_limits import MachineLimits, machine_limits
+from shadow.run.machine import MachineLimits, machine_limits
 
 GIB = 1 << 30
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -13,10 +13,10 @@ from effort import every, examples
 from hypothesis import given, settings
 from measuring import frame, pair_of, planted_pair, report_contents
 
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.places.names import name_rules
 from shadow.spectra.method import Method

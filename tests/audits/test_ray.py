@@ -271,9 +271,9 @@ import os, signal, time
 from functools import partial
 from pathlib import Path
 import ray, shadow
-from shadow.audits import ray_engine
-from shadow.audits.engine import Task
-from shadow.audits.ray_engine import Ray
+from shadow.engines import ray_engine
+from shadow.engines.engine import Task
+from shadow.engines.ray_engine import Ray
 from shadow.run.runtime import Runtime
 from shadow.errors import ShadowError
 """
@@ -334,7 +334,7 @@ with ray_engine.ray_engine(Ray("{machines.address}", cpus_per_task=1), Runtime()
 def test_tasks_know_whether_they_share_their_machine(command):
     """Two at a time on this machine do; with --max-disk there is one, which does not."""
     script = """
-from shadow.run.access import Access
+from shadow.run.runtime import Access
 quiet = dict(include_dashboard=False, log_to_driver=False, logging_level="error")
 ray.init("local", num_cpus=2, **quiet)
 for cores, most in ((1, None), (2, None), (1, 10**9)):

@@ -24,15 +24,21 @@ from effort import chosen
 from measuring import StoppedError, frame, pair_of, planted_pair, report_contents, stopped_after
 from safetensors.torch import load_file
 
-from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Factor, Filter, MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
 from shadow.run import journal, pair_plan
-from shadow.run.machine_limits import MachineLimits
-from shadow.run.memory import default_jobs, kinds, lacking, matrix_memory, worker_memory
+from shadow.run.machine import (
+    MachineLimits,
+    default_jobs,
+    kinds,
+    lacking,
+    matrix_memory,
+    worker_memory,
+)
 from shadow.spectra.method import Method
 
 EVERYTHING = Settings(Method(), Filter())
@@ -267,7 +273,7 @@ MEASURING = """
 import re, sys, threading, time
 from pathlib import Path
 from measuring import pair_of
-from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.run.pair_plan import plan_pair
 from shadow.spectra.method import Method

@@ -13,7 +13,7 @@ import torch
 from measuring import measure
 from safetensors.numpy import load, save
 
-from shadow.run.cache_folder import make_room, size_of
+from shadow.run.runtime import make_room, size_of
 from shadow.run.spectrum_cache import DIGEST, SpectrumCache, _to_bytes, digest_of, key
 from shadow.spectra.spectrum import Question, Spectrum, solve_anew
 

@@ -15,10 +15,10 @@ from measuring import StoppedError, contents, pair_of, planted_pair, stopped_aft
 from safetensors.torch import load_file
 
 import shadow
-from shadow.audits.engine import InProcess
-from shadow.audits.pair import Settings, run_pair
-from shadow.audits.parts import Parts
 from shadow.checkpoints.pairing import Filter
+from shadow.engines.engine import InProcess
+from shadow.engines.pair import Settings, run_pair
+from shadow.engines.parts import Parts
 from shadow.run.runtime import Runtime
 from shadow.spectra import solvers
 from shadow.spectra.method import Method

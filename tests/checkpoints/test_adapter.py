@@ -12,10 +12,10 @@ import torch
 from effort import chosen
 from safetensors.torch import load_file
 
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.adapters import read_adapter
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.engines.pair import Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.spectra.method import Method
 from shadow.targets.families import given_pair

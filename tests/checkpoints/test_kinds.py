@@ -14,9 +14,9 @@ import pytest
 from effort import chosen
 from safetensors.torch import load_file
 
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
+from shadow.engines.pair import Settings, run_pair
 from shadow.places.architecture import place_tensors
 from shadow.spectra.method import Method
 from shadow.targets.families import given_pair

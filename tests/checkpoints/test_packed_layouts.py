@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import shadow
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints import decoders
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.engines.pair import Settings, run_pair
 from shadow.spectra.method import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference

@@ -12,8 +12,8 @@ from command import run_shadow
 from effort import every
 from reports import delta, places
 
-from shadow.audits.list_index import read_index, write_index
 from shadow.gates.baselines import read_measured
+from shadow.lists.index import read_index, write_index
 from shadow.reports.provenance import finished_metadata
 
 

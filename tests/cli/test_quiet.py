@@ -9,8 +9,8 @@ import shutil
 import pytest
 from rich.console import Console
 
-from shadow.audits.pair import Progress
 from shadow.cli import console
+from shadow.engines.pair import Progress
 
 PAIR = ("audit", "demo:base..narrow", "-o", "out")
 AGAINST = ("--against", "none", "--allow-missing")

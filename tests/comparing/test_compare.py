@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from measuring import pair_of
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
 
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import MARGIN, Comparison, compare, report_label
 from shadow.comparing.differences import FIGURES
+from shadow.engines.pair import Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.spectra.method import Method
 

@@ -13,7 +13,7 @@ from command import run_shadow as shadow
 from safetensors.torch import save_file
 
 import shadow as api
-from shadow.audits.joint import directions
+from shadow.lists.joint import directions
 from shadow.spectra import joint
 from shadow.spectra.joint import sibling_values
 from shadow.spectra.spectrum import Workspace

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 from picture import contrast
 
-from shadow.audits.list_index import Index, Kind, Row
+from shadow.lists.index import Index, Kind, Row
 from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.html import file_text, script_json

@@ -14,13 +14,12 @@ from measuring import pair_of
 
 import shadow as package
 from shadow import storage
-from shadow.audits.list_audit import audit_list
-from shadow.audits.list_index import read_index
-from shadow.audits.pair import run_pair
-from shadow.audits.remote import run_remote_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import commands
+from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.lists.index import audit_list, read_index
+from shadow.lists.perform import run_remote_pair
 from shadow.reports import remote
 from shadow.reports.report import Report
 from shadow.run.runtime import Runtime

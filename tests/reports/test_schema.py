@@ -14,7 +14,7 @@ import pytest
 from effort import every
 from reports import uniform
 
-from shadow.audits.list_index import Index, Kind
+from shadow.lists.index import Index, Kind
 from shadow.reports.columns import DELTA, MATRICES, TABLES
 from shadow.reports.report import Report
 from shadow.reports.tables import STORED

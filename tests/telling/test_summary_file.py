@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
+from shadow.engines.pair import Settings, run_pair
 from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.reports.report import Report
 from shadow.spectra.method import Method

@@ -116,8 +116,7 @@ def _sum(found: Mixture) -> str:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
     """The tuned model beside those that it may be mixed of, all shards at hand at once."""
-    from shadow.run.aligned import line_up_all
-    from shadow.run.alongside import in_threads, lines_of, mixed
+    from shadow.run.aligned import in_threads, line_up_all, lines_of, mixed
     from shadow.run.scan import fetch_all, require_unchanged
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.mixture import fit

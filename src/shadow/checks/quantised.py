@@ -140,8 +140,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
 
 
 def _copied(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Copied:
-    from shadow.run.aligned import is_raw, row_of
-    from shadow.run.scan import sides_of
+    from shadow.run.aligned import row_of
+    from shadow.run.scan import is_raw, sides_of
     from shadow.spectra.format_noise import format_noise
     from shadow.spectra.kept import Kept, kept_of
     from shadow.spectra.lazy import is_quantised

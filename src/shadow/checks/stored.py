@@ -238,8 +238,8 @@ def _copied(
     """before: the tensor of the base beside that of the full model."""
     import torch
 
-    from shadow.run.aligned import is_raw, row_of
-    from shadow.run.scan import sides_of
+    from shadow.run.aligned import row_of
+    from shadow.run.scan import is_raw, sides_of
     from shadow.run.workers import views
     from shadow.spectra.kept import Kept, kept_of_copy
     from shadow.spectra.spectrum import working_dtype

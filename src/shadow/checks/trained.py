@@ -254,9 +254,8 @@ def _moved(
     tuned: Checkpoint,
 ) -> Moved | Apart:
     """What is found of a pair; Apart where it is not known whether it moved as it should."""
-    from shadow.run.aligned import is_raw, row_of
-    from shadow.run.moves import binades_of, is_initial, rounding_between
-    from shadow.run.scan import sides_of
+    from shadow.run.aligned import row_of
+    from shadow.run.scan import binades_of, is_initial, is_raw, rounding_between, sides_of
 
     asked = asked_of(pair)
     should = Should.first(asked)
@@ -283,7 +282,8 @@ def _moved(
 
 def _asked(places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPair) -> set[Should]:
     """What is asked of each matrix of a pair; without patterns, that an adapter's moves."""
-    from shadow.run.aligned import is_raw, is_whole
+    from shadow.run.aligned import is_whole
+    from shadow.run.scan import is_raw
 
     if not patterns.each:
         return {Should.MOVE}

@@ -18,8 +18,8 @@ from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
-    from shadow.run.alone import Swept
     from shadow.run.runtime import Runtime
+    from shadow.run.scan import Swept
     from shadow.run.scanned import Apart
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
@@ -98,7 +98,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     swept: list[Swept] = []
     unread: list[Apart] = []
     if read:
-        from shadow.run.alone import sweep
+        from shadow.run.scan import sweep
 
         infos = opened.stored.values()
         swept, unread = sweep(checkpoint, infos, runtime, scratch / "sweep")

@@ -11,7 +11,7 @@ from shadow.checks.whole_part import Part, json_object
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
-    from shadow.run.alone import Swept
+    from shadow.run.scan import Swept
 
 CONFIG = "adapter_config.json"
 WORDS = {

@@ -286,7 +286,7 @@ def gather_tied(
     said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
     equal = None
     if runtime is not None:
-        from shadow.run.alone import same_values
+        from shadow.run.scan import same_values
 
         for shard in {info.shard for info in infos}:
             source, stop = checkpoint.sources[shard], Event()

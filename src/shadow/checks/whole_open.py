@@ -136,7 +136,7 @@ class Folder:
         for shard in read:
             for name, info in self.headers.get(shard, {}).items():
                 if name in tensors and self.with_values:
-                    from shadow.run.alone import same_values
+                    from shadow.run.scan import same_values
 
                     equal[name] = same_values(self.tensor, tensors[name], info)
                 tensors[name] = info
@@ -237,7 +237,7 @@ def _compared(
     named = {name: name if name in tensors else _of_mistral(name) for name in own}
     differing: list[str] | None = None
     if folder.with_values and {*named.values()} <= tensors.keys():
-        from shadow.run.alone import same_values
+        from shadow.run.scan import same_values
 
         pairs = [(info, tensors[named[name]]) for name, info in own.items()]
         differing = [

@@ -17,7 +17,7 @@ from shadow.text import in_ranges
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
-    from shadow.run.alone import Swept
+    from shadow.run.scan import Swept
     from shadow.run.scanned import Apart
 
 FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?|.*_fsdp_wrapped_module\..*")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
-from shadow.run.access import Files
+from shadow.run.runtime import Files
 from shadow.storage import located
 from shadow.text import counted
 

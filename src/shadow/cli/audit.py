@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from shadow.audits.request import AuditRequest, Measuring, Ray
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import of_pair, prepare, say_left_out, selected
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, judged_of, rules_of
 from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
+from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
-from shadow.run.access import Files
+from shadow.lists.request import AuditRequest, Measuring
+from shadow.run.runtime import Files
 from shadow.storage import Store, located, work_folder
 
 if TYPE_CHECKING:
-    from shadow.audits.pairs import PairOutcome
     from shadow.gates.measured import Measured
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
+    from shadow.lists.pairs import PairOutcome
     from shadow.targets.families import Pair
 
 
@@ -86,10 +87,10 @@ def audit(
     say = console.say_nothing if quiet else console.say
     selection = selected(targets, pairs)
     claims = claims_of(selection)
-    from shadow.run.machine_limits import uncollected
+    from shadow.process_settings import uncollected
 
     with uncollected():
-        from shadow.audits.perform import perform
+        from shadow.lists.perform import perform
 
         gc.freeze()  # all of torch and pandas stays: to look for cycles there took 0.1 s
 
@@ -213,9 +214,9 @@ def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
         elif not request.is_alone:
             show_pairs(judged, str(request.output))
         return
-    from shadow.audits.document import list_document
-    from shadow.audits.list_index import read_index
     from shadow.gates.document import rules_document
+    from shadow.lists.document import list_document
+    from shadow.lists.index import read_index
 
     output = request.output
     index = read_index(work_folder(output) if isinstance(output, Store) else output)

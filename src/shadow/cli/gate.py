@@ -19,12 +19,12 @@ from shadow.reports.folders import found_below, meant, reports_below
 from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
-    from shadow.audits.list_index import Index, Row
-    from shadow.audits.result import AuditResult
+    from shadow.engines.finished import AuditResult
     from shadow.gates.measured import Measured
     from shadow.gates.pair_check import Reading
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
+    from shadow.lists.index import Index, Row
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -68,8 +68,8 @@ def gate(
     selection = None if listed is None else select(registry=registry, listed=listed)
     claims = {} if selection is None else claims_of(selection)
     claimed = {(pair.family, pair.name): of_pair for pair, of_pair in claims.items()}
-    from shadow.audits.list_index import read_index
     from shadow.gates.document import rules_document
+    from shadow.lists.index import read_index
     from shadow.reports.provenance import report_metadata
 
     runs = [reports_here(run) for run in runs]
@@ -160,7 +160,7 @@ def _missing_pairs(
 
     known: pairs with a report or with a fault that was told. faulty: folders of reports with one.
     """
-    from shadow.audits.list_index import report_folder
+    from shadow.lists.index import report_folder
 
     judged = []
     for pair in selection.pairs:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from shadow.audits.request import AuditRequest, Measuring
 from shadow.cli import console
 from shadow.cli import options as option
 from shadow.cli.arguments import of_pair, prepare, say_left_out, selected
 from shadow.errors import ShadowError, UsageError
-from shadow.run.access import Files
+from shadow.lists.request import AuditRequest, Measuring
+from shadow.run.runtime import Files
 from shadow.storage import located
 
 
@@ -30,8 +30,8 @@ def plan(
     selection = selected(targets, pairs)
     prepare(files)
     request = AuditRequest(selection, located(output), measuring, files, jobs=jobs)
-    from shadow.audits.document import plan_document, plans_document
-    from shadow.audits.perform import planner
+    from shadow.lists.document import plan_document, plans_document
+    from shadow.lists.perform import planner
 
     plan_of = planner(request, console.say)
     say_left_out(selection, console.say)

@@ -20,8 +20,8 @@ from shadow.storage import Store, located, work_folder
 from shadow.text import counted, several
 
 if TYPE_CHECKING:
-    from shadow.audits.list_index import Index
     from shadow.checks.summary import Summary
+    from shadow.lists.index import Index
     from shadow.reports.metadata import ReportMetadata
 
     Shown = tuple[Summary, ReportMetadata, Path]
@@ -52,7 +52,7 @@ def show(
 
     Exit codes: 0 done; 1 a report cannot be read; 2 wrong usage.
     """
-    from shadow.audits.list_index import read_index
+    from shadow.lists.index import read_index
 
     if json:
         format = "json"
@@ -65,7 +65,7 @@ def show(
     if index is not None:
         index = _up_to_date(run, index, reports)
     if index is not None and format == "table":
-        from shadow.audits.document import list_document
+        from shadow.lists.document import list_document
 
         console.show(list_document(index))
     _show(reports, index, run, format, full=full)
@@ -93,8 +93,8 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
 
     It is written where that is possible: not while the list is audited, nor without permission.
     """
-    from shadow.audits.list_index import LOCK, refreshed, report_folder, write_index
     from shadow.files import alone_at
+    from shadow.lists.index import LOCK, refreshed, report_folder, write_index
 
     new = refreshed(
         index,
@@ -219,7 +219,7 @@ def compare(
     )
     if joint:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-        from shadow.audits.joint import with_directions
+        from shadow.lists.joint import with_directions
 
         with console.steps("compare") as update:
             comparison = with_directions(
@@ -282,7 +282,7 @@ def clean(
 
 
 def _clean_cache() -> None:
-    from shadow.run.cache_folder import default_folder, make_room, size_of
+    from shadow.run.runtime import default_folder, make_room, size_of
     from shadow.text import byte_size
 
     folder = default_folder()

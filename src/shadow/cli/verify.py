@@ -15,7 +15,7 @@ from shadow.cli import options as option
 from shadow.cli.arguments import prepare
 from shadow.cli.gate import begin
 from shadow.errors import ShadowError, UsageError
-from shadow.run.access import Files
+from shadow.run.runtime import Files
 from shadow.storage import as_given
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def verify(
     from shadow.checks.answer import first_code
     from shadow.checks.verification import Verification
     from shadow.outputs.junit import write_claims
-    from shadow.run.access import access_of
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Runtime, access_of
     from shadow.telling.verification import (
         in_lines,
         verification_document,

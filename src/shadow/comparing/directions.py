@@ -1,4 +1,4 @@
-"""Where two deltas of one base point, beside chance: what `shadow.audits.joint` finds of them."""
+"""Where two deltas of one base point, beside chance: what `shadow.lists.joint` finds of them."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError
-from shadow.run.access import Files, access_of
+from shadow.run.runtime import Files, access_of
 
 if TYPE_CHECKING:
     from shadow.checks.summary import Summary

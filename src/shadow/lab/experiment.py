@@ -27,17 +27,17 @@ import torch
 import transformers
 
 from shadow import __version__
-from shadow.audits.perform import perform as audit
-from shadow.audits.request import AuditRequest
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.files import write_beside
 from shadow.lab.design import PROBES, Base, Run
 from shadow.lab.tasks import MIXTURES
 from shadow.lab.training import accuracy, load, new_model, save, train
+from shadow.lists.perform import perform as audit
+from shadow.lists.request import AuditRequest
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import delta_metrics
-from shadow.run.access import Files
+from shadow.run.runtime import Files
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import Reference

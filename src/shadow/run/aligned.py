@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.opening import Checkpoint, sharing
@@ -23,19 +27,21 @@ from shadow.checkpoints.pairing import (
     pair_checkpoints,
 )
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.dtypes import torch_name
+from shadow.dtypes import FLOATS, torch_name
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.run.runtime import AlignedPair
-from shadow.run.scan import in_words, scanned, sides_of
+from shadow.run.machine import default_jobs, machine_limits
+from shadow.run.runtime import AlignedPair, Progress, Runtime
+from shadow.run.scan import BYTES, NUMBERS, in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Apart, Scanned, in_order
+from shadow.run.workers import views
 from shadow.spectra.entries import Binades, differing_bytes
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.mixture import Mixed, Read, products, read
 from shadow.templates import Reason, said
 from shadow.text import short
 
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
-BYTES = "compared byte by byte"
-NUMBERS = "whole numbers"
 LOOKED_AT = 64  # names from which a prefix is guessed
 
 Names = tuple[str, str]
@@ -306,11 +312,6 @@ def is_whole(pair: MatrixPair) -> bool:
     return pair.place.slot.startswith("\0") and pair.place.module != "head"
 
 
-def is_raw(pair: MatrixPair) -> bool:
-    """Whether a pair is of no floats: of whole numbers, or of bytes that are not decoded."""
-    return pair.detail in (BYTES, NUMBERS)
-
-
 def _raw(info: TensorInfo) -> TensorInfo:
     return replace(info, dtype=RAW, shape=(info.end - info.start,), packing=None)
 
@@ -377,3 +378,62 @@ def row_of(
         changed=changed,
         remark=remark,
     )
+
+
+Line = Sequence[tuple[MatrixPair, Lined]]
+"""One tensor of the tuned model beside that of every other."""
+
+
+def lines_of(lined: Sequence[Lined]) -> tuple[list[Line], list[Apart]]:
+    """The tensors of floats that all models have, in one shape; and what is not read."""
+    by_key = [{pair.key: pair for pair in other.pair.pairs} for other in lined]
+    lines: list[Line] = []
+    unread = [one for other in lined for one in other.unread]
+    for key, pair in by_key[0].items():
+        if not pair.rows * pair.cols or not all(key in others for others in by_key):
+            continue
+        line = [(others[key], other) for others, other in zip(by_key, lined, strict=True)]
+        name = pair.tuned.info.name
+        if any(is_raw(one) for one, _ in line):
+            if any(row_of(one, of.pair.base, of.pair.tuned).changed for one, of in line):
+                unread.append(Apart(name, "tuned", Reason("other_numbers")))
+        elif pair.tuned.info.packing or pair.tuned.info.dtype not in FLOATS:
+            unread.append(Apart(name, "tuned", Reason("no_floats")))
+        elif not any(one.detail for one, _ in line):  # rows that not all have are alone
+            lines.append(line)
+    return lines, [*dict.fromkeys(unread)]
+
+
+@contextmanager
+def in_threads(lines: Sequence[Line], runtime: Runtime) -> Iterator[Callable[..., Any]]:
+    """`map` over tensors in threads, with its progress."""
+    pairs = [line[0][0] for line in lines]
+    jobs = runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits())
+
+    def each(do: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        total = len(items)
+        for done, one in enumerate(pool.map(do, items), 1):
+            runtime.show(Progress(done=done, total=total, cost_done=done, cost_total=total))
+            yield one
+
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield each
+
+
+def mixed(line: Line, *, has_base: bool) -> Mixed:
+    """A tensor with its sums of products. has_base: whether the last of the others is the base."""
+
+    def parts() -> Iterator[Read]:
+        sides: list[Matrix] = []
+        for pair, one in line:
+            assert pair.base is not None, "lined up"
+            side, tuned = views(pair, pair.base, one.pair.base, one.pair.tuned)
+            sides.append(side)
+        return read(tuned, sides.pop() if has_base else None, sides)
+
+    place, info, part = line[0][0].place, line[0][0].tuned.info, line[0][0].tuned.part
+    name = f"{info.name} ({in_words(place)})" if part.rows or part.experts else info.name
+    return Mixed(name, place.layer, info.dtype, has_base, parts, products(parts(), info.dtype))

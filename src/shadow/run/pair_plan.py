@@ -18,8 +18,7 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.places.names import name_rules
-from shadow.run.machine_limits import machine_limits
-from shadow.run.memory import PROCESS, default_jobs, kinds, lacking, worker_memory
+from shadow.run.machine import PROCESS, default_jobs, kinds, lacking, machine_limits, worker_memory
 from shadow.run.plan import make_plan
 from shadow.run.runtime import Runtime
 from shadow.run.schedule import source_of

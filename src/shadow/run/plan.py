@@ -14,8 +14,8 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.errors import ShadowError
 from shadow.files import nearest_folder
-from shadow.run.access import Access
-from shadow.run.machine_limits import uncollected
+from shadow.process_settings import uncollected
+from shadow.run.runtime import Access
 from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.spectra.method import Method
 from shadow.spectra.solvers import solver_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from array import array
 from collections import defaultdict
@@ -20,11 +22,10 @@ from shadow.places.names import name_rules
 from shadow.reasons import STRICT
 from shadow.reports.column_types import Cell, null_if_undefined
 from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS, Column
-from shadow.reports.metadata import SIDES
+from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
-from shadow.run.contents import content_of
-from shadow.run.outcome import Outcome
+from shadow.run.journal import Outcome
 from shadow.run.schedule import named_of
 from shadow.spectra.measurement import Measurement
 from shadow.summary.tables import needed
@@ -52,7 +53,7 @@ def write_tables(
     """Write the tables of a finished audit, each to the path of its file's name: their files by
     name, closed and without metadata; and what a summary needs of them (see
     `shadow.summary.tables.needed`), which lies in files of scratch, not in memory; and the digest
-    of each side (see `shadow.run.contents.content_of`).
+    of each side (see `shadow.run.rows.content_of`).
 
     repository: the rows of files.parquet. Rows have a fixed order. An outcome is asked for once,
     and let go when its rows are made.
@@ -466,3 +467,26 @@ def _relative_norm(outcomes: Sequence[Outcome]) -> float | None:
         return None
     base = math.hypot(*(outcome.base_norm or 0.0 for outcome in outcomes))
     return math.hypot(*(outcome.delta_norm or 0.0 for outcome in outcomes)) / base if base else None
+
+
+def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
+    """The digest of a side, from all its rows of tensors.parquet: a sha256 of the names, formats,
+    shapes and checksums of its tensors, by name. None where one has no checksum.
+
+    Which files they are in, and in which order, does not matter.
+    """
+    keys = ("tensor", "dtype", "shape", "checksum")
+    tensors = [[row[key] for key in keys] for row in rows]
+    if not tensors or any(checksum is None for *_, checksum in tensors):
+        return None
+    lines = sorted(map(json.dumps, tensors))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def with_contents(told: ReportMetadata, contents: Mapping[Side, str | None]) -> ReportMetadata:
+    """What a report is of, with the digest of each side."""
+    return {
+        **told,
+        "base": {**told["base"], "content": contents["base"]},
+        "tuned": {**told["tuned"], "content": contents["tuned"]},
+    }

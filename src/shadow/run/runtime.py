@@ -2,22 +2,109 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from shadow.run.access import Access
+from shadow.errors import UsageError
+from shadow.options import explained, option
+from shadow.text import bytes_of, counted
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found
     from shadow.checkpoints.pairing import MatrixPair, Skipped
     from shadow.run.journal import Journal
-    from shadow.run.machine_limits import MachineLimits
+    from shadow.run.machine import MachineLimits
     from shadow.run.settings import Settings
     from shadow.targets.families import Pair
     from shadow.targets.references import AnyReference, Reference
+
+
+Place = str | PathLike[str]
+Fetch = Literal["auto", "shards", "ranges"]
+LEAST_DISK = 1_000  # bytes; no shard is smaller
+LEAST_WITHOUT_UNIT = 1_000_000  # bytes; below, somebody forgot the unit
+
+
+def disk_limit(text: str) -> int:
+    """The bytes of a limit such as `40GB`. Raises UsageError for what can hold nothing."""
+    size = bytes_of(text)
+    has_unit = not text.strip().replace(".", "").isdigit()
+    if size < (LEAST_DISK if has_unit else LEAST_WITHOUT_UNIT):
+        hint = "write it with a unit, such as 40GB"
+        if size and not has_unit and size < LEAST_DISK:
+            hint = f"did you mean {text.strip()}GB?"
+        raise UsageError(f"--max-disk: {counted(size, 'byte holds', 'bytes hold')} no shard", hint)
+    return size
+
+
+@explained
+@dataclass(frozen=True)
+class Files:
+    """Where checkpoints and solved spectra come from.
+
+    fetch: how weights come from the Hub: auto (or what SHADOW_FETCH says), shards or ranges. cache:
+    a folder of spectra that were solved before; True: the one of the command; False: none are kept
+    or used.
+    """
+
+    allow_pickle: bool = option(
+        "Read torch .bin files, in a child process.", False, "--allow-pickle"
+    )
+    offline: bool = option("Use the Hub's cache only, without a network.", False, "--offline")
+    fetch: Fetch = "auto"
+    max_disk: int | str | None = option(
+        "Disk limit for downloads, such as 40GB; each shard is removed after use.", type=str | None
+    )
+    cache: Place | bool = True
+    file: str | None = option(
+        "Which GGUF file of a side that has several, such as '*Q8_0*'.", metavar="PATTERN"
+    )
+
+
+@dataclass(frozen=True)
+class Access:
+    """How checkpoints may be read: what one run decides and no number depends on."""
+
+    allow_pickle: bool = False
+    offline: bool = False
+    fetch: Fetch = "auto"
+    """auto: ranges where a filter makes them much smaller than whole shards."""
+    max_disk: int | None = None
+    """Bytes that fetched shards may take at any time; None: what is free."""
+    alone: bool = True
+    """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
+    removed from it unasked: another task may be reading it.
+    """
+    dora: bool = False
+    """Whether a DoRA adapter may be opened: what reads it must read its norms too."""
+    file: str | None = None
+    """A pattern that chooses among several GGUF files of a side."""
+
+
+def access_of(files: Files) -> Access:
+    """How checkpoints may be read. Raises UsageError for a size that is none."""
+    fetch = os.environ.get("SHADOW_FETCH", "auto") if files.fetch == "auto" else files.fetch
+    require_known("fetch", fetch, get_args(Fetch))
+    most = disk_limit(files.max_disk) if isinstance(files.max_disk, str) else files.max_disk
+    return Access(
+        allow_pickle=files.allow_pickle,
+        offline=files.offline,
+        fetch=cast(Fetch, fetch),
+        max_disk=most,
+        file=files.file,
+    )
+
+
+def require_known(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}={value!r}", f"one of {', '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +168,7 @@ class Runtime:
     """Seconds to wait for another audit of the same pair before it is refused."""
     elsewhere: Callable[[Asked, AlignedPair, Journal], None] | None = None
     """Measures what the journal of a pair does not hold yet, into it, instead of this process (see
-    `shadow.audits.parts`). Raises what went wrong there.
+    `shadow.engines.parts`). Raises what went wrong there.
     """
     cache: Path | None = None
     say: Callable[[str], None] = tell_nobody
@@ -109,3 +196,54 @@ class Asked:
     runtime: Runtime
     folder: Path
     scratch: Path
+
+
+# Of a spectrum, or of what a killed process left of one. Nothing of another name is ever removed:
+# somebody may name a folder of models.
+NAME = re.compile(r"[0-9a-f]{62}\.safetensors(\.[0-9a-f]{8}\.tmp)?")
+
+
+def default_folder() -> Path | None:
+    """`$SHADOW_CACHE_DIR`, `$XDG_CACHE_HOME/shadow/spectra` or `~/.cache/shadow/spectra`.
+
+    None with `SHADOW_NO_CACHE=1`, and for a user without a home folder.
+    """
+    if os.environ.get("SHADOW_NO_CACHE", "0").lower() not in ("", "0", "false", "no"):
+        return None
+    if own := os.environ.get("SHADOW_CACHE_DIR"):
+        return Path(own)
+    top = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(top) if top else Path.home() / ".cache") / "shadow" / "spectra"
+    except RuntimeError:
+        return None
+
+
+def _files(folder: Path) -> list[tuple[float, int, Path]]:
+    """(time of last use, bytes, path) of every spectrum, in any order."""
+    files = []
+    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+        if not NAME.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            files.append((stat.st_mtime, stat.st_size, path))
+    return files
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the spectra in a folder; 0 where there is none."""
+    return sum(size for _, size, _ in _files(folder))
+
+
+def make_room(folder: Path, size: int) -> int:
+    """Remove the least recently used until at most size bytes are left; returns how many are."""
+    files = sorted(_files(folder))
+    total = sum(one for _, one, _ in files)
+    for _, one, path in files:
+        if total <= size:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+            total -= one
+    return total

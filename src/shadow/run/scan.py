@@ -7,30 +7,43 @@ workers. No spectrum is solved. What is made of a pair is for its caller to say.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+import torch
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair
+from shadow.checkpoints.packed_tensors import DecodedTensor
+from shadow.checkpoints.pairing import MatrixPair, Operand
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching
+from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
-from shadow.places.architecture import Place
-from shadow.run.machine_limits import machine_limits
-from shadow.run.memory import default_jobs
+from shadow.places.architecture import Part, Place
+from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import make_plan, require_disk_at_once
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.run.scanned import Apart, Scanned, in_order
 from shadow.run.workers import in_workers, own_workspace, sources_of, views
 from shadow.spectra.entries import Binades, compared
+from shadow.spectra.extremes import Extremes, looked_at
+from shadow.spectra.format_noise import format_noise
+from shadow.spectra.lazy import is_quantised
+from shadow.spectra.levels import Made
+from shadow.spectra.merging import half_ulp
 from shadow.spectra.method import Method
-from shadow.spectra.spectrum import Sides, working_dtype
+from shadow.spectra.repeats import has_few_levels
+from shadow.spectra.spectrum import Sides, tiles, working_dtype
 from shadow.templates import said
 from shadow.text import and_list
 
+BYTES = "compared byte by byte"  # details of pairs of no floats
+NUMBERS = "whole numbers"
 Row = TypeVar("Row")
 Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row | Apart]
 """What is made of a pair, whose sources are at hand; or why it is not compared."""
@@ -149,6 +162,11 @@ def scanned(
     )
 
 
+def is_raw(pair: MatrixPair) -> bool:
+    """Whether a pair is of no floats: of whole numbers, or of bytes that are not decoded."""
+    return pair.detail in (BYTES, NUMBERS)
+
+
 def in_words(place: Place) -> str:
     """`language.layers.0.attn.q`, as rules write places; an expert follows its module."""
     parts = [place.component]
@@ -180,3 +198,142 @@ def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         for source in checkpoint.sources.values():
             source.require_unchanged()
+
+
+Read = StoredTensor | DecodedTensor
+NOWHERE = Place("other", None, "other")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A tensor, and what its entries look like."""
+
+    info: TensorInfo
+    found: Extremes
+
+
+def sweep(
+    checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
+) -> tuple[list[Swept], list[Apart]]:
+    """Every tensor of floats or of packed numbers, by name; and those that cannot be decoded."""
+    pairs = [
+        MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
+                   is_matrix=False)
+        for info in tensors
+        if info.parameters and not info.problem and not info.alias_of
+        if info.dtype in FLOATS or info.dtype in INTEGERS or info.packing
+        for rows, cols in [_sides(info)]
+    ]  # fmt: skip
+
+    def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
+        info = pair.tuned.info
+        raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
+        view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
+        return Swept(info, looked_at(view, own_workspace()))
+
+    unread: list[Apart] = []
+    lined = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
+    found = [*scan(lined, measure, runtime, scratch, unread)]
+    return sorted(found, key=lambda one: one.info.name), unread
+
+
+def _sides(info: TensorInfo) -> tuple[int, int]:
+    """Rows and columns: all dimensions but the last are rows."""
+    cols = info.shape[-1] if len(info.shape) > 1 else info.parameters
+    return info.parameters // max(1, cols), cols
+
+
+def _bytes(info: TensorInfo) -> TensorInfo:
+    """Numbers that are no floats as a row of bytes."""
+    return replace(info, dtype="U8", shape=(1, info.end - info.start), strides=None)
+
+
+def same_values(
+    read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo, heads: int = 0
+) -> bool:
+    """Whether two tensors hold equal values. heads: the rows of the other are those of so many
+    heads, in each of which the two halves of a rotation lie one after the other and not in turn.
+    """
+    if one.shape != other.shape:
+        return False
+    formats, sides = (one.dtype, other.dtype), _sides(one)
+    if not all(info.dtype in FLOATS or info.packing for info in (one, other)):
+        one, other = _bytes(one), _bytes(other)
+        return formats[0] == formats[1] and torch.equal(read(one).whole(), read(other).whole())
+    first, second = read(one), read(other)
+
+    def ordered(tensor: torch.Tensor) -> torch.Tensor:
+        if heads:
+            tensor = tensor.reshape(heads, 2, -1, sides[1]).transpose(1, 2)
+        return tensor.reshape(sides)
+
+    views = first.seen(lambda tensor: tensor.reshape(sides)), second.seen(ordered)
+    return not compared(Sides(*views, working_dtype(*formats), own_workspace()), formats).changed
+
+
+SMALLEST = 2.0**-24  # of F16, which may have come between
+Rounding = (
+    Made | Literal["not_finite", "both_quantised", "base_rounded", "few_levels", "another_way"]
+)
+
+
+def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding | None:
+    """Tell what rounding may have made one side of the other, beside a cast of floats in every
+    entry; None where none did. row: what a scan found of them.
+    """
+    if not row.finite:
+        return "not_finite"
+    first, second = sides.base, sides.tuned
+    if is_quantised(second):
+        if is_quantised(first):
+            return "both_quantised"
+        return format_noise(first, second).may_be(row.formats[1])
+    if is_quantised(first):
+        is_base = format_noise(second, first).may_be(row.formats[0]) is not None
+    else:
+        is_base = row.rounded == ("base", row.formats[0])
+    if is_base:
+        return "base_rounded"
+    if row.rounded:
+        return None
+    if is_matrix and has_few_levels(first, second):
+        return "few_levels"
+    return "another_way" if _is_within_a_unit(sides, row) else None
+
+
+def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
+    """Whether no entry of a tuned side of fewer bits than the base lies a unit in the last place
+    away, as none does after several roundings, or one that is not to the nearest. A file of more
+    bits may hold what BF16 rounded, and F16 may have come between.
+    """
+    first, second = map(float_format, row.formats)
+    is_file_alone = first.bits <= second.bits
+    if is_file_alone:
+        second = FLOATS["BF16"]
+    units = 2 if first.mantissa_bits > second.mantissa_bits else 0
+    if not units and row.delta_energy > row.entries * SMALLEST**2:
+        return False
+    for index, _ in tiles(sides.tuned):
+        base, tuned = (tile.double().contiguous() for tile in sides.read(index))
+        if is_file_alone and (tuned.bfloat16().double() != tuned).any():
+            return False
+        if ((tuned - base).abs() > units * half_ulp(base, second) + SMALLEST).any():
+            return False
+    return True
+
+
+def is_initial(sides: Sides) -> bool:
+    """Whether every entry of the base is 1, or every one is 0, as norms and biases begin."""
+    ends = {float(end) for index, _ in tiles(sides.tuned) for end in sides.read(index)[0].aminmax()}
+    return ends in ({0.0}, {1.0})
+
+
+def binades_of(pair: MatrixPair) -> Binades | None:
+    """What counts entries by the size of the base's; None where these are no steps of floats."""
+    assert pair.base is not None, "lined up"
+    infos = pair.base.info, pair.tuned.info
+    if is_raw(pair) or any(one.packing or one.dtype not in FLOATS for one in infos):
+        return None
+    first, second = (FLOATS[one.dtype] for one in infos)
+    # what the cast to fewer bits moved is no step
+    return None if first.bits > second.bits else Binades(second)

@@ -16,10 +16,13 @@ from heapq import heappop, heappush
 from itertools import accumulate
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair, Side
+from shadow.checkpoints.pairing import Filter, MatrixPair, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Source
 from shadow.reports.metadata import SIDES
+from shadow.run.runtime import AlignedPair
+from shadow.run.settings import Settings
+from shadow.spectra.solvers import solver_of
 
 ShardKey = tuple[Side, str]
 
@@ -168,3 +171,41 @@ def natural(name: str) -> str:
     Numbers are filled up with zeros, behind a character that sorts before all that names have.
     """
     return re.sub(r"\d{1,18}", lambda number: f"\0{int(number.group()):018}", name)
+
+
+Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: tensors of either side
+
+
+def summed_with(lined: AlignedPair, settings: Settings) -> Summed:
+    """The tensors that are summed up with each pair. Where pairs are chosen, only what they read.
+
+    An adapter leaves most of its base alone, which is not read for this either. Nothing is summed
+    up where norms alone are measured: that takes longer than they do.
+    """
+    unfiltered = settings.chosen == Filter()
+    if not solver_of(settings.method).has_spectra:
+        return {}
+    sums: defaultdict[str, list[tuple[Side, TensorInfo]]] = defaultdict(list)
+    for side in SIDES:
+        checkpoint = lined.base if side == "base" else lined.tuned
+        known: set[str] = set()
+        readers: dict[str, str] = {}  # by shard: the key of the first pair that reads it
+        for pair in lined.pairs:
+            for info in infos_of(side, pair):
+                readers.setdefault(info.shard, pair.key)
+            for info in named_of(side, pair):
+                if info.name not in known:
+                    known.add(info.name)
+                    sums[pair.key].append((side, info))
+        if not unfiltered or not lined.pairs:
+            continue
+        for skip in lined.skipped:
+            if skip.side != side or skip.info.name in known or skip.status != "skipped":
+                continue
+            reader = readers.get(skip.info.shard)
+            if reader is None and checkpoint.sources[skip.info.shard].is_local:
+                reader = lined.pairs[0].key
+            if reader is not None:
+                known.add(skip.info.name)
+                sums[reader].append((side, skip.info))
+    return sums

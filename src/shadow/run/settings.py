@@ -3,12 +3,101 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from dataclasses import asdict, dataclass
 
+import torch
+
 from shadow.checkpoints.pairing import Filter
-from shadow.reports.metadata import SettingsMetadata
-from shadow.run.devices import CPU, DeviceChoice
+from shadow.errors import UsageError
+from shadow.reports.metadata import DeviceMetadata, SettingsMetadata
+from shadow.spectra.device import OnDevice
 from shadow.spectra.method import Method
+from shadow.spectra.spectrum import ON_CPU, Grams
+
+WORDS = "cpu, auto, cuda, mps, or one card such as cuda:1"
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """Where Gram matrices are to be made. Two reports are comparable where `kind` is the same."""
+
+    kind: str = "cpu"
+    """cpu, cuda or mps."""
+    asked: str = "cpu"
+    """As it was asked for: cpu, auto, cuda, cuda:1, mps."""
+    place: str = "cpu"
+    """As torch calls it: cpu, cuda:0, mps."""
+    name: str | None = None
+    """What its maker calls the card."""
+    note: str | None = None
+    """Why `auto` took the CPU."""
+
+    @property
+    def use(self) -> DeviceMetadata:
+        """What a report says of the device."""
+        if self.kind == "cpu":
+            return {"asked": self.asked, "note": self.note}
+        return {"asked": self.asked, "name": self.name}
+
+
+CPU = DeviceChoice()
+
+
+def choose(asked: str) -> DeviceChoice:
+    """The device that a word means on this machine.
+
+    Raises UsageError for a word that means none, and for a device that torch does not have; `auto`
+    takes the CPU then.
+    """
+    if asked == "cpu":
+        return CPU
+    card = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked, re.ASCII)
+    if asked not in ("auto", "mps") and card is None:
+        raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
+    if asked == "mps" or (asked == "auto" and torch.backends.mps.is_available()):
+        return _mps(asked)
+    place = f"cuda:{card[1] if card and card[1] else 0}"
+    try:
+        return DeviceChoice("cuda", asked, place, name=_name_of_card(place))
+    except UsageError as error:
+        if card is not None:
+            raise UsageError(f"--device {asked}: {error.message}", error.hint) from error
+        return DeviceChoice(asked=asked, note=error.message)
+
+
+def _mps(asked: str) -> DeviceChoice:
+    if not torch.backends.mps.is_available():
+        raise UsageError("--device mps: torch finds no such device", "use --device cpu, or auto")
+    return DeviceChoice("mps", asked, "mps", name="mps")
+
+
+def _name_of_card(place: str) -> str:
+    """What its maker calls a card. Raises UsageError where torch does not have it."""
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        hint = "install a build of torch with CUDA, or use --device cpu"
+        raise UsageError(f"torch {torch.__version__} is built without CUDA", hint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old; the answer is the same
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UsageError("torch finds no CUDA card", "use --device cpu, or auto")
+    if int(place.partition(":")[2]) >= count:
+        cards = "one CUDA card, cuda:0"
+        if count > 1:
+            cards = f"{count} CUDA cards, cuda:0 to cuda:{count - 1}"
+        raise UsageError(f"torch finds {cards}", "name another, or use --device auto")
+    try:
+        return torch.cuda.get_device_name(place)
+    except RuntimeError as error:  # a driver that does not start
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"the card cannot be used: {reason[:120]}", "use --device cpu") from error
+
+
+def open_device(choice: DeviceChoice) -> Grams:
+    """What makes the Gram matrices."""
+    return ON_CPU if choice.kind == "cpu" else OnDevice(choice.place, choice.name)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from shadow.checkpoints.opening import (
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import name_rules
+from shadow.process_settings import uncollected
 from shadow.reports.columns import SCHEMA
-from shadow.run.machine_limits import uncollected
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.targets.references import AnyReference, ComponentBase, Reference, as_folder
 from shadow.text import and_list, byte_size, short

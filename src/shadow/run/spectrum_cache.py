@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from shadow.files import read_start
-from shadow.run.cache_folder import make_room, size_of
+from shadow.run.runtime import make_room, size_of
 from shadow.spectra import device, lazy, routines, spectrum, tridiagonal
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import Precision

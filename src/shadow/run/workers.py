@@ -31,9 +31,8 @@ from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
-from shadow.run.contents import Summed
-from shadow.run.outcome import Outcome
-from shadow.run.schedule import Schedule, ShardKey, infos_of, source_of
+from shadow.run.journal import Outcome
+from shadow.run.schedule import Schedule, ShardKey, Summed, infos_of, source_of
 from shadow.spectra.casts import cast
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.format_noise import format_noise

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from shadow import __version__
-from shadow.audits.list_index import read_index, report_folder
 from shadow.comparing.lineage import Lineage, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, placing, read_start
+from shadow.lists.index import read_index, report_folder
 from shadow.outputs.page.cards import shared_scale
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts

@@ -1,6 +1,6 @@
 """What an audit is asked for: one `AuditRequest`, filled by the command and by the API.
 
-Imports nothing that computes. `shadow.audits.perform` carries it out.
+Imports nothing that computes. `shadow.lists.perform` carries it out.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.errors import UsageError
+from shadow.engines.engine import Ray
 from shadow.files import safe_name
 from shadow.options import explained, option
-from shadow.run.access import Files
+from shadow.run.runtime import Files
 from shadow.spectra.method import Level, Subjects
 from shadow.storage import Store, work_folder
-from shadow.text import bytes_of
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Found
@@ -62,48 +61,6 @@ class Measuring:
         metavar="DEVICE",
         complete="devices",
     )
-
-
-@dataclass(frozen=True)
-class Ray:
-    """Tasks on Ray: which Ray, and what each task gets of it.
-
-    Args:
-        address: `auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or a Ray of this
-            machine, which ends with the audit.
-        cpus_per_task: Cores, 1 or more; None: 4, or all of the largest machine.
-        memory_per_task: Bytes of memory, or text such as `16GB`; None: the share that its cores are
-            of its machine's cores.
-    """
-
-    address: str | None = None
-    cpus_per_task: int | None = None
-    memory_per_task: int | str | None = None
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes of memory of a task. Raises UsageError for a text that is no size."""
-        if isinstance(self.memory_per_task, str):
-            return bytes_of(self.memory_per_task)
-        return self.memory_per_task
-
-    @classmethod
-    def of(cls, engine: str) -> Ray | None:
-        """Read `ray`, or `ray:cpus=2,memory=16GB,address=auto`; None of `local`.
-
-        Raises UsageError for another text.
-        """
-        name, _, words = engine.partition(":")
-        given = dict(word.partition("=")[::2] for word in words.split(",") if word)
-        cores = given.pop("cpus", None)
-        if name == "ray" and (cores is None or cores.isdecimal()):
-            address, memory = given.pop("address", None), given.pop("memory", None)
-            if not given:
-                return cls(address, None if cores is None else int(cores), memory)
-        if engine != "local":
-            hint = "local, ray, or ray:cpus=2,memory=16GB,address=auto"
-            raise UsageError(f"no engine {engine[:80]!r}", hint)
-        return None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from shadow.telling.report import skipped_table
 from shadow.text import about_time, byte_size, counted, several, took
 
 if TYPE_CHECKING:
-    from shadow.audits.list_index import Index, Row
+    from shadow.lists.index import Index, Row
     from shadow.run.pair_plan import PairPlan, PlannedModule, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s

@@ -17,10 +17,10 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from shadow.audits.engine import NOT_SHARED, Engine, Task, completed, require_sight
-from shadow.audits.pair import measure_part
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side
+from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_sight
+from shadow.engines.pair import measure_part
 from shadow.errors import BusyError
 from shadow.files import PARTIAL
 from shadow.reports.provenance import Identity

@@ -17,7 +17,12 @@ from typing import TypeVar
 import numpy
 import torch
 
-from shadow.audits.finished import (
+from shadow.checkpoints.listing import listings_of
+from shadow.checkpoints.pairing import Filter
+from shadow.checkpoints.sources import Fetching, Source, WholeFile
+from shadow.checks.summary import Summary
+from shadow.engines.finished import (
+    AuditResult,
     already_done,
     differences,
     finished,
@@ -25,28 +30,20 @@ from shadow.audits.finished import (
     say_afresh,
     verdict_metadata,
 )
-from shadow.audits.result import AuditResult
-from shadow.checkpoints.listing import listings_of
-from shadow.checkpoints.pairing import Filter
-from shadow.checkpoints.sources import Fetching, Source, WholeFile
-from shadow.checks.summary import Summary
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, Staged, replacing
 from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity
-from shadow.run.cache_folder import size_of
-from shadow.run.contents import Summed, summed_with, with_contents
-from shadow.run.devices import CPU, open_device
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import Fetched, Journal
-from shadow.run.machine_limits import machine_limits
-from shadow.run.memory import default_jobs, kinds, lacking
+from shadow.run.machine import default_jobs, kinds, lacking, machine_limits
 from shadow.run.plan import Plan, make_plan
-from shadow.run.rows import write_tables
-from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime
-from shadow.run.settings import Settings
+from shadow.run.rows import with_contents, write_tables
+from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, size_of
+from shadow.run.schedule import Summed, summed_with
+from shadow.run.settings import CPU, Settings, open_device
 from shadow.run.sides import (
     client_for,
     find_sides,

@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.run.runtime import Progress, Runtime
+from shadow.text import bytes_of
 
 VISIBLE = 30  # seconds until a network file system shows what another machine has written
 ROUNDS = 120  # times that a task gives way to another audit of the same; after an hour it fails
@@ -24,6 +25,49 @@ NOT_SHARED = (
     "-o must be a folder that every machine has under the same name, such as on a network file"
     " system"
 )
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Tasks on Ray: which Ray, and what each task gets of it.
+
+    Args:
+        address: `auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or a Ray of this
+            machine, which ends with the audit.
+        cpus_per_task: Cores, 1 or more; None: 4, or all of the largest machine.
+        memory_per_task: Bytes of memory, or text such as `16GB`; None: the share that its cores are
+            of its machine's cores.
+    """
+
+    address: str | None = None
+    cpus_per_task: int | None = None
+    memory_per_task: int | str | None = None
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory of a task. Raises UsageError for a text that is no size."""
+        if isinstance(self.memory_per_task, str):
+            return bytes_of(self.memory_per_task)
+        return self.memory_per_task
+
+    @classmethod
+    def of(cls, engine: str) -> Ray | None:
+        """Read `ray`, or `ray:cpus=2,memory=16GB,address=auto`; None of `local`.
+
+        Raises UsageError for another text.
+        """
+        name, _, words = engine.partition(":")
+        given = dict(word.partition("=")[::2] for word in words.split(",") if word)
+        cores = given.pop("cpus", None)
+        if name == "ray" and (cores is None or cores.isdecimal()):
+            address, memory = given.pop("address", None), given.pop("memory", None)
+            if not given:
+                return cls(address, None if cores is None else int(cores), memory)
+        if engine != "local":
+            hint = "local, ray, or ray:cpus=2,memory=16GB,address=auto"
+            raise UsageError(f"no engine {engine[:80]!r}", hint)
+        return None
+
 
 Watch = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
 """Called with the name of a task: while the task runs, what is entered gets its progress."""

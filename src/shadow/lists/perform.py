@@ -9,27 +9,35 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from shadow.audits.engine import Engine, InProcess, Watch
-from shadow.audits.pair import run_pair
-from shadow.audits.pairs import PATIENCE, PairOutcome, audit_pairs
-from shadow.audits.parts import Parts
-from shadow.audits.request import (
+from shadow.checkpoints.choosing import filter_of
+from shadow.engines.engine import Engine, InProcess, Watch
+from shadow.engines.finished import AuditResult, already_done, differences, finished, named
+from shadow.engines.pair import run_pair
+from shadow.engines.parts import Parts
+from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.files import PARTIAL, alone_at, remove_empty, require_utf8, safe_name, writing
+from shadow.lists.pairs import PATIENCE, PairOutcome, audit_pairs
+from shadow.lists.request import (
     AuditRequest,
     Measuring,
 )
-from shadow.audits.result import AuditResult
-from shadow.checkpoints.choosing import filter_of
-from shadow.errors import UsageError
-from shadow.files import require_utf8
-from shadow.run.access import access_of, require_known
-from shadow.run.cache_folder import default_folder
-from shadow.run.devices import choose
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
+from shadow.reports.remote import fetched_if_any, publish
+from shadow.run.journal import JOURNAL
 from shadow.run.pair_plan import PairPlan, plan_pair
-from shadow.run.runtime import Progress, Runtime, tell_nobody
-from shadow.run.settings import Settings
+from shadow.run.runtime import (
+    Progress,
+    Runtime,
+    access_of,
+    default_folder,
+    require_known,
+    tell_nobody,
+)
+from shadow.run.settings import Settings, choose
+from shadow.run.sides import identity_of
 from shadow.spectra.method import Level, Method, Subjects
 from shadow.spectra.solvers import solver_of
-from shadow.storage import Store, work_folder
+from shadow.storage import Store, as_given, work_folder
 from shadow.targets.families import Pair
 
 
@@ -70,7 +78,7 @@ def _performed(
     output, store = request.output, None
     audit: Callable[..., AuditResult] = run_pair
     if isinstance(output, Store):
-        from shadow.audits.remote import run_remote_pair
+        from shadow.lists.perform import run_remote_pair
 
         store, output = output, work_folder(output)
         audit = partial(run_remote_pair, store=store)
@@ -81,7 +89,7 @@ def _performed(
             runtime, engine = replace(runtime, elsewhere=measure, patience=PATIENCE), None
         outcomes: Iterator[PairOutcome]
         if request.selection.is_list:
-            from shadow.audits.list_audit import audit_list
+            from shadow.lists.index import audit_list
 
             outcomes = audit_list(
                 request.selection, settings, output, runtime,
@@ -101,7 +109,7 @@ def _engine(request: AuditRequest, runtime: Runtime) -> AbstractContextManager[E
     """The engine that is asked for, for the time of a block; None: this process, in turn."""
     if request.ray is None:
         return nullcontext()
-    from shadow.audits.ray_engine import ray_engine
+    from shadow.engines.ray_engine import ray_engine
 
     return ray_engine(request.ray, runtime)
 
@@ -154,3 +162,58 @@ def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
         cache=Path(cache) if cache else None,
         say=say,
     )
+
+
+def run_remote_pair(
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+    *,
+    store: Store,
+) -> AuditResult:
+    """Audit one pair in output as `run_pair` does, and move the report to the store.
+
+    Raises what run_pair raises, and ShadowError where the store fails; then the report stays in
+    output, and the same call uploads it.
+    """
+    names = safe_name(pair.family), safe_name(pair.name)
+    folder, target = output.joinpath(*names), store.at(*names)
+    if not (folder / FINISHED).is_file():  # else an earlier upload failed
+        copy = fetched_if_any(target, spectra=False)
+        there = None if copy is None else _there(copy, pair, settings, runtime)
+        if there is not None:
+            return replace(there, url=target.url)
+    result = run_pair(pair, settings, output, runtime)
+    with writing(folder), alone_at(folder, JOURNAL):
+        if (folder / FINISHED).is_file():  # else another process has just uploaded it
+            try:
+                publish(folder, target)
+            except ShadowError as error:
+                hint = "run the same command again, which measures nothing: its report is finished"
+                raise ShadowError(f"{error.message}; not uploaded: {folder}", hint) from None
+            for name in reversed(FILES_OF_A_PAIR):
+                (folder / name).unlink(missing_ok=True)
+    remove_empty(folder.absolute() / PARTIAL, output.absolute().parent)
+    return replace(result, url=target.url)
+
+
+def _there(copy: Path, pair: Pair, settings: Settings, runtime: Runtime) -> AuditResult | None:
+    """The report that was fetched, if it is what was asked for; None where it is measured again.
+
+    Raises KeptError where it is another one and stays.
+    """
+    there, broken = finished(copy)
+    if there is not None:
+        asked = identity_of(pair, settings, runtime)
+        other = differences(there, asked)
+        if other and not runtime.overwrite:
+            message = as_given(f"{copy}: the finished report there differs: {named(other)}")
+            raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
+        if not other:
+            done, broken = already_done(copy, there, asked, runtime, spectra=False)
+            if done is not None:
+                return done
+    if broken:
+        runtime.say(as_given(f"measuring again: {broken}"))
+    return None

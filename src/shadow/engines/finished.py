@@ -1,18 +1,17 @@
-"""A finished report beside the audit that is asked for: what differs, in words for people, and what
-is done again where nothing does.
-"""
+"""A finished report: what differs from the audit that is asked for, and the result of an audit."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from shadow import __version__
-from shadow.audits.result import AuditResult
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at
+from shadow.reasons import STRICT
 from shadow.reports.atomic_replacement import replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import SIDES, JudgedMetadata, ReportMetadata
@@ -182,3 +181,28 @@ def _said(value: object) -> str:
     if re.fullmatch(r"[0-9a-f]{40,64}", text):
         return text[:SHOWN]
     return text if len(text) <= LONGEST else f"...{text[3 - LONGEST :]}"
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """A finished report."""
+
+    folder: Path
+    summary: Summary
+    measured: int
+    """Matrices that this run measured itself; 0 when the report was there."""
+    provenance: ReportMetadata
+    """The `shadow` key of its files."""
+    url: str | None = None
+    """Where it was published; then folder need not be there any more. None: it is in folder alone.
+    """
+
+    @property
+    def place(self) -> str:
+        """Its URL, or its folder."""
+        return self.url or str(self.folder)
+
+    @property
+    def should_not_have_skipped(self) -> list[str]:
+        """Reasons that `--strict` objects to."""
+        return [row.reason for row in self.summary.skipped if row.reason in STRICT]

@@ -19,13 +19,11 @@ from types import ModuleType
 from typing import Any
 
 from shadow import __version__
-from shadow.audits.engine import Ended, Queue, Task, Watch, portable
-from shadow.audits.request import Ray
+from shadow.engines.engine import Ended, Queue, Ray, Task, Watch, portable
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
-from shadow.run.cache_folder import default_folder
-from shadow.run.machine_limits import MachineLimits, machine_limits
-from shadow.run.runtime import Progress, Runtime, tell_nobody
+from shadow.run.machine import MachineLimits, machine_limits
+from shadow.run.runtime import Progress, Runtime, default_folder, tell_nobody
 from shadow.run.workers import single_threads
 from shadow.text import byte_size, counted
 

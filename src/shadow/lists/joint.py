@@ -26,10 +26,8 @@ from shadow.comparing.directions import MOST_SHARED, DeltaDirections, no_shared_
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.reports.provenance import all_that_are
-from shadow.run.access import Access
-from shadow.run.machine_limits import machine_limits
-from shadow.run.memory import default_jobs
-from shadow.run.runtime import Runtime
+from shadow.run.machine import default_jobs, machine_limits
+from shadow.run.runtime import Access, Runtime
 from shadow.run.sides import client_for, find_checkpoint, open_found, reference_of
 from shadow.run.workers import cost, own_workspace, views
 from shadow.spectra.joint import JointValues, sibling_values

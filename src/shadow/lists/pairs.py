@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from shadow.audits.engine import (
+from shadow.checks.summary import Summary
+from shadow.engines.engine import (
     Ended,
     Engine,
     InProcess,
@@ -20,9 +21,8 @@ from shadow.audits.engine import (
     portable,
     require_sight,
 )
-from shadow.audits.pair import run_pair
-from shadow.audits.result import AuditResult
-from shadow.checks.summary import Summary
+from shadow.engines.finished import AuditResult
+from shadow.engines.pair import run_pair
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.quantities import text_of
 from shadow.run.runtime import Progress, Runtime
