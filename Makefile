@@ -54,7 +54,7 @@ test-slow: setup  ## the slow tests, and those of properties with many examples
 	$(LIMIT) 900 $(TESTS) $(IN_ORDER) -m "(slow or hypothesis) and not real and not ray" --hypothesis-profile thorough
 
 test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a few minutes
-	$(LIMIT) 600 $(PYTEST) -m ray
+	$(LIMIT) 600 $(PYTEST) -m ray tests/audits/test_ray.py
 
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py
