@@ -1,32 +1,23 @@
 """What does each tier cost for a parameter, from layers of 0.5B to those of 70B? CPU seconds and
-memory of audits of one layer, beside what the machine allows.
+memory of audits of one layer.
 
 Each audit is a fresh process of the `shadow` command, with no cache. What it takes to start, that
 of an audit of one tiny matrix, is taken off its CPU time. Every figure goes into --out as soon as
 it is there, and the same command goes on from there. A tier that this version does not have is left
 out. --weightwatcher-python adds WeightWatcher, whose import is counted too.
-
-The bound is that of `bound.py` for tier full: Gram matrices, eigenvalues and one reading at the
-machine's highest rates.
 """
 
 from __future__ import annotations
 
-import os
-
-# read when torch and NumPy are imported, which `bound` does
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-
 import json
 import math
+import shutil
 import sys
 import tempfile
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
-import bound
-import numpy as np
-import torch
 import typer
 from make_pair import MODELS, Shape, config, layer, write_tensors
 from processes import Usage, clean_environment, run_measured
@@ -38,18 +29,15 @@ HERE = Path(__file__).parent
 SHADOW = Path(sys.executable).parent / "shadow"
 EXPERTS = "60,000 experts"
 TIERS = {  # options of `shadow audit`
-    "norms": (
-        "--level",
-        "norms",
-    ),
+    "norms": ("--level", "norms"),
     "sketch, delta": ("--level", "sketch", "--subjects", "delta"),
     "sketch": ("--level", "sketch"),
     "full, delta": ("--subjects", "delta"),
     "full": (),
 }
 WEIGHTWATCHER = "weightwatcher"
+ENVIRONMENT = clean_environment() | {"SHADOW_NO_CACHE": "1"}
 EVERYTHING = 1_000_000  # a max_N of WeightWatcher that leaves nothing out
-SIDES = (2048, 3584)  # of which the bound takes the faster rate of eigenvalues
 
 
 def shapes_of(size: str) -> dict[str, Shape]:
@@ -63,22 +51,12 @@ def shapes_of(size: str) -> dict[str, Shape]:
     return {f"model.layers.0.{name}": shape for name, shape in layer(MODELS[size]).items()}
 
 
-def write(folder: Path, size: str) -> None:
-    """A pair of one layer."""
-    settings: dict[str, object] = {"model_type": "qwen3_moe", "num_experts": 20_000}
-    if size in MODELS:
-        settings = config(1, MODELS[size])
-    write_tensors(folder, shapes_of(size), settings, seed=0, count=1)
-
-
 def audit(pair: Path, options: tuple[str, ...], jobs: int) -> Usage:
     """One audit, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [SHADOW, "audit", pair / "base", pair / "tuned", "-o", Path(folder) / "out"]
         command += ["--quiet", "--jobs", str(jobs), *options]
-        return run_measured(
-            command, clean_environment() | {"SHADOW_NO_CACHE": "1"}, Path(folder) / "log"
-        )
+        return run_measured(command, ENVIRONMENT, Path(folder) / "log")
 
 
 def weightwatcher(python: Path, pair: Path) -> Usage:
@@ -86,26 +64,7 @@ def weightwatcher(python: Path, pair: Path) -> Usage:
     with tempfile.TemporaryDirectory() as folder:
         script, out = HERE / "weightwatcher_steps.py", Path(folder) / "out"
         command = [python, script, pair / "base", pair / "tuned", str(EVERYTHING), out]
-        return run_measured(
-            command, clean_environment() | {"SHADOW_NO_CACHE": "1"}, Path(folder) / "log"
-        )
-
-
-def machine(repeats: int) -> dict[str, float]:
-    """Its highest rates, in the units of `bound.ideal`."""
-    torch.set_num_threads(1)
-    return {
-        "float32": bound.peak_product(np.float32, repeats),
-        "float64": bound.peak_product(np.float64, repeats),
-        "reduction": max(bound.reductions(repeats, SIDES).values()),
-        "reading": bound.peak_reading(repeats),
-    }
-
-
-def ideal(size: str, rates: dict[str, float]) -> float:
-    """CPU seconds of tier full that the rates allow."""
-    matrices = [shape for shape in shapes_of(size).values() if len(shape) == 2]
-    return sum(sum(bound.ideal((rows, cols), rates).values()) for rows, cols in matrices)
+        return run_measured(command, ENVIRONMENT, Path(folder) / "log")
 
 
 def table_of(found: dict[str, Any]) -> Table:
@@ -120,7 +79,7 @@ def table_of(found: dict[str, Any]) -> Table:
         return used and max(0.0, used["cpu"] - found["start"]["cpu"]) / millions(size)
 
     for size in (*MODELS, EXPERTS):
-        for tier in (*TIERS, WEIGHTWATCHER, "bound"):
+        for tier in (*TIERS, WEIGHTWATCHER):
             each, small, full = (
                 a_million(*key) for key in ((size, tier), ("0.5B", tier), (size, "full"))
             )
@@ -155,30 +114,30 @@ def main(
     """Measure what is not in --out yet, and print all of it."""
     found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     talk = Console(stderr=True)
+    cpu = attrgetter("cpu")
 
     def note(key: str, value: dict[str, float]) -> None:
         found[key] = value
         out.write_text(json.dumps(found, indent=2) + "\n")
         talk.print(f"{key}: {value.get('cpu', 0.0):.2f} CPU s")
 
-    if "machine" not in found:
-        note("machine", machine(3))
     with tempfile.TemporaryDirectory() as folder:
         tiny = Path(folder) / "tiny"
         if "start" not in found:
             shapes: dict[str, Shape] = {"model.layers.0.mlp.up_proj.weight": (32, 32)}
             write_tensors(tiny, shapes, config(1), seed=0, count=1)
-            note("start", vars(min((audit(tiny, (), jobs) for _ in range(3)), key=_cpu)))
+            note("start", vars(min((audit(tiny, (), jobs) for _ in range(3)), key=cpu)))
         for one in size or (*MODELS, EXPERTS):
             pair = Path(folder) / one.replace(" ", "-")
-            seconds = ideal(one, found["machine"]) + found["start"]["cpu"]
-            found[f"{one} / bound"] = {"cpu": seconds, "wall": seconds, "anonymous": 0}
             asked = tier or (*TIERS, *([WEIGHTWATCHER] if weightwatcher_python else []))
             for name in asked:
                 if f"{one} / {name}" in found:
                     continue
                 if not pair.exists():
-                    write(pair, one)
+                    settings: dict[str, object] = {"model_type": "qwen3_moe", "num_experts": 20_000}
+                    if one in MODELS:
+                        settings = config(1, MODELS[one])
+                    write_tensors(pair, shapes_of(one), settings, seed=0, count=1)
                 try:
                     runs = [
                         weightwatcher(weightwatcher_python, pair)
@@ -189,15 +148,9 @@ def main(
                 except RuntimeError as error:
                     talk.print(f"{one} / {name}: left out: {str(error).splitlines()[-1]}")
                     continue
-                note(f"{one} / {name}", vars(min(runs, key=_cpu)))
-            for path in sorted(pair.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
+                note(f"{one} / {name}", vars(min(runs, key=cpu)))
+            shutil.rmtree(pair, ignore_errors=True)
     Console().print(table_of(found))
-    print("G a second: " + ", ".join(f"{k} {v / 1e9:.1f}" for k, v in found["machine"].items()))
-
-
-def _cpu(used: Usage) -> float:
-    return used.cpu
 
 
 if __name__ == "__main__":

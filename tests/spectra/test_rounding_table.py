@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import rounding as benchmark
@@ -42,11 +41,3 @@ def test_histories_that_the_model_does_not_have_are_refused(history):
     """In BF16 at .001, and in F16 at .00012."""
     for dtype, norm in (("BF16", 1e-3), ("F16", 1.2e-4)):
         assert entry("even rows", history, dtype, norm).verdict == "refused"
-
-
-@pytest.mark.parametrize("kind", benchmark.WEIGHTS)
-def test_what_went_through_few_bits_is_told_and_nothing_else_is(kind):
-    """Rows of 512: no false alarm in 20 matrices, INT8 of whole rows and INT4 in groups always."""
-    assert benchmark.named(kind, "nothing", torch.bfloat16, 512, 20) == (0, 0)
-    assert sum(benchmark.named(kind, "INT8, rows", torch.bfloat16, 512, 20)) == 20
-    assert sum(benchmark.named(kind, "INT4, groups of 128", torch.bfloat16, 512, 20)) == 20
