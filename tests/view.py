@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from shadow.outputs.terminal.blocks import View
+from shadow.outputs.terminal import View
 from shadow.telling.document import Block, Document
 
 

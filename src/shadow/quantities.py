@@ -12,7 +12,7 @@ from shadow.text import byte_size, took
 Kind = Literal[
     "count",  # a whole number of things: 1,234
     "share",  # 1 is all, two significant digits: 8.0 %
-    "fraction",  # as a share, where nearly all is not all: 8.0 %, 99.7 %
+    "fraction",  # as a share, where nearly all is not all: 8.0 %, 99.7 %, none
     "portion",  # 1 is all, one decimal, where nearly all is not all: 99.7 %
     "number",  # three significant digits; whole and half numbers as they are
     "score",  # four significant digits
@@ -86,7 +86,9 @@ def share(value: float) -> str:
 
 
 def _fraction(value: float) -> str:
-    """As a share. Nearly all is not all: from 99 % on rounded down, `99.7 %`."""
+    """As a share. Nearly all is not all: from 99 % on rounded down, `99.7 %`; next to none is."""
+    if value < 1e-6:
+        return "none"
     return share(value) if value < 0.99 or value >= 1 else f"{math.floor(1000 * value) / 10:.1f} %"
 
 

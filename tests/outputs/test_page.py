@@ -19,15 +19,12 @@ import pytest
 from command import run_shadow
 from hypothesis import given
 from hypothesis import strategies as st
-from markupsafe import escape
 from picture import contrast
 
 from shadow.lists.index import Index, Kind, Row
-from shadow.outputs import page
-from shadow.outputs.page import page_bytes, write_page
+from shadow.outputs.page import write_page
 from shadow.outputs.page.html import file_text, script_json
-from shadow.outputs.page.pair import read_pair
-from shadow.telling.reading import SummarisedReport, read_summary
+from shadow.telling.reading import read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
 # what a reader sees
@@ -86,12 +83,14 @@ page_of = cache(written)  # of reports that no test changes
 def ranking(content: bytes) -> list[tuple[str, float, bool]]:
     """The pairs of the ranking in their order: family, concentration, whether a gate failed."""
     html = content.decode()
-    chart = html[html.index('class="cells strips ranking"') : html.index("<figcaption>Median over")]
-    names = re.findall(r'<li title="(\S+)', chart)
-    dots = re.findall(r'<circle( class="hollow")?[^>]* data-tip="[^"]*, (-?[\d.]+)"', chart)
+    rows = html.partition('id="overview"')[2].partition("</table>")[0].split("<tr>")[2:]
     return [
-        (name, float(value), bool(hollow))
-        for name, (hollow, value) in zip(names, dots, strict=True)
+        (
+            re.search(r'href="#pair-\d+">(\S+)', row)[1],
+            float(re.search(r'class="n">(-?[\d.]+)', row)[1]),
+            "Gates failed" in row,
+        )
+        for row in rows
     ]
 
 
@@ -108,7 +107,7 @@ def test_the_page_of_the_demo_is_small_enough_for_mail(demo_reports, tmp_path):
 
 @pytest.mark.slow
 def test_a_mixture_of_4608_expert_matrices_takes_less_than_2_mb(tmp_path):
-    """Experts share their cell's figures and curves, and equal dots are one."""
+    """Experts share their cell's figures and curves."""
     families.mixture(tmp_path / "run" / "toy" / "base..tuned", layers=24, experts=64, width=96)
     assert len(page_of(tmp_path / "run")) < 2_000_000
 
@@ -157,7 +156,7 @@ def test_the_page_without_scripts_tells_what_matters(vision):
     assert all(text in page.text for text in finding["not_shown"])
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     skipped = ("nonfinite", "NaN or infinite entries", "3 NaN", "model.odd.weight", "quantized")
-    names = ("language", "vision", "projector", "attn.q", "mlp.down", "Side by side")
+    names = ("language", "vision", "projector", "attn.q", "mlp.down", "By component")
     for text in (*skipped, "gptq", "model.packed", "0" * 40, "1" * 40, *names):
         assert text in page.text
 
@@ -222,21 +221,6 @@ def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(
     assert [failed for _, _, failed in ranked] == [False] * len(order) + [True]
     for name, concentration, _ in ranked:
         assert concentration == pytest.approx(medians[name], abs=0.006)
-
-
-def test_several_pairs_open_with_a_card_each(several, monkeypatch):
-    """What the finding says first, and a picture; more than MOST_CARDS pairs have none."""
-    html = page_of(several).decode()
-    cards = html[html.index('id="pairs"') : html.index('id="overview"')]
-    folders = [path.parent for path in several.glob("*/*/summary.json")]
-    assert cards.count('class="card"') == len(folders) == 4
-    for folder in folders:
-        headline = str(escape(read_summary(folder)[0].finding.headline))
-        assert headline in cards.replace("\N{NO-BREAK SPACE}", " ")
-    monkeypatch.setattr(page, "MOST_CARDS", 3)
-    pair = read_pair(SummarisedReport(folders[0]), "here", 0, 4)
-    assert b'class="card"' in page_bytes([pair] * 3, "t")
-    assert b'class="card"' not in page_bytes([pair] * 4, "t")
 
 
 def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, inside):

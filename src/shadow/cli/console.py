@@ -79,7 +79,7 @@ def display(renderable: RenderableType) -> None:
 
 def show(document: Document) -> None:
     """The same of a document."""
-    from shadow.outputs.terminal.blocks import View
+    from shadow.outputs.terminal import View
 
     display(View(document))
 

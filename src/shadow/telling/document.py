@@ -15,7 +15,7 @@ from typing import Any, Literal
 from shadow.quantities import Kind, Quantity
 from shadow.summary.rows import Row
 
-When = Literal["always", "brief", "full"]
+When = Literal["always", "brief", "full", "page"]
 Level = Literal["", "passed", "fault", "warning", "quiet"]  # how much a word is to be noticed
 
 
@@ -40,7 +40,7 @@ class Block:
     """A part of a document."""
 
     when: When = field(default="always", kw_only=True)
-    """`full`: only where everything is asked for; `brief`: only where it is not."""
+    """`full`: only where everything is asked for; `brief`: only where not; `page`: on no screen."""
     close: bool = field(default=False, kw_only=True)
     """Whether it follows the block before it without a blank line."""
     about: str = field(default="", kw_only=True)
@@ -190,5 +190,5 @@ class Document:
 
     def shown(self, *, full: bool = False) -> Document:
         """What is shown of it, where everything is asked for or not."""
-        hidden = "brief" if full else "full"
-        return Document([block for block in self.blocks if block.when != hidden])
+        shown = ("always", "full" if full else "brief")
+        return Document([block for block in self.blocks if block.when in shown])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.checks.explanations import Explanation
+from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
@@ -90,16 +91,14 @@ def _blocks(
             about="finding",
         )
     yield Figures(all_figures(summary), when="full", about="finding")
-    yield Figures(standing_rows(summary), close=True, when="full", about="gates")
+    yield Figures(standing_rows(summary), close=True, when="full", about="finding")
     if rows := figure_rows(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
     if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
         yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
         yield Note(warning.text, "warning", about="finding")
-    if stopped := faults(summary):
-        failed = ((gate.name, FAILED, gate.reason) for gate in stopped)
-        yield answers_table("Failed gates", ("gate", "answer", "because"), failed, when="full")
+    yield _gates(summary)
     components = by_component(summary.grid)
     for component, cells in components.items():
         if picture(cells, 1) is not None:
@@ -124,12 +123,30 @@ def _blocks(
         yield Provenance([("more", where_more(folder))], close=True, when="brief", about="more")
 
 
-def answers_table(
-    title: str, heads: Sequence[str], answers: Iterable[tuple[str, Word, str]], **more: Any
-) -> Table:
-    """Claims, what came of each, and why."""
-    columns = [Column(heads[0], "name"), Column(heads[1], "text"), Column(heads[2], "text")]
-    return Table(columns, list(answers), title, **more)
+def _gates(summary: Summary) -> Table:
+    """Every gate with its figure; on a screen only where one failed."""
+    wrong, unknown = faults(summary), summary.unknown_gates
+
+    def result(gate: Gate) -> Word:
+        if gate.passed:
+            return Word("passed", "passed")
+        if gate in unknown:
+            return Word("unknown", "quiet")
+        return FAILED if gate in wrong else Word("does not apply", "quiet")
+
+    def needs(gate: Gate) -> str:
+        bound = "at most" if gate.name == "formats" else "at least"
+        return f"{bound} {text_of(gate.threshold, 'number')}"
+
+    fields = [
+        named("gate", "name"),
+        worded("result", result),
+        number("figure", "figure", "number"),
+        number("needs", needs),
+        worded("reason"),
+    ]
+    title = "Gates: what must hold for the figures to be those of a training"
+    return table_of(fields, summary.gates, title, when="full" if wrong else "page", about="gates")
 
 
 def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
@@ -138,8 +155,8 @@ def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
     for one in explanations:
         answer = Word(one.answer.replace("_", " "), "warning" if one.answer == "fits" else "")
         answers.append((one.name, answer, one.reason))
-    heads = ("what", "answer", "because")
-    return answers_table("Other explanations", heads, answers, when=when, about="claims")
+    columns = [Column("what", "name"), Column("answer", "text"), Column("because", "text")]
+    return Table(columns, answers, "Other explanations", when=when, about="claims")
 
 
 def _sides(summary: Summary, *, is_public: bool) -> Block:
@@ -179,7 +196,8 @@ COMPONENT_FIGURES = (
 
 def component_table(components: Sequence[Row]) -> Table:
     """A row for each component."""
-    return table_of(COMPONENT_FIGURES, components, "By component", when="full")
+    title = "By component"
+    return table_of(COMPONENT_FIGURES, components, title, when="full", about="components")
 
 
 def by_module(rows: Sequence[Any]) -> list[Field]:

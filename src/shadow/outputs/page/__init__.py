@@ -1,6 +1,6 @@
 """Reports -> one self-contained web page: no network, light and dark, printable.
 
-What a reader needs without scripts (headline, claims, tables, rankings) is plain HTML; the script
+What a reader needs without scripts (finding, tables, ranking) is plain HTML; the script
 draws what the reader chooses. Text from files is escaped by who reads it: Jinja for HTML,
 `script_json` for data inside a script element, which enters the document as text only. A policy in
 the page lets nothing be fetched, whatever is in it.
@@ -9,31 +9,28 @@ the page lets nothing be fetched, whatever is in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from shadow import __version__
-from shadow.comparing.lineage import Lineage, lineage
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, placing, read_start
 from shadow.lists.index import read_index, report_folder
-from shadow.outputs.page.cards import shared_scale
-from shadow.outputs.page.cells import metric_texts
+from shadow.outputs.page.data import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.page.ranking import rank, ranking_chart, ranking_table
 from shadow.reports.columns import NOTATION
 from shadow.run.journal import JOURNAL
-from shadow.telling.document import named, table_of, worded
-from shadow.telling.lineage import lineage_document
+from shadow.telling.document import Table, Word, named, number, table_of, worded
 from shadow.telling.reading import SummarisedReport
+from shadow.telling.screen import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
-MOST_CARDS = 50  # pairs; more are in the table alone
+RELATIVE_NORM = "relative_norm_overall"
 
 
 class Missing(NamedTuple):
@@ -103,39 +100,45 @@ def page_bytes(
     sections: Sequence[PairSection], title: str, missing: Sequence[Missing] = ()
 ) -> bytes:
     """The page as UTF-8, with the pairs that are missing. Equal arguments give equal bytes."""
-    ranked = sorted(sections, key=rank)
-    shared = {
-        "metrics": metric_texts(),
-    }
-    followed = _followed(sections)
-    with_cards = 1 < len(sections) <= MOST_CARDS
+    ranked = sorted(sections, key=lambda section: section.rank)
     html = environment().get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
         pairs=sections,
         ranked=ranked,
         ranking=ranking_table(ranked),
         missing=table_of(MISSING, missing) if missing else None,
-        lineage=lineage_document(followed).blocks[1:] if followed.chains else None,
-        shared=script_json(shared),
+        shared=script_json({"metrics": metric_texts()}),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
         policy=policy(scripts().values()),
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
-        with_cards=with_cards,
-        card_scale=shared_scale(rows for pair in ranked for rows in pair.pictures)
-        if with_cards
-        else None,
-        ranking_chart=ranking_chart(ranked),
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip
     return html.encode()
 
 
-def _followed(sections: Sequence[PairSection]) -> Lineage:
-    """The chains of reports of which one follows another."""
-    found = lineage([section.step for section in sections if section.step is not None])
-    return replace(found, chains=[chain for chain in found.chains if len(chain.steps) > 1])
+@dataclass(frozen=True)
+class Link(Word):
+    """A word that leads to a pair of the page."""
+
+    target: str = ""
+
+
+def ranking_table(ranked: Sequence[PairSection]) -> Table:
+    """A row for each pair, the most concentrated first."""
+
+    def finding(pair: PairSection) -> Word:
+        failed = f"Gates failed: {', '.join(pair.failed)}." if pair.failed else ""
+        return Word(pair.summary.finding.headline, aside=failed)
+
+    fields = [
+        named("pair", lambda pair: Link(pair.name, target=f"pair-{pair.number}")),
+        number("concentration", lambda pair: quantity(pair.summary, "concentration", "fixed")),
+        number("relative norm", lambda pair: quantity(pair.summary, RELATIVE_NORM, "share")),
+        worded("finding", finding),
+    ]
+    return table_of(fields, ranked)
 
 
 def _title(run: Path) -> str:

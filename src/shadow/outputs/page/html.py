@@ -14,13 +14,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from shadow.outputs.page.cards import drawn_picture, scale_line
 from shadow.quantities import DASH, Quantity
 from shadow.telling.document import Cell
 from shadow.text import visible
 
-# our script, in this order
-OWN = ("look", "pair", "page")
+OWN = ("look", "pair", "page")  # our script, in this order
 DELETE = "\x7f"
 UNSAFE = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -51,7 +49,6 @@ def script_json(value: Any) -> Markup:
 
 
 def file_text(name: str) -> str:
-    """A file of this package."""
     return (resources.files("shadow.outputs.page") / name).read_text(encoding="utf-8")
 
 
@@ -115,5 +112,5 @@ def environment() -> jinja2.Environment:
         finalize=_finalized,
     )
     jinja.filters |= {"cell": cell_text, "coded": coded}
-    jinja.globals |= {"kind_of": kind_of, "drawn_picture": drawn_picture, "scale_line": scale_line}
+    jinja.globals |= {"kind_of": kind_of}
     return jinja

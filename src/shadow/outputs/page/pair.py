@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from shadow.checks.summary import Summary
-from shadow.comparing.lineage import Step
-from shadow.outputs.page.cells import cells_of, drawn_cells
-from shadow.outputs.page.curves import points_for, thinned_spectra
+from shadow.outputs.page.data import cells_of, drawn_cells, thinned_spectra
 from shadow.outputs.page.html import script_json
-from shadow.outputs.page.sections import (
-    Chart,
-    PageSection,
-    far_note,
-    report_blocks,
-    sections_of,
-)
-from shadow.outputs.page.strips import concentration_chart, energy_chart
+from shadow.reports.provenance import Provenance as Origin
 from shadow.summary.columns import columns_of
 from shadow.summary.depth import LAYERS
-from shadow.summary.rows import Row
-from shadow.telling.document import Block, Paragraph, Picture
-from shadow.telling.reading import SummarisedReport, read_step
+from shadow.telling.document import Block, Figures, Note, Paragraph, Provenance, Table
+from shadow.telling.reading import SummarisedReport
+from shadow.telling.report import report_document
+from shadow.telling.screen import faults
 
-NOTHING = Paragraph("There is nothing to draw.", quiet=True)
+# the heading of each section by its name in addresses, in their order
+TITLES: Mapping[str, str] = {
+    "finding": "Finding",
+    "heat": "Layer by module",
+    "claims": "Other explanations",
+    "gates": "Gates",
+    "spectra": "Spectra",
+    "depth": "Depth profiles",
+    "components": "By component",
+    "modules": "By module",
+    "skipped": "Not measured",
+    "files": "Files beside the weights",
+    "provenance": "Provenance",
+}
+HALVES = ("spectra", "depth", "claims", "gates", "skipped", "provenance")  # beside a neighbour
+NOTHING = {  # what a section says that would be empty
+    "modules": "Nothing changed.",
+    "claims": "No other explanation applies.",
+    "skipped": "Every tensor was measured or is identical.",
+}
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A section of a pair: its blocks, and those that are shown when their title is clicked."""
+
+    name: str
+    blocks: Sequence[Block]
+    folded: Sequence[Block] = ()
+    fold: str = ""
+    is_open: bool = False
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it stands beside a neighbour; what failed needs the width."""
+        return self.name in HALVES and not self.is_open
 
 
 @dataclass(frozen=True)
@@ -37,13 +69,10 @@ class PairSection:
     where: str
     """Its folder below the one that was asked for."""
     summary: Summary
-    blocks: Mapping[str, Sequence[Block]]
-    """Those of its document, by what they are about."""
+    sides: Sequence[Block]
     sections: Sequence[PageSection]
     data: Markup
     """JSON for the charts."""
-    step: Step | None = None
-    """The pair as a step of a lineage; None of siblings."""
 
     @property
     def name(self) -> str:
@@ -56,10 +85,10 @@ class PairSection:
         return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
 
     @property
-    def pictures(self) -> list[Sequence[Row]]:
-        """How far the modules of each component moved, for its card."""
-        blocks = self.blocks.get("picture", ())
-        return [block.rows for block in blocks if isinstance(block, Picture)]
+    def rank(self) -> tuple[bool, float, str]:
+        """Most concentrated first; after them the pairs whose figures no gate lets count."""
+        concentration = self.summary.figures.concentration
+        return bool(self.failed), math.inf if concentration is None else -concentration, self.name
 
 
 def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> PairSection:
@@ -71,22 +100,76 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> 
     rows, tensors = columns_of(report.table("matrices")), report.table("tensors")
     every = cells_of(rows, columns_of(tensors))
     cells = [cell for cell in every if (cell.place[1] or 0) < LAYERS]
-    deltas = rows.where(rows["subject"] == "delta")
     place = {cell.place: index for index, cell in enumerate(cells)}
-    spectra = thinned_spectra(report, place, points_for(3 * len(cells) * pairs))
-    blocks = report_blocks(summary, report.provenance, where)
+    spectra = thinned_spectra(report, place, 3 * len(cells) * pairs)
+    blocks: dict[str, list[Block]] = {}
+    for block in report_document(summary, report.provenance.told, where).blocks:
+        blocks.setdefault(block.about, []).append(block)
     charts: dict[str, list[Block]] = {}
     if len(rows):
-        charts = {"heat": [Chart("heat"), *far_note(len(every) - len(cells))]}
-        charts |= {"spectra": [Chart("spectra")], "depth": [Chart("depth")]}
-        charts["concentration"] = [concentration_chart(deltas, summary) or NOTHING]
-        charts["energy"] = [energy_chart(summary) or NOTHING]
+        charts = {"heat": [], "spectra": [], "depth": []}
+        if far := len(every) - len(cells):
+            text = f"Not drawn: {far:,} cells of layers from {LAYERS:,} on."
+            charts["heat"].append(Paragraph(text, quiet=True))
     return PairSection(
         number=number,
         where=where,
         summary=summary,
-        blocks=blocks,
-        sections=sections_of(summary, blocks, report.provenance, charts),
+        sides=blocks["sides"],
+        sections=_sections(summary, {**blocks, **charts}, report.provenance),
         data=script_json({**drawn_cells(rows, cells), "spectra": spectra}),
-        step=read_step(report, where),
     )
+
+
+def _sections(
+    summary: Summary, blocks: Mapping[str, Sequence[Block]], origin: Origin
+) -> list[PageSection]:
+    """The sections of a pair that have anything in them."""
+    sections = []
+    for name, title in TITLES.items():
+        own = list(blocks.get(name, ()))
+        if name == "finding":
+            own.sort(key=lambda block: (isinstance(block, Figures), isinstance(block, Note)))
+            full = [one for one in own if isinstance(one, Figures) and one.when == "full"]
+            shown = [one for one in own if one not in full]
+            sections.append(PageSection(name, shown, full, "All figures"))
+        elif name == "gates":
+            (table,) = (block for block in own if isinstance(block, Table))
+            passed = f"All {len(summary.gates)} gates passed"
+            fold = table.title if summary.failed_gates else passed
+            is_open = bool(faults(summary))
+            sections.append(PageSection(name, [], [replace(table, title="")], fold, is_open))
+        elif name == "provenance":
+            folded = [Provenance(_origins(origin))]
+            sections.append(PageSection(name, own, folded, "Checkpoints, settings and method"))
+        elif own or name in blocks:
+            untitled = [
+                replace(block, title="")
+                if isinstance(block, Table) and block.title.startswith(title)
+                else block
+                for block in own
+            ]
+            sections.append(PageSection(name, untitled))
+        elif name in NOTHING:
+            sections.append(PageSection(name, [Paragraph(NOTHING[name], quiet=True)]))
+    return sections
+
+
+def _origins(origin: Origin) -> list[tuple[str, str]]:
+    """Which checkpoints were compared, and what made the numbers, as far as the report says it."""
+    sides = [
+        (f"{side} {key}", text)
+        for side, checkpoint in (("base", origin.base), ("tuned", origin.tuned))
+        for key, text in checkpoint.as_json().items()
+    ]
+    told = origin.told
+    draws = told["settings"]["method"].get("nulls")
+    libraries = sorted((told.get("libraries") or {}).items())
+    rows = [
+        *sides,
+        ("nulls", f"{draws} sign flips" if draws else "not sampled"),
+        ("computed in", told.get("compute_dtype")),
+        ("with", ", ".join(f"{name} {version}" for name, version in libraries)),
+        ("started", told.get("started")),
+    ]
+    return [(name, str(text)) for name, text in rows if text]

@@ -96,7 +96,7 @@ class Pair {
   }
 
   heat() {
-    const text = this.root.querySelector('[data-text="metric"]'), metric = this.control("metric").value;
+    const text = this.root.querySelector('[data-text="heat"]'), metric = this.control("metric").value;
     if (!metric) return text.replaceChildren("No matrix changed.");
     const values = this.cells.map((cell) => this.value(cell, metric)), found = scale(values, metric);
     text.replaceChildren(element("b", {}, title(metric)), `: ${shared.metrics[metric].text}. `);
@@ -117,7 +117,7 @@ class Pair {
     this.show(
       "heat",
       `Heat map of the ${title(metric)} of ${this.subject} by layer and module, ${values.length} cells, from${ends[0]} to${ends[1]}`,
-      element("p", { class: "scale" }, ends[0], " ", element("i", { class: "ramp", style: `background: ${ramp}` }), ends[1], found.log ? " (logarithmic)" : ""),
+      element("p", { class: "scale" }, ends[0], " ", element("i", { style: `background: ${ramp}` }), ends[1], found.log ? " (logarithmic)" : ""),
       ...this.components.flatMap((component, place) => [
         ...(this.components.length > 1 ? [element("h3", {}, component)] : []),
         panels[place],
@@ -248,8 +248,6 @@ class Pair {
       base: { told: `base${median}`, hue: "base", width: 1.4, dash: "2 3", glyph: "┅" },
       tuned: { told: `tuned${median}`, hue: "tuned", width: 1.4, glyph: "━" },
       delta: { told: `delta${median}`, hue: "delta", width: 2, glyph: "━" },
-      low: { told: "delta, the tenth part is below", hue: "delta", width: 0.8, glyph: "─" },
-      high: { told: "delta, the tenth part is above", hue: "delta", width: 0.8, glyph: "─" },
     };
     const known = Object.keys(looks).filter((name) => curve[name]);
     const entries = known.map((name) => [looks[name].told, looks[name].hue, looks[name].glyph]);

@@ -1,29 +1,32 @@
-"""A report -> the cells of its heat map and what is drawn from them, as JSON.
+"""A report -> the cells of its heat map, and curves of its spectra, as JSON for the script.
 
 A cell is a component, a layer and a module. It holds one matrix, or several: the experts of a
-layer. What is drawn of a cell is the median over its matrices, and the range where there are
-several. Arrays rather than data frames: a page of 300 small reports has two million numbers in
-tables of a few rows, where a frame costs more than its numbers.
+layer. What is drawn of a cell is the median over its matrices. Arrays rather than data frames: a
+page of 300 small reports has two million numbers in tables of a few rows, where a frame costs more
+than its numbers. Of a spectrum of 3,584 values a log-log curve needs about a hundred; the rest stay
+in spectra.parquet.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
 
-from shadow.outputs.page.curves import Key, shortened
 from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.reports.report import Report
 from shadow.summary.columns import Columns
 from shadow.summary.grid import order_of
 from shadow.summary.layer_medians import above_short_side
 from shadow.text import visible
 
-PLACE = ("component", "layer", "module")
 SUBJECTS = ("delta", "base", "tuned")
 FIRST = (
     "relative_norm",
@@ -47,17 +50,19 @@ SHARES = (
     "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
 )  # fmt: skip
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
+LEADING = 12  # singular values that are always drawn: what stands out is among the first
+POINTS = 400_000  # of all curves of a page, about 2.4 MB
+MOST, FEWEST = 112, 32  # of one curve
 
+Key = tuple[str, int | None, str]  # component, layer, module
 Numbers = NDArray[np.float64]
+Listed = list[float | int | None]
 
 
 @cache
 def columns_of(subject: str) -> tuple[str, ...]:
     """The columns that a row of a subject has, headline ones first."""
-    columns = SPECTRAL
-    if subject == "delta":
-        columns = (*DRAWN, *SPECTRAL)
-    names = [column.name for column in columns]
+    names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
     return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
 
 
@@ -92,7 +97,7 @@ def places(rows: Columns) -> list[Key]:
     """The place of each row; a word that only a forged report lacks is empty."""
     return [
         (component or "", None if math.isnan(layer) else int(layer), module or "")
-        for component, layer, module in rows.each(*PLACE)
+        for component, layer, module in rows.each("component", "layer", "module")
     ]
 
 
@@ -105,12 +110,8 @@ def cells_of(matrices: Columns, tensors: Columns) -> list[Cell]:
     }
     others = tensors.each("side", "status", "reason")
     for place, (side, status, reason) in zip(places(tensors), others, strict=True):
-        unmeasured = side == "tuned" and status in ("identical", "skipped")
-        if (
-            unmeasured
-            and place[2] not in ("norm", "bias")
-            and reason not in ("not_a_matrix", "not_float")
-        ):
+        is_vector = place[2] in ("norm", "bias") or reason in ("not_a_matrix", "not_float")
+        if side == "tuned" and status in ("identical", "skipped") and not is_vector:
             cells.setdefault(place, Cell(place, status, reason))
 
     def order(cell: Cell) -> tuple[tuple[int, int, str, str], int]:
@@ -175,17 +176,98 @@ def _medians(
         values[above, names.index("equivalent_directions")] = np.inf
     medians = np.full((cells, len(names)), np.nan)
     medians[place] = values
-    for several in np.flatnonzero(np.bincount(place, minlength=cells) > 1):
-        medians[several] = _median(values[place == several])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # columns without a value stay NaN
+        for several in np.flatnonzero(np.bincount(place, minlength=cells) > 1):
+            medians[several] = np.nanmedian(values[place == several], axis=0)
     return {names[at]: medians[:, at] for at in np.flatnonzero(has_any).tolist()}
 
 
-def _median(values: Numbers) -> Numbers:
-    """The median of each column over the rows that are not NaN. Infinity is larger than all."""
-    ordered = np.sort(values, axis=0)  # NaN last
-    known = (~np.isnan(values)).sum(axis=0)
-    low, high = (
-        np.take_along_axis(ordered, middle[None, :], axis=0)[0]
-        for middle in ((known - 1) // 2, known // 2)
+def shortened(values: ArrayLike) -> Listed:
+    """Numbers of four significant digits, as many as a drawing shows; null if not finite."""
+    return [_short(number) for number in np.asarray(values, dtype=np.float64).tolist()]
+
+
+def _short(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.4g}")
+    if math.isinf(rounded):  # the largest number there is
+        return value
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+
+
+# ---------------------------------------------------------------------------------------- spectra
+
+
+@lru_cache(maxsize=256)
+def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
+    """0-based ranks to keep of so many: the first ones, the last, and at most points in all.
+
+    Evenly on a log axis, and evenly in the logarithm of the distance from the end, where spectra of
+    square matrices fall off a cliff. Ascending, without repeats; all of them where count <= points.
+    """
+    if count <= points:
+        return np.arange(count)
+    leading = np.arange(min(LEADING, points - 1))
+    end = (points - len(leading)) // 4
+    from_start = (
+        np.geomspace(len(leading) + 1, count, points - len(leading) - end).round().astype(np.int64)
+        - 1
     )
-    return np.asarray((low + high) / 2)
+    from_end = count - np.geomspace(1, max(2, count // 4), end).round().astype(np.int64)
+    return np.unique(np.concatenate([leading, from_start, from_end]))
+
+
+@dataclass
+class _Stack:
+    """The thinned spectra of the matrices of one place, by subject; size is the whole length."""
+
+    size: int
+    rows: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+
+    def drawn(self) -> dict[str, object]:
+        """By subject the median at every rank, descending; None where it is not resolved, as a log
+        axis has no 0.
+        """
+        medians = {
+            subject: rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
+            for subject, rows in self.rows.items()
+        }
+        drawn = {name: [one or None for one in shortened(each)] for name, each in medians.items()}
+        return {"size": self.size, "matrices": max(map(len, self.rows.values())), **drawn}
+
+
+def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> dict[str, object]:
+    """The curves of a report by the number of the cell, and by size the ranks of their singular
+    values. curves: of the whole page, of which each has enough points to look smooth.
+
+    Raises ShadowError for a file that cannot be read or belongs to another audit.
+    """
+    points = min(MOST, max(FEWEST, POINTS // max(1, curves)))
+    stacks: dict[int, _Stack] = {}
+    for key, subject, sigma in _rows(report):
+        if (cell := cells.get(key)) is None or not len(sigma):
+            continue
+        stack = stacks.setdefault(cell, _Stack(len(sigma)))
+        if len(sigma) == stack.size:  # what shares a place has one shape, but for oddities
+            stack.rows.setdefault(subject, []).append(sigma[kept_ranks(len(sigma), points)])
+    sizes = sorted({stack.size for stack in stacks.values()})
+    return {
+        "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
+        "curves": {str(cell): stack.drawn() for cell, stack in sorted(stacks.items())},
+    }
+
+
+def _rows(report: Report) -> Iterator[tuple[Key, str, NDArray[np.float32]]]:
+    """(place, subject, singular values) of each row of spectra.parquet."""
+    columns = ("component", "layer", "module", "subject", "sigma")
+    for batch in report.spectrum_batches(columns):
+        places = [batch.column(name).to_pylist() for name in columns[:4]]
+        sigmas = batch.column("sigma")
+        # as a tensor, since `to_numpy` imports pandas, which takes half a second
+        numbers = pa.record_batch([sigmas.values], names=["sigma"]).to_tensor(null_to_nan=True)
+        values = numbers.to_numpy()[:, 0]
+        bounds = itertools.pairwise(sigmas.offsets.to_pylist())
+        for *key, subject, (start, end) in zip(*places, bounds, strict=True):
+            yield (key[0], key[1], key[2]), subject, values[start:end]

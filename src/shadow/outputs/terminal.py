@@ -1,19 +1,21 @@
-"""Any document on a terminal of any width."""
+"""A document -> rich renderables for a terminal of any width. Pure: nothing here prints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.rule import Rule
+from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from shadow.outputs.terminal.heat import HeatMap
-from shadow.quantities import DASH, Quantity
+from shadow.quantities import DASH, Quantity, share
+from shadow.summary import picture as pictures
+from shadow.summary.rows import Row
 from shadow.telling.document import (
     Block,
     Cell,
@@ -171,3 +173,108 @@ def _longest_word(rows: Sequence[Sequence[Text]], place: int) -> int:
 def _together(widths: Iterable[int]) -> int:
     """Of columns side by side, in letters; a space stands on either side."""
     return sum(width + GAP for width in widths) - GAP + 2
+
+
+# --------------------------------------------------------------------- modules by layers as a map
+
+CIVIDIS = (  # dark to light: legible for every eye, and on black and on white
+    (0, 34, 78),
+    (53, 69, 108),
+    (102, 105, 112),
+    (148, 142, 119),
+    (200, 184, 102),
+    (254, 232, 56),
+)
+COLOURS = 12  # that are told apart
+SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
+UNMOVED, ABSENT = "·", " "
+LABEL = 14  # columns of the names of modules
+WIDEST = 2  # columns of a cell, where there is room
+APART = 3  # columns between an axis and the scale
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The modules of one component by its layers, lighter where a matrix moved further.
+
+    More layers than columns are binned. Colours are those of ground and shade alike, so that a
+    copied screen shows the shades.
+    """
+
+    rows: Sequence[Row]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = max(8, options.max_width - LABEL - 2)
+        drawn = pictures.picture(self.rows, room)
+        assert drawn is not None
+        shades = ASCII_SHADES if options.ascii_only else SHADES
+        coloured = console.color_system is not None and not console.no_color
+
+        def shade(level: float) -> tuple[str, Style | None]:
+            letter = shades[min(len(shades) - 1, int(level * len(shades)))]
+            return letter, Style(color=(own := _colour(level)), bgcolor=own) if coloured else None
+
+        ends = str(drawn.first), str(drawn.last)
+        axis, width = _axis(ends, len(drawn.cells[0]), _scale(drawn, shade, len(shades)), room)
+        for module, cells in zip(drawn.modules, drawn.cells, strict=True):
+            text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
+            for value in cells:
+                if value is None:
+                    text.append(ABSENT * width)
+                elif value == 0:
+                    text.append(f"{UNMOVED:^{width}}", "dim")
+                else:
+                    letter, style = shade(drawn.level(value))
+                    text.append(letter * width, style)
+            yield text
+        yield from axis
+
+
+def _colour(level: float) -> str:
+    """`#rrggbb`, of a level from 0 to 1."""
+    place = round(level * (COLOURS - 1)) / (COLOURS - 1) * (len(CIVIDIS) - 1)
+    low = min(int(place), len(CIVIDIS) - 2)
+    mixed = [
+        round(a + (b - a) * (place - low))
+        for a, b in zip(CIVIDIS[low], CIVIDIS[low + 1], strict=True)
+    ]
+    return "#{:02x}{:02x}{:02x}".format(*mixed)
+
+
+def _axis(ends: tuple[str, str], columns: int, scale: Text, room: int) -> tuple[list[Text], int]:
+    """The numbers of the first and the last layer below their cells, with the scale: between them
+    or beside them, and below them where neither has room. And how wide a cell is.
+    """
+    first, last = ends
+
+    def axis(width: int, between: Text) -> Text:
+        gap = max(1, columns * width - len(first) - len(last) - len(between))
+        text = Text().append(f"{'layer':<{LABEL}}{first}{' ' * (gap // 2)}", "dim")
+        return text.append_text(between).append(f"{' ' * (gap - gap // 2)}{last}", "dim")
+
+    widths = [width for width in range(WIDEST, 0, -1) if columns * width <= room] or [1]
+    for width in widths:
+        if columns * width >= len(scale) + len(first) + len(last) + 2 * APART:
+            return [axis(width, scale)], width
+        if columns * width + APART + len(scale) <= room:
+            line = axis(width, Text())
+            return [line.append(" " * APART).append_text(scale)], width
+    indent = " " * (LABEL if len(scale) <= room else 0)
+    return [axis(widths[0], Text()), Text(indent).append_text(scale)], widths[0]
+
+
+def _scale(
+    drawn: pictures.Picture, shade: Callable[[float], tuple[str, Style | None]], steps: int
+) -> Text:
+    """What is drawn, from the least to the largest norm."""
+    text = Text()
+    if drawn.is_flat:
+        text.append(f"relative norm {share(drawn.largest)} everywhere", "dim")
+    else:
+        text.append(f"relative norm {share(drawn.least)} ", "dim")
+        for step in range(steps):
+            text.append(*shade(step / (steps - 1)))
+        text.append(f" {share(drawn.largest)}", "dim")
+    if any(value == 0 for row in drawn.cells for value in row):
+        text.append(f"  {UNMOVED} unchanged", "dim")
+    return text
