@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from histories import weights
+from made_up import Shapes, decoder
 from safetensors.torch import load_file, save_file
 
 State = dict[str, torch.Tensor]
@@ -215,48 +216,22 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------ made
 
 
-def _norms(layer: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{layer}.input_layernorm.weight": (width,),
-        f"{layer}.post_attention_layernorm.weight": (width,),
-    }
-
-
-def _decoder(
-    prefix: str, layers: int, width: int, mlp: int, tokens: int, kv: int
-) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {f"{prefix}model.embed_tokens.weight": (tokens, width)}
-    for number in range(layers):
-        layer = f"{prefix}model.layers.{number}"
-        for one, rows in (("q", width), ("k", kv), ("v", kv)):
-            shapes[f"{layer}.self_attn.{one}_proj.weight"] = (rows, width)
-        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, width)
-        if mlp:
-            shapes[f"{layer}.mlp.gate_proj.weight"] = (mlp, width)
-            shapes[f"{layer}.mlp.up_proj.weight"] = (mlp, width)
-            shapes[f"{layer}.mlp.down_proj.weight"] = (width, mlp)
-        shapes |= _norms(layer, width)
-    shapes[f"{prefix}model.norm.weight"] = (width,)
-    shapes[f"{prefix}lm_head.weight"] = (tokens, width)
-    return shapes
-
-
-def _experts(layers: int, width: int, inner: int, count: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def _experts(layers: int, width: int, inner: int, count: int) -> Shapes:
+    """The router and the experts of a decoder without MLPs."""
+    shapes: Shapes = {}
     for number in range(layers):
         mlp = f"model.layers.{number}.mlp"
         shapes[f"{mlp}.gate.weight"] = (count, width)
         for expert in range(count):
-            for one, shape in (
-                ("gate", (inner, width)), ("up", (inner, width)), ("down", (width, inner)),
-            ):  # fmt: skip
-                shapes[f"{mlp}.experts.{expert}.{one}_proj.weight"] = shape
+            own = f"{mlp}.experts.{expert}"
+            shapes |= {f"{own}.{one}_proj.weight": (inner, width) for one in ("gate", "up")}
+            shapes[f"{own}.down_proj.weight"] = (width, inner)
     return shapes
 
 
-def _tower(prefix: str, layers: int, width: int, mlp: int) -> dict[str, tuple[int, ...]]:
+def _tower(prefix: str, layers: int, width: int, mlp: int) -> Shapes:
     head = f"{prefix}vision_model"
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes: Shapes = {
         f"{head}.embeddings.class_embedding": (width,),
         f"{head}.embeddings.position_embedding.weight": (17, width),
     }
@@ -273,7 +248,7 @@ def _tower(prefix: str, layers: int, width: int, mlp: int) -> dict[str, tuple[in
     return shapes
 
 
-def made(shapes: Mapping[str, tuple[int, ...]], seed: int) -> State:
+def made(shapes: Shapes, seed: int) -> State:
     """Weights as `histories` makes them up; every seed is another model."""
     return {
         name: torch.from_numpy(np.ascontiguousarray(values)).float()
@@ -321,11 +296,13 @@ def model(name: str, seed: int = 0, folder: Path = CACHE) -> Model:
         config = {"smollm2": SMOLLM2, "bert": BERT, "dinov2": DINOV2}[name]
         return Model(name, config, real(name, folder), real=True)
     if name == "llama":
-        return Model(name, LLAMA, made(_decoder("", 4, 128, 256, 320, 64), seed), real=False)
+        return Model(name, LLAMA, made(decoder(4, 128, 256, 320, 64), seed), real=False)
     if name == "moe":
-        shapes = _decoder("", 2, 96, 0, 256, 48) | _experts(2, 96, 64, 4)
+        shapes = decoder(2, 96, 0, 256, 48) | _experts(2, 96, 64, 4)
         return Model(name, MOE, made(shapes, seed), real=False)
-    shapes = _decoder("language_model.", 2, 96, 192, 256, 96) | _tower("vision_tower.", 2, 64, 128)
+    shapes = decoder(2, 96, 192, 256, prefix="language_model.") | _tower(
+        "vision_tower.", 2, 64, 128
+    )
     shapes |= {
         "multi_modal_projector.linear_1.weight": (96, 64),
         "multi_modal_projector.linear_1.bias": (96,),

@@ -33,17 +33,14 @@ import torch
 import typer
 from claim_models import CACHE
 from claim_plants import OPEN, Plant, plants, work
-from scipy.stats import beta
+from evidence.evidence_parts import FOLDER, interval, put
 
 import shadow
 from shadow.errors import ShadowError
 
 FINAL = 20261209  # asked once, after all was developed with others
-PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
 RATES = Path(shadow.__file__).parent / "checks" / "verify_error_rates.json"
-MARKS = "<!-- error-rates -->", "<!-- /error-rates -->"
 WHERE = "docs/verify.md"
-DATA = PAGE.parent / "lab" / "claims.parquet"
 DATA_COLUMNS = ("name", "claim", "kind", "truth", "outcome", "is_named", "reason")
 
 
@@ -122,14 +119,6 @@ def method() -> str:
 # ------------------------------------------------------------------------------------- page
 
 
-def bounds(wrong: int, of: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share (Clopper and Pearson 1934); one-sided of none or all."""
-    tail = (1 - level) / 2 if 0 < wrong < of else 1 - level
-    low = 0.0 if wrong == 0 else float(beta.ppf(tail, wrong, of - wrong + 1))
-    high = 1.0 if wrong == of else float(beta.ppf(1 - tail, wrong + 1, of - wrong))
-    return low, high
-
-
 def rows(found: Sequence[Judged]) -> list[list[str]]:
     """The table: a row for each claim."""
     table = []
@@ -193,15 +182,6 @@ def told(found: Sequence[Judged]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table)])
 
 
-def interval(count: int, of: int) -> str:
-    """`0 to 1.2 %`."""
-    if not of:
-        return "none were asked"
-    low, high = bounds(count, of)
-    ends = [f"{100 * end:.2g}" if end < 0.995 else "100" for end in (low, high)]
-    return f"{ends[0]} to {ends[1]} %"
-
-
 def rates(found: Sequence[Judged]) -> dict[str, object]:
     """What `shadow explain` quotes: by claim, how many answers were wrong, of how many."""
     # of `quantised` are those of quantised_copies.py
@@ -239,12 +219,9 @@ def main(
     if seed != FINAL or only is not None:
         print(section)
         return
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}\n{section}\n{MARKS[1]}{after}", encoding="utf-8")
+    put("verify.md", "error-rates", section)
     columns = {name: [getattr(one, name) for one in found] for name in DATA_COLUMNS}
-    pq.write_table(pa.table(columns), DATA)
+    pq.write_table(pa.table(columns), FOLDER / "claims.parquet")
     RATES.write_text(json.dumps(rates(found), indent=1) + "\n", encoding="utf-8")
 
 

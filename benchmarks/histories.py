@@ -11,12 +11,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from made_up import Array, Weights, decoder, generator, learned, made_up, vision_language
+from made_up import Array, Shapes, Weights, decoder, generator, learned, made_up, vision_language
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 Stored = dict[str, torch.Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-WIDTH, MLP, TOKENS, LAYERS = 256, 384, 384, 4
 SIZES = (3e-4, 8e-4, 2e-3, 6e-3, 2e-2)  # relative norms
 # what is done to weights: True, False, or None where the history does not decide it
 Ways = Mapping[str, bool | None]
@@ -74,28 +72,18 @@ class Pair:
 # -------------------------------------------------------------------------------- weights
 
 
-def shapes(
-    layers: int = LAYERS, width: int = WIDTH, mlp: int = MLP, tokens: int = TOKENS
-) -> dict[str, tuple[int, ...]]:
+def shapes(layers: int = 4, width: int = 256, mlp: int = 384, tokens: int = 384) -> Shapes:
     """A decoder with two matrices in its MLP, and norms."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (tokens, width)}
-    for at in range(layers):
-        layer = f"model.layers.{at}"
-        found |= {f"{layer}.self_attn.{one}_proj.weight": (width, width) for one in "qkvo"}
-        found |= {
-            f"{layer}.mlp.up_proj.weight": (mlp, width),
-            f"{layer}.mlp.down_proj.weight": (width, mlp),
-            f"{layer}.input_layernorm.weight": (width,),
-            f"{layer}.post_attention_layernorm.weight": (width,),
-        }
-    return found | {"model.norm.weight": (width,), "lm_head.weight": (tokens, width)}
+    return decoder(layers, width, mlp, tokens, gated=False)
 
 
 SMALL = shapes(width=128, mlp=256, tokens=256)
 DEEP = shapes(layers=6, width=128, mlp=256, tokens=256)
 MANY = shapes(layers=23, width=64, mlp=96, tokens=128)
 WIDE: Shapes = {f"model.layers.{at}.self_attn.q_proj.weight": (768, 768) for at in range(3)}
-SEVEN: Shapes = {name: one for name, one in decoder(2).items() if ".layers." in name}
+SEVEN: Shapes = {
+    name: one for name, one in decoder(2, 256, 512, 512, norms=False).items() if ".layers." in name
+}
 VISION: Shapes = vision_language()
 
 

@@ -8,16 +8,14 @@ off goes on from there.
 from __future__ import annotations
 
 import math
-import os
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices only wait for each other
-
 import torch
+from made_up import decoder
 from torch.nn import functional
 
 State = dict[str, torch.Tensor]
@@ -30,27 +28,11 @@ WRITES = ("o_proj", "down_proj")
 EMBED, NORM, LM = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
-def shapes(width: int, layers: int, mlp: int) -> dict[str, tuple[int, ...]]:
-    """A decoder with gated MLPs and biases on q, k and v."""
-    found: dict[str, tuple[int, ...]] = {EMBED: (BYTES, width)}
-    for at in range(layers):
-        layer = f"model.layers.{at}"
-        for one in "qkvo":
-            found[f"{layer}.self_attn.{one}_proj.weight"] = (width, width)
-        for one in "qkv":
-            found[f"{layer}.self_attn.{one}_proj.bias"] = (width,)
-        for one, shape in {"gate": (mlp, width), "up": (mlp, width), "down": (width, mlp)}.items():
-            found[f"{layer}.mlp.{one}_proj.weight"] = shape
-        found[f"{layer}.input_layernorm.weight"] = (width,)
-        found[f"{layer}.post_attention_layernorm.weight"] = (width,)
-    return found | {NORM: (width,), LM: (BYTES, width)}
-
-
 def fresh(width: int, layers: int, mlp: int, seed: int) -> State:
-    """Weights before any training."""
+    """Weights before any training, with gated MLPs and biases on q, k and v."""
     g = torch.Generator().manual_seed(seed)
     found = {}
-    for name, shape in shapes(width, layers, mlp).items():
+    for name, shape in decoder(layers, width, mlp, BYTES, biases=True).items():
         if len(shape) == 2:
             found[name] = torch.randn(shape, generator=g) * 0.8 / math.sqrt(shape[1])
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
 from functools import cache
 
 # threads of matrices this small only wait for each other
@@ -14,9 +13,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, MLP, LAYERS, TOKENS, EXPERTS = 256, 512, 4, 512, 4
 Array = NDArray[np.float64]
 Weights = dict[str, Array]
+Shapes = dict[str, tuple[int, ...]]
 
 
 # ---------------------------------------------------------------------------- weights
@@ -27,49 +26,41 @@ def generator(*key: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32("\t".join(map(str, key)).encode()))
 
 
-def block(
-    prefix: str, width: int = WIDTH, mlp: int = MLP, experts: int = 0
-) -> dict[str, tuple[int, int]]:
-    """Names and shapes of a layer of a decoder."""
-    attention = {f"{prefix}.self_attn.{one}_proj.weight": (width, width) for one in "qkvo"}
-    shapes = {"gate_proj": (mlp, width), "up_proj": (mlp, width), "down_proj": (width, mlp)}
-    if not experts:
-        return attention | {f"{prefix}.mlp.{name}.weight": shape for name, shape in shapes.items()}
-    routed = {
-        f"{prefix}.mlp.experts.{number}.{name}.weight": shape
-        for number in range(experts)
-        for name, shape in shapes.items()
-    }
-    return {**attention, f"{prefix}.mlp.gate.weight": (experts, width), **routed}
-
-
 def decoder(
-    layers: int = LAYERS, experts: int = 0, prefix: str = "model"
-) -> dict[str, tuple[int, int]]:
-    shapes: dict[str, tuple[int, int]] = {f"{prefix}.embed_tokens.weight": (TOKENS, WIDTH)}
-    for layer in range(layers):
-        shapes |= block(f"{prefix}.layers.{layer}", experts=experts)
-    return {**shapes, "lm_head.weight": (TOKENS, WIDTH)}
+    layers: int, width: int, mlp: int, tokens: int, kv: int = 0, prefix: str = "",
+    gated: bool = True, norms: bool = True, biases: bool = False,
+) -> Shapes:  # fmt: skip
+    """Names and shapes of a decoder; kv: rows of k and v, where they are fewer."""
+    found: Shapes = {f"{prefix}model.embed_tokens.weight": (tokens, width)}
+    for number in range(layers):
+        layer = f"{prefix}model.layers.{number}"
+        rows = {"q": width, "k": kv or width, "v": kv or width, "o": width}
+        found |= {f"{layer}.self_attn.{one}_proj.weight": (rows[one], width) for one in "qkvo"}
+        if biases:
+            found |= {f"{layer}.self_attn.{one}_proj.bias": (rows[one],) for one in "qkv"}
+        if mlp:
+            up = ("gate", "up") if gated else ("up",)
+            found |= {f"{layer}.mlp.{one}_proj.weight": (mlp, width) for one in up}
+            found[f"{layer}.mlp.down_proj.weight"] = (width, mlp)
+        if norms:
+            found[f"{layer}.input_layernorm.weight"] = (width,)
+            found[f"{layer}.post_attention_layernorm.weight"] = (width,)
+    if norms:
+        found[f"{prefix}model.norm.weight"] = (width,)
+    return found | {f"{prefix}lm_head.weight": (tokens, width)}
 
 
-def vision_language() -> dict[str, tuple[int, int]]:
+def vision_language() -> Shapes:
     """A decoder with a vision tower and a projector before it, as LLaVA has them."""
-    tower = "vision_tower.vision_model.encoder.layers"
-    shapes: dict[str, tuple[int, int]] = {}
-    for layer in range(2):
-        shapes |= {
-            f"{tower}.{layer}.self_attn.{one}_proj.weight": (128, 128)
-            for one in ("q", "k", "v", "out")
-        }
-        shapes |= {
-            f"{tower}.{layer}.mlp.fc1.weight": (256, 128),
-            f"{tower}.{layer}.mlp.fc2.weight": (128, 256),
-        }
-    shapes |= {
-        "multi_modal_projector.linear_1.weight": (WIDTH, 128),
-        "multi_modal_projector.linear_2.weight": (WIDTH, WIDTH),
-    }
-    return shapes | {f"language_model.{name}": shape for name, shape in decoder().items()}
+    shapes: Shapes = {}
+    for number in range(2):
+        layer = f"vision_tower.vision_model.encoder.layers.{number}"
+        for one in ("q", "k", "v", "out"):
+            shapes[f"{layer}.self_attn.{one}_proj.weight"] = (128, 128)
+        shapes |= {f"{layer}.mlp.fc1.weight": (256, 128), f"{layer}.mlp.fc2.weight": (128, 256)}
+    shapes["multi_modal_projector.linear_1.weight"] = (256, 128)
+    shapes["multi_modal_projector.linear_2.weight"] = (256, 256)
+    return shapes | decoder(4, 256, 512, 512, prefix="language_model.", norms=False)
 
 
 @cache
@@ -79,10 +70,6 @@ def made_up(name: str, rows: int, cols: int, seed: int) -> Array:
     scale = np.arange(1, cols + 1) ** -0.3
     W = 0.02 * rng.standard_normal((rows, cols)) * scale / np.sqrt((scale**2).mean())
     return np.asarray(W @ np.linalg.qr(rng.standard_normal((cols, cols)))[0])
-
-
-def drawn(shapes: Mapping[str, tuple[int, int]], seed: int = 0) -> Weights:
-    return {name: made_up(name, rows, cols, seed) for name, (rows, cols) in shapes.items()}
 
 
 def learned(name: str, W: Array, size: float, seed: int = 0) -> Array:

@@ -82,11 +82,7 @@ def tensors(layers: int, model: Model = SMALL) -> dict[str, Shape]:
     block, ends = layer(model), (model.vocabulary, model.hidden)
     return {
         "model.embed_tokens.weight": ends,
-        **{
-            f"model.layers.{i}.{name}": shape
-            for i in range(layers)
-            for name, shape in block.items()
-        },
+        **{f"model.layers.{i}.{name}": block[name] for i in range(layers) for name in block},
         "model.norm.weight": (model.hidden,),
         **({} if model.tied else {"lm_head.weight": ends}),
     }
@@ -95,29 +91,12 @@ def tensors(layers: int, model: Model = SMALL) -> dict[str, Shape]:
 def config(layers: int, model: Model = SMALL) -> dict[str, object]:
     """The config.json of such a model with that many layers."""
     return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "attention_dropout": 0.0,
-        "bos_token_id": 151643,
-        "eos_token_id": 151643,
-        "hidden_act": "silu",
-        "hidden_size": model.hidden,
-        "initializer_range": STANDARD_DEVIATION,
-        "intermediate_size": model.intermediate,
-        "max_position_embeddings": 32768,
-        "max_window_layers": layers,
-        "model_type": "qwen2",
-        "num_attention_heads": model.heads,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": model.kv_heads,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0,
-        "sliding_window": 32768,
-        "tie_word_embeddings": model.tied,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vocab_size": model.vocabulary,
-    }
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+        "hidden_size": model.hidden, "intermediate_size": model.intermediate,
+        "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads,
+        "num_hidden_layers": layers, "vocab_size": model.vocabulary, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "tie_word_embeddings": model.tied, "torch_dtype": "bfloat16",
+    }  # fmt: skip
 
 
 def generator(*key: object) -> torch.Generator:
@@ -201,11 +180,6 @@ def write_shard(files: Sequence[BinaryIO], shapes: dict[str, Shape], seed: int) 
                 file.write(block.contiguous().view(torch.uint8).numpy().data)
 
 
-def write_pair(folder: Path, layers: int, seed: int, count: int = 2, model: Model = SMALL) -> None:
-    """Write the whole pair, in count shards a side."""
-    write_tensors(folder, tensors(layers, model), config(layers, model), seed, count)
-
-
 def write_tensors(
     folder: Path, shapes: dict[str, Shape], settings: dict[str, object], seed: int, count: int
 ) -> None:
@@ -216,22 +190,15 @@ def write_tensors(
     for side in sides:
         side.mkdir(parents=True, exist_ok=True)
         (side / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        where = {tensor: name for name, own in zip(names, shards, strict=True) for tensor in own}
         index = {
-            "metadata": {
-                "total_size": (
-                    2 * sum(math.prod(shape) for shapes in shards for shape in shapes.values())
-                )
-            },
-            "weight_map": {
-                tensor: name
-                for name, shapes in zip(names, shards, strict=True)
-                for tensor in shapes
-            },
+            "metadata": {"total_size": 2 * sum(map(math.prod, shapes.values()))},
+            "weight_map": where,
         }
         (side / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for name, shapes in zip(names, shards, strict=True):
+    for name, own in zip(names, shards, strict=True):
         with (sides[0] / name).open("wb") as base, (sides[1] / name).open("wb") as tuned:
-            write_shard((base, tuned), shapes, seed)
+            write_shard((base, tuned), own, seed)
 
 
 def main(
@@ -249,8 +216,9 @@ def main(
     """Write a synthetic pair of checkpoints."""
     sizes = MODELS[model]
     layers = min(layers or sizes.layers, sizes.layers)
-    write_pair(folder, layers, seed, shards, sizes)
-    parameters = sum(map(math.prod, tensors(layers, sizes).values()))
+    shapes = tensors(layers, sizes)
+    write_tensors(folder, shapes, config(layers, sizes), seed, shards)
+    parameters = sum(map(math.prod, shapes.values()))
     typer.echo(
         f"{folder}: base and tuned, {layers} layers, {parameters:,} parameters each, bfloat16",
         err=True,

@@ -131,19 +131,14 @@ def main(only: Annotated[list[str] | None, typer.Option(help="Shapes by name")] 
             plan = planned(sides)
             command = [SHADOW, "audit", *sides, "-o", Path(folder) / "out", "--jobs", "1"]
             command += ["--quiet", *case.more]
-            used = run_measured(
-                command, clean_environment() | {"SHADOW_NO_CACHE": "1"}, Path(folder) / "log"
-            )
+            environment = clean_environment() | {"SHADOW_NO_CACHE": "1"}
+            used = run_measured(command, environment, Path(folder) / "log")
         above |= used.anonymous > plan
         table.add_row(
-            name,
-            " x ".join(f"{side:,}" for side in case.shape),
-            decimal(stored),
-            decimal(plan),
-            decimal(used.anonymous),
-            f"{used.anonymous / plan:.2f}",
-            f"{used.wall:.1f}",
-        )
+            name, " x ".join(f"{side:,}" for side in case.shape),
+            *map(decimal, (stored, plan, used.anonymous)),
+            f"{used.anonymous / plan:.2f}", f"{used.wall:.1f}",
+        )  # fmt: skip
         print(f"{name}: planned {plan:,}, peak {used.anonymous:,}, {used.wall:.1f} s", flush=True)
     Console(width=110).print(table)
     raise typer.Exit(int(above))

@@ -4,6 +4,7 @@ tree (Linux).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -16,13 +17,9 @@ INTERVAL = 0.05  # seconds between two looks at the memory
 # What sets a number of threads or pins numpy's BLAS to slow kernels: taken away, so that every
 # program chooses itself.
 UNSET = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "OPENBLAS_CORETYPE",
-    "OPENBLAS_L2_SIZE",
-)
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,15 +40,6 @@ class Usage:
 def clean_environment() -> dict[str, str]:
     """This process's environment without the settings of UNSET."""
     return {name: value for name, value in os.environ.items() if name not in UNSET}
-
-
-def limit_cores(count: int | None) -> int:
-    """Pin this process and all that it starts to `count` cores (None: leave them all); how many
-    there are then.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[:count])
-    return len(os.sched_getaffinity(0))
 
 
 def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Usage:
@@ -82,10 +70,7 @@ def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], 
             sampler.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(
-            f"{command[0]} exited with"
-            f" {process.returncode}:\n{log.read_text(errors='replace')[-2000:]}"
-        )
+        raise RuntimeError(f"{command[0]} exited with {process.returncode}:\n{_text(log)[-2000:]}")
     # the kernel's own maximum of one process catches a peak between two samples
     return Usage(
         wall,
@@ -106,8 +91,9 @@ def _tree(root: int) -> list[int]:
     """A process and all that descend from it; who ends while we look is left out."""
     found = [root]
     for pid in found:
-        for task in _listing(Path(f"/proc/{pid}/task")):
-            found += map(int, _text(task / "children").split())
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                found += map(int, _text(task / "children").split())
     return found
 
 
@@ -117,15 +103,8 @@ def _status(pid: int) -> dict[str, int]:
     return {name: int(value.split()[0]) * 1024 for name, _, value in lines if value.endswith(" kB")}
 
 
-def _listing(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 import typer
 from claim_models import CACHE, fetched, real
-from claims import RATES, bounds
+from claims import RATES
+from evidence.evidence_parts import interval, put
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from made_up import generator
@@ -35,8 +36,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import quantisers
 
 FINAL = 20261131  # asked once, after all was developed with others
-PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
-MARKS = "<!-- quantised-rates -->", "<!-- /quantised-rates -->"
 LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 TYPES = (*LEGACY, "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 MATRICES = 42  # of each type
@@ -223,13 +222,6 @@ def row(name: str, some: Sequence[Judged]) -> str:
     return f"| {name} | {len(some)} | {count} | {interval(count, len(some))} | {otherwise} |"
 
 
-def interval(count: int, of: int) -> str:
-    """`0 to 0.71 %`."""
-    low, high = bounds(count, of)
-    ends = [f"{100 * end:.2g}" if end < 0.995 else "100" for end in (low, high)]
-    return f"{ends[0]} to {ends[1]} %"
-
-
 def main(
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = FINAL,
     cache: Annotated[Path, typer.Option(help="Folder of models and of ggml.")] = CACHE,
@@ -241,11 +233,7 @@ def main(
     if seed != FINAL:
         print(section)
         return
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    PAGE.write_text(
-        f"{before}{MARKS[0]}\n{section}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8"
-    )
+    put("verify.md", "quantised-rates", section)
     rates = json.loads(RATES.read_text(encoding="utf-8"))
     decided = [one for one in found if one.truth not in ("GPTQ", "AWQ") and one.said != OPEN]
     wrong = sum((one.said == "a copy") != (one.truth in HOLDS) for one in decided)

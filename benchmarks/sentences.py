@@ -34,16 +34,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
-from claims import bounds
+from evidence.evidence_parts import FOLDER, bounds, put
 from histories import WAYS, Pair
 from judging import (
-    BEFORE,
-    COHERENT,
-    KEPT,
     SENTENCES,
-    STORED,
     UNDECIDED,
-    WIDE,
     Case,
     Judged,
     by_words,
@@ -65,12 +60,9 @@ from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.recognised import RECOGNISED
 from shadow.outputs.markdown import plain
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "evidence.md"
-DATA = DOCUMENT.parent / "lab" / "sentences.parquet"
-PART = re.compile(r"(<!-- sentences -->\n).*?\n?(<!-- /sentences -->)", re.DOTALL)
+DATA = FOLDER / "sentences.parquet"
 WHERE = "docs/evidence.md"
 RATES = Path(shadow.__file__).parent / "checks" / "error_rates.json"
-COMMAND = "python benchmarks/sentences.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
 Word = Literal["true", "absent", "false", "not judged"]
 WORDS = get_args(Word)
@@ -236,47 +228,16 @@ def verdicts(case: Case) -> Iterator[Verdict]:
 
 # ---------------------------------------------------------------------------- the page
 
-HEAD = f"""# Sentences
-
-Every sentence and answer of findings about pairs whose history is known, judged **true**, \
-**absent** or **false**. `{COMMAND}` makes each pair anew, audits it, and \
-holds what the finding says against what was done, and against the update before it was stored. \
-The last eleven kinds are of two decoders of bytes (128 and 192 wide) that were trained on \
-text, the others of made-up weights. `{COMMAND} --only NAME` prints one pair.
-
-- An answer *fits* is false where it is not what was done, *no* where it is. \
-*Cannot be excluded* counts as absent, and so does *fits too poorly* of a change that one rounding \
-left.
-- The norm as stored may be {STORED:.0%} off, that before storage {BEFORE:.0%}, and so may one \
-that is not said to be as stored; the number of equally strong directions {COHERENT:.0%} (median \
-over the same matrices), the update's share of the stored energy {KEPT:g}. A range, widened by \
-as much, has to cover the truth; if its upper end is more than {WIDE:g} times the lower, it counts \
-as absent.
-- *Rank r* is false where the update before storage needs more directions for 99.9 % of its energy.
-- A copy is one only if every tensor is, vectors, head and embeddings included. A change is that \
-of a copy in few bits only if that side went through few bits and no other change stands beside it.
-- *Like noise* is false where rows or columns were scaled by a factor each, and where storage left \
-an update more than five standard deviations of structure. *Unrelated* is false for all but \
-unrelated models, other weights of the same function included.
-- *Masked entries* is false where fewer than 30 % of the entries moved by less than a tenth of the \
-update's root mean square, which 8 % of a normal one do.
-- *Unchanged* is false if a tensor of the part changed. *Nothing but rounding* is false where \
-three quarters of what is stored are the update's.
-- A median is false if it is of fewer than half of the matrices and does not say so. A part that \
-is named alone as that of most is false if another has nine tenths of it.
-- Two sentences of one finding that contradict each other count as one false.
-- What should be said of such a pair and is not counts as absent.
-- What the truth does not decide is not judged: places among published models, data, alignment.
-"""
-
 
 def page(found: list[Verdict]) -> str:
-    """All that is printed: the rules, the part of docs/evidence.md, and what is false."""
+    """All that is printed: the part of docs/evidence.md, what is absent, and what is false."""
     wrong = [line(one) for one in _false(found)] or ["None."]
-    lines = ["## False", "", *wrong, "", f"No rule judges: {dict(ruleless(found)) or None}."]
     missing = Counter(one.code for one in found if one.word == "absent")
     absent = ", ".join(f"{code} {count}" for code, count in missing.most_common())
-    return "\n".join([HEAD, part(found), "", f"Absent: {absent or None}.", "", *lines]) + "\n"
+    known = (*SENTENCES, *UNDECIDED, *WAYS, "headline")
+    ruleless = Counter(one.code for one in found if one.word == "not judged")
+    without = {code: count for code, count in ruleless.items() if code not in known}
+    return "\n".join([part(found), f"Absent: {absent}.", *wrong, f"No rule judges: {without}."])
 
 
 def part(found: list[Verdict]) -> str:
@@ -300,12 +261,6 @@ def _false(some: Iterable[Verdict]) -> list[Verdict]:
     return [one for one in some if one.word == "false"]
 
 
-def ruleless(found: Iterable[Verdict]) -> Counter[str]:
-    """Sentences that no rule judges."""
-    known = (*SENTENCES, *UNDECIDED, *WAYS, "headline")
-    return Counter(one.code for one in found if one.word == "not judged" and one.code not in known)
-
-
 def saved(found: list[Verdict]) -> None:
     """Statements of every pair, claim and word, in docs/lab."""
     counts = Counter((one.kind, one.pair, _claim(one), one.word) for one in found)
@@ -326,9 +281,7 @@ def kept_verdicts() -> list[Verdict]:
 
 def write_table(found: list[Verdict]) -> None:
     """The table in docs/evidence.md, and the error rates that `shadow explain` tells."""
-    whole = DOCUMENT.read_text(encoding="utf-8")
-    whole = PART.sub(lambda match: f"{match[1]}{part(found)}\n{match[2]}", whole)
-    DOCUMENT.write_text(whole, encoding="utf-8")
+    put("evidence.md", "sentences", part(found))
     rates = {"where": WHERE, "answers": error_rates(found)}
     RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 

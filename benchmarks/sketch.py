@@ -14,10 +14,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
+from evidence.evidence_parts import put
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -27,8 +27,6 @@ from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Sums
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
-MARKS = "<!-- sketch -->", "<!-- /sketch -->"
 SHAPES = ((640, 640), (640, 2048), (1536, 768))
 KINDS = ("noise", "uneven noise", "i^-0.3", "1/i", "8 directions and noise", "trained")
 KEYS = 6  # of each matrix: 36 of each kind, over shapes and formats
@@ -191,15 +189,6 @@ def table(keys: int) -> tuple[list[str], int]:
     return lines, len(few)
 
 
-def write(lines: list[str]) -> None:
-    """Put the table between its marks."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    head, rest = text.split(MARKS[0])
-    _, tail = rest.split(MARKS[1])
-    block = "\n".join([MARKS[0], *lines, MARKS[1]])
-    DOCUMENT.write_text(head + block + tail, encoding="utf-8")
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     quick = "--quick" in sys.argv
@@ -208,5 +197,5 @@ if __name__ == "__main__":
     if quick:
         print("\n".join(made))
     else:
-        write(made)
+        put("methods.md", "sketch", "\n".join(made))
     sys.exit(f"{too_few} errors are stated too small" if too_few else 0)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import beta
 
 from shadow.lab.results import OUTCOME, contrast, formatted, level
 
-FOLDER = Path(__file__).parents[2] / "docs" / "lab"
+DOCS = Path(__file__).parents[2] / "docs"
+FOLDER = DOCS / "lab"
 PAIRS = {
     "B - C": "narrow against broad data",
     "D - A": "repetition against the control",
@@ -30,6 +32,31 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table: a column of text, the others numbers."""
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def put(page: str, name: str, text: str) -> None:
+    """Write a generated part of a page between its two marks."""
+    path = DOCS / page
+    before, rest = path.read_text(encoding="utf-8").split(f"<!-- {name} -->")
+    after = rest.split(f"<!-- /{name} -->")[1]
+    whole = f"{before}<!-- {name} -->\n{text}\n<!-- /{name} -->{after}"
+    path.write_text(whole, encoding="utf-8")
+
+
+def bounds(wrong: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson 1934); one-sided of none or all."""
+    tail = (1 - level) / 2 if 0 < wrong < of else 1 - level
+    low = 0.0 if wrong == 0 else float(beta.ppf(tail, wrong, of - wrong + 1))
+    high = 1.0 if wrong == of else float(beta.ppf(1 - tail, wrong + 1, of - wrong))
+    return low, high
+
+
+def interval(count: int, of: int) -> str:
+    """`0 to 1.2 %`."""
+    if not of:
+        return "none were asked"
+    ends = [f"{100 * end:.2g}" if end < 0.995 else "100" for end in bounds(count, of)]
+    return f"{ends[0]} to {ends[1]} %"
 
 
 def published(name: str) -> pd.DataFrame:

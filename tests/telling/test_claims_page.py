@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import claims
+from evidence.evidence_parts import bounds
 
 from shadow.checks.table import CHECKS
 from shadow.telling.words import other_words
@@ -19,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_bounds_are_exact():
     """0 of n: 1 - 0.05^(1/n); n of n: 0.05^(1/n); 1 of 10: the interval of the literature."""
-    assert claims.bounds(0, 150) == (0.0, pytest.approx(1 - 0.05 ** (1 / 150)))
-    assert claims.bounds(20, 20) == (pytest.approx(0.05 ** (1 / 20)), 1.0)
-    assert claims.bounds(1, 10) == (pytest.approx(0.0025286, rel=1e-4), pytest.approx(0.445016))
+    assert bounds(0, 150) == (0.0, pytest.approx(1 - 0.05 ** (1 / 150)))
+    assert bounds(20, 20) == (pytest.approx(0.05 ** (1 / 20)), 1.0)
+    assert bounds(1, 10) == (pytest.approx(0.0025286, rel=1e-4), pytest.approx(0.445016))
 
 
 def test_the_plants_are_those_of_the_page():

@@ -15,6 +15,7 @@ import judging
 import kinds
 import known_pairs
 import sentences
+from evidence.evidence_parts import DOCS
 from truths import Truth
 
 from shadow.checks.explanations import EXPLANATIONS
@@ -52,7 +53,7 @@ def test_truth_is_that_of_the_update_before_storage(rank):
 
 def test_the_error_rates_of_claims_are_those_of_the_page():
     """One run writes both, and a claim that the pairs decide has its rate."""
-    text = sentences.DOCUMENT.read_text(encoding="utf-8").partition("False by claim: ")[2]
+    text = (DOCS / "evidence.md").read_text(encoding="utf-8").partition("False by claim: ")[2]
     told = dict(re.findall(r"(\w+) (\d+ of \d+)", text))
     claims = {**RECOGNISED, **EXPLANATIONS}
     rates = {
