@@ -41,7 +41,7 @@ from shadow.checkpoints.safetensors_files import read_header
 from shadow.comparing.scores import read_scores
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
-from shadow.gates.baselines import read_measured
+from shadow.gates.measured import read_measured
 from shadow.gates.rules import read_policy
 from shadow.lists.index import MARK, read_index
 from shadow.targets import families as families_files

@@ -398,8 +398,7 @@ def judge(
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
     """
-    from shadow.gates.baselines import read_measured
-    from shadow.gates.pair_check import Reading
+    from shadow.gates.measured import Reading, read_measured
     from shadow.gates.rules import gather
     from shadow.gates.verdicts import judge_report
 

@@ -138,11 +138,8 @@ def test_a_report_says_what_was_measured_and_an_older_one_is_full(reports):
 
 
 def test_a_rule_on_what_was_not_measured_never_passes(reports, tmp_path):
-    for name, rule in (
-        *(("norms", one) for one in ("concentration > 0.9", "kept < 0.1", "gate.rank")),
-        ("delta", "overlap_left < 0.1"),
-    ):
-        done = run_shadow("gate", reports[name], "--fail-on", rule, cwd=tmp_path)
+    for rule in ("concentration > 0.9", "gate.rank"):
+        done = run_shadow("gate", reports["norms"], "--fail-on", rule, cwd=tmp_path)
         assert (done.code, "not judged" in done.out) == (1, True)
 
 

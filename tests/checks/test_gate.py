@@ -5,36 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 
-import numpy as np
-import pandas as pd
 import pytest
 import reports
 from effort import every
 from reports import delta, places
 
 from shadow.errors import ShadowError
-from shadow.gates.baselines import read_baselines, read_measured
-from shadow.gates.rules import (
-    COLUMNS,
-    OF_A_COMPONENT,
-    OF_A_MODULE,
-    OF_THE_PAIR,
-    Metric,
-    gather,
-    parse_moved,
-    parse_rule,
-)
-from shadow.gates.verdicts import (
-    Judgement,
-    Verdict,
-    is_median,
-    judge,
-    judge_report,
-    notes_on,
-)
+from shadow.gates.measured import read_baselines, read_measured
+from shadow.gates.rules import NO_FIGURES, gather, parse_moved, parse_rule
+from shadow.gates.verdicts import Judgement, Verdict, judge, judge_report, notes_on
 from shadow.templates import Reason
-
-NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "no_interval"}
 
 
 def verdict(folder, text, baseline=None, **more):
@@ -48,19 +28,6 @@ def verdict(folder, text, baseline=None, **more):
 # Figures
 
 
-def test_rules_know_every_figure_of_the_summary_and_no_other(demo):
-    """What `show --format json` has at each level can be named, and what can be named is there or
-    is a column.
-    """
-    summary = json.loads((demo["narrow"] / "summary.json").read_text())
-    for row, known in (
-        (summary["figures"], OF_THE_PAIR),
-        (summary["components"][0], OF_A_COMPONENT),
-        (summary["modules"][0], OF_A_MODULE),
-    ):
-        assert row.keys() - NOT_FIGURES - (set(COLUMNS) - set(known)) == set(known)
-
-
 def test_figures_are_those_that_show_prints(demo):
     """At every level value and interval are those of summary.json."""
     summary = json.loads((demo["narrow"] / "summary.json").read_text())
@@ -69,7 +36,8 @@ def test_figures_are_those_that_show_prints(demo):
     levels += [((row["component"],), row) for row in summary["components"]]
     levels += [((row["component"], row["module"]), row) for row in summary["modules"]]
     for at, row in levels:
-        for metric in row.keys() - NOT_FIGURES:
+        for metric in row.keys() - {*NO_FIGURES}:
+            assert parse_rule(f"{'.'.join((*at, metric))} > 0").figure.metric == metric
             found = measured.figure(at, metric)
             assert found.value == row[metric]
             assert (list(found.bounds) if found.bounds else None) == row["intervals"].get(metric)
@@ -119,7 +87,7 @@ PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "
         "language.attn.v.spikes > 3", "vision.attn.q.concentration > 0.5",
         "vision.concentration > 0.5", "vision.*.concentration > 0.5",
         "projector.projector.0.concentration > 0.5", "audio.mlp.*.concentration > 0.5",
-        "language.mlp.up.overlap_left < 0.5", "vision_to_language > 1",
+        "vision_to_language > 1",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("allow_missing", every(2, [False, True]))
@@ -276,7 +244,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     same = baseline("b")
     base = {"base": reports.identity(7), "weights": 3.0}
     other = baseline("c", version="0.0.9", settings=settings, **base)
-    assert "87.5 %" in " ".join(notes_on(same, now))
+    assert notes_on(same, now) == []
     notes = " ".join(notes_on(other, now))
     for word in ("base", "0.0.9", "--level exact", "filtered"):
         assert word in notes
@@ -284,35 +252,6 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     assert len(notes_on(now, now)) == 1
     rules = gather([], None, against=True, allow_missing=False)
     assert judge_report(rules, now, same).notes == tuple(notes_on(same, now))
-
-
-@pytest.mark.parametrize("at", [(), ("language",), ("language", "mlp.up")])
-def test_what_is_called_a_median_is_one(demo, at):
-    """By NumPy from the rows; the norm and the share of zeros of many matrices, shares and counts
-    are not called so.
-    """
-    rows = pd.read_parquet(demo["narrow"] / "matrices.parquet")
-    rows = rows[rows["subject"] == "delta"]
-    for column, wanted in zip(("component", "module"), at, strict=False):
-        rows = rows[rows[column] == wanted]
-    now = read_measured(demo["narrow"])
-    known = (OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE)[len(at)]
-    medians = {
-        metric
-        for metric in (*COLUMNS, *known)
-        if is_median(Metric(*at, *[None] * (2 - len(at)), metric))
-    }
-    for metric in medians - {"participation_share"}:
-        values = rows[metric].dropna().to_numpy(dtype=float)
-        if metric == "equivalent_directions":  # all of the demo are exact: 1 / X, null above m
-            too_large = rows["excess_purity"] * rows[["rows", "cols"]].min(axis=1) < 1
-            values = np.append(values, [np.inf] * (rows[metric].isna() & too_large).sum())
-        found = now.figure(at, metric).value
-        wanted = pytest.approx(np.median(values), rel=1e-12) if len(values) else None
-        assert found == wanted, metric
-    assert {"concentration", "spikes", "participation_share"} <= medians
-    assert not medians & {"relative_norm_overall", "matrices", "spiked", "depth_entropy"}
-    assert ("relative_norm" in medians, "zero_share" in medians) == (len(at) != 1, len(at) != 0)
 
 
 def test_a_threshold_within_the_error_of_an_estimate_is_not_judged(tmp_path):

@@ -12,7 +12,7 @@ from command import run_shadow
 from effort import every
 from reports import delta, places
 
-from shadow.gates.baselines import read_measured
+from shadow.gates.measured import read_measured
 from shadow.lists.index import read_index, write_index
 from shadow.reports.provenance import finished_metadata
 

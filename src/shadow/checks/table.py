@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained, whole
@@ -45,7 +45,9 @@ class PairClaim:
 
 def pair_claim(text: str) -> PairClaim:
     """`trained --moved layers.0-7 --frozen embed` -> PairClaim. Raises UsageError."""
-    claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split()
+    claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
+    if claim in CHECKS and claim not in OF_PAIRS:
+        raise UsageError(f"{claim} is no claim of a base and a tuned side", _one_of(OF_PAIRS))
     found: dict[str, list[str]] = {"--moved": [], "--frozen": []}
     if len(rest) % 2 or any(option not in found for option in rest[::2]):
         hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
@@ -56,6 +58,10 @@ def pair_claim(text: str) -> PairClaim:
     if "moved" in form.options and not any(found.values()):
         raise UsageError(f"{claim} {NEEDS_PATTERN}", f"write: {claim} {form.usage}")
     return PairClaim(claim, tuple(found["--moved"]), tuple(found["--frozen"]))
+
+
+def _one_of(claims: Iterable[str]) -> str:
+    return f"one of {', '.join(claims)}"
 
 
 def require_form(
@@ -74,8 +80,7 @@ def require_form(
     if form is None:
         if error := gone("claim", claim):
             raise error
-        hint = nearest(claim, CHECKS) or f"one of {', '.join(CHECKS)}"
-        raise UsageError(f"no claim {claim[:40]!r}", hint)
+        raise UsageError(f"no claim {claim[:40]!r}", nearest(claim, CHECKS) or _one_of(CHECKS))
     usage = f"write: shadow verify {claim} {form.usage}"
     least = len(form.checkpoints)
     if count < least or (count > least and not form.repeats):

@@ -180,7 +180,7 @@ def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgem
 def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
     from shadow.gates.document import rules_document
-    from shadow.gates.pair_check import Reading
+    from shadow.gates.measured import Reading
 
     result = outcome.finished()
     summary, pairs = result.summary, len(shown.request.selection.own)

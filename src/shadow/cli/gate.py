@@ -20,8 +20,7 @@ from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
     from shadow.engines.finished import AuditResult
-    from shadow.gates.measured import Measured
-    from shadow.gates.pair_check import Reading
+    from shadow.gates.measured import Measured, Reading
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
     from shadow.lists.index import Index, Row
@@ -125,8 +124,7 @@ def _each_once(
 
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
-    from shadow.gates.baselines import read_measured
-    from shadow.gates.pair_check import Reading
+    from shadow.gates.measured import Reading, read_measured
     from shadow.gates.verdicts import judge_report
 
     if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
@@ -203,7 +201,7 @@ def judged_of(
 
     Of a report that was uploaded the rows are fetched for rules.
     """
-    from shadow.gates.baselines import read_measured
+    from shadow.gates.measured import read_measured
     from shadow.gates.verdicts import Judgement, judge_report
 
     summary = result.summary
@@ -295,7 +293,7 @@ def baselines_of(
 
     Raises ShadowError where there is no such folder, or it holds no reports.
     """
-    from shadow.gates.baselines import read_baselines
+    from shadow.gates.measured import read_baselines
 
     if against is None:
         return {}

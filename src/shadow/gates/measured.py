@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-import fnmatch
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from shadow.checks import files
 from shadow.checks.answer import Outcome
 from shadow.checks.summary import Summary
 from shadow.comparing.matching import ComparedReport, compared
-from shadow.gates.pair_check import Reading
-from shadow.gates.rules import COLUMNS, FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
+from shadow.errors import ShadowError
+from shadow.gates.rules import FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
 from shadow.gates.states import TENSORS, file_states, states
-from shadow.reports.columns import ERRORS, ESTIMATED
+from shadow.reports.columns import ESTIMATED
+from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
-from shadow.summary.bootstrap import blocks_of, interval_of_median
-from shadow.summary.layer_medians import directions, median_directions
+from shadow.run.runtime import Files, Runtime, access_of, tell_nobody
 from shadow.summary.numbers import floats, median
 from shadow.summary.rows import Row
+from shadow.telling.reading import SummarisedReport
 from shadow.text import several
+
+if TYPE_CHECKING:
+    from shadow.checks.table import PairClaim
+    from shadow.checks.verification import Verification
 
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 NAMED = 5  # figures that a sentence names one by one
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How checkpoints of a report are read again."""
+
+    files: Files = Files(offline=True)  # noqa: RUF009 - frozen
+    jobs: int | None = None
+    """Tensors that are read at a time."""
+    say: Callable[[str], None] = tell_nobody
 
 
 @dataclass(frozen=True)
@@ -54,16 +70,8 @@ class Measured:
 
     @cached_property
     def report(self) -> ComparedReport:
-        """Its rows, with every column that a rule may name."""
-        return compared(
-            self.source,
-            self.label,
-            more=(*COLUMNS, "kept_reason", *(column.name for column in ERRORS)),
-        )
-
-    @cached_property
-    def deltas(self) -> pd.DataFrame:
-        return self.report.subject("delta")
+        """How it was made, as one side of a comparison."""
+        return compared(self.source, self.label)
 
     @cached_property
     def _rows(self) -> dict[Scope, Summary | Row]:
@@ -83,10 +91,8 @@ class Measured:
             return [()]
         return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
 
-    def changed(self, at: Scope, layers: tuple[int, int] | None = None) -> int:
-        """How many deltas of a place have been measured, in these layers or in all."""
-        if layers is not None:
-            return len(self._deltas_of(at, layers))
+    def changed(self, at: Scope) -> int:
+        """How many deltas of a place have been measured."""
         return int(self._figures(at)["matrices"])
 
     @cached_property
@@ -100,9 +106,12 @@ class Measured:
             if self.summary.files is None:
                 return {}
             return file_states(figure, self.source.table("files").to_pylist())
-        deltas = self.deltas[["component", "module", "layer"]].astype(object)
-        places = deltas.where(deltas.notna(), None).itertuples(index=False, name=None)
-        return states(figure, self._tensors, set(places))
+        keys = ("component", "module", "layer")
+        matrices = self.source.table("matrices").select(["subject", *keys])
+        subjects, *columns = (column.to_pylist() for column in matrices.columns)
+        rows = zip(subjects, zip(*columns, strict=True), strict=True)
+        changed = {place for subject, place in rows if subject == "delta"}
+        return states(figure, self._tensors, changed)
 
     def is_identical(self, figure: Metric) -> bool:
         """Whether all matrices that a rule names were compared and none changed."""
@@ -134,27 +143,17 @@ class Measured:
         """The figures of a place that intervals are made of."""
         return list(self._rows[at].intervals)
 
-    def figure(self, at: Scope, metric: str, layers: tuple[int, int] | None = None) -> JudgedFigure:
-        """The summary's figure of that name, else, and in some layers, the median of delta rows."""
-        name = ".".join((*at, metric))
-        if layers is not None:
-            component, module = at[0] if at else None, at[1] if len(at) > 1 else None
-            name = str(Metric(component, module, metric, layers))
-            return self._median(name, at, metric, layers)
-        row = self._rows.get(at)
+    def figure(self, at: Scope, metric: str) -> JudgedFigure:
+        """A figure of the summary, with its interval over layers."""
+        name, row = ".".join((*at, metric)), self._rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
-        figures = self._figures(at)
-        if metric not in figures:
-            return self._median(name, at, metric)
         why = "it has no spread"
         if metric in row.intervals:
             why = row.no_interval or f"{row.layers} layers are too few for it"
-        return JudgedFigure(name, figures[metric], row.intervals.get(metric), why)
+        return JudgedFigure(name, self._figures(at)[metric], row.intervals.get(metric), why)
 
-    def errors(
-        self, at: Scope, metric: str, layers: tuple[int, int] | None = None
-    ) -> tuple[float, float] | None:
+    def errors(self, at: Scope, metric: str) -> tuple[float, float] | None:
         """Between which values a median of estimates lies, over all matrices and over those inside
         layers; None where it is of none.
 
@@ -164,11 +163,13 @@ class Measured:
         column = "participation_ratio" if is_share else metric
         if not self.summary.estimated or column not in ESTIMATED:
             return None
-        rows = self._deltas_of(at, layers)
+        keys, null = ["subject", "component", "module"], "null_participation_ratio"
+        rows = self.source.columns("matrices", [*keys, "layer", column, f"{column}_error", null])
+        for key, wanted in zip(keys, ("delta", *at), strict=False):
+            rows = rows[rows[key] == wanted]
         values, errors = floats(rows[column]), np.nan_to_num(floats(rows[f"{column}_error"]))
         if is_share:
-            null = floats(rows["null_participation_ratio"])
-            values, errors = values / null, errors / null
+            values, errors = values / floats(rows[null]), errors / floats(rows[null])
         every, inside = np.ones(len(rows), dtype=np.bool_), ~np.isnan(floats(rows["layer"]))
         ends = [
             median((values + sign * errors)[some]) for some in (every, inside) for sign in (-1, 1)
@@ -176,49 +177,12 @@ class Measured:
         known = [end for end in ends if end is not None]
         return (min(known), max(known)) if known else None
 
-    def _deltas_of(self, at: Scope, layers: tuple[int, int] | None) -> pd.DataFrame:
-        """The delta rows of a place, in these layers or in all."""
-        rows = self.deltas
-        for key, wanted in zip(("component", "module"), at, strict=False):
-            rows = rows[rows[key] == wanted]
-        if layers is not None:
-            numbers = floats(rows["layer"])
-            rows = rows[(numbers >= layers[0]) & (numbers <= layers[1])]
-        return rows
-
-    def _median(
-        self, name: str, at: Scope, metric: str, layers: tuple[int, int] | None = None
-    ) -> JudgedFigure:
-        rows = self._deltas_of(at, layers)
-        values = floats(rows[metric])
-        middle = median(values)
-        if metric == "equivalent_directions":
-            values = directions(rows.__getitem__)
-            middle, _ = median_directions(rows.__getitem__)
-        blocks = blocks_of(rows["component"].tolist(), floats(rows["layer"]))
-        interval = interval_of_median(values, blocks)
-        bounds = None if middle is None else interval.bounds
-        return JudgedFigure(name, middle, bounds, interval.reason or "")
-
-    def beyond_last(self, name: Metric) -> str:
-        """Says where a rule names layers that the model does not have."""
-        numbers = [
-            int(row["layer"])
-            for row in self._tensors
-            if row["layer"] is not None
-            and (name.component is None or fnmatch.fnmatchcase(row["component"], name.component))
-        ]
-        if name.layers is None or not numbers or name.layers[1] <= max(numbers):
-            return ""
-        return f"; the last layer is {max(numbers)}"
-
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
         if name.component == FILES:
             return "the report lists no files: it was made before they were"
         if name.layers is not None:
-            at = f"the report has no changed matrix of {replace(name, metric='')}"
-            return f"{at}{self.beyond_last(name)}"
+            return f"the report has no tensor of {name}"
         if name.component is None:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         what = ".".join(filter(None, (name.component, name.module)))
@@ -235,3 +199,80 @@ class Measured:
         if not reasons:
             return f"{what} has no base"
         return f"{what} was not measured ({', '.join(sorted(reasons))})"
+
+
+def read_measured(
+    folder: Path,
+    label: str = "this report",
+    summary: Summary | None = None,
+    reading: Reading | None = None,
+) -> Measured:
+    """A finished report as rules see it, with its summary unless that is known already.
+
+    reading: for checks that the report does not answer. Raises ShadowError.
+    """
+    report = SummarisedReport(folder)
+    assert report.provenance  # read now, so that a folder without a report is found here
+    if summary is None:
+        summary = report.summary
+    return Measured(source=report, label=label, summary=summary, reading=reading)
+
+
+def read_baselines(
+    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Measured]:
+    """The report of each pair (family, pair) that has one in folders, which are those in or below
+    against.
+
+    A single pair may also be held against a report of any name, if against is that report's own
+    folder. Raises ShadowError for what cannot be read.
+    """
+    if len(pairs) == 1 and finished_metadata(against) is not None:
+        return {pairs[0]: _baseline(against)}
+    baselines = {}
+    for folder in folders:
+        metadata = finished_metadata(folder)
+        if metadata is None:
+            refuse_remains(folder)
+        if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
+            if which in baselines:
+                raise ShadowError(
+                    f"{against} has two reports of {':'.join(which)}",
+                    "name the folder of one of them",
+                )
+            baselines[which] = _baseline(folder)
+    return baselines
+
+
+def _baseline(folder: Path) -> Measured:
+    """A baseline, all of which is read now: what is measured next may be written over it."""
+    baseline = read_measured(folder, "the baseline")
+    assert baseline.report is not None
+    return baseline
+
+
+def checked(asked: PairClaim, summary: Summary, reading: Reading) -> Verification:
+    """The answer to a check that a report does not hold.
+
+    Imports what reads weights. Raises ShadowError where a side has changed since its audit.
+    """
+    from shadow.checks.questions import question, verify
+    from shadow.run.sides import client_for, find_checkpoint, reference_of
+
+    sides = summary.base, summary.tuned
+    references = [reference_of(side) for side in sides]
+    runtime = Runtime(jobs=reading.jobs, access=access_of(reading.files), say=reading.say)
+    every = [part for reference in references for _, part in reference.parts]
+    reading.say(f"{summary.family}:{summary.pair}: check {asked}")
+    with tempfile.TemporaryDirectory() as scratch, client_for(every):
+        found = [
+            find_checkpoint(reference, runtime, Path(scratch) / str(number))
+            for number, reference in enumerate(references)
+        ]
+        for side, one in zip(sides, found, strict=True):
+            if side["fingerprint"] not in (None, one.fingerprint):
+                raise ShadowError(f"{side['repo']} has changed since it was audited")
+        if references[0] != references[1]:  # a side is read, and freed, for itself
+            runtime = replace(runtime, found=dict(zip(references, found, strict=True)))
+        asked_of = question(asked.claim, references, moved=asked.moved, frozen=asked.frozen)
+        return verify(asked_of, runtime)

@@ -1,7 +1,7 @@
 """What `--fail-on` and policy files say -> Rule. Parsed, never evaluated.
 
+    figure := [component "."] [module "."] metric
     place  := [component "."] [module "."] ["layers." first ["-" last] "."]
-    figure := place metric
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
@@ -22,19 +22,21 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from shadow.checks.table import OF_PAIRS, pair_claim
-from shadow.errors import ShadowError, UsageError
+from shadow.checks.pair_gates import GATES
+from shadow.checks.table import pair_claim
+from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reasons import BROKEN
-from shadow.reports.columns import COUNTS, ESTIMATED, FIGURES, delta_metrics
-from shadow.text import closest, nearest, short
+from shadow.reports.columns import delta_metrics
+from shadow.summary.rows import SHAPES
+from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
 
@@ -47,7 +49,6 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "!=": operator.ne,
 }
 CHANGED, UNCHANGED = "changed", "unchanged"
-OF_PLACES = (CHANGED, UNCHANGED)
 OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
 HOLDS, FAILS = "holds", "does not hold"
 STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
@@ -60,18 +61,17 @@ OF_REPOSITORIES = (
 )
 OF_REPORTS = ("same", "files")  # claims that a report answers; for others both sides are read
 MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
-# Every delta has these; of a set of matrices the median is meant, unless the summary has a figure
-# of that name for it.
-COLUMNS = tuple(delta_metrics())
-DEPTH = ("depth_layers", "depth_entropy", "effective_layers", "attention_to_mlp")
-OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "parameter_share")
-OF_A_MODULE = (*OF_BOTH, "parameters")
-OF_A_COMPONENT = (*OF_BOTH, "tensors", "identical", *DEPTH)
-OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
+# figures of summary.json that a rule may name
+NO_FIGURES = ("component", "module", "intervals", "layers", "interval_level", "no_interval")
+OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE = (
+    tuple(key for key in SHAPES[place] if key not in NO_FIGURES)
+    for place in ("figures", "components", "modules")
+)
 STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
 CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+(?:\s+--\S.*)?)\s*")
 LAYERS = re.compile(r"(?:^|(?<=\.))layers?\.(\d{1,6})(?:-(\d{1,6}))?(?:\.|$)")
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
+NAMES = r"[A-Za-z0-9_.*?]+"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LONGEST = 200  # characters of an expression
 SUCH_AS = "such as language.mlp.up.concentration"
@@ -180,7 +180,9 @@ def parse_rule(text: str, **more: Any) -> Rule:
         hint = f"did you mean {meant!r}?" if meant else f"one of {' '.join(COMPARISONS)}"
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
     name = parse_figure(figure)
-    threshold = _number(text, wanted)
+    if not NUMBER.fullmatch(wanted) or not math.isfinite(float(wanted)):
+        raise UsageError(f"{text!r}: {wanted!r} is not a number", HINT)
+    threshold = float(wanted) + 0.0  # -0 is 0
     named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
     return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
 
@@ -193,34 +195,20 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
         return Metric(IS_BROKEN, None, text.strip()), HOLDS
     if match := CLAIM.fullmatch(text):
         negated, which, name = match.groups()
-        _require_claim(which, name.split()[0] if which == VERIFY else name)
-        claim = str(pair_claim(name)) if which == VERIFY else name
-        return Metric(which, None, claim), FAILS if negated else HOLDS
+        if which == VERIFY:
+            name = str(pair_claim(name))
+        elif name not in GATES:
+            raise UsageError(f"no gate {name[:40]!r}", nearest(name, GATES) or _one_of(GATES))
+        return Metric(which, None, name), FAILS if negated else HOLDS
     if not (match := STATE.fullmatch(text)):
         return None
     place, state = match.groups()
     if place.partition(".")[0] == FILES:
         return _parse_files(place), state
-    if state not in OF_PLACES:
+    if state not in (CHANGED, UNCHANGED):
         hint = f"write `changed` or `unchanged`, or name files: `files.code {state}`"
         raise UsageError(f"{text.strip()!r}: only files are {state}", hint)
     return parse_place(place), state
-
-
-def _require_claim(which: str, name: str, written: str | None = None) -> None:
-    """Raises UsageError unless there is a gate, or a claim about pairs, of this name. written: what
-    stands before a name, if not which and a dot.
-    """
-    from shadow.checks.pair_gates import GATES
-
-    known = tuple(GATES) if which == GATE else OF_PAIRS
-    if name in known:
-        return
-    before = f"{which}." if written is None else written
-    hint = nearest(name, known) or f"one of {', '.join(before + one for one in known)}"
-    if which == VERIFY and not closest(name, known):
-        hint = f"{hint}; `shadow verify` checks claims about other checkpoints too"
-    raise UsageError(f"no {'gate' if which == GATE else 'claim'} {name[:40]!r}", hint)
 
 
 def _parse_files(text: str) -> Metric:
@@ -230,25 +218,26 @@ def _parse_files(text: str) -> Metric:
     if not re.fullmatch(r"[A-Za-z0-9_.*?-]+", rest) or not kind:
         raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
     if not _known(kind, OF_REPOSITORIES):
-        _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
+        _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), _one_of(OF_REPOSITORIES))
     if error := gone("word", word):
         raise error
     return Metric(FILES, f"{kind}.{word}" if word else kind, "")
 
 
-def one_of(words: Sequence[str]) -> str:
-    """`one of a, b, c`."""
-    return f"one of {', '.join(words)}"
-
-
 def parse_place(text: str) -> Metric:
     """`language.embed`, `layers.0-7`, `vision` -> Metric without a metric. Raises UsageError."""
-    end = f".{COLUMNS[0]}"
-    try:
-        return replace(parse_figure(f"{text}{end}"), metric="")
-    except UsageError as error:
-        hint = (error.hint or "").replace(end, "")
-        raise UsageError(error.message.replace(end, ""), hint or SUCH_PLACE) from None
+    layers, place = None, text
+    if match := LAYERS.search(text):
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UsageError(f"{text[:80]!r}: layers {first} to {last} are none", "such as 0-7")
+        layers = first, last
+        place = text[: match.start()] + text[match.end() :]
+        place = place[:-1] if place.endswith(".") else place
+        if not place and not match.start():
+            return Metric(None, None, "", layers)
+    component, module = _component_and_module(place, "", SUCH_PLACE)
+    return Metric(component, module, "", layers)
 
 
 def parse_moved(text: str, **more: Any) -> Rule:
@@ -267,65 +256,52 @@ def _refuse_long(text: str, what: str, hint: str) -> None:
         raise UsageError(f"{text[:40]!r}... is too long for {what}", hint)
 
 
-def _number(text: str, wanted: str) -> float:
-    if not NUMBER.fullmatch(wanted) or not math.isfinite(float(wanted)):
-        share = wanted.removesuffix("%").strip()
-        hint = HINT
-        if wanted.endswith("%") and NUMBER.fullmatch(share) and math.isfinite(float(share)):
-            hint = f"write {float(share) / 100:g} for {wanted}"
-        raise UsageError(f"{text!r}: {wanted!r} is not a number", hint)
-    return float(wanted) + 0.0  # -0 is 0
-
-
 def parse_figure(text: str, *, many: bool = False) -> Metric:
-    """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too, and no
-    layers are named.
+    """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too.
 
     Raises UsageError for what no report of this version can have.
     """
-    layers = None
-    if match := LAYERS.search(text):
-        if many:
-            raise UsageError(
-                f"{text[:80]!r}: a rule on what moved has no layers", "leave the layers out"
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UsageError(f"{text[:80]!r}: layers {first} to {last} are none", "such as 0-7")
-        layers = first, last
-        text = text[: match.start()] + text[match.end() :]
-    if not re.fullmatch(r"[A-Za-z0-9_.*?]+", text) or "" in text.split("."):
-        raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
+    if LAYERS.search(text):
+        hint = "leave the layers out; a rule on `changed` or `unchanged` may name some"
+        raise UsageError(f"{text[:80]!r}: the summary has no figure of some layers", hint)
     place, _, metric = text.rpartition(".")
-    component, _, module = place.partition(".")
-    rules = name_rules()
-    if component and not _known(component, rules.components):
-        if _known(place, rules.modules):
-            hint = f"did you mean '*.{text}' or 'language.{text}'?"
-            raise UsageError(f"{text!r} names no component", hint)
-        modules = nearest_modules(place)
-        if modules and not closest(component, rules.components) and not is_of_layers(component):
-            hint = f"did you mean 'language.{modules}.{metric}'?"
-            raise UsageError(f"no component {component!r}", hint)
-        hint = f"one of {', '.join(rules.components)}"
-        _refuse("component", component, closest(component, rules.components), hint)
-    if module and not _known(module, rules.modules):
-        _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
-    own = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
-    known = (*COLUMNS, *own)
-    if layers is not None:
-        known = COLUMNS  # a sum or a share of some layers is in no report
-    if metric.removesuffix("_error") in ESTIMATED and metric not in known:
-        hint = "a rule on the figure takes its error into account"
-        raise UsageError(f"{metric!r} is an error, which no rule can name", hint)
+    component, module = None, None
+    if metric != text or not re.fullmatch(NAMES, text):
+        component, module = _component_and_module(place, f".{metric}", SUCH_AS)
+    known = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
     if error := gone("rule", metric) or gone("column", metric):
         raise error
+    if metric not in known and metric.removesuffix("_error") in delta_metrics():
+        raise UsageError(f"{metric!r} is no figure of the summary", _one_of(known))
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:
         hint = "use * and ? in the component and the module only"
         raise UsageError(f"{text!r} names more than one metric", hint)
-    return Metric(component or None, module or None, metric, layers)
+    return Metric(component, module, metric)
+
+
+def _component_and_module(place: str, metric: str, such: str) -> tuple[str, str | None]:
+    """`language.mlp.up` -> its component and module. metric: what stands behind it, in hints."""
+    text = f"{place}{metric}"
+    if not re.fullmatch(NAMES, text) or "" in text.split("."):
+        raise UsageError(f"{text[:80]!r} is no name of a figure or of a place", such)
+    component, _, module = place.partition(".")
+    rules = name_rules()
+    if not _known(component, rules.components):
+        modules = nearest_modules(place)
+        if modules and not closest(component, rules.components) and not is_of_layers(component):
+            hint = f"did you mean 'language.{modules}{metric}'?"
+            raise UsageError(f"no component {component!r}", hint)
+        close = closest(component, rules.components)
+        _refuse("component", component, close, _one_of(rules.components))
+    if module and not _known(module, rules.modules):
+        _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
+    return component, module or None
+
+
+def _one_of(words: Iterable[str]) -> str:
+    return f"one of {', '.join(words)}"
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
@@ -346,13 +322,7 @@ def claim_rule(text: str, file: str, line: int) -> Rule:
     """A claim that a list has of a pair, such as `trained --frozen embed`: a rule that is violated
     where it does not hold. Raises UsageError.
     """
-    from shadow.targets.forms import PairClaimForm
-
     try:
-        first, *rest = text.split() or [""]
-        _require_claim(VERIFY, first, written="")
-        if rest and not rest[0].startswith("--"):
-            raise UsageError(f"{short(text)} is no claim of a pair", PairClaimForm.WRITTEN)
         figure = Metric(VERIFY, None, str(pair_claim(text)))
     except UsageError as error:
         raise UsageError(f"{file}:{line}: {error.message}", error.hint) from error
@@ -391,15 +361,8 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
     from shadow.targets.checked import read_form
     from shadow.targets.forms import PolicyForm
 
-    hint = f"docs/ci.md describes policy files: a name, and below it `fail_on: {SUCH}`"
-    try:
-        form, lines = read_form(PolicyForm, file, hint=hint, noun="rule")
-    except ShadowError as error:
-        if not re.search(r"aliases|expected alphabetic or numeric", error.message):
-            raise
-        # what YAML makes of a * or a &
-        star = 'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"'
-        raise ShadowError(error.message, f"{star}; {hint}") from error
+    hint = f"docs/ci.md describes policy files: a name, and below it `fail_on: '{SUCH}'`"
+    form, lines = read_form(PolicyForm, file, hint=hint, noun="rule")
     rules = []
     for name, entry in form.root.items():
         key, parse = ("fail_on", parse_rule) if entry.moved is None else ("moved", parse_moved)

@@ -24,43 +24,29 @@ from shadow.checks.summary import Summary
 from shadow.checks.table import pair_claim
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
-from shadow.gates.measured import Measured, Scope
-from shadow.gates.pair_check import checked
+from shadow.gates.measured import Measured, Scope, checked
 from shadow.gates.rules import (
-    COLUMNS,
     FAILS,
     HOLDS,
     IS_BROKEN,
     MOVED,
     OF_REPORTS,
-    OF_THE_PAIR,
     STATES,
     VERIFY,
-    Metric,
     Rule,
 )
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.summary.bootstrap import LEVEL
 from shadow.summary.tiers import WORDS
 from shadow.templates import Reason, Value, fill
-from shadow.text import counted
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 
-# metrics that are no medians: of the pair, of a component and of a module
-WHOLE_OF_PAIR = {*OF_THE_PAIR, "zero_share"} - {"participation_share"}
-WHOLE_OF_COMPONENT = {"relative_norm", "energy_share"}
-WHOLE_OF_MODULE = {"energy_share"}
-# are named before others that moved further
-FIRST = ("relative_norm_overall", "relative_norm", "concentration")
+LEAST = 1e-300  # instead of a width of nothing
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
 # figures that are 0 where all that a rule names is identical
-NORMS = (
-    *("relative_norm", "relative_norm_overall", "relative_spectral", "frobenius_norm"),
-    *("spectral_norm", "nuclear_norm"),
-)
+NORMS = ("relative_norm", "relative_norm_overall")
 WORDS_OF_VERDICTS: Mapping[str, str] = {
     "broken": "{what}",
     "not_broken": "it is not {word}",
@@ -74,12 +60,12 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "all_states": "{what} is {states}",
     "not_compared": "not all of {what} was compared",
     "identical": "{what} is 0, as all that it names is identical",
-    "within_error": "{figures} is an estimate whose error reaches {end}: measure with --level full",
+    "within_error": "{figures} is an estimate whose error reaches the threshold: measure with"
+    " --level full",
     "null": "{figures} is null[ ({why})]",
-    "violated": "{figures} ({condition})[, {medians}][; null: {nulls}]",
-    "within": "{figures} (not {condition})[, {medians}][; null: {nulls}]",
-    "all_within": "{count:count} figures are {least} to {most} (none {condition})[, {medians}]"
-    "[; null: {nulls}]",
+    "violated": "{figures} ({condition})[; null: {nulls}]",
+    "within": "{figures} (not {condition})[; null: {nulls}]",
+    "all_within": "{count:count} figures are {least} to {most} (none {condition})[; null: {nulls}]",
     "no_baseline": "the baseline has no report of this pair",
     "absent_before": "in the baseline, {why}",
     "unjudged": "{left}",
@@ -202,13 +188,6 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
             note += f": {why}"
         notes.append(note)
     notes += settings_apart(before, after)
-    summary = baseline.summary
-    if summary.no_interval is None and summary.interval_level is not None:
-        level = f"{100 * summary.interval_level:.3g} %"
-        note = f"the baseline's spread over layers covers {level}"
-        if summary.interval_level < LEVEL:
-            note += f", not {100 * LEVEL:.3g} %: only {summary.layers} layers"
-        notes.append(note)
     return notes
 
 
@@ -330,13 +309,13 @@ def _in_state(rule: Rule, now: Measured) -> Verdict:
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
-    figures = {at: now.figure(at, rule.figure.metric, rule.figure.layers) for at in places}
+    figures = {at: now.figure(at, rule.figure.metric) for at in places}
     findings = {
         at: RuleFigure(figure.name, value, rule.holds(value))
         for at, figure in figures.items()
         if (value := figure.value) is not None
     }
-    if not findings and not any(now.changed(at, rule.figure.layers) for at in places):
+    if not findings and not any(now.changed(at) for at in places):
         if rule.figure.metric not in NORMS or not now.is_identical(rule.figure):
             return _missing(rule, "absent", why=now.why_absent(rule.figure))
         zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
@@ -347,7 +326,7 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
             at: one for at, one in findings.items() if one.met and not _is_open(rule, now, at)
         }
         if not findings:
-            return _missing(rule, "within_error", figures=open_ones, end="the threshold")
+            return _missing(rule, "within_error", figures=open_ones)
     if not findings:
         why = WORDS[now.summary.tier].not_measured
         if not why and (when := NULLS.get(rule.figure.metric)):
@@ -363,7 +342,6 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         "count": len(named),
         "least": _text(ordered[0].value, rule.holds),
         "most": _text(ordered[-1].value, rule.holds),
-        "medians": _medians(rule.figure, now, list(named)),
         "nulls": nulls or None,
     }
     code = "violated" if violating else "within" if len(named) == 1 else "all_within"
@@ -372,34 +350,8 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
 
 def _is_open(rule: Rule, now: Measured, at: Scope) -> bool:
     """Whether the error of an estimate leaves open on which side of a threshold it lies."""
-    within = now.errors(at, rule.figure.metric, rule.figure.layers)
+    within = now.errors(at, rule.figure.metric)
     return within is not None and rule.holds(within[0]) != rule.holds(within[1])
-
-
-def is_median(figure: Metric) -> bool:
-    """Whether a figure is the median over the matrices of its place."""
-    if figure.layers is not None:
-        return True
-    if figure.component is None:
-        whole = WHOLE_OF_PAIR
-    elif figure.module is None:
-        whole = WHOLE_OF_COMPONENT
-    else:
-        whole = WHOLE_OF_MODULE
-    return figure.metric in (*COLUMNS, "participation_share") and figure.metric not in whole
-
-
-def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str | None:
-    """Says that the figures of places are medians; of a single module, over how many matrices."""
-    if not is_median(figure):
-        return None
-    if len(places) > 1:
-        return "each the median over its matrices"
-    if figure.module is not None or figure.layers is not None:
-        count = now.changed(places[0], figure.layers)
-        over = f"the median over {counted(count, 'matrix', 'matrices')}"
-        return f"{over}{now.beyond_last(figure)}"
-    return "the median over matrices"
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
@@ -443,16 +395,12 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     return _verdict(rule, code, of, findings)
 
 
-def _distance(finding: RuleFigure) -> tuple[bool, float]:
-    """First what the summary starts with, then by how far it lies outside, in widths."""
-    is_first = finding.figure.rpartition(".")[2] in FIRST
+def _distance(finding: RuleFigure) -> float:
+    """How far it lies outside its interval, in widths."""
     if not isinstance(finding.value, float | int):
-        return is_first, math.inf
+        return math.inf
     low, high = finding.low or 0.0, finding.high or 0.0
-    outside = max(low - finding.value, finding.value - high, 0.0)
-    if high > low:
-        return is_first, outside / (high - low)
-    return is_first, math.inf if outside else 0.0
+    return max(low - finding.value, finding.value - high, 0.0) / max(high - low, LEAST)
 
 
 def _move(finding: RuleFigure) -> str:
