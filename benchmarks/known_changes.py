@@ -26,7 +26,7 @@ from evidence.evidence_parts import table
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from shadow.checks.inside import LIKE_NOISE
+from shadow.checks.explanations import LIKE_NOISE
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import measure_pair, summed
 from shadow.spectra.method import Method

@@ -56,8 +56,7 @@ from known_pairs import planted
 from truths import place_of
 
 import shadow
-from shadow.checks.explanations import EXPLANATIONS
-from shadow.checks.recognised import RECOGNISED
+from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 from shadow.outputs.markdown import plain
 
 DATA = FOLDER / "sentences.parquet"

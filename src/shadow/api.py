@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from shadow.checks.patterns import NEEDS_PATTERN
-from shadow.checks.snapshots import Snapshot
+from shadow.checks.trained import Snapshot
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import torch
 
     from shadow.checkpoints.opening import Checkpoint
-    from shadow.checks.verification import Verification
+    from shadow.checks.answer import Verification
     from shadow.comparing.comparison import Comparison
     from shadow.gates.measured import Measured
     from shadow.gates.verdicts import Judgement
@@ -453,8 +453,8 @@ def verify(
         UsageError: Where a claim is not known, or is not asked of these.
         ShadowError: Where a checkpoint cannot be read.
     """
-    from shadow.checks.questions import question
-    from shadow.checks.questions import verify as check
+    from shadow.checks.registry import question
+    from shadow.checks.registry import verify as check
     from shadow.run.runtime import Runtime, access_of
     from shadow.run.workers import single_threads
 
@@ -506,7 +506,7 @@ def snapshot(model: Model) -> Snapshot:
         ShadowError: Where a parameter holds no plain numbers, as of a sharded model.
     """
     from shadow.checkpoints.in_memory import in_memory
-    from shadow.checks.snapshots import taken
+    from shadow.checks.trained import taken
 
     return taken(in_memory(model, "memory"))
 
@@ -514,9 +514,9 @@ def snapshot(model: Model) -> Snapshot:
 def _trained_since(*sides: Any, moved: Sequence[str], frozen: Sequence[str]) -> Verification:
     """Whether what should have moved since a snapshot did, and what should be frozen is equal."""
     from shadow.checkpoints.in_memory import in_memory
-    from shadow.checks.snapshots import training_since
-    from shadow.checks.table import CHECKS, require_form
-    from shadow.checks.verification import Verification
+    from shadow.checks.answer import Verification
+    from shadow.checks.registry import CHECKS, require_form
+    from shadow.checks.trained import training_since
 
     require_form("trained", len(sides), moved=moved, frozen=frozen)
     if not (moved or frozen):

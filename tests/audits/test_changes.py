@@ -13,7 +13,7 @@ import torch
 from measuring import frame, planted_pair
 
 from shadow.checkpoints.pairing import Filter
-from shadow.checks.recognised import recognised
+from shadow.checks.explanations import recognised
 from shadow.engines.pair import run_pair
 from shadow.run.settings import Settings
 from shadow.spectra.method import Method

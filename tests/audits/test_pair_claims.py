@@ -12,7 +12,7 @@ from command import run_shadow
 from test_verify_trained import based, moved
 
 import shadow
-from shadow.checks.questions import Runtime
+from shadow.checks.registry import Runtime
 from shadow.errors import ShadowError
 from shadow.run import sides as sides_module
 from shadow.run.sides import find_checkpoint, reference_of, side_of

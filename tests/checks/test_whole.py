@@ -20,13 +20,13 @@ from shadow.checkpoints import expected as loader
 from shadow.checkpoints.expected import Expected, asked, stripped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
-from shadow.checks.table import CHECKS
+from shadow.checks.registry import CHECKS
 from shadow.checks.whole import WORDS, Whole, judge
-from shadow.checks.whole_files import Files
-from shadow.checks.whole_names import Names, Tied
-from shadow.checks.whole_part import json_object
-from shadow.checks.whole_values import Values
-from shadow.checks.whole_words import Words, read_words
+from shadow.checks.whole.configs import Words, read_words
+from shadow.checks.whole.names import Names, Tied
+from shadow.checks.whole.part import json_object
+from shadow.checks.whole.shards import Files
+from shadow.checks.whole.values import Values
 from shadow.errors import ShadowError, UsageError
 from shadow.spectra.extremes import looked_at
 from shadow.spectra.spectrum import Workspace

@@ -6,9 +6,8 @@ import pytest
 from reports import uniform
 from typer.testing import CliRunner
 
-from shadow.checks.explanations import EXPLANATIONS
+from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 from shadow.checks.pair_gates import GATES
-from shadow.checks.recognised import RECOGNISED
 from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.errors import UsageError

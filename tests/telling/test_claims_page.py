@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import claims
 from evidence.evidence_parts import bounds
 
-from shadow.checks.table import CHECKS
+from shadow.checks.registry import CHECKS
 from shadow.telling.words import other_words
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,7 @@ import sentences
 from evidence.evidence_parts import DOCS
 from truths import Truth
 
-from shadow.checks.explanations import EXPLANATIONS
-from shadow.checks.recognised import RECOGNISED
+from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 PAIRS = {pair.name: pair for pair in known_pairs.planted()}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shadow.checks.answer import Against, Answer, Outcome, largest_first
-from shadow.checks.table import CHECKS
-from shadow.checks.verification import Verification
+from shadow.checks.answer import Against, Answer, Outcome, Verification, largest_first
+from shadow.checks.registry import CHECKS
 from shadow.telling.document import Note, Table
 from shadow.telling.verification import SHOWN, verification_document
 from shadow.templates import Reason, said

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.checks.answer import Answer, Check, Outcome, by_code
-from shadow.checks.recognised import is_rearranged
+from shadow.checks.explanations import is_rearranged
 from shadow.summary.record import PairRecord
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
 from shadow.templates import Reason, Value

@@ -1,15 +1,157 @@
-"""Every check, of checkpoints and of the record of a pair, and what `explain` says of each kind."""
+"""Every check, the words that ask those of `shadow verify`, and what `explain` says of a kind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from shadow.checks.answer import Check
-from shadow.checks.explanations import EXPLANATIONS
-from shadow.checks.pair_gates import GATES
-from shadow.checks.recognised import RECOGNISED
-from shadow.checks.table import CHECKS
+from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained, whole
+from shadow.checks.answer import Check, Question, Verification, by_code
+from shadow.checks.patterns import NEEDS_PATTERN, parse_pattern
+from shadow.errors import UsageError
+from shadow.gone import gone
+from shadow.run.runtime import Runtime
+from shadow.run.sides import client_for
+from shadow.targets.references import AnyReference, ComponentBase
+from shadow.text import and_list, counted, nearest
+
+CHECKS: Mapping[str, Check] = by_code(
+    same.CHECK,
+    merged.CHECK,
+    trained.CHECK,
+    stored.CHECK,
+    related.CHECK,
+    mixture.CHECK,
+    files.CHECK,
+    quantised.CHECK,
+    whole.CHECK,
+)
+# of a pair: the base is the first checkpoint, the tuned side the second
+OF_PAIRS = tuple(
+    name for name, form in CHECKS.items() if len(form.checkpoints) == 2 and not form.repeats
+)
+
+
+@dataclass(frozen=True)
+class PairClaim:
+    """A claim that is asked of a base and a tuned side."""
+
+    claim: str
+    moved: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        patterns = [f"--moved {one}" for one in self.moved]
+        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
+
+
+def pair_claim(text: str) -> PairClaim:
+    """`trained --moved layers.0-7 --frozen embed` -> PairClaim. Raises UsageError."""
+    claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
+    if claim in CHECKS and claim not in OF_PAIRS:
+        raise UsageError(f"{claim} is no claim of a base and a tuned side", _one_of(OF_PAIRS))
+    found: dict[str, list[str]] = {"--moved": [], "--frozen": []}
+    if len(rest) % 2 or any(option not in found for option in rest[::2]):
+        hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
+        raise UsageError(f"{text[:80]!r} is no claim with patterns", hint)
+    for option, pattern in zip(rest[::2], rest[1::2], strict=True):
+        found[option].append(parse_pattern(pattern).text)
+    form = require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])
+    if "moved" in form.options and not any(found.values()):
+        raise UsageError(f"{claim} {NEEDS_PATTERN}", f"write: {claim} {form.usage}")
+    return PairClaim(claim, tuple(found["--moved"]), tuple(found["--frozen"]))
+
+
+def _one_of(claims: Iterable[str]) -> str:
+    return f"one of {', '.join(claims)}"
+
+
+def require_form(
+    claim: str,
+    count: int,
+    *,
+    moved: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+    base: object = None,
+    headers: bool = False,
+) -> Check:
+    """The check of this code. Raises UsageError for a claim that is not known, and for another
+    number of checkpoints or other options than it takes.
+    """
+    form = CHECKS.get(claim)
+    if form is None:
+        if error := gone("claim", claim):
+            raise error
+        raise UsageError(f"no claim {claim[:40]!r}", nearest(claim, CHECKS) or _one_of(CHECKS))
+    usage = f"write: shadow verify {claim} {form.usage}"
+    least = len(form.checkpoints)
+    if count < least or (count > least and not form.repeats):
+        more = f"{least} or more checkpoints"
+        wanted = more if form.repeats else counted(least, "checkpoint", "checkpoints")
+        raise UsageError(f"{claim} needs {wanted}, and got {count}", usage)
+    given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
+    given["headers"] = headers
+    for option, is_given in given.items():
+        if is_given and option not in form.options:
+            known = [name for name, other in CHECKS.items() if option in other.options]
+            verb = "has" if len(known) == 1 else "have"
+            raise UsageError(f"{claim} has no --{option}", f"{and_list(known)} {verb} it")
+    if len(names := form.names(count)) < count:
+        raise UsageError(f"{count} checkpoints are too many", f"name {len(names)} at most")
+    return form
+
+
+def question(
+    claim: str,
+    checkpoints: Sequence[AnyReference],
+    *,
+    moved: Sequence[str] = (),
+    frozen: Sequence[str] = (),
+    base: AnyReference | None = None,
+    headers: bool = False,
+) -> Question:
+    """The question that these words ask.
+
+    Raises UsageError for a claim that is not known, and for what it is not asked of.
+    """
+    given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
+    form = require_form(claim, len(checkpoints), **given)
+    _require_alone(form, checkpoints)
+    return Question(
+        form,
+        tuple(checkpoints),
+        tuple(moved),
+        tuple(frozen),
+        base,
+        headers,
+    )
+
+
+def _require_alone(form: Check, checkpoints: Sequence[AnyReference]) -> None:
+    """Raises UsageError where another side than a base is put together of several checkpoints."""
+    for number, side in enumerate(checkpoints):
+        name = form.checkpoints[min(number, len(form.checkpoints) - 1)]
+        if isinstance(side, ComponentBase) and name != "BASE":
+            has_base = "BASE" in form.checkpoints or "base" in form.options
+            where = "BASE" if "BASE" in form.checkpoints else "--base"
+            hint = f"only {where} has one by component" if has_base else "write ./DIR or org/name"
+            raise UsageError(f"{name} is one checkpoint", hint)
+
+
+def verify(asked: Question, runtime: Runtime) -> Verification:
+    """Check a claim. Raises ShadowError where a checkpoint cannot be read."""
+    check = asked.check
+    assert check.gather is not None, "a check of checkpoints"
+    with (
+        tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch,
+        client_for(asked.references),
+    ):
+        evidence = check.gather(asked, runtime, Path(scratch))
+    return Verification(check, asked.of, check.judge(evidence))
 
 
 @dataclass(frozen=True)
@@ -23,14 +165,19 @@ class Kind:
     """Whether people meet them by their titles."""
 
 
-KINDS = (
-    Kind(
-        EXPLANATIONS,
-        "another explanation of the same figures: {meaning}. `shadow explain finding` describes"
-        " the answers",
-        has_titles=True,
-    ),
-    Kind(RECOGNISED, "a change that the figures show beyond doubt: {meaning}", has_titles=True),
-    Kind(GATES, "a gate: it passes when {meaning}"),
-    Kind(CHECKS, "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]"),
-)
+def kinds() -> Sequence[Kind]:
+    """Checks of a pair's record, and those of checkpoints, whose words need no figures."""
+    from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
+    from shadow.checks.pair_gates import GATES
+
+    return (
+        Kind(
+            EXPLANATIONS,
+            "another explanation of the same figures: {meaning}. `shadow explain finding` describes"
+            " the answers",
+            has_titles=True,
+        ),
+        Kind(RECOGNISED, "a change that the figures show beyond doubt: {meaning}", has_titles=True),
+        Kind(GATES, "a gate: it passes when {meaning}"),
+        Kind(CHECKS, "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]"),
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from shadow.checks.answer import Figure
 from shadow.checks.explanations import Explanation
 from shadow.checks.pair_gates import Gate, failed
+from shadow.reasons import BROKEN
 from shadow.summary.record import STATUSES, PairRecord
 from shadow.summary.rows import ReportWarning, Row, WarningCode, read_as
 
@@ -118,3 +119,17 @@ def summary_from_json(stored: Mapping[str, object]) -> Summary:
     if set(summary.counts) != set(STATUSES):
         raise TypeError
     return summary
+
+
+def broken(summary: Summary) -> list[Sentence]:
+    """Return the sentences of a finding whose codes are in BROKEN; damage names its tensors.
+
+    `unrelated` and `part_shared` say that the two are not states of one model. A small part that
+    is missing is no reason, nor is what a filter left out.
+    """
+    paired = all(gate.passed for gate in summary.gates if gate.name == "paired")
+    return [
+        sentence
+        for sentence in summary.finding.sentences
+        if sentence.code in BROKEN and not (sentence.code == "part_shared" and paired)
+    ]

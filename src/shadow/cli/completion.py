@@ -77,7 +77,7 @@ def devices(incomplete: str) -> list[str]:
 
 
 def verify_claims(incomplete: str) -> list[str]:
-    from shadow.checks.table import CHECKS
+    from shadow.checks.registry import CHECKS
 
     return _begun(CHECKS, incomplete)
 

@@ -45,7 +45,7 @@ def listed(title: str, lines: Sequence[str]) -> str:
 
 def claims() -> list[str]:
     """A line for each claim of `shadow verify`: what is typed, and what it says."""
-    from shadow.checks.table import CHECKS
+    from shadow.checks.registry import CHECKS
 
     typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}
     width = max(map(len, typed.values()))

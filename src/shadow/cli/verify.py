@@ -21,8 +21,7 @@ from shadow.storage import as_given
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shadow.checks.answer import Question
-    from shadow.checks.verification import FailedVerification, Verification
+    from shadow.checks.answer import FailedVerification, Question, Verification
     from shadow.run.runtime import Progress, Runtime
 
 
@@ -100,8 +99,7 @@ def verify(
         raise UsageError("--claims and a claim do not go together", "leave one of them out")
     else:
         asked = _listed(listed)
-    from shadow.checks.answer import first_code
-    from shadow.checks.verification import Verification
+    from shadow.checks.answer import Verification, first_code
     from shadow.outputs.junit import write_claims
     from shadow.run.runtime import Runtime, access_of
     from shadow.telling.verification import (
@@ -141,8 +139,7 @@ def _question(
     *,
     headers: bool,
 ) -> Question:
-    from shadow.checks.questions import question
-    from shadow.checks.table import CHECKS
+    from shadow.checks.registry import CHECKS, question
     from shadow.targets.references import parse_checkpoint
 
     if claim is None:
@@ -160,7 +157,7 @@ def _question(
 
 def _listed(file: Path) -> list[Question]:
     """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
-    from shadow.checks.questions import question
+    from shadow.checks.registry import question
     from shadow.targets.checked import read_form
     from shadow.targets.forms import ClaimsForm
 
@@ -184,8 +181,8 @@ def _checked(
     asked: Question, runtime: Runtime, *, is_alone: bool, quiet: bool
 ) -> Verification | FailedVerification:
     """What came of a claim; of one among several also its fault, which is said at once."""
-    from shadow.checks.questions import verify as check
-    from shadow.checks.verification import FailedVerification
+    from shadow.checks.answer import FailedVerification
+    from shadow.checks.registry import verify as check
 
     hidden = contextlib.nullcontext(None) if quiet else console.steps("verify")
     begun = time.monotonic()

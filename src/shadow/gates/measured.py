@@ -28,8 +28,8 @@ from shadow.telling.reading import SummarisedReport
 from shadow.text import several
 
 if TYPE_CHECKING:
-    from shadow.checks.table import PairClaim
-    from shadow.checks.verification import Verification
+    from shadow.checks.answer import Verification
+    from shadow.checks.registry import PairClaim
 
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 NAMED = 5  # figures that a sentence names one by one
@@ -256,7 +256,7 @@ def checked(asked: PairClaim, summary: Summary, reading: Reading) -> Verificatio
 
     Imports what reads weights. Raises ShadowError where a side has changed since its audit.
     """
-    from shadow.checks.questions import question, verify
+    from shadow.checks.registry import question, verify
     from shadow.run.sides import client_for, find_checkpoint, reference_of
 
     sides = summary.base, summary.tuned

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from shadow.checks.pair_gates import GATES
-from shadow.checks.table import pair_claim
+from shadow.checks.registry import pair_claim
 from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.places.names import is_of_layers, name_rules, nearest_modules

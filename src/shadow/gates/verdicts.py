@@ -19,9 +19,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from shadow.checks.answer import Outcome, first_code
-from shadow.checks.broken import broken
-from shadow.checks.summary import Summary
-from shadow.checks.table import pair_claim
+from shadow.checks.registry import pair_claim
+from shadow.checks.summary import Summary, broken
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
 from shadow.gates.measured import Measured, Scope, checked

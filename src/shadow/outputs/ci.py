@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from shadow.checks.broken import broken
+from shadow.checks.summary import broken
 from shadow.gates.document import gate_document, said_of
 from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement, Verdict

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from shadow.checks.verification import FailedVerification, Verification
+from shadow.checks.answer import FailedVerification, Verification
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
 from shadow.telling.verification import asked

@@ -53,7 +53,7 @@ class ListedClaim:
     """What should hold of each pair of an entry."""
 
     text: str
-    """`trained --frozen embed`: see `shadow.checks.table.pair_claim`."""
+    """`trained --frozen embed`: see `shadow.checks.registry.pair_claim`."""
     file: str
     line: int
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.checks.explanations import Explanation, explanations
-from shadow.checks.recognised import is_copied, is_rearranged
+from shadow.checks.explanations import Explanation, explanations, is_copied, is_rearranged
 from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from shadow.checks.inside import has_other_norm_unrounded
-from shadow.checks.recognised import is_copy, is_of_base, is_rearranged
+from shadow.checks.explanations import has_other_norm_unrounded, is_copy, is_of_base, is_rearranged
 from shadow.checks.summary import Sentence, Summary
 from shadow.summary.record import PairRecord
 from shadow.telling.limits import broken_text, missing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from shadow.checks.recognised import COPIES, recognised
+from shadow.checks.explanations import COPIES, recognised
 from shadow.checks.summary import Sentence
 from shadow.summary.changes import CHANGES, Places
 from shadow.summary.record import PairRecord

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from shadow.checks.explanations import is_rearranged
 from shadow.checks.pair_gates import Gate
-from shadow.checks.recognised import is_rearranged
 from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Row

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from shadow.checks.explanations import RECOGNISED, is_copied, is_copy, is_rearranged
 from shadow.checks.pair_gates import Gate
-from shadow.checks.recognised import RECOGNISED, is_copied, is_copy, is_rearranged
 from shadow.checks.summary import Summary
 from shadow.quantities import Kind, Quantity, text_of
 from shadow.reasons import STRICT, meaning

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.checks.inside import CLEAR, few_bits, has_other_norm_unrounded, is_lost
+from shadow.checks.explanations import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.checks.inside import (
+from shadow.checks.explanations import (
     CLEAR,
     beyond_rounding,
     few_bits,

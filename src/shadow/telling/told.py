@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any
 
 from shadow.checks.answer import Figure
-from shadow.checks.inside import has_sizes
+from shadow.checks.explanations import has_sizes
 from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord
 from shadow.templates import Value, fill, names_in

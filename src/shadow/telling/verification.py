@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from shadow.checks.answer import Outcome
-from shadow.checks.verification import FailedVerification, Named, Verification
+from shadow.checks.answer import FailedVerification, Named, Outcome, Verification
 from shadow.quantities import Quantity
 from shadow.telling.document import (
     Block,

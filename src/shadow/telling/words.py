@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shadow.checks.answer import Check
-from shadow.checks.registry import KINDS
+from shadow.checks.registry import kinds
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.columns import read_words
@@ -31,7 +31,7 @@ def other_words() -> Mapping[str, Head]:
     sentences = _WORDS["sentences"].items()
     texts = {code: f"a sentence of the finding: {text}" for code, text in sentences}
     texts |= {name: f"a reason for skipping tensors: {one.text}" for name, one in REASONS.items()}
-    for kind in KINDS:
+    for kind in kinds():
         for code, check in kind.checks.items():
             figures = {"code": code, "usage": check.usage, "meaning": check.meaning}
             text = fill(kind.text, {**figures, "rate": _rate(check)})

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks import whole_adapters, whole_files, whole_names, whole_values, whole_words
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
-from shadow.checks.whole_open import open_whole
-from shadow.checks.whole_part import Part, gathered, summary
+from shadow.checks.whole import configs, names, shards, values
+from shadow.checks.whole.part import Part, gathered, summary
+from shadow.checks.whole.shards import open_whole
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 # by code, the most telling fault first; a row has its name before it, a sentence its names
-PARTS = (whole_files, whole_adapters, whole_values, whole_names, whole_words)
-TEXTS: Mapping[str, str] = {code: text for part in PARTS for code, text in part.WORDS.items()}
+TEXTS: Mapping[str, str] = {
+    **shards.WORDS,
+    **configs.OF_ADAPTERS,
+    **values.WORDS,
+    **names.WORDS,
+    **configs.WORDS,
+}
 WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
     "whole": "{tensors:all tensor|tensors}, config and tokenizer agree",
     "whole_headers": "headers of {tensors:all tensor|tensors}, config and tokenizer agree; values"
@@ -38,25 +43,25 @@ WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
 class Whole:
     """What was found of one checkpoint; None of what was not looked at."""
 
-    files: whole_files.Files
-    values: whole_values.Values | None = None
-    names: whole_names.Names | None = None
-    words: whole_words.Words | None = None
-    adapter: whole_adapters.Factors | None = None
+    files: shards.Files
+    values: values.Values | None = None
+    names: names.Names | None = None
+    words: configs.Words | None = None
+    adapter: configs.Factors | None = None
     with_values: bool = True
 
 
 def judge(found: Whole) -> Answer:
     """Every part by itself: one fault is enough, and what is not known leaves it open."""
-    part = whole_files.judge_files(found.files)
+    part = shards.judge_files(found.files)
     if found.values is not None:
-        part.add(whole_values.judge_values(found.values))
+        part.add(values.judge_values(found.values))
     if found.names is not None:
-        part.add(whole_names.judge_names(found.names))
+        part.add(names.judge_names(found.names))
     if found.words is not None:
-        part.add(whole_words.judge_words(found.words))
+        part.add(configs.judge_words(found.words))
     if found.adapter is not None:
-        part.add(whole_adapters.judge_adapter(found.adapter))
+        part.add(configs.judge_adapter(found.adapter))
     return _answer(part, with_values=found.with_values)
 
 
@@ -81,31 +86,30 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         return Whole(opened.files, with_values=read)
     tables, sees = _vocabulary(checkpoint)
     rows = min((checkpoint.tensors[name].shape[0] for name in tables), default=0)
-    names, adapter, expected = None, None, None
+    adapter, expected, named = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
     if not is_adapter and asked.models[0] not in runtime.found:  # a model in memory has been loaded
         is_cut = opened.files.are_cut
-        expected = whole_names.gather_expected(checkpoint, scratch / "loader", is_cut=is_cut)
+        expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=is_cut)
         ends, tied = {place: name for name, place in tables.items()}, None
         if {"head", "embed"} <= ends.keys():
-            tied = whole_names.gather_tied(
+            tied = names.gather_tied(
                 checkpoint, (ends["head"], ends["embed"]), runtime if read else None,
                 is_tied=expected.tied,
             )  # fmt: skip
         indexed = opened.files.weight_map.keys()
-        names = whole_names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
+        named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
     swept: list[Swept] = []
     unread: list[Apart] = []
     if read:
         from shadow.run.scan import sweep
 
-        infos = opened.stored.values()
-        swept, unread = sweep(checkpoint, infos, runtime, scratch / "sweep")
+        swept, unread = sweep(checkpoint, opened.stored.values(), runtime, scratch / "sweep")
     if is_adapter:
-        said = opened.small.get(whole_adapters.CONFIG)
-        adapter = whole_adapters.read_factors(said, opened.stored, swept)
-    words = whole_words.read_words(
+        said = opened.small.get(configs.ADAPTER_CONFIG)
+        adapter = configs.read_factors(said, opened.stored, swept)
+    words = configs.read_words(
         opened.small,
         rows=rows,
         sees=sees,
@@ -113,15 +117,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         usual=expected.usual if expected else (),
     )
     dtype = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
-    values = whole_values.Values(
+    measured = values.Values(
         opened.stored,
         swept,
         unread,
         dict.fromkeys(tables, max(words.vocabulary.values(), default=-1) + 1),
-        whole_names.is_quantised(checkpoint),
+        names.is_quantised(checkpoint),
         DTYPES.get(dtype.removeprefix("torch."), ""),
     )
-    return Whole(opened.files, values, names, words, adapter, read)
+    return Whole(opened.files, measured, named, words, adapter, read)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:

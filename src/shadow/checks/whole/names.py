@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from shadow.checks.whole_part import Part
-from shadow.checks.whole_values import BUFFER, FLAT, role
+from shadow.checks.whole.part import Part
+from shadow.checks.whole.values import BUFFER, FLAT, role
 from shadow.extras import installing
 from shadow.templates import Reason
 

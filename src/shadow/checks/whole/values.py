@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole_part import Part
+from shadow.checks.whole.part import Part
 from shadow.dtypes import FLOATS
 from shadow.templates import Reason
 from shadow.text import in_ranges
