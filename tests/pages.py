@@ -8,8 +8,8 @@ from typing import Any
 import typer.main
 
 from shadow.cli.commands import app
-from shadow.cli.examples import EXAMPLES
-from shadow.cli.examples import claims as verify_claims
+from shadow.cli.usage import EXAMPLES
+from shadow.cli.usage import claims as verify_claims
 
 
 def cell(text: str) -> str:

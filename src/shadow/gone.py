@@ -42,7 +42,6 @@ GONE: Mapping[tuple[str, str], str] = {
     ("option", "--memory-per-task"): "use --engine ray:memory=16GB",
     ("option", "--parts"): "a single pair on Ray is measured in parts; in Python: parts=3",
     ("option", "--full"): "use `shadow show RUN --full`",
-    ("option", "--json"): "use --format json",
     ("option", "--verbose"): "a report has its files, settings and times",
     ("option", "-v"): "a report has its files, settings and times",
     ("option", "--help-all"): "--help shows every option",

@@ -16,7 +16,7 @@ def option(help: str, default: Any = None, *names: str, **more: Any) -> Any:
     """Declare a field that is an option, with its help and what typer is to know of it.
 
     names: as they are typed, where not `--` and the name of the field. more: limits, `metavar`;
-    `complete` names what the shell offers, a function of `shadow.cli.completion`.
+    `complete`: what the shell offers, modules or components.
     """
     return field(default=default, metadata={"option": (names, {"help": help, **more})})
 

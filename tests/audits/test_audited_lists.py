@@ -22,7 +22,6 @@ from view import drawn
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import console
 from shadow.cli.commands import app
-from shadow.cli.pace import Pace
 from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.lists import index as list_audit
@@ -38,7 +37,6 @@ from shadow.lists.index import (
 )
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.run import sides
-from shadow.run.runtime import Progress
 from shadow.spectra.method import Method
 from shadow.targets.lists import select
 from shadow.text import inert
@@ -428,24 +426,3 @@ def test_hostile_names_and_errors_are_text(tmp_path):
     assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
     assert [one["family"] for one in table_rows(tmp_path)] == [one.family for one in index.rows]
     assert index.rows[0].folder.count("/") == 1
-
-
-def test_time_left_counts_only_what_was_measured():
-    """Ten pairs, three of them read: the time of a measured pair times what is left."""
-    now = 0.0
-    pace = Pace(10, lambda: now)
-    for name in "abc":  # read at once, no progress told
-        pace.begin(name)
-        assert pace.left() == "", "nothing can be said yet"
-        pace.end(name)
-        now += 10
-    left = []
-    for name, done in (("d", 50), ("d", 100), ("e", 50)):
-        if (name, done) != ("d", 100):
-            pace.begin(name)
-        now += 10
-        pace.update(name, Progress(1, 2, done, 100))
-        left.append(pace.left())
-        if done == 100:
-            pace.end(name)
-    assert left == ["2:10 left", "2:00 left", "1:50 left"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from shadow.cli import completion
+from shadow.cli import options
 from shadow.cli.commands import app
 from shadow.places.names import name_rules
 from shadow.reports.columns import TABLES
@@ -55,8 +55,6 @@ def test_a_target_is_a_family_and_then_a_pair(tmp_path):
             ["null_participation_ratio", "null_participation_ratio_sampled"],
         ),
         ("shadow explain con", ["conc.", "concentration", "condition_number"]),
-        ("shadow explain zer", ["zeroed", "zero_share"]),
-        ("shadow explain merged", ["merged_adapter"]),
         ("shadow audi", ["audit"]),
         ("shadow audit --level sk", ["sketch"]),
     ],
@@ -69,19 +67,20 @@ def test_words_are_offered_where_they_belong(line, some):
 def test_every_word_that_is_offered_is_explained():
     """`shadow explain` knows a column of each table, every head and every topic."""
     runner = CliRunner()
-    assert len(completion.words("")) > 100
-    known = [*(table.columns[-1].name for table in TABLES.values()), *completion.TOPICS]
-    assert set(known) <= set(completion.words(""))
+    offered = set(options.offered_words())
+    assert len(offered) > 100
+    known = [*(table.columns[-1].name for table in TABLES.values()), *options.TOPICS]
+    assert set(known) <= offered
     assert [word for word in known if runner.invoke(app, ["explain", word]).exit_code] == []
 
 
 def test_a_begun_word_loads_nothing_heavy():
     """No torch, pandas, NumPy, pyarrow or client of the Hub for families, modules and columns."""
     code = (
-        "import sys; from types import SimpleNamespace; from shadow.cli import completion as c; "
+        "import sys; from types import SimpleNamespace; from shadow.cli import options as o; "
         "ctx = SimpleNamespace(params={}); "
-        "assert c.families(ctx, 'demo') and c.targets(ctx, 'demo:'); "
-        "assert c.modules('') and c.words(''); "
+        "assert o.offered_families(ctx) and o.offered_targets(ctx, 'demo:'); "
+        "assert o.offered_modules() and o.offered_words(); "
         "print(*{'torch', 'pandas', 'numpy', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run(

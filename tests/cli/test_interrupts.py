@@ -38,10 +38,7 @@ class Interrupting:
 finder = Interrupting()
 sys.meta_path.insert(0, finder)
 from shadow.cli import main
-try:
-    main()
-finally:
-    print(hasattr(sys.modules.get(sys.argv[1]), "__version__"))
+main()
 """
 
 
@@ -55,8 +52,7 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
     ("body", "ignored", "code", "out", "err"),
     [
         ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
-        ("import toy; signal.pause()", False, 130, "imported\n", "stopped\n"),
-        ("import twice; signal.pause()", False, 130, "", "stopped\n"),
+        ("import toy; signal.pause()", False, 130, "", "stopped\n"),
         ("import toy; return 3", True, 3, "imported\n", ""),
         (
             "type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
@@ -67,26 +63,23 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
             "stopped\n",
         ),
     ],
-    ids=["at work", "an import ends first", "not twice", "ignored", "where nothing may rise"],
+    ids=["at work", "in an import", "ignored", "where nothing may rise"],
 )
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
-    """An interrupt in an import, as of a native library, waits until the import has ended."""
-    for module, count in (("toy", 1), ("twice", 2)):
-        raised = "signal.raise_signal(signal.SIGINT)\n" * count
-        (tmp_path / f"{module}.py").write_text(f"import signal\n{raised}print('imported')\n")
+    """An interrupt in an import, as of a native library, ends the process at once."""
+    module = "import signal\nsignal.raise_signal(signal.SIGINT)\nprint('imported')\n"
+    (tmp_path / "toy.py").write_text(module)
     found = in_a_child(STUB.format(body, ignored, name=commands.__name__), cwd=tmp_path)
     assert found == (code, out, err)
 
 
 @pytest.mark.parametrize("module", ["typer", pytest.param("torch", marks=pytest.mark.slow)])
-def test_imports_are_whole_before_the_command_stops(tmp_path, module):
-    """Those at the start of the command, and the native ones of an audit, which has nothing yet
-    that could be continued.
-    """
+def test_an_import_is_interrupted_without_a_core_dump(tmp_path, module):
+    """Those at the start of the command, and the native ones of an audit."""
     found = in_a_child(
         INTERRUPTED.replace("sys.argv[1]", repr(module)), "audit", "demo", cwd=tmp_path
     )
-    assert found == (130, "True\n", "stopped\n")
+    assert found == (130, "", "stopped\n")
 
 
 def test_every_command_is_interrupted_alike(monkeypatch):

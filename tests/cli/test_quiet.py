@@ -56,7 +56,7 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, is_list, hidden):
     monkeypatch.setattr(console, "err", Console(file=written, force_terminal=True, width=80))
     monkeypatch.setattr(console, "is_watched", lambda which: True)
     with (
-        console.pairs_progress(2, is_list=is_list, hidden=hidden) as watch,
+        console.pairs_progress(2, together=is_list, hidden=hidden) as watch,
         watch("demo:base..narrow") as update,
     ):
         update(Progress(done=1, total=2, cost_done=1, cost_total=2))

@@ -10,7 +10,7 @@ from reports import uniform
 from typer.testing import CliRunner
 
 from shadow.cli.commands import app
-from shadow.cli.examples import EXAMPLES
+from shadow.cli.usage import EXAMPLES
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,19 @@ def test_help_is_no_error(inside, arguments, code):
     assert found.code == code
     assert found.out + found.err
     assert "error" not in found.err.lower()
+
+
+def test_the_first_screen_fits_24_rows(inside):
+    """Every command has a line of its own, none is cut, and the shell's prompt is seen too."""
+    found = inside()
+    lines = (found.out + found.err).splitlines()
+    assert len(lines) <= 22
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines[1:] if line.endswith("...")]
+    every = typer.main.get_command(app).commands
+    rows = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert rows == list(every)
+    assert rows[:5] == ["audit", "verify", "compare", "show", "report"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +60,7 @@ def test_audit_has_thirty_options():
     "words",
     [
         ("audit", "demo", "--norms"), ("audit", "demo", "--precision", "sketch"),
-        ("audit", "demo", "--json"), ("plan", "demo", "--fetch", "shards"), ("reproduce",),
+        ("audit", "demo", "--title"), ("plan", "demo", "--fetch", "shards"), ("reproduce",),
         ("export", "reports", "--to", "duckdb"),
     ],
 )  # fmt: skip

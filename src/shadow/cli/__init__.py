@@ -13,12 +13,11 @@ def main() -> None:
     exit code 130.
     """
     try:
-        from shadow.cli.interrupts import end_silently, hold_during_imports, raise_held
+        from shadow.cli.interrupts import end_in_imports, end_silently
 
-        hold_during_imports(main.__code__)
+        end_in_imports(main.__code__)
         from shadow.cli.commands import run
 
-        raise_held()
         code = run()
         end_silently()  # the results are written: what is left is the end of Python
     except KeyboardInterrupt:

@@ -1,9 +1,9 @@
-"""`shadow audit`: measure pairs, one by one or as a list."""
+"""`shadow audit`: measure pairs, one by one or as a list. `shadow plan`: what that would take."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,14 +12,15 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import of_pair, prepare, say_left_out, selected
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, judged_of, rules_of
-from shadow.cli.screens import SIDE_BY_SIDE, show_headlines, show_pair, show_pairs
+from shadow.cli.options import of_pair, prepare, say_left_out, selected
+from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.run.runtime import Files
 from shadow.storage import Store, located, work_folder
+from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.gates.measured import Measured
@@ -102,26 +103,29 @@ def audit(
     baselines = baselines_of(rules.against, own, say, allow_missing=rules.allow_missing)
     shown = _Shown(request, judging, claims, baselines, strict, format, quiet, say)
     bars = console.pairs_progress(
-        len(selection.own),
-        is_list=selection.is_list,
+        len(own),
+        together=selection.is_list or (ray is not None and not request.is_cut),
         hidden=quiet,
-        several=ray is not None and not request.is_cut,
     )
     with console.continuable(request.folders()), bars as watch:
         outcomes = perform(request, say=say, watch=watch)
         if selection.is_list:
             say_left_out(selection, say)
         with closing(outcomes):
-            judged, wrong_usage = _judged(shown, outcomes)
+            judged = [_judged(shown, outcome) for outcome in outcomes]
+    in_order = {(one.family, one.pair): one for one in judged}
+    judged = [in_order[name] for name in own if name in in_order]
     _show(shown, judged)
-    if shown.bugs:
-        raise ExceptionGroup("faults of shadow itself, while it audited a list", shown.bugs)
-    finish(judged, rules.junit, against=rules.against, wrong_usage=wrong_usage)
+    bugs = [one for one in shown.faults if not isinstance(one, ShadowError)]
+    if bugs:
+        raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
+    is_wrong = 0 < sum(isinstance(one, UsageError) for one in shown.faults) == len(own)
+    finish(judged, rules.junit, against=rules.against, wrong_usage=is_wrong)
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """A request, what its reports are held against, and what is printed of them."""
+    """A request, what its reports are judged by, and what is printed of them."""
 
     request: AuditRequest
     rules: Sequence[Rule]
@@ -133,109 +137,134 @@ class _Shown:
     format: Literal["table", "json", "jsonl"]
     quiet: bool
     say: Callable[[str], None]
-    bugs: list[Exception] = field(default_factory=list)
-    """Faults of shadow itself, which do not stop a list."""
-
-    @property
-    def as_json(self) -> bool:
-        """Whether JSON is printed, of all pairs at the end."""
-        return self.format != "table"
-
-    @property
-    def shows_each(self) -> bool:
-        """Whether a report is shown when it is finished."""
-        return not (self.as_json or self.quiet or self.request.selection.is_list)
+    faults: list[Exception] = field(default_factory=list)
+    """What went wrong with pairs; faults of shadow itself do not stop a list."""
 
 
-def _judged(shown: _Shown, outcomes: Iterable[PairOutcome]) -> tuple[list[Judgement], bool]:
-    """The judgements in the order of the pairs, and whether no pair has what was asked for."""
+def _judged(shown: _Shown, outcome: PairOutcome) -> Judgement:
+    """Judge what became of a pair. One that failed does not stop the others."""
     from shadow.gates.verdicts import Judgement
 
-    request = shown.request
-    judged: dict[Pair, Judgement] = {}
-    wrong = 0
-    for outcome in outcomes:
-        family, name = outcome.pair.family, outcome.pair.name
-        try:
-            judged[outcome.pair] = _judgement(shown, outcome)
-        except ShadowError as error:  # one failing pair does not stop the others
-            if isinstance(error, UsageError) and request.is_alone:
-                raise
-            wrong += isinstance(error, UsageError)
-            fault = error if request.is_alone else of_pair(error, outcome.pair)
-            judged[outcome.pair] = at_fault(
-                family, name, fault, seconds=outcome.seconds, kept=outcome.state == "kept"
-            )
-        except Exception as bug:
-            if not request.selection.is_list or outcome.error is None:
-                raise
-            shown.bugs.append(bug)
-            judged[outcome.pair] = Judgement(
-                family, name, seconds=outcome.seconds, fault=outcome.error.message
-            )
-    pairs = request.selection.own
-    return [judged[pair] for pair in pairs if pair in judged], 0 < wrong == len(pairs)
+    request, pair = shown.request, outcome.pair
+    try:
+        return _judgement(shown, outcome)
+    except ShadowError as error:
+        if isinstance(error, UsageError) and request.is_alone:
+            raise
+        shown.faults.append(error)
+        fault = error if request.is_alone else of_pair(error, pair)
+        is_kept = outcome.state == "kept"
+        return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
+    except Exception as bug:
+        if not request.selection.is_list or outcome.error is None:
+            raise
+        shown.faults.append(bug)
+        return Judgement(
+            pair.family, pair.name, seconds=outcome.seconds, fault=outcome.error.message
+        )
 
 
 def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
-    """What came of one report; outside of a list both are shown at once."""
+    """Judge one report; outside of a list report and judgement are shown at once."""
     from shadow.gates.document import rules_document
     from shadow.gates.measured import Reading
 
-    result = outcome.finished()
-    summary, pairs = result.summary, len(shown.request.selection.own)
-    if shown.shows_each:
-        show_pair(summary, result.provenance, result.place, of=pairs)
-    baseline = shown.baselines.get((summary.family, summary.pair))
+    request, result = shown.request, outcome.finished()
+    summary, count = result.summary, len(request.selection.own)
+    is_shown = shown.format == "table" and not (shown.quiet or request.selection.is_list)
+    if is_shown:
+        show_pair(summary, result.provenance, result.place, of=count)
     claims = {rule.name: rule for rule in shown.claims.get(outcome.pair, ())}
     judgement = judged_of(
         result,
         [*(rule for rule in shown.rules if rule.name not in claims), *claims.values()],
-        baseline,
-        Reading(shown.request.files, shown.request.jobs, shown.say),
+        shown.baselines.get((summary.family, summary.pair)),
+        Reading(request.files, request.jobs, shown.say),
         seconds=outcome.seconds,
         strict=shown.strict,
     )
-    if shown.shows_each:
-        titled = pairs > SIDE_BY_SIDE
-        console.show(rules_document(judgement, titled=titled))
+    if is_shown:
+        console.show(rules_document(judgement, titled=count > SIDE_BY_SIDE))
     return judgement
 
 
 def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
     """At the end: of several pairs how they stand, and all that is given as JSON."""
-    request = shown.request
-    if shown.quiet and not shown.as_json:
-        show_headlines(one.summary for one in judged if one.summary is not None)
-        return
-    if not request.selection.is_list:
-        if shown.as_json:
-            console.show_json_pairs(_summaries(judged), shown.format)
-        elif not request.is_alone:
-            show_pairs(judged, str(request.output))
-        return
     from shadow.gates.document import rules_document
     from shadow.lists.document import list_document
     from shadow.lists.index import read_index
 
-    output = request.output
-    index = read_index(work_folder(output) if isinstance(output, Store) else output)
-    assert index is not None
-    if shown.as_json:
-        console.show_json_pairs(_summaries(judged), shown.format, index.as_json())
+    request = shown.request
+    summaries = [one.summary for one in judged if one.summary is not None]
+    if shown.quiet and shown.format == "table":
+        for one in summaries:
+            line = visible(f"{one.family}:{one.pair}: {one.finding.headline}")
+            console.show_text(f"{line}\n")
         return
-    console.show(list_document(index))
-    for judgement in judged:
-        console.show(rules_document(judgement, titled=True))
+    index = None
+    if request.selection.is_list:
+        output = request.output
+        index = read_index(work_folder(output) if isinstance(output, Store) else output)
+        assert index is not None
+    if shown.format != "table":
+        found = [_as_json(one) for one in judged if one.summary is not None]
+        console.show_json_pairs(found, shown.format, None if index is None else index.as_json())
+    elif index is not None:
+        console.show(list_document(index))
+        for judgement in judged:
+            console.show(rules_document(judgement, titled=True))
+    elif not request.is_alone:
+        show_pairs(judged, str(request.output))
 
 
-def _summaries(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
-    """The summaries of what was audited, with what came of the rules where there are any."""
-    summaries = []
-    for judgement in judged:
-        if judgement.summary is not None:
-            summary = judgement.summary.as_json()
-            if judgement.verdicts:
-                summary["judged"] = judgement.as_json()
-            summaries.append(summary)
-    return summaries
+def _as_json(judged: Judgement) -> dict[str, Any]:
+    """The summary of a report, with what came of the rules where there are any."""
+    assert judged.summary is not None
+    rules = {"judged": judged.as_json()} if judged.verdicts else {}
+    return {**judged.summary.as_json(), **rules}
+
+
+@option.typed(pairs=option.Pairs, measuring=Measuring, files=Files)
+def plan(
+    pairs: option.Pairs,
+    measuring: Measuring,
+    files: Files,
+    targets: option.Targets = None,
+    output: option.Output = option.DEFAULT_OUTPUT,
+    jobs: option.Jobs = None,
+    format: option.PairsFormat = "table",
+) -> None:
+    """Show what an audit would measure, download and need. Only headers are read.
+
+    Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
+    """
+    selection = selected(targets, pairs)
+    prepare(files)
+    request = AuditRequest(selection, located(output), measuring, files, jobs=jobs)
+    from shadow.lists.document import plan_document, plans_document
+    from shadow.lists.perform import planner
+
+    plan_of = planner(request, console.say)
+    say_left_out(selection, console.say)
+    plans = []
+    faults: list[ShadowError] = []
+    for pair in selection.own:
+        try:
+            planned = plan_of(pair)
+            plans.append(planned)
+            if format == "table":
+                console.show(plan_document(planned))
+            if planned.problem:
+                raise ShadowError(planned.problem, planned.hint)
+        except ShadowError as fault:
+            if isinstance(fault, UsageError) and request.is_alone:
+                raise
+            faults.append(fault)
+            console.complain(fault if request.is_alone else of_pair(fault, pair))
+    if format != "table":
+        console.show_json_pairs([planned.as_json() for planned in plans], format)
+    elif len(selection.own) > 1 and plans:
+        console.show(plans_document(plans, len(selection.own)))
+    if faults:
+        wrong = sum(isinstance(fault, UsageError) for fault in faults)
+        raise typer.Exit(2 if wrong == len(selection.own) else 1)

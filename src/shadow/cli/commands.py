@@ -11,19 +11,7 @@ from typing import Annotated
 import typer
 
 from shadow import __version__
-from shadow.cli import (
-    audit,
-    console,
-    exports,
-    gate,
-    lab,
-    lineage,
-    lookup,
-    plan,
-    reports,
-    verify,
-)
-from shadow.cli.examples import EXAMPLES, listed
+from shadow.cli import audit, compare, console, exports, gate, lab, lookup, reports, verify
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.cli.usage import Command, Commands, as_usage_error
 from shadow.errors import ShadowError, UsageError
@@ -35,19 +23,11 @@ app = typer.Typer(
         "Measure what fine-tuning changed in the weights of a model: how far each matrix moved,"
         " along how many directions, and in which layers."
     ),
+    epilog="Try `shadow audit demo`. `shadow COMMAND --help` has options and examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_lab = typer.Typer(
-    name="lab",
-    cls=Commands,
-    help="Experiments with small models that are trained on known data.",
-    no_args_is_help=True,
-)
-
-app.add_typer(_lab, rich_help_panel="Experiments")
 
 
 def _version(wanted: bool) -> None:
@@ -65,37 +45,27 @@ def _shadow(
     pass
 
 
-GROUPS = {
-    "Measure": (audit.audit, plan.plan, verify.verify),
-    "Read reports": (
-        reports.show,
-        exports.report,
-        reports.compare,
-        lineage.lineage,
-        exports.export,
-        exports.figure,
-    ),
-    "Check and keep reports": (gate.gate, reports.clean),
-    "Look up": (lookup.explain, lookup.families),
-}
-
-
-def _help(command: Callable[..., None]) -> str:
-    """The docstring of a command with a line for each paragraph, as Rich shows its lines."""
+def _add(group: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
+    """Add a command. Its help is its docstring, a line a paragraph, as Rich shows its lines."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    group.command(name, cls=Command, help=text)(command)
 
 
-for _group, _members in GROUPS.items():
-    for _command in _members:
-        _examples = EXAMPLES.get(_command.__name__, ())
-        app.command(
-            cls=Command,
-            help=_help(_command),
-            epilog=listed("Examples", _examples) if _examples else None,
-            rich_help_panel=_group,
-        )(_command)
-_lab.command("run", cls=Command, help=_help(lab.lab_run))(lab.lab_run)
+for _command in (
+    audit.audit, verify.verify, compare.compare, reports.show, exports.report,
+    audit.plan, gate.gate, compare.lineage, exports.export, exports.figure,
+    lookup.explain, lookup.families, reports.clean,
+):  # fmt: skip
+    _add(app, _command)
+_lab = typer.Typer(
+    name="lab",
+    cls=Commands,
+    help="Train small models on known data, and audit them.",
+    no_args_is_help=True,
+)
+_add(_lab, lab.lab_run, "run")
+app.add_typer(_lab)
 
 
 # Objects made before Python looks for cycles among them. At its own 700 the imports of torch and

@@ -21,7 +21,7 @@ from shadow.storage import as_given
 from shadow.text import inert, redacted, visible
 
 if TYPE_CHECKING:
-    from shadow.cli.pace import Watch
+    from shadow.cli.progress import Watch
     from shadow.telling.document import Document
 
 out = Console(highlight=False, emoji=False)
@@ -37,29 +37,12 @@ def forgive_letters() -> None:
 
 
 _views = 0  # that this command has displayed
-_outlives = False  # whether this command goes on where the reader of stdout (`| head`) has gone
 
 
 def begin() -> None:
     """A command begins: nothing has been displayed."""
-    global _views, _outlives
-    _views, _outlives = 0, False
-
-
-def outlive_reader() -> None:
-    """Go on without a word where the reader of stdout goes: a file of results is to be finished."""
-    global _outlives
-    _outlives = True
-
-
-@contextlib.contextmanager
-def _to_reader() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        if not _outlives:
-            raise
-        give_up()
+    global _views
+    _views = 0
 
 
 def display(renderable: RenderableType) -> None:
@@ -71,9 +54,8 @@ def display(renderable: RenderableType) -> None:
     text = _rendered(out, renderable)
     text = re.sub(rf"(?:{BLANK_LINE})+", "\n", text).strip("\n")
     if text:
-        with _to_reader():
-            out.file.write(f"\n{text}\n" if _views else f"{text}\n")
-            out.file.flush()  # rich would end the process where its own flush finds the reader gone
+        out.file.write(f"\n{text}\n" if _views else f"{text}\n")
+        out.file.flush()  # rich would end the process where its own flush finds the reader gone
         _views += 1
 
 
@@ -102,16 +84,12 @@ def show_json_pairs(
 
 def _print_json(value: Any, indent: int | None = None) -> None:
     text = json.dumps(value, indent=indent, allow_nan=False)
-    with _to_reader():
-        print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
+    print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
 def show_text(text: str) -> None:
     """Data as it is, such as Markdown, on stdout: never wrapped or coloured."""
-    if not is_watched(out):
-        text = inert(text)
-    with _to_reader():
-        print(text, end="")
+    print(text if is_watched(out) else inert(text), end="")
 
 
 def say(text: str) -> None:
@@ -126,8 +104,7 @@ def say_nothing(text: str) -> None:
 def flush() -> None:
     """Write what stdout still holds: a full disk is noticed now, and not by the interpreter."""
     if sys.stdout is not None:
-        with _to_reader():
-            sys.stdout.flush()
+        sys.stdout.flush()
 
 
 def give_up() -> None:
@@ -168,8 +145,8 @@ def continuable(folders: Iterable[Path]) -> Iterator[None]:
 def _print(console: Console, renderable: RenderableType) -> None:
     if is_watched(console):
         console.print(renderable)
-        return
-    console.file.write(_rendered(console, renderable))
+    else:
+        console.file.write(_rendered(console, renderable))
 
 
 def _rendered(console: Console, renderable: RenderableType) -> str:
@@ -189,31 +166,25 @@ def is_watched(console: Console) -> bool:
 
 
 def pairs_progress(
-    total: int, *, is_list: bool, hidden: bool = False, several: bool = False
+    total: int, *, together: bool, hidden: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
     """Bars on stderr, while somebody watches, and elsewhere a line every half minute.
 
-    several: pairs are audited several at a time. hidden: nothing.
+    together: of pairs whose reports are not shown one by one. hidden: nothing.
     """
+    from shadow.cli import progress
+
     if hidden:
-        return contextlib.nullcontext(_no_bar)
+        return contextlib.nullcontext(lambda title: contextlib.nullcontext(lambda state: None))
     if not is_watched(err):
-        from shadow.cli import pace
-
-        return pace.in_lines(total, say)
-    from shadow.cli import bars
-
-    return bars.of_pairs(err, total, together=is_list or several)
-
-
-def _no_bar(title: str) -> contextlib.AbstractContextManager[Callable[[Any], None]]:
-    return contextlib.nullcontext(lambda state: None)
+        return progress.in_lines(total, say)
+    return progress.in_bars(err, total, together=together)
 
 
 def steps(title: str) -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
     """A bar of steps on stderr, with the last one's name, while somebody watches."""
     if not is_watched(err):
         return contextlib.nullcontext(lambda done, total, what: None)
-    from shadow.cli import bars
+    from shadow.cli import progress
 
-    return bars.of_steps(err, title)
+    return progress.of_steps(err, title)

@@ -9,7 +9,7 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import reports_here
+from shadow.cli.options import reports_here
 from shadow.errors import UsageError
 from shadow.extras import require
 from shadow.reports.folders import found_below, reports_below
@@ -26,7 +26,8 @@ def report(
         Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
     ] = Path("report.html"),
 ) -> None:
-    """Write finished reports as one web page that works offline: charts and tables, light and dark.
+    """Write finished reports as one web page that works offline. It has charts and tables, light
+    and dark.
 
     Exit codes: 0 done, also if there is no finished report (the page says so); 1 a report cannot be
     read.
@@ -124,7 +125,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export finished reports as CSV, Parquet or Markdown: one set of tables for all of them.
+    """Export finished reports as CSV, Parquet or Markdown. All have one set of tables.
 
     An export is written completely or not at all, and replaces nothing.
 

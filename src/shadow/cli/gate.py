@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import reports_here
+from shadow.cli.options import reports_here
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import found_below, meant, reports_below
 from shadow.storage import Store, as_given, located, url_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shadow.gates.measured import Measured, Reading
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
-    from shadow.lists.index import Index, Row
+    from shadow.lists.index import Index
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -36,17 +36,16 @@ def gate(
         typer.Argument(
             help="Finished reports: their folders, or folders above them; may be URLs.",
             metavar="RUN",
-            callback=option.places,
+            callback=option.anywhere,
         ),
     ],
     listed: option.ListFile = None,
     registry: option.Registry = None,
     format: option.PairsFormat = "table",
-    json: option.Json = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Check finished reports against rules and a baseline, for CI, as `audit` does with the same
-    options.
+    """Check finished reports against rules and a baseline, for CI. `audit` does the same with the
+    same options.
 
     A missing pair of a list is an error, and does not pass: of the list that --list names, or of
     the one that was audited into the folder.
@@ -56,8 +55,6 @@ def gate(
     is inconclusive.
     """
     begin(rules.junit, "gate")
-    if json:
-        format = "json"
     judging = rules_of(rules)
     if not judging and listed is None:
         hint = "add --fail-on, --policy, --against or --list"
@@ -73,24 +70,26 @@ def gate(
 
     runs = [reports_here(run) for run in runs]
     below = reports_below if selection is None else found_below
-    folders_of = {run: below(run) for run in runs}
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
+    # the last path to each folder; a folder of a list of which no pair is done holds no report
+    folders = {
+        folder.resolve(): folder
+        for run in runs
+        for folder in below(run)
+        if folder != run or run not in indexes
+    }
     judged: list[Judgement] = []
     names: dict[Path, tuple[str, str]] = {}
     faulty: set[Path] = set()
-    for folder in _each_once(folders_of, indexes):
+    for path, folder in folders.items():
         try:
             metadata = report_metadata(folder)
             names[folder] = metadata["family"], metadata["pair"]
         except ShadowError as error:
-            judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
-            faulty.add(folder.resolve())
-    there = set(names.values())
-    for run, index in indexes.items():
-        judged += _not_there(run, index, there, faulty)
-    if selection is not None:
-        there |= {(one.family, one.pair) for one in judged}
-        judged += _missing_pairs(selection, runs, there, faulty)
+            judged.append(at_fault(path.parent.name, path.name, error))
+            faulty.add(path)
+    absent = _absent(indexes, selection, runs, set(names.values()), faulty)
+    judged += [at_fault(*name, error) for name, error in absent.items()]
     baselines = baselines_of(
         rules.against,
         list(names.values()),
@@ -111,16 +110,36 @@ def gate(
     finish(judged, rules.junit, against=rules.against)
 
 
-def _each_once(
-    folders_of: Mapping[Path, list[Path]], indexes: Mapping[Path, Index]
-) -> Iterable[Path]:
-    """The folders of the reports; the last way to write each, where several paths lead to it."""
-    written: dict[Path, Path] = {}
-    for run, folders in folders_of.items():
-        for folder in folders:
-            if folder != run or run not in indexes:  # else a list of which no pair is done
-                written[folder.resolve()] = folder
-    return written.values()
+def _absent(
+    indexes: Mapping[Path, Index],
+    selection: Selection | None,
+    runs: Sequence[Path],
+    there: set[tuple[str, str]],
+    faulty: set[Path],
+) -> dict[tuple[str, str], ShadowError]:
+    """Return the fault of each pair of a list that has no report, by family and pair.
+
+    there: the pairs whose reports are read. faulty: folders of reports whose fault is known.
+    """
+    from shadow.lists.index import report_folder
+
+    faults: dict[tuple[str, str], ShadowError] = {}
+    for run, index in indexes.items():
+        for row in index.rows:
+            if row.state == "kept":
+                fault, hint = f"{row.name}: {row.error}", "run the list again, with --overwrite"
+            elif row.key in there or (run / row.folder).resolve() in faulty:
+                continue
+            else:
+                why = row.error or f"{row.state} by index.json"
+                fault, hint = f"{row.name} has no report: {why}", "run the list again"
+            faults[row.key] = ShadowError(fault, hint)
+    for pair in selection.pairs if selection else ():
+        key, place = (pair.family, pair.name), report_folder(pair.family, pair.name)
+        if key not in {*there, *faults} and not {(run / place).resolve() for run in runs} & faulty:
+            fault = f"{pair.full_name} of the list has no report"
+            faults[key] = ShadowError(fault, "audit the list again")
+    return faults
 
 
 def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
@@ -132,61 +151,6 @@ def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -
     return judge_report(rules, read_measured(folder, reading=Reading()), baseline)
 
 
-def _not_there(
-    run: Path, index: Index, there: set[tuple[str, str]], faulty: set[Path]
-) -> list[Judgement]:
-    """The faults of a list's folder: pairs without their report.
-
-    there: the pairs whose reports are read. faulty: folders of reports whose fault is known.
-    """
-    judged = []
-    for row in index.rows:
-        if row.state == "kept":
-            error = ShadowError(f"{row.name}: {row.error}", "run the list again, with --overwrite")
-            judged.append(at_fault(row.family, row.pair, error))
-    for row in index.rows:
-        is_told = (run / row.folder).resolve() in faulty
-        if row.state != "kept" and row.key not in there and not is_told:
-            judged.append(at_fault(row.family, row.pair, _missing(run, row)))
-    return judged
-
-
-def _missing_pairs(
-    selection: Selection, runs: Sequence[Path], known: set[tuple[str, str]], faulty: set[Path]
-) -> list[Judgement]:
-    """Return the faults of a list's pairs without a report.
-
-    known: pairs with a report or with a fault that was told. faulty: folders of reports with one.
-    """
-    from shadow.lists.index import report_folder
-
-    judged = []
-    for pair in selection.pairs:
-        folders = {(run / report_folder(pair.family, pair.name)).resolve() for run in runs}
-        if (pair.family, pair.name) in known or folders & faulty:
-            continue
-        error = ShadowError(f"{pair.full_name} of the list has no report", "audit the list again")
-        judged.append(at_fault(pair.family, pair.name, error))
-    return judged
-
-
-def _missing(run: Path, row: Row) -> ShadowError:
-    """What is wrong with a pair of a list that has no report."""
-    if row.state == "done":
-        return ShadowError(
-            f"{row.name}: its report is missing ({run / row.folder}, done by index.json)",
-            "put the report back, or run the list again",
-        )
-    if row.error:
-        return ShadowError(
-            f"{row.name} has no report: {row.error}", "correct what failed, and run the list again"
-        )
-    return ShadowError(
-        f"{row.name} has no report: {row.state}",
-        "run the list again to finish it, or name the folders of its families",
-    )
-
-
 def judged_of(
     result: AuditResult,
     rules: Sequence[Rule],
@@ -196,8 +160,8 @@ def judged_of(
     seconds: float,
     strict: bool,
 ) -> Judgement:
-    """What came of an audit. reading: for checks that its report does not answer; seconds: what it
-    took; strict: it objects to what was skipped and should not be.
+    """Judge the report of an audit. reading: for checks that the report does not answer; seconds:
+    what it took; strict: object to what was skipped and should not be.
 
     Of a report that was uploaded the rows are fetched for rules.
     """
@@ -205,16 +169,12 @@ def judged_of(
     from shadow.gates.verdicts import Judgement, judge_report
 
     summary = result.summary
-    objections: tuple[str, ...] = ()
-    if strict:
-        objections = tuple(sorted(result.should_not_have_skipped))
+    objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
     if not rules:
         return Judgement(
             summary.family, summary.pair, summary=summary, seconds=seconds, objections=objections
         )
-    folder = result.folder
-    if result.url is not None:
-        folder = reports_here(Path(result.url))
+    folder = result.folder if result.url is None else reports_here(Path(result.url))
     now = read_measured(folder, summary=summary, reading=reading)
     judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
     if result.url is not None:
@@ -233,7 +193,6 @@ def begin(junit: Path | None, command: str) -> None:
 
         begin_junit(junit, command)
         _begun[junit] = command
-        console.outlive_reader()
 
 
 def ended_by(fault: ShadowError) -> None:
@@ -251,11 +210,9 @@ def rules_of(rules: option.Rules) -> tuple[Rule, ...]:
         return ()
     from shadow.gates.rules import gather
 
+    has_baseline = rules.against is not None
     return gather(
-        rules.fail_on,
-        rules.policy,
-        against=rules.against is not None,
-        allow_missing=rules.allow_missing,
+        rules.fail_on, rules.policy, against=has_baseline, allow_missing=rules.allow_missing
     )
 
 
@@ -306,20 +263,16 @@ def baselines_of(
         folders = reports_below(place)
         is_report = (place / "matrices.parquet").exists()
         if folders == [place] and not is_report and any(place.glob("*.safetensors")):
-            raise ShadowError(
-                f"{against} is a checkpoint, not a report", "name the folder of finished reports"
-            )
+            fault = f"{against} is a checkpoint, not a report"
+            raise ShadowError(fault, "name the folder of finished reports")
         return read_baselines(place, folders, pairs)
     url = url_of(against)
-    where = url or against
     close = None if url else meant(against)
     if not allow_missing:
         hint = close or "name finished reports, or add --allow-missing for a first run"
-        raise ShadowError(f"no such folder: {where}", hint)
-    note = f"no baseline: there is no folder {where}"
-    if close:
-        note += f"; {close}"
-    say(note)
+        raise ShadowError(f"no such folder: {url or against}", hint)
+    note = f"no baseline: there is no folder {url or against}"
+    say(f"{note}; {close}" if close else note)
     return {}
 
 
@@ -342,11 +295,8 @@ def finish(
         without_baseline = f"no baseline: nothing was compared with {url_of(against) or against}"
     if os.environ.get("GITHUB_ACTIONS") == "true":
         workspace = os.environ.get("GITHUB_WORKSPACE")
-        for command in ci.workflow_commands(
-            judged,
-            workspace=Path(workspace) if workspace else None,
-            without_baseline=without_baseline,
-        ):
+        inside = Path(workspace) if workspace else None
+        for command in ci.workflow_commands(judged, inside, without_baseline):
             console.annotate(command)
     else:
         for text in ci.sentences(judged):
@@ -355,15 +305,13 @@ def finish(
         try:
             ci.append_summary(Path(summary), judged)
         except OSError as error:  # the audit is what was asked for
-            console.say(
-                f"no summary of the step: cannot write {summary}: {error.strerror or error}"
-            )
+            fault = f"cannot write {summary}: {error.strerror or error}"
+            console.say(f"no summary of the step: {fault}")
     if junit is not None:
         ci.write_junit(junit, judged)
     if total := ci.counts(judged):
         console.say(total)
     if without_baseline is not None:
         console.say(f"WARNING: {without_baseline}")
-    code = 2 if wrong_usage else first_code({judgement.code for judgement in judged})
-    if code:
+    if code := 2 if wrong_usage else first_code({judgement.code for judgement in judged}):
         raise typer.Exit(code)

@@ -1,20 +1,15 @@
-"""When Ctrl-C is heard, and what is said: not in the middle of an import, and not when the command
-has ended.
-"""
+"""Ctrl-C: one line and exit code 130, neither in the middle of an import nor after the command."""
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import os
 import signal
 import sys
-import time
 from types import CodeType, FrameType
 
 INTERRUPTED = 130  # the exit code
 STOPPED = "stopped"
-HOLD = 0.02  # seconds after which a held interrupt asks again whether the import has ended
 IMPORTING = "<frozen importlib._bootstrap>"  # the file of the frames of an import
 
 
@@ -25,80 +20,32 @@ class Unfinished(BaseException):
     """
 
 
-# An interrupt that has not been raised yet, or nothing: of two threads only one can take it out.
-_held: list[None] = []
-
-
-def hold_during_imports(outermost: CodeType) -> None:
-    """From now on an interrupt that falls into an import is raised when that import has ended; a
-    second one meanwhile ends the process at once.
+def end_in_imports(outermost: CodeType) -> None:
+    """From now on, end the process at once where an interrupt falls into an import.
 
     Native libraries such as torch and pyarrow abort the process, with a core dump, where a
-    KeyboardInterrupt rises through their initialisation. outermost: the function that runs the
-    command; an import that it is itself part of does not count. A process that ignores interrupts,
-    as one in the background does, goes on ignoring them.
+    KeyboardInterrupt rises through their initialisation. The same where Python would swallow it, as
+    in `__del__`. outermost: the function that runs the command; an import that it is itself part of
+    does not count. A process that ignores interrupts, as one in the background, goes on doing so.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
-
-    command, tell = _thread.get_ident(), sys.unraisablehook
+    report = sys.unraisablehook
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if not _is_importing(frame, outermost):
-            _held.clear()
-            raise KeyboardInterrupt
-        if _held:
-            os._exit(stop(STOPPED))
-        _hold(command)
+        while frame is not None and frame.f_code is not outermost:
+            if frame.f_code.co_filename == IMPORTING:
+                os._exit(stop(STOPPED))
+            frame = frame.f_back
+        raise KeyboardInterrupt
 
     def on_unraisable(fault: sys.UnraisableHookArgs) -> None:
         if isinstance(fault.exc_value, KeyboardInterrupt):
-            _hold(command)  # code that may not raise, as of an extension, would have swallowed it
-        else:
-            tell(fault)
+            os._exit(stop(STOPPED))
+        report(fault)
 
     signal.signal(signal.SIGINT, on_interrupt)
     sys.unraisablehook = on_unraisable
-
-
-def _is_importing(frame: FrameType | None, outermost: CodeType) -> bool:
-    """Whether one of the frames above that of outermost belongs to an import."""
-    while frame is not None and frame.f_code is not outermost:
-        if frame.f_code.co_filename == IMPORTING:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _hold(command: int) -> None:
-    _held.append(None)
-    # not threading.Thread, whose locks the interrupted code may hold
-    _thread.start_new_thread(_ask_again, (command,))
-
-
-def _ask_again(command: int) -> None:
-    time.sleep(HOLD)
-    if not _taken():
-        return
-    if sys.platform == "win32":
-        signal.raise_signal(signal.SIGINT)
-    else:  # the thread of the command, which may wait in the system, and not this one
-        signal.pthread_kill(command, signal.SIGINT)
-
-
-def _taken() -> bool:
-    """Whether an interrupt was held, which is now the caller's to raise."""
-    try:
-        _held.pop()
-    except IndexError:
-        return False
-    return True
-
-
-def raise_held() -> None:
-    """Raise an interrupt that an import has held, without waiting until it asks again."""
-    if _taken():
-        raise KeyboardInterrupt
 
 
 def stop(line: str) -> int:

@@ -30,9 +30,8 @@ def lab_run(
         int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)
     ] = 2,
     format: option.Format = "table",
-    json: option.Json = False,
 ) -> None:
-    """Train small models on known data, audit each one, and report what the data left in their
+    """Train small models on known data, and audit each one. Reports what the data left in their
     weights.
 
     Writes runs.parquet, comparisons.parquet and lab.md. After an interruption, the same
@@ -40,13 +39,12 @@ def lab_run(
 
     Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
-    as_json = json or format == "json"
     require("lab")
     from shadow.lab.results import run
 
     with console.continuable([output]), console.steps(f"lab {preset}") as update:
         document, rows = run(preset, output, jobs=jobs, show=update)
-    if as_json:
+    if format == "json":
         console.show_json({"preset": preset, "runs": rows, "folder": str(output)})
     else:
         console.show(document)

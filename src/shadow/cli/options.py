@@ -1,61 +1,116 @@
-"""What may be typed: the arguments and options that commands share, and the words they take."""
+"""What may be typed: options that commands share, what the shell offers, what words stand for."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 
-from shadow.cli import completion
-from shadow.errors import UsageError
+from shadow.errors import ShadowError, UsageError
 from shadow.options import option, options_of
-from shadow.storage import located, url_of
-from shadow.text import redacted_url
+from shadow.run.runtime import Files
+from shadow.storage import Store, located, url_of
+from shadow.text import counted, redacted_url
+
+if TYPE_CHECKING:
+    from shadow.comparing.scores import Score
+    from shadow.targets.families import Pair
+    from shadow.targets.lists import Selection
 
 
-def on_this_machine(path: Path | None) -> Path | None:
+def on_this_machine(given: Any) -> Any:
     """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
-    if path is None:
-        return None
-    url = url_of(path)
-    if url is not None:
-        hint = "name a place on this machine, and copy from or to the URL"
-        if url.startswith("file:"):
-            hint = "leave file:// out"
-        raise UsageError(f"{redacted_url(url)[:80]}: URLs are not supported here", hint)
-    return path
+    for path in given if isinstance(given, list) else [given]:
+        if path is not None and (url := url_of(path)) is not None:
+            hint = "name a place on this machine, and copy from or to the URL"
+            if url.startswith("file:"):
+                hint = "leave file:// out"
+            raise UsageError(f"{redacted_url(url)[:80]}: URLs are not supported here", hint)
+    return given
 
 
-def a_place(path: Path | None) -> Path | None:
+def anywhere(given: Any) -> Any:
     """A callback of options that also take URLs: refuses at once those that are not supported."""
-    if path is None:
-        return None
-    place = located(path)
-    return place if isinstance(place, Path) else path
+    if isinstance(given, list):
+        return [anywhere(one) for one in given]
+    place = None if given is None else located(given)
+    return place if isinstance(place, Path) else given
 
 
-def places(paths: list[Path] | None) -> list[Path] | None:
-    """The same for arguments that may be repeated."""
-    return None if paths is None else [a_place(path) or path for path in paths]
+# What the shell offers when a word is begun. A person waits for it: neither torch nor pandas.
 
 
-def files(paths: list[Path] | None) -> list[Path] | None:
-    """A callback of options for files, which may be repeated."""
-    for path in paths or ():
-        on_this_machine(path)
-    return paths
+def offered_targets(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """Families; after a colon the pairs of the family.
+
+    bash breaks words at colons, so that `family:ba` comes as `family`, `:` and `ba`, and wants the
+    last part alone.
+    """
+    from shadow.targets.families import family_names, load_families
+
+    registry = _registry(ctx)
+    before = [str(typed) for typed in ctx.params.get("targets") or ()]
+    is_broken = before[-1:] == [":"] and len(before) > 1
+    family, colon, _ = (before[-2], ":", "") if is_broken else incomplete.partition(":")
+    try:
+        if not colon:
+            return family_names(registry)
+        known = load_families(registry).get(family)
+    except (ShadowError, OSError):
+        return []
+    start = "" if is_broken else f"{family}:"
+    return [f"{start}{pair.name}" for pair in known.pairs] if known else []
 
 
-def a_name(text: str | None) -> str | None:
-    """The same for a list, which may be standard input."""
-    if text is not None:
-        on_this_machine(Path(text))
-    return text
+def offered_families(ctx: typer.Context) -> Iterable[str]:
+    from shadow.targets.families import family_names
+
+    return family_names(_registry(ctx))
+
+
+def _registry(ctx: typer.Context) -> Path | None:
+    """The folder that was typed before this word, or the variable's."""
+    typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
+    return Path(typed) if typed else None
+
+
+def offered_modules() -> Iterable[str]:
+    from shadow.places.names import name_rules
+
+    return name_rules().modules
+
+
+def offered_components() -> Iterable[str]:
+    from shadow.places.names import name_rules
+
+    return name_rules().components
+
+
+TOPICS = ("finding", "gates")  # what `shadow explain` knows besides columns and heads
+
+
+def offered_words() -> Iterable[str]:
+    """Columns and heads of tables."""
+    from shadow.reports.columns import TABLES
+    from shadow.reports.words import HEADS
+
+    columns = [column.name for table in TABLES.values() for column in table.columns]
+    return [word for word in dict.fromkeys((*columns, *HEADS, *TOPICS)) if " " not in word]
+
+
+def offered_checks() -> Iterable[str]:
+    from shadow.checks.registry import CHECKS
+
+    return CHECKS
+
+
+OFFERED = {"modules": offered_modules, "components": offered_components}  # by `complete`
 
 
 def typed(**groups: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -74,7 +129,8 @@ def typed(**groups: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def run(**given: Any) -> Any:
             for name, record in groups.items():
                 own = {one.name: given.pop(one.name) for one in options_of(record)}
-                given[name] = record(**{key: _whole(value) for key, value in own.items()})
+                lists = {key: tuple(one) for key, one in own.items() if isinstance(one, list)}
+                given[name] = record(**{**own, **lists})
             return command(**given)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -85,28 +141,22 @@ def typed(**groups: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return of_records
 
 
-def _whole(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _parameters(record: type) -> list[inspect.Parameter]:
     """Make a parameter of a command for each option of a record."""
     hints, parameters = get_type_hints(record), []
     for one in options_of(record):
         names, more = one.metadata["option"]
         more = {"rich_help_panel": PANELS[record.__name__], **more}
-        if complete := more.pop("complete", None):
-            more["autocompletion"] = getattr(completion, complete)
+        if what := more.pop("complete", None):
+            more["autocompletion"] = OFFERED[what]
         kind: Any = more.pop("type", hints[one.name])
         default = one.default
         if get_origin(kind) is Sequence:
             kind, default = list[str], []
+        annotation = Annotated[kind, typer.Option(*names, **more)]
         parameters.append(
             inspect.Parameter(
-                one.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=default,
-                annotation=Annotated[kind, typer.Option(*names, **more)],
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
         )
     return parameters
@@ -117,6 +167,19 @@ PANELS = {  # groups of options in the help, by their records
     "Measuring": "How it is measured",
     "Files": "Where checkpoints come from",
     "Rules": "Rules",
+}
+
+
+# of options that some commands have without the other options of their record
+ON_THIS_MACHINE: Any = {"metavar": "FILE", "callback": on_this_machine}
+LIST = "File of targets: YAML, or one per line; - reads standard input."
+REGISTRY: Any = {
+    "help": "Folder of your own family files.", "envvar": "SHADOW_REGISTRY", "file_okay": False,
+}  # fmt: skip
+JUNIT: Any = {
+    "help": "Write results as JUnit XML; a suite for each pair, a case for each rule.",
+    "dir_okay": False,
+    **ON_THIS_MACHINE,
 }
 
 
@@ -134,19 +197,11 @@ class Pairs:
         "Name of two checkpoints: family:base..tuned. Their report has this folder.",
         metavar="NAME",
     )
-    listed: str | None = option(
-        "File of targets: YAML, or one per line; - reads standard input.",
-        None,
-        "--list",
-        metavar="FILE",
-        callback=a_name,
-    )
+    listed: str | None = option(LIST, None, "--list", **ON_THIS_MACHINE)
     shard: str | None = option(
         "Part of the list for this job: 2/4 is the second of four.", metavar="I/N"
     )
-    registry: Path | None = option(
-        "Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False
-    )
+    registry: Path | None = option(**REGISTRY)
 
 
 @dataclass(frozen=True)
@@ -164,19 +219,14 @@ class Rules:
         " spread over layers that it has there. May be a URL.",
         metavar="RUN",
         file_okay=False,
-        callback=a_place,
+        callback=anywhere,
     )
     allow_missing: bool = option(
         "Do not fail if a figure of --fail-on or a report of --against is missing.",
         False,
         "--allow-missing",
     )
-    junit: Path | None = option(
-        "Write results as JUnit XML; a suite for each pair, a case for each rule.",
-        metavar="FILE",
-        dir_okay=False,
-        callback=on_this_machine,
-    )
+    junit: Path | None = option(**JUNIT)
 
 
 written: Any = partial(typer.Option, "-o", "--output", callback=on_this_machine)
@@ -192,18 +242,10 @@ Targets = Annotated[
             " quotes, or one org/name."
         ),
         metavar="TARGET",
-        autocompletion=completion.targets,
+        autocompletion=offered_targets,
     ),
 ]
-ListFile = Annotated[
-    str | None,
-    typer.Option(
-        "--list",
-        help="File of targets: YAML, or one per line; - reads standard input.",
-        metavar="FILE",
-        callback=a_name,
-    ),
-]
+ListFile = Annotated[str | None, typer.Option("--list", help=LIST, **ON_THIS_MACHINE)]
 Output = Annotated[
     Path,
     typer.Option(
@@ -212,7 +254,7 @@ Output = Annotated[
         help="Folder for reports; may be a URL.",
         metavar="DIR",
         file_okay=False,
-        callback=a_place,
+        callback=anywhere,
     ),
 ]
 RunFolders = Annotated[
@@ -220,25 +262,21 @@ RunFolders = Annotated[
     typer.Argument(
         help="Folder of a report, or a folder above it; may be a URL.",
         metavar="RUN",
-        callback=a_place,
+        callback=anywhere,
     ),
 ]
-Registry = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False
-    ),
-]
+Registry = Annotated[Path | None, typer.Option(**REGISTRY)]
 Format = Annotated[
-    Literal["table", "json"], typer.Option(help="Print a table or json.", metavar="FORMAT")
+    Literal["table", "json"],
+    typer.Option(help="Print a table or json (short: --json).", metavar="FORMAT"),
 ]
 PairsFormat = Annotated[
     Literal["table", "json", "jsonl"],
     typer.Option(
-        help="Print a table, json or jsonl. jsonl is JSON, one pair a line.", metavar="FORMAT"
+        help="Print a table, json (short: --json), or jsonl: JSON, one pair a line.",
+        metavar="FORMAT",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[
     bool,
     typer.Option(
@@ -254,15 +292,7 @@ Jobs = Annotated[
     int | None,
     typer.Option(help="Number of worker threads; results do not depend on it.", min=1, max=1024),
 ]
-Junit = Annotated[
-    Path | None,
-    typer.Option(
-        help="Write results as JUnit XML; a suite for each pair, a case for each rule.",
-        metavar="FILE",
-        dir_okay=False,
-        callback=on_this_machine,
-    ),
-]
+Junit = Annotated[Path | None, typer.Option(**JUNIT)]
 Scores = Annotated[
     list[Path] | None,
     typer.Option(
@@ -271,6 +301,76 @@ Scores = Annotated[
             " repeated."
         ),
         metavar="FILE",
-        callback=files,
+        callback=on_this_machine,
     ),
 ]
+
+
+def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
+    """The pairs that are named. Raises UsageError where there is none."""
+    from shadow.targets.families import TWO, given_pair, pairs_of_references, under_name
+    from shadow.targets.lists import select
+    from shadow.targets.references import is_reference, typed_reference
+
+    base, tuned, name = pairs.base, pairs.tuned, pairs.name
+    if (base is None) != (tuned is None):
+        raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
+    targets = targets or []
+    given: list[Pair] = []
+    if base is not None and tuned is not None:
+        given = [given_pair(typed_reference(base), typed_reference(tuned))]
+    if name is not None:
+        if not given and len(targets) == 2 and any(map(is_reference, targets)):
+            given = list(pairs_of_references(targets, {}))
+            targets = []
+        if not given or targets or pairs.listed:
+            raise UsageError("--name is for one pair that is given by its checkpoints", TWO)
+        try:
+            given = [under_name(given[0], name)]
+        except UsageError as error:
+            raise UsageError(f"--name: {error.message}", error.hint) from error
+    selection = select(
+        targets, given, registry=pairs.registry, listed=pairs.listed, shard=pairs.shard
+    )
+    if not selection.pairs:
+        hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
+        raise UsageError("nothing to audit", hint)
+    return selection
+
+
+def say_left_out(selection: Selection, say: Callable[[str], None]) -> None:
+    """Say where a shard has nothing to audit."""
+    if not selection.own:
+        pairs = counted(len(selection.pairs), "pair", "pairs")
+        say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
+
+
+def of_pair(error: ShadowError, pair: Pair) -> ShadowError:
+    """The fault of one pair among several."""
+    return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
+
+
+def reports_here(run: Path, *, spectra: bool = False) -> Path:
+    """The folder of reports; those at a URL are fetched.
+
+    spectra: with their singular values. Raises ShadowError where there is none at a URL.
+    """
+    place = located(run)
+    if isinstance(place, Store):
+        from shadow.reports.remote import fetched
+
+        return fetched(place, spectra=spectra)
+    return place
+
+
+def scores_of(files: Sequence[Path] | None) -> list[Score]:
+    """Read files of scores."""
+    from shadow.comparing.scores import read_scores
+
+    return [score for file in files or () for score in read_scores(file)]
+
+
+def prepare(files: Files) -> None:
+    """Before the Hub's client is imported, which reads it then, say whether to work offline."""
+    if files.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,19 +1,50 @@
-"""Faults of the command line that typer cannot know of, and its own in the form of ours."""
+"""What help shows, and what typer finds wrong as errors of ours, and words that are gone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from shadow.cli.examples import claims, listed
 from shadow.errors import UsageError
 from shadow.gone import gone
 
 KINDS = {"--to": "format", "--kind": "figure"}  # options whose words may be gone
+FIRST = 5  # commands that a group's help begins with
+EXAMPLES = {
+    "audit": (
+        "shadow audit demo",
+        "shadow audit ./base ./tuned --name mine:base..tuned",
+        "shadow audit qwen2.5-7b --fail-on 'concentration > 0.5'",
+    ),
+    "show": (
+        "shadow show reports/demo/base..narrow --full",
+        "shadow show reports --json",
+        "shadow show reports/demo/base..narrow --format markdown",
+    ),
+    "compare": (
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad",
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad --joint",
+        "shadow compare reports --scores scores.csv",
+    ),
+    "gate": (
+        "shadow gate reports --fail-on 'concentration > 0.5'",
+        "shadow gate reports --policy policy.yaml --junit gate.xml",
+        "shadow gate reports --against accepted",
+    ),
+    "report": (
+        "shadow report reports",
+        "shadow report reports/demo/base..narrow -o narrow.html",
+    ),
+    "export": (
+        "shadow export reports --to csv",
+        "shadow export reports --to markdown -o cards",
+        "shadow export reports --to parquet",
+    ),
+}  # fmt: skip
 
 
 class Commands(TyperGroup):
@@ -25,35 +56,64 @@ class Commands(TyperGroup):
             raise error
         return super().resolve_command(ctx, args)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print a line a command, so that all of them fit a terminal of 24 rows."""
+        formatter = ctx.make_formatter()  # of the other one what is written is taken for a fault
+        formatter.write_usage(ctx.command_path, "COMMAND ...")
+        formatter.write_paragraph()
+        formatter.write_text(self.help or "")
+        longest = max(map(len, self.commands))
+        rows = [
+            (name.ljust(longest), one.get_short_help_str(formatter.width - longest - 4))
+            for name, one in self.commands.items()
+        ]
+        for part in filter(None, (rows[:FIRST], rows[FIRST:])):
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_dl(part)
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write_text(self.epilog)
+        print(formatter.getvalue(), end="")
+
 
 class Command(TyperCommand):
     """A command."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """As typer does it, with the claims of `verify`, which are imported for it alone."""
+        """As typer does it, with examples; and the claims of `verify`, which are imported here."""
         if self.name == "verify":
-            self.epilog = listed("Claims", claims())
+            self.epilog = _listed("Claims", claims())
+        elif self.name in EXAMPLES:
+            self.epilog = _listed("Examples", EXAMPLES[self.name])
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does it.
+        """As typer does it; `--json` is short for `--format json`.
 
         Raises UsageError for an option or a word that is gone, and for `--junit --help`: what looks
         like an option is meant as one.
         """
         options: list[Any] = [one for one in self.params if one.param_type_name == "option"]
-        known = {name for one in options for name in (*one.opts, *one.secondary_opts)}
-        flags = {
-            name
+        takes_value = {
+            name: not (one.is_flag or one.count)
             for one in options
-            if one.is_flag or one.count
             for name in (*one.opts, *one.secondary_opts)
         }
-        for name, value in _typed(args):
+        end = args.index("--") if "--" in args else len(args)
+        if "--format" in takes_value:
+            args = ["--format=json" if word == "--json" else word for word in args[:end]] + args[
+                end:
+            ]
+        for word, following in pairwise([*args[:end], ""]):
+            if not word.startswith("-"):
+                continue
+            name, is_one_word, value = word.partition("=")
+            value = value if is_one_word else following
             error = gone(KINDS.get(name, ""), value)
-            if name not in known:
+            if name not in takes_value:
                 error = gone("option", name)
-            elif name not in flags and value.startswith("--"):
+            elif takes_value[name] and value.startswith("--"):
                 hint = f"write its value behind it, such as {name} VALUE; a file may be ./--NAME"
                 error = UsageError(f"{name} has no value: {value[:80]!r} begins with --", hint)
             if error:
@@ -61,13 +121,19 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def _typed(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield every option that was typed, with the word behind it, which may be its value."""
-    typed = args[: args.index("--")] if "--" in args else args
-    for word, following in pairwise([*typed, ""]):
-        if word.startswith("-"):
-            name, is_one_word, value = word.partition("=")
-            yield name, value if is_one_word else following
+def _listed(title: str, lines: Sequence[str]) -> str:
+    """The last lines of a command's help."""
+    # \b: lines stay as they are
+    return "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)])
+
+
+def claims() -> list[str]:
+    """A line for each claim of `shadow verify`: what is typed, and what it says."""
+    from shadow.checks.registry import CHECKS
+
+    typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}
+    width = max(map(len, typed.values()))
+    return [f"{words:<{width}}  {CHECKS[name].says}" for name, words in typed.items()]
 
 
 def as_usage_error(fault: typer.TyperException) -> UsageError | None:

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shadow.cli import completion, console
+from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.arguments import prepare
 from shadow.cli.gate import begin
+from shadow.cli.options import prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.run.runtime import Files
 from shadow.storage import as_given
+from shadow.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shadow.checks.answer import FailedVerification, Question, Verification
-    from shadow.run.runtime import Progress, Runtime
+    from shadow.run.runtime import Runtime
 
 
 @option.typed(files=Files)
@@ -33,7 +34,7 @@ def verify(
         typer.Argument(
             help="Claim to check: see below.",
             metavar="CLAIM",
-            autocompletion=completion.verify_claims,
+            autocompletion=option.offered_checks,
         ),
     ] = None,
     checkpoints: Annotated[
@@ -78,23 +79,19 @@ def verify(
     junit: option.Junit = None,
     jobs: option.Jobs = None,
     format: option.Format = "table",
-    json: option.Json = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Print a line for each claim, and errors.")
     ] = False,
 ) -> None:
-    """Check a claim about checkpoints: it holds, does not hold, or is inconclusive.
+    """Check a claim about checkpoints, entry by entry. It holds, does not hold, or is inconclusive.
 
     Exit codes: 0 holds; 4 does not hold; 5 inconclusive; 1 failed; 2 wrong usage. Of several
     claims the first of 1, 4, 5, 0.
     """
     begin(junit, "verify")
     prepare(files)
-    files = replace(files, cache=False)
     if listed is None:
-        asked = [
-            _question(claim, checkpoints or [], moved or [], frozen or [], base, headers=headers)
-        ]
+        asked = [_question(claim, checkpoints or [], moved, frozen, base, headers=headers)]
     elif claim or moved or frozen or base or headers:
         raise UsageError("--claims and a claim do not go together", "leave one of them out")
     else:
@@ -102,30 +99,26 @@ def verify(
     from shadow.checks.answer import Verification, first_code
     from shadow.outputs.junit import write_claims
     from shadow.run.runtime import Runtime, access_of
-    from shadow.telling.verification import (
-        in_lines,
-        verification_document,
-        verifications_document,
-    )
-    from shadow.text import visible
+    from shadow.telling import verification as telling
 
     say = console.say_nothing if quiet else console.say
-    runtime = Runtime(jobs=jobs, access=access_of(files), say=say)
+    runtime = Runtime(jobs=jobs, access=access_of(replace(files, cache=False)), say=say)
     is_alone = listed is None
     found = [_checked(one, runtime, is_alone=is_alone, quiet=quiet) for one in asked]
     if junit is not None:  # before anything is printed, whose reader may have gone
         write_claims(junit, found)
-    if json or format == "json":
+    if format == "json":
         every = [one.as_json() for one in found]
         console.show_json(every[0] if is_alone else every)
     elif quiet:
-        console.show_text("".join(f"{visible(line)}\n" for line in in_lines(found)))
+        lines = telling.in_lines(found)
+        console.show_text("".join(f"{visible(line)}\n" for line in lines))
     else:
         for one in found:
             if isinstance(one, Verification):
-                console.show(verification_document(one))
+                console.show(telling.verification_document(one))
         if not is_alone:
-            console.show(verifications_document(found))
+            console.show(telling.verifications_document(found))
     if code := first_code({one.exit_code for one in found}):
         raise typer.Exit(code)
 
@@ -133,8 +126,8 @@ def verify(
 def _question(
     claim: str | None,
     checkpoints: Sequence[str],
-    moved: Sequence[str],
-    frozen: Sequence[str],
+    moved: Sequence[str] | None,
+    frozen: Sequence[str] | None,
     base: str | None,
     *,
     headers: bool,
@@ -148,8 +141,8 @@ def _question(
     return question(
         claim,
         [parse_checkpoint(text) for text in checkpoints],
-        moved=moved,
-        frozen=frozen,
+        moved=moved or [],
+        frozen=frozen or [],
         base=None if base is None else parse_checkpoint(base),
         headers=headers,
     )
@@ -164,16 +157,16 @@ def _listed(file: Path) -> list[Question]:
     hint = "docs/verify.md describes it: a list such as `- same ./a ./b`"
     form, lines = read_form(ClaimsForm, file, hint=hint)
     asked = []
-    for number, entry in enumerate(form.root):
+    for number, one in enumerate(form.root):
         try:
-            one = question(
-                entry.claim, entry.of, moved=entry.moved, frozen=entry.frozen, base=entry.base,
-                headers=entry.headers,
+            of = question(
+                one.claim, one.of, moved=one.moved, frozen=one.frozen, base=one.base,
+                headers=one.headers,
             )  # fmt: skip
+            asked.append(of)
         except UsageError as error:
             where = f"{file}:{lines[number,]}"
             raise UsageError(f"{where}: {error.message}", error.hint) from error
-        asked.append(one)
     return asked
 
 
@@ -184,17 +177,16 @@ def _checked(
     from shadow.checks.answer import FailedVerification
     from shadow.checks.registry import verify as check
 
-    hidden = contextlib.nullcontext(None) if quiet else console.steps("verify")
     begun = time.monotonic()
     try:
-        with hidden as update:
-
-            def show(state: Progress) -> None:
-                if update is not None:
-                    update(state.done, state.total, asked.claim)
-
-            found = check(asked, replace(runtime, show=show))
-            return replace(found, seconds=time.monotonic() - begun)
+        with contextlib.nullcontext() if quiet else console.steps("verify") as update:
+            if update is not None:
+                show = update
+                runtime = replace(
+                    runtime, show=lambda state: show(state.done, state.total, asked.claim)
+                )
+            found = check(asked, runtime)
+        return replace(found, seconds=time.monotonic() - begun)
     except ShadowError as error:
         if is_alone:
             raise

@@ -59,7 +59,6 @@ class Measuring:
         " if there is one).",
         "cpu",
         metavar="DEVICE",
-        complete="devices",
     )
 
 

@@ -1,0 +1,125 @@
+"""How far an audit is: bars where a person watches, otherwise a line every half minute."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from shadow.text import byte_size, duration, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from shadow.run.runtime import Progress
+
+Update = Callable[["Progress"], None]
+Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
+EVERY = 30.0  # seconds between two lines
+
+
+class Pace:
+    """How far one pair is. What was done before this run has no rate."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._first: Progress | None = None
+
+    def in_words(self, state: Progress) -> Iterator[str]:
+        """`45 % done`, `120 of 296 matrices`, `1:20 left`, as far as they are known.
+
+        The time left is by operations, not by count, as sizes differ a lot.
+        """
+        if self._first is None or not self._first.total:
+            self._began, self._first = self._clock(), state
+        if state.total:
+            yield f"{100 * state.cost_done / (state.cost_total or 1):.0f} % done"
+            yield f"{state.done:,} of {state.total:,} matrices"
+        if state.to_move:
+            yield f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched"
+        elapsed, spent = self._clock() - self._began, state.cost_done - self._first.cost_done
+        if spent and elapsed:
+            yield f"{duration(elapsed * (state.cost_total - state.cost_done) / spent)} left"
+
+
+@contextlib.contextmanager
+def in_lines(
+    total: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Watch]:
+    """Say every half minute how far a pair is. Yields what begins a pair, by its title."""
+    last, ended = clock(), 0
+
+    @contextlib.contextmanager
+    def begin(title: str) -> Iterator[Update]:
+        nonlocal ended
+        pace = Pace(clock)
+
+        def update(state: Progress) -> None:
+            nonlocal last
+            words = list(pace.in_words(state))
+            if clock() - last >= EVERY:
+                last = clock()
+                words += [f"{ended:,} of {total:,} pairs done"] if total > 1 else []
+                say(f"{title}: {', '.join(words) or 'at work'}")
+
+        try:
+            yield update
+        finally:
+            ended += 1
+
+    yield begin
+
+
+@contextlib.contextmanager
+def in_bars(console: Console, total: int, *, together: bool) -> Iterator[Watch]:
+    """Draw a bar for each pair at work, and one for all of them. Yields what begins a pair.
+
+    together: they stay from the first pair to the last; otherwise they go after each pair, as its
+    report is printed then.
+    """
+    from rich.markup import escape
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    words = TextColumn("{task.fields[words]}", style="cyan")
+    columns = TextColumn("{task.description}"), BarColumn(), words
+    bars = Bars(*columns, console=console, transient=True)
+    every = bars.add_task("pairs", total=total, words="", visible=total > 1)
+
+    @contextlib.contextmanager
+    def begin(title: str) -> Iterator[Update]:
+        task, pace = bars.add_task(escape(visible(title)), total=None, words=""), Pace()
+
+        def update(state: Progress) -> None:
+            text, whole = ", ".join(pace.in_words(state)), state.cost_total or None
+            bars.update(task, total=whole, completed=state.cost_done, words=text)
+
+        with contextlib.nullcontext() if together else bars:
+            try:
+                yield update
+            finally:
+                bars.remove_task(task)
+                bars.advance(every)
+
+    with bars if together else contextlib.nullcontext():
+        yield begin
+
+
+@contextlib.contextmanager
+def of_steps(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Draw a bar of steps, with the last one's name."""
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task(escape(title), total=None)
+
+        def update(done: int, total: int, what: str) -> None:
+            text = escape(visible(f"{title}: {what}" if what else title))
+            bars.update(task, completed=done, total=total, description=text)
+
+        yield update
