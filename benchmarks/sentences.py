@@ -96,6 +96,9 @@ def _fits(code: str) -> Callable[[Case], bool]:
     )
 
 
+_few_bits = _has("as few distinct values as a copy|stored in 8 bits")
+
+
 def _names_what_changed(case: Case) -> bool:
     """Whether it says, other than as a part that has its share, which tensors are no copy."""
     text = re.sub(r"spread over the modules in proportion to their size \([^)]*\)", "", case.text)
@@ -109,7 +112,7 @@ MEANINGS: Mapping[str, Callable[[Case], bool]] = {
     "same": _code("identical"),
     "beside": _names_what_changed,
     "dequantised": _has("dequantised"),
-    "few bits": lambda case: _code("few_values")(case) or _fits("quantised_copy")(case),
+    "few bits": lambda case: _few_bits(case) or _fits("quantised_copy")(case),
     "low_rank": lambda case: _code("low_rank")(case) or _fits("merged_adapter")(case),
     "scaled": _code("scaled"),
     "zeroed": _code("zeroed"),
@@ -121,8 +124,8 @@ MEANINGS: Mapping[str, Callable[[Case], bool]] = {
     "rotated": _has("entry by entry"),
     "1/X": lambda case: "equivalent_directions" in _places(case),
     "norm before storage": lambda case: "overall_unrounded" in _places(case),
-    "rounded away": _code("rounded_away", "beyond_rounding", "rounding"),
-    "flatter than noise": _code("flat"),
+    "rounded away": _code("rounded_away", "rounding"),
+    "flatter than noise": _has("flatter than noise"),
 }
 
 
@@ -179,7 +182,7 @@ def contradictions(case: Case) -> Iterator[str]:
         yield "spread over so many directions, and it is unknown how concentrated"
     if "low_rank" in codes and answers.get("merged_adapter") == "no":
         yield "low rank, and no merged adapter"
-    if "few_values" in codes and answers.get("quantised_copy") == "no":
+    if _few_bits(case) and answers.get("quantised_copy") == "no":
         yield "few values, and no copy through fewer bits"
 
 

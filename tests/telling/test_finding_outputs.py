@@ -67,9 +67,7 @@ def test_explain_finding_lists_every_code():
 
 
 def test_an_older_report_says_what_its_columns_carry(tmp_path):
-    """Only the columns that every report of the schema has: size and concentration, and no figure
-    that it lacks.
-    """
+    """Only the columns that every report of the schema has: the size alone."""
     folder = reports.write(tmp_path / "base..tuned", model())
     path = folder / "matrices.parquet"
     table = pq.read_table(path)
@@ -79,7 +77,7 @@ def test_an_older_report_says_what_its_columns_carry(tmp_path):
     )
     summary, _ = read_summary(folder)
     check(summary)
-    assert codes(summary.finding)[:2] == ["size", "concentration"]
+    assert codes(summary.finding) == ["size"]
     found = answers(summary.finding)
     open_ones = ("merged_adapter", "quantised_copy")
     assert {found[code].answer for code in open_ones} == {"cannot_be_excluded"}

@@ -76,7 +76,7 @@ def test_a_single_entry_is_not_called_low_rank(tmp_path):
         found = read_summary(report.folder)[0].finding
         (few,) = [one for one in found.sentences if one.code == "few_entries"]
         assert len(places) in few.figures.values()
-        assert not {"low_rank", "coherent", "noise", "concentration"} & set(codes(found))
+        assert not {"low_rank", "coherent", "noise"} & set(codes(found))
         assert found.other_explanations == []
 
 

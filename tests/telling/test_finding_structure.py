@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import numpy as np
 import pytest
@@ -39,53 +38,14 @@ def planted(at, spikes, share, seed=0):
     for side, tensors in sides.items():
         (at / side).mkdir(parents=True)
         save_file(tensors, at / side / "model.safetensors")
-    return {
-        name: (sides["tuned"][name].double() - sides["base"][name].double()).numpy()
-        for name in sides["base"]
-    }
 
 
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    """The deltas that were planted, and the finding of their audit."""
-
-    @cache
-    def planted_and_found(spikes, share):
-        at = tmp_path_factory.mktemp("planted")
-        deltas = planted(at, spikes, share)
-        base, tuned = (str(at / side) for side in ("base", "tuned"))
-        return deltas, shadow.audit(base=base, tuned=tuned, output=at / "out").summary.finding
-
-    return planted_and_found
-
-
-@pytest.mark.parametrize(("spikes", "share"), [(8, 0.5), (1, 0.3), (20, 0.6)])
-def test_directions_that_stand_out_are_counted_with_what_they_hold(audited, spikes, share):
-    """The finding names as many as were planted, and NumPy's share of the energy above the edge of
-    the null.
-    """
-    deltas, found = audited(spikes, share)
-    held = []
-    for D in deltas.values():
-        sigma = np.linalg.svd(D, compute_uv=False)
-        above = sigma > math.sqrt((D**2).sum(axis=1).max()) + math.sqrt((D**2).sum(axis=0).max())
-        assert above.sum() == spikes
-        held.append((sigma[above] ** 2).sum() / (sigma**2).sum())
-    (one,) = [one for one in found.sentences if one.code == "standing_out"]
-    assert one.figures["inside_layers.spikes"] == spikes
-    assert one.figures["inside_layers.spike_energy"] == pytest.approx(np.median(held), rel=1e-4)
-    assert found.sentences.index(one) == codes(found).index("coherent") + 1
-
-
-def test_noise_has_no_direction_that_stands_out(audited):
-    """Independent entries, and nothing planted."""
-    assert "standing_out" not in codes(audited(0, 0.0)[1])
-
-
-def test_a_change_of_full_rank_is_no_adapter(audited):
+def test_a_change_of_full_rank_is_no_adapter(tmp_path):
     """Rank 8 with half of the energy in noise of full rank: not of low rank as a whole."""
-    merged = answers(audited(8, 0.5)[1])["merged_adapter"]
-    assert merged.answer == "no"
+    planted(tmp_path, 8, 0.5)
+    base, tuned = (str(tmp_path / side) for side in ("base", "tuned"))
+    found = shadow.audit(base=base, tuned=tuned, output=tmp_path / "out").summary.finding
+    assert answers(found)["merged_adapter"].answer == "no"
 
 
 # bounds of the rank

@@ -19,7 +19,6 @@ CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
 BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
-STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes count
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
 
 
@@ -54,12 +53,6 @@ def has_sizes(record: PairRecord) -> bool:
     """Whether sizes of matrices differ, so that their median need not be that of any."""
     least, most = record.inside_layers.short_side_least, record.inside_layers.short_side_most
     return least is not None and most is not None and least < most
-
-
-def stands_out(record: PairRecord) -> bool:
-    """Whether the median matrix has directions beyond noise, with enough energy to count."""
-    spikes, energy = record.inside_layers.spikes, record.inside_layers.spike_energy
-    return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
 
 
 def has_other_norm_unrounded(record: PairRecord) -> bool:

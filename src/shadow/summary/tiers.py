@@ -28,9 +28,8 @@ class TierWords:
     has_spectra: bool = True
     option: str | None = None
     """What asks for it; None for the usual one."""
-    code: str | None = None
-    """Of the sentence of the finding that says what is unknown."""
     unknown: str = ""
+    """What the finding says is unknown."""
 
     @property
     def not_measured(self) -> str | None:
@@ -43,7 +42,6 @@ WORDS: Mapping[Tier, TierWords] = {
         "norms alone",
         False,
         "--level norms",
-        "norms_only",
         "Norms alone were measured. How many directions the change has, and how much of it is"
         " rounding, is unknown.",
     ),
@@ -51,7 +49,6 @@ WORDS: Mapping[Tier, TierWords] = {
         "spectra of deltas alone",
         True,
         "--subjects delta",
-        "deltas_only",
         "Spectra were measured of the deltas alone. How they lie to the directions of the base is"
         " unknown.",
     ),

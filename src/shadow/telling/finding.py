@@ -3,26 +3,60 @@
 Sentences are made of measured figures alone, in a fixed order: what makes the pair another one than
 base and tuned (gates), size and place, structure, storage, context. Each carries a code, and the
 figures that it rests on, unrounded, by their place in summary.json: `inside_layers.kept`,
-`modules.language.mlp.up.energy_share`. Texts round them to what they are worth. No name but those
-of components and modules gets into a text; who shows one escapes it all the same.
+`modules.language.mlp.up.energy_share`. Texts round them to what they are worth. The headline
+repeats them in a line and measures nothing of its own. No name but those of components and modules
+gets into a text; who shows one escapes it all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from shadow.checks.explanations import Explanation, explanations, is_copied, is_rearranged
+from shadow.checks.explanations import (
+    Explanation,
+    beyond_rounding,
+    explanations,
+    few_bits,
+    has_other_norm_unrounded,
+    is_copied,
+    is_copy,
+    is_of_base,
+    is_rearranged,
+)
 from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata
+from shadow.summary.record import PairRecord
 from shadow.summary.tiers import WORDS as TIERS
-from shadow.telling.files import files_sentences
-from shadow.telling.headline import headline
-from shadow.telling.known_changes import known_changes
-from shadow.telling.limits import comes_first, limits, not_compared, vectors
-from shadow.telling.size import size_and_place
-from shadow.telling.structure import storage, structure
-from shadow.telling.told import tell
+from shadow.telling.limits import (
+    broken_text,
+    comes_first,
+    known_changes,
+    limits,
+    not_compared,
+    places_in,
+    vectors,
+)
+from shadow.telling.size import (
+    UNROUNDED,
+    are_in_proportion,
+    has_frozen,
+    is_all_asked_for,
+    is_as_stored,
+    leading,
+    parts_by_energy,
+    size_and_place,
+)
+from shadow.telling.structure import (
+    DIRECTIONS,
+    is_no_more_than_format,
+    knows_coherence,
+    noise_kind,
+    storage,
+    structure,
+)
+from shadow.telling.wording import Told, tell
+from shadow.text import several
 
 NOT_SHOWN = (
     (
@@ -38,17 +72,63 @@ WORDS = {
     "estimated": "Figures of singular values of large matrices are estimates from a few passes over"
     " the weights: each row has errors of its own. Their numerical ranks and exponents are"
     " unknown.",
-    "siblings": "Neither side was tuned from the other: this is the difference of two siblings.",
-    "stage": "By its name, this stage is {last}[ after {first}].",
     "published": "The mean relative norm of a tensor is {published.value:share}, more than in"
     " {published.below:count} of {published.families:count} published families.",
 }
-# of stages that families name
-STAGES = (
-    "sft", "dpo", "mpo", "rl", "rlvr", "instruct", "chat", "thinking", "reasoning", "distill",
-)  # fmt: skip
 # what each sentence says, in the order in which they stand
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
+
+
+NAMED = 4  # differences of files that a sentence names
+# words that are named before others: what changes what a model is given, or runs code
+FIRST = ("code", "pickle", "auto_map", "chat_template", "vocabulary", "merges", "special_tokens")
+OF_ADAPTERS = "adapter_config.json"  # that an adapter has one is no news
+AT_MOST = 2  # parts of the model that are named
+# the whole line, by the sentence that leaves nothing more to say; the first that stands
+ALONE = {
+    "nothing_compared": "Nothing was compared.",
+    "unrelated": "Nothing in common entry by entry.",
+    "layers_moved": "The base with layers at other numbers.",
+    "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
+    "all_but_vectors": "Only biases and norms changed.",
+    "only_vectors": "Of what was compared, only biases and norms changed.",
+    "all_identical": "The weights are the same.",
+    "identical": "Every matrix that was compared is the same.",
+    "some_scaled": "{recognised.scaled.matrices:count} of the base's matrices times"
+    " {recognised.scaled.factor:factor}.",
+    "scaled": "The base's matrices times {recognised.scaled.factor:factor}.",
+    "copy_as_base": "The base is a copy of the tuned model, only rounded.",
+    "copy": "A copy of the base, only rounded.",
+    "mostly_copy_as_base": "The base is a rounded copy, but for"
+    " {recognised.casts.beside:count tensor|tensors}.",
+    "mostly_copy": "A rounded copy of the base, but for"
+    " {recognised.casts.beside:count tensor|tensors}.",
+}
+# what the change is, by the sentence that says it; the first that stands
+KINDS = {
+    "not_comparable": "with {recognised.rearranged.not_comparable.matrices:count matrix|matrices}"
+    " not comparable entry by entry",
+    "replaced": "with {recognised.replaced.matrices:count matrix|matrices} unlike the base's",
+    "few_entries": "in {recognised.few_entries.entries:count entry|entries}",
+    "beyond_rounding": "more than rounding in {inside_layers.known:count} of"
+    " {inside_layers.matrices:count matrix|matrices}",
+    "format": "about as large as its rounding",
+    "zeroed": "by setting entries to 0",
+    "rounded_away": "mostly rounded away by storage",
+    "rounding": "about as large as its rounding",
+    "flat": "flatter than noise",
+    "few_values": "like the rounding of a copy in 8 or 4 bits",
+    "noise": "like noise",
+    "mixed": "partly with more structure than noise",
+    "low_rank": "of rank {rank:count} or less",
+    "along": "spread over {about}{number} {count|direction|directions}[ of {side:count}]",
+    "coherent": "with more structure than noise",
+}
+SIZES = {
+    "siblings": "Different[ by {norm}]",
+    "part": "A part changed[, by {norm}]",
+    "whole": "Changed[ by {norm}]",
+}
 
 
 def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
@@ -75,9 +155,10 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
                 sentences += [] if is_scaled else structure(summary)
                 sentences += storage(summary, gates)
                 others = explanations(summary)
-            sentences += _beside(summary, are_siblings)
-    line = headline(summary, sentences, filtered)
-    return Finding(line, [*sentences, *files_sentences(summary)], others, list(NOT_SHOWN))
+            if summary.published and not are_siblings:
+                sentences.append(tell(summary, "published", WORDS["published"]))
+    line = headline(summary, sentences, filtered, are_siblings)
+    return Finding(line, [*sentences, *_files(summary)], others, list(NOT_SHOWN))
 
 
 def _is_explained(summary: Summary) -> bool:
@@ -88,19 +169,120 @@ def _is_explained(summary: Summary) -> bool:
 
 def _tier(summary: Summary) -> list[Sentence]:
     """What was left out of the measurement, or estimated."""
-    tier = TIERS[summary.tier]
-    found = [Sentence(tier.code, tier.unknown, {})] if tier.code else []
-    if summary.estimated:
-        found.append(tell(summary, "estimated", WORDS["estimated"]))
-    return found
+    told, tier = Told(summary), TIERS[summary.tier]
+    texts = [tier.unknown, WORDS["estimated"] if summary.estimated else ""]
+    return [told.sentence("level", *texts)] if any(texts) else []
 
 
-def _beside(summary: Summary, are_siblings: bool) -> list[Sentence]:
-    """What the names of a pair say of it, and its place among released families."""
-    if are_siblings:
-        return [tell(summary, "siblings", WORDS["siblings"])]
-    first, _, last = summary.pair.partition("..")
-    after = first if first in STAGES else None
-    stage = tell(summary, "stage", WORDS["stage"], first=after, last=last)
-    place = [tell(summary, "published", WORDS["published"])] if summary.published else []
-    return [*([stage] if last in STAGES else []), *place]
+def _files(summary: Summary) -> list[Sentence]:
+    """One sentence on what differs beside the weights; none where nothing does or is known."""
+    rows = [] if summary.files is None else summary.files.rows
+    clauses = []
+    for state in ("changed", "added", "removed"):
+        told = [row for row in rows if row.state == state and not row.path.endswith(OF_ADAPTERS)]
+        words = list(dict.fromkeys(word for row in told for word in row.differs))
+        words.sort(key=lambda word: FIRST.index(word) if word in FIRST else len(FIRST))
+        if words:
+            clauses.append(f"{state} {several(words, NAMED)}")
+    return [Sentence("files", f"Beside the weights: {'; '.join(clauses)}.", {})] if clauses else []
+
+
+# ---------------------------------------------------------------------------------------- headline
+
+
+def headline(
+    summary: Summary, sentences: Sequence[Sentence], filtered: bool, are_siblings: bool
+) -> str:
+    """One line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`
+
+    What the tuned model lacks comes first.
+    """
+    told, codes = Told(summary), {sentence.code for sentence in sentences}
+    text = _of_change(told, codes, filtered, are_siblings)
+    if summary.idle_updates:
+        words = "The adapter does nothing in {count:count module|modules}, where its update is 0."
+        return f"{told.fill(words, count=summary.idle_updates)} {text}"
+    hides = codes & ALONE.keys() & {"nothing_compared", "unrelated"}
+    lacking = [one for one in summary.uncompared if one.reason == "only_in_base"]
+    if hides or summary.broken or is_rearranged(summary) or not lacking:
+        return text
+    return f"Missing: {places_in(summary, lacking)}. {text}"
+
+
+def _of_change(told: Told, codes: Collection[str], filtered: bool, are_siblings: bool) -> str:
+    summary = told.summary
+    if summary.broken:
+        row = summary.broken[0]
+        side = "the tuned model" if row.side == "tuned" else "the base"
+        return f"Broken: {broken_text(summary, row)} in {side}."
+    refined = _refined(summary, codes, filtered)
+    for code, text in ALONE.items():
+        if code in refined:
+            return told.fill(text)
+    kind = next((text for code, text in KINDS.items() if code in refined), "")
+    inside, number = summary.inside_layers, ""
+    if "along" in refined:
+        number = told.fill(f"{{{DIRECTIONS}:about}}")
+    text = told.fill(
+        kind,
+        rank=summary.figures.rank_ceiling or inside.rank_most,
+        about="about " if summary.estimated else "",
+        number=number,
+        count=1 if number == "1" else 2,
+        # 61 of 32 to 64 says nothing
+        side=inside.short_side_most if inside.short_side_least == inside.short_side_most else None,
+    )
+    text = ", ".join(filter(None, [_size(told, are_siblings), text, _place(told, filtered)]))
+    return f"{text}." if summary.has_spectra else f"{text}; no spectra were measured."
+
+
+def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set[str]:
+    """The codes of the sentences, and what else ALONE and KINDS tell apart."""
+    inside = summary.inside_layers
+    is_along = knows_coherence(summary) and None not in (
+        inside.equivalent_directions,
+        inside.short_side_most,
+    )
+    refinements = {
+        "all_not_comparable": is_rearranged(summary),
+        "all_but_vectors": "only_vectors" in codes and {*codes} <= {"only_vectors", "identical"},
+        "all_identical": {*codes} == {"identical"} and not filtered,
+        "some_scaled": "scaled" in codes and has_frozen(summary),
+        "copy": is_copy(summary),
+        "copy_as_base": is_copy(summary) and is_of_base(summary),
+        "mostly_copy_as_base": "mostly_copy" in codes and is_of_base(summary),
+        "format": is_no_more_than_format(summary),
+        "along": "coherent" in codes and is_along,
+        "beyond_rounding": "rounded_away" in codes and bool(beyond_rounding(summary)),
+    }
+    refined = {*codes, *(code for code, holds in refinements.items() if holds)}
+    if "noise" in codes:
+        refined = {*refined - {"noise"}, noise_kind(summary)}
+    if "coherent" in codes or few_bits(summary) is None:  # else it is of the base alone
+        refined -= {"few_values"}
+    return refined
+
+
+def _size(told: Told, are_siblings: bool) -> str:
+    summary, norm = told.summary, None
+    if has_other_norm_unrounded(summary) and not are_siblings:
+        norm = told.fill(f"{{{UNROUNDED}:share}}")
+    elif summary.figures.relative_norm_overall is not None:
+        stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
+        norm = told.fill("{figures.relative_norm_overall:share}") + stored
+    code = "part" if has_frozen(summary) else "whole"
+    return told.fill(SIZES["siblings" if are_siblings else code], norm=norm)
+
+
+def _place(told: Told, filtered: bool) -> str:
+    """The parts that hold most of it, if they are few."""
+    summary = told.summary
+    parts = parts_by_energy(summary)
+    named = leading(parts)
+    is_all = len(named) == len(parts)
+    if len(parts) > 1 and are_in_proportion(summary, parts):
+        return f"in all modules {'that changed ' if has_frozen(summary) else ''}alike"
+    if not 0 < len(named) <= AT_MOST or (is_all and is_all_asked_for(summary, filtered)):
+        return ""
+    names, much = [part.name for part in named], "all" if is_all else "most"
+    return told.fill("{much} of it in {names:and}", much=much, names=names)

@@ -1,21 +1,31 @@
-"""What comes before any figure: that these are not base and tuned, or that not all was compared."""
+"""What comes before any figure: that these are not base and tuned, that not all was compared, or
+that a change was recognised that no training makes.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from shadow.checks.explanations import is_rearranged
+from shadow.checks.explanations import COPIES, is_rearranged, recognised
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
+from shadow.summary.changes import CHANGES, Places
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Row
-from shadow.telling.known_changes import not_in_place
-from shadow.telling.told import Told, tell
-from shadow.telling.wording import and_others, component_name, module_name, place_of
+from shadow.telling.wording import (
+    Told,
+    and_others,
+    component_name,
+    module_name,
+    place_of,
+    places_of,
+    tell,
+)
 
 VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matrices as a whole
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
+NOT_IN_PLACE = ("layers_moved", "not_comparable")  # codes that stand before the size of a change
 # what is wrong with a tensor, by the code of its sentence
 DAMAGE = {
     "nonfinite": "{count|holds|hold} NaN or infinite entries",
@@ -37,14 +47,11 @@ WORDS = {
     "unrelated": "Entry by entry, the two have nothing in common (median cosine {figure:fixed}; a"
     " model and its base have nearly 1): unrelated, or one is the other rotated, reordered or"
     " moved.",
-    "hardly_related": "The two have less in common than a model and its base usually do (median"
-    " cosine {figure:fixed}). Read the figures with care.",
     "part_asked_for": "Only a part of the model was asked for, with {figure:fraction} of the"
     " parameters. The figures are of that part.",
     "part_shared": "The two share only {figure:fraction} of the larger model's parameters. The"
     " figures are of that part.",
-    "unread_formats": "{figure:share} of the parameters are left out: `shadow` cannot read their"
-    " format.",
+    "unread": "{figure:share} of the parameters are left out: `shadow` cannot read their format.",
     "furthest": f"One vector changed far more than all others: {FURTHEST}.",
 }
 LEFT_OUT = {
@@ -66,19 +73,19 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
         words, asked = WORDS["nothing_compared"], " that was asked for" if filtered else ""
         return [*sentences, tell(summary, "nothing_compared", words, asked=asked, what=what)]
 
-    def of_gate(code: str, gate: Gate) -> Sentence:
-        return tell(summary, code, WORDS[code], gate, f"gates.{gate.name}")
+    def of_gate(code: str, words: str, gate: Gate) -> Sentence:
+        return tell(summary, code, WORDS[words], gate, f"gates.{gate.name}")
 
     known = is_rearranged(summary) or summary.recognised.scaled is not None
-    if not (known or lineage.passed or lineage.figure is None):
-        code = "unrelated" if abs(lineage.figure) < UNRELATED else "hardly_related"
-        sentences.append(of_gate(code, lineage))
-    sentences += not_in_place(summary)
+    if not known and lineage.figure is not None and abs(lineage.figure) < UNRELATED:
+        sentences.append(of_gate("unrelated", "unrelated", lineage))
+    sentences += _changes(summary, NOT_IN_PLACE)
     matters = filtered or not changed.passed or not paired.passed
     if matters and paired.figure is not None and paired.figure < 1.0:
-        sentences.append(of_gate("part_asked_for" if filtered else "part_shared", paired))
+        code = "part_asked_for" if filtered else "part_shared"
+        sentences.append(of_gate(code, code, paired))
     if not formats.passed and formats.figure is not None:
-        sentences.append(of_gate("unread_formats", formats))
+        sentences.append(of_gate("left_out", "unread", formats))
     if comes_first(gates):
         sentences += not_compared(summary, filtered)
     if changed.passed:
@@ -117,12 +124,7 @@ def broken_text(summary: PairRecord, row: Row) -> str:
     return Told(summary).fill(words, first=row.tensors[0], more=more, count=row.count)
 
 
-def missing(summary: PairRecord) -> str:
-    """What the tuned model lacks of the base, by name: `the head`; empty where it lacks nothing."""
-    return _places_of(summary, [one for one in summary.uncompared if one.reason == "only_in_base"])
-
-
-def _places_of(summary: PairRecord, rows: Sequence[Row]) -> str:
+def places_in(summary: PairRecord, rows: Sequence[Row]) -> str:
     """`mlp.up of layers 0 to 11 and the head`."""
     several = summary.has_components
     names = [place_of(row.component, row.module, row.layers, several) for row in rows]
@@ -141,7 +143,7 @@ def _vocabulary(summary: PairRecord) -> list[Sentence]:
         how, by = "grew by" if first.added > 0 else "lost", abs(first.added)
         told.fill("{added:count}", first, at)
         text = told.fill(WORDS["vocabulary"], first, at, how=how, by=by, names=names)
-        sentences.append(told.sentence("vocabulary", text))
+        sentences.append(told.sentence("left_out", text))
     return sentences
 
 
@@ -156,7 +158,7 @@ def _left_out(summary: PairRecord) -> list[Sentence]:
         others = [row for row in rows if row not in moved]
         for how, some in ((", by number", moved), ("", others)):
             if some:
-                texts.append(told.fill(words, names=_places_of(summary, some), how=how))
+                texts.append(told.fill(words, names=places_in(summary, some), how=how))
     return [told.sentence("left_out", f"Not compared: {'; '.join(texts)}.")] if texts else []
 
 
@@ -196,3 +198,20 @@ def _identical(summary: PairRecord, what: str) -> Sentence:
         count += vectors.compared
     text = told.fill(WORDS["identical"], what=what, names=names or None, count=count)
     return told.sentence("identical", text)
+
+
+def known_changes(summary: PairRecord) -> list[Sentence]:
+    """Sentences of the recognised changes that stand before the size."""
+    holds = {*recognised(summary)} - {*NOT_IN_PLACE}
+    return _changes(summary, holds & COPIES or holds)  # else it is of rounding
+
+
+def _changes(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
+    said = []
+    for one in CHANGES:
+        found = one.figures(summary.recognised)
+        if one.code in codes and found is not None:
+            places = places_of(summary, found.rows) if isinstance(found, Places) else None
+            at = f"recognised.{one.place}"
+            said.append(tell(summary, one.sentence or one.code, one.text, found, at, places=places))
+    return said

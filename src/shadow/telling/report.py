@@ -18,7 +18,6 @@ from shadow.reports.metadata import ReportMetadata
 from shadow.summary.picture import by_component, picture
 from shadow.summary.rows import Row
 from shadow.summary.tiers import WORDS
-from shadow.telling.all_figures import all_figures, standing_rows
 from shadow.telling.document import (
     Block,
     Cell,
@@ -41,8 +40,14 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.files import files_blocks
-from shadow.telling.screen import FAILED, answer_rows, faults, figure_rows
+from shadow.telling.screen import (
+    FAILED,
+    all_figures,
+    answer_rows,
+    faults,
+    figure_rows,
+    standing_rows,
+)
 from shadow.text import several
 
 ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
@@ -115,7 +120,9 @@ def _blocks(
         yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
     if summary.skipped:
         yield skipped_table(summary.skipped, when="full")
-    yield from files_blocks(summary)
+    listed = [] if summary.files is None else summary.files.rows
+    if files := [row for row in listed if row.kind not in WEIGHTS]:
+        yield table_of(FILES, files, "Files beside the weights", when="full", about="files")
     if summary.finding.other_explanations:
         yield _explanations(summary.finding.other_explanations, when)
     yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")
@@ -246,6 +253,8 @@ def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
     return cells
 
 
+WEIGHTS = ("weights", "index")  # kinds of files whose tensors are compared
+FILES = (named("file", "path"), worded("state"), worded("what", lambda row: row.detail or ""))
 WITHOUT_BASE = (
     named("component"),
     number("n", "matrices", "count"),

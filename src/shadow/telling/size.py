@@ -10,9 +10,9 @@ from shadow.checks.explanations import CLEAR, few_bits, has_other_norm_unrounded
 from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import Row
-from shadow.telling.told import Told
 from shadow.telling.wording import (
     NAMED,
+    Told,
     capital,
     changed_module,
     component_name,
@@ -48,7 +48,6 @@ WORDS = {
     "part_sized": f"{{name}} ({SIZED})",
     "holds": f"{{name}} {{holds}} {SIZED}",
     "few_layers": "Inside {where}, only matrices of {layers} changed.",
-    "even": "Inside {where}, it is spread evenly over all {figures.depth_layers:count}.",
     "quarter": "Inside {where}, {layers} {count|holds|hold} {energy_share:share} of it"
     "[, with {parameter_share:share} of the parameters].",
     "unchanged": "Unchanged: {parts:and}.",
@@ -230,7 +229,7 @@ def _modules(told: Told, filtered: bool) -> tuple[str, str]:
 
 
 def _depth(told: Told) -> str:
-    """The only layers that changed, or the quarter of them that holds most, or that none does."""
+    """The only layers that changed, or the quarter of them that holds most, if it holds more."""
     summary, main = told.summary, main_component(told.summary)
     if main is None or main == "other":  # numbers in unknown names need not be those of blocks
         return ""
@@ -244,9 +243,7 @@ def _depth(told: Told) -> str:
         return ""
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
-        for row in rows:
-            told.fill("{energy_share:share}", row, f"quarters.{main}.{row.quarter}")
-        return told.fill(WORDS["even"], where=where)
+        return ""
     span = range(most.first_layer, most.last_layer + 1)
     at, named = f"quarters.{main}.{most.quarter}", layers_text(span)
     return told.fill(WORDS["quarter"], most, at, where=where, layers=named, count=len(span))

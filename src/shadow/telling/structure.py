@@ -10,14 +10,13 @@ from shadow.checks.explanations import (
     few_bits,
     has_few_values,
     is_low_rank,
-    stands_out,
 )
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
 from shadow.quantities import bounds_text
 from shadow.summary.record import PairRecord
 from shadow.summary.standing import ROUNDING
-from shadow.telling.told import Told, tell
+from shadow.telling.wording import Told, tell
 
 # share of the stored energy that is the update's, above which storage does not matter
 WELL_KEPT = 0.9
@@ -27,8 +26,6 @@ BEYOND = (
     " than noise"
 )
 WORDS = {  # slots without a dot are figures of inside_layers
-    "concentration": "The median concentration is {figures.concentration:fixed} (0 is noise, 1 a"
-    " single direction, less than 0 flatter than noise).",
     "flat": "In {flatter_than_noise/judged:all matrix|matrices} inside the layers, the change is"
     " flatter than noise: it is spread over more directions than random changes are.",
     "mixed": f"{BEYOND}. In most, it looks like noise.",
@@ -39,8 +36,6 @@ WORDS = {  # slots without a dot are figures of inside_layers
     "above": f"{BEYOND}, but less than {{directions}} equally strong directions would have.",
     "along": f"{BEYOND},{{where}} as along {{number}} equally strong {{count|direction|directions}}"
     "[ of {directions}].",
-    "standing_out": "In the {which} matrix inside the layers, {spikes:about} of {directions}"
-    " directions {many|stands|stand} out from noise, with {spike_energy:share} of its change.",
     "adapter": "It is an adapter: no matrix changed along more than {figures.rank_ceiling:count} of"
     " {directions} directions.",
     "low_rank": "It has low rank: in {which}, {rank_most:count} of {directions} directions"
@@ -73,24 +68,27 @@ WORDS = {  # slots without a dot are figures of inside_layers
 
 def structure(summary: PairRecord) -> list[Sentence]:
     """Whether the change is more than noise, and along how many directions."""
-    inside, concentration = summary.inside_layers, summary.figures.concentration
+    inside = summary.inside_layers
     judged, beyond, flatter = inside.judged, inside.beyond_noise, inside.flatter_than_noise
-    if judged and 2 * inside.rounded_away >= judged and 2 * beyond < judged:
+    if not judged or (2 * inside.rounded_away >= judged and 2 * beyond < judged):
         return []  # the figures are those of rounding, which the next sentence says
-    if judged and 2 * flatter < judged and is_low_rank(summary):
+    if 2 * flatter < judged and is_low_rank(summary):
         return [_low_rank(summary)]
-    if judged and 2 * flatter < judged <= 2 * beyond:
-        return [_coherent(summary), *_standing_out(summary)]
-    code = "noise"
-    if not judged:  # of reports that lack the columns of purity, and models without layers
-        code = "concentration"
-    elif 2 * flatter >= judged:
-        code = "flat"
-    elif 10 * (beyond + flatter) >= judged:
-        code = "mixed"
-    if code in ("noise", "concentration") and concentration is None:
+    if 2 * flatter < judged <= 2 * beyond:
+        return [_coherent(summary)]
+    kind = noise_kind(summary)
+    if kind == "noise" and summary.figures.concentration is None:
         return []  # too small: random signs leave as few directions
-    return [tell(summary, code, WORDS[code])]
+    return [tell(summary, "noise", WORDS[kind])]
+
+
+def noise_kind(summary: PairRecord) -> str:
+    """`flat`, `mixed` or `noise`: how the change of most matrices lies to noise."""
+    inside = summary.inside_layers
+    if 2 * inside.flatter_than_noise >= inside.judged:
+        return "flat"
+    is_mixed = 10 * (inside.beyond_noise + inside.flatter_than_noise) >= inside.judged
+    return "mixed" if is_mixed else "noise"
 
 
 def knows_coherence(summary: PairRecord) -> bool:
@@ -106,24 +104,19 @@ def knows_coherence(summary: PairRecord) -> bool:
 def _coherent(summary: PairRecord) -> Sentence:
     """How coherent the change is, as far as that is known."""
     told, inside = Told(summary), summary.inside_layers
-    code, number, directions = "hidden", "", told.directions() or None
+    code, number = "hidden", ""
     if knows_coherence(summary) and inside.equivalent_directions is not None:
         code, number = "along", told.fill(f"{{{DIRECTIONS}:about}}")
     elif knows_coherence(summary) and inside.above_short_side:
         code = "above"
-    where, count = "" if inside.matrices == 1 else " in the median", 1 if number == "1" else 2
-    words = {"directions": directions, "number": number, "count": count, "where": where}
-    return told.sentence("coherent", told.inside(WORDS[code], **words))
-
-
-def _standing_out(summary: PairRecord) -> list[Sentence]:
-    """The directions that stand out one by one, which a measure of coherence does not count."""
-    if not stands_out(summary):
-        return []
-    told, inside = Told(summary), summary.inside_layers
-    which, many = "only" if inside.matrices == 1 else "median", round(inside.spikes or 0)
-    words = told.inside(WORDS["standing_out"], which=which, directions=told.directions(), many=many)
-    return [told.sentence("standing_out", words)]
+    text = told.fill(
+        WORDS[code],
+        directions=told.directions() or None,
+        number=number,
+        count=1 if number == "1" else 2,
+        where="" if inside.matrices == 1 else " in the median",
+    )
+    return told.sentence("coherent", text)
 
 
 def _low_rank(summary: PairRecord) -> Sentence:
@@ -133,20 +126,19 @@ def _low_rank(summary: PairRecord) -> Sentence:
     if summary.figures.rank_ceiling is not None:
         code = "adapter"
     elif inside.rank_known < inside.matrices:
-        which = told.inside("the median of {rank_known:count} of {matrices:count} matrices")
+        which = told.fill("the median of {rank_known:count} of {matrices:count} matrices")
     elif inside.matrices == 1:
         which = "the only matrix that changed"
-    text = told.inside(WORDS[code], directions=told.directions(), which=which)
+    text = told.fill(WORDS[code], directions=told.directions(), which=which)
     return told.sentence("low_rank", text)
 
 
 def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     """Which side went through few bits, and how much of what is stored is the update."""
-    few = []
-    if has_few_values(summary, "base"):
-        few = [tell(summary, "base_few_values", WORDS["base"])]
-    if (through := few_bits(summary)) is not None:
-        few.append(tell(summary, "few_values", WORDS[through]))
+    told, through = Told(summary), few_bits(summary)
+    texts = [told.fill(WORDS["base"])] if has_few_values(summary, "base") else []
+    texts += [told.fill(WORDS[through])] if through is not None else []
+    few = [told.sentence("few_values", *texts)] if texts else []
     return [*few, *_left(summary, not gates["rounding"].passed, bool(few))]
 
 
@@ -161,11 +153,11 @@ def _left(summary: PairRecord, is_small: bool, has_few: bool) -> list[Sentence]:
         text = told.fill(WORDS["of_quantised"], part=bounds_text(bounds, "share"))
         return [told.sentence("kept", text)]
     if 2 * inside.rounded_away >= inside.matrices:
-        code = "beyond_rounding" if beyond_rounding(summary) else "rounded_away"
-        return [tell(summary, code, WORDS[code])]
+        words = "beyond_rounding" if beyond_rounding(summary) else "rounded_away"
+        return [tell(summary, "rounded_away", WORDS[words])]
     small = told.fill(WORDS["small"]) if is_small else ""
     if 2 * inside.unexplained >= inside.matrices and floor < CLEAR and not has_few:
-        return [told.sentence("unexplained", told.inside(WORDS["unexplained"]), small)]
+        return [told.sentence("kept", told.fill(WORDS["unexplained"]), small)]
     if inside.kept is not None and inside.kept < WELL_KEPT:
         return [tell(summary, "kept", WORDS["kept"])]
     return [told.sentence("rounding", small)] if small else []

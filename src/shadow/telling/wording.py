@@ -1,11 +1,22 @@
-"""Modules, components and layers in words."""
+"""Sentences in the making, and modules, components and layers in words.
+
+Templates have slots that are places in summary.json, such as `inside_layers.kept`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import pairwise
+from typing import Any
 
+from shadow.checks.answer import Figure
+from shadow.checks.explanations import has_sizes
+from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord
 from shadow.summary.rows import ReplacedRow, Row
+from shadow.templates import Value, fill, names_in
 from shadow.text import and_list
 
 NAMED = 3
@@ -23,6 +34,62 @@ COMPONENTS = {
     "language": "the language model",
     "projector": "the projector",
 }
+
+
+@dataclass
+class Told:
+    """A sentence in the making; the figures that it writes are noted by their place."""
+
+    summary: PairRecord
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def fill(self, template: str, row: object = None, at: str = "", **words: Value) -> str:
+        """The words of a template. A slot with a dot is a place in summary.json, any other is one
+        of words, or a column of the row, whose place is `at`; without a row of inside_layers.
+        """
+        if row is None:
+            row, at = self.summary.inside_layers, "inside_layers"
+
+        def figure(name: str) -> Any:
+            if name in words:
+                return words[name]
+            return self.at(name) if "." in name else getattr(row, name, None)
+
+        def note(name: str) -> None:
+            if name not in words:
+                self.figures[name if "." in name else f"{at}.{name}"] = figures[name]
+
+        figures = {name: figure(name) for name in names_in(template)}
+        return fill(template, figures, note)
+
+    def at(self, place: str) -> Any:
+        """What stands at a place such as `figures.short_side`."""
+        return reduce(getattr, place.split("."), self.summary)
+
+    def note(self, *places: str) -> None:
+        """Note what a sentence rests on and does not write; nothing that is null."""
+        values = {place: self.at(place) for place in places}
+        self.figures |= {place: value for place, value in values.items() if value is not None}
+
+    def directions(self) -> str:
+        """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
+        their median need not be the size of any; empty where it is unknown.
+        """
+        if has_sizes(self.summary):
+            return self.fill("{short_side_least:count} to {short_side_most:count}")
+        return self.fill("[{figures.short_side:count}]")
+
+    def sentence(self, code: str, *texts: str) -> Sentence:
+        """The sentence, of the texts that are not empty."""
+        return Sentence(code, " ".join(text for text in texts if text), self.figures)
+
+
+def tell(
+    summary: PairRecord, code: str, template: str, row: object = None, at: str = "", **words: Value
+) -> Sentence:
+    """A sentence of one template."""
+    told = Told(summary)
+    return told.sentence(code, told.fill(template, row, at, **words))
 
 
 def module_name(module: str) -> str:
@@ -45,7 +112,6 @@ def changed_module(summary: PairRecord, row: Row | ReplacedRow) -> str:
 
 
 def component_name(name: str) -> str:
-    """What a component is called in a sentence."""
     return COMPONENTS.get(name, "another part")
 
 
@@ -79,31 +145,24 @@ def places_of(summary: PairRecord, rows: Sequence[ReplacedRow]) -> str:
     )
 
 
-def layers_text(layers: Sequence[int]) -> str:
-    """`layer 3`, `layers 0 to 3 and 5`."""
-    return f"{'layer' if len(layers) == 1 else 'layers'} {spans_of(layers)}"
-
-
 def layers_of(component: str, layers: Sequence[int], several: bool) -> str:
     """Layers, and of which component they are where that is not clear."""
     return f"{layers_text(layers)}{f' of {component_name(component)}' if several else ''}"
 
 
-def spans_of(numbers: Sequence[int]) -> str:
-    """`0 to 3, 5 and 7`."""
-    spans: list[list[int]] = []
-    for number in () if isinstance(numbers, range) else sorted(numbers):
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1].append(number)
-        else:
-            spans.append([number])
+def layers_text(layers: Sequence[int]) -> str:
+    """`layer 3`, `layers 0 to 3, 5 and 7`."""
+    spans: list[Sequence[int]] = [layers]
+    if not isinstance(layers, range):  # which a hostile number makes billions long
+        numbers = sorted(layers)
+        starts = [at for at, one in enumerate(numbers) if not at or one > numbers[at - 1] + 1]
+        spans = [numbers[slice(*ends)] for ends in pairwise([*starts, len(numbers)])]
     texts: list[str] = []
-    # a range, which a hostile number makes billions long, is one span as it is
-    for span in [numbers] if isinstance(numbers, range) else spans:
+    for span in spans:
         texts += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else map(str, span)
     if len(texts) > 2 * NAMED:
         texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
-    return and_list(texts)
+    return f"{'layer' if len(layers) == 1 else 'layers'} {and_list(texts)}"
 
 
 def and_others(names: list[str]) -> str:
@@ -114,5 +173,4 @@ def and_others(names: list[str]) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with a capital first letter."""
     return f"{text[:1].upper()}{text[1:]}"
