@@ -28,7 +28,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from made_up import generator
 
-from shadow.checkpoints.gguf_blocks import Blocks
+from shadow.checkpoints.decoders import Blocks
 from shadow.checks.quantised import Copied
 from shadow.spectra.format_noise import block_length, format_noise
 

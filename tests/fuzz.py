@@ -35,9 +35,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from shadow.checkpoints.opening import open_folder
-from shadow.checkpoints.packed_tensors import PackedTensor
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
-from shadow.checkpoints.safetensors_files import read_header
+from shadow.checkpoints.safetensors_files import header_of, held_shard
+from shadow.checkpoints.stored_tensors import PackedTensor
 from shadow.comparing.scores import read_scores
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
@@ -313,13 +313,11 @@ def targets(top: Path) -> Mapping[str, Target]:
 
     def weights(folder: Path, content: bytes) -> None:
         (folder / SHARD).write_bytes(content)
-        read_header(folder / SHARD, SHARD)
+        header_of(held_shard(folder / SHARD, SHARD), SHARD)
 
     def packed(folder: Path, content: bytes) -> None:
         (folder / "a.gguf").write_bytes(content)
         found = open_folder(str(folder))
-        assert found.files is not None
-        found.files()
         for info in found.tensors.values():
             if not info.problem and (info.packing or info.dtype in FLOATS):
                 found.tensor(info).whole()

@@ -143,8 +143,8 @@ MUTANTS = (
         "a shape that fills too little": ("* bits != (end", "* bits > (end"),
         "a name twice": (") != len(pairs):", ") < 0:"),
     }),
-    Planted("checkpoints/fingerprints.py", "checkpoints/test_checkpoint.py -k both_ends", {
-        "the last KiB of a tensor": ("* place // (count - 1), PIECE", "* place // count, PIECE"),
+    Planted("checkpoints/held_files.py", "checkpoints/test_checkpoint.py -k both_ends", {
+        "the last KiB of a tensor": ("* at // (count - 1), SAMPLED", "* at // count, SAMPLED"),
     }),
     Planted("checkpoints/pairing.py", "checkpoints/test_pairing.py", {
         "columns in another order": ("if _folded(base) != _folded(tuned)", "if False"),

@@ -114,20 +114,13 @@ def files_of(base, tuned, output):
     return pd.read_parquet(folder / "files.parquet").query("side == 'tuned'").set_index("path")
 
 
-def test_files_inside_gguf_files_are_compared(sides, tmp_path):
-    """Tokenizer and chat template of two GGUF files; beside a folder, the template alone."""
+def test_what_a_gguf_file_keeps_inside_is_unknown(sides, tmp_path):
+    """Tokenizer and config are no files of their own; those of a folder beside it are unknown."""
     tensors, paths = sides
-    told = {"tokenizer.ggml.pre": "other", "tokenizer.ggml.model2": "x"}
-    other = planted.write_gguf(tmp_path / "a.gguf", tensors["tuned"], metadata=told, tokens=300)
-    rows = files_of(paths["base-Q8_0"], other, tmp_path / "out")
-    assert rows.loc["chat_template.jinja", "state"] == "same"
-    assert rows.loc["tokenizer.json", "differs"] == "vocabulary"
-    assert "pre" in rows.loc["tokenizer_config.json", "differs"]
-    assert rows.loc["config.json", "differs"] == "vocab_size"
+    rows = files_of(paths["base-Q8_0"], paths["tuned-Q8_0"], tmp_path / "out")
+    assert list(rows.index) == ["tuned-Q8_0.gguf"]
     mixed = folder_of(tmp_path / "folder", tensors["tuned"])
-    (mixed / "chat_template.jinja").write_text("{{ other }}")
     rows = files_of(paths["base-Q8_0"], mixed, tmp_path / "out2")
-    assert rows.loc["chat_template.jinja", "differs"] == "chat_template"
     assert rows.loc["config.json", "state"] == "unknown"
 
 

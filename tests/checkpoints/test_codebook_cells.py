@@ -4,6 +4,8 @@ their cells, and what was changed before does not.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,6 @@ from gguf.quants import quantize as by_gguf
 from measuring import Piece
 
 from shadow.checkpoints.decoders import packed_tensor
-from shadow.checkpoints.gguf_blocks import gguf_tensor
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.dtypes import E2M1, NF4
 from shadow.spectra.format_noise import format_noise
@@ -106,7 +107,7 @@ def gguf_mxfp4(weight, _=None):
     info = TensorInfo("m", "U8", tuple(raw.shape), "", 0, 0)
     info = TensorInfo("m", "MXFP4", tuple(weight.shape), "", 0, 0,
                       packing=Packing("gguf", info, facts=(0, 0)))  # fmt: skip
-    return gguf_tensor(info, lambda _: Piece(raw))
+    return packed_tensor(info, lambda _: Piece(raw))
 
 
 def nf4(weight, block):
@@ -186,8 +187,8 @@ def test_scales_that_are_off_lie_outside():
     """Blocks of NF4 whose scales are 1.5 % too large."""
     weight = made_up(0, 256, torch.bfloat16)
     copy = nf4(weight, 64)
-    (scales,) = copy._decoder._scales
-    copy._decoder._scales = (lambda *at: scales(*at) * 1.015,)
+    (scales,) = copy._decoder.scales
+    copy._decoder = replace(copy._decoder, scales=[lambda *at: scales(*at) * 1.015])
     assert format_noise(weight, copy).outside > 0.005 * weight.numel()
 
 

@@ -72,8 +72,7 @@ def same(matrix, truth):
 def test_a_stream_of_bits(bits, count):
     """Number i has the bits from i times bits of a stream, of which a byte has the lowest first."""
     raw = torch.randint(0, 256, (3, -(-count * bits // 8)), generator=GENERATOR, dtype=torch.uint8)
-    found = torch.empty(3, count)
-    numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), found)
+    found = numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), count)
     for row, line in zip(raw.tolist(), found.tolist(), strict=True):
         stream = int.from_bytes(bytes(row), "little")
         assert line == [(stream >> (i * bits)) % (1 << bits) for i in range(count)]

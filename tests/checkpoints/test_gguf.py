@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import subprocess
@@ -18,10 +17,9 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 
-from shadow.checkpoints import packed_tensors
-from shadow.checkpoints.gguf_blocks import QUANTS
-from shadow.checkpoints.gguf_files import chosen_files
-from shadow.checkpoints.gguf_models import _is_decoded
+from shadow.checkpoints import stored_tensors
+from shadow.checkpoints.decoders import QUANTS
+from shadow.checkpoints.gguf_files import _is_decoded, chosen_files
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.dtypes import FLOATS
@@ -74,10 +72,10 @@ def test_every_type_is_decoded_to_the_packages_bits(tmp_path, monkeypatch, kind)
         assert matrix.format == kind
         assert tuple(matrix.shape) == wanted.shape
         assert same_bits(matrix.whole().numpy(), wanted)
-        monkeypatch.setattr(packed_tensors, "AT_ONCE", 300)
-        for kept in (packed_tensors.WHOLE, 0):
+        monkeypatch.setattr(stored_tensors, "AT_ONCE", 300)
+        for kept in (stored_tensors.WHOLE, 0):
             with monkeypatch.context() as patch:
-                patch.setattr(packed_tensors, "WHOLE", kept)
+                patch.setattr(stored_tensors, "WHOLE", kept)
                 matrix = opened(path)[NAME]
                 for cut in (slice(0, 7), slice(rows // 2, rows)):
                     assert same_bits(matrix[cut,].numpy(), wanted[cut])
@@ -213,8 +211,8 @@ def test_what_is_rearranged_in_other_ways_is_not_measured(tmp_path, arch, name):
     assert info.problem == "llama.cpp stores it in another order than transformers"
 
 
-def test_the_config_and_small_files_come_from_the_metadata(tmp_path):
-    """Counts, rope and a tied head; the vocabulary, its merges and the chat template."""
+def test_the_config_comes_from_the_metadata(tmp_path):
+    """Counts, rope, the length of the vocabulary and a tied head."""
     tensors = planted.gguf_llama()
     del tensors["lm_head.weight"]
     checkpoint = open_folder(str(planted.write_gguf(tmp_path / "a.gguf", tensors)))
@@ -224,11 +222,6 @@ def test_the_config_and_small_files_come_from_the_metadata(tmp_path):
         "rope_theta": 10000.0, "vocab_size": 320, "tie_word_embeddings": True,
     }  # fmt: skip
     assert checkpoint.config == wanted
-    files = checkpoint.files()
-    assert files["chat_template.jinja"] == b"{{ messages }}"
-    model = json.loads(files["tokenizer.json"])["model"]
-    assert (model["vocab"]["t7"], model["merges"]) == (7, ["a b", "c d"])
-    assert json.loads(files["tokenizer_config.json"])["bos_token_id"] == 1
 
 
 def test_a_gguf_side_pairs_with_its_like_and_with_safetensors(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gguf import MODEL_ARCH_NAMES
 
-from shadow.checkpoints.gguf_models import ALSO_REARRANGED, REARRANGED, _names, _translated
+from shadow.checkpoints.gguf_files import ALSO_REARRANGED, REARRANGED, _names, _translated
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.places.architecture import place_tensors
 

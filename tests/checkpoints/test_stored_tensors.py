@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from shadow.checkpoints import held_files, stored_tensors
+from shadow.checkpoints import stored_tensors
 from shadow.checkpoints.held_files import PIECE, hold
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.stored_tensors import stored_tensor
@@ -72,13 +72,6 @@ def test_a_file_that_ends_before_the_tensor_is_refused(tmp_path):
     os.truncate(tmp_path / "x", 1 << 16)
     with pytest.raises(ShadowError, match="it was cut short"):
         tensor[256:,]
-
-
-def test_systems_without_reads_at_a_place_read_the_same(tmp_path, monkeypatch, whole):
-    """They seek and read, one thread at a time."""
-    monkeypatch.setattr(held_files, "CAN_READ_FROM", False)
-    assert torch.equal(stored(tmp_path, whole).whole(), whole)
-    assert hold(tmp_path / "x").sample([7, 11], [4, 4]) == whole[0, :2].numpy().tobytes()
 
 
 def test_a_file_is_closed_with_the_last_who_holds_it(tmp_path, whole):

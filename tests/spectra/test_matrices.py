@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import measure, scaled_floats
 
-from shadow.checkpoints import packed_tensors, stored_tensors
+from shadow.checkpoints import stored_tensors
 from shadow.spectra import lazy
 from shadow.spectra.lazy import Updated
 from shadow.spectra.spectrum import blocks
@@ -52,10 +52,9 @@ def test_every_entry_of_a_quantised_matrix_is_decoded_however_it_is_seen(
     seen, wanted = matrix.seen(VIEWS[view]), VIEWS[view](torch.from_numpy(expected)).numpy()
     assert (tuple(seen.shape), seen.ndim, seen.numel()) == (wanted.shape, wanted.ndim, wanted.size)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed_tensors, "AT_ONCE", 7)
+        patch.setattr(stored_tensors, "AT_ONCE", 7)
         patch.setattr(stored_tensors, "STRIPE", 64)
         if not kept:
-            patch.setattr(packed_tensors, "WHOLE", 0)
             patch.setattr(stored_tensors, "WHOLE", 0)
         for _ in range(3):
             starts = [data.draw(st.integers(0, max(0, size - 1))) for size in wanted.shape]

@@ -1,5 +1,6 @@
-"""The bytes of quantised matrices of safetensors files -> numbers: (level - zero) * scale + bias in
-float32, with the arithmetic of the library that writes the format.
+"""The bytes of quantised matrices -> numbers: of safetensors files (level - zero) * scale + bias in
+float32, with the arithmetic of the library that writes the format; of GGUF files by the `gguf`
+package.
 
 Levels are whole numbers, or of a codebook; all else is shared by a group of columns.
 """
@@ -7,28 +8,28 @@ Levels are whole numbers, or of a codebook; all else is shared by a group of col
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.checkpoints.formats import quant_state
-from shadow.checkpoints.packed_tensors import (
+from shadow.checkpoints.gguf_files import KIND as GGUF
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.checkpoints.stored_tensors import (
     Cells,
-    Codebook,
     Cols,
+    DecodedTensor,
     Decoder,
     PackedTensor,
-    Read,
     Rows,
-    run_of,
-    take,
+    StoredTensor,
 )
-from shadow.checkpoints.safetensors_files import Packing, TensorInfo
-from shadow.checkpoints.stored_tensors import StoredTensor
-from shadow.dtypes import E2M1, FP4, NF4
+from shadow.dtypes import E2M1, FLOATS, FP4, NF4
 from shadow.errors import UndecodableError
 
 # where AWQ keeps the eight outputs of a word, in nibbles (awq/utils/packing_utils.py)
@@ -43,58 +44,65 @@ Of = Callable[[Rows, Cols], Tensor]
 """What entries of a part share, float32: (rows, columns), or (rows, groups, 1) where equal groups
 fill the rows.
 """
-Levels = Callable[[Rows, Cols, Tensor], object]
-"""Puts the level of each entry of a part into a tensor, float32 (rows, cols) without gaps."""
+Levels = Callable[[Rows, Cols], Tensor]
+"""The level of each entry of a part, (rows, cols)."""
 
 
+class Codebook:
+    """The levels of a format, and between which numbers each is the nearest."""
+
+    def __init__(self, levels: Iterable[float], reach: float = math.inf) -> None:
+        """reach: the largest number that is rounded to a level; beyond the last is clipped."""
+        ascending = torch.tensor(sorted(set(levels)), dtype=torch.float32)
+        self._middles = (ascending[1:] + ascending[:-1]) / 2
+        end = torch.tensor([reach])
+        self._edges = torch.cat([-end, self._middles, end])
+
+    def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the bounds of each of some levels."""
+        place = torch.bucketize(levels, self._middles)
+        return self._edges[place], self._edges[place + 1]
+
+
+@dataclass(frozen=True)
 class Grid:
     """Levels, and what makes numbers of them."""
 
+    width: int
+    unit: int
+    levels: Levels
+    scales: Sequence[Of]  # multiplied with one after another
+    zeros: Of | None = None
+    biases: Of | None = None
+    codebook: Codebook | None = None  # None where levels are whole numbers
+    # how far the scales by which a codebook's levels were chosen lie from those that are stored
+    loose: Of | None = None
     costly = False
 
-    def __init__(
-        self,
-        unit: int,
-        levels: Levels,
-        *scales: Of,
-        zeros: Of | None = None,
-        biases: Of | None = None,
-        codebook: Codebook | None = None,
-        loose: Of | None = None,
-    ) -> None:
-        """unit: columns that are decoded together. scales: multiplied with one after another.
-        codebook: None where levels are whole numbers. loose: how far the scales by which a
-        codebook's levels were chosen lie from those that are stored.
-        """
-        self.unit = unit
-        self._levels, self._zeros, self._biases = levels, zeros, biases
-        self._scales, self._codebook, self._loose = scales, codebook, loose
-
     def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
-        self._levels(rows, cols, into)
+        into.copy_(self.levels(rows, cols))
         self._scale(into, rows, cols)
 
     def _scale(self, into: Tensor, rows: Rows, cols: Cols) -> None:
         """Make levels into numbers, in place."""
-        if self._zeros is not None:
-            _each(into, self._zeros(rows, cols), torch.Tensor.sub_)
-        for scales in self._scales:
+        if self.zeros is not None:
+            _each(into, self.zeros(rows, cols), torch.Tensor.sub_)
+        for scales in self.scales:
             _each(into, scales(rows, cols), torch.Tensor.mul_)
-        if self._biases is not None:
-            _each(into, self._biases(rows, cols), torch.Tensor.add_)
+        if self.biases is not None:
+            _each(into, self.biases(rows, cols), torch.Tensor.add_)
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        made = torch.ones(len(rows), cols[1] - cols[0])
-        if self._codebook is None:
-            for scales in self._scales:
+        if self.codebook is None:
+            made = torch.ones(len(rows), cols[1] - cols[0])
+            for scales in self.scales:
                 _each(made, scales(rows, cols).abs(), torch.Tensor.mul_)
             return (made,)
-        self._levels(rows, cols, made)
-        ends = self._codebook.cells(made)
-        wider = [end.abs() if self._loose else torch.zeros(()) for end in ends]
+        ends = self.codebook.cells(self.levels(rows, cols))
+        wider = [end.abs() if self.loose else torch.zeros(()) for end in ends]
         for end, more in zip(ends, wider, strict=True):
-            if self._loose is not None:
-                _each(more, self._loose(rows, cols), torch.Tensor.mul_)
+            if self.loose is not None:
+                _each(more, self.loose(rows, cols), torch.Tensor.mul_)
             self._scale(end, rows, cols)
         # a scale may be below 0
         return torch.minimum(*ends) - wider[0], torch.maximum(*ends) + wider[1]
@@ -105,25 +113,35 @@ def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tenso
     change(made if shared.ndim == 2 else made.view(*shared.shape[:2], -1), shared)
 
 
-def _as_bytes(words: Tensor) -> Tensor:
-    """The bytes of words along the last dimension."""
-    # one word a row may pass for contiguous with any stride, and is then no bytes
-    if words.shape[-1] == 1:
-        return words.clone(memory_format=torch.contiguous_format).view(torch.uint8)
-    return _compact(words).view(torch.uint8)
+def _run_of(rows: Rows) -> slice | None:
+    """Rows that follow one another, as a slice; None for others."""
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    is_run = stop - first == len(rows) and bool((rows[1:] > rows[:-1]).all())
+    return slice(first, stop) if is_run else None
+
+
+def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
+    """Read these rows of a matrix, cut in columns: of others than a run, all between are read."""
+    if (run := _run_of(rows)) is not None:
+        return raw[run, slice(*cols)]
+    first = int(rows.min())
+    part = raw[first : int(rows.max()) + 1, slice(*cols)]
+    return part.index_select(0, torch.from_numpy(rows - first))
 
 
 def _compact(words: Tensor) -> Tensor:
-    """Words without gaps. Of a transposed matrix the rows are first cut out: torch transposes what
-    has no gaps two to four times as fast.
+    """Copy words without gaps. Of a transposed matrix the rows are first cut out: torch transposes
+    what has no gaps two to four times as fast.
     """
-    is_turned = words.ndim == 2 and words.stride(1) != 1
-    return words.T.contiguous().T.contiguous() if is_turned else words.contiguous()
+    if words.ndim == 2 and words.stride(1) != 1:
+        words = words.T.contiguous().T
+    # a clone, as one word a row may pass for contiguous with any stride, and is then no bytes
+    return words.clone(memory_format=torch.contiguous_format)
 
 
 @cache
 def code_table(levels: tuple[float, ...], bits: int, high_first: bool = False) -> Tensor:
-    """The levels of the numbers in a code, for every code: float32 (codes, numbers)."""
+    """Return the levels of the numbers in a code, for every code: float32 (codes, numbers)."""
     count = TOGETHER[bits]
     shifts = torch.arange(0, count * bits, bits)
     codes = torch.arange(1 << (count * bits))[:, None]
@@ -131,46 +149,23 @@ def code_table(levels: tuple[float, ...], bits: int, high_first: bool = False) -
     return torch.tensor(levels, dtype=torch.float32)[codes & ((1 << bits) - 1)]
 
 
-def _codes(raw: Tensor, bits: int) -> Tensor:
-    """The codes of so many bits in bytes (rows, some), each of one byte or across two."""
-    if bits == 8:
-        return raw
-    size = math.lcm(8, bits) // 8
-    parts = raw.view(len(raw), -1, size).int()
-    codes = torch.empty(*parts.shape[:2], 8 * size // bits, dtype=torch.int32)
-    for number in range(codes.shape[-1]):
-        at, shift = divmod(number * bits, 8)
-        code = (parts[..., at + 1] << 8).bitwise_or_(parts[..., at])
-        codes[..., number] = code.bitwise_right_shift_(shift).bitwise_and_((1 << bits) - 1)
-    return codes
-
-
-def _look_up(codes: Tensor, table: Tensor, into: Tensor) -> None:
-    """Put rows of a table of float32 one after another: each is looked up as one number."""
-    wide = {1: torch.float32, 2: torch.int64, 4: torch.complex128}[table.shape[1]]
-    numbers, found = table.view(wide).view(-1), into.view(wide).view(-1)
-    torch.index_select(numbers, 0, codes.reshape(-1).int(), out=found)
-
-
-def numbers_of(raw: Tensor, bits: int, table: Tensor, into: Tensor) -> None:
-    """Put the first numbers of streams of so many bits, lowest first, into a tensor (rows, some).
+def numbers_of(raw: Tensor, bits: int, table: Tensor, count: int) -> Tensor:
+    """Look up the first numbers of streams of so many bits, lowest first: float32 (rows, count).
 
     raw: bytes (rows, some). table: of codes.
     """
-    width = into.shape[1]
-    if bits == 8:
-        into.copy_(raw[:, :width])
-        if table[0]:
-            into.add_(table[0])
-        return
     together = bits * table.shape[1]
-    if lacking := -raw.shape[1] % (math.lcm(8, together) // 8):
-        raw = torch.nn.functional.pad(raw, (0, lacking))
-    count = 8 * raw.shape[1] // bits
-    found = into if count == width else torch.empty(len(raw), count)
-    _look_up(_codes(raw, together), table, found)
-    if count != width:
-        into.copy_(found[:, :width])
+    size = math.lcm(8, together) // 8
+    raw = torch.nn.functional.pad(raw, (0, -raw.shape[1] % size))
+    if size > 1:  # codes lie across two bytes
+        parts = raw.view(len(raw), -1, size).int()
+        places = (divmod(at, 8) for at in range(0, 8 * size, together))
+        codes = [(parts[..., at] | parts[..., at + 1] << 8) >> shift for at, shift in places]
+        raw = torch.stack(codes, -1).bitwise_and_((1 << together) - 1)
+    # the numbers of a code are looked up as one
+    wide = {1: torch.float32, 2: torch.int64, 4: torch.complex128}[table.shape[1]]
+    found = table.view(wide).view(-1).index_select(0, raw.reshape(-1).int())
+    return found.view(torch.float32).view(len(raw), -1)[:, :count]
 
 
 def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool = False) -> Levels:
@@ -178,40 +173,9 @@ def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool 
     of_word = 8 * raw.dtype.itemsize
     table = code_table(tuple(values), bits, high_first)
 
-    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
-        words = take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
-        numbers_of(_as_bytes(words), bits, table, into)
-
-    return levels
-
-
-def _interleaved(words: Raw) -> Levels:
-    """Numbers of 4 bits of AWQ, eight rows in a word; words: (rows / 8, cols)."""
-    shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[:, None]
-
-    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
-        first, stop = int(rows.min()) // 8, int(rows.max()) // 8 + 1
-        part = _compact(words[first:stop, slice(*cols)])
-        every = (part[:, None] >> shifts).bitwise_and_(15).view(-1, part.shape[1])
-        into.copy_(take(every, rows - 8 * first, (0, part.shape[1])))
-
-    return levels
-
-
-def _floats(raw: Raw) -> Levels:
-    """Numbers of 8 bits as they are."""
-    if not raw.dtype.is_floating_point:
-        return lambda rows, cols, into: into.copy_(take(raw, rows, cols))
-    # torch takes four times as long for a cast of 8-bit floats; two are looked up together
-    one, two = (
-        torch.arange(1 << (8 * count)).to(whole).view(raw.dtype).float().view(-1, count)
-        for count, whole in ((1, torch.uint8), (2, torch.uint16))
-    )
-
-    def levels(rows: Rows, cols: Cols, into: Tensor) -> None:
-        part = take(raw, rows, cols)
-        even = part.shape[1] % 2 == part.storage_offset() % 2 == part.stride(0) % 2 == 0
-        _look_up(part.view(torch.uint16 if even else torch.uint8), two if even else one, into)
+    def levels(rows: Rows, cols: Cols) -> Tensor:
+        words = _take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
+        return numbers_of(_compact(words).view(torch.uint8), bits, table, cols[1] - cols[0])
 
     return levels
 
@@ -223,7 +187,7 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
     values = values.contiguous()
 
     def of(rows: Rows, cols: Cols) -> Tensor:
-        run = run_of(rows)
+        run = _run_of(rows)
         mine = values[torch.from_numpy(rows) if run is None else run]
         start, stop = cols
         if isinstance(group, Tensor):
@@ -264,23 +228,30 @@ def _affine(info: TensorInfo, pieces: Pieces) -> Decoder:
     zeros = None
     if "zeros" in pieces:
         stored = pieces["zeros"].whole()
-        raw = _as_bytes(stored if is_turned else stored.T)
-        numbers = torch.empty(len(raw), rows)
-        numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), numbers)
+        raw = _compact(stored if is_turned else stored.T).view(torch.uint8)
+        numbers = numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), rows)
         if kind == "awq":
             numbers = numbers.view(len(numbers), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
         zeros = _shared((numbers + added).T, groups)
     words = pieces["words"].seen(
         lambda one: one.view(torch.int32).T if is_turned else one.view(torch.int32).flatten(0, -2)
     )
+
+    def interleaved(rows: Rows, cols: Cols) -> Tensor:
+        """Numbers of AWQ, eight rows in a word."""
+        first = int(rows.min()) // 8
+        part = _compact(words[first : int(rows.max()) // 8 + 1, slice(*cols)])
+        shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[rows % 8]
+        return (part[rows // 8 - first] >> shifts[:, None]).bitwise_and_(15)
+
     first = -(1 << (bits - 1)) if kind == "pack-quantized" and zeros is None else 0
-    streamed = _streamed(words, bits, range(first, first + (1 << bits)))
     return Grid(
+        cols,
         _unit(cols, groups, 32),
-        _interleaved(words) if kind == "awq" else streamed,
-        shared("scales"),
-        zeros=zeros,
-        biases=shared("biases") if "biases" in pieces else None,
+        interleaved if kind == "awq" else _streamed(words, bits, range(first, first + (1 << bits))),
+        [shared("scales")],
+        zeros,
+        shared("biases") if "biases" in pieces else None,
     )
 
 
@@ -301,29 +272,26 @@ def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
         by_col = _shared(piece.whole().float().reshape(-1, -(-cols // wide)), group)
         return lambda which, columns: by_col(which // rows * down + which % rows // high, columns)
 
+    numbers = torch.arange(256, dtype=torch.uint8).view(raw.dtype).float()
     last = torch.tensor([[OF_INT8]])
     return Grid(
+        cols,
         _unit(cols, group, 1),
-        _floats(raw.seen(lambda stored: stored.reshape(-1, cols))),
-        of(pieces["scales"]),
-        *([lambda rows, cols: last] if _packing(info).kind == "llm.int8" else []),
+        # torch takes eight times as long for a cast of 8-bit floats
+        _streamed(_bytes(raw, cols), 8, tuple(numbers.tolist())),
+        [of(pieces["scales"]), *([lambda *_: last] if _packing(info).kind == "llm.int8" else [])],
         zeros=of(zeros) if zeros else None,
-        codebook=_of_floats(raw.dtype) if raw.dtype.is_floating_point else None,
+        codebook=Codebook(numbers[numbers.isfinite()].tolist())
+        if raw.dtype.is_floating_point
+        else None,
     )
-
-
-@cache
-def _of_floats(dtype: torch.dtype) -> Codebook:
-    """The finite numbers of an 8-bit format."""
-    every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
-    return Codebook(every[every.isfinite()].tolist())
 
 
 def _e2m1(info: TensorInfo, pieces: Pieces) -> Decoder:
     """level * scale in blocks of columns. MXFP4: 2^(scale - 127). NVFP4: 8-bit floats, which are
     divided by one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
     """
-    (group,) = _packing(info).facts
+    (group,), (_, cols) = _packing(info).facts, _upright(info)
     stored = pieces["scales"].whole()
     if stored.dtype == torch.uint8:
         powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
@@ -332,8 +300,8 @@ def _e2m1(info: TensorInfo, pieces: Pieces) -> Decoder:
         scales = stored.float() / pieces["divisor"].whole().float().flatten()
     else:
         scales = stored.float() * pieces["factor"].whole().float().flatten()
-    levels = _streamed(_bytes(pieces["words"], _upright(info)[1] // 2), 4, E2M1)
-    return Grid(group, levels, _shared(scales, group), codebook=Codebook(E2M1))
+    levels = _streamed(_bytes(pieces["words"], cols // 2), 4, E2M1)
+    return Grid(cols, group, levels, [_shared(scales, group)], codebook=Codebook(E2M1))
 
 
 def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
@@ -366,9 +334,10 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
 
     known = NF4 if info.dtype == "NF4" else FP4
     return Grid(
+        cols,
         2 if cols % block else block,
         _streamed(_bytes(pieces["words"], cols // 2), 4, known, high_first=True),
-        by_block(scales.float()),
+        [by_block(scales.float())],
         codebook=Codebook(known, max(known)),  # the scale of a block is its largest number
         loose=None if loose is None else by_block(loose),
     )
@@ -394,24 +363,140 @@ def _broken(info: TensorInfo, what: str) -> UndecodableError:
     return UndecodableError(f"{info.name} ({info.dtype}): {what}", "quantise the model again")
 
 
+Order = Callable[[Rows], Rows]
+
+# Even grids of GGUF: for each type the bytes of a block that hold the quants, and what they are
+# where every quant is 1; 0 where every one is. All other bytes are scales and offsets.
+QUANTS: Mapping[str, tuple[tuple[int, int, int], ...]] = {  # (start, stop, all 1)
+    "Q4_0": ((2, 18, 0x11),),
+    "Q4_1": ((4, 20, 0x11),),
+    "Q5_0": ((2, 6, 0x00), (6, 22, 0x11)),
+    "Q5_1": ((4, 8, 0x00), (8, 24, 0x11)),
+    "Q8_0": ((2, 34, 0x01),),
+    "Q2_K": ((16, 80, 0x55),),
+    "Q3_K": ((0, 32, 0x00), (32, 96, 0x55)),
+    "Q4_K": ((16, 144, 0x11),),
+    "Q5_K": ((16, 48, 0x00), (48, 176, 0x11)),
+    "Q6_K": ((0, 128, 0x11), (128, 192, 0x00)),
+    "TQ1_0": ((0, 52, 0x80),),  # digits to base 3, as a fraction of 256
+    "TQ2_0": ((0, 64, 0x55),),
+}
+# the bytes of a block that hold numbers of E2M1, two in each, and what they are where both are 1
+CODEBOOKS = {"MXFP4": (1, 17, 0x22), "NVFP4": (4, 36, 0x22)}
+
+
+class Blocks:
+    """A matrix of blocks of a type of ggml, each of one row."""
+
+    costly = True
+
+    def __init__(self, raw: StoredTensor, kind: str, order: Order = lambda rows: rows) -> None:
+        """raw: bytes, (rows, bytes of a row). order: where each row is stored."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
+        self._raw, self._kind, self._order = raw, kind, order
+        self.unit, self._size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        self._type = getattr(quants, kind)
+        self._type.init_grid()
+        self.width = raw.shape[1] // self._size * self.unit
+
+    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
+        into.copy_(self._decoded(self._blocks(rows, cols), len(rows)))
+
+    def cells(self, rows: Rows, cols: Cols) -> Cells:
+        blocks = self._blocks(rows, cols)
+        if self._kind in CODEBOOKS:
+            scales = self._decoded(blocks, len(rows), CODEBOOKS[self._kind])
+            ends = Codebook(E2M1).cells(self._decoded(blocks, len(rows)) / scales)
+            return tuple(end * scales for end in ends)
+        if self._kind not in QUANTS:
+            return ()
+        quants = QUANTS[self._kind]
+        zero = self._decoded(blocks, len(rows), *((start, stop, 0) for start, stop, _ in quants))
+        return ((self._decoded(blocks, len(rows), *quants) - zero).abs(),)
+
+    def _blocks(self, rows: Rows, cols: Cols) -> NDArray[np.uint8]:
+        start, stop = (col // self.unit * self._size for col in cols)
+        part = _take(self._raw, self._order(rows), (start, stop))
+        return np.ascontiguousarray(part.numpy()).reshape(-1, self._size)
+
+    def _decoded(
+        self, blocks: NDArray[np.uint8], rows: int, *filled: tuple[int, int, int]
+    ) -> Tensor:
+        """The numbers of blocks of which some bytes (start, stop) hold another one."""
+        blocks = blocks.copy() if filled else blocks
+        for start, stop, byte in filled:
+            blocks[:, start:stop] = byte
+        # what `gguf.quants.dequantize` calls for 16 rows at a time, and copies
+        with np.errstate(all="ignore"):  # scales may be NaN, which is for the audit to find
+            return torch.from_numpy(self._type.dequantize_blocks(blocks)).view(rows, -1)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Floats of a GGUF file whose rows are stored in another order, or with a number added."""
+
+    raw: StoredTensor
+    order: Order
+    added: int
+    unit, costly = 1, False
+
+    @property
+    def width(self) -> int:
+        return self.raw.shape[1]
+
+    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
+        into.copy_(_take(self.raw, self.order(rows), cols))
+        if self.added:
+            into.sub_(self.added)
+
+    def cells(self, rows: Rows, cols: Cols) -> Cells:
+        """Floats have none of one format."""
+        return ()
+
+
+def _gguf(info: TensorInfo, pieces: Pieces) -> Decoder:
+    """Facts of its packing: heads whose rows are stored in pairs, or 0, and what was added to its
+    numbers.
+
+    Rotary embeddings turn row i of a head with row i + d/2 in transformers, and neighbours in
+    llama.cpp: `w.reshape(heads, 2, d/2, cols).swapaxes(1, 2)` is stored.
+    """
+    raw, (heads, added) = pieces["words"], _packing(info).facts
+    half = raw.shape[0] // (heads or 1) // 2
+
+    def order(rows: Rows) -> Rows:
+        if not heads:
+            return rows
+        pair, place = np.divmod(rows, half)
+        head, second = np.divmod(pair, 2)
+        return (head * half + place) * 2 + second
+
+    return Moved(raw, order, added) if info.dtype in FLOATS else Blocks(raw, info.dtype, order)
+
+
 KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {
     **dict.fromkeys(("gptq", "awq", "pack-quantized", "mlx"), _affine),
     "scaled": _scaled,
     "llm.int8": _scaled,
     "e2m1": _e2m1,
     "bitsandbytes-4bit": _bitsandbytes_4bit,
+    GGUF: _gguf,
 }
 
 
-def packed_tensor(info: TensorInfo, read: Read) -> PackedTensor:
-    """The quantised tensor of an entry with a packing; read opens what lies in files."""
+def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) -> DecodedTensor:
+    """Open the tensor of an entry with a packing; read opens what lies in files."""
     packing = _packing(info)
     infos = zip(packing.roles, (packing.raw, *packing.beside), strict=False)
     pieces = {role: read(one) for role, one in infos}
-    view = torch.empty(info.parameters, device="meta")
+    decoder, dtype = KINDS[packing.kind](info, pieces), torch.float32
+    kind: type[DecodedTensor] = PackedTensor
+    if isinstance(decoder, Moved):
+        kind, dtype = DecodedTensor, decoder.raw.dtype
+    view = torch.empty(info.parameters, dtype=dtype, device="meta")
     if info.strides is None:
-        width, view = info.shape[-1], view.view(info.shape)
+        view = view.view(info.shape)
     else:  # decoded are the transposes of its matrices
-        width, view = info.shape[-2], view.as_strided(info.shape, info.strides)
-    stored = packing.raw.end - packing.raw.start
-    return PackedTensor(info.dtype, KINDS[packing.kind](info, pieces), view, width, stored)
+        view = view.as_strided(info.shape, info.strides)
+    return kind(info.dtype, decoder, view, packing.raw.end - packing.raw.start)

@@ -1,4 +1,4 @@
-"""Quantised formats of safetensors files, an entry each: how modules of it are recognised, and how
+"""Quantised formats of safetensors files, an entry each: how its modules are recognised, and how
 their tensors make a matrix. `decoders` makes its numbers.
 
 The singular values of packed integers would be those of the packing, so their tensors are never
@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -66,12 +66,6 @@ class Module:
         _require(info.end - info.start <= MAX_STATE, f"{name} is too large")
         return self.read(info, self.pieces[of])
 
-    def said(self, key: str, *known: str) -> str:
-        """What the settings say of their layout, the first where they say nothing."""
-        said = str(self.settings.get(key) or known[0]).lower()
-        _require(said in known, f"its {key} is {said[:20]!a}")
-        return said
-
 
 Sizes = dict[str, Any]
 """Of the pieces of a module, by the words of `Layout.pieces`."""
@@ -89,6 +83,8 @@ class Layout:
     """Of each its name, `?` behind what may be missing; its role, its type (`DTYPES`) and its
     dimensions. Equal words are equal sizes; `*` are any number of them. The first has the numbers.
     """
+    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What config.json may say, the first where it says nothing."""
     is_turned: bool = False  # the model has the transposes of its matrices
 
     def fits(self, m: Module) -> int:
@@ -99,10 +95,13 @@ class Layout:
         return 2 if all(one[0][-1] == "?" or one[0] in m.pieces for one in every) else 1
 
     def matrix(self, m: Module) -> TensorInfo:
-        """One entry for a matrix, under the name that it has without quantisation."""
+        """Make one entry for a matrix, under the name that it has without quantisation."""
         sizes: Sizes = {}
         used: dict[str, TensorInfo] = {}
         beside = dict(m.pieces)
+        for key, known in self.settings.items():
+            said = str(m.settings.get(key) or known[0]).lower()
+            _require(said in known, f"its {key} is {said[:20]!a}")
         for key, role, kind, *words in _words(self.pieces):
             name = key.rstrip("?")
             if name in m.pieces:
@@ -144,64 +143,48 @@ def _fit(
 
 
 def _affine(
-    m: Module, n: Sizes, name: str, bits: object, known: Collection[int], added: int = 0
+    m: Module,
+    n: Sizes,
+    name: str,
+    known: Sequence[int],
+    bits: Callable[[Module, Sizes], object] = lambda m, n: 4,
 ) -> Made:
     """(level - zero) * scale + bias: levels a stream of bits along rows, all else of groups.
 
     facts: bits, columns of a group, and what is added to zeros.
     """
-    if type(bits) is not int or bits not in known:
+    if "weight_shape" in m.pieces:
+        raw = m.small("weight_shape", "weight_packed")
+        half = len(raw) // 2
+        rows, cols = (int.from_bytes(one, "little") for one in (raw[:half], raw[half:]))
+        _require(rows == n["rows"] and n.get("cols", cols) == cols > 0, "weight_shape does not fit")
+        n = n | {"cols": cols}
+    count = bits(m, n)
+    if type(count) is not int or count not in known:
         raise _RefusedError(f"its bits are not {', '.join(map(str, known))}")
     rows, groups = n["rows"], n["groups"]
-    cols = n.get("cols") or 32 * n["words"] // bits
-    along, down = (-(-size * bits // 32) for size in (cols, rows))
+    cols = n.get("cols") or 32 * n["words"] // count
+    along, down = (-(-size * count // 32) for size in (cols, rows))
     fits = n.get("words", along) == along and n.get("zeros", down) == down
-    _require(fits, f"its tensors are not of {bits} bits")
+    _require(fits, f"its tensors are not of {count} bits")
     group = -(-cols // groups)
     has_order = not m.pieces.keys().isdisjoint(("g_idx", "weight_g_idx"))
     _require(has_order or group * groups == cols, "its groups do not fill the rows")
-    return f"{name}{bits}", (*n.get("*stack", ()), rows, cols), (bits, group, added)
-
-
-def _gptq(m: Module, n: Sizes) -> Made:
-    """AutoGPTQ's qlinear_cuda.py, of which version 1 stores zeros less 1."""
-    m.said("quant_method", "gptq")
-    version = m.said("checkpoint_format", "gptq", "gptq_v2")
-    bits = 32 * n["zeros"] // n["rows"]
-    return _affine(m, n, "GPTQ-", bits, (2, 3, 4, 8), int(version == "gptq"))
-
-
-def _awq(m: Module, n: Sizes) -> Made:
-    """AutoAWQ's packing_utils.py."""
-    m.said("quant_method", "awq")
-    m.said("version", "gemm")
-    return _affine(m, n, "AWQ-", 4, (4,))
-
-
-def _pack_quantized(m: Module, n: Sizes) -> Made:
-    raw = m.small("weight_shape", "weight_packed")
-    half = len(raw) // 2
-    rows, cols = (int.from_bytes(one, "little") for one in (raw[:half], raw[half:]))
-    _require(rows == n["rows"] and n.get("cols", cols) == cols > 0, "weight_shape does not fit")
-    bits = next((bits for bits in (2, 4, 8) if -(-cols * bits // 32) == n["words"]), 0)
-    return _affine(m, n | {"cols": cols}, "INT", bits, (2, 4, 8))
-
-
-def _mlx(m: Module, n: Sizes) -> Made:
-    m.said("mode", "affine")
-    return _affine(m, n, "MLX-", m.settings.get("bits"), (2, 3, 4, 5, 6, 8))
+    # version 1 of GPTQ stores zeros less 1 (AutoGPTQ's qlinear_cuda.py)
+    added = name == "GPTQ-" and m.settings.get("checkpoint_format") != "gptq_v2"
+    return f"{name}{count}", (*n.get("*stack", ()), rows, cols), (count, group, int(added))
 
 
 def _scaled(m: Module, n: Sizes) -> Made:
     """8-bit integers or floats and a scale for all, for rows, groups of them or blocks. facts: rows
     and columns of a block.
     """
-    dtype, rows, cols, grid = m.pieces["weight"].dtype, n["rows"], n["cols"], n["*grid"]
+    dtype, rows, cols, grid = m.pieces["weight"].dtype, n["rows"], n["cols"], n.get("*grid", ())
     across = grid[-1] if len(grid) == 2 else 1
     block = 1, -(-cols // across)
-    if math.prod(grid) == 1:
+    if "SCB" not in m.pieces and math.prod(grid) == 1:
         block = rows, cols
-    elif grid not in ((rows,), (rows, 1)):
+    elif grid not in ((), (rows,), (rows, 1)):
         block = block_of(m.settings, block)
         fits = grid == (-(-rows // block[0]), -(-cols // block[1]))
         _require(fits, f"weight_scale has the shape {grid}")
@@ -210,22 +193,18 @@ def _scaled(m: Module, n: Sizes) -> Made:
 
 def block_of(settings: object, otherwise: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns that share a scale, where config.json says it."""
-    groups = _at(settings, "config_groups")
+
+    def at(said: object, key: str) -> object:
+        return said.get(key) if isinstance(said, dict) else None
+
+    groups = at(settings, "config_groups")
     every = groups.values() if isinstance(groups, dict) else ()
-    said = [_at(settings, "weight_block_size")]
-    for block in [*said, *(_at(_at(one, "weights"), "block_structure") for one in every)]:
+    said = [at(at(one, "weights"), "block_structure") for one in every]
+    for block in (at(settings, "weight_block_size"), *said):
         sizes = block if isinstance(block, list) else []
         if len(sizes) == 2 and all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
             return sizes[0], sizes[1]
     return otherwise
-
-
-def _at(said: object, key: str) -> object:
-    return said.get(key) if isinstance(said, dict) else None
-
-
-def _llm_int8(_: Module, n: Sizes) -> Made:
-    return "INT8", (n["rows"], n["cols"]), (1, n["cols"])
 
 
 def _bitsandbytes_4bit(m: Module, n: Sizes, kind: str) -> Made:
@@ -271,30 +250,40 @@ class Format:
 NOBODY = "(?!)"  # recognised by what config.json says
 STATE = "weight.quant_state.bitsandbytes__"
 GPTQ = Layout(
-    "gptq", _gptq,
+    "gptq",
+    partial(
+        _affine, name="GPTQ-", known=(2, 3, 4, 8), bits=lambda _, n: 32 * n["zeros"] // n["rows"]
+    ),
     "qweight words W words rows, qzeros zeros W groups zeros, scales scales S groups rows,"
     "g_idx? order I cols",
-)  # fmt: skip
-AWQ = Layout(
-    "awq", _awq,
+    {"quant_method": ["gptq"], "checkpoint_format": ["gptq", "gptq_v2"]},
+)
+AWQ = Layout(  # AutoAWQ's packing_utils.py
+    "awq", partial(_affine, name="AWQ-", known=(4,)),
     "qweight words W cols zeros, qzeros zeros W groups zeros, scales scales S groups rows",
+    {"quant_method": ["awq"], "version": ["gemm"]},
 )  # fmt: skip
 PACKED = Layout(
-    "pack-quantized", _pack_quantized,
+    "pack-quantized", partial(_affine, name="INT", known=(2, 4, 8), bits=lambda _, n: next(
+        (bits for bits in (2, 4, 8) if -(-n["cols"] * bits // 32) == n["words"]), 0)),
     "weight_packed words W rows words, weight_scale scales S rows groups, weight_shape stated I 2,"
     "weight_zero_point? zeros W zeros groups, weight_g_idx? order I cols",
 )  # fmt: skip
 MLX = Layout(
-    "mlx", _mlx,
+    "mlx",
+    partial(
+        _affine, name="MLX-", known=(2, 3, 4, 5, 6, 8), bits=lambda m, _: m.settings.get("bits")
+    ),
     "weight words W *stack rows words, scales scales S *stack rows groups,"
     "biases biases S *stack rows groups",
-)  # fmt: skip
+    {"mode": ["affine"]},
+)
 SCALED = Layout(
     "scaled", _scaled,
     "weight words 8 rows cols, weight_scale scales S *grid, weight_zero_point? zeros C *grid",
 )  # fmt: skip
 INT8 = Layout(
-    "llm.int8", _llm_int8, "weight words C rows cols, SCB scales S rows, weight_format? layout B"
+    "llm.int8", _scaled, "weight words C rows cols, SCB scales S rows, weight_format? layout B"
 )
 NF4, FP4 = (
     Layout(

@@ -1,22 +1,26 @@
-"""GGUF files: the header, checked as hostile input.
+"""GGUF files: the header, checked as hostile input, and what it holds in transformers' terms.
 
 The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: `GGUF`,
 version, counts of tensors and of metadata; the metadata by key; name, dimensions (the fastest
 first), type and offset of each tensor; then the data, aligned. The reader of the `gguf` package
-maps the file and believes its counts, so the header is read here; the package decodes blocks.
+maps the file and believes its counts, so the header is read here.
+
+llama.cpp's converter renames tensors, stores rows of q and k in pairs for some architectures, and
+adds 1 to some norms. Names are turned back by the tables of the package, the rest by the lists
+below, which follow the classes of the converter. `decoders` reads the numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,9 +29,11 @@ from shadow.checkpoints.safetensors_files import (
     MAX_ELEMENTS,
     MAX_ENTRIES,
     MAX_HEADER,
+    Packing,
     TensorInfo,
     usable_name,
 )
+from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import FileError, ShadowError
 from shadow.extras import require
 from shadow.text import several, short
@@ -35,8 +41,7 @@ from shadow.text import several, short
 SUFFIX = ".gguf"
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 BESIDE = "mmproj"  # how files begin that hold the vision tower beside the model
-MAGIC = b"GGUF"
-EXTRA = "quantised"
+KIND = "gguf"  # of packings
 VERSIONS = (2, 3)
 FIRST = 1 << 20  # bytes that are read at first; a vocabulary has some millions
 MAX_VALUES = 4_000_000  # texts in lists; the largest vocabularies and their merges are a quarter
@@ -44,31 +49,65 @@ MAX_KEYS = 65_536
 MAX_LIST = 4096  # numbers of a list that are kept, as a count for each layer
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
-DEFAULT_ALIGNMENT = 32
 STRING, LIST = 8, 9
 NUMBERS = {  # types of values, as struct calls them
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
+# Architectures whose rotary embeddings turn neighbouring rows in llama.cpp, and halves of a head in
+# transformers: the converter permutes q and k.
+PAIRED = frozenset({
+    "llama", "llama-embed", "llada", "deci", "baichuan", "internlm2", "minicpm", "xverse", "olmo",
+    "arctic", "deepseek", "granite", "granitemoe", "granitehybrid", "chameleon", "bailingmoe",
+    "smollm3", "arcee", "mistral3",
+})  # fmt: skip
+# whose norms multiply by 1 + weight: the converter adds the 1
+ADDED = frozenset({
+    "gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen3next", "qwen35", "qwen35moe",
+})  # fmt: skip
+# what the converter rearranges in ways that are not undone: state spaces, linear attention, and
+# fused q, k and v
+REARRANGED = re.compile(r"blk\.\{bid\}\.ssm_\w+")
+ALSO_REARRANGED = {
+    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate")),
+    **dict.fromkeys(("bloom", "falcon", "gptneox"), ("attn_qkv",)),
+}
+# what llama.cpp computes from the config and stores, and transformers computes when it loads
+COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")
+# names that the tables list for another model of the architecture first
+OWN = {
+    "phi3": {
+        "blk.{bid}.ffn_up": "model.layers.{bid}.mlp.gate_up_proj",
+        "blk.{bid}.attn_qkv": "model.layers.{bid}.self_attn.qkv_proj",
+    }
+}
+# whose Linear layers transformers stores transposed
+TRANSPOSED = frozenset({"gpt2"})
+MODEL_TYPES = {  # what transformers calls an architecture where that is another word
+    "gptneox": "gpt_neox", "command-r": "cohere", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
+    "qwen2vl": "qwen2_vl", "qwen3vl": "qwen3_vl", "gemma3": "gemma3_text", "phi2": "phi",
+    "deepseek2": "deepseek_v2", "starcoder": "gpt_bigcode", "glm4moe": "glm4_moe",
+}  # fmt: skip
+# keys of the metadata, behind the name of the architecture, and of config.json
+KEYS = {
+    "block_count": "num_hidden_layers", "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim",
+    "rope.freq_base": "rope_theta", "vocab_size": "vocab_size", "expert_count": "num_experts",
+}  # fmt: skip
+# how names of an architecture begin in transformers, the first that the tables know
+STYLES = {
+    "gpt2": ("transformer.",), "gptj": ("transformer.",), "starcoder": ("transformer.",),
+    "falcon": ("transformer.",), "qwen": ("transformer.",), "jais": ("transformer.",),
+    "mpt": ("transformer.blocks.", "transformer."), "gptneox": ("gpt_neox.",),
+    "bert": ("encoder.layer.", "embeddings."), "bloom": ("h.",), "dbrx": ("transformer.blocks.",),
+}  # fmt: skip
+USUAL = ("model.layers.{bid}.", "model.", "layers.{bid}.", "lm_head")
+ODD = re.compile(
+    r"model\.(layers\.layers|transformer|decoder|vision\w*)\.|.*_no_perm$|.*_expert_|.*\.(q|k|query|key)_layernorm$"
+)
 
-
-@dataclass(frozen=True)
-class Texts:
-    """A list of texts in a header, kept as it is written: a length and bytes for each."""
-
-    count: int
-    written: bytes
-
-    def read(self) -> list[str]:
-        """The texts; what is not UTF-8 in them is escaped."""
-        file, found = io.BytesIO(self.written), []
-        for _ in range(self.count):
-            size = int.from_bytes(file.read(8), "little")
-            found.append(file.read(size).decode(errors="backslashreplace"))
-        return found
-
-
-Value = str | int | float | bool | list[int | float | bool] | Texts | None
-"""Of the metadata; None is a list of numbers too long to be kept."""
+Value = str | int | float | bool | list[int | float | bool] | None
+"""Of the metadata. Of a list of texts it is their number, and None of a long list of numbers."""
 
 
 @dataclass(frozen=True)
@@ -88,32 +127,26 @@ class _CutError(Exception):
 def read_gguf(
     read: Callable[[int], bytes], file_size: int, shard: str, count: int = FIRST
 ) -> GgufHeader:
-    """The header of a GGUF file of file_size bytes, of which read(count) gives the first.
+    """Read the header of a GGUF file of file_size bytes, of which read(count) gives the first.
 
     count: of the first read; the next has four times as many.
 
     Raises FileError where it cannot be trusted, ShadowError without the `gguf` package.
     """
-    require(EXTRA)
+    require("quantised")
     while True:
-        raw = read(min(count, file_size))
         try:
-            return _Header(raw, file_size, shard).read()
+            return _Header(read(min(count, file_size)), file_size, shard).read()
         except _CutError:
             if count >= MAX_HEADER:
-                raise _untrusted(shard, f"its header has more than {MAX_HEADER:,} bytes") from None
+                reason = f"its header has more than {MAX_HEADER:,} bytes"
+                raise _untrusted(shard, reason) from None
             count = min(4 * count, MAX_HEADER)
 
 
 def gguf_header_of(file: HeldFile, shard: str) -> GgufHeader:
-    """The same of a local file that is held open."""
-
-    def read(count: int) -> bytes:
-        content = bytearray(count)
-        file.read(0, memoryview(content))
-        return bytes(content)
-
-    return read_gguf(read, file.size, shard, 16 * FIRST)
+    """Read the header of a local file."""
+    return read_gguf(lambda count: file.bytes_of(0, count), file.size, shard, 16 * FIRST)
 
 
 def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple[str, ...]:
@@ -170,7 +203,7 @@ class _Header:
         return _untrusted(self.shard, reason)
 
     def pass_over(self, count: int) -> int:
-        """Where so many bytes begin, of which the reading goes on behind."""
+        """Go on behind so many bytes, and return where they begin."""
         start, end = self.at, self.at + count
         if end > self.size:
             raise self.fault("it ends inside its header, or a length in it is wrong")
@@ -180,7 +213,7 @@ class _Header:
         return start
 
     def numbers(self, form: str) -> tuple[Any, ...]:
-        """Numbers of these types, as struct calls them."""
+        """Read numbers of these types, as struct calls them."""
         return struct.unpack_from(f"<{form}", self.raw, self.pass_over(struct.calcsize(f"<{form}")))
 
     def text(self, what: str, most: int) -> str:
@@ -191,7 +224,7 @@ class _Header:
         return self.raw[start : self.at].decode(errors="backslashreplace")
 
     def read(self) -> GgufHeader:
-        if self.raw[:4] != MAGIC:
+        if self.raw[:4] != b"GGUF":
             lfs = self.raw.startswith(b"version ")
             why = "it is a Git-LFS pointer (run `git lfs pull`)" if lfs else "it does not begin so"
             raise self.fault(why if self.raw else "it is empty")
@@ -212,14 +245,15 @@ class _Header:
                 raise self.fault(f"the key {key[:80]!r} is there twice")
             metadata[key] = self.value(self.numbers("I")[0], key)
         found = [self.tensor() for _ in range(tensors)]
-        align = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        align = metadata.get("general.alignment", 32)
         if type(align) is not int or not 0 < align <= MAX_ALIGNMENT or align & (align - 1):
             raise self.fault(f"its alignment is {str(align)[:20]}")
-        start, placed = -(-self.at // align) * align, dict[str, TensorInfo]()
-        for name, kind, shape, offset in found:
-            if name in placed:
-                raise self.fault(f"tensor {name!r} is there twice")
-            placed[name] = self.placed(name, kind, shape, start + offset)
+        start = -(-self.at // align) * align
+        placed = {
+            name: self.placed(name, kind, shape, start + at) for name, kind, shape, at in found
+        }
+        if len(placed) < len(found):
+            raise self.fault("a tensor is there twice")
         position = 0
         for info in sorted(placed.values(), key=lambda info: (info.start, info.end)):
             if info.start < position:
@@ -248,8 +282,8 @@ class _Header:
         with contextlib.suppress(struct.error, OverflowError):
             for _ in range(count):  # of which there may be a million
                 at += 8 + length(self.raw, at)[0]
-            start = self.pass_over(at - self.at)
-            return Texts(count, self.raw[start : self.at])
+            self.pass_over(at - self.at)
+            return int(count)
         self.pass_over(max(at, len(self.raw)) + 8 - self.at)  # which is not there
         raise _CutError
 
@@ -281,3 +315,124 @@ class _Header:
         if end > self.size:
             raise self.fault(f"it is cut short, or tensor {name!r} has a wrong offset")
         return TensorInfo(name, known.name, shape, self.shard, start, end)
+
+
+def model_of(
+    headers: Sequence[GgufHeader], shard: str
+) -> tuple[dict[str, TensorInfo], dict[str, object]]:
+    """Tensors as transformers names them, and what config.json would say, of the headers of one
+    file or of all its parts in order. shard: the first's name.
+
+    Raises FileError for an architecture that the `gguf` package does not know.
+    """
+    metadata = headers[0].metadata
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise FileError(f"{shard}: it does not name its architecture", "convert the model again")
+    names = _names(architecture, shard)
+    of_q = metadata.get(f"{architecture}.attention.head_count")
+    of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
+    heads = {"q": of_q, "k": of_k} if architecture in PAIRED else {}
+    tensors: dict[str, TensorInfo] = {}
+    for info in (info for header in headers for info in header.tensors.values()):
+        found = _translated(info, architecture, names, heads)
+        if found.name in tensors:
+            raise FileError(f"{shard}: {found.name!r} is there twice", "fetch the file again")
+        tensors[found.name] = found
+    said = {word: metadata.get(f"{architecture}.{key}") for key, word in KEYS.items()}
+    said["vocab_size"] = said["vocab_size"] or metadata.get("tokenizer.ggml.tokens")
+    config: dict[str, object] = {word: value for word, value in said.items() if value is not None}
+    config["model_type"] = MODEL_TYPES.get(architecture, architecture.replace("-", "_"))
+    config["tie_word_embeddings"] = not any("output.weight" in one.tensors for one in headers)
+    if "num_experts" in config:
+        config["num_local_experts"] = config["num_experts"]
+    return tensors, config
+
+
+def _names(architecture: str, shard: str) -> dict[str, str]:
+    """`blk.{bid}.attn_q` -> `model.layers.{bid}.self_attn.q_proj`, of an architecture."""
+    from gguf import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES, TensorNameMap
+
+    kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
+    if architecture not in kinds:
+        raise FileError(
+            f"{shard}: the architecture {architecture[:60]!r} is unknown to the gguf package",
+            "update it with: pip install -U gguf",
+        )
+    own = TensorNameMap.arch_block_mappings_cfg.get(kinds[architecture], {})
+    tables = (own, TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg)
+    names: dict[str, str] = {}
+    for tensor in MODEL_TENSORS[kinds[architecture]]:
+        known = next((table[tensor] for table in tables if tensor in table), ())
+        if known and not COMPUTED.fullmatch(TENSOR_NAMES[tensor]):
+            names[TENSOR_NAMES[tensor]] = _chosen(known, architecture)
+    return names | OWN.get(architecture, {})
+
+
+def _chosen(known: Iterable[str], architecture: str) -> str:
+    """Of all names that converters meet for a tensor, the one that transformers uses today."""
+    plain = [name for name in known if not ODD.match(name)] or list(known)
+    for style in (*STYLES.get(architecture, ()), *USUAL):
+        for name in plain:
+            if name.startswith(style):
+                return name
+    return plain[0]
+
+
+def _translated(
+    info: TensorInfo, architecture: str, names: Mapping[str, str], heads: Mapping[str, Value]
+) -> TensorInfo:
+    """An entry of a GGUF file by its name in transformers, with what is to be undone. heads: of q
+    and k where rows of theirs are stored in pairs, a number or one a layer.
+    """
+    stem, dot, kind = info.name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        stem, dot, kind = info.name, "", ""
+    number = next((part for part in stem.split(".") if part.isdecimal()), "")
+    pattern = ".".join("{bid}" if part == number else part for part in stem.split("."))
+    known = names.get(pattern)
+    if known and known.endswith("e_score_correction"):
+        dot = "_"  # a parameter of its own in transformers
+    name = f"{known.replace('{bid}', number)}{dot}{kind}" if known else info.name
+    found, last = replace(info, name=name), pattern.rpartition(".")[2]
+    if REARRANGED.fullmatch(pattern) or last in ALSO_REARRANGED.get(architecture, ()):
+        return replace(found, problem="llama.cpp stores it in another order than transformers")
+    paired: int | None = 0
+    if heads and pattern in ("blk.{bid}.attn_q", "blk.{bid}.attn_k"):
+        paired = _count(heads[pattern[-1]], number, info)
+    if paired is None:
+        return replace(found, problem="the file does not say how many heads its rows are of")
+    if info.dtype in INTEGERS or not _is_decoded(info.dtype):
+        return found
+    added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
+    if info.dtype not in FLOATS or paired or added:
+        found = replace(found, packing=Packing(KIND, _raw(info), facts=(paired, added)))
+    if architecture in TRANSPOSED and len(info.shape) == 2 and pattern.startswith("blk."):
+        rows, cols = info.shape
+        found = replace(found, shape=(cols, rows), strides=(1, cols))
+    return found
+
+
+def _count(said: Value, layer: str, info: TensorInfo) -> int | None:
+    """Heads of a layer; None where they are not said, or do not fit its rows."""
+    if isinstance(said, list):
+        said = said[int(layer)] if len(layer) < 9 and int(layer) < len(said) else None
+    if type(said) is not int or said < 1 or not info.shape or info.shape[0] % (2 * said):
+        return None
+    return said
+
+
+@cache
+def _is_decoded(dtype: str) -> bool:
+    """Whether the numbers of a type can be had."""
+    from gguf import quants
+
+    return dtype in FLOATS or "dequantize_blocks" in vars(getattr(quants, dtype, object))
+
+
+def _raw(info: TensorInfo) -> TensorInfo:
+    """Rows and columns, or bytes, of a tensor as it is stored."""
+    if info.dtype in FLOATS:
+        return replace(info, shape=(math.prod(info.shape[:1]), math.prod(info.shape[1:])))
+    rows = math.prod(info.shape[:-1])
+    return replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))

@@ -1,4 +1,4 @@
-"""Files that are held open while they are read, and known again.
+"""Open files that detect modification while being read.
 
 A shard is one file from its header to the end of an audit. Files are read, not mapped: a mapped
 file that is cut short meanwhile kills the process (SIGBUS), and here it is a short read.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
-import threading
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CAN_READ_FROM = hasattr(os, "preadv")  # a place, and leave that of the file as it is
 BLOCK = 1 << 18  # bytes that are read at once for a checksum: they stay in the caches
 PIECE = 1 << 17  # bytes that every system reads ahead when it is told of them
+SAMPLED = 1 << 10  # bytes of each MiB of a tensor that are a part of a fingerprint, two at least
+EVERY = 1 << 20
+SHORT = 1 << 12  # a shorter one is read whole: a disk reads as much for a single byte
 WHEN_QUIET = "run the same command again when no program writes to it"
 
 
@@ -39,34 +41,36 @@ class HeldFile:
     size: int  # bytes, when it was opened
     modified: int  # when its content last changed by then, in ns
     standing: tuple[int, ...]  # what tells whether it changes
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __del__(self) -> None:
         os.close(self.handle)
 
     def read(self, start: int, into: memoryview) -> None:
-        """Fill a buffer of bytes from the file, beginning at byte start. Raises as read_runs."""
-        self._fill(start, into)
-
-    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
-        """Fill a buffer with runs of equal length, one after another, from where each begins.
+        """Fill a buffer of bytes from the file, beginning at byte start.
 
         Raises ShadowError where the file has no such bytes any more, or they cannot be read.
         """
-        width = len(into) // max(1, len(starts))
-        for number, start in enumerate(map(int, starts)):
-            self._fill(start, into[number * width : (number + 1) * width])
-
-    def _fill(self, start: int, run: memoryview) -> None:
+        done = 0
         try:
-            done = self._read_some(start, run)
-            while done < len(run):  # a system may give less than it is asked for
-                more = self._read_some(start + done, run[done:])
+            while done < len(into):  # a system may give less than it is asked for
+                more = os.preadv(self.handle, (into[done:],), start + done)
                 if not more:
                     raise self.changed("it was cut short")
                 done += more
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+        """Fill a buffer with runs of equal length, from where each begins. Raises as read."""
+        width = len(into) // max(1, len(starts))
+        for number, start in enumerate(map(int, starts)):
+            self.read(start, into[number * width : (number + 1) * width])
+
+    def bytes_of(self, start: int, size: int) -> bytes:
+        """Return size bytes from start on. Raises as read."""
+        content = bytearray(size)
+        self.read(start, memoryview(content))
+        return bytes(content)
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Tell the system that the bytes from start to stop are read soon, where it can be told.
@@ -119,35 +123,27 @@ class HeldFile:
             "run the same command again: it continues from here",
         )
 
-    def _read_some(self, start: int, into: memoryview) -> int:
-        if CAN_READ_FROM:
-            return os.preadv(self.handle, (into,), start)
-        with self._lock:
-            os.lseek(self.handle, start, os.SEEK_SET)
-            found = os.read(self.handle, len(into))
-        into[: len(found)] = found
-        return len(found)
-
     def sample(self, starts: Sequence[int], sizes: Sequence[int]) -> bytes:
-        """The bytes of many small pieces, one after another; fewer where the file ends before.
+        """Return some bytes of each of these tensors, for a fingerprint; fewer where the file ends.
 
-        The system is told of all of them first, so that a disk reads many at a time. Raises
-        ShadowError where they cannot be read.
+        Checkpoints of one archive may have the same names, sizes, times and headers, and differ in
+        weights alone. It takes 10 to 30 ms a GB. The system is told of all places first, so that a
+        disk reads many at a time. Raises ShadowError where they cannot be read.
         """
+        pieces = sorted(set(zip(starts, sizes, strict=True)))  # what two share is read once
+        if max(sizes, default=0) > SHORT:
+            pieces = [place for piece in pieces for place in sampled(*piece)]
+        if not pieces:
+            return b""
+        starts, sizes = zip(*pieces, strict=True)
         handle = repeat(self.handle)
         try:  # there may be a million, so that no loop of Python's goes over them
             if hasattr(os, "posix_fadvise"):
                 soon = repeat(os.POSIX_FADV_WILLNEED)
                 deque(map(os.posix_fadvise, handle, starts, sizes, soon), 0)
-            if CAN_READ_FROM:
-                return b"".join(map(os.pread, handle, sizes, starts))
-            return b"".join(map(self._piece, starts, sizes))
+            return b"".join(map(os.pread, handle, sizes, starts))
         except OSError as error:
             raise self._unreadable(error) from error
-
-    def _piece(self, start: int, size: int) -> bytes:
-        piece = bytearray(size)
-        return bytes(piece[: self._read_some(start, memoryview(piece))])
 
     def require_unchanged(self) -> None:
         """Raises ShadowError where another file, or another content, is at the path now."""
@@ -162,21 +158,28 @@ class HeldFile:
             raise self.changed("it was written to")
 
     def changed(self, how: str) -> ShadowError:
-        """What is told of a file that is no longer what it was."""
+        """Return the fault of a file that is no longer what it was."""
         return ShadowError(f"{self.path} changed during the audit: {how}", WHEN_QUIET)
+
+
+def sampled(start: int, size: int) -> list[tuple[int, int]]:
+    """(start, bytes) of what is sampled of a tensor of size bytes, from its first to its last."""
+    if size <= SHORT:
+        return [(start, size)]
+    count = max(2, math.ceil(size / EVERY))
+    return [(start + (size - SAMPLED) * at // (count - 1), SAMPLED) for at in range(count)]
 
 
 def hold(path: Path) -> HeldFile | None:
     """Open a file to be held; None where it is not regular. Raises OSError."""
     if not path.is_file():  # opening a FIFO would wait
         return None
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     try:
-        handle = os.open(path, flags)
+        handle = os.open(path, os.O_RDONLY)
     except OSError as error:
         if error.errno != errno.EMFILE or not _may_hold_more():
             raise
-        handle = os.open(path, flags)
+        handle = os.open(path, os.O_RDONLY)
     status = os.fstat(handle)
     return HeldFile(path, handle, status.st_size, status.st_mtime_ns, _standing(status))
 
@@ -186,8 +189,7 @@ def _standing(status: os.stat_result) -> tuple[int, ...]:
 
     Copying with `cp -p` over a file may leave all but the last as they were.
     """
-    inode_time = 0 if os.name == "nt" else status.st_ctime_ns  # there it is when it was made
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, inode_time
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _may_hold_more() -> bool:

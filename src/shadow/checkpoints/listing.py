@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
+from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located
 from shadow.errors import ShadowError
 from shadow.files import read_start
@@ -90,13 +91,16 @@ class Listing:
     folder: Path | None = None
     """Of a folder; None of a repository."""
     snapshot: Snapshot | None = field(default=None, repr=False)
-    inside: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    """Files that are not there by themselves: they are made from what a GGUF file says."""
 
     @property
     def is_adapter(self) -> bool:
         """Whether it is an adapter, which leaves its base's files in use."""
         return ADAPTER_CONFIG in self.files
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether its weights are read from GGUF files, which hold config and tokenizer inside."""
+        return any(name.endswith(GGUF) for name in self.read_from)
 
 
 def kind_of(path: str) -> FileKind:
@@ -107,37 +111,21 @@ def kind_of(path: str) -> FileKind:
     return next((kind for pattern, kind in PATTERNS if re.fullmatch(pattern, name)), "other")
 
 
-def listings_of(
-    found: Found, skipped: Sequence[Path] = (), opened: Checkpoint | None = None
-) -> list[tuple[str, Listing]]:
+def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
     """The files of each part of a side: of a base for each component by component, otherwise of
-    the one part "". skipped: folders to pass over, as that of the report. opened: the same side.
+    the one part "". skipped: folders to pass over, as that of the report.
     """
-    if isinstance(found, Assembled):
-        inner = {} if opened is None else dict(opened.parts)
-        return [(name, _listing(part, skipped, inner.get(name))) for name, part in found.parts]
-    return [("", _listing(found, skipped, opened))]
+    parts = found.parts if isinstance(found, Assembled) else (("", found),)
+    return [(name, _listing(part, skipped)) for name, part in parts]
 
 
-def _listing(
-    part: Checkpoint | Located, skipped: Sequence[Path], opened: Checkpoint | None
-) -> Listing:
+def _listing(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
     if isinstance(part, Located):
         found = listing_of_snapshot(part.snapshot)
-        found = replace(found, read_from=frozenset(part.weights.shards))
-    else:
-        root = Path(part.reference)
-        found = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
-        found = replace(found, read_from=frozenset(part.sources))
-    opened = part if isinstance(part, Checkpoint) else opened
-    if opened is None or opened.files is None:
-        return found
-    inside = {name: content for name, content in opened.files().items() if name not in found.files}
-    made = {
-        name: StoredFile(name, len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
-        for name, content in inside.items()
-    }
-    return replace(found, files=dict(sorted((found.files | made).items())), inside=inside)
+        return replace(found, read_from=frozenset(part.weights.shards))
+    root = Path(part.reference)
+    found = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
+    return replace(found, read_from=frozenset(part.sources))
 
 
 def listing_of_snapshot(snapshot: Snapshot) -> Listing:
@@ -207,8 +195,6 @@ def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
 
     Raises ShadowError where they cannot be had.
     """
-    if file.path in listing.inside:
-        return listing.inside[file.path]
     if file.problem or file.size is None:
         raise ShadowError(file.problem or "not a regular file")
     if file.size > SMALL:

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,29 +14,26 @@ from typing import TYPE_CHECKING
 
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.adapters import Adapter
-from shadow.checkpoints.fingerprints import Fingerprint
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import GgufHeader, gguf_header_of, read_gguf
-from shadow.checkpoints.gguf_models import KIND as GGUF_KIND
-from shadow.checkpoints.gguf_models import model_of
+from shadow.checkpoints.gguf_files import GgufHeader, model_of, read_gguf
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
     header_length,
-    header_of,
     held_shard,
     parse_header,
-    read_header,
     usable_name,
 )
-from shadow.checkpoints.sources import LocalFile, Source, WholeFile, digest_of, in_threads
-from shadow.checkpoints.weight_files import (
-    Config,
-    Weights,
-    choose_weights,
-    one_file,
+from shadow.checkpoints.sources import (
+    LocalFile,
+    Source,
+    WholeFile,
+    digest_of,
+    in_threads,
+    read_header,
 )
+from shadow.checkpoints.weight_files import Config, Weights, choose_weights, one_file
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
 from shadow.text import several
@@ -47,8 +44,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.held_files import HeldFile
     from shadow.checkpoints.hub import OnBytes, Snapshot
     from shadow.checkpoints.hub_client import Say
-    from shadow.checkpoints.packed_tensors import DecodedTensor
-    from shadow.checkpoints.stored_tensors import StoredTensor
+    from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 CONFIG = "config.json"
@@ -56,8 +52,6 @@ OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
 )
 CONNECTIONS = 8  # headers read at a time
-
-Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for fingerprints
 
 
 @dataclass(frozen=True)
@@ -75,17 +69,11 @@ class Checkpoint:
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     # by module: a quantised format that cannot be decoded, and why
     refused: Mapping[str, str] = field(default_factory=dict)
-    # small files that its GGUF file holds inside: config.json, the tokenizer, the chat template
-    files: Callable[[], Mapping[str, bytes]] | None = field(default=None, repr=False, compare=False)
 
     def tensor(self, info: TensorInfo) -> StoredTensor | DecodedTensor:
-        """The tensor (info.shape), whose parts are read on demand; ShadowError if it is gone."""
+        """Open the tensor, whose parts are read on demand. Raises ShadowError if it is gone."""
         if info.packing is None:
             return self._stored(info)
-        if info.packing.kind == GGUF_KIND:
-            from shadow.checkpoints.gguf_blocks import gguf_tensor
-
-            return gguf_tensor(info, self._stored)
         from shadow.checkpoints.decoders import packed_tensor
 
         return packed_tensor(info, self._stored)
@@ -245,99 +233,113 @@ def open_folder(
     dora: bool = False,
     file: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint in a local folder: safetensors first, torch `.bin` only with allow_pickle; or
-    in a GGUF file.
+    """Open the checkpoint in a local folder: safetensors first, torch `.bin` only with
+    allow_pickle; or in a file.
 
     scratch is a folder for raw copies of `.bin` files of the old format. dora: as of
     `read_adapter`. file: a pattern that chooses among several GGUF files. Raises ShadowError
     with one line and a hint for every way in which a folder is not a trustworthy checkpoint.
     """
+    root, alone = Path(reference), ""
     try:
         with naming(reference):
-            return _open_folder(
-                reference, allow_pickle=allow_pickle, scratch=scratch, dora=dora, file=file
-            )
+            if root.is_file() and root.suffix == GGUF:
+                root, file = root.parent, glob.escape(root.name)
+            elif root.is_file():
+                root, alone = root.parent, root.name
+            if not root.is_dir():
+                hint = "name the folder that holds the .safetensors files"
+                raise ShadowError(f"no such folder: {reference}", hint)
+            names = {path.name for path in root.iterdir()}
+
+            def read(name: str) -> Config:
+                return _read_json(root / name, name)
+
+            if alone:
+                weights = one_file(
+                    reference, alone, names, read, allow_pickle=allow_pickle, dora=dora
+                )
+            else:
+                weights = choose_weights(
+                    reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file
+                )
+            return _opened_folder(reference, root, weights, scratch)
     except OSError as error:
         raise ShadowError(
             f"{reference}: {error.strerror or error}", "check that the folder can be read"
         ) from error
 
 
-def _open_folder(
-    reference: str, *, allow_pickle: bool, scratch: Path | None, dora: bool, file: str | None
+def _opened_folder(
+    reference: str, root: Path, weights: Weights, scratch: Path | None
 ) -> Checkpoint:
-    root, alone = Path(reference), ""
-    if root.is_file() and root.suffix == GGUF:
-        root, file = root.parent, glob.escape(root.name)
-    elif root.is_file():
-        root, alone = root.parent, root.name
-    if not root.is_dir():
-        raise ShadowError(
-            f"no such folder: {reference}", "name the folder that holds the .safetensors files"
-        )
-    names = {path.name for path in root.iterdir()}
-
-    def read(name: str) -> Config:
-        return _read_json(root / name, name)
-
-    if alone:
-        weights = one_file(reference, alone, names, read, allow_pickle=allow_pickle, dora=dora)
-    else:
-        weights = choose_weights(
-            reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file
-        )
     # a GGUF file has its config inside: one that lies beside it may be of another model
-    config = read(CONFIG) if (root / CONFIG).exists() and not weights.are_gguf else {}
-    insides: list[GgufHeader] = []
-    headers: list[dict[str, TensorInfo]] = []
-    sources: dict[str, Source] = {}
-    fingerprint = Fingerprint()
+    has_config = (root / CONFIG).exists() and not weights.are_gguf
+    config = _read_json(root / CONFIG, CONFIG) if has_config else {}
+    shards: dict[str, _Shard] = {}
+    fingerprint = hashlib.sha256()
     for shard in weights.shards:
         if not usable_name(shard):
-            raise ShadowError(
-                f"{reference}: the name of a file is not UTF-8: {shard!r}", "rename the file"
-            )
-        path = root / shard
-        if not path.is_file():
-            raise ShadowError(
-                f"{reference}: shard {shard} is missing", "check that the download is complete"
-            )
-        held = held_shard(path, shard)
-        if shard.endswith(GGUF):
-            inside, data = gguf_header_of(held, shard), held
-            insides.append(inside)
-            header, text = dict(inside.tensors), inside.digest
-        else:
-            (header, text), data = _read_shard(held, shard, scratch)
-        headers.append(header)
-        sources[shard] = LocalFile(data.path, data)
-        fingerprint.add_shard(shard, held, text, data, header.values())
+            message = f"{reference}: the name of a file is not UTF-8: {shard!r}"
+            raise ShadowError(message, "rename the file")
+        if not (root / shard).is_file():
+            message = f"{reference}: shard {shard} is missing"
+            raise ShadowError(message, "check that the download is complete")
+        held = held_shard(root / shard, shard)
+        tensors, text, inside, data = _read_shard(held, shard, scratch)
+        shards[shard] = _Shard(tensors, LocalFile(data.path, data), inside)
+        said = json.dumps([shard, held.size, held.modified, text])
+        # no more of Python than this for a tensor, of which there may be a million
+        starts = [info.start for info in tensors.values()]
+        sizes = [info.end - info.start for info in tensors.values()]
+        fingerprint.update(said.encode() + data.sample(starts, sizes))
         held.require_unchanged()
-    fingerprint.add(json.dumps(config, sort_keys=True))
+    fingerprint.update(json.dumps(config, sort_keys=True).encode())
     if weights.adapter:
-        fingerprint.add(repr(weights.adapter))
+        fingerprint.update(repr(weights.adapter).encode())
+    return _opened(reference, None, fingerprint.hexdigest(), config, weights, shards)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A file of weights whose header was read."""
+
+    tensors: Mapping[str, TensorInfo]
+    source: Source
+    inside: GgufHeader | None = None
+    ranges: bool = False  # parts of it may be asked for
+
+
+def _opened(
+    reference: str,
+    commit: str | None,
+    fingerprint: str,
+    config: Config,
+    weights: Weights,
+    shards: Mapping[str, _Shard],
+    say: Say = lambda line: None,
+) -> Checkpoint:
+    """Make a checkpoint of its shards: packed matrices have one entry, GGUF transformers' names."""
+    sources = {name: shard.source for name, shard in shards.items()}
     tensors, refused = with_matrices(
-        _joined(headers, weights), config, lambda info: small_tensor(sources[info.shard], info)
+        _joined((shard.tensors for shard in shards.values()), weights),
+        config,
+        lambda info: small_tensor(sources[info.shard], info, say),
     )
-    found = Checkpoint(
-        reference=reference,
-        commit=None,
-        fingerprint=fingerprint.now,
-        config=config,
-        tensors=tensors,
-        sources=sources,
+    if weights.are_gguf:
+        headers = [shard.inside for shard in shards.values() if shard.inside]
+        tensors, config = model_of(headers, weights.shards[0])
+    return Checkpoint(
+        reference,
+        commit,
+        fingerprint,
+        config,
+        tensors,
+        sources,
+        ranges=all(shard.ranges for shard in shards.values()),
         adapter=weights.adapter,
         refused=refused,
     )
-    return _from_inside(found, insides)
-
-
-def _from_inside(checkpoint: Checkpoint, headers: Sequence[GgufHeader]) -> Checkpoint:
-    """A checkpoint of GGUF files as transformers would have it; any other as it is."""
-    if not headers:
-        return checkpoint
-    model = model_of(headers, next(iter(checkpoint.sources)))
-    return replace(checkpoint, tensors=dict(model.tensors), config=model.config, files=model.files)
 
 
 def locate(
@@ -348,7 +350,7 @@ def locate(
     dora: bool = False,
     file: str | None = None,
 ) -> Located:
-    """Find the weight files of a commit of the Hub. Reads the config and the index, no shard.
+    """Find the weight files of a commit of the Hub. Read its config and index, no shard.
 
     Raises ShadowError when there are none that may be read, or one that the index names is missing.
     """
@@ -396,87 +398,74 @@ def open_located(
     be. report gets their bytes as they come. Raises ShadowError for a file that cannot be
     had or trusted.
     """
-    snapshot = located.snapshot
-    shards = located.weights.shards
-    insides: list[tuple[GgufHeader, Source, bool]] = []
-    if located.weights.pickled:
+    snapshot, weights = located.snapshot, located.weights
+    if weights.pickled:
         open_one = partial(_open_pickled, snapshot, say, scratch=scratch, report=report)
-        opened = in_threads(open_one, shards, 1)
-    elif located.weights.are_gguf:
-        insides = in_threads(partial(_open_gguf, snapshot, say), shards, CONNECTIONS)
-        opened = [(dict(inside.tensors), source, ranges) for inside, source, ranges in insides]
+        opened = in_threads(open_one, weights.shards, 1)
     else:
-        opened = in_threads(partial(_open_remote, snapshot, say), shards, CONNECTIONS)
-    headers, sources, honoured = zip(*opened, strict=True)
-    of_shard = dict(zip(shards, sources, strict=True))
+        opened = in_threads(partial(_open_remote, snapshot, say), weights.shards, CONNECTIONS)
+    shards = dict(zip(weights.shards, opened, strict=True))
     with naming(snapshot.name, OWNER):
-        tensors, refused = with_matrices(
-            _joined(headers, located.weights),
+        return _opened(
+            snapshot.name,
+            snapshot.commit,
+            located.fingerprint,
             located.config,
-            lambda info: small_tensor(of_shard[info.shard], info, say),
+            weights,
+            shards,
+            say,
         )
-    found = Checkpoint(
-        reference=snapshot.name,
-        commit=snapshot.commit,
-        fingerprint=located.fingerprint,
-        config=located.config,
-        tensors=tensors,
-        sources=of_shard,
-        ranges=not located.weights.pickled and all(honoured),
-        adapter=located.weights.adapter,
-        refused=refused,
-    )
-    with naming(snapshot.name, OWNER):
-        return _from_inside(found, [inside for inside, *_ in insides])
 
 
-def _open_remote(
-    snapshot: Snapshot, say: Say, shard: str, stop: Event
-) -> tuple[dict[str, TensorInfo], Source, bool]:
-    """The tensors of a shard, the shard itself, and whether the server honours ranges."""
+def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> _Shard:
+    """Read a header from the cache, or by requests for the first bytes of the file."""
     from shadow.checkpoints.hub import HEADER_GUESS, cached, read_start
 
-    file = snapshot.files[shard]
+    file, ranges = snapshot.files[shard], True
+    inside: GgufHeader | None = None
     if path := cached(snapshot, file):
         try:
             with naming(snapshot.name, "run once without --offline, to download it again"):
-                header, text = read_header(path, shard)
-            return header, WholeFile(snapshot, file, digest_of(text)), True
+                tensors, text, inside = read_header(held_shard(path, shard), shard)
+            return _Shard(tensors, WholeFile(snapshot, file, digest_of(text)), inside, ranges)
         except ShadowError:  # damaged: it is fetched again when its turn comes
             if snapshot.offline:
                 raise
+
+    def first(count: int) -> bytes:
+        nonlocal ranges
+        content, ranges = read_start(snapshot, file, count, say=say, stopped=stop)
+        return content
+
+    if shard.endswith(GGUF):
+        with naming(snapshot.name, OWNER):
+            inside = read_gguf(first, file.size, shard)
+        source = WholeFile(snapshot, file, digest_of(inside.digest))
+        return _Shard(inside.tensors, source, inside, ranges)
     if file.size < 8:
         raise ShadowError(
             f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", OWNER
         )
-    start, honoured = read_start(snapshot, file, HEADER_GUESS, say=say, stopped=stop)
+    start = first(HEADER_GUESS)
     with naming(snapshot.name, OWNER):
         end = 8 + header_length(start, file.size, shard)
         if end > len(start):
-            start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
-        header, text = parse_header(start[8:end], file.size, shard)
-    return header, WholeFile(snapshot, file, digest_of(text)), honoured
+            start = first(end)
+        tensors, text = parse_header(start[8:end], file.size, shard)
+    return _Shard(tensors, WholeFile(snapshot, file, digest_of(text)), None, ranges)
 
 
-def _open_gguf(
-    snapshot: Snapshot, say: Say, shard: str, stop: Event
-) -> tuple[GgufHeader, Source, bool]:
-    """The header of a GGUF file, the file itself, and whether the server honours ranges."""
-    from shadow.checkpoints.hub import cached, read_start
-
-    file, honoured = snapshot.files[shard], True
-
-    def read(count: int) -> bytes:
-        nonlocal honoured
-        content, honoured = read_start(snapshot, file, count, say=say, stopped=stop)
-        return content
-
-    with naming(snapshot.name, OWNER):
-        if path := cached(snapshot, file):
-            header = gguf_header_of(held_shard(path, shard), shard)
-        else:
-            header = read_gguf(read, file.size, shard)
-    return header, WholeFile(snapshot, file, digest_of(header.digest)), honoured
+def _open_pickled(
+    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
+) -> _Shard:
+    """Fetch a `.bin` file, and read its layout."""
+    source = WholeFile(snapshot, snapshot.files[shard])
+    source.fetched = source.bytes_to_move() > 0
+    source.fetch(say=say, report=report, stop=stop)
+    assert source.path is not None, "fetched"
+    with naming(snapshot.name):
+        tensors, _, _, data = _read_shard(held_shard(source.path, shard), shard, scratch)
+    return _Shard(tensors, replace(source, unpacked=data.path))
 
 
 def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
@@ -497,22 +486,7 @@ def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None)
                 return bytes(content)
         source = LocalFile(path)
     held, there = source.located(info)
-    content = bytearray(there.end - there.start)
-    held.read(there.start, memoryview(content))
-    return bytes(content)
-
-
-def _open_pickled(
-    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
-) -> tuple[dict[str, TensorInfo], Source, bool]:
-    """The layout of a `.bin` file, which is fetched; the file itself; and that it has no ranges."""
-    source = WholeFile(snapshot, snapshot.files[shard])
-    source.fetched = source.bytes_to_move() > 0
-    source.fetch(say=say, report=report, stop=stop)
-    assert source.path is not None, "fetched"
-    with naming(snapshot.name):
-        (header, _), data = _read_shard(held_shard(source.path, shard), shard, scratch)
-    return header, replace(source, unpacked=data.path), False
+    return held.bytes_of(there.start, there.end - there.start)
 
 
 def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> dict[str, TensorInfo]:
@@ -535,10 +509,14 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
     return tensors
 
 
-def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
-    """The header of a local file, and the file that its offsets refer to."""
-    if shard.endswith(".safetensors"):
-        return header_of(file, shard), file
+def _read_shard(
+    file: HeldFile, shard: str, scratch: Path | None
+) -> tuple[Mapping[str, TensorInfo], str, GgufHeader | None, HeldFile]:
+    """Read the header of a local file, as of `read_header`, and find the file that its offsets
+    refer to.
+    """
+    if shard.endswith((".safetensors", GGUF)):
+        return *read_header(file, shard), file
     from shadow.checkpoints.pickles import layout
 
     if scratch is None:
@@ -555,7 +533,7 @@ def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Heade
     text = json.dumps(
         [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
     )
-    return (tensors, text), file if data == file.path else held_shard(data, shard)
+    return tensors, text, None, file if data == file.path else held_shard(data, shard)
 
 
 def _read_json(path: Path, name: str) -> Config:

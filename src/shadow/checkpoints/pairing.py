@@ -11,7 +11,7 @@ from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
 from shadow.checkpoints.formats import block_of, owner_of, packed_modules
-from shadow.checkpoints.gguf_models import COMPUTED
+from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.checkpoints.weight_files import Config

@@ -69,16 +69,6 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Tensors of one safetensors file by name, and the raw header text (for fingerprints).
-
-    Raises FileError when the file cannot be trusted: cut short, a header that is not what the
-    format says, offsets that overlap, leave holes, or disagree with dtype and shape. An unknown
-    dtype is no such fault.
-    """
-    return header_of(held_shard(path, shard), shard)
-
-
 def held_shard(path: Path, shard: str) -> HeldFile:
     """The file, held open. shard: its name, for messages. Raises FileError."""
     try:
@@ -93,30 +83,46 @@ def held_shard(path: Path, shard: str) -> HeldFile:
 
 
 def header_of(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """The same of a file that is held open."""
-    prefix = bytearray(min(8, file.size))
-    file.read(0, memoryview(prefix))
-    raw = bytearray(header_length(prefix, file.size, shard))
-    file.read(8, memoryview(raw))
-    return parse_header(bytes(raw), file.size, shard)
+    """Read the tensors of a safetensors file by name, and the raw header text.
+
+    Raises FileError when the file cannot be trusted: cut short, a header that is not what the
+    format says, offsets that overlap, leave holes, or disagree with dtype and shape. An unknown
+    dtype is no such fault.
+    """
+    prefix = file.bytes_of(0, min(8, file.size))
+    raw = file.bytes_of(8, header_length(prefix, file.size, shard))
+    return parse_header(raw, file.size, shard)
 
 
-def header_length(prefix: bytes | bytearray, file_size: int, shard: str) -> int:
+def header_length(prefix: bytes, file_size: int, shard: str) -> int:
     """Bytes of the JSON header of a file of file_size bytes, of which prefix are the first 8.
 
     shard: the file's name, for messages. Raises FileError where they are no possible length.
     """
     length = int.from_bytes(prefix[:8], "little")
     if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, file_size - 8):
-        raise _untrusted(
-            shard, _what_it_is(prefix) or "no valid header length, or cut inside the header"
-        )
+        reason = "no valid header length, or cut inside the header"
+        if prefix.startswith(b"version "):
+            reason = "it is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
+        raise _untrusted(shard, reason if prefix else "it is empty")
     return length
 
 
 def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
     """Tensors by name, and the text, of a header (raw, without its length). Raises FileError."""
-    header = _parse_json(raw, shard)
+    too_many = FileError(
+        f"{shard}: its header has more than {MAX_ENTRIES:,} entries", "split the file into shards"
+    )
+    if has_too_many_values(raw):
+        raise too_many
+    try:
+        header = strict_json(raw)
+    except ValueError as error:
+        raise _untrusted(shard, f"the header is {error}") from error
+    if not isinstance(header, dict):
+        raise _untrusted(shard, "the header is not a JSON object")
+    if len(header) > MAX_ENTRIES:
+        raise too_many
     start = 8 + len(raw)
     # equal shapes and offsets are one object: most tensors begin where another ends
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -126,21 +132,20 @@ def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, Tens
         for name, entry in header.items()
         if name != "__metadata__"
     }
-    _check_layout(tensors, shard, data_start=start, file_size=file_size)
+    position = start
+    for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
+        if info.start != position:
+            problem = "overlaps another" if info.start < position else "leaves a hole before it"
+            raise _untrusted(shard, f"tensor {info.name!r} {problem}")
+        position = info.end
+    if position != file_size:
+        verb = "cut short" if position > file_size else "longer than its header says"
+        raise _untrusted(shard, f"{verb} ({position:,} bytes promised, {file_size:,} there)")
     return tensors, raw.decode()
 
 
 def _untrusted(shard: str, reason: str) -> FileError:
     return FileError(f"{shard}: not a valid safetensors file: {reason}", "fetch the file again")
-
-
-def _what_it_is(prefix: bytes | bytearray) -> str | None:
-    """What a file is that begins so and is no safetensors file; None where it is not known."""
-    if prefix.startswith(b"version "):
-        return "it is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
-    if not prefix:
-        return "it is empty"
-    return None
 
 
 def has_too_many_values(raw: bytes) -> bool:
@@ -165,27 +170,6 @@ def strict_json(raw: bytes) -> Any:
         raise ValueError(f"not JSON ({type(error).__name__})") from None
 
 
-def _parse_json(raw: bytes, shard: str) -> dict[str, object]:
-    if has_too_many_values(raw):
-        raise _too_many(shard)
-    try:
-        header = strict_json(raw)
-    except ValueError as error:
-        raise _untrusted(shard, f"the header is {error}") from error
-    if not isinstance(header, dict):
-        raise _untrusted(shard, "the header is not a JSON object")
-    if len(header) > MAX_ENTRIES:
-        raise _too_many(shard)
-    return header
-
-
-def _too_many(shard: str) -> FileError:
-    return FileError(
-        f"{shard}: its header has more than {MAX_ENTRIES:,} entries",
-        "split the file into shards",
-    )
-
-
 def _entry(
     name: str,
     entry: Any,
@@ -203,7 +187,11 @@ def _entry(
     dtype, shape, ends = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not dtype.isprintable() or len(dtype) > 32:
         raise _untrusted(shard, f"{where} has no dtype")
-    if not _is_shape(shape):
+    if (
+        not _whole_numbers(shape)
+        or len(shape) > 16
+        or math.prod(size or 1 for size in shape) > MAX_ELEMENTS
+    ):
         raise _untrusted(shard, f"{where} has no valid shape")
     if not _whole_numbers(ends) or len(ends) != 2 or not ends[0] <= ends[1] <= MAX_OFFSET:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
@@ -223,24 +211,3 @@ def usable_name(name: str) -> bool:
 
 def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _is_shape(value: Any) -> TypeGuard[list[int]]:
-    """Whether it is a shape of at most 16 dimensions that a tensor can have."""
-    if not _whole_numbers(value) or len(value) > 16:
-        return False
-    return math.prod(size or 1 for size in value) <= MAX_ELEMENTS
-
-
-def _check_layout(
-    tensors: dict[str, TensorInfo], shard: str, *, data_start: int, file_size: int
-) -> None:
-    position = data_start
-    for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
-        if info.start != position:
-            problem = "overlaps another" if info.start < position else "leaves a hole before it"
-            raise _untrusted(shard, f"tensor {info.name!r} {problem}")
-        position = info.end
-    if position != file_size:
-        verb = "cut short" if position > file_size else "longer than its header says"
-        raise _untrusted(shard, f"{verb} ({position:,} bytes promised, {file_size:,} there)")

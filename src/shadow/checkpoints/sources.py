@@ -18,7 +18,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import gguf_header_of
+from shadow.checkpoints.gguf_files import GgufHeader, gguf_header_of
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.checkpoints.safetensors_files import TensorInfo, header_of, held_shard
 from shadow.errors import ShadowError, naming
@@ -35,6 +35,16 @@ ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def read_header(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str, GgufHeader | None]:
+    """Read the tensors of a safetensors or GGUF file by name, a text that changes with its header,
+    and the header of GGUF. Raises FileError.
+    """
+    if shard.endswith(GGUF):
+        inside = gguf_header_of(file, shard)
+        return dict(inside.tensors), inside.digest, inside
+    return *header_of(file, shard), None
 
 
 class Source:
@@ -161,10 +171,7 @@ class WholeFile(Source):
             shard = PurePosixPath(self.file.path).name
             with naming(self.snapshot.name):
                 self.held = held_shard(path, shard)
-                if shard.endswith(GGUF):
-                    text = gguf_header_of(self.held, shard).digest
-                else:
-                    _, text = header_of(self.held, shard)
+                _, text, _ = read_header(self.held, shard)
             if digest_of(text) != self.header:
                 raise ShadowError(
                     f"{self.snapshot.repo}: {self.file.path} has another header than was read"

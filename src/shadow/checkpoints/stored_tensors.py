@@ -1,7 +1,8 @@
 """Tensors that lie in files, of which the parts that are asked for are read, each in few requests.
 
 Such a tensor is a view without bytes (of torch's device `meta`), which says where each element
-lies, beside the file. Whatever rearranges a tensor's dimensions rearranges the view.
+lies, beside the file. Whatever rearranges a tensor's dimensions rearranges the view. A quantised
+one has a file of decoded numbers instead, row after row, of which a decoder makes what is read.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ class Reads(Protocol):
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
         """Read as many bytes behind each start, one after another."""
+
+
+Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
+Cols = tuple[int, int]  # (start, stop)
+Make = Callable[[Rows, Cols, Tensor], object]
+Cells = tuple[Tensor, ...]
+"""What a format rounds to each number, float32: (the distance of the two nearest levels) of even
+levels; (lower bound, upper bound) of a codebook, infinite where it clips; () where it is unknown.
+"""
+
+AT_ONCE = 1 << 18  # entries that are decoded together, about: what is made of them stays in caches
 
 
 class FileTensor:
@@ -198,6 +210,105 @@ class StoredTensor(FileTensor):
             self._flat = self._start + int(self._view.storage_offset()) * itemsize, itemsize
         start, itemsize = self._flat
         self._held.read(start + first * itemsize, into)
+
+
+class Decoder(Protocol):
+    """How the bytes of a matrix make its numbers."""
+
+    @property
+    def width(self) -> int:
+        """Columns of a row."""
+
+    @property
+    def unit(self) -> int:
+        """Columns that are decoded together; (start, stop) of columns are multiples of it."""
+
+    @property
+    def costly(self) -> bool:
+        """Whether it takes so long that numbers are kept rather than decoded for every pass."""
+
+    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
+        """Put numbers into a tensor (rows, cols) without gaps."""
+
+    def cells(self, rows: Rows, cols: Cols) -> Cells:
+        """The cells of some numbers, each (rows, cols)."""
+
+
+class _Numbers:
+    """A file of what a decoder makes, row after row."""
+
+    def __init__(self, make: Make, of: Decoder, dtype: torch.dtype) -> None:
+        self._make, self._unit, self._width, self._dtype = make, of.unit, of.width, dtype
+
+    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+        made = torch.frombuffer(into, dtype=self._dtype).view(len(starts), -1)
+        count, width = made.shape[1], self._width
+        rows, cols = np.divmod(np.array(starts) // self._dtype.itemsize, width)
+        col = int(cols[0])
+        if col == 0 and count % width == 0:
+            every = np.add.outer(rows, np.arange(count // width)).ravel()
+            self._decode(every, (0, width), made.view(-1, width))
+        elif col + count <= width and (cols == col).all():
+            self._decode(rows, (col, col + count), made)
+        else:
+            for row, at, part in zip(rows.tolist(), cols.tolist(), made, strict=True):
+                whole = torch.empty(-(-(at + count) // width), width, dtype=self._dtype)
+                self._decode(np.arange(row, row + len(whole)), (0, width), whole)
+                part.copy_(whole.view(-1)[at : at + count])
+
+    def _decode(self, rows: Rows, cols: Cols, made: Tensor) -> None:
+        start, stop = cols
+        first, last = start // self._unit * self._unit, -(-stop // self._unit) * self._unit
+        step = max(1, AT_ONCE // (last - first))
+        for at in range(0, len(rows), step):
+            some, part = rows[at : at + step], made[at : at + step]
+            if (first, last) == cols:
+                self._make(some, cols, part)
+            else:
+                wide = torch.empty(len(some), last - first, dtype=self._dtype)
+                self._make(some, (first, last), wide)
+                part.copy_(wide[:, start - first : stop - first])
+
+
+class DecodedTensor(FileTensor):
+    """A tensor of a file that is not stored as it is: it is read from a file of its numbers."""
+
+    holes = 1  # what lies between is decoded for nothing
+
+    def __init__(self, format: str, decoder: Decoder, view: Tensor, stored: int = 0) -> None:
+        """format: what the dtype of its entry says. view: of device `meta`, into rows, of the dtype
+        that is decoded. stored: bytes that are kept of the file while they fit.
+        """
+        self.format = format
+        self._decoder = decoder
+        # half: beside its bytes it takes no more memory than a larger matrix of BF16
+        most = WHOLE // 2 - stored if decoder.costly else -1
+        super().__init__(_Numbers(decoder.values, decoder, view.dtype), 0, view, most)
+        self.is_near = stored <= WHOLE  # its bytes are in memory
+
+
+class PackedTensor(DecodedTensor):
+    """A quantised tensor: its numbers, float32, are levels of its format."""
+
+    def cells(self, index: tuple[slice, ...]) -> Cells:
+        """The cell of each number of a part."""
+        find, view = self._decoder.cells, self._view
+        ends = len(find(np.zeros(1, np.intp), (0, self._decoder.unit)))
+        if ends == 0:
+            return ()
+
+        def make(rows: Rows, cols: Cols, into: Tensor) -> None:
+            made = find(rows, cols)
+            into.copy_(torch.complex(*made) if ends == 2 else made[0])
+
+        # both ends are one complex number, so that each cell is decoded once
+        dtype = torch.complex64 if ends == 2 else torch.float32
+        count = view.untyped_storage().nbytes() // view.itemsize
+        same = torch.empty(count, dtype=dtype, device="meta").as_strided(
+            view.shape, view.stride(), int(view.storage_offset())
+        )
+        found = FileTensor(_Numbers(make, self._decoder, dtype), 0, same, -1)[index]
+        return (found.real, found.imag) if ends == 2 else (found,)
 
 
 def kept_memory(size: int) -> int:

@@ -186,7 +186,7 @@ def run_asked(asked: Asked) -> AuditResult:
         reason = named(other) or broken
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
     ours = folder, folder.parent, folder.parent.parent
-    listings = listings_of(base, ours, lined.base), listings_of(tuned, ours, lined.tuned)
+    listings = listings_of(base, ours), listings_of(tuned, ours)
     repository = file_rows(*listings, runtime.say)
     del base, tuned  # their headers are in lined, where equal ones are one
     clock = _Clock()

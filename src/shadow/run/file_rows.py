@@ -91,8 +91,8 @@ class _Sides:
                 }
 
     def _told(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Told:
-        if kind_of(path) in INSIDE and bool(self.base.inside) != bool(self.tuned.inside):
-            return "unknown", (), "one side is a GGUF file, which keeps this in another form"
+        if kind_of(path) in INSIDE and (self.base.is_gguf or self.tuned.is_gguf):
+            return "unknown", (), "a GGUF file keeps this inside, where it is not compared"
         if base is None or tuned is None:
             return self._of_one(path, base, tuned)
         same = self._are_same(base, tuned)

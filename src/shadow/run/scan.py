@@ -17,11 +17,10 @@ from typing import Literal, TypeVar
 import torch
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching
-from shadow.checkpoints.stored_tensors import StoredTensor
+from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place

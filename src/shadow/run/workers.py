@@ -23,11 +23,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.packed_tensors import DecodedTensor
 from shadow.checkpoints.pairing import MatrixPair, Operand, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Fetching, Source
-from shadow.checkpoints.stored_tensors import WHOLE, StoredTensor
+from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES

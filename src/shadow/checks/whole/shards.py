@@ -229,7 +229,7 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
     if reference in runtime.found:
         listing = Listing({}, is_complete=True)
     else:
-        ((_, listing),) = listings_of(found, (), opened)
+        ((_, listing),) = listings_of(found)
     own = {path: file for path, file in listing.files.items() if "/" not in path}
     said = {"config.json": opened.config}
     if opened.adapter:
