@@ -35,7 +35,7 @@ from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
 from shadow.spectra.sums import Extent
 from shadow.summary.bootstrap import Statistic, cut, draws, expanded_tail, medians
-from shadow.summary.depth import Sum, ratio
+from shadow.summary.making import Sum, ratio
 
 DTYPES = ("F32", "F16", "BF16")
 NORMS = (1e-1, 3e-2, 1e-2, 5e-3, 3e-3, 1e-3, 5e-4, 3e-4, 1e-4)
@@ -294,8 +294,8 @@ def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> 
 
     def draw(rng: np.random.Generator, layers: int) -> Statistic:
         codes = np.repeat(np.arange(layers), matrices)
-        values = sample(rng, layers).reshape(-1, 1)
-        return lambda counts: medians(values, codes, counts)[0]
+        values = sample(rng, layers).ravel()
+        return lambda counts: medians(values, codes, counts)
 
     return World(name, float(np.median(sample(np.random.default_rng(1), 400_000))), draw)
 
@@ -328,10 +328,9 @@ def coverage(world: World, layers: int, repeats: int) -> dict[str, float]:
     held = dict.fromkeys(tails, 0)
     for _ in range(repeats):
         values = world.draw(rng, layers)(draws((layers,)))
-        once = np.ones(len(values), np.int64)
         for kind, tail in tails.items():
-            low, high = cut(values[None], once, (tail, tail))
-            held[kind] += float(low[0]) <= world.true <= float(high[0])
+            low, high = cut(values, tail)
+            held[kind] += low <= world.true <= high
     return {kind: count / repeats for kind, count in held.items()}
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
-from shadow.summary.columns import Columns, columns_of
+from shadow.summary.tables import Columns, columns_of
 
 NULL = 64.0  # the null participation ratio of every matrix
 MODULES = ("attn.q", "attn.o", "mlp.up")

@@ -38,15 +38,12 @@ def interval(figure):
 
 
 def test_a_constant_difference_is_found_as_it_is(tmp_path):
-    """0.40 against 0.30 in every matrix of 6 layers: 0.1 with an interval of no width, p of 2 in
-    2^6 sign patterns.
-    """
+    """0.40 against 0.30 in every matrix of 6 layers: 0.1 with an interval of no width."""
     found = one(compare([uniform(tmp_path / "a", 0.40), uniform(tmp_path / "b", 0.30)]))
     own = figures(found)
     for name in ("concentration", "top4_energy", "spike_energy"):
         assert interval(own[name]) == pytest.approx((0.1,) * 3)
-        told = (own[name].p_within_pair, own[name].level, own[name].margin)
-        assert told == (2 / 64, 0.95, MARGIN)
+        assert (own[name].level, own[name].margin) == (0.95, MARGIN)
     # 64^0.6 against 64^0.7 directions
     for name in ("stable_rank", "participation_ratio_over_null"):
         expected = -0.1 * math.log(NULL)
@@ -119,7 +116,7 @@ def assert_mirrored(found, back):
     """B against A is A against B with the sign turned, everywhere."""
     for there, here in zip(found.figures, back.figures, strict=True):
         assert here.verdict == OPPOSITE.get(there.verdict, there.verdict)
-        for name in ("p_within_pair", "level", "margin", "cells"):
+        for name in ("level", "margin", "cells"):
             assert getattr(here, name) == getattr(there, name)
         assert (here.first, here.second) == (there.second, there.first)
         turned = (here.difference, here.high, here.low)
@@ -232,7 +229,7 @@ def test_figures_without_a_value_are_left_out(tmp_path):
     rows = [delta(0.3, where, concentration=None) for where in places(6)]
     found = compare([write(tmp_path / "a", rows), uniform(tmp_path / "b", 0.3)])
     own = figures(one(found))["concentration"]
-    assert (own.cells, own.layers, own.difference, own.p_within_pair) == (0, 0, None, None)
+    assert (own.cells, own.layers, own.difference) == (0, 0, None)
     assert one(found).verdict == "not distinguished"
     json.dumps(found.as_json(), allow_nan=False)
 
@@ -372,6 +369,6 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
     own = found.figures[0]
     assert found.verdict == "more concentrated"
     assert own.difference >= MARGIN
-    assert (own.level, own.p_within_pair) == (0.875, 0.125)
+    assert own.level == 0.875
     assert one(compare(runs[::-1])).verdict == "less concentrated"
     assert one(compare(runs, margin=0.2)).verdict == "different, below the margin"

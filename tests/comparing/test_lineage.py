@@ -17,7 +17,7 @@ from reports import delta, place, write
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage
 from shadow.comparing.one_checkpoint import numbered
 from shadow.outputs.page import write_page
-from shadow.summary.rows import CheckpointSide
+from shadow.reports.metadata import CheckpointMetadata
 from shadow.telling.reading import SummarisedReport, read_step
 
 
@@ -43,7 +43,11 @@ def step(template):
     """What makes a step from one checkpoint to another, of the folder of its report."""
 
     def make(
-        folder: str, base: CheckpointSide, tuned: CheckpointSide, norm: float = 0.05, **told: object
+        folder: str,
+        base: CheckpointMetadata,
+        tuned: CheckpointMetadata,
+        norm: float = 0.05,
+        **told: object,
     ) -> Step:
         start, _, end = folder.rpartition("/")[2].partition("..")
         names = {"folder": folder, "pair": f"{start}..{end}", "start": start, "end": end}

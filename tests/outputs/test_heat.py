@@ -12,9 +12,9 @@ from reports import columns
 from rich.console import Console
 
 from shadow.outputs.terminal import HeatMap
-from shadow.summary.grid import grid
+from shadow.summary.making import grid
 from shadow.summary.picture import picture
-from shadow.summary.rows import row as summary_row
+from shadow.summary.record import row as summary_row
 
 
 def grid_row(*values):

@@ -1,4 +1,4 @@
-"""Intervals and tests over layers: against resampling by hand, against SciPy, and what they must
+"""Intervals over layers: against resampling by hand, against SciPy, and what they must
 not depend on.
 """
 
@@ -23,9 +23,7 @@ from shadow.summary.bootstrap import (
     expanded_tail,
     interval,
     interval_of_median,
-    intervals_of_medians,
     medians,
-    sign_flip_p,
 )
 
 RNG = np.random.default_rng(0)
@@ -50,13 +48,13 @@ def by_layer(values):
 
 
 @pytest.mark.parametrize("components", [("language",), ("vision", "language")])
-@pytest.mark.parametrize("modules", [1, 4, 7, 30])
+@pytest.mark.parametrize("modules", [1, 4, 30, 60])
 def test_medians_are_those_of_the_repeated_rows(components, modules):
     """For each draw, NumPy's median of the rows written out as often as their layer was drawn."""
     values, names, layers = table(6, modules, components)
     blocks = blocks_of(names, layers)
     counts = draws(blocks.sizes)[:200]
-    found = medians(values[:, None], blocks.codes, counts)[0]
+    found = medians(values, blocks.codes, counts)
     for count, median in zip(counts, found, strict=True):
         times = np.where(blocks.codes < 0, 1, count[blocks.codes])
         assert median == np.median(np.repeat(values, times))
@@ -74,24 +72,6 @@ def test_components_keep_their_numbers_of_layers(sizes):
     np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
 
 
-@pytest.mark.parametrize(("layers", "modules"), [(3, 2), (4, 1), (6, 3), (9, 1), (20, 10)])
-def test_intervals_of_many_columns_are_those_of_each(layers, modules):
-    """The bounds of each column are those over all its draws, also where rows are null in some
-    columns only.
-    """
-    _, names, places = table(layers, modules)
-    columns = RNG.standard_normal((len(names), 7))
-    columns[:2, 1] = columns[-1, 2] = columns[:2, 3] = columns[:, 4] = np.nan
-    columns[0, 5] = np.inf
-    blocks = blocks_of(names, places)
-    for values, found in zip(columns.T, intervals_of_medians(columns, blocks), strict=True):
-        kept = ~np.isnan(values)
-        own = blocks.where(kept)
-        assert found == interval(
-            lambda k, v=values[kept], own=own: medians(v[:, None], own.codes, k)[0], own
-        )
-
-
 @pytest.mark.parametrize("layers", [4, 5])
 def test_few_layers_are_drawn_in_every_way(layers):
     """The medians are those of NumPy over every ordered draw of layers, and the bounds are their
@@ -102,7 +82,7 @@ def test_few_layers_are_drawn_in_every_way(layers):
         np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)
     ]
     flat, blocks = by_layer(values)
-    found = medians(flat[:, None], blocks.codes, draws((layers,)))[0]
+    found = medians(flat, blocks.codes, draws((layers,)))
     np.testing.assert_array_equal(np.sort(found), np.sort(expected))
     assert interval_of_median(flat, blocks).bounds == (
         np.median(values, axis=1).min(),
@@ -132,13 +112,11 @@ def test_percentiles_are_expanded_as_a_t_interval_of_as_many_layers(layers):
 
 
 @pytest.mark.parametrize(
-    ("tails", "ends"), [((0.2, 0.1), (2, 8)), ((0.19, 0.0), (1, 9)), ((0.0, 1.0), (0, 0))]
+    ("tail", "ends"), [(0.2, (2, 7)), (0.19, (1, 8)), (0.0, (0, 9)), (1.0, (9, 0))]
 )
-def test_what_is_cut_off_leaves_values(tails, ends):
-    """20 and 10 % of ten: two below, one above; shares that leave nothing leave the last one."""
-    values = np.arange(10.0)[None, ::-1]
-    assert cut(values, np.ones(10, int), tails) == ends
-    assert cut(np.unique(values // 2)[None], np.full(5, 2), tails) == tuple(x // 2 for x in ends)
+def test_what_is_cut_off_leaves_values(tail, ends):
+    """20 % of ten at each end: two."""
+    assert cut(np.arange(10.0)[::-1], tail) == ends
 
 
 @pytest.mark.parametrize("layers", [4, 12, 40])
@@ -234,38 +212,8 @@ def test_a_figure_that_some_draws_do_not_have_has_no_interval():
     assert (found.bounds, found.reason) == (None, "not defined for every choice of layers")
 
 
-def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():
-    """0.1 in every matrix of 6 layers: the bounds are 0.1, and 2 of 64 sign patterns are as far
-    from 0.
-    """
+def test_constant_differences_have_an_interval_of_no_width():
     assert interval_of_median(*by_layer(np.full((6, 3), 0.1))).bounds == (0.1, 0.1)
-    assert sign_flip_p(np.full(6, 0.1)) == 2 / 64
-    assert sign_flip_p(np.full(4, -0.1)) == 2 / 16
-    assert sign_flip_p(np.zeros(5)) == 1.0
-    assert sign_flip_p(np.zeros(0)) is None
-
-
-@pytest.mark.parametrize("layers", [5, 9, 13])
-def test_p_is_scipys_exact_permutation_test(layers):
-    """Every sign flip of paired samples: scipy.stats.permutation_test's `samples`."""
-    for shift in (0.0, 0.5):
-        values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
-        exact = stats.permutation_test(
-            (values, np.zeros(layers)),
-            lambda a, b, axis: np.mean(a - b, axis=axis),
-            permutation_type="samples",
-            vectorized=True,
-            n_resamples=np.inf,
-        )
-        assert sign_flip_p(values) == pytest.approx(exact.pvalue, rel=1e-9)
-
-
-def test_p_of_many_layers_is_near_the_exact_one():
-    """30 layers, random flips: within sampling error of the normal limit; and never 0."""
-    values = np.random.default_rng(3).normal(0.3, 1.0, size=30)
-    z = abs(values.sum()) / np.sqrt((values**2).sum())
-    assert sign_flip_p(values) == pytest.approx(2 * stats.norm.sf(z), abs=0.02)
-    assert sign_flip_p(np.ones(30)) == 1 / 10_000
 
 
 tables = hnp.arrays(
@@ -278,11 +226,9 @@ tables = hnp.arrays(
 @settings(max_examples=examples(60))
 @given(tables, st.randoms(use_true_random=False))
 def test_signs_orders_and_scales_carry_over(values, random):
-    """-x has the mirrored interval and the same p."""
+    """-x has the mirrored interval."""
     flat, blocks = by_layer(values)
     found = interval_of_median(flat, blocks)
-    per_layer = np.median(values, axis=1)
-    assert sign_flip_p(per_layer) == sign_flip_p(-per_layer) == sign_flip_p(per_layer[::-1])
     order = list(range(len(flat)))
     random.shuffle(order)
     assert interval_of_median(flat[order], Blocks(blocks.codes[order], blocks.strata)) == found
@@ -293,4 +239,3 @@ def test_signs_orders_and_scales_carry_over(values, random):
     assert interval_of_median(-flat, blocks).bounds == (-high, -low)
     assert interval_of_median(2 * flat, blocks).bounds == (2 * low, 2 * high)
     assert flat.min() <= low <= high <= flat.max()
-    assert 2.0 ** (1 - len(values)) <= sign_flip_p(per_layer) <= 1

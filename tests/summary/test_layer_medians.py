@@ -13,7 +13,7 @@ from shadow.summary.layer_medians import (
     inside_layers,
     outside_layers,
 )
-from shadow.summary.rows import LAYER_MEDIANS
+from shadow.summary.record import LAYER_MEDIANS
 
 
 def rows(*given):

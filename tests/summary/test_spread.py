@@ -4,22 +4,14 @@ they are for.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
 from reports import columns
 
 from shadow.summary.bootstrap import draws
-from shadow.summary.depth import (
-    Sum,
-    compared_layers,
-    depth_entropy,
-    effective_layers,
-    layer_of,
-    ratio,
-)
+from shadow.summary.making import Sum, depth_entropy, effective_layers, ratio
+from shadow.summary.tables import compared_layers
 
 RNG = np.random.default_rng(0)
 
@@ -79,5 +71,3 @@ def test_frozen_layers_are_layers_and_norms_do_not_make_one():
     ).assign(compared=pd.NA)
     layers = compared_layers(columns(tensors))
     assert layers == [("language", 0), ("language", 1)]
-    at = layer_of(layers, ["language"] * 3, [1.0, 1.0, math.nan])
-    assert at.tolist() == [1, 1, -1]

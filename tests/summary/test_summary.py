@@ -6,7 +6,6 @@ import json
 import math
 import os
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import planted
@@ -106,7 +105,7 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(folder, width, inside)
 def shown(summary, folder, **changes):
     """What `shadow show` prints of a summary, on one long line each."""
     full = changes.pop("full", False)
-    document = report_document(replace(summary, **changes), read_summary(folder)[1], folder)
+    document = report_document(summary.with_values(**changes), read_summary(folder)[1], folder)
     return " ".join(drawn(document.shown(full=full)).split())
 
 
@@ -114,7 +113,7 @@ def test_a_gate_that_failed_stands_on_the_screen_with_its_reason(folder):
     """Above the picture; a pair that passes all has no such row."""
     summary = read_summary(folder)[0]
     assert "failed" not in shown(summary, folder)
-    failed = [replace(summary.gates[0], passed=False), *summary.gates[1:]]
+    failed = [summary.gates[0].with_values(passed=False), *summary.gates[1:]]
     text = shown(summary, folder, gates=failed)
     gate = summary.gates[0]
     assert f"{gate.name} failed {gate.reason}" in text

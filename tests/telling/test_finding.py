@@ -5,7 +5,6 @@ must not stand.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,7 +37,7 @@ from safetensors.torch import save_file
 
 from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.summary import summary_from_json
-from shadow.summary.rows import row as summary_row
+from shadow.summary.record import row as summary_row
 from shadow.telling.finding import CODES, finding
 
 
@@ -120,9 +119,9 @@ def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
     """Where a pair lies among published ones stands last; without a place there is no sentence."""
     summary = must("size")
     place = summary_row("published", value=0.05, below=9, families=19, least=0.01, most=0.2)
-    found = finding(replace(summary, published=place), SETTINGS)
+    found = finding(summary.with_values(published=place), SETTINGS)
     assert codes(found)[-1] == "published"
-    assert "published" not in codes(finding(replace(summary, published=None), SETTINGS))
+    assert "published" not in codes(finding(summary.with_values(published=None), SETTINGS))
 
 
 # headline

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyarrow.parquet as pq
 import reports
 from finding_cases import SETTINGS, answers, card, check, codes, model, step
@@ -20,17 +18,13 @@ from shadow.telling.reading import read_summary
 
 # outputs
 
+TEXT = "<b>x</b> | `a` [l](http://e.x) ![i](j) @team #7421 www.e.x **b** \x1b[31m\n- item $m$"
+OTHER = {"code": "quantised_copy", "name": "<i>|n|</i>", "answer": "no", "reason": "@you | #3"}
 HOSTILE = Finding(
-    "<b>|`x`\n[red]",
-    [
-        Sentence(
-            "size",
-            "<b>x</b> | `a` [l](http://e.x) ![i](j) @team #7421 www.e.x **b** \x1b[31m\n- item $m$",
-            {},
-        )
-    ],
-    [Explanation("quantised_copy", "<i>|n|</i>", "no", "@you | #3", {})],
-    ["not\nshown"],
+    headline="<b>|`x`\n[red]",
+    sentences=[Sentence(code="size", text=TEXT, figures={})],
+    other_explanations=[Explanation(OTHER, figures={})],
+    not_shown=["not\nshown"],
 )
 
 
@@ -50,7 +44,7 @@ def test_no_text_becomes_markdown():
 
 def test_hostile_findings_are_harmless_in_every_output(must):
     """Of a forged summary: Markdown of a report and of CI show it as text."""
-    summary = replace(must("size"), finding=HOSTILE, family="<f>|@x", pair="`p`")
+    summary = must("size").with_values(finding=HOSTILE, family="<f>|@x", pair="`p`")
     metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
     judged = Judgement("f", "p", summary=summary)
     for text in (card(summary, metadata), step(judged)):
@@ -89,9 +83,9 @@ def test_markdown_names_local_checkpoints_by_their_folders(must):
     local = {"repo": "/home/me/secret/tuned-7", "commit": None, "fingerprint": "f"}
     hub = {"repo": "org/base", "commit": "c" * 40, "fingerprint": None}
     metadata = {"version": "1", "settings": SETTINGS}
-    text = card(replace(summary, base=hub, tuned=local), metadata)
+    text = card(summary.with_values(base=hub, tuned=local), metadata)
     assert f"- base: org/base @<!-- --> {'c' * 40}\n- tuned: tuned-7\n" in text
     assert "secret" not in text
     parts = {**local, "repo": "language=org/name vision=/home/me/se cret/tower audio=/x/y"}
-    text = card(replace(summary, base=hub, tuned=parts), metadata)
+    text = card(summary.with_values(base=hub, tuned=parts), metadata)
     assert "language=org/name vision=tower audio=y\n" in text

@@ -5,14 +5,13 @@ the questions about matrices inside layers that sentences share with them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
-from shadow.checks.answer import Answer, Check, Figure, Outcome, by_code, figures_at
+from shadow.checks.answer import Answer, Check, Outcome, by_code, figures_at
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES, Change
 from shadow.summary.layer_medians import LOW
-from shadow.summary.record import PairRecord
+from shadow.summary.record import PairRecord, Row
 from shadow.templates import Reason
 
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
@@ -98,7 +97,7 @@ def _check(change: Change) -> Check:
     def judge(record: PairRecord) -> Answer:
         if (found := change.figures(record.recognised)) is None:
             return Answer(Outcome.DOES_NOT_HOLD, [Reason("absent")])
-        numbers = {key: one for key, one in vars(found).items() if isinstance(one, float | int)}
+        numbers = {key: one for key, one in found.items() if isinstance(one, float | int)}
         figures = {f"recognised.{change.place}.{key}": one for key, one in numbers.items()}
         return Answer(Outcome.HOLDS, [Reason(change.code, numbers)], figures)
 
@@ -177,16 +176,12 @@ WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """An explanation and its answer, as summary.json has it."""
+class Explanation(Row):
+    """An explanation and its answer: code, name, answer (a Word), reason, and figures, the numbers
+    that stand in the reason in full, by their place in summary.json.
+    """
 
-    code: str
-    name: str
-    answer: Word
-    reason: str
-    figures: Mapping[str, Figure]
-    """The figures whose numbers stand in the reason, in full, by their place in summary.json."""
+    __slots__ = ()
 
 
 def explanations(record: PairRecord) -> list[Explanation]:
@@ -194,8 +189,8 @@ def explanations(record: PairRecord) -> list[Explanation]:
     found = []
     for code, check in EXPLANATIONS.items():
         answer = check.judge(record)
-        word, reason = ANSWERS[answer.outcome], check.say_all(answer.reasons)
-        found.append(Explanation(code, check.title, word, reason, answer.figures))
+        said = {"answer": ANSWERS[answer.outcome], "reason": check.say_all(answer.reasons)}
+        found.append(Explanation(code=code, name=check.title, **said, figures=answer.figures))
     return found
 
 

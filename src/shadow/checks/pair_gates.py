@@ -6,11 +6,10 @@ A pair that fails one has figures all the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from shadow.checks.answer import Answer, Check, Outcome, by_code
 from shadow.checks.explanations import is_rearranged
-from shadow.summary.record import PairRecord
+from shadow.summary.record import PairRecord, Row
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
 from shadow.templates import Reason, Value
 
@@ -60,16 +59,12 @@ WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Gate:
-    """A gate and its answer, as summary.json has it."""
+class Gate(Row):
+    """A gate and its answer: name, figure (what it is judged by; None where that is unknown),
+    threshold, passed and reason.
+    """
 
-    name: str
-    figure: float | None
-    """What it is judged by; None where that is unknown."""
-    threshold: float
-    passed: bool
-    reason: str
+    __slots__ = ()
 
 
 def failed(listed: Sequence[Gate]) -> list[Gate]:
@@ -82,8 +77,9 @@ def gates(record: PairRecord, standing: Standing) -> list[Gate]:
     found = []
     for name, check in GATES.items():
         answer = check.judge(record, standing)
-        figure, reason = answer.figures.get("figure"), check.say_all(answer.reasons)
-        found.append(Gate(name, figure, THRESHOLDS[name], answer.holds, reason))
+        judged_by = {"figure": answer.figures.get("figure"), "threshold": THRESHOLDS[name]}
+        reason = check.say_all(answer.reasons)
+        found.append(Gate(name=name, **judged_by, passed=answer.holds, reason=reason))
     return found
 
 

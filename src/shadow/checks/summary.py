@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import copy
 from typing import Any
 
-from shadow.checks.answer import Figure
-from shadow.checks.explanations import Explanation
 from shadow.checks.pair_gates import Gate, failed
 from shadow.reasons import BROKEN
-from shadow.summary.record import STATUSES, PairRecord
-from shadow.summary.rows import ReportWarning, Row, WarningCode, read_as
+from shadow.summary.record import PairRecord, Row, WarningCode, read_row
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """A measured statement."""
+class Sentence(Row):
+    """A measured statement: code, text, and figures, the numbers that stand in it in full, by
+    their place in summary.json.
+    """
 
-    code: str
-    """One of shadow.telling.finding.CODES."""
-    text: str
-    figures: Mapping[str, Figure]
-    """The figures whose numbers stand in it, in full, by their place in summary.json."""
+    __slots__ = ()
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a report says of its pair."""
+class Finding(Row):
+    """What a report says of its pair: headline, sentences, other_explanations and not_shown.
 
-    headline: str
-    sentences: list[Sentence]
-    """Each a short paragraph, in the order of shadow.telling.finding.CODES, but that a copy's
+    Sentences are short paragraphs in the order of shadow.telling.finding.CODES, but that a copy's
     `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
     little was compared; of most pairs two to five.
     """
-    other_explanations: list[Explanation]
-    """What else it may be, in the order of EXPLANATIONS."""
-    not_shown: list[str]
+
+    __slots__ = ()
 
     @property
     def text(self) -> str:
@@ -49,14 +38,14 @@ class Finding:
         return f"{self.headline} {self.text}".strip()
 
 
-@dataclass(frozen=True)
 class Summary(PairRecord):
-    """What the terminal shows of one pair; `summary.json` is this as JSON."""
+    """What the terminal shows of one pair; `summary.json` is this as JSON.
 
-    gates: list[Gate]
-    published: Row | None
-    """Its place among released families by the norm of the change; None of a part."""
-    finding: Finding
+    Behind the keys of the record: gates; published, its place among released families by the norm
+    of the change, None of a part; finding.
+    """
+
+    __slots__ = ()
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -87,38 +76,25 @@ class Summary(PairRecord):
         return f"{self.family}:{self.pair}. {self.finding}"
 
     def as_json(self) -> dict[str, Any]:
-        """The keys of `summary.json`. warnings are texts there, warning_codes their codes."""
-        columns: dict[str, Any] = {}
-        for key, value in asdict(self).items():
-            columns[key] = value
-            if key == "warnings":
-                columns["warnings"] = [warning.text for warning in self.warnings]
-                columns["warning_codes"] = [warning.code for warning in self.warnings]
-        return columns
+        """The keys of `summary.json`."""
+        return copy.deepcopy(dict(self))
 
     def with_finding(self, finding: Finding) -> Summary:
         """The same figures, and what is said of them."""
-        return replace(self, finding=finding)
+        return self.with_values(finding=finding)
 
     def with_warning(self, code: WarningCode, text: str) -> Summary:
         """The same summary with one more warning."""
-        return replace(self, warnings=[*self.warnings, ReportWarning(code, text)])
+        warnings, codes = [*self.warnings, text], [*self.warning_codes, code]
+        return self.with_values(warnings=warnings, warning_codes=codes)
 
 
-def summary_from_json(stored: Mapping[str, object]) -> Summary:
+def summary_from_json(stored: object) -> Summary:
     """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
-    columns = dict(stored)
-    texts = columns.get("warnings")
-    codes = columns.pop("warning_codes", None)
-    if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
+    summary = Summary(read_row("pair", stored))
+    if len(summary.warnings) != len(summary.warning_codes):
         raise TypeError
-    columns["warnings"] = [
-        {"code": code, "text": text} for code, text in zip(codes, texts, strict=True)
-    ]
-    summary = read_as(Summary, columns)
-    if set(summary.counts) != set(STATUSES):
-        raise TypeError
-    return summary
+    return summary.with_finding(Finding(summary.finding))
 
 
 def broken(summary: Summary) -> list[Sentence]:

@@ -1,7 +1,7 @@
 """The first report against the second: the verdict, and what makes it doubtful.
 
 Two deltas are compared matrix by matrix, so that shape, place and base drop out of the difference.
-The median of the paired differences comes with an interval over layers, a sign-flip test and a
+The median of the paired differences comes with an interval over layers and a
 declared margin: 0 lies outside the interval for a fifth of the pairs that differ in their seed
 alone, so an interval alone proves too much.
 """
@@ -34,8 +34,8 @@ from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.layer_medians import LOW, held_rank
+from shadow.summary.record import tier_of
 from shadow.summary.standing import LINEAGE, ROUNDING
-from shadow.summary.tiers import WORDS, tier_of
 from shadow.text import and_list, counted
 
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
@@ -180,7 +180,7 @@ def _not_comparable(
             f" {counted(int(apart.sum()), 'matrix', 'matrices')}), which limit their directions"
         )
     tiers = [(one.name, tier_of(one.provenance.told["settings"])) for one in (first, second)]
-    if norms := [name for name, tier in tiers if not WORDS[tier].has_spectra]:
+    if norms := [name for name, tier in tiers if tier == "norms"]:
         have = "has" if len(norms) == 1 else "have"
         reasons.append(f"{' and '.join(norms)} {have} no spectra, which --level norms leaves out")
     for side, report in zip(SIDES, (first, second), strict=True):

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.summary.bootstrap import blocks_of, interval_of_median, sign_flip_p
-from shadow.summary.numbers import finite
+from shadow.summary.bootstrap import blocks_of, interval_of_median
+from shadow.summary.tables import finite
 
 ComparisonVerdict = Literal[
     "more concentrated",
@@ -93,8 +93,6 @@ class Difference:
     """The confidence that the interval may claim, 0 to 1."""
     no_interval: str | None
     """Why there is no interval; None where there is one."""
-    p_within_pair: float | None
-    """Two-sided, of sign flips by layer, 0 to 1; it says nothing of other runs."""
     margin: float | None
     """The least difference that counts, above 0; None for a figure that has none."""
     verdict: ComparisonVerdict | None
@@ -158,7 +156,6 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
     """See Difference. cells: inside layers; margin: that of concentration."""
     column = f"{figure.name}_difference"
     known = cells[cells[column].notna()]
-    by_layer = known.groupby(["component", "layer"])
     blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
     interval = interval_of_median(known[column], blocks)
     low, high = interval.bounds or (None, None)
@@ -173,7 +170,7 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         scale=figure.scale,
         direction=figure.direction,
         cells=len(known),
-        layers=by_layer.ngroups,
+        layers=known.groupby(["component", "layer"]).ngroups,
         first=finite(known[f"{figure.name}_first"].median()),
         second=finite(known[f"{figure.name}_second"].median()),
         difference=apart,
@@ -181,7 +178,6 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         high=high,
         level=interval.level,
         no_interval=interval.reason,
-        p_within_pair=sign_flip_p(by_layer[column].median().to_numpy(float)),
         margin=asked,
         verdict=_figure_verdict(figure, apart, low=low, high=high, margin=asked),
     )

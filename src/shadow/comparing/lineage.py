@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from shadow.comparing.one_checkpoint import numbered
 from shadow.places.groups import ATTENTION, MLP
+from shadow.reports.metadata import CheckpointMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.record import PairRecord
-from shadow.summary.rows import CheckpointSide
 
 if TYPE_CHECKING:
     from shadow.targets.families import Family
@@ -47,8 +47,8 @@ class Step:
     family: str
     pair: str
     folder: str
-    base: CheckpointSide
-    tuned: CheckpointSide
+    base: CheckpointMetadata
+    tuned: CheckpointMetadata
     start: str
     end: str
     matrices: int
@@ -204,7 +204,7 @@ def lineage(steps: Sequence[Step]) -> Lineage:
     return Lineage([_chain(path, edges, names) for path in paths[:MOST_CHAINS]], notes)
 
 
-def _edges(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[Edge]:
+def _edges(sides: Sequence[tuple[CheckpointMetadata, CheckpointMetadata]]) -> list[Edge]:
     """A number for both checkpoints of each pair, equal for equal checkpoints."""
     numbers = numbered([side for pair in sides for side in pair])
     return list(zip(numbers[::2], numbers[1::2], strict=True))

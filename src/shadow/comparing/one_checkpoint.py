@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from shadow.reports.metadata import CheckpointMetadata
-from shadow.summary.rows import CheckpointSide
 
 Key = tuple[str, ...]
 
 
-def numbered(sides: Sequence[CheckpointSide | CheckpointMetadata]) -> list[int]:
+def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
     """A number for each side, from 0, equal for equal checkpoints.
 
     Two are equal where their content, their files or their commit is. Files have a fingerprint, of
@@ -38,9 +37,7 @@ def numbered(sides: Sequence[CheckpointSide | CheckpointMetadata]) -> list[int]:
     return [numbers[key] for key in tops]
 
 
-def _keys(
-    side: CheckpointSide | CheckpointMetadata, contents: Mapping[str | None, set[str]]
-) -> list[Key]:
+def _keys(side: CheckpointMetadata, contents: Mapping[str | None, set[str]]) -> list[Key]:
     """What a checkpoint is known by: equal in one of these, equal. contents: by fingerprint."""
     keys: list[Key] = []
     content, files = side.get("content"), side["fingerprint"]

@@ -9,12 +9,12 @@ import numpy as np
 from pyarrow.csv import read_csv
 
 from shadow.files import registry_folder
-from shadow.summary.numbers import are
-from shadow.summary.rows import Row, row
+from shadow.summary.record import Row, row
+from shadow.summary.tables import are
 
 if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
-    from shadow.summary.columns import Columns
+    from shadow.summary.tables import Columns
 
 SMALLEST = 1000  # entries of a tensor, below which the table leaves it out
 UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: no norm is known

@@ -22,8 +22,8 @@ from shadow.reports.columns import ESTIMATED
 from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Files, Runtime, access_of, tell_nobody
-from shadow.summary.numbers import floats, median
-from shadow.summary.rows import Row
+from shadow.summary.record import Row
+from shadow.summary.tables import floats, median
 from shadow.telling.reading import SummarisedReport
 from shadow.text import several
 
@@ -184,7 +184,7 @@ class Measured:
         if name.layers is not None:
             return f"the report has no tensor of {name}"
         if name.component is None:
-            return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
+            return next(str(one.reason) for one in self.summary.gates if one.name == "changed")
         what = ".".join(filter(None, (name.component, name.module)))
         of_scope = [
             row

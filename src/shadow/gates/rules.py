@@ -35,7 +35,7 @@ from shadow.gone import gone
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import delta_metrics
-from shadow.summary.rows import SHAPES
+from shadow.summary.record import SHAPES
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]

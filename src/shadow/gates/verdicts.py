@@ -35,7 +35,7 @@ from shadow.gates.rules import (
     Rule,
 )
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.summary.tiers import WORDS
+from shadow.summary.record import not_measured
 from shadow.templates import Reason, Value, fill
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
@@ -327,7 +327,7 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         if not findings:
             return _missing(rule, "within_error", figures=open_ones)
     if not findings:
-        why = WORDS[now.summary.tier].not_measured
+        why = not_measured(now.summary.tier)
         if not why and (when := NULLS.get(rule.figure.metric)):
             why = f"null when: {when}"
         return _missing(rule, "null", figures=nulls, why=why or None)

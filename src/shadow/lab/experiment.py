@@ -214,13 +214,13 @@ def compare_runs(runs: Sequence[Run], out: Path) -> None:
 
 def verdicts(reports: Sequence[Path]) -> Iterator[tuple[int, int, Row]]:
     """What `shadow compare` says of every two reports, with their places in reports: the verdict,
-    and the difference in concentration with its interval and p.
+    and the difference in concentration with its interval.
     """
     comparison = compare(reports)
     places = {compared.label: place for place, compared in enumerate(comparison.reports)}
     for contrast in comparison.contrasts:
         figure = contrast.figures[0]
-        numbers = ("difference", "low", "high", "p_within_pair")
+        numbers = ("difference", "low", "high")
         yield (
             places[contrast.first],
             places[contrast.second],

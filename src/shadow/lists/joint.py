@@ -25,13 +25,13 @@ from shadow.comparing.comparison import Comparison
 from shadow.comparing.directions import MOST_SHARED, DeltaDirections, no_shared_base
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
+from shadow.reports.metadata import CheckpointMetadata
 from shadow.reports.provenance import all_that_are
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.runtime import Access, Runtime
 from shadow.run.sides import client_for, find_checkpoint, open_found, reference_of
 from shadow.run.workers import cost, own_workspace, views
 from shadow.spectra.joint import JointValues, sibling_values
-from shadow.summary.rows import CheckpointSide, checkpoint_side
 from shadow.targets.references import ComponentBase, Reference
 
 Show = Callable[[int, int], None]
@@ -72,7 +72,7 @@ def _siblings(
     first: ReportIdentity, second: ReportIdentity, runtime: Runtime, jobs: int | None, show: Show
 ) -> DeltaDirections:
     """The deltas of two reports against the base that they share."""
-    sides = [checkpoint_side(one) for one in (first.base, first.tuned, second.tuned)]
+    sides = first.base, first.tuned, second.tuned
     references = [_reference(side) for side in sides]
     with tempfile.TemporaryDirectory() as folder, client_for(references):
         checkpoints = [
@@ -104,7 +104,7 @@ def _chosen(report: ReportIdentity) -> Filter:
     )
 
 
-def _reference(side: CheckpointSide) -> Reference:
+def _reference(side: CheckpointMetadata) -> Reference:
     """The checkpoint that a report names. Raises ShadowError for one that cannot be known again."""
     reference = reference_of(side)
     if isinstance(reference, ComponentBase):
@@ -113,7 +113,7 @@ def _reference(side: CheckpointSide) -> Reference:
 
 
 def _as_audited(
-    side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path
+    side: CheckpointMetadata, reference: Reference, runtime: Runtime, scratch: Path
 ) -> Checkpoint:
     """The checkpoint that a report names. Raises ShadowError where it has changed since."""
     found = find_checkpoint(reference, runtime, scratch)

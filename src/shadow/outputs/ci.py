@@ -221,7 +221,7 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
             f"tensors of both sides: {counts}",
         ]
         lines += [f"skipped: {row.tensors} {row.reason}" for row in judgement.summary.skipped]
-        lines += [f"warning: {warning.text}" for warning in judgement.summary.warnings]
+        lines += [f"warning: {warning}" for warning in judgement.summary.warnings]
         lines += [f"note: {text}" for text in judgement.notes]
         output(case, lines)
 

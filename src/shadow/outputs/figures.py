@@ -30,9 +30,8 @@ from shadow.files import placing, read_start
 from shadow.places.groups import UP
 from shadow.reports.columns import MATRICES, delta_metrics
 from shadow.reports.report import Report
-from shadow.summary.depth import LAYERS
-from shadow.summary.grid import order_of
 from shadow.summary.layer_medians import ranked
+from shadow.summary.picture import LAYERS, order_of
 from shadow.text import visible
 
 if TYPE_CHECKING:

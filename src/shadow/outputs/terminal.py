@@ -15,7 +15,7 @@ from rich.text import Text
 
 from shadow.quantities import DASH, Quantity, share
 from shadow.summary import picture as pictures
-from shadow.summary.rows import Row
+from shadow.summary.record import Row
 from shadow.telling.document import (
     Block,
     Cell,

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from shadow.reports.metadata import CheckpointMetadata
     from shadow.reports.provenance import Identity
     from shadow.run.settings import Settings
-    from shadow.summary.rows import CheckpointSide
     from shadow.targets.families import Pair
 
 
@@ -97,7 +96,7 @@ def side_of(checkpoint: Found) -> CheckpointMetadata:
     }
 
 
-def reference_of(side: CheckpointSide) -> AnyReference:
+def reference_of(side: CheckpointMetadata) -> AnyReference:
     """The checkpoint that a report names. Raises ShadowError for one that cannot be known again."""
     repo, commit = side["repo"], side["commit"]
     if "=" not in repo.partition("/")[0] and (commit or side["fingerprint"]):

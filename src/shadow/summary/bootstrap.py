@@ -1,10 +1,9 @@
-"""What the layers of one report can say of a figure: intervals by a bootstrap over layers, p by
-flips of their signs.
+"""What the layers of one report can say of a figure: intervals by a bootstrap over layers.
 
-Matrices of one layer are trained together, so layers (blocks) are drawn, and flipped, whole. Layers
-are drawn with replacement and each brings all its matrices; components keep their numbers of
-layers, and what lies outside the layers (an embedding, a head) is in every draw, as a model has one
-of it. All of this speaks of layers: not of other training runs, other seeds or other models.
+Matrices of one layer are trained together, so layers (blocks) are drawn whole, with replacement,
+and each brings all its matrices; components keep their numbers of layers, and what lies outside the
+layers (an embedding, a head) is in every draw, as a model has one of it. All of this speaks of
+layers: not of other training runs, other seeds or other models.
 
 Medians, shares, ratios and paired differences get the expanded percentile interval (Hesterberg
 2015, The American Statistician 69, 371): the percentiles are those that a t interval of as many
@@ -22,7 +21,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,14 +32,10 @@ LEVEL = 0.95
 # of layers; where there are no more ways than that to draw them (up to 5 layers), every one is
 # taken
 DRAWS = 10_000
-FLIPS, ALL_FLIPS = 9_999, 13  # of signs; up to 13 layers every pattern (2^13) is taken
 SEED = 0
 # layers without which there is no interval: of 3, even their whole range holds a median only 3
 # times in 4
 FEWEST = 4
-COUNTED = 128  # rows up to which a median is found by counting; more are bisected
-STRETCH = 32  # rows between which counts by layer are kept: a count for each takes 4 bytes a layer
-TOGETHER = 40_000  # medians made at once: 160 kB of counts, which stay in the cache of a core
 UNDEFINED = "not defined for every choice of layers"
 
 Counts = NDArray[np.int32]  # (draws, layers): how often each draw took each layer
@@ -114,88 +109,37 @@ def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
     """The interval of the median over rows, each counted once; rows that are NaN are left out."""
-    return intervals_of_medians(np.asarray(values, dtype=np.float64)[:, None], blocks)[0]
-
-
-def intervals_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
-    """`interval_of_median` of every column, at once for those that are NaN in the same rows."""
-    known = ~np.isnan(columns)
-    alike: dict[bytes, list[int]] = {}
-    for column in range(columns.shape[1]):
-        alike.setdefault(known[:, column].tobytes(), []).append(column)
-    intervals: dict[int, Interval] = {}
-    for places in alike.values():
-        kept, own, of_own = known[:, places[0]], columns[:, places], blocks
-        if not kept.all():
-            own, of_own = own[kept], blocks.where(kept)
-        intervals |= zip(places, _intervals_of_known(own, of_own), strict=True)
-    return [intervals[column] for column in range(columns.shape[1])]
-
-
-def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
-    """`intervals_of_medians` of columns without NaN."""
-    if blocks.free < FEWEST:
-        return [_none(blocks)] * columns.shape[1]
-    counts, times = distinct_draws(blocks.sizes)
-    together = max(1, TOGETHER // len(counts))
-    pieces = [columns[:, at : at + together] for at in range(0, columns.shape[1], together)]
-    values = (medians(piece, blocks.codes, counts) for piece in pieces)
-    return [one for of_piece in values for one in _intervals(of_piece, times, blocks)]
+    numbers = np.asarray(values, dtype=np.float64)
+    known = ~np.isnan(numbers)
+    if not known.all():
+        numbers, blocks = numbers[known], blocks.where(known)
+    return interval(partial(medians, numbers, blocks.codes), blocks)
 
 
 def interval(statistic: Statistic, blocks: Blocks) -> Interval:
     """The interval of any figure: statistic takes Counts and returns one value for each draw."""
-    if blocks.free < FEWEST:
-        return _none(blocks)
-    counts = draws(blocks.sizes)
-    return _intervals(statistic(counts)[None], np.ones(len(counts), np.int64), blocks)[0]
-
-
-def _intervals(
-    values: NDArray[np.float64], times: NDArray[np.int64], blocks: Blocks
-) -> list[Interval]:
-    """The intervals of figures by their values in each draw, (figures, draws)."""
-    tail, layers = expanded_tail(blocks.free), blocks.layers
-    ends = zip(*(end.tolist() for end in cut(values, times, (tail, tail))), strict=True)
-    level = min(LEVEL, 1.0 - 2.0 ** (1 - blocks.free))
-    defined: NDArray[np.bool_] = np.all(np.isfinite(values), axis=1)
-    return [
-        Interval(bounds, layers, level) if is_defined else Interval(None, layers, reason=UNDEFINED)
-        for bounds, is_defined in zip(ends, defined, strict=True)
-    ]
-
-
-def _none(blocks: Blocks) -> Interval:
-    """No interval, as there are too few layers."""
     layers, components = blocks.layers, len(blocks.sizes)
-    among = f" in {components} components" if components > 1 else ""
-    fewest = FEWEST + components - 1
-    reason = f"only {counted(layers, 'layer', 'layers')}{among}, it takes {fewest}"
-    return Interval(None, layers, reason=reason if layers else "outside the layers")
+    if blocks.free < FEWEST:
+        among = f" in {components} components" if components > 1 else ""
+        fewest = FEWEST + components - 1
+        reason = f"only {counted(layers, 'layer', 'layers')}{among}, it takes {fewest}"
+        return Interval(None, layers, reason=reason if layers else "outside the layers")
+    values = statistic(draws(blocks.sizes))
+    if not np.all(np.isfinite(values)):
+        return Interval(None, layers, reason=UNDEFINED)
+    level = min(LEVEL, 1.0 - 2.0 ** (1 - blocks.free))
+    return Interval(cut(values, expanded_tail(blocks.free)), layers, level)
 
 
-def cut(
-    values: NDArray[np.float64], times: NDArray[np.int64], tails: tuple[float, float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The least and the largest of every row of (rows, draws) without the given share at each end,
-    rounded down.
+def cut(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
+    """The least and the largest value without this share at each end, rounded down.
 
     No value between two is made up, so that -values has the same bounds to the last bit, negated.
-    times (draws,): how often each draw is repeated.
     """
-    most = int(times.sum()) - 1
-    below, above = (min(int(tail * (most + 1)), most) for tail in tails)
-    if len(times) > most:  # every draw once: a third of the time
-        parted = np.partition(values, (below, most - above), axis=1)
-        return parted[:, below], parted[:, most - above]
-    order = np.argsort(values, axis=1)
-    upto = np.cumsum(times[order], axis=1)
-    ends = [(upto <= rank).sum(axis=1, keepdims=True) for rank in (below, most - above)]
-    low, high = (
-        np.take_along_axis(values, np.take_along_axis(order, end, axis=1), axis=1)[:, 0]
-        for end in ends
-    )
-    return low, high
+    last = len(values) - 1
+    below = min(int(tail * len(values)), last)
+    parted = np.partition(values, (below, last - below))
+    return float(parted[below]), float(parted[last - below])
 
 
 @lru_cache(maxsize=16)
@@ -203,9 +147,9 @@ def draws(sizes: tuple[int, ...]) -> Counts:
     """Which layers each draw takes, (draws, sum of sizes): with replacement, within components of
     these sizes.
 
-    Every ordered draw where there are no more than DRAWS of them, else DRAWS random ones of a fixed
-    seed. The same for every figure over the same layers, so that figures can be compared draw by
-    draw.
+    Every ordered draw where there are no more than DRAWS of them, otherwise DRAWS random ones of a
+    fixed seed. The same for every figure over the same layers, so that figures can be compared draw
+    by draw.
     """
     if math.prod(size**size for size in sizes) <= DRAWS:
         ends = list(itertools.accumulate(sizes, initial=0))
@@ -225,19 +169,6 @@ def draws(sizes: tuple[int, ...]) -> Counts:
     return counts
 
 
-@lru_cache(maxsize=16)
-def distinct_draws(sizes: tuple[int, ...]) -> tuple[Counts, NDArray[np.int64]]:
-    """`draws` without repeats, and how often each was drawn: of 4 layers 35 instead of 256.
-
-    Where the most of them differ (above 8 layers) they are as they were drawn.
-    """
-    counts = draws(sizes)
-    ways = math.prod(math.comb(2 * size - 1, size) for size in sizes)
-    if ways >= len(counts):
-        return counts, np.ones(len(counts), dtype=np.int64)
-    return np.unique(counts, axis=0, return_counts=True)
-
-
 @lru_cache(maxsize=1024)
 def expanded_tail(layers: int) -> float:
     """What is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded percentile."""
@@ -248,104 +179,29 @@ def expanded_tail(layers: int) -> float:
 
 
 def medians(
-    columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
-) -> NDArray[np.float64]:
-    """The median of the rows that each draw took, as if they were repeated: (rows, columns) ->
-    (columns, draws).
-
-    codes: the layer of each row, -1 for rows that are in every draw once. Found by bisection in the
-    sorted values, so that 20,000 rows cost as little as 200; few rows are counted one by one, which
-    costs a fifth.
-    """
-    if len(columns) <= COUNTED:
-        return _medians_of_few(columns, codes, counts)
-    return np.stack([_median_of_many(values, codes, counts) for values in columns.T])
-
-
-def _median_of_many(
     values: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
 ) -> NDArray[np.float64]:
-    """The same of one column, by bisection."""
-    order = np.argsort(values, kind="stable")
-    weights = np.concatenate([counts, np.ones((len(counts), 1), dtype=np.int32)], axis=1)
-    layers, stretches = weights.shape[1], -(-len(values) // STRETCH)
-    ascending = values[order]
-    # those outside last; rows behind the last are never counted
-    layer_of = np.zeros(stretches * STRETCH, dtype=np.intp)
-    layer_of[: len(values)] = codes[order] % layers
-    # of the rows before each stretch, how many lie in each layer
-    cells = np.arange(len(values)) // STRETCH * layers + layer_of[: len(values)]
-    inside = np.bincount(cells, minlength=stretches * layers).reshape(stretches, layers)
-    below = np.zeros((stretches + 1, layers), dtype=np.int32)
-    np.cumsum(inside, axis=0, out=below[1:])
-    total = weights @ below[-1]
-    middle = [
-        ascending[_place_of_rank(layer_of, below, weights=weights, rank=rank)]
-        for rank in ((total + 1) // 2, total // 2 + 1)
-    ]
-    return np.asarray((middle[0] + middle[1]) / 2)
+    """The median of the rows that each draw took, as if they were repeated.
 
-
-def _medians_of_few(
-    columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
-) -> NDArray[np.float64]:
-    """The same, through the sorted rows of every column: how many a draw took before its middle."""
-    order = np.argsort(columns, axis=0, kind="stable")
-    ascending = np.take_along_axis(columns, order, axis=0).T
-    # by layer, those outside last
-    taken = np.concatenate([counts.T, np.ones((1, len(counts)), dtype=np.int32)])
-    total = taken.T @ np.bincount(codes % len(taken), minlength=len(taken)).astype(np.int32)
-    ranks = ((total + 1) // 2, total // 2 + 1)
-    upto = np.zeros((columns.shape[1], len(counts)), dtype=np.int32)
-    before = [np.zeros_like(upto) for _ in ranks]
-    for row in codes[order]:
-        upto += taken[row]
-        for place, rank in zip(before, ranks, strict=True):
-            place += upto < rank
-    low, high = (np.take_along_axis(ascending, place, axis=1) for place in before)
-    return np.asarray((low + high) / 2)
-
-
-def _place_of_rank(
-    layer_of: NDArray[np.intp], below: NDArray[np.int32], weights: Counts, rank: NDArray[np.int32]
-) -> NDArray[np.intp]:
-    """The place of each draw's row of a rank, from 1: its stretch by bisection, then row by row."""
-    low = np.zeros(len(rank), dtype=np.intp)
-    high = np.full(len(rank), len(below) - 1, dtype=np.intp)
-    while (low < high).any():
-        middle = (low + high) // 2
-        enough = np.einsum("ij,ij->i", weights, below[middle]) >= rank
-        low = np.where(enough, low, middle + 1)
-        high = np.where(enough, middle, high)
-    stretch = low - 1
-    upto = np.einsum("ij,ij->i", weights, below[stretch])
-    place = stretch * STRETCH
-    draw = np.arange(len(rank))
-    for row in stretch * STRETCH + np.arange(STRETCH)[:, None]:
-        upto += weights[draw, layer_of[row]]
-        place += upto < rank
-    return place
-
-
-def sign_flip_p(per_layer: NDArray[np.float64]) -> float | None:
-    """Two-sided p of the mean of per_layer (L,): the share of sign patterns whose mean is as far
-    from 0.
-
-    Every pattern for L <= ALL_FLIPS, so that p is at least 2^(1 - L); else FLIPS random ones of a
-    fixed seed beside the observed one. Null for L = 0. If there is no difference, each layer's sign
-    is a toss.
-
-    Source: Fisher 1935, The Design of Experiments; scipy.stats.permutation_test with
-    permutation_type="samples".
+    codes: the layer of each row, -1 for rows that are in every draw once. The rows in ascending
+    order are counted in stretches, then one by one within the stretch that holds the middle.
     """
-    count = len(per_layer)
-    if not count:
-        return None
-    # sorted, so that p depends neither on the order of layers nor on which report is first
-    sizes = np.sort(np.abs(per_layer))
-    observed = abs(per_layer.sum()) * (1 - 1e-12)  # sums of one pattern differ by rounding
-    if count <= ALL_FLIPS:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
-        return float(np.mean(np.abs(signs @ sizes) >= observed))
-    drawn = np.random.default_rng(SEED).integers(0, 2, (FLIPS, count))
-    return float((1 + np.sum(np.abs((1.0 - 2.0 * drawn) @ sizes) >= observed)) / (1 + FLIPS))
+    order = np.argsort(values, kind="stable")
+    ascending, stretch = values[order], max(1, math.isqrt(len(values)) // 2)
+    weights = np.vstack([counts.T, np.ones(len(counts))]).astype(np.float32)  # whole numbers
+    # the layer of each row, those outside last; rows behind the last are never counted
+    layers = np.zeros((-(-len(values) // stretch), stretch), dtype=np.intp)
+    layers.flat[: len(values)] = codes[order] % len(weights)
+    cells = (layers + np.arange(len(layers))[:, None] * len(weights)).flat[: len(values)]
+    inside = np.bincount(cells, minlength=len(layers) * len(weights))
+    inside = inside.reshape(len(layers), len(weights)).cumsum(axis=0)
+    upto = inside.astype(np.float32) @ weights
+    middle, draw = [], np.arange(len(counts))
+    for rank in ((upto[-1] + 1) // 2, upto[-1] // 2 + 1):
+        at = (upto < rank).sum(axis=0, dtype=np.int16)
+        left, place = rank - np.where(at > 0, upto[at - 1, draw], 0.0), at.astype(int) * stretch
+        for row in layers[at].T[: stretch - 1]:
+            left -= weights[row, draw]
+            place += left > 0
+        middle.append(ascending[place])
+    return np.asarray((middle[0] + middle[1]) / 2)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.summary.numbers import are, median
-from shadow.summary.rows import ReplacedRow
+from shadow.summary.record import Row, row
 from shadow.summary.standing import OUTSIDE
+from shadow.summary.tables import are, median
 
 if TYPE_CHECKING:
-    from shadow.summary.columns import Columns
+    from shadow.summary.tables import Columns
 
 Mask = NDArray[np.bool_]
 Layer = tuple[str, int]  # component, number
+SPAN = ("first_layer", "last_layer", "base_first")
 
 # cosines of base and tuned: below, another matrix stands there; the model's median has to be above
 OTHER, SAME_MODEL = 0.5, 0.9
@@ -35,121 +36,22 @@ SOME_KEPT = 0.01  # share of entries that are the same, without which nothing wa
 
 
 @dataclass(frozen=True)
-class Places:
-    """Some matrices, and where they are."""
-
-    matrices: int
-    rows: list[ReplacedRow]
-
-
-@dataclass(frozen=True)
-class Replaced(Places):
-    """Matrices that have little in common with the base's, in a model that is close to it."""
-
-    cosine_least: float
-    cosine_most: float
-
-
-@dataclass(frozen=True)
-class FewEntries(Places):
-    """Entries that changed, of all of the changed matrices: fewer than each has rows or columns."""
-
-    entries: int
-    of: int
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """Every changed matrix is its base times one factor."""
-
-    matrices: int
-    factor: float
-
-
-@dataclass(frozen=True)
-class Zeroed:
-    """In every changed matrix some entries, a median share of them, became 0; all others stayed."""
-
-    matrices: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Masked:
-    """Matrices of layers with more unchanged entries than storage leaves, by a median share."""
-
-    matrices: int
-    of: int
-    excess: float
-
-
-@dataclass(frozen=True)
-class Casts:
-    """Changed tensors that are the other side's in another format, and those that are not."""
-
-    tensors: int
-    of_base: int  # of these, tensors of which the base is the side that was cast
-    beside: int  # that changed by more, vectors among them
-
-
-@dataclass(frozen=True)
-class MovedRow:
-    """Layers that follow each other, and are as many of the base, from base_first on."""
-
-    component: str
-    first_layer: int
-    last_layer: int
-    base_first: int
-
-
-@dataclass(frozen=True)
-class MovedLayers:
-    """Layers most matrices of which are those of another layer of the base, byte for byte."""
-
-    layers: int
-    rows: list[MovedRow]
-
-
-@dataclass(frozen=True)
-class Rearranged:
-    """Where a comparison place by place shows no change."""
-
-    matrices: int  # that are so, outside embeddings, heads and positions
-    changed: int
-    moved: MovedLayers | None
-    not_comparable: Places | None
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """Changes that the figures show beyond doubt; None where none is known."""
-
-    replaced: Replaced | None
-    scaled: Scaled | None
-    zeroed: Zeroed | None
-    casts: Casts | None
-    rearranged: Rearranged | None
-    few_entries: FewEntries | None
-    masked: Masked | None
-
-
-@dataclass(frozen=True)
 class Change:
     """A recognised change."""
 
     code: str
     title: str
-    place: str  # of its figures, in Recognised
+    place: str  # of its figures, in what is recognised
     text: str  # a template of its figures, and of the places of matrices in words
     sentence: str = ""  # the code of its sentence, where that is another
     meaning: str = ""  # where it is another than that of the sentence
 
-    def figures(self, found: Recognised) -> Any:
+    def figures(self, found: Row) -> Row | None:
         """The figures of the change where it holds, otherwise None."""
-        figures: Any = found
+        figures: Row | None = found
         for name in self.place.split("."):
-            figures = figures and getattr(figures, name)
-        if isinstance(figures, Casts):
+            figures = figures and figures[name]
+        if figures is not None and self.place == "casts":
             most = figures.beside <= figures.tensors > 0
             return figures if most and (self.code == "copy") == (not figures.beside) else None
         return figures
@@ -228,13 +130,16 @@ CHANGES = (
 )
 
 
-def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
-    """What all rows show beyond doubt. lineage: the median cosine of the two models."""
+def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
+    """What all rows show beyond doubt, None where nothing is known. lineage: the median cosine of
+    the two models.
+    """
     scaled, zeroed, few = _scaled(deltas), _zeroed(deltas), _few_entries(deltas)
     moved = _moved_layers(tensors)
     in_moved = np.array([place in moved for place in deltas.each("component", "layer")], bool)
     apart = _are_rotated(deltas) & ~in_moved & (scaled is None)
-    return Recognised(
+    return row(
+        "recognised",
         replaced=_replaced(deltas.where(~(in_moved | apart)), lineage),
         scaled=scaled,
         zeroed=None if scaled is not None else zeroed,
@@ -256,15 +161,18 @@ def _are_rotated(deltas: Columns) -> Mask:
 
 def _rearranged(
     deltas: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
-) -> Rearranged | None:
+) -> Row | None:
+    """Where a comparison place by place shows no change: layers most matrices of which are those of
+    another layer of the base, and matrices that are not comparable entry by entry.
+    """
     if not moved and not apart.any():
         return None
     inside = ~are(deltas["module"], *OUTSIDE)
-    return Rearranged(
+    return Row(
         matrices=int(((in_moved | apart) & inside).sum()),
         changed=int(inside.sum()),
-        moved=MovedLayers(len(moved), _runs(moved)) if moved else None,
-        not_comparable=Places(*_places(deltas.where(apart))) if apart.any() else None,
+        moved=Row(layers=len(moved), rows=_runs(moved)) if moved else None,
+        not_comparable=_places(deltas.where(apart)) if apart.any() else None,
     )
 
 
@@ -275,7 +183,7 @@ def _moved_layers(tensors: Columns) -> dict[Layer, int]:
     layers = tensors.where(tensors.are_matrices & ~are(tensors["module"], "norm", "bias")).inside
     holding, of = defaultdict[tuple[str, str], set[int]](set), Counter[Layer]()
     votes = defaultdict[Layer, Counter[int]](Counter)
-    rows = [row for row in layers.each("side", "component", "layer", "checksum") if row[3]]
+    rows = [one for one in layers.each("side", "component", "layer", "checksum") if one[3]]
     for side, component, layer, checksum in rows:
         if side == "base":
             holding[component, checksum].add(int(layer))
@@ -291,37 +199,43 @@ def _moved_layers(tensors: Columns) -> dict[Layer, int]:
     return moved
 
 
-def _runs(moved: Mapping[Layer, int]) -> list[MovedRow]:
+def _runs(moved: Mapping[Layer, int]) -> list[Row]:
     """Layers that follow each other on both sides together."""
-    rows: list[MovedRow] = []
+    rows: list[Row] = []
     for (component, layer), of_base in sorted(moved.items()):
-        last = rows[-1] if rows else MovedRow("", 0, 0, 0)
+        last = rows[-1] if rows else row("moved_rows", component="", **dict.fromkeys(SPAN, 0))
         follows = last.last_layer + 1, last.base_first + layer - last.first_layer
         if (component, layer, of_base) == (last.component, *follows):
-            rows[-1] = replace(last, last_layer=layer)
+            last["last_layer"] = layer
         else:
-            rows.append(MovedRow(component, layer, layer, of_base))
+            span = dict(zip(SPAN, (layer, layer, of_base), strict=True))
+            rows.append(row("moved_rows", span, component=component))
     return rows
 
 
-def _places(deltas: Columns) -> tuple[int, list[ReplacedRow]]:
+def _places(deltas: Columns, **more: float) -> Row:
     """How many rows there are, and how many of each module, in which layers."""
     rows = []
     for (component, module), group in deltas.groups("component", "module"):
         layers = sorted({int(layer) for layer in group.inside["layer"]})
-        rows.append(ReplacedRow(component, module, layers, len(group)))
-    return len(deltas), rows
+        where = {"component": component, "module": module, "layers": layers}
+        rows.append(Row(where, matrices=len(group)))
+    return Row(matrices=len(deltas), rows=rows, **more)
 
 
-def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
+def _replaced(deltas: Columns, lineage: float | None) -> Row | None:
+    """Matrices that have little in common with the base's, in a model that is close to it."""
     other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
     if lineage is None or lineage < SAME_MODEL or not len(other):
         return None
-    return Replaced(*_places(other), float(other["cosine"].min()), float(other["cosine"].max()))
+    cosine = other["cosine"]
+    return _places(other, cosine_least=float(cosine.min()), cosine_most=float(cosine.max()))
 
 
-def _scaled(deltas: Columns) -> Scaled | None:
-    """The delta is the base times (factor - 1), and their cosine 1 or -1."""
+def _scaled(deltas: Columns) -> Row | None:
+    """Every changed matrix is its base times one factor: the delta is the base times
+    (factor - 1), and their cosine 1 or -1.
+    """
     cosine = deltas["decay_cosine"]
     if len(deltas) < 2 or not (np.abs(cosine) >= 1.0 - EXACT).all():
         return None
@@ -329,31 +243,36 @@ def _scaled(deltas: Columns) -> Scaled | None:
     middle = median(offsets)
     if not middle or not np.nanmax(np.abs(offsets - middle)) <= UNEVEN * abs(middle):
         return None
-    return Scaled(matrices=len(deltas), factor=1.0 + middle)
+    return Row(matrices=len(deltas), factor=1.0 + middle)
 
 
-def _zeroed(deltas: Columns) -> Zeroed | None:
-    """The delta is minus a part of the base, so that its cosine is minus its relative norm. A base
+def _zeroed(deltas: Columns) -> Row | None:
+    """In every changed matrix some entries, a median share of them, became 0; all others stayed:
+    the delta is minus a part of the base, so that its cosine is minus its relative norm. A base
     without some of its singular directions has that too, but there no entry stays the same.
     """
     cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
     is_each = (np.abs(cosine + norm) <= EXACT * norm) & (same >= SOME_KEPT) & (same <= 1.0)
     if len(deltas) < 2 or not is_each.all():
         return None
-    return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))
+    return Row(matrices=len(deltas), share=1.0 - float(np.median(same)))
 
 
-def _few_entries(deltas: Columns) -> FewEntries | None:
-    """An adapter stores no entries, so that it has no such share."""
+def _few_entries(deltas: Columns) -> Row | None:
+    """Fewer entries changed than each matrix has rows or columns. An adapter stores no entries, so
+    that it has no such share.
+    """
     changed = np.round((1.0 - deltas["zero_share"]) * deltas["parameters"])
     if not len(deltas) or not (changed < np.fmin(deltas["rows"], deltas["cols"])).all():
         return None
-    return FewEntries(*_places(deltas), int(changed.sum()), int(deltas["parameters"].sum()))
+    return _places(deltas, entries=int(changed.sum()), of=int(deltas["parameters"].sum()))
 
 
-def _masked(deltas: Columns) -> Masked | None:
-    """What is in proportion to the base moves its smallest entries least, and is none of these. Of
-    an embedding, tokens that were not seen stay.
+def _masked(deltas: Columns) -> Row | None:
+    """Matrices of layers with more unchanged entries than storage leaves, by a median share.
+
+    What is in proportion to the base moves its smallest entries least, and is none of these. Of an
+    embedding, tokens that were not seen stay.
     """
     inside = deltas.inside
     excess, misfit = inside["zero_share_excess"], np.nan_to_num(inside["kept_misfit"])
@@ -361,15 +280,17 @@ def _masked(deltas: Columns) -> Masked | None:
     found = excess[(excess >= EXCESS) & ~along & ~(misfit >= ASTRAY)]
     if 2 * len(found) <= len(inside):
         return None
-    return Masked(matrices=len(found), of=len(inside), excess=float(np.median(found)))
+    return Row(matrices=len(found), of=len(inside), excess=float(np.median(found)))
 
 
-def _casts(tensors: Columns) -> Casts | None:
-    """None where a changed tensor lacks a word of whether it is a cast, and where few are."""
+def _casts(tensors: Columns) -> Row | None:
+    """Changed tensors that are the other side's in another format, those of which the base is the
+    side that was cast, and those that changed by more, vectors among them; None where a changed
+    tensor lacks a word of whether it is a cast, and where few are.
+    """
     tuned = tensors.where(are(tensors["side"], "tuned"))
     if ((tuned["relative_norm"] > 0) & (tuned["cast"] == None)).any():  # noqa: E711
         return None
-    beside = int(are(tuned["cast"], "neither").sum())
     # a quantised side has its scales as tensors beside these
     of_tuned, of_base = (
         min(
@@ -378,4 +299,5 @@ def _casts(tensors: Columns) -> Casts | None:
         )
         for how in ("tuned", "base")
     )
-    return Casts(of_tuned + of_base, of_base, beside)
+    beside = int(are(tuned["cast"], "neither").sum())
+    return Row(tensors=of_tuned + of_base, of_base=of_base, beside=beside)

@@ -1,31 +1,34 @@
-"""What a comparison of matrices does not tell: vectors that moved, a vocabulary of another size,
-and what could not be compared at all.
+"""What a comparison of matrices does not tell: what is identical, vectors that moved, a vocabulary
+of another size, files, and what could not be compared at all.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shadow.reasons import FROM_ZERO
-from shadow.summary.numbers import are, median
-from shadow.summary.rows import Row, row
+from shadow.summary.record import Row, row
+from shadow.summary.tables import are, median
 from shadow.text import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shadow.summary.columns import Columns
+    from shadow.summary.tables import Columns
 
 ONE_SIDED = ("only_in_base", "only_in_tuned")
 UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a finding names
 UNREAD = ("unknown_dtype", "quantized")  # reasons of what is there, and is told as unread
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
-EXAMPLES = 3  # tensors of a kind of damage that a summary names
+EXAMPLES = 3  # tensors of a reason or a kind of damage that a summary names
+STATES = ("changed", "added", "removed", "unknown", "same")  # of files
+LISTED = 40  # files that are named, those first in which something differs
 FAR = 10.0  # times as far as the next one, a vector is named
 BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
 
@@ -170,3 +173,63 @@ def _side(reason: str, detail: str) -> str:
     if reason == "nonfinite" and (match := BROKEN.search(detail)):
         return "both" if " and " in match[1] else match[1]
     return "both"
+
+
+def skipped(tensors: Columns) -> list[Row]:
+    """Counts by reason, with a few names and the first detail."""
+    rows = []
+    chosen = tensors.where(are(tensors["status"], "skipped"))
+    for (reason,), group in sorted(chosen.groups("reason"), key=lambda one: one[0]):
+        sides = Counter(group["side"])
+        one = row(
+            "skipped",
+            reason=reason,
+            tensors=len(group),
+            base=sides["base"],
+            tuned=sides["tuned"],
+            examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
+            detail=next((one for one in group["detail"] if one is not None), None),
+        )
+        rows.append(one)
+    return sorted(rows, key=lambda one: -one.tensors)
+
+
+def unchanged_modules(tensors: Columns) -> list[Row]:
+    """The modules of the tuned side of which every matrix that was compared is identical."""
+    matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
+    return [
+        row("unchanged", component=component, module=module, tensors=len(rows))
+        for (component, module), rows in matrices.groups("component", "module")
+        if are(rows["status"], "identical").all()
+    ]
+
+
+def unchanged_experts(tensors: Columns) -> list[Row]:
+    """Components some of whose experts' tensors are identical, in layers where others changed."""
+    rows = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices).inside
+    changed = set(rows.where(are(rows["status"], "measured")).each("component", "layer"))
+    counts = defaultdict[str, Counter[str]](Counter)
+    for component, layer, module, status in rows.each("component", "layer", "module", "status"):
+        if (component, layer) in changed and str(module).startswith("experts."):
+            counts[component][status] += 1
+    return [
+        row("unchanged_experts", component=component, tensors=same, of=same + of["measured"])
+        for component, of in counts.items()
+        if (same := of["identical"]) and of["measured"]
+    ]
+
+
+def files_record(rows: Iterable[Mapping[str, Any]]) -> Row | None:
+    """The files that are not the same on both sides, and how many there are of each state; None of
+    a report without files. A file that both sides have counts once.
+    """
+    once = {one["path"]: one for one in sorted(rows, key=lambda one: str(one["side"]))}.values()
+    if not once:
+        return None
+    apart = [one for one in once if one["state"] != "same"]
+    apart.sort(key=lambda one: (not one["differs"], one["state"] == "unknown", str(one["path"])))
+    counts = Counter(one["state"] for one in once)
+    listed = [
+        row("file_rows", one, differs=(one["differs"] or "").split()) for one in apart[:LISTED]
+    ]
+    return Row(counts=row("file_counts", {state: counts[state] for state in STATES}), rows=listed)

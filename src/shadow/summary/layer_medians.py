@@ -7,7 +7,6 @@ matrices, or a sum, tells of it and of them at once.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,13 @@ from numpy.typing import NDArray
 
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
-from shadow.summary.numbers import are, floats, median, over, total_of
-from shadow.summary.rows import LAYER_MEDIANS, Row, row
+from shadow.summary.record import LAYER_MEDIANS, Row, row
+from shadow.summary.tables import are, floats, median, over, total_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shadow.summary.columns import Columns
+    from shadow.summary.tables import Columns
 
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
@@ -202,31 +201,6 @@ def _coherent(rows: Columns) -> dict[str, float | int | None]:
         "above_short_side": above,
         "coherent": _count(rows["equivalent_directions"]),
     }
-
-
-def unchanged_modules(tensors: Columns) -> list[Row]:
-    """The modules of the tuned side of which every matrix that was compared is identical."""
-    matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
-    return [
-        row("unchanged", component=component, module=module, tensors=len(rows))
-        for (component, module), rows in matrices.groups("component", "module")
-        if are(rows["status"], "identical").all()
-    ]
-
-
-def unchanged_experts(tensors: Columns) -> list[Row]:
-    """Components some of whose experts' tensors are identical, in layers where others changed."""
-    rows = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices).inside
-    changed = set(rows.where(are(rows["status"], "measured")).each("component", "layer"))
-    counts = defaultdict[str, Counter[str]](Counter)
-    for component, layer, module, status in rows.each("component", "layer", "module", "status"):
-        if (component, layer) in changed and str(module).startswith("experts."):
-            counts[component][status] += 1
-    return [
-        row("unchanged_experts", component=component, tensors=same, of=same + of["measured"])
-        for component, of in counts.items()
-        if (same := of["identical"]) and of["measured"]
-    ]
 
 
 def _in_more_bits(reason: NDArray[Any], formats: NDArray[Any]) -> int:

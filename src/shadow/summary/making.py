@@ -1,10 +1,15 @@
-"""The tables of a report -> the record of its pair. Pure: prints and writes nothing."""
+"""The tables of a report -> the record of its pair. Pure: prints and writes nothing.
+
+Energy is the sum of ||D||_F² over matrices; how it lies over layers, modules and components says
+where the update went.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -14,42 +19,45 @@ from numpy.typing import NDArray
 
 from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import ReportMetadata
+from shadow.reports.metadata import CheckpointMetadata, ReportMetadata
 from shadow.summary.bootstrap import (
     DRAWS,
     LEVEL,
     SEED,
     Blocks,
+    Counts,
     Interval,
     Statistic,
     interval,
-    intervals_of_medians,
+    interval_of_median,
 )
 from shadow.summary.changes import recognised
-from shadow.summary.columns import Columns
-from shadow.summary.coverage import broken, idle_updates, uncompared, vector_figures, vocabulary
-from shadow.summary.depth import (
-    Sum,
-    depth_entropy,
-    effective_layers,
-    is_partial,
-    ratio,
-)
-from shadow.summary.files import files_record
-from shadow.summary.grid import grid, order_of
-from shadow.summary.layer_medians import (
-    coherence,
-    inside_layers,
-    outside_layers,
+from shadow.summary.coverage import (
+    broken,
+    files_record,
+    idle_updates,
+    skipped,
     unchanged_experts,
     unchanged_modules,
+    uncompared,
+    vector_figures,
+    vocabulary,
 )
-from shadow.summary.numbers import Floats, are, finite, median, over, total_of
-from shadow.summary.record import STATUSES, PairRecord
-from shadow.summary.rows import MEDIANS, ReportWarning, Row, checkpoint_side, row
+from shadow.summary.layer_medians import coherence, inside_layers, outside_layers
+from shadow.summary.picture import order_of
+from shadow.summary.record import MEDIANS, STATUSES, PairRecord, Row, main_of, row, tier_of
 from shadow.summary.standing import unjudged_formats
-from shadow.summary.tables import Rows
-from shadow.summary.tiers import tier_of
+from shadow.summary.tables import (
+    Columns,
+    Floats,
+    Rows,
+    are,
+    finite,
+    is_partial,
+    median,
+    over,
+    total_of,
+)
 
 # cosines below which an expert is another one, and above which the rest is the same model
 TURNED, UNTURNED = 0.5, 0.9
@@ -57,7 +65,6 @@ ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
-EXAMPLES = 3  # tensors named for each reason
 INTERVALS: Mapping[str, str | float] = {
     "level": LEVEL,
     "draws": DRAWS,
@@ -80,49 +87,92 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     """The record of a pair. lineage: the median cosine of its two models."""
     tensors, deltas = rows.tensors, rows.deltas
     statuses = Counter(tensors["status"])
-    tally = _overall(rows)
-    depth = _by_layer(rows)
+    tally, depth, warning = _overall(rows), _by_layer(rows), _renumbered_experts(deltas)
+    without_base = [
+        row(
+            "without_base",
+            {name: median(group[name]) for name in ALONE},
+            component=component,
+            matrices=len(group),
+        )
+        for (component,), group in rows.alone.groups("component")
+    ]
     return PairRecord(
-        schema=SCHEMA,
-        family=metadata["family"],
-        pair=metadata["pair"],
-        base=checkpoint_side(metadata["base"]),
-        tuned=checkpoint_side(metadata["tuned"]),
-        counts={status: statuses[status] for status in STATUSES},
-        figures=_figures(rows, tally),
-        **tally.over_layers(),
-        resampling=INTERVALS,
-        components=_by_component(rows),
-        modules=_by_module(rows),
-        depth=depth,
-        grid=grid(deltas, tensors),
-        inside_layers=inside_layers(deltas),
-        outside_layers=outside_layers(deltas),
-        coherence=coherence(deltas),
-        quarters=_quarters(depth, deltas),
-        unchanged=unchanged_modules(tensors),
-        without_base=[
-            row(
-                "without_base",
-                {name: median(group[name]) for name in ALONE},
-                component=component,
-                matrices=len(group),
-            )
-            for (component,), group in rows.alone.groups("component")
-        ],
-        vectors=vector_figures(tensors),
-        vocabulary=vocabulary(tensors),
-        uncompared=uncompared(tensors),
-        recognised=recognised(deltas, tensors, lineage),
-        skipped=_skipped(tensors),
-        warnings=_renumbered_experts(deltas),
-        unchanged_experts=unchanged_experts(tensors),
-        idle_updates=idle_updates(tensors),
-        broken=broken(tensors),
-        tier=tier_of(metadata["settings"]),
-        estimated=bool(are(deltas["precision"], "sketch").any()),
-        files=files_record(rows.files),
+        row(
+            "record",
+            tally.over_layers(),
+            schema=SCHEMA,
+            family=metadata["family"],
+            pair=metadata["pair"],
+            base=side_row(metadata["base"]),
+            tuned=side_row(metadata["tuned"]),
+            counts={status: statuses[status] for status in STATUSES},
+            figures=_figures(rows, tally),
+            resampling=INTERVALS,
+            components=_by_component(rows),
+            modules=_by_module(rows),
+            depth=depth,
+            grid=grid(deltas, tensors),
+            inside_layers=inside_layers(deltas),
+            outside_layers=outside_layers(deltas),
+            coherence=coherence(deltas),
+            quarters=_quarters(depth, deltas),
+            unchanged=unchanged_modules(tensors),
+            without_base=without_base,
+            vectors=vector_figures(tensors),
+            vocabulary=vocabulary(tensors),
+            uncompared=uncompared(tensors),
+            recognised=recognised(deltas, tensors, lineage),
+            skipped=skipped(tensors),
+            warnings=[warning] if warning else [],
+            warning_codes=["experts_renumbered"] if warning else [],
+            unchanged_experts=unchanged_experts(tensors),
+            idle_updates=idle_updates(tensors),
+            broken=broken(tensors),
+            tier=tier_of(metadata["settings"]),
+            estimated=bool(are(deltas["precision"], "sketch").any()),
+            files=files_record(rows.files),
+        )
     )
+
+
+def side_row(side: CheckpointMetadata) -> Row:
+    """One side of a report, by its metadata."""
+    return row("side", {"content": None}, side)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over some rows, such as their energy."""
+
+    layers: Floats
+    """(layers,): what of it is in each layer."""
+    outside: float
+    """What of it is outside the layers."""
+
+
+def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:
+    """One sum over another, NaN over 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = (counts @ part.layers + part.outside) / (counts @ whole.layers + whole.outside)
+    return np.where(np.isfinite(quotient), quotient, np.nan)
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def effective_layers(energies: Floats) -> float:
+    """exp(-sum p ln p) with p the share of each layer in the energy, in [1, layers]: how many
+    layers hold the update. NaN without energy.
+    """
+    every = np.ones(len(energies))
+    total = every @ energies
+    logs = every @ np.where(energies > 0, energies * np.log(energies), 0.0)
+    return float(np.minimum(np.exp(np.log(total) - logs / total), len(every)))  # but for rounding
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def depth_entropy(energies: Floats) -> float:
+    """-sum p ln p / ln(layers), in [0, 1]: 1 when all layers have as much; NaN for a single one."""
+    return float(np.log(effective_layers(energies)) / np.log(np.float64(len(energies))))
 
 
 class _Tally:
@@ -160,12 +210,10 @@ class _Tally:
         # without looking every layer up again
         whole = Blocks(deltas["at"], self.rows.blocks.strata)
         self.drawn = whole.where(np.ones(len(deltas), dtype=np.bool_))
-        medians = {name: median(deltas[name]) for name in MEDIANS}
-        self.figures |= medians
-        known = [name for name, figure in medians.items() if figure is not None]
-        if known:
-            columns = np.stack([deltas[name] for name in known], axis=1)
-            self.intervals |= zip(known, intervals_of_medians(columns, self.drawn), strict=True)
+        for name in MEDIANS:
+            self.figures[name] = figure = median(deltas[name])
+            if figure is not None:
+                self.intervals[name] = interval_of_median(deltas[name], self.drawn)
 
     def add_depth(self, component: str | None) -> None:
         """How evenly a component's update lies over its layers, and over attention and MLP."""
@@ -230,6 +278,11 @@ def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
     return np.array([(name or "").startswith(kind) for name in deltas["module"]], dtype=np.bool_)
 
 
+def _main(rows: Rows) -> str | None:
+    """The component whose depth counts: language, or the one of most layers."""
+    return main_of([component for component, _ in rows.layers])
+
+
 def _overall(rows: Rows) -> _Tally:
     """The figures of the pair that have intervals, in the order of these."""
     deltas, tally = rows.deltas, _Tally(rows)
@@ -247,7 +300,7 @@ def _overall(rows: Rows) -> _Tally:
         tally.figures[name] = None
         if {component, "language"} <= with_base:
             tally.add_ratio(name, *(tally.of(deltas.of(one)) for one in (component, "language")))
-    tally.add_depth(rows.main)
+    tally.add_depth(_main(rows))
     return tally
 
 
@@ -259,7 +312,7 @@ def _figures(rows: Rows, tally: _Tally) -> Row:
     larger = max(sides, key=lambda of_side: sum(of_side["size"]))
     sizes = {status: sum(larger["size"][are(larger["status"], status)]) for status in STATUSES}
     ceilings = deltas["rank_ceiling"]
-    embeddings = deltas.where((deltas["module"] == "embed") & (deltas["component"] == rows.main))
+    embeddings = deltas.where((deltas["module"] == "embed") & (deltas["component"] == _main(rows)))
     embedding = embeddings.where([0] if len(embeddings) else [])
     inside = deltas.inside
     return row(
@@ -329,20 +382,19 @@ def _by_module(rows: Rows) -> list[Row]:
     return sorted(modules, key=lambda one: order_of(one.component, one.module))
 
 
-def _renumbered_experts(deltas: Columns) -> list[ReportWarning]:
+def _renumbered_experts(deltas: Columns) -> str | None:
     """Warns of experts that turned where the matrices around them did not: other numbers."""
     is_expert = _of_kind(deltas, ("experts.",))
     others = median(deltas.where(~is_expert).inside["cosine"])
     turned = deltas.where(is_expert & (deltas["cosine"] < TURNED))
     if not len(turned) or others is None or not others > UNTURNED:
-        return []
-    layers = len(set(turned.inside["layer"]))
-    text = (
-        f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of"
-        f" the same number (cosine below {TURNED}) while the other matrices are close to theirs:"
-        " the experts may have been renumbered, and their deltas are then not those of training"
+        return None
+    return (
+        f"{len(turned)} expert matrices in {len(set(turned.inside['layer']))} layers have little in"
+        f" common with the base's of the same number (cosine below {TURNED}) while the other"
+        " matrices are close to theirs: the experts may have been renumbered, and their deltas are"
+        " then not those of training"
     )
-    return [ReportWarning("experts_renumbered", text)]
 
 
 def _by_layer(rows: Rows) -> list[Row]:
@@ -403,20 +455,33 @@ def _quarters(depth: list[Row], deltas: Columns) -> list[Row]:
     return quarters
 
 
-def _skipped(tensors: Columns) -> list[Row]:
-    """Counts by reason, with a few names and the first detail."""
+def grid(deltas: Columns, tensors: Columns) -> list[Row]:
+    """Modules by layers: how far each moved, and how concentrated its change is; a row for each
+    module of a component that has layers, in the order of names.yaml; medians over experts.
+
+    A matrix that is identical on both sides counts as not moved at all.
+    """
+    same = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical")).inside
+    cells = defaultdict[tuple[str, str], dict[int, tuple[float | None, float | None]]](dict)
+    for component, module, layer in same.each("component", "module", "layer"):
+        cells[component, module][int(layer)] = (0.0, None)
+    for (component, module), group in deltas.inside.groups("component", "module"):
+        for layer in np.unique(group["layer"]).tolist():
+            here = group.where(group["layer"] == layer)
+            middle = median(here["relative_norm"]), median(here["concentration"])
+            cells[component, module][int(layer)] = middle
     rows = []
-    skipped = tensors.where(are(tensors["status"], "skipped"))
-    for (reason,), group in sorted(skipped.groups("reason"), key=lambda one: one[0]):
-        sides = Counter(group["side"])
-        one = row(
-            "skipped",
-            reason=reason,
-            tensors=len(group),
-            base=sides["base"],
-            tuned=sides["tuned"],
-            examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
-            detail=next((one for one in group["detail"] if one is not None), None),
+    for component, module in sorted(cells, key=lambda place: order_of(*place)):
+        layers, figures = zip(*sorted(cells[component, module].items()), strict=True)
+        norms, concentrations = map(list, zip(*figures, strict=True))
+        rows.append(
+            row(
+                "grid",
+                component=component,
+                module=module,
+                layers=list(layers),
+                relative_norm=norms,
+                concentration=concentrations,
+            )
         )
-        rows.append(one)
-    return sorted(rows, key=lambda one: -one.tensors)
+    return rows

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import median
 
-from shadow.summary.rows import Row
+from shadow.places.names import name_rules
+from shadow.summary.record import Row
 
+LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any
 FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
@@ -82,3 +84,16 @@ def median_of_known(values: Iterable[float | None]) -> float | None:
     """The median of what is not None; None where nothing is left."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
+
+
+def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
+    """Where a component, or its module, stands in names.yaml; unknown names come last."""
+    components, modules = _numbers()
+    last = len(components) + len(modules)
+    return components.get(component, last), modules.get(module, last), component, module
+
+
+@cache
+def _numbers() -> list[dict[str, int]]:
+    rules = name_rules()
+    return [{name: at for at, name in enumerate(of)} for of in (rules.components, rules.modules)]

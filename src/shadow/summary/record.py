@@ -1,65 +1,92 @@
-"""The record of a pair: what its tables say, before anything is claimed of it."""
+"""The record of a pair and its rows, as columns.yaml lists their keys: what the tables say, before
+anything is claimed of it; and its reading from `summary.json`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
-from shadow.summary.changes import Recognised
-from shadow.summary.rows import Bounds, CheckpointSide, FilesRecord, ReportWarning, Row
-from shadow.summary.tiers import WORDS, Tier
+from shadow.reports.columns import SUMMARY
+from shadow.reports.metadata import SettingsMetadata
 
+Bounds = tuple[float, float] | None
+WarningCode = Literal["experts_renumbered", "older_report"]
+Tier = Literal["norms", "delta", "full"]
 STATUSES = ("measured", "identical", "skipped")  # of tensors
+TIERS: Mapping[Tier, tuple[str, str]] = {
+    "norms": ("norms alone", "--level norms"),
+    "delta": ("spectra of deltas alone", "--subjects delta"),
+    "full": ("spectra of base, tuned and delta", ""),
+}
+"""What was measured, and the option that asks for it; none for the usual one."""
 
 
-@dataclass(frozen=True)
-class PairRecord:
-    """What was measured of one pair: the first keys of `summary.json`, in their order. Their
-    meanings, and those of rows' keys, stand in words.yaml and columns.yaml.
+def tier_of(settings: SettingsMetadata) -> Tier:
+    """Return the tier of a report with these settings."""
+    method = settings["method"]
+    if method["level"] == "norms":
+        return "norms"
+    return "delta" if method.get("subjects") == "delta" else "full"
 
-    Figures are medians over all delta rows unless their name says otherwise; those of depth
-    are of the main component, language where there is one.
+
+def not_measured(tier: Tier) -> str | None:
+    """Return why a figure of a tier is null, or None where all were measured."""
+    how, option = TIERS[tier]
+    return f"the report has {how}: it was made with {option}" if option else None
+
+
+class Row(dict[str, Any]):
+    """Values by key, which are its attributes too."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def with_values(self, **values: Any) -> Self:
+        """Return the same row with other values of some keys."""
+        return type(self)(self | values)
+
+
+def _shape(keys: str) -> dict[str, str]:
+    """The kind of each key of a list, with the keys of the lists that it names."""
+    kinds: dict[str, str] = {}
+    for key in keys.split():
+        name, _, kind = key.partition(":")
+        kinds |= _shape(SUMMARY[name[1:]]) if name[0] == "*" else {name: kind or "number?"}
+    return kinds
+
+
+SHAPES = {place: _shape(keys) for place, keys in SUMMARY.items()}
+MEDIANS, LAYER_MEDIANS = tuple(SHAPES["medians"]), tuple(SHAPES["layer_medians"])
+
+
+def row(place: str, /, *parts: Mapping[str, Any], **more: Any) -> Row:
+    """Return the row of a place, its keys in their order; later parts override earlier ones."""
+    values: dict[str, Any] = {}
+    for part in (*parts, more):
+        values |= part
+    return Row((key, values[key]) for key in SHAPES[place])
+
+
+class PairRecord(Row):
+    """What was measured of one pair: the first keys of `summary.json`, in their order.
+
+    Figures are medians over all delta rows unless their name says otherwise; those of depth are of
+    the main component, language where there is one.
     """
 
-    schema: int
-    family: str
-    pair: str
-    base: CheckpointSide
-    tuned: CheckpointSide
-    counts: Mapping[str, int]  # of STATUSES
-    figures: Row
-    intervals: Mapping[str, Bounds]
-    layers: int
-    interval_level: float | None  # the probability that intervals may claim
-    no_interval: str | None
-    resampling: Mapping[str, str | float]
-    components: list[Row]
-    modules: list[Row]
-    depth: list[Row]
-    grid: list[Row]
-    inside_layers: Row
-    outside_layers: list[Row]
-    coherence: list[Row]
-    quarters: list[Row]
-    unchanged: list[Row]
-    without_base: list[Row]
-    vectors: Row
-    vocabulary: list[Row]
-    uncompared: list[Row]
-    recognised: Recognised
-    skipped: list[Row]
-    warnings: list[ReportWarning]
-    unchanged_experts: list[Row]
-    idle_updates: int
-    broken: list[Row]
-    tier: Tier
-    estimated: bool
-    files: FilesRecord | None  # of a report that lists them
+    __slots__ = ()
 
     @property
     def has_spectra(self) -> bool:
         """Whether singular values were measured or estimated."""
-        return WORDS[self.tier].has_spectra
+        return bool(self.tier != "norms")
 
     @property
     def main_component(self) -> str | None:
@@ -77,3 +104,46 @@ def main_of(components: list[str]) -> str | None:
     if "language" in components:
         return "language"
     return max(components, key=components.count, default=None)
+
+
+def read_row(place: str, value: Any) -> Row:
+    """Return a row from its JSON. Raises TypeError where it has not the shape of its place: no key
+    may lack or be too many.
+
+    pydantic would do the same, and takes 100 ms to import: a summary is read in 10.
+    """
+    shape = SHAPES[place]
+    if not isinstance(value, dict) or value.keys() != shape.keys():
+        raise TypeError(place)
+    return Row((key, _read(kind, value[key])) for key, kind in shape.items())
+
+
+def _read(kind: str, value: Any) -> Any:
+    """A value of a kind: `int?` may be null, `int[]` is a list, `int{}` a map by name; what is no
+    scalar is the row of a place.
+    """
+    if kind.endswith("?"):
+        return None if value is None else _read(kind[:-1], value)
+    if kind in SHAPES:
+        return read_row(kind, value)
+    if kind.endswith("[]") and isinstance(value, list):
+        return [_read(kind[:-2], one) for one in value]
+    if kind.endswith("{}") and isinstance(value, dict):
+        return {key: _read(kind[:-2], one) for key, one in value.items()}
+    if kind == "bounds" and isinstance(value, list | tuple):
+        low, high = (_read("number", one) for one in value[:3])
+        return low, high
+    if kind in SCALARS and SCALARS[kind](value):
+        return value
+    raise TypeError(kind)
+
+
+SCALARS: Mapping[str, Callable[[Any], bool]] = {
+    "number": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "int": lambda value: type(value) is int,
+    "text": lambda value: type(value) is str,
+    "flag": lambda value: type(value) is bool,
+    "setting": lambda value: type(value) in (int, float, str),
+    "tier": lambda value: value in TIERS,
+    "warning": lambda value: value in get_args(WarningCode),
+}

@@ -12,10 +12,10 @@ import numpy as np
 
 from shadow.dtypes import FLOATS
 from shadow.summary.layer_medians import held_rank
-from shadow.summary.numbers import are, median
+from shadow.summary.tables import are, median
 
 if TYPE_CHECKING:
-    from shadow.summary.columns import Columns
+    from shadow.summary.tables import Columns
 
 # With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
 # the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape

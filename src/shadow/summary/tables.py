@@ -1,25 +1,177 @@
-"""The tables of a report as the figures of its summary need them."""
+"""The tables of a report as the figures of its summary need them, as arrays: data frames took six
+times as long for the summary of a small report.
+
+A figure is None where it is missing or not finite.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from shadow.summary.bootstrap import Blocks, blocks_of
-from shadow.summary.columns import Columns, columns_of
-from shadow.summary.depth import compared_layers, has_compared, layer_of
-from shadow.summary.record import main_of
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+MOST = 2**63 - 1  # entries of a tensor
 # columns of tensors on which no figure rests
 UNREAD = ("dtype", "shard", "expert")
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float; None where it is missing, as `pandas.NA` is, or not finite."""
+    if not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def over(part: float, whole: float) -> float | None:
+    """part / whole; None over nothing."""
+    return finite(part / whole) if whole else None
+
+
+def floats(values: pd.Series | NDArray[Any]) -> Floats:
+    """A column as floats, NaN where it is null."""
+    if isinstance(values, np.ndarray):
+        return np.asarray(values, dtype=np.float64)
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def are(texts: pd.Series | NDArray[Any], *wanted: str) -> NDArray[np.bool_]:
+    """Which texts are one of these, however a column says that there is none."""
+    return np.array([isinstance(text, str) and text in wanted for text in texts], dtype=np.bool_)
+
+
+def total_of(values: Floats) -> float:
+    """The sum, correctly rounded; infinite where no float is that large."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
+
+
+def median(values: Floats) -> float | None:
+    """The median of what is not NaN; None where nothing is, or where it is not finite."""
+    known = values[~np.isnan(values)]
+    return finite(np.median(known)) if len(known) else None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table as arrays, of all its rows or of some: numbers and flags as floats, NaN
+    where they are null, texts as objects, None where they are.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    """By name, of all rows of the table."""
+    rows: NDArray[np.intp] | None = None
+    """The numbers of the rows; None for all."""
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        whole = self.arrays[name]
+        return whole if self.rows is None else whole[self.rows]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
+
+    def where(self, chosen: NDArray[np.bool_ | np.intp] | Sequence[int]) -> Columns:
+        """Some of these rows, which a mask or their numbers choose."""
+        numbers = np.arange(len(self)) if self.rows is None else self.rows
+        return Columns(self.arrays, numbers[chosen])
+
+    def added(self, **made: NDArray[Any]) -> Columns:
+        """These rows with more columns, or other values of a column."""
+        return Columns({**{name: self[name] for name in self.arrays}, **made})
+
+    def each(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """The values of some columns, row by row."""
+        return zip(*(self[name].tolist() for name in names), strict=True)
+
+    def of(self, component: str | None) -> Columns:
+        return self.where(self["component"] == component)
+
+    def groups(self, *names: str) -> Iterator[tuple[tuple[str, ...], Columns]]:
+        """The rows that have the same texts in these columns, with the texts, in the order in which
+        they come first; without those that lack one.
+        """
+        places: dict[tuple[str, ...], list[int]] = {}
+        for number, key in enumerate(self.each(*names)):
+            if None not in key:
+                places.setdefault(key, []).append(number)
+        for key, numbers in places.items():
+            yield key, self.where(numbers)
+
+    @property
+    def sizes(self) -> NDArray[np.object_]:
+        """How many entries each tensor has, as ints; of a forged shape no more than MOST."""
+        return np.array([min(math.prod(shape), MOST) for shape in self["shape"]], dtype=object)
+
+    @property
+    def are_matrices(self) -> NDArray[np.bool_]:
+        """Which tensors have more than one dimension."""
+        return np.array([len(shape) > 1 for shape in self["shape"]], dtype=np.bool_)
+
+    @property
+    def inside(self) -> Columns:
+        """The rows that lie in a layer."""
+        return self.where(~np.isnan(self["layer"]))
+
+    @property
+    def outside(self) -> Columns:
+        """The rows that lie in no layer."""
+        return self.where(np.isnan(self["layer"]))
+
+
+def columns_of(table: pa.Table) -> Columns:
+    """A table as figures need it; equal texts and equal shapes are one object: of 60,000 matrices
+    they take ten times as much otherwise.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, values in zip(table.column_names, table.columns, strict=True):
+        if name == "shape":
+            known: dict[tuple[int, ...], tuple[int, ...]] = {}
+            shapes = (tuple(shape.as_py()) for chunk in values.chunks for shape in chunk)
+            arrays[name] = np.empty(len(values), dtype=object)
+            arrays[name][:] = [known.setdefault(shape, shape) for shape in shapes]
+        elif pa.types.is_string(values.type):
+            coded = values.combine_chunks().dictionary_encode()
+            texts = np.array([*map(sys.intern, coded.dictionary.to_pylist()), None], dtype=object)
+            arrays[name] = texts[coded.indices.fill_null(len(texts) - 1).to_numpy()]
+        else:
+            arrays[name] = values.cast(pa.float64(), safe=False).to_numpy()
+    return Columns(arrays)
+
+
+def has_compared(tensors: Columns) -> NDArray[np.bool_]:
+    """The tensors of which a matrix was compared with a partner; some of their parts are enough."""
+    whole = are(tensors["status"], "measured", "identical")
+    return (whole & ~are(tensors["reason"], "only_in_tuned")) | is_partial(tensors)
+
+
+def is_partial(tensors: Columns) -> NDArray[np.bool_]:
+    """The tensors that count as skipped, although some of the matrices in them were compared."""
+    are_skipped = are(tensors["status"], "skipped") & ~are(tensors["reason"], "not_a_matrix")
+    return np.asarray(are_skipped & (tensors["compared"] > 0))
+
+
+def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
+    """The component and number of every layer of which a matrix was compared."""
+    matrices = tensors.where(has_compared(tensors) & ~are(tensors["module"], "norm", "bias"))
+    layers = matrices.inside.each("component", "layer")
+    return sorted({(component, int(layer)) for component, layer in layers})
 
 
 @dataclass(frozen=True)
@@ -48,11 +200,6 @@ class Rows:
         """The tensors that were compared with a partner."""
         return self.tensors.where(self.tensors["was_compared"])
 
-    @property
-    def main(self) -> str | None:
-        """The component whose depth counts: language, or the one of most layers."""
-        return main_of([component for component, _ in self.layers])
-
 
 def needed(name: str, table: pa.Table) -> pa.Table:
     """What a summary needs of the table of this name, or of some of its rows.
@@ -64,28 +211,22 @@ def needed(name: str, table: pa.Table) -> pa.Table:
         return table.drop_columns([name for name in UNREAD if name in table.column_names])
     if "base_norm" in table.column_names:
         return table
-    norms = pa.array(_base_norms(table), type=pa.float64(), from_pandas=True)
+
+    def each(*names: str) -> Iterator[tuple[Any, ...]]:  # few rows at a time as Python has them
+        for batch in table.select(names).to_batches(max_chunksize=PIECE):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    bases = {
+        tuple(key): norm
+        for *key, subject, norm in each(*KEY, "subject", "frobenius_norm")
+        if subject == "base"
+    }
+    norms = pa.array([bases.get(key) for key in each(*KEY)], pa.float64(), from_pandas=True)
     subject, base = table["subject"], table["base_tensor"]
     alone = pc.and_(pc.equal(subject, "tuned"), pc.is_null(base))
     read = [column for column in table.column_names if not column.endswith("_error")]
     chosen = table.select(read).append_column("base_norm", norms)
     return chosen.filter(pc.or_(pc.equal(subject, "delta"), alone))
-
-
-def _base_norms(matrices: pa.Table) -> list[float | None]:
-    """By row: the norm of the base of the matrix, None where it has none."""
-    bases = {
-        tuple(key): norm
-        for *key, subject, norm in _each(matrices, (*KEY, "subject", "frobenius_norm"))
-        if subject == "base"
-    }
-    return [bases.get(key) for key in _each(matrices, KEY)]
-
-
-def _each(table: pa.Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The values of some columns, row by row; few rows at a time are values of Python."""
-    for batch in table.select(names).to_batches(max_chunksize=PIECE):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
@@ -97,6 +238,7 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
     tensors = columns_of(needed("tensors", tables["tensors"]))
     tensors = tensors.added(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
+    places: dict[tuple[str, float], int] = {place: at for at, place in enumerate(layers)}
     with np.errstate(all="ignore"):  # a forged report may hold infinities
         made = {
             "energy": deltas["frobenius_norm"] ** 2,
@@ -104,7 +246,10 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
             "participation_share": (
                 deltas["participation_ratio"] / deltas["null_participation_ratio"]
             ),
-            "at": layer_of(layers, deltas["component"], deltas["layer"]),
+            "at": np.array(
+                [places.get(place, -1) for place in deltas.each("component", "layer")],
+                dtype=np.intp,
+            ),
         }
     return Rows(
         deltas=deltas.added(**made),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shadow.quantities import Kind, Quantity
-from shadow.summary.rows import Row
+from shadow.summary.record import Row
 
 When = Literal["always", "brief", "full", "page"]
 Level = Literal["", "passed", "fault", "warning", "quiet"]  # how much a word is to be noticed

@@ -27,7 +27,6 @@ from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.metadata import SettingsMetadata
 from shadow.summary.record import PairRecord
-from shadow.summary.tiers import WORDS as TIERS
 from shadow.telling.limits import (
     broken_text,
     comes_first,
@@ -69,6 +68,10 @@ NOT_SHOWN = (
     ),
 )
 WORDS = {
+    "norms": "Norms alone were measured. How many directions the change has, and how much of"
+    " it is rounding, is unknown.",
+    "delta": "Spectra were measured of the deltas alone. How they lie to the directions of"
+    " the base is unknown.",
     "estimated": "Figures of singular values of large matrices are estimates from a few passes over"
     " the weights: each row has errors of its own. Their numerical ranks and exponents are"
     " unknown.",
@@ -158,7 +161,12 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             if summary.published and not are_siblings:
                 sentences.append(tell(summary, "published", WORDS["published"]))
     line = headline(summary, sentences, filtered, are_siblings)
-    return Finding(line, [*sentences, *_files(summary)], others, list(NOT_SHOWN))
+    return Finding(
+        headline=line,
+        sentences=[*sentences, *_files(summary)],
+        other_explanations=others,
+        not_shown=list(NOT_SHOWN),
+    )
 
 
 def _is_explained(summary: Summary) -> bool:
@@ -169,9 +177,8 @@ def _is_explained(summary: Summary) -> bool:
 
 def _tier(summary: Summary) -> list[Sentence]:
     """What was left out of the measurement, or estimated."""
-    told, tier = Told(summary), TIERS[summary.tier]
-    texts = [tier.unknown, WORDS["estimated"] if summary.estimated else ""]
-    return [told.sentence("level", *texts)] if any(texts) else []
+    texts = [WORDS.get(summary.tier, ""), WORDS["estimated"] if summary.estimated else ""]
+    return [Told(summary).sentence("level", *texts)] if any(texts) else []
 
 
 def _files(summary: Summary) -> list[Sentence]:
@@ -184,7 +191,8 @@ def _files(summary: Summary) -> list[Sentence]:
         words.sort(key=lambda word: FIRST.index(word) if word in FIRST else len(FIRST))
         if words:
             clauses.append(f"{state} {several(words, NAMED)}")
-    return [Sentence("files", f"Beside the weights: {'; '.join(clauses)}.", {})] if clauses else []
+    text = f"Beside the weights: {'; '.join(clauses)}."
+    return [Sentence(code="files", text=text, figures={})] if clauses else []
 
 
 # ---------------------------------------------------------------------------------------- headline

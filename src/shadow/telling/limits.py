@@ -10,9 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from shadow.checks.explanations import COPIES, is_rearranged, recognised
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
-from shadow.summary.changes import CHANGES, Places
-from shadow.summary.record import PairRecord
-from shadow.summary.rows import Row
+from shadow.summary.changes import CHANGES
+from shadow.summary.record import PairRecord, Row
 from shadow.telling.wording import (
     Told,
     and_others,
@@ -211,7 +210,7 @@ def _changes(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
     for one in CHANGES:
         found = one.figures(summary.recognised)
         if one.code in codes and found is not None:
-            places = places_of(summary, found.rows) if isinstance(found, Places) else None
+            places = places_of(summary, found.rows) if "{places}" in one.text else None
             at = f"recognised.{one.place}"
             said.append(tell(summary, one.sentence or one.code, one.text, found, at, places=places))
     return said

@@ -32,10 +32,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     standing = standing_of(rows.deltas, rows.tensors)
     record = record_of(rows, metadata, standing.cosine)
     summary = Summary(
-        **vars(record),
+        record,
         gates=gates(record, standing),
         published=published_place(rows.tensors, metadata),
-        finding=Finding("", [], [], []),
+        finding=Finding(),
     )
     return summary.with_finding(finding(summary, metadata["settings"]))
 

@@ -16,8 +16,7 @@ from shadow.quantities import DASH, Quantity, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.reports.metadata import ReportMetadata
 from shadow.summary.picture import by_component, picture
-from shadow.summary.rows import Row
-from shadow.summary.tiers import WORDS
+from shadow.summary.record import TIERS, Row
 from shadow.telling.document import (
     Block,
     Cell,
@@ -102,7 +101,7 @@ def _blocks(
     if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
         yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
-        yield Note(warning.text, "warning", about="finding")
+        yield Note(warning, "warning", about="finding")
     yield _gates(summary)
     components = by_component(summary.grid)
     for component, cells in components.items():
@@ -299,7 +298,7 @@ def _origin(
     settings = provenance["settings"]
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
     how.append(f"level {settings['method']['level']}")
-    how += [WORDS[summary.tier].how] if WORDS[summary.tier].option else []
+    how += [TIERS[summary.tier][0]] if summary.tier != "full" else []
     chosen = settings.get("chosen")
     if isinstance(chosen, Mapping):
         how += [

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from shadow.checks.explanations import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.checks.summary import Sentence
-from shadow.summary.record import PairRecord
-from shadow.summary.rows import Row
+from shadow.summary.record import PairRecord, Row
 from shadow.telling.wording import (
     NAMED,
     Told,

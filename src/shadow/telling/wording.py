@@ -14,8 +14,7 @@ from typing import Any
 from shadow.checks.answer import Figure
 from shadow.checks.explanations import has_sizes
 from shadow.checks.summary import Sentence
-from shadow.summary.record import PairRecord
-from shadow.summary.rows import ReplacedRow, Row
+from shadow.summary.record import PairRecord, Row
 from shadow.templates import Value, fill, names_in
 from shadow.text import and_list
 
@@ -81,7 +80,8 @@ class Told:
 
     def sentence(self, code: str, *texts: str) -> Sentence:
         """The sentence, of the texts that are not empty."""
-        return Sentence(code, " ".join(text for text in texts if text), self.figures)
+        text = " ".join(text for text in texts if text)
+        return Sentence(code=code, text=text, figures=self.figures)
 
 
 def tell(
@@ -102,7 +102,7 @@ def module_name(module: str) -> str:
     return MODULES.get(module, module)
 
 
-def changed_module(summary: PairRecord, row: Row | ReplacedRow) -> str:
+def changed_module(summary: PairRecord, row: Row) -> str:
     """The same of a module that changed: BERT's pooler is of module head, and predicts nothing."""
     poolers = any(
         (one.component, one.module, one.poolers) == (row.component, "head", one.matrices)
@@ -131,7 +131,7 @@ def place_of(component: str, module: str | None, layers: Sequence[int], several:
     return f"{name} of {layers_text(layers)}" if layers else name
 
 
-def places_of(summary: PairRecord, rows: Sequence[ReplacedRow]) -> str:
+def places_of(summary: PairRecord, rows: Sequence[Row]) -> str:
     """`attn.q and attn.k of layers 3 and 4, and the head`: modules of the same layers together."""
     layers: dict[tuple[int, ...], list[str]] = {}
     for row in rows:

@@ -22,9 +22,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.reports.report import Report
-from shadow.summary.columns import Columns
-from shadow.summary.grid import order_of
 from shadow.summary.layer_medians import above_short_side
+from shadow.summary.picture import order_of
+from shadow.summary.tables import Columns
 from shadow.text import visible
 
 SUBJECTS = ("delta", "base", "tuned")

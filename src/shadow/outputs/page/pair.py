@@ -12,8 +12,8 @@ from shadow.checks.summary import Summary
 from shadow.outputs.page.data import cells_of, drawn_cells, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.reports.provenance import Provenance as Origin
-from shadow.summary.columns import columns_of
-from shadow.summary.depth import LAYERS
+from shadow.summary.picture import LAYERS
+from shadow.summary.tables import columns_of
 from shadow.telling.document import Block, Figures, Note, Paragraph, Provenance, Table
 from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import report_document
