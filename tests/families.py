@@ -191,7 +191,7 @@ def write_family(
         "base": {"repo": f"org/{family}", "commit": "0" * 40, "fingerprint": None},
         "tuned": {"repo": f"org/{family}-instruct", "commit": "1" * 40, "fingerprint": None},
         "settings": {
-            "method": {"level": "full", "nulls": 0},
+            "method": {"level": "full"},
             "chosen": {"components": [], "layers": [], "modules": []},
             "relation": "tuned",
             "spectra": spectra,

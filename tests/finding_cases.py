@@ -15,7 +15,7 @@ from shadow.telling.reading import read_summary
 from shadow.telling.report import report_document
 
 SETTINGS = {
-    "method": {"level": "full", "nulls": 0},
+    "method": {"level": "full"},
     "chosen": {},
     "relation": "tuned",
 }

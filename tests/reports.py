@@ -121,7 +121,7 @@ def write(
         "base": base or identity(),
         "tuned": tuned or identity(hash(folder.name) % 1000 + 1, f"./{folder.name}"),
         "settings": {
-            "method": {"level": "full", "nulls": 0}, "chosen": {},
+            "method": {"level": "full"}, "chosen": {},
             "relation": "tuned",
         },
         **metadata,

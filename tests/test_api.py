@@ -195,7 +195,6 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
         ({"target": "demo", "components": "languages"}, "no component 'languages'"),
         ({"target": "demo", "files": shadow.Files(max_disk="lots")}, "'lots' is not a size"),
         ({"target": "demo", "files": shadow.Files(fetch="all")}, "fetch='all'"),
-        ({"target": "demo", "nulls": -1}, "nulls=-1"),
         ({"target": "demo", "base": "a/b", "tuned": "a/c"}, "a target, and base and tuned too"),
         ({"target": "demo", "engine": "slurm"}, "engine='slurm'"),
         ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),

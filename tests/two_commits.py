@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 TABLES = ("matrices", "tensors", "spectra")
 KEYS = ("side", "subject", "tensor", "component", "layer", "module", "expert")
 AUDITS = {
-    "demo": "demo --nulls 2",
+    "demo": "demo",
     "decoder": "./base ./one",
     "workers": "./base ./two --jobs 3",
     "shards": "./base ./halves",

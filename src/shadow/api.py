@@ -72,7 +72,6 @@ class MeasuringOptions(TypedDict, total=False):
     modules: Sequence[str]
     level: Level
     subjects: Subjects
-    nulls: int
     spectra: bool
     device: str
 

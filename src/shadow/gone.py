@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from shadow.errors import UsageError
 
 STREAM = "use participation_ratio, of each matrix"
+DRAWS = "null_edge_sharp needs no draws"
 # kind of word, word: what to use. The kinds: command, option, claim, rule, column, table, key,
 # format, figure, word (of files.parquet).
 GONE: Mapping[tuple[str, str], str] = {
@@ -56,7 +57,21 @@ GONE: Mapping[tuple[str, str], str] = {
         "option",
         "--no-subspaces",
     ): "--subjects delta leaves them out",
-    ("option", "--seed"): "the sampled null draws the same sign flips every time",
+    ("option", "--seed"): "nothing is drawn",
+    ("option", "--nulls"): DRAWS,
+    ("keyword", "nulls"): DRAWS,
+    ("column", "null_edge_sampled"): DRAWS,
+    ("column", "nuclear_norm_error"): "use nuclear_norm of `--level full`",
+    **{
+        ("column", f"{name}_error"): f"use {name} of `--level full`"
+        for name in (
+            *("overlap_left", "overlap_right", "alignment_left", "alignment_right"),
+            *("alignment_left_null", "alignment_right_null"),
+            *("subspace_gap_base", "subspace_gap_tuned"),
+        )
+    },
+    ("column", "spikes_sampled"): "use spikes_sharp: its edge needs no draws",
+    ("column", "null_participation_ratio_sampled"): "use null_participation_ratio, which is exact",
     ("option", "--title"): "figures have no title",
     ("option", "--no-title"): "figures have no title",
     ("option", "--expert"): "draw the rows of spectra.parquet: `shadow export RUN --to csv`",

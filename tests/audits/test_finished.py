@@ -127,7 +127,6 @@ def test_an_audit_that_was_stopped_is_no_damaged_report(pair, first, tmp_path, o
 # an option, as a report has it and as it is asked for, and the settings with it
 OTHER = {
     "--level full, now exact": {"method": Method("exact")},
-    "--nulls 0, now 3": {"method": Method(nulls=3)},
     "--subjects all, now delta": {"method": Method(subjects="delta")},
     "--spectra yes, now no": {"spectra": False},
     "--layer all, now 0-1": {"chosen": Filter(layers=(0, 1))},
@@ -135,7 +134,7 @@ OTHER = {
     "--module all, now mlp.up": {"chosen": Filter(modules=("mlp.up",))},
 }
 OTHER = {told: replace(EVERYTHING, **more) for told, more in OTHER.items()}
-EXACT, NULLS = (OTHER[told] for told in list(OTHER)[:2])
+EXACT, DELTAS = (OTHER[told] for told in list(OTHER)[:2])
 
 
 @pytest.mark.parametrize("change", OTHER)
@@ -212,13 +211,13 @@ def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, first, o
     """Stopped in the middle of --overwrite; the same command goes on and replaces it."""
     before = files(first.folder)
     with pytest.raises(StoppedError):
-        run_pair(pair, NULLS, out, Runtime(overwrite=True, show=stopped_after(1), jobs=1))
+        run_pair(pair, DELTAS, out, Runtime(overwrite=True, show=stopped_after(1), jobs=1))
     assert files(first.folder) == before
     assert read_summary(first.folder)[0] == first.summary
     assert run_pair(pair, EVERYTHING, out).measured == 0  # and the unfinished work stays
-    done = run_pair(pair, NULLS, out, Runtime(overwrite=True, jobs=1))
+    done = run_pair(pair, DELTAS, out, Runtime(overwrite=True, jobs=1))
     assert done.measured == 1
-    assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
+    assert finished_metadata(first.folder)["settings"]["method"]["subjects"] == "delta"
 
 
 def killed_after(moves):
@@ -241,7 +240,7 @@ def test_killed_while_files_take_their_places_nothing_is_lost(
     pair, first, tmp_path, out, monkeypatch, kills
 ):
     """Before any move and between any two: who reads the report completes it."""
-    settings = replace(NULLS, spectra=False)
+    settings = replace(DELTAS, spectra=False)
     fresh = run_pair(pair, settings, tmp_path / "fresh")
     move = os.replace
     monkeypatch.setattr(os, "replace", killed_after(kills))
@@ -254,7 +253,7 @@ def test_killed_while_files_take_their_places_nothing_is_lost(
     monkeypatch.setattr(os, "replace", move)
     (folder,) = out.glob("*/*")
     summary, metadata = read_summary(folder)
-    assert metadata["settings"]["method"]["nulls"] == 3
+    assert metadata["settings"]["method"]["subjects"] == "delta"
     assert summary.figures == fresh.summary.figures
     assert run_pair(pair, settings, out).measured == 0
     assert files(folder).keys() == files(fresh.folder).keys()
@@ -274,10 +273,10 @@ def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, first, out
 
     monkeypatch.setattr(report_module.TableFile, "finish", full)
     with pytest.raises(ShadowError, match="No space left"):
-        run_pair(pair, NULLS, out, Runtime(overwrite=True))
+        run_pair(pair, DELTAS, out, Runtime(overwrite=True))
     assert files(first.folder) == before
     monkeypatch.undo()
-    done = run_pair(pair, NULLS, out, Runtime(overwrite=True))
+    done = run_pair(pair, DELTAS, out, Runtime(overwrite=True))
     assert done.measured == 0, "only written"
 
 

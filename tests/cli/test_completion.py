@@ -50,10 +50,7 @@ def test_a_target_is_a_family_and_then_a_pair(tmp_path):
             [name for name in name_rules().modules if name.startswith("attn.")],
         ),
         ("shadow audit --component v", ["vision"]),
-        (
-            "shadow explain null_part",
-            ["null_participation_ratio", "null_participation_ratio_sampled"],
-        ),
+        ("shadow explain null_part", ["null_participation_ratio"]),
         ("shadow explain con", ["conc.", "concentration", "condition_number"]),
         ("shadow audi", ["audit"]),
         ("shadow audit --level sk", ["sketch"]),

@@ -328,13 +328,13 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert warnings("same") == ""
     assert warnings("near", relative_norm=0.1) == ""
     settings = {
-        "method": {"level": "exact", "nulls": 8},
+        "method": {"level": "exact"},
         "chosen": {"layers": [0]},
         "relation": "sibling",
     }
     figures_of = {"dtype": "F32", "verified": False, "relative_norm": 0.2, "numerical_rank": 16}
     found = warnings("all", {"settings": settings, "version": "0.0.9"}, **figures_of)
-    for told in ("0.0.9", "exact", "--nulls 8", "filtered", "siblings", "dtypes", "18", "4 times"):
+    for told in ("0.0.9", "exact", "filtered", "siblings", "dtypes", "18", "4 times"):
         assert told in found
     assert "5 times" in warnings("small", relative_norm=0.01)
     replaced = [

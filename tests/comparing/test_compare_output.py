@@ -174,7 +174,7 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     text, exit 0.
     """
     odd = {
-        "method": {"level": HOSTILE, "nulls": [HOSTILE]},
+        "method": {"level": HOSTILE},
         "chosen": {HOSTILE: math.nan},
         "relation": HOSTILE,
     }

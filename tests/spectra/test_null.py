@@ -1,18 +1,11 @@
-"""The sign-flip null: its closed form against Monte Carlo, its samples against themselves."""
+"""The sign-flip null: its closed form against Monte Carlo."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from effort import examples
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from measuring import measure
-
-from shadow.spectra import spectrum
-from shadow.spectra.method import Method
-from shadow.spectra.null import sign_flips
 
 RNG = np.random.default_rng(0)
 
@@ -29,10 +22,10 @@ PROFILES = {
 }
 
 
-def measured(D, nulls=0, key="k"):
+def measured(D):
     base = torch.zeros(D.shape, dtype=torch.float64)
     tuned = torch.from_numpy(D)
-    return measure(base, tuned, ("F64", "F64"), Method(nulls=nulls), key)[2].values
+    return measure(base, tuned, ("F64", "F64"))[2].values
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -101,62 +94,3 @@ def test_concentration_needs_a_null_of_two():
     D[3, 4], D[5, 6] = 1.0, 0.5
     assert measured(D)["null_participation_ratio"] == pytest.approx(1.25**2 / (1 + 0.5**4))
     assert measured(D)["concentration"] is None
-
-
-def test_the_sampled_edge_is_the_largest_of_all_draws():
-    """One more draw raises it or leaves it as it is."""
-    D = np.random.default_rng(2).standard_normal((20, 30))
-    edges = [measured(D, nulls=draws)["null_edge_sampled"] for draws in range(1, 7)]
-    assert edges == sorted(edges)
-    assert 1 < len(set(edges)) < len(edges)
-
-
-def test_sampled_null_agrees_with_the_closed_form():
-    """R draws: the participation ratio of the closed form an edge below the conservative one."""
-    D = RNG.standard_normal((100, 300)) * np.geomspace(1, 10, 100)[:, None]
-    values = measured(D, nulls=20)
-    assert values["null_participation_ratio_sampled"] == pytest.approx(
-        values["null_participation_ratio"], rel=0.01
-    )
-    assert values["null_edge_sampled"] < values["null_edge"]
-    assert values["spikes_sampled"] >= values["spikes"]
-    assert measured(D)["null_edge_sampled"] is None
-
-
-@pytest.mark.parametrize("shape", [(70, 500), (500, 70)])
-def test_signs_do_not_depend_on_blocks(shape, monkeypatch):
-    """Keyed by seed, matrix, draw, row and column, they are the same in other blocks."""
-    D = np.random.default_rng(1).standard_normal(shape)
-    whole = measured(D, nulls=2)
-    monkeypatch.setattr(spectrum, "BLOCK", 3000)
-    parts = measured(D, nulls=2)
-    for name in ("null_edge_sampled", "null_participation_ratio_sampled"):
-        assert parts[name] == pytest.approx(whole[name], rel=1e-9)
-    assert measured(D, nulls=2, key="another")["null_edge_sampled"] != pytest.approx(
-        whole["null_edge_sampled"], 1e-6
-    )
-
-
-@settings(max_examples=examples(60))
-@given(
-    st.integers(0, 40),
-    st.integers(1, 20),
-    st.integers(0, 300),
-    st.integers(1, 200),
-    st.integers(1, 600),
-)
-def test_a_block_of_signs_is_a_part_of_the_whole(row, height, col, width, cols):
-    """Any block's bits are those of the whole matrix at its corner."""
-    col, width = min(col, cols - 1), min(width, cols - min(col, cols - 1))
-    whole = sign_flips(b"0" * 16, (0, 0), (row + height, cols), cols)
-    block = sign_flips(b"0" * 16, (row, col), (height, width), cols)
-    assert np.array_equal(block, whole[row : row + height, col : col + width])
-
-
-def test_signs_are_fair_and_independent():
-    """Half of the bits are set, and rows do not repeat each other."""
-    bits = sign_flips(bytes(16), (0, 0), (400, 1000), 1000)
-    assert bits.mean() == pytest.approx(0.5, abs=0.004)
-    signs = 1.0 - 2.0 * bits
-    correlation = signs @ signs.T / 1000
-    assert np.abs(correlation - np.eye(400)).max() < 0.2

@@ -169,7 +169,6 @@ def _options(provenance: Provenance) -> dict[str, object]:
     return {
         "--level": method["level"],
         "--subjects": method.get("subjects") or "all",
-        "--nulls": method.get("nulls"),
         "--device": settings.get("device") or "cpu",
     }
 

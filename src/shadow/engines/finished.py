@@ -41,7 +41,6 @@ NAMES = {  # what makes a report another one, by its place in the metadata; of s
     "pair": "pair",
     **{f"{side}.{key}": f"{text}{side}" for side in SIDES for key, text in OF_A_SIDE.items()},
     "settings.method.level": "--level",
-    "settings.method.nulls": "--nulls",
     "settings.method.seed": "seed",
     "settings.method.subjects": "--subjects",
     "settings.spectra": "--spectra",

@@ -129,13 +129,8 @@ def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) 
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))
-    if not 0 <= measuring.nulls <= 1000:
-        raise UsageError(f"nulls={measuring.nulls}", "0 to 1000")
-    method = Method(measuring.level, measuring.nulls, measuring.subjects)
+    method = Method(measuring.level, measuring.subjects)
     solver = solver_of(method)
-    if method.nulls and not solver.has_all_values:
-        hint = "leave out --nulls, or --level"
-        raise UsageError(f"--nulls needs singular values, which level {method.level} lacks", hint)
     if method.subjects == "delta" and not solver.has_spectra:
         hint = "leave out --subjects"
         raise UsageError(f"--subjects is of spectra, which level {method.level} lacks", hint)

@@ -52,7 +52,6 @@ class Measuring:
     subjects: Subjects = option(
         "Measure the spectra of base, tuned and delta (all), or of the delta alone.", "all"
     )
-    nulls: int = option("Also sample the null with this many sign flips.", 0, min=0, max=1000)
     spectra: bool = option("Write spectra.parquet.", True, "--spectra/--no-spectra")
     device: str = option(
         "Device for products, experimental: cpu, cuda, a card such as cuda:1, mps, or auto (a card"

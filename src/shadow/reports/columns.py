@@ -85,7 +85,6 @@ _NULL_IN_SKETCH = {  # why, by the list of columns
     "unknown": "in `sketch`, which does not compute all singular values",
     "bounded": "in `sketch` where its error is above a tenth of it",
     "undecided": "in `sketch` where a singular value may lie on either side of the edge",
-    "directions": "in `sketch` where the gap after the 16th singular value is too small",
 }
 
 

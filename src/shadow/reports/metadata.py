@@ -25,7 +25,6 @@ class MethodMetadata(TypedDict):
     """How spectra were computed."""
 
     level: str
-    nulls: NotRequired[object]
     seed: NotRequired[object]  # where a report of 0.2 had another than 0
     subjects: NotRequired[object]  # absent for all
 

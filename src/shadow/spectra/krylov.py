@@ -112,10 +112,6 @@ class Krylov:
         missed[-1] = True  # a rule needs a node
         return int(np.argmax(missed))
 
-    def vectors(self, count: int) -> Array:
-        """The leading Ritz vectors (m, count)."""
-        return self.basis @ self.ritz[1][:, :count]
-
     @cached_property
     def rules(self) -> tuple[Rule, Rule]:
         """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
@@ -336,10 +332,6 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> Trace:
     return Trace(value, residues)
 
 
-def _root(x: Array) -> Array:
-    return np.sqrt(x)
-
-
 def _root_log(x: Array) -> Array:
     return 0.5 * np.sqrt(x) * np.log(np.where(x > 0, x, 1.0))
 
@@ -377,7 +369,7 @@ def effective_rank(space: Krylov) -> Entropy:
     unit = space.energy / space.side
 
     def ranked(which: int) -> tuple[float, Array]:
-        first = _trace(space, which, lambda x: _root(x / unit))
+        first = _trace(space, which, lambda x: np.sqrt(x / unit))
         second = _trace(space, which, lambda x: _root_log(x / unit))
         total, weighted = first.value, second.value
         log = math.log(total) - weighted / total
@@ -394,10 +386,3 @@ def energy_rank(space: Krylov) -> Entropy:
     gauss, radau = (_trace(space, which, lambda x: _log(x / unit)) for which in (0, 1))
     logs = [math.log(space.side) - of.value / space.side for of in (gauss, radau)]
     return Entropy((logs[0], logs[1]), -gauss.residues / space.side)
-
-
-def nuclear(space: Krylov) -> Estimate:
-    """sum sigma = tr G^½, midway between both rules."""
-    gauss, radau = (_trace(space, which, _root) for which in (0, 1))
-    middle, apart = (gauss.value + radau.value) / 2.0, abs(gauss.value - radau.value) / 2.0
-    return Estimate(middle, apart + SIGMAS * _standard(gauss.residues))

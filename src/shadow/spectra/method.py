@@ -14,7 +14,6 @@ class Method:
     """How numbers are computed; part of what makes two reports comparable."""
 
     level: Level = "full"
-    nulls: int = 0  # draws of the sampled null; 0 leaves its columns null
     subjects: Subjects = "all"
 
     @property

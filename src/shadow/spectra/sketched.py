@@ -25,20 +25,16 @@ from shadow.spectra.krylov import (
     energy_rank,
     frame,
     krylov_spaces,
-    nuclear,
     square_trace,
 )
 from shadow.spectra.measurement import Subject, Values
-from shadow.spectra.null import Profile
 from shadow.spectra.purity import NOISE
-from shadow.spectra.spectrum import Sides, Spectrum, Workspace, blocks
-from shadow.spectra.subspace import GAPS, SUBSPACE
+from shadow.spectra.spectrum import Sides, Workspace, blocks
 
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
-SETTLED = 0.01  # sine of the angle by which a leading subspace may be off
 # elements of a delta alone that are kept in float32 (400 MB) instead of made again every pass; of
 # three matrices, reading them anew takes no longer
 KEPT = 100_000_000
@@ -175,14 +171,12 @@ def weight_values(of: Sketch) -> Values:
     squares = _squares(of)
     ratio, error = space.energy**2 / squares.value, squares.error / squares.value
     ranked, energies = effective_rank(space), energy_rank(space)
-    widths = nuclear(space)
     leading = of.sigma(0)
     low, high = (of.norm / (leading.value + sign * leading.error) for sign in (1, -1))
     entropy = Estimate(energies.log.value / math.log(m), energies.log.error / math.log(m))
     return {
         "frobenius_norm": of.norm,
         **_told("spectral_norm", of.spectral_norm),
-        **_told("nuclear_norm", Estimate(widths.value / of.scale, widths.error / of.scale)),
         **_told("stable_rank", _between(low**2, high**2)),
         **_told("effective_rank", ranked.exp, math.inf),
         **_told("energy_rank", energies.exp),
@@ -296,71 +290,3 @@ def effective_rank_shift(base: Sketch, tuned: Sketch) -> Values:
     if found.error > max(abs(found.value), SHIFTED * middle):
         return {"effective_rank_shift": None, "effective_rank_shift_error": None}
     return {"effective_rank_shift": found.value, "effective_rank_shift_error": found.error}
-
-
-def leading_directions(of: Sketch, shape: tuple[int, int]) -> Spectrum:
-    """The leading SUBSPACE singular vectors as comparisons of subspaces need them.
-
-    Where their span may be off by more than SETTLED, no value is resolved, so that every column
-    that rests on them is None.
-    """
-    space, count = of.space, SUBSPACE
-    sigma = np.zeros(space.side)
-    if _turn(of, 0.0) <= SETTLED:
-        sigma[:count] = np.sqrt(space.values[:count]) / of.scale
-        sigma[count] = of.sigma(count).value
-    vectors = np.ascontiguousarray(space.vectors(count + 1))
-    floor = FLOOR * math.sqrt(space.values[0]) / of.scale
-    return Spectrum(sigma, *shape, of.norm, floor, "sketch", vectors)
-
-
-def _turn(of: Sketch, rounding: float = ROUNDING) -> float:
-    """The sine, in the Frobenius norm, of the angle by which the span of the leading SUBSPACE
-    vectors may be off, at most: the residual over the gap to the next value (Davis & Kahan 1970).
-    That on the long side is off by no more. rounding: of a product with the last of them, in units
-    of sigma_1 and its own value.
-    """
-    leading, last = of.space.values[[0, SUBSPACE - 1]]
-    gap = float(last - of.space.bounds[SUBSPACE])
-    missed = np.linalg.norm(of.space.residuals[:SUBSPACE]) + rounding * math.sqrt(leading * last)
-    return float(missed) / gap if gap > 0 else math.inf
-
-
-def subspace_errors(
-    values: Values, base: Sketch | None, tuned: Sketch | None, largest: float, profile: Profile
-) -> Values:
-    """The errors of what `subspace_values` made of the `leading_directions` of two sketches.
-
-    largest: the largest singular value of D over its Frobenius norm, at most; profile: D's.
-
-    Where U may turn by a sine e, ||Uᵀ X||_F moves by at most e sigma_1(X): X is D, a diagonal
-    matrix of its profile, or the other side's vectors, for which the sine of the angle between both
-    moves as little as its cosine. sigma_k² is at most a Ritz value and residual² / gap (Lehmann
-    1949), so that most of a gap's error is that of sigma_{k+1}.
-    """
-    before, after = (_turn(one) if one else math.inf for one in (base, tuned))
-    errors = Values()
-    for side, energies in (("left", profile.rows), ("right", profile.cols)):
-        unit = math.sqrt(len(energies) / SUBSPACE)
-        uneven = math.sqrt(float(energies.max()) / profile.energy)
-        overlap = values[f"overlap_{side}"]
-        if overlap is not None:
-            apart = min(overlap, 1.0 - overlap)
-            off = (before + after) / math.sqrt(SUBSPACE)
-            errors[f"overlap_{side}_error"] = _moved(apart, off)
-        for name, most in ((f"alignment_{side}", largest), (f"alignment_{side}_null", uneven)):
-            found = values[name]
-            if found is not None:
-                errors[f"{name}_error"] = _moved(found, before * unit * most)
-    for name, one, turn in zip(GAPS, (base, tuned), (before, after), strict=True):
-        gap = values[name]
-        if one is not None and gap is not None:
-            first, last = np.sqrt(one.space.values[[0, SUBSPACE - 1]]) / one.scale
-            off = (one.sigma(SUBSPACE).error + ROUNDING * first) / last
-            errors[f"{name}_error"] = float(off + (1.0 - gap) * turn**2 / 2.0)
-    return errors
-
-
-def _moved(square: float, off: float) -> float:
-    """How far a square moves at most where its root moves by off."""
-    return off * (2.0 * math.sqrt(square) + off)

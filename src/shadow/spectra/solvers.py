@@ -21,7 +21,7 @@ from shadow.spectra.krylov import PASSES, WIDTH, Estimate
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import Measurement, Precision, Subject, Values, norm_alone
 from shadow.spectra.method import Level, Method, Subjects
-from shadow.spectra.null import Profile, closed_null, null_values, sampled_values
+from shadow.spectra.null import Profile, closed_null, null_values
 from shadow.spectra.parts import PART
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.sketched import (
@@ -29,13 +29,11 @@ from shadow.spectra.sketched import (
     Sketch,
     effective_rank_shift,
     kept_elements,
-    leading_directions,
     of_pair,
     one_alone,
     ratio_of,
     sketched_delta,
     sketches,
-    subspace_errors,
     weight_values,
 )
 from shadow.spectra.spectrum import (
@@ -48,7 +46,6 @@ from shadow.spectra.spectrum import (
     Sides,
     Spectrum,
     Workspace,
-    blocks,
     delta_blocks,
     power_of_two_scale,
     scaled_blocks,
@@ -103,8 +100,6 @@ class Solver(ABC):
     """Formats of the arithmetic, as a report says them."""
     has_spectra: ClassVar[bool] = False
     """Whether singular values are computed or estimated."""
-    has_all_values: ClassVar[bool] = False
-    """Whether all singular values are computed, which the sampled null needs."""
     repeats: ClassVar[int] = 1
     """How often a matrix of 1024 x 4096 is measured for a time that tells the pace of a machine."""
 
@@ -181,7 +176,6 @@ class Gram(Spectral):
 
     precision: Precision
     computed: str  # type: ignore[misc]
-    has_all_values = True
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
@@ -308,15 +302,6 @@ def _by_spectra(
         **null_values(delta, profile, values["participation_ratio"]),
         **sharp_edge_values(delta, profile.rows, profile.cols, scale),
         **top_energies(delta, (20,)),
-        **sampled_values(
-            delta,
-            method.nulls,
-            f"0\t{key}",
-            read,
-            [corner for _, corner in blocks(sides.tuned)],
-            scale,
-            means.grams,
-        ),
         **NO_SUBSPACES,
     }
     if spectra:
@@ -353,11 +338,11 @@ def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> Figured:
             **sharp_edge_values(whole, profile.rows, profile.cols, scale),
             **top_energies(whole, (20,)),
         }
-        strongest = spectral = Estimate(float(whole.sigma[0]), 0.0)
+        spectral = Estimate(float(whole.sigma[0]), 0.0)
     else:
         sharp = sharp_null_edge(profile.rows, profile.cols, scale)
         values = sketched_delta(made["delta"], *closed_null(profile), sharp)
-        strongest, spectral = made["delta"].sigma(0), made["delta"].spectral_norm
+        spectral = made["delta"].spectral_norm
     values |= {
         "condition_number": None,
         **_sizes(norms["delta"], norms["base"], total, sides.shape),
@@ -377,11 +362,6 @@ def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> Figured:
             values |= ratio_of(spectral, base.spectral_norm, "relative_spectral")
         if base and tuned:
             values |= effective_rank_shift(base, tuned)
-        before, after = (leading_directions(one, sides.shape) if one else zeros for one in found)
-        of_delta = Spectrum(nothing, *sides.shape, norms["delta"], 0.0, "sketch")
-        compared = subspace_values(before, after, of_delta, sides, profile)
-        largest = (strongest.value + strongest.error) / norms["delta"]
-        values |= compared | subspace_errors(compared, base, tuned, largest, profile)
     return Figured(
         weights[0],
         weights[1],

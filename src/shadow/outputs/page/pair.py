@@ -163,11 +163,9 @@ def _origins(origin: Origin) -> list[tuple[str, str]]:
         for key, text in checkpoint.as_json().items()
     ]
     told = origin.told
-    draws = told["settings"]["method"].get("nulls")
     libraries = sorted((told.get("libraries") or {}).items())
     rows = [
         *sides,
-        ("nulls", f"{draws} sign flips" if draws else "not sampled"),
         ("computed in", told.get("compute_dtype")),
         ("with", ", ".join(f"{name} {version}" for name, version in libraries)),
         ("started", told.get("started")),
