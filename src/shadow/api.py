@@ -195,7 +195,7 @@ def audit(
     held = _held(models)
     if held:
         pair = [held[name][0] if name in held else _reference(one) for name, one in sides.items()]
-        chosen: tuple[Pair, ...] = (given_pair(*pair),)
+        chosen: tuple[Pair, ...] = (given_pair(pair[0], pair[1]),)
     else:
         named: dict[str, Any] = {"base": base, "tuned": tuned}
         chosen = _chosen(cast(Any, target), cast(Any, second), **named)

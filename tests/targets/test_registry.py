@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadow.errors import ShadowError, UsageError
-from shadow.targets import families, plain_yaml
+from shadow.targets import checked, families
 from shadow.targets.families import filter_families, find_pairs, load_families
 from shadow.targets.references import ComponentBase, Reference, parse_reference
 
@@ -192,7 +192,7 @@ def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monke
     """Each fault is one ShadowError that begins with the file and, where it is known, the line,
     whatever PyYAML has.
     """
-    monkeypatch.setattr(plain_yaml, "FAST", getattr(yaml, parser, yaml.BaseLoader))
+    monkeypatch.setattr(checked, "FAST", getattr(yaml, parser, yaml.BaseLoader))
     text, line, hint = FAULTS[fault]
     with pytest.raises(ShadowError) as caught:
         load(tmp_path, text)

@@ -308,7 +308,7 @@ Scores = Annotated[
 
 def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
     """The pairs that are named. Raises UsageError where there is none."""
-    from shadow.targets.families import TWO, given_pair, pairs_of_references, under_name
+    from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference
 
@@ -326,7 +326,7 @@ def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
         if not given or targets or pairs.listed:
             raise UsageError("--name is for one pair that is given by its checkpoints", TWO)
         try:
-            given = [under_name(given[0], name)]
+            given = [given_pair(given[0].base, given[0].tuned, name)]
         except UsageError as error:
             raise UsageError(f"--name: {error.message}", error.hint) from error
     selection = select(

@@ -1,6 +1,10 @@
 """A YAML file against a pydantic model: what is refused is one error with file, line, key and the
 nearest known word.
 
+YAML is mappings, lists and text here, nothing else: without numbers, tags and aliases there is
+nothing to misread, to run or to blow up. It is read from the parser's events, not from its nodes,
+so that nothing is built before it was found harmless.
+
 Import this and what is built on it where a file is read, not before: pydantic takes longer to load
 than the help of a command.
 """
@@ -8,19 +12,24 @@ than the help of a command.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from shadow.errors import ShadowError
 from shadow.files import read_given
-from shadow.targets.plain_yaml import KeyPath, Tree, plain_tree
 from shadow.text import nearest, short
 
 Model = TypeVar("Model", bound=BaseModel)
+Tree = dict[str, "Tree"] | list["Tree"] | str
+KeyPath = tuple[str | int, ...]  # keys and list indices from the top of the file
 MAX_FILE = 1_000_000  # bytes
+MAX_DEPTH = 16  # the deepest registry file needs 5
+# libyaml's parser, where PyYAML was built with it: the 95 shipped families take 10 ms instead of 37
+FAST: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 WORDS = {  # by pydantic's name of a fault: what is wrong, and what to write
     "string_type": ("{what} is not text", "put it in quotes"),
@@ -63,7 +72,7 @@ class Form(BaseModel):
         return text
 
     @classmethod
-    def check_key(cls, key: str, value: Tree) -> None:
+    def check_key(cls, key: str) -> None:
         """Raises FaultError for a key that the entry may not have, whatever its value."""
         known = cls.known()
         if key not in known:
@@ -78,8 +87,8 @@ class Form(BaseModel):
         if not isinstance(entry, dict):
             hint = cls.WRITTEN or f"it has {', '.join(cls.known())}"
             raise FaultError(f"{short(value)} is not {cls.CALLED}", hint)
-        for key, its_value in entry.items():
-            cls.check_key(key, its_value)
+        for key in entry:
+            cls.check_key(key)
         for name, field in cls.model_fields.items():
             if field.is_required() and (field.alias or name) not in entry:
                 raise FaultError(f"{cls.CALLED} has no `{field.alias or name}`", cls.WRITTEN)
@@ -103,36 +112,35 @@ def by(parse: Callable[[str, Path | None], object]) -> Callable[[Any, Validation
 def read_form(
     model: type[Model], file: Path, *, hint: str, noun: str = ""
 ) -> tuple[Model, Mapping[KeyPath, int]]:
-    """What a YAML file holds, as a model, and the lines of its entries; an empty file is an empty
+    """Read a YAML file as a model, with the lines of its entries; an empty file is an empty
     mapping.
 
     hint: where nothing better is known. noun: what the keys at the top of the file name. Raises
     ShadowError.
     """
-    tree, lines = plain_tree(read_given(file, MAX_FILE, hint, "split it"), str(file), hint)
+    raw = read_given(file, MAX_FILE, hint, "split it")
     folder = file.absolute().parent
-    form = checked(
-        model, {} if tree == "" else tree, lines, str(file), hint=hint, folder=folder, noun=noun
-    )
-    return form, lines
+    return form_of(model, raw, str(file), hint=hint, folder=folder, empty={}, noun=noun)
 
 
-def checked(
+def form_of(
     model: type[Model],
-    tree: Tree,
-    lines: Mapping[KeyPath, int],
+    raw: bytes,
     file: str,
     *,
     hint: str,
     folder: Path,
+    empty: Tree,
     noun: str = "",
-) -> Model:
-    """A file's content as a model. folder: what folders in it are relative to.
+) -> tuple[Model, Mapping[KeyPath, int]]:
+    """Read the content of a file as a model, as of `read_form`. folder: what folders in it are
+    relative to. empty: what an empty file stands for.
 
     Raises ShadowError, of the fault that stands first.
     """
+    tree, lines = _plain_tree(raw, file, hint)
     try:
-        return model.model_validate(tree, context=folder)
+        return model.model_validate(empty if tree == "" else tree, context=folder), lines
     except ValidationError as error:
         faults = [_fault(details, lines) for details in error.errors(include_url=False)]
         path, message, its_hint = min(faults, key=lambda fault: lines.get(fault[0], 0))
@@ -165,3 +173,89 @@ def _fault(
         message = "unknown key {value}"
     said = {**context, "what": what, "key": key, "value": short(value), "words": ", ".join(words)}
     return path, message.format(**said), hint.format(**said) if hint and path else None
+
+
+class _NotPlainError(Exception):
+    """A text that is no such YAML; the line is 1-based, None where it is not known."""
+
+    def __init__(self, message: str, line: int | None) -> None:
+        super().__init__(message)
+        self.message, self.line = message, line
+
+
+def _plain_tree(raw: bytes, file: str, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
+    """Read what a file holds ("" when it is empty), and the line of every mapping key and list item
+    by its path. Raises ShadowError.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+        if unprintable := yaml.reader.Reader.NON_PRINTABLE.search(text):
+            message = f"not YAML: the character U+{ord(unprintable[0]):04X}"
+            raise _NotPlainError(message, text.count("\n", 0, unprintable.start()) + 1)
+        try:
+            return _parsed(text, FAST)
+        except _NotPlainError:
+            # the parser in Python has the last word: every machine says the same of a fault
+            return _parsed(text, yaml.BaseLoader)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ShadowError(f"{file}:{line}: not UTF-8", hint) from error
+    except _NotPlainError as error:
+        where = f"{file}:{error.line}" if error.line else file
+        raise ShadowError(f"{where}: {error.message}", hint) from error
+
+
+def _parsed(text: str, parser: Any) -> tuple[Tree, dict[KeyPath, int]]:
+    lines: dict[KeyPath, int] = {}
+    tree: Tree | None = None
+    try:
+        events = yaml.parse(text, parser)
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                if tree is not None:
+                    raise _NotPlainError("another document begins here", _line(event))
+                tree = _value(next(events), events, path=(), lines=lines)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise _NotPlainError(f"not YAML: {error.problem or error.context}", line) from error
+    except (yaml.YAMLError, ValueError) as error:  # an escape of no character is a ValueError
+        raise _NotPlainError(f"not YAML ({type(error).__name__})", None) from error
+    return "" if tree is None else tree, lines
+
+
+def _value(
+    event: yaml.Event, events: Iterator[yaml.Event], path: KeyPath, lines: dict[KeyPath, int]
+) -> Tree:
+    """The value that begins with an event; takes the events up to its end."""
+    if isinstance(event, yaml.AliasEvent):
+        raise _NotPlainError("aliases are not allowed here", _line(event))
+    assert isinstance(event, yaml.NodeEvent)
+    if getattr(event, "tag", None) is not None:
+        raise _NotPlainError("tags are not allowed here", _line(event))
+    if len(path) > MAX_DEPTH:
+        raise _NotPlainError(f"nested more than {MAX_DEPTH} deep", _line(event))
+    if isinstance(event, yaml.ScalarEvent):
+        return str(event.value)
+    if isinstance(event, yaml.SequenceStartEvent):
+        items: list[Tree] = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            place = (*path, len(items))
+            lines[place] = _line(event)
+            items.append(_value(event, events, path=place, lines=lines))
+        return items
+    mapping: dict[str, Tree] = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        key = _value(event, events, path=path, lines=lines)
+        if not isinstance(key, str):
+            raise _NotPlainError("a key that is not a word", _line(event))
+        if key in mapping:
+            raise _NotPlainError(f"duplicate key {key[:80]!r}", _line(event))
+        lines[*path, key] = _line(event)
+        mapping[key] = _value(next(events), events, path=(*path, key), lines=lines)
+    return mapping
+
+
+def _line(event: yaml.Event) -> int:
+    mark: Any = event.start_mark  # every event of a parser has one
+    line: int = mark.line + 1
+    return line

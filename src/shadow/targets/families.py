@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,15 +111,20 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
     if extra is not None and not extra.is_dir():
         hint = "it must hold *.yaml files of families"
         raise ShadowError(f"no such registry folder: {extra}", hint)
+    from shadow.targets.checked import read_form
+    from shadow.targets.forms import FamiliesForm
+
+    hint = "docs/registry.md describes registry files"
     families: dict[str, Family] = {}
-    for family in (family for file in _files(extra) for family in _read_file(file)):
-        if first := families.get(family.name):
-            raise ShadowError(
-                f"{family.file}:{family.line}: family {family.name!r} is already in"
-                f" {first.file}:{first.line}",
-                "give it another name",
-            )
-        families[family.name] = family
+    for file in _files(extra):
+        form, lines = read_form(FamiliesForm, file, hint=hint, noun="family")
+        for name, one in form.root.items():
+            family = _family(name, one, file, line=lines[name,])
+            if first := families.get(name):
+                where, other = f"{family.file}:{family.line}", f"{first.file}:{first.line}"
+                message = f"{where}: family {name!r} is already in {other}"
+                raise ShadowError(message, "give it another name")
+            families[name] = family
     return families
 
 
@@ -191,11 +196,16 @@ def filter_families(
     return left
 
 
-def given_pair(base: Reference, tuned: Reference) -> Pair:
-    """The pair of `--base` and `--tuned`, named so that forks of one name never share a folder."""
+def given_pair(base: Reference | ComponentBase, tuned: Reference, name: str | None = None) -> Pair:
+    """Pair two checkpoints, under a name `family:base..tuned`, or one by which forks of one name
+    never share a folder. Raises UsageError for what is no such name.
+    """
+    if name is not None:
+        family, stages = pair_name(name)
+        return Pair(family, stages, base, tuned)
     digest = hashlib.sha256(repr((base, tuned)).encode()).hexdigest()[:8]
-    name = f"{base.last_name}..{tuned.last_name}-{digest}"
-    return Pair(family=tuned.last_name, name=name, base=base, tuned=tuned)
+    assert isinstance(base, Reference), "a base per component is in a family"
+    return Pair(tuned.last_name, f"{base.last_name}..{tuned.last_name}-{digest}", base, tuned)
 
 
 def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) -> tuple[Pair, ...]:
@@ -213,20 +223,15 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
         raise UsageError(f"{len(targets)} checkpoints: a pair has two", hint)
     references = [typed_reference(target) for target in targets]
     if len(references) == 2:
-        return (given_pair(*references),)
-    if references[0].is_folder:
-        alone = f"; or check one by itself: shadow verify whole {short(targets[0])}"
-        raise UsageError(f"{short(targets[0])} is one checkpoint, and a pair has two", TWO + alone)
-    return _pairs_with(references[0], families)
-
-
-def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[Pair, ...]:
+        return (given_pair(references[0], references[1]),)
+    (checkpoint,), name = references, short(str(references[0]))
+    if checkpoint.is_folder:
+        one = short(targets[0])
+        alone = f"; or check one by itself: shadow verify whole {one}"
+        raise UsageError(f"{one} is one checkpoint, and a pair has two", TWO + alone)
     pairs = [pair for family in families.values() for pair in family.pairs]
     matching = [pair for pair in pairs if _is(checkpoint, pair.tuned)]
-    matching = matching or [
-        pair for pair in pairs if isinstance(pair.base, Reference) and _is(checkpoint, pair.base)
-    ]
-    name = short(str(checkpoint))
+    matching = matching or [pair for pair in pairs if _is(checkpoint, pair.base)]
     if not matching:
         known = {one.repo for family in families.values() for *_, one in family.references()}
         close = nearest(checkpoint.repo, sorted(known))
@@ -241,27 +246,14 @@ def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[
     return tuple(matching)
 
 
-def _is(asked: Reference, known: Reference) -> bool:
+def _is(asked: Reference, known: Reference | ComponentBase) -> bool:
     """Whether both name one checkpoint. The Hub takes names in any case; a revision has to be the
     family's, if one is asked for.
     """
-    same = asked.repo.lower() == known.repo.lower() and not known.is_folder
+    if isinstance(known, ComponentBase) or known.is_folder:
+        return False
+    same = asked.repo.lower() == known.repo.lower()
     return same and asked.revision in (None, known.revision)
-
-
-def under_name(pair: Pair, name: str) -> Pair:
-    """A pair given by its checkpoints, under a name `family:base..tuned`. Raises UsageError."""
-    family, stages = pair_name(name)
-    return replace(pair, family=family, name=stages)
-
-
-def _read_file(file: Path) -> list[Family]:
-    from shadow.targets.checked import read_form
-    from shadow.targets.forms import FamiliesForm
-
-    hint = "docs/registry.md describes registry files"
-    form, lines = read_form(FamiliesForm, file, hint=hint, noun="family")
-    return [_family(name, one, file, line=lines[name,]) for name, one in form.root.items()]
 
 
 def _family(name: str, form: FamilyForm, file: Path, line: int) -> Family:

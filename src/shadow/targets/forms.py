@@ -21,7 +21,6 @@ from pydantic import (
 
 from shadow.places.names import name_rules
 from shadow.targets.checked import FaultError, Form, by
-from shadow.targets.plain_yaml import Tree
 from shadow.targets.references import (
     MAX_ENTRIES,
     NAME,
@@ -168,7 +167,7 @@ class FamilyForm(Form):
     """What a person who audits the family should know."""
 
     @classmethod
-    def check_key(cls, key: str, value: Tree) -> None:
+    def check_key(cls, key: str) -> None:
         if key in cls.known():
             return
         if alike := closest(key.lower(), cls.known()[1:], VERY_LIKE):

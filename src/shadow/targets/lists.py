@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import (
@@ -27,14 +26,9 @@ from shadow.targets.families import (
     given_pair,
     load_families,
     pairs_of_references,
-    under_name,
 )
-from shadow.targets.plain_yaml import KeyPath, plain_tree
 from shadow.targets.references import MAX_ENTRIES, ONE_A_LINE, is_reference, one_target
 from shadow.text import nearest, short
-
-if TYPE_CHECKING:
-    from shadow.targets.forms import TargetForm, TwoCheckpointsForm
 
 # other names are told apart by how the list begins
 YAML = (".yaml", ".yml", ".json")
@@ -261,37 +255,23 @@ def _plain_entries(name: str, raw: bytes) -> list[ListEntry]:
 
 
 def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
-    from shadow.targets.checked import checked
-    from shadow.targets.forms import ListForm
+    from shadow.targets.checked import form_of
+    from shadow.targets.forms import ListForm, TargetForm
 
     with _asked():
-        tree, lines = plain_tree(raw, name, YAML_ENTRY)
-        form = checked(
-            ListForm, [] if tree == "" else tree, lines, name, hint=YAML_ENTRY, folder=folder
-        )
-    return _entries(form.root, lines, name)
-
-
-def _entries(
-    forms: Sequence[TargetForm | TwoCheckpointsForm], lines: Mapping[KeyPath, int], file: str
-) -> list[ListEntry]:
-    """The entries of a list in YAML."""
-    from shadow.targets.forms import TargetForm
-
+        form, lines = form_of(ListForm, raw, name, hint=YAML_ENTRY, folder=folder, empty=[])
     entries = []
-    for index, form in enumerate(forms):
+    for index, one in enumerate(form.root):
         names: str | Pair
-        if isinstance(form, TargetForm):
-            names = form.target
+        if isinstance(one, TargetForm):
+            names = one.target
         else:
-            names = given_pair(form.base, form.tuned)
-            if form.name is not None:
-                names = under_name(names, form.name)
+            names = given_pair(one.base, one.tuned, one.name)
         claims = tuple(
-            ListedClaim(str(claim), file, lines[index, "claims", number])
-            for number, claim in enumerate(form.claims)
+            ListedClaim(str(claim), name, lines[index, "claims", number])
+            for number, claim in enumerate(one.claims)
         )
-        entries.append(ListEntry(f"{file}:{lines[index,]}", names, claims))
+        entries.append(ListEntry(f"{name}:{lines[index,]}", names, claims))
     return entries
 
 
