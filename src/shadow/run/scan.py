@@ -247,27 +247,18 @@ def _bytes(info: TensorInfo) -> TensorInfo:
     return replace(info, dtype="U8", shape=(1, info.end - info.start), strides=None)
 
 
-def same_values(
-    read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo, heads: int = 0
-) -> bool:
-    """Whether two tensors hold equal values. heads: the rows of the other are those of so many
-    heads, in each of which the two halves of a rotation lie one after the other and not in turn.
-    """
+def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors hold equal values."""
     if one.shape != other.shape:
         return False
     formats, sides = (one.dtype, other.dtype), _sides(one)
     if not all(info.dtype in FLOATS or info.packing for info in (one, other)):
         one, other = _bytes(one), _bytes(other)
         return formats[0] == formats[1] and torch.equal(read(one).whole(), read(other).whole())
-    first, second = read(one), read(other)
-
-    def ordered(tensor: torch.Tensor) -> torch.Tensor:
-        if heads:
-            tensor = tensor.reshape(heads, 2, -1, sides[1]).transpose(1, 2)
-        return tensor.reshape(sides)
-
-    views = first.seen(lambda tensor: tensor.reshape(sides)), second.seen(ordered)
-    return not compared(Sides(*views, working_dtype(*formats), own_workspace()), formats).changed
+    first, second = (read(info).seen(lambda raw: raw.reshape(sides)) for info in (one, other))
+    return not compared(
+        Sides(first, second, working_dtype(*formats), own_workspace()), formats
+    ).changed
 
 
 SMALLEST = 2.0**-24  # of F16, which may have come between

@@ -1,6 +1,6 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-Its parts are beside this file: files, values, names (what a loader expects), words and adapters.
+Beside this file: shards, values, names (what a loader expects) and configs (tokens, adapters).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
 from shadow.checks.whole import configs, names, shards, values
 from shadow.checks.whole.part import Part, gathered, summary
-from shadow.checks.whole.shards import open_whole
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from shadow.run.scan import Swept
     from shadow.run.scanned import Apart
 
-DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 # by code, the most telling fault first; a row has its name before it, a sentence its names
 TEXTS: Mapping[str, str] = {
     **shards.WORDS,
@@ -53,19 +51,16 @@ class Whole:
 
 def judge(found: Whole) -> Answer:
     """Every part by itself: one fault is enough, and what is not known leaves it open."""
-    part = shards.judge_files(found.files)
+    part = Part()
+    shards.judge_files(part, found.files)
     if found.values is not None:
-        part.add(values.judge_values(found.values))
+        values.judge_values(part, found.values)
     if found.names is not None:
-        part.add(names.judge_names(found.names))
+        names.judge_names(part, found.names)
     if found.words is not None:
-        part.add(configs.judge_words(found.words))
+        configs.judge_words(part, found.words)
     if found.adapter is not None:
-        part.add(configs.judge_adapter(found.adapter))
-    return _answer(part, with_values=found.with_values)
-
-
-def _answer(part: Part, *, with_values: bool) -> Answer:
+        configs.judge_adapter(part, found.adapter)
     figures = {**part.figures, "faults": len(part.against)}
     notes, doubts = gathered(part.notes), gathered(part.doubts)
     if part.against:
@@ -73,19 +68,19 @@ def _answer(part: Part, *, with_values: bool) -> Answer:
         return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, [*doubts, *notes])
     if doubts:
         return Answer(Outcome.INCONCLUSIVE, [*doubts, Reason("not_all")], figures, (), notes)
-    said = Reason("whole" if with_values else "whole_headers", {"tensors": figures["tensors"]})
+    code = "whole" if found.with_values else "whole_headers"
+    said = Reason(code, {"tensors": figures["tensors"]})
     return Answer(Outcome.HOLDS, [said], figures, (), notes)
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
-    """Headers and small files first, then one sweep over values, then a loader."""
+    """Headers and small files first, then a loader, then one sweep over values."""
     read = not asked.headers
-    opened = open_whole(asked.models[0], runtime, scratch, with_values=read)
+    opened = shards.open_whole(asked.models[0], runtime, scratch, with_values=read)
     checkpoint = opened.checkpoint
     if checkpoint is None:
         return Whole(opened.files, with_values=read)
     tables, sees = _vocabulary(checkpoint)
-    rows = min((checkpoint.tensors[name].shape[0] for name in tables), default=0)
     adapter, expected, named = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
@@ -94,10 +89,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=is_cut)
         ends, tied = {place: name for name, place in tables.items()}, None
         if {"head", "embed"} <= ends.keys():
-            tied = names.gather_tied(
-                checkpoint, (ends["head"], ends["embed"]), runtime if read else None,
-                is_tied=expected.tied,
-            )  # fmt: skip
+            both, reading = (ends["head"], ends["embed"]), runtime if read else None
+            tied = names.gather_tied(checkpoint, both, reading, is_tied=expected.tied)
         indexed = opened.files.weight_map.keys()
         named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
     swept: list[Swept] = []
@@ -111,21 +104,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         adapter = configs.read_factors(said, opened.stored, swept)
     words = configs.read_words(
         opened.small,
-        rows=rows,
+        rows=min((checkpoint.tensors[name].shape[0] for name in tables), default=0),
         sees=sees,
         checks_size=expected is None or bool(expected.problem),
         usual=expected.usual if expected else (),
     )
-    dtype = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
-    measured = values.Values(
-        opened.stored,
-        swept,
-        unread,
-        dict.fromkeys(tables, max(words.vocabulary.values(), default=-1) + 1),
-        names.is_quantised(checkpoint),
-        DTYPES.get(dtype.removeprefix("torch."), ""),
-    )
-    return Whole(opened.files, measured, named, words, adapter, read)
+    tokens = max(words.vocabulary.values(), default=-1) + 1
+    is_quantised = names.is_quantised(checkpoint)
+    every = values.Values(opened.stored, swept, unread, dict.fromkeys(tables, tokens), is_quantised)
+    return Whole(opened.files, every, named, words, adapter, read)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.names import number_of, text_config
 from shadow.checks.whole.part import Part, json_object
-from shadow.templates import Reason, Value
+from shadow.templates import Value
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 KINDS = ("eos", "bos", "pad")
-# tokens that end a turn in templates of chats
-ENDS = re.compile(r"<\|(?:im_end|eot_id|end|eot|return|end_of_turn)\|>|<end_of_turn>|<turn\|>")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
 WORDS = {
     "token_beyond": "{kind} is token {token}, and the embedding has {rows:count row|rows}",
@@ -32,11 +30,6 @@ WORDS = {
     "vocab_size": "vocab_size is {said:count}, and the embedding has {rows:count row|rows}",
     "tokenizer_beyond": "{tokens:count token has|tokens have} no row in the embedding of"
     " {rows:count row|rows}, such as {token} ({number})",
-    "other_components": "{token} ({number}) stands for what is no text, and has no row",
-    "tokens_apart": "{kind} is {one} here and {other} in {against}",
-    "turn_end": "turns of the chat template end with {token} ({number}), where generation does not"
-    " stop",
-    "spare_rows": "{rows:count row is|rows are} beyond the tokenizer",
 }
 OF_ADAPTERS = {
     "does_nothing": "the adapter does nothing: a factor is zero in {modules:all module|modules}",
@@ -67,8 +60,6 @@ class Words:
     """The config's; 0 where it says none."""
     rows: int = 0
     """Of the embedding of the language model; 0 where there is none."""
-    ends: Sequence[str] = ()
-    """What ends a turn in the chat template."""
     sees: bool = False
     """Whether the model has other components than language."""
     checks_size: bool = True
@@ -77,9 +68,8 @@ class Words:
     """Tokens that a config of the class names unless it is told others."""
 
 
-def judge_words(found: Words) -> Part:
+def judge_words(part: Part, found: Words) -> None:
     """Tokens without a row, and files that do not agree where generation stops."""
-    part = Part()
     rows, size = found.rows or found.vocab_size, found.vocab_size
     for kind, files in found.ids.items():
         for file, tokens in files.items():
@@ -88,37 +78,20 @@ def judge_words(found: Words) -> Part:
                 say(file, "token_beyond", kind=kind, token=str(token), rows=rows)
         # generation stops where its own config says, or the model's
         stops = [file for file in (GENERATION, CONFIG) if file in files]
-        for file in files if stops else ():
+        for file in files if stops and kind == "eos" else ():
             if set(files[file]).isdisjoint(files[stops[0]]):
                 one, other = (", ".join(map(str, files[at])) for at in (file, stops[0]))
-                say = part.fault if kind == "eos" else part.note
-                code = "eos_apart" if kind == "eos" else "tokens_apart"
-                say(file, code, kind=kind, one=one, other=other, against=stops[0])
-        for text in found.ends if stops and kind == "eos" else ():
-            number = found.vocabulary.get(text, files[stops[0]][0])
-            if number not in files[stops[0]]:
-                part.note(stops[0], "turn_end", token=text, number=str(number))
+                part.fault(file, "eos_apart", one=one, other=other, against=stops[0])
     for kind, text in found.unknown.items():
         part.fault(TOKENIZER, "token_unknown", kind=kind, token=text)
     if found.checks_size and found.rows and size and size != found.rows:
         part.fault(CONFIG, "vocab_size", said=size, rows=found.rows)
-    if found.vocabulary and rows:
-        _judge_rows(part, found, rows)
-    return part
-
-
-def _judge_rows(part: Part, found: Words, rows: int) -> None:
-    beyond = sorted((number, token) for token, number in found.vocabulary.items() if number >= rows)
+    beyond = sorted((at, token) for token, at in found.vocabulary.items() if rows and at >= rows)
+    # what stands for images has no row in a model of language alone
     words = [one for one in beyond if found.sees or not SEEN.search(one[1])]
     if words:
-        number, token = words[0]
-        figures: dict[str, Value] = {"token": token, "number": str(number), "rows": rows}
-        part.fault("tokenizer", "tokenizer_beyond", tokens=len(words), **figures)
-    for number, token in beyond:
-        if (number, token) not in words:
-            part.note("tokenizer", "other_components", token=token, number=str(number))
-    if (spare := rows - max(found.vocabulary.values()) - 1) > 0:
-        part.notes.append(Reason("spare_rows", {"rows": spare}))
+        of: dict[str, Value] = {"tokens": len(words), "token": words[0][1], "rows": rows}
+        part.fault("tokenizer", "tokenizer_beyond", **of, number=str(words[0][0]))
 
 
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
@@ -145,11 +118,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    template = str(tokenizer.get("chat_template") or "")
-    template += small.get("chat_template.jinja", b"").decode(errors="replace")
-    ends = [*dict.fromkeys(ENDS.findall(template))]
-    size = number_of(config, ("vocab_size",))
-    return Words(ids, unknown, vocabulary, size, ends=ends, **facts)
+    return Words(ids, unknown, vocabulary, number_of(config, ("vocab_size",)), **facts)
 
 
 def _text(value: object) -> str:
@@ -191,13 +160,13 @@ class Factors:
     """Modules of which a factor is all zero."""
 
 
-def judge_adapter(found: Factors) -> Part:
+def judge_adapter(part: Part, found: Factors) -> None:
     """The config against factors, module by module."""
-    part = Part(figures={"modules": len(found.shapes), "modules_zero": len(found.zero)})
+    part.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
     if config.get("peft_type") != "LORA":
         part.doubt(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
-        return part
+        return
     if not isinstance(alpha, int | float) or not alpha > 0:
         part.fault(ADAPTER_CONFIG, "alpha", alpha=str(alpha)[:40])
     if found.zero and len(found.zero) == len(found.shapes):
@@ -221,7 +190,6 @@ def judge_adapter(found: Factors) -> Part:
             part.fault(str(name)[:200], "saved_absent")
     if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):
         part.fault(ADAPTER_CONFIG, "dora_absent")
-    return part
 
 
 def _judge_module(
@@ -253,11 +221,11 @@ def read_factors(
     from shadow.checkpoints.adapters import FACTOR, PREFIX
 
     shapes: defaultdict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    matches = {name: FACTOR.fullmatch(name) for name in stored}
-    owners = {name: one["module"].removeprefix(PREFIX) for name, one in matches.items() if one}
-    for name, match in matches.items():
-        if match:
-            shapes[owners[name]][match["which"]] = stored[name].shape
+    owners = {}
+    for name, info in stored.items():
+        if match := FACTOR.fullmatch(name):
+            owners[name] = match["module"].removeprefix(PREFIX)
+            shapes[owners[name]][match["which"]] = info.shape
     zero = [one.info.name for one in swept if one.found.is_constant and not one.found.first]
     return Factors(
         json_object(config),

@@ -30,8 +30,6 @@ MOST_LAYERS = 10_000  # that a loader is asked to make
 MOST = 100_000  # that a config may promise
 WORDS = {
     "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
-    "other_prefix": "names of {tensors:count tensor|tensors} have {prefix} more than the model's",
-    "lost_prefix": "names of {tensors:count tensor|tensors} lack the {prefix} of the model's",
     "missing": "no file has it, so that transformers starts it at random",
     "expert_missing": "no file has it, in a model of {of:count expert|experts}",
     "expert_shape": "its shape is {shape}, where that of most experts beside it is {other}",
@@ -43,10 +41,7 @@ WORDS = {
     "head_differs": "stored beside a config that ties it to {embedding}, with other values:"
     " transformers 5 takes it, others take {embedding}",
     "head_unknown": "stored beside a config that ties it to {embedding}; values are not compared",
-    "head_equal": "equal to {embedding}, to which config ties it",
-    "head_copies": "equal to {embedding}, although config does not tie it",
     "mtp": "for further tokens; transformers leaves it out",
-    "buffers": "computed by the model itself, whatever the file has",
     "not_asked": "names and shapes are not held against a loader: {why}",
     "cut": "files are missing",
     "no_config": "there is no config.json",
@@ -64,13 +59,11 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Tied:
-    """A head that is stored, beside the embedding."""
+    """A head that is stored although config ties it to the embedding."""
 
     head: str
     embedding: str
-    is_tied: bool
-    """By the config."""
-    equal: bool | None
+    equal: bool | None = None
     """None where values were not read."""
 
 
@@ -86,31 +79,27 @@ class Names:
     """Names in the index: what it has and files lack is said of files."""
 
 
-def judge_names(found: Names) -> Part:
+def judge_names(part: Part, found: Names) -> None:
     """What a loader would miss, leave out or refuse; and what it does not look at."""
-    part = Part()
     for prefix, count in wrapped(found.tensors).items():
         part.fault(prefix, "prefix", prefix=prefix, tensors=count)
     layers = _judge_experts(part, found)
     _judge_mtp(part, found)
-    problem, detail = found.expected.problem, found.expected.detail
-    if problem:
-        figures = {"detail": detail, "install": installing("loader")}
+    if problem := found.expected.problem:
+        figures = {"detail": found.expected.detail, "install": installing("loader")}
         why = Reason("not_asked", {"why": Reason(problem, figures)})
         (part.notes if problem == "cut" else part.doubts).append(why)
-        if problem != "cut":
-            _judge_layers(part, found)
+        there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
+        promised = number_of(found.config, ("num_hidden_layers",))
+        if problem != "cut" and there and promised <= MOST:
+            for layer in sorted({*range(promised)} - there):
+                part.fault(f"layers.{layer}", "layer_missing", of=promised)
     else:
         _judge_loading(part, found, layers)
-    if (tied := found.tied) is not None:
-        if tied.equal:
-            code = "head_equal" if tied.is_tied else "head_copies"
-            part.note(tied.head, code, embedding=tied.embedding)
-        elif tied.is_tied:
-            say = part.doubt if tied.equal is None else part.fault
-            code = "head_unknown" if tied.equal is None else "head_differs"
-            say(tied.head, code, embedding=tied.embedding)
-    return part
+    if (tied := found.tied) is not None and not tied.equal:
+        is_known = tied.equal is not None
+        say, code = (part.fault, "head_differs") if is_known else (part.doubt, "head_unknown")
+        say(tied.head, code, embedding=tied.embedding)
 
 
 def wrapped(names: Collection[str]) -> dict[str, int]:
@@ -124,39 +113,22 @@ def wrapped(names: Collection[str]) -> dict[str, int]:
     }
 
 
-def _unwrapped(name: str, prefixes: Collection[str]) -> str:
-    for prefix in prefixes:
-        name = name.removeprefix(prefix) if prefix != "_orig_mod." else name.replace(prefix, "")
-    return name
-
-
 def _judge_loading(part: Part, found: Names, layers: Collection[str]) -> None:
     """layers: those that lack an expert, which is named already."""
-    missing, unexpected = {*found.expected.missing}, {*found.expected.unexpected}
-    for code, longer, shorter in (
-        ("other_prefix", unexpected, missing),
-        ("lost_prefix", missing, unexpected),
-    ):
-        if prefix := _prefix(longer, shorter):
-            both = {name for name in longer if name.removeprefix(prefix) in shorter}
-            part.fault(prefix, code, prefix=prefix, tensors=len(both))
-            longer -= both
-            shorter -= {name.removeprefix(prefix) for name in both}
 
     def is_named(name: str) -> bool:
         match = LAYER.fullmatch(name)
         return bool(match and match[1] in layers and "experts" in name)
 
-    for name in sorted(missing - {*found.indexed}):
+    for name in sorted({*found.expected.missing} - {*found.indexed}):
         if not is_named(name):
             part.fault(name, "missing")
-    for name in sorted(unexpected):
+    for name in sorted(found.expected.unexpected):
         info = found.tensors.get(name)
-        if BUFFER.fullmatch(name):
-            part.note(name, "buffers")
-        elif MTP.fullmatch(name) or _is_beyond(name, found.config):
+        is_judged_elsewhere = BUFFER.fullmatch(name) or FLAT.fullmatch(name)
+        if MTP.fullmatch(name) or _is_beyond(name, found.config):
             part.note(name, "mtp")
-        elif not FLAT.fullmatch(name) and (info is None or info.parameters):
+        elif not is_judged_elsewhere and (info is None or info.parameters):
             part.fault(name, "unexpected")
     for name, shape, other in found.expected.mismatched:
         if not is_named(name) and 0 not in shape:
@@ -165,17 +137,6 @@ def _judge_loading(part: Part, found: Names, layers: Collection[str]) -> None:
 
 def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "()"
-
-
-def _prefix(longer: Collection[str], shorter: Collection[str]) -> str:
-    """What most of the longer names have before one of the shorter; empty where that is little."""
-    counts = Counter[str]()
-    for name in longer:
-        parts = name.split(".")
-        ends = ((".".join(parts[:cut]), ".".join(parts[cut:])) for cut in range(1, len(parts)))
-        counts.update(f"{start}." for start, end in ends if end in shorter)
-    prefix, count = next(iter(counts.most_common(1)), ("", 0))
-    return prefix if count > 1 and 2 * count > len(longer) else ""
 
 
 def _judge_experts(part: Part, found: Names) -> set[str]:
@@ -223,15 +184,6 @@ def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
     return bool(match and layers and number_of(config, MTP_KEYS) and int(match[1]) >= layers)
 
 
-def _judge_layers(part: Part, found: Names) -> None:
-    """Layers that config promises, where no loader could be asked."""
-    there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
-    promised = number_of(found.config, ("num_hidden_layers",))
-    if there and promised <= MOST:
-        for layer in sorted({*range(promised)} - there):
-            part.fault(f"layers.{layer}", "layer_missing", of=promised)
-
-
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the language model inside; empty where there is none."""
     inner = (config.get(key) for key in ("text_config", "llm_config", "language_config"))
@@ -268,28 +220,32 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
     )
     if problem := next((problem for problem, holds in problems if holds), ""):
         return Expected(problem=problem)
-    prefixes = wrapped(checkpoint.tensors)
-    named = {_unwrapped(name, prefixes): info for name, info in checkpoint.tensors.items()}
+    named = dict(checkpoint.tensors)
+    for prefix in wrapped(named):
+        anywhere = prefix == "_orig_mod."
+        named = {
+            name.replace(prefix, "") if anywhere else name.removeprefix(prefix): info
+            for name, info in named.items()
+        }
     return expected(checkpoint.config, named, scratch)
 
 
 def gather_tied(
     checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool
 ) -> Tied | None:
-    """A head and the embedding, if they have one shape. runtime: None where values are not read.
-    is_tied: where the config does not say.
+    """A head and the embedding that config, or the class (is_tied), ties it to. runtime: None where
+    values are not read.
     """
     infos = [checkpoint.tensors[name] for name in names]
-    if infos[0].shape != infos[1].shape:
-        return None
     parts = (checkpoint.config, text_config(checkpoint.config))
     said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    equal = None
-    if runtime is not None:
-        from shadow.run.scan import same_values
+    if infos[0].shape != infos[1].shape or not (said[0] if said else is_tied):
+        return None
+    if runtime is None:
+        return Tied(*names)
+    from shadow.run.scan import same_values
 
-        for shard in {info.shard for info in infos}:
-            source, stop = checkpoint.sources[shard], Event()
-            source.fetch(say=runtime.say, report=lambda count: None, stop=stop)
-        equal = same_values(checkpoint.tensor, infos[0], infos[1])
-    return Tied(*names, bool(said[0] if said else is_tied), equal)
+    for shard in {info.shard for info in infos}:
+        source, stop = checkpoint.sources[shard], Event()
+        source.fetch(say=runtime.say, report=lambda count: None, stop=stop)
+    return Tied(*names, same_values(checkpoint.tensor, infos[0], infos[1]))

@@ -1,4 +1,4 @@
-"""What each part of `whole` finds: faults a row each, doubts that leave it open, and notes."""
+"""What `whole` finds: faults a row each, doubts that leave it open, and notes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LAYER = re.compile(r"(.*?\b(?:layers?|h|blocks?|blk)\.\d+)\..+")
 
 @dataclass
 class Part:
-    """Faults, doubts and notes of a part, as they are found."""
+    """Faults, doubts and notes as they are found."""
 
     against: list[Against] = field(default_factory=list)
     doubts: list[Reason] = field(default_factory=list)
-    """What could not be checked, or not told."""
+    """What could not be checked."""
     notes: list[Reason] = field(default_factory=list)
     figures: dict[str, Figure] = field(default_factory=dict)
 
@@ -31,14 +31,7 @@ class Part:
         self.doubts.append(Reason(code, {**figures, "names": [name]}))
 
     def note(self, name: str, code: str, **figures: Value) -> None:
-        """A note of one of the names of which the same may be said."""
         self.notes.append(Reason(code, {**figures, "names": [name]}))
-
-    def add(self, other: Part) -> None:
-        self.against += other.against
-        self.doubts += other.doubts
-        self.notes += other.notes
-        self.figures |= other.figures
 
 
 def gathered(reasons: Iterable[Reason]) -> list[Reason]:
@@ -61,11 +54,10 @@ def summary(against: Sequence[Against], order: Sequence[str]) -> list[Reason]:
     groups: defaultdict[str, list[Against]] = defaultdict(list)
     for one in against:
         groups[one.why.code].append(one)
-    found = []
-    for code in sorted(groups, key=order.index):
-        names = in_layers([one.name for one in groups[code]])
-        found.append(Reason(code, {**groups[code][0].why.figures, "names": names}))
-    return found
+    return [
+        Reason(code, {**own[0].why.figures, "names": in_layers([one.name for one in own])})
+        for code, own in sorted(groups.items(), key=lambda group: order.index(group[0]))
+    ]
 
 
 def in_layers(names: Sequence[str]) -> list[str]:

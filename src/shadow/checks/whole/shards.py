@@ -26,20 +26,18 @@ if TYPE_CHECKING:
     from shadow.run.runtime import Runtime
     from shadow.targets.references import Reference
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 OWN = re.compile(
     r"(?!consolidated|adapter_|optimizer|training|scheduler|random|rng).*\.safetensors"
 )
-TRAINING: Sequence[tuple[str, str]] = (  # files of a trainer, and what they are
-    (r"optimizer.*\.(pt|bin|safetensors)|.*optim_states\.pt", "the state of an optimiser"),
-    (r"(lr_)?scheduler.*\.(pt|bin)", "a schedule of learning rates"),
-    (r"rng_state.*\.pth|random_states.*\.pkl|scaler\.pt|trainer_state\.json", "where training was"),
-    (r"training_args\.bin", "the settings of a training"),
-    (r".*\.distcp|\.metadata|model_world_size_.*\.pt", "shards of FSDP"),
-    (r"(mp_rank|zero_pp_rank)_.*\.pt|zero_to_fp32\.py|latest", "DeepSpeed's"),
-)
+CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")
+PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
+LFS = b"version https://git-lfs"
+SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
+NEWER = 2  # seconds
+CHUNK = 1 << 20  # bytes that are read at once for a checksum
 WORDS = {
     "pointer": "a Git-LFS pointer, not the file itself",
     "shard_missing": "the others name it, and it is not there"
@@ -49,7 +47,6 @@ WORDS = {
     "twice_differs": "in {shard} and in {other}, with other values; transformers takes that of"
     " {other}",
     "twice_unknown": "in {shard} and in {other}; values are not compared",
-    "twice_equal": "in {shard} and in {other}, with equal values",
     "elsewhere": "the index puts it in {shard}, and it is in {other}",
     "unindexed": "in {shard}, but not in the index",
     "shard_outside": "the index does not name it, so that no loader reads it; it has"
@@ -59,9 +56,7 @@ WORDS = {
     " such as {first}; transformers reads {read}",
     "set_unknown": "a second set of weights, which is not compared; transformers reads {read}",
     "set_newer": "newer than {read}, which transformers reads, and not compared",
-    "set_equal": "a second set of weights, with equal values; transformers reads {read}",
     "adapter_beside": "an adapter beside a whole model: transformers adds it to the model",
-    "trainer": "{what}, not the model's",
 }
 
 
@@ -74,6 +69,8 @@ class OtherSet:
     differing: Sequence[str] | None = None
     """Tensors whose values differ; None where they are not compared."""
     newer: bool = False
+    is_renamed: bool = False
+    """Whether its tensors have other names, such as Mistral's."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,8 @@ class Files:
         return bool(self.pointers or self.unreadable or self.missing)
 
 
-def judge_files(found: Files) -> Part:
+def judge_files(part: Part, found: Files) -> None:
     """What contradicts itself, a row a file or tensor; what is only odd is a note."""
-    part = Part()
     for name in found.pointers:
         part.fault(name, "pointer")
     for name, count in found.missing.items():
@@ -127,14 +123,11 @@ def judge_files(found: Files) -> Part:
         for name in found.headers.get(shard, ()):
             holders[name].append(shard)
     for name, shards in holders.items():
-        if len(shards) > 1:
-            ends = {"shard": shards[0], "other": shards[-1]}
-            equal = found.equal.get(name)
-            if equal is None:
-                part.doubt(name, "twice_unknown", **ends)
-            else:
-                say = part.note if equal else part.fault
-                say(name, "twice_equal" if equal else "twice_differs", **ends)
+        if len(shards) > 1 and not found.equal.get(name):
+            say, code = part.fault, "twice_differs"
+            if name not in found.equal:
+                say, code = part.doubt, "twice_unknown"
+            say(name, code, shard=shards[0], other=shards[-1])
     if found.weight_map:
         _judge_index(part, found, holders)
     elif len(found.read) > 1 and any(map(NUMBERED.fullmatch, found.read)):
@@ -143,10 +136,6 @@ def judge_files(found: Files) -> Part:
         _judge_set(part, other, found.read[0])
     if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
         part.fault(ADAPTER, "adapter_beside")
-    for name in sorted(found.names):
-        for what in (what for pattern, what in TRAINING if re.fullmatch(pattern, name)):
-            part.note(name, "trainer", what=what)
-    return part
 
 
 def _judge_index(part: Part, found: Files, holders: Mapping[str, Sequence[str]]) -> None:
@@ -166,29 +155,9 @@ def _judge_set(part: Part, other: OtherSet, read: str) -> None:
     if other.differing:
         first, count = other.differing[0], len(other.differing)
         part.fault(other.file, "set_differs", read=read, first=first, tensors=count)
-    elif other.differing is None and other.newer:
-        part.doubt(other.file, "set_newer", read=read)
-    else:
-        code = "set_unknown" if other.differing is None else "set_equal"
-        part.note(other.file, code, read=read)
-
-
-SINGLE = "model.safetensors"
-LFS = b"version https://git-lfs"
-SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
-CONSOLIDATED = r"consolidated.*\.safetensors"
-PICKLED = r"pytorch_model.*\.bin|consolidated.*\.pth"
-# names of Mistral's own files, and those of transformers
-MISTRAL: Mapping[str, str] = {
-    "tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head",
-    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
-    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-}  # fmt: skip
-NEWER = 2  # seconds
-CHUNK = 1 << 20  # bytes that are read at once for a checksum
+    elif other.differing is None:
+        say = part.doubt if other.newer or other.is_renamed else part.note
+        say(other.file, "set_newer" if other.newer else "set_unknown", read=read)
 
 
 @dataclass(frozen=True)
@@ -270,6 +239,8 @@ class Folder:
                 self._read(name)
             except OSError as error:
                 self.unreadable[name] = str(error.strerror)
+            except ValueError as error:
+                self.unreadable[name] = str(error)
             except ShadowError as error:
                 self.unreadable[name] = error.message.removeprefix(f"{name}: ")
 
@@ -284,9 +255,7 @@ class Folder:
         for shard in read:
             for name, info in self.headers.get(shard, {}).items():
                 if name in tensors and self.with_values:
-                    from shadow.run.scan import same_values
-
-                    equal[name] = same_values(self.tensor, tensors[name], info)
+                    equal[name] = self._are_equal(tensors[name], info)
                 tensors[name] = info
         config = json_object(self.small.get("config.json"))
         matrices, refused = with_matrices(
@@ -297,16 +266,15 @@ class Folder:
             str(self.root), None, "", config, matrices, sources, refused=refused
         )
         facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
-        files = Files(read, *facts, [*other_sets(self, read, tensors)])
+        files = Files(read, *facts, [*self._others(read, tensors)])
         return Opened(checkpoint if tensors else None, tensors, self.small, files)
 
-    def tensor(self, info: TensorInfo) -> StoredTensor:
-        return self.sources[info.shard].tensor(info)
-
     def _read(self, name: str) -> None:
-        """Read a small file, or the header of one of weights. Raises OSError, ShadowError."""
+        """Read a small file, or the header of one of weights. Raises OSError, ShadowError, and
+        ValueError for a config that is no JSON.
+        """
         from shadow.checkpoints.listing import kind_of
-        from shadow.checkpoints.safetensors_files import header_of, held_shard
+        from shadow.checkpoints.safetensors_files import header_of, held_shard, strict_json
         from shadow.checkpoints.sources import LocalFile
         from shadow.files import read_start
 
@@ -323,15 +291,7 @@ class Folder:
         elif name.endswith((".json", ".jinja")):
             self.small[name] = content
             if name.endswith("config.json"):
-                self._require_json(name, content)
-
-    def _require_json(self, name: str, content: bytes) -> None:
-        from shadow.checkpoints.safetensors_files import strict_json
-
-        try:
-            strict_json(content)
-        except ValueError as error:
-            self.unreadable[name] = str(error)
+                strict_json(content)
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
         """The files that transformers reads, in its order, and what an index says of them."""
@@ -351,94 +311,66 @@ class Folder:
         numbered = sorted(filter(NUMBERED.fullmatch, weights))
         return numbered or sorted(filter(OWN.fullmatch, weights)) or sorted(weights), {}
 
+    def _tensor(self, info: TensorInfo) -> StoredTensor:
+        return self.sources[info.shard].tensor(info)
 
-def other_sets(
-    folder: Folder, read: Sequence[str], tensors: Mapping[str, TensorInfo]
-) -> Iterator[OtherSet]:
-    """Every other set of weights, compared where its values can be."""
-    consolidated, pickled = (
-        [name for name in sorted(folder.names) if re.fullmatch(pattern, name)]
-        for pattern in (CONSOLIDATED, PICKLED)
-    )
-    rest = folder.headers.keys() - {*read, *consolidated}
-    copies = [name for name in sorted(rest) if folder.headers[name].keys() & tensors.keys()]
-    for files in (copies, consolidated):
-        if files and files[0] not in read and not files[0].startswith("adapter_"):
-            yield _compared(folder, files, read, tensors)
-    if pickled and read:
-        differing = _differing_pickles(folder, pickled, tensors) if folder.with_values else None
-        yield OtherSet(pickled[0], differing, _is_newer(folder, pickled, read))
-
-
-def _is_newer(folder: Folder, *sets: Sequence[str]) -> bool:
-    """Whether the first set of files was written after the second."""
-    paths = [[folder.root / name for name in some if name in folder.names] for some in sets]
-    first, second = (max((one.stat().st_mtime for one in own), default=0.0) for own in paths)
-    return first > second + NEWER
-
-
-def _compared(
-    folder: Folder, files: Sequence[str], read: Sequence[str], tensors: Mapping[str, TensorInfo]
-) -> OtherSet:
-    """Files of safetensors beside the tensors of their names, or of Mistral's names for them."""
-    own = {name: info for file in files for name, info in folder.headers.get(file, {}).items()}
-    named = {name: name if name in tensors else _of_mistral(name) for name in own}
-    differing: list[str] | None = None
-    if folder.with_values and {*named.values()} <= tensors.keys():
+    def _are_equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         from shadow.run.scan import same_values
 
-        pairs = [(info, tensors[named[name]]) for name, info in own.items()]
-        differing = [
-            info.name
-            for info, other in pairs
-            if not same_values(folder.tensor, info, other, _heads(folder, info, other))
-        ]
-    return OtherSet(files[0], differing, _is_newer(folder, files, read))
+        return same_values(self._tensor, one, other)
 
+    def _others(self, read: Sequence[str], tensors: Mapping[str, TensorInfo]) -> Iterator[OtherSet]:
+        """Every other set of weights, compared where its values can be."""
+        rest = [name for name in sorted(self.headers) if name not in read]
+        consolidated = [*filter(CONSOLIDATED.fullmatch, rest)]
+        copies = [name for name in rest if self.headers[name].keys() & tensors.keys()]
+        copies = [name for name in copies if name not in consolidated]
+        for files in (copies, consolidated):
+            if files and not files[0].startswith("adapter_"):
+                own = [info for file in files for info in self.headers[file].values()]
+                is_renamed = self.with_values and not any(info.name in tensors for info in own)
+                differing = None
+                if self.with_values and all(info.name in tensors for info in own):
+                    pairs = [(info, tensors[info.name]) for info in own]
+                    differing = [one.name for one, info in pairs if not self._are_equal(one, info)]
+                newer = self._is_newer(files, read)
+                yield OtherSet(files[0], differing, newer, is_renamed)
+        pickled = sorted(filter(PICKLED.fullmatch, self.names))
+        if pickled and read:
+            differing = self._differing_from_pickles(pickled, tensors) if self.with_values else None
+            yield OtherSet(pickled[0], differing, self._is_newer(pickled, read))
 
-def _of_mistral(name: str) -> str:
-    match = re.fullmatch(r"(layers\.\d+\.)?(.+)\.weight", name)
-    layer = f"model.{match[1]}" if match and match[1] else ""
-    return f"{layer}{MISTRAL.get(match[2], '') if match else ''}.weight"
+    def _is_newer(self, *sets: Sequence[str]) -> bool:
+        """Whether the first set of files was written after the second."""
+        paths = [[self.root / name for name in some if name in self.names] for some in sets]
+        first, second = (max((one.stat().st_mtime for one in own), default=0.0) for own in paths)
+        return first > second + NEWER
 
-
-def _heads(folder: Folder, own: TensorInfo, info: TensorInfo) -> int:
-    """In how many heads the rows of q or k are in another order; 0 of any other tensor."""
-    config = json_object(folder.small.get("config.json"))
-    heads = config.get("num_attention_heads")
-    if ".k_proj." in info.name:
-        heads = config.get("num_key_value_heads", heads)
-    is_ordered = own.name == info.name or not re.search(r"\.[qk]_proj\.", info.name)
-    if is_ordered or type(heads) is not int or heads < 1 or info.shape[0] % (2 * heads):
-        return 0
-    return heads
-
-
-def _differing_pickles(
-    folder: Folder, files: Sequence[str], tensors: Mapping[str, TensorInfo]
-) -> list[str] | None:
-    """Tensors without an equal one in pickles, which are not opened: their archives have a size and
-    a checksum of each storage. None where these cannot tell.
-    """
-    stored: set[tuple[int, int]] = set()
-    for name in files:
-        try:
-            with zipfile.ZipFile(folder.root / name) as archive:
-                members = [one for one in archive.infolist() if "/data/" in one.filename]
-        except (zipfile.BadZipFile, OSError):
-            return None
-        stored |= {(one.file_size, one.CRC) for one in members}
-    sizes = {size for size, _ in stored}
-    differing, buffer = [], bytearray(CHUNK)
-    for name, info in tensors.items():
-        if info.end - info.start not in sizes:  # another dtype, or a part of a storage
-            return None
-        held, there = folder.sources[info.shard].located(info)
-        crc = 0
-        for start in range(there.start, there.end, CHUNK):
-            some = memoryview(buffer)[: min(CHUNK, there.end - start)]
-            held.read(start, some)
-            crc = zlib.crc32(some, crc)
-        if (info.end - info.start, crc) not in stored:
-            differing.append(name)
-    return differing if any(crc for _, crc in stored) else None
+    def _differing_from_pickles(
+        self, files: Sequence[str], tensors: Mapping[str, TensorInfo]
+    ) -> list[str] | None:
+        """Tensors without an equal one in pickles, which are not opened: their archives have a size
+        and a checksum of each storage. None where these cannot tell.
+        """
+        stored: set[tuple[int, int]] = set()
+        for name in files:
+            try:
+                with zipfile.ZipFile(self.root / name) as archive:
+                    members = [one for one in archive.infolist() if "/data/" in one.filename]
+            except (zipfile.BadZipFile, OSError):
+                return None
+            stored |= {(one.file_size, one.CRC) for one in members}
+        sizes = {size for size, _ in stored}
+        differing, buffer = [], bytearray(CHUNK)
+        for name, info in tensors.items():
+            if info.end - info.start not in sizes:  # another dtype, or a part of a storage
+                return None
+            held, there = self.sources[info.shard].located(info)
+            crc = 0
+            for start in range(there.start, there.end, CHUNK):
+                some = memoryview(buffer)[: min(CHUNK, there.end - start)]
+                held.read(start, some)
+                crc = zlib.crc32(some, crc)
+            if (info.end - info.start, crc) not in stored:
+                differing.append(name)
+        return differing if any(crc for _, crc in stored) else None

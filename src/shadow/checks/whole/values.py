@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.part import Part
@@ -34,7 +33,6 @@ PIECE = re.compile(
 FACTOR = re.compile(r".*\.lora_(embedding_)?[AB].*|.*lora_magnitude_vector.*")
 NARROW = 16  # columns below which rows of one value come about by chance
 FEW = 0.01  # share of the rows of a vocabulary that may be zero: tokens without a meaning
-FAR = 100.0  # times the median of scales of one role
 WORDS = {
     "empty": "its shape is {shape}: saved without gathering its parts",
     "flat": "a flat parameter of FSDP, saved without gathering its parts",
@@ -47,12 +45,6 @@ WORDS = {
     "zero_rows": "{rows:count row|rows} of {of:count} {rows|is|are} all zero",
     "constant_rows": "{rows:count row has|rows have} entries that are all equal",
     "undecoded": "not looked at: {why}",
-    "padding_rows": "{rows:count row|rows} of zeros at the end of a vocabulary",
-    "zero_tokens": "{rows:count row|rows} of zeros in a vocabulary",
-    "ones": "norms of 1",
-    "zero_vector": "zero",
-    "scale_far": "scales far from those of other layers",
-    "dtype": "stored as {stored}, where the config says {said}",
 }
 
 
@@ -66,13 +58,11 @@ class Values:
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """Embeddings and heads, and how many tokens the tokenizer has; 0 where that is not known."""
     is_quantised: bool = False
-    dtype: str = ""
-    """The config's, as headers write it."""
 
 
-def judge_values(found: Values) -> Part:
-    """Faults by name; zeros that models have by design are notes."""
-    part = Part(figures={"tensors": len(found.stored), "tensors_read": len(found.swept)})
+def judge_values(part: Part, found: Values) -> None:
+    """Name faults; zeros that models have by design are none."""
+    part.figures |= {"tensors": len(found.stored), "tensors_read": len(found.swept)}
     for name, info in found.stored.items():
         if FLAT.fullmatch(name):
             part.fault(name, "flat")
@@ -89,11 +79,6 @@ def judge_values(found: Values) -> Part:
         _judge_scales(part, found)
     part.doubts += [Reason("undecoded", {"names": [one.tensor], "why": one.why})
                     for one in found.unread]  # fmt: skip
-    floats = Counter(one.dtype for one in found.stored.values() if one.dtype in FLOATS)
-    most = max(floats, key=floats.__getitem__, default="")
-    if found.dtype and most not in ("", found.dtype) and not found.is_quantised:
-        part.notes.append(Reason("dtype", {"stored": most, "said": found.dtype}))
-    return part
 
 
 def role(name: str) -> str:
@@ -102,7 +87,7 @@ def role(name: str) -> str:
 
 
 def _judge_tensor(part: Part, one: Swept, found: Values, peers: Sequence[bool]) -> None:
-    """What is wrong with the values of a tensor, or odd."""
+    """What is wrong with the values of a tensor."""
     name, info, seen = one.info.name, one.info, one.found
     match = PIECE.fullmatch(name)
     is_float = info.dtype in FLOATS or info.packing is not None
@@ -120,13 +105,11 @@ def _judge_tensor(part: Part, one: Swept, found: Values, peers: Sequence[bool]) 
     elif seen.is_constant and not seen.first:
         # a gate that begins at zero is zero in each layer; where others have learned, it is lost
         is_lost = 2 * sum(peers) <= len(peers) and not name.endswith("bias")
-        is_fault = is_lost or (is_matrix and name.endswith(".weight")) or not is_float
-        (part.fault if is_fault else part.note)(name, "zero" if is_fault else "zero_vector")
+        if is_lost or (is_matrix and name.endswith(".weight")) or not is_float:
+            part.fault(name, "zero")
     elif seen.is_constant:
         if is_matrix and name.endswith(".weight"):
             part.fault(name, "constant", value=seen.first)
-        elif seen.first == 1 and "norm" in name.lower():
-            part.note(name, "ones")
     elif name in found.vocabulary:
         _judge_vocabulary(part, one, found.vocabulary[name])
     elif is_matrix and is_float and info.shape[-1] >= NARROW:
@@ -148,25 +131,19 @@ def _judge_rows(part: Part, one: Swept) -> None:
 
 
 def _judge_vocabulary(part: Part, one: Swept, tokens: int) -> None:
-    """Rows of zeros at the end are padding; a few others are tokens that nothing uses."""
+    """Rows of zeros at the end are padding, and a few others are tokens that nothing uses."""
     name, rows, zero = one.info.name, one.info.shape[0], {*one.found.zero_rows}
     end = rows
     while end - 1 in zero:
         end -= 1
     end = min(end, tokens) if tokens and end < rows else end
     inside = sum(row < end for row in zero)
-    if padding := len(zero) - inside:
-        part.note(name, "padding_rows", rows=padding)
-    if inside > max(FEW * rows, 1):
+    if inside > max(FEW * rows, 1):  # padding has one
         part.fault(name, "zero_rows", rows=inside, of=rows)
-    elif inside > 1:  # padding has one
-        part.note(name, "zero_tokens", rows=inside)
 
 
 def _judge_scales(part: Part, found: Values) -> None:
-    """Packed numbers without a scale that others of their kind have, or that their format needs;
-    scales far from those of other layers.
-    """
+    """Packed numbers without a scale that others of their kind have, or that their format needs."""
     pieces: defaultdict[str, set[str]] = defaultdict(set)
     numbers: dict[str, tuple[str, tuple[str, str]]] = {}  # by module, its name and kind
     for name, info in found.stored.items():
@@ -185,16 +162,3 @@ def _judge_scales(part: Part, found: Values) -> None:
             lacking = ["scale"]
         for one in lacking:
             part.fault(name, "scale_missing", piece=one)
-    part.notes += [Reason("scale_far", {"names": [name]}) for name in _far(found.swept)]
-
-
-def _far(swept: Sequence[Swept]) -> Iterator[str]:
-    sizes: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for one in swept:
-        match = PIECE.fullmatch(one.info.name)
-        if match and not match["numbers"] and one.info.dtype in FLOATS and one.found.energy > 0:
-            size = math.sqrt(one.found.energy / one.found.entries)
-            sizes[role(one.info.name)][one.info.name] = size
-    for own in sizes.values():
-        middle = median(own.values())
-        yield from (name for name, size in own.items() if not 1 / FAR < size / middle < FAR)
