@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from shadow.checks.explanations import LIKE_NOISE
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import measure_pair, summed
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS

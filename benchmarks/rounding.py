@@ -39,7 +39,7 @@ from rounding_updates import (
 from scipy.linalg import eigh
 
 from shadow.spectra import rounding
-from shadow.spectra.purity import NOISE, dominated, purity_z
+from shadow.spectra.noise import NOISE, dominated, purity_z
 from shadow.spectra.spectrum import Sides, Workspace
 
 CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from shadow.spectra.delta import Measured, measure_pair, summed
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Sums

@@ -19,7 +19,7 @@ from measuring import pair_of
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import Settings, run_pair
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 SECRET = "hf_" + "Sesame7" * 5
 MODEL = "model.safetensors"

@@ -21,7 +21,7 @@ from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.run.runtime import Progress
 from shadow.spectra.delta import measure_pair, summed
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 from shadow.targets.families import Pair, given_pair

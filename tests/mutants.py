@@ -51,18 +51,18 @@ class Planted(NamedTuple):
 
 
 MUTANTS = (
-    Planted("spectra/null.py", "spectra/test_null.py", {
+    Planted("spectra/noise.py", "spectra/test_null.py", {
         "a null of 1 to 2": ("null >= 2 and", "null > 1 and"),
         "concentration by another logarithm": (") / math.log(null)", ") / math.log2(null)"),
         "fourth powers added": ("- profile.fourth", "+ profile.fourth"),
         "the edge of the last draw": ("max(largest, float(null.sigma[0]))", "float(null.sigma[0])"),
     }),
-    Planted("spectra/rank.py", "spectra/test_rank.py", {
+    Planted("spectra/singular_values.py", "spectra/test_rank.py", {
         "ties of rank_t": ("t / 100 - TIE", "t / 100"),
         "entropy over m + 1": ("h / math.log(m) if", "h / math.log(m + 1) if"),
         "effective rank of energies": ("entropy(relative / relative.sum())", "entropy(q)"),
     }),
-    Planted("spectra/edge.py", "spectra/test_edge.py", {
+    Planted("spectra/noise.py", "spectra/test_edge.py", {
         "a wider margin": ("** (-2 / 3)", "** (-1 / 2)"),
         "rows without energy": ("part = part[part > 0]", "part = part[part >= 0]"),
         "pruned rows by all entries": ("(others < UNPRUNED *", "(others <"),

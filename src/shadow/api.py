@@ -31,7 +31,7 @@ from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.remote import fetched
 from shadow.reports.report import Report
 from shadow.run.runtime import Files
-from shadow.spectra.method import Level, Subjects
+from shadow.spectra.measurement import Level, Subjects
 from shadow.storage import Store, located
 from shadow.targets.families import Pair, filter_families, given_pair, load_families
 from shadow.targets.lists import Selection, select

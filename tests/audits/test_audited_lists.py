@@ -37,7 +37,7 @@ from shadow.lists.index import (
 )
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.run import sides
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.lists import select
 from shadow.text import inert
 

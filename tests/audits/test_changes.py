@@ -16,7 +16,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.checks.explanations import recognised
 from shadow.engines.pair import run_pair
 from shadow.run.settings import Settings
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.telling.size import is_as_stored
 
 Weights = dict[str, torch.Tensor]

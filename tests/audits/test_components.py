@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import Settings, run_pair
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.families import find_pairs, load_families
 
 

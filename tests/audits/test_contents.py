@@ -24,7 +24,7 @@ from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import KeptError, ShadowError
 from shadow.lists.index import audit_list, read_index
 from shadow.spectra import delta
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.lists import select
 
 SETTINGS = Settings(Method(), Filter())

@@ -19,7 +19,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.run.settings import DeviceChoice, choose
 from shadow.spectra import spectrum
 from shadow.spectra.device import OnDevice
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 UP, DOWN, GATE = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("up", "down", "gate"))
 Q = "model.layers.0.self_attn.q_proj.weight"

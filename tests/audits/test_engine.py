@@ -22,7 +22,7 @@ from shadow.lists.pairs import PairOutcome, Pins, audit_pairs, near_of
 from shadow.run import plan
 from shadow.run.journal import JOURNAL
 from shadow.run.runtime import Access
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.references import Reference, parse_reference
 

@@ -26,7 +26,7 @@ from shadow.reports import parquet as report_module
 from shadow.reports.atomic_replacement import READY
 from shadow.reports.folders import found_below
 from shadow.reports.provenance import finished_metadata
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
 from shadow.telling.reading import read_summary

@@ -22,7 +22,7 @@ import shadow
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import Settings, run_pair
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 SETTINGS = Settings(Method(), Filter())
 UP = "model.layers.1.mlp.up_proj.weight"

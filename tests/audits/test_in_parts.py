@@ -32,7 +32,7 @@ from shadow.run import pair_plan, rows
 from shadow.run.journal import remove_unfinished
 from shadow.run.pair_plan import plan_pair
 from shadow.run.schedule import shards_of
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.telling import reading
 from shadow.telling.reading import read_summary
 

@@ -22,7 +22,7 @@ from shadow.reports import atomic_replacement
 from shadow.reports.provenance import Identity
 from shadow.run.journal import JOURNAL, Journal, Outcome, remove_unfinished
 from shadow.run.sides import identity_of
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.families import Pair
 
 SETTINGS = Settings(Method(), Filter())

@@ -19,7 +19,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.places.names import name_rules
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
 # a fused projection with a bias: its name, its rows, and how many groups of them each part has

@@ -39,7 +39,7 @@ from shadow.run.machine import (
     matrix_memory,
     worker_memory,
 )
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 EVERYTHING = Settings(Method(), Filter())
 

@@ -21,7 +21,7 @@ from shadow.engines.pair import Settings, run_pair
 from shadow.engines.parts import Parts
 from shadow.run.runtime import Runtime
 from shadow.spectra import solvers
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 DEMO = readme.ROOT / "registry" / "demo"
 BASE, TUNED = DEMO / "base", DEMO / "narrow"

@@ -17,7 +17,7 @@ from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.engines.pair import Settings, run_pair
 from shadow.errors import ShadowError
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 

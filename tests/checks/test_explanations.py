@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shadow.checks.explanations import ALONG, EXPLANATIONS, IN_8_BITS
-from shadow.spectra.purity import NOISE, purity_z
+from shadow.spectra.noise import NOISE, purity_z
 
 Array = np.ndarray
 

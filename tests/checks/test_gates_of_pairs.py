@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from shadow.checkpoints.pairing import Filter
 from shadow.checks import pair_gates
 from shadow.engines.pair import Settings, run_pair
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.families import find_pairs, given_pair, load_families
 from shadow.targets.references import parse_reference
 from shadow.telling.reading import read_summary

@@ -5,7 +5,7 @@ import pytest
 from shadow.checks.stored import CHECK, Copied, Copy, judge
 from shadow.places.architecture import Place
 from shadow.run.scanned import Apart
-from shadow.spectra.kept import Kept
+from shadow.spectra.copies import Kept
 from shadow.templates import said
 
 LONE = Apart("norm", "base", said("-"))

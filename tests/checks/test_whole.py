@@ -28,7 +28,7 @@ from shadow.checks.whole.part import json_object
 from shadow.checks.whole.shards import Files
 from shadow.checks.whole.values import Values
 from shadow.errors import ShadowError, UsageError
-from shadow.spectra.extremes import looked_at
+from shadow.spectra.entries import looked_at
 from shadow.spectra.spectrum import Workspace
 
 FILE, INDEX, EMBED = (

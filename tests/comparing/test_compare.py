@@ -20,7 +20,7 @@ from shadow.comparing.comparison import MARGIN, Comparison, compare, report_labe
 from shadow.comparing.differences import FIGURES
 from shadow.engines.pair import Settings, run_pair
 from shadow.errors import ShadowError
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 
 def one(comparison: Comparison):

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 import shadow as api
 from shadow.lists.joint import directions
-from shadow.spectra import joint
-from shadow.spectra.joint import sibling_values
+from shadow.spectra import subspace
 from shadow.spectra.spectrum import Workspace
+from shadow.spectra.subspace import sibling_values
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
@@ -48,7 +48,7 @@ def three(shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16):
 @pytest.mark.parametrize("block", [1 << 19, 130])
 def test_two_deltas_of_one_base_are_compared_as_numpy_does_it(monkeypatch, shape, block):
     """Inner product, and the overlap of the leading 16 directions with its value by chance."""
-    monkeypatch.setattr(joint, "SMALL_BLOCK", block)
+    monkeypatch.setattr(subspace, "SMALL_BLOCK", block)
     base, one, two = three(shape)
     found = sibling_values(((base, one), (base, two)), ("BF16",) * 3, Workspace())
     b, o, t = (side.double().numpy() for side in (base, one, two))

@@ -24,7 +24,7 @@ from shadow.reports import remote
 from shadow.reports.report import Report
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.storage import Store, located, url_of, work_folder
 from shadow.targets.lists import Selection
 from shadow.telling.reading import read_summary

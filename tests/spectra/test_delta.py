@@ -18,7 +18,7 @@ from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
 from shadow.spectra.delta import measure_alone
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Extent, Sums, extent, sums

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.optimize import brentq, minimize_scalar
 
-from shadow.spectra import edge, levels, rank
+from shadow.spectra import copies, entries, levels, noise, singular_values
 from shadow.spectra.spectrum import Spectrum
 
 
@@ -19,7 +19,7 @@ def found(D):
 
 
 def values(D, scale=1.0):
-    return edge.sharp_edge_values(
+    return noise.sharp_edge_values(
         found(D), ((scale * D) ** 2).sum(1), ((scale * D) ** 2).sum(0), scale
     )
 
@@ -28,7 +28,7 @@ def values(D, scale=1.0):
 def test_a_flat_profile_has_the_edge_of_marchenko_and_pastur(shape):
     """s (sqrt m + sqrt n) for entries of variance s²."""
     rows, cols = np.full(shape[0], shape[1] * 9.0), np.full(shape[1], shape[0] * 9.0)
-    assert edge.sharp_edge(rows, cols) == pytest.approx(
+    assert noise.sharp_edge(rows, cols) == pytest.approx(
         3 * (math.sqrt(shape[0]) + math.sqrt(shape[1])), rel=1e-5
     )
 
@@ -42,7 +42,7 @@ def test_a_profile_of_two_sizes_of_rows_has_the_edge_of_its_cubic():
     # Silverstein & Choi 1995: x(h) = -1/h + sum_i a_i / (n (1 + a_i h)), in units of n; h in (-1 /
     # max a, 0)
     x = -1 / g + (20 * 4.0 / (1 + 4.0 * g) + 40 * 1.0 / (1 + g)) / n
-    assert edge.sharp_edge(rows, cols) == pytest.approx(math.sqrt(n * x.min()), rel=1e-4)
+    assert noise.sharp_edge(rows, cols) == pytest.approx(math.sqrt(n * x.min()), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["even", "heavy", "sparse", "lognormal", "one line"])
@@ -78,7 +78,7 @@ def test_any_profile_has_the_least_of_its_curve(kind, shape):
     least = minimize_scalar(curve, bounds=(-25, 25), method="bounded", options={"xatol": 1e-6}).fun
     expected = math.sqrt(math.exp(least) * rows.max() * cols.max() / energy)
     # energies within a ratio of 0.002 are grouped
-    assert edge.sharp_edge(rows, cols) == pytest.approx(expected, rel=1e-6)
+    assert noise.sharp_edge(rows, cols) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
@@ -127,21 +127,23 @@ def test_rows_and_columns_without_energy_change_no_edge():
     padded = np.zeros((60, 90))
     padded[:30, :50] = D
     rows, cols = (D**2).sum(1), (D**2).sum(0)
-    more = edge.sharp_edge((padded**2).sum(1), (padded**2).sum(0))
-    assert more == pytest.approx(edge.sharp_edge(rows, cols), rel=1e-9)
+    more = noise.sharp_edge((padded**2).sum(1), (padded**2).sum(0))
+    assert more == pytest.approx(noise.sharp_edge(rows, cols), rel=1e-9)
 
 
 def test_decay_has_a_cosine_below_zero():
     """D = -W: -1; growth: 1; nothing to divide by: None."""
-    assert edge.decay_cosine(-6.0, 2.0, 3.0) == -1.0
-    assert edge.decay_cosine(6.0, 2.0, 3.0) == 1.0
-    assert edge.decay_cosine(0.0, 0.0, 3.0) is None
+    assert entries.decay_cosine(-6.0, 2.0, 3.0) == -1.0
+    assert entries.decay_cosine(6.0, 2.0, 3.0) == 1.0
+    assert entries.decay_cosine(0.0, 0.0, 3.0) is None
 
 
 def test_top20_is_the_share_of_the_first_twenty():
     """20 of 25 equal singular values have 0.8 of the energy; of ten, all."""
     for W, share in ((np.eye(25), 0.8), (np.eye(10), 1.0), (np.zeros((4, 4)), None)):
-        assert rank.top_energies(found(W), (20,)) == {"top20_energy": pytest.approx(share)}
+        assert singular_values.top_energies(found(W), (20,)) == {
+            "top20_energy": pytest.approx(share)
+        }
 
 
 def stored(W, kind):
@@ -163,7 +165,7 @@ def stored(W, kind):
 def test_levels_tell_a_round_trip(kind, name, length):
     """The share of distinct values is as expected to a tenth, and names the round trip."""
     W = torch.randn(64, length, generator=torch.Generator().manual_seed(0))
-    share = edge.levels(stored(W, kind))
+    share = copies.levels(stored(W, kind))
     assert levels.round_trip(share, length) == name
     if kind in ("BF16", "INT4"):
         assert share == pytest.approx(levels.expected_levels(kind, length), rel=0.1)
@@ -179,15 +181,15 @@ def test_zeros_of_pruned_rows_are_no_levels(share):
     """BF16 with entries set to 0 is no copy through fewer bits; int8 with zeros still is."""
     W = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
     keeps = W.abs() >= W.abs().quantile(share)
-    assert levels.round_trip(edge.levels(W.bfloat16() * keeps), 1024) is None
+    assert levels.round_trip(copies.levels(W.bfloat16() * keeps), 1024) is None
     if share < 0.9:
-        assert levels.round_trip(edge.levels(stored(W, "INT8") * keeps), 1024) == "8 bits"
+        assert levels.round_trip(copies.levels(stored(W, "INT8") * keeps), 1024) == "8 bits"
 
 
 def test_levels_look_at_rows_spread_over_the_matrix():
     """Up to 64 rows, ascending, the first among them."""
-    assert edge.levels_rows(3).tolist() == [0, 1, 2]
-    rows = edge.levels_rows(1000)
+    assert copies.levels_rows(3).tolist() == [0, 1, 2]
+    rows = copies.levels_rows(1000)
     assert len(rows) == 64
     assert rows[0] == 0
     assert (np.diff(rows) >= 3).all()
@@ -196,12 +198,12 @@ def test_levels_look_at_rows_spread_over_the_matrix():
 @pytest.mark.parametrize("piece", [7, 1 << 20])
 def test_energies_are_grouped_in_pieces_as_they_are_whole(piece, monkeypatch):
     """Values and how often each occurs are NumPy's of all at once, zeros and tiny ones too."""
-    monkeypatch.setattr(edge, "PIECE", piece)
+    monkeypatch.setattr(noise, "PIECE", piece)
     energies = np.random.default_rng(0).gamma(0.05, size=2_000)
     energies[::9] = 0.0
     positive = energies[energies > 0]
-    place = np.floor(np.log(positive / positive.max()) / edge.SAME)
+    place = np.floor(np.log(positive / positive.max()) / noise.SAME)
     _, of_value, times = np.unique(place, return_inverse=True, return_counts=True)
-    values, counts = edge._grouped(energies)
+    values, counts = noise._grouped(energies)
     assert (counts == times).all()
     np.testing.assert_allclose(values, np.bincount(of_value, weights=positive) / times, rtol=1e-12)

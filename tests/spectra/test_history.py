@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from shadow.spectra.casts import cast
 from shadow.spectra.delta import measure_pair, summed
-from shadow.spectra.method import Method
+from shadow.spectra.entries import cast
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from shadow.checkpoints.opening import open_folder
-from shadow.spectra.kept import kept_of
+from shadow.spectra.copies import kept_of
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 
 FORMATS = {

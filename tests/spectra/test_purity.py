@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shadow.spectra.purity import LEAST_KEPT, NOISE, dominated, purity_values, purity_z
+from shadow.spectra.noise import LEAST_KEPT, NOISE, dominated, purity_values, purity_z
 
 
 def ratios(D):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.spectra.rank import condition_number, norms, ranks, top_energies
+from shadow.spectra.singular_values import condition_number, norms, ranks, top_energies
 from shadow.spectra.spectrum import Spectrum
 
 

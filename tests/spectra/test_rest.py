@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from shadow.spectra.delta import measure_pair, summed
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.summary.layer_medians import AS_ROUNDING

@@ -11,7 +11,7 @@ from measuring import measure, scaled_floats
 from scipy.stats import norm as normal
 
 from shadow.dtypes import FLOATS
-from shadow.spectra import rounding, rounding_counts, rounding_model, spectrum
+from shadow.spectra import rounding, rounding_model, spectrum
 from shadow.spectra.lazy import Updated
 from shadow.spectra.spectrum import Sides, Workspace
 
@@ -49,7 +49,7 @@ def counted(base, tuned, grid="BF16"):
     D = wide(tuned) - wide(base)
     lines = ((D**2).sum(1), (D**2).sum(0))
     sides = Sides(base, tuned, torch.float32, Workspace())
-    return rounding_counts.count(sides, FLOATS[grid], lines, float(base.abs().max()))
+    return rounding_model.count(sides, FLOATS[grid], lines, float(base.abs().max()))
 
 
 def purity(D):
@@ -91,8 +91,8 @@ def test_tables_are_what_rounding_gives():
         low, high = rounding_model.shape_edges()[bin_ : bin_ + 2] * 2.0**octave
         d = low + (high - low) * even
         D = np.round(d)
-        levels = np.searchsorted(rounding_counts.levels().low, np.abs(D), side="right") - 1
-        chances = np.bincount(levels, minlength=len(rounding_counts.levels().low)) / len(d)
+        levels = np.searchsorted(rounding_model.levels().low, np.abs(D), side="right") - 1
+        chances = np.bincount(levels, minlength=len(rounding_model.levels().low)) / len(d)
         np.testing.assert_allclose(known.chance[index, :, bin_], chances, atol=5e-4)
         assert known.second[index, bin_] == pytest.approx((D**2).mean(), rel=1e-3)
         assert known.product[index, bin_] == pytest.approx((D * d).mean(), rel=1e-3)
@@ -115,12 +115,12 @@ def test_counts_are_those_of_a_loop_over_entries(dtype):
     b, D = wide(base), wide(tuned) - wide(base)
     top = math.frexp(np.abs(b).max())[1] - 1
     exponent = np.maximum(np.frexp(b)[1] - 1, FLOATS[dtype].min_exponent)
-    binade = np.minimum(np.where(b == 0, 99, top - exponent), rounding_counts.BINADES - 1)
+    binade = np.minimum(np.where(b == 0, 99, top - exponent), rounding_model.BINADES - 1)
     if dtype == "F16":
         binade = np.where(b == 0, top - FLOATS[dtype].min_exponent, binade)
     entries, changed, energy = counts.by_binade
     assert entries.sum() == b.size
-    for k in range(rounding_counts.BINADES):
+    for k in range(rounding_model.BINADES):
         assert entries[k] == (binade == k).sum()
         assert changed[k] == ((D != 0) & (binade == k)).sum()
         if changed[k] > 500:
@@ -143,11 +143,11 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
     """Counting a quarter of the rows gives kept and norm as counting all does, to a few percent."""
     base, tuned, _ = stored_pair("BF16", 2e-3, shape=(1024, 256))
     whole = undo(base, tuned)
-    monkeypatch.setattr(rounding_counts, "SAMPLE", 1 << 16)
+    monkeypatch.setattr(rounding_model, "SAMPLE", 1 << 16)
     counts = counted(base, tuned)
     energies = (wide(tuned) - wide(base)) ** 2
-    lines, stands_for = rounding_counts.sampled_lines(
-        rounding_counts.classes(energies.sum(1)), base.shape[1]
+    lines, stands_for = rounding_model.sampled_lines(
+        rounding_model.classes(energies.sum(1)), base.shape[1]
     )
     assert len(lines) * base.shape[1] <= 1 << 16
     assert (stands_for >= 4).all()
@@ -160,14 +160,14 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
 def test_classes_follow_energy_and_keep_ties_together():
     """Lines without energy are a class, equal ones share one, and order does not matter."""
     energies = np.concatenate([np.zeros(50), np.full(60, 2.0), np.geomspace(3, 9, 146)])
-    found = rounding_counts.classes(energies)
+    found = rounding_model.classes(energies)
     assert set(found[:50]) == {0}
     assert len(set(found[50:110])) == 1
     assert (np.diff(found) >= 0).all()
-    assert found.max() <= rounding_counts.CLASSES
+    assert found.max() <= rounding_model.CLASSES
     order = np.random.default_rng(0).permutation(len(energies))
-    assert (rounding_counts.classes(energies[order]) == found[order]).all()
-    assert (rounding_counts.classes(4 * energies) == found).all()
+    assert (rounding_model.classes(energies[order]) == found[order]).all()
+    assert (rounding_model.classes(4 * energies) == found).all()
 
 
 # ---------------------------------------------------------------------------------- verdicts
@@ -343,7 +343,7 @@ def test_the_format_is_that_of_the_values_not_of_the_file():
         (torch.full((4, 4), 1 / 3), "F32"),
         (torch.full((4, 4), 2.0**-30), "BF16"),
     ):
-        found = rounding_counts.coarser_grid(values.float(), "F32", torch.float64, Workspace())
+        found = rounding_model.coarser_grid(values.float(), "F32", torch.float64, Workspace())
         assert found == grid
 
 

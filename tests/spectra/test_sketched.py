@@ -27,7 +27,7 @@ from shadow.spectra.krylov import (
     upper_bounds,
 )
 from shadow.spectra.lazy import Updated
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.sketched import (
     KEPT,
     SMALLEST,

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shadow.spectra import spectrum as module
-from shadow.spectra.rank import condition_number, ranks
+from shadow.spectra.singular_values import condition_number, ranks
 from shadow.spectra.spectrum import (
     FLOOR,
     Workspace,

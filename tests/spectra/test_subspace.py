@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shadow.spectra import spectrum, subspace
 from shadow.spectra.lazy import Updated
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.subspace import NO_SUBSPACES
 
 F64 = ("F64", "F64")

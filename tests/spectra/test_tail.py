@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from shadow.spectra import tail
+from shadow.spectra import singular_values
+from shadow.spectra.singular_values import (
+    hill,
+    marchenko_pastur,
+    marchenko_pastur_median,
+    power_law,
+)
 from shadow.spectra.spectrum import Spectrum
-from shadow.spectra.tail import hill, marchenko_pastur, marchenko_pastur_median, power_law
 
 
 def of(sigma, long_side=None):
@@ -77,7 +82,7 @@ def test_chunks_do_not_change_the_fit(monkeypatch):
     """Memory is bounded by doing the candidates in chunks; the fit is the same for any size."""
     sigma = np.random.default_rng(1).pareto(2, 300) + 0.1
     whole = power_law(of(sigma))
-    monkeypatch.setattr(tail, "CHUNK", 700)
+    monkeypatch.setattr(singular_values, "CHUNK", 700)
     assert power_law(of(sigma)) == pytest.approx(whole, rel=1e-12)
 
 

@@ -10,9 +10,8 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow.spectra import routines, tridiagonal
-from shadow.spectra.routines import lapack
-from shadow.spectra.tridiagonal import eigensystem
+from shadow.spectra import routines
+from shadow.spectra.routines import eigensystem, lapack
 
 
 def rotated(eigenvalues, seed=0):
@@ -97,9 +96,9 @@ def test_other_ways_where_this_one_is_not_to_be_had(monkeypatch):
 
     matrix = rotated(np.geomspace(1, 1e-3, 120))
     found = lapack()
-    monkeypatch.setattr(tridiagonal, "lapack", lambda: {**found, "dstein": fails})
+    monkeypatch.setattr(routines, "lapack", lambda: {**found, "dstein": fails})
     assert_solved(matrix, 20)
-    monkeypatch.setattr(tridiagonal, "lapack", lambda: None)
+    monkeypatch.setattr(routines, "lapack", lambda: None)
     assert_solved(matrix, 20)
     monkeypatch.undo()
     monkeypatch.delitem(routines.ROUTINES["dsterf"], "info")

@@ -17,7 +17,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import Settings, run_pair
 from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.reports.report import Report
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 from shadow.telling import reading, summary_file

@@ -142,10 +142,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
 def _copied(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Copied:
     from shadow.run.aligned import row_of
     from shadow.run.scan import is_raw, sides_of
+    from shadow.spectra.copies import Kept, has_few_levels, kept_of
     from shadow.spectra.format_noise import format_noise
-    from shadow.spectra.kept import Kept, kept_of
     from shadow.spectra.lazy import is_quantised
-    from shadow.spectra.repeats import has_few_levels
 
     name, stored = pair.tuned.info.name, pair.tuned.info.dtype
     if is_raw(pair):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.places.architecture import Place
     from shadow.run.runtime import Runtime
-    from shadow.spectra.kept import Kept
+    from shadow.spectra.copies import Kept
 
 KEPT = 0.9  # of the update's energy, from which on a copy kept the update
 ALL = 0.995  # of the update's energy, which two digits call 100 %
@@ -241,7 +241,7 @@ def _copied(
     from shadow.run.aligned import row_of
     from shadow.run.scan import is_raw, sides_of
     from shadow.run.workers import views
-    from shadow.spectra.kept import Kept, kept_of_copy
+    from shadow.spectra.copies import Kept, kept_of_copy
     from shadow.spectra.spectrum import working_dtype
 
     assert pair.base is not None, "lined up"

@@ -31,7 +31,7 @@ from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.runtime import Access, Runtime
 from shadow.run.sides import client_for, find_checkpoint, open_found, reference_of
 from shadow.run.workers import cost, own_workspace, views
-from shadow.spectra.joint import JointValues, sibling_values
+from shadow.spectra.subspace import JointValues, sibling_values
 from shadow.targets.references import ComponentBase, Reference
 
 Show = Callable[[int, int], None]

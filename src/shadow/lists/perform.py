@@ -35,7 +35,7 @@ from shadow.run.runtime import (
 )
 from shadow.run.settings import Settings, choose
 from shadow.run.sides import identity_of
-from shadow.spectra.method import Level, Method, Subjects
+from shadow.spectra.measurement import Level, Method, Subjects
 from shadow.spectra.solvers import solver_of
 from shadow.storage import Store, as_given, work_folder
 from shadow.targets.families import Pair

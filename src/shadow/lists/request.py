@@ -15,7 +15,7 @@ from shadow.engines.engine import Ray
 from shadow.files import safe_name
 from shadow.options import explained, option
 from shadow.run.runtime import Files
-from shadow.spectra.method import Level, Subjects
+from shadow.spectra.measurement import Level, Subjects
 from shadow.storage import Store, work_folder
 
 if TYPE_CHECKING:

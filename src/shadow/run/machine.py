@@ -21,7 +21,7 @@ from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
 from shadow.spectra.lazy import FACTOR_BLOCK
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import BUFFERS, solver_of
 from shadow.spectra.spectrum import BLOCK
 from shadow.text import byte_size

@@ -25,7 +25,7 @@ from shadow.run.schedule import source_of
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
 from shadow.run.workers import cost, pace
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.summary.record import Row, row
 from shadow.targets.families import Pair
 from shadow.text import byte_size

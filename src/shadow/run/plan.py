@@ -17,7 +17,7 @@ from shadow.files import nearest_folder
 from shadow.process_settings import uncollected
 from shadow.run.runtime import Access
 from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import solver_of
 from shadow.text import byte_size, size_for
 

@@ -29,14 +29,13 @@ from shadow.run.plan import make_plan, require_disk_at_once
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.run.scanned import Apart, Scanned, in_order
 from shadow.run.workers import in_workers, own_workspace, sources_of, views
-from shadow.spectra.entries import Binades, compared
-from shadow.spectra.extremes import Extremes, looked_at
+from shadow.spectra.copies import has_few_levels
+from shadow.spectra.entries import Binades, Extremes, compared, looked_at
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import is_quantised
 from shadow.spectra.levels import Made
+from shadow.spectra.measurement import Method
 from shadow.spectra.merging import half_ulp
-from shadow.spectra.method import Method
-from shadow.spectra.repeats import has_few_levels
 from shadow.spectra.spectrum import Sides, tiles, working_dtype
 from shadow.templates import said
 from shadow.text import and_list

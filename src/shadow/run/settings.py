@@ -13,7 +13,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.errors import UsageError
 from shadow.reports.metadata import DeviceMetadata, SettingsMetadata
 from shadow.spectra.device import OnDevice
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.spectra.spectrum import ON_CPU, Grams
 
 WORDS = "cpu, auto, cuda, mps, or one card such as cuda:1"

@@ -29,7 +29,7 @@ from safetensors.numpy import load, save
 
 from shadow.files import read_start
 from shadow.run.runtime import make_room, size_of
-from shadow.spectra import device, lazy, routines, spectrum, tridiagonal
+from shadow.spectra import device, lazy, routines, spectrum
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import Precision
 from shadow.spectra.spectrum import EXACT_SIDE, Question, Spectrum, blocks, mkl_is_at_home, shape_of
@@ -130,7 +130,7 @@ def _kind(matrix: Matrix) -> str:
 def _solver() -> str:
     """What a spectrum's last bits depend on besides the matrix."""
     code = hashlib.sha256()
-    for module in (spectrum, tridiagonal, routines, lazy, device):
+    for module in (spectrum, routines, lazy, device):
         code.update(Path(str(module.__file__)).read_bytes())
     processor = torch.backends.cpu.get_cpu_capability()
     with contextlib.suppress(OSError):

@@ -32,12 +32,11 @@ from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
 from shadow.run.journal import Outcome
 from shadow.run.schedule import Schedule, ShardKey, Summed, infos_of, source_of
-from shadow.spectra.casts import cast
 from shadow.spectra.delta import measure, measure_alone
+from shadow.spectra.entries import cast
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
-from shadow.spectra.measurement import Cast, Measurement
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Cast, Measurement, Method
 from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import (
     ON_CPU,

@@ -1,13 +1,34 @@
-"""The numbers of one matrix. Imports nothing that computes: reports are read without torch."""
+"""How much of a pair is measured, and the numbers of one matrix.
+
+Imports nothing that computes: reports are read and options declared without torch and NumPy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Level = Literal["norms", "sketch", "full", "exact"]
+Subjects = Literal["all", "delta"]  # of a pair: those whose spectra are measured
+
+
+@dataclass(frozen=True)
+class Method:
+    """How numbers are computed; part of what makes two reports comparable."""
+
+    level: Level = "full"
+    subjects: Subjects = "all"
+
+    @property
+    def compares_subspaces(self) -> bool:
+        """Whether leading singular vectors of base and tuned are compared."""
+        return self.subjects == "all"
+
 
 Subject = Literal["base", "tuned", "delta"]
 Cast = Literal["tuned", "base"]  # the side that is the other, stored in another format
@@ -34,5 +55,7 @@ class Measurement:
 
 def norm_alone(subject: Subject, norm: float, values: Values | None = None) -> Measurement:
     """The numbers of a subject whose spectrum is not measured: its Frobenius norm, and others."""
+    import numpy as np
+
     of_norm: Values = {"frobenius_norm": norm, "participation_ratio": None}
     return Measurement(subject, None, of_norm | (values or {}), np.zeros(0))

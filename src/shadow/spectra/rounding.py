@@ -24,8 +24,17 @@ import numpy as np
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Updated, is_quantised
 from shadow.spectra.measurement import Values
-from shadow.spectra.rounding_counts import Counts, Floats, coarser_grid, count, is_on_grid, steps
-from shadow.spectra.rounding_model import Fit, fit, mean_squares
+from shadow.spectra.rounding_model import (
+    Counts,
+    Fit,
+    Floats,
+    coarser_grid,
+    count,
+    fit,
+    is_on_grid,
+    mean_squares,
+    steps,
+)
 from shadow.spectra.spectrum import Sides
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null

@@ -28,7 +28,7 @@ from shadow.spectra.krylov import (
     square_trace,
 )
 from shadow.spectra.measurement import Subject, Values
-from shadow.spectra.purity import NOISE
+from shadow.spectra.noise import NOISE
 from shadow.spectra.spectrum import Sides, Workspace, blocks
 
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch

@@ -16,14 +16,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shadow.spectra.edge import cosine, sharp_edge_values, sharp_null_edge
+from shadow.spectra.entries import cosine
 from shadow.spectra.krylov import PASSES, WIDTH, Estimate
 from shadow.spectra.lazy import Matrix, Updated
-from shadow.spectra.measurement import Measurement, Precision, Subject, Values, norm_alone
-from shadow.spectra.method import Level, Method, Subjects
-from shadow.spectra.null import Profile, closed_null, null_values
+from shadow.spectra.measurement import (
+    Level,
+    Measurement,
+    Method,
+    Precision,
+    Subject,
+    Subjects,
+    Values,
+    norm_alone,
+)
+from shadow.spectra.noise import (
+    Profile,
+    closed_null,
+    null_values,
+    sharp_edge_values,
+    sharp_null_edge,
+)
 from shadow.spectra.parts import PART
-from shadow.spectra.rank import condition_number, norms, ranks, top_energies
+from shadow.spectra.singular_values import (
+    condition_number,
+    hill,
+    marchenko_pastur,
+    norms,
+    power_law,
+    ranks,
+    top_energies,
+)
 from shadow.spectra.sketched import (
     SMALLEST,
     Sketch,
@@ -56,7 +78,6 @@ from shadow.spectra.spectrum import (
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
 from shadow.spectra.sums import Sums
-from shadow.spectra.tail import hill, marchenko_pastur, power_law
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
 # bytes for each entry of a block: both sides in float32 and in float64, and what is made of them

@@ -30,7 +30,7 @@ from torch import Tensor
 from shadow.dtypes import FLOATS
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
-from shadow.spectra.tridiagonal import eigensystem, require_square
+from shadow.spectra.routines import eigensystem, require_square
 
 Made = TypeVar("Made")
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the

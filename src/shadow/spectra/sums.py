@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shadow.dtypes import FloatFormat
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.null import Profile
+from shadow.spectra.noise import Profile
 from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
 
 # Entries of a tile and its columns at most: two sides, their difference and a product are 1 MB in

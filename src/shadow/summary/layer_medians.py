@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.spectra.levels import round_trip
-from shadow.spectra.purity import LEAST_KEPT, NOISE, UNTOUCHED
+from shadow.spectra.noise import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.record import LAYER_MEDIANS, Row, row
 from shadow.summary.tables import are, floats, median, over, total_of
 
