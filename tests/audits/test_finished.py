@@ -23,8 +23,7 @@ from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.lists.index import read_index
 from shadow.reports import parquet as report_module
-from shadow.reports.atomic_replacement import READY
-from shadow.reports.folders import found_below
+from shadow.reports.folders import READY, found_below
 from shadow.reports.provenance import finished_metadata
 from shadow.spectra.measurement import Method
 from shadow.targets.lists import select

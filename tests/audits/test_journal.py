@@ -18,7 +18,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import Runtime, Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
-from shadow.reports import atomic_replacement
+from shadow.reports import folders
 from shadow.reports.provenance import Identity
 from shadow.run.journal import JOURNAL, Journal, Outcome, remove_unfinished
 from shadow.run.sides import identity_of
@@ -196,10 +196,10 @@ def test_files_that_were_about_to_take_their_places_get_them(tmp_path, pair, mon
     """Killed between the first and the last move: the report is the new one, not a mixture."""
     folder = run_pair(pair, SETTINGS, tmp_path / "out").folder
     names = ("summary.json", "matrices.parquet")
-    with atomic_replacement.replacing(folder) as staged:
+    with folders.replacing(folder) as staged:
         for name in names:
             staged.put(name, b"the one after")
-        monkeypatch.setattr(atomic_replacement, "put_in_place", lambda folder: None)  # killed
+        monkeypatch.setattr(folders, "put_in_place", lambda folder: None)  # killed
     assert b"the one after" not in (folder / "summary.json").read_bytes()
     (folder / PARTIAL / JOURNAL).touch()
     assert [cleaned for cleaned, _ in remove_unfinished(tmp_path / "out")] == [folder]

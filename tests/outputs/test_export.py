@@ -19,7 +19,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.gone import GONE
 from shadow.outputs.exports import ExportFormat, cell, export
 from shadow.reports.columns import TABLES
-from shadow.reports.tables import STORED
+from shadow.reports.parquet import STORED
 
 FORMATS = get_args(ExportFormat)
 

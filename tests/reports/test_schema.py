@@ -16,8 +16,8 @@ from reports import uniform
 
 from shadow.lists.index import Index, Kind
 from shadow.reports.columns import DELTA, MATRICES, TABLES
+from shadow.reports.parquet import STORED
 from shadow.reports.report import Report
-from shadow.reports.tables import STORED
 
 # what schema 1 got after the first reports had been made
 LATER = (

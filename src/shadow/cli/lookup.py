@@ -113,7 +113,7 @@ def _explain_all(*, as_json: bool) -> None:
 
     tables = list(TABLES.values())
     if as_json:
-        from shadow.reports.schema import schema_json
+        from shadow.reports.words import schema_json
 
         console.show_json(schema_json(tables))
         return
@@ -131,8 +131,7 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
     A space stands for an underscore in the name of a column, and a name with points for a figure
     of summary.json.
     """
-    from shadow.reports.schema import FILES
-    from shadow.reports.words import HEADS, Head, head_of, meaning_of, terms
+    from shadow.reports.words import FILES, HEADS, Head, head_of, meaning_of, terms
     from shadow.telling import dictionary
     from shadow.telling.words import other_words
 

@@ -13,7 +13,7 @@ from shadow.comparing.contrast import Contrast, contrast
 from shadow.comparing.matching import ComparedReport, Relation, ReportIdentity, compared, relate
 from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
-from shadow.reports.column_types import Cell
+from shadow.reports.columns import Cell
 from shadow.reports.report import Report
 from shadow.text import counted
 

@@ -30,8 +30,7 @@ from shadow.comparing.differences import (
 from shadow.comparing.directions import DeltaDirections
 from shadow.comparing.matching import ComparedReport, Relation, match, settings_apart
 from shadow.errors import ShadowError
-from shadow.reports.column_types import Cell
-from shadow.reports.columns import COMPARISON
+from shadow.reports.columns import COMPARISON, Cell
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.layer_medians import LOW, held_rank
 from shadow.summary.record import tier_of

@@ -12,9 +12,10 @@ from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at
 from shadow.reasons import STRICT
-from shadow.reports.atomic_replacement import replacing
 from shadow.reports.columns import SCHEMA
+from shadow.reports.folders import replacing
 from shadow.reports.metadata import SIDES, JudgedMetadata, ReportMetadata
+from shadow.reports.parquet import absent_note
 from shadow.reports.provenance import (
     Identity,
     finished_metadata,
@@ -23,7 +24,6 @@ from shadow.reports.provenance import (
     require_tables,
 )
 from shadow.reports.report import Report
-from shadow.reports.tables import absent_note
 from shadow.run.journal import JOURNAL, remove_journal_of
 from shadow.run.runtime import Runtime
 from shadow.run.settings import DEFAULTS

@@ -32,7 +32,7 @@ from shadow.engines.finished import (
 )
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
-from shadow.reports.atomic_replacement import TABLES_OF_A_PAIR, Staged, replacing
+from shadow.reports.folders import TABLES_OF_A_PAIR, Staged, replacing
 from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity

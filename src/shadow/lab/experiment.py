@@ -35,8 +35,7 @@ from shadow.lab.tasks import MIXTURES
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.lists.perform import perform as audit
 from shadow.lists.request import AuditRequest
-from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import delta_metrics
+from shadow.reports.columns import delta_metrics, null_if_undefined
 from shadow.run.runtime import Files
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection

@@ -23,9 +23,8 @@ from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at, read_start, safe_name, write_beside, writing
-from shadow.reports.atomic_replacement import FINISHED
-from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import BATCH, HEADLINE, READ, SCHEMA
+from shadow.reports.columns import BATCH, HEADLINE, READ, SCHEMA, null_if_undefined
+from shadow.reports.folders import FINISHED
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY, finished_metadata, is_read

@@ -21,7 +21,7 @@ from shadow.lists.request import (
     AuditRequest,
     Measuring,
 )
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
+from shadow.reports.folders import FILES_OF_A_PAIR, FINISHED
 from shadow.reports.remote import fetched_if_any, publish
 from shadow.run.journal import JOURNAL
 from shadow.run.pair_plan import PairPlan, plan_pair

@@ -19,8 +19,7 @@ from shadow.files import placing
 from shadow.gone import gone
 from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
-from shadow.reports.parquet import arrow_schema
-from shadow.reports.tables import STORED
+from shadow.reports.parquet import STORED, arrow_schema
 from shadow.storage import as_given
 from shadow.telling.reading import SummarisedReport
 from shadow.telling.report import report_document

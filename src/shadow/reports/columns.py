@@ -6,15 +6,31 @@ file. Nothing heavy is imported, so that `explain` answers at once.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import yaml
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Type = Literal["string", "int", "float", "bool", "ints", "floats"]
+# float stands for int and bool too
+Cell: TypeAlias = "str | float | Sequence[float | None] | NDArray[np.float32] | None"
+# in Arrow's words
+STORED_TYPES: Mapping[Type, str] = {
+    "string": "string",
+    "int": "int64",
+    "float": "double",
+    "bool": "bool",
+    "ints": "list<int64>",
+    "floats": "list<float>",
+}
 
 SCHEMA = 2  # of the report files; raised when a column goes or changes its meaning
 READ = (1, SCHEMA)  # schemas that are read: 1 is that of version 0.2
@@ -41,7 +57,7 @@ class Column:
     name: str
     """As in the files; never changed once it is published."""
     type: Type
-    """The kind of its values; `shadow.reports.column_types` has how each format stores it."""
+    """The kind of its values; STORED_TYPES has how they are stored."""
     text: str
     """What it is, in a phrase."""
     _: KW_ONLY
@@ -57,6 +73,11 @@ class Column:
     """The publication or page that the definition comes from."""
     pitfalls: str = ""
     """What its values do not say, and how accurate they are."""
+
+    @property
+    def arrow(self) -> str:
+        """Its type in Arrow's words: `double`, `list<float>`."""
+        return STORED_TYPES[self.type]
 
 
 @dataclass(frozen=True)
@@ -171,3 +192,18 @@ def notation_of(columns: Iterable[Column]) -> str:
 def delta_metrics() -> list[str]:
     """The columns of delta rows that are numbers."""
     return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
+
+
+@overload
+def null_if_undefined(value: float | None) -> float | None: ...
+
+
+@overload
+def null_if_undefined(value: float | int | str | None) -> float | int | str | None: ...
+
+
+def null_if_undefined(value: float | int | str | None) -> float | int | str | None:
+    """Null instead of NaN or infinity: a number that overflowed is not a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

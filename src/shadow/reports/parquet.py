@@ -1,27 +1,57 @@
-"""Tables -> Parquet files: those of a report, group by group, and others in one piece."""
+"""Tables and Parquet files: those of a report, written group by group and read as this version has
+them, also of a report that was made before the newest columns; and others in one piece.
+
+Columns that were added to the schema since the report was made are null. Columns that this version
+does not know are left out, and a number that is not finite, which no audit writes, is null.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.files import write_beside, writing
-from shadow.reports.column_types import STORED_TYPES, Cell
-from shadow.reports.columns import Column
+from shadow.reports.columns import TABLES, Cell, Column, null_if_undefined
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import METADATA_KEY
+from shadow.reports.provenance import METADATA_KEY, missing, unreadable
+from shadow.text import several
 
 COMPRESSION = "zstd"
 MAGIC = b"PAR1"  # begins and ends a Parquet file
 TAIL = 8  # bytes behind a footer: its length, and MAGIC
+STORED = ("matrices", "tensors", "files", "spectra")  # tables of a pair's folder
+LATER = ("files",)  # tables that older reports lack
+OPTIONAL = ("spectra",)  # left out by --no-spectra
+MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
+FEW_ROWS = 2_000  # up to which columns are read one by one: handing them to threads takes as long
+MANY = 6  # absent columns that are named one by one
+
+
+def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
+    """Columns as a schema of Arrow, in their order."""
+    fields = []
+    for column in columns:
+        name = column.arrow.removeprefix("list<").removesuffix(">")
+        kind = pa.type_for_alias(name)
+        fields.append(pa.field(column.name, kind if name == column.arrow else pa.list_(kind)))
+    return pa.schema(fields)
+
+
+def table_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> pa.Table:
+    """Rows as a table with these columns; null where a row has no such key."""
+    return pa.Table.from_pylist(list(rows), schema=arrow_schema(columns))
+
+
+# writing
 
 
 class TableFile:
@@ -49,12 +79,16 @@ class TableFile:
 
     def finish(self, metadata: ReportMetadata) -> None:
         """Give the closed file its metadata; on return it is on the disk."""
+        empty, footer = pa.BufferOutputStream(), pa.BufferOutputStream()
         schema = self._schema.with_metadata(_key_value(metadata))
-        footer = _footer(schema, pq.read_metadata(self.path))
+        pq.ParquetWriter(empty, schema, compression=COMPRESSION).close()
+        told = pq.read_metadata(pa.BufferReader(empty.getvalue()))
+        told.append_row_groups(pq.read_metadata(self.path))
+        told.write_metadata_file(footer)
         with self.path.open("r+b") as file:
             file.truncate(pages_of(file))
             file.seek(0, os.SEEK_END)
-            file.write(footer)
+            file.write(footer.getvalue().to_pybytes().removeprefix(MAGIC))
             file.flush()
             os.fsync(file.fileno())
 
@@ -66,17 +100,6 @@ def pages_of(file: IO[bytes]) -> int:
         return 0
     file.seek(size - TAIL)
     return max(0, size - TAIL - int.from_bytes(file.read(4), "little"))
-
-
-def _footer(schema: pa.Schema, groups: pq.FileMetaData) -> bytes:
-    """The end of a Parquet file, from its footer on, with the metadata of a schema."""
-    empty, whole = pa.BufferOutputStream(), pa.BufferOutputStream()
-    pq.ParquetWriter(empty, schema, compression=COMPRESSION).close()
-    told = pq.read_metadata(pa.BufferReader(empty.getvalue()))
-    told.append_row_groups(groups)
-    told.write_metadata_file(whole)
-    content: bytes = whole.getvalue().to_pybytes()
-    return content.removeprefix(MAGIC)
 
 
 def _key_value(provenance: Mapping[str, object]) -> dict[bytes, bytes]:
@@ -106,26 +129,79 @@ def write_rows(
         write_beside(path, content)
 
 
-def arrow_type(column: Column) -> pa.DataType:
-    """How Arrow stores a column."""
-    name, is_list = STORED_TYPES[column.type]
-    value = pa.type_for_alias(name)
-    return pa.list_(value) if is_list else value
-
-
-def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
-    """Columns as a schema of Arrow, in their order."""
-    return pa.schema([pa.field(column.name, arrow_type(column)) for column in columns])
-
-
-def table_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> pa.Table:
-    """Rows as a table with these columns; null where a row has no such key."""
-    return pa.Table.from_pylist(list(rows), schema=arrow_schema(columns))
-
-
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
     """A Parquet file of a table with this metadata and no other."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression=COMPRESSION)
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+# reading
+
+
+def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str]) -> pa.Table:
+    """The table with these columns, of their types and in their order; null where it has no value
+    or one that is not finite.
+
+    Raises KeyError for a column that is required, and what Arrow raises for text that is none or
+    another type.
+    """
+    schema = arrow_schema(columns)
+    there = dict(zip(table.column_names, table.columns, strict=True))
+    if len(there) < table.num_columns:
+        raise KeyError("a column that is there twice")
+    if absent := set(required) & set(schema.names) - set(there):
+        raise KeyError(*sorted(absent))
+    arrays = [
+        finite(there[field.name].cast(field.type))
+        if field.name in there
+        else pa.chunked_array([pa.nulls(len(table), field.type)])
+        for field in schema
+    ]
+    like_today = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
+    like_today.validate(full=True)
+    return like_today
+
+
+def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Null instead of NaN and infinity, in lists too."""
+    if pa.types.is_floating(values.type):
+        return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+    if not pa.types.is_list(values.type) or not pa.types.is_floating(values.type.value_type):
+        return values
+    if pc.all(pc.is_finite(pc.list_flatten(values))).as_py() in (True, None):
+        return values
+    rows = [
+        row if row is None else [null_if_undefined(value) for value in row]
+        for row in values.to_pylist()
+    ]
+    return pa.chunked_array([pa.array(rows, values.type)])
+
+
+def read_columns(file: pq.ParquetFile, name: str, columns: Sequence[Column]) -> pa.Table:
+    """Some columns of a table's file, as this version has them. Call it in `telling_faults`."""
+    stored = set(file.schema_arrow.names)
+    there = [column.name for column in columns if column.name in stored]
+    many = file.metadata.num_rows > FEW_ROWS
+    return conformed(file.read(columns=there, use_threads=many), columns, TABLES[name].first)
+
+
+@contextmanager
+def telling_faults(path: Path) -> Iterator[None]:
+    """What goes wrong in reading a file of a report is a ShadowError that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise missing(path.parent, path.name) from error
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def absent_note(absent: Sequence[str]) -> str:
+    """What a person is told of a report that lacks these columns and files."""
+    names = several(absent, MANY)
+    return (
+        f"made before these columns existed, so they are null here: {names}; `shadow audit"
+        " --overwrite` gives them"
+    )

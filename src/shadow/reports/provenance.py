@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, require_utf8
-from shadow.reports.atomic_replacement import FINISHED, TABLES_OF_A_PAIR, put_in_place
 from shadow.reports.columns import READ, SCHEMA, TABLES
+from shadow.reports.folders import FINISHED, NAME_ONE, TABLES_OF_A_PAIR, put_in_place
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
 
 METADATA_KEY = b"shadow"
@@ -65,9 +65,9 @@ class CheckpointIdentity:
     in any files; None where one was not read, and in reports made before 0.2.0.
     """
 
-    def as_json(self) -> dict[str, str | None]:
-        """As the files of a report have it."""
-        return asdict(self)
+    @classmethod
+    def of(cls, side: CheckpointMetadata) -> CheckpointIdentity:
+        return cls(side["repo"], side["commit"], side["fingerprint"], side.get("content"))
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class Provenance:
             schema=metadata["schema"],
             family=metadata["family"],
             pair=metadata["pair"],
-            base=_checkpoint(metadata["base"]),
-            tuned=_checkpoint(metadata["tuned"]),
+            base=CheckpointIdentity.of(metadata["base"]),
+            tuned=CheckpointIdentity.of(metadata["tuned"]),
             relation=relation if isinstance(relation := settings.get("relation"), str) else None,
             level=settings["method"]["level"],
             components=all_that_are(str, chosen.get("components")),
@@ -117,12 +117,6 @@ class Provenance:
             modules=all_that_are(str, chosen.get("modules")),
             told=metadata,
         )
-
-
-def _checkpoint(side: CheckpointMetadata) -> CheckpointIdentity:
-    return CheckpointIdentity(
-        side["repo"], side["commit"], side["fingerprint"], side.get("content")
-    )
 
 
 def all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
@@ -155,8 +149,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
         if missing := TABLES["matrices"].first - set(schema.names):
             raise KeyError(*missing)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        message = f"{path}: not a report of shadow"
-        raise ShadowError(message, "name a folder that `shadow audit` made") from error
+        raise ShadowError(f"{path}: not a report of shadow", NAME_ONE) from error
     return metadata
 
 
@@ -183,22 +176,16 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
     must singular values be there too, if the audit wrote them? A copy for a reader of other tables
     leaves them out. Raises ShadowError.
     """
-    for name in TABLES_OF_A_PAIR:
-        is_due = name in _tables_written(metadata) and (spectra or name != "spectra")
-        if is_due and not (folder / f"{name}.parquet").is_file():
-            raise missing(folder, f"{name}.parquet")
-
-
-def _tables_written(metadata: ReportMetadata) -> set[str]:
-    """The tables that an audit wrote for certain."""
     written = {"matrices", "tensors"}
     seal = metadata.get("seal")
-    tables = seal.get("tables") if isinstance(seal, dict) else None
-    if isinstance(tables, dict):
+    if isinstance(tables := seal.get("tables") if isinstance(seal, dict) else None, dict):
         written |= tables.keys()
     if metadata["settings"].get("spectra") is True:
         written.add("spectra")
-    return written
+    for name in TABLES_OF_A_PAIR:
+        is_due = name in written and (spectra or name != "spectra")
+        if is_due and not (folder / f"{name}.parquet").is_file():
+            raise missing(folder, f"{name}.parquet")
 
 
 def has_remains(folder: Path) -> bool:
@@ -209,8 +196,14 @@ def has_remains(folder: Path) -> bool:
     """
     if (folder / FINISHED).is_file():
         return False
-    tables = [folder / f"{name}.parquet" for name in TABLES_OF_A_PAIR]
-    return any(map(_is_table_of_report, tables)) or _is_summary_of_report(folder / "summary.json")
+    if any(_is_table_of_report(folder / f"{name}.parquet") for name in TABLES_OF_A_PAIR):
+        return True
+    try:
+        with (folder / "summary.json").open("rb") as file:
+            summary = json.loads(file.read(MAX_SUMMARY))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
 
 
 def _is_table_of_report(path: Path) -> bool:
@@ -225,55 +218,40 @@ def _is_table_of_report(path: Path) -> bool:
     return isinstance(metadata, dict) and "pair" in metadata
 
 
-def _is_summary_of_report(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            summary = json.loads(file.read(MAX_SUMMARY))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
-
-
 def metadata_in(content: bytes) -> Any:
     """The JSON under METADATA_KEY; a number that is not finite, which no audit writes, is None."""
     metadata = json.loads(content, parse_constant=lambda _: None)
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # which a check of it meets
-        _name_level(metadata["settings"]["method"])
+        method = metadata["settings"]["method"]
+        if "level" not in method:  # a report of 0.2 says `precision` and `subjects`
+            precision = method.pop("precision")
+            method["level"] = "full" if precision == "default" else precision
+            if method.get("subjects") == "none":
+                method["level"] = "norms"
+                del method["subjects"]
+            method.pop("subspaces", None)
+            if not method.get("seed"):
+                method.pop("seed", None)
     return metadata
-
-
-def _name_level(method: dict[str, object]) -> None:
-    """Say `level` where a report of 0.2 says `precision` and `subjects`."""
-    if "level" in method:
-        return
-    precision = method.pop("precision")
-    method["level"] = "full" if precision == "default" else precision
-    if method.get("subjects") == "none":
-        method["level"] = "norms"
-        del method["subjects"]
-    method.pop("subspaces", None)
-    if not method.get("seed"):
-        method.pop("seed", None)
 
 
 def _check_metadata(metadata: Any) -> None:
     """Raises TypeError or KeyError where metadata are not of the types that readers rely on."""
-    settings = metadata["settings"]
+    settings, sides = metadata["settings"], (metadata["base"], metadata["tuned"])
     texts = [metadata[key] for key in ("version", "family", "pair")]
-    texts += [metadata[side]["repo"] for side in ("base", "tuned")]
-    texts.append(settings["method"]["level"])
-    keys = "commit", "fingerprint", "content"
-    maybe = [{"content": None, **metadata[side]}[key] for side in ("base", "tuned") for key in keys]
-    texts += [text for text in maybe if text is not None]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError
+    texts += [settings["method"]["level"], *(side["repo"] for side in sides)]
+    for side in sides:
+        maybe = side["commit"], side["fingerprint"], side.get("content")
+        texts += [text for text in maybe if text is not None]
     mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
-    if not all(isinstance(mapping, dict) for mapping in mappings):
-        raise TypeError
-    if type(metadata["schema"]) is not int:
-        raise TypeError
     seconds = metadata.get("seconds") or 0.0
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(mapping, dict) for mapping in mappings)
+        and type(metadata["schema"]) is int
+        and isinstance(seconds, int | float)
+        and 0 <= seconds < 1e12
+    ):
         raise TypeError
 
 
@@ -307,7 +285,7 @@ def _instead_of_a_report(folder: Path) -> str:
         return f"{again}, or remove what is left with `shadow clean -o DIR`"
     if any(folder.glob("*.safetensors")):
         return "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
-    return "name a folder that `shadow audit` made"
+    return NAME_ONE
 
 
 def is_read(metadata: ReportMetadata) -> bool:
@@ -317,16 +295,15 @@ def is_read(metadata: ReportMetadata) -> bool:
 
 def check_schema(folder: Path, metadata: ReportMetadata) -> None:
     """Refuse a report whose columns mean something else than this version's."""
-    maker = metadata.get("version")
-    if metadata["schema"] in READ and not is_read(metadata):
+    if is_read(metadata):
+        return
+    if metadata["schema"] in READ:
         raise ShadowError(f"{folder}: measured by 0.1: audit again")
-    if not is_read(metadata):
-        made = (
-            maker if isinstance(maker, str) and re.fullmatch(r"[\w.+-]{1,40}", maker) else "unknown"
-        )
-        is_newer = metadata["schema"] > SCHEMA
-        raise ShadowError(
-            f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by shadow {made};"
-            f" this is shadow {__version__}, which reads schema {' and '.join(map(str, READ))}",
-            "update shadow" if is_newer else "audit the pair again, or read it with that version",
-        )
+    made = str(metadata.get("version"))
+    made = made if re.fullmatch(r"[\w.+-]{1,40}", made) else "unknown"
+    is_newer = metadata["schema"] > SCHEMA
+    raise ShadowError(
+        f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by shadow {made};"
+        f" this is shadow {__version__}, which reads schema {' and '.join(map(str, READ))}",
+        "update shadow" if is_newer else "audit the pair again, or read it with that version",
+    )

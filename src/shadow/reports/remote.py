@@ -12,7 +12,7 @@ from typing import Any
 
 from shadow.errors import ShadowError
 from shadow.files import safe_name, writing
-from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, FINISHED
+from shadow.reports.folders import FILES_OF_A_PAIR, FINISHED
 from shadow.storage import Store, place_for
 
 

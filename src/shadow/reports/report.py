@@ -23,23 +23,23 @@ import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES, Column
-from shadow.reports.metadata import ReportMetadata
-from shadow.reports.parquet import arrow_schema
+from shadow.reports.folders import NAME_ONE
+from shadow.reports.parquet import (
+    LATER,
+    MAX_ROWS,
+    OPTIONAL,
+    STORED,
+    arrow_schema,
+    conformed,
+    read_columns,
+    telling_faults,
+)
 from shadow.reports.provenance import (
     METADATA_KEY,
     Provenance,
     metadata_in,
     report_metadata,
     require_tables,
-)
-from shadow.reports.tables import (
-    LATER,
-    STORED,
-    check_rows,
-    conformed,
-    may_lack,
-    read_columns,
-    telling_faults,
 )
 
 if TYPE_CHECKING:
@@ -188,32 +188,28 @@ class Report:
         return {}
 
     def _read(self, table: str, columns: Sequence[Column]) -> pa.Table:
-        assert self.provenance  # first, as this completes a replacement that was killed half-way
+        metadata = self.provenance.told  # first: this completes a replacement killed half-way
         path = self._path(table)
         with telling_faults(path):
-            if may_lack(table) and not path.exists():
-                require_tables(self.folder, self.provenance.told, spectra=table == "spectra")
+            if table in LATER + OPTIONAL and not path.exists():
+                require_tables(self.folder, metadata, spectra=table == "spectra")
                 return arrow_schema(columns).empty_table()
             return read_columns(self._checked(table), table, columns)
 
     def _checked(self, table: str) -> pq.ParquetFile:
         """The file of a table, of the report's audit and of no more rows than a model has."""
-        metadata = self.provenance.told
         file = self.parquet(table)
-        check_rows(self._path(table), file.metadata.num_rows)
-        if not _says(file.schema_arrow, metadata):
+        if (count := file.metadata.num_rows) > MAX_ROWS:
+            raise ShadowError(f"{self._path(table)}: {count} rows", NAME_ONE)
+        try:
+            told = metadata_in((file.schema_arrow.metadata or {})[METADATA_KEY])
+        except (KeyError, ValueError, RecursionError):
+            told = None
+        if told != self.provenance.told:
             raise ShadowError(
                 f"{self.folder}: its files are of different audits", "run the audit again"
             )
         return file
-
-
-def _says(schema: pa.Schema, metadata: ReportMetadata) -> bool:
-    """Whether a table has the same metadata as the report."""
-    try:
-        return bool(metadata_in((schema.metadata or {})[METADATA_KEY]) == metadata)
-    except (KeyError, ValueError, RecursionError):
-        return False
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:

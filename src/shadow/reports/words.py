@@ -1,15 +1,15 @@
-"""Words that can be looked up: heads of tables, and terms of the glossary, each with one meaning.
-
-For `shadow explain`, and for docs/style.md.
+"""Words that can be looked up: heads of tables, and terms of the glossary, each with one meaning;
+and the schema of a report's files, for machines: what columns.yaml and words.yaml say.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 
-from shadow.reports.columns import read_words
+from shadow import __version__
+from shadow.reports.columns import DELTA, NOTATION, SCHEMA, Column, Table, read_words
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Head:
 
 _WORDS = read_words("words.yaml")
 HEADS = {word: Head(**entry) for word, entry in _WORDS["heads"].items()}
+RULES: list[str] = _WORDS["rules"]
+FILES: dict[str, dict[str, str]] = _WORDS["files"]
+"""The JSON files beside the tables: what each key holds."""
 # sections; "term, other name": meaning, in Markdown
 GLOSSARY: Mapping[str, Mapping[str, str]] = _WORDS["glossary"]
 
@@ -54,3 +57,42 @@ def meaning_of(word: str) -> str | None:
             if word.lower() in names.lower().split(", "):
                 return text
     return None
+
+
+def schema_json(tables: Iterable[Table]) -> dict[str, object]:
+    """What `shadow explain --all --json` prints."""
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "rules": RULES,
+        "notation": NOTATION,
+        "tables": {
+            table.name: {
+                "file": table.file,
+                "row": table.row,
+                "columns": [_column(table, column) for column in table.columns],
+            }
+            for table in tables
+        },
+        "files": FILES,
+    }
+
+
+def is_later(table: Table, column: Column) -> bool:
+    """Whether the column was added after the first reports of this schema."""
+    return bool(table.first) and column.name not in table.first
+
+
+def null_cases(column: Column) -> list[str]:
+    """When the column is null; empty where it never is."""
+    return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
+
+
+def _column(table: Table, column: Column) -> dict[str, object]:
+    return {
+        **asdict(column),
+        "null": "; ".join(null_cases(column)),
+        "arrow": column.arrow,
+        "later": is_later(table, column),
+        "start_here": column.name in table.start_here,
+    }

@@ -24,7 +24,7 @@ from shadow.checkpoints.listing import (
 )
 from shadow.checkpoints.small_files import TEMPLATE, contents, differences
 from shadow.errors import ShadowError
-from shadow.reports.column_types import Cell
+from shadow.reports.columns import Cell
 from shadow.text import several, visible
 
 State = Literal["same", "changed", "added", "removed", "unknown"]

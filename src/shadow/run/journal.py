@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, open_alone, remove_empty, writing
 from shadow.reasons import REASONS, Status
-from shadow.reports.atomic_replacement import put_in_place
-from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import MATRICES, Type
+from shadow.reports.columns import MATRICES, Type, null_if_undefined
+from shadow.reports.folders import put_in_place
 from shadow.reports.metadata import SIDES, ReportMetadata, Side
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Cast, Measurement, Precision

@@ -20,8 +20,15 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
-from shadow.reports.column_types import Cell, null_if_undefined
-from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS, Column
+from shadow.reports.columns import (
+    FILES,
+    MATRICES,
+    SPECTRA,
+    TENSORS,
+    Cell,
+    Column,
+    null_if_undefined,
+)
 from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity

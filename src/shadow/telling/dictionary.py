@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.pair_gates import GATES
 from shadow.reports.columns import SCHEMA, Column, Table, notation_of
-from shadow.reports.schema import RULES, is_later, null_cases
-from shadow.reports.words import Head
+from shadow.reports.words import RULES, Head, is_later, null_cases
 from shadow.telling.document import (
     Block,
     Document,

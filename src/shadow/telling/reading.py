@@ -15,8 +15,8 @@ from shadow.comparing.lineage import Step, step_of
 from shadow.comparing.published import published_place
 from shadow.errors import ShadowError
 from shadow.reports.metadata import ReportMetadata
+from shadow.reports.parquet import absent_note
 from shadow.reports.report import Report
-from shadow.reports.tables import absent_note
 from shadow.summary.making import record_of
 from shadow.summary.standing import standing_of
 from shadow.summary.tables import read_rows
