@@ -160,7 +160,7 @@ def _origins(origin: Origin) -> list[tuple[str, str]]:
     sides = [
         (f"{side} {key}", text)
         for side, checkpoint in (("base", origin.base), ("tuned", origin.tuned))
-        for key, text in checkpoint.as_json().items()
+        for key, text in vars(checkpoint).items()
     ]
     told = origin.told
     libraries = sorted((told.get("libraries") or {}).items())
