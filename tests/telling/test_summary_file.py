@@ -15,7 +15,8 @@ import pytest
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import Settings, run_pair
-from shadow.reports.provenance import METADATA_KEY, report_metadata
+from shadow.reports.metadata import METADATA_KEY
+from shadow.reports.provenance import report_metadata
 from shadow.reports.report import Report
 from shadow.spectra.measurement import Method
 from shadow.targets.families import Pair

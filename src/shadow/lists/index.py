@@ -25,9 +25,9 @@ from shadow.errors import ShadowError
 from shadow.files import alone_at, read_start, safe_name, write_beside, writing
 from shadow.reports.columns import BATCH, HEADLINE, READ, SCHEMA, null_if_undefined
 from shadow.reports.folders import FINISHED
-from shadow.reports.metadata import ReportMetadata
+from shadow.reports.metadata import METADATA_KEY, ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
-from shadow.reports.provenance import METADATA_KEY, finished_metadata, is_read
+from shadow.reports.provenance import finished_metadata, is_read
 from shadow.run.runtime import Runtime
 
 if TYPE_CHECKING:

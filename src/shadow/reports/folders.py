@@ -5,6 +5,7 @@ earlier ones, all of them together or none.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_through, writing
+from shadow.reports.metadata import METADATA_KEY, metadata_in
 from shadow.text import closest, several
 
 # in PARTIAL: files of a report that are all written, and only have to be moved to their places
@@ -26,6 +28,7 @@ TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
 GONE = ("residual.parquet", "scores.json")  # of reports of 0.2, which a new one does not have
 FILES_OF_A_PAIR = ("summary.json", *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 NAME_ONE = "name a folder that `shadow audit` made"
+MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,40 @@ def _is_report(folder: Path, names: Set[str]) -> bool:
     # where all of it is written, who reads it moves the files to their places
     if FINISHED in names or (PARTIAL in names and (folder / PARTIAL / READY).is_dir()):
         return True
-    if names <= {PARTIAL}:
-        return False
-    from shadow.reports.provenance import has_remains  # brings pyarrow
+    return not names <= {PARTIAL} and has_remains(folder)
 
-    return has_remains(folder)
+
+def has_remains(folder: Path) -> bool:
+    """Are there files of a report in a folder, but not the one by which it is found?
+
+    Other programs call files so too: a table counts if its metadata are those of a report or it
+    cannot be read, and summary.json if it says which pair it is of.
+    """
+    if (folder / FINISHED).is_file():
+        return False
+    if any(_is_table_of_report(folder / f"{name}.parquet") for name in TABLES_OF_A_PAIR):
+        return True
+    try:
+        with (folder / "summary.json").open("rb") as file:
+            summary = json.loads(file.read(MAX_SUMMARY))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
+
+
+def _is_table_of_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    import pyarrow as pa  # takes a twentieth of a second
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = metadata_in((pq.read_schema(path).metadata or {})[METADATA_KEY])
+    except (OSError, pa.ArrowException):
+        return True
+    except (ValueError, KeyError, RecursionError):
+        return False
+    return isinstance(metadata, dict) and "pair" in metadata
 
 
 def meant(run: Path) -> str | None:

@@ -5,8 +5,12 @@ Of a key that is not required no reader may rely on the type: another program ma
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
+
+METADATA_KEY = b"shadow"
 
 Side = Literal["base", "tuned"]
 SIDES: tuple[Side, Side] = ("base", "tuned")
@@ -84,3 +88,20 @@ class ReportMetadata(RunMetadata, JudgedMetadata):
     base: CheckpointMetadata
     tuned: CheckpointMetadata
     settings: SettingsMetadata
+
+
+def metadata_in(content: bytes) -> Any:
+    """The JSON under METADATA_KEY; a number that is not finite, which no audit writes, is None."""
+    metadata = json.loads(content, parse_constant=lambda _: None)
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # which a check of it meets
+        method = metadata["settings"]["method"]
+        if "level" not in method:  # a report of 0.2 says `precision` and `subjects`
+            precision = method.pop("precision")
+            method["level"] = "full" if precision == "default" else precision
+            if method.get("subjects") == "none":
+                method["level"] = "norms"
+                del method["subjects"]
+            method.pop("subspaces", None)
+            if not method.get("seed"):
+                method.pop("seed", None)
+    return metadata

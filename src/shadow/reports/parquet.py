@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from shadow.errors import ShadowError
 from shadow.files import write_beside, writing
 from shadow.reports.columns import TABLES, Cell, Column, null_if_undefined
-from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import METADATA_KEY, missing, unreadable
+from shadow.reports.metadata import METADATA_KEY, ReportMetadata
+from shadow.reports.provenance import missing, unreadable
 from shadow.text import several
 
 COMPRESSION = "zstd"

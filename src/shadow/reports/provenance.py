@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -16,11 +15,21 @@ from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, require_utf8
 from shadow.reports.columns import READ, SCHEMA, TABLES
-from shadow.reports.folders import FINISHED, NAME_ONE, TABLES_OF_A_PAIR, put_in_place
-from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
+from shadow.reports.folders import (
+    FINISHED,
+    NAME_ONE,
+    TABLES_OF_A_PAIR,
+    has_remains,
+    put_in_place,
+)
+from shadow.reports.metadata import (
+    METADATA_KEY,
+    CheckpointMetadata,
+    ReportMetadata,
+    SettingsMetadata,
+    metadata_in,
+)
 
-METADATA_KEY = b"shadow"
-MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
 AGAIN = "run the audit again"
 Value = TypeVar("Value")
 
@@ -186,53 +195,6 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
         is_due = name in written and (spectra or name != "spectra")
         if is_due and not (folder / f"{name}.parquet").is_file():
             raise missing(folder, f"{name}.parquet")
-
-
-def has_remains(folder: Path) -> bool:
-    """Are there files of a report in a folder, but not the one by which it is found?
-
-    Other programs call files so too: a table counts if its metadata are those of a report or it
-    cannot be read, and summary.json if it says which pair it is of.
-    """
-    if (folder / FINISHED).is_file():
-        return False
-    if any(_is_table_of_report(folder / f"{name}.parquet") for name in TABLES_OF_A_PAIR):
-        return True
-    try:
-        with (folder / "summary.json").open("rb") as file:
-            summary = json.loads(file.read(MAX_SUMMARY))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
-
-
-def _is_table_of_report(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        metadata = metadata_in((pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (OSError, pa.ArrowException):
-        return True
-    except (ValueError, KeyError, RecursionError):
-        return False
-    return isinstance(metadata, dict) and "pair" in metadata
-
-
-def metadata_in(content: bytes) -> Any:
-    """The JSON under METADATA_KEY; a number that is not finite, which no audit writes, is None."""
-    metadata = json.loads(content, parse_constant=lambda _: None)
-    with contextlib.suppress(KeyError, TypeError, AttributeError):  # which a check of it meets
-        method = metadata["settings"]["method"]
-        if "level" not in method:  # a report of 0.2 says `precision` and `subjects`
-            precision = method.pop("precision")
-            method["level"] = "full" if precision == "default" else precision
-            if method.get("subjects") == "none":
-                method["level"] = "norms"
-                del method["subjects"]
-            method.pop("subspaces", None)
-            if not method.get("seed"):
-                method.pop("seed", None)
-    return metadata
 
 
 def _check_metadata(metadata: Any) -> None:

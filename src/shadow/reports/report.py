@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES, Column
 from shadow.reports.folders import NAME_ONE
+from shadow.reports.metadata import METADATA_KEY, metadata_in
 from shadow.reports.parquet import (
     LATER,
     MAX_ROWS,
@@ -34,13 +35,7 @@ from shadow.reports.parquet import (
     read_columns,
     telling_faults,
 )
-from shadow.reports.provenance import (
-    METADATA_KEY,
-    Provenance,
-    metadata_in,
-    report_metadata,
-    require_tables,
-)
+from shadow.reports.provenance import Provenance, report_metadata, require_tables
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second to import, and who asks for no frame needs none of it
