@@ -145,7 +145,7 @@ MUTANTS = (
         "the last KiB of a tensor": ("* at // (count - 1), SAMPLED", "* at // count, SAMPLED"),
     }),
     Planted("checkpoints/pairing.py", "checkpoints/test_pairing.py", {
-        "columns in another order": ("if _folded(base) != _folded(tuned)", "if False"),
+        "columns in another order": (" and _folded(base) == _folded(tuned):", ":"),
         "a word of the config": ("return said is True", "return bool(said)"),
         "rows of anything grow": ("_grows(place) and common > 1", "common > 1"),
     }),

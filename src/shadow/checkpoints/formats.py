@@ -191,6 +191,14 @@ def _scaled(m: Module, n: Sizes) -> Made:
     return "INT8" if dtype == "I8" else dtype, (rows, cols), block
 
 
+def _blocks(m: Module, n: Sizes) -> Made:
+    """8-bit floats with a scale for each block, in DeepSeek-V3's layout. facts: as of `_scaled`."""
+    high, wide = block_of(m.settings, (128, 128))
+    fits = (n["down"], n["across"]) == (-(-n["rows"] // high), -(-n["cols"] // wide))
+    _require(fits, f"weight_scale_inv has not the blocks of {high} x {wide}")
+    return m.pieces["weight"].dtype, (*n["*stack"], n["rows"], n["cols"]), (high, wide)
+
+
 def block_of(settings: object, otherwise: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns that share a scale, where config.json says it."""
 
@@ -282,6 +290,10 @@ SCALED = Layout(
     "scaled", _scaled,
     "weight words 8 rows cols, weight_scale scales S *grid, weight_zero_point? zeros C *grid",
 )  # fmt: skip
+BLOCKS = Layout(
+    "scaled", _blocks,
+    "weight words 8 *stack rows cols, weight_scale_inv scales S *stack down across",
+)  # fmt: skip
 INT8 = Layout(
     "llm.int8", _scaled, "weight words C rows cols, SCB scales S rows, weight_format? layout B"
 )
@@ -332,7 +344,7 @@ FORMATS = (  # the first of which a module has a piece names its format
     Format("AWQ", NOBODY, [AWQ]),
     Format("MLX", "biases", [MLX_MXFP4, MLX], integers=True),
     Format("NVFP4", "weight_scale_2", [NVFP4], integers=True),
-    Format(FP8, NOBODY, [SCALED]),
+    Format(FP8, NOBODY, [SCALED, BLOCKS]),
     Format("quanto", r"weight\._data"),
     Format("torchao", "_weight_qdata"),
     Format("HQQ", "W_q"),
@@ -437,7 +449,8 @@ def with_matrices(
     """
     formats = packed_modules(tensors, config)
     for name, info in tensors.items():
-        if info.dtype.startswith("F8_E") and f"{name}_scale" in tensors:
+        scales = f"{name}_scale", f"{name}_scale_inv"
+        if info.dtype.startswith("F8_E") and any(one in tensors for one in scales):
             formats.setdefault(owner_of(name)[0], FP8)
     known_formats = {one.name: one for one in FORMATS if one.layouts}
     modules: dict[str, dict[str, TensorInfo]] = {}

@@ -21,12 +21,7 @@ import huggingface_hub as hf
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (
-    WeakFileLock,
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-)
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import tqdm as hf_tqdm
 
 from shadow.checkpoints.hub_client import NEVER, Say, own_client, trying
@@ -238,13 +233,7 @@ def _mismatch(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
 
 
 def _download(
-    snapshot: Snapshot,
-    file: RemoteFile,
-    *,
-    force: bool,
-    report: OnBytes,
-    stop: Event,
-    say: Say,
+    snapshot: Snapshot, file: RemoteFile, *, force: bool, report: OnBytes, stop: Event, say: Say
 ) -> Path:
     if snapshot.offline:
         raise ShadowError(f"{snapshot.repo}: {file.path} is {OFFLINE}", ONLINE)

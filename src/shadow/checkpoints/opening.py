@@ -343,12 +343,7 @@ def _opened(
 
 
 def locate(
-    snapshot: Snapshot,
-    *,
-    allow_pickle: bool,
-    say: Say,
-    dora: bool = False,
-    file: str | None = None,
+    snapshot: Snapshot, *, allow_pickle: bool, say: Say, dora: bool = False, file: str | None = None
 ) -> Located:
     """Find the weight files of a commit of the Hub. Read its config and index, no shard.
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
-from shadow.checkpoints.formats import block_of, owner_of, packed_modules
+from shadow.checkpoints.formats import owner_of, packed_modules
 from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import Config
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.places.names import Facts, name_rules
+from shadow.places.names import Facts, check_component, is_of_layers, name_rules, nearest_modules
 from shadow.reasons import Status
 from shadow.text import in_ranges, several, short
 
@@ -26,7 +26,6 @@ Side = Literal["base", "tuned"]
 
 NO_BASE = "no base for {}"
 OF_CONFIG = "computed from the config, where the other side does not store it"
-SCALE_BLOCK = 128, 128  # rows and columns that share one scale in DeepSeek-V3
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +133,45 @@ class Filter:
         return not self.modules or place.module in self.modules
 
 
+def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
+    """Read a filter of components, layers (`0`, `4-7`, `0,3,5`) and modules (`mlp.up`, `attn.*`).
+
+    Raises UsageError for names that mean nothing.
+    """
+    rules = name_rules()
+    chosen = set(components)
+    for component in chosen:
+        check_component(component)
+    matching: set[str] = set()
+    for pattern in modules:
+        named = [module for module in rules.modules if fnmatchcase(module, pattern)]
+        if not named:
+            close = nearest_modules(pattern)
+            hint = f"did you mean {close!r}?" if close else "such as mlp.up or attn.*"
+            if is_of_layers(pattern):
+                hint = "--layer chooses layers: 0, or 4-7"
+            raise UsageError(f"no module {pattern!r}", hint)
+        matching.update(named)
+    return Filter(
+        components=tuple(sorted(chosen)),
+        layers=tuple(sorted(set(_layers(list(layers))))),
+        modules=tuple(sorted(matching)),
+    )
+
+
+def _layers(texts: list[str]) -> list[int]:
+    layers: list[int] = []
+    if not texts:
+        return layers
+    for text in ",".join(texts).split(","):
+        first, dash, last = text.partition("-")
+        numbers = first.isdecimal() and (last.isdecimal() or not dash) and len(text) <= 12
+        if not numbers or (dash and int(last) < int(first)):
+            raise UsageError(f"{text!r} is not a layer", "write 0, or 4-7, or 0,3,5")
+        layers += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
+    return layers
+
+
 def pair_checkpoints(
     base: Checkpoint, tuned: Checkpoint, chosen: Filter, *, may_differ: bool = False
 ) -> tuple[list[MatrixPair], list[Skipped]]:
@@ -167,11 +205,13 @@ def pair_checkpoints(
             outcomes.append(_line_up(place, partner, operand))
         elif place.component in components_with_base or operand.factor is not None:
             skipped += _skips("tuned", operand, place, reason="only_in_tuned")
-        elif _is_matrix(operand):
-            outcomes.append(_without_base(place, operand))
         else:
             why = NO_BASE.format(place.component)
-            skipped += _skips("tuned", operand, place, reason="not_a_matrix", detail=why)
+            if _is_matrix(operand):  # its own spectrum is measured
+                own = MatrixPair(place, None, operand, *operand.shape, is_matrix=True, detail=why)
+                outcomes.append(own)
+            else:
+                skipped += _skips("tuned", operand, place, reason="not_a_matrix", detail=why)
     for place, operand in base_operands.items():
         if tuned.adapter and not chosen.passes(place):
             skipped += _skips("base", operand, place, reason="filtered")
@@ -189,10 +229,13 @@ def pair_checkpoints(
             raise _closed(tuned.reference, tuned_unusable)
         if base_is_closed and base_unusable:
             raise _closed(base.reference, base_unusable)
-        raise ShadowError(
-            f"{base.reference} and {tuned.reference} share no tensor of the same place and shape",
-            f"check that these are a base and a model tuned from it{_names_apart(base, tuned)}",
-        )
+        hint = "check that these are a base and a model tuned from it"
+        if base.tensors and tuned.tensors and not base.tensors.keys() & tuned.tensors.keys():
+            # a prefix shows at once
+            first, other = (short(min(side.tensors)) for side in (base, tuned))
+            hint += f"; the first tensors are {first} and {other}"
+        sides = f"{base.reference} and {tuned.reference}"
+        raise ShadowError(f"{sides} share no tensor of the same place and shape", hint)
     lined = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair)]
     apart = [tensor for outcome in outcomes if isinstance(outcome, list) for tensor in outcome]
     places = [pair.place for pair in lined] + [one.place for one in (*skipped, *apart)]
@@ -203,14 +246,6 @@ def pair_checkpoints(
         elif not chosen.passes(outcome.place):
             skipped += _both(outcome.place, outcome.base, outcome.tuned, reason="filtered")
     return [pair for pair in lined if chosen.passes(pair.place)], skipped
-
-
-def _names_apart(base: Checkpoint, tuned: Checkpoint) -> str:
-    """`; the first tensors are ...`, where no name is on both sides: a prefix shows at once."""
-    if not base.tensors or not tuned.tensors or base.tensors.keys() & tuned.tensors.keys():
-        return ""
-    first, other = (short(min(side.tensors)) for side in (base, tuned))
-    return f"; the first tensors are {first} and {other}"
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
@@ -225,13 +260,6 @@ def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
         f"{what}: quantised weights cannot be measured",
         "convert them back to floats with the library that quantised them, save that, and audit it",
     )
-
-
-def _without_base(place: Place, matrix: Operand) -> MatrixPair:
-    """A matrix of a component that the base lacks: its own spectrum is measured."""
-    rows, cols = matrix.shape
-    why = NO_BASE.format(place.component)
-    return MatrixPair(place, None, matrix, rows=rows, cols=cols, is_matrix=True, detail=why)
 
 
 def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
@@ -251,18 +279,15 @@ def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> No
     if wrong := set(chosen.layers) - layers:
         named = "no layer" if len(wrong) == 1 else "no layers"
         where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
-        hint = f"nothing{where} lies in layers"
-        if layers:
-            hint = f"the layers{where} are {in_ranges(layers)}"
+        known_layers = f"the layers{where} are {in_ranges(layers)}"
+        hint = known_layers if layers else f"nothing{where} lies in layers"
         raise UsageError(f"{model}: {named} {in_ranges(wrong)}", hint)
     if not any(chosen.passes(place) for place in of_components):
         in_layers = replace(chosen, modules=())
         modules = {place.module for place in of_components if in_layers.passes(place)}
         there = [module for module in name_rules().modules if module in modules]
-        raise UsageError(
-            f"{model}: no module {', '.join(chosen.modules)[:80]} there",
-            f"it has {', '.join(there)}",
-        )
+        named = ", ".join(chosen.modules)[:80]
+        raise UsageError(f"{model}: no module {named} there", f"it has {', '.join(there)}")
 
 
 def _both(
@@ -312,25 +337,22 @@ def _folded(operand: Operand) -> tuple[int, ...] | None:
 
 
 def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[Skipped]:
-    """The pair of two operands at one place; or both of them, where their shapes do not match."""
-    stored = f"base {base.info.shape}, tuned {tuned.info.shape}"
-    if not (_is_matrix(base) and _is_matrix(tuned)):
-        if math.prod(base.shape) != math.prod(tuned.shape) or _is_matrix(base) != _is_matrix(tuned):
-            return _both(place, base, tuned, reason="shape_differs", detail=stored)
-        return MatrixPair(place, base, tuned, rows=1, cols=math.prod(tuned.shape), is_matrix=False)
-    if _folded(base) != _folded(tuned):  # as many columns in another order, such as channels last
-        return _both(place, base, tuned, reason="shape_differs", detail=stored)
-    (base_rows, base_cols), (tuned_rows, tuned_cols) = base.shape, tuned.shape
-    if base_cols == tuned_cols and base_rows == tuned_rows:
-        return MatrixPair(place, base, tuned, rows=tuned_rows, cols=tuned_cols, is_matrix=True)
-    common = min(base_rows, tuned_rows)
-    if base_cols == tuned_cols and _grows(place) and common > 1:
-        side = "tuned" if tuned_rows > base_rows else "base"
-        more = abs(tuned_rows - base_rows)
-        why = f"{more} rows only in {side}; the {common} common rows are compared"
-        return MatrixPair(place, base, tuned, common, tuned_cols, is_matrix=True, detail=why)
-    shapes = f"base {base.shape}, tuned {tuned.shape}"
-    return _both(place, base, tuned, reason="shape_differs", detail=shapes)
+    """Pair two operands at one place; return both of them where their shapes do not match."""
+    detail = f"base {base.info.shape}, tuned {tuned.info.shape}"
+    (base_rows, cols), (rows, tuned_cols) = base.shape, tuned.shape
+    if not (_is_matrix(base) or _is_matrix(tuned)) and base_rows * cols == rows * tuned_cols:
+        return MatrixPair(place, base, tuned, rows=1, cols=base_rows * cols, is_matrix=False)
+    # otherwise as many columns may be in another order, such as channels last
+    if _is_matrix(base) and _is_matrix(tuned) and _folded(base) == _folded(tuned):
+        if (base_rows, cols) == (rows, tuned_cols):
+            return MatrixPair(place, base, tuned, rows=rows, cols=cols, is_matrix=True)
+        common, more = min(base_rows, rows), abs(rows - base_rows)
+        if cols == tuned_cols and _grows(place) and common > 1:
+            side = "tuned" if rows > base_rows else "base"
+            why = f"{more} rows only in {side}; the {common} common rows are compared"
+            return MatrixPair(place, base, tuned, common, cols, is_matrix=True, detail=why)
+        detail = f"base {base.shape}, tuned {tuned.shape}"
+    return _both(place, base, tuned, reason="shape_differs", detail=detail)
 
 
 def _operands(
@@ -340,26 +362,13 @@ def _operands(
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = {**packed_modules(checkpoint.tensors, config), **checkpoint.refused}
-    block = block_of(config.get("quantization_config"), SCALE_BLOCK)
-    scales = {
-        name: found
-        for name in shapes
-        if (found := _block_scales(checkpoint.tensors, name, block=block, parts=parts[name]))
-    }
-    applied = {info.name for info in scales.values()}
     operands: dict[Place, Operand] = {}
     unusable: list[Skipped] = []
     for name, info in checkpoint.tensors.items():
-        if name in applied:
-            continue  # it goes with the weight that it scales
-        if name in scales:
-            packing = Packing("scaled", raw=info, beside=(scales[name],), facts=block)
-            info = replace(info, packing=packing)
         if fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
-            for part in parts[name]:
-                operands[part.place] = Operand(info, part)
+            operands |= {part.place: Operand(info, part) for part in parts[name]}
     return operands, unusable
 
 
@@ -390,26 +399,6 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
                 why = f"{part.reference} is the base of {component} only"
                 skipped += _skips("base", named, here, reason="filtered", detail=why)
     return operands, skipped
-
-
-def _block_scales(
-    tensors: Mapping[str, TensorInfo], name: str, block: tuple[int, int], parts: Sequence[Part]
-) -> TensorInfo | None:
-    """The scales of an 8-bit weight in DeepSeek-V3's layout, if it is one that can be undone."""
-    info, scales = tensors[name], tensors.get(f"{name}_scale_inv")
-    if scales is None or info.problem or scales.problem:
-        return None
-    if not info.dtype.startswith("F8_E") or info.dtype not in FLOATS:
-        return None
-    if scales.dtype not in ("F32", "BF16", "F16"):
-        return None
-    dimensions = 3 if parts[0].experts else 2
-    if len(info.shape) != dimensions or any(part.transposed or part.groups > 1 for part in parts):
-        return None
-    *stack, rows, cols = info.shape
-    if scales.shape != (*stack, -(-rows // block[0]), -(-cols // block[1])):
-        return None
-    return scales
 
 
 def _adapter_operands(
@@ -500,16 +489,13 @@ def _tied_heads(
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []
-    sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...] = (
-        ("base", *base),
-        ("tuned", *tuned),
-    )
+    sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...]
+    sides = ("base", *base), ("tuned", *tuned)
     for side, checkpoint, operands in sides:
-        if _ties(checkpoint) and head in operands and embed in operands:
-            if checkpoint.differ(operands[head].info, operands[embed].info):
-                continue
-            why = "config.json ties it to the embedding"
-            skipped.append(Skipped(side, operands.pop(head).info, head, reason="tied", detail=why))
+        is_tied = _ties(checkpoint) and head in operands and embed in operands
+        if is_tied and not checkpoint.differ(operands[head].info, operands[embed].info):
+            own, why = operands.pop(head).info, "config.json ties it to the embedding"
+            skipped.append(Skipped(side, own, head, reason="tied", detail=why))
     of_base, of_tuned = base[1], tuned[1]
     if head not in of_base and head in of_tuned and _ties(base[0]) and embed in of_base:
         return _line_up(head, of_base[embed], of_tuned.pop(head)), skipped

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from shadow.checkpoints.choosing import filter_of
+from shadow.checkpoints.pairing import filter_of
 from shadow.engines.engine import Engine, InProcess, Watch
 from shadow.engines.finished import AuditResult, already_done, differences, finished, named
 from shadow.engines.pair import run_pair

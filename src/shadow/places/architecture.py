@@ -309,10 +309,7 @@ class _Splitter:
     """
 
     def __init__(
-        self,
-        facts: Facts,
-        upright: Mapping[tuple[str, str], bool],
-        output: tuple[int, int] | None,
+        self, facts: Facts, upright: Mapping[tuple[str, str], bool], output: tuple[int, int] | None
     ) -> None:
         self._facts = facts
         self._upright = upright

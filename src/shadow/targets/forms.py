@@ -282,13 +282,9 @@ class TwoCheckpointsForm(Form):
     """A checkpoint, as --base takes it; a folder is relative to the list file."""
     tuned: Ref
     """The model tuned from it."""
-    name: (
-        Annotated[
-            str,
-            BeforeValidator(by(lambda text, _: pair_name(text) and text)),
-        ]
-        | None
-    ) = None
+    name: Annotated[str, BeforeValidator(by(lambda text, _: pair_name(text) and text))] | None = (
+        None
+    )
     """What the pair of base and tuned is called, and so its folder: family:base..tuned."""
     claims: Claims
     """What is checked of the pair."""

@@ -135,11 +135,7 @@ def select(
     _require_names(pairs, lines)
     is_list = listed is not None or shard is not None or any(map(is_glob, targets))
     return Selection(
-        pairs=pairs,
-        own=share(pairs, shard_of),
-        shard=shard_of,
-        is_list=is_list,
-        claims=claims,
+        pairs=pairs, own=share(pairs, shard_of), shard=shard_of, is_list=is_list, claims=claims
     )
 
 
