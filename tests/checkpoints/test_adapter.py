@@ -12,9 +12,9 @@ import torch
 from effort import chosen
 from safetensors.torch import load_file
 
-from shadow.checkpoints.adapters import read_adapter
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.weight_files import read_adapter
 from shadow.engines.pair import Settings, run_pair
 from shadow.errors import ShadowError
 from shadow.spectra.measurement import Method

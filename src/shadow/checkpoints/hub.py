@@ -24,16 +24,19 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import tqdm as hf_tqdm
 
-from shadow.checkpoints.hub_client import NEVER, Say, own_client, trying
-from shadow.checkpoints.hub_faults import (
+from shadow.checkpoints.hub_client import (
     FAILURES,
+    NEVER,
     NO_HUB,
     OFFLINE,
     RangeIgnoredError,
+    Say,
     StoppedError,
     cache_folder,
     is_of_hub,
+    own_client,
     require_usable_settings,
+    trying,
 )
 from shadow.checkpoints.safetensors_files import MAX_OFFSET
 from shadow.errors import ShadowError

@@ -1,45 +1,244 @@
-"""The `huggingface_hub` client as audits need it: a session with limits, requests tried again.
+"""The `huggingface_hub` client as audits need it: a session with limits, requests tried again, and
+each fault as a line and a hint.
 
 The client keeps its session and its settings for the whole process, so what is needed of them
 holds only inside `own_client`; whoever else uses the client finds it as it was. No token is sent
-to another origin than the Hub's.
+to another origin than the Hub's, or put into a message, and what a server writes is not repeated.
+The client's HTTP library has changed twice, so its faults are known by their names.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import random
+import re
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_session
-from huggingface_hub.utils import hf_raise_for_status
+from huggingface_hub import constants, errors, get_session
+from huggingface_hub.utils import get_token, hf_raise_for_status, parse_ratelimit_headers
 
-from shadow.checkpoints.hub_faults import (
-    ATTEMPTS,
-    TRANSIENT,
-    StoppedError,
-    in_words,
-    is_of_hub,
-    is_transient,
-    is_unconnected,
-    problem,
-    retry_after,
-)
 from shadow.errors import ShadowError
 from shadow.process_settings import ProcessSetting
+from shadow.targets.references import as_folder
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+# HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
+FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    errors.RevisionResolutionError,
+    errors.XetDownloadError,
+    *errors.HfHubHTTPError.__bases__,
+)
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
+# names of faults of the client's HTTP library
+MISLED = ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL")
+UNCONNECTED = ("ConnectError", "ConnectTimeout")
+ATTEMPTS = 6  # in a row without a byte of progress
+MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
+
+NO_HUB = "check that HF_ENDPOINT is a Hub"
+AGAIN = "run the same command again: it continues from here"
+OFFLINE = "not in the cache, and this run is offline"
+CACHED = "--offline uses what is in the cache"
+Words = tuple[str, str]  # a message and a hint, both templates
+NOT_A_HUB: Words = ("{what}: the server does not answer like a Hub ({kind})", NO_HUB)
+# the first that an error is an instance of: most are subclasses of others
+OF_TYPE: tuple[tuple[type[Exception], Words], ...] = (
+    (
+        errors.GatedRepoError,
+        ("{repo} is gated: its owner grants access", "ask for it at {address}; {token}"),
+    ),
+    (errors.RepositoryNotFoundError, ("{repo} is not on the Hub, or it is private", "{named}")),
+    (
+        errors.RevisionNotFoundError,
+        ("{repo} has no revision {revision!r}", "its branches and tags: {address}/tree/main"),
+    ),
+    (errors.EntryNotFoundError, ("{what} is not there", "its files: {address}/tree/{tree}")),
+    (errors.OfflineModeIsEnabled, (f"{{what}} is {OFFLINE}", "run once without HF_HUB_OFFLINE")),
+    (errors.FileMetadataError, NOT_A_HUB),
+    (errors.HFValidationError, ("{repo!r} cannot be the name of a repository", "write org/name")),
+)
+OF_STATUS: dict[int, Words] = {
+    401: ("{what}: the Hub requires a valid login (401)", "{token}; check that it is still valid"),
+    403: ("{what}: the Hub refuses access (403)", "see {address}; {token}"),
+    429: ("{what}: too many requests to the Hub (429)", "{wait}"),
+}
+
+
+class StoppedError(Exception):
+    """A download was given up because the audit around it ended."""
+
+
+class RangeIgnoredError(ShadowError):
+    """The server answered a request for a byte range with something else."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "set SHADOW_FETCH=shards")
+
+
+def cache_folder() -> Path:
+    """The client's cache of repositories (HF_HUB_CACHE)."""
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def is_of_hub(url: str) -> bool:
+    """Whether an address is one of the Hub itself, not of a server that it redirects to."""
+    return _origin(url) == _origin(constants.ENDPOINT)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The fault behind the client's own `not found locally either` and `force download failed`."""
+    wrappers = errors.LocalEntryNotFoundError, errors.RevisionResolutionError, ValueError
+    while isinstance(error, wrappers) and isinstance(error.__cause__, FAILURES):
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Seconds that the answer asks to wait; None where it does not ask."""
+    response = getattr(_cause(error), "response", None)
+    if response is None:
+        return None
+    if response.status_code == 429:
+        limit = parse_ratelimit_headers(response.headers)
+        if limit is not None and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
+    value = response.headers.get("retry-after", "").strip()
+    return float(value) if re.fullmatch(r"\d{1,9}", value) else None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether another try may go better."""
+    error = _cause(error)
+    if isinstance(
+        error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
+    ):
+        return False
+    status = _status(error)
+    response = getattr(error, "response", None)
+    # a signed address of another server; the next attempt gets a new one
+    if status == 403 and response is not None and not is_of_hub(str(response.url)):
+        return True
+    if status is not None:
+        return status in TRANSIENT and (retry_after(error) or 0) <= MAX_WAIT
+    if _is_local(error) or type(error).__name__ in MISLED:
+        return False
+    return isinstance(error, FAILURES) and not isinstance(error, ValueError)
+
+
+def is_unconnected(error: BaseException) -> bool:
+    """Whether there was no connection: a refusal, an unknown name, silence."""
+    return type(_cause(error)).__name__ in UNCONNECTED
+
+
+def _is_local(error: BaseException) -> bool:
+    """Whether this machine's disk failed; faults of the line have another type, or no number."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
+        return False
+    return error.errno not in (None, errno.EPIPE)
+
+
+def problem(error: BaseException) -> str:
+    """What is wrong with the Hub, after the words `the Hub`."""
+    status = _status(_cause(error))
+    return "does not answer, or not to the end" if status is None else f"answers {status}"
+
+
+def in_words(
+    error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None
+) -> ShadowError:
+    """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
+    error = _cause(error)
+    seconds = retry_after(error)
+    message, hint = _words(error)
+    token, folder = token_in_use(), as_folder(repo)
+    facts = {
+        "repo": repo,
+        "what": f"{repo}: {path}" if path else repo,
+        "revision": revision,
+        "tree": revision or "main",
+        "address": f"{constants.ENDPOINT}/{repo}",
+        "token": token,
+        "named": folder or f"check the name; {token}",
+        "wait": f"wait {seconds:.0f} s, then {AGAIN}" if seconds else AGAIN,
+        "cache": cache_folder(),
+        "reason": getattr(error, "strerror", None),
+        "hub": constants.ENDPOINT,
+        "kind": type(error).__name__,
+        "reached": folder or f"check the connection and HF_ENDPOINT, then {AGAIN}; {CACHED}",
+    }
+    return ShadowError(message.format(**facts), hint.format(**facts))
+
+
+def _words(error: BaseException) -> Words:
+    """The templates for a fault."""
+    for kind, words in OF_TYPE:
+        if isinstance(error, kind):
+            return words
+    status = _status(error)
+    if status is not None:
+        tries = f", also after {ATTEMPTS} tries" if status in TRANSIENT else ""
+        return OF_STATUS.get(status, (f"{{what}}: the Hub answers {status}{tries}", AGAIN))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "{what}: the disk of {cache} is full", f"free some space, or --max-disk; {AGAIN}"
+    if _is_local(error):
+        return "cannot write to {cache}: {reason}", "set HF_HUB_CACHE to another folder"
+    is_misled = isinstance(error, ValueError) or type(error).__name__ in MISLED
+    if is_misled or not isinstance(error, FAILURES):
+        return NOT_A_HUB
+    return "{what}: {hub} does not answer, or not to the end ({kind})", "{reached}"
+
+
+def require_usable_settings() -> None:
+    """Refuse an address and a token that no request can have, before the HTTP library does it."""
+    if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
+        raise ShadowError(
+            f"{constants.ENDPOINT} is not a web address", "HF_ENDPOINT must begin with https://"
+        )
+    try:
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    except Exception as error:
+        fault = f"cannot get a token ({type(error).__name__})"
+        raise ShadowError(fault, "set HF_TOKEN, or type `hf auth login`") from error
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise ShadowError(
+            "the token has spaces, control characters or letters beyond ASCII: it cannot be one",
+            "correct HF_TOKEN, or type `hf auth login`",
+        )
+
+
+def token_in_use() -> str:
+    """Whether a token goes with requests, in words."""
+    with contextlib.suppress(*FAILURES):
+        if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token():
+            return "a token is in use"
+    return "no token is in use: `hf auth login`, or HF_TOKEN"
+
 
 # seconds of trying for a connection before the Hub has answered once: more likely an address or a
 # network that is wrong than an outage
 PATIENCE = 5.0
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
-
-Say = Callable[[str], None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from shadow.checkpoints.adapters import Adapter, read_adapter
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Source
+from shadow.checkpoints.weight_files import Adapter, read_adapter
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
 from shadow.errors import ShadowError
 

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
-from shadow.checkpoints.adapters import Adapter
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import GgufHeader, model_of, read_gguf
@@ -33,7 +31,14 @@ from shadow.checkpoints.sources import (
     in_threads,
     read_header,
 )
-from shadow.checkpoints.weight_files import Config, Weights, choose_weights, one_file
+from shadow.checkpoints.weight_files import (
+    ADAPTER_CONFIG,
+    Adapter,
+    Config,
+    Weights,
+    choose_weights,
+    one_file,
+)
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
 from shadow.text import several
@@ -467,7 +472,7 @@ def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None)
     """The bytes of a small tensor of a shard that need not be here."""
     if isinstance(source, WholeFile) and source.path is None:
         from shadow.checkpoints.hub import cached, copy_range, fetch_whole
-        from shadow.checkpoints.hub_faults import RangeIgnoredError
+        from shadow.checkpoints.hub_client import RangeIgnoredError
 
         snapshot, file = source.snapshot, source.file
         path = cached(snapshot, file)

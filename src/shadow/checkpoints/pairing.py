@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
 from shadow.checkpoints.formats import owner_of, packed_modules
 from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.weight_files import Config
+from shadow.checkpoints.weight_files import Adapter, Config, adapter_factors, product_shape
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors

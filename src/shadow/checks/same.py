@@ -285,7 +285,7 @@ def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
 
 def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, float]]:
     """What two adapters multiply the update of a module by, by module, where that differs."""
-    from shadow.checkpoints.adapters import adapter_factors
+    from shadow.checkpoints.weight_files import adapter_factors
 
     if first.adapter is None or second.adapter is None:
         return {}

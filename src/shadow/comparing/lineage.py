@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from shadow.comparing.one_checkpoint import numbered
-from shadow.places.groups import ATTENTION, MLP
+from shadow.places.names import ATTENTION, MLP
 from shadow.reports.metadata import CheckpointMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given

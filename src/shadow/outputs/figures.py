@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.files import placing, read_start
-from shadow.places.groups import UP
+from shadow.places.names import UP
 from shadow.reports.columns import MATRICES, delta_metrics
 from shadow.reports.report import Report
 from shadow.summary.layer_medians import ranked

@@ -18,6 +18,10 @@ from shadow.text import closest
 
 T = TypeVar("T")
 
+# groups of modules
+ATTENTION = ("attn.", "mla.", "linear_attn.", "cross_attn.")
+MLP = ("mlp.", "experts.", "shared.")
+UP = ("mlp.up", "experts.up", "shared.up")
 MAX_COUNT = 2**31  # of heads and sizes in a config: more is a hostile number
 
 

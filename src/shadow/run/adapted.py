@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from shadow.checkpoints.adapters import PREFIX
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
+from shadow.checkpoints.weight_files import PREFIX
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
 from shadow.run.aligned import Lined, parts_of, plain, role_of, row_of

@@ -15,14 +15,16 @@ from functools import cached_property
 from typing import Literal
 
 from shadow.checkpoints.listing import (
+    TEMPLATE,
     Listing,
     StoredFile,
     checksum_like,
+    contents,
     differ_in_sample,
+    differences,
     kind_of,
     read_small,
 )
-from shadow.checkpoints.small_files import TEMPLATE, contents, differences
 from shadow.errors import ShadowError
 from shadow.reports.columns import Cell
 from shadow.text import several, visible

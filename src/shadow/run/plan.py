@@ -169,7 +169,7 @@ def require_disk_at_once(what: str, sources: Sequence[Source], access: Access) -
     need = sum(source.bytes_to_move() for source in sources)
     if not need:
         return 0
-    from shadow.checkpoints.hub_faults import cache_folder
+    from shadow.checkpoints.hub_client import cache_folder
 
     limit = _free(cache_folder())
     hint = "free some space, or move HF_HUB_CACHE"
@@ -284,7 +284,7 @@ class _Places:
     def _cache(self) -> Path:
         if not any(self.whole.values()):
             return self.folder
-        from shadow.checkpoints.hub_faults import cache_folder
+        from shadow.checkpoints.hub_client import cache_folder
 
         return cache_folder()
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.places.groups import ATTENTION, MLP, UP
+from shadow.places.names import ATTENTION, MLP, UP
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata
 from shadow.summary.bootstrap import (

@@ -218,7 +218,7 @@ def read_factors(
     config: bytes | None, stored: Mapping[str, TensorInfo], swept: Sequence[Swept]
 ) -> Factors:
     """The factors of an adapter that was opened, and which of those that were read are zero."""
-    from shadow.checkpoints.adapters import FACTOR, PREFIX
+    from shadow.checkpoints.weight_files import FACTOR, PREFIX
 
     shapes: defaultdict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     owners = {}
