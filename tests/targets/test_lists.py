@@ -14,7 +14,6 @@ from effort import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-import shadow
 from shadow.errors import ShadowError, UsageError
 from shadow.files import registry_folder
 from shadow.targets.families import Pair, given_pair
@@ -202,21 +201,6 @@ def test_globs_choose(registry, targets, found):
     selection = select(targets, registry=registry)
     assert names(selection) == found
     assert selection.own == selection.pairs
-
-
-@pytest.mark.parametrize(
-    ("targets", "tags", "found"),
-    [
-        (["toy-*"], ["vlm"], ["toy-7b:base..sft"]),
-        (["toy-7b", "other", "toy-70b"], ["vlm"], ["toy-7b:base..sft", "other:base..sft"]),
-        (["toy-*"], ["vlm", "dense"], ["toy-7b:base..sft"]),
-        ([], ["lonely"], []),
-    ],
-)
-def test_tags_narrow_what_pairs_are_there(registry, targets, tags, found):
-    """Only those of families that have all of the tags."""
-    chosen = shadow.pairs(*targets, tags=tags, registry=registry)
-    assert [pair.full_name for pair in chosen] == found
 
 
 def test_targets_and_a_list_go_together(tmp_path, registry):

@@ -23,6 +23,7 @@ from shadow.checkpoints.sources import Source
 from shadow.checkpoints.weight_files import Adapter, read_adapter
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
 from shadow.errors import ShadowError
+from shadow.targets.references import Reference
 
 SHARD = "memory"
 PIECE = 1 << 10  # bytes of each end of a tensor that its fingerprint looks at
@@ -145,12 +146,22 @@ def _ends(tensor: Tensor) -> bytes:
     return bytes(ends.view(torch.uint8).numpy())
 
 
-def is_same_memory(first: object, second: object) -> bool:
-    """Whether two models are one, as a model and its own state dict are."""
-    sides = []
-    for model in (first, second):
-        state = model.state_dict() if isinstance(model, torch.nn.Module) else model
-        assert isinstance(state, Mapping), "a state dict"
+def models_among(sides: Mapping[str, object]) -> dict[str, tuple[Reference, Checkpoint]]:
+    """The checkpoints of those sides that are modules or state dicts, and what to call them.
+
+    Raises ShadowError where two are one in memory, as a model and its own state dict are.
+    """
+    seen: dict[frozenset[object], str] = {}
+    found = dict[str, tuple[Reference, Checkpoint]]()
+    for name, model in sides.items():
+        state = model.state_dict() if hasattr(model, "state_dict") else model
+        if not isinstance(state, Mapping):
+            continue
+        reference = Reference(f"memory/{name}", is_folder=True)
+        found[name] = reference, in_memory(model, reference.repo)
         tensors = [one for one in state.values() if isinstance(one, Tensor) and one.numel()]
-        sides.append({(one.device, one.data_ptr()) for one in tensors})
-    return bool(sides[0]) and sides[0] == sides[1]
+        at = frozenset((one.device, one.data_ptr()) for one in tensors)
+        if at and (other := seen.setdefault(at, name)) != name:
+            hint = "a state dict is an alias of its model: copy it, or name a saved checkpoint"
+            raise ShadowError(f"{other} and {name} are one model in memory", hint)
+    return found

@@ -11,10 +11,10 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.options import reports_here, scores_of
+from shadow.cli.options import reports_here
 from shadow.errors import ShadowError
 from shadow.files import safe_name
-from shadow.reports.folders import found_below, reports_at, reports_of
+from shadow.reports.folders import found_below, reports_at
 from shadow.storage import url_of
 
 
@@ -74,27 +74,25 @@ def compare(
 
     Exit codes: 0 done, whatever the verdict; 1 failed; 2 wrong usage.
     """
-    from shadow.comparing import comparison as comparing
+    if joint:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
+    from shadow import api
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
     from shadow.telling.comparison import comparison_document
 
-    folders = reports_of([reports_here(run) for run in runs], once=bool(scores))
-    comparing.check_count(len(folders), scored=bool(scores))
-    comparison = comparing.compare(
-        folders,
-        margin=margin,
-        allow_different_base=allow_different_base,
-        scores=scores_of(scores),
-    )
-    if joint:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-        from shadow.lists.joint import with_directions
-
-        with console.steps("compare") as update:
-            comparison = with_directions(
-                comparison, jobs=jobs, allow_pickle=allow_pickle, say=console.say, show=update
-            )
+    with console.steps("compare") as update:
+        comparison = api.compare(
+            *runs,
+            margin=margin,
+            allow_different_base=allow_different_base,
+            scores=scores or (),
+            joint=joint,
+            jobs=jobs,
+            allow_pickle=allow_pickle,
+            say=console.say,
+            progress=update,
+        )
     if output is not None:
         if comparison.not_contrasted:
             raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")

@@ -19,7 +19,6 @@ from shadow.storage import Store, located, url_of
 from shadow.text import counted, redacted_url
 
 if TYPE_CHECKING:
-    from shadow.comparing.scores import Score
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -361,13 +360,6 @@ def reports_here(run: Path, *, spectra: bool = False) -> Path:
 
         return fetched(place, spectra=spectra)
     return place
-
-
-def scores_of(files: Sequence[Path] | None) -> list[Score]:
-    """Read files of scores."""
-    from shadow.comparing.scores import read_scores
-
-    return [score for file in files or () for score in read_scores(file)]
 
 
 def prepare(files: Files) -> None:
