@@ -50,10 +50,10 @@ def test_examples_are_commands_of_this_version(command, line):
     assert line in CliRunner().invoke(app, [command, "--help"]).output
 
 
-def test_audit_has_thirty_options():
+def test_audit_has_at_most_thirty_options():
     """Besides --help; one more than these means that another one goes."""
     audit = typer.main.get_command(app).commands["audit"]
-    assert sum(one.param_type_name == "option" for one in audit.params) == 30
+    assert sum(one.param_type_name == "option" for one in audit.params) <= 30
 
 
 @pytest.mark.parametrize(
