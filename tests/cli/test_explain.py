@@ -13,8 +13,9 @@ from shadow.comparing.comparison import compare
 from shadow.errors import UsageError
 from shadow.reports import columns
 from shadow.reports.words import terms
-from shadow.telling.comparison import comparison_document
+from shadow.telling.comparisons import comparison_document
 from shadow.telling.document import Table
+from shadow.telling.reading import read_summary
 from shadow.telling.report import component_table, module_table
 from shadow.telling.words import other_words
 
@@ -30,9 +31,10 @@ def heads_of(*blocks):
 
 def test_every_head_of_a_table_is_explained(tmp_path):
     """By component, by module, the figures of a comparison and its modules."""
-    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
-    document = comparison_document(compared)
-    heads = heads_of(component_table([]), module_table([], {}), *document.blocks)
+    folders = [uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)]
+    document = comparison_document(compare(folders))
+    modules = module_table(read_summary(folders[0])[0])
+    heads = heads_of(component_table([]), modules, *document.blocks)
     assert heads
     assert [head for head in heads if explained(head).exit_code] == []
 

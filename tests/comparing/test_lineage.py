@@ -14,9 +14,7 @@ import pytest
 from command import run_shadow
 from reports import delta, place, write
 
-from shadow.comparing.lineage import MOST_CHAINS, Step, lineage
-from shadow.comparing.one_checkpoint import numbered
-from shadow.outputs.page import write_page
+from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, numbered
 from shadow.reports.metadata import CheckpointMetadata
 from shadow.telling.reading import SummarisedReport, read_step
 
@@ -232,20 +230,3 @@ def test_names_of_files_are_text(tmp_path):
     assert "\x1b[31m" not in done.out
     assert "\\x1b[31m[bold]x" in done.out
     assert not any(line.lstrip().startswith("::") for line in done.out.splitlines())
-
-
-def test_the_page_has_a_section_where_reports_follow_one_another(stages, tmp_path):
-    """The chain with its steps; none where no step follows another."""
-    top = stages[0] / "reports" / "toy"
-    folders = sorted(top.iterdir())
-    write_page(top, folders, tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    section = page[page.index('<section id="lineage"') :]
-    section = section[: section.index("</section>")]
-    assert "base → sft → dpo → rl" in section
-    pairs = ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
-    places = [section.index(f">{name}</th>") for name in pairs]
-    assert places == sorted(places)
-    apart = [folder for folder in folders if folder.name in ("base..sft", "base..rl")]
-    write_page(top, apart, tmp_path / "apart.html")
-    assert '<section id="lineage"' not in (tmp_path / "apart.html").read_text()

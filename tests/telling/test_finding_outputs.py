@@ -44,12 +44,12 @@ def test_no_text_becomes_markdown():
 
 def test_hostile_findings_are_harmless_in_every_output(must):
     """Of a forged summary: Markdown of a report and of CI show it as text."""
-    summary = must("size").with_values(finding=HOSTILE, family="<f>|@x", pair="`p`")
+    summary = must("size").with_values(finding=HOSTILE, family="<f>|@x", pair="`q`")
     metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
     judged = Judgement("f", "p", summary=summary)
     for text in (card(summary, metadata), step(judged)):
         active = ("<b>", "<i>", "<f>", "@team", "@you", "@x", "@m", "#7421", "http://", "`a`")
-        for mark in (*active, "`p`", "\x1b"):
+        for mark in (*active, "`q`", "\x1b"):
             assert mark not in text
         assert "x" in text
 

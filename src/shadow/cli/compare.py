@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -60,7 +60,13 @@ def compare(
         bool,
         typer.Option("--allow-pickle", help="Read torch .bin files, in a child process."),
     ] = False,
-    format: option.Format = "table",
+    format: Annotated[
+        Literal["table", "json", "markdown"],
+        typer.Option(
+            help="Print a table, json (short: --json), or markdown, for a pull request.",
+            metavar="FORMAT",
+        ),
+    ] = "table",
 ) -> None:
     """Compare two models of one base, or two stages of one lineage. Says whose delta is more
     concentrated.
@@ -79,7 +85,7 @@ def compare(
     from shadow import api
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
-    from shadow.telling.comparison import comparison_document
+    from shadow.telling.comparisons import comparison_document
 
     with console.steps("compare") as update:
         comparison = api.compare(
@@ -100,6 +106,10 @@ def compare(
         console.say(f"{len(comparison.rows)} rows in {output}")
     if format == "json":
         console.show_json(comparison.as_json())
+    elif format == "markdown":
+        from shadow.outputs.markdown import markdown
+
+        console.show_text(markdown(comparison_document(comparison)))
     else:
         console.show(comparison_document(comparison))
 
@@ -129,7 +139,7 @@ def lineage(
     from shadow.comparing.lineage import MOST_REPORTS, unaudited
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families
-    from shadow.telling.lineage import lineage_document
+    from shadow.telling.comparisons import lineage_document
     from shadow.telling.reading import SummarisedReport, read_step
 
     families = load_families(registry)

@@ -27,10 +27,9 @@ MAX_SCORED = 200  # reports of which scores are correlated
 CLAIMS: Mapping[str, list[str]] = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
-        "whether two other runs would differ: the spread is over layers, not over training runs",
-        "why they differ: the optimiser, adapters, the learning rate and data new to the base move"
-        " these figures as much as narrow data do",
-        "what the models can or cannot do",
+        "whether other runs differ: the spread is over layers",
+        "why: optimiser, adapter, rate and new data matter as much",
+        "what the models can do",
     ],
 }
 

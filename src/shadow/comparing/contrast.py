@@ -22,12 +22,12 @@ from shadow.comparing.differences import (
     OPPOSITE,
     SIDES,
     ComparisonVerdict,
+    DeltaDirections,
     Difference,
     cells_of,
     difference,
     with_differences,
 )
-from shadow.comparing.directions import DeltaDirections
 from shadow.comparing.matching import ComparedReport, Relation, match, settings_apart
 from shadow.errors import ShadowError
 from shadow.reports.columns import COMPARISON, Cell
@@ -128,7 +128,7 @@ def contrast(
         matched=counts,
         figures=figures,
         verdict=verdict,
-        sentence=_sentence(first, second, verdict, figures, fatal),
+        sentence=_sentence(first, second, verdict, figures[0], fatal),
         not_comparable=fatal,
         warnings=list(
             _warnings(
@@ -235,38 +235,26 @@ def _sentence(
     first: ComparedReport,
     second: ComparedReport,
     verdict: ComparisonVerdict,
-    figures: Sequence[Difference],
+    concentration: Difference,
     fatal: Sequence[str],
 ) -> str:
-    """The verdict in words, with the figures that decide it."""
+    """The verdict in one sentence, with the difference of concentration."""
     if fatal:
         return f"not comparable: {'; '.join(fatal)}"
-    concentration, both = figures[0], f"{first.name} and {second.name}"
-    text = {
-        "different, below the margin": f"{both} differ by less than the margin",
-        "not distinguished": f"{both} are not distinguished",
-        "mixed evidence": f"mixed evidence on {both}",
-    }.get(verdict, f"{first.name} is {verdict} than {second.name}")
-    if concentration.difference is None:
-        return f"{text}: no matrix in a layer has a concentration in both"
-    text += f": concentration differs by {concentration.difference:+.3f}"
+    both, difference = f"{first.name} and {second.name}", concentration.difference
+    if difference is None:
+        return f"{both} are not distinguished: no matrix in a layer has a concentration in both"
+    apart, margin = f"{abs(difference):.3f}", f"{concentration.margin:g}"
     if concentration.no_interval:
-        return f"{text}, without a spread: {concentration.no_interval}"
-    if concentration.verdict == "not distinguished":
-        text += ", with a spread that includes 0"
-    else:
-        text += f", with a margin of {concentration.margin:g}"
-    more, less = (and_list(_pointing(figures[1:], way)) or "none" for way in (1, -1))
-    text += f"; of the other figures {more} call {first.label} more concentrated, {less} less"
-    return f"{text}; {UNSEEN}" if verdict == "not distinguished" else text
-
-
-def _pointing(figures: Sequence[Difference], way: int) -> list[str]:
-    """The voting figures that call the first report more (+1) or less (-1) concentrated."""
-    titles = {figure.name: figure.title for figure in FIGURES}
-    return [
-        titles[figure.figure] for figure in figures if figure.direction and figure.points == way
-    ]
+        apart += f", without a spread ({concentration.no_interval})"
+    if verdict in OPPOSITE:
+        name = f"{first.name} is {verdict} than {second.name}"
+        return f"{name}, by {apart} ({margin} counts)"
+    if verdict == "different, below the margin":
+        return f"{both} differ by {apart}, less than counts ({margin})"
+    if verdict == "mixed evidence":
+        return f"{both} differ by {apart} in concentration, and the other figures do not agree"
+    return f"{both} are not distinguished: {UNSEEN}"
 
 
 def _warnings(

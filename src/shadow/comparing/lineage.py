@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from shadow.comparing.one_checkpoint import numbered
 from shadow.places.names import ATTENTION, MLP
 from shadow.reports.metadata import CheckpointMetadata
 from shadow.reports.report import Report
@@ -29,6 +29,7 @@ MOST_REPORTS = 200  # of one lineage
 MOST_CHAINS = 200  # that are shown
 SUFFIX = re.compile(r"-[0-9a-f]{8}$")  # of the name of a pair that was given by two references
 Edge = tuple[int, int]
+Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Step:
     """The share of the stored change's energy that is the update's: the median inside layers."""
     groups: list[Group]
     """The groups of modules, the most energy first."""
+    short_side: float | None
+    """How many directions a matrix has: the median inside layers."""
     equivalent_directions: float | None
     """As coherent as so many equally strong directions, 1 or more: the median inside layers."""
     chosen: Mapping[str, list[Any]] | None = None
@@ -140,6 +143,7 @@ def step_of(
         norm=math.sqrt(energy) if energy else None,
         kept=summary.inside_layers.kept,
         groups=_groups(summary, energy),
+        short_side=figures.short_side,
         equivalent_directions=summary.inside_layers.equivalent_directions,
         chosen=chosen or None,
     )
@@ -208,6 +212,46 @@ def _edges(sides: Sequence[tuple[CheckpointMetadata, CheckpointMetadata]]) -> li
     """A number for both checkpoints of each pair, equal for equal checkpoints."""
     numbers = numbered([side for pair in sides for side in pair])
     return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
+    """A number for each side, from 0, equal for equal checkpoints.
+
+    Two are equal where their content, their files or their commit is. Files have a fingerprint, of
+    a sample: where those of one fingerprint have several contents, the content decides.
+    """
+    contents: defaultdict[str | None, set[str]] = defaultdict(set)
+    for side in sides:
+        if content := side.get("content"):
+            contents[side["fingerprint"]].add(content)
+    parent: dict[Key, Key] = {}
+
+    def top(key: Key) -> Key:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    known = [_keys(side, contents) for side in sides]
+    for first, *others in known:
+        for other in others:
+            parent[top(other)] = top(first)
+    tops = [top(keys[0]) for keys in known]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(tops))}
+    return [numbers[key] for key in tops]
+
+
+def _keys(side: CheckpointMetadata, contents: Mapping[str | None, set[str]]) -> list[Key]:
+    """What a checkpoint is known by: equal in one of these, equal. contents: by fingerprint."""
+    keys: list[Key] = []
+    content, files = side.get("content"), side["fingerprint"]
+    if content:
+        keys.append(("content", content))
+    if files and not (content and len(contents[files]) > 1):
+        keys.append(("files", files))
+    if side["commit"]:
+        keys.append(("commit", side["repo"].lower(), side["commit"]))
+    return keys or [("name", side["repo"])]
 
 
 def _names(edges: Mapping[Edge, Step]) -> dict[int, str]:

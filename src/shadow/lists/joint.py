@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.comparing.comparison import Comparison
-from shadow.comparing.directions import MOST_SHARED, DeltaDirections, no_shared_base
+from shadow.comparing.differences import MOST_SHARED, DeltaDirections, no_shared_base
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.reports.metadata import CheckpointMetadata

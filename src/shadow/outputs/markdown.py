@@ -12,24 +12,30 @@ from shadow.telling import document as of
 from shadow.telling.document import Block, Cell, Document, Table
 from shadow.text import visible
 
+CALM = re.compile(r"(?!.*(//|www))[\w.](?:[\w .,:/=+()-]*[\w.)])?", re.IGNORECASE)
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
-ACTIVE = re.compile(r"[\\`*_{}\[\]<>|!~&$\"@#]")
+ACTIVE = re.compile(r"[\\`*{}\[\]<|~&$@#]|^\s*>|\b_\B|\B_")
 APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows nothing
 MARKS: dict[of.Level, str] = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️ ", "quiet": "➖ "}
 
 
 def cell(text: str) -> str:
-    """Any text as a cell of a Markdown table: one line, without markup, links or mentions."""
-    shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
+    """Any name as code on one line: no markup, link or mention comes of it."""
+    shown = visible(text)
+    if CALM.fullmatch(shown):
+        return f"`{shown}`"
+    shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", shown)
     return f"<code>{shown}</code>" if shown.strip() else ""
 
 
 def plain(text: str) -> str:
     """Any text in a paragraph or cell: one line that reads as usual, without markup or links."""
-    shown = ACTIVE.sub(
-        lambda match: match[0] + APART if match[0] in LINKING else f"&#{ord(match[0])};",
-        visible(text),
-    )
+
+    def harmless(match: re.Match[str]) -> str:
+        found = match[0]
+        return found + APART if found in LINKING else f"{found[:-1]}&#{ord(found[-1])};"
+
+    shown = ACTIVE.sub(harmless, visible(text))
     shown = re.sub(r"^(\s*)([-+=]|\d+[.)])(?=\s)", rf"\1{APART}\2", shown)
     return re.sub(r"(?i)(www\.|:(?=//))", rf"\1{APART}", shown)
 
@@ -47,7 +53,7 @@ def markdown(document: Document, level: int = 2) -> str:
     legends = {one.head: one.legend for table in tables for one in table.columns if one.legend}
     if legends:
         texts = " ".join(f"{head}: {text}." for head, text in legends.items())
-        parts.append(f"<sub>{plain(texts)}</sub>")
+        parts.append(plain(texts))
     return "\n\n".join(parts) + "\n"
 
 
@@ -60,13 +66,11 @@ def _drawn(block: Block, level: int) -> str:
         case of.Headline():
             return f"**{plain(block.text)}**"
         case of.Paragraph():
-            text = f"{cell(block.lead)} {plain(block.text)}".lstrip()
-            return f"<sub>{text}</sub>" if block.quiet else text
+            return f"{cell(block.lead)} {plain(block.text)}".lstrip()
         case of.Note():
             return f"**{block.word.capitalize()}.** {plain(block.text)}"
         case of.Provenance():
-            texts = "; ".join(f"{name}: {plain(text)}" for name, text in block.rows)
-            return f"<sub>{texts}</sub>"
+            return "\n".join(f"- {name}: {plain(text)}" for name, text in block.rows)
         case of.Figures():
             rows = []
             for row in block.rows:
@@ -92,11 +96,14 @@ def _cell(value: Cell, *, is_name: bool = False) -> str:
 
 
 def _table(block: Table) -> list[str]:
-    marks = ("---:" if column.role == "figure" else "---" for column in block.columns)
-    lines = [f"| {' | '.join(plain(column.head) for column in block.columns)} |"]
-    lines.append(f"|{'|'.join(marks)}|")
-    names = [column.role == "name" for column in block.columns]
-    for row in block.rows:
-        cells = (_cell(one, is_name=name) for one, name in zip(row, names, strict=True))
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    """Rows whose cells stand below each other in the source too."""
+    columns = []
+    for place, column in enumerate(block.columns):
+        cells = [_cell(row[place], is_name=column.role == "name") for row in block.rows]
+        cells.insert(0, plain(column.head))
+        width = max(3, *map(len, cells))
+        is_figure = column.role == "figure"
+        aligned = [one.rjust(width) if is_figure else one.ljust(width) for one in cells]
+        dashes = "-" * (width + 1) + (":" if is_figure else "-")
+        columns.append([f" {aligned[0]} ", dashes, *(f" {one} " for one in aligned[1:])])
+    return [f"|{'|'.join(line)}|" for line in zip(*columns, strict=True)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.style import Style
 from rich.table import Table as RichTable
@@ -82,7 +81,7 @@ def _drawn(
                 paragraph.append(visible(block.lead), "bold cyan").append("  ")
             yield paragraph.append(visible(block.text))
         case Note():
-            yield Padding(Text(visible(f"{block.word}: {block.text}"), "yellow"), (0, 0, 1, 0))
+            yield Text(visible(f"{block.word}: {block.text}"), "yellow")
         case Figures():
             yield from _figures(block)
         case Provenance():

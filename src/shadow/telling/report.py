@@ -12,14 +12,13 @@ from typing import Any
 from shadow.checks.explanations import Explanation
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Summary
-from shadow.quantities import DASH, Quantity, bounds_text, text_of
+from shadow.quantities import DASH, bounds_text, text_of
 from shadow.reasons import meaning
 from shadow.reports.metadata import ReportMetadata
 from shadow.summary.picture import by_component, picture
 from shadow.summary.record import TIERS, Row
 from shadow.telling.document import (
     Block,
-    Cell,
     Column,
     Document,
     Field,
@@ -113,7 +112,7 @@ def _blocks(
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
-        yield module_table(summary.modules, _coherent(summary), when=when)
+        yield module_table(summary, when)
     if summary.without_base:
         title = "Without a base: the weights' own spectra"
         yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
@@ -196,7 +195,6 @@ COMPONENT_FIGURES = (
     number("energy", "energy_share", "share"),
     number("conc.", "concentration", "fixed"),
     number("spread", _spread, rank=1),
-    number("spikes", "spikes", "number"),
 )
 
 
@@ -212,44 +210,45 @@ def by_module(rows: Sequence[Any]) -> list[Field]:
     return [named("component"), named("module")][len(components) < 2 :]
 
 
-def module_table(
-    modules: Sequence[Row], coherent: Mapping[tuple[str, str], Cell], when: When = "always"
-) -> Table:
-    """A row for each module that changed. coherent: see `_coherent`."""
+def module_table(summary: Summary, when: When = "always") -> Table:
+    """A row for each module that changed; counts of directions with how many there are."""
+    about = {(row.component, row.module): row for row in summary.coherence}
+    about |= {(row.component, row.module): row for row in summary.outside_layers}
+
+    def spikes(row: Row) -> str:
+        side = getattr(about.get((row.component, row.module)), "short_side", None)
+        return f"{text_of(row.spikes, 'number')} of {text_of(side, 'count')}"
+
+    def spread_over(row: Row) -> str | None:
+        """Over how many equally strong directions; of more than all of them if it is flatter."""
+        own = about.get((row.component, row.module))
+        if own is None or (
+            "coherent" in own and 2 * own.coherent + 2 * own.above_short_side < own.matrices
+        ):
+            return None  # a median over a few of the matrices is not the module's
+        side = text_of(own.short_side, "count")
+        if own.equivalent_directions is None:
+            return f"over {side}" if own.above_short_side else None
+        return f"{text_of(own.equivalent_directions, 'about')} of {side}"
+
     fields = [
-        *by_module(modules),
+        *by_module(summary.modules),
         number("n", "matrices", "count"),
         number("rel. norm", "relative_norm", "share"),
         number("conc.", "concentration", "fixed"),
         number("spread", _spread, rank=4),
         number("PR", "participation_ratio", "ratio", rank=1),
         number("null PR", "null_participation_ratio", "ratio", rank=2),
-        number("spikes", "spikes", "number", rank=3),
+        number("spikes", spikes, rank=3),
         number("energy", "energy_share", "share", rank=5),
-        number("spread over", lambda row: coherent.get((row.component, row.module)), rank=6),
+        number("spread over", spread_over, rank=6),
         number("shift", "effective_rank_shift", "thousandths", rank=7),
         number("spike energy", "spike_energy", "fixed", rank=8),
         number("stable rank", "stable_rank", "ratio", rank=9),
         number("eff. rank", "effective_rank", "ratio", rank=10),
     ]
-    return table_of(fields, modules, "By module, medians over matrices", when=when, about="modules")
-
-
-def _coherent(summary: Summary) -> dict[tuple[str, str], Cell]:
-    """By component and module: over how many equally strong directions it is spread, `> 256` where
-    less concentrated than all of a matrix would be.
-    """
-    cells: dict[tuple[str, str], Cell] = {}
-    for row in (*summary.outside_layers, *summary.coherence):
-        cell: Cell = Quantity(row.equivalent_directions, "about")
-        if row.equivalent_directions is None and row.above_short_side:
-            cell = f"> {text_of(row.short_side, 'count')}"
-        if "coherent" in row:
-            known = row.coherent + row.above_short_side
-            if 2 * known < row.matrices:  # a median over a few of the matrices is not the module's
-                cell = None
-        cells[row.component, row.module] = cell
-    return cells
+    title = "By module, medians over matrices"
+    return table_of(fields, summary.modules, title, when=when, about="modules")
 
 
 WEIGHTS = ("weights", "index")  # kinds of files whose tensors are compared

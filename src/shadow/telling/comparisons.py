@@ -1,0 +1,238 @@
+"""What several reports show together, as documents: a comparison, scores, a lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
+from shadow.reports.words import HEADS
+from shadow.telling.document import (
+    Block,
+    Document,
+    FigureRow,
+    Figures,
+    Headline,
+    Note,
+    Paragraph,
+    Provenance,
+    Section,
+    Table,
+    named,
+    number,
+    table_of,
+    worded,
+)
+from shadow.telling.wording import capital
+from shadow.text import counted
+
+if TYPE_CHECKING:
+    from shadow.comparing.comparison import Comparison
+    from shadow.comparing.contrast import Contrast
+    from shadow.comparing.differences import DeltaDirections, Difference
+    from shadow.comparing.lineage import Lineage, Step
+    from shadow.comparing.scores import Correlation, Gain, ScoredSet
+
+# counted in the lab: docs/evidence.md, whose table a test compares
+FALSELY_CALLED = "in the lab, 0 of 140 pairs of two seeds were called so"
+MISSED = "in the lab, 15 of 99 pairs of narrow and broad data were missed so"
+KNOWN_BY = {"commit": "its commit", "content": "its content"}
+NO_CHANCE = 0.005  # a shared rounding of less is not shown
+KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
+MOST_SCORES = 20  # rows of a table of scores; JSON has all
+GROUPS = {"attention": "attn", "embedding": "embed"}
+LEGENDS = {  # of heads that mean something else in other tables
+    "kept": "share of the stored delta's energy that comes from the update; the rest is rounding",
+    "dirs.": "as coherent as so many equally strong directions, in the median matrix",
+}
+
+
+def comparison_document(comparison: Comparison) -> Document:
+    """Every report against the first."""
+    return Document([*_comparison(comparison)])
+
+
+def _comparison(comparison: Comparison) -> Iterator[Block]:
+    from shadow.comparing.comparison import MARGIN
+
+    first = comparison.reports[0].label
+    contrasts = [contrast for contrast in comparison.contrasts if contrast.first == first]
+    yield Section("compare")
+    rows = [
+        FigureRow(report.label, report.pair, f"of {report.family}  {report.folder}/")
+        for report in comparison.reports
+    ]
+    yield Figures(rows, close=True)
+    if comparison.not_contrasted:
+        yield Headline(f"{capital(comparison.not_contrasted)}.", "warning")
+    if comparison.scores is not None:
+        yield from _scores(comparison.scores)
+    for contrast in contrasts:
+        if len(contrasts) > 1:
+            yield Section(f"{first} against {contrast.second}")
+        yield from _contrast(contrast, is_usual=comparison.margin == MARGIN)
+    yield Provenance([("not shown", "; ".join(comparison.claims["not_shown"]))], close=True)
+
+
+def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
+    """The verdict and how sure it is, the figures behind it and what makes it doubtful."""
+    said = capital(contrast.sentence)
+    sure = contrast.verdict in ("more concentrated", "less concentrated")
+    if is_usual and contrast.relation == "one base" and contrast.verdict != "not comparable":
+        said += f"; {FALSELY_CALLED if sure else MISSED}"
+    yield Headline(f"{said}.", "" if sure else "warning")
+    yield _figures_apart(contrast)
+    if contrast.joint is not None:
+        yield Paragraph(directions_text(contrast.joint))
+    matched, relation = contrast.matched, str(contrast.relation)
+    if contrast.verified:
+        relation += f", known by {KNOWN_BY[contrast.verified]}"
+    layers = counted(matched.layers, "layer", "layers")
+    over = f"{counted(matched.matrices, 'matrix', 'matrices')} of {relation}"
+    over += f"; the {matched.in_layers:,} in {layers} decide"
+    if matched.alone_in_first or matched.alone_in_second:
+        over += f"; left out are {matched.alone_in_first:,} of {contrast.first}"
+        over += f" and {matched.alone_in_second:,} of {contrast.second}"
+    yield Provenance([("over", over)])
+    for text in contrast.warnings:
+        yield Note(text, "warning", close=True)
+    if contrast.no_joint is not None:
+        yield Note(f"where the deltas point is not known: {contrast.no_joint}", close=True)
+
+
+def _figures_apart(contrast: Contrast) -> Table:
+    """A row for each figure: both medians, how far apart matrices are, and what that says."""
+    from shadow.comparing.differences import FIGURES
+
+    titles = {figure.name: figure.title.removeprefix("median ") for figure in FIGURES}
+    levels = [figure.level for figure in contrast.figures if figure.level is not None]
+    spread = f", {100 * min(levels):.3g} % over layers" if levels else ""
+
+    def median(value: float | None, figure: Difference) -> Quantity:
+        return Quantity(value, "share" if figure.figure == "relative_norm" else "number")
+
+    def apart(figure: Difference) -> str:
+        kind = KINDS[figure.scale]
+        if figure.low is None or figure.high is None:
+            return text_of(figure.difference, kind)
+        return bounds_text((figure.low, figure.high), kind)
+
+    legend = f"paired by matrix{spread}; not {contrast.first} minus {contrast.second}"
+    fields = [
+        named("figure", lambda row: titles[row.figure]),
+        number(contrast.first, lambda row: median(row.first, row)),
+        number(contrast.second, lambda row: median(row.second, row)),
+        replace(number("apart", apart), legend=legend),
+        worded("verdict", lambda row: row.verdict or "not in the verdict"),
+    ]
+    return table_of(fields, contrast.figures, close=True)
+
+
+def directions_text(joint: DeltaDirections) -> str:
+    """Where two deltas point, beside chance: two sentences."""
+    if joint.cosine is None:
+        return "Both models changed no matrix in common, so their deltas have no cosine."
+    than = {1: "more than chance", -1: "less than chance", 0: "no more than chance"}
+    chance = f"0 ± {text_of(joint.chance_cosine, 'ratio')}"
+    master = joint.chance_cosine_master
+    if master is not None and master > NO_CHANCE:
+        chance += (
+            f", up to {text_of(master, 'fixed')} if both trainings started from a copy of the base"
+            " in more bits than it is stored in"
+        )
+    cosine = text_of(joint.cosine, "thousandths")
+    text = f"Over the {counted(joint.matrices, 'matrix', 'matrices')} that both changed"
+    if joint.left_out:
+        text += f" ({joint.left_out:,} others left out)"
+    text += f", the two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
+    if joint.overlap is None:
+        return text
+    return (
+        f"{text} Their leading {joint.directions} directions overlap by"
+        f" {text_of(joint.overlap, 'share')}; by chance {text_of(joint.chance_overlap, 'share')}."
+    )
+
+
+# ------------------------------------------------------------------------------------------ scores
+
+
+def _scores(scored: ScoredSet) -> Iterator[Block]:
+    """A row for each report and benchmark, then one for each correlation."""
+    gains = [(report, gain) for report in scored.reports for gain in report.gains]
+    fields = [
+        named("report", lambda row: f"{row[0].label} {row[0].pair}"),
+        named("benchmark", lambda row: _benchmark(row[1])),
+        number("conc.", lambda row: row[0].concentration, "fixed"),
+        number("base", lambda row: row[1].base, "score"),
+        number("tuned", lambda row: row[1].tuned, "score"),
+        number("gain", lambda row: row[1].gain, "gain"),
+    ]
+    yield table_of(fields, gains[:MOST_SCORES], "Scores, measured by others")
+    for report in scored.reports:
+        if report.left_out or not report.gains:
+            why = report.left_out or "no scores of both sides"
+            yield Note(f"{report.label} is left out of the correlations: {why}")
+    ranks = [number("n", "n", "count"), number("rho", "rho", "correlation")]
+    title = "Rank correlation of gain and concentration over these reports"
+    rows = scored.correlations[:MOST_SCORES]
+    yield table_of([named("gain in", _benchmark), *ranks], rows, title)
+
+
+def _benchmark(row: Gain | Correlation) -> str:
+    return f"{row.benchmark} ({row.metric})" if row.metric else row.benchmark
+
+
+# ----------------------------------------------------------------------------------------- lineage
+
+
+def lineage_document(known: Lineage) -> Document:
+    """A table for each chain of stages, then the notes."""
+    blocks: list[Block] = [Section("lineage")]
+    for chain in known.chains:
+        steps = (*chain.steps, *chain.whole)
+        blocks += [Headline(" → ".join(chain.stages)), table_of(STEPS, steps, close=True)]
+        blocks += [
+            Note(f"{step.start}..{step.end}: base and tuned have little in common")
+            for step in steps
+            if "lineage" in step.failed_gates and step.matrices
+        ]
+    return Document([*blocks, *map(Note, known.notes)])
+
+
+def _size(step: Step) -> str:
+    """With a star where it is that of the rounded update."""
+    if not step.matrices and "changed" in step.failed_gates:
+        return text_of(0.0, "share")
+    size = text_of(step.size, "share")
+    return f"{size}*" if step.relative_norm_unrounded is None else size
+
+
+def _most_in(step: Step) -> str:
+    """The group of modules that holds the most energy: `MLP 61 %`."""
+    if not step.groups:
+        return DASH
+    group = step.groups[0]
+    return f"{GROUPS.get(group.name, group.name[:12])} {text_of(group.energy_share, 'share')}"
+
+
+def _directions(step: Step) -> str | None:
+    """`24 of 64`."""
+    if step.equivalent_directions is None or step.short_side is None:
+        return None
+    return f"{text_of(step.equivalent_directions, 'about')} of {text_of(step.short_side, 'count')}"
+
+
+STEPS = (
+    named("step", lambda step: f"{step.start}..{step.end}"),
+    *(
+        replace(field, legend=LEGENDS.get(field.head) or HEADS[field.head].text)
+        for field in (
+            number("size", _size),
+            number("ratio", "ratio", "ratio"),
+            number("kept", "kept", "fixed"),
+            number("most in", _most_in),
+            number("dirs.", _directions),
+        )
+    ),
+)
