@@ -79,19 +79,15 @@ def test_the_kept_share_of_an_update_is_the_squared_cosine(tmp_path, step, holds
     assert figures["update_kept"] == pytest.approx(cosine**2, rel=1e-9)
     error = np.linalg.norm(whole[1] - whole[0]) / np.linalg.norm(u)
     assert figures["error_over_update"] == pytest.approx(error, rel=1e-9)
-    assert figures["unchanged_share"] == pytest.approx((v == 0).mean())
-    assert figures["unchanged_expected"] == figures["unchanged_share"]
 
 
-def test_more_entries_are_unchanged_than_rounding_leaves(tmp_path):
-    """Half of the update was thrown away before it was stored."""
+def test_an_update_of_which_half_was_thrown_away_is_not_kept(tmp_path):
     full, base = full_and_base(1e-3)
     copy = {key: one.bfloat16() for key, one in full.items()}
     for key, one in copy.items():
         one[::2] = base[key][::2]
     found = told(tmp_path, full, copy, base)
     assert found.holds is False
-    assert found.figures["unchanged_share"] > 0.5 > 0.2 > found.figures["unchanged_expected"]
     assert found.figures["update_kept"] == pytest.approx(0.5, abs=0.05)
 
 

@@ -29,8 +29,8 @@ LOST, BROKEN = ("language.mlp.up", 0.1), copied("attn.q", off=1, finite=False)
     [
         (Copy([copied()]), "holds", ["rounded", "error"], []),
         (Copy([copied(off=2)]), "does_not_hold", ["off", "error"], [("mlp.up.weight", 0.05)]),
-        (Copy([copied()], [LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
-        (Copy([copied()], [], [LONE]), "inconclusive", ["not_compared"], [("norm", None)]),
+        (Copy([copied()], lone=[LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
+        (Copy([copied()], unread=[LONE]), "inconclusive", ["not_compared"], [("norm", None)]),
         (Copy([copied(update=0.0)], has_base=True), "inconclusive", ["no_update"], []),
         (of_update(0.96), "holds", ["rounded", "kept"], []),
         (of_update(-1.0), "does_not_hold", ["kept"], [LOST]),

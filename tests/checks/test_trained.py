@@ -41,8 +41,11 @@ CASES = [  # rows -> outcome, codes of reasons, of what speaks against it with i
 
 @pytest.mark.parametrize(("rows", "outcome", "reasons", "against", "notes"), CASES)
 def test_rows_are_judged(rows, outcome, reasons, against, notes):
-    kinds = [[one for one in rows if one is LONE], [one for one in rows if one is UNREAD]]
-    answer = judge(Training([one for one in rows if isinstance(one, Moved)], *kinds))
+    apart = {
+        name: [one for one in rows if one is which]
+        for name, which in (("lone", LONE), ("unread", UNREAD))
+    }
+    answer = judge(Training([one for one in rows if isinstance(one, Moved)], **apart))
     assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, reasons.split())
     assert {one.why.code: pytest.approx(one.size) for one in answer.against} == against
     assert [one.code for one in answer.notes] == notes.split()

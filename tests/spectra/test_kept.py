@@ -46,7 +46,6 @@ def check(found, tensors, **counts):
     for name, (one, other) in pairs.items():
         size = float(np.linalg.norm(one) * np.linalg.norm(other))
         assert getattr(found, name) == pytest.approx(float(one @ other), abs=1e-6 * size), name
-    assert found.unchanged == int((c == b).sum())
     assert found.finite
     for name, count in counts.items():
         assert getattr(found, name) == count, name
@@ -59,7 +58,6 @@ def check(found, tensors, **counts):
 def test_sums_and_counts_are_those_of_float64_from_files_and_from_memory(shape, formats, tmp_path):
     """One entry of the copy is another than rounding makes of it."""
     full, copy, base = tensors = drawn(shape, formats, step=1e-4)
-    expected = int((full.to(copy.dtype).double() == base.double()).sum())
     copy = copy.clone()
     copy[1, 2] = copy[1, 2] * 1.5 + 1
     tensors = full, copy, base
@@ -67,7 +65,7 @@ def test_sums_and_counts_are_those_of_float64_from_files_and_from_memory(shape, 
     for matrices in (stored(tmp_path, tensors), [one.T.contiguous().T for one in tensors]):
         sides = Sides(*matrices[:2], dtype, Workspace())
         found = kept_of(sides, matrices[2], formats[1])
-        check(found, tensors, off=1, unchanged_expected=expected, entries=full.numel())
+        check(found, tensors, off=1, entries=full.numel())
 
 
 def test_an_equal_copy_has_no_error_and_a_part_of_it_that_is_not_finite_no_norm(tmp_path):

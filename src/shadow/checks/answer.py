@@ -79,6 +79,42 @@ class Answer:
         return self.outcome is Outcome.HOLDS
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a check measured of checkpoints that were lined up: beside its own, what has no
+    partner.
+    """
+
+    lone: Sequence[Apart] = ()
+    """Tensors of one side only."""
+    unread: Sequence[Apart] = ()
+    """Tensors that are not compared."""
+    notes: Sequence[Reason] = ()
+
+    def judged(
+        self,
+        figures: Mapping[str, Figure],
+        *,
+        faults: Sequence[Reason],
+        doubts: Sequence[Reason],
+        holds: Sequence[Reason],
+        against: Sequence[Against] = (),
+        doubtful: Sequence[Against] = (),
+        notes: Sequence[Reason] = (),
+    ) -> Answer:
+        """One fault is enough; without one, a doubt leaves it open. against: rows of the faults
+        beside tensors of one side, doubtful: of the doubts beside those not compared.
+        """
+        outcome, reasons, rows = Outcome.HOLDS, holds, list[Against]()
+        if faults:
+            outcome, reasons = Outcome.DOES_NOT_HOLD, faults
+            rows = [*map(Against.of, self.lone), *against]
+        elif doubts:
+            outcome, reasons = Outcome.INCONCLUSIVE, doubts
+            rows = [*map(Against.of, self.unread), *doubtful]
+        return Answer(outcome, reasons, figures, largest_first(rows), [*self.notes, *notes])
+
+
 @dataclass(frozen=True)
 class ErrorRate:
     """How often an answer was wrong where the truth was known."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
 from shadow.errors import UsageError
 from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
 from shadow.templates import Reason, Value
@@ -96,46 +96,40 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(Evidence):
     """A base, an adapter and a merged model."""
 
     modules: Sequence[Module]
     beside: Sequence[Beside] = ()
-    lone: Sequence[Apart] = ()
-    unread: Sequence[Apart] = ()
     absent: Sequence[str] = ()
     """Tensors of the adapter whose module base or merged model lacks."""
     scale: float | None = None
     """Of the adapter, where all its modules share one."""
-    notes: Sequence[Reason] = ()
 
 
 def judge(found: Merge) -> Answer:
     """Every matrix is base plus update, and every other tensor what it should be."""
     modules = found.modules
+    fits = [one.fit for one in modules]
     wrong = [(one, why) for one in modules if (why := verdict(one.fit)) is not None]
     changed = [one for one in found.beside if not one.is_kept]
-    if wrong or changed or found.lone:
-        outcome, reasons = Outcome.DOES_NOT_HOLD, _faults(found, wrong, len(changed))
-        against = [*map(Against.of, found.lone)]
-        against += [Against(one.tensor, why, _error([one])) for one, why in wrong]
-        against += [_changed(one) for one in changed]
-    elif doubt := _doubt(found):
-        outcome, reasons = Outcome.INCONCLUSIVE, [doubt]
-        against = [*map(Against.of, found.unread)]
-        against += [Against(name, Reason("lacked")) for name in found.absent]
-        against += [
-            Against(one.tensor, Reason("ambiguous")) for one in modules if _is_either(one.fit)
-        ]
-    else:
-        outcome, reasons, against = Outcome.HOLDS, _confirmed(found), []
-    fits = [one.fit for one in modules]
+    either = [one.tensor for one in modules if _is_either(one.fit)]
+    doubt = _doubt(found, len(either))
     hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
     notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
     if not wrong and any(fit.onto_rounded for fit in fits):
         notes.append(Reason("base_rounded"))
-    figures = _figures(found, len(wrong), len(changed))
-    return Answer(outcome, reasons, figures, largest_first(against), [*found.notes, *notes])
+    return found.judged(
+        _figures(found, len(wrong), len(changed)),
+        faults=_faults(found, wrong, len(changed)),
+        doubts=[doubt] if doubt else [],
+        holds=_confirmed(found),
+        against=[Against(one.tensor, why, _error([one])) for one, why in wrong]
+        + [_changed(one) for one in changed],
+        doubtful=[Against(name, Reason("lacked")) for name in found.absent]
+        + [Against(name, Reason("ambiguous")) for name in either],
+        notes=notes,
+    )
 
 
 def verdict(fit: MergeFit) -> Reason | None:
@@ -235,8 +229,8 @@ def _changed(one: Beside) -> Against:
     return Against(row.tuned, Reason("changed", of), row.relative)
 
 
-def _doubt(found: Merge) -> Reason | None:
-    """Why it cannot be told; None where it can."""
+def _doubt(found: Merge, either: int) -> Reason | None:
+    """Why it is inconclusive; None where it is not. either: matrices that fit at two scales."""
     fits = [one.fit for one in found.modules]
     whole = [one.whole for one in found.beside if one.whole is not None]
     if found.unread:
@@ -247,7 +241,6 @@ def _doubt(found: Merge) -> Reason | None:
         return Reason("whole_is_base" if whole else "no_update")
     if fits and not any(fit.visible for fit in fits):
         return Reason("hidden")
-    either = sum(map(_is_either, fits))
     return Reason("ambiguous", {"matrices": either}) if either else None
 
 
@@ -289,11 +282,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     return Merge(
         sorted(modules, key=lambda one: (one.tensor, one.place)),
         sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
-        _lone(lined, adapter),
-        [*lined.unread, *adapter.unread],
         adapter.outside({pair.place for pair in lined.pair.pairs}),
         adapter.scale,
-        lined.notes,
+        lone=_lone(lined, adapter),
+        unread=[*lined.unread, *adapter.unread],
+        notes=lined.notes,
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import LETTERS, Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.checks.answer import LETTERS, Against, Answer, Check, Evidence, Figure
 from shadow.errors import ShadowError
 from shadow.run.scanned import Apart, apart_reasons, not_compared
 from shadow.templates import Reason, Value
@@ -39,59 +39,52 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """What was measured of a tuned model and what it may be mixed of."""
+class Mixture(Evidence):
+    """What was measured of a tuned model and what it may be mixed of. Alone are tensors that not
+    all have, or that are not finite.
+    """
 
     tensors: int
     formats: Sequence[str]
     """Of the tuned model."""
     has_base: bool
     fit: Fit
-    lone: Sequence[Apart] = ()
-    """Tensors that not all have, or that are not finite."""
-    unread: Sequence[Apart] = ()
-    notes: Sequence[Reason] = ()
 
 
 def judge(found: Mixture) -> Answer:
     """A merge where every entry of every tensor agrees with the weights."""
     fit = found.fit
     of: dict[str, Value] = {"sum": _sum(found), "formats": found.formats}
-    reasons = apart_reasons(found.lone, Reason("not_in_all"))
+    merge = Reason(fit.per, of)
+    faults, doubts = apart_reasons(found.lone, Reason("not_in_all")), list[Reason]()
+    unknown = [one for one, error in zip(LETTERS, fit.errors, strict=False) if error > WIDE]
+    idle = [
+        one
+        for one, weights in zip(LETTERS, fit.weights.T, strict=False)
+        if (abs(weights) < NOTHING).all()
+    ]
     if fit.apart:
         few = 2 * len(fit.apart) <= found.tensors
         counts = {"apart": len(fit.apart), "tensors": found.tensors, "rest": fit.rest}
-        reasons.append(Reason("tensors_differ" if few else "not_linear", {**of, **counts}))
-    elif reasons:
-        reasons.append(Reason("others", of))
-    against = [*map(Against.of, found.lone)]
-    against += [Against(name, Reason("not_this_mixture"), size) for name, size in fit.apart.items()]
-    outcome = Outcome.DOES_NOT_HOLD
-    if not reasons:
-        outcome, reason = _fitted(found, of)
-        reasons = [reason]
-    if outcome is Outcome.INCONCLUSIVE:
-        against = [*map(Against.of, found.unread)]
-    figures = {"tensors": found.tensors, **_figures(fit)}
-    return Answer(outcome, reasons, figures, largest_first(against), found.notes)
-
-
-def _fitted(found: Mixture, of: dict[str, Value]) -> tuple[Outcome, Reason]:
-    """The outcome where no tensor speaks against it."""
-    fit = found.fit
-    if not fit.agrees:
-        return Outcome.INCONCLUSIVE, Reason("in_steps", of)
-    for letter, error in zip(LETTERS, fit.errors, strict=False):
-        if error > WIDE:
-            return Outcome.INCONCLUSIVE, Reason("weight_unknown", {"letter": letter})
-    merge = Reason(fit.per, of)
-    for letter, weights in zip(LETTERS, fit.weights.T, strict=False):
-        if (abs(weights) < NOTHING).all():
-            return Outcome.DOES_NOT_HOLD, Reason("no_part", {"letter": letter, "merge": merge})
-    if found.unread:
-        rest = not_compared(found.unread)
-        return Outcome.INCONCLUSIVE, Reason("merge_but", {"merge": merge, "rest": rest})
-    return Outcome.HOLDS, merge
+        faults.append(Reason("tensors_differ" if few else "not_linear", {**of, **counts}))
+    elif faults:
+        faults.append(Reason("others", of))
+    elif not fit.agrees:
+        doubts = [Reason("in_steps", of)]
+    elif unknown:
+        doubts = [Reason("weight_unknown", {"letter": unknown[0]})]
+    elif idle:
+        faults = [Reason("no_part", {"letter": idle[0], "merge": merge})]
+    elif found.unread:
+        doubts = [Reason("merge_but", {"merge": merge, "rest": not_compared(found.unread)})]
+    wrong = Reason("not_this_mixture")
+    return found.judged(
+        {"tensors": found.tensors, **_figures(fit)},
+        faults=faults,
+        doubts=doubts,
+        holds=[merge],
+        against=[Against(name, wrong, size) for name, size in fit.apart.items()],
+    )
 
 
 def _figures(fit: Fit) -> dict[str, Figure]:
@@ -139,7 +132,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
     lone += [Apart(one.name, "tuned", Reason("not_finite")) for one in found if not one.sums.finite]
     formats, lone = sorted({one.stored for one in tensors}), [*dict.fromkeys(lone)]
     notes = [*dict.fromkeys(note for other in lined for note in other.notes)]
-    return Mixture(len(tensors), formats, has_base, fitted, lone, unread, notes)
+    return Mixture(len(tensors), formats, has_base, fitted, lone=lone, unread=unread, notes=notes)
 
 
 CHECK = Check(

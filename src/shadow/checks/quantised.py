@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
-from shadow.run.scanned import Apart, apart_reasons, not_compared
+from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
+from shadow.run.scanned import apart_reasons, not_compared
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -75,41 +75,39 @@ class Copied:
 
 
 @dataclass(frozen=True)
-class Copies:
+class Copies(Evidence):
     """Every tensor of an original and of a copy."""
 
     tensors: Sequence[Copied]
-    lone: Sequence[Apart] = ()
-    """Tensors that only one of them has."""
-    unread: Sequence[Apart] = ()
-    notes: Sequence[Reason] = ()
 
 
 def judge(found: Copies) -> Answer:
     """Name what no format makes of the original; what a quantiser may have made is open."""
-    tensors, lone, unread = found.tensors, found.lone, found.unread
+    tensors, unread = found.tensors, found.unread
     beyond = [one for one in tensors if one.outcome is Outcome.DOES_NOT_HOLD]
     unsure = [one for one in tensors if one.outcome is Outcome.INCONCLUSIVE]
     formats = sorted(Counter(one.format for one in tensors).items())
     figures = _figures([one.noise for one in tensors])
     figures |= {"tensors_beyond": len(beyond)} | {f"tensors_{name}": some for name, some in formats}
-    if beyond or lone:
-        outcome, code, those, apart = Outcome.DOES_NOT_HOLD, "beyond", beyond, lone
-        reasons = apart_reasons(lone, Reason("one_side"))
-    elif unsure or unread:
-        outcome, code, those, apart = Outcome.INCONCLUSIVE, "not_excluded", unsure, unread
-        reasons = [not_compared(unread)] if unread else []
-    elif all(one.is_float for one in tensors):
-        return Answer(Outcome.INCONCLUSIVE, [Reason("floats")], figures, notes=found.notes)
-    else:
-        named = [Reason("in_format", {"tensors": some, "format": name}) for name, some in formats]
-        ratio = figures.get("error_ratio") or None
-        reason = Reason("at_error", {"tensors": len(tensors), "formats": named, "ratio": ratio})
-        return Answer(Outcome.HOLDS, [reason], figures, notes=found.notes)
-    if those:
-        reasons.insert(0, Reason(code, {"some": len(those), "tensors": len(tensors)}))
-    against = [*map(Against.of, apart), *(one.against for one in those)]
-    return Answer(outcome, reasons, figures, largest_first(against), found.notes)
+    faults, doubts = (
+        [Reason(code, {"some": len(some), "tensors": len(tensors)})] if some else []
+        for code, some in (("beyond", beyond), ("not_excluded", unsure))
+    )
+    faults += apart_reasons(found.lone, Reason("one_side"))
+    doubts += [not_compared(unread)] if unread else []
+    if not doubts and all(one.is_float for one in tensors):
+        doubts = [Reason("floats")]
+    named = [Reason("in_format", {"tensors": some, "format": name}) for name, some in formats]
+    ratio = figures.get("error_ratio") or None
+    reason = Reason("at_error", {"tensors": len(tensors), "formats": named, "ratio": ratio})
+    return found.judged(
+        figures,
+        faults=faults,
+        doubts=doubts,
+        holds=[reason],
+        against=[one.against for one in beyond],
+        doubtful=[one.against for one in unsure],
+    )
 
 
 def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
@@ -136,7 +134,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
     original, copy = opened_models(found_all(asked.named, runtime, scratch), runtime, scratch)
     lined = line_up_all(original, copy, ("the original", "the copy"))
     tensors = scan(lined.pair, _copied, runtime, scratch / "scan", lined.unread)
-    return Copies(tensors, lined.lone, lined.unread, lined.notes)
+    return Copies(tensors, lone=lined.lone, unread=lined.unread, notes=lined.notes)
 
 
 def _copied(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Copied:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
 from shadow.errors import UsageError
-from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared, relative_norm
+from shadow.run.scanned import Scanned, apart_reasons, not_compared, relative_norm
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -52,14 +52,10 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Evidence):
     """What was found of two checkpoints, called A and B."""
 
     rows: Sequence[Scanned] = ()
-    lone: Sequence[Apart] = ()
-    """Tensors that only one of them has."""
-    unread: Sequence[Apart] = ()
-    """Tensors whose values are not known."""
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By module, what two adapters multiply their updates by, where that differs."""
     dora: str = ""
@@ -70,7 +66,6 @@ class Compared:
     """Why no weights were decoded."""
     stored: Sequence[int] = ()
     """Of equal files: the entries of each tensor."""
-    notes: Sequence[Reason] = ()
 
 
 def judge(found: Compared) -> Answer:
@@ -99,30 +94,30 @@ def judge(found: Compared) -> Answer:
     far = relative_norm(found.rows) if is_known else None
     if differ and far is not None:
         figures["relative_norm"] = far
-    count = {"tensors": len(found.rows)}
-    if differ or found.lone or found.scales or found.dora:
-        outcome, reasons = Outcome.DOES_NOT_HOLD, _differences(found, differ, far)
-        against = _against(found, differ)
-    elif found.unread:
+    count, doubts = {"tensors": len(found.rows)}, list[Reason]()
+    if found.unread:
         rest = not_compared(found.unread)
-        reasons = [Reason("equal_but", {**count, "rest": rest}) if found.rows else rest]
-        outcome = Outcome.INCONCLUSIVE
-        against = [*map(Against.of, found.unread)]
+        doubts = [Reason("equal_but", {**count, "rest": rest}) if found.rows else rest]
     elif not found.rows:
-        outcome, reasons, against = Outcome.INCONCLUSIVE, [Reason("nothing")], []
-    else:
-        casts = {row.formats for row in found.rows if row.formats[0] != row.formats[1]}
-        named = {"casts": [f"{old} -> {new}" for old, new in sorted(casts)] or None}
-        shapes = [*dict.fromkeys(found.reshaped)] or None
-        reshaped = {"reshaped": len(found.reshaped), "shapes": shapes}
-        reasons = [Reason("equal", {**count, **named, **reshaped})]
-        outcome, against = Outcome.HOLDS, []
-    return Answer(outcome, reasons, figures, largest_first(against), found.notes)
+        doubts = [Reason("nothing")]
+    casts = {row.formats for row in found.rows if row.formats[0] != row.formats[1]}
+    of_all = {
+        "casts": [f"{old} -> {new}" for old, new in sorted(casts)] or None,
+        "reshaped": len(found.reshaped),
+        "shapes": [*dict.fromkeys(found.reshaped)] or None,
+    }
+    is_other = differ or found.lone or found.scales or found.dora
+    return found.judged(
+        figures,
+        faults=_differences(found, differ, far) if is_other else [],
+        doubts=doubts,
+        holds=[Reason("equal", {**count, **of_all})],
+        against=_against(found, differ),
+    )
 
 
 def _against(found: Compared, differ: Sequence[Scanned]) -> list[Against]:
-    against = [*map(Against.of, found.lone)]
-    against += [
+    against = [
         Against(module, Reason("scale", {"a": one, "b": other}))
         for module, (one, other) in found.scales.items()
     ]
@@ -200,11 +195,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
                   if one.adapter and one.adapter.dora]  # fmt: skip
     return Compared(
         [replace(row, remark=moved.get(pair.key, row.remark)) for pair, row in compared],
-        lined.lone,
-        lined.unread,
         _scales(first, second),
         with_norms[0] if len(with_norms) == 1 else "",
         [text for pair, _ in compared if (text := _reshaped(pair))],
+        lone=lined.lone,
+        unread=lined.unread,
         notes=lined.notes,
     )
 

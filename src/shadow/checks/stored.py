@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
 from shadow.run.scanned import Apart, apart_reasons, in_order, not_compared
 from shadow.templates import Reason
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from shadow.spectra.copies import Kept
 
 KEPT = 0.9  # of the update's energy, from which on a copy kept the update
-ALL = 0.995  # of the update's energy, which two digits call 100 %
-MODULES = 3  # that lost most, in a note
 WORDS = {
     "rounded": "{tensors:count tensor is|tensors are} the full model's rounded to {formats}",
     "off": "{off:count} of {tensors:count tensor|tensors} {off|is|are} not the full model's rounded"
@@ -38,10 +36,6 @@ WORDS = {
     "module": "{kept:share} of the update's energy is kept",
     "without_norm": "{tensors:count tensor has|tensors have} entries that are not finite; no norm"
     " counts them",
-    "unchanged": "{measured:share} of the entries are the base's; rounding the full model leaves"
-    " {expected:share}",
-    "least": "least of the update's energy is kept in {modules}",
-    "module_kept": "{module} {kept:share}",
 }
 
 
@@ -60,14 +54,11 @@ class Copied:
 
 
 @dataclass(frozen=True)
-class Copy:
+class Copy(Evidence):
     """A full model and a copy of it."""
 
     tensors: Sequence[Copied]
-    lone: Sequence[Apart] = ()
-    unread: Sequence[Apart] = ()
     has_base: bool = False
-    notes: Sequence[Reason] = ()
 
 
 def judge(found: Copy) -> Answer:
@@ -81,23 +72,20 @@ def judge(found: Copy) -> Answer:
     if share is None and error is not None:
         measured = [Reason("error", {"error": error})]
     counts = {"off": len(off), "tensors": len(found.tensors)}
-    reasons = [_of(off, "off", {**counts, "entries": int(figures["entries_off"])})] if off else []
-    reasons += apart_reasons(found.lone, Reason("one_side"))
-    against: list[Against] = []
-    if reasons or is_lost:
-        outcome, reasons = Outcome.DOES_NOT_HOLD, [*reasons, *measured]
-        against = [*map(Against.of, found.lone)]
-        against += [_entries(one) for one in off]
-        against += _lost(found.tensors) if is_lost else []
-    elif found.unread:
-        outcome, reasons = Outcome.INCONCLUSIVE, [not_compared(found.unread)]
-        against = [*map(Against.of, found.unread)]
-    elif found.has_base and share is None:
-        outcome, reasons = Outcome.INCONCLUSIVE, [Reason("no_update")]
-    else:
-        outcome, reasons = Outcome.HOLDS, [_of(found.tensors, "rounded", counts), *measured]
-    notes = [*found.notes, *_notes(found, figures)]
-    return Answer(outcome, reasons, figures, largest_first(against), notes)
+    faults = [_of(off, "off", {**counts, "entries": int(figures["entries_off"])})] if off else []
+    faults += apart_reasons(found.lone, Reason("one_side"))
+    doubts = [not_compared(found.unread)] if found.unread else []
+    if not doubts and found.has_base and share is None:
+        doubts = [Reason("no_update")]
+    unknown = sum(not one.sums.finite for one in found.tensors)
+    return found.judged(
+        figures,
+        faults=[*faults, *measured] if faults or is_lost else [],
+        doubts=doubts,
+        holds=[_of(found.tensors, "rounded", counts), *measured],
+        against=[*map(_entries, off), *(_lost(found.tensors) if is_lost else [])],
+        notes=[Reason("without_norm", {"tensors": unknown})] if unknown else [],
+    )
 
 
 def kept(tensors: Iterable[Copied]) -> tuple[float, float] | None:
@@ -130,14 +118,6 @@ def _figures(found: Copy) -> dict[str, Figure]:
         share, error = of_update
         figures["update_kept"], figures["update_cosine"] = share, math.sqrt(max(0.0, share))
         figures["error_over_update"] = error
-    with_base = [one for one in known if one.unchanged is not None]
-    of = sum(one.entries for one in with_base)
-    # not counted of quantised tensors
-    quantised = any(one.unchanged is None and one.update is not None for one in known)
-    if of and not quantised and not found.unread:
-        figures["unchanged_share"] = sum(one.unchanged or 0 for one in with_base) / of
-        expected = sum(one.unchanged_expected or 0 for one in with_base)
-        figures["unchanged_expected"] = expected / of
     return figures
 
 
@@ -149,40 +129,15 @@ def _entries(one: Copied) -> Against:
     return Against(one.tensor, why, relative)
 
 
-def _by_module(tensors: Sequence[Copied]) -> list[tuple[str, float, float]]:
-    """(module, kept share, error over update), the one that kept least first."""
+def _lost(tensors: Sequence[Copied]) -> Iterator[Against]:
+    """The modules that kept too little of the update."""
     modules: dict[str, list[Copied]] = {}
     for one in tensors:
         modules.setdefault(one.module, []).append(one)
-    shares = {name: kept(of_module) for name, of_module in modules.items()}
-    found = [(name, *share) for name, share in shares.items() if share is not None]
-    return sorted(found, key=lambda item: (item[1], item[0]))
-
-
-def _lost(tensors: Sequence[Copied]) -> list[Against]:
-    """The modules that kept too little of the update."""
-    return [
-        Against(name, Reason("module", {"kept": max(0.0, share)}), error)
-        for name, share, error in _by_module(tensors)
-        if share < KEPT
-    ]
-
-
-def _notes(found: Copy, figures: Mapping[str, Figure]) -> list[Reason]:
-    notes = []
-    if unknown := sum(not one.sums.finite for one in found.tensors):
-        notes.append(Reason("without_norm", {"tensors": unknown}))
-    if "unchanged_share" in figures:
-        shares = {"measured": figures["unchanged_share"], "expected": figures["unchanged_expected"]}
-        notes.append(Reason("unchanged", shares))
-    lost = [one for one in _by_module(found.tensors) if one[1] < ALL] if found.has_base else []
-    if lost:
-        named = [
-            Reason("module_kept", {"module": name, "kept": max(0.0, share)})
-            for name, share, _ in lost[:MODULES]
-        ]
-        notes.append(Reason("least", {"modules": named}))
-    return notes
+    for name, of_module in modules.items():
+        if (found := kept(of_module)) and found[0] < KEPT:
+            share, error = found
+            yield Against(name, Reason("module", {"kept": max(0.0, share)}), error)
 
 
 def _of(tensors: Sequence[Copied], code: str, counts: Mapping[str, int]) -> Reason:
@@ -225,7 +180,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
             if row.sums.update is None and row.sums.finite and row.sums.full
         }
     ordered = sorted(unread, key=in_order)
-    return Copy(tensors, lined.lone, ordered, base is not None, lined.notes)
+    has_base = base is not None
+    return Copy(tensors, has_base, lone=lined.lone, unread=ordered, notes=lined.notes)
 
 
 def _copied(

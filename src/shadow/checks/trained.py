@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import Against, Answer, Check, Figure, Outcome, largest_first
+from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
 from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should, parse_pattern
 from shadow.errors import UsageError
 from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
-from shadow.templates import NAMED, Reason
+from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
@@ -55,8 +55,7 @@ WORDS = {
     "idle": "the adapter does nothing in {idle:count} of {modules:count module|modules}: the"
     " product of its factors is 0",
     "stuck": "{share:share} of the entries that should have moved did not, where half a unit of"
-    " {formats:and} is above the typical step of {step:ratio}; by module: {modules}",
-    "module_stuck": "{module} {share:share}",
+    " {formats:and} is above the typical step of {step:ratio}",
     "beside": "no pattern names {tensors:count tensor|tensors}; {moved:count} of them moved",
     "initial": "{vectors:count vector|vectors} of 1 or of 0 did not move, and may be unable to:"
     " {names}",
@@ -100,15 +99,12 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Training:
-    """Every tensor of a base and of a model that was trained from it."""
+class Training(Evidence):
+    """Every tensor of a base and of a model that was trained from it. Those of one side are such as
+    a pattern names, those not compared such as whose steps are not known.
+    """
 
     tensors: Sequence[Moved]
-    lone: Sequence[Apart] = ()
-    """Those that a pattern names, of one side only;"""
-    unread: Sequence[Apart] = ()
-    """and those whose steps are not known."""
-    notes: Sequence[Reason] = ()
 
 
 def judge(found: Training) -> Answer:
@@ -132,25 +128,28 @@ def judge(found: Training) -> Answer:
     if all(one.is_counted for one in should):
         stuck = sum(one.row.entries - one.row.changed for one in should)
         figures["entries_not_moved"] = stuck
-    apart, outcome = found.lone, Outcome.DOES_NOT_HOLD
-    reasons = [
+    faults = [
         Reason(code, {"some": len(some), "tensors": len(of)})
         for code, some, of in (("not_moved", stayed, should), ("leaked", leaked, frozen))
         if some
-    ] + apart_reasons(found.lone, Reason("one_side"))
-    if not reasons and found.unread:
-        apart, outcome, reasons = found.unread, Outcome.INCONCLUSIVE, [not_compared(found.unread)]
-    if not reasons:
-        outcome = Outcome.HOLDS if should or frozen else Outcome.INCONCLUSIVE
-        every = (("moved", should), ("frozen", frozen))
-        reasons = [Reason(code, {"tensors": len(of)}) for code, of in every if of]
-    against = [*map(Against.of, apart)]
-    against += [Against(one.row.tuned, _why_stayed(one, step)) for one in stayed]
+    ]
+    doubts = [not_compared(found.unread)] if found.unread else []
+    if not (doubts or should or frozen):
+        doubts = [Reason("nothing")]
+    every = (("moved", should), ("frozen", frozen))
+    against = [Against(one.row.tuned, _why_stayed(one, step)) for one in stayed]
     for one in leaked:
         of = {"changed": one.row.changed, "entries": one.row.entries, "format": one.rounded_to}
         why = Reason("entries", of) if one.is_counted else Reason("changed")
         against.append(Against(one.row.tuned, why, one.row.relative))
-    return Answer(outcome, reasons or [Reason("nothing")], figures, largest_first(against), notes)
+    return found.judged(
+        figures,
+        faults=faults + apart_reasons(found.lone, Reason("one_side")),
+        doubts=doubts,
+        holds=[Reason(code, {"tensors": len(of)}) for code, of in every if of],
+        against=against,
+        notes=notes,
+    )
 
 
 def typical_step(tensors: Sequence[Moved]) -> float | None:
@@ -176,7 +175,7 @@ def _noted(
 ) -> tuple[dict[str, Figure], list[Reason]]:
     """What is said beside the answer, and its figures."""
     figures: dict[str, Figure] = {}
-    notes = [*found.notes]
+    notes = list[Reason]()
     updates = [one for one in found.tensors if one.is_update]
     if idle := sum(not one.row.changed for one in updates):
         figures["modules_without_update"] = idle
@@ -185,7 +184,9 @@ def _noted(
         figures["typical_step"] = step
         figures["entries_stuck"] = sum(one.stuck(step) for one in named)
         if figures["entries_stuck"]:
-            notes.append(_stuck(named, step))
+            formats = sorted({one.row.formats[1] for one in named if one.cells})
+            share = figures["entries_stuck"] / max(1, sum(one.row.entries for one in named))
+            notes.append(Reason("stuck", {"share": share, "step": step, "formats": formats}))
     if others:
         moved = sum(one.has_moved for one in others)
         notes.append(Reason("beside", {"tensors": len(others), "moved": moved}))
@@ -193,24 +194,6 @@ def _noted(
         figures["tensors_initial"] = len(initial)
         notes.append(Reason("initial", {"vectors": len(initial), "names": initial}))
     return figures, notes
-
-
-def _stuck(named: Sequence[Moved], step: float) -> Reason:
-    """How many entries could not move, and in which modules the largest shares of them lie."""
-
-    def share(tensors: Sequence[Moved]) -> float:
-        stuck = sum(one.stuck(step) for one in tensors)
-        return stuck / max(1, sum(one.row.entries for one in tensors))
-
-    of_module: dict[str, list[Moved]] = {}
-    for one in named:
-        of_module.setdefault(f"{one.place.component}.{one.place.module}", []).append(one)
-    shares = {name: share(some) for name, some in of_module.items()}
-    worst = sorted(filter(shares.get, shares), key=lambda name: (-shares[name], name))
-    modules = [Reason("module_stuck", {"module": one, "share": shares[one]}) for one in worst]
-    formats = sorted({one.row.formats[1] for one in named if one.cells})
-    sizes = {"share": share(named), "step": step}
-    return Reason("stuck", {**sizes, "formats": formats, "modules": modules[:NAMED]})
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
@@ -245,7 +228,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
         return not each or any(of != {Should.EITHER} for of in asked)
 
     lone, unread = ([*filter(counts, apart)] for apart in (lined.lone, lined.unread))
-    return Training(rows, lone, unread, lined.notes)
+    return Training(rows, lone=lone, unread=unread, notes=lined.notes)
 
 
 def _moved(
@@ -375,7 +358,7 @@ def training_since(
         stays = not changed and len(info.shape) < 2
         is_first = stays and _is_even(model, info)
         rows.append(Moved(row, of[0], Should.first(asked), is_initial=is_first, is_counted=False))
-    return Training(rows, lone, unread)
+    return Training(rows, lone=lone, unread=unread)
 
 
 def _is_even(model: Checkpoint, info: TensorInfo) -> bool:

@@ -44,10 +44,6 @@ class Kept:
     """Of copy - base."""
     inner: float | None = None
     """<full - base, copy - base>."""
-    unchanged: int | None = None
-    """Entries of the copy that are equal to the base's; None of a quantised copy."""
-    unchanged_expected: int | None = None
-    """Entries that the matrix, rounded to the copy's format, has in common with the base."""
 
     @property
     def noise(self) -> FormatNoise:
@@ -77,17 +73,15 @@ def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
     is_copy = noise.is_copy(stored)
     if is_copy is None and (kept.error or not kept.finite):
         return None
-    # what rounding leaves unchanged is known of floats alone
     grid = f"{stored} with scales" if stored in FLOATS else stored
     off = max(1, noise.outside) if is_copy is False else 0
-    return replace(kept, grid=grid, off=off, unchanged=None)
+    return replace(kept, grid=grid, off=off)
 
 
 def _kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
     copy = sides.tuned
     grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
-    off, expected = dict.fromkeys(grids, 0), dict.fromkeys(grids, 0)
-    unchanged = 0
+    off = dict.fromkeys(grids, 0)
     finite = True
     sums: list[list[float]] = [[] for _ in range(7)]
     matrices = [sides.base, copy, *([] if base is None else [base])]
@@ -116,10 +110,6 @@ def _kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
             finite = False
             continue
         _append(sums, found)
-        if base is not None:
-            unchanged += part.count - part.nonzero(1)
-            for name, values in rounded.items():
-                expected[name] += part.count - differing(values, part.numbers[2])
     rows, cols = shape_of(copy)
     totals = [math.fsum(each) for each in sums]
     has_base = base is not None
@@ -136,8 +126,6 @@ def _kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
         update=totals[4] if has_base else None,
         stored_update=totals[5] if has_base else None,
         inner=totals[6] if has_base else None,
-        unchanged=unchanged if has_base else None,
-        unchanged_expected=expected[grid] if has_base else None,
     )
 
 
