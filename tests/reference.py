@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
 ULP_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
@@ -18,7 +16,7 @@ def singular_values(W, floor=0.0):
 def spectral(W, floor=0.0):
     """Columns of one matrix; singular values below floor count as 0."""
     s = singular_values(W, floor)
-    m, n = len(s), max(W.shape)
+    m = len(s)
     p, q = s / s.sum(), s**2 / (s**2).sum()
     H = lambda x: -sum(v * np.log(v) for v in x if v > 0)  # noqa: E731
     values = {
@@ -38,13 +36,7 @@ def spectral(W, floor=0.0):
         values[f"rank_{percent}"] = next(
             k for k in range(1, m + 1) if q[:k].sum() >= percent / 100 - 1e-9
         )
-    return (
-        values
-        | power_law(s[s > 0])
-        | hill(s)
-        | {"mp_edge": None, "mp_outliers": None}
-        | marchenko_pastur(s, m, n)
-    )
+    return values | power_law(s[s > 0])
 
 
 def power_law(s):
@@ -77,35 +69,6 @@ def power_law(s):
         "alpha_tail": count,
         "alpha_stderr": stderr,
     }
-
-
-def hill(s):
-    k = len(s) // 2
-    if s[k] == 0:
-        return {"alpha_hill": None}
-    total = sum(np.log(s[i] ** 2 / s[k] ** 2) for i in range(k))
-    return {"alpha_hill": 1 + k / total if total > 0 else None}
-
-
-@cache
-def marchenko_pastur_median(ratio, steps=400_001):
-    """The median of the law by the trapezium rule on its density in lambda."""
-    low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
-    # a grid that is dense at both edges, where the density is steep
-    x = low + (high - low) * (1 - np.cos(np.linspace(0, np.pi, steps)[1:-1])) / 2
-    density = np.sqrt((high - x) * (x - low)) / (2 * np.pi * ratio * x)
-    total = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))))
-    return float(np.interp(total[-1] / 2, total, x))
-
-
-def marchenko_pastur(s, m, n):
-    low, high = sorted(s)[(len(s) - 1) // 2], sorted(s)[len(s) // 2]
-    if low == 0:
-        return {}
-    median = (low + high) / 2
-    scale = np.sqrt(median**2 / (n * marchenko_pastur_median(m / n)))
-    edge = scale * (np.sqrt(m) + np.sqrt(n))
-    return {"mp_edge": edge, "mp_outliers": int((s > edge).sum())}
 
 
 def ulp(W, dtype):

@@ -61,6 +61,9 @@ GONE: Mapping[tuple[str, str], str] = {
     ("option", "--nulls"): DRAWS,
     ("keyword", "nulls"): DRAWS,
     ("column", "null_edge_sampled"): DRAWS,
+    ("column", "alpha_hill"): "use alpha, or fit the rows of `spectra.parquet`",
+    ("column", "mp_edge"): "use null_edge of a delta, or the rows of `spectra.parquet`",
+    ("column", "mp_outliers"): "use spikes of a delta, or the rows of `spectra.parquet`",
     ("column", "nuclear_norm_error"): "use nuclear_norm of `--level full`",
     **{
         ("column", f"{name}_error"): f"use {name} of `--level full`"

@@ -27,13 +27,11 @@ from shadow.spectra.sums import Extent, Sums, extent, sums
 LOOSE = {
     "effective_rank": 2.6e-4,
     "nuclear_norm": 3e-4,
-    "alpha_hill": 1e-5,
     "sigma_scale_iqr": 3e-3,
     "condition_number": 1e-3,
     "subspace_gap_base": 1e-4,
     "subspace_gap_tuned": 1e-4,
 }
-REFERENCE = {"mp_edge": 1e-5}  # the reference's own error, from its trapezium rule
 # may sit on another, equally good xmin
 COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks", "alpha_stderr"}
 
@@ -82,7 +80,6 @@ def assert_like_reference(found, base, tuned, dtypes, rel):
             else:
                 allowed = max(
                     rel,
-                    REFERENCE.get(name, 0),
                     0 if one.precision == "exact" else LOOSE.get(name, 0),
                 )
                 # products of either sign, in float32
@@ -146,7 +143,6 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
     assert delta["numerical_rank"] == rank
     assert delta["effective_rank"] <= rank * (1 + 1e-9)
     assert delta["rank_99"] <= rank
-    assert delta["mp_edge"] is delta["alpha_hill"] is None
 
 
 @settings(max_examples=examples(15))
@@ -367,5 +363,5 @@ def test_a_matrix_without_a_base_has_its_own_spectrum():
     )
     expected = reference.spectral(matrix.double().numpy(), found.values["sigma_floor"])
     assert found.subject == "tuned"
-    for name in ("frobenius_norm", "effective_rank", "mp_edge", "alpha"):
+    for name in ("frobenius_norm", "effective_rank", "alpha"):
         assert found.values[name] == pytest.approx(expected[name], rel=1e-6)

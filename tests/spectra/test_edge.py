@@ -19,9 +19,11 @@ def found(D):
 
 
 def values(D, scale=1.0):
-    return noise.sharp_edge_values(
-        found(D), ((scale * D) ** 2).sum(1), ((scale * D) ** 2).sum(0), scale
+    energies = (scale * D) ** 2
+    profile = noise.Profile(
+        energies.sum(1), energies.sum(0), float((energies**2).sum()), scale, len(D)
     )
+    return noise.null_values(found(D), profile, None)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (30, 200), (500, 20)])

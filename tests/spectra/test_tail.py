@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import reference
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.integrate import quad
 
 from shadow.spectra import singular_values
 from shadow.spectra.singular_values import (
-    hill,
-    marchenko_pastur,
-    marchenko_pastur_median,
     power_law,
 )
 from shadow.spectra.spectrum import Spectrum
@@ -100,49 +94,3 @@ def test_scale_moves_xmin_alone():
     one, eight = power_law(of(sigma)), power_law(of(8 * sigma))
     assert eight["alpha"] == pytest.approx(one["alpha"], rel=1e-9)
     assert eight["alpha_xmin"] == pytest.approx(64 * one["alpha_xmin"], rel=1e-9)
-
-
-def test_hill_by_hand():
-    """sigma = (4, 2, 1, 1): k = 2, logs against sigma_3 = 1 are ln 16 and ln 4, so alpha = 1 + 2 /
-    ln 64.
-    """
-    assert hill(of([4, 2, 1, 1]))["alpha_hill"] == pytest.approx(1 + 2 / np.log(64))
-    assert hill(of([1, 1, 1, 1]))["alpha_hill"] is None
-    assert hill(of([4, 2, 0, 0]))["alpha_hill"] is None
-    assert hill(of([4]))["alpha_hill"] is None
-
-
-@pytest.mark.parametrize("ratio", [1e-6, 1e-3, 896 / 151936, 0.1, 0.25, 0.7, 0.999, 1.0])
-def test_half_of_the_marchenko_pastur_law_is_below_its_median(ratio):
-    """The density in t, summed up by quadrature to the median that has a closed form."""
-    median = marchenko_pastur_median(ratio)
-    a, b = 1 + ratio, 2 * math.sqrt(ratio)
-
-    def density(t):
-        return 2 * math.sin(t) ** 2 / (math.pi * (a - b * math.cos(t))) if t > 0 else 0.0
-
-    below = quad(density, 0, math.acos((a - median) / b), points=[1e-3, 1e-2, 0.1], limit=200)[0]
-    assert below == pytest.approx(0.5, abs=1e-8)
-
-
-@pytest.mark.parametrize("shape", [(300, 300), (200, 800)])
-def test_marchenko_pastur_edge_of_noise_is_its_largest_singular_value(shape):
-    """Noise of variance s² has its edge at s (sqrt m + sqrt n), found from the median."""
-    W = 0.3 * np.random.default_rng(3).standard_normal(shape)
-    sigma = np.linalg.svd(W, compute_uv=False)
-    found = marchenko_pastur(of(sigma, shape[1]))
-    assert found["mp_edge"] == pytest.approx(
-        0.3 * (np.sqrt(shape[0]) + np.sqrt(shape[1])), rel=0.02
-    )
-    assert found["mp_outliers"] <= 1
-    W[:, 0] += 5
-    spiked = marchenko_pastur(of(np.linalg.svd(W, compute_uv=False), shape[1]))
-    assert spiked["mp_outliers"] == found["mp_outliers"] + 1
-
-
-@pytest.mark.parametrize("sigma", [[3, 1, 0, 0, 0], [4, 2, 0, 0], [5, 4, 2, 0, 0, 0]])
-def test_marchenko_pastur_needs_a_resolved_median(sigma):
-    """Of an even number the median is a mean of two, of which neither may be unresolved."""
-    assert set(marchenko_pastur(of(sigma)).values()) == {None}
-    more = sigma.index(0)
-    assert marchenko_pastur(of([*sigma[:more], 1, 1, *sigma[more:]]))["mp_edge"] > 0

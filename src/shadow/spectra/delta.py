@@ -23,7 +23,7 @@ from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
 from shadow.spectra.format_noise import format_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
-from shadow.spectra.measurement import Measurement, Values, norm_alone
+from shadow.spectra.measurement import Measurement, Precision, Values, norm_alone
 from shadow.spectra.noise import coverage_values, noise_like_rest, purity_values, rest_values
 from shadow.spectra.rounding import (
     MORE,
@@ -103,7 +103,7 @@ def measure_pair(
     """All numbers of base, tuned and delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
-    total the sums of `summed`, key names the matrix for the sampled null.
+    total the sums of `summed`, key names the matrix for its sketch.
     """
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     profile, scale, size = total.profile, total.profile.scale, total.size
@@ -141,7 +141,9 @@ def measure_pair(
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    delta = Measurement("delta", made.precision, {**values, **about_kept}, made.sigma)
+    sigma = made.delta.sigma if made.delta else np.zeros(0)
+    precision: Precision = made.delta.precision if made.delta else "sketch"
+    delta = Measurement("delta", precision, {**values, **about_kept}, sigma)
     return Measured(made.base, made.tuned, delta)
 
 

@@ -52,7 +52,8 @@ class Profile:
 
 
 def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | None) -> Values:
-    """null_participation_ratio, concentration, null_edge, spikes, spike_energy.
+    """null_participation_ratio, concentration, null_edge, spikes, spike_energy, null_edge_sharp,
+    spikes_sharp.
 
     With random signs, E ||D Dᵀ||_F² = sum r_i² + sum c_j² - sum D_ij⁴ exactly, so
     null_participation_ratio = E² / that, in [1, m]. concentration = ln(null / real) / ln(null): 0
@@ -60,8 +61,10 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     there is nothing to concentrate. null_edge = sqrt(max r_i) + sqrt(max c_j) in units of sigma
     bounds the largest singular value of the null (Latala's and Bandeira & van Handel's bounds to
     leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
+    null_edge_sharp is that of a separable profile with a margin of 1 + m^(-2/3), and spikes_sharp
+    counts the sigmas above it; noise in blocks passes it.
     """
-    null, edge = closed_null(profile)
+    null, edge, sharp = closed_null(profile)
     concentration = None
     if null >= 2 and participation_ratio is not None:
         concentration = math.log(null / participation_ratio) / math.log(null)
@@ -71,15 +74,18 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
         "null_edge": edge,
         "spikes": delta.above(edge),
         "spike_energy": _share_above(delta, edge),
+        "null_edge_sharp": sharp,
+        "spikes_sharp": delta.above(sharp),
     }
 
 
-def closed_null(profile: Profile) -> tuple[float, float]:
-    """null_participation_ratio and null_edge, which need no spectrum."""
-    null = profile.energy**2 / (
-        float((profile.rows**2).sum()) + float((profile.cols**2).sum()) - profile.fourth
-    )
-    return null, (math.sqrt(profile.rows.max()) + math.sqrt(profile.cols.max())) / profile.scale
+def closed_null(profile: Profile) -> tuple[float, float, float]:
+    """null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
+    rows, cols = profile.rows, profile.cols
+    null = profile.energy**2 / (float((rows**2).sum()) + float((cols**2).sum()) - profile.fourth)
+    margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
+    sharp = sharp_edge(rows, cols) * margin / profile.scale
+    return null, (math.sqrt(rows.max()) + math.sqrt(cols.max())) / profile.scale, sharp
 
 
 def coverage_values(profile: Profile) -> Values:
@@ -223,21 +229,6 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
         times += np.bincount(place, minlength=bins)
     found = times > 0
     return sums[found] / times[found], times[found]
-
-
-def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float) -> Values:
-    """null_edge_sharp, spikes_sharp: the edge with a margin of 1 + m^(-2/3), and the sigmas above.
-
-    rows, cols: energies of scale * D. It assumes a separable profile: noise in blocks passes it.
-    """
-    edge = sharp_null_edge(rows, cols, scale)
-    return {"null_edge_sharp": edge, "spikes_sharp": delta.above(edge)}
-
-
-def sharp_null_edge(rows: Floats, cols: Floats, scale: float) -> float:
-    """The edge with its margin, in weights; rows, cols: energies of scale * D."""
-    margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
-    return sharp_edge(rows, cols) * margin / scale
 
 
 NOISE = 5.0  # purity_z up to which X may be noise

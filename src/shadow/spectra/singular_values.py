@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,10 +91,17 @@ def condition_number(spectrum: Spectrum) -> Values:
     return {"condition_number": largest / smallest}
 
 
+def spectrum_values(spectrum: Spectrum) -> Values:
+    """The columns that every subject has."""
+    return {
+        **norms(spectrum), **ranks(spectrum), **top_energies(spectrum),
+        "sigma_floor": spectrum.floor, **condition_number(spectrum), **power_law(spectrum),
+    }  # fmt: skip
+
+
 # eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
 MIN_TAIL = 50
 CHUNK = 1 << 18  # elements of the table of distances that are in memory at once
-HALVINGS = 50  # of the interval in which a median is sought: it is then below 1e-14
 STRIDE = 16  # of the values at which distances are bounded; 8 and 32 took as long or longer
 BOUND_ERROR = 1e-9  # relative rounding error of a bound and of a distance, with room
 
@@ -194,55 +200,3 @@ def _distances(
         difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1)
     )
     return result
-
-
-def hill(spectrum: Spectrum) -> Values:
-    """alpha_hill = 1 + k / sum_{i<=k} ln(sigma_i² / sigma_{k+1}²), k = floor(m / 2), in (1, inf).
-
-    Zhou et al. 2023 (TempBalance). None when sigma_{k+1} is not resolved or all k logs are 0.
-    """
-    sigma = spectrum.sigma
-    k = len(sigma) // 2
-    if k == 0 or sigma[k] == 0:
-        return {"alpha_hill": None}
-    total = float(2.0 * np.log(sigma[:k] / sigma[k]).sum())
-    return {"alpha_hill": 1.0 + k / total if total > 0 else None}
-
-
-def marchenko_pastur(spectrum: Spectrum) -> Values:
-    """Edge of the bulk of noise of the matrix's median, in units of sigma, and the count above it.
-
-    mp_edge = s (sqrt m + sqrt n) with s² = median(sigma)² / (n mu), mu the median of the
-    Marchenko-Pastur law of ratio m / n (Marchenko & Pastur 1967; the median as estimator of noise:
-    Gavish & Donoho 2014). None when the median is not resolved, or of an even number one of the two
-    in the middle.
-    """
-    m, n = len(spectrum.sigma), spectrum.long_side
-    if spectrum.sigma[m // 2] == 0:
-        return {"mp_edge": None, "mp_outliers": None}
-    median = float(np.median(spectrum.sigma))
-    scale = median / math.sqrt(n * marchenko_pastur_median(m / n))
-    edge = scale * (math.sqrt(m) + math.sqrt(n))
-    return {"mp_edge": edge, "mp_outliers": spectrum.above(edge)}
-
-
-@lru_cache(maxsize=4096)
-def marchenko_pastur_median(ratio: float) -> float:
-    """Median of the Marchenko-Pastur law of unit variance, 0 < ratio = m / n <= 1, to about 1e-9.
-
-    With lambda = a - b cos t, a = 1 + ratio, b = 2 sqrt(ratio), the density of t in (0, pi) is
-    2 sin² t / (pi lambda). Its integral has a closed form, from sin² t / lambda = (cos t) / b +
-    a / b² - (1 - ratio)² / (b² lambda), and is halved.
-    """
-    root = math.sqrt(ratio)
-    a, b = 1.0 + ratio, 2.0 * root
-
-    def share_below(t: float) -> float:
-        angle = math.atan2((1.0 + root) * math.sin(t / 2.0), (1.0 - root) * math.cos(t / 2.0))
-        return 2.0 / math.pi * (math.sin(t) / b + (a * t - 2.0 * (1.0 - ratio) * angle) / b**2)
-
-    low, high = 0.0, math.pi
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if share_below(middle) < 0.5 else (low, middle)
-    return a - b * math.cos(low)

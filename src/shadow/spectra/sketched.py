@@ -196,7 +196,7 @@ def _tops(of: Sketch, tops: Sequence[int]) -> Values:
     return found
 
 
-def sketched_delta(of: Sketch, null: float, edge: float, sharp: float | None) -> Values:
+def sketched_delta(of: Sketch, null: float, edge: float, sharp: float) -> Values:
     """The columns of a delta that rest on its singular values.
 
     null, edge, sharp: its null_participation_ratio, null_edge and null_edge_sharp, in closed form.
@@ -219,7 +219,7 @@ def sketched_delta(of: Sketch, null: float, edge: float, sharp: float | None) ->
         **concentration,
         "spikes": spikes,
         **(_told("spike_energy", energy) if energy else {"spike_energy": None}),
-        "spikes_sharp": None if sharp is None else _above(of, sharp)[0],
+        "spikes_sharp": _above(of, sharp)[0],
     }
 
 

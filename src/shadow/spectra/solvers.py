@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from shadow.spectra.entries import cosine
 from shadow.spectra.krylov import PASSES, WIDTH, Estimate
@@ -29,23 +28,9 @@ from shadow.spectra.measurement import (
     Values,
     norm_alone,
 )
-from shadow.spectra.noise import (
-    Profile,
-    closed_null,
-    null_values,
-    sharp_edge_values,
-    sharp_null_edge,
-)
+from shadow.spectra.noise import Profile, closed_null, null_values
 from shadow.spectra.parts import PART
-from shadow.spectra.singular_values import (
-    condition_number,
-    hill,
-    marchenko_pastur,
-    norms,
-    power_law,
-    ranks,
-    top_energies,
-)
+from shadow.spectra.singular_values import spectrum_values, top_energies
 from shadow.spectra.sketched import (
     SMALLEST,
     Sketch,
@@ -63,7 +48,6 @@ from shadow.spectra.spectrum import (
     ON_CPU,
     Grams,
     Question,
-    Read,
     Remember,
     Sides,
     Spectrum,
@@ -109,8 +93,6 @@ class Figured(NamedTuple):
     base: Measurement
     tuned: Measurement
     values: Values  # of the delta
-    precision: Precision  # of the delta, as it was used
-    sigma: NDArray[np.float64]  # of the delta; none of them in `sketch`
     delta: Spectrum | None  # None in `sketch`
 
 
@@ -202,14 +184,61 @@ class Gram(Spectral):
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
     ) -> Figured:
         """By three spectra, or that of the delta."""
-        return _by_spectra(sides, total, formats, self.precision, means, key)
+        method, profile, scale = means.method, total.profile, total.profile.scale
+        vectors = VECTORS if method.compares_subspaces else 0
+        weights: list[Measurement] = []
+        spectra: list[Spectrum] = []
+        subject: Subject
+        for subject, matrix, energy, largest, stored in (
+            ("base", sides.base, total.base, total.size.base, formats[0]),
+            ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
+        ):
+            norm = math.sqrt(energy) / total.scale
+            if method.subjects != "all":
+                weights.append(norm_alone(subject, norm))
+                continue
+            found = self._of_weights(matrix, norm, largest, stored, means, vectors)
+            spectra.append(found)
+            of_weights = spectrum_values(found)
+            weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
+        norm = math.sqrt(profile.energy) / scale
+        if isinstance(sides.tuned, Updated):
+            delta = _update_spectrum(sides.tuned, norm)
+        else:
+            read, is_wide = partial(delta_blocks, sides, scale), sides.dtype == torch.float64
+            delta = spectrum(
+                read, sides.shape, norm, scale, self.precision, is_wide, grams=means.grams
+            )
+        values = {
+            **_of_delta(delta, profile),
+            **_sizes(delta.norm, weights[0].number("frobenius_norm"), total, sides.shape),
+            **_beside_base(spectra, weights, delta),
+            **NO_SUBSPACES,
+        }
+        if spectra:
+            values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
+        return Figured(weights[0], weights[1], values, delta)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
     ) -> Measurement:
         """By its spectrum."""
-        found = _weight_spectrum(matrix, norm, largest, stored, self.precision, means)
+        found = self._of_weights(matrix, norm, largest, stored, means)
         return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
+
+    def _of_weights(
+        self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means,
+        vectors: int = 0,
+    ) -> Spectrum:  # fmt: skip
+        """The spectrum of one side, with that many leading singular vectors of its short side."""
+
+        def solve() -> Spectrum:
+            scale, is_wide = power_of_two_scale(largest), working_dtype(stored) == torch.float64
+            read, shape = partial(scaled_blocks, matrix, scale, space=means.space), shape_of(matrix)
+            return spectrum(read, shape, norm, scale, self.precision, is_wide, vectors, means.grams)
+
+        question = Question(stored, self.precision, vectors, means.grams.solver)
+        return means.remember(matrix, question, norm, solve)
 
     def cost(self, shape: Shape) -> int:
         """A Gram and its eigenvalues."""
@@ -240,8 +269,50 @@ class Krylov(Spectral):
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
     ) -> Figured:
-        """By sketches of base, tuned and delta together."""
-        return _by_sketches(sides, total, means, key)
+        """By products with few vectors of base, tuned and delta together; the delta of an adapter,
+        from its factors, has all values, and so has a side of zeros.
+        """
+        profile, scale = total.profile, total.profile.scale
+        subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
+        made: dict[Subject, Sketch] = {}
+        scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
+        energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
+        norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
+        adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
+        is_all = means.method.subjects == "all"
+        asked: dict[Subject, float] = {
+            name: by
+            for name, by in scales.items()
+            if norms[name] > 0 and (adapted is None if name == "delta" else is_all)
+        }
+        if asked:
+            sizes = {name: (by, norms[name]) for name, by in asked.items()}
+            made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
+        if adapted is not None:
+            whole = _update_spectrum(adapted, norms["delta"])
+            values, spectral = _of_delta(whole, profile), Estimate(float(whole.sigma[0]), 0.0)
+        else:
+            whole, spectral = None, made["delta"].spectral_norm
+            values = sketched_delta(made["delta"], *closed_null(profile))
+        values |= {
+            "condition_number": None,
+            **_sizes(norms["delta"], norms["base"], total, sides.shape),
+            **NO_SUBSPACES,
+        }
+        if not is_all:
+            base, tuned = (norm_alone(subject, norms[subject]) for subject in subjects[:2])
+            return Figured(base, tuned, values, whole)
+        base, tuned = (
+            Measurement(subject, "sketch", weight_values(made[subject]), np.zeros(0))
+            if subject in made
+            else _of_zeros(subject, sides.shape)
+            for subject in subjects[:2]
+        )
+        if "base" in made:
+            values |= ratio_of(spectral, made["base"].spectral_norm, "relative_spectral")
+        if "base" in made and "tuned" in made:
+            values |= effective_rank_shift(made["base"], made["tuned"])
+        return Figured(base, tuned, values, whole)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
@@ -249,8 +320,7 @@ class Krylov(Spectral):
         """By a sketch; zeros have all values."""
         shape = shape_of(matrix)
         if norm == 0:
-            zeros = _of_zeros(shape)
-            return Measurement("tuned", zeros.precision, spectrum_values(zeros), zeros.sigma)
+            return _of_zeros("tuned", shape)
         scale = power_of_two_scale(largest)
         read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
         made = sketches(one_alone(read, means.space), shape, {"tuned": (scale, norm)}, key)
@@ -286,157 +356,10 @@ def solver_of(method: Method) -> Solver:
     return SOLVERS[method.level]
 
 
-def _by_spectra(
-    sides: Sides,
-    total: Sums,
-    formats: tuple[str, str],
-    precision: Precision,
-    means: Means,
-    key: str,
-) -> Figured:
-    """The columns that rest on singular values, from all of them."""
-    method, profile, scale = means.method, total.profile, total.profile.scale
-    vectors = VECTORS if method.compares_subspaces else 0
-    weights: list[Measurement] = []
-    spectra: list[Spectrum] = []
-    subject: Subject
-    for subject, matrix, energy, largest, stored in (
-        ("base", sides.base, total.base, total.size.base, formats[0]),
-        ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
-    ):
-        norm = math.sqrt(energy) / total.scale
-        if method.subjects != "all":
-            weights.append(norm_alone(subject, norm))
-            continue
-        found = _weight_spectrum(matrix, norm, largest, stored, precision, means, vectors)
-        spectra.append(found)
-        of_weights = spectrum_values(found)
-        weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
-    read = partial(delta_blocks, sides, scale)
-    delta = _delta_spectrum(sides, read, profile, precision, means)
-    values = spectrum_values(delta)
-    values |= {
-        "condition_number": None,  # a delta's smallest sigma says nothing
-        **_sizes(delta.norm, weights[0].number("frobenius_norm"), total, sides.shape),
-        **_of_spectra(spectra, delta),
-        **_shifts(*weights),
-        **null_values(delta, profile, values["participation_ratio"]),
-        **sharp_edge_values(delta, profile.rows, profile.cols, scale),
-        **top_energies(delta, (20,)),
-        **NO_SUBSPACES,
-    }
-    if spectra:
-        values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
-    return Figured(weights[0], weights[1], values, delta.precision, delta.sigma, delta)
-
-
-def _by_sketches(sides: Sides, total: Sums, means: Means, key: str) -> Figured:
-    """By products with few vectors; the delta of an adapter, from its factors, has all values, and
-    so has a side of zeros.
-    """
-    profile, scale = total.profile, total.profile.scale
-    subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
-    made: dict[Subject, Sketch] = {}
-    scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
-    energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
-    norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
-    adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
-    asked: dict[Subject, float] = {
-        name: by
-        for name, by in scales.items()
-        if norms[name] > 0
-        and (adapted is None if name == "delta" else means.method.subjects == "all")
-    }
-    if asked:
-        sizes = {name: (by, norms[name]) for name, by in asked.items()}
-        made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
-    whole, nothing = None, np.zeros(0)
-    if adapted is not None:
-        whole = _update_spectrum(adapted, norms["delta"])
-        values = spectrum_values(whole)
-        values |= {
-            **null_values(whole, profile, values["participation_ratio"]),
-            **sharp_edge_values(whole, profile.rows, profile.cols, scale),
-            **top_energies(whole, (20,)),
-        }
-        spectral = Estimate(float(whole.sigma[0]), 0.0)
-    else:
-        sharp = sharp_null_edge(profile.rows, profile.cols, scale)
-        values = sketched_delta(made["delta"], *closed_null(profile), sharp)
-        spectral = made["delta"].spectral_norm
-    values |= {
-        "condition_number": None,
-        **_sizes(norms["delta"], norms["base"], total, sides.shape),
-        **NO_SUBSPACES,
-    }
-    weights = [norm_alone(subject, norms[subject]) for subject in subjects[:2]]
-    if means.method.subjects == "all":
-        zeros, found = _of_zeros(sides.shape), [made.get(subject) for subject in subjects[:2]]
-        weights = [
-            Measurement(subject, zeros.precision, spectrum_values(zeros), zeros.sigma)
-            if one is None
-            else Measurement(subject, "sketch", weight_values(one), nothing)
-            for subject, one in zip(subjects, found, strict=False)
-        ]
-        base, tuned = found
-        if base:
-            values |= ratio_of(spectral, base.spectral_norm, "relative_spectral")
-        if base and tuned:
-            values |= effective_rank_shift(base, tuned)
-    return Figured(
-        weights[0],
-        weights[1],
-        values,
-        whole.precision if whole else "sketch",
-        whole.sigma if whole else nothing,
-        whole,
-    )
-
-
-def _delta_spectrum(
-    sides: Sides, read: Read, profile: Profile, precision: Precision, means: Means
-) -> Spectrum:
-    """The spectrum of D, whose scaled blocks are read; that of an update from its factors."""
-    norm = math.sqrt(profile.energy) / profile.scale
-    if isinstance(sides.tuned, Updated):
-        return _update_spectrum(sides.tuned, norm)
-    return spectrum(
-        read,
-        sides.shape,
-        norm,
-        profile.scale,
-        precision,
-        sides.dtype == torch.float64,
-        grams=means.grams,
-    )
-
-
-def _weight_spectrum(
-    matrix: Matrix,
-    norm: float,
-    largest: float,
-    stored: str,
-    precision: Precision,
-    means: Means,
-    vectors: int = 0,
-) -> Spectrum:
-    """The spectrum of one side, with that many leading singular vectors of its short side."""
-    grams = means.grams
-
-    def solve() -> Spectrum:
-        scale = power_of_two_scale(largest)
-        wide_format = working_dtype(stored) == torch.float64
-        read = partial(scaled_blocks, matrix, scale, space=means.space)
-        return spectrum(read, shape_of(matrix), norm, scale, precision, wide_format, vectors, grams)
-
-    question = Question(stored, precision, vectors, grams.solver)
-    return means.remember(matrix, question, norm, solve)
-
-
-def _of_zeros(shape: tuple[int, int]) -> Spectrum:
-    """The spectrum of a matrix of zeros, which has no leading directions."""
-    side = min(shape)
-    return Spectrum(np.zeros(side), *shape, 0.0, 0.0, "exact", np.zeros((side, 0)))
+def _of_zeros(subject: Subject, shape: Shape) -> Measurement:
+    """The numbers of a matrix of zeros."""
+    zeros = Spectrum(np.zeros(min(shape)), *shape, 0.0, 0.0, "exact")
+    return Measurement(subject, zeros.precision, spectrum_values(zeros), zeros.sigma)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
@@ -447,74 +370,51 @@ def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
     return Spectrum(sigma, *shape_of(tuned), norm, floor, "exact")
 
 
-def spectrum_values(spectrum: Spectrum) -> Values:
-    """The columns that every subject has."""
+def _of_delta(delta: Spectrum, profile: Profile) -> Values:
+    """The columns of a delta's singular values; its smallest one says nothing."""
+    values = spectrum_values(delta)
     return {
-        **norms(spectrum),
-        **ranks(spectrum),
-        **top_energies(spectrum),
-        "sigma_floor": spectrum.floor,
-        **condition_number(spectrum),
-        **power_law(spectrum),
-        **hill(spectrum),
-        **marchenko_pastur(spectrum),
-    }
+        **values, "condition_number": None, **top_energies(delta, (20,)),
+        **null_values(delta, profile, values["participation_ratio"]),
+    }  # fmt: skip
 
 
-def _of_spectra(weights: Sequence[Spectrum], delta: Spectrum) -> Values:
-    """The delta's largest sigma relative to the base's, and the scale of sigmas; None where the
-    spectra of base and tuned are not measured.
+def _beside_base(
+    spectra: Sequence[Spectrum], weights: Sequence[Measurement], delta: Spectrum
+) -> Values:
+    """The delta's largest sigma relative to the base's, the scale of sigmas, and shifts of ranks;
+    None where the spectra of base and tuned are not measured.
     """
     names = ("relative_spectral", "sigma_scale", "sigma_scale_iqr")
-    if not weights:
-        return dict.fromkeys(names)
-    base, tuned = (side.sigma for side in weights)
+    shifts = {f"{name}_shift": name for name in ("effective_rank", "stable_rank")}
+    values: Values = dict.fromkeys((*names, *shifts))
+    if not spectra:
+        return values
+    base, tuned = (side.sigma for side in spectra)
+    values["relative_spectral"] = _ratio(float(delta.sigma[0]), float(base[0]))
     both = (base > 0) & (tuned > 0)
-    ratios = tuned[both] / base[both]
-    quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
-    return {
-        "relative_spectral": _ratio(float(delta.sigma[0]), float(base[0])),
-        "sigma_scale": quartiles[1] if quartiles else None,
-        "sigma_scale_iqr": quartiles[2] - quartiles[0] if quartiles else None,
-    }
+    if both.any():
+        low, middle, high = np.percentile(tuned[both] / base[both], [25, 50, 75])
+        values |= {"sigma_scale": float(middle), "sigma_scale_iqr": float(high) - float(low)}
+    for shift, name in shifts.items():
+        before, after = (one.number(name) for one in weights)
+        if before is not None and after is not None:
+            values[shift] = after - before
+    return values
 
 
 def _sizes(delta: float, base: float | None, total: Sums, shape: tuple[int, int]) -> Values:
     """Size, direction and rounding of the delta relative to the base, from both norms and sums."""
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
+    of_delta = total.profile.scale / total.scale
+    energy, along = total.profile.energy / of_delta**2, total.along / of_delta
     return {
         "relative_norm": _ratio(delta, base or 0.0),
-        "cosine": _cosine(total),
+        "cosine": cosine(math.sqrt(total.base), math.sqrt(total.tuned), energy, along),
         "zero_share": total.zeros / (shape[0] * shape[1]),
         "floor_ratio": _ratio(delta, rounding),
     }
 
 
-def _cosine(total: Sums) -> float | None:
-    """<W_base, W_tuned> / (norm norm)."""
-    of_delta = total.profile.scale / total.scale
-    return cosine(
-        math.sqrt(total.base),
-        math.sqrt(total.tuned),
-        total.profile.energy / of_delta**2,
-        total.along / of_delta,
-    )
-
-
 def _ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator > 0 else None
-
-
-def _shifts(base: Measurement, tuned: Measurement) -> Values:
-    """None where the spectra of base and tuned are not measured."""
-
-    def shift(name: str) -> float | None:
-        if base.precision is None:
-            return None
-        before, after = base.number(name), tuned.number(name)
-        return None if before is None or after is None else after - before
-
-    return {
-        "effective_rank_shift": shift("effective_rank"),
-        "stable_rank_shift": shift("stable_rank"),
-    }
