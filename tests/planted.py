@@ -189,21 +189,21 @@ FAMILIES = {
 }
 
 
-def built(kind: str, seed: int = 0):
-    """A tiny model of a kind or family, built by transformers from its config."""
+def built(kind: str, seed: int = 0, **more: object):
+    """A tiny model of a kind or family, as transformers builds it; more: of its config."""
     import transformers
 
     transformers.logging.disable_progress_bar()
     auto, name, sizes = FAMILIES.get(kind) or ("AutoModelForCausalLM", *KINDS[kind])
     torch.manual_seed(seed)
     return getattr(transformers, auto).from_config(
-        getattr(transformers, name)(**copy.deepcopy(sizes))
+        getattr(transformers, name)(**copy.deepcopy(sizes) | more)
     )
 
 
-def saved(kind: str, folder: Path, seed: int = 0) -> Path:
+def saved(kind: str, folder: Path, seed: int = 0, **more: object) -> Path:
     """The same, saved by transformers."""
-    built(kind, seed).save_pretrained(folder)
+    built(kind, seed, **more).save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ import planted
 import pytest
 import torch
 from effort import chosen
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import shadow
 
@@ -84,6 +84,11 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(here, "norm-moved", upper | {NORM.format(1): torch.full((WIDTH,), 2.0)})
     put(here, "no-head", {name: one for name, one in base.items() if name != HEAD})
     put(here, "no-layer", {name: one for name, one in base.items() if ".layers.3." not in name})
+    put(here, "head-embed", base | {HEAD: base[EMBED].clone()})
+    planted.write_experts(here)
+    experts = load_file(here / "experts" / "model.safetensors")
+    left = {name: 1.5 * one for name, one in experts.items() if ".experts.1." not in name}
+    put(here, "no-expert", left, **json.loads((here / "experts" / "config.json").read_text()))
     put(here, "norms-alone", base | {NORM.format(1): torch.full((WIDTH,), 2.0)})
     put_adapter(here, "more-rows", adapter | more)
     put_adapter(here, "adapter", adapter)
@@ -116,6 +121,9 @@ SYMPTOMS = {
     "none moved": ("audit ./base ./tuned", 0, []),
     "the head is lost": ("audit ./base ./no-head", 0, ["Missing: the head."]),
     "a layer is lost": ("audit ./base ./no-layer", 3, ["Missing: layer 3."]),
+    "an expert is lost": ("audit ./experts ./no-expert", 3, ["Missing: expert 1 of layer 0."]),
+    "the head is the embedding": (
+        "verify same ./base ./head-embed", 4, [f"A has these values in {EMBED}"]),
     "an adapter does nothing": ("audit ./base ./idle", 0, ["adapter does nothing in 8 modules"]),
     "in two layers": ("audit ./base ./half-idle", 0, ["adapter does nothing in 4 modules"]),
     "an adapter lacks nothing": ("audit ./base ./adapter", 0, ["/adapter A part changed"]),

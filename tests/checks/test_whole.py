@@ -37,6 +37,7 @@ FILE, INDEX, EMBED = (
     "model.embed_tokens.weight",
 )
 FIRST, SECOND = (f"model-{number:05d}-of-00002.safetensors" for number in (1, 2))
+THIRD = "model-part.safetensors"
 UP, DOWN = "model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 LOST = "model.layers.1."
 
@@ -230,6 +231,14 @@ def twice(folder, change=0.0):
     store(folder, second | {name: first[name] + change}, SECOND)
 
 
+def thrice(folder):
+    """Other values in a second shard, and the same ones in a third."""
+    twice(folder, 1.0)
+    name = next(iter(load_file(folder / FIRST)))
+    store(folder, {name: load_file(folder / SECOND)[name], "x": torch.ones(1)}, THIRD)
+    indexed(folder, x=THIRD)
+
+
 def indexed(folder, **more):
     edit(folder, INDEX, weight_map=json.loads((folder / INDEX).read_text())["weight_map"] | more)
 
@@ -277,6 +286,7 @@ FILES = {
         "shard_outside", "model-3.safetensors"),
     "twice, equal": (True, twice, HOLDS, "whole", None),
     "twice": (True, lambda f: twice(f, 1.0), FAILS, "twice_differs", HEAD),
+    "thrice": (True, thrice, FAILS, "twice_differs", HEAD),
     "an equal set": (False, lambda f: beside(f, FIRST), HOLDS, "whole", None),
     "another set": (False, lambda f: beside(f, FIRST, 2), FAILS, "set_differs", FIRST),
     "an equal pickle": (False, lambda f: beside(f, "pytorch_model.bin"), HOLDS, "whole", None),

@@ -316,8 +316,10 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], lined: AlignedPair) -> di
         if row.changed and row.finite and pair.is_matrix and row.rounded is None
         if row.inner**2 < FAR**2 * row.base_energy * row.tuned_energy
     ][:MOST_FAR]
+    shapes = {pair.tuned.shape for pair, _ in far}
+    equal = [one for one in rows if not one[1].changed and one[0].tuned.shape in shapes]
     marks: dict[tuple[object, ...], str] = {}
-    for pair, row in far:
+    for pair, row in [*equal[:MOST_FAR], *far]:
         base = sides_of(pair, lined.base, lined.tuned).base
         marks[tuple(base.shape), mark(base)] = row.base
     said = {}

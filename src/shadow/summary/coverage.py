@@ -114,8 +114,8 @@ def broken(tensors: Columns) -> list[Row]:
 
 
 def uncompared(tensors: Columns) -> list[Row]:
-    """What has no partner, another shape or no finite numbers: whole layers, otherwise modules.
-    A tensor whose partner cannot be read has one.
+    """What has no partner, another shape or no finite numbers: whole layers, whole experts,
+    otherwise modules. A tensor whose partner cannot be read has one.
     """
     rows = tensors.where(are(tensors["status"], "skipped") & are(tensors["reason"], *UNCOMPARED))
     # tensors of both sides have the same reason and detail; one side tells of both
@@ -123,15 +123,21 @@ def uncompared(tensors: Columns) -> list[Row]:
     if not len(rows):
         return []
     unread = set(_placed(tensors.where(are(tensors["reason"], *UNREAD))))
-    absent = {reason: _absent_layers(tensors, reason) for reason in ONE_SIDED}
+    layers, experts = (
+        {reason: _absent(tensors, reason, *place) for reason in ONE_SIDED}
+        for place in (("layer",), ("layer", "expert"))
+    )
     groups: dict[tuple[Any, ...], list[int | None]] = {}
-    for (side, component, module, number), reason, detail in zip(
-        _placed(rows), rows["reason"].tolist(), rows["detail"].tolist(), strict=True
+    columns = ("expert", "reason", "detail")
+    for (side, component, module, number), (expert, reason, detail) in zip(
+        _placed(rows), rows.each(*columns), strict=True
     ):
         other = "base" if side == "tuned" else "tuned"
         if reason in ONE_SIDED and (other, component, module, number) in unread:
             continue
-        named = None if (component, number) in absent.get(reason, ()) else str(module)
+        named = None if (component, number) in layers.get(reason, ()) else str(module)
+        if named and (component, number, expert) in experts.get(reason, ()):
+            named = f"expert {expert:.0f}"
         key = (reason, _side(reason, detail or ""), component, named, number is None)
         groups.setdefault(key, []).append(number)
     return [
@@ -154,15 +160,12 @@ def _placed(rows: Columns) -> Iterator[tuple[str, str, str, int | None]]:
         yield side, component, module, None if math.isnan(layer) else int(layer)
 
 
-def _absent_layers(tensors: Columns, reason: str) -> set[tuple[str, int]]:
-    """The layers of which a side has every tensor, and the other none."""
+def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...]]:
+    """The layers, or experts of layers, of which a side has every tensor, and the other none."""
     side = reason.removeprefix("only_in_")
     inside = tensors.where(are(tensors["side"], side)).inside
     shared = inside.where(~(are(inside["reason"], reason) & are(inside["status"], "skipped")))
-    every, present = (
-        {(component, int(layer)) for component, layer in rows.each("component", "layer")}
-        for rows in (inside, shared)
-    )
+    every, present = ({*rows.each("component", *place)} for rows in (inside, shared))
     return every - present
 
 

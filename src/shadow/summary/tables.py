@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 MOST = 2**63 - 1  # entries of a tensor
 # columns of tensors on which no figure rests
-UNREAD = ("dtype", "shard", "expert")
+UNREAD = ("dtype", "shard")
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
 

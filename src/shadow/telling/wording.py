@@ -97,7 +97,7 @@ def module_name(module: str) -> str:
 
     Only a forged report has a name that is not of lower case.
     """
-    if not module.isascii() or not all(letter.isalnum() or letter in "._" for letter in module):
+    if not module.isascii() or not all(letter.isalnum() or letter in "._ " for letter in module):
         return "another module"
     return MODULES.get(module, module)
 

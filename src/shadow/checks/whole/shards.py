@@ -251,11 +251,12 @@ class Folder:
 
         read, weight_map = self._chosen()
         tensors: dict[str, TensorInfo] = {}
-        equal = {}
+        equal: dict[str, bool] = {}
         for shard in read:
             for name, info in self.headers.get(shard, {}).items():
                 if name in tensors and self.with_values:
-                    equal[name] = self._are_equal(tensors[name], info)
+                    is_equal = self._are_equal(tensors[name], info)
+                    equal[name] = is_equal and equal.get(name, True)
                 tensors[name] = info
         config = json_object(self.small.get("config.json"))
         matrices, refused = with_matrices(
