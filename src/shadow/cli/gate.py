@@ -189,7 +189,7 @@ def begin(junit: Path | None, command: str) -> None:
     """Before anything else: no JUnit file of an earlier run outlasts a fault of this one."""
     _begun.clear()
     if junit is not None:
-        from shadow.outputs.junit import begin_junit
+        from shadow.outputs.ci import begin_junit
 
         begin_junit(junit, command)
         _begun[junit] = command
@@ -198,7 +198,7 @@ def begin(junit: Path | None, command: str) -> None:
 def ended_by(fault: ShadowError) -> None:
     """Say in the JUnit file of a command which fault ended it."""
     for junit, command in _begun.items():
-        from shadow.outputs.junit import begin_junit
+        from shadow.outputs.ci import begin_junit
 
         with contextlib.suppress(ShadowError):  # the file can no longer be written
             begin_junit(junit, command, as_given(fault.message))
@@ -308,7 +308,7 @@ def finish(
             fault = f"cannot write {summary}: {error.strerror or error}"
             console.say(f"no summary of the step: {fault}")
     if junit is not None:
-        ci.write_junit(junit, judged)
+        ci.write_document(junit, ci.junit(judged))
     if total := ci.counts(judged):
         console.say(total)
     if without_baseline is not None:

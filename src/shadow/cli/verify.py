@@ -97,7 +97,7 @@ def verify(
     else:
         asked = _listed(listed)
     from shadow.checks.answer import Verification, first_code
-    from shadow.outputs.junit import write_claims
+    from shadow.outputs.ci import write_claims
     from shadow.run.runtime import Runtime, access_of
     from shadow.telling import verification as telling
 

@@ -8,35 +8,42 @@ places in source files, and a delta has none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from shadow.checks.answer import FailedVerification, Verification
 from shadow.checks.summary import broken
+from shadow.errors import ShadowError
+from shadow.files import read_start, write_beside
 from shadow.gates.document import gate_document, said_of
 from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement, Verdict
-from shadow.outputs.junit import count_cases, document, output, say, write_document
 from shadow.outputs.markdown import markdown
-from shadow.text import counted, visible
+from shadow.telling.verification import asked
+from shadow.text import counted, several, visible
 
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
 CUT = b"\n\nThe rest does not fit into the summary of a step.\n"
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
 FAULTS = ("met", "missing")  # outcomes: a rule was violated, or had nothing to judge
+JUNIT_START = 1000  # bytes in which a JUnit file names its first element
+NAMED = 3  # tensors that a message names
+LAST_PARTS = 2  # of a path elsewhere
+UNAUDITED = "not audited"
 TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
     """For people, on a terminal: why the exit code is not 0, and what is but a warning."""
-    lines = []
-    for judgement in judged:
-        for verdict in judgement.verdicts:
-            if verdict.outcome in FAULTS:
-                line = f"{judgement.name}: {verdict.rule.name}: {verdict.detail}"
-                if verdict.rule.severity == "warning":
-                    line = f"warning: {line}"
-                lines.append(line)
+    lines = [
+        f"{'warning: ' * (verdict.rule.severity == 'warning')}{judgement.name}:"
+        f" {verdict.rule.name}: {verdict.detail}"
+        for judgement in judged
+        for verdict in judgement.verdicts
+        if verdict.outcome in FAULTS
+    ]
     for judgement in judged:
         if judgement.summary is not None:
             lines += [f"{judgement.name}: {one.text}" for one in broken(judgement.summary)]
@@ -63,22 +70,15 @@ def counts(judged: Sequence[Judgement]) -> str:
     if not verdicts:
         return ""
     found = Counter(
-        "warning"
-        if verdict.outcome in FAULTS and verdict.rule.severity != "error"
-        else verdict.outcome
-        for verdict in verdicts
+        "warning" if one.outcome in FAULTS and one.rule.severity != "error" else one.outcome
+        for one in verdicts
     )
     parts = [f"{found['passed']} of {counted(len(verdicts), 'rule', 'rules')} passed"]
-    if found["met"]:
-        parts.append(f"{found['met']} FAILED")
-    elif found["warning"]:
-        parts.append("0 failed")
-    if found["missing"]:
-        parts.append(f"{found['missing']} not judged")
-    if found["warning"]:
-        parts.append(counted(found["warning"], "warning", "warnings"))
-    if found["skipped"]:
-        parts.append(f"{found['skipped']} skipped")
+    parts += [f"{found['met']} FAILED"] if found["met"] else []
+    parts += ["0 failed"] if found["warning"] and not found["met"] else []
+    parts += [f"{found['missing']} not judged"] if found["missing"] else []
+    parts += [counted(found["warning"], "warning", "warnings")] if found["warning"] else []
+    parts += [f"{found['skipped']} skipped"] if found["skipped"] else []
     return ", ".join(parts)
 
 
@@ -111,23 +111,27 @@ def workflow_commands(
     if without_baseline is not None:
         texts["warning"].append(_annotation("warning", "shadow", without_baseline))
     for judgement in judged:
-        if judgement.fault is not None:
-            texts["error"].append(_annotation("error", judgement.name, judgement.fault))
-        if judgement.summary is not None:
-            for one in broken(judgement.summary):
-                title = f"{judgement.name}: {one.code}"
-                texts["error"].append(_annotation("error", title, one.text))
-        if judgement.objections:
-            text = f"skipped because of {', '.join(judgement.objections)}"
-            texts["error"].append(_annotation("error", f"{judgement.name}: --strict", text))
+        for kind, text in _faults(judgement):
+            title = judgement.name if kind == UNAUDITED else f"{judgement.name}: {kind}"
+            texts["error"].append(_annotation("error", title, text))
         for verdict in judgement.verdicts:
             if verdict.outcome in FAULTS:
                 rule = verdict.rule
-                text = said_of(verdict)
                 title = f"{judgement.name}: {rule.name}"
                 at = _in_workspace(rule.file, rule.line, workspace)
-                texts[rule.severity].append(_annotation(rule.severity, title, text=text, at=at))
+                text = _annotation(rule.severity, title, said_of(verdict), at)
+                texts[rule.severity].append(text)
     return [line for level, lines in texts.items() for line in _first(level, lines)]
+
+
+def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
+    """What no rule is needed for: kind and text."""
+    if judgement.fault is not None:
+        yield UNAUDITED, judgement.fault
+    if judgement.summary is not None:
+        yield from ((one.code, one.text) for one in broken(judgement.summary))
+    if judgement.objections:
+        yield "--strict", f"skipped because of {', '.join(judgement.objections)}"
 
 
 def _first(level: str, lines: Sequence[str]) -> list[str]:
@@ -192,36 +196,19 @@ def junit(judged: Sequence[Judgement]) -> bytes:
     return document(root)
 
 
-def write_junit(path: Path, judged: Sequence[Judgement]) -> None:
-    """A file that is there whole or not at all. Raises ShadowError."""
-    write_document(path, junit(judged))
-
-
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
-    if judgement.fault is not None:
-        say(case, "failure", message=judgement.fault, kind="not audited")
-    if judgement.summary is not None:
-        for sentence in broken(judgement.summary):
-            say(case, "failure", message=sentence.text, kind=sentence.code)
-    if judgement.objections:
-        say(
-            case,
-            "failure",
-            message=f"skipped because of {', '.join(judgement.objections)}",
-            kind="--strict",
-        )
-    if judgement.summary is not None:
-        counts = ", ".join(
-            f"{count} {status}" for status, count in judgement.summary.counts.items()
-        )
+    for kind, text in _faults(judgement):
+        say(case, "failure", text, kind)
+    if (summary := judgement.summary) is not None:
+        counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
         lines = [
-            judgement.summary.finding.headline,
-            *(sentence.text for sentence in judgement.summary.finding.sentences),
+            summary.finding.headline,
+            *(sentence.text for sentence in summary.finding.sentences),
             f"tensors of both sides: {counts}",
         ]
-        lines += [f"skipped: {row.tensors} {row.reason}" for row in judgement.summary.skipped]
-        lines += [f"warning: {warning}" for warning in judgement.summary.warnings]
+        lines += [f"skipped: {row.tensors} {row.reason}" for row in summary.skipped]
+        lines += [f"warning: {warning.text}" for warning in summary.warnings]
         lines += [f"note: {text}" for text in judgement.notes]
         output(case, lines)
 
@@ -234,7 +221,7 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
     elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
         lines.append(f"warning: {verdict.detail}")
     else:
-        say(case, TAGS[verdict.outcome], message=verdict.detail, kind=verdict.rule.condition)
+        say(case, TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)
     if len(verdict.findings) > 1:
         lines += [f"{one.figure}: {one.value}" for one in verdict.findings if one.met]
     if verdict.outcome == "met" and verdict.rule.message:
@@ -246,3 +233,109 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
 def _case(suite: ET.Element, judgement: Judgement, name: str, seconds: float) -> ET.Element:
     names = {"classname": visible(judgement.name), "name": visible(name)}
     return ET.SubElement(suite, "testcase", names, time=f"{seconds:.3f}")
+
+
+def document(root: ET.Element) -> bytes:
+    count_cases(root)
+    del root.attrib["skipped"]  # only suites have it
+    ET.indent(root)
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
+
+
+def begin_junit(path: Path, command: str, fault: str = "its output says why") -> None:
+    """Put an error where the results of a command will be, so that CI never takes those of an
+    earlier run for them.
+
+    The file says so however the command ends: by a fault, which is then known, by a signal, or
+    without power. Raises ShadowError for a file that may not be written over, before anything is
+    measured.
+    """
+    root = ET.Element("testsuites", name="shadow")
+    suite = ET.SubElement(root, "testsuite", name="shadow")
+    case = ET.SubElement(suite, "testcase", classname="shadow", name=command, time="0.000")
+    say(case, "error", f"`shadow {command}` did not finish: {fault}", "not finished")
+    count_cases(suite)
+    write_document(path, document(root))
+
+
+def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
+    """What came of claims: a case each. One that does not hold is a failure, one that is
+    inconclusive is skipped, and a fault is an error. Raises ShadowError.
+    """
+    root = ET.Element("testsuites", name="shadow")
+    total = sum(one.seconds for one in found)
+    suite = ET.SubElement(root, "testsuite", name="shadow verify", time=f"{total:.3f}")
+    for one in found:
+        of = {name: _from_here(text) for name, text in one.of.items()}
+        names = {"classname": "shadow verify", "name": visible(asked(replace(one, of=of)))}
+        case = ET.SubElement(suite, "testcase", names, time=f"{one.seconds:.3f}")
+        if isinstance(one, FailedVerification):
+            say(case, "error", one.fault, "fault")
+            continue
+        if one.outcome != "holds":
+            tag = "failure" if one.outcome == "does_not_hold" else "skipped"
+            say(case, tag, _with_tensors(one), one.claim)
+        lines = [f"{one.outcome.words}: {one.reason}"]
+        output(case, [*lines, *(f"{item.name}: {item.what}" for item in one.against[:100])])
+    count_cases(suite)
+    write_document(path, document(root))
+
+
+def _with_tensors(one: Verification) -> str:
+    """The reason, and the first of what speaks against the claim."""
+    if not one.against:
+        return one.reason
+    named = several([f"{item.name}: {item.what}" for item in one.against], NAMED, "; ")
+    return f"{one.reason} ({named})"
+
+
+def _from_here(text: str) -> str:
+    """An absolute path as it is from here, or its last parts: a case has one name everywhere."""
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    if path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd()).as_posix()
+    return "/".join(path.parts[-LAST_PARTS:]).removeprefix("/")
+
+
+def _check_junit(path: Path) -> None:
+    """Refuse to write over what is no JUnit file. Raises ShadowError."""
+    hint = "choose another file with --junit"
+    try:
+        if not path.exists():
+            return
+        start = read_start(path, JUNIT_START)
+        if start is None:
+            raise ShadowError(f"{path} is not a regular file", hint)
+        if start and not (start.startswith(b"<?xml") and b"<testsuite" in start):
+            raise ShadowError(f"{path} already exists and is not a JUnit file", hint)
+    except OSError as error:
+        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
+
+
+def write_document(path: Path, text: bytes) -> None:
+    """A file that is there whole or not at all. Raises ShadowError."""
+    _check_junit(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(path, text)
+    except OSError as error:
+        raise ShadowError(
+            f"cannot write {path}: {error.strerror or error}", "choose another file with --junit"
+        ) from error
+
+
+def count_cases(element: ET.Element) -> None:
+    tags = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
+    for name, tag in tags.items():
+        element.set(name, str(sum(1 for _ in element.iter(tag))))
+
+
+def say(case: ET.Element, tag: str, message: str, kind: str) -> None:
+    """Jenkins shows the attribute, GitLab only the text."""
+    ET.SubElement(case, tag, message=visible(message), type=visible(kind)).text = visible(message)
+
+
+def output(case: ET.Element, lines: Iterable[str]) -> None:
+    ET.SubElement(case, "system-out").text = "\n".join(visible(line) for line in lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import math
 import textwrap
@@ -40,18 +41,14 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "pdf", "png")
 LARGEST = 100_000_000  # bytes of a file that may be such a figure
 MOST_REPORTS = 4  # in one figure
-MOST_CURVES = 5  # more cannot be told apart
 OPTIONS = {  # of the command line, and the kinds that they are for
     "layer": ("spectrum",),
     "metric": ("depth", "heatmap"),
 }
-CURVES: tuple[dict[str, Any], ...] = (  # each of colour, dashes and marker alone is enough
-    {"color": "#000000", "linestyle": "-", "marker": "o"},
-    {"color": "#D55E00", "linestyle": (0, (4, 1.5)), "marker": "s"},
-    {"color": "#0072B2", "linestyle": (0, (1, 1)), "marker": "^"},
-    {"color": "#009E73", "linestyle": (0, (5, 1, 1, 1)), "marker": "D"},
-    {"color": "#CC79A7", "linestyle": (0, (2, 1)), "marker": "v"},
-)
+# of curves; their numbers have no common divisor, so that no two of the first 315 are alike
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)))
+MARKERS = "os^Dv<>pX"
 SUBJECTS: dict[str, dict[str, Any]] = {
     "base": {"color": "#aaaaaa", "linewidth": 2.4},
     "tuned": {"color": "#000000", "linewidth": 0.8, "linestyle": "--"},
@@ -103,11 +100,6 @@ class Source:
     component: str
     deltas: pd.DataFrame
 
-    @property
-    def inside(self) -> pd.DataFrame:
-        """The rows inside layers, as far as there is room for them."""
-        return self.deltas[self.deltas["layer"] < LAYERS].astype({"layer": int})
-
 
 def write_figure(
     kind: str, folders: Sequence[Path], output: Path, choice: Choice | None = None
@@ -122,13 +114,12 @@ def write_figure(
         hint = f"use a name that ends in {', '.join(f'.{one}' for one in FORMATS)}"
         raise UsageError(f"cannot draw to {output.name!r}", hint)
     content, notes = draw(kind, folders, suffix, choice or Choice())
-    with placing(output, is_our_figure, "a figure of shadow") as aside:
+    with placing(output, _is_our_figure, "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes
 
 
-def is_our_figure(path: Path) -> bool:
-    """Return whether the file was drawn by this command."""
+def _is_our_figure(path: Path) -> bool:
     content = read_start(path, LARGEST) or b""
     return len(content) < LARGEST and MARK.encode() in content
 
@@ -221,11 +212,9 @@ def _modules(source: Source, rows: pd.DataFrame, patterns: Sequence[str]) -> lis
 
 def _grid(source: Source, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
     """The median of a metric by module and layer. Raises ShadowError where there is no value."""
-    rows = source.inside
+    rows = source.deltas[source.deltas["layer"] < LAYERS].astype({"layer": int})
     modules = _modules(source, rows, patterns)
-    medians = ranked(rows, metric).pivot_table(
-        index="module", columns="layer", values=metric, aggfunc="median"
-    )
+    medians = ranked(rows, metric).pivot_table(metric, "module", "layer", aggfunc="median")
     grid = medians.where(np.isfinite(medians))
     grid = grid.reindex(index=modules, columns=range(int(rows["layer"].max()) + 1))
     if grid.isna().all(axis=None):
@@ -239,29 +228,34 @@ def _label(metric: str) -> str:
 
 
 def draw_depth(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
-    """A metric by layer: of one report a curve a module, of several a curve each."""
+    """A metric by layer in one panel: of one report a curve a module, of several a curve each, of
+    the first module that all have (an up-projection where none is asked for).
+    """
     metric = choice.metric or "effective_rank_shift"
     grids = [_grid(source, metric, choice.modules) for source in sources]
-    shared = [name for name in grids[0].index if all(name in grid.index for grid in grids)]
-    ups = [name for name in UP if name in shared]
-    modules = [*ups, *(name for name in shared or grids[0].index if name not in ups)]
-    if len(modules) > MOST_CURVES and ups and not choice.modules:
-        modules = ups  # which the paper plots
-    modules = modules[: 1 if len(sources) > 1 else MOST_CURVES]
+    modules = [name for name in grids[0].index if all(name in grid.index for grid in grids)]
+    if len(sources) > 1:
+        modules = sorted(modules, key=lambda name: name not in UP)[:1]
     axes = figure.subplots()
     axes.axhline(0, color="#777777", linewidth=0.5)
-    curves = [(source, grid, module) for source, grid in zip(sources, grids, strict=True)
-              for module in modules if module in grid.index]  # fmt: skip
-    for style, (source, grid, module) in zip(CURVES, curves, strict=False):
-        label = shown(module, 24) if len(sources) == 1 else shown(source.report.provenance.pair, 30)
-        every = max(1, round(grid.shape[1] / 12))  # of many layers, a dozen have a marker
-        axes.plot(grid.columns, grid.loc[module], label=label, markevery=every, **style)
+    if not modules:
+        raise ShadowError("these reports have no module in common", "draw one of them")
+    curves = itertools.product(zip(sources, grids, strict=True), modules)
+    for number, ((source, grid), module) in enumerate(curves):
+        curve = grid.loc[module]
+        axes.plot(
+            curve.index,
+            curve,
+            label=shown(module if len(sources) == 1 else source.report.provenance.pair, 30),
+            markevery=max(1, round(len(curve) / 12)),  # of many layers, a dozen have a marker
+            color=COLOURS[number % len(COLOURS)],
+            linestyle=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)],
+        )
     axes.set_ylabel(_label(metric) + (f"\n{shown(modules[0])}" if len(modules) == 1 else ""))
     axes.set_xlabel("layer")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.2)
-    notes = [f"{metric} of {', '.join(modules)}; {sources[0].component}"]
-    left = [name for name in grids[0].index if name not in modules]
-    return [*notes, f"without {', '.join(left)}: --module chooses"] if left else notes
+    return [f"{metric} of {', '.join(modules)}; {sources[0].component}"]
 
 
 def draw_heatmap(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
@@ -332,10 +326,8 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     for name in ("layer", "expert"):
         is_there = math.isfinite(row[name])
         wanted &= pc.field(name) == int(row[name]) if is_there else pc.field(name).is_null()
-    sigmas: dict[str, np.ndarray[Any, Any]] = {}
-    for spectrum in report.spectra_where(wanted).to_pylist():
-        values = np.array(spectrum["sigma"] or [], dtype=float)  # NaN where it is None
-        sigmas.setdefault(str(spectrum["subject"]), values[np.isfinite(values)])
+    rows = report.spectra_where(wanted).to_pylist()
+    sigmas = {str(one["subject"]): np.array(one["sigma"] or [], dtype=float) for one in rows}
     if not {"base", "tuned", "delta"} <= set(sigmas):
         fault = f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}"
         raise ShadowError(fault, "run the audit again")
