@@ -75,7 +75,6 @@ def figures(
         "stable_rank": total / energy[0],
         "effective_rank": np.exp(-(p * np.log(p)).sum()),
         "energy_rank": np.exp(entropy),
-        "spectral_entropy": entropy / np.log(len(sigma)),
         "participation_ratio": 1 / (q**2).sum(),
         "sigma_floor": 1e-7 * sigma[0],
         "numerical_rank": len(sigma),
@@ -155,10 +154,8 @@ def write_family(
                 base, after = figures(weight), figures(tuned)
                 own |= {
                     "relative_norm": own["frobenius_norm"] / base["frobenius_norm"],
-                    "relative_spectral": own["spectral_norm"] / base["spectral_norm"],
                     "cosine": 0.99,
                     "effective_rank_shift": after["effective_rank"] - base["effective_rank"],
-                    "stable_rank_shift": after["stable_rank"] - base["stable_rank"],
                     "zero_share": 0.1 * generator.random(),
                     "floor_ratio": 20 + generator.random(),
                     "row_participation_ratio": rows / 3,

@@ -26,7 +26,6 @@ def spectral(W, floor=0.0):
         "stable_rank": (s**2).sum() / s[0] ** 2,
         "effective_rank": np.exp(H(p)),
         "energy_rank": np.exp(H(q)),
-        "spectral_entropy": H(q) / np.log(m),
         "participation_ratio": 1 / (q**2).sum(),
         "numerical_rank": int((s > floor).sum()) if floor else int((s > 0).sum()),
         **{f"top{k}_energy": q[:k].sum() for k in (1, 4, 16, 64)},
@@ -59,15 +58,13 @@ def power_law(s):
         if best is None or distance < best[0]:
             best = (distance, tail[0], 1 + exponent, len(tail))
     if best is None:
-        return dict.fromkeys(("alpha", "alpha_xmin", "alpha_ks", "alpha_tail", "alpha_stderr"))
+        return dict.fromkeys(("alpha", "alpha_xmin", "alpha_ks", "alpha_tail"))
     ks, xmin, alpha, count = best
-    stderr = (alpha - 1) / np.sqrt(count)
     return {
         "alpha": alpha,
         "alpha_xmin": xmin,
         "alpha_ks": ks,
         "alpha_tail": count,
-        "alpha_stderr": stderr,
     }
 
 
@@ -187,10 +184,8 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
         | {
             "condition_number": None,
             "relative_norm": np.linalg.norm(D) / np.linalg.norm(Wb),
-            "relative_spectral": s[0] / sb[0],
             "cosine": (Wb * Wt).sum() / np.linalg.norm(Wb) / np.linalg.norm(Wt),
             "effective_rank_shift": t["effective_rank"] - b["effective_rank"],
-            "stable_rank_shift": t["stable_rank"] - b["stable_rank"],
             "zero_share": (D == 0).mean(),
             "floor_ratio": np.linalg.norm(D) / np.linalg.norm(floor / np.sqrt(12)),
             "null_participation_ratio": null,

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.real
 SHADOW = Path(sys.executable).parent / "shadow"
 TUNED = ("bert_ft", "bert_ft_10k_25s")
 # Of two candidates of equal distance a power-law fit may take either, and alpha follows its xmin.
-FITTED = ("alpha", "alpha_xmin", "alpha_tail", "alpha_stderr")
+FITTED = ("alpha", "alpha_xmin", "alpha_tail")
 
 
 @pytest.fixture(scope="session")

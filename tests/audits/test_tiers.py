@@ -30,8 +30,8 @@ DELTAS = Settings(Method(subjects="delta"), Filter())
 ALL = Settings(Method(), Filter())
 ESTIMATES = Settings(Method("sketch"), Filter())
 OF_WEIGHTS = {  # columns of deltas that rest on a spectrum of base or tuned
-    *("relative_spectral", "sigma_scale", "sigma_scale_iqr", "effective_rank_shift"),
-    *("stable_rank_shift", "overlap_left", "overlap_right", "intruders"),
+    *("sigma_scale", "sigma_scale_iqr", "effective_rank_shift"),
+    *("overlap_left", "overlap_right", "intruders"),
     *("alignment_left", "alignment_right", "alignment_left_null", "alignment_right_null"),
     *("subspace_gap_base", "subspace_gap_tuned"),
 }

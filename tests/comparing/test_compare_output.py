@@ -55,10 +55,17 @@ def test_rows_are_written_with_how_they_were_made(demo_reports, inside, tmp_path
     frame = table.to_pandas()
     assert len(frame) == 30
     assert frame["votes"].sum() == 28
-    apart = frame["concentration_first"] - frame["concentration_second"]
-    np.testing.assert_allclose(frame["concentration_difference"], apart)
-    ratio = np.log(frame["stable_rank_first"] / frame["stable_rank_second"])
-    np.testing.assert_allclose(frame["stable_rank_difference"], ratio)
+    one, other = (
+        pq.read_table(demo_reports / pair / "matrices.parquet", filters=[("subject", "=", "delta")])
+        .to_pandas()
+        .set_index("tensor")
+        for pair in pairs
+    )
+    frame = frame.set_index("tensor_first")
+    apart = one["concentration"] - other["concentration"]
+    np.testing.assert_allclose(frame["concentration_difference"], apart[frame.index])
+    ratio = np.log(one["stable_rank"] / other["stable_rank"])
+    np.testing.assert_allclose(frame["stable_rank_difference"], ratio[frame.index])
     told = json.loads(table.schema.metadata[b"shadow"])
     assert [report["pair"] for report in told["comparison"]["reports"]] == pairs
     assert told["comparison"]["contrasts"][0]["verdict"] == "more concentrated"

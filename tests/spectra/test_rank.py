@@ -37,21 +37,18 @@ def test_equal_singular_values_have_every_rank_m(m):
         "numerical_rank",
     ):
         assert values[name] == pytest.approx(m)
-    assert values["spectral_entropy"] == (pytest.approx(1.0) if m > 1 else None)
     assert values["rank_90"] == math.ceil(0.9 * m - 1e-9)
     assert top_energies(of(np.full(m, 3.0)))["top4_energy"] == pytest.approx(min(4, m) / m)
     assert condition_number(of(np.full(m, 3.0)))["condition_number"] == pytest.approx(1.0)
 
 
 def test_rank_one():
-    """One singular value: every rank is 1, entropy 0, all energy in the first direction."""
+    """One singular value: every rank is 1, all energy in the first direction."""
     values = ranks(of([5.0] + [0.0] * 19))
     assert {
         values[name] for name in ("stable_rank", "energy_rank", "participation_ratio", "rank_99")
     } == {1}
     assert values["effective_rank"] == 1.0
-    assert values["spectral_entropy"] == 0.0
-    assert math.copysign(1, values["spectral_entropy"]) == 1, "not minus zero"
     assert top_energies(of([5.0] + [0.0] * 19))["top1_energy"] == 1.0
     assert condition_number(of([5.0, 0.0]))["condition_number"] is None
 

@@ -142,7 +142,7 @@ MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
 TENSORS, SPECTRA = (_group(name) for name in ("tensors", "spectra"))
 FILES = _group("files")
 BATCH, COMPARISON = (_group(name) for name in ("batch", "comparison"))
-COUNTS, FIGURES, SCORES = (_group(name) for name in ("counts", "figures", "scores"))
+COUNTS, FIGURES = (_group(name) for name in ("counts", "figures"))
 _COLUMNS = {
     "matrices": MATRICES,
     "tensors": TENSORS,
@@ -151,7 +151,6 @@ _COLUMNS = {
     "batch": BATCH,
     "comparison": COMPARISON,
     "summary": (*COUNTS, *FIGURES),
-    "scores": SCORES,
 }
 TABLES = {
     name: Table(

@@ -26,7 +26,7 @@ TIE = 1e-9
 # floor.
 SMALLEST_ERROR = 0.05
 NO_RANKS: Values = dict.fromkeys((
-    "stable_rank", "effective_rank", "energy_rank", "spectral_entropy", "participation_ratio",
+    "stable_rank", "effective_rank", "energy_rank", "participation_ratio",
     "rank_90", "rank_95", "rank_99",
 ))  # fmt: skip
 
@@ -50,12 +50,10 @@ def ranks(spectrum: Spectrum) -> Values:
     """Soft and hard ranks; all but numerical_rank are None for a zero matrix.
 
     stable_rank = E / sigma_1² in [1, m] (Rudelson & Vershynin 2007); effective_rank = exp H(p) in
-    [1, m] (Roy & Vetterli 2007); energy_rank = exp H(q) in [1, m]; spectral_entropy = H(q) / ln m
-    in [0, 1]; participation_ratio = 1 / sum q² in [1, m]; rank_t = least k with q_1 + ... + q_k >=
-    t (Biderman et al. 2024).
+    [1, m] (Roy & Vetterli 2007); energy_rank = exp H(q) in [1, m]; participation_ratio = 1 / sum q²
+    in [1, m]; rank_t = least k with q_1 + ... + q_k >= t (Biderman et al. 2024).
     """
     sigma = spectrum.sigma
-    m = len(sigma)
     numerical = int(np.count_nonzero(sigma))
     if numerical == 0:
         return NO_RANKS | {"numerical_rank": 0}
@@ -68,7 +66,6 @@ def ranks(spectrum: Spectrum) -> Values:
         "stable_rank": float(squares.sum()),
         "effective_rank": math.exp(entropy(relative / relative.sum())),
         "energy_rank": math.exp(h),
-        "spectral_entropy": h / math.log(m) if m > 1 else None,
         "participation_ratio": float(1.0 / (q**2).sum()),
         "numerical_rank": numerical,
         **{f"rank_{t}": int(np.searchsorted(cumulative, t / 100 - TIE) + 1) for t in (90, 95, 99)},
@@ -111,12 +108,10 @@ def power_law(spectrum: Spectrum) -> Values:
 
     alpha = 1 + n / sum ln(lambda_i / xmin) over the n eigenvalues >= xmin, in (1, inf), at the xmin
     of least two-sided Kolmogorov-Smirnov distance among the resolved eigenvalues that leave at
-    least 50; alpha_stderr = (alpha - 1) / sqrt(n). Clauset, Shalizi & Newman 2009; for weights
+    least 50. Clauset, Shalizi & Newman 2009; for weights
     Martin & Mahoney 2021. None below 50 resolved.
     """
-    nothing: Values = dict.fromkeys(
-        ("alpha", "alpha_xmin", "alpha_ks", "alpha_tail", "alpha_stderr")
-    )
+    nothing: Values = dict.fromkeys(("alpha", "alpha_xmin", "alpha_ks", "alpha_tail"))
     resolved = spectrum.sigma[spectrum.sigma > 0][::-1]
     if len(resolved) < MIN_TAIL:
         return nothing
@@ -140,7 +135,6 @@ def power_law(spectrum: Spectrum) -> Values:
         "alpha_xmin": float(resolved[best]) * float(resolved[best]),  # infinite at 1e155
         "alpha_ks": distance,
         "alpha_tail": len(tail),
-        "alpha_stderr": exponent / math.sqrt(len(tail)),
     }
 
 

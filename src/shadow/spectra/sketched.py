@@ -167,20 +167,17 @@ def _squares(of: Sketch) -> Estimate:
 
 def weight_values(of: Sketch) -> Values:
     """The columns that every subject has; None where a product with few vectors cannot tell."""
-    space, m = of.space, of.space.side
-    squares = _squares(of)
+    space, squares = of.space, _squares(of)
     ratio, error = space.energy**2 / squares.value, squares.error / squares.value
     ranked, energies = effective_rank(space), energy_rank(space)
     leading = of.sigma(0)
     low, high = (of.norm / (leading.value + sign * leading.error) for sign in (1, -1))
-    entropy = Estimate(energies.log.value / math.log(m), energies.log.error / math.log(m))
     return {
         "frobenius_norm": of.norm,
         **_told("spectral_norm", of.spectral_norm),
         **_told("stable_rank", _between(low**2, high**2)),
         **_told("effective_rank", ranked.exp, math.inf),
         **_told("energy_rank", energies.exp),
-        **_told("spectral_entropy", entropy),
         **_told("participation_ratio", Estimate(ratio, ratio * error), math.inf),
         **_tops(of, TOPS),
         "sigma_floor": FLOOR * (leading.value - leading.error),
@@ -267,15 +264,6 @@ def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
     elif count is not None:
         errors["equivalent_directions_error"] = count * share / (1.0 - share)
     return values | errors | told | {"equivalent_directions": count}
-
-
-def ratio_of(top: Estimate, bottom: Estimate, name: str) -> Values:
-    """A quotient of two figures > 0 with the errors of both."""
-    if not bottom.value > bottom.error:
-        return {name: None, f"{name}_error": None}
-    low = (top.value - top.error) / (bottom.value + bottom.error)
-    high = (top.value + top.error) / (bottom.value - bottom.error)
-    return _told(name, _between(max(0.0, low), high))
 
 
 def effective_rank_shift(base: Sketch, tuned: Sketch) -> Values:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from shadow.spectra.entries import cosine
-from shadow.spectra.krylov import PASSES, WIDTH, Estimate
+from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import (
     Level,
@@ -38,7 +38,6 @@ from shadow.spectra.sketched import (
     kept_elements,
     of_pair,
     one_alone,
-    ratio_of,
     sketched_delta,
     sketches,
     weight_values,
@@ -212,7 +211,7 @@ class Gram(Spectral):
         values = {
             **_of_delta(delta, profile),
             **_sizes(delta.norm, weights[0].number("frobenius_norm"), total, sides.shape),
-            **_beside_base(spectra, weights, delta),
+            **_beside_base(spectra, weights),
             **NO_SUBSPACES,
         }
         if spectra:
@@ -290,10 +289,9 @@ class Krylov(Spectral):
             made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
         if adapted is not None:
             whole = _update_spectrum(adapted, norms["delta"])
-            values, spectral = _of_delta(whole, profile), Estimate(float(whole.sigma[0]), 0.0)
+            values = _of_delta(whole, profile)
         else:
-            whole, spectral = None, made["delta"].spectral_norm
-            values = sketched_delta(made["delta"], *closed_null(profile))
+            whole, values = None, sketched_delta(made["delta"], *closed_null(profile))
         values |= {
             "condition_number": None,
             **_sizes(norms["delta"], norms["base"], total, sides.shape),
@@ -308,8 +306,6 @@ class Krylov(Spectral):
             else _of_zeros(subject, sides.shape)
             for subject in subjects[:2]
         )
-        if "base" in made:
-            values |= ratio_of(spectral, made["base"].spectral_norm, "relative_spectral")
         if "base" in made and "tuned" in made:
             values |= effective_rank_shift(made["base"], made["tuned"])
         return Figured(base, tuned, values, whole)
@@ -379,27 +375,21 @@ def _of_delta(delta: Spectrum, profile: Profile) -> Values:
     }  # fmt: skip
 
 
-def _beside_base(
-    spectra: Sequence[Spectrum], weights: Sequence[Measurement], delta: Spectrum
-) -> Values:
-    """The delta's largest sigma relative to the base's, the scale of sigmas, and shifts of ranks;
-    None where the spectra of base and tuned are not measured.
+def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) -> Values:
+    """The scale of sigmas and the shift of the effective rank; None where the spectra of base and
+    tuned are not measured.
     """
-    names = ("relative_spectral", "sigma_scale", "sigma_scale_iqr")
-    shifts = {f"{name}_shift": name for name in ("effective_rank", "stable_rank")}
-    values: Values = dict.fromkeys((*names, *shifts))
+    values: Values = dict.fromkeys(("sigma_scale", "sigma_scale_iqr", "effective_rank_shift"))
     if not spectra:
         return values
     base, tuned = (side.sigma for side in spectra)
-    values["relative_spectral"] = _ratio(float(delta.sigma[0]), float(base[0]))
     both = (base > 0) & (tuned > 0)
     if both.any():
         low, middle, high = np.percentile(tuned[both] / base[both], [25, 50, 75])
         values |= {"sigma_scale": float(middle), "sigma_scale_iqr": float(high) - float(low)}
-    for shift, name in shifts.items():
-        before, after = (one.number(name) for one in weights)
-        if before is not None and after is not None:
-            values[shift] = after - before
+    before, after = (one.number("effective_rank") for one in weights)
+    if before is not None and after is not None:
+        values["effective_rank_shift"] = after - before
     return values
 
 
