@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shadow.places.names import (
     Facts,
     Fused,
     Reading,
-    RowOrder,
     name_rules,
     numbered,
     read,
@@ -115,63 +114,52 @@ def place_tensors(
     named = {name: numbered(name, rules) for name in shapes}
     facts = Facts(config, {text for text, _, _ in named.values()}, rules)
     readings = {text: read(text, facts) for text in {text for text, _, _ in named.values()}}
-    _recognise_conv1d(
-        facts, {readings[text].rest: shapes[name] for name, (text, _, _) in named.items()}
-    )
+    for name, (text, _, _) in named.items():  # without a config, GPT-2 has (n, 3n) projections
+        shape = shapes[name]
+        fits = len(shape) == 2 and shape[1] == 3 * shape[0]
+        if fits and rules.conv1d.fullmatch(readings[text].rest):
+            facts.found_type = rules.conv1d_type
     layers = _Layers((readings[text], block) for text, block, _ in named.values())
     upright = _upright_stacks(
         facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
     )
     of_base = {name: numbered(name, rules) for name in base}
     outputs = _attention_outputs(facts, of_base | named, {**base, **shapes})
-    recipes: dict[tuple[object, ...], tuple[_Recipe, ...]] = {}
+    known: dict[tuple[object, ...], tuple[Part, ...]] = {}
     parts: dict[str, tuple[Part, ...]] = {}
     for name, (text, block, expert) in named.items():
         reading = readings[text]
         output = outputs.get((reading.component, reading.stack, block))
         key = text, shapes[name], expert is None, output
-        if key not in recipes:
-            splitter = _Splitter(facts, upright, output)
-            recipes[key] = tuple(splitter.recipes(reading, shapes[name], alone=expert is None))
+        if key not in known:
+            splitter = _Splitter(facts, reading, upright, output)
+            known[key] = tuple(splitter.parts(shapes[name], alone=expert is None))
         layer, stack = layers.number(reading, block)
         if reading.stack:
             stack += f"{reading.stack}:"
         parts[name] = tuple(
-            Part(
+            replace(
+                part,
                 place=Place(
-                    component=reading.component,
-                    layer=layer,
-                    module=recipe.module,
-                    expert=recipe.expert if recipe.expert is not None else expert,
-                    slot=stack + recipe.slot,
+                    reading.component,
+                    layer,
+                    part.place.module,
+                    expert if part.place.expert is None else part.place.expert,
+                    stack + part.place.slot,
                 ),
-                transposed=recipe.transposed,
-                rows=recipe.rows,
-                groups=recipe.groups,
-                experts=recipe.experts,
             )
-            for recipe in recipes[key]
+            for part in known[key]
         )
     taken = Counter(part.place for of_tensor in parts.values() for part in of_tensor)
     if len(taken) < taken.total():
         for name, of_tensor in parts.items():
             if any(taken[part.place] > 1 for part in of_tensor):
-                parts[name] = (_unplaced(name, of_tensor[0]),)
+                # the whole of the tensor, under its own name: no name holds a NUL, so that this
+                # slot meets no other
+                part = of_tensor[0]
+                place = replace(part.place, module="other", slot=f"\0{name}")
+                parts[name] = (Part(place, transposed=part.transposed and not part.experts),)
     return parts
-
-
-def _unplaced(name: str, part: Part) -> Part:
-    """The whole of a tensor under its own name."""
-    # no name holds a NUL, so this slot meets no other
-    place = replace(part.place, module="other", slot=f"\0{name}")
-    return Part(place, transposed=part.transposed and not part.experts)
-
-
-def _recognise_conv1d(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Without a config, a GPT-2 is known by its (n, 3n) projections."""
-    for rest, shape in shapes.items():
-        if facts.rules.conv1d.fullmatch(rest) and len(shape) == 2 and shape[1] == 3 * shape[0]:
-            facts.found_type = facts.rules.conv1d_type
 
 
 class _Layers:
@@ -288,122 +276,105 @@ def _holds_weights(rest: str) -> bool:
     return rest.endswith(".weight") or weight_stem(rest) == rest
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """A part of any tensor of one name and shape, whatever its block: see Place and Part."""
-
-    module: str
-    slot: str
-    expert: int | None = None
-    transposed: bool = False
-    rows: tuple[int, int] | None = None
-    groups: int = 1
-    experts: int = 0
-
-
 class _Splitter:
-    """The parts of each tensor of a block.
+    """The parts of tensors of one name, whatever their block.
 
     upright: whether the stacks of experts are (experts, out, in); output: the shape of the block's
     attn.o, if it has one.
     """
 
     def __init__(
-        self, facts: Facts, upright: Mapping[tuple[str, str], bool], output: tuple[int, int] | None
+        self,
+        facts: Facts,
+        reading: Reading,
+        upright: Mapping[tuple[str, str], bool],
+        output: tuple[int, int] | None,
     ) -> None:
-        self._facts = facts
-        self._upright = upright
-        self._output = output
+        self._facts, self._reading, self._component = facts, reading, reading.component
+        self._upright, self._output = upright, output
 
-    def recipes(
-        self, reading: Reading, shape: tuple[int, ...], *, alone: bool
-    ) -> Iterator[_Recipe]:
-        """The parts of a tensor; alone: its name has no number of an expert."""
-        rest, experts = reading.rest, shape[0] if alone and _stacks(reading, shape) else 0
+    def parts(self, shape: tuple[int, ...], *, alone: bool) -> Iterator[Part]:
+        """Divide a tensor; alone: its name has no number of an expert. Places lack their layer."""
+        reading, rest, rules = self._reading, self._reading.rest, self._facts.rules
+        of_experts = reading.module.startswith(("experts.", "shared."))
+        is_stack = of_experts or "experts" in rest.split(".")
+        experts = shape[0] if alone and len(shape) == 3 and is_stack else 0
         if reading.module in VECTORS:
-            yield _Recipe(reading.module, reading.slot)
+            yield self._part(reading.module, reading.slot)
         elif reading.module and len(shape) >= 2:
-            yield from self._matrices(reading, shape, alone=alone, experts=experts)
+            yield from self._matrices(shape, alone=alone, experts=experts)
         elif not reading.module and rest.endswith((".bias", "_bias")):
-            yield from self._biases(reading.component, rest, shape)
+            yield from self._biases(shape)
         elif 0 < experts <= MAX_EXPERTS:
-            for expert in range(experts):
-                yield _Recipe(module="other", slot=rest, expert=expert, experts=experts)
-        elif len(shape) < 2 and self._facts.rules.norm.search(weight_stem(rest).lower()):
-            yield _Recipe("norm", rest)
+            whole = self._part("other", rest, experts=experts)
+            yield from (_of_expert(whole, expert) for expert in range(experts))
+        elif len(shape) < 2 and rules.norm.search(weight_stem(rest).lower()):
+            yield self._part("norm", rest)
         else:
-            yield _Recipe("other", rest)
+            yield self._part("other", rest)
 
-    def _biases(self, component: str, rest: str, shape: tuple[int, ...]) -> Iterator[_Recipe]:
+    def _part(self, module: str, slot: str, **how: Any) -> Part:
+        return Part(Place(self._component, None, module, slot=slot), **how)
+
+    def _biases(self, shape: tuple[int, ...]) -> Iterator[Part]:
         """The bias of a matrix has the matrix's module as its slot, and is split as that is."""
-        owner = rest[: -len(".bias")]
-        owners = self._facts.rules.suffixes[component].match(owner)
+        owner = self._reading.rest[: -len(".bias")]
+        owners = self._facts.rules.suffixes[self._component].match(owner)
         if owners is None:
-            yield _Recipe("bias", rest)
+            yield self._part("bias", self._reading.rest)
             return
-        whole, parts = _Recipe(*owners), None
-        if len(shape) == 1:
-            parts = self._split(whole, component, owner, (shape[0], None))
+        whole = self._part(*owners)
+        parts = self._split(whole, owner, (shape[0], None)) if len(shape) == 1 else None
         for part in parts or (whole,):
-            yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
+            slot = _full_name(part.place)
+            yield replace(part, place=replace(part.place, module="bias", slot=slot))
 
-    def _matrices(
-        self, reading: Reading, shape: tuple[int, ...], *, alone: bool, experts: int
-    ) -> Iterator[_Recipe]:
-        facts, component, rest = self._facts, reading.component, reading.rest
+    def _matrices(self, shape: tuple[int, ...], *, alone: bool, experts: int) -> Iterator[Part]:
+        facts, component, rest = self._facts, self._component, self._reading.rest
         rules = facts.rules
         transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
         if experts:
-            transposed = not self._upright.get((component, reading.stack), not transposed)
+            transposed = not self._upright.get((component, self._reading.stack), not transposed)
         elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
             experts = facts.count(rules.stacked_count, component) or 0
             if experts and shape[0] % experts:
                 experts = 0
         if experts > MAX_EXPERTS:
             experts = 0
-        whole = _Recipe(reading.module, reading.slot, transposed=transposed, experts=experts)
-        size = Part(Place("", None, ""), transposed=transposed, experts=experts).shape(shape)
-        parts = None
-        if _holds_weights(rest):
-            parts = self._split(whole, component, rest, size)
+        module, slot = self._reading.module, self._reading.slot
+        whole = self._part(module, slot, transposed=transposed, experts=experts)
+        parts = self._split(whole, rest, whole.shape(shape)) if _holds_weights(rest) else None
         parts = parts or (whole,)
         if not experts:
             yield from parts
         for expert in range(experts):
-            for part in parts:
-                yield replace(part, expert=expert)
+            yield from (_of_expert(part, expert) for part in parts)
 
     def _split(
-        self, whole: _Recipe, component: str, rest: str, size: tuple[int, int | None]
-    ) -> tuple[_Recipe, ...] | None:
+        self, whole: Part, rest: str, size: tuple[int, int | None]
+    ) -> tuple[Part, ...] | None:
         """The parts of a fused module of (rows, cols); None where too little is known."""
-        name = _full_name(whole.module, whole.slot)
-        for order in self._facts.rules.rows:
-            if order.module == name and order.conditions.hold(self._facts, component, rest):
-                return self._divided(whole, name, order, component, size)
-        return None
-
-    def _divided(
-        self,
-        whole: _Recipe,
-        name: str,
-        order: RowOrder,
-        component: str,
-        size: tuple[int, int | None],
-    ) -> tuple[_Recipe, ...] | None:
-        fused = self._facts.rules.fused.get(name, Fused((), ()))
-        into = order.into or fused.into
-        said = order.sizes or fused.sizes
-        rows, cols = size
+        name, (rows, cols) = _full_name(whole.place), size
+        rules, component = self._facts.rules, self._component
+        order = next(
+            (
+                one
+                for one in rules.rows
+                if one.module == name and one.conditions.hold(self._facts, component, rest)
+            ),
+            None,
+        )
+        if order is None:
+            return None
+        fused = rules.fused.get(name, Fused((), ()))
+        into, said = order.into or fused.into, order.sizes or fused.sizes
         if not into:
             return None
-        shares = [self._number(share, component) for share in said]
+        shares = [self._number(share) for share in said]
         by_heads = "heads" in said
         if by_heads and shares[0] == 0 and order.groups == 1:
             shares, by_heads = self._by_output(rows, cols), False
-        groups = rows // len(into)
-        if order.groups != "each":
-            groups = self._number(order.groups, component)
+        groups = rows // len(into) if order.groups == "each" else self._number(order.groups)
         if 0 in shares or groups < 1 or rows < 1 or rows % groups:
             return None
         each, total = rows // groups, sum(shares)
@@ -411,21 +382,24 @@ class _Splitter:
             return None
         if order.square and cols is not None and rows != len(into) * cols:
             return None
-        if by_heads and rows // total != self._head_size(rows // total, component):
+        if by_heads and rows // total != self._head_size(rows // total):
             return None
-        parts, start = [], 0
-        for (module, slot), share in zip(into, shares, strict=True):
-            stop = start + each * share // total
-            part = replace(whole, module=module, slot=slot, rows=(start, stop), groups=groups)
-            parts.append(part)
-            start = stop
-        return tuple(parts)
+        ends = [each * sum(shares[:at]) // total for at in range(len(shares) + 1)]
+        return tuple(
+            replace(
+                whole,
+                place=replace(whole.place, module=module, slot=slot),
+                rows=(start, stop),
+                groups=groups,
+            )
+            for (module, slot), start, stop in zip(into, ends[:-1], ends[1:], strict=True)
+        )
 
-    def _number(self, number: int | str, component: str) -> int:
+    def _number(self, number: int | str) -> int:
         """A number, or the count of this name; 0 where the config does not hold it."""
         if isinstance(number, int):
             return number
-        return self._facts.count(number, component) or 0
+        return self._facts.count(number, self._component) or 0
 
     def _by_output(self, rows: int, cols: int | None) -> list[int]:
         """The rows of q, k and v of a fused tensor, as the columns of attn.o are the rows of q;
@@ -436,20 +410,18 @@ class _Splitter:
         fits = q > 0 and k > 0 and q + 2 * k == rows and q % k == 0 and cols in (None, hidden)
         return [q, k, k] if fits else [0, 0, 0]
 
-    def _head_size(self, rows: int, component: str) -> int:
+    def _head_size(self, rows: int) -> int:
         """The rows of a head by the config, to check its head counts; rows where it has none."""
-        if size := self._facts.count("head_size", component):
+        if size := self._number("head_size"):
             return size
-        hidden, heads = (self._facts.count(name, component) for name in ("hidden", "heads"))
-        return rows if hidden is None or heads is None else hidden // heads
+        hidden, heads = self._number("hidden"), self._number("heads")
+        return hidden // heads if hidden and heads else rows
 
 
-def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
-    """Whether the first of three dimensions is that of the experts."""
-    of_experts = reading.module.startswith(("experts.", "shared."))
-    return len(shape) == 3 and (of_experts or "experts" in reading.rest.split("."))
+def _of_expert(part: Part, expert: int) -> Part:
+    return replace(part, place=replace(part.place, expert=expert))
 
 
-def _full_name(module: str, slot: str) -> str:
-    """As `names.yaml` writes it."""
-    return f"{module}/{slot}" if slot else module
+def _full_name(place: Place) -> str:
+    """The module and the slot as `names.yaml` writes them."""
+    return f"{place.module}/{place.slot}" if place.slot else place.module
