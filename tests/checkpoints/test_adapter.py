@@ -299,16 +299,3 @@ def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     reasons = {skip.info.name: skip.reason for skip in skipped if skip.side == "tuned"}
     assert reasons.keys() == {name, f"{name}_scale_inv"}
     assert reasons[name] == "quantized"
-
-
-def test_an_update_of_a_fused_projection_is_divided_as_its_base_is(tmp_path):
-    """No config names head counts, and the adapter has no o_proj: the width of the base's says."""
-    name = "model.layers.0.self_attn.qkv_proj"
-    base = {f"{name}.weight": torch.randn(64, 32)}
-    base["model.layers.0.self_attn.o_proj.weight"] = torch.randn(32, 32)
-    planted.write(tmp_path / "base", base, {"model_type": "phi3"})
-    write_adapter(tmp_path / "adapter", name, torch.randn(64, 4), torch.randn(4, 32))
-    pairs, _ = paired(tmp_path / "base", tmp_path / "adapter")
-    assert [(pair.place.module, pair.rows) for pair in pairs] == [
-        ("attn.q", 32), ("attn.k", 16), ("attn.v", 16),
-    ]  # fmt: skip

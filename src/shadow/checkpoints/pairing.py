@@ -404,19 +404,18 @@ def _adapter_operands(
     checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
     """The low-rank updates of an adapter, the modules it holds whole, and what is not usable."""
-    of_base = {name: info.shape for name, info in base.tensors.items()}
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
     wholes = {name: info.shape for name, info in whole.items()}
     shapes: dict[str, tuple[int, ...]] = {
         f"{module}.weight": product_shape(left, right, transposed=swap)
         for module, (left, right, swap) in pairs.items()
     }
-    parts = place_tensors(shapes | wholes, base.config, of_base)
+    parts = place_tensors(shapes | wholes, base.config)
     # a base of Conv1D stores (in, out): given the shape as stored, the rules split it right
     for name in shapes:
         if parts[name][0].transposed:
             shapes[name] = shapes[name][::-1]
-    parts = place_tensors(shapes | wholes, base.config, of_base)
+    parts = place_tensors(shapes | wholes, base.config)
     operands: dict[Place, Operand] = {}
     skipped: list[Skipped] = []
     for module, (left, right, swap) in pairs.items():

@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shadow.places.names import (
@@ -101,14 +100,12 @@ class Part:
 
 
 def place_tensors(
-    shapes: Mapping[str, tuple[int, ...]],
-    config: Mapping[str, object],
-    base: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
 ) -> dict[str, tuple[Part, ...]]:
     """The matrices in every tensor of a checkpoint, at least one each, by tensor name.
 
-    base: of an adapter, the shapes of the tensors of its base. Two tensors that would land on one
-    place both fall back to their own names, so that neither is lost.
+    Two tensors that would land on one place both fall back to their own names, so that neither is
+    lost.
     """
     rules = name_rules()
     named = {name: numbered(name, rules) for name in shapes}
@@ -123,16 +120,13 @@ def place_tensors(
     upright = _upright_stacks(
         facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
     )
-    of_base = {name: numbered(name, rules) for name in base}
-    outputs = _attention_outputs(facts, of_base | named, {**base, **shapes})
     known: dict[tuple[object, ...], tuple[Part, ...]] = {}
     parts: dict[str, tuple[Part, ...]] = {}
     for name, (text, block, expert) in named.items():
         reading = readings[text]
-        output = outputs.get((reading.component, reading.stack, block))
-        key = text, shapes[name], expert is None, output
+        key = text, shapes[name], expert is None
         if key not in known:
-            splitter = _Splitter(facts, reading, upright, output)
+            splitter = _Splitter(facts, reading, upright)
             known[key] = tuple(splitter.parts(shapes[name], alone=expert is None))
         layer, stack = layers.number(reading, block)
         if reading.stack:
@@ -249,28 +243,6 @@ def _upright(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> bool 
     return None
 
 
-def _attention_outputs(
-    facts: Facts,
-    named: Mapping[str, tuple[str, int | None, int | None]],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[tuple[str, str, int | None], tuple[int, int]]:
-    """The shape of attn.o, (hidden size, rows of all query heads), by component, stack and block.
-
-    Only of blocks that have one such matrix. named: what `numbered` says of each name.
-    """
-    readings: dict[str, Reading] = {}
-    found: dict[tuple[str, str, int | None], set[tuple[int, int]]] = {}
-    for name, (text, block, _) in named.items():
-        shape = shapes[name]
-        if len(shape) != 2 or block is None:
-            continue
-        reading = readings.get(text) or readings.setdefault(text, read(text, facts))
-        if (reading.module, reading.slot) == ("attn.o", "") and _holds_weights(reading.rest):
-            key = reading.component, reading.stack, block
-            found.setdefault(key, set()).add((shape[0], shape[1]))
-    return {key: outputs.pop() for key, outputs in found.items() if len(outputs) == 1}
-
-
 def _holds_weights(rest: str) -> bool:
     """Whether a name is that of weights as they are, not of integers that hold several each."""
     return rest.endswith(".weight") or weight_stem(rest) == rest
@@ -279,8 +251,7 @@ def _holds_weights(rest: str) -> bool:
 class _Splitter:
     """The parts of tensors of one name, whatever their block.
 
-    upright: whether the stacks of experts are (experts, out, in); output: the shape of the block's
-    attn.o, if it has one.
+    upright: whether the stacks of experts are (experts, out, in).
     """
 
     def __init__(
@@ -288,10 +259,9 @@ class _Splitter:
         facts: Facts,
         reading: Reading,
         upright: Mapping[tuple[str, str], bool],
-        output: tuple[int, int] | None,
     ) -> None:
         self._facts, self._reading, self._component = facts, reading, reading.component
-        self._upright, self._output = upright, output
+        self._upright = upright
 
     def parts(self, shape: tuple[int, ...], *, alone: bool) -> Iterator[Part]:
         """Divide a tensor; alone: its name has no number of an expert. Places lack their layer."""
@@ -371,9 +341,6 @@ class _Splitter:
         if not into:
             return None
         shares = [self._number(share) for share in said]
-        by_heads = "heads" in said
-        if by_heads and shares[0] == 0 and order.groups == 1:
-            shares, by_heads = self._by_output(rows, cols), False
         groups = rows // len(into) if order.groups == "each" else self._number(order.groups)
         if 0 in shares or groups < 1 or rows < 1 or rows % groups:
             return None
@@ -382,7 +349,7 @@ class _Splitter:
             return None
         if order.square and cols is not None and rows != len(into) * cols:
             return None
-        if by_heads and rows // total != self._head_size(rows // total):
+        if "heads" in said and rows // total != self._head_size(rows // total):
             return None
         ends = [each * sum(shares[:at]) // total for at in range(len(shares) + 1)]
         return tuple(
@@ -400,15 +367,6 @@ class _Splitter:
         if isinstance(number, int):
             return number
         return self._facts.count(number, self._component) or 0
-
-    def _by_output(self, rows: int, cols: int | None) -> list[int]:
-        """The rows of q, k and v of a fused tensor, as the columns of attn.o are the rows of q;
-        zeros where that cannot be.
-        """
-        hidden, q = self._output or (0, 0)
-        k = (rows - q) // 2
-        fits = q > 0 and k > 0 and q + 2 * k == rows and q % k == 0 and cols in (None, hidden)
-        return [q, k, k] if fits else [0, 0, 0]
 
     def _head_size(self, rows: int) -> int:
         """The rows of a head by the config, to check its head counts; rows where it has none."""
