@@ -54,14 +54,6 @@ class Kept:
         )  # fmt: skip
 
 
-def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
-    """Compare a copy, the tuned side, with the matrix that it is of, the base side, and with the
-    base of both. stored: its dtype.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed in float64
-        return _kept_of(sides, base, stored)
-
-
 def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
     """The same of a copy in any format: entries of a quantised one are off outside their cells.
     None where it is not known what the format makes of the matrix, and the copy is not equal to it.
@@ -78,7 +70,12 @@ def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
     return replace(kept, grid=grid, off=off)
 
 
-def _kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
+# what overflows is summed in float64
+@np.errstate(over="ignore", invalid="ignore")
+def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
+    """Compare a copy, the tuned side, with the matrix that it is of, the base side, and with the
+    base of both. stored: its dtype.
+    """
     copy = sides.tuned
     grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
     off = dict.fromkeys(grids, 0)
@@ -110,23 +107,12 @@ def _kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
             finite = False
             continue
         _append(sums, found)
-    rows, cols = shape_of(copy)
-    totals = [math.fsum(each) for each in sums]
-    has_base = base is not None
     grid = min(grids, key=lambda name: off[name])
-    return Kept(
-        grid=grid,
-        entries=rows * cols,
-        off=off[grid],
-        full=totals[0],
-        copy=totals[1],
-        error=totals[2],
-        along=totals[3],
-        finite=finite,
-        update=totals[4] if has_base else None,
-        stored_update=totals[5] if has_base else None,
-        inner=totals[6] if has_base else None,
-    )
+    full, of_copy, error, along, update, of_update, inner = map(math.fsum, sums)
+    kept = Kept(grid, copy.numel(), off[grid], full, of_copy, error, along, finite)
+    if base is None:
+        return kept
+    return replace(kept, update=update, stored_update=of_update, inner=inner)
 
 
 def _append(sums: Sequence[list[float]], found: Sequence[float]) -> None:

@@ -6,6 +6,7 @@ Sums are made as shadow.spectra.parts says.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +21,10 @@ from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import InFile, Matrix, Updated, is_quantised, is_stored, torch_dtype
 from shadow.spectra.measurement import Cast, Measurement, Values, norm_alone
 from shadow.spectra.parts import INTEGERS, PART, SAFE, parts
-from shadow.spectra.spectrum import SMALL_BLOCK, Sides, Workspace, shape_of, tiles
+from shadow.spectra.spectrum import SMALL_BLOCK, Sides, Workspace, tiles
 
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
 HIGHEST = 128  # exponent of a base beyond which binades are not told apart
-MARKS = 1 << 14  # weights of a mark, which repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,12 @@ class Entries:
     """
 
 
+# what overflows is summed in float64
+@np.errstate(over="ignore", invalid="ignore")
 def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = None) -> Entries:
     """Both sides entry by entry. formats: the stored dtypes, of base and tuned. binades: gets the
     numbers of every part as well.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed in float64
-        return _compared(sides, formats, binades)
-
-
-def _compared(sides: Sides, formats: tuple[str, str], binades: Binades | None) -> Entries:
     energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
     changed, finite = 0, True
     alive = _casts(sides, formats)
@@ -77,18 +74,9 @@ def _compared(sides: Sides, formats: tuple[str, str], binades: Binades | None) -
         changed += here
         for sums, value in zip(energies, found, strict=False):
             sums.append(value)
+    rounded = alive[0] if alive and changed else None
     base, tuned, delta, along = map(math.fsum, energies)
-    rows, cols = shape_of(sides.tuned)
-    return Entries(
-        entries=rows * cols,
-        changed=changed,
-        base=base,
-        tuned=tuned,
-        delta=delta,
-        along=along,
-        finite=finite,
-        rounded=alive[0] if alive and changed else None,
-    )
+    return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, rounded)
 
 
 def norm_values(found: Entries) -> tuple[Measurement, ...]:
@@ -100,11 +88,8 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
         "decay_cosine": decay_cosine(found.along, delta, base),
         "zero_share": (found.entries - found.changed) / found.entries,
     }
-    return (
-        norm_alone("base", base),
-        norm_alone("tuned", tuned),
-        norm_alone("delta", delta, of_delta),
-    )
+    sides = norm_alone("base", base), norm_alone("tuned", tuned)
+    return *sides, norm_alone("delta", delta, of_delta)
 
 
 def differing_bytes(sides: Sides) -> int:
@@ -187,31 +172,15 @@ def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
 def _is_cast(cast: tuple[str, str], b: Tensor, t: Tensor) -> bool:
     side, name = cast
     source, found = (b, t) if side == "tuned" else (t, b)
-    return torch.equal(source.to(getattr(torch, FLOATS[name].torch_name)).to(b.dtype), found)
+    return torch.equal(source.to(torch_dtype(FLOATS[name])).to(b.dtype), found)
 
 
-def mark(matrix: Matrix) -> tuple[float, float]:
-    """Two sums that say whether two matrices of one shape hold the same values in the same order.
-
-    Matrices with equal marks are equal but for chance: every entry counts with a weight of its own
-    tile, drawn once.
-    """
-    weights = _weights()
-    first, second = [], []
+def mark(matrix: Matrix) -> bytes:
+    """A digest of the values and their order, whatever the format that stores them."""
+    digest = hashlib.blake2b(digest_size=16)
     for index, _ in tiles(matrix):
-        values = matrix[index].double().reshape(-1)
-        values = torch.nn.functional.pad(values, (0, -len(values) % MARKS)).view(-1, MARKS)
-        each = values @ weights
-        order = torch.arange(1, len(each) + 1, dtype=torch.float64)
-        first.append(float(each.sum()))
-        second.append(float(each @ order))
-    steps = range(1, len(first) + 1)
-    return math.fsum(first), math.fsum(a * step for a, step in zip(second, steps, strict=True))
-
-
-def _weights() -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(MARKS, generator=generator, dtype=torch.float64)
+        digest.update((matrix[index].double() + 0.0).numpy().tobytes())  # -0 is 0
+    return digest.digest()
 
 
 AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
@@ -230,24 +199,15 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
         return None
     for side, stored in zip(("tuned", "base"), reversed(formats), strict=True):
         for name in dict.fromkeys((stored, "BF16", "F16", "F32")):
-            narrower = FLOATS[name].bits < FLOATS[stored].bits
-            if not (name == stored or narrower) or not _all_cast(sides, side, FLOATS[name]):
+            if name != stored and FLOATS[name].bits >= FLOATS[stored].bits:
+                continue
+            parts = (sides.read(index) for index, _ in tiles(sides.tuned, PART))
+            if not all(_is_cast((side, name), *part) for part in parts):
                 continue
             if side == "tuned":
                 return "tuned"
             return "base" if _is_as_large_as_rounding(sides, FLOATS[name]) else None
     return None
-
-
-def _all_cast(sides: Sides, side: str, to: FloatFormat) -> bool:
-    """Whether one side is the other cast to a format, in every entry."""
-    narrow = torch_dtype(to)
-    for index, _ in tiles(sides.tuned, PART):
-        b, t = sides.read(index)
-        source, found = (b, t) if side == "tuned" else (t, b)
-        if not torch.equal(source.to(narrow).to(sides.dtype), found):
-            return False
-    return True
 
 
 def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:
@@ -281,13 +241,9 @@ class Extremes:
     """Rows of one value other than 0."""
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """One pass over a matrix (rows, cols), NaN and infinity included."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _looked_at(matrix, space)
-
-
-def _looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     nan = infinite = row = 0
     energy, first, is_constant = 0.0, None, True
     flat: list[tuple[int, float]] = []  # rows of one value
