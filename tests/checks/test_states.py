@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +10,7 @@ import pytest
 import reports
 from reports import delta, place, places
 
+from shadow.checks.pair_gates import Gate
 from shadow.gates.measured import read_measured
 from shadow.gates.rules import parse_rule
 from shadow.gates.verdicts import Measured, judge
@@ -138,8 +138,8 @@ def test_gates_and_claims_by_name(folder, text, outcome):
 def test_a_gate_that_cannot_be_told_is_nothing_to_judge(folder):
     """A gate without a figure was not passed, and did not fail either."""
     now = read_measured(folder, "now")
-    gates = [replace(gate, figure=None, passed=False) for gate in now.summary.gates]
-    unknown = Measured(now.source, "now", replace(now.summary, gates=gates))
+    gates = [Gate({**gate, "figure": None, "passed": False}) for gate in now.summary.gates]
+    unknown = Measured(now.source, "now", now.summary.with_values(gates=gates))
     for text in ("gate.lineage", "not gate.lineage"):
         (found,) = judge([parse_rule(text)], unknown)
         assert found.outcome == "missing"

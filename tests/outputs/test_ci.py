@@ -199,7 +199,7 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     text = markdown(gate_document(judged))
     found = tables(text)
     assert [len(table) - 1 for table in found] == [len(judged), len(judged)][: 2 if judged else 1]
-    for table, width in zip(found, (9, 4), strict=False):
+    for table, width in zip(found, (7, 4), strict=False):
         assert {len(row) for row in table} == {width}
     lists = [len(one.notes) + (one.fault is not None) for one in judged]
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(lists)
@@ -222,7 +222,7 @@ def test_the_summary_stays_below_what_github_takes(tmp_path, before, monkeypatch
     assert text.endswith(ci.CUT.decode())
     rows = [row for table in tables(text) for row in table[1:]]
     assert len(rows) > (100_000 - before) / 2_000
-    assert {len(row) for row in rows} <= {9, 4}
+    assert {len(row) for row in rows} <= {7, 4}
 
 
 # JUnit

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import first_code
-from shadow.quantities import Kind, bounds_text
+from shadow.quantities import Kind
 from shadow.telling.document import (
     Block,
     Cell,
@@ -95,15 +95,16 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
 
 
 def _pairs(judged: Sequence[Judgement]) -> Table:
+    def figure(head: str, name: str, kind: Kind, rank: int = 0) -> Field:
+        return number(head, lambda one: one.summary and one.summary.figures[name], kind, rank)
+
     fields = [
         named("family"),
         named("pair"),
         worded("state", _state),
-        *_figure("norm", "relative_norm_overall", "share", rank=3),
-        *_figure("conc.", "concentration", "fixed", rank=2),
-        number(
-            "unchanged", lambda one: one.summary and one.summary.figures.zero_share, "fraction", 1
-        ),
+        figure("norm", "relative_norm_overall", "share"),
+        figure("conc.", "concentration", "fixed"),
+        figure("unchanged", "zero_share", "fraction", 1),
         worded("found", lambda one: one.summary and standing(one.summary)),
     ]
     return table_of(fields, judged)
@@ -113,19 +114,6 @@ def _state(one: Judgement) -> Word:
     if one.summary is not None:
         return STATES[one.code]
     return Word("kept", "warning") if one.kept else Word("failed", "fault")  # as a list has it
-
-
-def _figure(head: str, name: str, kind: Kind, rank: int) -> list[Field]:
-    """A figure, and its spread over layers where there is room."""
-
-    def figure(one: Judgement) -> Cell:
-        return None if one.summary is None else getattr(one.summary.figures, name)
-
-    def spread(one: Judgement) -> Cell:
-        bounds = None if one.summary is None else one.summary.intervals.get(name)
-        return bounds_text(bounds, kind) if bounds else None
-
-    return [number(head, figure, kind), number("spread", spread, rank=rank)]
 
 
 def _cells(verdict: Verdict) -> list[Cell]:

@@ -106,17 +106,12 @@ class Measured:
             if self.summary.files is None:
                 return {}
             return file_states(figure, self.source.table("files").to_pylist())
-        keys = ("component", "module", "layer")
-        matrices = self.source.table("matrices").select(["subject", *keys])
-        subjects, *columns = (column.to_pylist() for column in matrices.columns)
-        rows = zip(subjects, zip(*columns, strict=True), strict=True)
-        changed = {place for subject, place in rows if subject == "delta"}
-        return states(figure, self._tensors, changed)
+        return states(figure, self._tensors)
 
     def is_identical(self, figure: Metric) -> bool:
         """Whether all matrices that a rule names were compared and none changed."""
         matrices = [row for row in self._tensors if row["reason"] != "not_a_matrix"]
-        found = states(figure, matrices, set())
+        found = states(figure, matrices)
         return bool(found) and set(found.values()) == {UNCHANGED}
 
     def answer(self, claim: Metric) -> tuple[str | None, str]:

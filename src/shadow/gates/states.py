@@ -7,7 +7,7 @@ known of it. Integers are left out, and so are tied tensors, which are measured 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,51 +21,23 @@ TENSORS = (
     *("relative_norm", "compared"),
 )
 LEFT_OUT = ("tied", "not_float", "adapter")  # reasons that say nothing of a change
-FUSED = {  # modules of tensors whose parts are modules of matrices
-    "attn.qkv": ("attn.q", "attn.k", "attn.v"),
-    "mlp.gate_up": ("mlp.gate", "mlp.up"),
-    "experts.gate_up": ("experts.gate", "experts.up"),
-    "shared.gate_up": ("shared.gate", "shared.up"),
-}
 # kinds of files of which a change of bytes matters only if something in them differs
 LOOKED_INTO = ("config", "generation", "chat_template", "tokenizer", "code")
 
-Place = tuple[str, str, int | None]  # component, module, layer
 
-
-def states(
-    figure: Metric, tensors: Iterable[Mapping[str, Any]], changed: Collection[Place]
-) -> dict[str, State]:
+def states(figure: Metric, tensors: Iterable[Mapping[str, Any]]) -> dict[str, State]:
     """What is known of each place that a rule names, by its name: `changed`, `unchanged` or None.
 
-    A layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS;
-    changed: component, module and layer of the delta rows of matrices.parquet.
+    A layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS.
     """
     found: dict[str, list[bool | None]] = {}
     for row in tensors:
-        if row["reason"] in LEFT_OUT:
-            continue
-        for place, is_changed in _places(row, changed):
-            if (name := _name(figure, place)) is not None:
-                found.setdefault(name, []).append(is_changed)
-    return {name: _state(of_place) for name, of_place in found.items()}
-
-
-def _places(
-    row: Mapping[str, Any], changed: Collection[Place]
-) -> Iterable[tuple[Place, bool | None]]:
-    """The places that a tensor is of, and whether it changed there."""
-    component, module, layer = row["component"] or "", row["module"] or "", row["layer"]
-    whole = _is_changed(row)
-    yield (component, module, layer), whole
-    for part in FUSED.get(module, ()):
-        place = component, part, layer
-        if not whole:
-            yield place, whole
-        elif place in changed:
-            yield place, True
-        else:  # a part that is identical has no row, and one that was not measured is named
-            yield place, None if row["detail"] else False
+        if row["reason"] not in LEFT_OUT and (name := _name(figure, row)) is not None:
+            found.setdefault(name, []).append(_is_changed(row))
+    return {
+        name: CHANGED if any(of_place) else None if None in of_place else UNCHANGED
+        for name, of_place in found.items()
+    }
 
 
 def _is_changed(row: Mapping[str, Any]) -> bool | None:
@@ -83,27 +55,21 @@ def _is_changed(row: Mapping[str, Any]) -> bool | None:
     return False if row["compared"] else None
 
 
-def _name(figure: Metric, place: Place) -> str | None:
-    """What a place is called among those that a rule names; None where it is none of them."""
-    component, module, layer = place
-    if figure.component is not None and not fnmatchcase(component, figure.component):
+def _name(figure: Metric, row: Mapping[str, Any]) -> str | None:
+    """What the place of a tensor is called among those that a rule names; None where it is none."""
+    parts = [row["component"] or ""]
+    if figure.component is not None and not fnmatchcase(parts[0], figure.component):
         return None
-    if figure.module is not None and not fnmatchcase(module, figure.module):
-        return None
-    parts = [component]
     if figure.module is not None:
-        parts.append(module)
+        if not fnmatchcase(row["module"] or "", figure.module):
+            return None
+        parts.append(row["module"])
     if figure.layers is not None:
+        layer = row["layer"]
         if layer is None or not figure.layers[0] <= layer <= figure.layers[1]:
             return None
         parts.append(f"layers.{layer}")
     return ".".join(parts)
-
-
-def _state(of_place: Sequence[bool | None]) -> State:
-    if any(of_place):
-        return CHANGED
-    return None if None in of_place else UNCHANGED
 
 
 def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, State]:

@@ -34,7 +34,6 @@ from shadow.gates.rules import (
     VERIFY,
     Rule,
 )
-from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.summary.record import not_measured
 from shadow.templates import Reason, Value, fill
 
@@ -73,7 +72,6 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "none_moved": "{count:count} figures are inside their spread over layers in the baseline"
     "[; not judged: {left}]",
 }
-NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 
 @dataclass(frozen=True)
@@ -327,10 +325,8 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         if not findings:
             return _missing(rule, "within_error", figures=open_ones)
     if not findings:
-        why = not_measured(now.summary.tier)
-        if not why and (when := NULLS.get(rule.figure.metric)):
-            why = f"null when: {when}"
-        return _missing(rule, "null", figures=nulls, why=why or None)
+        why = not_measured(now.summary.tier) or None
+        return _missing(rule, "null", figures=nulls, why=why)
     _, _, condition = rule.condition.partition(" ")
     violating = {at: finding for at, finding in findings.items() if finding.met}
     named = violating or findings
