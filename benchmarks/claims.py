@@ -125,7 +125,7 @@ def rows(found: Sequence[Judged]) -> list[list[str]]:
     for claim in dict.fromkeys(one.claim for one in found):
         own = [one for one in found if one.claim == claim]
         kinds = dict.fromkeys(one.kind for one in own)
-        table.append([f"`{claim}`", "; ".join(kinds), *counts(own)])
+        table.append([f"`{claim}`", str(len(kinds)), *counts(own)])
     return table
 
 
@@ -143,7 +143,7 @@ def counts(some: Sequence[Judged]) -> list[str]:
 
 
 HEAD = [
-    "claim", "planted", "claims", "right", "named the cause", "falsely 'holds'",
+    "claim", "kinds", "claims", "right", "named the cause", "falsely 'holds'",
     "falsely 'does not hold'", "refused",
 ]  # fmt: skip
 

@@ -203,11 +203,6 @@ def told(found: Sequence[Judged]) -> str:
     ]
     for truth in dict.fromkeys(one.truth for one in found):
         lines.append(row(truth, [one for one in found if one.truth == truth]))
-    weighed = [one for one in found if one.truth == "importance matrix"]
-    for kind in dict.fromkeys(one.kind for one in weighed):
-        lines.append(
-            row(f"importance matrix, {kind}", [one for one in weighed if one.kind == kind])
-        )
     return "\n".join(lines)
 
 
