@@ -68,7 +68,7 @@ def test_a_word_that_is_not_known_answers_with_the_nearest(words, guess):
 
 OTHERS = (
     "gates", "null", "x null", "kept", "FAILED",
-    "rounding", "profile", "update", "lab", "Delta", "embed", "mlp.up", "rank one",
+    "rounding", "profile", "update", "Delta", "embed", "mlp.up", "rank one",
     "effective number", "X", "1/X", "A", "pruned base", "zeroed", "merged_adapter", "nats",
     "AUC", "left out", "Other explanations", "PR", "sign-flip null", "leading directions",
     "attention : MLP", "null edge", "participation share", "not_a_matrix",
