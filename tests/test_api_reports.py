@@ -16,7 +16,7 @@ import shadow
 from shadow.reports.columns import TABLES
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
-from shadow.telling.summary_file import maker
+from shadow.telling.reading import maker
 
 ROOT = Path(__file__).parents[1]
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from shadow.engines.engine import Ray
     from shadow.errors import ShadowError, UsageError
     from shadow.lists.request import Measuring
-    from shadow.outputs.notebook import AuditReport, AuditReports
     from shadow.run.runtime import Files
+    from shadow.telling.reading import AuditReport, AuditReports
 
 __version__ = "0.2.0"
 
@@ -63,8 +63,8 @@ __all__ = [
 # Where names are defined that are not of shadow.api. No submodule has one of the names: importing
 # it would replace the name here.
 _HOMES = {
-    "AuditReport": "shadow.outputs.notebook",
-    "AuditReports": "shadow.outputs.notebook",
+    "AuditReport": "shadow.telling.reading",
+    "AuditReports": "shadow.telling.reading",
     "Files": "shadow.run.runtime",
     "Measuring": "shadow.lists.request",
     "Ray": "shadow.engines.engine",

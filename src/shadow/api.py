@@ -21,7 +21,6 @@ from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
 from shadow.lists.request import AuditRequest, Measuring, Place
-from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.reports.folders import one_report, reports_below, reports_of
 from shadow.reports.report import Report
 from shadow.run.runtime import Files
@@ -29,6 +28,7 @@ from shadow.storage import Store, located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
 from shadow.targets.references import Reference, parse_checkpoint, parse_reference
+from shadow.telling.reading import AuditReport, AuditReports
 
 if TYPE_CHECKING:
     import torch

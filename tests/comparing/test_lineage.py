@@ -16,7 +16,7 @@ from reports import delta, place, write
 
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, numbered
 from shadow.reports.metadata import CheckpointMetadata
-from shadow.telling.reading import SummarisedReport, read_step
+from shadow.telling.reading import AuditReport, read_step
 
 
 def shadow(*arguments: str | Path, cwd: Path, width: int = 80):
@@ -33,7 +33,7 @@ def template(tmp_path_factory):
         delta(0.3, place(layer, "mlp.up"), frobenius_norm=0.1 + layer, parameters=6144)
         for layer in range(4)
     ]
-    return read_step(SummarisedReport(write(tmp_path_factory.mktemp("template") / "a..b", rows)))
+    return read_step(AuditReport(write(tmp_path_factory.mktemp("template") / "a..b", rows)))
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_siblings_are_no_step(tmp_path):
     """Of two models of one base neither came from the other."""
     settings = {"method": {"level": "full"}, "chosen": {}, "relation": "sibling"}
     folder = write(tmp_path / "sft..coder", [delta(0.3, place(0, "mlp.up"))], settings=settings)
-    assert read_step(SummarisedReport(folder)) is None
+    assert read_step(AuditReport(folder)) is None
 
 
 # -------------------------------------------------------------------------------- a planted chain

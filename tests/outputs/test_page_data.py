@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from shadow.outputs.page.data import FEWEST, LEADING, MOST, columns_of, kept_ranks
 from shadow.outputs.page.pair import read_pair
-from shadow.telling.reading import SummarisedReport
+from shadow.telling.reading import AuditReport
 
 
 def measured(folder: Path) -> dict:
     """The data of the charts of one report."""
-    return json.loads(read_pair(SummarisedReport(folder), "here", 0, 1).data)
+    return json.loads(read_pair(AuditReport(folder), "here", 0, 1).data)
 
 
 drawn = cache(measured)  # of reports that no test changes

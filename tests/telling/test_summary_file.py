@@ -21,9 +21,8 @@ from shadow.reports.report import Report
 from shadow.spectra.measurement import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
-from shadow.telling import reading, summary_file
-from shadow.telling.reading import made_again, read_summary
-from shadow.telling.summary_file import believed
+from shadow.telling import reading
+from shadow.telling.reading import believed, made_again, read_summary
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -178,7 +177,7 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         edit(report, change)
         told = json.loads((report / "summary.json").read_text())
         metadata = report_metadata(report)
-        sealed = metadata["seal"] | {"summary": summary_file.summary_digest(told, metadata)}
+        sealed = metadata["seal"] | {"summary": reading.summary_digest(told, metadata)}
         for name in ("matrices", "tensors", "files"):
             rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
 

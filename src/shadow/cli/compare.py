@@ -140,7 +140,7 @@ def lineage(
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families
     from shadow.telling.comparisons import lineage_document
-    from shadow.telling.reading import SummarisedReport, read_step
+    from shadow.telling.reading import AuditReport, read_step
 
     families = load_families(registry)
     every = [
@@ -149,7 +149,7 @@ def lineage(
     folders = list(dict.fromkeys(every))
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
-    steps = list(filter(None, (read_step(SummarisedReport(folder)) for folder in folders)))
+    steps = list(filter(None, (read_step(AuditReport(folder)) for folder in folders)))
     if not steps:
         raise ShadowError(
             "all of these reports are of siblings, of which neither was tuned from the other"

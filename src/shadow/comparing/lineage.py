@@ -110,12 +110,10 @@ class Lineage:
     """What was left out, and what has no order."""
 
 
-def step_of(
-    report: Report, summary: PairRecord, failed_gates: list[str], where: str | None = None
-) -> Step | None:
+def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Step | None:
     """A finished report as a step; None for one of siblings, of which neither came from the other.
 
-    where: its folder, as the step names it. Raises ShadowError when the report cannot be read.
+    Raises ShadowError when the report cannot be read.
     """
     provenance = report.provenance
     if provenance.relation == "sibling":
@@ -131,7 +129,7 @@ def step_of(
     return Step(
         family=summary.family,
         pair=summary.pair,
-        folder=as_given(report.folder) if where is None else where,
+        folder=as_given(report.folder),
         base=summary.base,
         tuned=summary.tuned,
         start=start,

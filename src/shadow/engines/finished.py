@@ -27,9 +27,8 @@ from shadow.reports.report import Report
 from shadow.run.journal import JOURNAL, remove_journal_of
 from shadow.run.runtime import Runtime
 from shadow.run.settings import DEFAULTS
-from shadow.telling.reading import read_summary
-from shadow.telling.summary_file import FILE as SUMMARY
-from shadow.telling.summary_file import summary_bytes
+from shadow.telling.reading import FILE as SUMMARY
+from shadow.telling.reading import read_summary, summary_bytes
 from shadow.text import and_more, in_ranges
 
 SHOWN = 12  # characters of a commit or of a fingerprint

@@ -58,9 +58,8 @@ from shadow.run.workers import cost, measure_pairs
 from shadow.spectra.solvers import solver_of
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
-from shadow.telling.reading import summarise
-from shadow.telling.summary_file import FILE as SUMMARY
-from shadow.telling.summary_file import seal, summary_bytes
+from shadow.telling.reading import FILE as SUMMARY
+from shadow.telling.reading import seal, summarise, summary_bytes
 from shadow.text import byte_size
 
 Made = TypeVar("Made")

@@ -24,7 +24,7 @@ from shadow.reports.report import Report
 from shadow.run.runtime import Files, Runtime, access_of, tell_nobody
 from shadow.summary.record import Row
 from shadow.summary.tables import floats, median
-from shadow.telling.reading import SummarisedReport
+from shadow.telling.reading import AuditReport
 from shadow.text import several
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def read_measured(
 
     reading: for checks that the report does not answer. Raises ShadowError.
     """
-    report = SummarisedReport(folder)
+    report = AuditReport(folder)
     assert report.provenance  # read now, so that a folder without a report is found here
     if summary is None:
         summary = report.summary

@@ -21,7 +21,7 @@ from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import STORED, arrow_schema
 from shadow.storage import as_given
-from shadow.telling.reading import SummarisedReport
+from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 
 ExportFormat = Literal["csv", "parquet", "markdown"]
@@ -40,7 +40,7 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     place = placing(output, lambda at: at.is_dir() and not any(at.iterdir()), "an empty folder")
     with place as folder:
         folder.mkdir()
-        for report in map(SummarisedReport, folders):  # in memory one at a time
+        for report in map(AuditReport, folders):  # in memory one at a time
             pair = report.provenance.family, report.provenance.pair
             if (twin := pairs.setdefault(pair, report.folder)) != report.folder:
                 fault = f"{twin} and {report.folder} are both reports of {':'.join(pair)}"
@@ -53,7 +53,7 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     return output
 
 
-def _table(report: SummarisedReport, name: str) -> pa.Table:
+def _table(report: AuditReport, name: str) -> pa.Table:
     """A table of a report with family and pair as its first columns."""
     table = report.table(name)
     columns = {one: table[one] for one in table.column_names}
@@ -90,7 +90,7 @@ def _add_parquet(folder: Path, name: str, table: pa.Table) -> None:
     pq.write_to_dataset(table, folder / name, ["family", "pair"], **named)
 
 
-def _add_markdown(folder: Path, report: SummarisedReport) -> None:
+def _add_markdown(folder: Path, report: AuditReport) -> None:
     """Add to `reports.md` what `shadow show` prints of a report, for a model card."""
     document = report_document(report.summary, report.provenance.told, as_given(report.folder))
     with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:

@@ -63,7 +63,7 @@ class RunMetadata(TypedDict):
 
 
 class SealMetadata(TypedDict):
-    """Who made the summary beside the tables, and of what: see `shadow.telling.summary_file`."""
+    """Who made the summary beside the tables, and of what: see `shadow.telling.reading`."""
 
     made_by: Mapping[str, str]  # version, and code: a sha256
     tables: Mapping[str, str]  # a sha256 of each table

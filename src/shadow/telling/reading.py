@@ -1,27 +1,66 @@
-"""Finished reports -> their summaries, for all who show, judge or draw a report. Prints nothing."""
+"""Finished reports -> their summaries, for all who show, judge or draw a report. Prints nothing.
+
+Making a summary of a small report takes 150 ms, reading one 3. So `summary.json` is taken as it
+stands when a seal in the metadata of matrices.parquet says that this very code made it, from these
+very tables, and that nobody has changed it:
+
+- the version of shadow, and a sha256 over its code and the data that summaries rest on: a checkout
+  changes without its version;
+- a sha256 of each table: of all bytes of its file before the footer, and of its columns and number
+  of rows. The footer alone would not do, as it holds no checksum of the pages; the rest of it is
+  left out because the seal itself is in it;
+- a sha256 of the summary, and of what the report says that it is of.
+
+In every other case the summary is made again from the tables. This is a seal and no signature: who
+writes all files anew can say in them what he likes, as he can in the tables themselves. What a
+summary holds is therefore checked as that of any file is.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from shadow import __version__
 from shadow.checks.pair_gates import gates
 from shadow.checks.summary import Finding, Summary, summary_from_json
 from shadow.comparing.lineage import Step, step_of
 from shadow.comparing.published import published_place
 from shadow.errors import ShadowError
-from shadow.reports.metadata import ReportMetadata
-from shadow.reports.parquet import absent_note
+from shadow.files import registry_folder
+from shadow.reports.metadata import ReportMetadata, SealMetadata
+from shadow.reports.parquet import absent_note, pages_of
 from shadow.reports.report import Report
+from shadow.storage import as_given
 from shadow.summary.making import record_of
 from shadow.summary.standing import standing_of
 from shadow.summary.tables import read_rows
 from shadow.telling.finding import finding
-from shadow.telling.summary_file import SUMMARISED, believed
+from shadow.text import visible
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE = "summary.json"
+SUMMARISED = ("matrices", "tensors", "files")  # the tables that a summary is made from
+SEAL = "seal"  # its key in a report's metadata
+# what metadata say a report is of
+IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")
+MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
+
+
+NO_SEAL = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException
+)  # fmt: skip
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
@@ -40,29 +79,9 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     return summary.with_finding(finding(summary, metadata["settings"]))
 
 
-def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, ReportMetadata]:
-    """The summary of a finished report, and the report's provenance.
-
-    What an older report lacks is null, and a warning of the summary. with_rows: whether the tables
-    are there, so that their checksums are compared; otherwise the seal of the summary alone is.
-    Raises ShadowError when the folder holds no finished report, or one of another schema; and
-    without rows when the summary would have to be made from them.
-    """
-    report = SummarisedReport(folder)
-    if with_rows:
-        return report.summary, report.provenance.told
-    sealed = believed(report, with_rows=False)
-    if sealed is None:
-        raise ShadowError(f"{folder}: its summary was made by another version")
-    try:
-        return summary_from_json(sealed), report.provenance.told
-    except TypeError:  # sealed by somebody else
-        raise ShadowError(f"{folder}: its summary is not of the shape that it should be") from None
-
-
 @dataclass(frozen=True)
-class SummarisedReport(Report):
-    """A finished report and its summary."""
+class AuditReport(Report):
+    """A finished report and its summary: what `audit` and `read` return."""
 
     @cached_property
     def summary(self) -> Summary:
@@ -71,17 +90,46 @@ class SummarisedReport(Report):
         What an older report lacks is null, and a warning of the summary.
         Raises ShadowError when the folder holds no finished report, or one of another schema.
         """
-        return _believed_or_made(self)
+        sealed = believed(self)
+        if sealed is not None:
+            try:
+                return summary_from_json(sealed)
+            except TypeError:
+                pass  # sealed by somebody else: not of the shape that every reader may rely on
+        return made_again(self)
 
+    @cached_property
+    def deltas(self) -> pd.DataFrame:
+        """The rows of `matrices` whose subject is the delta: one for each matrix that changed."""
+        rows = self.matrices
+        return rows[rows["subject"] == "delta"].reset_index(drop=True)
 
-def _believed_or_made(report: Report) -> Summary:
-    sealed = believed(report)
-    if sealed is not None:
+    @property
+    def name(self) -> str:
+        """`demo:base..narrow`."""
+        return f"{self.provenance.family}:{self.provenance.pair}"
+
+    def __repr__(self) -> str:
         try:
-            return summary_from_json(sealed)
-        except TypeError:
-            pass  # sealed by somebody else: not of the shape that every reader may rely on
-    return made_again(report)
+            titled = ": ".join(filter(None, (self.name, self.summary.stopped)))
+            origin = f"{as_given(self.folder)}, measured by shadow {self.provenance.version}"
+            lines = [titled, self.summary.finding.headline, origin]
+        except ShadowError as error:  # a repr must not fail: a notebook would show a traceback
+            lines = ["AuditReport", error.message, error.hint or ""]
+        return "\n".join(visible(line) for line in lines)
+
+
+class AuditReports(tuple[AuditReport, ...]):
+    """The reports of several pairs, in the order in which these were named."""
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(repr, self)) or "no reports"
+
+
+def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
+    """The summary of a finished report, and the report's provenance. Raises as AuditReport does."""
+    report = AuditReport(folder)
+    return report.summary, report.provenance.told
 
 
 def made_again(report: Report) -> Summary:
@@ -95,8 +143,76 @@ def made_again(report: Report) -> Summary:
     return summary.with_warning("older_report", absent_note(report.absent))
 
 
-def read_step(report: SummarisedReport, where: str | None = None) -> Step | None:
+def read_step(report: AuditReport) -> Step | None:
     """A finished report as a step of a lineage; None for one of siblings, of which neither came
-    from the other. where: its folder, as the step names it.
+    from the other.
     """
-    return step_of(report, report.summary, [one.name for one in report.summary.failed_gates], where)
+    return step_of(report, report.summary, [one.name for one in report.summary.failed_gates])
+
+
+# -------------------------------------------------------------------------------------------- seal
+
+
+def summary_bytes(summary: Mapping[str, Any]) -> bytes:
+    """`summary.json` of a summary as JSON."""
+    return json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def seal(
+    summary: Mapping[str, Any], tables: Mapping[str, Path], metadata: Mapping[str, object]
+) -> SealMetadata:
+    """The seal of a summary as JSON that was made from the tables in these files, whose metadata
+    may be missing yet; metadata has what the report is of.
+    """
+    digests = {name: _table_digest(tables[name].read_bytes()) for name in SUMMARISED}
+    return {"made_by": maker(), "tables": digests, "summary": summary_digest(summary, metadata)}
+
+
+def believed(report: Report) -> dict[str, Any] | None:
+    """The summary.json of a finished report; None where it may not be believed.
+
+    What the values are is not checked: see `read_as`. Raises ShadowError where there is no finished
+    report.
+    """
+    metadata: Mapping[str, Any] = report.provenance.told
+    try:
+        sealed = metadata[SEAL]
+        if sealed["made_by"] != maker():
+            return None
+        with (report.folder / FILE).open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        if len(raw) > MAX_FILE:
+            return None
+        stored: dict[str, Any] = json.loads(raw)
+        if summary_digest(stored, metadata) != sealed["summary"]:
+            return None
+        digests = {name: _table_digest(report.content(name)) for name in SUMMARISED}
+        return stored if digests == sealed["tables"] else None
+    except NO_SEAL:
+        return None  # such as of a report that was made before there were seals
+
+
+def summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
+    """A sha256 of a summary, and of what its report is of."""
+    whole = [summary, {key: metadata[key] for key in IDENTITY}]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _table_digest(content: bytes) -> str:
+    """A sha256 of a Parquet file's pages, the names and types of its columns, and its row count."""
+    digest = hashlib.sha256(memoryview(content)[: pages_of(io.BytesIO(content))])
+    file = pq.ParquetFile(io.BytesIO(content))
+    columns = [(field.name, str(field.type)) for field in file.schema_arrow]
+    digest.update(repr((columns, file.metadata.num_rows)).encode())
+    return digest.hexdigest()
+
+
+@cache
+def maker() -> dict[str, str]:
+    """The version, and a sha256 over the package's code and the data that summaries rest on."""
+    package, data = Path(__file__).parents[1], registry_folder()
+    digest = hashlib.sha256()
+    files = [data / "names.yaml", *sorted((data / "reference").iterdir())]
+    for path in (*sorted(package.rglob("*.py")), *files):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return {"version": __version__, "code": digest.hexdigest()}

@@ -25,7 +25,7 @@ from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.reports.columns import NOTATION
 from shadow.run.journal import JOURNAL
 from shadow.telling.document import Table, Word, named, number, table_of, worded
-from shadow.telling.reading import SummarisedReport
+from shadow.telling.reading import AuditReport
 from shadow.telling.screen import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
@@ -81,7 +81,7 @@ def write_page(
             where = _below(folder, run)
             show(done, len(folders), where)
             try:
-                report = SummarisedReport(folder)
+                report = AuditReport(folder)
                 sections.append(read_pair(report, where, number=len(sections), pairs=len(folders)))
             except ShadowError as error:
                 if list(folders) == [run]:

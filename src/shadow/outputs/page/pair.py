@@ -15,7 +15,7 @@ from shadow.reports.provenance import Provenance as Origin
 from shadow.summary.picture import LAYERS
 from shadow.summary.tables import columns_of
 from shadow.telling.document import Block, Figures, Note, Paragraph, Provenance, Table
-from shadow.telling.reading import SummarisedReport
+from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 from shadow.telling.screen import faults
 
@@ -91,7 +91,7 @@ class PairSection:
         return bool(self.failed), math.inf if concentration is None else -concentration, self.name
 
 
-def read_pair(report: SummarisedReport, where: str, number: int, pairs: int) -> PairSection:
+def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairSection:
     """A finished report as a page of so many pairs shows it.
 
     Raises ShadowError when it cannot be read.
