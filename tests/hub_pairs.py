@@ -18,7 +18,8 @@ from hub import Hub
 from measuring import pair_of
 
 from shadow.checkpoints.pairing import Filter
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 
 SECRET = "hf_" + "Sesame7" * 5

@@ -197,7 +197,6 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
         ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),
         ({"target": "demo", "engine": shadow.Ray(memory_per_task="lots")}, "'lots' is not a size"),
         ({"target": "demo", "engine": shadow.Ray("ray://head")}, "a run over a Ray client"),
-        ({"target": "demo", "parts": 0}, "parts=0"),
     ],
 )
 def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):

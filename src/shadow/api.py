@@ -68,7 +68,6 @@ def audit(
     jobs: int | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
     engine: str | Ray = "local",
-    parts: int | None = None,
     say: Say = ignore,
     progress: Callable[[Progress], None] = ignore,
     **measuring: Any,
@@ -89,8 +88,6 @@ def audit(
         files: Where checkpoints come from, such as `shadow.Files(offline=True, max_disk="40GB")`.
         engine: local; ray (extra `ray`), a Ray of this machine, or the one that this process has
             initialised; or a `shadow.Ray`, such as that of a cluster, as text or as an object.
-        parts: In how many parts each pair is measured; None: whole, or a single pair on ray in as
-            many as run at a time.
         measuring: Fields of `shadow.Measuring`, such as `layers=[0, 5]` or `level="norms"`.
     """
     from shadow.lists.perform import perform
@@ -102,7 +99,7 @@ def audit(
     with ExitStack() as until_done:
         if held and output is None:
             output = until_done.enter_context(tempfile.TemporaryDirectory(prefix="shadow-"))
-        own = {"overwrite": overwrite, "jobs": jobs, "files": files, "parts": parts}
+        own = {"overwrite": overwrite, "jobs": jobs, "files": files}
         ray = engine if isinstance(engine, Ray) else Ray.of(engine)
         request = _request(base, tuned, held, output, measuring, ray=ray, **own)
         pairs = request.selection.pairs

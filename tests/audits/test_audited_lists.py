@@ -22,21 +22,24 @@ from view import drawn
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import console
 from shadow.cli.commands import app
-from shadow.engines.pair import Runtime, Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
-from shadow.lists import index as list_audit
 from shadow.lists.document import list_document
 from shadow.lists.index import (
     Index,
     Kind,
     Row,
-    audit_list,
+    begun,
     read_index,
     report_folder,
+    with_index,
     write_index,
 )
+from shadow.lists.pairs import audit_pairs
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.run import sides
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.lists import select
 from shadow.text import inert
@@ -49,8 +52,13 @@ def select_toys(toys, *targets, **options):
     return select(targets, registry=toys, **options)
 
 
-def audited(selection, output, settings=EVERYTHING, **options):
-    return list(audit_list(selection, settings, output, **options))
+def auditing(selection, output, settings=EVERYTHING, **options):
+    outcomes = audit_pairs(selection.own, settings, output, numbered=True, **options)
+    return with_index(selection, settings, output, outcomes)
+
+
+def audited(*words, **options):
+    return list(auditing(*words, **options))
 
 
 def states(output):
@@ -155,7 +163,7 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
         report.write_bytes(b"PAR1")
         if change == "report gone":
             report.unlink()
-    index = list_audit.begun(toys / "out", selection, settings)
+    index = begun(toys / "out", selection, settings)
     assert {row.name: row.state for row in index.rows} == expected
     audited(selection, toys / "out", settings, runtime=Runtime(overwrite=True))
     assert set(states(toys / "out").values()) == {"done"}
@@ -205,7 +213,7 @@ def test_a_copied_report_of_other_settings_is_not_done(toys, shadow):
 
 def test_two_lists_at_once_into_one_folder_are_refused(toys, shadow):
     """The first goes on, and the folder is free afterwards; `show` writes nothing meanwhile."""
-    first = audit_list(select_toys(toys, "toy-a*"), EVERYTHING, toys / "out")
+    first = auditing(select_toys(toys, "toy-a*"), toys / "out")
     next(first)
     with pytest.raises(ShadowError):
         audited(select_toys(toys, "toy-c*"), toys / "out")

@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from shadow.checkpoints.pairing import Filter
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import find_pairs, load_families
 

@@ -20,9 +20,12 @@ from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
 from shadow.engines import pair as pair_module
-from shadow.engines.pair import Runtime, Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError
-from shadow.lists.index import audit_list, read_index
+from shadow.lists.index import read_index, with_index
+from shadow.lists.pairs import audit_pairs
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.spectra import delta
 from shadow.spectra.measurement import Method
 from shadow.targets.lists import select
@@ -252,7 +255,8 @@ def test_a_file_cut_short_under_way_does_not_end_a_list(pair, tmp_path, monkeypa
     changing(monkeypatch, delta, "summed", lambda: cut(tmp_path))
     selection = select(listed=str(tmp_path / "pairs.yaml"))
     runtime = Runtime(jobs=1)
-    list(audit_list(selection, SETTINGS, tmp_path / "out", runtime=runtime))
+    audited = audit_pairs(selection.own, SETTINGS, tmp_path / "out", runtime)
+    list(with_index(selection, SETTINGS, tmp_path / "out", audited))
     failed, done = read_index(tmp_path / "out").rows
     assert (failed.state, done.state) == ("failed", "done")
     assert FILE in failed.error

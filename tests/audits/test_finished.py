@@ -19,12 +19,14 @@ from planted import UP, matrices
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines import pair as shadow_run
-from shadow.engines.pair import Runtime, Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.lists.index import read_index
 from shadow.reports import parquet as report_module
 from shadow.reports.folders import READY, found_below
 from shadow.reports.provenance import finished_metadata
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.lists import select
 from shadow.targets.references import parse_reference

@@ -21,7 +21,8 @@ from measuring import pair_of
 import shadow
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 
 SETTINGS = Settings(Method(), Filter())

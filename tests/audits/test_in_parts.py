@@ -24,14 +24,16 @@ from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.engines import engine as engine_module
 from shadow.engines import pair as pair_audit
 from shadow.engines.engine import Ended, InProcess
-from shadow.engines.pair import Progress, Runtime, Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.engines.parts import Parts, cut
 from shadow.errors import BusyError, ShadowError
 from shadow.run import journal as journal_module
 from shadow.run import pair_plan, rows
 from shadow.run.journal import remove_unfinished
 from shadow.run.pair_plan import plan_pair
+from shadow.run.runtime import Progress, Runtime
 from shadow.run.schedule import shards_of
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.telling import reading
 from shadow.telling.reading import read_summary
@@ -250,6 +252,24 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
     assert written(parted) == written(one)
 
 
+IN_PARTS = """
+from pathlib import Path
+from shadow.checkpoints.pairing import Filter
+from shadow.engines.engine import InProcess
+from shadow.engines.pair import run_pair
+from shadow.engines.parts import Parts
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
+from shadow.spectra.method import Method
+from shadow.targets.families import given_pair
+from shadow.targets.references import Reference
+
+pair = given_pair(Reference("org/base", False), Reference("org/tuned", False))
+runtime = Runtime(elsewhere=Parts(InProcess(), 3).measure)
+run_pair(pair, Settings(Method(), Filter()), Path("out"), runtime)
+"""
+
+
 def test_each_shard_is_fetched_once(tmp_path):
     """Twelve downloads of whole files, each of another one."""
     folders = {
@@ -261,8 +281,7 @@ def test_each_shard_is_fetched_once(tmp_path):
             hub.add(name, folder)
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
         pair = ("audit", "org/base", "org/tuned", "-o")
-        words = "'org/base', 'org/tuned', output='out', parts=3"
-        program = [sys.executable, "-c", f"import shadow; shadow.audit({words})"]
+        program = [sys.executable, "-c", IN_PARTS]
         subprocess.run(program, check=True, cwd=tmp_path, env={**os.environ, **env})
         fetched = Counter(
             (request.repo, request.filename)

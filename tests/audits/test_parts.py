@@ -16,9 +16,11 @@ from measuring import frame, pair_of, planted_pair, report_contents
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.engines.pair import Runtime, Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
 from shadow.places.names import name_rules
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}

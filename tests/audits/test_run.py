@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from shadow.checkpoints.pairing import Factor, Filter, MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
-from shadow.engines.pair import Runtime, Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
@@ -39,6 +39,8 @@ from shadow.run.machine import (
     matrix_memory,
     worker_memory,
 )
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 
 EVERYTHING = Settings(Method(), Filter())
@@ -273,7 +275,9 @@ MEASURING = """
 import re, sys, threading, time
 from pathlib import Path
 from measuring import pair_of
-from shadow.engines.pair import Runtime, Settings, run_pair
+from shadow.engines.pair import run_pair
+from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.checkpoints.pairing import Filter
 from shadow.run.pair_plan import plan_pair
 from shadow.spectra.method import Method

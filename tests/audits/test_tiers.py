@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 import shadow
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.engine import InProcess
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.engines.parts import Parts
 from shadow.run.runtime import Runtime
+from shadow.run.settings import Settings
 from shadow.spectra import solvers
 from shadow.spectra.measurement import Method
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.weight_files import read_adapter
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.places.architecture import place_tensors
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference

@@ -23,7 +23,8 @@ from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from shadow.checkpoints.pairing import Filter
 from shadow.checks import pair_gates
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import find_pairs, given_pair, load_families
 from shadow.targets.references import parse_reference

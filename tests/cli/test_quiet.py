@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from shadow.cli import console
-from shadow.engines.pair import Progress
+from shadow.run.runtime import Progress
 
 PAIR = ("audit", "demo:base..narrow", "-o", "out")
 AGAINST = ("--against", "none", "--allow-missing")

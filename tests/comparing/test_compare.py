@@ -18,8 +18,9 @@ from reports import MODULES, NULL, delta, identity, place, places, uniform, writ
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import MARGIN, Comparison, compare, report_label
 from shadow.comparing.differences import FIGURES
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 
 

@@ -18,7 +18,8 @@ from shadow.checkpoints.pairing import Filter
 from shadow.cli import commands
 from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
-from shadow.lists.index import audit_list, read_index
+from shadow.lists.index import read_index, with_index
+from shadow.lists.pairs import audit_pairs
 from shadow.lists.perform import run_remote_pair
 from shadow.reports import remote
 from shadow.reports.report import Report
@@ -192,7 +193,8 @@ def test_a_list_at_a_url(pair, tmp_path):
 
     def run():
         output = work_folder(STORE)
-        return list(audit_list(selection, FIRST, output, audit=audit, store=STORE))
+        audited = audit_pairs(selection.own, FIRST, output, audit=audit)
+        return list(with_index(selection, FIRST, output, audited, STORE))
 
     def audit(*arguments, **options):
         return run_remote_pair(*arguments, store=STORE, **options)

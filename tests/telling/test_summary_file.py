@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from shadow.checkpoints.pairing import Filter
-from shadow.engines.pair import Settings, run_pair
+from shadow.engines.pair import run_pair
 from shadow.reports.metadata import METADATA_KEY
 from shadow.reports.provenance import report_metadata
 from shadow.reports.report import Report
+from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference

@@ -22,6 +22,7 @@ from shadow.reasons import Status
 from shadow.text import in_ranges, several, short
 
 Side = Literal["base", "tuned"]
+Reading = Literal["parts", "whole", "bytes", "numbers"]
 
 NO_BASE = "no base for {}"
 OF_CONFIG = "computed from the config, where the other side does not store it"
@@ -93,6 +94,8 @@ class MatrixPair:
     cols: int
     is_matrix: bool  # false for vectors, of which only the relative norm is taken
     detail: str = ""  # how they were paired, where that is not plain
+    # parts of tensors, or two tensors whole: floats, or bytes or whole numbers that are no floats
+    reading: Reading = "parts"
     # names this pair within an audit, the same in every run. It holds the whole place, which no
     # two pairs share: the parts of a fused bias differ in their slot alone.
     key: str = field(init=False, repr=False, compare=False)

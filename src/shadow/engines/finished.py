@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shadow import __version__
@@ -14,7 +14,7 @@ from shadow.files import alone_at
 from shadow.reasons import STRICT
 from shadow.reports.columns import SCHEMA
 from shadow.reports.folders import replacing
-from shadow.reports.metadata import SIDES, JudgedMetadata, ReportMetadata
+from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.reports.parquet import absent_note
 from shadow.reports.provenance import (
     Identity,
@@ -57,10 +57,22 @@ FOLLOWS = {
 }
 
 
-def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
-    """The metadata of the report in a folder, if there is one, or what is wrong with it.
+@dataclass(frozen=True)
+class Standing:
+    """What lies in the folder of a report that is asked for."""
 
-    A broken one is no report, and one without matrices.parquet neither.
+    metadata: ReportMetadata | None
+    """Of the finished report there; None where there is none, or a broken one."""
+    broken: str = ""
+    """What is wrong with it, or why it is old and may go."""
+    other: str = ""
+    """What makes it another one than is asked for."""
+    result: AuditResult | None = None
+    """The report, where it is what is asked for."""
+
+
+def finished(folder: Path) -> Standing:
+    """What lies in a folder, whatever is asked for.
 
     Raises ShadowError where the system does not let it be read: it may be whole.
     """
@@ -68,11 +80,42 @@ def finished(folder: Path) -> tuple[ReportMetadata | None, str]:
         metadata = finished_metadata(folder)
         if metadata is None:
             refuse_remains(folder)
-        return metadata, ""
+        return Standing(metadata)
     except ShadowError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
             raise
-        return None, error.message
+        return Standing(None, error.message)
+
+
+def standing(folder: Path, wanted: Identity, runtime: Runtime, *, spectra: bool = True) -> Standing:
+    """What lies in a folder; a report that is what is asked for is tidied up and told of.
+
+    spectra: must singular values be there too? A copy may leave them out.
+    """
+    there = finished(folder)
+    if there.metadata is None:
+        return there
+    if differing := differences(there.metadata, wanted):
+        return replace(there, other=named(differing))
+    metadata, notes = there.metadata, []
+    try:
+        if metadata["version"] != __version__:
+            notes.append(f"measured by shadow {metadata['version']}")
+        if absent := Report(folder).absent:
+            notes.append(absent_note(absent))
+        if notes and runtime.overwrite:
+            return replace(there, broken="; ".join(notes))
+        require_tables(folder, metadata, spectra=spectra)
+        summary, _ = read_summary(folder)
+    except ShadowError as error:
+        return replace(there, broken=error.message)
+    remove_journal_of(folder, wanted)
+    if not (folder / SUMMARY).is_file():
+        with alone_at(folder, JOURNAL), replacing(folder) as staged:
+            staged.put(SUMMARY, summary_bytes(summary.as_json()))
+        runtime.say(f"{folder}: {SUMMARY} was missing, and is made again from the tables")
+    runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
+    return replace(there, result=AuditResult(folder, summary, measured=0, provenance=metadata))
 
 
 def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
@@ -98,47 +141,6 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
 def named(differing: list[str]) -> str:
     """Differences as one phrase, the first few by name."""
     return "; ".join(filter(None, [*differing[:MANY], and_more(len(differing) - MANY)]))
-
-
-def already_done(
-    folder: Path,
-    metadata: ReportMetadata,
-    identity: Identity,
-    runtime: Runtime,
-    *,
-    spectra: bool = True,
-) -> tuple[AuditResult | None, str]:
-    """The report that is there; or why it is measured again: its tables are broken, or it is older
-    and may go. spectra: must singular values be there too? A copy may leave them out.
-    """
-    try:
-        notes = notes_of_age(metadata, Report(folder).absent)
-        if notes and runtime.overwrite:
-            return None, "; ".join(notes)
-        require_tables(folder, metadata, spectra=spectra)
-        summary, _ = read_summary(folder)
-    except ShadowError as error:
-        return None, error.message
-    remove_journal_of(folder, identity)
-    if not (folder / SUMMARY).is_file():
-        with alone_at(folder, JOURNAL), replacing(folder) as staged:
-            staged.put(SUMMARY, summary_bytes(summary.as_json()))
-        runtime.say(f"{folder}: {SUMMARY} was missing, and is made again from the tables")
-    runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
-    return AuditResult(folder, summary, measured=0, provenance=metadata), ""
-
-
-def notes_of_age(metadata: ReportMetadata, absent: Sequence[str]) -> list[str]:
-    """What is said of a report of another version, and of columns that it lacks."""
-    notes = []
-    if metadata["version"] != __version__:
-        notes.append(f"measured by shadow {metadata['version']}")
-    return [*notes, absent_note(absent)] if absent else notes
-
-
-def verdict_metadata(summary: Summary) -> JudgedMetadata:
-    """What the metadata of every table tell of a summary."""
-    return {"gates": summary.as_json()["gates"]}
 
 
 def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[str], None]) -> None:

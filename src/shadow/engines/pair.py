@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,29 +19,19 @@ import torch
 
 from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
-from shadow.checkpoints.sources import Fetching, Source, WholeFile
-from shadow.checks.summary import Summary
-from shadow.engines.finished import (
-    AuditResult,
-    already_done,
-    differences,
-    finished,
-    named,
-    say_afresh,
-    verdict_metadata,
-)
+from shadow.checkpoints.sources import Source, WholeFile
+from shadow.engines.finished import AuditResult, finished, say_afresh, standing
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
-from shadow.reports.folders import TABLES_OF_A_PAIR, Staged, replacing
+from shadow.reports.folders import TABLES_OF_A_PAIR, replacing
 from shadow.reports.metadata import ReportMetadata, RunMetadata
-from shadow.reports.parquet import TableFile
 from shadow.reports.provenance import Identity
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import Fetched, Journal
 from shadow.run.machine import default_jobs, kinds, lacking, machine_limits
 from shadow.run.plan import Plan, make_plan
 from shadow.run.rows import with_contents, write_tables
-from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, size_of
+from shadow.run.runtime import AlignedPair, Asked, Runtime, size_of
 from shadow.run.schedule import Summed, summed_with
 from shadow.run.settings import CPU, Settings, open_device
 from shadow.run.sides import (
@@ -54,9 +44,9 @@ from shadow.run.sides import (
     side_of,
 )
 from shadow.run.spectrum_cache import SpectrumCache
-from shadow.run.workers import cost, measure_pairs
-from shadow.spectra.solvers import solver_of
-from shadow.spectra.spectrum import solve_anew
+from shadow.run.workers import in_workers, outcome_of
+from shadow.spectra.solvers import Means, solver_of
+from shadow.spectra.spectrum import Workspace, solve_anew
 from shadow.targets.families import Pair
 from shadow.telling.reading import FILE as SUMMARY
 from shadow.telling.reading import seal, summarise, summary_bytes
@@ -81,21 +71,18 @@ def run_pair(
     that any engine may map it over pairs, in processes or on machines that share the folder.
 
     Goes on where an interrupted run of the same pair, settings and version stopped; measures
-    nothing when the report is already there, also if another version made it. The
-    optimiser of settings joins the report beside its numbers, which do not depend on it. Raises
-    KeptError where a report of other settings or files is there and stays, UsageError where the
-    model has nothing of what was chosen, and otherwise ShadowError; whatever happens, no
-    half-written report is left.
+    nothing when the report is already there, also if another version made it. Raises KeptError
+    where a report of other settings or files is there and stays, UsageError where the model has
+    nothing of what was chosen, and otherwise ShadowError; whatever happens, no half-written report
+    is left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = nearest_folder(output)
-    asked = Asked(pair, settings, runtime, folder, _scratch(folder))
     try:
-        with client_for(references_of(pair)):
+        with _asked(pair, settings, folder, runtime) as asked:
             # what another audit of the pair has measured by then is not measured again
-            return when_free(partial(run_asked, asked), runtime)
+            return when_free(partial(_audit, asked), runtime)
     finally:
-        shutil.rmtree(asked.scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
 
 
@@ -113,33 +100,33 @@ def measure_part(
     Goes on where it was stopped. Raises ShadowError as run_pair does, and where the checkpoints are
     not those of the identity, as on a machine that has other files.
     """
-    asked = Asked(pair, settings, runtime, folder, _scratch(folder))
+    with _asked(pair, settings, folder, runtime) as asked:
+        base, tuned = find_sides(pair, runtime, asked.scratch)
+        for found, wanted in ((base, identity.base), (tuned, identity.tuned)):
+            if side_of(found) != wanted:
+                fault = f"{found.reference}: another machine has other files under this name"
+                hint = "every machine must see the same files under the same name"
+                raise ShadowError(fault, hint)
+        lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+        summed = summed_with(lined, settings)
+        of_part = frozenset(keys)
+        part = replace(lined, pairs=[one for one in lined.pairs if one.key in of_part])
+        with closing(when_free(partial(Journal, folder, identity), runtime)) as journal:
+            _measure(asked, part, journal, summed)
+        return folder
+
+
+@contextmanager
+def _asked(pair: Pair, settings: Settings, folder: Path, runtime: Runtime) -> Iterator[Asked]:
+    """A request with its scratch folder, of this run alone: a second run, which the journal
+    refuses, must not take what the first reads.
+    """
+    scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
         with client_for(references_of(pair)):
-            base, tuned = find_sides(pair, runtime, asked.scratch)
-            for found, wanted in ((base, identity.base), (tuned, identity.tuned)):
-                if side_of(found) != wanted:
-                    hint = "every machine must see the same files under the same name"
-                    raise ShadowError(
-                        f"{found.reference}: another machine has other files under this name", hint
-                    )
-            lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-            summed = summed_with(lined, settings)
-            journal = when_free(partial(Journal, folder, identity), runtime)
-            of_part = frozenset(keys)
-            part = replace(lined, pairs=[one for one in lined.pairs if one.key in of_part])
-            try:
-                _measure(asked, part, journal, summed)
-            finally:
-                journal.close()
-            return folder
+            yield Asked(pair, settings, runtime, folder, scratch)
     finally:
-        shutil.rmtree(asked.scratch, ignore_errors=True)
-
-
-def _scratch(folder: Path) -> Path:
-    """Of one run alone: a second, which the journal refuses, must not take what the first reads."""
-    return folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
@@ -162,45 +149,40 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
             time.sleep(min(POLL, runtime.patience))
 
 
-def run_asked(asked: Asked) -> AuditResult:
+def _audit(asked: Asked) -> AuditResult:
     pair, settings, runtime, folder = asked.pair, asked.settings, asked.runtime, asked.folder
     base, tuned = find_sides(pair, runtime, asked.scratch)
     wanted = identity(pair, settings, base, tuned)
-    there, broken = finished(folder)
-    other = [] if there is None else differences(there, wanted)
-    if there is not None and not other:
-        done, broken = already_done(folder, there, wanted, runtime)
-        if done is not None:
-            return done
+    there = standing(folder, wanted, runtime)
+    if there.result is not None:
+        return there.result
     # where that fetches no weights, a filter that the model has nothing of is refused before a
     # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
     lined = None
-    if not other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
+    if not there.other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
         lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-    if lined is None or (other and not runtime.overwrite):
-        message = f"{folder}: the finished report there differs: {named(other)}"
+    if lined is None or (there.other and not runtime.overwrite):
+        message = f"{folder}: the finished report there differs: {there.other}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
-    if other or broken:
-        reason = named(other) or broken
+    if reason := there.other or there.broken:
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
     ours = folder, folder.parent, folder.parent.parent
     listings = listings_of(base, ours), listings_of(tuned, ours)
     repository = file_rows(*listings, runtime.say)
     del base, tuned  # their headers are in lined, where equal ones are one
-    clock = _Clock()
+    began, started = datetime.now(UTC), time.monotonic()
     journal = Journal(folder, wanted)
     try:
-        if finished(folder)[0] != there:
+        if finished(folder).metadata != there.metadata:
             raise BusyError(
                 f"{folder}: another audit has just ended there", "run the same command again"
             )
         say_afresh(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        summed = summed_with(lined, settings)
-        measured = _measure(asked, lined, journal, summed)
+        measured = _measure(asked, lined, journal, summed_with(lined, settings))
         sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
-        run = _run_metadata(settings, clock)
+        run = _run_metadata(settings, began, time.monotonic() - started)
         with replacing(folder) as staged:
             files, tables, contents = write_tables(
                 staged.path,
@@ -215,7 +197,20 @@ def run_asked(asked: Asked) -> AuditResult:
             del lined  # the headers: the summary takes as much again
             told = with_contents(wanted.as_json(), contents)
             summary = summarise(tables, told)
-            metadata = _finish(staged, files, summary, told, run=run)
+            as_json = summary.as_json()
+            paths = {name: file.path for name, file in files.items()}
+            metadata: ReportMetadata = {
+                **told,
+                **run,
+                "gates": as_json["gates"],
+                "seal": seal(as_json, paths, told),
+            }
+            for name in TABLES_OF_A_PAIR:
+                if name in files:
+                    files[name].finish(metadata)
+                else:
+                    staged.put(f"{name}.parquet", b"")
+            staged.put(SUMMARY, summary_bytes(as_json))
             for source in sources:
                 source.require_unchanged()
     except BaseException:
@@ -228,43 +223,45 @@ def run_asked(asked: Asked) -> AuditResult:
     return AuditResult(folder, summary, measured=measured, provenance=metadata)
 
 
-class _Clock:
-    """When a run began, and how long it has taken."""
+def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed) -> int:
+    """Measure what the journal does not hold yet, into the journal; returns how many matrices.
 
-    def __init__(self) -> None:
-        self.began = datetime.now(UTC)
-        self._began = time.monotonic()
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-
-def _finish(
-    staged: Staged,
-    files: Mapping[str, TableFile],
-    summary: Summary,
-    told: ReportMetadata,
-    *,
-    run: RunMetadata,
-) -> ReportMetadata:
-    """Give the closed tables of a report their metadata, and write its other files.
-
-    told: what the report is of.
+    summed: the tensors whose bytes are summed up with each pair.
     """
-    paths = {name: file.path for name, file in files.items()}
-    metadata: ReportMetadata = {
-        **told,
-        **run,
-        **verdict_metadata(summary),
-        "seal": seal(summary.as_json(), paths, told),
-    }
-    for name in TABLES_OF_A_PAIR:
-        if name in files:
-            files[name].finish(metadata)
-        else:
-            staged.put(f"{name}.parquet", b"")
-    staged.put(SUMMARY, summary_bytes(summary.as_json()))
-    return metadata
+    runtime, method = asked.runtime, asked.settings.method
+    plan = _planned(asked, lined, journal) if runtime.elsewhere is None else None
+    done = [pair for pair in lined.pairs if pair.key in journal.outcomes]
+    matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (lined.pairs, done))
+    if resumed:
+        runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
+    if plan is None:
+        assert runtime.elsewhere is not None
+        runtime.elsewhere(asked, lined, journal)
+        return matrices - resumed
+
+    def note(source: Source) -> None:
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):
+            journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
+
+    cache = None if runtime.cache is None else SpectrumCache(runtime.cache)
+    remember = solve_anew if cache is None else cache.remember
+    machine = runtime.limits or machine_limits()
+    of_memory = kinds(lined.pairs)
+    if fault := lacking(of_memory, machine, method):
+        raise fault
+    jobs = runtime.jobs or default_jobs(of_memory, machine, method)
+    means = Means(method, Workspace(), remember, open_device(asked.settings.device))
+    measure = partial(outcome_of, base=plan.base, tuned=plan.tuned, means=means, summed=summed)
+    # What has not begun is given up as soon as anything goes wrong.
+    with closing(in_workers(plan, measure, runtime, jobs, done=done, note=note)) as outcomes:
+        for outcome in outcomes:
+            journal.add(outcome)
+    if cache is not None and cache.there:
+        size = byte_size(size_of(cache.folder))
+        runtime.say(
+            f"{cache.there} of {cache.asked} spectra came from the cache ({cache.folder}, {size})"
+        )
+    return matrices - resumed
 
 
 def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
@@ -274,30 +271,30 @@ def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
     for left in asked.scratch.parent.glob(f"{SCRATCH}*"):
         if left != asked.scratch:
             shutil.rmtree(left, ignore_errors=True)
-    _remove_leftovers(journal.fetched)
+    if journal.fetched:
+        from shadow.checkpoints.hub import remove_leftovers
+
+        for one in journal.fetched:
+            remove_leftovers(one.repo, one.checksum)
     plan = make_plan(
-        lined.base,
-        lined.tuned,
-        [pair for pair in lined.pairs if pair.key not in journal.outcomes],
+        lined,
         asked.runtime.access,
-        skipped=len(lined.skipped),
-        method=asked.settings.method,
-        filtered=asked.settings.chosen != Filter(),
         folder=journal.folder,
         scratch=asked.scratch,
+        method=asked.settings.method,
+        filtered=asked.settings.chosen != Filter(),
+        done=journal.outcomes,
         ours={
             (shard.repo, shard.commit, shard.path) for shard in journal.fetched if not shard.keep
         },
     )
     plan.require_disk()
     if plan.to_move:
-        freed = (
-            f", freed after use: at most {byte_size(plan.peak)} on the disk at a time"
-            if plan.frees
-            else ""
-        )
-        unasked = plan.frees and asked.runtime.access.max_disk is None
-        why = f" ({byte_size(plan.free)} are free)" if unasked else ""
+        freed = why = ""
+        if plan.frees:
+            freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time"
+            if asked.runtime.access.max_disk is None:
+                why = f" ({byte_size(plan.free)} are free)"
         asked.runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
@@ -307,106 +304,21 @@ def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
     return plan
 
 
-def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
-    if fetched:
-        from shadow.checkpoints.hub import remove_leftovers
-
-        for shard in fetched:
-            remove_leftovers(shard.repo, shard.checksum)
-
-
-def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed) -> int:
-    """Measure what the journal does not hold yet, into the journal; returns how many matrices.
-
-    summed: the tensors whose bytes are summed up with each pair.
-    """
-    runtime = asked.runtime
-    plan = _planned(asked, lined, journal) if runtime.elsewhere is None else None
-    matrices = sum(pair.is_matrix for pair in lined.pairs)
-    resumed = sum(pair.is_matrix and pair.key in journal.outcomes for pair in lined.pairs)
-    if resumed:
-        runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
-    if plan is None:
-        assert runtime.elsewhere is not None
-        runtime.elsewhere(asked, lined, journal)
-        return matrices - resumed
-    by_key = {pair.key: pair for pair in lined.pairs}
-    total = sum(map(cost, lined.pairs))
-    moved = 0
-    spent = sum(cost(pair) for pair in lined.pairs if pair.key in journal.outcomes)
-
-    def tell() -> None:
-        runtime.show(
-            Progress(
-                done=len(journal.outcomes),
-                total=len(by_key),
-                cost_done=spent,
-                cost_total=total,
-                moved=moved,
-                to_move=plan.to_move,
-            )
-        )
-
-    def report(count: int) -> None:
-        nonlocal moved
-        moved += count
-        tell()
-
-    def note(source: Source) -> None:
-        if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):
-            journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
-
-    tell()
-    fetching = Fetching(runtime.say, report, note)
-    kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
-    remember = solve_anew if kept is None else kept.remember
-    machine = runtime.limits or machine_limits()
-    of_memory = kinds(lined.pairs)
-    method = asked.settings.method
-    if fault := lacking(of_memory, machine, method):
-        raise fault
-    jobs = runtime.jobs or default_jobs(of_memory, machine, method)
-    outcomes = measure_pairs(
-        plan.base,
-        plan.tuned,
-        plan.work,
-        method=asked.settings.method,
-        jobs=jobs,
-        fetching=fetching,
-        remember=remember,
-        grams=open_device(asked.settings.device),
-        summed=summed,
-    )
-    # What has not begun is given up as soon as anything goes wrong.
-    with contextlib.closing(outcomes):
-        for outcome in outcomes:
-            journal.add(outcome)
-            spent += cost(by_key[outcome.key])
-            tell()
-    if kept is not None and kept.there:
-        size = byte_size(size_of(kept.folder))
-        runtime.say(
-            f"{kept.there} of {kept.asked} spectra came from the cache ({kept.folder}, {size})"
-        )
-    return matrices - resumed
-
-
-def _run_metadata(settings: Settings, clock: _Clock) -> RunMetadata:
+def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMetadata:
     method = settings.method
     solver = solver_of(method)
     vectors = solver.has_spectra and method.compares_subspaces
     run: RunMetadata = {
         "compute_dtype": f"{solver.computed}, float64 vectors" if vectors else solver.computed,
-        "device": "cpu",
+        "device": settings.device.kind,
         "libraries": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": numpy.__version__,
         },
-        "started": clock.began.isoformat(timespec="seconds"),
-        "seconds": round(clock.seconds(), 3),
+        "started": began.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
     }
     if settings.device != CPU:
-        run["device"] = settings.device.kind
         run["device_use"] = settings.device.use
     return run

@@ -62,7 +62,10 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
 
     with contextlib.ExitStack() as stack:
         if ray.is_initialized():
-            _require_same(request.address)
+            there = ray.get_runtime_context().gcs_address
+            if request.address not in (None, "auto", "local", there):
+                hint = f"leave out the address, or name {there}; `ray.shutdown()` ends it"
+                raise UsageError("this process has a Ray of another address already", hint)
         else:
             if address == "local":
                 runtime.say("starting Ray on this machine")
@@ -74,32 +77,24 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
         yield engine
 
 
-def _require_same(address: str | None) -> None:
-    """Raises UsageError where this process has a Ray already, and another one is asked for."""
-    import ray
-
-    there = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", "local", there):
-        hint = f"leave out the address, or name {there}; `ray.shutdown()` ends it"
-        raise UsageError("this process has a Ray of another address already", hint)
-
-
 def _connect(address: str) -> None:
     import ray
 
-    if address not in ("local", "auto"):
-        _require_somebody_at(address)
     own: dict[str, Any] = {}
-    where: AbstractContextManager[None] = contextlib.nullcontext()
+    replaced = [_without_talk()]
     if address == "local":
-        where = _on_loopback()
+        replaced.append(_on_loopback())
         own = {
             "num_cpus": machine_limits().cores,
             "include_dashboard": False,
             "object_store_memory": STORE,
         }
+    elif address != "auto":
+        _require_somebody_at(address)
     try:
-        with _without_talk(), where:
+        with contextlib.ExitStack() as stack:
+            for one in replaced:
+                stack.enter_context(one)
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -215,7 +210,7 @@ class RayEngine:
         machines = _machines()
         largest = max((cores for cores, _ in machines.values()), default=0)
         self._cores = request.cpus_per_task or max(1, min(CORES, int(largest)))
-        if not self._slots():
+        if not self._slots(machines):
             raise ShadowError(*too_large(self._cores, self._memory, machines))
         self._say = runtime.say
         self.here = _here()
@@ -227,11 +222,11 @@ class RayEngine:
         self._heard = "", 0  # which ear, and how many of its messages have arrived
 
     def lanes(self) -> int:
-        return sum(self._slots().values())
+        return sum(self._slots(_machines()).values())
 
     def described(self) -> str:
         """`2 machines, 8 tasks at a time, 4 cores each`."""
-        slots = self._slots()
+        slots = self._slots(_machines())
         tasks = counted(sum(slots.values()), "task", "tasks")
         cores = counted(self._cores, "core", "cores")
         return f"{counted(len(slots), 'machine', 'machines')}, {tasks} at a time, {cores} each"
@@ -264,7 +259,6 @@ class RayEngine:
 
         self._queue.clear()
         running = list(self._running)
-        tasks = [self._running[reference].task for reference in running]
         if running:
             for reference in running:
                 ray.cancel(reference, force=False)
@@ -273,19 +267,20 @@ class RayEngine:
             # it ("Tried to complete task that was not pending", Ray 2.60).
             ray.wait(running, num_returns=len(running), timeout=GRACE)
             self._relay(GRACE)
-        for reference in running:
-            self._running.pop(reference).begun.close()
-        return tasks
+        given_up = [self._running.pop(reference) for reference in running]
+        for one in given_up:
+            one.begun.close()
+        return [one.task for one in given_up]
 
-    def _slots(self, machines: Mapping[str, tuple[float, float]] | None = None) -> dict[str, int]:
+    def _slots(self, machines: Mapping[str, tuple[float, float]]) -> dict[str, int]:
         """By machine: how many tasks it has room for. machines: as `_machines` has them."""
         slots = {}
-        for machine, (cores, memory) in (_machines() if machines is None else machines).items():
+        for machine, (cores, memory) in machines.items():
             room_for = int(cores // self._cores)
             if self._memory:
                 room_for = min(room_for, int(memory // self._memory))
             if room_for:
-                slots[machine] = min(room_for, 1) if self._one_each else room_for
+                slots[machine] = 1 if self._one_each else room_for
         return slots
 
     def _fill(self, watch: Watch | None) -> None:
@@ -315,12 +310,10 @@ class RayEngine:
 
         Raises ShadowError when none has come for long. Tasks that Ray has would wait for ever too.
         """
-        if there:
-            self._empty_since, self._empty_told = None, False
-            return
         now = time.monotonic()
-        if self._empty_since is None:
-            self._empty_since = now
+        if there or self._empty_since is None:
+            self._empty_since, self._empty_told = None if there else now, False
+            return
         empty = now - self._empty_since
         if empty >= EMPTY_ENDS:
             raise ShadowError(
@@ -338,12 +331,17 @@ class RayEngine:
 
         runtime = task.runtime()
         begun = contextlib.ExitStack()
-        watching: AbstractContextManager[Callable[[Progress], None]]
-        watching = contextlib.nullcontext(runtime.show) if watch is None else watch(task.name)
-        show = begun.enter_context(watching)
+        show = runtime.show if watch is None else begun.enter_context(watch(task.name))
+        alone = max(self._slots(_machines()).values(), default=1) == 1
         there = _There(
             work=task.work,
-            runtime=self._portable(runtime, task),
+            runtime=replace(  # without its listeners, which stay here
+                runtime,
+                jobs=1 if task in self._wary else runtime.jobs,
+                access=replace(runtime.access, alone=alone),
+                say=tell_nobody,
+                show=tell_nobody,
+            ),
             folder=str(Path.cwd()),
             name=task.name,
             ear=self.ear,
@@ -363,16 +361,6 @@ class RayEngine:
         here = replace(runtime, show=show)
         self._running[remote.remote(there)] = _Running(task, machine, begun, here)
 
-    def _portable(self, runtime: Runtime, task: Task) -> Runtime:
-        """A runtime without its listeners, which stay here."""
-        return replace(
-            runtime,
-            jobs=1 if task in self._wary else runtime.jobs,
-            access=replace(runtime.access, alone=max(self._slots().values(), default=1) == 1),
-            say=tell_nobody,
-            show=tell_nobody,
-        )
-
     def _relay(self, patience: float) -> None:
         """Pass on the messages of tasks, if they come within so many seconds."""
         import ray
@@ -381,12 +369,12 @@ class RayEngine:
             ear, before = self._heard
             ear, before, messages = ray.get(self.ear.since.remote(ear, before), timeout=patience)
             self._heard = ear, before + len(messages)
+            running = {one.task.name: one.runtime for one in self._running.values()}
             for name, message in messages:
-                for running in self._running.values():
-                    if running.task.name == name and isinstance(message, Progress):
-                        running.runtime.show(message)
-                    elif running.task.name == name:
-                        running.runtime.say(str(message))
+                if name in running and isinstance(message, Progress):
+                    running[name].show(message)
+                elif name in running:
+                    running[name].say(str(message))
 
     def _ended(self, reference: Any) -> Ended | None:
         """What became of a task; None where it begins once more."""
@@ -412,9 +400,8 @@ class RayEngine:
         from ray import exceptions
 
         task = running.task
-        short = isinstance(error, exceptions.OutOfMemoryError)
         what = f"its process was lost ({type(error).__name__})"
-        if short:
+        if short := isinstance(error, exceptions.OutOfMemoryError):
             what = "its machine ran out of memory"
         losses = self._losses[task] = self._losses.get(task, 0) + 1
         if losses >= ATTEMPTS:
@@ -563,14 +550,8 @@ def allotted(cores: int, memory: int | None) -> MachineLimits:
     """What a task may use of its machine: its cores, and its memory or as large a share of what is
     free.
     """
-    machine = machine_limits()
-    by = "the engine"
+    machine, by = machine_limits(), "the engine"
     if memory is None:
         memory = machine.memory * min(cores, machine.cores) // machine.cores
     free = min(memory, machine.memory)
-    return MachineLimits(
-        cores=cores,
-        cores_by=by,
-        memory=free,
-        memory_by=by if free < machine.memory else machine.memory_by,
-    )
+    return MachineLimits(cores, by, free, by if free < machine.memory else machine.memory_by)

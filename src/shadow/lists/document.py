@@ -83,26 +83,11 @@ def _totals(index: Index) -> list[tuple[str, str]]:
 def plan_document(plan: PairPlan) -> Document:
     """What an audit of a pair will take."""
     sides = [FigureRow("base", _side(plan.base)), FigureRow("tuned", _side(plan.tuned))]
-    sides += [
-        FigureRow("config", f"{name}: {base} in base, {tuned} in tuned")
-        for name, (base, tuned) in plan.config_differs.items()
-    ]
     blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
     blocks.append(planned_table(plan.modules))
     if plan.skipped:
         blocks.append(skipped_table(plan.skipped))
-    costs = [FigureRow(name, text) for name, text in _costs(plan).items()]
-    tiers = [
-        FigureRow(
-            tier.options or "all spectra",
-            f"{about_time(tier.seconds)}, {byte_size(tier.memory)} of memory",
-        )
-        for tier in plan.tiers
-    ]
-    blocks.append(Figures(costs))
-    if tiers:
-        beside = "" if plan.device == "cpu" else ", without a device"
-        blocks.append(Figures(tiers, title=f"What each tier takes{beside}"))
+    blocks.append(Figures([FigureRow(name, text) for name, text in _costs(plan).items()]))
     return Document(blocks)
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,8 @@ from shadow.reports.folders import FINISHED
 from shadow.reports.metadata import METADATA_KEY, ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import finished_metadata, is_read
-from shadow.run.runtime import Runtime
 
 if TYPE_CHECKING:
-    from shadow.engines.engine import Engine, Watch
-    from shadow.engines.finished import AuditResult
     from shadow.lists.pairs import PairOutcome
     from shadow.run.settings import Settings
     from shadow.storage import Store
@@ -133,10 +130,6 @@ class Index:
     digest: str | None
     """Which list it was (Selection.digest); None: none, or several."""
     rows: tuple[Row, ...]
-
-    def with_rows(self, rows: Mapping[Key, Row]) -> Index:
-        """The same index with these rows instead of those of their pairs."""
-        return replace(self, rows=tuple(rows.get(old.key, old) for old in self.rows))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -286,28 +279,21 @@ def read_index(folder: Path) -> Index | None:
 SHARE = 100  # times what a write of the index takes pass before the next one: it takes 1 %
 
 
-def audit_list(
+def with_index(
     selection: Selection,
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-    *,
-    watch: Watch | None = None,
-    audit: Callable[..., AuditResult] | None = None,
+    outcomes: Generator[PairOutcome, None, None],
     store: Store | None = None,
-    engine: Engine | None = None,
 ) -> Iterator[PairOutcome]:
-    """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
+    """Keep the index of a folder while the pairs of a selection are audited; yields their outcomes.
 
     It is on the disk before the first pair and at the end, also of a run that is stopped, and now
-    and then in between; of one that is killed the reports tell the rest. store: where audit uploads
-    the reports of output; the index goes there at the end. Raises ShadowError when the index cannot
-    be read or written.
+    and then in between; of one that is killed the reports tell the rest. store: where the reports
+    of output are uploaded; the index goes there at the end. Raises ShadowError when the index
+    cannot be read or written.
     """
-    from shadow.engines.pair import run_pair
-    from shadow.lists.pairs import audit_pairs
-
-    with alone_at(output, LOCK):
+    with alone_at(output, LOCK), closing(outcomes):
         is_there = None
         if store is not None:
             files = store.files()
@@ -318,44 +304,33 @@ def audit_list(
 
         index = begun(output, selection, settings, is_there)
         rows = {row.key: row for row in index.rows}
-        due = _write(output, index, rows)
+
+        def write() -> float:
+            """Write the index; returns when the next write is due."""
+            started = time.monotonic()
+            write_index(output, replace(index, rows=tuple(rows.values())))
+            return time.monotonic() + SHARE * (time.monotonic() - started)
+
+        def end() -> None:
+            write()
+            if store is not None:
+                store.put(output / TABLE)
+                store.put(output / INDEX)
+
+        due = write()
         try:
-            for outcome in audit_pairs(
-                selection.own,
-                settings,
-                output,
-                runtime,
-                watch=watch,
-                numbered=True,
-                audit=audit or run_pair,
-                engine=engine,
-            ):
+            for outcome in outcomes:
                 key = outcome.pair.family, outcome.pair.name
                 rows[key] = _row_after(rows[key], outcome)
                 if time.monotonic() >= due:
-                    due = _write(output, index, rows)
+                    due = write()
                 if outcome.state != "stopped":  # which raises at the next step
                     yield outcome
         except BaseException:
             with suppress(ShadowError):
-                _write(output, index, rows, store)
+                end()
             raise
-        _write(output, index, rows, store)
-
-
-def _write(
-    output: Path, index: Index, rows: Mapping[Key, Row], store: Store | None = None
-) -> float:
-    """Write the index with these rows, and upload it if there is a store; return when the next
-    write is due.
-    """
-    started = time.monotonic()
-    write_index(output, index.with_rows(rows))
-    if store is not None:
-        store.put(output / TABLE)
-        store.put(output / INDEX)
-    now = time.monotonic()
-    return now + SHARE * (now - started)
+        end()
 
 
 def _row_after(before: Row, outcome: PairOutcome) -> Row:

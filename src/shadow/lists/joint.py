@@ -10,14 +10,10 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-
-import torch
-from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
@@ -30,7 +26,7 @@ from shadow.reports.provenance import all_that_are
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.runtime import Access, Runtime
 from shadow.run.sides import client_for, find_checkpoint, open_found, reference_of
-from shadow.run.workers import cost, own_workspace, views
+from shadow.run.workers import cost, own_workspace, threads, views
 from shadow.spectra.subspace import JointValues, sibling_values
 from shadow.targets.references import ComponentBase, Reference
 
@@ -148,19 +144,12 @@ def _measured(
     """The values of every match, the largest first; None where shapes differ or entries are not
     finite.
     """
-    workers = jobs or default_jobs([match[0] for match in matched], machine_limits())
     largest_first = sorted(matched, key=lambda match: -cost(match[0]))
     values: list[JointValues | None] = []
-    with (
-        threadpool_limits(limits=1, user_api="blas"),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        try:
-            for value in pool.map(measure, largest_first):
-                values.append(value)
-                show(len(values), len(matched))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with threads(jobs or default_jobs([match[0] for match in matched], machine_limits())) as pool:
+        for value in pool.map(measure, largest_first):
+            values.append(value)
+            show(len(values), len(matched))
     return values
 
 

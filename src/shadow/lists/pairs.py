@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from shadow.checks.summary import Summary
 from shadow.engines.engine import (
     Ended,
     Engine,
@@ -92,15 +91,13 @@ def audit_pairs(
 ) -> Generator[PairOutcome, None, None]:
     """Audit pairs into one folder; yields what became of each as they end.
 
-    Whatever goes wrong with one, the next is tried.
+    Whatever goes wrong with one, the next is tried. Of a pair that is stopped, as by Ctrl-C, the
+    outcome is yielded too; what stopped it is raised after that.
 
-    Of a pair that is stopped, as by Ctrl-C, the outcome is yielded too; what stopped it is raised
-    after that.
-
-    watch is called with each pair that begins and
-    gives what gets its progress, instead of `runtime.show`. numbered: what is said of a pair begins
-    with its number and its name, and ends with a line on its report. audit is called as run_pair
-    is. engine: what carries out the pairs; None: this process, in turn.
+    watch is called with each pair that begins and gives what gets its progress, instead of
+    `runtime.show`. numbered: what is said of a pair begins with its number and its name, and ends
+    with a line on its report. audit is called as run_pair is. engine: what carries out the pairs;
+    None: this process, in turn.
     """
     engine = InProcess() if engine is None else engine
     pins = Pins(runtime) if engine.elsewhere else None
@@ -109,20 +106,30 @@ def audit_pairs(
         own = runtime
         if numbered:
             own = runtime.prefixed(f"[{number}/{len(pairs)}] {pair.full_name}: ")
+        runtime_of = partial(_runtime_of, pair, own, pins)
         work = partial(_audited, audit, pair, settings, output)
-        task = Task(pair.full_name, work, partial(_runtime_of, pair, own, pins), near_of(pair))
+        task = Task(pair.full_name, work, runtime_of, near_of(pair))
         of_task[task] = pair, own.say
         engine.submit(task)
     with closing(completed(engine, _is_to_be_tried_again, watch)) as ended_tasks:
         for ended in ended_tasks:
             pair, say = of_task[ended.task]
-            outcome = _lost(pair, ended.fault) if ended.fault is not None else ended.result
+            outcome: PairOutcome = ended.result
+            if ended.fault is not None:  # what it took is not known
+                state: State = "failed" if isinstance(ended.fault, Exception) else "stopped"
+                outcome = PairOutcome(pair, state, fault=ended.fault)
             if engine.elsewhere:
-                outcome = _seen_here(outcome, output)
+                outcome = _seen_here(outcome)
             if numbered and outcome.began and outcome.result is not None:
-                moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""
-                found = _in_short(outcome.result.summary)
-                say(f"done in {took(outcome.seconds)}{moved}, {found}")
+                summary, moved = outcome.result.summary, ""
+                if outcome.moved:
+                    moved = f", {byte_size(outcome.moved)} fetched"
+                norm = summary.figures.relative_norm_overall
+                found = "nothing changed"
+                if norm and summary.figures.matrices:
+                    found = f"{text_of(norm, 'share')} {of_what(summary)}"
+                gates = "" if summary.stopped is None else f", {summary.stopped}"
+                say(f"done in {took(outcome.seconds)}{moved}, {found}{gates}")
             yield outcome
             if outcome.state == "stopped" and not engine.elsewhere:
                 outcome.finished()  # raises
@@ -134,18 +141,6 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
         return isinstance(ended.fault, BusyError)
     outcome: PairOutcome = ended.result
     return isinstance(outcome.fault, BusyError) or outcome.state == "stopped"
-
-
-def _in_short(summary: Summary) -> str:
-    """How far the weights moved, and the gates that failed: part of a line."""
-    norm = summary.figures.relative_norm_overall
-    parts = ["nothing changed"]
-    if norm and summary.figures.matrices:
-        parts = [f"{text_of(norm, 'share')} {of_what(summary)}"]
-    standing = summary.stopped
-    if standing is not None:
-        parts.append(standing)
-    return ", ".join(parts)
 
 
 def near_of(pair: Pair) -> str:
@@ -164,28 +159,22 @@ class Pins:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._commits: dict[Reference, str | None] = {}
+        self._commits: dict[Reference, str] = {}
 
     def of(self, pair: Pair) -> dict[Reference, str]:
         """The commits of the sides of a pair that are on the Hub.
 
         A side whose commit cannot be had is left out: the audit of the pair will say what is wrong.
         """
-        found = {side: self._commit(side) for side in references_of(pair) if not side.is_folder}
-        return {side: commit for side, commit in found.items() if commit is not None}
+        sides = [side for side in references_of(pair) if not side.is_folder]
+        for side in sides if not self._runtime.access.offline else ():
+            if side not in self._commits:
+                with suppress(ShadowError), client_for([side]):
+                    from shadow.checkpoints.hub import commit_of
 
-    def _commit(self, reference: Reference) -> str | None:
-        if self._runtime.access.offline:
-            return None
-        if self._commits.get(reference) is None:
-            self._commits[reference] = None
-            with suppress(ShadowError), client_for([reference]):
-                from shadow.checkpoints.hub import commit_of
-
-                self._commits[reference] = commit_of(
-                    reference.repo, reference.revision, say=self._runtime.say
-                )
-        return self._commits[reference]
+                    commit = commit_of(side.repo, side.revision, say=self._runtime.say)
+                    self._commits[side] = commit
+        return {side: self._commits[side] for side in sides if side in self._commits}
 
 
 def _runtime_of(pair: Pair, runtime: Runtime, pins: Pins | None) -> Runtime:
@@ -201,12 +190,18 @@ def _audited(
     runtime: Runtime,
 ) -> PairOutcome:
     """The work of one task: what becomes of a pair, whatever that is."""
-    meter = _Meter(runtime.show)
+    started, began, moved = time.monotonic(), False, 0
+
+    def show(state: Progress) -> None:
+        nonlocal began, moved
+        began, moved = True, state.moved
+        runtime.show(state)
+
     result: AuditResult | None = None
     fault: BaseException | None = None
     state: State = "done"
     try:
-        result = audit(pair, settings, output, replace(runtime, show=meter.show))
+        result = audit(pair, settings, output, replace(runtime, show=show))
     except KeptError as error:
         fault, state = error, "kept"
     except Exception as error:
@@ -214,54 +209,19 @@ def _audited(
         fault, state = error, "failed"
     except BaseException as error:
         fault, state = error, "stopped"
-    return PairOutcome(
-        pair=pair,
-        state=state,
-        result=result,
-        fault=fault,
-        began=meter.began,
-        seconds=meter.seconds(),
-        moved=meter.moved,
-    )
+    return PairOutcome(pair, state, result, fault, began, time.monotonic() - started, moved)
 
 
-def _lost(pair: Pair, fault: BaseException) -> PairOutcome:
-    """A pair that the engine has not brought to an end. What it took is not known."""
-    state: State = "failed" if isinstance(fault, Exception) else "stopped"
-    return PairOutcome(pair, state, fault=fault)
-
-
-def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
-    """An outcome of another machine.
-
-    Its report must be where this one looks, perhaps after a moment.
+def _seen_here(outcome: PairOutcome) -> PairOutcome:
+    """An outcome of another machine, whose report must be where this one looks, perhaps after a
+    moment.
     """
     if outcome.result is None or outcome.result.url is not None:
         return outcome
     folder = outcome.result.folder
+    fault = f"{folder}: the report was written on another machine, and is not here"
     try:
-        require_sight(
-            (folder / "summary.json").is_file,
-            f"{folder}: the report was written on another machine, and is not here",
-        )
-    except ShadowError as fault:
-        return replace(outcome, state="failed", result=None, fault=fault)
+        require_sight((folder / "summary.json").is_file, fault)
+    except ShadowError as error:
+        return replace(outcome, state="failed", result=None, fault=error)
     return outcome
-
-
-class _Meter:
-    """What one pair takes: the time since it began, and the bytes that its progress tells of."""
-
-    def __init__(self, show: Callable[[Progress], None]) -> None:
-        self._show = show
-        self._started = time.monotonic()
-        self.moved = 0
-        self.began = False
-
-    def show(self, state: Progress) -> None:
-        self.moved = state.moved
-        self.began = True
-        self._show(state)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._started

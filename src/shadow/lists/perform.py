@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from shadow.checkpoints.pairing import filter_of
-from shadow.engines.engine import Engine, InProcess, Watch
-from shadow.engines.finished import AuditResult, already_done, differences, finished, named
+from shadow.engines.engine import Engine, Watch
+from shadow.engines.finished import AuditResult, standing
 from shadow.engines.pair import run_pair
 from shadow.engines.parts import Parts
 from shadow.errors import KeptError, ShadowError, UsageError
@@ -55,9 +55,7 @@ def perform(
     cannot be carried out; what goes wrong with a pair comes with its outcome.
     """
     settings = settings_of(request.measuring, say)
-    if request.parts is not None and request.parts < 1:
-        raise UsageError(f"parts={request.parts}", "1 or more")
-    if request.found and (request.ray is not None or request.parts is not None):
+    if request.found and request.ray is not None:
         raise UsageError("a model in memory is measured by this process alone", "leave engine out")
     if request.ray is not None:
         cores = request.ray.cpus_per_task
@@ -78,40 +76,31 @@ def _performed(
     output, store = request.output, None
     audit: Callable[..., AuditResult] = run_pair
     if isinstance(output, Store):
-        from shadow.lists.perform import run_remote_pair
-
         store, output = output, work_folder(output)
         audit = partial(run_remote_pair, store=store)
-    with _engine(request, runtime) as engine:
-        if request.is_cut:
-            measure = Parts(engine or InProcess(), request.parts).measure
-            # what a driver that was killed has left at work ends soon
-            runtime, engine = replace(runtime, elsewhere=measure, patience=PATIENCE), None
-        outcomes: Iterator[PairOutcome]
-        if request.selection.is_list:
-            from shadow.lists.index import audit_list
+    with ExitStack() as stack:
+        engine: Engine | None = None
+        if request.ray is not None:
+            from shadow.engines.ray_engine import ray_engine
 
-            outcomes = audit_list(
-                request.selection, settings, output, runtime,
-                watch=watch, audit=audit, store=store, engine=engine,
-            )  # fmt: skip
+            engine = stack.enter_context(ray_engine(request.ray, runtime))
+            if request.is_cut:
+                # what a driver that was killed has left at work ends soon
+                runtime = replace(runtime, elsewhere=Parts(engine).measure, patience=PATIENCE)
+                engine = None
+        selection = request.selection
+        # what is said of several at a time says of which
+        numbered = selection.is_list or (engine is not None and not request.is_alone)
+        audited = audit_pairs(
+            selection.own, settings, output, runtime,
+            watch=watch, numbered=numbered, audit=audit, engine=engine,
+        )  # fmt: skip
+        if selection.is_list:
+            from shadow.lists.index import with_index
+
+            yield from with_index(selection, settings, output, audited, store)
         else:
-            # what is said of several at a time says of which
-            numbered = engine is not None and not request.is_alone
-            outcomes = audit_pairs(
-                request.selection.own, settings, output, runtime,
-                watch=watch, numbered=numbered, audit=audit, engine=engine,
-            )  # fmt: skip
-        yield from outcomes
-
-
-def _engine(request: AuditRequest, runtime: Runtime) -> AbstractContextManager[Engine | None]:
-    """The engine that is asked for, for the time of a block; None: this process, in turn."""
-    if request.ray is None:
-        return nullcontext()
-    from shadow.engines.ray_engine import ray_engine
-
-    return ray_engine(request.ray, runtime)
+            yield from audited
 
 
 def planner(
@@ -174,11 +163,18 @@ def run_remote_pair(
     """
     names = safe_name(pair.family), safe_name(pair.name)
     folder, target = output.joinpath(*names), store.at(*names)
+    copy = None
     if not (folder / FINISHED).is_file():  # else an earlier upload failed
         copy = fetched_if_any(target, spectra=False)
-        there = None if copy is None else _there(copy, pair, settings, runtime)
-        if there is not None:
-            return replace(there, url=target.url)
+    if copy is not None:
+        there = standing(copy, identity_of(pair, settings, runtime), runtime, spectra=False)
+        if there.result is not None:
+            return replace(there.result, url=target.url)
+        if there.other and not runtime.overwrite:
+            message = as_given(f"{copy}: the finished report there differs: {there.other}")
+            raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
+        if there.broken:
+            runtime.say(as_given(f"measuring again: {there.broken}"))
     result = run_pair(pair, settings, output, runtime)
     with writing(folder), alone_at(folder, JOURNAL):
         if (folder / FINISHED).is_file():  # else another process has just uploaded it
@@ -191,24 +187,3 @@ def run_remote_pair(
                 (folder / name).unlink(missing_ok=True)
     remove_empty(folder.absolute() / PARTIAL, output.absolute().parent)
     return replace(result, url=target.url)
-
-
-def _there(copy: Path, pair: Pair, settings: Settings, runtime: Runtime) -> AuditResult | None:
-    """The report that was fetched, if it is what was asked for; None where it is measured again.
-
-    Raises KeptError where it is another one and stays.
-    """
-    there, broken = finished(copy)
-    if there is not None:
-        asked = identity_of(pair, settings, runtime)
-        other = differences(there, asked)
-        if other and not runtime.overwrite:
-            message = as_given(f"{copy}: the finished report there differs: {named(other)}")
-            raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
-        if not other:
-            done, broken = already_done(copy, there, asked, runtime, spectra=False)
-            if done is not None:
-                return done
-    if broken:
-        runtime.say(as_given(f"measuring again: {broken}"))
-    return None

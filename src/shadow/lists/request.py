@@ -77,10 +77,6 @@ class AuditRequest:
     """
     ray: Ray | None = None
     """What carries out the pairs; None: this process."""
-    parts: int | None = None
-    """How many parts each pair is measured in; None: whole, or a single pair on Ray in as many as
-    run at a time.
-    """
     found: Mapping[AnyReference, Found] = field(default_factory=dict, compare=False)
     """Checkpoints in memory, by what the pair calls them."""
 
@@ -101,5 +97,5 @@ class AuditRequest:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the tasks are parts of a pair, and pairs are audited in turn."""
-        return self.parts is not None or (self.ray is not None and self.is_alone)
+        """Whether the tasks of Ray are parts of a pair."""
+        return self.ray is not None and self.is_alone

@@ -44,6 +44,11 @@ class Place:
     # although it does: the blocks of a second stack, rows in another order
     slot: str = ""
 
+    @property
+    def is_unplaced(self) -> bool:
+        """Whether it stands for one tensor alone, as others have the same place."""
+        return self.slot.startswith("\0")
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

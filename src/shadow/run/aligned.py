@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.formats import owner_of
+from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint, sharing
 from shadow.checkpoints.pairing import (
-    NO_BASE,
-    OF_CONFIG,
     Filter,
     MatrixPair,
     Operand,
+    Reading,
     Skipped,
     pair_checkpoints,
 )
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, torch_name
 from shadow.places.architecture import Part, Place, place_tensors
+from shadow.reports.metadata import SIDES
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.runtime import AlignedPair, Progress, Runtime
-from shadow.run.scan import BYTES, NUMBERS, in_words, is_raw, scanned, sides_of
+from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Apart, Scanned, in_order
-from shadow.run.workers import views
+from shadow.run.workers import threads, views
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.mixture import Mixed, Read, products, read
@@ -43,6 +42,7 @@ from shadow.text import short
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
 LOOKED_AT = 64  # names from which a prefix is guessed
+UNREAD = ("quantized", "unknown_dtype", "unreadable")  # reasons of what cannot be read
 
 Names = tuple[str, str]
 """What both checkpoints are called in answers, such as A and B."""
@@ -66,30 +66,23 @@ class Lined:
 def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
     """Pair every tensor of two checkpoints; those that share their bytes with another as well."""
     first, second = plain(first), plain(second)
+    other, where = names
     second, prefix = _without_prefix(second, first)
-    longer = names[1]
     if not prefix and not first.parts:
         first, prefix = _without_prefix(first, second)
-        longer = names[0]
+        where, other = names
     notes = []
     if prefix:
-        other = names[0] if longer == names[1] else names[1]
-        figures = {"where": longer, "other": other, "prefix": short(prefix)}
+        figures = {"where": where, "other": other, "prefix": short(prefix)}
         notes.append(Reason("prefixed", figures))
     second = sharing(second, first)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
     lined, lone, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
-    named = [(pair.base, pair.tuned) for pair in lined]
-    renamed = sum(base is not None and base.info.name != tuned.info.name for base, tuned in named)
+    renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in lined if pair.base)
     if renamed:
         notes.append(Reason("renamed", {"tensors": renamed, "where": names[1]}))
-    return Lined(
-        AlignedPair(first, second, lined, []),
-        lone,
-        unread,
-        tuple(notes),
-        _places(pairs, skipped, {"base": first, "tuned": second}),
-    )
+    places = _places(pairs, skipped, {"base": first, "tuned": second})
+    return Lined(AlignedPair(first, second, lined, []), lone, unread, tuple(notes), places)
 
 
 def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
@@ -113,14 +106,14 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
     names = [name for name in checkpoint.tensors if name not in other.tensors]
     if 2 * len(names) < len(checkpoint.tensors):
         return checkpoint, ""
-    prefixes = Counter[str]()
-    for name in islice(names, LOOKED_AT):
-        parts = name.split(".")
-        for cut in range(1, len(parts)):
-            if ".".join(parts[cut:]) in other.tensors:
-                prefixes[".".join(parts[:cut]) + "."] += 1
+    prefixes = Counter(
+        name[: dot.end()]
+        for name in names[:LOOKED_AT]
+        for dot in re.finditer(r"\.", name)
+        if name[dot.end() :] in other.tensors
+    )
     for prefix, _ in prefixes.most_common(1):
-        bare = {name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        bare = {name: name.removeprefix(prefix) for name in names}
         if 2 * sum(name in other.tensors for name in bare.values()) <= len(names):
             continue
         tensors = {
@@ -139,24 +132,21 @@ def _sorted_out(
 
     is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
     """
-    lone: list[Apart] = []
+    lined = [pair for pair in pairs if pair.base is not None]
+    lone = [_grown(pair, names) for pair in lined if pair.detail]
     unread: list[Apart] = []
-    lined: list[MatrixPair] = []
     for pair in pairs:
-        if pair.base is None and not is_whole:
-            unread.append(Apart(pair.tuned.info.name, "tuned", said(pair.detail)))
-            continue
-        if pair.base is None:
-            only = Reason("only_in", {"where": names[1]})
-            lone.append(Apart(pair.tuned.info.name, "tuned", only))
-            continue
-        lined.append(pair)
-        if pair.detail:
-            lone.append(_grown(pair, names))
+        name = pair.tuned.info.name
+        if pair.base is None and is_whole:
+            lone.append(Apart(name, "tuned", Reason("only_in", {"where": names[1]})))
+        elif pair.base is None:
+            unread.append(Apart(name, "tuned", said(pair.detail)))
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
-        # filtered: of a part of the base that stands for another component
-        if tensor.reason != "filtered" and tensor.detail != OF_CONFIG:
+        # filtered: of a part of the base that stands for another component; what is computed from
+        # the config need not be stored
+        is_computed = tensor.reason == "not_a_matrix" and COMPUTED.fullmatch(tensor.info.name)
+        if tensor.reason != "filtered" and not is_computed:
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
     unpacked = {
         role_of(tensor.place)
@@ -165,27 +155,35 @@ def _sorted_out(
         if tensor.reason == "quantized"
         and (len(of_name) == 1 or any(one.reason != "quantized" for one in of_name.values()))
     }
+    misshapen = {
+        (one.side, one.place): one.info for one in skipped if one.reason == "shape_differs"
+    }
     for of_name in by_name.values():
         base, tuned = of_name.get("base"), of_name.get("tuned")
         if base and tuned and (alike := _named_alike(base, tuned)):
             lined.append(alike)
             continue
         for tensor in of_name.values():
+            info, side, place = tensor.info, tensor.side, tensor.place
+            is_lone = tensor.reason in ("only_in_base", "only_in_tuned")
             if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
                 if head.key not in {pair.key for pair in lined}:
                     lined.append(head)
-            elif not is_whole and tensor.detail.startswith(NO_BASE.format("")):
-                unread.append(Apart(tensor.info.name, tensor.side, said(tensor.detail)))
-            elif _is_unread(tensor) or (
-                tensor.reason in ("only_in_base", "only_in_tuned")
-                and role_of(tensor.place) in unpacked
+            elif (
+                tensor.reason in UNREAD
+                or (is_lone and role_of(place) in unpacked)
+                or (tensor.reason == "not_a_matrix" and not is_whole)  # without a base
             ):
                 why = said(tensor.detail) if tensor.detail else Reason("not_read")
-                unread.append(Apart(tensor.info.name, tensor.side, why))
-            elif base and tuned and (how := _shapes(base, tuned, names)):
-                lone.append(Apart(tensor.info.name, "tuned", how, is_shared=True))
+                unread.append(Apart(info.name, side, why))
+            elif base and tuned and (how := _how_they_differ(base.info, tuned.info, names)):
+                lone.append(Apart(info.name, "tuned", how, is_shared=True))
             else:
-                lone.append(Apart(tensor.info.name, tensor.side, _why(tensor, names)))
+                why = Reason("only_in", {"where": names[side == "tuned"]})
+                if tensor.reason == "shape_differs":  # and the names do too
+                    one, other = (misshapen.get((of, place)) for of in SIDES)
+                    why = _how_they_differ(one, other, names) or said(tensor.detail)
+                lone.append(Apart(info.name, side, why))
     return lined, sorted(set(lone), key=in_order), sorted(set(unread), key=in_order)
 
 
@@ -198,16 +196,16 @@ def _places(
         for operand in (pair.base, pair.tuned):
             if operand is not None:
                 places.setdefault(operand.info.name, set()).add(pair.place)
-    config = sides["base"].config or sides["tuned"].config
     for side, checkpoint in sides.items():
+        config = checkpoint.config or sides["base"].config or sides["tuned"].config
         mine = [one for one in skipped if one.side == side and one.reason != "filtered"]
-        held = {} if checkpoint.parts else _held(checkpoint, checkpoint.config or config, mine)
+        held = {} if checkpoint.parts else _held(checkpoint, config, mine)
         for tensor in mine:
             name = tensor.info.name
             places.setdefault(name, set()).update(held.get(name) or {tensor.place})
-        for name, info in checkpoint.tensors.items():  # one of two at the same place
-            if any(place.slot.startswith("\0") for place in places.get(name, ())):
-                alone = place_tensors({name: info.shape}, checkpoint.config or config)
+        for name, info in checkpoint.tensors.items():
+            if any(place.is_unplaced for place in places.get(name, ())):
+                alone = place_tensors({name: info.shape}, config)
                 places[name] = {part.place for part in alone[name]}
     return places
 
@@ -220,7 +218,7 @@ def _held(
     """
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
-    owners = {}
+    owners = {tensor.info.name: tensor.info.name for tensor in skipped}
     for tensor in skipped:
         name = tensor.info.name
         if tensor.reason == "quantized" and parts[name][0].place.module == "other":
@@ -228,26 +226,16 @@ def _held(
             owners[name] = owner if piece.startswith("_") else f"{owner}.weight"
             size = shapes.pop(name)
             shapes.setdefault(owners[name], (*size[: len(size) > 2], 2, 2))
-    if owners:
-        parts |= place_tensors(shapes, config)
-    names = {tensor.info.name for tensor in skipped}
-    return {name: {part.place for part in parts[owners.get(name, name)]} for name in names}
-
-
-def _whole(tensor: Skipped) -> Place:
-    """The place of a tensor that is not cut; a stack of experts is at that of none of them."""
-    is_stack = len(tensor.info.shape) > 2
-    return replace(tensor.place, expert=None) if is_stack else tensor.place
+    parts |= place_tensors(shapes, config)
+    return {name: {part.place for part in parts[owner]} for name, owner in owners.items()}
 
 
 def _grown(pair: MatrixPair, names: Names) -> Apart:
     """The rows that only one side has of a vocabulary."""
     assert pair.base is not None, "lined up"
     more = pair.tuned.shape[0] - pair.base.shape[0]
-    side, name, operand = (
-        ("tuned", names[1], pair.tuned) if more > 0 else ("base", names[0], pair.base)
-    )
-    why = Reason("rows_only_in", {"rows": abs(more), "where": name})
+    side, operand = ("tuned", pair.tuned) if more > 0 else ("base", pair.base)
+    why = Reason("rows_only_in", {"rows": abs(more), "where": names[more > 0]})
     return Apart(operand.info.name, side, why, is_shared=True)
 
 
@@ -256,31 +244,18 @@ def role_of(place: Place) -> tuple[object, ...]:
     return place.component, place.layer, place.module, place.expert
 
 
-def _is_unread(tensor: Skipped) -> bool:
-    return tensor.reason in ("quantized", "unknown_dtype", "unreadable")
-
-
-def _why(tensor: Skipped, names: Names) -> Reason:
-    """Why a tensor has no partner."""
-    if tensor.reason == "shape_differs":
-        detail = tensor.detail.replace("base ", f"{names[0]} ").replace("tuned ", f"{names[1]} ")
-        return said(detail)
-    return Reason("only_in", {"where": names[0] if tensor.side == "base" else names[1]})
-
-
-def _shapes(base: Skipped, tuned: Skipped, names: Names) -> Reason | None:
-    """In what shape or dtype two tensors of one name differ; None where they do not."""
-    first, second = base.info, tuned.info
-    if base.reason == "shape_differs":
-        return _why(base, names)
-    if first.shape != second.shape:
-        one, other = (" x ".join(map(str, info.shape)) or "1" for info in (first, second))
-        sides = {"first": one, "a": names[0], "second": other, "b": names[1]}
-        return Reason("shapes", sides)
-    if first.dtype != second.dtype:
-        sides = {"first": first.dtype, "a": names[0], "second": second.dtype, "b": names[1]}
-        return Reason("dtypes", sides)
-    return None
+def _how_they_differ(
+    first: TensorInfo | None, second: TensorInfo | None, names: Names
+) -> Reason | None:
+    """In what shape or dtype two tensors differ; None where they do not, or one is not known."""
+    if first is None or second is None:
+        return None
+    one, other = (" x ".join(map(str, info.shape)) or "1" for info in (first, second))
+    code = "shapes"
+    if one == other:
+        code, one, other = "dtypes", first.dtype, second.dtype
+    figures = {"first": one, "a": names[0], "second": other, "b": names[1]}
+    return None if one == other else Reason(code, figures)
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
@@ -290,26 +265,28 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     first, second = base.info, tuned.info
     if first.problem or second.problem or first.shape != second.shape:
         return None
-    if {base.reason, tuned.reason} & {"shape_differs", "tied"}:
+    reasons = {base.reason, tuned.reason}
+    if reasons & {"shape_differs", "tied"}:
         return None
-    place = replace(_whole(tuned), slot=f"\0{second.name}")
-    if {base.reason, tuned.reason} == {"only_in_base", "only_in_tuned"}:
-        one, other = Operand(first, Part(place)), Operand(second, Part(place))
-        return MatrixPair(place, one, other, 1, first.parameters, is_matrix=False)
-    if first.strides or second.strides:
-        return None
-    size = first.end - first.start
-    is_numbers = base.reason == tuned.reason == "not_float"
-    if not is_numbers and (first.dtype, size) != (second.dtype, second.end - second.start):
-        return None
-    sides = [Operand(_raw(info), Part(place)) for info in (first, second)]
-    how = NUMBERS if is_numbers else BYTES
-    return MatrixPair(place, sides[0], sides[1], 1, size, is_matrix=False, detail=how)
+    is_stack = len(second.shape) > 2  # it is at the place of no expert
+    expert = None if is_stack else tuned.place.expert
+    part = Part(replace(tuned.place, expert=expert, slot=second.name))
+    reading: Reading = "whole"
+    size = first.parameters
+    if reasons != {"only_in_base", "only_in_tuned"}:
+        size = first.end - first.start
+        reading = "numbers" if reasons == {"not_float"} else "bytes"
+        is_other = (first.dtype, size) != (second.dtype, second.end - second.start)
+        if first.strides or second.strides or (reading == "bytes" and is_other):
+            return None
+        first, second = _raw(first), _raw(second)
+    one, other = Operand(first, part), Operand(second, part)
+    return MatrixPair(part.place, one, other, 1, size, is_matrix=False, reading=reading)
 
 
 def is_whole(pair: MatrixPair) -> bool:
     """Whether a pair is of two tensors that are not cut, whatever matrices they hold."""
-    return pair.place.slot.startswith("\0") and pair.place.module != "head"
+    return pair.reading != "parts" or pair.place.is_unplaced
 
 
 def _raw(info: TensorInfo) -> TensorInfo:
@@ -337,15 +314,15 @@ def _head_pair(
         return None
     mine = Operand(head.info, Part(head.place))
     other = partner.base if head.side == "tuned" else partner.tuned
-    stored = [one for one in skipped if one.reason == "tied" and one.side != head.side]
-    if stored:
-        other = Operand(stored[0].info, Part(head.place))
+    for one in skipped:
+        if one.reason == "tied" and one.side != head.side:
+            other = Operand(one.info, Part(head.place))
+            break
     if mine.shape != other.shape:
         return None
     base, tuned = (other, mine) if head.side == "tuned" else (mine, other)
-    rows, cols = mine.shape
-    place = replace(head.place, slot=f"\0{head.info.name}")
-    return MatrixPair(place, base, tuned, rows=rows, cols=cols, is_matrix=True)
+    place = replace(head.place, slot=head.info.name)
+    return MatrixPair(place, base, tuned, *mine.shape, is_matrix=True)
 
 
 def row_of(
@@ -361,14 +338,14 @@ def row_of(
         remark = f"as the head of the {side}, which its config ties to the embedding"
         return replace(row, remark=remark) if any(is_tied) else row
     first, second = pair.base.info.name, pair.tuned.info.name
-    entries, changed, remark = pair.cols, 0, ""
-    if pair.detail == NUMBERS:
+    if pair.reading == "numbers":
         one, other = whole_numbers(base, first), whole_numbers(tuned, second)
         assert one is not None, "lined up"
         assert other is not None, "lined up"
-        entries, changed = one.size, int(np.count_nonzero(np.not_equal(one, other)))
+        entries, changed, remark = one.size, int(np.count_nonzero(one != other)), ""
     else:
-        changed, remark = differing_bytes(sides_of(pair, base, tuned)), BYTES
+        changed = differing_bytes(sides_of(pair, base, tuned))
+        entries, remark = pair.cols, "compared byte by byte"
     return Scanned(
         place=in_words(pair.place),
         base=first,
@@ -416,10 +393,7 @@ def in_threads(lines: Sequence[Line], runtime: Runtime) -> Iterator[Callable[...
             runtime.show(Progress(done=done, total=total, cost_done=done, cost_total=total))
             yield one
 
-    with (
-        threadpool_limits(limits=1, user_api="blas"),
-        ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with threads(jobs) as pool:
         yield each
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -13,27 +12,19 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal
+from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, open_alone, remove_empty, writing
-from shadow.reasons import REASONS, Status
-from shadow.reports.columns import MATRICES, Type, null_if_undefined
+from shadow.reasons import Status
+from shadow.reports.columns import null_if_undefined
 from shadow.reports.folders import put_in_place
-from shadow.reports.metadata import SIDES, ReportMetadata, Side
+from shadow.reports.metadata import ReportMetadata, Side
 from shadow.reports.provenance import Identity
-from shadow.spectra.measurement import Cast, Measurement, Precision
-
-SUBJECTS: dict[Status, tuple[tuple[str, ...], ...]] = {  # of the measurements of an outcome
-    "measured": (("base", "tuned", "delta"), ("tuned",)),
-    "identical": ((),),
-    "skipped": ((),),
-}
-CELLS: dict[str, Type] = {column.name: column.type for column in MATRICES}
-NEEDED = "frobenius_norm", "participation_ratio"  # of each measurement, which a report weighs with
+from shadow.spectra.measurement import Cast, Measurement
 
 
 @dataclass(frozen=True)
@@ -74,75 +65,6 @@ class Outcome:
         )
 
 
-def is_sound(outcome: Outcome) -> bool:
-    """Whether each part of an outcome has the type that rows are made of; of one that was read from
-    a file, which may come from anywhere.
-    """
-    reason = outcome.reason
-    return (
-        outcome.status in get_args(Status)
-        and tuple(part.subject for part in outcome.measurements) in SUBJECTS[outcome.status]
-        and (reason is None or (isinstance(reason, str) and reason in REASONS))
-        and isinstance(outcome.key, str)
-        and _fit("string", outcome.key, outcome.detail)
-        and outcome.seconds is not None
-        and _fit("float", outcome.delta_norm, outcome.base_norm, outcome.seconds)
-        and _fit("bool", *outcome.verified)
-        and outcome.cast in (None, *get_args(Cast), "neither")
-        and outcome.zero in (None, *SIDES)
-        and _are_checksums(outcome.checksums)
-        and all(map(_is_sound, outcome.measurements))
-    )
-
-
-def _are_checksums(by_side: object) -> bool:
-    return (
-        isinstance(by_side, Mapping)
-        and by_side.keys() <= set(SIDES)
-        and all(isinstance(by_name, Mapping) for by_name in by_side.values())
-        and all(
-            isinstance(checksum, str) and re.fullmatch("[0-9a-f]{16}", checksum)
-            for by_name in by_side.values()
-            for checksum in by_name.values()
-        )
-    )
-
-
-def _is_sound(measurement: Measurement) -> bool:
-    values = measurement.values
-    return (
-        measurement.precision in (None, *get_args(Precision))
-        and isinstance(values, Mapping)
-        and all(name in values for name in NEEDED)
-        and values.keys() <= CELLS.keys()
-        and all(_fit(CELLS[name], value) for name, value in values.items())
-    )
-
-
-def _fit(kind: Type, *values: object) -> bool:
-    """Whether a column of a type can hold each of the values; null is held by all."""
-    return all(value is None or _fits(kind, value) for value in values)
-
-
-def _fits(kind: Type, value: object) -> bool:
-    if isinstance(value, str):
-        return kind == "string" and _is_unicode(value)
-    if isinstance(value, bool):
-        return kind == "bool"
-    if isinstance(value, int):
-        return kind in ("int", "float") and abs(value) < 1 << 63
-    return kind == "float" and isinstance(value, float) and math.isfinite(value)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text holds no half of a surrogate pair, which no table can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 JOURNAL = "journal.jsonl"
 # of a report's folder: each part of an audit that is measured in parts has a folder there
 PARTS = f"{PARTIAL}/parts"
@@ -165,7 +87,11 @@ class Fetched:
 
 
 def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
-    """The shards that a journal tells of; what makes no sense is passed over."""
+    """The shards that a journal tells of; what makes no sense is passed over.
+
+    A journal may come from anywhere, and what it names is removed: each path stays in the folder
+    that it is put behind, on any system.
+    """
     shards = []
     for line in lines:
         if not line.startswith(b'{"fetched"'):
@@ -173,19 +99,13 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
         with contextlib.suppress(ValueError, TypeError):
             shard = Fetched(**json.loads(line)["fetched"])
             texts = shard.repo, shard.commit, shard.path, shard.checksum or ""
-            plain = all(isinstance(text, str) for text in texts)
-            if plain and re.fullmatch(r"[0-9a-f]{40}", shard.commit) and _is_inside(shard.path):
+            if all(isinstance(text, str) for text in texts) and (
+                re.fullmatch(r"[0-9a-f]{40}", shard.commit)
+                and ":" not in shard.path
+                and not {"", ".", ".."} & {*re.split(r"[/\\]", shard.path)}
+            ):
                 shards.append(shard)
     return shards
-
-
-def _is_inside(path: str) -> bool:
-    """Does a path stay in the folder that it is put behind, on any system?
-
-    A journal may come from anywhere, and what it names is removed.
-    """
-    parts = re.split(r"[/\\]", path)
-    return ":" not in path and not any(part in ("", ".", "..") for part in parts)
 
 
 class _Kept(Mapping[str, Outcome]):
@@ -206,7 +126,7 @@ class _Kept(Mapping[str, Outcome]):
         return self._file.readline()
 
     def __getitem__(self, key: str) -> Outcome:
-        return _outcome_from_json(json.loads(self.line(key)))
+        return _outcome(self.line(key))
 
     def __contains__(self, key: object) -> bool:
         return key in self._places
@@ -250,16 +170,13 @@ class Journal:
         good = 0
         for number, line in enumerate(self._file):
             try:
-                entry: Any = json.loads(line) if line.endswith(b"\n") else {}
-                if number == 0 and not identity.is_that_of(entry):
-                    if entry:
-                        self.other = entry
-                    return 0
-                if number > 0 and "fetched" not in entry:
-                    outcome = _outcome_from_json(entry)
-                    if not is_sound(outcome):
-                        break
-                    self._outcomes.put(outcome.key, good)
+                if number == 0:
+                    entry: Any = json.loads(line) if line.endswith(b"\n") else {}
+                    if not identity.is_that_of(entry):
+                        self.other = entry or None
+                        return 0
+                if number > 0 and not line.startswith(b'{"fetched"'):
+                    self._outcomes.put(_outcome(line).key, good)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
             good += len(line)
@@ -318,7 +235,7 @@ class Journal:
     def add(self, outcome: Outcome) -> None:
         """Write an outcome; on return it outlives this process. Raises ShadowError."""
         with writing(self.folder):
-            self._add(outcome.key, _line(_outcome_to_json(outcome)))
+            self._add(outcome.key, _line(outcome))
 
     def _add(self, key: str, line: bytes) -> None:
         start = self._file.seek(0, os.SEEK_END)
@@ -327,7 +244,7 @@ class Journal:
         self._outcomes.put(key, start)
 
     def _write(self, entry: Mapping[str, object]) -> None:
-        self._file.write(_line(entry))
+        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -339,10 +256,6 @@ class Journal:
         """The audit is finished: its files hold everything."""
         self.close()
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
-
-
-def _line(entry: Mapping[str, object]) -> bytes:
-    return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
 def remove_journal_of(folder: Path, identity: Identity) -> None:
@@ -359,46 +272,32 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
                     path.unlink()
 
 
-def _to_text(numbers: NDArray[np.float64]) -> str:
-    return base64.b64encode(numbers.astype("<f8").tobytes()).decode()
-
-
-def _from_text(text: str) -> NDArray[np.float64]:
-    return np.frombuffer(base64.b64decode(text), dtype="<f8")
-
-
-def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+def _line(outcome: Outcome) -> bytes:
+    """An outcome as a line of JSON: the CRC-32 of its entry in 8 hexadecimal digits, and that."""
     measurements = [
         {
-            "subject": measurement.subject,
-            "precision": measurement.precision,
-            "values": {
-                name: null_if_undefined(value) for name, value in measurement.values.items()
-            },
-            "sigma": _to_text(measurement.sigma),
+            "subject": one.subject,
+            "precision": one.precision,
+            "values": {name: null_if_undefined(value) for name, value in one.values.items()},
+            "sigma": base64.b64encode(one.sigma.astype("<f8").tobytes()).decode(),
         }
-        for measurement in outcome.measurements
+        for one in outcome.measurements
     ]
-    return {**vars(outcome), "measurements": measurements}
+    entry = json.dumps({**vars(outcome), "measurements": measurements}, allow_nan=False).encode()
+    return b'["%08x", %b]\n' % (crc32(entry), entry)
 
 
-def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
-    measurements = tuple(
-        Measurement(
-            subject=measurement["subject"],
-            precision=measurement["precision"],
-            values=measurement["values"],
-            sigma=_from_text(measurement["sigma"]),
-        )
-        for measurement in entry.pop("measurements")
-    )
-    entry["status"] = sys.intern(entry["status"])  # one text for all outcomes
-    base_verified, tuned_verified = entry.pop("verified")
-    return Outcome(
-        **entry,
-        measurements=measurements,
-        verified=(base_verified, tuned_verified),
-    )
+def _outcome(line: bytes) -> Outcome:
+    """The outcome in a line. Raises ValueError where the line is not as it was written."""
+    if not line.endswith(b"]\n") or int(line[2:10], 16) != crc32(line[13:-2]):
+        raise ValueError
+    entry = json.loads(line[13:-2])
+    for one in entry["measurements"]:
+        one["sigma"] = np.frombuffer(base64.b64decode(one["sigma"]), dtype="<f8")
+    entry["measurements"] = tuple(Measurement(**one) for one in entry["measurements"])
+    for name in ("key", "status"):
+        entry[name] = sys.intern(entry[name])  # one text for all that have it
+    return Outcome(**{**entry, "verified": tuple(entry["verified"])})
 
 
 def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:

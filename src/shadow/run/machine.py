@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -46,32 +47,20 @@ class MachineLimits:
 
 def machine_limits(root: Path = Path("/")) -> MachineLimits:
     """The cores and the memory that this process may use now. root is where /proc and /sys lie."""
-    cores, cores_by = _processors()
+    every = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    cores_by = "the machine" if cores == every else "the processors of this process"
     for folder, name in _groups(root, "cpu"):
         share = _cpu_limit(folder)
         if share is not None and math.ceil(share) < cores:
             cores, cores_by = math.ceil(share), f"the control group {name}"
-    memory, memory_by = _free_memory(root), "the machine"
+    available = re.search(r"^MemAvailable:\s*(\d+)", _text(root / "proc/meminfo"), re.MULTILINE)
+    memory, memory_by = int(available[1]) * 1024 if available else ENDLESS, "the machine"
     for folder, name in _groups(root, "memory"):
         left = _memory_left(folder)
         if left is not None and left < memory:
             memory, memory_by = left, f"the control group {name}"
     return MachineLimits(cores=cores, cores_by=cores_by, memory=memory, memory_by=memory_by)
-
-
-def _processors() -> tuple[int, str]:
-    """The processors that this process may run on: all, or those of its affinity or cpuset."""
-    every = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    return allowed, "the machine" if allowed == every else "the processors of this process"
-
-
-def _free_memory(root: Path) -> int:
-    for line in _text(root / "proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdecimal():
-            return int(value.split()[0]) * 1024
-    return ENDLESS
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
@@ -121,34 +110,23 @@ def _cpu_limit(folder: Path) -> float | None:
 
 
 def _memory_left(folder: Path) -> int | None:
-    """Bytes that a group may still take, its file cache counted as free; None without a limit.
+    """Bytes that a group may still take; None without a limit.
 
     `memory.high` counts as a limit: above it a group is slowed down until it is below it again.
+    File cache that was not used lately counts as free, as the kernel can drop it: the weights of a
+    checkpoint are mapped files, and without this a second audit would seem to have no room.
     """
-    limits = [
-        _number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
-    ]
-    known = [limit for limit in limits if limit is not None and limit < ENDLESS]
+    names = ("memory.max", "memory.high", "memory.limit_in_bytes")
+    limits = [limit for name in names if (limit := _number(folder / name) or ENDLESS) < ENDLESS]
     used = _number(folder / "memory.current")
     if used is None:
         used = _number(folder / "memory.usage_in_bytes")
-    if not known or used is None:
-        return min(known, default=None)
-    return max(0, min(known) - max(0, used - _file_cache(folder)))
-
-
-def _file_cache(folder: Path) -> int:
-    """Bytes of a group's memory that the kernel can drop: cache of files that was not used lately.
-
-    The weights of a checkpoint are mapped files: without this a second audit would seem to have no
-    room.
-    """
-    counters = dict(
-        line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines() if " " in line
-    )
-    of_group = counters.get("inactive_file", "0")
-    text = counters.get("total_inactive_file", of_group)  # of version 1, with the groups below
-    return int(text) if text.strip().isdecimal() else 0
+    if not limits or used is None:
+        return min(limits, default=None)
+    cached = re.findall(
+        r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE
+    )  # version 1 has two: without and with the groups below, which comes last
+    return max(0, min(limits) - max(0, used - int(cached[-1] if cached else 0)))
 
 
 def _number(path: Path) -> int | None:
@@ -181,12 +159,6 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     return solver.memory(shape, factors) + solver.held(shape, method.subjects) + kept
 
 
-def _held(pair: MatrixPair, method: Method) -> int:
-    """Bytes of a delta that is held in memory which later pairs use again."""
-    shape = pair.rows, pair.cols
-    return solver_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
-
-
 def _kept(pair: MatrixPair) -> int:
     """Bytes that a worker keeps of one side, which counts as stored like the larger."""
     infos = [pair.tuned.info, *([pair.base.info] if pair.base else [])]
@@ -217,9 +189,13 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
     """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape, and
     the largest delta that is kept.
     """
-    both = [(matrix_memory(pair, method), _held(pair, method)) for pair in pairs]
-    most = max((every - delta for every, delta in both), default=0)
-    return most + max((delta for _, delta in both), default=0)
+    most = held = 0
+    for pair in pairs:
+        shape = pair.rows, pair.cols
+        delta = solver_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
+        most = max(most, matrix_memory(pair, method) - delta)
+        held = max(held, delta)
+    return most + held
 
 
 def default_jobs(
@@ -231,18 +207,12 @@ def default_jobs(
     microseconds each that two threads wait for Python's lock, and read 1.2 GB/s where one reads
     2.8.
     """
-    if not solver_of(method).has_spectra and not any(map(_is_decoded, pairs)):
-        return 1
+    if not solver_of(method).has_spectra:
+        operands = (one for pair in pairs for one in (pair.base, pair.tuned) if one is not None)
+        if not any(operand.factor or operand.info.packing for operand in operands):
+            return 1
     each = max(1, worker_memory(pairs, method))
     return max(1, min(machine.cores, machine.memory // each))
-
-
-def _is_decoded(pair: MatrixPair) -> bool:
-    """Whether the numbers of a side are made of what is stored, as of an adapter's factors."""
-    base, tuned = pair.base, pair.tuned
-    if tuned.factor or tuned.info.packing:
-        return True
-    return base is not None and bool(base.factor or base.info.packing)
 
 
 def lacking(

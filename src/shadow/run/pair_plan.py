@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from shadow.checkpoints.opening import Checkpoint, Found
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
 from shadow.checkpoints.sources import ByteRanges
-from shadow.checkpoints.weight_files import Config
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import safe_name
@@ -25,38 +23,12 @@ from shadow.run.schedule import source_of
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
 from shadow.run.workers import cost, pace
-from shadow.spectra.measurement import Method
 from shadow.summary.record import Row, row
 from shadow.targets.families import Pair
 from shadow.text import byte_size
 
 SHORTEST = 0.01  # seconds that any audit takes: less is no estimate
 EXAMPLES = 3  # tensors named for each reason
-TELLING = (  # keys of config.json that tell architectures apart
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "tie_word_embeddings",
-    "rope_theta",
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "quantization_config",
-)
-
-
-TIERS = {  # by the options of `shadow audit` that ask for it
-    "--level norms": Method("norms"),
-    "--level sketch --subjects delta": Method("sketch", subjects="delta"),
-    "--level sketch": Method("sketch"),
-    "--subjects delta": Method(subjects="delta"),
-    "": Method(),
-}
 
 
 @dataclass(frozen=True)
@@ -92,18 +64,6 @@ class PlannedModule:
 
 
 @dataclass(frozen=True)
-class PlannedTier:
-    """What an audit that measures more or less would take on this machine, without a device."""
-
-    options: str
-    """What asks for it: options of `shadow audit`, none for the usual audit."""
-    seconds: float
-    """Of computing, 0.01 or more."""
-    memory: int
-    """Bytes, beside file caches."""
-
-
-@dataclass(frozen=True)
 class PairPlan:
     """What an audit of a pair would measure and take, and what this machine has; sizes are in
     bytes.
@@ -113,8 +73,6 @@ class PairPlan:
     pair: str
     base: PlannedSide
     tuned: PlannedSide
-    config_differs: Mapping[str, list[str]]
-    """By key of config.json in which the sides differ: what base and tuned say."""
     matrices: int
     vectors: int
     modules: list[PlannedModule]
@@ -152,33 +110,10 @@ class PairPlan:
     device_name: str | None
     hint: str | None = None
     """What to do about the problem."""
-    tiers: Sequence[PlannedTier] = ()
-    """From norms to all spectra."""
 
     def as_json(self) -> dict[str, Any]:
         """What `shadow plan --format json` prints."""
         return {name: value for name, value in asdict(self).items() if name != "hint"}
-
-
-def _takes(
-    alike: Sequence[tuple[MatrixPair, int]],
-    of_memory: Sequence[MatrixPair],
-    method: Method,
-    jobs: int,
-) -> tuple[float, int]:
-    """Seconds of computing and bytes of memory of so many workers. alike: a matrix of each shape,
-    and how many there are.
-    """
-    work = sum(count * cost(one, method) for one, count in alike)
-    rate = _pace(method, jobs)
-    memory = PROCESS + jobs * worker_memory(of_memory, method)
-    return max(float(f"{work / rate:.2g}"), SHORTEST), memory
-
-
-@cache
-def _pace(method: Method, jobs: int) -> float:
-    """The pace of this machine, which is measured once for all pairs."""
-    return pace(method, jobs)
 
 
 def plan_pair(
@@ -196,39 +131,38 @@ def plan_pair(
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         scratch = Path(unpacked)
         base, tuned = find_sides(pair, runtime, scratch)
-        _refuse_pickles(base)
-        _refuse_pickles(tuned)
+        for part in filter(None, (pickled_part(base), pickled_part(tuned))):
+            need = sum(part.snapshot.files[shard].size for shard in part.weights.shards)
+            raise ShadowError(
+                f"{part.reference}: listing its .bin files needs a download of {byte_size(need)}",
+                "`shadow audit --allow-pickle` downloads and reads them",
+            )
         lined = line_up(base, tuned, settings.chosen, runtime, scratch=scratch)
+        method = settings.method
         plan = make_plan(
-            lined.base,
-            lined.tuned,
-            lined.pairs,
+            lined,
             runtime.access,
-            skipped=len(lined.skipped),
-            method=settings.method,
-            filtered=settings.chosen != Filter(),
             folder=folder,
             scratch=folder,
+            method=method,
+            filtered=settings.chosen != Filter(),
         )
         matrices = [one for one in lined.pairs if one.is_matrix]
         sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
         machine = machine_limits()
         of_memory = kinds(lined.pairs)
-        method = settings.method
         jobs = runtime.jobs or default_jobs(of_memory, machine, method)
         fault = lacking(of_memory, machine, method)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
         shapes = Counter((one.rows, one.cols) for one in matrices)
         first = {(one.rows, one.cols): one for one in of_memory if one.is_matrix}
-        alike = [(one, shapes[shape]) for shape, one in first.items()]
-        seconds, memory = _takes(alike, of_memory, method, jobs)
+        work = sum(shapes[shape] * cost(one, method) for shape, one in first.items())
         return PairPlan(
             family=pair.family,
             pair=pair.name,
             base=_side(base, plan.base),
             tuned=_side(tuned, plan.tuned),
-            config_differs=config_differences(plan.base.config, plan.tuned.config),
             matrices=len(matrices),
             vectors=len(lined.pairs) - len(matrices),
             modules=_modules(matrices),
@@ -242,36 +176,15 @@ def plan_pair(
             disk_free=plan.free,
             problem=fault.message if fault else None,
             hint=fault.hint if fault else None,
-            tiers=[
-                PlannedTier(
-                    options,
-                    *_takes(
-                        alike,
-                        of_memory,
-                        other,
-                        runtime.jobs or default_jobs(of_memory, machine, other),
-                    ),
-                )
-                for options, other in TIERS.items()
-            ],
             jobs=jobs,
             cores=machine.cores,
             cores_by=machine.cores_by,
             memory_free=machine.memory,
             memory_by=machine.memory_by,
-            memory=memory,
-            seconds=seconds,
+            memory=PROCESS + jobs * worker_memory(of_memory, method),
+            seconds=max(float(f"{work / pace(method, jobs):.2g}"), SHORTEST),
             device=settings.device.kind,
             device_name=settings.device.name,
-        )
-
-
-def _refuse_pickles(found: Found) -> None:
-    if part := pickled_part(found):
-        need = sum(part.snapshot.files[shard].size for shard in part.weights.shards)
-        raise ShadowError(
-            f"{part.reference}: listing its .bin files needs a download of {byte_size(need)}",
-            "`shadow audit --allow-pickle` downloads and reads them",
         )
 
 
@@ -286,27 +199,6 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
         dtypes=sorted({info.dtype for info in infos}),
         parameters=sum(info.parameters for info in infos if info.packing or info.dtype in FLOATS),
     )
-
-
-def config_differences(base: Config, tuned: Config) -> dict[str, list[str]]:
-    """What two configs say differently of what tells architectures apart: the first sign of a wrong
-    pair.
-    """
-    first = _with_text_config(base)
-    second = _with_text_config(tuned)
-    if not first or not second:
-        return {}
-    return {
-        key: [str(first.get(key, "not said"))[:60], str(second.get(key, "not said"))[:60]]
-        for key in TELLING
-        if first.get(key) != second.get(key)
-    }
-
-
-def _with_text_config(config: Config) -> Config:
-    """What a wrapper says of its language model counts before its own word."""
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
 
 
 def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:

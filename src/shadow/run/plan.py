@@ -15,7 +15,8 @@ from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.errors import ShadowError
 from shadow.files import nearest_folder
 from shadow.process_settings import uncollected
-from shadow.run.runtime import Access
+from shadow.reports.metadata import SIDES
+from shadow.run.runtime import Access, AlignedPair
 from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import solver_of
@@ -35,32 +36,24 @@ BASE64 = 4 / 3  # characters of a byte
 WORTH_IT = 0.9
 
 
-def disk_hint(peak: int, access: Access) -> str:
-    """What to do where the disk does not suffice for shards that take peak bytes at a time."""
-    if access.max_disk is not None and peak > access.max_disk:
-        return f"give --max-disk {size_for(peak)} or more, or audit less (--layer, --module)"
-    return DISK_HINT if access.alone else SHARED_HINT
-
-
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do, and what it takes."""
+    """What is left to do, and what it takes; sizes are in bytes."""
 
     base: Checkpoint
     tuned: Checkpoint
     work: Schedule
     to_move: int
-    """Bytes that come over the network."""
+    """What comes over the network."""
     frees: bool
     """Whether fetched shards are removed from the Hub's cache at their last use."""
     peak: int
-    """The most bytes of disk that they take at any time."""
+    """The most disk that they take at any time."""
     report: int
-    """About the most bytes of disk that the report takes while it is made: its journal, those of
-    its parts, its rows and its tables.
+    """About the most disk that the report takes while it is made: its journal, those of its parts,
+    its rows and its tables.
     """
     free: int
-    """Bytes of disk."""
     problem: str | None
     """Why the disk does not suffice; None where it does."""
     hint: str = DISK_HINT
@@ -73,60 +66,66 @@ class Plan:
 
 @uncollected()
 def make_plan(
-    base: Checkpoint,
-    tuned: Checkpoint,
-    pairs: Sequence[MatrixPair],
+    lined: AlignedPair,
     access: Access,
     *,
-    skipped: int,
-    method: Method = Method(),  # noqa: B008 - frozen
-    filtered: bool,
     folder: Path,
     scratch: Path,
+    method: Method = Method(),  # noqa: B008 - frozen
+    filtered: bool = True,
+    done: Collection[str] = (),
     ours: Collection[tuple[str, str, str]] = (),
 ) -> Plan:
     """Choose where every shard comes from, order the work, and see whether the disk suffices.
 
-    skipped is how many rows of the report are of tensors that are not compared. folder is where the
-    report goes, scratch where byte ranges may lie meanwhile. ours are the (repository, commit,
-    path) of shards that an earlier run of this audit fetched to free them: they count as fetched by
-    this one.
+    folder is where the report goes, scratch where byte ranges may lie meanwhile. done: keys of
+    pairs that are measured already. ours are the (repository, commit, path) of shards that an
+    earlier run of this audit fetched to free them: they count as fetched by this one.
     """
-    base = _with_sources(base, "base", pairs, access=access, filtered=filtered, scratch=scratch)
-    tuned = _with_sources(tuned, "tuned", pairs, access=access, filtered=filtered, scratch=scratch)
+    pairs = [pair for pair in lined.pairs if pair.key not in done]
+    base, tuned = (
+        _with_sources(checkpoint, side, pairs, access, filtered=filtered, scratch=scratch)
+        for side, checkpoint in zip(SIDES, (lined.base, lined.tuned), strict=True)
+    )
     work = schedule(pairs, base, tuned)
     sources = {visit.shard: source_of(base, tuned, visit.shard) for visit in work.visits}
-    to_move = sum(source.bytes_to_move() for source in sources.values())
     there = {
         shard
         for shard, source in sources.items()
         if _is_ours(source, ours) and not source.bytes_to_move()
     }
-    whole, ranges = _sizes(sources, there)
-    report = _report_disk(pairs, skipped, method)
-    places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
+    whole, ranges = Counter[ShardKey](), Counter[ShardKey]()
+    for shard, source in sources.items():
+        if isinstance(source, ByteRanges):
+            ranges[shard] = source.bytes_to_move()
+        elif isinstance(source, WholeFile):
+            whole[shard] = source.file.size if shard in there else source.bytes_to_move()
+    report = _report_disk(pairs, len(lined.skipped), method)
+    disks = _Disks(whole, ranges, there, report, folder, access.max_disk)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         ways.insert(0, (False, work.eager()))
         if not access.alone:
             del ways[1:]
-    fitting = (way for way in ways if not places.lacks(way[1], way[0], access))
+    fitting = (way for way in ways if not disks.lack(way[1], way[0]))
     frees, chosen = next(fitting, ways[-1])  # the last, where none fits: its problem is given
-    problem = places.lacks(chosen, frees, access)
     if frees:
         base, tuned = _freeing(base, ours), _freeing(tuned, ours)
-    peak = sum(places.peaks(chosen, frees))
+    peak = sum(disks.peaks(chosen, frees))
+    hint = DISK_HINT if access.alone else SHARED_HINT
+    if access.max_disk is not None and peak > access.max_disk:
+        hint = f"give --max-disk {size_for(peak)} or more, or audit less (--layer, --module)"
     return Plan(
         base=base,
         tuned=tuned,
         work=chosen,
-        to_move=to_move,
+        to_move=sum(source.bytes_to_move() for source in sources.values()),
         frees=frees and bool(whole),
         peak=peak,
         report=report,
-        free=places.free(),
-        problem=problem,
-        hint=disk_hint(peak, access),
+        free=_free(disks.cache),
+        problem=disks.lack(chosen, frees),
+        hint=hint,
     )
 
 
@@ -189,8 +188,8 @@ def _with_sources(
     checkpoint: Checkpoint,
     side: Side,
     pairs: Sequence[MatrixPair],
-    *,
     access: Access,
+    *,
     filtered: bool,
     scratch: Path,
 ) -> Checkpoint:
@@ -202,9 +201,15 @@ def _with_sources(
     sources = dict(checkpoint.sources)
     for number, (shard, infos) in enumerate(sorted(wanted.items())):
         source = sources[shard]
-        if isinstance(source, WholeFile) and _takes_ranges(
-            source, infos, checkpoint, access=access, filtered=filtered
-        ):
+        size = source.bytes_to_move()
+        if not isinstance(source, WholeFile) or not size or access.fetch == "shards":
+            continue
+        if access.fetch == "ranges" and not checkpoint.ranges:
+            fault = f"{checkpoint.reference}: its files cannot be read in parts"
+            raise ShadowError(fault, "set SHADOW_FETCH=shards")
+        moved = sum(stop - start for start, stop in coalesced(infos))
+        is_worth_it = filtered and checkpoint.ranges and moved < WORTH_IT * size
+        if is_worth_it or access.fetch == "ranges":
             part = scratch / f"{side}-{number}.part"
             sources[shard] = ByteRanges(
                 source.snapshot, source.file, wanted=tuple(infos), path=part
@@ -212,111 +217,70 @@ def _with_sources(
     return replace(checkpoint, sources=sources)
 
 
-def _takes_ranges(
-    source: WholeFile,
-    infos: Sequence[TensorInfo],
-    checkpoint: Checkpoint,
-    *,
-    access: Access,
-    filtered: bool,
-) -> bool:
-    size = source.bytes_to_move()
-    if access.fetch == "shards" or size == 0:
-        return False
-    if access.fetch == "ranges":
-        if not checkpoint.ranges:
-            raise ShadowError(
-                f"{checkpoint.reference}: its files cannot be read in parts",
-                "set SHADOW_FETCH=shards",
-            )
-        return True
-    moved = sum(stop - start for start, stop in coalesced(infos))
-    return filtered and checkpoint.ranges and moved < WORTH_IT * size
-
-
 def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
     """Whether a shard is in the cache because this audit, or an earlier run of it, fetched it."""
     return isinstance(source, WholeFile) and (source.fetched or source.identity in ours)
 
 
-def _sizes(
-    sources: Mapping[ShardKey, Source], there: Collection[ShardKey]
-) -> tuple[Counter[ShardKey], Counter[ShardKey]]:
-    """The disk that each shard takes because of this audit: in the Hub's cache, and in scratch."""
-    whole, ranges = Counter[ShardKey](), Counter[ShardKey]()
-    for shard, source in sources.items():
-        if isinstance(source, ByteRanges):
-            ranges[shard] = source.bytes_to_move()
-        elif isinstance(source, WholeFile):
-            whole[shard] = source.file.size if shard in there else source.bytes_to_move()
-    return whole, ranges
-
-
 def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
     """The checkpoint with shards that go at their last use, but those that were there before."""
-    sources = dict(checkpoint.sources)
-    for name, source in checkpoint.sources.items():
-        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours)):
-            sources[name] = replace(source, keep=False)
-    return replace(checkpoint, sources=sources)
+    freed = {
+        name: replace(source, keep=False)
+        for name, source in checkpoint.sources.items()
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours))
+    }
+    return replace(checkpoint, sources={**checkpoint.sources, **freed})
 
 
 @dataclass(frozen=True)
-class _Places:
-    """The two disks that an audit writes to, often one: the Hub's cache, and the report's.
-
-    there: shards that take their part of the cache's disk already.
-    """
+class _Disks:
+    """The two disks that an audit writes to, often one: the Hub's cache, and the report's."""
 
     whole: Mapping[ShardKey, int]
+    """Bytes in the Hub's cache because of this audit, by shard;"""
     ranges: Mapping[ShardKey, int]
+    """and in the folder of the report."""
     there: Collection[ShardKey]
+    """Shards that take their part of the cache's disk already."""
     report: int
     folder: Path
+    limit: int | None
 
     def peaks(self, work: Schedule, frees: bool) -> tuple[int, int]:
         in_cache = work.peak(self.whole, self.there) if frees else sum(self.whole.values())
         return in_cache, work.peak(self.ranges)
 
-    def free(self) -> int:
-        return _free(self._cache())
-
-    def _cache(self) -> Path:
+    @property
+    def cache(self) -> Path:
+        """Where fetched shards go; the folder of the report if none do."""
         if not any(self.whole.values()):
             return self.folder
         from shadow.checkpoints.hub_client import cache_folder
 
         return cache_folder()
 
-    def lacks(self, work: Schedule, frees: bool, access: Access) -> str | None:
+    def lack(self, work: Schedule, frees: bool) -> str | None:
         """What is missing, in words with numbers; None when there is enough."""
         in_cache, in_scratch = self.peaks(work, frees)
-        if not in_cache + in_scratch:
+        fetched = in_cache + in_scratch
+        if not fetched:
             return None  # only a report is written: if that fails, it says so and goes on later
-        limit = access.max_disk
-        if limit is not None and in_cache + in_scratch > limit:
-            need = byte_size(in_cache + in_scratch)
+        if self.limit is not None and fetched > self.limit:
             return (
-                f"fetched shards need {need} of disk at once, --max-disk allows {byte_size(limit)}"
+                f"fetched shards need {byte_size(fetched)} of disk at once, --max-disk allows"
+                f" {byte_size(self.limit)}"
             )
         more = in_cache - sum(self.whole[shard] for shard in self.there)
-        needs = {self._cache(): more, self.folder: in_scratch + self.report}
-        if _device(self._cache()) == _device(self.folder):
-            needs = {self._cache(): more + in_scratch + self.report}
-        return next(
-            (
-                f"{byte_size(need)} of disk are needed at {place}, {byte_size(_free(place))} are"
-                " free"
-                for place, need in needs.items()
-                if need > _free(place)
-            ),
-            None,
-        )
+        needs = {self.cache: more, self.folder: in_scratch + self.report}
+        devices = {nearest_folder(place).stat().st_dev for place in needs}
+        if len(devices) == 1:
+            needs = {self.cache: more + in_scratch + self.report}
+        for place, need in needs.items():
+            if need > _free(place):
+                free = byte_size(_free(place))
+                return f"{byte_size(need)} of disk are needed at {place}, {free} are free"
+        return None
 
 
 def _free(path: Path) -> int:
     return shutil.disk_usage(nearest_folder(path)).free
-
-
-def _device(path: Path) -> int:
-    return nearest_folder(path).stat().st_dev

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from shadow.checkpoints.pairing import MatrixPair, Operand, Side, Skipped
-from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
@@ -34,7 +33,6 @@ from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
 from shadow.run.journal import Outcome
 from shadow.run.schedule import named_of
-from shadow.spectra.measurement import Measurement
 from shadow.summary.tables import needed
 from shadow.text import several
 
@@ -93,21 +91,13 @@ def write_tables(
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
         matrices.extend(_matrix_rows(pair, outcome, identity))
-        norms.extend(_delta_norm(delta) for delta in outcome.deltas)
+        norms.extend(delta.number("frobenius_norm") or 0.0 for delta in outcome.deltas)
         if sigmas is not None:
             sigmas.extend(_spectrum_rows(pair, outcome))
         for side in SIDES:
             checksums[side].update(outcome.checksums.get(side, {}))
-        # made anew: what was read from a journal has its own copy of each text
-        light[pair.key] = Outcome(
-            pair.key,
-            outcome.status,
-            outcome.reason,
-            outcome.detail,
-            outcome.delta_norm,
-            outcome.base_norm,
-            cast=outcome.cast,
-            zero=outcome.zero,
+        light[pair.key] = replace(
+            outcome, key=pair.key, measurements=(), verified=(None, None), checksums={}
         )
     largest = max(norms, default=0.0)
     energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
@@ -215,10 +205,6 @@ def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.
     return matrices.set_column(place, field, pa.array(shares, type=field.type))
 
 
-def _delta_norm(delta: Measurement) -> float:
-    return delta.number("frobenius_norm") or 0.0
-
-
 def _order(place: Place) -> tuple[int, int, int, int, str]:
     """Components and modules in the order of names.yaml, what lies before the blocks first."""
     rules = name_rules()
@@ -248,12 +234,10 @@ def _matrix_rows(
     pair: MatrixPair, outcome: Outcome, identity: Identity
 ) -> Iterator[dict[str, Cell]]:
     """All columns but energy_share, which needs the whole pair."""
-    base = pair.base.info if pair.base else None
-    tuned = pair.tuned.info
-    both = (
-        tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
-    )
-    dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": both}
+    base, tuned = pair.base.info if pair.base else None, pair.tuned.info
+    dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": tuned.dtype}
+    if base is not None and base.dtype != tuned.dtype:
+        dtypes["delta"] = f"{base.dtype}/{tuned.dtype}"
     for measurement in outcome.measurements:
         ceiling = None
         if measurement.subject == "delta" and pair.tuned.factor is not None:
@@ -278,15 +262,9 @@ def _matrix_rows(
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
     """A delta is as good as its worse side; a side in a folder is neither checked nor unchecked."""
-    if subject == "base":
-        return base
-    if subject == "tuned":
-        return tuned
-    if base is False or tuned is False:
-        return False
-    if base is None or tuned is None:
-        return None
-    return True
+    if subject != "delta":
+        return base if subject == "base" else tuned
+    return False if False in (base, tuned) else None if None in (base, tuned) else True
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cell]]:
@@ -318,91 +296,51 @@ def _rows_of_side(
     for skip in skipped:
         if skip.side == side:
             held[skip.info.name].append(skip)
-    parts_of = partial(_parts_of, side, held=held, outcomes=outcomes)
+
+    def parts_of(name: str) -> list[_Part]:
+        """An embedding that is the other side's tied head too is described by what it is itself."""
+        every = [_part(side, holder, outcomes) for holder in held[name]]
+        return [part for part in every if part.is_own] or every
 
     def order(name: str) -> tuple[object, ...]:
         return (*_order(replace(_place_of(parts_of(name)), slot="")), name)
 
     for name in sorted(held, key=order):
+        holder, parts = held[name][-1], parts_of(name)
+        infos = [holder.info] if isinstance(holder, Skipped) else named_of(side, holder)
+        info = next(info for info in infos if info.name == name)
+        status, reason, detail = _merged(parts)
+        size = math.prod(info.shape)
+        casts = {part.outcome.cast for part in parts} - {None}
         yield {
-            **_tensor_row(side, _info_of(side, name, held[name][-1]), parts_of(name)),
+            "tensor": info.name,
+            "side": side,
+            "shape": list(info.shape),
+            "dtype": info.dtype,
+            "shard": info.shard,
+            **_place_columns(_place_of(parts)),
+            "status": status,
+            "reason": reason,
+            "detail": detail,
+            "relative_norm": _relative_norm([part.outcome for part in parts]),
+            # scales and the factors of an update have fewer entries than the matrix that they make
+            "compared": min(sum(part.entries for part in parts if part.is_compared), size),
+            # what all parts that changed are; of several kinds, neither
+            "cast": "neither" if len(casts) > 1 else next(iter(casts), None),
+            "all_zero": sum(part.outcome.zero == side for part in parts),
             "checksum": checksums.get(name),
         }
 
 
-def _info_of(side: Side, name: str, holder: MatrixPair | Skipped) -> TensorInfo:
-    """A tensor, from a pair or a skip that it is of."""
-    if isinstance(holder, Skipped):
-        return holder.info
-    return next(info for info in named_of(side, holder) if info.name == name)
-
-
-def _parts_of(
-    side: Side,
-    name: str,
-    *,
-    held: Mapping[str, Sequence[MatrixPair | Skipped]],
-    outcomes: Mapping[str, Outcome],
-) -> list[_Part]:
-    """The matrices and vectors of a tensor. An embedding that is also the other side's tied head is
-    described by what it is itself.
-    """
-    every_part = [_part(side, holder, outcomes) for holder in held[name]]
-    own_parts = [
-        part for part in every_part if part.operand is None or part.operand.part.place == part.place
-    ]
-    return own_parts or every_part
-
-
-def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Outcome]) -> _Part:
-    if isinstance(holder, Skipped):
-        outcome = Outcome("", holder.status, holder.reason, holder.detail or None)
-        return _Part(None, holder.place, outcome, math.prod(holder.info.shape))
-    operand = holder.tuned if side == "tuned" else holder.base
-    entries = holder.rows * holder.cols if holder.base is not None else 0
-    return _Part(operand, holder.place, outcomes[holder.key], entries)
-
-
-def _tensor_row(side: Side, info: TensorInfo, parts: Sequence[_Part]) -> dict[str, Cell]:
-    status, reason, detail = _merged(parts)
-    compared = sum(part.entries for part in parts if part.is_compared)
-    return {
-        "tensor": info.name,
-        "side": side,
-        "shape": list(info.shape),
-        "dtype": info.dtype,
-        "shard": info.shard,
-        **_place_columns(_place_of(parts)),
-        "status": status,
-        "reason": reason,
-        "detail": detail,
-        "relative_norm": _relative_norm([part.outcome for part in parts]),
-        # scales and the factors of an update have fewer entries than the matrix that they make
-        "compared": min(compared, math.prod(info.shape)),
-        "cast": _cast([part.outcome.cast for part in parts]),
-        "all_zero": sum(part.outcome.zero == side for part in parts),
-    }
-
-
-def _cast(of_parts: Sequence[str | None]) -> str | None:
-    """What all parts of a tensor that changed are; of several kinds, neither."""
-    changed = {cast for cast in of_parts if cast is not None}
-    if len(changed) > 1:
-        return "neither"
-    return changed.pop() if changed else None
-
-
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A matrix or vector of a tensor, what became of it, and how many entries its partner shares.
+    """What became of a matrix or vector of a tensor, and how many entries its partner shares."""
 
-    operand is None where it has no partner.
-    """
-
-    operand: Operand | None
     place: Place
     outcome: Outcome
     entries: int
+    is_own: bool = True
+    """Whether its place is its own, not that of the other side's tied head."""
 
     @property
     def is_compared(self) -> bool:
@@ -425,6 +363,16 @@ class _Part:
         return " ".join(filter(None, (self.place.module, slot, expert, what)))
 
 
+def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Outcome]) -> _Part:
+    if isinstance(holder, Skipped):
+        outcome = Outcome("", holder.status, holder.reason, holder.detail or None)
+        return _Part(holder.place, outcome, math.prod(holder.info.shape))
+    operand = holder.tuned if side == "tuned" else holder.base
+    entries = holder.rows * holder.cols if holder.base is not None else 0
+    is_own = operand is None or operand.part.place == holder.place
+    return _Part(holder.place, outcomes[holder.key], entries, is_own)
+
+
 def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
     """One status, reason and detail for all matrices of a tensor.
 
@@ -438,16 +386,15 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
     if not missed:
         status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
     chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
+    detail = chosen.detail or ""
     if missed and len(missed) < len(parts):
         descriptions = [
             " ".join(filter(None, (part.description, part.outcome.detail))) for part in missed
         ]
         detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(descriptions)}"
-    elif missed:
-        detail = chosen.detail or ""
-    else:
+    elif not missed:
         others = [part.description for part in parts if part.outcome.status != status]
-        detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
+        detail = "; ".join(filter(None, (detail, _listed(others))))
     return status, chosen.reason, detail or None
 
 

@@ -6,8 +6,8 @@ workers. No spectrum is solved. What is made of a pair is for its caller to say.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -19,16 +19,15 @@ import torch
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.sources import Fetching
 from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import make_plan, require_disk_at_once
-from shadow.run.runtime import AlignedPair, Progress, Runtime
+from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Apart, Scanned, in_order
-from shadow.run.workers import in_workers, own_workspace, sources_of, views
+from shadow.run.workers import in_workers, own_workspace, require_same_files, views
 from shadow.spectra.copies import has_few_levels
 from shadow.spectra.entries import Binades, Extremes, compared, looked_at
 from shadow.spectra.format_noise import format_noise
@@ -40,8 +39,6 @@ from shadow.spectra.spectrum import Sides, tiles, working_dtype
 from shadow.templates import said
 from shadow.text import and_list
 
-BYTES = "compared byte by byte"  # details of pairs of no floats
-NUMBERS = "whole numbers"
 Row = TypeVar("Row")
 Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row | Apart]
 """What is made of a pair, whose sources are at hand; or why it is not compared."""
@@ -60,35 +57,8 @@ def scan(
     is not compared, and tensors that cannot be decoded. Without it these raise UndecodableError.
     Raises ShadowError where weights cannot be had, or are written to meanwhile.
     """
-    plan = make_plan(
-        lined.base,
-        lined.tuned,
-        lined.pairs,
-        runtime.access,
-        skipped=0,
-        filtered=True,
-        folder=scratch,
-        scratch=scratch,
-    )
+    plan = make_plan(lined, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
-    total, moved, done = len(lined.pairs), 0, 0
-
-    def tell() -> None:
-        runtime.show(
-            Progress(
-                done=done,
-                total=total,
-                cost_done=done,
-                cost_total=max(1, total),
-                moved=moved,
-                to_move=plan.to_move,
-            )
-        )
-
-    def report(count: int) -> None:
-        nonlocal moved
-        moved += count
-        tell()
 
     def measured(pair: MatrixPair) -> tuple[str, Row | Apart]:
         try:
@@ -97,26 +67,17 @@ def scan(
             if unread is None:
                 raise
             return pair.key, _undecoded(pair, plan.base, fault)
-        finally:  # whatever came of bytes that were written meanwhile, this is what is told
-            for source in sources_of(pair, plan.base, plan.tuned):
-                source.require_unchanged()
+        finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
+            require_same_files(pair, plan.base, plan.tuned)
 
     machine = runtime.limits or machine_limits()
     jobs = runtime.jobs or default_jobs(lined.pairs, machine, Method("norms"))
-    fetching = Fetching(runtime.say, report)
-    rows = in_workers(plan.base, plan.tuned, plan.work, measured, jobs, fetching)
-    found: list[tuple[str, Row]] = []
-    with contextlib.closing(rows):
-        for key, row in rows:
-            done += 1
-            tell()
-            if not isinstance(row, Apart):
-                found.append((key, row))
-            elif unread is not None:
-                unread.append(row)
+    with closing(in_workers(plan, measured, runtime, jobs, weigh=lambda _: 1)) as rows:
+        found = sorted(rows, key=itemgetter(0))
     if unread is not None:
-        unread[:] = sorted(set(unread), key=in_order)
-    return [row for _, row in sorted(found, key=itemgetter(0))]
+        apart = [row for _, row in found if isinstance(row, Apart)]
+        unread[:] = sorted({*unread, *apart}, key=in_order)
+    return [row for _, row in found if not isinstance(row, Apart)]
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Apart:
@@ -162,7 +123,7 @@ def scanned(
 
 def is_raw(pair: MatrixPair) -> bool:
     """Whether a pair is of no floats: of whole numbers, or of bytes that are not decoded."""
-    return pair.detail in (BYTES, NUMBERS)
+    return pair.reading in ("bytes", "numbers")
 
 
 def in_words(place: Place) -> str:

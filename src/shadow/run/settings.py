@@ -56,43 +56,23 @@ def choose(asked: str) -> DeviceChoice:
     card = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked, re.ASCII)
     if asked not in ("auto", "mps") and card is None:
         raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
-    if asked == "mps" or (asked == "auto" and torch.backends.mps.is_available()):
-        return _mps(asked)
-    place = f"cuda:{card[1] if card and card[1] else 0}"
+    place, name = f"cuda:{card[1] if card and card[1] else 0}", "mps"
+    has_mps = torch.backends.mps.is_available()
     try:
-        return DeviceChoice("cuda", asked, place, name=_name_of_card(place))
-    except UsageError as error:
-        if card is not None:
-            raise UsageError(f"--device {asked}: {error.message}", error.hint) from error
-        return DeviceChoice(asked=asked, note=error.message)
-
-
-def _mps(asked: str) -> DeviceChoice:
-    if not torch.backends.mps.is_available():
-        raise UsageError("--device mps: torch finds no such device", "use --device cpu, or auto")
-    return DeviceChoice("mps", asked, "mps", name="mps")
-
-
-def _name_of_card(place: str) -> str:
-    """What its maker calls a card. Raises UsageError where torch does not have it."""
-    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-        hint = "install a build of torch with CUDA, or use --device cpu"
-        raise UsageError(f"torch {torch.__version__} is built without CUDA", hint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a driver that is too old; the answer is the same
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise UsageError("torch finds no CUDA card", "use --device cpu, or auto")
-    if int(place.partition(":")[2]) >= count:
-        cards = "one CUDA card, cuda:0"
-        if count > 1:
-            cards = f"{count} CUDA cards, cuda:0 to cuda:{count - 1}"
-        raise UsageError(f"torch finds {cards}", "name another, or use --device auto")
-    try:
-        return torch.cuda.get_device_name(place)
-    except RuntimeError as error:  # a driver that does not start
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"the card cannot be used: {reason[:120]}", "use --device cpu") from error
+        if asked == "mps" or (asked == "auto" and has_mps):
+            place = "mps"
+            if not has_mps:
+                raise RuntimeError("torch finds no such device")
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a driver that is too old
+                name = torch.cuda.get_device_name(place)
+    except (RuntimeError, AssertionError) as error:  # such as a torch that is built without CUDA
+        note = str(error).strip().partition("\n")[0][:120]
+        if asked == "auto":
+            return DeviceChoice(asked=asked, note=note)
+        raise UsageError(f"--device {asked}: {note}", "use --device cpu, or auto") from error
+    return DeviceChoice(place.partition(":")[0], asked, place, name=name)
 
 
 def open_device(choice: DeviceChoice) -> Grams:

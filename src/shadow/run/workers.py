@@ -1,4 +1,4 @@
-"""Two checkpoints that line up -> a generator of frozen outcomes, one a matrix or vector pair.
+"""A plan -> what is made of each of its pairs in threads; frozen outcomes of matrices and vectors.
 
 Here the half that knows files meets the half that knows linear algebra. Nothing is printed, and no
 report written.
@@ -15,39 +15,30 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import partial
-from types import MappingProxyType
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair, Operand, Side
-from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
 from shadow.run.journal import Outcome
-from shadow.run.schedule import Schedule, ShardKey, Summed, infos_of, source_of
+from shadow.run.plan import Plan
+from shadow.run.runtime import Progress, Runtime, tell_nobody
+from shadow.run.schedule import ShardKey, Summed, infos_of, shards_of, source_of
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
 from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement, Method
 from shadow.spectra.solvers import Means, solver_of
-from shadow.spectra.spectrum import (
-    ON_CPU,
-    Grams,
-    Remember,
-    Sides,
-    Workspace,
-    blocks,
-    solve_anew,
-    working_dtype,
-)
+from shadow.spectra.spectrum import Sides, Workspace, blocks, working_dtype
 from shadow.spectra.sums import Extent, extent, largest_entry
 
 Made = TypeVar("Made")
@@ -55,7 +46,6 @@ Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is
 
 USUAL = Method()
 _LOCAL = threading.local()
-NOTHING: Summed = MappingProxyType({})
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
 
 
@@ -76,83 +66,84 @@ def single_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def measure_pairs(
-    base: Checkpoint,
-    tuned: Checkpoint,
-    work: Schedule,
-    method: Method,
-    jobs: int,
-    fetching: Fetching,
-    remember: Remember = solve_anew,
-    grams: Grams = ON_CPU,
-    summed: Summed = NOTHING,
-) -> Generator[Outcome, None, None]:
-    """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
+def cost(pair: MatrixPair, method: Method = USUAL) -> int:
+    """Roughly the floating-point operations for one subject, as the solver of its level says."""
+    shape = pair.rows, pair.cols
+    return solver_of(method).on(shape).cost(shape)
 
-    One more thread fetches the shards, as far ahead as the schedule allows. Within a step the
-    largest pairs come first. The numbers do not depend on jobs: each matrix is one thread's work
-    with one BLAS thread. Each source is freed when its last outcome has been taken. remember: how
-    the spectrum of one side is had. grams: where Gram matrices are made.
-    summed: the tensors whose bytes are summed up with each pair.
-    Closing the generator gives up what has not begun, a running download included.
+
+@contextlib.contextmanager
+def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads with one BLAS thread each; what has not begun at the end is given up.
+
+    Two such threads are 1.3-1.7 times faster than one that has two (measured on 2 cores).
     """
-    measure = partial(
-        outcome_of,
-        base=base,
-        tuned=tuned,
-        method=method,
-        remember=remember,
-        grams=grams,
-        summed=summed,
-    )
-    yield from in_workers(base, tuned, work, measure, jobs, fetching)
-
-
-def in_workers(
-    base: Checkpoint,
-    tuned: Checkpoint,
-    work: Schedule,
-    measure: Callable[[MatrixPair], Made],
-    jobs: int,
-    fetching: Fetching,
-) -> Generator[Made, None, None]:
-    """What `measure` makes of every pair of a schedule, in `jobs` threads, in order of completion.
-
-    Shards come, threads work and sources are freed as `measure_pairs` says.
-    """
-    # Two threads of one BLAS thread each are 1.3-1.7 times faster than one of two (measured on 2
-    # cores).
     pool = ThreadPoolExecutor(
         jobs, thread_name_prefix="audit", initializer=torch.set_num_threads, initargs=(1,)
     )
     with threadpool_limits(limits=1, user_api="blas"):
         try:
-            yield from _run(base, tuned, work, measure, jobs, pool, fetching)
+            yield pool
         finally:
-            fetching.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(
-    base: Checkpoint,
-    tuned: Checkpoint,
-    work: Schedule,
+def in_workers(
+    plan: Plan,
     measure: Callable[[MatrixPair], Made],
+    runtime: Runtime,
     jobs: int,
-    pool: ThreadPoolExecutor,
-    fetching: Fetching,
-) -> Iterator[Made]:
+    *,
+    done: Sequence[MatrixPair] = (),
+    weigh: Callable[[MatrixPair], int] = cost,
+    note: Callable[[Source], None] = tell_nobody,
+) -> Generator[Made, None, None]:
+    """Yield what `measure` makes of the pairs of a plan, in `jobs` threads, in order of completion.
+
+    One more thread fetches the shards, as far ahead as the schedule allows. Within a step the
+    largest pairs come first. Each source is freed when its last result has been taken.
+    Closing the generator gives up what has not begun, a running download included.
+    done: pairs that count as done for the progress, to which each pair adds its weight. note: gets
+    every source before its first byte.
+    """
+    work, moved = plan.work, 0
+    count, spent = len(done), sum(map(weigh, done))
+    total = count + sum(map(len, work.steps))
+    cost_total = max(1, spent + sum(weigh(pair) for step in work.steps for pair in step))
+
+    def show() -> None:
+        runtime.show(Progress(count, total, spent, cost_total, moved, plan.to_move))
+
+    def report(size: int) -> None:
+        nonlocal moved
+        moved += size
+        show()
+
+    fetching = Fetching(runtime.say, report, note)
+    show()
+    with threads(jobs) as pool:
+        try:
+            for pair, made in _run(plan, lambda pair: pool.submit(measure, pair), jobs, fetching):
+                yield made
+                count, spent = count + 1, spent + weigh(pair)
+                show()
+        finally:
+            fetching.stop.set()
+
+
+def _run(
+    plan: Plan, submit: Callable[[MatrixPair], Future[Made]], jobs: int, fetching: Fetching
+) -> Iterator[tuple[MatrixPair, Made]]:
+    base, tuned, work = plan.base, plan.tuned, plan.work
     unfinished = [len(step) for step in work.steps]
     coming, here = deque(work.visits), deque[ShardKey]()
     resident = {visit.shard: visit.last for visit in work.visits}
     firsts = sorted(visit.first for visit in work.visits)
     needed = [bisect_right(firsts, step) for step in range(len(work.steps))]
     ready: deque[tuple[int, MatrixPair]] = deque()
-    reached = entered = (
-        0  # the first step that is not finished, the first one that has not been begun
-    )
+    reached = entered = 0  # the first step that is not finished, the first one not begun
     download: Future[None] | None = None
-    computing: dict[Future[Made], int] = {}
+    computing: dict[Future[Made], tuple[int, MatrixPair]] = {}
     while True:
         while reached < len(unfinished) and not unfinished[reached]:
             reached += 1
@@ -162,23 +153,24 @@ def _run(
         if download is None and coming and coming[0].after <= reached:
             download = fetching.begin(source_of(base, tuned, coming[0].shard))
         while entered < len(work.steps) and len(work.visits) - len(coming) >= needed[entered]:
-            ready.extend((entered, pair) for pair in _largest_first(work.steps[entered]))
+            largest_first = sorted(work.steps[entered], key=lambda pair: (-cost(pair), pair.key))
+            ready.extend((entered, pair) for pair in largest_first)
             entered += 1
         while ready and len(computing) < 2 * jobs:
             step, pair = ready.popleft()
             _read_ahead(pair, base, tuned)
-            computing[pool.submit(measure, pair)] = step
+            computing[submit(pair)] = step, pair
         if download is None and not computing:
             return
         running: list[Future[Any]] = [*computing, *([download] if download else [])]
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        if download is not None and download in done:
+        ended, _ = wait(running, return_when=FIRST_COMPLETED)
+        if download is not None and download in ended:
             download.result()
             download = None
             here.append(coming.popleft().shard)
-        for future in [future for future in computing if future in done]:
-            step = computing.pop(future)
-            yield future.result()
+        for future in [future for future in computing if future in ended]:
+            step, pair = computing.pop(future)
+            yield pair, future.result()
             unfinished[step] -= 1
 
 
@@ -194,16 +186,7 @@ def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
                     file.read_ahead(there.start, there.end)
 
 
-def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
-    return sorted(pairs, key=lambda pair: (-cost(pair), pair.key))
-
-
-def cost(pair: MatrixPair, method: Method = USUAL) -> int:
-    """Roughly the floating-point operations for one subject, as the solver of its level says."""
-    shape = pair.rows, pair.cols
-    return solver_of(method).on(shape).cost(shape)
-
-
+@cache  # it is measured once for all pairs
 def pace(method: Method, jobs: int) -> float:
     """Units of `cost` a second that this machine does with all workers: one synthetic pair in each,
     about a second.
@@ -222,10 +205,7 @@ def pace(method: Method, jobs: int) -> float:
         for _ in range(solver.repeats):
             measure(sides, ("BF16", "BF16"), Means(method, space), "pace")
 
-    with (
-        threadpool_limits(limits=1, user_api="blas"),
-        ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with threads(jobs) as pool:
         list(pool.map(of_rows, [64] * jobs))  # imports and first allocations
         started = time.perf_counter()
         list(pool.map(of_rows, [1024] * jobs))
@@ -234,26 +214,27 @@ def pace(method: Method, jobs: int) -> float:
 
 
 def outcome_of(
-    pair: MatrixPair,
-    base: Checkpoint,
-    tuned: Checkpoint,
-    method: Method,
-    remember: Remember,
-    grams: Grams,
-    summed: Summed,
+    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means, summed: Summed
 ) -> Outcome:
+    """Measure a pair, which is one thread's work, so that numbers do not depend on their count.
+
+    summed: by key of a pair, the tensors whose bytes are summed up with it.
+    """
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
     tuned_verified = _verified(pair.tuned, tuned)
+    checksums: dict[str, dict[str, str]] = {}
     try:
         try:
-            measured = _measured(pair, base, tuned, method, remember, grams)
+            measured = _measured(pair, base, tuned, replace(means, space=own_workspace()))
         except UndecodableError as error:
             measured = Outcome(pair.key, "skipped", reason="quantized", detail=error.message)
-        checksums = _checksums(summed.get(pair.key, ()), base, tuned)
-    finally:  # whatever came of bytes that were written meanwhile, this is what is told
-        for source in sources_of(pair, base, tuned):
-            source.require_unchanged()
+        for side, info in summed.get(pair.key, ()):
+            checksum = source_of(base, tuned, (side, info.shard)).checksum(info)
+            if checksum is not None:  # one that was fetched
+                checksums.setdefault(side, {})[info.name] = checksum
+    finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
+        require_same_files(pair, base, tuned)
     return replace(
         measured,
         verified=(base_verified, tuned_verified),
@@ -262,22 +243,10 @@ def outcome_of(
     )
 
 
-def _checksums(
-    tensors: Sequence[tuple[Side, TensorInfo]], base: Checkpoint, tuned: Checkpoint
-) -> dict[str, dict[str, str]]:
-    """By side and name; without those that were not fetched."""
-    found: dict[str, dict[str, str]] = {}
-    for side, info in tensors:
-        checksum = source_of(base, tuned, (side, info.shard)).checksum(info)
-        if checksum is not None:
-            found.setdefault(side, {})[info.name] = checksum
-    return found
-
-
-def sources_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> list[Source]:
-    """The shards that a pair lies in."""
-    sides = [(pair.tuned, tuned)] if pair.base is None else [(pair.base, base), (pair.tuned, tuned)]
-    return [side.sources[info.shard] for operand, side in sides for info in operand.infos]
+def require_same_files(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
+    """Raises ShadowError where a file of a pair was written to since it was opened."""
+    for shard in shards_of(pair):
+        source_of(base, tuned, shard).require_unchanged()
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
@@ -286,20 +255,11 @@ def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
     return answers.pop() if len(answers) == 1 else False
 
 
-def _measured(
-    pair: MatrixPair,
-    base: Checkpoint,
-    tuned: Checkpoint,
-    method: Method,
-    remember: Remember,
-    grams: Grams,
-) -> Outcome:
-    space = own_workspace()
-    means = Means(method, space, remember, grams)
+def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means) -> Outcome:
     stored = pair.tuned.info.dtype
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
-        largest = largest_entry(only, working_dtype(stored), space)
+        largest = largest_entry(only, working_dtype(stored), means.space)
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
         alone = measure_alone(only, stored, largest, means, pair.key)
@@ -307,24 +267,25 @@ def _measured(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )
     base_matrix, matrix = views(pair, pair.base, base, tuned)
-    detail = pair.detail or None
-    formats = pair.base.info.dtype, stored
-    if isinstance(matrix, Updated):
+    formats, detail = (pair.base.info.dtype, stored), pair.detail or None
+    factor = pair.tuned.factor
+    if factor is not None:
         formats = pair.base.info.dtype, "F64"  # nothing of the sum is rounded to what is stored
-        factor = pair.tuned.factor
-        detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
-    sides = Sides(base_matrix, matrix, working_dtype(*formats), space)
+        detail = f"a low-rank update: its rank is at most {factor.rank}"
+    sides = Sides(base_matrix, matrix, working_dtype(*formats), means.space)
     if not pair.is_matrix:
         return _of_vector(pair.key, sides, formats, detail)
     found = measure(sides, formats, means, pair.key)
     if found.broken:
         return _broken(pair.key, found.broken)
     if not found.measurements:
-        note = detail if pair.tuned.factor is not None else _note_of_equal(formats, detail)
+        if factor is None and formats[0] != stored:
+            detail = f"equal values, stored as {formats[0]} and {stored}"
         return Outcome(
-            pair.key, "identical", detail=note, delta_norm=0.0, base_norm=found.base_norm
+            pair.key, "identical", detail=detail, delta_norm=0.0, base_norm=found.base_norm
         )
     delta = found.measurements[-1]
+    zero = {one.subject: one.number("frobenius_norm") == 0 for one in found.measurements}
     return Outcome(
         pair.key,
         "measured",
@@ -333,7 +294,7 @@ def _measured(
         base_norm=found.base_norm,
         cast=_copied(sides, formats, delta, may_be=found.may_be_cast),
         measurements=found.measurements,
-        zero=_zero(found.measurements),
+        zero=next((side for side in SIDES if zero[side]), None),
     )
 
 
@@ -363,16 +324,16 @@ def _copied(
     neither; None where it is not known what error the format makes. may_be: whether formats of
     floats are to be looked at.
     """
-    side: Cast = "tuned"
-    copy, original = sides.tuned, sides.base
-    if is_quantised(copy) == is_quantised(original):
+    if is_quantised(sides.tuned) == is_quantised(sides.base):
         return (cast(sides, formats) if may_be else None) or "neither"
-    if not is_quantised(copy):
-        side, copy, original = "base", original, copy
+    side: Cast = "tuned" if is_quantised(sides.tuned) else "base"
     is_copy = delta.values.get("format_copy")
-    if is_copy is None and is_quantised(copy):  # what its quantiser makes may be known
-        stored = formats[side == "tuned"]
-        is_copy = format_noise(original, copy).is_copy(stored)
+    if is_copy is None:  # what its quantiser makes may be known
+        copy, original = sides.tuned, sides.base
+        if side == "base":
+            copy, original = original, copy
+        assert is_quantised(copy), "one of the two is"
+        is_copy = format_noise(original, copy).is_copy(formats[side == "tuned"])
     if is_copy is None:
         return None
     return side if is_copy else "neither"
@@ -380,25 +341,10 @@ def _copied(
 
 def _broken(key: str, size: Extent) -> Outcome:
     """The outcome of a pair with an entry that is not finite."""
-    broken = [
-        side
-        for side, value in (("base", size.base), ("tuned", size.tuned))
-        if not Extent(value, 0, 0).finite
-    ]
+    values = {"base": size.base, "tuned": size.tuned}
+    broken = [side for side, value in values.items() if not Extent(value, 0, 0).finite]
     detail = f"in the {' and the '.join(broken)} tensor"
     return Outcome(key, "skipped", reason="nonfinite", detail=detail)
-
-
-def _note_of_equal(formats: tuple[str, str], detail: str | None) -> str | None:
-    """The detail of a matrix whose values are equal on both sides."""
-    base, tuned = formats
-    return detail if base == tuned else f"equal values, stored as {base} and {tuned}"
-
-
-def _zero(measurements: Sequence[Measurement]) -> Side | None:
-    """Return the side of a changed matrix in which every entry is 0."""
-    zero = {one.subject: one.number("frobenius_norm") == 0 for one in measurements}
-    return next((side for side in SIDES if zero[side]), None)
 
 
 def own_workspace() -> Workspace:
