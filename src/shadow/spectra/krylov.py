@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,6 @@ class Krylov:
 
     side: int  # m
     energy: float  # tr G, known from the entries
-    basis: Array  # K (m, k), orthonormal, its first WIDTH columns the frame
     step: Array  # (k + WIDTH, k)
 
     @cached_property
@@ -168,14 +167,15 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
             q = _next(np.hstack(basis), image)
             upper.append(q.T @ image)
             basis.append(q)
-    return [_space(energies[i], np.hstack(bases[i][:-1]), images[i], upper[i]) for i in many]
-
-
-def _space(energy: float, basis: Array, images: Sequence[Array], last: Array) -> Krylov:
-    inner = basis.T @ np.hstack(images)
-    outer = np.zeros((len(last), inner.shape[1]))
-    outer[:, -len(last) :] = last
-    return Krylov(len(basis), energy, basis, np.vstack([(inner + inner.T) / 2.0, outer]))
+    spaces = []
+    for energy, basis, found, last in zip(energies, bases, images, upper, strict=True):
+        known = np.hstack(basis[:-1])
+        inner = known.T @ np.hstack(found)
+        outer = np.zeros((len(last), inner.shape[1]))
+        outer[:, -len(last) :] = last
+        step = np.vstack([(inner + inner.T) / 2.0, outer])
+        spaces.append(Krylov(len(known), energy, step))
+    return spaces
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,10 @@ def square_trace(space: Krylov) -> Estimate:
     known = space.energy - np.trace(inside, axis1=1, axis2=2)
     control = (many * (rest * image).sum(axis=1) - known[:, None]).ravel()
     # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
-    slope = min(max(0.0, _slope(control, samples)), 2.0 * float(space.values[0]))
+    spread = control - control.mean()
+    squares = float(spread @ spread)
+    slope = float(spread @ samples) / squares if squares > 0 else 0.0
+    slope = min(max(0.0, slope), 2.0 * float(space.values[0]))
     mean, scatter = _mean(samples - slope * control, width - 2)
     return Estimate(mean, SHARED * SIGMAS * scatter + ROUNDING * mean)
 
@@ -228,12 +231,6 @@ def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
     """QR of what columns have outside an orthonormal basis; stacks of both."""
     q, r = np.linalg.qr(columns - basis @ (basis.transpose(0, 2, 1) @ columns))
     return q, r
-
-
-def _slope(x: Array, y: Array) -> float:
-    spread = x - x.mean()
-    squares = float(spread @ spread)
-    return float(spread @ y) / squares if squares > 0 else 0.0
 
 
 def _mean(samples: Array, freedom: int) -> tuple[float, float]:
@@ -275,7 +272,8 @@ def _beyond(values: Array, weights: Array, top: float, passes: int, along: float
     mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
     nodes = _chebyshev(values[below] / top, passes)
     root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
-    excess, tried = _candidates(passes)
+    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
+    tried = _chebyshev(1.0 + excess, passes).T
     with np.errstate(all="ignore"):
         try:
             solved = np.linalg.solve(root.T, tried)
@@ -284,12 +282,6 @@ def _beyond(values: Array, weights: Array, top: float, passes: int, along: float
         seen = along * excess * (solved**2).sum(axis=0)
     passed = ~(seen <= 1.0)
     return top * (1.0 + float(excess[np.argmax(passed)])) if passed.any() else math.inf
-
-
-@cache
-def _candidates(passes: int) -> tuple[Array, Array]:
-    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
-    return excess, _chebyshev(1.0 + excess, passes).T
 
 
 def _chebyshev(x: Array, count: int) -> Array:
@@ -332,12 +324,8 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> Trace:
     return Trace(value, residues)
 
 
-def _root_log(x: Array) -> Array:
-    return 0.5 * np.sqrt(x) * np.log(np.where(x > 0, x, 1.0))
-
-
 def _log(x: Array) -> Array:
-    return x * np.log(np.where(x > 0, x, 1.0))
+    return np.log(np.where(x > 0, x, 1.0))
 
 
 @dataclass(frozen=True)
@@ -351,7 +339,8 @@ class Entropy:
     def log(self) -> Estimate:
         """The entropy: midway between the rules, its error their distance and the scatter."""
         low, high = sorted(self.rules)
-        return Estimate((low + high) / 2.0, (high - low) / 2.0 + SIGMAS * _standard(self.residues))
+        _, scatter = _mean(self.residues, len(self.residues) - 1)
+        return Estimate((low + high) / 2.0, (high - low) / 2.0 + SIGMAS * scatter)
 
     @property
     def exp(self) -> Estimate:
@@ -360,17 +349,13 @@ class Entropy:
         return Estimate(value, value * math.expm1(self.log.error))
 
 
-def _standard(residues: Array) -> float:
-    return _mean(residues, len(residues) - 1)[1]
-
-
 def effective_rank(space: Krylov) -> Entropy:
     """exp H of p = sigma / sum sigma: tr G^½ and tr G^½ ln G^½ by quadrature."""
     unit = space.energy / space.side
 
     def ranked(which: int) -> tuple[float, Array]:
         first = _trace(space, which, lambda x: np.sqrt(x / unit))
-        second = _trace(space, which, lambda x: _root_log(x / unit))
+        second = _trace(space, which, lambda x: 0.5 * np.sqrt(x / unit) * _log(x / unit))
         total, weighted = first.value, second.value
         log = math.log(total) - weighted / total
         scatter = (first.residues * (1.0 + weighted / total) - second.residues) / total
@@ -383,6 +368,6 @@ def effective_rank(space: Krylov) -> Entropy:
 def energy_rank(space: Krylov) -> Entropy:
     """exp H of q = sigma² / E: tr G ln G by quadrature."""
     unit = space.energy / space.side
-    gauss, radau = (_trace(space, which, lambda x: _log(x / unit)) for which in (0, 1))
+    gauss, radau = (_trace(space, which, lambda x: x / unit * _log(x / unit)) for which in (0, 1))
     logs = [math.log(space.side) - of.value / space.side for of in (gauss, radau)]
     return Entropy((logs[0], logs[1]), -gauss.residues / space.side)

@@ -65,6 +65,8 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     counts the sigmas above it; noise in blocks passes it.
     """
     null, edge, sharp = closed_null(profile)
+    spiked, leading = delta.sigma > edge, delta.sigma[0]
+    squares = (delta.sigma / leading) ** 2 if leading else None
     concentration = None
     if null >= 2 and participation_ratio is not None:
         concentration = math.log(null / participation_ratio) / math.log(null)
@@ -73,7 +75,7 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
         "concentration": concentration,
         "null_edge": edge,
         "spikes": delta.above(edge),
-        "spike_energy": _share_above(delta, edge),
+        "spike_energy": None if squares is None else float(squares[spiked].sum() / squares.sum()),
         "null_edge_sharp": sharp,
         "spikes_sharp": delta.above(sharp),
     }
@@ -96,21 +98,10 @@ def coverage_values(profile: Profile) -> Values:
     are tokens.
     """
     return {
-        "row_participation_ratio": _participation(profile.rows),
-        "col_participation_ratio": _participation(profile.cols),
+        "row_participation_ratio": float(profile.rows.sum() ** 2 / (profile.rows**2).sum()),
+        "col_participation_ratio": float(profile.cols.sum() ** 2 / (profile.cols**2).sum()),
         "rows_changed": profile.changed / len(profile.rows),
     }
-
-
-def _participation(energies: NDArray[np.float64]) -> float:
-    return float(energies.sum() ** 2 / (energies**2).sum())
-
-
-def _share_above(delta: Spectrum, edge: float) -> float | None:
-    if delta.sigma[0] == 0:
-        return None
-    squares = (delta.sigma / delta.sigma[0]) ** 2
-    return float(squares[delta.sigma > edge].sum() / squares.sum())
 
 
 # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
