@@ -159,16 +159,10 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def _of_tensor(text: str) -> str | None:
-    """The pattern of the place that a tensor's name has in most models: of `q_proj`, attn.q."""
-    block = "model.layers.0."
-    for before in ("", block, f"{block}self_attn.", f"{block}mlp."):
-        for name in (f"{before}{text}", f"{before}{text}.weight"):
-            parts = place_tensors({name: (1, 1)}, {})[name]
-            place = parts[0].place
-            if len(parts) > 1 or "other" in (place.component, place.module):
-                continue
-            if before:
-                return place.module
-            layer = [] if place.layer is None else [f"layers.{place.layer}"]
-            return ".".join([place.component, *layer, place.module])
+    """The module of a tensor's name in most models: of `q_proj`, attn.q."""
+    for before in ("", "model.layers.0.mlp.", "model.layers.0.self_attn."):
+        name = f"{before}{text}.weight"
+        place = place_tensors({name: (1, 1)}, {})[name][0].place
+        if "other" not in (place.component, place.module):
+            return place.module
     return None

@@ -53,7 +53,7 @@ def pair_claim(text: str) -> PairClaim:
     """`trained --moved layers.0-7 --frozen embed` -> PairClaim. Raises UsageError."""
     claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
     if claim in CHECKS and claim not in OF_PAIRS:
-        raise UsageError(f"{claim} is no claim of a base and a tuned side", _one_of(OF_PAIRS))
+        raise UsageError(f"{claim} is no claim of a base and a tuned side", one_of(OF_PAIRS))
     found: dict[str, list[str]] = {"--moved": [], "--frozen": []}
     if len(rest) % 2 or any(option not in found for option in rest[::2]):
         hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
@@ -66,8 +66,9 @@ def pair_claim(text: str) -> PairClaim:
     return PairClaim(claim, tuple(found["--moved"]), tuple(found["--frozen"]))
 
 
-def _one_of(claims: Iterable[str]) -> str:
-    return f"one of {', '.join(claims)}"
+def one_of(words: Iterable[str]) -> str:
+    """`one of a, b, c`."""
+    return f"one of {', '.join(words)}"
 
 
 def require_form(
@@ -86,20 +87,19 @@ def require_form(
     if form is None:
         if error := gone("claim", claim):
             raise error
-        raise UsageError(f"no claim {claim[:40]!r}", nearest(claim, CHECKS) or _one_of(CHECKS))
-    usage = f"write: shadow verify {claim} {form.usage}"
+        raise UsageError(f"no claim {claim[:40]!r}", nearest(claim, CHECKS) or one_of(CHECKS))
     least = len(form.checkpoints)
     if count < least or (count > least and not form.repeats):
-        more = f"{least} or more checkpoints"
-        wanted = more if form.repeats else counted(least, "checkpoint", "checkpoints")
+        wanted = counted(least, "checkpoint", "checkpoints")
+        if form.repeats:
+            wanted = f"{least} or more checkpoints"
+        usage = f"write: shadow verify {claim} {form.usage}"
         raise UsageError(f"{claim} needs {wanted}, and got {count}", usage)
-    given = {"moved": bool(moved), "frozen": bool(frozen), "base": base is not None}
-    given["headers"] = headers
-    for option, is_given in given.items():
-        if is_given and option not in form.options:
+    given = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
+    for option, value in given.items():
+        if value and option not in form.options:
             known = [name for name, other in CHECKS.items() if option in other.options]
-            verb = "has" if len(known) == 1 else "have"
-            raise UsageError(f"{claim} has no --{option}", f"{and_list(known)} {verb} it")
+            raise UsageError(f"{claim} has no --{option}", f"of these claims: {and_list(known)}")
     if len(names := form.names(count)) < count:
         raise UsageError(f"{count} checkpoints are too many", f"name {len(names)} at most")
     return form
@@ -114,32 +114,16 @@ def question(
     base: AnyReference | None = None,
     headers: bool = False,
 ) -> Question:
-    """The question that these words ask.
-
-    Raises UsageError for a claim that is not known, and for what it is not asked of.
+    """The question that these words ask. Raises UsageError for what `require_form` refuses, and
+    where another side than a base is put together of several checkpoints.
     """
     given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
     form = require_form(claim, len(checkpoints), **given)
-    _require_alone(form, checkpoints)
-    return Question(
-        form,
-        tuple(checkpoints),
-        tuple(moved),
-        tuple(frozen),
-        base,
-        headers,
-    )
-
-
-def _require_alone(form: Check, checkpoints: Sequence[AnyReference]) -> None:
-    """Raises UsageError where another side than a base is put together of several checkpoints."""
-    for number, side in enumerate(checkpoints):
-        name = form.checkpoints[min(number, len(form.checkpoints) - 1)]
+    for name, side in zip(form.names(len(checkpoints)), checkpoints, strict=True):
         if isinstance(side, ComponentBase) and name != "BASE":
-            has_base = "BASE" in form.checkpoints or "base" in form.options
-            where = "BASE" if "BASE" in form.checkpoints else "--base"
-            hint = f"only {where} has one by component" if has_base else "write ./DIR or org/name"
+            hint = "a base alone has one by component: write ./DIR or org/name"
             raise UsageError(f"{name} is one checkpoint", hint)
+    return Question(form, tuple(checkpoints), tuple(moved), tuple(frozen), base, headers)
 
 
 def verify(asked: Question, runtime: Runtime) -> Verification:

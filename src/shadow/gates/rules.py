@@ -22,14 +22,14 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from shadow.checks.pair_gates import GATES
-from shadow.checks.registry import pair_claim
+from shadow.checks.registry import one_of, pair_claim
 from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.places.names import is_of_layers, name_rules, nearest_modules
@@ -198,7 +198,7 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
         if which == VERIFY:
             name = str(pair_claim(name))
         elif name not in GATES:
-            raise UsageError(f"no gate {name[:40]!r}", nearest(name, GATES) or _one_of(GATES))
+            raise UsageError(f"no gate {name[:40]!r}", nearest(name, GATES) or one_of(GATES))
         return Metric(which, None, name), FAILS if negated else HOLDS
     if not (match := STATE.fullmatch(text)):
         return None
@@ -218,7 +218,7 @@ def _parse_files(text: str) -> Metric:
     if not re.fullmatch(r"[A-Za-z0-9_.*?-]+", rest) or not kind:
         raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
     if not _known(kind, OF_REPOSITORIES):
-        _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), _one_of(OF_REPOSITORIES))
+        _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
     if error := gone("word", word):
         raise error
     return Metric(FILES, f"{kind}.{word}" if word else kind, "")
@@ -272,7 +272,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if error := gone("rule", metric) or gone("column", metric):
         raise error
     if metric not in known and metric.removesuffix("_error") in delta_metrics():
-        raise UsageError(f"{metric!r} is no figure of the summary", _one_of(known))
+        raise UsageError(f"{metric!r} is no figure of the summary", one_of(known))
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:
@@ -294,14 +294,10 @@ def _component_and_module(place: str, metric: str, such: str) -> tuple[str, str 
             hint = f"did you mean 'language.{modules}{metric}'?"
             raise UsageError(f"no component {component!r}", hint)
         close = closest(component, rules.components)
-        _refuse("component", component, close, _one_of(rules.components))
+        _refuse("component", component, close, one_of(rules.components))
     if module and not _known(module, rules.modules):
         _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
     return component, module or None
-
-
-def _one_of(words: Iterable[str]) -> str:
-    return f"one of {', '.join(words)}"
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
