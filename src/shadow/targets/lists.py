@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -103,8 +103,8 @@ def select(
     listed: str | None = None,
     shard: str | None = None,
 ) -> Selection:
-    """The pairs that targets and a list (a file, or `-` for standard input) name; given are pairs
-    as they are.
+    """Find the pairs that targets and a list (a file, or `-` for standard input) name; given are
+    pairs as they are.
 
     Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up in
     the registry. What several entries name is audited once. Raises UsageError for anything wrong
@@ -131,39 +131,30 @@ def select(
         for pair in found:
             lines.setdefault(pair, entry.where)
             claims[pair] = (*claims.get(pair, ()), *entry.claims)
-    pairs = tuple(lines)
-    _require_names(pairs, lines)
-    is_list = listed is not None or shard is not None or any(map(is_glob, targets))
-    return Selection(
-        pairs=pairs, own=share(pairs, shard_of), shard=shard_of, is_list=is_list, claims=claims
-    )
-
-
-def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
-    """Two pairs of one name would be one row and one folder. lines: where a list has them."""
     first: dict[str, str] = {}
-    for pair in pairs:
-        name, line = pair.full_name, lines.get(pair, "")
-        if name in first:
+    for pair, line in lines.items():  # two pairs of one name would be one row and one folder
+        if (name := pair.full_name) in first:
             where = f"{line}: " if line else ""
             other = f"; it is also at {first[name]}" if first[name] else ""
-            raise UsageError(
-                f"{where}different pairs are called {short(name)}", f"rename one of them{other}"
-            )
+            fault = f"{where}different pairs are called {short(name)}"
+            raise UsageError(fault, f"rename one of them{other}")
         first[name] = line
+    pairs = tuple(lines)
+    is_list = listed is not None or shard is not None or any(map(is_glob, targets))
+    return Selection(pairs, share(pairs, shard_of), shard_of, is_list, claims)
 
 
 @contextlib.contextmanager
 def _asked(entry: ListEntry | None = None) -> Iterator[None]:
-    """A fault of a list or a glob is one of the request, and says where that stands."""
+    """Make a fault of a list or a glob one of the request, that says where it stands."""
     try:
         yield
     except ShadowError as error:
-        if entry is not None and entry.where:
-            raise UsageError(f"{entry.where}: {error.message}", error.hint) from error
-        if entry is not None and isinstance(entry.names, str) and not is_glob(entry.names):
+        names = entry.names if entry else ""
+        if entry and not entry.where and isinstance(names, str) and not is_glob(names):
             raise
-        raise UsageError(error.message, error.hint) from error
+        where = f"{entry.where}: " if entry and entry.where else ""
+        raise UsageError(f"{where}{error.message}", error.hint) from error
 
 
 def is_glob(target: str) -> bool:
@@ -194,10 +185,8 @@ def shown(listed: str) -> str:
 
 
 def read_list(listed: str) -> list[ListEntry]:
-    """The entries of a list, in its order: YAML (a list of targets or mappings), or one target a
-    line.
-
-    Raises UsageError, which names the line, for whatever is not such a list.
+    """Read the entries of a list, in its order: YAML (a list of targets or mappings), or one target
+    a line. Raises UsageError, which names the line, for whatever is not such a list.
     """
     name = shown(listed)
     try:
@@ -207,31 +196,20 @@ def read_list(listed: str) -> list[ListEntry]:
             with Path(listed).open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
-        raise UsageError(
-            f"{name}: {getattr(error, 'strerror', None) or error}", "--list takes a file, or -"
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{name}: {why}", "--list takes a file, or -") from error
     if len(raw) > MAX_BYTES:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
-    folder = Path(listed).absolute().parent
+    folder, suffix = Path(listed).absolute().parent, Path(listed).suffix.lower()
     if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
         folder = Path.cwd()
-    entries = (
-        _yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw)
-    )
+    lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
+    begins = next((line[:1] for line in lines if line and line[:1] != b"#"), b"x")
+    is_yaml = begins in b"-[{" if suffix not in (*YAML, *PLAIN) else suffix in YAML
+    entries = _yaml_entries(name, raw, folder) if is_yaml else _plain_entries(name, raw)
     if len(entries) > MAX_ENTRIES:
         raise UsageError(f"{name}: more than {MAX_ENTRIES:,} entries", "split it")
     return entries
-
-
-def is_yaml(listed: str, raw: bytes) -> bool:
-    """By the end of the file's name; if that says nothing, by the first character that counts."""
-    suffix = Path(listed).suffix.lower()
-    if suffix in (*YAML, *PLAIN):
-        return suffix in YAML
-    lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
-    return next((line for line in lines if line and line[:1] != b"#"), b"").startswith(
-        (b"-", b"[", b"{")
-    )
 
 
 def _plain_entries(name: str, raw: bytes) -> list[ListEntry]:
@@ -275,21 +253,17 @@ def parse_shard(text: str) -> Share:
     """`2/4`: the second of four."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
     if not match or not int(match[1]) <= int(match[2]) <= MAX_SHARDS:
-        raise UsageError(
-            f"{text[:40]!r} is not a shard", f"write 1/4 to 4/4; at most {MAX_SHARDS:,}"
-        )
+        hint = f"write 1/4 to 4/4; at most {MAX_SHARDS:,}"
+        raise UsageError(f"{text[:40]!r} is not a shard", hint)
     return Share(int(match[1]), int(match[2]))
 
 
 def share(pairs: Sequence[Pair], shard: Share) -> tuple[Pair, ...]:
-    """The pairs of one shard, in their order. Every pair is in exactly one of the shards.
+    """Take the pairs of one shard, in their order. Every pair is in exactly one of the shards.
 
-    Families are put in the order of a hash of their names and cut into runs of equally many pairs.
-    So a shard has as many pairs as the mean, up to those of one family: the hash modulo n would
-    leave the largest of 8 shards of 90 families 40 % above it. A family more moves, at each cut,
-    only those beside it, where its place in the list modulo n would move nearly all. The pairs of
-    one family stay together, since they share checkpoints. And large models mix with small ones,
-    which stand together in the order of names.
+    Families are put in the order of a hash of their names, so that large models mix with small
+    ones, and cut into runs of equally many pairs. A family more moves, at each cut, only those
+    beside it. The pairs of one family stay together, since they share checkpoints.
     """
     counts = Counter(pair.family for pair in pairs)
     number, before = {}, 0
