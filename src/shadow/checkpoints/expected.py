@@ -12,13 +12,12 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shadow.checkpoints.pickles import confine, environment
+from shadow.checkpoints.pickles import confine, run_child
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
 
@@ -81,11 +80,7 @@ def expected(
     # -P and not -I, as of the child that reads pickles
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.expected", str(question)]
     try:
-        with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
-            child = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS,
-                check=False, env=environment(home) | OFFLINE,
-            )  # fmt: skip
+        child = run_child(command, scratch, SECONDS, OFFLINE)
     except subprocess.TimeoutExpired:
         return Expected(problem="loader_slow", detail=f"{SECONDS}")
     finally:

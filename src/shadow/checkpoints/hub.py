@@ -95,21 +95,27 @@ def pin(
     """
     access: str | None = None
     if offline or constants.HF_HUB_OFFLINE:
-        commit = _cached_commit(repo, revision)
+        try:
+            found = hf.resolve_revision(repo, revision=revision, local_files_only=True)
+        except FAILURES as error:
+            what = f"{repo}@{revision}" if revision else repo
+            raise ShadowError(f"{what} is {OFFLINE}", as_folder(repo) or ONLINE) from error
+        commit: str = found.resolved
+        if not COMMIT.fullmatch(commit):
+            message = f"{repo}: the cache has no commit for it"
+            raise ShadowError(message, "run once without --offline")
         listed = _cached_files(repo, commit)
     else:
         info = _model_info(repo, revision, say)
-        access = "gated" if info.gated else "open"
-        if info.private:
-            access = "private"
+        access = "private" if info.private else "gated" if info.gated else "open"
         commit = str(info.sha)
         listed = trying(lambda: _listed_files(repo, commit), say, repo=repo, revision=revision)
     if subfolder:
-        prefix = f"{subfolder.strip('/')}/"
+        start = f"{subfolder.strip('/')}/"
         listed = {
-            path.removeprefix(prefix): file
+            path.removeprefix(start): file
             for path, file in listed.items()
-            if path.startswith(prefix)
+            if path.startswith(start)
         }
     return Snapshot(repo, commit, subfolder=subfolder, files=listed, access=access)
 
@@ -158,26 +164,14 @@ def _repository_folder(repo: str) -> Path:
     return cache_folder() / repo_folder_name(repo_id=repo, repo_type="model")
 
 
-def _cached_commit(repo: str, revision: str | None) -> str:
-    try:
-        commit: str = hf.resolve_revision(repo, revision=revision, local_files_only=True).resolved
-    except FAILURES as error:
-        what = f"{repo}@{revision}" if revision else repo
-        raise ShadowError(f"{what} is {OFFLINE}", as_folder(repo) or ONLINE) from error
-    if not COMMIT.fullmatch(commit):
-        raise ShadowError(f"{repo}: the cache has no commit for it", "run once without --offline")
-    return commit
-
-
 def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     root = _repository_folder(repo) / "snapshots" / commit
     files = {}
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
-            checksum = None
-            if path.is_symlink():  # to a blob, which the cache names by its checksum
-                checksum = _checksum(path.readlink().name)
+            # a link leads to a blob, which the cache names by its checksum
+            checksum = _checksum(path.readlink().name) if path.is_symlink() else None
             files[name] = RemoteFile(name, path.stat().st_size, checksum)
     return files
 
@@ -323,15 +317,11 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
         blob = blobs / digest
         if pointer.is_symlink() or not digest:
             blob = pointer.resolve()
-        if blob.parent == blobs and not _has_other_names(blob, root, pointer):
+        links = (link for link in (root / "snapshots").rglob("*") if link.is_symlink())
+        others = (link for link in links if link != pointer)
+        if blob.parent == blobs and not any(link.resolve() == blob for link in others):
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
-
-
-def _has_other_names(blob: Path, root: Path, pointer: Path) -> bool:
-    """Whether other names than this in the snapshots of a repository lead to a blob."""
-    links = (link for link in (root / "snapshots").rglob("*") if link.is_symlink())
-    return any(link.resolve() == blob for link in links if link != pointer)
 
 
 @own_client()
@@ -340,11 +330,8 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
 
     The client gives every download a name of its own, so that nothing ever continues such a piece.
     """
-    digest = _digest(checksum)
-    if not digest.isalnum():
-        return
-    root = _repository_folder(repo)
-    pieces = list((root / "blobs").glob(f"{digest}.*.incomplete"))
+    digest, root = _digest(checksum), _repository_folder(repo)
+    pieces = [*(root / "blobs").glob(f"{digest}.*.incomplete")] if digest.isalnum() else []
     if not pieces:
         return
     with contextlib.suppress(OSError):
@@ -373,22 +360,21 @@ def read_start(
 
     def attempt() -> tuple[bytes, bool]:
         nonlocal asked
+        content = b""
         try:
-            return begin()
+            with _ranged(snapshot, file, 0, stop=asked) as (chunks, honoured):
+                for chunk in chunks:
+                    content += chunk
+                    if len(content) >= stop:
+                        return content[:stop], honoured
         except RangeIgnoredError:
+            if asked is None:
+                raise
             asked = None
-            return begin()
-
-    def begin() -> tuple[bytes, bool]:
-        with _ranged(snapshot, file, 0, stop=asked) as (chunks, honoured):
-            content = b""
-            for chunk in chunks:
-                content += chunk
-                if len(content) >= stop:
-                    break
-        if len(content) < stop:
+            return attempt()
+        if stop:
             raise OSError(errno.EPIPE, "cut short")
-        return content[:stop], honoured
+        return b"", honoured
 
     return _trying_file(attempt, snapshot, file, say, stopped)
 
@@ -416,16 +402,14 @@ def copy_range(
         nonlocal position
         with _ranged(snapshot, file, position, stop=stop) as (chunks, honoured):
             if not honoured:
-                raise RangeIgnoredError(
-                    f"{snapshot.repo}: the server ignores requests for byte ranges"
-                )
+                message = "the server ignores requests for byte ranges"
+                raise RangeIgnoredError(f"{snapshot.repo}: {message}")
             for chunk in chunks:
                 if stopped.is_set():
                     raise StoppedError
                 if position + len(chunk) > stop:
-                    raise RangeIgnoredError(
-                        f"{snapshot.repo}: the server sent more bytes than requested"
-                    )
+                    message = "the server sent more bytes than requested"
+                    raise RangeIgnoredError(f"{snapshot.repo}: {message}")
                 write(chunk)
                 report(len(chunk))
                 position += len(chunk)
@@ -444,15 +428,8 @@ def _trying_file(
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
     """`trying` about a file of a commit."""
-    return trying(
-        attempt,
-        say,
-        repo=snapshot.repo,
-        revision=snapshot.commit,
-        path=file.path,
-        stop=stop,
-        progress=progress,
-    )
+    about = {"repo": snapshot.repo, "revision": snapshot.commit, "path": file.path}
+    return trying(attempt, say, stop=stop, progress=progress, **about)
 
 
 @contextlib.contextmanager
@@ -467,16 +444,12 @@ def _ranged(
     ours = {"Accept-Encoding": "identity"}
     if stop is not None:
         ours["Range"] = f"bytes={start}-{stop - 1}"
-    session = get_session()
+    session, seconds = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
     for _ in range(REDIRECTS):
         # followed here, as the token belongs to the Hub and the file often lies elsewhere
         headers = ours | build_hf_headers() if is_of_hub(url) else ours
         with session.stream(
-            "GET",
-            url,
-            headers=headers,
-            follow_redirects=False,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            "GET", url, headers=headers, follow_redirects=False, timeout=seconds
         ) as response:
             if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
                 url = urljoin(url, response.headers["location"])
@@ -488,9 +461,8 @@ def _ranged(
             if honoured and stop is not None:
                 expected = f"bytes {start}-{stop - 1}/{file.size}"
                 if response.headers.get("content-range", "").strip() != expected:
-                    raise RangeIgnoredError(
-                        f"{snapshot.repo}: the server sent another range than requested"
-                    )
+                    message = "the server sent another range than requested"
+                    raise RangeIgnoredError(f"{snapshot.repo}: {message}")
             # in pieces as they come: a cut loses little
             yield response.iter_bytes(), honoured
             return

@@ -1,9 +1,9 @@
 """torch `.bin` files, read without ever unpickling in the process that audits.
 
 `layout` starts a child process that unpickles with `weights_only=True` and answers with JSON: for
-every tensor its dtype, shape, strides and where its bytes lie. Files written since torch 1.6 are
-zip archives of plain bytes, so the parent maps the file itself; the older format has no such order,
-and the child writes the storages once, as raw bytes, to a scratch file.
+every tensor its dtype, shape, strides (in elements) and where its bytes lie. Files written since
+torch 1.6 are zip archives of plain bytes, so the parent maps the file itself; the older format has
+no such order, and the child writes the storages once, as raw bytes, to a scratch file.
 
 `weights_only` is the guard. Should a file get past it, the child has little to give: no token in
 its environment, a home and a temporary folder that are removed, limits on memory, files and
@@ -21,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, TYPE_CHECKING, Any
 
 from shadow.checkpoints.safetensors_files import MAX_ENTRIES, MAX_OFFSET, TensorInfo, usable_name
 from shadow.dtypes import FLOATS
@@ -31,24 +32,6 @@ from shadow.files import OTHER_FOLDER, writing
 
 if TYPE_CHECKING:
     import torch
-
-
-class _Described(TypedDict):
-    """A tensor in the answer of the child."""
-
-    name: str
-    dtype: str
-    shape: list[int]
-    strides: list[int]  # in elements
-    itemsize: int  # bytes of an element
-    start: int  # byte offset in the file that layout names
-
-
-class _Layout(TypedDict):
-    """The answer of the child."""
-
-    raw: bool  # do the offsets refer to the copy of the storages?
-    tensors: list[_Described]
 
 
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
@@ -89,32 +72,37 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
     try:
-        with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
-            child = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True,
-                timeout=SECONDS, check=False, env=environment(home),
-            )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raw.unlink(missing_ok=True)
-        raise FileError(
-            f"{shard}: unpickling did not end within {SECONDS} seconds", hint
-        ) from error
-    if child.returncode:
-        raw.unlink(missing_ok=True)
-        lines = child.stderr.decode(errors="replace").strip().splitlines()
-        reason = f"the reader died ({child.returncode})"
-        if lines and child.returncode == 1:
-            reason = lines[-1][:300]
-        raise FileError(f"{shard}: refused: {reason}", hint)
-    try:
+        child = run_child(command, scratch, SECONDS, {})
+        if child.returncode:
+            lines = child.stderr.decode(errors="replace").strip().splitlines()
+            died = f"the reader died ({child.returncode})"
+            reason = lines[-1][:300] if lines and child.returncode == 1 else died
+            raise FileError(f"{shard}: refused: {reason}", hint)
         answer = json.loads(child.stdout)
         data = raw if answer["raw"] else path
         size = data.stat().st_size
-        tensors = {entry["name"]: _checked(entry, shard, size) for entry in answer["tensors"]}
+        return {one["name"]: _checked(one, shard, size) for one in answer["tensors"]}, data
+    except FileError:
+        raw.unlink(missing_ok=True)
+        raise
+    except subprocess.TimeoutExpired as error:
+        raw.unlink(missing_ok=True)
+        reason = f"unpickling did not end within {SECONDS} seconds"
+        raise FileError(f"{shard}: {reason}", hint) from error
     except (ValueError, KeyError, TypeError, OSError) as error:
         raw.unlink(missing_ok=True)
         raise FileError(f"{shard}: its layout is invalid ({error})", hint) from error
-    return tensors, data
+
+
+def run_child(
+    command: Sequence[str], scratch: Path, seconds: int, more: dict[str, str]
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a reader with a home of its own in scratch. Raises TimeoutExpired."""
+    with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False,
+            env=environment(home) | more,
+        )  # fmt: skip
 
 
 def environment(folder: str) -> dict[str, str]:
@@ -129,7 +117,7 @@ def environment(folder: str) -> dict[str, str]:
     return kept | homes | threads | user
 
 
-def _checked(entry: _Described, shard: str, size: int) -> TensorInfo:
+def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
     """The child's word is no better than the file it read: every range must lie within the file."""
     name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
     if not usable_name(name):
@@ -203,7 +191,7 @@ def _state(loaded: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load_zip(file: IO[bytes]) -> _Layout:
+def _load_zip(file: IO[bytes]) -> dict[str, Any]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -224,7 +212,7 @@ def _load_zip(file: IO[bytes]) -> _Layout:
     return {"raw": False, "tensors": tensors}
 
 
-def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> _Layout:
+def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
     import ctypes
 
     import torch
@@ -246,7 +234,7 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> _Layout:
     return {"raw": True, "tensors": tensors}
 
 
-def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> _Described:
+def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> dict[str, Any]:
     if storage_start is None:
         raise ValueError(f"this torch does not tell where tensor {name[:80]!r} lies")
     return {
@@ -259,53 +247,37 @@ def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> _D
     }
 
 
-def _prepare(*, zipped: bool) -> None:
-    """Load something small: no import then counts against a limit, or needs a file of root's."""
+def main() -> None:
+    """Child process: argv has the `.bin` file and a path for raw storages, stdout gets JSON."""
     import codecs
     import io
 
     import torch
 
-    codecs.lookup("cp437")  # of names in a zip archive
-    small = io.BytesIO()
-    torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=zipped)
-    small.seek(0)
-    if zipped:
-        _load_zip(small)
-    else:
-        _load_legacy(small, io.BytesIO())
-
-
-def main() -> None:
-    """Child process: argv has the `.bin` file and a path for raw storages, stdout gets JSON."""
     path, raw = Path(sys.argv[1]), Path(sys.argv[2])
     size = path.stat().st_size
     if size == 0:
         sys.exit("it is empty")
     zipped = zipfile.is_zipfile(path)
-    _prepare(zipped=zipped)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
-        out: IO[bytes] | None = None
-        written = 0
-        if not zipped:
-            out = stack.enter_context(raw.open("wb"))
-            # every storage lies whole in a file of the old format; between two of them less than
-            # 64 bytes are left free
-            written = 2 * size + (1 << 20)
+    # something small first: no import then counts against a limit, or needs a file of root's
+    codecs.lookup("cp437")  # of names in a zip archive
+    small = io.BytesIO()
+    torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=zipped)
+    small.seek(0)
+    _load_zip(small) if zipped else _load_legacy(small, io.BytesIO())
+    # every storage lies whole in a file of the old format; between two of them less than 64 bytes
+    # are left free
+    written = 0 if zipped else 2 * size + (1 << 20)
+    with path.open("rb") as file, open(os.devnull if zipped else raw, "wb") as out:  # noqa: PTH123
         confine(2 * size + HEADROOM, written)
         try:
-            answer = _load_zip(file) if out is None else _load_legacy(file, out)
+            answer = _load_zip(file) if zipped else _load_legacy(file, out)
         except Exception as error:  # whatever a hostile file does is this file's fault, in one line
-            sys.exit(f"{type(error).__name__}: {_in_words(error)}")
+            said = str(error).strip().partition("\n")[0][:200]
+            if type(error).__name__ == "UnpicklingError":
+                said = "the pickle asks for more than tensors (weights_only), or is no pickle"
+            sys.exit(f"{type(error).__name__}: {said}")
     json.dump(answer, sys.stdout)
-
-
-def _in_words(error: Exception) -> str:
-    """The first line of an error; empty where it has none."""
-    if type(error).__name__ == "UnpicklingError":
-        return "the pickle asks for more than tensors (weights_only), or is no pickle"
-    return str(error).strip().partition("\n")[0][:200]
 
 
 if __name__ == "__main__":
