@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from inspect import signature
@@ -17,6 +17,9 @@ from shadow.files import registry_folder
 from shadow.text import closest
 
 T = TypeVar("T")
+
+SLOT = re.compile(r"\(\?P<slot(\d*)>")
+SHARED = re.compile(r"\{([a-z]+)\}")  # words that patterns share
 
 # groups of modules
 ATTENTION = ("attn.", "mla.", "linear_attn.", "cross_attn.")
@@ -94,59 +97,83 @@ class RowOrder:
     square: bool = False  # whether every part has as many rows as columns
 
 
-@dataclass(frozen=True)
 class Matcher:
     """Many patterns as one: which of them matches the whole of a text."""
 
-    text: str  # all patterns, as alternatives
-    roles: tuple[tuple[str, str], ...]  # (module, slot) of each, in their order
+    def __init__(self, patterns: Iterable[tuple[str, str]]) -> None:
+        """patterns: each with the `module/slot` that it means."""
+        texts, names = zip(*patterns, strict=True)
+        self._roles = _places(names)
+        named = [SLOT.sub(rf"(?P<s{at}_\1>", text) for at, text in enumerate(texts)]
+        self._text = "|".join(f"(?P<m{at}>{text})" for at, text in enumerate(named))
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """Compiled at the first use: a component takes 0.1 s, and most models have one."""
-        return _pattern(self.text)
+        return _pattern(self._text)
 
     def match(self, text: str) -> tuple[str, str] | None:
         """(module, slot) of a text; None where no pattern matches the whole of it."""
         if not (match := self.pattern.fullmatch(text)):
             return None
         index = int(str(match.lastgroup)[1:])
-        module, slot = self.roles[index]
+        module, slot = self._roles[index]
         for name, part in match.groupdict().items():
             if part and name.startswith(f"s{index}_"):
                 return module, "/".join(filter(None, (slot, part)))
         return module, slot
 
 
-@dataclass(frozen=True)
 class NameRules:
     """`names.yaml`, compiled."""
 
-    modules: tuple[str, ...]  # in the order of reports
-    components: tuple[str, ...]  # in the order of reports
-    block: re.Pattern[str]  # its first group is the number of the block
-    expert: re.Pattern[str]  # its first group is the number of the expert
-    renames: tuple[Rename, ...]  # all that match are applied, in their order
-    prefixes: tuple[Prefix, ...]  # the first that matches gives the component
-    main_stacks: re.Pattern[str]  # what may stand before the block without naming another stack
-    suffixes: Mapping[str, Matcher]  # by component: what is left of a name -> its module and slot
-    norm: re.Pattern[str]  # found in names of norms, in lower case
-    fused: Mapping[str, Fused]  # by `module/slot` of the whole
-    rows: tuple[RowOrder, ...]  # the first whose conditions hold divides the rows
-    transposed: tuple[Conditions, ...]  # matrices that are stored `(in, out)`, by any of these
-    stacked: Conditions  # matrices that hold those of many experts below one another
-    stacked_count: str  # name of the count of these experts
-    # by the shape of such a tensor a model without a config is known to be of conv1d_type
-    conv1d: re.Pattern[str]
-    conv1d_type: str
-    # by component: its parts of a config; the last has the last word
-    sections: Mapping[str, tuple[str, ...]]
-
-    # by name: keys of the config whose product it is, the first choice first
-    counts: Mapping[str, tuple[tuple[str, ...], ...]]
-    tied: frozenset[str]  # model types whose head is the embedding unless the config says otherwise
-    quantization_keys: tuple[str, ...]  # of a config that tell of quantisation
-    quantization_methods: Mapping[str, str]  # by the config's name of a method: what people call it
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        # in the order of reports
+        self.modules: tuple[str, ...] = tuple(data["modules"])
+        self.components: tuple[str, ...] = tuple(data["components"])
+        # the first group of each is the number of the block, or of the expert
+        self.block, self.expert = _pattern(data["block"]), _pattern(data["expert"])
+        # all that match are applied, in their order
+        self.renames = [_conditional(Rename, rule) for rule in data["renames"]]
+        # the first that matches gives the component
+        self.prefixes = [_conditional(Prefix, rule) for rule in data["prefixes"]]
+        # what may stand before the block without naming another stack
+        self.main_stacks = _pattern(data["main_stacks"])
+        # by component: what is left of a name -> its module and slot
+        suffixes = {
+            component: [
+                (SHARED.sub(lambda match: data["words"][match[1]], text), module)
+                for module, texts in rules.items()
+                for text in texts
+            ]
+            for component, rules in data["suffixes"].items()
+        }
+        anywhere = suffixes.pop("any")
+        self.suffixes = {
+            name: Matcher([*suffixes.get(name, []), *anywhere]) for name in self.components
+        }
+        self.norm = _pattern(data["norm"])  # found in names of norms, in lower case
+        # by `module/slot` of the whole
+        self.fused = {name: _rule(Fused, rule) for name, rule in data["fused"].items()}
+        # the first whose conditions hold divides the rows
+        self.rows = [_conditional(RowOrder, rule) for rule in data["rows"]]
+        # matrices that are stored `(in, out)`, by any of these
+        self.transposed = [_rule(Conditions, rule) for rule in data["transposed"]]
+        # matrices that hold those of many experts below one another, and the name of their count
+        self.stacked = _rule(Conditions, data["stacked"])
+        self.stacked_count: str = data["stacked"]["count"]
+        # by the shape of such a tensor a model without a config is known to be of conv1d_type
+        self.conv1d = _pattern(data["conv1d_witness"]["names"])
+        self.conv1d_type: str = data["conv1d_witness"]["as"]
+        # by component: its parts of a config; the last has the last word
+        self.sections: Mapping[str, Sequence[str]] = data["sections"]
+        # by name: keys of the config whose product it is, the first choice first
+        self.counts: Mapping[str, Sequence[Sequence[str]]] = data["counts"]
+        # model types whose head is the embedding unless the config says otherwise
+        self.tied = frozenset(data["tied"])
+        # keys of a config that tell of quantisation, and by its name of a method what people say
+        self.quantization_keys: Sequence[str] = data["quantization_keys"]
+        self.quantization_methods: Mapping[str, str] = data["quantization_methods"]
 
     @cached_property
     def wholes(self) -> dict[frozenset[str], str]:
@@ -176,60 +203,7 @@ def name_rules() -> NameRules:
     # libyaml's, where PyYAML was built with it
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - safe
-    words: dict[str, str] = data["words"]
-    anywhere = _patterns(data["suffixes"]["any"], words)
-    of_component = {
-        component: _patterns(rules, words)
-        for component, rules in data["suffixes"].items()
-        if component != "any"
-    }
-    return NameRules(
-        modules=tuple(data["modules"]),
-        components=tuple(data["components"]),
-        block=_pattern(data["block"]),
-        expert=_pattern(data["expert"]),
-        renames=tuple(_conditional(Rename, rule) for rule in data["renames"]),
-        prefixes=tuple(_conditional(Prefix, rule) for rule in data["prefixes"]),
-        main_stacks=_pattern(data["main_stacks"]),
-        suffixes={
-            name: _matcher([*of_component.get(name, []), *anywhere]) for name in data["components"]
-        },
-        norm=_pattern(data["norm"]),
-        fused={name: _rule(Fused, rule) for name, rule in data["fused"].items()},
-        rows=tuple(_conditional(RowOrder, rule) for rule in data["rows"]),
-        transposed=tuple(_rule(Conditions, rule) for rule in data["transposed"]),
-        stacked=_rule(Conditions, data["stacked"]),
-        stacked_count=data["stacked"]["count"],
-        conv1d=_pattern(data["conv1d_witness"]["names"]),
-        conv1d_type=data["conv1d_witness"]["as"],
-        sections={component: tuple(names) for component, names in data["sections"].items()},
-        counts={
-            name: tuple(tuple(keys) for keys in choices) for name, choices in data["counts"].items()
-        },
-        tied=frozenset(data["tied"]),
-        quantization_keys=tuple(data["quantization_keys"]),
-        quantization_methods=data["quantization_methods"],
-    )
-
-
-def _patterns(rules: Mapping[str, list[str]], words: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(pattern, module) with the words in braces replaced."""
-    fill = re.compile(r"\{([a-z]+)\}")
-    return [
-        (fill.sub(lambda m: words[m[1]], text), module)
-        for module, texts in rules.items()
-        for text in texts
-    ]
-
-
-def _matcher(patterns: Iterable[tuple[str, str]]) -> Matcher:
-    patterns = list(patterns)
-    named = [
-        re.sub(r"\(\?P<slot(\d*)>", rf"(?P<s{index}_\1>", text)
-        for index, (text, _) in enumerate(patterns)
-    ]
-    text = "|".join(f"(?P<m{index}>{text})" for index, text in enumerate(named))
-    return Matcher(text, _places(module for _, module in patterns))
+    return NameRules(data)
 
 
 def _places(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -244,12 +218,9 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 # how the value of a key of a rule is read; as it is, where the key is not here
 VALUES: Mapping[str, Callable[[Any], Any]] = {
-    "match": _pattern,
-    "unless": _pattern,
-    "beside": _pattern,
+    **dict.fromkeys(("match", "unless", "beside"), _pattern),
     "names": lambda text: _pattern(rf"(?:.*\.)?(?:{text})"),
-    "model_types": frozenset,
-    "components": frozenset,
+    **dict.fromkeys(("model_types", "components"), frozenset),
     "into": _places,
     "sizes": tuple,
 }
@@ -257,17 +228,12 @@ VALUES: Mapping[str, Callable[[Any], Any]] = {
 
 def _rule(kind: Callable[..., T], rule: Mapping[str, Any], **more: object) -> T:
     """A rule as an object of a class, from those of its keys that are fields of the class."""
-    fields = signature(kind).parameters
-    known = {key: value for key, value in rule.items() if key in fields}
-    return kind(**{key: VALUES.get(key, _as_it_is)(known[key]) for key in known}, **more)
+    known = {key: rule[key] for key in signature(kind).parameters if key in rule}
+    return kind(**{k: VALUES[k](v) if k in VALUES else v for k, v in known.items()}, **more)
 
 
 def _conditional(kind: Callable[..., T], rule: Mapping[str, Any]) -> T:
     return _rule(kind, rule, conditions=_rule(Conditions, rule))
-
-
-def _as_it_is(value: T) -> T:
-    return value
 
 
 class Facts:
@@ -369,26 +335,15 @@ def read(text: str, facts: Facts) -> Reading:
     if head and not rules.main_stacks.fullmatch(head):
         stack = ".".join(filter(None, (stack, head)))
     rest = rest.replace("experts.@.", "experts.")
-    role = None
-    if not rest.endswith(".bias"):
-        role = rules.suffixes[component].match(weight_stem(rest))
-    module, slot = role or ("", "")
-    return Reading(
-        component=component,
-        stack=stack,
-        in_block=bool(in_block),
-        rest=rest,
-        module=module,
-        slot=slot,
-    )
+    stem = weight_stem(rest)
+    role = None if rest.endswith(".bias") else rules.suffixes[component].match(stem)
+    return Reading(component, stack, bool(in_block), rest, *(role or ("", "")))
 
 
 def weight_stem(rest: str) -> str:
     """What is left of a name, without the word for its weights."""
     stem, _, last = rest.rpartition(".")
-    if stem and last in ("weight", "qweight", "weight_packed"):
-        return stem
-    return rest
+    return stem if stem and last in ("weight", "qweight", "weight_packed") else rest
 
 
 def check_component(component: str) -> None:
