@@ -14,10 +14,10 @@ from shadow.errors import UsageError
 from shadow.reports import columns
 from shadow.reports.words import terms
 from shadow.telling.comparisons import comparison_document
+from shadow.telling.dictionary import other_words
 from shadow.telling.document import Table
 from shadow.telling.reading import read_summary
 from shadow.telling.report import component_table, module_table
-from shadow.telling.words import other_words
 
 
 def explained(*words):

@@ -13,7 +13,7 @@ import claims
 from evidence.evidence_parts import bounds
 
 from shadow.checks.registry import CHECKS
-from shadow.telling.words import other_words
+from shadow.telling.dictionary import other_words
 
 ROOT = Path(__file__).parents[2]
 

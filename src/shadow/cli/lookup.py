@@ -133,7 +133,7 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
     """
     from shadow.reports.words import FILES, HEADS, Head, head_of, meaning_of, terms
     from shadow.telling import dictionary
-    from shadow.telling.words import other_words
+    from shadow.telling.dictionary import other_words
 
     topics = {"finding": dictionary.finding_document, "gates": dictionary.gates_document}
     if word in topics:

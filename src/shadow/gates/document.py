@@ -96,7 +96,7 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
 
 def _pairs(judged: Sequence[Judgement]) -> Table:
     def figure(head: str, name: str, kind: Kind, rank: int = 0) -> Field:
-        return number(head, lambda one: one.summary and one.summary.figures[name], kind, rank)
+        return number(head, lambda one: one.summary and one.summary.figures[name], kind, rank=rank)
 
     fields = [
         named("family"),
@@ -104,7 +104,7 @@ def _pairs(judged: Sequence[Judgement]) -> Table:
         worded("state", _state),
         figure("norm", "relative_norm_overall", "share"),
         figure("conc.", "concentration", "fixed"),
-        figure("unchanged", "zero_share", "fraction", 1),
+        figure("unchanged", "zero_share", "fraction", rank=1),
         worded("found", lambda one: one.summary and standing(one.summary)),
     ]
     return table_of(fields, judged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -40,7 +40,7 @@ STYLES: Mapping[Level, str] = {
     "warning": "yellow",
     "quiet": "dim",
 }
-LONGEST_WORD = 52, 32  # letters of a name that is not broken, beside one column of text and more
+LONGEST_WORD = 40  # letters of a name that is not broken
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
 GAP = 2  # letters between columns
@@ -127,7 +127,7 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
     shown: list[int] = []
     for rank in sorted({column.rank for column in block.columns}):
         more = [place for place, column in enumerate(block.columns) if column.rank <= rank]
-        if shown and _together(widths[place] for place in more) > width:
+        if shown and sum(widths[place] + GAP for place in more) > width:
             break
         shown = more
     columns = [block.columns[place] for place in shown]
@@ -136,28 +136,20 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
         yield Text(visible(block.title), "italic")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     names = [place for place in shown if block.columns[place].role == "name"]
-    texts = [place for place in shown if block.columns[place].role == "text"]
-    # what is left for each name, a longer one is broken; and then for the only text
-    others = _together(
-        min(widths[place], TEXT_LEAST) if place in texts else widths[place]
-        for place in shown
-        if place not in names
-    )
-    room = (width - others) // max(1, len(names)) - GAP
-    longest = min(LONGEST_WORD[len(texts) > 1], room)
-    whole = {place: max(1, min(_longest_word(rows, place), longest)) for place in names}
-    taken = _together(whole.get(place, widths[place]) for place in shown if place not in texts)
-    left = width - taken - GAP
+    # what the other columns leave to each name; a longer one is broken
+    least = [min(width, TEXT_LEAST) if column.role == "text" else width
+             for width, column in zip(widths, block.columns, strict=True)]  # fmt: skip
+    others = sum(least[place] + GAP for place in shown if place not in names)
+    longest = min(LONGEST_WORD, (width - others) // max(1, len(names)) - GAP)
     for place in shown:
-        column = block.columns[place]
+        column, is_name = block.columns[place], place in names
         is_figure = column.role == "figure"
         table.add_column(
             Text(visible(column.head)),
             justify="right" if is_figure else "left",
             no_wrap=is_figure,  # half a number would be another
             overflow="ellipsis" if is_figure else "fold",
-            max_width=max(TEXT_LEAST, left) if names and texts == [place] else None,
-            min_width=whole.get(place),
+            min_width=max(1, min(_longest_word(rows, place), longest)) if is_name else None,
             style="cyan" if place in names[-1:] else None,
         )
     for row in rows:
@@ -167,11 +159,6 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
 
 def _longest_word(rows: Sequence[Sequence[Text]], place: int) -> int:
     return max((len(word) for row in rows for word in row[place].plain.split()), default=0)
-
-
-def _together(widths: Iterable[int]) -> int:
-    """Of columns side by side, in letters; a space stands on either side."""
-    return sum(width + GAP for width in widths) - GAP + 2
 
 
 # --------------------------------------------------------------------- modules by layers as a map

@@ -123,7 +123,7 @@ def _figures_apart(contrast: Contrast) -> Table:
         named("figure", lambda row: titles[row.figure]),
         number(contrast.first, lambda row: median(row.first, row)),
         number(contrast.second, lambda row: median(row.second, row)),
-        replace(number("apart", apart), legend=legend),
+        number("apart", apart, legend=legend),
         worded("verdict", lambda row: row.verdict or "not in the verdict"),
     ]
     return table_of(fields, contrast.figures, close=True)

@@ -142,11 +142,9 @@ def worded(head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
     return Field(head, "text", of=of or head, **more)
 
 
-def number(
-    head: str, of: str | Callable[..., Any], kind: Kind | None = None, rank: int = 0
-) -> Field:
+def number(head: str, of: str | Callable[..., Any], kind: Kind | None = None, **more: Any) -> Field:
     """A column of numbers; without a kind of cells that are texts already."""
-    return Field(head, rank=rank, of=of, kind=kind)
+    return Field(head, of=of, kind=kind, **more)
 
 
 def table_of(

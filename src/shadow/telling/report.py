@@ -44,7 +44,6 @@ from shadow.telling.screen import (
     answer_rows,
     faults,
     figure_rows,
-    standing_rows,
 )
 from shadow.text import several
 
@@ -94,7 +93,6 @@ def _blocks(
             about="finding",
         )
     yield Figures(all_figures(summary), when="full", about="finding")
-    yield Figures(standing_rows(summary), close=True, when="full", about="finding")
     if rows := figure_rows(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
     if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
@@ -113,9 +111,6 @@ def _blocks(
         yield component_table(summary.components)
     if summary.modules:
         yield module_table(summary, when)
-    if summary.without_base:
-        title = "Without a base: the weights' own spectra"
-        yield table_of(WITHOUT_BASE, summary.without_base, title, when="full", about="modules")
     if summary.skipped:
         yield skipped_table(summary.skipped, when="full")
     listed = [] if summary.files is None else summary.files.rows
@@ -151,7 +146,9 @@ def _gates(summary: Summary) -> Table:
         worded("reason"),
     ]
     title = "Gates: what must hold for the figures to be those of a training"
-    return table_of(fields, summary.gates, title, when="full" if wrong else "page", about="gates")
+    return table_of(
+        fields, summary.gates, title, when="full" if summary.failed_gates else "page", about="gates"
+    )
 
 
 def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
@@ -253,13 +250,6 @@ def module_table(summary: Summary, when: When = "always") -> Table:
 
 WEIGHTS = ("weights", "index")  # kinds of files whose tensors are compared
 FILES = (named("file", "path"), worded("state"), worded("what", lambda row: row.detail or ""))
-WITHOUT_BASE = (
-    named("component"),
-    number("n", "matrices", "count"),
-    number("stable rank", "stable_rank", "ratio"),
-    number("eff. rank", "effective_rank", "ratio"),
-    number("PR", "participation_ratio", "ratio"),
-)
 
 
 def skipped_table(rows: Iterable[Row], when: When = "always") -> Table:

@@ -15,7 +15,7 @@ from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Summary
 from shadow.quantities import Kind, Quantity, portion_of, text_of
 from shadow.reasons import STRICT, meaning
-from shadow.telling.document import Cell, FigureRow, Word
+from shadow.telling.document import FigureRow, Word
 from shadow.telling.limits import DAMAGE
 from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
 from shadow.telling.wording import Told
@@ -27,20 +27,11 @@ ENTRIES = "of the entries of the median matrix"
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
-# what is found, by the sentence that says it: its name on the screen
-FOUND_BY: Mapping[str, str] = {
-    "only_vectors": "only vectors",
-    **{code: claim.title for code, claim in RECOGNISED.items() if code != "copy"},
-    "low_rank": "low rank",
-    "few_values": "few bits",
-}
-# what else a reader has to know before any figure, by the sentence that says it
-NOTED_BY: Mapping[str, str] = {
-    "part_asked_for": "a part",
-    "left_out": "left out",
-    "vectors": "vectors",
-    "files": "files",
-    "level": "level",
+# how the sentences are noticed that a reader has to know before any figure, by their code
+NOTICED: Mapping[str, Word] = {
+    **dict.fromkeys(DAMAGE, FAILED),
+    **dict.fromkeys(("only_vectors", *RECOGNISED, "low_rank", "few_values"), FOUND),
+    **dict.fromkeys(("part_asked_for", "left_out", "vectors", "files", "level"), NOTED),
 }
 # gates that are no fault of a pair of which a sentence says what it is
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
@@ -127,18 +118,14 @@ def faults(summary: Summary) -> list[Gate]:
 def _of_sentences(summary: Summary) -> Iterator[FigureRow]:
     codes = {sentence.code for sentence in summary.finding.sentences}
     for sentence in summary.finding.sentences:
-        code = sentence.code
-        if code in DAMAGE:
-            yield FigureRow(code, FAILED, sentence.text)
-        elif code == "rounding" and is_copy(summary):
-            yield FigureRow(RECOGNISED["copy"].title, FOUND, sentence.text)
-        elif code == "identical":  # the headline says the first half
-            if "only_vectors" not in codes:
-                yield FigureRow(code, FOUND, sentence.text.partition(": ")[2] or sentence.text)
-        elif code in FOUND_BY:
-            yield FigureRow(FOUND_BY[code], FOUND, sentence.text)
-        elif code in NOTED_BY:
-            yield FigureRow(NOTED_BY[code], NOTED, sentence.text)
+        code, text = sentence.code, sentence.text
+        if code == "rounding" and is_copy(summary):
+            code = "copy"
+        elif code == "identical" and "only_vectors" not in codes:  # the headline has half of it
+            yield FigureRow(code, FOUND, text.partition(": ")[2] or text)
+        if code in NOTICED:
+            known = RECOGNISED.get(code)
+            yield FigureRow(known.title if known else code.replace("_", " "), NOTICED[code], text)
 
 
 def _is_told(summary: Summary, reason: str) -> bool:
@@ -162,85 +149,29 @@ def standing(summary: Summary) -> str | None:
     return None
 
 
-# --------------------------------------------------------------------------- every figure
-
-
 def all_figures(summary: Summary) -> list[FigureRow]:
-    """What changed, how much, how concentrated, where."""
-    if not summary.figures.matrices:
-        return [_changed(summary)]
-    norm, concentration, *unchanged = figure_rows(summary, full=True)
-    return [
-        _changed(summary),
-        norm,
-        *_size(summary),
-        *unchanged,
-        concentration,
-        *_directions(summary),
-        *_where(summary),
-    ]
-
-
-def standing_rows(summary: Summary) -> list[FigureRow]:
-    """What the bounds in brackets are, and the gates."""
-    rows = []
-    if summary.figures.matrices:
-        rows.append(FigureRow("spread", _spread(summary)))
-        # medians of the finding are over those inside layers
-        if summary.figures.matrices != summary.inside_layers.matrices:
-            count = text_of(summary.figures.matrices, "count")
-            rows.append(FigureRow("medians", f"over all {count} matrices, if not said otherwise"))
-    rows.append(FigureRow("gates", _gates(summary)))
-    return rows
-
-
-def _changed(summary: Summary) -> FigureRow:
-    """`30 matrices`, `99.7 % of the parameters; 0.3 % are identical`."""
-    f = summary.figures
-    of = f"{portion_of(f.parameters_measured, f.parameters)} of the parameters"
+    """What changed, how much and how concentrated, each with its interval."""
+    figures, count = summary.figures, len(summary.gates)
+    of = f"{portion_of(figures.parameters_measured, figures.parameters)} of the parameters"
     if summary.counts["identical"]:
-        of += f"; {portion_of(f.parameters_identical, f.parameters)} are identical"
-    return FigureRow("changed", counted(int(f.matrices or 0), "matrix", "matrices"), of)
-
-
-def _size(summary: Summary) -> Iterator[FigureRow]:
-    f, inside = summary.figures, summary.inside_layers
-    if f.floor_ratio is not None:
-        ratio: Cell = Quantity(f.floor_ratio, "ratio")
-        if f.floor_ratio >= FAR:
-            ratio = f"above {FAR}"
-        yield FigureRow("x rounding", ratio, "times the rounding of its storage")
-    if inside.relative_norm_unrounded is not None:
-        norm = Quantity(inside.relative_norm_unrounded, "share")
-        yield FigureRow("inside layers", norm, "before storage, in the median matrix")
-    if inside.kept is not None:
-        of = "of the energy of the stored change, in layers"
-        yield FigureRow("update", Quantity(inside.kept, "share"), of)
-
-
-def _directions(summary: Summary) -> Iterator[FigureRow]:
-    f = summary.figures
-    if f.concentration is None:
-        return
-    of = f"of {text_of(f.short_side, 'count')} directions"
-    null = f"{of}; {text_of(f.null_participation_ratio, 'ratio')} with random signs"
-    yield FigureRow("PR", quantity(summary, "participation_ratio", "ratio"), null)
-    stand = f"{of} {'stands' if f.spikes == 1 else 'stand'} out of noise"
-    if f.spikes:
-        stand += f", with {text_of(f.spike_energy, 'share')} of the energy"
-    yield FigureRow("spikes", Quantity(f.spikes, "number"), stand)
-
-
-def _where(summary: Summary) -> Iterator[FigureRow]:
-    """How evenly the change lies over layers and tokens."""
-    f = summary.figures
-    if f.effective_layers is not None and f.depth_entropy is not None:
-        of = f"of {text_of(f.depth_layers, 'count')}, effective number"
-        yield FigureRow("layers", quantity(summary, "effective_layers", "ratio"), of)
-    if f.embedding_rows_changed is not None:
-        changed = text_of(f.embedding_rows_changed, "share")
-        tokens = Quantity(f.embedding_row_participation_ratio, "ratio")
-        yield FigureRow("tokens", tokens, f"effective number; {changed} of the rows changed")
+        of += f"; {portion_of(figures.parameters_identical, figures.parameters)} are identical"
+    rows = [FigureRow("changed", counted(int(figures.matrices or 0), "matrix", "matrices"), of)]
+    if figures.matrices:
+        norm, *others = figure_rows(summary, full=True)
+        rows.append(norm)
+        if (ratio := figures.floor_ratio) is not None:
+            times = f"above {FAR}" if ratio >= FAR else Quantity(ratio, "ratio")
+            rows.append(FigureRow("x rounding", times, "times the rounding of its storage"))
+        rows += others
+        if figures.concentration is not None:
+            of = f"of {text_of(figures.short_side, 'count')} directions"
+            null = f"{of}; {text_of(figures.null_participation_ratio, 'ratio')} with random signs"
+            rows.append(FigureRow("PR", quantity(summary, "participation_ratio", "ratio"), null))
+            stand = f"{of} {'stands' if figures.spikes == 1 else 'stand'} out of noise"
+            rows.append(FigureRow("spikes", Quantity(figures.spikes, "number"), stand))
+        rows.append(FigureRow("spread", "", _spread(summary)))
+    passed = [] if summary.failed_gates else [FigureRow("gates", f"all {count} passed")]
+    return [*rows, *passed]
 
 
 def _spread(summary: Summary) -> str:
@@ -250,20 +181,3 @@ def _spread(summary: Summary) -> str:
     level = 100 * (summary.interval_level or 0)
     over = f"over {summary.layers} layers ({level:.2g} %), in brackets"
     return f"{over}; it says nothing of other runs or seeds"
-
-
-def _gates(summary: Summary) -> Cell:
-    if stopped := [gate.name for gate in faults(summary)]:
-        return Word(f"{', '.join(stopped)} failed, see below", "warning")
-    if not summary.failed_gates:
-        return f"all {len(summary.gates)} passed"
-    unknown = [gate.name for gate in summary.unknown_gates]
-    others = [gate.name for gate in summary.failed_gates if gate.name not in unknown]
-    texts = []
-    if passed := len(summary.gates) - len(summary.failed_gates):
-        texts.append(f"{passed} passed")
-    if others:
-        texts.append(f"{and_list(others)} {'does' if len(others) == 1 else 'do'} not apply")
-    if unknown:
-        texts.append(f"{and_list(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown")
-    return "; ".join(texts)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from shadow.checks.answer import FailedVerification, Named, Outcome, Verification
-from shadow.quantities import Quantity
 from shadow.telling.document import (
     Block,
     Cell,
@@ -21,6 +20,10 @@ from shadow.telling.document import (
     Section,
     Table,
     Word,
+    named,
+    number,
+    table_of,
+    worded,
 )
 from shadow.text import counted, in_ranges
 
@@ -34,13 +37,8 @@ ORDER = (1, 4, 5, 0)  # of exit codes, the worst first
 OTHERS = ((4, ("does not", "do not")), (5, ("inconclusive",) * 2), (1, ("fault", "faults")))
 INDEX = re.compile(r"[0-9]{1,9}")  # in a name
 RUNS = 4  # of indices that a name spells out
-AGAINST = Column("what speaks against it", "name")
-CANDIDATE = Column("candidate", "name")
 MANY = "how many a row stands for; how and size are of the one that differs most"
-COUNT = Column("count", legend=MANY)
-HOW = Column("how", "text")
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
-SIZE = Column("size", legend=LEGEND)
 CLAIMS = [Column("claim", "name"), Column("outcome", "text"), Column("why", "text")]
 
 
@@ -67,18 +65,13 @@ def _against(found: Verification) -> list[Block]:
     are_few = of_related or len(against) <= SHOWN
     groups = [[one] for one in against] if are_few else _alike(against)
     shown = groups[:SHOWN]
-    columns = [CANDIDATE if of_related else AGAINST]
-    cells: list[list[Cell]] = [[_names(group) for group in shown]]
+    fields = [named("candidate" if of_related else "what speaks against it", _names)]
     if len(groups) < len(against):
-        columns.append(COUNT)
-        cells.append([f"{len(group):,}" for group in shown])
-    columns.append(HOW)
-    cells.append([group[0].what for group in shown])
+        fields.append(number("count", len, "count", legend=MANY))
+    fields.append(worded("how", lambda group: group[0].what))
     if any(one.size is not None for one in against):
-        sizes = [group[0].size for group in shown]
-        columns.append(SIZE)
-        cells.append([None if size is None else Quantity(size, "share") for size in sizes])
-    blocks: list[Block] = [Table(columns, list(zip(*cells, strict=True)))]
+        fields.append(number("size", lambda group: group[0].size, "share", legend=LEGEND))
+    blocks: list[Block] = [table_of(fields, shown)]
     if hidden := len(against) - sum(map(len, shown)):
         blocks.append(Note(f"--json has {hidden:,} more"))
     return blocks
@@ -98,12 +91,9 @@ def _names(group: Sequence[Named]) -> str:
     if len(group) == 1:
         return group[0].name
     indices = zip(*(map(int, INDEX.findall(one.name)) for one in group), strict=True)
-    told = iter([in_ranges(each).replace(" ", "") for each in indices])
-    return INDEX.sub(lambda _: _short(next(told)), group[0].name)
-
-
-def _short(ranges: str) -> str:
-    return ranges if ranges.count(",") < RUNS else "*"
+    ranges = [in_ranges(each).replace(" ", "") for each in indices]
+    told = iter([one if one.count(",") < RUNS else "*" for one in ranges])
+    return INDEX.sub(lambda _: next(told), group[0].name)
 
 
 def verifications_document(found: Sequence[Verification | FailedVerification]) -> Document:
