@@ -268,9 +268,6 @@ def tables(summary):
         for name in key.split("."):
             of_key = of_key.get(name) or {}
         found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
-    for one in told["unchanged_experts"]:
-        place = f"unchanged_experts.{one['component']}"
-        found |= {f"{place}.{name}": value for name, value in one.items()}
     found |= {f"published.{key}": value for key, value in (told["published"] or {}).items()}
     return found
 

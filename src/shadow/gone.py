@@ -33,6 +33,8 @@ GONE: Mapping[tuple[str, str], str] = {
     ("option", "--list-schema"): "docs/lists.md says what a list may hold",
     ("option", "--p-values"): "read the spread over layers",
     ("key", "p_within_pair"): "read low and high, the spread over layers",
+    ("key", "unchanged_experts"): "read status of the tensors in tensors.parquet",
+    ("word", "experts_renumbered"): "read recognised.replaced",
     ("option", "--no-joint"): "lineage compares no deltas; `shadow compare --joint` does",
     ("command", "reproduce"): "audit a list of registry/lists/, then use `shadow figure`",
     ("option", "--scores"): "use `shadow compare RUNS --scores FILE`",

@@ -162,18 +162,17 @@ def experts(folder, order, noise=0.0):
     return planted.write(folder, changed, {"model_type": "qwen3_moe"})
 
 
-def test_renumbered_experts_are_warned_of(tmp_path):
-    """Experts of the same number that are different ones: the summary and the terminal say so."""
+def test_renumbered_experts_are_replaced_matrices(tmp_path):
+    """Experts of the same number that are different ones: the finding says so."""
     base = experts(tmp_path / "base", range(4))
     for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
         tuned = experts(tmp_path / name, order, noise=0.01)
         done = shadow("audit", "--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}")
         assert done.code == 0, done.err
         (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
-        warnings = json.loads(path.read_text())["warnings"]
-        assert ("warning: " in done.out) == bool(warnings) == (name == "renumbered")
-    assert {"4", "2"} <= set(warnings[0].split())
-    assert json.loads(path.read_text())["warning_codes"] == ["experts_renumbered"]
+        replaced = json.loads(path.read_text())["recognised"]["replaced"]
+        assert bool(replaced) == (name == "renumbered")
+    assert replaced["matrices"] == 4
 
 
 def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):

@@ -136,7 +136,7 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report([row(None, "head")], extra_tensors=FROZEN), "size", "Unchanged: layers 0 to 3."),
     (report(model(), extra_tensors=grown(591, 551)), "size", "the common rows of the embeddings"),
     (report([row(0, "experts.up")], extra_tensors=EXPERTS), "size",
-     "Unchanged: 3 of 4 tensors of the experts and layer 9."),
+     "Unchanged: layer 9."),
     (report(model(kept=0.5, frobenius_norm=0.002, relative_norm_unrounded=0.001)), "size",
      "Before storage, the change was 0.10 % of the base matrices' norm ("),
     # directions

@@ -7,7 +7,7 @@ from typing import Any
 
 from shadow.checks.pair_gates import Gate, failed
 from shadow.reasons import BROKEN
-from shadow.summary.record import PairRecord, Row, WarningCode, read_row
+from shadow.summary.record import PairRecord, Row, read_row
 
 
 class Sentence(Row):
@@ -83,7 +83,7 @@ class Summary(PairRecord):
         """The same figures, and what is said of them."""
         return self.with_values(finding=finding)
 
-    def with_warning(self, code: WarningCode, text: str) -> Summary:
+    def with_warning(self, code: str, text: str) -> Summary:
         """The same summary with one more warning."""
         warnings, codes = [*self.warnings, text], [*self.warning_codes, code]
         return self.with_values(warnings=warnings, warning_codes=codes)

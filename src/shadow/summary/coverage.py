@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ FAR = 10.0  # times as far as the next one, a vector is named
 BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
 
 
-def vector_figures(tensors: Columns) -> Row:
+def vectors(tensors: Columns) -> Row:
     """How many vectors were compared, and how far those moved that did.
 
     One that is 0 in the base has no relative norm, and its detail says where it moved.
@@ -197,7 +197,7 @@ def skipped(tensors: Columns) -> list[Row]:
     return sorted(rows, key=lambda one: -one.tensors)
 
 
-def unchanged_modules(tensors: Columns) -> list[Row]:
+def unchanged(tensors: Columns) -> list[Row]:
     """The modules of the tuned side of which every matrix that was compared is identical."""
     matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
     return [
@@ -207,22 +207,7 @@ def unchanged_modules(tensors: Columns) -> list[Row]:
     ]
 
 
-def unchanged_experts(tensors: Columns) -> list[Row]:
-    """Components some of whose experts' tensors are identical, in layers where others changed."""
-    rows = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices).inside
-    changed = set(rows.where(are(rows["status"], "measured")).each("component", "layer"))
-    counts = defaultdict[str, Counter[str]](Counter)
-    for component, layer, module, status in rows.each("component", "layer", "module", "status"):
-        if (component, layer) in changed and str(module).startswith("experts."):
-            counts[component][status] += 1
-    return [
-        row("unchanged_experts", component=component, tensors=same, of=same + of["measured"])
-        for component, of in counts.items()
-        if (same := of["identical"]) and of["measured"]
-    ]
-
-
-def files_record(rows: Iterable[Mapping[str, Any]]) -> Row | None:
+def files(rows: Iterable[Mapping[str, Any]]) -> Row | None:
     """The files that are not the same on both sides, and how many there are of each state; None of
     a report without files. A file that both sides have counts once.
     """

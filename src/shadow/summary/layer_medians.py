@@ -49,6 +49,8 @@ def inside_layers(deltas: Columns) -> Row:
     reason, z, formats = inside["kept_reason"], inside["purity_z"], inside["dtype"]
     sides = _short_sides(inside)
     least, most = rank_bounds(inside.__getitem__)
+    unexplained = are(reason, "rounding_unexplained")
+    wide = [set((one or "").split("/")) <= {"F16", "F32", "F64"} for one in formats]
     return row(
         "inside_layers",
         {name: median(inside[name]) for name in (*LAYER_MEDIANS, *BESIDE)},
@@ -57,16 +59,17 @@ def inside_layers(deltas: Columns) -> Row:
         _kept_range(inside),
         matrices=len(inside),
         known=int((~np.isnan(inside["kept"]) & (reason == None)).sum()),  # noqa: E711
-        unexplained=int(are(reason, "rounding_unexplained").sum()),
+        unexplained=int(unexplained.sum()),
         rounded_away=int(are(reason, "rounded_away").sum()),
         few_changed=int(are(reason, "few_changed").sum()),
-        judged=_count(z),
+        judged=int(np.count_nonzero(~np.isnan(z))),
         beyond_noise=int((z > NOISE).sum()),
         flatter_than_noise=int((z < -NOISE).sum()),
         rank_least=median(least),
         rank_most=median(most),
         rank_known=int(_is_of_rank(inside.__getitem__).sum()),
-        unexplained_in_more_bits=_in_more_bits(reason, formats),
+        # both sides of which are in files of more bits than BF16
+        unexplained_in_more_bits=int((unexplained & np.array(wide, dtype=np.bool_)).sum()),
         in_8_bits=sum("F8" in one for one in formats if one),
         short_side_least=min(sides, default=None),
         short_side_most=max(sides, default=None),
@@ -123,37 +126,6 @@ def _by_module(deltas: Columns) -> Iterator[tuple[Columns, dict[str, Any]]]:
         )
 
 
-def _count(values: NDArray[np.float64]) -> int:
-    """How many are known."""
-    return int((~np.isnan(values)).sum())
-
-
-def median_directions(column: Column) -> tuple[float | None, int]:
-    """The median of equivalent_directions over rows, of which column gives those of
-    a matrix by name; and how many of them are above their short side.
-
-    None where half of those that are known or more are above, or nothing is known of any.
-    """
-    values, above = directions(column), int(above_short_side(column).sum())
-    if 2 * above >= int((~np.isnan(values)).sum()):
-        return None, above
-    return median(values), above
-
-
-@np.errstate(all="ignore")
-def directions(column: Column) -> NDArray[np.float64]:
-    """equivalent_directions of each row as a median needs it: 1 / X too where it is null because
-    that is above the short side, infinite for a matrix that is as flat as noise or flatter, NaN
-    where it is unknown.
-
-    Without these the median would be that of the most coherent matrices alone. What is above a
-    short side may be below the values of larger matrices.
-    """
-    told, purity = floats(column("equivalent_directions")), _known_purity(column)
-    beyond = np.where(purity > 0, 1.0 / purity, np.inf)
-    return np.where(above_short_side(column), beyond, told)
-
-
 def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows with that column as a median needs it that is shown beside others: infinite where
     equivalent_directions is above the short side. Medians may be infinite, which is not a number to
@@ -194,19 +166,24 @@ def _known_purity(column: Column) -> NDArray[np.float64]:
     return np.where(np.isnan(kept) & as_stored, stored, undone)
 
 
+@np.errstate(all="ignore")
 def _coherent(rows: Columns) -> dict[str, float | int | None]:
-    middle, above = median_directions(rows.__getitem__)
+    """The median of equivalent_directions, and how many are above their short side.
+
+    Where it is null because that is above the short side, 1 / X counts, infinite for a matrix that
+    is as flat as noise or flatter: otherwise the median would be that of the most coherent matrices
+    alone. What is above a short side may be below the values of larger matrices. The median is None
+    where half of those that are known or more are above, or nothing is known of any.
+    """
+    told, purity = rows["equivalent_directions"], _known_purity(rows.__getitem__)
+    above = above_short_side(rows.__getitem__)
+    values = np.where(above, np.where(purity > 0, 1.0 / purity, np.inf), told)
+    is_median_above = 2 * above.sum() >= np.count_nonzero(~np.isnan(values))
     return {
-        "equivalent_directions": middle,
-        "above_short_side": above,
-        "coherent": _count(rows["equivalent_directions"]),
+        "equivalent_directions": None if is_median_above else median(values),
+        "above_short_side": int(above.sum()),
+        "coherent": int(np.count_nonzero(~np.isnan(told))),
     }
-
-
-def _in_more_bits(reason: NDArray[Any], formats: NDArray[Any]) -> int:
-    """Unexplained matrices both sides of which are in files of more bits than BF16."""
-    wide = [set((one or "").split("/")) <= {"F16", "F32", "F64"} for one in formats]
-    return int((are(reason, "rounding_unexplained") & np.array(wide, dtype=np.bool_)).sum())
 
 
 def _short_sides(rows: Columns) -> list[int]:

@@ -34,17 +34,16 @@ from shadow.summary.bootstrap import (
 from shadow.summary.changes import recognised
 from shadow.summary.coverage import (
     broken,
-    files_record,
+    files,
     idle_updates,
     skipped,
-    unchanged_experts,
-    unchanged_modules,
+    unchanged,
     uncompared,
-    vector_figures,
+    vectors,
     vocabulary,
 )
 from shadow.summary.layer_medians import coherence, inside_layers, outside_layers
-from shadow.summary.picture import order_of
+from shadow.summary.picture import by_component, order_of
 from shadow.summary.record import MEDIANS, STATUSES, PairRecord, Row, main_of, row, tier_of
 from shadow.summary.standing import unjudged_formats
 from shadow.summary.tables import (
@@ -59,8 +58,6 @@ from shadow.summary.tables import (
     total_of,
 )
 
-# cosines below which an expert is another one, and above which the rest is the same model
-TURNED, UNTURNED = 0.5, 0.9
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
@@ -83,24 +80,22 @@ INTERVALS: Mapping[str, str | float] = {
 }
 
 
+# what makes the keys of the same name, from tensors and from deltas
+OF_TENSORS = (unchanged, vectors, vocabulary, uncompared, skipped, idle_updates, broken)
+OF_DELTAS = (inside_layers, outside_layers, coherence)
+
+
 def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
     """The record of a pair. lineage: the median cosine of its two models."""
     tensors, deltas = rows.tensors, rows.deltas
     statuses = Counter(tensors["status"])
-    tally, depth, warning = _overall(rows), _by_layer(rows), _renumbered_experts(deltas)
-    without_base = [
-        row(
-            "without_base",
-            {name: median(group[name]) for name in ALONE},
-            component=component,
-            matrices=len(group),
-        )
-        for (component,), group in rows.alone.groups("component")
-    ]
+    tally, depth = _overall(rows), _by_layer(rows)
     return PairRecord(
         row(
             "record",
             tally.over_layers(),
+            {make.__name__: make(tensors) for make in OF_TENSORS},
+            {make.__name__: make(deltas) for make in OF_DELTAS},
             schema=SCHEMA,
             family=metadata["family"],
             pair=metadata["pair"],
@@ -113,25 +108,22 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             modules=_by_module(rows),
             depth=depth,
             grid=grid(deltas, tensors),
-            inside_layers=inside_layers(deltas),
-            outside_layers=outside_layers(deltas),
-            coherence=coherence(deltas),
             quarters=_quarters(depth, deltas),
-            unchanged=unchanged_modules(tensors),
-            without_base=without_base,
-            vectors=vector_figures(tensors),
-            vocabulary=vocabulary(tensors),
-            uncompared=uncompared(tensors),
+            without_base=[
+                row(
+                    "without_base",
+                    {name: median(group[name]) for name in ALONE},
+                    component=component,
+                    matrices=len(group),
+                )
+                for (component,), group in rows.alone.groups("component")
+            ],
             recognised=recognised(deltas, tensors, lineage),
-            skipped=skipped(tensors),
-            warnings=[warning] if warning else [],
-            warning_codes=["experts_renumbered"] if warning else [],
-            unchanged_experts=unchanged_experts(tensors),
-            idle_updates=idle_updates(tensors),
-            broken=broken(tensors),
+            warnings=[],
+            warning_codes=[],
             tier=tier_of(metadata["settings"]),
             estimated=bool(are(deltas["precision"], "sketch").any()),
-            files=files_record(rows.files),
+            files=files(rows.files),
         )
     )
 
@@ -382,21 +374,6 @@ def _by_module(rows: Rows) -> list[Row]:
     return sorted(modules, key=lambda one: order_of(one.component, one.module))
 
 
-def _renumbered_experts(deltas: Columns) -> str | None:
-    """Warns of experts that turned where the matrices around them did not: other numbers."""
-    is_expert = _of_kind(deltas, ("experts.",))
-    others = median(deltas.where(~is_expert).inside["cosine"])
-    turned = deltas.where(is_expert & (deltas["cosine"] < TURNED))
-    if not len(turned) or others is None or not others > UNTURNED:
-        return None
-    return (
-        f"{len(turned)} expert matrices in {len(set(turned.inside['layer']))} layers have little in"
-        f" common with the base's of the same number (cosine below {TURNED}) while the other"
-        " matrices are close to theirs: the experts may have been renumbered, and their deltas are"
-        " then not those of training"
-    )
-
-
 def _by_layer(rows: Rows) -> list[Row]:
     """For each compared layer of each component: energies, relative norm as one vector, medians of
     the rest.
@@ -431,15 +408,14 @@ def _by_layer(rows: Rows) -> list[Row]:
 
 def _quarters(depth: list[Row], deltas: Columns) -> list[Row]:
     """The shares of each quarter of a component's layers in their energy and their parameters."""
-    sizes = defaultdict[tuple[str, float], float](float)
-    for component, layer, size in deltas.each("component", "layer", "parameters"):
-        sizes[component, layer] += size
-    quarters = []
-    for component in dict.fromkeys(one.component for one in depth):
-        layers = [one for one in depth if one.component == component]
+    at, sizes = deltas["at"], deltas["parameters"]
+    of_layers = np.bincount(at[at >= 0], weights=sizes[at >= 0], minlength=len(depth))
+    quarters, begin = [], 0
+    for component, layers in by_component(depth).items():
+        size = of_layers[begin : begin + len(layers)]
+        begin += len(layers)
         if len(layers) < QUARTERS or any(one.energy_share is None for one in layers):
             continue
-        of_layers = [int(sizes[component, one.layer]) for one in layers]
         ends = [quarter * len(layers) // QUARTERS for quarter in range(QUARTERS + 1)]
         for number, (start, end) in enumerate(pairwise(ends), 1):
             quarter = row(
@@ -449,7 +425,7 @@ def _quarters(depth: list[Row], deltas: Columns) -> list[Row]:
                 first_layer=layers[start].layer,
                 last_layer=layers[end - 1].layer,
                 energy_share=math.fsum(one.energy_share for one in layers[start:end]),
-                parameter_share=over(sum(of_layers[start:end]), sum(of_layers)),
+                parameter_share=over(size[start:end].sum(), size.sum()),
             )
             quarters.append(quarter)
     return quarters

@@ -50,7 +50,6 @@ WORDS = {
     "quarter": "Inside {where}, {layers} {count|holds|hold} {energy_share:share} of it"
     "[, with {parameter_share:share} of the parameters].",
     "unchanged": "Unchanged: {parts:and}.",
-    "experts": "{tensors:count} of {of:count} tensors of {experts}",
 }
 
 
@@ -282,8 +281,4 @@ def unchanged_parts(told: Told) -> list[str]:
         parts.append(f"the common rows of {name}" if is_grown else name)
     if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
         parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
-    for some in summary.unchanged_experts:
-        experts = of_component("the experts", some.component, several)
-        at = f"unchanged_experts.{some.component}"
-        parts.append(told.fill(WORDS["experts"], some, at, experts=experts))
     return [*parts, *(layers_of(name, numbers, several) for name, numbers in layers.items())]
