@@ -134,7 +134,7 @@ def write_family(
                     {
                         **place, "tensor": name, "side": side, "shape": [rows, cols],
                         "dtype": "BF16", "shard": "model.safetensors", "status": status,
-                        "reason": reason,
+                        "reason": reason, "compared": rows * cols if part.base else 0,
                     }
                 )  # fmt: skip
             if part.identical:

@@ -140,7 +140,6 @@ def test_directions_that_are_unknown_are_left_out_of_the_median(why):
     [
         {"kept_reason": "rounding_unexplained", "floor_ratio": 4.0},
         {"kept": 0.5, "kept_reason": None, "excess_purity": 0.1, "excess_purity_unrounded": 0.01},
-        {"kept_reason": None, "rank_ceiling": 8},
         {"excess_purity": -0.1},  # flatter than noise
     ],
 )

@@ -89,10 +89,15 @@ class Table:
     file: str
     row: str
     columns: tuple[Column, ...]
-    first: frozenset[str] = frozenset()
-    """The columns that every report of this schema has; the others were added later."""
+    later: frozenset[str] = frozenset()
+    """The columns that were added since 0.2, so that older reports lack them."""
     start_here: frozenset[str] = frozenset()
     """The columns that a reader needs first."""
+
+    @property
+    def first(self) -> frozenset[str]:
+        """The columns that every report has."""
+        return frozenset(column.name for column in self.columns) - self.later
 
     @property
     def exported(self) -> tuple[Column, ...]:
@@ -158,7 +163,7 @@ TABLES = {
         file=entry["file"],
         row=entry["row"],
         columns=_COLUMNS[name],
-        first=frozenset(entry.get("first", "").split()),
+        later=frozenset(entry.get("later", "").split()),
         start_here=frozenset(entry.get("start_here", "").split()),
     )
     for name, entry in _WORDS["tables"].items()

@@ -179,21 +179,14 @@ def unreadable(path: Path, error: Exception) -> ShadowError:
 
 
 def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:
-    """Refuse a finished report that lacks a table which its metadata say was written.
+    """Refuse a finished report that lacks a table. Raises ShadowError.
 
-    Older reports have no files.parquet, and no seal that names them. spectra:
-    must singular values be there too, if the audit wrote them? A copy for a reader of other tables
-    leaves them out. Raises ShadowError.
+    spectra: must singular values be there too, if the audit wrote them? A copy for a reader of
+    other tables leaves them out.
     """
-    written = {"matrices", "tensors"}
-    seal = metadata.get("seal")
-    if isinstance(tables := seal.get("tables") if isinstance(seal, dict) else None, dict):
-        written |= tables.keys()
-    if metadata["settings"].get("spectra") is True:
-        written.add("spectra")
+    is_due = spectra and metadata["settings"].get("spectra") is True
     for name in TABLES_OF_A_PAIR:
-        is_due = name in written and (spectra or name != "spectra")
-        if is_due and not (folder / f"{name}.parquet").is_file():
+        if (is_due or name != "spectra") and not (folder / f"{name}.parquet").is_file():
             raise missing(folder, f"{name}.parquet")
 
 

@@ -26,10 +26,7 @@ from shadow.reports.columns import TABLES, Column
 from shadow.reports.folders import NAME_ONE
 from shadow.reports.metadata import METADATA_KEY, metadata_in
 from shadow.reports.parquet import (
-    LATER,
     MAX_ROWS,
-    OPTIONAL,
-    STORED,
     arrow_schema,
     conformed,
     read_columns,
@@ -96,16 +93,11 @@ class Report:
         Raises ShadowError when a file is broken.
         """
         lacking: list[str] = []
-        for name in STORED:
-            path = self._path(name)
-            if path.exists():
-                with telling_faults(path):
-                    stored = {*pq.read_schema(path).names}
-                names = [column.name for column in TABLES[name].columns]
-                lacking += [name for name in names if name not in stored]
-            elif name in LATER:
-                lacking.append(path.name)
-        return tuple(dict.fromkeys(lacking))
+        for table in TABLES.values():
+            if table.later:
+                with telling_faults(path := self._path(table.name)):
+                    lacking += table.later - {*pq.read_schema(path).names}
+        return tuple(sorted(lacking))
 
     def table(self, name: str) -> pa.Table:
         """A whole table as Arrow has it, null where a value is missing; without rows where the
@@ -183,11 +175,10 @@ class Report:
         return {}
 
     def _read(self, table: str, columns: Sequence[Column]) -> pa.Table:
-        metadata = self.provenance.told  # first: this completes a replacement killed half-way
+        assert self.provenance  # first: this completes a replacement that was killed half-way
         path = self._path(table)
         with telling_faults(path):
-            if table in LATER + OPTIONAL and not path.exists():
-                require_tables(self.folder, metadata, spectra=table == "spectra")
+            if table == "spectra" and not self.has_spectra:
                 return arrow_schema(columns).empty_table()
             return read_columns(self._checked(table), table, columns)
 

@@ -78,11 +78,6 @@ def schema_json(tables: Iterable[Table]) -> dict[str, object]:
     }
 
 
-def is_later(table: Table, column: Column) -> bool:
-    """Whether the column was added after the first reports of this schema."""
-    return bool(table.first) and column.name not in table.first
-
-
 def null_cases(column: Column) -> list[str]:
     """When the column is null; empty where it never is."""
     return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
@@ -93,6 +88,6 @@ def _column(table: Table, column: Column) -> dict[str, object]:
         **asdict(column),
         "null": "; ".join(null_cases(column)),
         "arrow": column.arrow,
-        "later": is_later(table, column),
+        "later": column.name in table.later,
         "start_here": column.name in table.start_here,
     }

@@ -157,12 +157,7 @@ def _known_purity(column: Column) -> NDArray[np.float64]:
         floats(column(name))
         for name in ("kept", "excess_purity", "excess_purity_unrounded", "floor_ratio")
     )
-    # as an audit decides it; an adapter in a report from before kept was added has no reason
-    as_stored = (
-        are(column("kept_reason"), "nothing_rounded")
-        | ~np.isnan(floats(column("rank_ceiling")))
-        | (floor >= UNTOUCHED)
-    )
+    as_stored = are(column("kept_reason"), "nothing_rounded") | (floor >= UNTOUCHED)
     return np.where(np.isnan(kept) & as_stored, stored, undone)
 
 

@@ -115,13 +115,7 @@ def _weights(tensors: Columns) -> Columns:
     )
     sides = {side: weights.where(are(weights["side"], side)) for side in ("base", "tuned")}
     rows = max(sides["tuned"], sides["base"], key=lambda of_side: sum(of_side["size"]))
-    # a report made before `compared` was added says it by the status of whole tensors alone
-    measured = are(rows["status"], "measured") & ~are(rows["reason"], "only_in_tuned")
-    vectors = are(rows["reason"], "not_a_matrix") & ~np.isnan(rows["relative_norm"])
-    paired = are(rows["status"], "identical") | measured | vectors
-    by_status = np.where(paired, rows["size"], 0)
-    unknown = np.isnan(rows["compared"])
-    return rows.added(compared=np.where(unknown, by_status, rows["compared"]))
+    return rows.added(compared=np.nan_to_num(rows["compared"]))  # null where it is forged
 
 
 def _identical(weights: Columns, apart: Sequence[str] = ()) -> int:

@@ -187,7 +187,7 @@ class Rows:
     tensors: Columns
     """All rows of tensors.parquet, with was_compared."""
     files: list[dict[str, Any]]
-    """All rows of files.parquet; none where it is not given."""
+    """All rows of files.parquet."""
     layers: Sequence[tuple[str, int]]
     """Component and number of every layer that was compared."""
 
@@ -208,7 +208,7 @@ def needed(name: str, table: pa.Table) -> pa.Table:
     subjects of a matrix must be among the rows.
     """
     if name != "matrices":
-        return table.drop_columns([name for name in UNREAD if name in table.column_names])
+        return table.drop_columns([one for one in UNREAD if one in table.column_names])
     if "base_norm" in table.column_names:
         return table
 
@@ -255,6 +255,6 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
         deltas=deltas.added(**made),
         alone=columns_of(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
-        files=tables["files"].to_pylist() if "files" in tables else [],
+        files=tables["files"].to_pylist(),
         layers=layers,
     )

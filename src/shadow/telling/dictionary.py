@@ -11,7 +11,7 @@ from shadow.checks.registry import kinds
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.columns import SCHEMA, Column, Table, notation_of, read_words
-from shadow.reports.words import RULES, Head, is_later, null_cases
+from shadow.reports.words import RULES, Head, null_cases
 from shadow.telling.document import (
     Block,
     Document,
@@ -138,7 +138,7 @@ def _meaning(table: Table, column: Column) -> Word:
     more = [f"in {column.unit}"] if column.unit else []
     if cases := null_cases(column):
         more.append(f"null: {', '.join(cases)}")
-    more += ["later"] if is_later(table, column) else []
+    more += ["later"] if column.name in table.later else []
     more += ["start here"] if column.name in table.start_here else []
     aside = "; ".join(more)
     return Word(f"{column.text};" if aside else column.text, aside=aside)
