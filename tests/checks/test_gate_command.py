@@ -166,13 +166,13 @@ def test_what_a_list_lacks_is_no_pass(shadow, as_list, tmp_path, state):
     done = shadow("gate", "list", *rules)
     assert done.code == 1
     why = "no such folder: x" if state == "failed" else "pending by index.json"
-    assert f"demo:base..broad has no report: {why}" in done.err
+    assert f"demo:base..broad has no report of its list: {why}" in done.err
     judged = {one["pair"]: (one["code"], len(one["rules"])) for one in json.loads(done.out)}
     assert judged == {"base..narrow": (0, 1), "base..broad": (1, 0)}
     shutil.rmtree(tmp_path / "list" / "demo")
     done = shadow("gate", "list", *rules)
     assert {one["pair"] for one in json.loads(done.out)} == judged.keys()
-    assert "demo:base..narrow has no report: done by index.json" in done.err
+    assert "demo:base..narrow has no report of its list: done by index.json" in done.err
 
 
 def test_a_pair_of_the_list_that_is_missing_is_no_pass(shadow, demo, tmp_path):
@@ -184,7 +184,7 @@ def test_a_pair_of_the_list_that_is_missing_is_no_pass(shadow, demo, tmp_path):
     done = shadow("gate", "empty", "--list", "l.yaml", "--junit", "j.xml")
     assert done.code == 1
     names = [f"demo:base..{name}" for name in ("narrow", "broad")]
-    assert all(done.err.count(f"{name} of the list has no report") == 1 for name in names)
+    assert all(done.err.count(f"{name} has no report of its list") == 1 for name in names)
     assert (tmp_path / "j.xml").read_text().count("<failure") == 2
     shutil.copytree(demo["narrow"], tmp_path / "out" / "demo" / "base..narrow")
     done = shadow("gate", "out", "--list", "l.yaml", "--fail-on", "concentration > 0.3")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from shadow.cli import console
 from shadow.cli import options as option
-from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, judged_of, rules_of
-from shadow.cli.options import of_pair, prepare, say_left_out, selected
+from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of
+from shadow.cli.options import of_pair, prepare, reports_here, say_left_out, selected
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
@@ -100,7 +102,7 @@ def audit(
         selection, located(output), measuring, files, overwrite=overwrite, jobs=jobs, ray=ray
     )
     own = [(pair.family, pair.name) for pair in selection.own]
-    baselines = baselines_of(rules.against, own, say, allow_missing=rules.allow_missing)
+    baselines = baselines_of(rules, own, say)
     shown = _Shown(request, judging, claims, baselines, strict, format, quiet, say)
     bars = console.pairs_progress(
         len(own),
@@ -120,7 +122,7 @@ def audit(
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
     is_wrong = 0 < sum(isinstance(one, UsageError) for one in shown.faults) == len(own)
-    finish(judged, rules.junit, against=rules.against, wrong_usage=is_wrong)
+    finish(judged, rules, wrong_usage=is_wrong)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class _Shown:
     """A request, what its reports are judged by, and what is printed of them."""
 
     request: AuditRequest
-    rules: Sequence[Rule]
+    judging: Sequence[Rule]
     claims: Mapping[Pair, Sequence[Rule]]
     """Further rules of pairs: what a list says of them."""
     baselines: Mapping[tuple[str, str], Measured]
@@ -167,7 +169,8 @@ def _judged(shown: _Shown, outcome: PairOutcome) -> Judgement:
 def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     """Judge one report; outside of a list report and judgement are shown at once."""
     from shadow.gates.document import rules_document
-    from shadow.gates.measured import Reading
+    from shadow.gates.measured import Reading, read_measured
+    from shadow.gates.verdicts import Judgement, judge_report
 
     request, result = shown.request, outcome.finished()
     summary, count = result.summary, len(request.selection.own)
@@ -175,14 +178,19 @@ def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
     if is_shown:
         show_pair(summary, result.provenance, result.place, of=count)
     claims = {rule.name: rule for rule in shown.claims.get(outcome.pair, ())}
-    judgement = judged_of(
-        result,
-        [*(rule for rule in shown.rules if rule.name not in claims), *claims.values()],
-        shown.baselines.get((summary.family, summary.pair)),
-        Reading(request.files, request.jobs, shown.say),
-        seconds=outcome.seconds,
-        strict=shown.strict,
-    )
+    rules = [*(rule for rule in shown.judging if rule.name not in claims), *claims.values()]
+    objections = tuple(sorted(result.should_not_have_skipped)) if shown.strict else ()
+    more: Any = {"seconds": outcome.seconds, "objections": objections}
+    if not rules:
+        return Judgement(summary.family, summary.pair, summary=summary, **more)
+    # of a report that was uploaded the rows are fetched
+    folder = result.folder if result.url is None else reports_here(Path(result.url))
+    reading = Reading(request.files, request.jobs, shown.say)
+    now = read_measured(folder, summary=summary, reading=reading)
+    baseline = shown.baselines.get((summary.family, summary.pair))
+    judgement = judge_report(rules, now, baseline, **more)
+    if result.url is not None:
+        shutil.rmtree(folder, ignore_errors=True)
     if is_shown:
         console.show(rules_document(judgement, titled=count > SIDE_BY_SIDE))
     return judgement
