@@ -181,9 +181,11 @@ def pairs_progress(
     return progress.in_bars(err, total, together=together)
 
 
-def steps(title: str) -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
+def steps(
+    title: str, *, hidden: bool = False
+) -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
     """A bar of steps on stderr, with the last one's name, while somebody watches."""
-    if not is_watched(err):
+    if hidden or not is_watched(err):
         return contextlib.nullcontext(lambda done, total, what: None)
     from shadow.cli import progress
 

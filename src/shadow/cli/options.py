@@ -51,26 +51,29 @@ def offered_targets(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     bash breaks words at colons, so that `family:ba` comes as `family`, `:` and `ba`, and wants the
     last part alone.
     """
-    from shadow.targets.families import family_names, load_families
+    from shadow.targets.families import load_families
 
-    registry = _registry(ctx)
-    before = [str(typed) for typed in ctx.params.get("targets") or ()]
-    is_broken = before[-1:] == [":"] and len(before) > 1
-    family, colon, _ = (before[-2], ":", "") if is_broken else incomplete.partition(":")
+    *_, family, colon = ["", "", *map(str, ctx.params.get("targets") or ())]
+    start = ""
+    if colon != ":":
+        family, colon, _ = incomplete.partition(":")
+        start = f"{family}:"
+    if colon != ":":
+        return offered_families(ctx)
     try:
-        if not colon:
-            return family_names(registry)
-        known = load_families(registry).get(family)
+        known = load_families(_registry(ctx)).get(family)
     except (ShadowError, OSError):
         return []
-    start = "" if is_broken else f"{family}:"
     return [f"{start}{pair.name}" for pair in known.pairs] if known else []
 
 
 def offered_families(ctx: typer.Context) -> Iterable[str]:
     from shadow.targets.families import family_names
 
-    return family_names(_registry(ctx))
+    try:
+        return family_names(_registry(ctx))
+    except (ShadowError, OSError):
+        return []
 
 
 def _registry(ctx: typer.Context) -> Path | None:
@@ -311,26 +314,19 @@ def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference
 
-    base, tuned, name = pairs.base, pairs.tuned, pairs.name
+    base, tuned = pairs.base, pairs.tuned
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    targets = targets or []
-    given: list[Pair] = []
+    names, given = targets or [], list[Pair]()
     if base is not None and tuned is not None:
         given = [given_pair(typed_reference(base), typed_reference(tuned))]
-    if name is not None:
-        if not given and len(targets) == 2 and any(map(is_reference, targets)):
-            given = list(pairs_of_references(targets, {}))
-            targets = []
-        if not given or targets or pairs.listed:
+    if pairs.name is not None:
+        if not given and len(names) == 2 and any(map(is_reference, names)):
+            names, given = [], list(pairs_of_references(names, {}))
+        if not given or names or pairs.listed:
             raise UsageError("--name is for one pair that is given by its checkpoints", TWO)
-        try:
-            given = [given_pair(given[0].base, given[0].tuned, name)]
-        except UsageError as error:
-            raise UsageError(f"--name: {error.message}", error.hint) from error
-    selection = select(
-        targets, given, registry=pairs.registry, listed=pairs.listed, shard=pairs.shard
-    )
+        given = [given_pair(given[0].base, given[0].tuned, pairs.name)]
+    selection = select(names, given, pairs.registry, pairs.listed, pairs.shard)
     if not selection.pairs:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
         raise UsageError("nothing to audit", hint)

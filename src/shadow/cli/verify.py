@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,6 @@ from shadow.storage import as_given
 from shadow.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from shadow.checks.answer import FailedVerification, Question, Verification
     from shadow.run.runtime import Runtime
 
@@ -90,17 +87,28 @@ def verify(
     """
     begin(junit, "verify")
     prepare(files)
-    if listed is None:
-        asked = [_question(claim, checkpoints or [], moved, frozen, base, headers=headers)]
-    elif claim or moved or frozen or base or headers:
-        raise UsageError("--claims and a claim do not go together", "leave one of them out")
-    else:
-        asked = _listed(listed)
     from shadow.checks.answer import Verification, first_code
-    from shadow.outputs.ci import write_claims
+    from shadow.checks.registry import CHECKS, question
+    from shadow.outputs.junit import write_claims
     from shadow.run.runtime import Runtime, access_of
+    from shadow.targets.references import parse_checkpoint
     from shadow.telling import verification as telling
 
+    if listed is not None:
+        if claim or moved or frozen or base or headers:
+            raise UsageError("--claims and a claim do not go together", "leave one of them out")
+        asked = _listed(listed)
+    elif claim is None:
+        hint = f"one of {', '.join(CHECKS)}, such as: shadow verify same ./A ./B"
+        raise UsageError("no claim to check", hint)
+    else:
+        of = [parse_checkpoint(text) for text in checkpoints or ()]
+        of_base = None if base is None else parse_checkpoint(base)
+        asked = [
+            question(
+                claim, of, moved=moved or (), frozen=frozen or (), base=of_base, headers=headers
+            )
+        ]
     say = console.say_nothing if quiet else console.say
     runtime = Runtime(jobs=jobs, access=access_of(replace(files, cache=False)), say=say)
     is_alone = listed is None
@@ -123,31 +131,6 @@ def verify(
         raise typer.Exit(code)
 
 
-def _question(
-    claim: str | None,
-    checkpoints: Sequence[str],
-    moved: Sequence[str] | None,
-    frozen: Sequence[str] | None,
-    base: str | None,
-    *,
-    headers: bool,
-) -> Question:
-    from shadow.checks.registry import CHECKS, question
-    from shadow.targets.references import parse_checkpoint
-
-    if claim is None:
-        hint = f"one of {', '.join(CHECKS)}, such as: shadow verify same ./A ./B"
-        raise UsageError("no claim to check", hint)
-    return question(
-        claim,
-        [parse_checkpoint(text) for text in checkpoints],
-        moved=moved or [],
-        frozen=frozen or [],
-        base=None if base is None else parse_checkpoint(base),
-        headers=headers,
-    )
-
-
 def _listed(file: Path) -> list[Question]:
     """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
     from shadow.checks.registry import question
@@ -158,12 +141,9 @@ def _listed(file: Path) -> list[Question]:
     form, lines = read_form(ClaimsForm, file, hint=hint)
     asked = []
     for number, one in enumerate(form.root):
+        given = {key: getattr(one, key) for key in ("moved", "frozen", "base", "headers")}
         try:
-            of = question(
-                one.claim, one.of, moved=one.moved, frozen=one.frozen, base=one.base,
-                headers=one.headers,
-            )  # fmt: skip
-            asked.append(of)
+            asked.append(question(one.claim, one.of, **given))
         except UsageError as error:
             where = f"{file}:{lines[number,]}"
             raise UsageError(f"{where}: {error.message}", error.hint) from error
@@ -179,13 +159,11 @@ def _checked(
 
     begun = time.monotonic()
     try:
-        with contextlib.nullcontext() if quiet else console.steps("verify") as update:
-            if update is not None:
-                show = update
-                runtime = replace(
-                    runtime, show=lambda state: show(state.done, state.total, asked.claim)
-                )
-            found = check(asked, runtime)
+        with console.steps("verify", hidden=quiet) as update:
+            found = check(
+                asked,
+                replace(runtime, show=lambda state: update(state.done, state.total, asked.claim)),
+            )
         return replace(found, seconds=time.monotonic() - begun)
     except ShadowError as error:
         if is_alone:
