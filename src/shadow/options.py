@@ -1,4 +1,4 @@
-"""Options are declared once, as fields of frozen records.
+"""Options are declared once, as fields of frozen records or as defaults of a command.
 
 The command line and its help are made of them (`shadow.cli.options`), and requests, settings and
 reports hold the records themselves.
@@ -10,13 +10,15 @@ from dataclasses import field, fields
 from typing import Any, TypeVar
 
 Record = TypeVar("Record", bound=type)
+ARGUMENT = ""
 
 
 def option(help: str, default: Any = None, *names: str, **more: Any) -> Any:
     """Declare a field that is an option, with its help and what typer is to know of it.
 
-    names: as they are typed, where not `--` and the name of the field. more: limits, `metavar`;
-    `complete`: what the shell offers, modules or components.
+    names: as they are typed, where not `--` and the name of the field; `ARGUMENT` for one without.
+    more: limits, `metavar`; `complete`: what the shell offers, such as modules. A default of `...`
+    must be typed.
     """
     return field(default=default, metadata={"option": (names, {"help": help, **more})})
 

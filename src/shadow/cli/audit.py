@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from shadow.cli import console
-from shadow.cli import options as option
+from shadow.cli import options as shared
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of
 from shadow.cli.options import of_pair, prepare, reports_here, say_left_out, selected
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.lists.request import AuditRequest, Measuring
+from shadow.options import option
 from shadow.run.runtime import Files
 from shadow.storage import Store, located, work_folder
 from shadow.text import visible
@@ -32,46 +33,34 @@ if TYPE_CHECKING:
     from shadow.targets.families import Pair
 
 
-@option.typed(pairs=option.Pairs, measuring=Measuring, files=Files, rules=option.Rules)
 def audit(
-    pairs: option.Pairs,
+    pairs: shared.Pairs,
     measuring: Measuring,
     files: Files,
-    rules: option.Rules,
-    targets: option.Targets = None,
-    output: option.Output = option.DEFAULT_OUTPUT,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help=(
-                "Replace finished reports that differ. Otherwise those of other settings, files or"
-                " commits are kept, with exit code 1, and those of another version with 0."
-            ),
-        ),
-    ] = False,
-    jobs: option.Jobs = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help=(
-                "Run pairs one after another in this process (local), or as tasks of ray, several"
-                " at a time. ray:cpus=2,memory=16GB,address=auto says what each task gets, and"
-                " names a cluster."
-            ),
-            metavar="ENGINE",
-        ),
-    ] = "local",
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Exit with 3 if a tensor was skipped that should have been measured.",
-            rich_help_panel=option.PANELS["Rules"],
-        ),
-    ] = False,
-    format: option.PairsFormat = "table",
-    quiet: option.Quiet = False,
+    rules: shared.Rules,
+    targets: Sequence[str] = shared.TARGETS,
+    output: Path = shared.OUTPUT,
+    overwrite: bool = option(
+        "Replace finished reports that differ. Otherwise those of other settings, files or commits"
+        " are kept, with exit code 1, and those of another version with 0.",
+        False,
+        "--overwrite",
+    ),
+    jobs: int | None = shared.JOBS,
+    engine: str = option(
+        "Run pairs one after another in this process (local), or as tasks of ray, several at a"
+        " time. ray:cpus=2,memory=16GB,address=auto says what each task gets, and names a cluster.",
+        "local",
+        metavar="ENGINE",
+    ),
+    strict: bool = option(
+        "Exit with 3 if a tensor was skipped that should have been measured.",
+        False,
+        "--strict",
+        rich_help_panel=shared.PANELS["Rules"],
+    ),
+    format: shared.PairsFormat = shared.PAIRS_FORMAT,
+    quiet: bool = shared.QUIET,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
@@ -232,15 +221,14 @@ def _as_json(judged: Judgement) -> dict[str, Any]:
     return {**judged.summary.as_json(), **rules}
 
 
-@option.typed(pairs=option.Pairs, measuring=Measuring, files=Files)
 def plan(
-    pairs: option.Pairs,
+    pairs: shared.Pairs,
     measuring: Measuring,
     files: Files,
-    targets: option.Targets = None,
-    output: option.Output = option.DEFAULT_OUTPUT,
-    jobs: option.Jobs = None,
-    format: option.PairsFormat = "table",
+    targets: Sequence[str] = shared.TARGETS,
+    output: Path = shared.OUTPUT,
+    jobs: int | None = shared.JOBS,
+    format: shared.PairsFormat = shared.PAIRS_FORMAT,
 ) -> None:
     """Show what an audit would measure, download and need. Only headers are read.
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from shadow import __version__
-from shadow.cli import audit, compare, console, exports, gate, lab, lookup, reports, verify
+from shadow.cli import audit, compare, console, exports, gate, lab, lookup, options, reports, verify
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.cli.usage import Command, Commands, as_usage_error
 from shadow.errors import ShadowError, UsageError
@@ -49,7 +49,7 @@ def _add(group: typer.Typer, command: Callable[..., None], name: str | None = No
     """Add a command. Its help is its docstring, a line a paragraph, as Rich shows its lines."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    group.command(name, cls=Command, help=text)(command)
+    group.command(name, cls=Command, help=text)(options.typed(command))
 
 
 for _command in (

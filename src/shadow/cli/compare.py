@@ -3,70 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 from shadow.cli import console
-from shadow.cli import options as option
-from shadow.cli.options import reports_here
+from shadow.cli import options as shared
+from shadow.cli.options import FILE, RUN, reports_here, written
 from shadow.errors import ShadowError
 from shadow.files import safe_name
+from shadow.options import ARGUMENT, option
 from shadow.reports.folders import found_below, reports_at
 from shadow.storage import url_of
 
 
 def compare(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Two or more reports: their folders, or folders above them; may be URLs.",
-            metavar="RUN",
-            callback=option.anywhere,
-        ),
-    ],
-    margin: Annotated[
-        float,
-        typer.Option(
-            help=(
-                "Smallest difference of concentration that counts. The margins of the other figures"
-                " follow from it."
-            ),
-            min=0,
-            max=1,
-        ),
-    ] = 0.05,
-    allow_different_base: Annotated[
-        bool,
-        typer.Option("--allow-different-base", help="Also compare deltas from different bases."),
-    ] = False,
-    scores: option.Scores = None,
-    joint: Annotated[
-        bool,
-        typer.Option("--joint", help="Also compare where the deltas point; reads the checkpoints."),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        option.written(
-            help="Parquet file for the compared rows, one for each matrix.",
-            metavar="FILE",
-            dir_okay=False,
-        ),
-    ] = None,
-    jobs: option.Jobs = None,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Read torch .bin files, in a child process."),
-    ] = False,
-    format: Annotated[
-        Literal["table", "json", "markdown"],
-        typer.Option(
-            help="Print a table, json (short: --json), or markdown, for a pull request.",
-            metavar="FORMAT",
-        ),
-    ] = "table",
+    runs: Sequence[Path] = option(
+        "Two or more reports: their folders, or folders above them; may be URLs.",
+        ...,
+        ARGUMENT,
+        **RUN,
+    ),
+    margin: float = option(
+        "Smallest difference of concentration that counts. The margins of the other figures follow"
+        " from it.",
+        0.05,
+        metavar="NUMBER",
+        min=0,
+        max=1,
+    ),
+    allow_different_base: bool = option(
+        "Also compare deltas from different bases.", False, "--allow-different-base"
+    ),
+    scores: Sequence[Path] = option(
+        "Benchmark scores that others measured: a CSV, or results of lm-eval (JSON); may be"
+        " repeated.",
+        (),
+        **FILE,
+    ),
+    joint: bool = option(
+        "Also compare where the deltas point; reads the checkpoints.", False, "--joint"
+    ),
+    output: Path | None = written(
+        "Parquet file for the compared rows, one for each matrix.", metavar="FILE", dir_okay=False
+    ),
+    jobs: int | None = shared.JOBS,
+    allow_pickle: bool = shared.PICKLE,
+    format: Literal["table", "json", "markdown"] = option(
+        "Print a table, json (short: --json), or markdown, for a pull request.",
+        "table",
+        metavar="FORMAT",
+    ),
 ) -> None:
     """Compare two models of one base, or two stages of one lineage. Says whose delta is more
     concentrated.
@@ -92,7 +80,7 @@ def compare(
             *runs,
             margin=margin,
             allow_different_base=allow_different_base,
-            scores=scores or (),
+            scores=scores,
             joint=joint,
             jobs=jobs,
             allow_pickle=allow_pickle,
@@ -115,19 +103,16 @@ def compare(
 
 
 def lineage(
-    targets: Annotated[
-        list[str],
-        typer.Argument(
-            help=(
-                "A family, which has its reports in the folder of -o; or a report's folder, or a"
-                " folder above it."
-            ),
-            metavar="FAMILY|RUN",
-        ),
-    ],
-    output: option.Output = option.DEFAULT_OUTPUT,
-    format: option.Format = "table",
-    registry: option.Registry = None,
+    targets: Sequence[str] = option(
+        "A family, which has its reports in the folder of -o; or a report's folder, or a folder"
+        " above it.",
+        ...,
+        ARGUMENT,
+        metavar="FAMILY|RUN",
+    ),
+    output: Path = shared.OUTPUT,
+    format: shared.Format = shared.FORMAT,
+    registry: Path | None = shared.REGISTRY,
 ) -> None:
     """Show the stages of one base in order, and what each step changed.
 
@@ -139,7 +124,7 @@ def lineage(
     from shadow.comparing.lineage import MOST_REPORTS, unaudited
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families
-    from shadow.telling.comparisons import lineage_document
+    from shadow.telling.lineage import lineage_document
     from shadow.telling.reading import AuditReport, read_step
 
     families = load_families(registry)

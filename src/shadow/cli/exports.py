@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
 from shadow.cli import console
-from shadow.cli import options as option
-from shadow.cli.options import reports_here
+from shadow.cli.options import FOLDER, RUN, reports_here, written
 from shadow.errors import UsageError
 from shadow.extras import require
+from shadow.options import ARGUMENT, option
 from shadow.reports.folders import found_below, reports_below
 from shadow.text import counted
 
@@ -21,10 +22,10 @@ FigureKind = Literal["depth", "spectrum", "heatmap"]
 
 
 def report(
-    run: option.RunFolders = option.DEFAULT_OUTPUT,
-    output: Annotated[
-        Path, option.written(help="The page, one file.", metavar="FILE", dir_okay=False)
-    ] = Path("report.html"),
+    run: Path = option(FOLDER, Path("reports"), ARGUMENT, **RUN),
+    output: Path = written(
+        "The page, one file.", Path("report.html"), metavar="FILE", dir_okay=False
+    ),
 ) -> None:
     """Write finished reports as one web page that works offline. It has charts and tables, light
     and dark.
@@ -56,30 +57,19 @@ def report(
 
 
 def figure(
-    run: option.RunFolders,
-    kind: Annotated[FigureKind, typer.Option(help="What to draw.")] = "depth",
-    output: Annotated[
-        Path | None,
-        option.written(
-            help="File to draw to: .svg, .pdf or .png.",
-            metavar="FILE",
-            dir_okay=False,
-            show_default="KIND.svg, here",
-        ),
-    ] = None,
-    component: Annotated[
-        str | None, typer.Option(help="Component to draw.", show_default="language")
-    ] = None,
-    module: Annotated[
-        list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")
-    ] = None,
-    layer: Annotated[
-        int | None, typer.Option(help="The layer of a spectrum.", min=0, show_default="the middle")
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")
-    ] = None,
-    width: Annotated[float, typer.Option(help="Width in inches.", min=2, max=20)] = 3.3,
+    run: Path = option(FOLDER, ..., ARGUMENT, **RUN),
+    kind: FigureKind = option("What to draw.", "depth"),
+    output: Path | None = written(
+        "File to draw to: .svg, .pdf or .png.",
+        metavar="FILE",
+        dir_okay=False,
+        show_default="KIND.svg, here",
+    ),
+    component: str | None = option("Component to draw.", show_default="language"),
+    module: Sequence[str] = option("Only this module, or attn.*; may be repeated.", ()),
+    layer: int | None = option("The layer of a spectrum.", min=0, show_default="the middle"),
+    metric: str | None = option("The column of a heatmap, or of the curves of depth."),
+    width: float = option("Width in inches.", 3.3, min=2, max=20),
 ) -> None:
     """Draw a figure for a paper.
 
@@ -103,7 +93,7 @@ def figure(
         check_component(component)
     choice = Choice(
         component=component,
-        modules=tuple(module or ()),
+        modules=tuple(module),
         layer=layer,
         metric=metric,
         width=width,
@@ -116,14 +106,11 @@ def figure(
 
 
 def export(
-    run: option.RunFolders,
-    to: Annotated[ExportFormat, typer.Option("--to", help="The format.")],
-    output: Annotated[
-        Path | None,
-        option.written(
-            help="Folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
-        ),
-    ] = None,
+    run: Path = option(FOLDER, ..., ARGUMENT, **RUN),
+    to: ExportFormat = option("The format.", ..., "--to"),
+    output: Path | None = written(
+        "Folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
+    ),
 ) -> None:
     """Export finished reports as CSV, Parquet or Markdown. All have one set of tables.
 

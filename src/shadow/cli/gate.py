@@ -6,15 +6,16 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from shadow.cli import console
-from shadow.cli import options as option
-from shadow.cli.options import reports_here
+from shadow.cli import options as shared
+from shadow.cli.options import RUN, reports_here
 from shadow.errors import ShadowError, UsageError
 from shadow.files import safe_name
+from shadow.options import ARGUMENT, option
 from shadow.reports.folders import found_below, meant, reports_below
 from shadow.storage import Store, as_given, located, url_of
 
@@ -26,21 +27,18 @@ if TYPE_CHECKING:
     from shadow.targets.lists import Selection
 
 
-@option.typed(rules=option.Rules)
 def gate(
-    rules: option.Rules,
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Finished reports: their folders, or folders above them; may be URLs.",
-            metavar="RUN",
-            callback=option.anywhere,
-        ),
-    ],
-    listed: option.ListFile = None,
-    registry: option.Registry = None,
-    format: option.PairsFormat = "table",
-    quiet: option.Quiet = False,
+    rules: shared.Rules,
+    runs: Sequence[Path] = option(
+        "Finished reports: their folders, or folders above them; may be URLs.",
+        ...,
+        ARGUMENT,
+        **RUN,
+    ),
+    listed: str | None = shared.LISTED,
+    registry: Path | None = shared.REGISTRY,
+    format: shared.PairsFormat = shared.PAIRS_FORMAT,
+    quiet: bool = shared.QUIET,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI. `audit` does the same with the
     same options.
@@ -136,7 +134,7 @@ def ended_by(fault: ShadowError) -> None:
             begin_junit(junit, command, as_given(fault.message))
 
 
-def rules_of(rules: option.Rules) -> tuple[Rule, ...]:
+def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
     """The rules of a command. Raises UsageError for one that makes no sense."""
     if not rules.fail_on and rules.policy is None and rules.against is None:
         return ()
@@ -166,7 +164,7 @@ def at_fault(family: str, pair: str, error: ShadowError, **more: Any) -> Judgeme
 
 
 def baselines_of(
-    rules: option.Rules, pairs: list[tuple[str, str]], say: Callable[[str], None]
+    rules: shared.Rules, pairs: list[tuple[str, str]], say: Callable[[str], None]
 ) -> dict[tuple[str, str], Measured]:
     """The earlier reports of pairs, by family and pair. say: gets a line where there are none.
 
@@ -194,7 +192,7 @@ def baselines_of(
     return {}
 
 
-def finish(judged: Sequence[Judgement], rules: option.Rules, *, wrong_usage: bool = False) -> None:
+def finish(judged: Sequence[Judgement], rules: shared.Rules, *, wrong_usage: bool = False) -> None:
     """Tell people, GitHub Actions and a JUnit file what came of every pair, and exit with its code.
 
     wrong_usage: no pair has what was asked for.

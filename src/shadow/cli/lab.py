@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 from shadow.cli import console
-from shadow.cli import options as option
+from shadow.cli import options as shared
+from shadow.cli.options import written
 from shadow.extras import require
+from shadow.options import option
 
 
 def lab_run(
-    preset: Annotated[
-        Literal["smoke", "quick", "full"],
-        typer.Option(
-            help=(
-                "smoke: a quarter of a minute, learns nothing; quick: minutes, two bases; full: ten"
-                " bases, each three times, over an hour on two cores."
-            ),
-            metavar="PRESET",
-        ),
-    ] = "quick",
-    output: Annotated[
-        Path, option.written(help="Folder for tables and page.", file_okay=False)
-    ] = Path("lab"),
-    jobs: Annotated[
-        int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)
-    ] = 2,
-    format: option.Format = "table",
+    preset: Literal["smoke", "quick", "full"] = option(
+        "smoke: a quarter of a minute, learns nothing; quick: minutes, two bases; full: ten bases,"
+        " each three times, over an hour on two cores.",
+        "quick",
+        metavar="PRESET",
+    ),
+    output: Path = written("Folder for tables and page.", Path("lab"), file_okay=False),
+    jobs: int = option("Number of processes; results do not depend on it.", 2, min=1, max=256),
+    format: shared.Format = shared.FORMAT,
 ) -> None:
     """Train small models on known data, and audit each one. Reports what the data left in their
     weights.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shadow.cli import console
-from shadow.cli import options as option
+from shadow.cli import options as shared
 from shadow.errors import UsageError
 from shadow.gone import gone_word
+from shadow.options import ARGUMENT, option
 from shadow.text import VERY_LIKE, nearest
 
 if TYPE_CHECKING:
@@ -19,26 +19,21 @@ if TYPE_CHECKING:
 
 
 def families(
-    word: Annotated[
-        str | None,
-        typer.Argument(
-            help="Name of a family to show, or a word to filter names, checkpoints and tags.",
-            metavar="NAME|WORD",
-            autocompletion=option.offered_families,
-        ),
-    ] = None,
-    component: Annotated[
-        str | None,
-        typer.Option(help="Only families that have this component: vision, projector, audio."),
-    ] = None,
-    tag: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Only families with this tag; repeat it for families with all of several tags."
-        ),
-    ] = None,
-    format: option.Format = "table",
-    registry: option.Registry = None,
+    word: str | None = option(
+        "Name of a family to show, or a word to filter names, checkpoints and tags.",
+        None,
+        ARGUMENT,
+        metavar="NAME|WORD",
+        complete="families",
+    ),
+    component: str | None = option(
+        "Only families that have this component: vision, projector, audio."
+    ),
+    tag: Sequence[str] = option(
+        "Only families with this tag; repeat it for families with all of several tags.", ()
+    ),
+    format: shared.Format = shared.FORMAT,
+    registry: Path | None = shared.REGISTRY,
 ) -> None:
     """List the families of the registry, or show one."""
     from shadow.targets.families import filter_families, load_families
@@ -47,9 +42,7 @@ def families(
         from shadow.places.names import check_component
 
         check_component(component)
-    chosen = filter_families(
-        load_families(registry), word=word, component=component, tags=tag or ()
-    )
+    chosen = filter_families(load_families(registry), word=word, component=component, tags=tag)
     if format == "json":
         console.show_json([family.as_json() for family in chosen])
         return
@@ -62,24 +55,20 @@ def families(
 
 
 def explain(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help=(
-                "A column or figure of a report, the head of a table or another word on the screen,"
-                " `finding` or `gates`; without it, list all."
-            ),
-            metavar="WORD",
-            autocompletion=option.offered_words,
-        ),
-    ] = None,
-    every: Annotated[
-        bool,
-        typer.Option("--all", help="Show the schema of report files: every table and column."),
-    ] = False,
-    format: Annotated[
-        str, typer.Option(help="With --all: table, or json (short: --json).", metavar="FORMAT")
-    ] = "table",
+    words: Sequence[str] = option(
+        "A column or figure of a report, the head of a table or another word on the screen,"
+        " `finding` or `gates`; without it, list all.",
+        (),
+        ARGUMENT,
+        metavar="WORD",
+        complete="words",
+    ),
+    every: bool = option(
+        "Show the schema of report files: every table and column.", False, "--all"
+    ),
+    format: shared.Format = option(
+        "With --all: table, or json (short: --json).", "table", metavar="FORMAT"
+    ),
 ) -> None:
     """Explain a column or another word of a report. Of a column that is its formula, range, null
     value, source and pitfalls. With --all, every table.
@@ -161,7 +150,7 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document,
     if not found:
         if error := gone_word(word):
             raise error
-        known = [*columns, *HEADS, *option.TOPICS, *other_words(), *terms()]
+        known = [*columns, *HEADS, *shared.TOPICS, *other_words(), *terms()]
         hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists every column"
         raise UsageError(f"no column or word {word!r}", hint)
     return found

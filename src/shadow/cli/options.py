@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from shadow.errors import ShadowError, UsageError
-from shadow.options import option, options_of
+from shadow.options import ARGUMENT, option, options_of
 from shadow.run.runtime import Files
 from shadow.storage import Store, located, url_of
 from shadow.text import counted, redacted_url
@@ -112,56 +111,61 @@ def offered_checks() -> Iterable[str]:
     return CHECKS
 
 
-OFFERED = {"modules": offered_modules, "components": offered_components}  # by `complete`
+OFFERED = {  # by `complete` of an option
+    "targets": offered_targets,
+    "families": offered_families,
+    "modules": offered_modules,
+    "components": offered_components,
+    "words": offered_words,
+    "checks": offered_checks,
+}
 
 
-def typed(**groups: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a command whose parameters of these names are records, typed option by option.
+def typed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a command of a function whose options are declared: its own, and those of records."""
+    parameters: list[inspect.Parameter] = []
+    records: dict[str, type] = {}
+    for one in inspect.signature(command, eval_str=True).parameters.values():
+        if isinstance(one.default, Field):
+            parameters.append(_parameter(one.name, one.annotation, one.default))
+        else:
+            records[one.name], hints = one.annotation, get_type_hints(one.annotation)
+            panel = PANELS[one.annotation.__name__]
+            parameters += [
+                _parameter(each.name, hints[each.name], each, rich_help_panel=panel)
+                for each in options_of(one.annotation)
+            ]
 
-    The panel of the help is the name that a record has in PANELS.
-    """
+    def run(**given: Any) -> Any:
+        given = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+        for name, record in records.items():
+            given[name] = record(**{one.name: given.pop(one.name) for one in options_of(record)})
+        return command(**given)
 
-    def of_records(command: Callable[..., Any]) -> Callable[..., Any]:
-        parameters: list[inspect.Parameter] = []
-        for one in inspect.signature(command, eval_str=True).parameters.values():
-            record = groups.get(one.name)
-            own = [one.replace(kind=one.KEYWORD_ONLY)] if record is None else _parameters(record)
-            parameters += own
-
-        def run(**given: Any) -> Any:
-            for name, record in groups.items():
-                own = {one.name: given.pop(one.name) for one in options_of(record)}
-                lists = {key: tuple(one) for key, one in own.items() if isinstance(one, list)}
-                given[name] = record(**{**own, **lists})
-            return command(**given)
-
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
-
-    return of_records
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
 
 
-def _parameters(record: type) -> list[inspect.Parameter]:
-    """Make a parameter of a command for each option of a record."""
-    hints, parameters = get_type_hints(record), []
-    for one in options_of(record):
-        names, more = one.metadata["option"]
-        more = {"rich_help_panel": PANELS[record.__name__], **more}
-        if what := more.pop("complete", None):
-            more["autocompletion"] = OFFERED[what]
-        kind: Any = more.pop("type", hints[one.name])
-        default = one.default
-        if get_origin(kind) is Sequence:
-            kind, default = list[str], []
-        annotation = Annotated[kind, typer.Option(*names, **more)]
-        parameters.append(
-            inspect.Parameter(
-                one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-            )
-        )
-    return parameters
+def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> inspect.Parameter:
+    """Make a parameter of a command as typer reads it."""
+    names, more = declared.metadata["option"]
+    more = {**panel, **more}
+    if what := more.pop("complete", None):
+        more["autocompletion"] = OFFERED[what]
+    kind, default = more.pop("type", kind), declared.default
+    if get_origin(kind) is Sequence:
+        (item,) = get_args(kind)
+        kind, default = list[Path if item is Path else str], default if default is ... else []  # type: ignore[misc]
+    is_argument = names == (ARGUMENT,)
+    made = typer.Argument(**more) if is_argument else typer.Option(*names, **more)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is ... else default,
+        annotation=Annotated[kind, made],
+    )
 
 
 PANELS = {  # groups of options in the help, by their records
@@ -172,17 +176,16 @@ PANELS = {  # groups of options in the help, by their records
 }
 
 
-# of options that some commands have without the other options of their record
-ON_THIS_MACHINE: Any = {"metavar": "FILE", "callback": on_this_machine}
-LIST = "File of targets: YAML, or one per line; - reads standard input."
-REGISTRY: Any = {
-    "help": "Folder of your own family files.", "envvar": "SHADOW_REGISTRY", "file_okay": False,
-}  # fmt: skip
-JUNIT: Any = {
-    "help": "Write results as JUnit XML; a suite for each pair, a case for each rule.",
-    "dir_okay": False,
-    **ON_THIS_MACHINE,
-}
+FILE: Any = {"metavar": "FILE", "callback": on_this_machine}
+LISTED = option(
+    "File of targets: YAML, or one per line; - reads standard input.", None, "--list", **FILE
+)
+REGISTRY = option("Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False)
+JUNIT = option(
+    "Write results as JUnit XML; a suite for each pair, a case for each rule.",
+    dir_okay=False,
+    **FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -199,11 +202,11 @@ class Pairs:
         "Name of two checkpoints: family:base..tuned. Their report has this folder.",
         metavar="NAME",
     )
-    listed: str | None = option(LIST, None, "--list", **ON_THIS_MACHINE)
+    listed: str | None = LISTED
     shard: str | None = option(
         "Part of the list for this job: 2/4 is the second of four.", metavar="I/N"
     )
-    registry: Path | None = option(**REGISTRY)
+    registry: Path | None = REGISTRY
 
 
 @dataclass(frozen=True)
@@ -213,9 +216,7 @@ class Rules:
     fail_on: Sequence[str] = option(
         "Exit with 4 if true, as 'concentration > 0.5'; may be repeated.", (), metavar="RULE"
     )
-    policy: Path | None = option(
-        "YAML file of named rules.", metavar="FILE", dir_okay=False, callback=on_this_machine
-    )
+    policy: Path | None = option("YAML file of named rules.", dir_okay=False, **FILE)
     against: Path | None = option(
         "Exit with 4 if a figure moved from these accepted reports. It moved if it lies outside the"
         " spread over layers that it has there. May be a URL.",
@@ -228,87 +229,57 @@ class Rules:
         False,
         "--allow-missing",
     )
-    junit: Path | None = option(**JUNIT)
+    junit: Path | None = JUNIT
 
 
-written: Any = partial(typer.Option, "-o", "--output", callback=on_this_machine)
-"""An option for what a command writes on this machine."""
-
-DEFAULT_OUTPUT = Path("reports")
-Targets = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help=(
-            "Two checkpoints, BASE TUNED: each ./DIR, or org/name on the Hub. Or names of the"
-            " registry: a family, one pair of it as family:from..to, a glob such as 'qwen2.5-*' in"
-            " quotes, or one org/name."
-        ),
-        metavar="TARGET",
-        autocompletion=offered_targets,
-    ),
-]
-ListFile = Annotated[str | None, typer.Option("--list", help=LIST, **ON_THIS_MACHINE)]
-Output = Annotated[
-    Path,
-    typer.Option(
-        "-o",
-        "--output",
-        help="Folder for reports; may be a URL.",
-        metavar="DIR",
-        file_okay=False,
-        callback=anywhere,
-    ),
-]
-RunFolders = Annotated[
-    Path,
-    typer.Argument(
-        help="Folder of a report, or a folder above it; may be a URL.",
-        metavar="RUN",
-        callback=anywhere,
-    ),
-]
-Registry = Annotated[Path | None, typer.Option(**REGISTRY)]
-Format = Annotated[
-    Literal["table", "json"],
-    typer.Option(help="Print a table or json (short: --json).", metavar="FORMAT"),
-]
-PairsFormat = Annotated[
-    Literal["table", "json", "jsonl"],
-    typer.Option(
-        help="Print a table, json (short: --json), or jsonl: JSON, one pair a line.",
-        metavar="FORMAT",
-    ),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "-q",
-        "--quiet",
-        help=(
-            "Print less: one headline per audited pair, and only errors, failed rules and their"
-            " count on stderr."
-        ),
-    ),
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(help="Number of worker threads; results do not depend on it.", min=1, max=1024),
-]
-Junit = Annotated[Path | None, typer.Option(**JUNIT)]
-Scores = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help=(
-            "Benchmark scores that others measured: a CSV, or results of lm-eval (JSON); may be"
-            " repeated."
-        ),
-        metavar="FILE",
-        callback=on_this_machine,
-    ),
-]
+def written(help: str, default: Path | None = None, **more: Any) -> Any:
+    """Declare an option for what a command writes on this machine."""
+    return option(help, default, "-o", "--output", callback=on_this_machine, **more)
 
 
-def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
+Format = Literal["table", "json"]
+PairsFormat = Literal["table", "json", "jsonl"]
+
+TARGETS = option(
+    "Two checkpoints, BASE TUNED: each ./DIR, or org/name on the Hub. Or names of the registry: a"
+    " family, one pair of it as family:from..to, a glob such as 'qwen2.5-*' in quotes, or one"
+    " org/name.",
+    (),
+    ARGUMENT,
+    metavar="TARGET",
+    complete="targets",
+)
+OUTPUT = option(
+    "Folder for reports; may be a URL.",
+    Path("reports"),
+    "-o",
+    "--output",
+    metavar="DIR",
+    file_okay=False,
+    callback=anywhere,
+)
+RUN: Any = {"metavar": "RUN", "callback": anywhere}
+FOLDER = "Folder of a report, or a folder above it; may be a URL."
+FORMAT = option("Print a table or json (short: --json).", "table", metavar="FORMAT")
+PAIRS_FORMAT = option(
+    "Print a table, json (short: --json), or jsonl: JSON, one pair a line.",
+    "table",
+    metavar="FORMAT",
+)
+QUIET = option(
+    "Print less: one headline per audited pair, and only errors, failed rules and their count on"
+    " stderr.",
+    False,
+    "-q",
+    "--quiet",
+)
+JOBS = option(
+    "Number of worker threads; results do not depend on it.", metavar="N", min=1, max=1024
+)
+PICKLE = option("Read torch .bin files, in a child process.", False, "--allow-pickle")
+
+
+def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
     """The pairs that are named. Raises UsageError where there is none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
@@ -317,7 +288,8 @@ def selected(targets: Sequence[str] | None, pairs: Pairs) -> Selection:
     base, tuned = pairs.base, pairs.tuned
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    names, given = targets or [], list[Pair]()
+    names = targets
+    given: list[Pair] = []
     if base is not None and tuned is not None:
         given = [given_pair(typed_reference(base), typed_reference(tuned))]
     if pairs.name is not None:

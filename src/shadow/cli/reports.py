@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from shadow.cli import console
-from shadow.cli import options as option
-from shadow.cli.options import reports_here
+from shadow.cli import options as shared
+from shadow.cli.options import FOLDER, RUN, reports_here
 from shadow.errors import ShadowError
+from shadow.options import ARGUMENT, option
 from shadow.reports.folders import reports_below
 from shadow.storage import Store, as_given, located, work_folder
 from shadow.text import byte_size, counted, several
@@ -29,20 +30,14 @@ SIDE_BY_SIDE = 2  # pairs that fit a screen with their pictures; of more a table
 
 
 def show(
-    run: option.RunFolders = option.DEFAULT_OUTPUT,
-    format: Annotated[
-        Literal["table", "json", "jsonl", "markdown"],
-        typer.Option(
-            help=(
-                "Print a table, json (short: --json), jsonl, which is JSON, one pair a line, or"
-                " markdown, for a model card or a pull request."
-            ),
-            metavar="FORMAT",
-        ),
-    ] = "table",
-    full: Annotated[
-        bool, typer.Option("--full", help="Show every number and table of a pair.")
-    ] = False,
+    run: Path = option(FOLDER, Path("reports"), ARGUMENT, **RUN),
+    format: Literal["table", "json", "jsonl", "markdown"] = option(
+        "Print a table, json (short: --json), jsonl, which is JSON, one pair a line, or markdown,"
+        " for a model card or a pull request.",
+        "table",
+        metavar="FORMAT",
+    ),
+    full: bool = option("Show every number and table of a pair.", False, "--full"),
 ) -> None:
     """Show finished reports again. Of several also a table of them.
 
@@ -141,11 +136,10 @@ def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = 
 
 
 def clean(
-    output: option.Output = option.DEFAULT_OUTPUT,
-    cache: Annotated[
-        bool,
-        typer.Option("--cache", help="Instead remove the spectra that are kept for later audits."),
-    ] = False,
+    output: Path = shared.OUTPUT,
+    cache: bool = option(
+        "Instead remove the spectra that are kept for later audits.", False, "--cache"
+    ),
 ) -> None:
     """Remove what unfinished audits left. That is partial results, and shards that were to be
     removed after use.

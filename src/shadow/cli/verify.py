@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from shadow.cli import console
-from shadow.cli import options as option
+from shadow.cli import options as shared
 from shadow.cli.gate import begin
-from shadow.cli.options import prepare
+from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
+from shadow.options import ARGUMENT, option
 from shadow.run.runtime import Files
 from shadow.storage import as_given
 from shadow.text import visible
@@ -23,62 +25,40 @@ if TYPE_CHECKING:
     from shadow.run.runtime import Runtime
 
 
-@option.typed(files=Files)
 def verify(
     files: Files,
-    claim: Annotated[
-        str | None,
-        typer.Argument(
-            help="Claim to check: see below.",
-            metavar="CLAIM",
-            autocompletion=option.offered_checks,
-        ),
-    ] = None,
-    checkpoints: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Checkpoint or adapter: ./DIR, /DIR, org/name, or org/name@revision.",
-            metavar="CHECKPOINT",
-        ),
-    ] = None,
-    moved: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of trained: what should have moved: language.layers.0-7; may be repeated.",
-            metavar="PATTERN",
-        ),
-    ] = None,
-    frozen: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of trained: what should be equal to the base; may be repeated.", metavar="PATTERN"
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Of stored, mixture: what FULL, or A and B, were trained from.", metavar="REF"
-        ),
-    ] = None,
-    headers: Annotated[
-        bool, typer.Option("--headers", help="Of whole: leave out values, read headers alone.")
-    ] = False,
-    listed: Annotated[
-        Path | None,
-        typer.Option(
-            "--claims",
-            help="YAML file of claims to check, instead of one; may be a URL.",
-            metavar="FILE",
-            dir_okay=False,
-            callback=option.on_this_machine,
-        ),
-    ] = None,
-    junit: option.Junit = None,
-    jobs: option.Jobs = None,
-    format: option.Format = "table",
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Print a line for each claim, and errors.")
-    ] = False,
+    claim: str | None = option(
+        "Claim to check: see below.", None, ARGUMENT, metavar="CLAIM", complete="checks"
+    ),
+    checkpoints: Sequence[str] = option(
+        "Checkpoint or adapter: ./DIR, /DIR, org/name, or org/name@revision.",
+        (),
+        ARGUMENT,
+        metavar="CHECKPOINT",
+    ),
+    moved: Sequence[str] = option(
+        "Of trained: what should have moved: language.layers.0-7; may be repeated.",
+        (),
+        metavar="PATTERN",
+    ),
+    frozen: Sequence[str] = option(
+        "Of trained: what should be equal to the base; may be repeated.", (), metavar="PATTERN"
+    ),
+    base: str | None = option(
+        "Of stored, mixture: what FULL, or A and B, were trained from.", metavar="REF"
+    ),
+    headers: bool = option("Of whole: leave out values, read headers alone.", False, "--headers"),
+    listed: Path | None = option(
+        "YAML file of claims to check, instead of one.",
+        None,
+        "--claims",
+        dir_okay=False,
+        **FILE,
+    ),
+    junit: Path | None = shared.JUNIT,
+    jobs: int | None = shared.JOBS,
+    format: shared.Format = shared.FORMAT,
+    quiet: bool = option("Print a line for each claim, and errors.", False, "-q", "--quiet"),
 ) -> None:
     """Check a claim about checkpoints, entry by entry. It holds, does not hold, or is inconclusive.
 
@@ -102,13 +82,9 @@ def verify(
         hint = f"one of {', '.join(CHECKS)}, such as: shadow verify same ./A ./B"
         raise UsageError("no claim to check", hint)
     else:
-        of = [parse_checkpoint(text) for text in checkpoints or ()]
+        of = [parse_checkpoint(text) for text in checkpoints]
         of_base = None if base is None else parse_checkpoint(base)
-        asked = [
-            question(
-                claim, of, moved=moved or (), frozen=frozen or (), base=of_base, headers=headers
-            )
-        ]
+        asked = [question(claim, of, moved=moved, frozen=frozen, base=of_base, headers=headers)]
     say = console.say_nothing if quiet else console.say
     runtime = Runtime(jobs=jobs, access=access_of(replace(files, cache=False)), say=say)
     is_alone = listed is None
@@ -134,7 +110,7 @@ def verify(
 def _listed(file: Path) -> list[Question]:
     """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
     from shadow.checks.registry import question
-    from shadow.targets.checked import read_form
+    from shadow.targets.forms import read_form
     from shadow.targets.forms import ClaimsForm
 
     hint = "docs/verify.md describes it: a list such as `- same ./a ./b`"
