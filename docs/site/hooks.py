@@ -18,9 +18,9 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from shadow.reports.schema import FILES, RULES, is_later, null_cases
 
 from shadow.reports.columns import NOTATION, TABLES
-from shadow.reports.schema import FILES, RULES, is_later, null_cases
 from shadow.reports.words import GLOSSARY
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -160,7 +161,7 @@ def test_what_a_list_lacks_is_no_pass(shadow, as_list, tmp_path, state):
     assert shadow("gate", "list", *rules).code == 0
     index = read_index(tmp_path / "list")
     row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
-    write_index(tmp_path / "list", index.with_rows({row.key: row}))
+    write_index(tmp_path / "list", replace(index, rows=(index.rows[0], row)))
     assert shadow("gate", "list", *rules).code == 0, "the report is there, whatever the index says"
     shutil.rmtree(tmp_path / "list" / row.folder)
     done = shadow("gate", "list", *rules)

@@ -124,7 +124,7 @@ def lineage(
     from shadow.comparing.lineage import MOST_REPORTS, unaudited
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families
-    from shadow.telling.lineage import lineage_document
+    from shadow.telling.comparisons import lineage_document
     from shadow.telling.reading import AuditReport, read_step
 
     families = load_families(registry)

@@ -69,7 +69,7 @@ def verify(
     prepare(files)
     from shadow.checks.answer import Verification, first_code
     from shadow.checks.registry import CHECKS, question
-    from shadow.outputs.junit import write_claims
+    from shadow.outputs.ci import write_claims
     from shadow.run.runtime import Runtime, access_of
     from shadow.targets.references import parse_checkpoint
     from shadow.telling import verification as telling
@@ -110,7 +110,7 @@ def verify(
 def _listed(file: Path) -> list[Question]:
     """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
     from shadow.checks.registry import question
-    from shadow.targets.forms import read_form
+    from shadow.targets.checked import read_form
     from shadow.targets.forms import ClaimsForm
 
     hint = "docs/verify.md describes it: a list such as `- same ./a ./b`"
