@@ -127,6 +127,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("sentence", "beyond_rounding"): "use rounded_away",
     ("sentence", "unexplained"): "use kept",
     ("word", "tokens_beyond"): "compare vocab_size of config.json with the tokenizer",
+    ("table", "batch"): "index.json has the rows of a list",
     ("table", "residual"): "matrices has the participation ratio of each matrix",
     ("column", "reading_participation_ratio"): STREAM,
     ("column", "writing_participation_ratio"): STREAM,

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from itertools import product
 
 import planted
-import pyarrow.parquet as pq
 import pytest
 from command import Started, run_shadow
 from effort import every
@@ -36,7 +35,7 @@ from shadow.lists.index import (
     write_index,
 )
 from shadow.lists.pairs import audit_pairs
-from shadow.reports.columns import BATCH, HEADLINE
+from shadow.reports.columns import HEADLINE
 from shadow.run import sides
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
@@ -63,10 +62,6 @@ def audited(*words, **options):
 
 def states(output):
     return {row.name: row.state for row in read_index(output).rows}
-
-
-def table_rows(output):
-    return pq.read_table(output / "batch.parquet").to_pylist()
 
 
 def some_rows(count):
@@ -106,28 +101,22 @@ def test_both_files_say_the_same_of_every_pair(toys):
         assert row["matrices"] == summary["figures"]["matrices"]
         assert (row["base"], row["tuned"]) == (summary["base"]["repo"], summary["tuned"]["repo"])
         assert (row["error"], row["hint"]) == (None, None)
-    assert table_rows(toys / "out") == told["pairs"]
-    assert pq.read_schema(toys / "out" / "batch.parquet").names == [column.name for column in BATCH]
-    metadata = json.loads(pq.read_schema(toys / "out" / "batch.parquet").metadata[b"shadow"])
-    assert metadata == {key: value for key, value in told.items() if key != "pairs"}
     names = {path.name for path in (toys / "out").iterdir()}
-    assert names == {"batch.parquet", "index.json", "toy-a", "toy-bad"}
+    assert names == {"index.json", "toy-a", "toy-bad"}
 
 
 def test_the_index_is_there_before_the_first_pair(toys):
-    """What is measured or not reached is pending; both files follow when they are due."""
+    """What is measured or not reached is pending; the file follows when it is due."""
     seen = []
 
     def watched(pair, *rest, **options):
         seen.append(tuple(states(toys / "out").values()))
-        assert seen[-1] == tuple(row["state"] for row in table_rows(toys / "out"))
         return run_pair(pair, *rest, **options)
 
     audited(select_toys(toys, "toy-a", "toy-bad", "toy-c*"), toys / "out", audit=watched)
     end = ("done", "done", "failed", "done", "done")
     assert seen[0] == ("pending",) * 5
     assert all(one in (now, "pending") for rows in seen for one, now in zip(rows, end, strict=True))
-    assert tuple(row["state"] for row in table_rows(toys / "out")) == end
 
 
 def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
@@ -190,7 +179,6 @@ def test_shards_make_the_index_of_one_list(toys, shadow):
     made = [[asdict(row) | took for row in read_index(toys / name).rows]
             for name in ("all", "shared", "one")]  # fmt: skip
     assert made[0] == made[1] == made[2]
-    assert [row["state"] for row in table_rows(toys / "all")] == ["done"] * 4
     before = (toys / "all" / "index.json").read_bytes()
     shadow("show", "all").assert_done()
     assert (toys / "all" / "index.json").read_bytes() == before
@@ -287,7 +275,6 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
         run_shadow("show", "out", cwd=tmp_path).assert_done()
     rows = read_index(tmp_path / "out").rows
     assert [row.state for row in rows] == ["done", "pending", "pending"]
-    assert [row["state"] for row in table_rows(tmp_path / "out")] == [row.state for row in rows]
     assert (rows[1].seconds is not None) == (how == signal.SIGINT), (
         "what it took is known where there was time to say"
     )
@@ -343,7 +330,6 @@ def test_an_empty_shard_is_no_fault(toys, shadow):
     }
     (empty,) = (one for one in runs if states(toys / one) == {"toy-c:base..two": "pending"})
     runs[empty].assert_done()
-    assert [row["state"] for row in table_rows(toys / empty)] == ["pending"]
     shadow("show", empty).assert_done()
 
 
@@ -402,10 +388,10 @@ def test_what_is_no_index_is_one_fault(tmp_path, content):
 
 
 def test_where_no_index_can_be_written_nothing_is_measured(toys, shadow):
-    """Beside an index.json that is not ours, which stays, or a folder in the table's place."""
+    """Beside an index.json that is not ours, which stays, or a folder in its place."""
     (toys / "theirs").mkdir()
     (toys / "theirs" / "index.json").write_text(NO_INDEX["a page's"])
-    (toys / "out" / "batch.parquet").mkdir(parents=True)
+    (toys / "out" / "index.json").mkdir(parents=True)
     for output in ("theirs", "out"):
         shadow("audit", "toy-a*", "--registry", ".", "-o", output).assert_refused()
     assert [path.name for path in (toys / "theirs").iterdir()] == ["index.json"]
@@ -432,5 +418,4 @@ def test_hostile_names_and_errors_are_text(tmp_path):
         assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
     assert "[red]" in drawn(list_document(index), 200).replace("\n", "")
     assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
-    assert [one["family"] for one in table_rows(tmp_path)] == [one.family for one in index.rows]
     assert index.rows[0].folder.count("/") == 1

@@ -260,7 +260,7 @@ from shadow.engines.pair import run_pair
 from shadow.engines.parts import Parts
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import Reference
 

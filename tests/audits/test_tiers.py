@@ -103,7 +103,7 @@ def test_deltas_alone_solve_no_spectrum_of_base_or_tuned(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a spectrum of a side was asked for")
 
-    monkeypatch.setattr(solvers, "_weight_spectrum", refuse)
+    monkeypatch.setattr(solvers.Gram, "_of_weights", refuse)
     monkeypatch.setattr(solvers, "subspace_values", refuse)
     audited(tmp_path, DELTAS)
 
@@ -115,9 +115,8 @@ def test_the_bytes_do_not_depend_on_workers(settings, tmp_path):
 
 
 def test_parts_give_the_bytes_of_a_whole_audit(reports, tmp_path):
-    folder = shadow.audit(
-        base=str(BASE), tuned=str(TUNED), output=tmp_path / "parts", parts=3, level="norms"
-    ).folder
+    runtime = Runtime(elsewhere=Parts(InProcess(), 3).measure)
+    folder = run_pair(pair_of(BASE, TUNED), NORMS, tmp_path / "parts", runtime).folder
     for name, apart in (("matrices", ["family", "pair"]), ("tensors", [])):
         here, there = (pq.read_table(one / f"{name}.parquet") for one in (folder, reports["norms"]))
         assert here.drop_columns(apart).equals(there.drop_columns(apart))

@@ -64,7 +64,7 @@ def audit(
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
-    With a list, a glob or --shard, index.json and batch.parquet say how each pair stands.
+    With a list, a glob or --shard, index.json says how each pair stands.
 
     If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite
     replaces it.

@@ -41,8 +41,8 @@ def show(
 ) -> None:
     """Show finished reports again. Of several also a table of them.
 
-    For a list, first show how its pairs stand. Its index.json and batch.parquet are brought up to
-    date, as after copying the folders of several shards together.
+    For a list, first show how its pairs stand. Its index.json is brought up to date, as
+    after copying the folders of several shards together.
 
     Exit codes: 0 done; 1 a report cannot be read; 2 wrong usage.
     """

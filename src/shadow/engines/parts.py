@@ -18,11 +18,12 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, MatrixPair, Side
+from shadow.checkpoints.pairing import Filter, MatrixPair
 from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_sight
 from shadow.engines.pair import measure_part
 from shadow.errors import BusyError
 from shadow.files import PARTIAL
+from shadow.reports.metadata import SIDES
 from shadow.reports.provenance import Identity
 from shadow.run.journal import JOURNAL, PARTS, Journal
 from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime
@@ -30,7 +31,7 @@ from shadow.run.schedule import ShardKey, in_order, shards_of
 from shadow.run.settings import Settings
 from shadow.run.workers import cost
 from shadow.targets.families import Pair
-from shadow.targets.references import ComponentBase, Reference
+from shadow.targets.references import Reference
 
 NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder"
 # of a part's bytes: a cut through shards of more than that, which both sides of it read, gains
@@ -49,10 +50,9 @@ class Parts:
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
         """Measure what the journal does not hold yet, into it. Raises what a part raised."""
         left = [pair for pair in lined.pairs if pair.key not in journal.outcomes]
-        count = self.count or self.engine.lanes()
-        # The choice decides over a whole pair what comes in byte ranges.
-        if asked.settings.chosen != Filter():
-            count = 1
+        is_filtered = asked.settings.chosen != Filter()
+        # what comes in byte ranges is decided over a whole pair
+        count = 1 if is_filtered else self.count or self.engine.lanes()
         parts = cut(left, count, _sizes(left, lined))
         if len(parts) > 1:
             asked.runtime.say(f"measuring in {len(parts)} parts")
@@ -163,8 +163,8 @@ def _sizes(pairs: Sequence[MatrixPair], lined: AlignedPair) -> dict[ShardKey, in
     """Bytes of tensors in each shard of these pairs that is not in a folder."""
     needed = {shard for pair in pairs for shard in shards_of(pair)}
     sizes = Counter[ShardKey]()
-    sides: dict[Side, Checkpoint] = {"base": lined.base, "tuned": lined.tuned}
-    for side, checkpoint in sides.items():
+    for side in SIDES:
+        checkpoint = lined.base if side == "base" else lined.tuned
         for info in checkpoint.tensors.values():
             shard = side, info.shard
             if shard in needed and not checkpoint.sources[info.shard].is_local:
@@ -176,11 +176,9 @@ def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
     """The commits of the sides that are on the Hub, as they were opened here."""
     found: dict[Reference, str | None] = {}
     for reference, checkpoint in ((pair.base, lined.base), (pair.tuned, lined.tuned)):
-        if isinstance(reference, ComponentBase):
-            opened = dict(checkpoint.parts)
-            found |= {part: opened[component].commit for component, part in reference.parts}
-        else:
-            found[reference] = checkpoint.commit
+        opened: dict[str | None, Checkpoint] = {**dict(checkpoint.parts)}
+        for component, part in reference.parts:
+            found[part] = opened.get(component, checkpoint).commit
     return {reference: commit for reference, commit in found.items() if commit is not None}
 
 
@@ -204,13 +202,13 @@ class _Sum:
     def tell(self, name: str, state: Progress) -> None:
         self._parts[name] = state
         before, states = self._before, self._parts.values()
+        done = before.done + sum(one.done for one in states)
+        spent = before.cost_done + sum(one.cost_done for one in states)
         self._show(
             replace(
                 before,
-                done=min(before.total, before.done + sum(one.done for one in states)),
-                cost_done=min(
-                    before.cost_total, before.cost_done + sum(one.cost_done for one in states)
-                ),
+                done=min(before.total, done),
+                cost_done=min(before.cost_total, spent),
                 moved=sum(one.moved for one in states),
                 to_move=sum(one.to_move for one in states),
             )

@@ -252,7 +252,7 @@ def checked(asked: PairClaim, summary: Summary, reading: Reading) -> Verificatio
     Imports what reads weights. Raises ShadowError where a side has changed since its audit.
     """
     from shadow.checks.registry import question, verify
-    from shadow.run.sides import client_for, find_checkpoint, reference_of
+    from shadow.run.sides import client_for, find_audited, reference_of
 
     sides = summary.base, summary.tuned
     references = [reference_of(side) for side in sides]
@@ -261,12 +261,9 @@ def checked(asked: PairClaim, summary: Summary, reading: Reading) -> Verificatio
     reading.say(f"{summary.family}:{summary.pair}: check {asked}")
     with tempfile.TemporaryDirectory() as scratch, client_for(every):
         found = [
-            find_checkpoint(reference, runtime, Path(scratch) / str(number))
-            for number, reference in enumerate(references)
+            find_audited(side, reference, runtime, Path(scratch) / str(number))
+            for number, (side, reference) in enumerate(zip(sides, references, strict=True))
         ]
-        for side, one in zip(sides, found, strict=True):
-            if side["fingerprint"] not in (None, one.fingerprint):
-                raise ShadowError(f"{side['repo']} has changed since it was audited")
         if references[0] != references[1]:  # a side is read, and freed, for itself
             runtime = replace(runtime, found=dict(zip(references, found, strict=True)))
         asked_of = question(asked.claim, references, moved=asked.moved, frozen=asked.frozen)

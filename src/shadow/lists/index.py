@@ -1,9 +1,9 @@
-"""The index of a list, how each pair stands: index.json and batch.parquet, from the same rows.
+"""The index of a list, how each pair stands: index.json.
 
-The reports are the truth, and lie where `shadow audit` puts them; these two files say which there
-are, which failed and why, and which are still to come. Both are written whole now and then; what
-a killed run has not written of them, the reports say: see `refreshed`. Reading the index imports
-nothing that computes.
+The reports are the truth, and lie where `shadow audit` puts them; the index says which there are,
+which failed and why, and which are still to come. It is written whole now and then; what a killed
+run has not written of it, the reports say: see `refreshed`. Reading it imports nothing that
+computes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-import pyarrow as pa
-
 from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at, read_start, safe_name, write_beside, writing
-from shadow.reports.columns import BATCH, HEADLINE, READ, SCHEMA, null_if_undefined
+from shadow.reports.columns import HEADLINE, READ, SCHEMA, null_if_undefined
 from shadow.reports.folders import FINISHED
-from shadow.reports.metadata import METADATA_KEY, ReportMetadata
-from shadow.reports.parquet import arrow_schema, parquet_bytes
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import finished_metadata, is_read
 
 if TYPE_CHECKING:
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
     from shadow.storage import Store
     from shadow.targets.lists import Selection
 
-INDEX, TABLE = "index.json", "batch.parquet"
+INDEX = "index.json"
 # what index.json says that it is, so that another file of that name is never overwritten
 MARK = "batch"
 LOCK = "list.lock"  # in .partial while a process writes the index
@@ -50,20 +47,24 @@ OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tune
 
 @dataclass(frozen=True)
 class Row:
-    """How one pair of a list stands; the columns of reports.columns.BATCH say what a field is."""
+    """How one pair of a list stands."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
 
     position: int | None
+    """From 1; None where it is of no list, or of several."""
     family: str
     pair: str
     relation: str
     folder: str
+    """Of its report, from that of the index."""
     base: str
+    """As it was named."""
     tuned: str
     base_commit: str | None = None
     tuned_commit: str | None = None
     state: State = "pending"
+    """kept: a finished report differs from the request and was not replaced."""
     matrices: int | None = None
     relative_norm_overall: float | None = None
     concentration: float | None = None
@@ -74,6 +75,7 @@ class Row:
     effective_layers: float | None = None
     attention_to_mlp: float | None = None
     seconds: float | None = None
+    """Of all runs of the list that measured it, as bytes are."""
     bytes: int | None = None
     error: str | None = None
     hint: str | None = None
@@ -87,15 +89,8 @@ class Row:
     def name(self) -> str:
         return f"{self.family}:{self.pair}"
 
-    @property
-    def fits(self) -> bool:
-        """Whether its integers are such as Parquet can hold."""
-        return (
-            max(abs(count or 0) for count in (self.position, self.matrices, self.bytes)) < 1 << 63
-        )
-
     def as_json(self) -> dict[str, Any]:
-        """Half a surrogate pair, which JSON may hold and Parquet not, is made visible."""
+        """Half a surrogate pair, which no reader takes, is made visible."""
         return {
             name: value.encode(errors="backslashreplace").decode()
             if isinstance(value, str)
@@ -226,13 +221,9 @@ def _kind(schema: int, settings: Mapping[str, object]) -> Kind:
 
 
 def write_index(output: Path, index: Index) -> None:
-    """Write batch.parquet, then index.json, each whole or not at all."""
-    as_json = index.as_json()
-    content = json.dumps(as_json, indent=2, allow_nan=False).encode() + b"\n"
-    table = pa.Table.from_pylist(as_json.pop("pairs"), schema=arrow_schema(BATCH))
-    about = {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}
+    """Write index.json whole or not at all."""
     with writing(output):
-        write_beside(output / TABLE, parquet_bytes(table, about))
+        content = json.dumps(index.as_json(), indent=2, allow_nan=False).encode() + b"\n"
         write_beside(output / INDEX, content)
 
 
@@ -264,8 +255,7 @@ def read_index(folder: Path) -> Index | None:
             return None
         content = TypeAdapter(_File).validate_json(raw)
         rows = {row.key: row for row in content.pairs}
-        is_sound = content.schema in READ and all(row.fits for row in content.pairs)
-        if not is_sound or len(rows) < len(content.pairs):
+        if content.schema not in READ or len(rows) < len(content.pairs):
             raise ValueError
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
@@ -297,7 +287,7 @@ def with_index(
         is_there = None
         if store is not None:
             files = store.files()
-            store.fetch(files.keys() & {TABLE, INDEX}, output)
+            store.fetch(files.keys() & {INDEX}, output)
 
             def is_there(row: Row, _: Kind) -> bool:
                 return f"{report_folder(*row.key)}/{FINISHED}" in files
@@ -314,7 +304,6 @@ def with_index(
         def end() -> None:
             write()
             if store is not None:
-                store.put(output / TABLE)
                 store.put(output / INDEX)
 
         due = write()

@@ -28,7 +28,7 @@ from shadow.run.runtime import Progress, Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, references_of
 from shadow.targets.families import Pair
-from shadow.targets.references import ComponentBase, Reference
+from shadow.targets.references import Reference
 from shadow.telling.size import of_what
 from shadow.text import byte_size, took
 
@@ -145,9 +145,7 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
 
 def near_of(pair: Pair) -> str:
     """What pairs of one base have in common: the name of the base, without its revision."""
-    if isinstance(pair.base, ComponentBase):
-        return " ".join(part.repo for _, part in pair.base.parts)
-    return pair.base.repo
+    return " ".join(part.repo for _, part in pair.base.parts)
 
 
 class Pins:

@@ -146,14 +146,13 @@ ERRORS = tuple(_error(_NAMED[name]) for name in _SKETCH["estimated"])
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
 TENSORS, SPECTRA = (_group(name) for name in ("tensors", "spectra"))
 FILES = _group("files")
-BATCH, COMPARISON = (_group(name) for name in ("batch", "comparison"))
+COMPARISON = _group("comparison")
 COUNTS, FIGURES = (_group(name) for name in ("counts", "figures"))
 _COLUMNS = {
     "matrices": MATRICES,
     "tensors": TENSORS,
     "files": FILES,
     "spectra": SPECTRA,
-    "batch": BATCH,
     "comparison": COMPARISON,
     "summary": (*COUNTS, *FIGURES),
 }

@@ -50,10 +50,7 @@ def _chosen(store: Store, *, spectra: bool) -> dict[str, Mapping[str, Any]]:
         if len(folders) > 2 or any(safe_name(folder) != folder for folder in folders):
             continue
         is_due = name in FILES_OF_A_PAIR and (spectra or name != "spectra.parquet")
-        if (is_due and "/".join([*folders, FINISHED]) in there) or path in (
-            "batch.parquet",
-            "index.json",
-        ):
+        if (is_due and "/".join([*folders, FINISHED]) in there) or path == "index.json":
             chosen[path] = there[path]
     return chosen
 

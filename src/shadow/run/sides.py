@@ -40,10 +40,7 @@ if TYPE_CHECKING:
 
 def references_of(pair: Pair) -> list[Reference]:
     """The checkpoints that both sides are made of."""
-    found: list[Reference] = []
-    for side in (pair.base, pair.tuned):
-        found += [part for _, part in side.parts] if isinstance(side, ComponentBase) else [side]
-    return found
+    return [part for side in (pair.base, pair.tuned) for _, part in side.parts]
 
 
 def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
@@ -106,9 +103,7 @@ def reference_of(side: CheckpointMetadata) -> AnyReference:
     _, *commits = re.split(component, commit) if commit else ("", *parts)
     if not side["fingerprint"] or parts[::2] != commits[::2]:
         raise ShadowError(f"the report does not say which files of {repo} were read")
-    of_each = [None if one == "a folder" else one for one in commits[1::2]]
-    if commit is None:
-        of_each = [None] * len(of_each)
+    of_each = [None if commit is None or one == "a folder" else one for one in commits[1::2]]
     return ComponentBase(tuple(zip(parts[::2], map(_reference, parts[1::2], of_each), strict=True)))
 
 
@@ -122,10 +117,8 @@ def _reference(repo: str, commit: str | None) -> Reference:
 
 def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
     """Base and tuned side."""
-    base = find_checkpoint(pair.base, runtime, scratch / "base")
-    tuned = find_checkpoint(pair.tuned, runtime, scratch / "tuned")
-    require_gguf(runtime.access.file, (base, tuned))
-    return base, tuned
+    found = found_all({"base": pair.base, "tuned": pair.tuned}, runtime, scratch)
+    return found["base"], found["tuned"]
 
 
 @uncollected()
@@ -135,14 +128,20 @@ def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) ->
     """
     if (found := runtime.found.get(reference)) is not None:
         return found
-    if isinstance(reference, ComponentBase):
-        return Assembled(
-            tuple(
-                (component, _find(part, runtime, scratch / component))
-                for component, part in reference.parts
-            )
-        )
-    return _find(reference, runtime, scratch)
+    if not isinstance(reference, ComponentBase):
+        return _find(reference, runtime, scratch)
+    parts = [(name, _find(part, runtime, scratch / name)) for name, part in reference.parts]
+    return Assembled(tuple(parts))
+
+
+def find_audited(
+    side: CheckpointMetadata, reference: AnyReference, runtime: Runtime, scratch: Path
+) -> Found:
+    """The checkpoint that a report names. Raises ShadowError where it has changed since."""
+    found = find_checkpoint(reference, runtime, scratch)
+    if side["fingerprint"] not in (None, found.fingerprint):
+        raise ShadowError(f"{side['repo']} has changed since it was audited")
+    return found
 
 
 def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
@@ -166,13 +165,19 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
     )
 
 
+def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:
+    """The checkpoints that sides are made of."""
+    return [
+        part
+        for one in found
+        for part in ([of for _, of in one.parts] if isinstance(one, Assembled) else [one])
+    ]
+
+
 def pickled_part(found: Found) -> Located | None:
     """A part whose weights must be fetched before anything is known of them, if there is one."""
-    parts = [part for _, part in found.parts] if isinstance(found, Assembled) else [found]
-    for part in parts:
-        if isinstance(part, Located) and part.weights.pickled:
-            return part
-    return None
+    located = (part for part in _parts([found]) if isinstance(part, Located))
+    return next((part for part in located if part.weights.pickled), None)
 
 
 @uncollected()
@@ -241,11 +246,7 @@ def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -
 
 def require_gguf(file: str | None, found: Iterable[Found]) -> None:
     """Raises ShadowError where a pattern is to choose among GGUF files, and there are none."""
-    parts = [
-        part
-        for one in found
-        for part in ([two for _, two in one.parts] if isinstance(one, Assembled) else [one])
-    ]
+    parts = _parts(found)
     shards = [
         shard
         for one in parts

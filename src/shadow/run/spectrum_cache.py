@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import scipy
@@ -112,18 +112,13 @@ class SpectrumCache:
 
 def key(matrix: Matrix, question: Question) -> str:
     """The name of a spectrum: hex sha256 of the matrix, the question and what answers it."""
-    what = f"{FORMAT} {_solver()} {question} {tuple(matrix.shape)} {_kind(matrix)}\n"
+    kind = type(matrix).__name__ if isinstance(matrix, Updated) else str(matrix.dtype)
+    what = f"{FORMAT} {_solver()} {question} {tuple(matrix.shape)} {kind}\n"
     digest = hashlib.sha256(what.encode())
     for index, _ in blocks(matrix):
         part = matrix[index].contiguous()
         digest.update(part.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _kind(matrix: Matrix) -> str:
-    if isinstance(matrix, Updated):
-        return type(matrix).__name__
-    return str(matrix.dtype)
 
 
 @cache
@@ -165,25 +160,23 @@ def _read(
     """
     try:
         content = read_start(path, path.stat().st_size)
-        if content is None:
+        if content is None or digest_of(name, content[DIGEST:]) != content[:DIGEST]:
             return None
-        stated, content = content[:DIGEST], content[DIGEST:]
-        if digest_of(name, content) != stated:
-            return None
-        arrays = load(content)
+        arrays = load(content[DIGEST:])
         sigma, (floor, shift, place) = arrays["sigma"], arrays["numbers"].tolist()
         vectors = arrays.get("vectors")
         precision: Precision = PRECISIONS[int(place)]
     except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError):
         return None
     side = min(shape)
-    if sigma.shape != (side,) or sigma.dtype != np.float64:
+    wanted: list[tuple[tuple[int, ...], Any]] = [((side,), sigma)]
+    if count:
+        wanted.append(((side, min(count, side)), vectors))
+    elif vectors is not None:
         return None
-    has = (0,) if vectors is None else vectors.shape
-    if has != ((side, min(count, side)) if count else (0,)) or (
-        vectors is not None and vectors.dtype != np.float64
-    ):
-        return None
+    for size, array in wanted:
+        if array is None or array.shape != size or array.dtype != np.float64:
+            return None
     if not abs(float(np.sqrt((sigma**2).sum())) - norm) <= SAME_NORM * norm:
         return None
     return Spectrum(sigma, *shape, norm, floor, precision, vectors, shift)
