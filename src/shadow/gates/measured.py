@@ -13,6 +13,7 @@ import numpy as np
 
 from shadow.checks import files
 from shadow.checks.answer import Outcome
+from shadow.checks.patterns import Pattern
 from shadow.checks.summary import Summary
 from shadow.comparing.matching import ComparedReport, compared
 from shadow.errors import ShadowError
@@ -23,7 +24,7 @@ from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Files, Runtime, access_of, tell_nobody
 from shadow.summary.record import Row
-from shadow.summary.tables import floats, median
+from shadow.summary.tables import floats
 from shadow.telling.reading import AuditReport
 from shadow.text import several
 
@@ -51,7 +52,7 @@ class JudgedFigure:
 
     name: str
     """Its name, with component and module before it."""
-    value: float | str | None
+    value: float | None
     bounds: tuple[float, float] | None = None
     """Its interval over layers; None where it has none."""
     why: str = ""
@@ -106,12 +107,14 @@ class Measured:
             if self.summary.files is None:
                 return {}
             return file_states(figure, self.source.table("files").to_pylist())
-        return states(figure, self._tensors)
+        assert figure.place is not None, "a place, or files"
+        return states(figure.place, self._tensors)
 
     def is_identical(self, figure: Metric) -> bool:
         """Whether all matrices that a rule names were compared and none changed."""
         matrices = [row for row in self._tensors if row["reason"] != "not_a_matrix"]
-        found = states(figure, matrices)
+        place = Pattern("", figure.component or "*", module=figure.module or "*")
+        found = states(place, matrices)
         return bool(found) and set(found.values()) == {UNCHANGED}
 
     def answer(self, claim: Metric) -> tuple[str | None, str]:
@@ -125,7 +128,7 @@ class Measured:
             told = files.CHECK.judge(self.source.table("files").to_pylist())
             state = None if told.outcome is Outcome.INCONCLUSIVE else told.outcome.words
             return state, files.CHECK.say_all(told.reasons)
-        found = self.states(Metric("*", None, ""))
+        found = states(Pattern("*"), self._tensors)
         apart = [f"{name} is {state}" for name, state in found.items() if state != UNCHANGED]
         if any(state not in (UNCHANGED, None) for state in found.values()):
             return FAILS, several(apart, NAMED)
@@ -148,36 +151,25 @@ class Measured:
             why = row.no_interval or f"{row.layers} layers are too few for it"
         return JudgedFigure(name, self._figures(at)[metric], row.intervals.get(metric), why)
 
-    def errors(self, at: Scope, metric: str) -> tuple[float, float] | None:
-        """Between which values a median of estimates lies, over all matrices and over those inside
-        layers; None where it is of none.
-
-        The median of what each is at least, and at most: the truth of each lies between.
-        """
+    def error(self, at: Scope, metric: str) -> float:
+        """The most that a median of estimates may be off: the largest error of one."""
         is_share = metric == "participation_share"  # of a participation ratio in that of the null
         column = "participation_ratio" if is_share else metric
         if not self.summary.estimated or column not in ESTIMATED:
-            return None
+            return 0.0
         keys, null = ["subject", "component", "module"], "null_participation_ratio"
-        rows = self.source.columns("matrices", [*keys, "layer", column, f"{column}_error", null])
+        rows = self.source.columns("matrices", [*keys, f"{column}_error", null])
         for key, wanted in zip(keys, ("delta", *at), strict=False):
             rows = rows[rows[key] == wanted]
-        values, errors = floats(rows[column]), np.nan_to_num(floats(rows[f"{column}_error"]))
-        if is_share:
-            values, errors = values / floats(rows[null]), errors / floats(rows[null])
-        every, inside = np.ones(len(rows), dtype=np.bool_), ~np.isnan(floats(rows["layer"]))
-        ends = [
-            median((values + sign * errors)[some]) for some in (every, inside) for sign in (-1, 1)
-        ]
-        known = [end for end in ends if end is not None]
-        return (min(known), max(known)) if known else None
+        errors = np.nan_to_num(floats(rows[f"{column}_error"]))
+        return float(max(errors / floats(rows[null]) if is_share else errors, default=0.0))
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
         if name.component == FILES:
             return "the report lists no files: it was made before they were"
-        if name.layers is not None:
-            return f"the report has no tensor of {name}"
+        if name.place is not None:
+            return f"the report has no {name}"
         if name.component is None:
             return next(str(one.reason) for one in self.summary.gates if one.name == "changed")
         what = ".".join(filter(None, (name.component, name.module)))

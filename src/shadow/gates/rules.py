@@ -1,7 +1,7 @@
 """What `--fail-on` and policy files say -> Rule. Parsed, never evaluated.
 
     figure := [component "."] [module "."] metric
-    place  := [component "."] [module "."] ["layers." first ["-" last] "."]
+    place  := a pattern of `shadow verify trained`
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
@@ -9,9 +9,8 @@
             | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
 
 Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
-are `language.embed` and `layers.0-7`, without the last dot. A rule says what must not be: one on a
-claim is violated when the claim holds, with `not` when it does not. Patterns are those of `shadow
-verify trained`.
+are `language.embed` and `layers.0-7`. A rule says what must not be: one on a claim is violated when
+the claim holds, with `not` when it does not.
 
 Component and module may hold * and ?. A word that this version does not know is a UsageError with
 the nearest known one, whatever the report holds.
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from shadow.checks.pair_gates import GATES
+from shadow.checks.patterns import Pattern, parse_pattern
 from shadow.checks.registry import one_of, pair_claim
 from shadow.errors import UsageError
 from shadow.gone import gone
@@ -69,13 +69,11 @@ OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE = (
 )
 STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
 CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+(?:\s+--\S.*)?)\s*")
-LAYERS = re.compile(r"(?:^|(?<=\.))layers?\.(\d{1,6})(?:-(\d{1,6}))?(?:\.|$)")
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NAMES = r"[A-Za-z0-9_.*?]+"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LONGEST = 200  # characters of an expression
 SUCH_AS = "such as language.mlp.up.concentration"
-SUCH_PLACE = "such as language.embed or layers.0-7"
 SUCH = "language.mlp.up.concentration > 0.5"
 QUOTE = "put the whole rule in quotes: without them the shell takes > and < for files"
 HINT = (
@@ -93,18 +91,16 @@ class Metric:
     module: str | None
     """May hold * and ?; None for a figure of the pair or of components."""
     metric: str
-    """Of a rule on what moved, it may hold * and ?. Empty where a place is meant and no figure.
-    Of a claim, its name and its patterns.
+    """Of a rule on what moved, it may hold * and ?. Of a claim, its name and its patterns. Empty of
+    a place.
     """
-    layers: tuple[int, int] | None = None
-    """The first and the last layer that is meant, from 0; None for all."""
+    place: Pattern | None = None
+    """What a rule on `changed` or `unchanged` is about."""
 
     def __str__(self) -> str:
-        layers = None
-        if self.layers is not None:
-            first, last = self.layers
-            layers = f"layers.{first}" if first == last else f"layers.{first}-{last}"
-        return ".".join(filter(None, (self.component, self.module, layers, self.metric)))
+        if self.place is not None:
+            return self.place.text
+        return ".".join(filter(None, (self.component, self.module, self.metric)))
 
     def covers(self, component: str, module: str | None) -> bool:
         """Whether a component, or a module of one, is among those that are meant."""
@@ -124,8 +120,8 @@ class Rule:
     figure: Metric
     comparison: str
     """One of COMPARISONS or of STATES, or MOVED."""
-    threshold: float | str | None
-    """In the unit of the figures, or a label; None for MOVED and for STATES."""
+    threshold: float | None
+    """In the unit of the figures; None for MOVED and for STATES."""
     severity: Severity = "error"
     message: str | None = None
     """What a person should know when it is violated."""
@@ -146,20 +142,15 @@ class Rule:
             return f"not {self.figure}" if self.comparison == FAILS else str(self.figure)
         if self.comparison in STATES:
             return f"{self.figure} {self.comparison}"
-        return f"{self.figure} {self.comparison} {_written(self.threshold)}"
+        texts = f"{self.threshold:g}", repr(self.threshold)  # as short as it reads back the same
+        threshold = next(text for text in texts if float(text) == self.threshold)
+        return f"{self.figure} {self.comparison} {threshold}"
 
     def holds(self, value: float | str) -> bool:
         """Whether the comparison holds of a value, so that it violates the rule; never of MOVED."""
         if self.comparison in STATES:
             return value == self.comparison
         return COMPARISONS[self.comparison](value, self.threshold)
-
-
-def _written(threshold: float | str | None) -> str:
-    """As short as it can be written and read back."""
-    if not isinstance(threshold, float):
-        return f'"{threshold}"'
-    return next(text for text in (f"{threshold:g}", repr(threshold)) if float(text) == threshold)
 
 
 def parse_rule(text: str, **more: Any) -> Rule:
@@ -183,8 +174,8 @@ def parse_rule(text: str, **more: Any) -> Rule:
     if not NUMBER.fullmatch(wanted) or not math.isfinite(float(wanted)):
         raise UsageError(f"{text!r}: {wanted!r} is not a number", HINT)
     threshold = float(wanted) + 0.0  # -0 is 0
-    named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
-    return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
+    rule = Rule("", name, comparison, threshold)
+    return replace(rule, **{"name": rule.condition, **more})
 
 
 def _parse_state(text: str) -> tuple[Metric, str] | None:
@@ -208,7 +199,7 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
     if state not in (CHANGED, UNCHANGED):
         hint = f"write `changed` or `unchanged`, or name files: `files.code {state}`"
         raise UsageError(f"{text.strip()!r}: only files are {state}", hint)
-    return parse_place(place), state
+    return Metric(None, None, "", parse_pattern(place)), state
 
 
 def _parse_files(text: str) -> Metric:
@@ -222,22 +213,6 @@ def _parse_files(text: str) -> Metric:
     if error := gone("word", word):
         raise error
     return Metric(FILES, f"{kind}.{word}" if word else kind, "")
-
-
-def parse_place(text: str) -> Metric:
-    """`language.embed`, `layers.0-7`, `vision` -> Metric without a metric. Raises UsageError."""
-    layers, place = None, text
-    if match := LAYERS.search(text):
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UsageError(f"{text[:80]!r}: layers {first} to {last} are none", "such as 0-7")
-        layers = first, last
-        place = text[: match.start()] + text[match.end() :]
-        place = place[:-1] if place.endswith(".") else place
-        if not place and not match.start():
-            return Metric(None, None, "", layers)
-    component, module = _component_and_module(place, "", SUCH_PLACE)
-    return Metric(component, module, "", layers)
 
 
 def parse_moved(text: str, **more: Any) -> Rule:
@@ -261,13 +236,13 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
 
     Raises UsageError for what no report of this version can have.
     """
-    if LAYERS.search(text):
+    if re.search(r"(^|\.)layers?\.\d", text):
         hint = "leave the layers out; a rule on `changed` or `unchanged` may name some"
         raise UsageError(f"{text[:80]!r}: the summary has no figure of some layers", hint)
     place, _, metric = text.rpartition(".")
     component, module = None, None
     if metric != text or not re.fullmatch(NAMES, text):
-        component, module = _component_and_module(place, f".{metric}", SUCH_AS)
+        component, module = _component_and_module(place, metric)
     known = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
     if error := gone("rule", metric) or gone("column", metric):
         raise error
@@ -281,17 +256,17 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     return Metric(component, module, metric)
 
 
-def _component_and_module(place: str, metric: str, such: str) -> tuple[str, str | None]:
-    """`language.mlp.up` -> its component and module. metric: what stands behind it, in hints."""
-    text = f"{place}{metric}"
+def _component_and_module(place: str, metric: str) -> tuple[str, str | None]:
+    """`language.mlp.up` -> its component and module."""
+    text = f"{place}.{metric}"
     if not re.fullmatch(NAMES, text) or "" in text.split("."):
-        raise UsageError(f"{text[:80]!r} is no name of a figure or of a place", such)
+        raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
     component, _, module = place.partition(".")
     rules = name_rules()
     if not _known(component, rules.components):
         modules = nearest_modules(place)
         if modules and not closest(component, rules.components) and not is_of_layers(component):
-            hint = f"did you mean 'language.{modules}{metric}'?"
+            hint = f"did you mean 'language.{modules}.{metric}'?"
             raise UsageError(f"no component {component!r}", hint)
         close = closest(component, rules.components)
         _refuse("component", component, close, one_of(rules.components))

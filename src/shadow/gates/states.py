@@ -12,7 +12,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from shadow.checks.files import EVERY
+from shadow.checks.patterns import Pattern
 from shadow.gates.rules import CHANGED, UNCHANGED, Metric
+from shadow.places.architecture import Place
 from shadow.reasons import FROM_ZERO
 
 State = str | None  # None: not known
@@ -25,15 +27,20 @@ LEFT_OUT = ("tied", "not_float", "adapter")  # reasons that say nothing of a cha
 LOOKED_INTO = ("config", "generation", "chat_template", "tokenizer", "code")
 
 
-def states(figure: Metric, tensors: Iterable[Mapping[str, Any]]) -> dict[str, State]:
+def states(pattern: Pattern, tensors: Iterable[Mapping[str, Any]]) -> dict[str, State]:
     """What is known of each place that a rule names, by its name: `changed`, `unchanged` or None.
 
     A layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS.
     """
     found: dict[str, list[bool | None]] = {}
     for row in tensors:
-        if row["reason"] not in LEFT_OUT and (name := _name(figure, row)) is not None:
-            found.setdefault(name, []).append(_is_changed(row))
+        component, layer, module = row["component"] or "", row["layer"], row["module"] or ""
+        if row["reason"] not in LEFT_OUT and pattern.covers(
+            Place(component, layer, module, row["expert"])
+        ):
+            parts = [component, *([module] if pattern.module != "*" else [])]
+            parts += [f"layers.{layer}"] if pattern.layers else []
+            found.setdefault(".".join(parts), []).append(_is_changed(row))
     return {
         name: CHANGED if any(of_place) else None if None in of_place else UNCHANGED
         for name, of_place in found.items()
@@ -53,23 +60,6 @@ def _is_changed(row: Mapping[str, Any]) -> bool | None:
     if row["relative_norm"] is not None:
         return bool(row["relative_norm"] > 0)
     return False if row["compared"] else None
-
-
-def _name(figure: Metric, row: Mapping[str, Any]) -> str | None:
-    """What the place of a tensor is called among those that a rule names; None where it is none."""
-    parts = [row["component"] or ""]
-    if figure.component is not None and not fnmatchcase(parts[0], figure.component):
-        return None
-    if figure.module is not None:
-        if not fnmatchcase(row["module"] or "", figure.module):
-            return None
-        parts.append(row["module"])
-    if figure.layers is not None:
-        layer = row["layer"]
-        if layer is None or not figure.layers[0] <= layer <= figure.layers[1]:
-            return None
-        parts.append(f"layers.{layer}")
-    return ".".join(parts)
 
 
 def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, State]:

@@ -345,8 +345,9 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
 
 def _is_open(rule: Rule, now: Measured, at: Scope) -> bool:
     """Whether the error of an estimate leaves open on which side of a threshold it lies."""
-    within = now.errors(at, rule.figure.metric)
-    return within is not None and rule.holds(within[0]) != rule.holds(within[1])
+    metric = rule.figure.metric
+    value, error = now.figure(at, metric).value, now.error(at, metric)
+    return value is not None and rule.holds(value - error) != rule.holds(value + error)
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
@@ -366,14 +367,13 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
                 left.append(f"{before.name} ({why})")
                 continue
             low, high = before.bounds
-            within = now.errors(at, name)
-            if within and (low <= within[0] <= high) != (low <= within[1] <= high):
+            error = now.error(at, name)
+            if error and value is not None and min(abs(value - low), abs(value - high)) <= error:
                 left.append(f"{before.name} (an estimate whose error reaches its end)")
                 continue
             slack = NOISE * max(abs(low), abs(high))
-            outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
-            old = None if isinstance(before.value, str) else before.value
-            findings.append(RuleFigure(before.name, value, outside, old, low, high))
+            outside = value is None or not low - slack <= value <= high + slack
+            findings.append(RuleFigure(before.name, value, outside, before.value, low, high))
     if not findings and left:
         return _missing(rule, "unjudged", left=left)
     if not findings:
@@ -409,12 +409,7 @@ def _move(finding: RuleFigure) -> str:
     return f"{finding.figure} is {value}, was {finding.before:.3g} ({low:.3g} to {high:.3g})"
 
 
-def _text(value: float | str | None, holds: Callable[[Any], bool]) -> str:
-    """A figure with as many digits as it takes to see whether it holds."""
-    if not isinstance(value, float | int):
-        return f'"{value}"'
-    for digits in range(2, 17):
-        short = f"{value:.{digits}g}"
-        if holds(float(short)) == holds(value):
-            return short
-    return repr(value)
+def _text(value: Any, holds: Callable[[Any], bool]) -> str:
+    """A number with as many digits as it takes to see whether it holds."""
+    texts = (f"{value:.{digits}g}" for digits in range(2, 17))
+    return next((text for text in texts if holds(float(text)) == holds(value)), repr(value))
