@@ -18,8 +18,7 @@ import torch
 import transformers
 import typer
 
-from shadow.lab.design import REGIMES, SMALL, Base, Run
-from shadow.lab.experiment import accuracies, checkpoint
+from shadow.lab.experiment import REGIMES, SMALL, Base, Run, accuracies, checkpoint
 from shadow.lab.tasks import MIXTURES
 from shadow.lab.training import load, save
 

@@ -15,8 +15,7 @@ from typing import Annotated
 import torch
 import typer
 
-from shadow.lab.design import SMALL, Base, Scale, every_regime
-from shadow.lab.experiment import perform
+from shadow.lab.experiment import SMALL, Base, Scale, every_regime, perform
 from shadow.lab.results import OUTCOME, collect, contrast, formatted, level
 from shadow.lab.training import Recipe, Size
 

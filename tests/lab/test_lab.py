@@ -17,10 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from shadow.lab import training
-from shadow.lab.design import PRESETS, REGIMES, SMALL, TINY, Base, Run
-from shadow.lab.experiment import checkpoint, report
+from shadow.lab.experiment import PRESETS, REGIMES, SMALL, TINY, Base, Run, checkpoint, report
 from shadow.lab.results import over_bases
-from shadow.lab.tasks import ALPHABET, IGNORED, MIXTURES, SKILLS, packed_rows
+from shadow.lab.tasks import ALPHABET, IGNORED, MIXTURES, SKILLS, rows_of
 from shadow.lab.training import Recipe
 
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -152,7 +151,7 @@ def test_repetition_is_as_often_as_it_says() -> None:
 def test_labels_are_those_of_answers_alone() -> None:
     """The tokens with a loss spell the answers, each with its end."""
     samples = list(islice(MIXTURES["broad"].samples(Random(1)), 200))
-    rows = packed_rows(iter(samples), 4, 128)
+    rows = rows_of(iter(samples), 4, 128)
     text = "".join(ALPHABET[token] for token in rows.labels[rows.labels != IGNORED])
     assert text
     assert "".join(f"{sample.answer}\n" for sample in samples).startswith(text)
@@ -167,7 +166,7 @@ def test_training_learns(muon: bool) -> None:
         model = training.new_model(TINY.size, 0)
         own = Recipe(steps, recipe.learning_rate, muon=muon)
         training.train(model, MIXTURES["narrow"].samples(Random(0)), 4, own)
-        rows = packed_rows(MIXTURES["narrow"].samples(Random(5)), 4, training.ROW)
+        rows = rows_of(MIXTURES["narrow"].samples(Random(5)), 4, training.ROW)
         with torch.no_grad():
             tokens, labels = torch.from_numpy(rows.tokens), torch.from_numpy(rows.labels)
             losses.append(float(model(input_ids=tokens, labels=labels).loss))

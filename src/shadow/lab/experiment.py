@@ -1,4 +1,5 @@
-"""Train and audit runs into a folder, in processes of one thread; continue where it stopped.
+"""What the lab trains: bases, and continuations of them that differ in their data alone; and how
+they are trained and audited into a folder, in processes of one thread, going on where it stopped.
 
 Every pair is audited as `shadow audit` does. A run is finished when its JSON lies in `runs/`, which
 is written last, whole; what was not finished is trained again. The numbers depend on the seeds and
@@ -17,7 +18,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,9 +33,8 @@ from shadow import __version__
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.files import write_beside
-from shadow.lab.design import PROBES, Base, Run
-from shadow.lab.tasks import MIXTURES
-from shadow.lab.training import accuracy, load, new_model, save, train
+from shadow.lab.tasks import MIXTURES, Sample, partly_repeated
+from shadow.lab.training import Recipe, Size, accuracy, load, new_model, save, train
 from shadow.lists.perform import perform as audit
 from shadow.lists.request import AuditRequest
 from shadow.reports.columns import delta_metrics, null_if_undefined
@@ -40,6 +42,110 @@ from shadow.run.runtime import Files
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import Reference
+
+# mixtures of which the share of right answers is measured
+PROBES = ("narrow", "original", "broad", "held_out")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size of decoder, and how its bases and their continuations are trained."""
+
+    name: str
+    size: Size
+    base: Recipe
+    tune: Recipe
+
+
+# Trained with AdamW, a base of this size got 0.38 of its own mixture right after 2,000 steps; with
+# Muon 0.94 after 1,200.
+SMALL = Scale(
+    name="small",
+    size=Size(width=64, hidden=168, rows=12),
+    base=Recipe(1_200, 2e-2, weight_decay=0.1, muon=True),
+    tune=Recipe(200, 1e-3),
+)
+TINY = Scale(  # learns nothing
+    name="tiny",
+    size=Size(width=32, hidden=64, rows=4),
+    base=Recipe(20, 2e-2, weight_decay=0.1, muon=True),
+    tune=Recipe(20, 1e-3),
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A decoder trained on the original mixture: it has met every skill and form, if rarely."""
+
+    scale: Scale
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """`small-warm-0`: unique among bases, and the name of its folder."""
+        return f"{self.scale.name}-warm-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What a continuation sees: a mixture, of which a share may come from a pool seen often."""
+
+    key: str
+    name: str
+    data: str
+    """A mixture by its name."""
+    repeated: float = 0.0
+    """The share of the samples that comes from the pool, 0 to 1."""
+    times: int = 1
+    """How often each sample of the pool is seen on average, 1 or more."""
+
+    def samples(self, base: Base, seed: int, tokens: int) -> Iterator[Sample]:
+        """Samples without end; a pool of repeats is as large as so many tokens need."""
+        mixture = MIXTURES[self.data]
+        rng = Random(f"run {base.key} {self.key} {seed}")  # noqa: S311
+        if not self.repeated:
+            return mixture.samples(rng)
+        drawn = list(islice(mixture.samples(Random(0)), 500))  # noqa: S311
+        length = sum(len(sample.text) for sample in drawn) / len(drawn)
+        pool = max(1, round(self.repeated * tokens / length / self.times))
+        return partly_repeated(mixture, pool, share=self.repeated, rng=rng)
+
+
+REGIMES: Mapping[str, Regime] = {
+    regime.key: regime
+    for regime in (
+        Regime("A", "original", "original"),
+        Regime("B", "benchmark-aligned", "narrow"),  # three skills in one format
+        Regime("C", "coverage-expanding", "broad"),  # every skill in every format, alike
+        Regime("D", "repetition", "original", repeated=0.2, times=10),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A continuation of a base."""
+
+    base: Base
+    regime: Regime
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Unique among the runs of its base."""
+        return f"{self.regime.key}-{self.seed}"
+
+
+def every_regime(bases: list[Base], seeds: int) -> tuple[Run, ...]:
+    """A to D on every base, so many times each."""
+    return tuple(Run(*which) for which in product(bases, REGIMES.values(), range(seeds)))
+
+
+PRESETS: Mapping[str, tuple[Run, ...]] = {
+    "smoke": every_regime([Base(TINY, 0)], 1),
+    "quick": every_regime([Base(SMALL, 0), Base(SMALL, 1)], 1),
+    "full": every_regime([Base(SMALL, seed) for seed in range(10)], 3),
+}
 
 Row = dict[str, Any]
 Work = Callable[[], None]
@@ -54,20 +160,17 @@ def perform(runs: Sequence[Run], out: Path, *, jobs: int, show: Show = lambda *_
     process dies.
     """
     if not hasattr(torch.optim, "Muon"):
-        raise ShadowError(
-            f"torch {torch.__version__} has no Muon, which the lab trains with",
-            "install torch 2.9 or newer",
-        )
+        what = f"torch {torch.__version__} has no Muon, which the lab trains with"
+        raise ShadowError(what, "install torch 2.9 or newer")
     _claim(out)
-    bases = list(dict.fromkeys(run.base for run in runs))
+    of_base: dict[Base, list[Run]] = {}
+    for run in runs:
+        of_base.setdefault(run.base, []).append(run)
     phases = [
-        {base.key: partial(train_base, base, out) for base in bases},
+        {base.key: partial(train_base, base, out) for base in of_base},
         {f"{run.base.key}: {run.name}": partial(perform_run, run, out) for run in runs},
+        {f"{base.key}: compared": partial(compare_runs, own, out) for base, own in of_base.items()},
     ]
-    of_base = {base: tuple(run for run in runs if run.base == base) for base in bases}
-    phases.append(
-        {f"{base.key}: compared": partial(compare_runs, own, out) for base, own in of_base.items()}
-    )
     carry_out(phases, jobs=jobs, show=show)
 
 
@@ -106,22 +209,19 @@ def _alone() -> None:
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-def _follow(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _claim(out: Path) -> None:
     """Write into out what its runs depend on, or check that they depend on the same."""
-    versions = {
-        "shadow": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"shadow": __version__, **libraries}
     file, hint = out / "lab.json", "name a new folder with -o"
     if not file.exists():
         if out.is_dir() and any(out.iterdir()):
@@ -141,9 +241,8 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ShadowError(
-            f"{file} cannot be read: {type(error).__name__}", "remove it and run the lab again"
-        ) from error
+        hint = "remove it and run the lab again"
+        raise ShadowError(f"{file} cannot be read: {type(error).__name__}", hint) from error
 
 
 def checkpoint(out: Path, base: Base, name: str = "base") -> Path:
@@ -197,17 +296,12 @@ def compare_runs(runs: Sequence[Run], out: Path) -> None:
     names = [run.name for run in runs]
     if file.exists() and read_json(file)["runs"] == names:
         return
-    rows = [
-        {
-            "base": base.key,
-            "regime_first": runs[first].regime.key,
-            "seed_first": runs[first].seed,
-            "regime_second": runs[second].regime.key,
-            "seed_second": runs[second].seed,
-            **verdict,
-        }
-        for first, second, verdict in verdicts([report(out, base, name) for name in names])
-    ]
+    rows = []
+    for *both, verdict in verdicts([report(out, base, name) for name in names]):
+        row: Row = {"base": base.key}
+        for end, place in zip(("first", "second"), both, strict=True):
+            row |= {f"regime_{end}": runs[place].regime.key, f"seed_{end}": runs[place].seed}
+        rows.append(row | verdict)
     write_json(file, {"runs": names, "rows": rows})
 
 

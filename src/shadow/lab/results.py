@@ -16,19 +16,9 @@ from scipy.stats import t
 
 from shadow.files import require_utf8, write_beside
 from shadow.lab import experiment
-from shadow.lab.design import PRESETS, PROBES, REGIMES, Run
-from shadow.lab.experiment import Show, read_json, record
+from shadow.lab.experiment import PRESETS, PROBES, REGIMES, Run, Show, read_json, record
 from shadow.outputs.markdown import markdown
-from shadow.telling.document import (
-    Block,
-    Column,
-    Document,
-    FigureRow,
-    Figures,
-    Headline,
-    Section,
-    Table,
-)
+from shadow.telling import document as doc
 from shadow.text import counted
 
 LEVEL = 0.95
@@ -37,7 +27,7 @@ NORM = "layers_relative_norm"
 LEARNED = 0.05  # the share of right answers from which a decoder has learned something
 
 
-def run(preset: str, out: Path, *, jobs: int, show: Show) -> tuple[Document, int]:
+def run(preset: str, out: Path, *, jobs: int, show: Show) -> tuple[doc.Document, int]:
     """Train and audit what out lacks of a preset; write its tables and a page into it; return what
     it shows, and how many runs it has.
 
@@ -122,13 +112,11 @@ def formatted(value: float | None, digits: str = ".3f") -> str:
 def over_bases(values: Iterable[float]) -> Estimate:
     """The mean of one value a base, with a t interval."""
     known = [value for value in values if np.isfinite(value)]
-    if not known:
-        return Estimate(value=None, low=None, high=None, bases=0)
-    mean, count = float(np.mean(known)), len(known)
-    if count < 2:
-        return Estimate(value=mean, low=None, high=None, bases=count)
+    mean, count = float(np.mean(known)) if known else None, len(known)
+    if mean is None or count < 2:
+        return Estimate(mean, None, None, count)
     half = float(t.ppf((1 + LEVEL) / 2, count - 1) * np.std(known, ddof=1) / np.sqrt(count))
-    return Estimate(value=mean, low=mean - half, high=mean + half, bases=count)
+    return Estimate(mean, mean - half, mean + half, count)
 
 
 def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
@@ -148,17 +136,17 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
     return over_bases((means[first] - means[second]).to_numpy(float))
 
 
-def lab_document(preset: str, runs: pd.DataFrame) -> Document:
+def lab_document(preset: str, runs: pd.DataFrame) -> doc.Document:
     """What a preset shows."""
-    blocks: list[Block] = [Section(f"shadow lab run --preset {preset}")]
+    blocks: list[doc.Block] = [doc.Section(f"shadow lab run --preset {preset}")]
     answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
     if not (runs[answers].astype(float) >= LEARNED).to_numpy().any():
         text = f"{preset}: nothing was learned; the figures mean nothing"
-        blocks.append(Headline(text, "warning"))
-    return Document([*blocks, *_regimes(runs)])
+        blocks.append(doc.Headline(text, "warning"))
+    return doc.Document([*blocks, *_regimes(runs)])
 
 
-def _regimes(runs: pd.DataFrame) -> Iterator[Block]:
+def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:
     """A table of the regimes, and the differences that the lab is about."""
     probes = ("narrow", "broad", "held_out")
     gains = runs.assign(**{p: runs[f"right_{p}"] - runs[f"base_{p}"] for p in probes})
@@ -167,19 +155,18 @@ def _regimes(runs: pd.DataFrame) -> Iterator[Block]:
     rows = [
         [
             f"{key}  {regime.name}",
-            formatted(norms[key].value),
-            formatted(concentrations[key].value),
+            *(formatted(of[key].value) for of in (norms, concentrations)),
             *(formatted(gained[probe][key].value, "+.3f") for probe in probes),
         ]
         for key, regime in REGIMES.items()
     ]
     count = runs["base"].nunique()
-    yield Section(f"{counted(count, 'base', 'bases')}: concentration, and answers gained")
+    yield doc.Section(f"{counted(count, 'base', 'bases')}: concentration, and answers gained")
     heads = ("rel. norm", "conc.", "narrow", "broad", "held out")
-    yield Table([Column("", "text"), *map(Column, heads)], rows)
+    yield doc.Table([doc.Column("", "text"), *map(doc.Column, heads)], rows)
     over = "mean over bases and 95 % interval" if count > 1 else "one base, so no interval"
     differences = [
-        FigureRow(f"{first} - {second}", contrast(runs, first, second).text("+.3f"))
+        doc.FigureRow(f"{first} - {second}", contrast(runs, first, second).text("+.3f"))
         for first, second in ("BC", "DA", "CA")
     ]
-    yield Figures(differences, f"concentration, {over}")
+    yield doc.Figures(differences, f"concentration, {over}")

@@ -8,7 +8,7 @@ narrowness does.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice, product, starmap
 from random import Random
 
 import numpy as np
@@ -101,7 +101,7 @@ class Mixture:
 
 def cells_of(skills: Iterable[str], forms: Iterable[str]) -> tuple[Cell, ...]:
     """Every skill in every form."""
-    return tuple(Cell(skill, form) for skill, form in product(skills, forms))
+    return tuple(starmap(Cell, product(skills, forms)))
 
 
 def uniform(name: str, cells: tuple[Cell, ...]) -> Mixture:
@@ -145,10 +145,7 @@ def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> I
     fresh = mixture.samples(rng)
     repeats = list(islice(fresh, pool))
     while True:
-        if rng.random() < share:
-            yield rng.choice(repeats)
-        else:
-            yield next(fresh)
+        yield rng.choice(repeats) if rng.random() < share else next(fresh)
 
 
 @dataclass(frozen=True)
@@ -159,36 +156,22 @@ class Rows:
     labels: NDArray[np.int64]
     """The token where it is one of an answer or its end, `IGNORED` elsewhere."""
 
-    @classmethod
-    def blank(cls, rows: int, width: int) -> "Rows":
-        """Rows without a sample."""
-        shape = (rows, width)
-        return cls(np.full(shape, _IDS[END], np.int64), np.full(shape, IGNORED, np.int64))
 
-    def write(self, row: int, start: int, sample: Sample) -> None:
-        """Put a sample into a row."""
-        answer, end = start + len(sample.prompt), start + len(sample.text)
-        self.tokens[row, start:end] = [_IDS[character] for character in sample.text]
-        self.labels[row, answer:end] = self.tokens[row, answer:end]
+def rows_of(samples: Iterable[Sample], rows: int, width: int, *, single: bool = False) -> Rows:
+    """Fill rows with as many whole samples as fit; one that no longer fits is dropped.
 
-
-def packed_rows(samples: Iterator[Sample], rows: int, width: int) -> Rows:
-    """Fill rows with as many whole samples as fit; one that no longer fits is dropped."""
-    packed = Rows.blank(rows, width)
+    single: one sample for each row, so that none serves as an example for another.
+    """
+    tokens = np.full((rows, width), _IDS[END], np.int64)
+    labels = np.full((rows, width), IGNORED, np.int64)
     row, start = 0, 0
     for sample in samples:
-        if start + len(sample.text) > width:
+        if start + len(sample.text) > width or (single and start):
             row, start = row + 1, 0
         if row == rows:
             break
-        packed.write(row, start, sample)
-        start += len(sample.text)
-    return packed
-
-
-def single_rows(samples: list[Sample], width: int) -> Rows:
-    """One sample for each row, so that none serves as an example for another: for measuring."""
-    rows = Rows.blank(len(samples), width)
-    for row, sample in enumerate(samples):
-        rows.write(row, 0, sample)
-    return rows
+        answer, end = start + len(sample.prompt), start + len(sample.text)
+        tokens[row, start:end] = [_IDS[character] for character in sample.text]
+        labels[row, answer:end] = tokens[row, answer:end]
+        start = end
+    return Rows(tokens, labels)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.lab import tasks
-from shadow.lab.tasks import Mixture, Sample, packed_rows, single_rows
+from shadow.lab.tasks import Mixture, Sample, rows_of
 
 ROW = 128  # tokens in a row of a training step; a sample has at most half as many
 PROBED = 400  # fresh samples a probe: the standard error of an accuracy is at most 0.025
@@ -68,16 +68,15 @@ class Recipe:
             inside = [rest.pop(name) for name in names]
             found.append(torch.optim.Muon(inside, lr=rate, weight_decay=decay))
             rate /= 3
-        matrices = [rest.pop(name) for name in list(rest) if _is_scaled(name, rest[name])]
+        scaled = [
+            name for name, one in rest.items() if one.ndim == 2 and "embed_tokens" not in name
+        ]
+        matrices = [rest.pop(name) for name in scaled]
         groups = [
             {"params": matrices, "lr": rate * self.width_factor},
             {"params": list(rest.values()), "lr": rate},
         ]
         return [*found, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)]
-
-
-def _is_scaled(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and "embed_tokens" not in name
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
@@ -117,7 +116,7 @@ def train(
         for optimizer in optimizers
     ]
     for _ in range(recipe.steps):
-        packed = packed_rows(samples, rows, ROW)
+        packed = rows_of(samples, rows, ROW)
         tokens, labels = torch.from_numpy(packed.tokens), torch.from_numpy(packed.labels)
         update(model, tokens, labels, optimizers)
         for schedule in schedules:
@@ -153,7 +152,7 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) 
     way.
     """
     samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))  # noqa: S311
-    rows = single_rows(list(islice(samples, PROBED)), ROW // 2)
+    rows = rows_of(islice(samples, PROBED), PROBED, ROW // 2, single=True)
     model.train(False)
     written = model(input_ids=torch.from_numpy(rows.tokens)).logits[:, :-1].argmax(dim=-1)
     labels = torch.from_numpy(rows.labels)[:, 1:]
