@@ -88,8 +88,8 @@ class Checkpoint:
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return True
         sources = [self.sources.get(info.shard) for info in (first, second)]
-        one, other = (None if source is None else source.held for source in sources)
-        if one is None or other is None or first.packing or second.packing:
+        one, other = (source and source.held for source in sources)
+        if not one or not other or first.packing or second.packing:
             return False
         return not one.holds_same(first.start, other, second.start, first.end - first.start)
 
@@ -146,23 +146,19 @@ class Assembled:
     def commit(self) -> str | None:
         """The commit of each part; None where all are folders."""
         commits = [part.commit for _, part in self.parts]
-        if not any(commits):
-            return None
-        return self._said([commit or "a folder" for commit in commits])
+        return self._said([one or "a folder" for one in commits]) if any(commits) else None
 
     @property
     def fingerprint(self) -> str:
         """A sha256 that changes when that of any part does."""
-        return self._digest([part.fingerprint for _, part in self.parts])
+        said = self._said([part.fingerprint for _, part in self.parts])
+        return hashlib.sha256(said.encode()).hexdigest()
 
     @property
     def access(self) -> str | None:
         """Who may read all parts: `private` before `gated` before `open`; None for folders."""
         of_parts = {part.access for _, part in self.parts if isinstance(part, Located)}
         return next((access for access in ("private", "gated", "open") if access in of_parts), None)
-
-    def _digest(self, fingerprints: Iterable[str]) -> str:
-        return hashlib.sha256(self._said(fingerprints).encode()).hexdigest()
 
     def _said(self, texts: Iterable[str]) -> str:
         return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
@@ -172,53 +168,39 @@ Found = Checkpoint | Located | Assembled
 
 
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
-    """The opened parts of a base as one checkpoint.
+    """Put the opened parts of a base together.
 
     A shard is called `component/shard`, and a tensor whose name two parts have `component/tensor`.
     Its config is that of the language component, or of the first part.
     """
-    renamed = {component: _in_folder(component, part) for component, part in parts}
-    names = Counter(name for part in renamed.values() for name in part.tensors)
+    renamed = {
+        component: replace(
+            part,
+            tensors={name: _moved(info, component) for name, info in part.tensors.items()},
+            sources={f"{component}/{shard}": source for shard, source in part.sources.items()},
+        )
+        for component, part in parts
+    }
+    every = renamed.values()
+    names = Counter(name for part in every for name in part.tensors)
     tensors = {
         name if names[name] == 1 else f"{component}/{name}": info
         for component, part in renamed.items()
         for name, info in part.tensors.items()
     }
     return Checkpoint(
-        reference=assembled.reference,
-        commit=assembled.commit,
-        fingerprint=assembled.fingerprint,
-        config=renamed.get("language", next(iter(renamed.values()))).config,
-        tensors=tensors,
-        sources={
-            shard: source for part in renamed.values() for shard, source in part.sources.items()
-        },
+        assembled.reference,
+        assembled.commit,
+        assembled.fingerprint,
+        renamed.get("language", next(iter(every))).config,
+        tensors,
+        sources={shard: source for part in every for shard, source in part.sources.items()},
         ranges=all(
             part.ranges or all(source.is_local for source in part.sources.values())
-            for part in renamed.values()
+            for part in every
         ),
         parts=tuple(renamed.items()),
-        refused={module: why for part in renamed.values() for module, why in part.refused.items()},
-    )
-
-
-def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """The tuned checkpoint with the base's objects for equal tensors, which saves memory."""
-    tensors: dict[str, TensorInfo] = {}
-    for name, info in tuned.tensors.items():
-        known = base.tensors.get(name)
-        if known == info:
-            tensors[known.name] = known
-        else:
-            tensors[name] = info
-    return replace(tuned, tensors=tensors)
-
-
-def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
-    return replace(
-        checkpoint,
-        tensors={name: _moved(info, folder) for name, info in checkpoint.tensors.items()},
-        sources={f"{folder}/{shard}": source for shard, source in checkpoint.sources.items()},
+        refused={module: why for part in every for module, why in part.refused.items()},
     )
 
 
@@ -228,6 +210,13 @@ def _moved(info: TensorInfo, folder: str) -> TensorInfo:
         raw, *beside = (_moved(one, folder) for one in (packing.raw, *packing.beside))
         packing = replace(packing, raw=raw, beside=tuple(beside))
     return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
+
+
+def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """Give the tuned checkpoint the base's objects for equal tensors, which saves memory."""
+    pairs = ((base.tensors.get(name), info) for name, info in tuned.tensors.items())
+    tensors = (known if known == info else info for known, info in pairs)
+    return replace(tuned, tensors={info.name: info for info in tensors if info})
 
 
 def open_folder(
@@ -359,18 +348,12 @@ def locate(
     def read(name: str) -> Config:
         return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
 
-    names = {
-        name
-        for name in snapshot.files
-        if ("/" not in name or name.endswith(GGUF)) and usable_name(name)
-    }
-    if snapshot.offline and not any(
-        name.endswith((".safetensors", ".bin", ".index.json", GGUF)) for name in names
-    ):
-        raise ShadowError(
-            f"{snapshot.name}: none of its weight files is in the cache",
-            "run once without --offline",
-        )
+    usable = filter(usable_name, snapshot.files)
+    names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
+    ends = (".safetensors", ".bin", ".index.json", GGUF)
+    if snapshot.offline and not any(name.endswith(ends) for name in names):
+        message = f"{snapshot.name}: none of its weight files is in the cache"
+        raise ShadowError(message, "run once without --offline")
     with naming(snapshot.name, OWNER):
         weights = choose_weights(
             snapshot.name, names, read, allow_pickle=allow_pickle, dora=dora, file=file
@@ -378,14 +361,10 @@ def locate(
         config = read(CONFIG) if CONFIG in names and not weights.are_gguf else {}
     missing = [shard for shard in weights.shards if shard not in snapshot.files]
     if missing:
-        where, hint = "repository", "tell its owner"
-        if snapshot.offline:
-            where, hint = "cache", "run without --offline"
-        raise ShadowError(
-            f"{snapshot.name}: {len(missing)} of {len(weights.shards)} shards are not in the"
-            f" {where}: {several(missing, 3)}",
-            hint,
-        )
+        where = "cache" if snapshot.offline else "repository"
+        count = f"{len(missing)} of {len(weights.shards)} shards are not in the {where}"
+        hint = "run without --offline" if snapshot.offline else "tell its owner"
+        raise ShadowError(f"{snapshot.name}: {count}: {several(missing, 3)}", hint)
     return Located(snapshot, weights, config)
 
 
@@ -406,15 +385,8 @@ def open_located(
         opened = in_threads(partial(_open_remote, snapshot, say), weights.shards, CONNECTIONS)
     shards = dict(zip(weights.shards, opened, strict=True))
     with naming(snapshot.name, OWNER):
-        return _opened(
-            snapshot.name,
-            snapshot.commit,
-            located.fingerprint,
-            located.config,
-            weights,
-            shards,
-            say,
-        )
+        name, commit = snapshot.name, snapshot.commit
+        return _opened(name, commit, located.fingerprint, located.config, weights, shards, say)
 
 
 def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> _Shard:
@@ -495,10 +467,8 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
     for of_shard in headers:
         for name, info in of_shard.items():
             if name in tensors:
-                raise FileError(
-                    f"tensor {name!r} is in {tensors[name].shard} and in {info.shard}",
-                    "keep one set of weight files in the folder",
-                )
+                message = f"tensor {name!r} is in {tensors[name].shard} and in {info.shard}"
+                raise FileError(message, "keep one set of weight files in the folder")
             tensors[name] = info
     for name, shard in weights.weight_map.items():
         if name not in tensors:
@@ -530,9 +500,8 @@ def _read_shard(
             first_names[lies] = name
         elif info.end > info.start:
             tensors[name] = replace(info, alias_of=first_names[lies])
-    text = json.dumps(
-        [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
-    )
+    said = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
+    text = json.dumps(said)
     return tensors, text, None, file if data == file.path else held_shard(data, shard)
 
 
@@ -547,10 +516,8 @@ def _read_json(path: Path, name: str) -> Config:
         if has_too_many_values(raw):
             raise FileError(f"{name}: larger than that of any released model", hint)
         if raw.startswith(b"version https://git-lfs"):
-            raise FileError(
-                f"{name}: a Git-LFS pointer, not the file itself",
-                "run `git lfs pull` in the folder",
-            )
+            message = f"{name}: a Git-LFS pointer, not the file itself"
+            raise FileError(message, "run `git lfs pull` in the folder")
         content = json.loads(raw)
     except OSError as error:
         raise FileError(f"{name}: {error.strerror or error}", hint) from error
