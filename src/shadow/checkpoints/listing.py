@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located
+from shadow.checkpoints.opening import Assembled, Found, Located
 from shadow.checkpoints.safetensors_files import strict_json
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG
 from shadow.errors import ShadowError
@@ -41,17 +41,14 @@ SAMPLES, SAMPLE = 64, 1 << 12  # places that are read of a large file, and bytes
 NAMES: Mapping[str, FileKind] = {
     "generation_config.json": "generation",
     "chat_template.json": "chat_template",
-    "tokenizer.json": "tokenizer",
-    "tokenizer_config.json": "tokenizer",
-    "special_tokens_map.json": "tokenizer",
-    "added_tokens.json": "tokenizer",
-    "vocab.json": "tokenizer",
-    "vocab.txt": "tokenizer",
-    "merges.txt": "tokenizer",
-    "params.json": "config",
-    "modules.json": "config",
-    "config_sentence_transformers.json": "config",
-}
+    **dict.fromkeys((
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "vocab.json", "vocab.txt", "merges.txt",
+    ), "tokenizer"),
+    **dict.fromkeys(
+        ("params.json", "modules.json", "config_sentence_transformers.json"), "config"
+    ),
+}  # fmt: skip
 PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in small letters
     (r".*\.index\.json", "index"),
     (r".*config\.json", "config"),
@@ -120,16 +117,15 @@ def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, L
     the one part "". skipped: folders to pass over, as that of the report.
     """
     parts = found.parts if isinstance(found, Assembled) else (("", found),)
-    return [(name, _listing(part, skipped)) for name, part in parts]
-
-
-def _listing(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
-    if isinstance(part, Located):
-        found = listing_of_snapshot(part.snapshot)
-        return replace(found, read_from=frozenset(part.weights.shards))
-    root = Path(part.reference)
-    found = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
-    return replace(found, read_from=frozenset(part.sources))
+    listings = []
+    for name, part in parts:
+        if isinstance(part, Located):
+            listing, read = listing_of_snapshot(part.snapshot), [*part.weights.shards]
+        else:
+            root, read = Path(part.reference), [*part.sources]
+            listing = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
+        listings.append((name, replace(listing, read_from=frozenset(read))))
+    return listings
 
 
 def listing_of_snapshot(snapshot: Snapshot) -> Listing:
@@ -145,34 +141,28 @@ def listing_of_snapshot(snapshot: Snapshot) -> Listing:
 
 def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
     """The files below a folder, but for those of hidden folders and of skipped ones."""
-    files, left = {}, ALL_SMALL
-    walk = _walk(root, {os.path.realpath(path) for path in skipped})
-    for path in itertools.islice(walk, MAX_FILES):
+    passed = {os.path.realpath(path) for path in skipped}
+
+    def walk() -> Iterator[str]:
+        """The files in a fixed order; links to folders are left out."""
+        for folder, folders, names in os.walk(root):
+            here = Path(folder)
+            shown = (name for name in sorted(folders) if not name.startswith("."))
+            folders[:] = [name for name in shown if os.path.realpath(here / name) not in passed]
+            yield from (os.path.relpath(here / name, root) for name in sorted(names))
+
+    files, left, paths = {}, ALL_SMALL, walk()
+    for path in itertools.islice(paths, MAX_FILES):
         file = _stored(root, path, min(left, SMALL))
         left -= (file.size or 0) if file.checksum else 0
         files[file.path] = file
-    return Listing(dict(sorted(files.items())), next(walk, None) is None, folder=root)
+    return Listing(dict(sorted(files.items())), next(paths, None) is None, folder=root)
 
 
 def listing_of_file(path: Path) -> Listing:
     """A file of weights alone."""
     file = _stored(path.parent, path.name, SMALL)
     return Listing({file.path: file}, is_complete=True, folder=path.parent)
-
-
-def _walk(root: Path, skipped: set[str]) -> Iterator[str]:
-    """The files below a folder in a fixed order; hidden folders and links to folders are left
-    out.
-    """
-    for folder, folders, names in os.walk(root):
-        here = Path(folder)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(here / name) not in skipped
-        )
-        for name in sorted(names):
-            yield os.path.relpath(here / name, root)
 
 
 def _stored(root: Path, path: str, limit: int) -> StoredFile:
@@ -186,7 +176,7 @@ def _stored(root: Path, path: str, limit: int) -> StoredFile:
         content = read_start(root / path, limit + 1) or b""
     except OSError as error:
         return StoredFile(_text(path), None, None, f"cannot be read: {error.strerror or error}")
-    return StoredFile(_text(path), len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
+    return StoredFile(_text(path), len(content), checksum_like("", content))
 
 
 def _text(path: str) -> str:
@@ -206,12 +196,10 @@ def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
     parts = PurePosixPath(file.path).parts
     if ".." in parts or "\\" in file.path or file.path.startswith("/"):
         raise ShadowError("its name leaves the repository")
-    if listing.folder is not None:
-        path = listing.folder / file.path
-    else:
+    path = (listing.folder or Path()) / file.path
+    if listing.snapshot is not None:
         from shadow.checkpoints.hub import fetch_whole
 
-        assert listing.snapshot is not None, "a folder or a repository"
         remote = listing.snapshot.files.get(file.path)
         if remote is None:
             raise ShadowError("its name is not text")
@@ -237,9 +225,7 @@ def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
     """Whether two files of folders, of one size, differ where a few places of them are read; False
     where they are one file, None where they agree in these places.
     """
-    assert first.folder, "of a folder"
-    assert second.folder, "of a folder"
-    here, there = first.folder / path, second.folder / path
+    here, there = ((side.folder or Path()) / path for side in (first, second))
     try:
         if here.samefile(there):
             return False
@@ -285,8 +271,13 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
         raise ValueError("nested too deeply") from None
     if not (first.get("dtype") and second.get("dtype")):  # which a config need not say
         keys = [key for key in keys if key != "dtype"]
-    said = {key: f"{_said(first.get(key))} -> {_said(second.get(key))}" for key in sorted(keys)}
-    return [(_word(key), f"{visible(key)[:LONGEST]} {text}") for key, text in said.items()]
+    found = []
+    for key in sorted(keys):
+        word = key if WORD.fullmatch(key) else OTHER
+        said = f"{_said(first.get(key))} -> {_said(second.get(key))}"
+        text = f"{visible(key)[:LONGEST]} {said}"
+        found.append(("special_tokens" if SPECIAL.fullmatch(key) else word, text))
+    return found
 
 
 def contents(path: str, content: bytes) -> dict[str, Any]:
@@ -340,11 +331,6 @@ def _plain(key: str, value: Any) -> Any:
     if SPECIAL.fullmatch(key) and isinstance(value, list) and not key.startswith("added"):
         return [_plain(key, one) for one in value]
     return value
-
-
-def _word(key: str) -> str:
-    special = "special_tokens" if SPECIAL.fullmatch(key) else ""
-    return special or (key if WORD.fullmatch(key) else OTHER)
 
 
 def _equal(base: object, tuned: object) -> bool:

@@ -37,7 +37,6 @@ from shadow.checkpoints.weight_files import (
     Config,
     Weights,
     choose_weights,
-    one_file,
 )
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
@@ -249,14 +248,9 @@ def open_folder(
             def read(name: str) -> Config:
                 return _read_json(root / name, name)
 
-            if alone:
-                weights = one_file(
-                    reference, alone, names, read, allow_pickle=allow_pickle, dora=dora
-                )
-            else:
-                weights = choose_weights(
-                    reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file
-                )
+            weights = choose_weights(
+                reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file, alone=alone
+            )
             return _opened_folder(reference, root, weights, scratch)
     except OSError as error:
         raise ShadowError(

@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -86,8 +86,8 @@ class Weights:
 
     shards: tuple[str, ...]  # names of files, in reading order
     # what an index says: tensor -> shard. A hint; empty without an index
-    weight_map: Mapping[str, str]
-    pickled: bool  # `.bin` files of torch
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+    pickled: bool = False  # `.bin` files of torch
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
 
     @property
@@ -103,71 +103,55 @@ def choose_weights(
     allow_pickle: bool,
     dora: bool,
     file: str | None,
+    alone: str = "",
 ) -> Weights:
-    """The weight files: an index's, `model.safetensors`, an adapter's, safetensors, GGUF or `.bin`.
+    """Choose files: an index's, `model.safetensors`, an adapter's, safetensors, GGUF or `.bin`.
 
-    file: GGUF files that match it come before all others.
+    file: GGUF files that match it come before all others. alone: a file that is named itself,
+    whatever lies beside it.
     """
     packed = {name for name in names if name.endswith(GGUF)}
-    if file is not None and packed:
-        return Weights(chosen_files(where, packed, file), {}, pickled=False)
+    suffix = PurePosixPath(alone).suffix
+    if alone and suffix not in (".safetensors", *PICKLED):
+        hint = f"name a folder, or a file: .safetensors, {GGUF}, {', '.join(PICKLED)}"
+        raise ShadowError(f"{where} is no file of weights", hint)
+    if suffix in PICKLED and not allow_pickle:
+        raise ShadowError(f"{where}: a file of torch, which is a pickle", PICKLES_HINT)
+    if not alone and file is not None and packed:
+        return Weights(chosen_files(where, packed, file))
 
     def indexed(index: str, suffix: str) -> Weights:
         weight_map = checked_weight_map(read(index), index, suffix)
         return Weights(tuple(sorted(set(weight_map.values()))), weight_map, suffix == ".bin")
 
-    if INDEXES[0] in names:
+    if not alone and INDEXES[0] in names:
         return indexed(INDEXES[0], ".safetensors")
-    if "model.safetensors" in names:
-        return Weights(("model.safetensors",), {}, pickled=False)
+    if not alone and "model.safetensors" in names:
+        return Weights(("model.safetensors",))
     adapter = None
-    if ADAPTER_CONFIG in names:
+    if ADAPTER_CONFIG in names and (not alone or alone.startswith("adapter_model.")):
         adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora)
+    if alone:
+        return Weights((alone,), pickled=suffix in PICKLED, adapter=adapter)
+    safetensors = sorted(name for name in names if name.endswith(".safetensors"))
+    bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
+    if adapter:
         safetensors = sorted(names & {"adapter_model.safetensors"})
         bins = sorted(names & {"adapter_model.bin"})
         if not safetensors and not bins:
-            raise FileError(
-                f"an {ADAPTER_CONFIG} without adapter_model.safetensors",
-                "check that the download is complete",
-            )
-    else:
-        safetensors = sorted(name for name in names if name.endswith(".safetensors"))
-        bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
+            message = f"an {ADAPTER_CONFIG} without adapter_model.safetensors"
+            raise FileError(message, "check that the download is complete")
     if safetensors:
-        return Weights(tuple(safetensors), {}, pickled=False, adapter=adapter)
+        return Weights(tuple(safetensors), adapter=adapter)
     if packed and not bins:
-        return Weights(chosen_files(where, packed, None), {}, pickled=False)
+        return Weights(chosen_files(where, packed, None))
     if not bins and INDEXES[1] not in names:
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:
         raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
     if INDEXES[1] in names and adapter is None:
         return indexed(INDEXES[1], ".bin")
-    return Weights(tuple(bins), {}, pickled=True, adapter=adapter)
-
-
-def one_file(
-    where: str,
-    name: str,
-    names: set[str],
-    read: Callable[[str], Config],
-    *,
-    allow_pickle: bool,
-    dora: bool,
-) -> Weights:
-    """A file of weights that is named itself, whatever lies beside it. names: those beside it."""
-    suffix = PurePosixPath(name).suffix
-    if suffix not in (".safetensors", *PICKLED):
-        raise ShadowError(
-            f"{where} is no file of weights",
-            f"name a folder, or a file: .safetensors, {GGUF}, {', '.join(PICKLED)}",
-        )
-    if suffix in PICKLED and not allow_pickle:
-        raise ShadowError(f"{where}: a file of torch, which is a pickle", PICKLES_HINT)
-    adapter = None
-    if name.startswith("adapter_model.") and ADAPTER_CONFIG in names:
-        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora)
-    return Weights((name,), {}, pickled=suffix in PICKLED, adapter=adapter)
+    return Weights(tuple(bins), pickled=True, adapter=adapter)
 
 
 def _instead_of_weights(names: set[str]) -> str:
@@ -176,10 +160,8 @@ def _instead_of_weights(names: set[str]) -> str:
         if any(re.fullmatch(pattern, name) for name in names):
             return f"it holds {what}: {how}"
     if "matrices.parquet" in names:
-        return (
-            "it is a report of shadow, which `shadow show` shows; name the folders of two"
-            " checkpoints"
-        )
+        what = "it is a report of shadow, which `shadow show` shows"
+        return f"{what}; name the folders of two checkpoints"
     if names:
         return f"it has: {several(sorted(names), 6)}"
     return "it is empty; name the folder that holds the .safetensors files"
@@ -190,9 +172,8 @@ def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, st
     again = "fetch the index again"
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise FileError(
-            f"{index}: no weight_map in it", "delete the index to read the shards as they are"
-        )
+        hint = "delete the index to read the shards as they are"
+        raise FileError(f"{index}: no weight_map in it", hint)
     seen: set[str] = set()
     for name, shard in weight_map.items():
         if not usable_name(name):
@@ -204,9 +185,8 @@ def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, st
         seen.add(shard)
         path, what = PurePosixPath(shard), f"{index}: shard"
         if path.is_absolute() or ".." in path.parts or "\\" in shard:
-            raise FileError(
-                f"{what} name {shard[:80]!r} leaves the folder", "do not trust this checkpoint"
-            )
+            message = f"{what} name {shard[:80]!r} leaves the folder"
+            raise FileError(message, "do not trust this checkpoint")
         if path.suffix != suffix:
             raise FileError(f"{what} {shard[:80]!r} is not a {suffix} file", again)
     return weight_map
@@ -217,36 +197,29 @@ def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False
 
     dora: DoRA will do as well, for those who read its norms.
     """
-    kind = config.get("peft_type")
+
+    def refused(why: str) -> ShadowError:
+        return ShadowError(f"{where}: {why}", "merge it into its base, and audit the result")
+
+    kind, start = config.get("peft_type"), str(config.get("init_lora_weights")).lower()
     if kind != "LORA":
-        raise ShadowError(
-            f"{where}: an adapter of type {str(kind)[:40]!r}; only LORA is read",
-            "merge it into its base",
-        )
+        raise refused(f"an adapter of type {str(kind)[:40]!r}; only LORA is read")
     if config.get("use_dora") and not dora:
-        raise ShadowError(
-            f"{where}: a DoRA adapter, whose delta is not low-rank",
-            "merge it into its base, and audit the result",
-        )
-    start = str(config.get("init_lora_weights")).lower()
+        raise refused("a DoRA adapter, whose delta is not low-rank")
     if start.startswith(CHANGING_BASE):
-        raise ShadowError(
-            f"{where}: an adapter whose initialisation changes the base ({start[:20]!r}): B @ A is"
-            " not its delta",
-            "merge it into its base, and audit the result",
-        )
+        how = f"an adapter whose initialisation changes the base ({start[:20]!r})"
+        raise refused(f"{how}: B @ A is not its delta")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict) or not all(PLAIN.fullmatch(name) for name in patterns):
-        raise ShadowError(
-            f"{where}: alpha_pattern has keys that are not module names",
-            "merge it into its base first",
-        )
-    return Adapter(
-        alpha=_alpha(where, config.get("lora_alpha")),
-        alpha_pattern={name: _alpha(where, alpha) for name, alpha in patterns.items()},
-        rank_stabilised=config.get("use_rslora") is True,
-        dora=bool(config.get("use_dora")),
-    )
+        raise refused("alpha_pattern has keys that are not module names")
+    alphas: list[Any] = [config.get("lora_alpha"), *patterns.values()]
+    for alpha in alphas:
+        if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
+            raise refused(f"lora_alpha is {str(alpha)[:40]!r}, which is no scale")
+    first, *others = map(float, alphas)
+    by_name = dict(zip(patterns, others, strict=True))
+    is_stabilised = config.get("use_rslora") is True
+    return Adapter(first, by_name, is_stabilised, dora=bool(config.get("use_dora")))
 
 
 def adapter_factors(
@@ -269,18 +242,22 @@ def adapter_factors(
             if match["embedding"]:
                 embeddings.add(match["module"])
         elif ".base_layer." in name:
-            rest.append(
-                (info, "a copy of a layer of the base; the update is added to the base's own")
-            )
+            why = "a copy of a layer of the base; the update is added to the base's own"
+            rest.append((info, why))
         elif ".lora_" in name or ".token_adapter." in name:
             rest.append((info, "a part of the adapter that is not read"))
         else:
             whole[name.removeprefix(PREFIX).replace(".modules_to_save.", ".")] = info
     factors: dict[str, Factors] = {}
     for module, sides in sides_of.items():
-        a = sides.get("A")
-        b = sides.get("B")
-        if not a or not b or not _multiply(a, b):
+        a, b = sides.get("A"), sides.get("B")
+        # matrices of one rank, above 0
+        if (
+            not a
+            or not b
+            or not len(a.shape) == len(b.shape) == 2
+            or not a.shape[0] == b.shape[1] > 0
+        ):
             rest += [(info, "factors that do not multiply to a matrix") for info in sides.values()]
         elif module in embeddings:
             factors[module.removeprefix(PREFIX)] = a, b, True
@@ -289,22 +266,8 @@ def adapter_factors(
     return factors, whole, rest
 
 
-def _multiply(a: TensorInfo, b: TensorInfo) -> bool:
-    """Whether A and B are matrices of one rank, above 0."""
-    return len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0
-
-
 def product_shape(left: TensorInfo, right: TensorInfo, *, transposed: bool) -> tuple[int, int]:
     """(out, in) of the update left @ right; transposed: both factors are stored so."""
     if transposed:
         return left.shape[1], right.shape[0]
     return left.shape[0], right.shape[1]
-
-
-def _alpha(where: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_ALPHA:
-        raise ShadowError(
-            f"{where}: lora_alpha is {str(value)[:40]!r}, which is no scale",
-            "merge it into its base",
-        )
-    return float(value)
