@@ -8,10 +8,6 @@ from shadow.errors import UsageError
 
 STREAM = "use participation_ratio, of each matrix"
 DRAWS = "null_edge_sharp needs no draws"
-COMPARED = (  # columns of `compare -o` that were copied from the two reports
-    "concentration stable_rank top4_energy participation_ratio null_participation_ratio"
-    " spike_energy relative_norm"
-)
 # kind of word, word: what to use. The kinds: command, option, claim, rule, column, table, key,
 # format, figure, word (of files.parquet).
 GONE: Mapping[tuple[str, str], str] = {
@@ -138,11 +134,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("column", "relative_spectral"): "divide spectral_norm of delta by that of base",
     ("column", "stable_rank_shift"): "subtract stable_rank of base from that of tuned",
     ("column", "alpha_stderr"): "use (alpha - 1) / sqrt(alpha_tail)",
-    **{
-        ("column", f"{name}_{side}"): f"read {name} of the two reports"
-        for name in COMPARED.split()
-        for side in ("first", "second")
-    },
+    ("table", "comparison"): "join the rows of both reports (`shadow export`)",
 }
 
 

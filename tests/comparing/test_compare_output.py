@@ -7,7 +7,6 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +14,6 @@ from reports import delta, place, places, uniform, write
 
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
-from shadow.reports.columns import COMPARISON
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 
@@ -42,41 +40,6 @@ def test_a_base_stored_elsewhere_is_known_by_its_content(demo_reports, shadow, t
     assert relation(demo_reports / "base..narrow", "step") == ("consecutive stages", "content")
     other = shadow("compare", demo_reports / "base..narrow", "other")
     other.assert_refused()
-
-
-def test_rows_are_written_with_how_they_were_made(demo_reports, inside, tmp_path):
-    """One row a matrix, columns as told; it can be written again, but replaces no other file."""
-    pairs = ["base..narrow", "base..broad"]
-    arguments = ("compare", *(demo_reports / pair for pair in pairs), "-o", "rows.parquet")
-    done = inside(*arguments)
-    done.assert_done()
-    table = pq.read_table(tmp_path / "rows.parquet")
-    assert table.column_names == [column.name for column in COMPARISON]
-    frame = table.to_pandas()
-    assert len(frame) == 30
-    assert frame["votes"].sum() == 28
-    one, other = (
-        pq.read_table(demo_reports / pair / "matrices.parquet", filters=[("subject", "=", "delta")])
-        .to_pandas()
-        .set_index("tensor")
-        for pair in pairs
-    )
-    frame = frame.set_index("tensor_first")
-    apart = one["concentration"] - other["concentration"]
-    np.testing.assert_allclose(frame["concentration_difference"], apart[frame.index])
-    ratio = np.log(one["stable_rank"] / other["stable_rank"])
-    np.testing.assert_allclose(frame["stable_rank_difference"], ratio[frame.index])
-    told = json.loads(table.schema.metadata[b"shadow"])
-    assert [report["pair"] for report in told["comparison"]["reports"]] == pairs
-    assert told["comparison"]["contrasts"][0]["verdict"] == "more concentrated"
-    inside(*arguments).assert_done()
-    (tmp_path / "mine.parquet").write_text("mine")
-    for path in (demo_reports / "base..narrow" / "matrices.parquet", tmp_path / "mine.parquet"):
-        before = path.read_bytes()
-        assert path.name in inside(*arguments[:-1], path).assert_refused()
-        assert path.read_bytes() == before
-    inside(*arguments[:-1], "mine.parquet/where/rows.parquet").assert_refused()
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "mine.parquet"}
 
 
 def test_a_folder_above_several_reports_stands_for_all_of_them(demo_reports, inside):

@@ -71,8 +71,6 @@ def compare(
     if joint:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     from shadow import api
-    from shadow.reports.columns import COMPARISON
-    from shadow.reports.parquet import write_rows
     from shadow.telling.comparisons import comparison_document
 
     with console.steps("compare") as update:
@@ -87,11 +85,6 @@ def compare(
             say=console.say,
             progress=update,
         )
-    if output is not None:
-        if comparison.not_contrasted:
-            raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")
-        write_rows(output, COMPARISON, comparison.rows, provenance=comparison.provenance)
-        console.say(f"{len(comparison.rows)} rows in {output}")
     if format == "json":
         console.show_json(comparison.as_json())
     elif format == "markdown":

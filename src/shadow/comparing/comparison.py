@@ -13,11 +13,10 @@ from shadow.comparing.contrast import Contrast, contrast
 from shadow.comparing.matching import ComparedReport, Relation, ReportIdentity, compared, relate
 from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
-from shadow.reports.columns import Cell
 from shadow.reports.report import Report
 from shadow.text import counted
 
-# of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
+# of what `--format json` prints; raised when a field changes its meaning
 COMPARISON_SCHEMA = 1
 # of concentration: above the differences of two seeds in the lab, inside those of narrow and broad
 # data; "The margin" in docs/compare.md has both, made from the tables
@@ -54,22 +53,8 @@ class Comparison:
     """What others measured of the models; None where nobody gave any."""
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; the rows of single matrices are left to the Parquet file."""
-        without_rows = [replace(contrast, rows=[]) for contrast in self.contrasts]
-        as_dict = asdict(replace(self, contrasts=without_rows))
-        for row in as_dict["contrasts"]:
-            del row["rows"]
-        return as_dict
-
-    @property
-    def rows(self) -> list[dict[str, Cell]]:
-        """The rows of all contrasts: those of the Parquet file."""
-        return [row for contrast in self.contrasts for row in contrast.rows]
-
-    @property
-    def provenance(self) -> dict[str, object]:
-        """What the Parquet file says of how it was made."""
-        return {"version": self.version, "comparison": self.as_json()}
+        """For machines."""
+        return asdict(self)
 
 
 def compare(

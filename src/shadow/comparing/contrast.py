@@ -30,7 +30,6 @@ from shadow.comparing.differences import (
 )
 from shadow.comparing.matching import ComparedReport, Relation, match, settings_apart
 from shadow.errors import ShadowError
-from shadow.reports.columns import COMPARISON, Cell
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.layer_medians import LOW, held_rank
 from shadow.summary.record import tier_of
@@ -83,8 +82,6 @@ class Contrast:
     """Why no verdict can be defended; empty where one can."""
     warnings: list[str]
     """What makes the comparison doubtful, though not void."""
-    rows: list[dict[str, Cell]]
-    """The matched matrices, a row each, with the columns of `shadow.reports.columns.COMPARISON`."""
     joint: DeltaDirections | None = None
     no_joint: str | None = None
     """Why that is not known; None where it is, or nobody asked."""
@@ -135,7 +132,6 @@ def contrast(
                 first, second, relation=relation, matched=matched, counts=counts, figures=figures
             )
         ),
-        rows=_rows(first, second, matched),
     )
 
 
@@ -310,15 +306,3 @@ def _warnings(
                 "outside the layers, which do not count for the verdict, concentration differs the"
                 f" other way: {and_list(names)}"
             )
-
-
-def _rows(
-    first: ComparedReport, second: ComparedReport, matched: pd.DataFrame
-) -> list[dict[str, Cell]]:
-    """The matched matrices with the columns of COMPARISON."""
-    labelled = matched.assign(
-        first=first.label, second=second.label, votes=matched["layer"].notna()
-    )
-    wanted = labelled[[column.name for column in COMPARISON]]
-    plain = wanted.astype(object).where(wanted.notna(), None)
-    return [{str(name): cell for name, cell in row.items()} for row in plain.to_dict("records")]

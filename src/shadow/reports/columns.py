@@ -144,16 +144,13 @@ ESTIMATED = frozenset(_SKETCH["estimated"])  # columns that have an error in `sk
 _NAMED = {column.name: column for column in (*SPECTRAL, *DELTA)}
 ERRORS = tuple(_error(_NAMED[name]) for name in _SKETCH["estimated"])
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
-TENSORS, SPECTRA = (_group(name) for name in ("tensors", "spectra"))
-FILES = _group("files")
-COMPARISON = _group("comparison")
+TENSORS, SPECTRA, FILES = (_group(name) for name in ("tensors", "spectra", "files"))
 COUNTS, FIGURES = (_group(name) for name in ("counts", "figures"))
 _COLUMNS = {
     "matrices": MATRICES,
     "tensors": TENSORS,
     "files": FILES,
     "spectra": SPECTRA,
-    "comparison": COMPARISON,
     "summary": (*COUNTS, *FIGURES),
 }
 TABLES = {

@@ -1,5 +1,5 @@
 """Tables and Parquet files: those of a report, written group by group and read as this version has
-them, also of a report that was made before the newest columns; and others in one piece.
+them, also of a report that was made before the newest columns.
 
 Columns that were added to the schema since the report was made are null. Columns that this version
 does not know are left out, and a number that is not finite, which no audit writes, is null.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -18,8 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shadow.errors import ShadowError
-from shadow.files import write_beside, writing
 from shadow.reports.columns import TABLES, Cell, Column, null_if_undefined
 from shadow.reports.metadata import METADATA_KEY, ReportMetadata
 from shadow.reports.provenance import missing, unreadable
@@ -78,11 +76,12 @@ class TableFile:
     def finish(self, metadata: ReportMetadata) -> None:
         """Give the closed file its metadata; on return it is on the disk."""
         empty, footer = pa.BufferOutputStream(), pa.BufferOutputStream()
-        schema = self._schema.with_metadata(_key_value(metadata))
+        told = json.dumps(metadata, sort_keys=True).encode()
+        schema = self._schema.with_metadata({METADATA_KEY: told})
         pq.ParquetWriter(empty, schema, compression=COMPRESSION).close()
-        told = pq.read_metadata(pa.BufferReader(empty.getvalue()))
-        told.append_row_groups(pq.read_metadata(self.path))
-        told.write_metadata_file(footer)
+        whole = pq.read_metadata(pa.BufferReader(empty.getvalue()))
+        whole.append_row_groups(pq.read_metadata(self.path))
+        whole.write_metadata_file(footer)
         with self.path.open("r+b") as file:
             file.truncate(pages_of(file))
             file.seek(0, os.SEEK_END)
@@ -98,41 +97,6 @@ def pages_of(file: IO[bytes]) -> int:
         return 0
     file.seek(size - TAIL)
     return max(0, size - TAIL - int.from_bytes(file.read(4), "little"))
-
-
-def _key_value(provenance: Mapping[str, object]) -> dict[bytes, bytes]:
-    return {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
-
-
-def write_rows(
-    path: Path,
-    columns: Sequence[Column],
-    rows: Sequence[Mapping[str, Cell]],
-    provenance: Mapping[str, object],
-) -> None:
-    """Write rows that belong to no pair's folder into a file of their own, whole or not at all.
-
-    Raises ShadowError for a file that was not written so: a report must not be lost to a slip.
-    """
-    content = parquet_bytes(table_of(columns, rows), _key_value(provenance))
-    with writing(path.parent):
-        is_ours = not path.exists()
-        if path.is_file():  # opening a FIFO would wait for ever
-            with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-                is_ours = "comparison" in json.loads(pq.read_schema(path).metadata[METADATA_KEY])
-        if not is_ours:
-            raise ShadowError(
-                f"{path} is there already, and is no comparison", "choose another file with -o"
-            )
-        write_beside(path, content)
-
-
-def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
-    """A Parquet file of a table with this metadata and no other."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression=COMPRESSION)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
 
 
 # reading
