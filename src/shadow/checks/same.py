@@ -14,7 +14,7 @@ from shadow.run.scanned import Scanned, apart_reasons, not_compared, relative_no
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
-    from shadow.checkpoints.opening import Checkpoint, Found
+    from shadow.checkpoints.opening import Checkpoint, Found, Located
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Runtime
@@ -28,7 +28,6 @@ NONE = (  # figures that are 0 of equal files
 WORDS = {
     "one_checkpoint": "A and B are one checkpoint, so nothing was compared",
     "equal_checksums": "the weight files have equal checksums",
-    "same_files": "the weight files are the same files",
     "equal_files": "{tensors:all tensor|tensors} {tensors|is|are} equal, byte for byte",
     "nothing": "there is nothing to compare",
     "equal": "{tensors:all tensor|tensors} {tensors|is|are} equal"
@@ -62,7 +61,7 @@ class Compared(Evidence):
     """Which of two adapters is the only one that gives rows their norms, A or B."""
     reshaped: Sequence[str] = ()
     """The shapes of each vector that both store in another shape."""
-    unscanned: Literal["", "one_checkpoint", "equal_checksums", "same_files", "equal_files"] = ""
+    unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
     stored: Sequence[int] = ()
     """Of equal files: the entries of each tensor."""
@@ -172,11 +171,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     found = found_all(asked.named, runtime, scratch)
     if _is_one(*found.values()):
         return Compared(unscanned="one_checkpoint")
-    if equal := _same_files(*found.values()):
-        return Compared(unscanned=equal)
+    if _have_equal_checksums(*found.values()):
+        return Compared(unscanned="equal_checksums")
     first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())
     _require_alike(first, second)
-    if _equal_files(first, second):
+    if _have_equal_files(first, second):
         stored = [info.parameters for info in first.tensors.values()]
         return Compared(unscanned="equal_files", stored=stored)
     from shadow.run.aligned import line_up_all, row_of
@@ -190,7 +189,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
         scratch / "scan",
         lined.unread,
     )
-    moved = _moved(compared, lined.pair) if _is_local(lined.pair) else {}
+    sources = (*first.sources.values(), *second.sources.values())
+    moved = _moved(compared, lined.pair) if all(one.is_local for one in sources) else {}
     with_norms = [name for name, one in zip("AB", (first, second), strict=True)
                   if one.adapter and one.adapter.dora]  # fmt: skip
     return Compared(
@@ -219,53 +219,36 @@ def _reshaped(pair: MatrixPair) -> str:
     return "{} in A, {} in B".format(*(" x ".join(map(str, shape)) or "()" for shape in shapes))
 
 
-def _same_files(first: Found, second: Found) -> Literal["equal_checksums", "same_files"] | None:
-    """Why no byte need be read: the files of both are the same, and are decoded alike; None where
-    that is not known.
-    """
-    from shadow.checkpoints.formats import settings_in
-    from shadow.checkpoints.opening import Assembled, Checkpoint, Located
-    from shadow.checkpoints.sources import LocalFile
+def _have_equal_checksums(first: Found, second: Found) -> bool:
+    """Whether the Hub has equal checksums of the files of both, which are decoded alike."""
+    from shadow.checkpoints.opening import Located
 
-    if isinstance(first, Assembled) or isinstance(second, Assembled):
-        return None
-    if list(settings_in(first.config)) != list(settings_in(second.config)):
-        return None
-    if isinstance(first, Located) and isinstance(second, Located):
-        digests = [
-            sorted(one.snapshot.files[shard].checksum or "" for shard in one.weights.shards)
-            for one in (first, second)
-        ]
-        alike = digests[0] == digests[1] and all(digests[0])
-        if alike and first.weights.adapter == second.weights.adapter:
-            return "equal_checksums"
-    if not (isinstance(first, Checkpoint) and isinstance(second, Checkpoint)):
-        return None
-    if first.adapter == second.adapter:
-        files = [
-            {
-                (source.held.standing[:2] if source.held else str(source.path))
-                for source in one.sources.values()
-                if isinstance(source, LocalFile)
-            }
-            for one in (first, second)
-        ]
-        if files[0] == files[1] and len(files[0]) == len(first.sources) == len(second.sources):
-            return "same_files"
-    return None
+    if not (isinstance(first, Located) and isinstance(second, Located)):
+        return False
+    digests = [
+        sorted(one.snapshot.files[shard].checksum or "" for shard in one.weights.shards)
+        for one in (first, second)
+    ]
+    is_equal = digests[0] == digests[1] and all(digests[0])
+    adapters = first.weights.adapter, second.weights.adapter
+    return is_equal and adapters[0] == adapters[1] and _are_decoded_alike(first, second)
 
 
-def _equal_files(first: Checkpoint, second: Checkpoint) -> bool:
+def _have_equal_files(first: Checkpoint, second: Checkpoint) -> bool:
     """Whether the files of two folders hold equal bytes, and are decoded alike."""
-    from shadow.checkpoints.formats import settings_in
-
     files = [[one.sources[name] for name in sorted(one.sources)] for one in (first, second)]
     if len(files[0]) != len(files[1]) or first.adapter != second.adapter:
         return False
-    if list(settings_in(first.config)) != list(settings_in(second.config)):
-        return False
     held = [[getattr(source, "held", None) for source in side] for side in files]
-    return all(a and b and a.equals(b) for a, b in zip(*held, strict=True))
+    return _are_decoded_alike(first, second) and all(
+        a and b and a.equals(b) for a, b in zip(*held, strict=True)
+    )
+
+
+def _are_decoded_alike(first: Located | Checkpoint, second: Located | Checkpoint) -> bool:
+    from shadow.checkpoints.formats import settings_in
+
+    return list(settings_in(first.config)) == list(settings_in(second.config))
 
 
 def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
@@ -296,11 +279,6 @@ def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, flo
         for module in one
         if module in other and not math.isclose(one[module], other[module])
     }
-
-
-def _is_local(lined: AlignedPair) -> bool:
-    sources = (*lined.base.sources.values(), *lined.tuned.sources.values())
-    return all(source.is_local for source in sources)
 
 
 def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], lined: AlignedPair) -> dict[str, str]:
