@@ -57,6 +57,15 @@ def told(tmp_path, base, tuned, **patterns):
     return shadow.verify("trained", a, b, **patterns)
 
 
+def test_a_name_or_its_beginning_is_a_pattern(tmp_path):
+    """Of the tensors that begin so, all have to be equal, and no others."""
+    base = based()
+    tuned = moved(base, lambda name: "embed" not in name)
+    assert told(tmp_path, base, tuned, frozen="model.embed_tokens", moved="layers").holds
+    found = told(tmp_path, base, tuned, frozen="model.layers.0.mlp")
+    assert (found.holds, [one.name for one in found.against]) == (False, [UP])
+
+
 def codes(found):
     """The outcome, and the codes of reasons and of what speaks against it."""
     against = [one.code for one in found.against]
@@ -235,7 +244,7 @@ def test_a_base_for_each_component(tmp_path):
     planted.write(tmp_path / "lm", language, planted.LLAMA)
     planted.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
     planted.write(tmp_path / "llava", whole, config)
-    base = {"language": tmp_path / "lm", "vision": tmp_path / "tower"}
+    base = f"language={tmp_path / 'lm'},vision={tmp_path / 'tower'}"
     ask = ("trained", base, tmp_path / "llava")
     assert shadow.verify(*ask, moved="language", frozen="vision").holds is True
     found = shadow.verify(*ask, moved="vision", frozen="language")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shadow.checks.patterns import Patterns, Should, parse_pattern
+from shadow.checks.patterns import Patterns, Should, parse_pattern, pattern_or_name
 from shadow.errors import UsageError
 from shadow.places.architecture import Place
 
@@ -87,17 +87,22 @@ def test_what_is_asked_of_all_that_lies_at_a_place(frozen, moved, place, asked):
 
 def test_a_pattern_names_a_place_that_the_model_has():
     """Part of a fused module, and experts of a stack; others are refused with what there is."""
-    places = {QKV, STACK, EMBED}
-    for text, is_there in (
-        ("attn.q", True),
-        ("experts.4", True),
-        ("vision", False),
-        ("mlp", False),
-    ):
-        patterns = Patterns([(Should.STAY, parse_pattern(text))])
-        if is_there:
-            patterns.require_there(places)
-            continue
+    names = {"a": {QKV}, "b": {STACK}, "c": {EMBED}}
+    for text in ("attn.q", "experts.4"):
+        Patterns([(Should.STAY, parse_pattern(text))]).of_model(names)
+    for text in ("vision", "mlp"):
         with pytest.raises(UsageError) as caught:
-            patterns.require_there(places)
+            Patterns([(Should.STAY, parse_pattern(text))]).of_model(names)
         assert "layers.3" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["vision_tower", "vision_tower.encoder", "vision_tower."])
+def test_any_other_word_is_the_beginning_of_names(text):
+    """Up to a point of the name; one that begins none is refused as a misspelt pattern is."""
+    names = {"vision_tower.encoder.q.weight": {TOWER}, "vision_towers.q.weight": {Q}}
+    patterns = Patterns([(Should.STAY, pattern_or_name(text))])
+    found = patterns.of_model(names)
+    assert (found.at(TOWER), found.at(Q)) == ({Should.STAY}, {Should.EITHER})
+    with pytest.raises(UsageError) as caught:
+        patterns.of_model({"embed.weight": {EMBED}})
+    assert caught.value.hint

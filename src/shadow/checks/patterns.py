@@ -4,14 +4,15 @@
 
 At least one of the three, and the layers may follow the module, as in rules; component and module
 may hold * and ?. What is left out is any, and `attn` is `attn.*`. The last range is of experts,
-whether each has tensors of its own or they are stacked in one.
+whether each has tensors of its own or they are stacked in one. What is no such pattern may be the
+beginning of tensors' names, such as `vision_tower`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -40,9 +41,15 @@ class Pattern:
     module: str = "*"
     experts: tuple[int, int] | None = None
     """The first and the last; None for all, and for what is no expert's."""
+    fault: UsageError | None = field(default=None, compare=False)
+    """Why the text is none but may be the beginning of names."""
+    named: frozenset[Place] | None = None
+    """The places of the tensors whose names begin so."""
 
     def covers(self, place: Place) -> bool:
         """Whether a place is among those that are meant."""
+        if self.named is not None:
+            return place in self.named
         if not fnmatchcase(place.component, self.component):
             return False
         if not fnmatchcase(place.module, self.module):
@@ -97,12 +104,26 @@ class Patterns:
         named = (should for should, one in self.each if any(map(one.covers, names)))
         return next(named, Should.EITHER)
 
-    def require_there(self, places: Collection[Place]) -> None:
-        """Raises UsageError for a pattern that names none of a model's places."""
+    def of_model(self, names: Mapping[str, Collection[Place]]) -> Patterns:
+        """The same for a model with tensors of these names, at these places.
+
+        Raises UsageError for a pattern that names none of them.
+        """
+        places = {place for each in names.values() for place in each}
         every = {*places, *(part for place in places for part in _parts(place))}
-        for _, pattern in self.each:
-            if not any(map(pattern.may_cover, every)):
+        each = []
+        for should, pattern in self.each:
+            if pattern.fault is not None:
+                begun = pattern.text.rstrip(".") + "."
+                own = {at for name in names if f"{name}.".startswith(begun) for at in names[name]}
+                if not own:
+                    fault = f"{pattern.fault.message}, and no tensor's name begins so"
+                    raise UsageError(fault, pattern.fault.hint)
+                pattern = replace(pattern, named=frozenset(own))
+            elif not any(map(pattern.may_cover, every)):
                 raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
+            each.append((should, pattern))
+        return Patterns(each)
 
 
 def _parts(place: Place) -> list[Place]:
@@ -156,6 +177,19 @@ def parse_pattern(text: str) -> Pattern:
         hint = f"did you mean {close!r}?" if close else SUCH_AS
         raise UsageError(f"{short(text)}: no module {short(rest)}", hint)
     return Pattern(text, component, layers, in_layers, rest or "*", experts)
+
+
+def pattern_or_name(text: str) -> Pattern:
+    """The pattern that a text is, or names that begin so: with a point or an underscore in it.
+
+    Raises UsageError.
+    """
+    try:
+        return parse_pattern(text)
+    except UsageError as fault:
+        if not re.fullmatch(r"\w+[._][\w.]*", text):
+            raise
+        return Pattern(text, fault=fault)
 
 
 def _of_tensor(text: str) -> str | None:

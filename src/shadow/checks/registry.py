@@ -11,7 +11,7 @@ from typing import Any
 
 from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained, whole
 from shadow.checks.answer import Check, Question, Verification, by_code
-from shadow.checks.patterns import NEEDS_PATTERN, parse_pattern
+from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.run.runtime import Runtime
@@ -59,7 +59,7 @@ def pair_claim(text: str) -> PairClaim:
         hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
         raise UsageError(f"{text[:80]!r} is no claim with patterns", hint)
     for option, pattern in zip(rest[::2], rest[1::2], strict=True):
-        found[option].append(parse_pattern(pattern).text)
+        found[option].append(pattern_or_name(pattern).text)
     form = require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])
     if "moved" in form.options and not any(found.values()):
         raise UsageError(f"{claim} {NEEDS_PATTERN}", f"write: {claim} {form.usage}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
-from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should, parse_pattern
+from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should, pattern_or_name
 from shadow.errors import UsageError
 from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
 from shadow.templates import Reason
@@ -206,7 +206,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     # what both name is frozen
     each = [(Should.STAY, text) for text in asked.frozen]
     each += [(Should.MOVE, text) for text in asked.moved]
-    patterns = Patterns([(should, parse_pattern(text)) for should, text in each])
+    patterns = Patterns([(should, pattern_or_name(text)) for should, text in each])
     found = found_all(asked.named, runtime, scratch)
     tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
     (base,) = opened_models(found, runtime, scratch)
@@ -216,7 +216,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
         lined = line_up_adapter(base, tuned)
     else:
         lined = line_up_all(base, tuned, ("the base", "the tuned model"))
-    patterns.require_there({place for places in lined.places.values() for place in places})
+    patterns = patterns.of_model(lined.places)
     measure = partial(_moved, partial(_asked, lined.places, patterns))
     rows = scan(lined.pair, measure, runtime, scratch / "scan", lined.unread)
     if tuned.adapter:
@@ -334,12 +334,11 @@ def training_since(
     """The evidence of `trained`: a tensor whose bytes changed moved, by how much is not known."""
     from shadow.run.aligned import parts_of
 
-    each = [(Should.STAY, parse_pattern(text)) for text in frozen]
-    each += [(Should.MOVE, parse_pattern(text)) for text in moved]
-    patterns = Patterns(each)
+    each = [(Should.STAY, pattern_or_name(text)) for text in frozen]
+    each += [(Should.MOVE, pattern_or_name(text)) for text in moved]
     every = replace(model, tensors={**before.tensors, **model.tensors})
     places = {name: [part.place for part in parts] for name, parts in parts_of(every).items()}
-    patterns.require_there({place for name in model.tensors for place in places[name]})
+    patterns = Patterns(each).of_model({name: places[name] for name in model.tensors})
     now = taken(model)
     rows, lone, unread = list[Moved](), list[Apart](), list[Apart]()
     for name, of in places.items():

@@ -107,6 +107,8 @@ def audit(
     in_order = {(one.family, one.pair): one for one in judged}
     judged = [in_order[name] for name in own if name in in_order]
     _show(shown, judged)
+    if targets == ("demo",) and format == "table":
+        say("your own: shadow audit ./BASE ./TUNED, in folders, or org/BASE org/TUNED on the Hub")
     bugs = [one for one in shown.faults if not isinstance(one, ShadowError)]
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)

@@ -37,7 +37,8 @@ def verify(
         metavar="CHECKPOINT",
     ),
     moved: Sequence[str] = option(
-        "Of trained: what should have moved: language.layers.0-7; may be repeated.",
+        "Of trained: what should have moved: language.layers.0-7, or the beginning of tensors'"
+        " names; may be repeated.",
         (),
         metavar="PATTERN",
     ),
