@@ -19,7 +19,7 @@ from reports import uniform
 
 from shadow.cli import console
 from shadow.gates.document import gate_document
-from shadow.gates.rules import parse_rule, read_policy
+from shadow.gates.rules import parse_rule
 from shadow.gates.verdicts import Judgement, Verdict
 from shadow.outputs import ci
 from shadow.outputs.ci import append_summary, junit, workflow_commands
@@ -131,24 +131,6 @@ def test_a_person_reads_faults_and_counts_of_outcomes():
     assert re.findall(r"\d+", ci.counts([each[2], other])) == ["2", "2"]
     assert re.findall(r"\d+", ci.counts([each[4]])) == ["0", "1", "0", "1"]
     assert ci.counts([]) == ""
-
-
-def test_an_annotation_points_to_the_rule_where_the_policy_is_in_the_workspace(tmp_path):
-    """File and line of the policy file, relative to the workspace; elsewhere there is neither."""
-    folder = tmp_path / "work" / "a,b:c"
-    folder.mkdir(parents=True)
-    (folder / "policy.yaml").write_text("\na:\n  fail_on: spikes > 1\n")
-    (rule,) = read_policy(folder / "policy.yaml")
-    judged = [
-        Judgement("f", "p", verdicts=(Verdict(rule, "met", Reason("absent", {"why": "detail"})),))
-    ]
-    ((_, told, _),) = commands(workflow_commands(judged, tmp_path / "work")[0])
-    assert {key: unescaped(value) for key, value in told.items()} == {
-        "title": "f:p: a", "file": "a,b:c/policy.yaml", "line": "2",
-    }  # fmt: skip
-    for workspace in (None, tmp_path / "other"):
-        ((_, told, _),) = commands(workflow_commands(judged, workspace)[0])
-        assert told.keys() == {"title"}
 
 
 # Markdown

@@ -205,9 +205,7 @@ def finish(judged: Sequence[Judgement], rules: shared.Rules, *, wrong_usage: boo
         against = url_of(rules.against) or rules.against
         without_baseline = f"no baseline: nothing was compared with {against}"
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        workspace = os.environ.get("GITHUB_WORKSPACE")
-        inside = Path(workspace) if workspace else None
-        for command in ci.workflow_commands(judged, inside, without_baseline):
+        for command in ci.workflow_commands(judged, without_baseline):
             console.annotate(command)
     else:
         for text in ci.sentences(judged):

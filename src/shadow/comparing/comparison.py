@@ -10,7 +10,7 @@ from typing import Any
 
 from shadow import __version__
 from shadow.comparing.contrast import Contrast, contrast
-from shadow.comparing.matching import ComparedReport, Relation, ReportIdentity, compared, relate
+from shadow.comparing.matching import ReportIdentity, compared, relate
 from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.report import Report
@@ -72,10 +72,7 @@ def compare(
     compared.
     """
     reports = [compared(Report(folder), report_label(i)) for i, folder in enumerate(folders)]
-    scored = score_reports(reports, scores) if scores else None
-    not_shown = list(CLAIMS["not_shown"])
-    if scored is not None:
-        not_shown += NOT_SHOWN
+    not_shown = [*CLAIMS["not_shown"], *(NOT_SHOWN if scores else ())]
     comparison = Comparison(
         schema=COMPARISON_SCHEMA,
         version=__version__,
@@ -83,43 +80,28 @@ def compare(
         reports=[report.identity for report in reports],
         contrasts=[],
         claims={"measured": CLAIMS["measured"], "not_shown": not_shown},
-        scores=scored,
+        scores=score_reports(reports, scores) if scores else None,
     )
     if len(reports) > MAX_REPORTS:
         too_many = f"more than {MAX_REPORTS} reports are not compared matrix by matrix"
         return replace(comparison, not_contrasted=too_many)
     pairs = list(itertools.combinations(range(len(reports)), 2))
     related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
-    apart = None if allow_different_base else _different_bases(reports, related)
-    if apart is not None and not scores:
-        raise ShadowError(
-            apart, "compare models tuned from one base, or add --allow-different-base"
-        )
-    if apart is not None:
-        without = f"{apart}; not compared matrix by matrix without --allow-different-base"
-        return replace(comparison, not_contrasted=without)
+    for (i, j), (relation, why) in () if allow_different_base else related.items():
+        if relation == "different bases":
+            apart = f"{reports[i].name} and {reports[j].name} have different bases: {why}"
+            if not scores:
+                hint = "compare models tuned from one base, or add --allow-different-base"
+                raise ShadowError(apart, hint)
+            without = f"{apart}; not compared matrix by matrix without --allow-different-base"
+            return replace(comparison, not_contrasted=without)
     contrasts = [contrast(reports[i], reports[j], *related[i, j], margin=margin) for i, j in pairs]
     return replace(comparison, contrasts=contrasts)
 
 
-def _different_bases(
-    reports: Sequence[ComparedReport],
-    related: Mapping[tuple[int, int], tuple[Relation, str | None]],
-) -> str | None:
-    """The first two reports of different bases, in words; None where there are none."""
-    for (i, j), (relation, why) in related.items():
-        if relation == "different bases":
-            return f"{reports[i].name} and {reports[j].name} have different bases: {why}"
-    return None
-
-
 def report_label(index: int) -> str:
-    """A to Z, then AA, AB and on."""
-    before, place = divmod(index, 26)
-    letter = chr(ord("A") + place)
-    if not before:
-        return letter
-    return report_label(before - 1) + letter
+    """A to Z, then A1, B1 and on."""
+    return f"{chr(ord('A') + index % 26)}{index // 26 or ''}"
 
 
 def check_count(count: int, *, scored: bool) -> None:
@@ -133,6 +115,5 @@ def check_count(count: int, *, scored: bool) -> None:
     hint = f"name two to {most}, or a folder above so many"
     if count > most:
         hint += "; `shadow show` has a table of any number"
-        if not scored:
-            hint += f", --scores correlates up to {MAX_SCORED}"
+        hint += "" if scored else f", --scores correlates up to {MAX_SCORED}"
     raise UsageError(f"{counted(count, 'report', 'reports')} to compare", hint)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadow.places.names import ATTENTION, MLP
@@ -149,21 +150,18 @@ def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Ste
 
 def _groups(summary: PairRecord, whole: float) -> list[Group]:
     """Groups of modules by their energy; another component is a group of its own."""
-    sums: dict[str, float] = {}
+    sums: defaultdict[str, float] = defaultdict(float)
     for row in summary.modules:
-        own = row.component in (summary.main_component, "language")
-        name = _group(row.module) if own else row.component
-        sums[name] = sums.get(name, 0.0) + (row.energy or 0.0)
+        name = row.module
+        if row.component not in (summary.main_component, "language"):
+            name = row.component
+        elif name.startswith(ATTENTION):
+            name = "attention"
+        elif name.startswith(MLP):
+            name = "MLP"
+        sums["embedding" if name == "embed" else name] += row.energy or 0.0
     groups = [Group(name, energy / whole) for name, energy in sums.items() if whole]
     return sorted(groups, key=lambda group: (-group.energy_share, group.name))
-
-
-def _group(module: str) -> str:
-    if module.startswith(ATTENTION):
-        return "attention"
-    if module.startswith(MLP):
-        return "MLP"
-    return "embedding" if module == "embed" else module
 
 
 # -------------------------------------------------------------------------------------------- order
@@ -173,7 +171,7 @@ def unaudited(family: Family, steps: Iterable[Step]) -> list[str]:
     """A note for each declared pair of a family, one trained from the other, that has no report."""
     there = {step.pair for step in steps if step.family == family.name}
     missing = [
-        pair.name for pair in family.pairs if pair.relation == "tuned" and pair.name not in there
+        one.name for one in family.pairs if one.relation == "tuned" and one.name not in there
     ]
     return [f"no report of {name}: shadow audit {family.name}:{name}" for name in missing]
 
@@ -182,7 +180,8 @@ def lineage(steps: Sequence[Step]) -> Lineage:
     """The chains that steps make, in the order of the steps."""
     notes: list[str] = []
     edges: dict[Edge, Step] = {}
-    for step, ends in zip(steps, _edges([(s.base, s.tuned) for s in steps]), strict=True):
+    numbers = numbered([side for step in steps for side in (step.base, step.tuned)])
+    for step, ends in zip(steps, zip(numbers[::2], numbers[1::2], strict=True), strict=True):
         if ends[0] == ends[1]:
             notes.append(f"{step.folder}: left out, since base and tuned are the same files")
         elif ends in edges:
@@ -204,12 +203,6 @@ def lineage(steps: Sequence[Step]) -> Lineage:
     if len(paths) > MOST_CHAINS:
         notes.append(f"more than {MOST_CHAINS} chains: the first {MOST_CHAINS} are shown")
     return Lineage([_chain(path, edges, names) for path in paths[:MOST_CHAINS]], notes)
-
-
-def _edges(sides: Sequence[tuple[CheckpointMetadata, CheckpointMetadata]]) -> list[Edge]:
-    """A number for both checkpoints of each pair, equal for equal checkpoints."""
-    numbers = numbered([side for pair in sides for side in pair])
-    return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
@@ -260,11 +253,11 @@ def _names(edges: Mapping[Edge, Step]) -> dict[int, str]:
         for node, name, side in ((first, step.start, step.base), (last, step.end, step.tuned)):
             repos.setdefault(node, side["repo"])
             names.setdefault(node, name or side["repo"])
-    taken = list(names.values())
-    for node, name in names.items():
-        if taken.count(name) > 1:
-            names[node] = repos[node].rstrip("/").rpartition("/")[2] or repos[node]
-    return names
+    taken = Counter(names.values())
+    return {
+        node: name if taken[name] == 1 else Path(repos[node]).name or repos[node]
+        for node, name in names.items()
+    }
 
 
 def _reaches(start: int, end: int, edges: Iterable[Edge]) -> bool:
@@ -312,10 +305,7 @@ def _beside(step: Step, before: Step | None) -> Step:
     """The step with the ratio of its norm to the one before, unrounded where both are known."""
     if before is None or step.chosen != before.chosen:
         return step
-    for kind, norm, last in (
-        ("unrounded", step.norm_unrounded, before.norm_unrounded),
-        ("stored", step.norm, before.norm),
-    ):
-        if norm is not None and last:
-            return replace(step, ratio=norm / last, ratio_of=kind)
-    return step
+    norm, last, kind = step.norm_unrounded, before.norm_unrounded, "unrounded"
+    if norm is None or not last:
+        norm, last, kind = step.norm, before.norm, "stored"
+    return step if norm is None or not last else replace(step, ratio=norm / last, ratio_of=kind)

@@ -8,7 +8,7 @@ places in source files, and a delta has none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -100,12 +100,12 @@ def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
 
 
 def workflow_commands(
-    judged: Sequence[Judgement], workspace: Path | None = None, without_baseline: str | None = None
+    judged: Sequence[Judgement], without_baseline: str | None = None
 ) -> list[str]:
     """Workflow commands, a line for each fault and each rule that was violated or not judged.
 
-    The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace
-    is pointed to. without_baseline: why nothing was compared with a baseline, a warning of its own.
+    The runner reads them from stdout and stderr alike. without_baseline: why nothing was compared
+    with a baseline, a warning of its own.
     """
     texts: dict[str, list[str]] = {"error": [], "warning": []}
     if without_baseline is not None:
@@ -118,9 +118,7 @@ def workflow_commands(
             if verdict.outcome in FAULTS:
                 rule = verdict.rule
                 title = f"{judgement.name}: {rule.name}"
-                at = _in_workspace(rule.file, rule.line, workspace)
-                text = _annotation(rule.severity, title, said_of(verdict), at)
-                texts[rule.severity].append(text)
+                texts[rule.severity].append(_annotation(rule.severity, title, said_of(verdict)))
     return [line for level, lines in texts.items() for line in _first(level, lines)]
 
 
@@ -142,11 +140,8 @@ def _first(level: str, lines: Sequence[str]) -> list[str]:
     return [*lines[: ANNOTATIONS - 1], _annotation(level, "shadow", text)]
 
 
-def _annotation(level: str, title: str, text: str, at: Mapping[str, str] | None = None) -> str:
-    properties = ",".join(
-        f"{key}={_property(value)}" for key, value in {"title": title, **(at or {})}.items()
-    )
-    return f"::{level} {properties}::{_data(text)}"
+def _annotation(level: str, title: str, text: str) -> str:
+    return f"::{level} title={_property(title)}::{_data(text)}"
 
 
 def _data(text: str) -> str:
@@ -157,19 +152,6 @@ def _data(text: str) -> str:
 def _property(text: str) -> str:
     """Any text as a property of a workflow command."""
     return _data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def _in_workspace(file: str | None, line: int | None, workspace: Path | None) -> dict[str, str]:
-    if file is None or workspace is None:
-        return {}
-    try:
-        inside = Path(file).resolve().relative_to(workspace.resolve())
-    except (OSError, ValueError):  # elsewhere
-        return {}
-    place = {"file": inside.as_posix()}
-    if line:
-        place["line"] = str(line)
-    return place
 
 
 # JUnit

@@ -8,7 +8,7 @@ in a block is a quantity, and `shadow.quantities` alone turns it into text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -75,8 +75,6 @@ class Paragraph(Block):
     """Whether it is for those who look for it, such as a legend."""
     code: str = ""
     """Which sentence it is, for programs."""
-    figures: Mapping[str, float | int] = field(default_factory=dict)
-    """The numbers in it, unrounded, by their place in the JSON of what the document is of."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,6 @@ def table_of(
 class Picture(Block):
     """How far each module of one component moved, by layer."""
 
-    title: str
     rows: Sequence[Row]
     name: str = ""
     """The component, where there are several."""

@@ -30,7 +30,6 @@ def families_document(families: Sequence[Family]) -> Document:
     fields = [
         named("family", "name"),
         worded("pairs", lambda family: _pairs(family.pairs)),
-        worded("last stage", rank=1, of=_last_stage),
         worded("tags", lambda family: ", ".join(family.tags)),
     ]
     pairs = sum(len(family.pairs) for family in families)
@@ -49,26 +48,10 @@ def _relation(pair: Pair) -> str:
     return f" ({pair.relation})" if pair.relation != "tuned" else ""
 
 
-def _last_stage(family: Family) -> str:
-    """Where the last stage is; of a folder its name."""
-    *_, (_, _, last) = family.references()
-    return f".../{last.last_name}" if last.is_folder else str(last)
-
-
 def family_document(family: Family) -> Document:
     """One family: where its stages are, its pairs with their relations, what else its file says."""
-    references = family.references()
-    by_component = any(component for _, component, _ in references)
-    columns = [Column("stage", "name")]
-    columns += [Column("component", "text")] if by_component else []
-    columns.append(Column("checkpoint", "text"))
-    rows = []
-    before = None
-    for stage, component, reference in references:
-        cells: list[Cell] = ["" if stage == before else stage]
-        cells += [component or "all"] if by_component else []
-        rows.append([*cells, str(reference)])
-        before = stage
+    columns = [Column("stage", "name"), Column("component", "text"), Column("checkpoint", "text")]
+    rows = [[stage, component or "all", str(one)] for stage, component, one in family.references()]
     pairs = [f"{family.name}:{pair.name}{_relation(pair)}" for pair in family.pairs] or ["none"]
     facts = [FigureRow("" if number else "pairs", pair) for number, pair in enumerate(pairs)]
     more = {

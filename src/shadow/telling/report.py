@@ -84,14 +84,8 @@ def _blocks(
     yield _sides(summary, is_public=folder is None)
     yield Headline(summary.finding.headline, about="finding")
     for place, sentence in enumerate(summary.finding.sentences):
-        yield Paragraph(
-            sentence.text,
-            code=sentence.code,
-            figures=sentence.figures,
-            close=place > 0,
-            when=when,
-            about="finding",
-        )
+        said = {"code": sentence.code, "close": place > 0, "when": when, "about": "finding"}
+        yield Paragraph(sentence.text, **said)
     yield Figures(all_figures(summary), when="full", about="finding")
     if rows := figure_rows(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
@@ -103,10 +97,7 @@ def _blocks(
     components = by_component(summary.grid)
     for component, cells in components.items():
         if picture(cells, 1) is not None:
-            name = component if len(components) > 1 else ""
-            of = f" of {component}" if name else ""
-            title = f"Relative norm of each module{of} by layer"
-            yield Picture(title, cells, name=name, about="picture")
+            yield Picture(cells, component if len(components) > 1 else "", about="picture")
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:

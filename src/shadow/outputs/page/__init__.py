@@ -11,20 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from markupsafe import Markup
 
 from shadow import __version__
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, placing, read_start
+from shadow.files import placing, read_start
 from shadow.lists.index import read_index, report_folder
 from shadow.outputs.page.data import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.reports.columns import NOTATION
-from shadow.run.journal import JOURNAL
-from shadow.telling.document import Table, Word, named, number, table_of, worded
+from shadow.telling.document import Column, Table, Word, named, number, table_of, worded
 from shadow.telling.reading import AuditReport
 from shadow.telling.screen import quantity
 
@@ -33,15 +31,10 @@ TOP = 2000  # bytes within which it stands
 RELATIVE_NORM = "relative_norm_overall"
 
 
-class Missing(NamedTuple):
-    """A pair without the report that was asked for."""
-
-    where: str
-    """Its folder below the one that was asked for."""
-    state: str
-    """failed, kept, pending, unfinished or unreadable."""
-    why: str = ""
-    hint: str = ""
+Missing = tuple[str, str, str]
+"""Of a pair without the report that was asked for: its folder below the one that was asked for, its
+state (failed, kept, pending or unreadable), and why.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,7 @@ class Written:
     """(folder, fault) of the reports that could not be read."""
 
 
-CONTINUES = "the same command continues from there"
-MISSING = (
-    named("pair", "where"),
-    worded("state"),
-    worded("why", lambda pair: f"{pair.why} ({pair.hint})" if pair.hint else pair.why),
-)
+MISSING = [Column("pair", "name"), Column("state", "text"), Column("why", "text")]
 
 
 def write_page(
@@ -88,8 +76,7 @@ def write_page(
                     raise
                 unreadable.append((where, error))
         missing = [
-            Missing(where, "unreadable", error.message, error.hint or "")
-            for where, error in unreadable
+            (where, "unreadable", _why(fault.message, fault.hint)) for where, fault in unreadable
         ]
         content = page_bytes(sections, _title(run), [*missing, *_missing(run, folders)])
         aside.write_bytes(content)
@@ -106,7 +93,7 @@ def page_bytes(
         pairs=sections,
         ranked=ranked,
         ranking=ranking_table(ranked),
-        missing=table_of(MISSING, missing) if missing else None,
+        missing=Table(MISSING, missing) if missing else None,
         shared=script_json({"metrics": metric_texts()}),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
@@ -151,21 +138,17 @@ def _below(folder: Path, run: Path) -> str:
 
 
 def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
-    """Pairs of the list of run without a report, and audits that were begun and not finished."""
-    index = read_index(run)
-    missing = {}
+    """Pairs of the list of run without a report."""
+    index, missing = read_index(run), list[Missing]()
     for row in () if index is None else index.rows:
         folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
         if row.state == "kept" or (row.state != "done" and folder not in folders):
-            where = _below(folder, run)
-            missing[folder] = Missing(where, row.state, row.error or "", row.hint or "")
-    for depth in ("", "*/", "*/*/"):
-        for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
-            folder = journal.parent.parent
-            if folder not in folders:
-                unfinished = Missing(_below(folder, run), "unfinished", "", CONTINUES)
-                missing.setdefault(folder, unfinished)
-    return list(missing.values())
+            missing.append((_below(folder, run), row.state, _why(row.error or "", row.hint)))
+    return missing
+
+
+def _why(error: str, hint: str | None) -> str:
+    return f"{error} ({hint})" if hint else error
 
 
 def _is_page(path: Path) -> bool:

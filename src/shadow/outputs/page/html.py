@@ -19,7 +19,6 @@ from shadow.telling.document import Cell
 from shadow.text import visible
 
 OWN = ("look", "pair", "page")  # our script, in this order
-DELETE = "\x7f"
 UNSAFE = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 )
@@ -41,10 +40,7 @@ def script_json(value: Any) -> Markup:
 
     Keys keep their order, so equal values give equal text. NaN and infinity are refused.
     """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    # JSON escapes all but plain ASCII, and of that all control characters but this
-    if "\\" in text or DELETE in text:
-        text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return Markup(text.translate(UNSAFE))  # noqa: S704
 
 

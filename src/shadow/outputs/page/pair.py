@@ -11,10 +11,9 @@ from markupsafe import Markup
 from shadow.checks.summary import Summary
 from shadow.outputs.page.data import cells_of, drawn_cells, thinned_spectra
 from shadow.outputs.page.html import script_json
-from shadow.reports.provenance import Provenance as Origin
 from shadow.summary.picture import LAYERS
 from shadow.summary.tables import columns_of
-from shadow.telling.document import Block, Figures, Note, Paragraph, Provenance, Table
+from shadow.telling.document import Block, Figures, Note, Paragraph, Table
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 from shadow.telling.screen import faults
@@ -116,14 +115,12 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
         where=where,
         summary=summary,
         sides=blocks["sides"],
-        sections=_sections(summary, {**blocks, **charts}, report.provenance),
+        sections=_sections(summary, {**blocks, **charts}),
         data=script_json({**drawn_cells(rows, cells), "spectra": spectra}),
     )
 
 
-def _sections(
-    summary: Summary, blocks: Mapping[str, Sequence[Block]], origin: Origin
-) -> list[PageSection]:
+def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[PageSection]:
     """The sections of a pair that have anything in them."""
     sections = []
     for name, title in TITLES.items():
@@ -139,9 +136,6 @@ def _sections(
             fold = table.title if summary.failed_gates else passed
             is_open = bool(faults(summary))
             sections.append(PageSection(name, [], [replace(table, title="")], fold, is_open))
-        elif name == "provenance":
-            folded = [Provenance(_origins(origin))]
-            sections.append(PageSection(name, own, folded, "Checkpoints, settings and method"))
         elif own or name in blocks:
             untitled = [
                 replace(block, title="")
@@ -153,21 +147,3 @@ def _sections(
         elif name in NOTHING:
             sections.append(PageSection(name, [Paragraph(NOTHING[name], quiet=True)]))
     return sections
-
-
-def _origins(origin: Origin) -> list[tuple[str, str]]:
-    """Which checkpoints were compared, and what made the numbers, as far as the report says it."""
-    sides = [
-        (f"{side} {key}", text)
-        for side, checkpoint in (("base", origin.base), ("tuned", origin.tuned))
-        for key, text in vars(checkpoint).items()
-    ]
-    told = origin.told
-    libraries = sorted((told.get("libraries") or {}).items())
-    rows = [
-        *sides,
-        ("computed in", told.get("compute_dtype")),
-        ("with", ", ".join(f"{name} {version}" for name, version in libraries)),
-        ("started", told.get("started")),
-    ]
-    return [(name, str(text)) for name, text in rows if text]
