@@ -12,7 +12,6 @@ below, which follow the classes of the converter. `decoders` reads the numbers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import re
@@ -169,10 +168,8 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
         raise ShadowError(message, f"it has: {several(there, 6)}")
     if len(models) > 1:
         listed = several([parts[0] for parts in models.values()], 6)
-        raise ShadowError(
-            f"{where}: {len(models)} GGUF files: {listed}",
-            "choose one with --file, such as --file '*Q8_0*'",
-        )
+        hint = "choose one with --file, such as --file '*Q8_0*'"
+        raise ShadowError(f"{where}: {len(models)} GGUF files: {listed}", hint)
     (found,) = models.values()
     match = PART.fullmatch(found[0])
     if match is None:
@@ -180,10 +177,8 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
     stem, count = match["stem"], int(match["count"])
     parts = [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
     if missing := sorted(set(parts) - set(there)):
-        raise ShadowError(
-            f"{where}: {len(missing)} of {count:,} parts are missing: {several(missing, 2)}",
-            "check that the download is complete",
-        )
+        lacks = f"{len(missing)} of {count:,} parts are missing: {several(missing, 2)}"
+        raise ShadowError(f"{where}: {lacks}", "check that the download is complete")
     return tuple(parts)
 
 
@@ -202,26 +197,24 @@ class _Header:
     def fault(self, reason: str) -> FileError:
         return _untrusted(self.shard, reason)
 
-    def pass_over(self, count: int) -> int:
-        """Go on behind so many bytes, and return where they begin."""
-        start, end = self.at, self.at + count
-        if end > self.size:
+    def take(self, count: int) -> bytes:
+        """Read so many bytes."""
+        start, self.at = self.at, self.at + count
+        if self.at > self.size:
             raise self.fault("it ends inside its header, or a length in it is wrong")
-        if end > len(self.raw):
+        if self.at > len(self.raw):
             raise _CutError
-        self.at = end
-        return start
+        return self.raw[start : self.at]
 
     def numbers(self, form: str) -> tuple[Any, ...]:
         """Read numbers of these types, as struct calls them."""
-        return struct.unpack_from(f"<{form}", self.raw, self.pass_over(struct.calcsize(f"<{form}")))
+        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
 
     def text(self, what: str, most: int) -> str:
         (size,) = self.numbers("Q")
         if size > most:
             raise self.fault(f"{what} has {size:,} bytes")
-        start = self.pass_over(size)
-        return self.raw[start : self.at].decode(errors="backslashreplace")
+        return self.take(size).decode(errors="backslashreplace")
 
     def read(self) -> GgufHeader:
         if self.raw[:4] != b"GGUF":
@@ -231,10 +224,9 @@ class _Header:
         _, version = self.numbers("4sI")
         if version not in VERSIONS:
             what = "a big-endian one" if version & 0xFFFF == 0 else f"version {version}"
-            raise FileError(
-                f"{self.shard}: {what} of GGUF, and shadow reads versions 2 and 3, little-endian",
-                "convert the model again with a current llama.cpp",
-            )
+            message = f"{self.shard}: {what} of GGUF, and shadow reads versions 2 and 3"
+            hint = "convert the model again with a current llama.cpp"
+            raise FileError(f"{message}, little-endian", hint)
         tensors, keys = self.numbers("QQ")
         if tensors > MAX_ENTRIES or keys > MAX_KEYS:
             raise self.fault(f"it claims {tensors:,} tensors and {keys:,} keys")
@@ -249,17 +241,20 @@ class _Header:
         if type(align) is not int or not 0 < align <= MAX_ALIGNMENT or align & (align - 1):
             raise self.fault(f"its alignment is {str(align)[:20]}")
         start = -(-self.at // align) * align
-        placed = {
-            name: self.placed(name, kind, shape, start + at) for name, kind, shape, at in found
-        }
-        if len(placed) < len(found):
-            raise self.fault("a tensor is there twice")
-        position = 0
-        for info in sorted(placed.values(), key=lambda info: (info.start, info.end)):
+        placed, position = {}, 0
+        for info in sorted(
+            (replace(one, start=start + one.start, end=start + one.end) for one in found),
+            key=lambda info: (info.start, info.end),
+        ):
+            if info.end > self.size:
+                raise self.fault(f"it is cut short, or tensor {info.name!r} has a wrong offset")
             if info.start < position:
                 raise self.fault(f"tensor {info.name!r} overlaps another")
-            position = info.end
-        return GgufHeader(metadata, placed, hashlib.sha256(self.raw[: self.at]).hexdigest())
+            placed[info.name], position = info, info.end
+        if len(placed) < tensors:
+            raise self.fault("a tensor is there twice")
+        ordered = {one.name: placed[one.name] for one in found}
+        return GgufHeader(metadata, ordered, hashlib.sha256(self.raw[: self.at]).hexdigest())
 
     def value(self, kind: int, key: str) -> Value:
         if kind in NUMBERS:
@@ -270,25 +265,27 @@ class _Header:
         if kind != LIST:
             raise self.fault(f"{key[:80]!r} has a value of unknown type {kind}")
         kind, count = self.numbers("IQ")
+        if kind in NUMBERS and count <= MAX_LIST:
+            return list(self.numbers(f"{count}{NUMBERS[kind]}"))
         if kind in NUMBERS:
-            if count <= MAX_LIST:
-                return list(self.numbers(f"{count}{NUMBERS[kind]}"))
-            self.pass_over(count * struct.calcsize(f"<{NUMBERS[kind]}"))
+            self.take(count * struct.calcsize(f"<{NUMBERS[kind]}"))
             return None
         self.texts += count
         if kind != STRING or self.texts > MAX_VALUES:
             raise self.fault(f"{key[:80]!r} is a list of {count:,} values of type {kind}")
         at, length = self.at, struct.Struct("<Q").unpack_from
-        with contextlib.suppress(struct.error, OverflowError):
+        try:
             for _ in range(count):  # of which there may be a million
                 at += 8 + length(self.raw, at)[0]
-            self.pass_over(at - self.at)
-            return int(count)
-        self.pass_over(max(at, len(self.raw)) + 8 - self.at)  # which is not there
-        raise _CutError
+        except (struct.error, OverflowError):
+            at = max(at, len(self.raw)) + 8  # which is not there
+        self.take(at - self.at)
+        return int(count)
 
-    def tensor(self) -> tuple[str, int, tuple[int, ...], int]:
-        """(name, type, shape, offset), the shape with the fastest dimension last."""
+    def tensor(self) -> TensorInfo:
+        """Read an entry, which begins at its offset in the data; its fastest dimension is last."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
         name = self.text("the name of a tensor", 1 << 16)
         if not usable_name(name):
             raise self.fault(f"tensor {name[:80]!r} has an unusable name")
@@ -298,11 +295,7 @@ class _Header:
         shape = self.numbers(f"{dimensions}Q")[::-1]
         if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
             raise self.fault(f"tensor {name!r} has no valid shape")
-        return name, *self.numbers("I"), shape, *self.numbers("Q")
-
-    def placed(self, name: str, kind: int, shape: tuple[int, ...], start: int) -> TensorInfo:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
+        kind, start = self.numbers("IQ")
         try:
             known = GGMLQuantizationType(kind)
         except ValueError:  # newer than the package: its size is unknown
@@ -312,8 +305,6 @@ class _Header:
         if fast % block:
             raise self.fault(f"tensor {name!r} has rows of {fast:,}, no multiple of {block}")
         end = start + math.prod(shape) // block * size
-        if end > self.size:
-            raise self.fault(f"it is cut short, or tensor {name!r} has a wrong offset")
         return TensorInfo(name, known.name, shape, self.shard, start, end)
 
 
@@ -355,10 +346,8 @@ def _names(architecture: str, shard: str) -> dict[str, str]:
 
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     if architecture not in kinds:
-        raise FileError(
-            f"{shard}: the architecture {architecture[:60]!r} is unknown to the gguf package",
-            "update it with: pip install -U gguf",
-        )
+        message = f"{shard}: the architecture {architecture[:60]!r} is unknown to the gguf package"
+        raise FileError(message, "update it with: pip install -U gguf")
     own = TensorNameMap.arch_block_mappings_cfg.get(kinds[architecture], {})
     tables = (own, TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg)
     names: dict[str, str] = {}
@@ -406,7 +395,12 @@ def _translated(
         return found
     added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
     if info.dtype not in FLOATS or paired or added:
-        found = replace(found, packing=Packing(KIND, _raw(info), facts=(paired, added)))
+        raw = replace(info, shape=(math.prod(info.shape[:1]), math.prod(info.shape[1:])))
+        if info.dtype not in FLOATS:  # bytes of blocks
+            rows = math.prod(info.shape[:-1])
+            width = (info.end - info.start) // max(1, rows)
+            raw = replace(info, dtype="U8", shape=(rows, width))
+        found = replace(found, packing=Packing(KIND, raw, facts=(paired, added)))
     if architecture in TRANSPOSED and len(info.shape) == 2 and pattern.startswith("blk."):
         rows, cols = info.shape
         found = replace(found, shape=(cols, rows), strides=(1, cols))
@@ -428,11 +422,3 @@ def _is_decoded(dtype: str) -> bool:
     from gguf import quants
 
     return dtype in FLOATS or "dequantize_blocks" in vars(getattr(quants, dtype, object))
-
-
-def _raw(info: TensorInfo) -> TensorInfo:
-    """Rows and columns, or bytes, of a tensor as it is stored."""
-    if info.dtype in FLOATS:
-        return replace(info, shape=(math.prod(info.shape[:1]), math.prod(info.shape[1:])))
-    rows = math.prod(info.shape[:-1])
-    return replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
