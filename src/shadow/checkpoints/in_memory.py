@@ -35,7 +35,6 @@ WORDS = {getattr(torch, torch_name(word)): word for word in (*FLOATS, *INTEGERS)
 class _Bytes:
     """The bytes of a tensor, read as those of a file are."""
 
-    name: str
     content: memoryview
 
     @property
@@ -48,7 +47,7 @@ class _Bytes:
     def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
         width = len(into) // max(1, len(starts))
         for number, start in enumerate(starts):
-            into[number * width : (number + 1) * width] = self.content[start : start + width]
+            self.read(start, into[number * width : (number + 1) * width])
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Nothing: it is in memory."""
@@ -66,13 +65,9 @@ class _Memory(Source):
     path: Path | None = None
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        content = _Bytes(info.name, _content(self.tensors[info.name]))
+        flat = self.tensors[info.name].detach().cpu().contiguous().reshape(-1)
+        content = _Bytes(memoryview(flat.view(torch.uint8).numpy().data).cast("B"))
         return cast(HeldFile, content), replace(info, start=0, end=content.size)
-
-
-def _content(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data).cast("B")
 
 
 def in_memory(model: object, name: str) -> Checkpoint:
@@ -92,16 +87,12 @@ def in_memory(model: object, name: str) -> Checkpoint:
         if size and (other := first.setdefault(lies, key)) != key:
             info = replace(info, alias_of=other)
         tensors[key], at = info, at + size
-        digest.update(repr((key, word, info.shape)).encode() + _ends(tensor))
-    return Checkpoint(
-        reference=name,
-        commit=None,
-        fingerprint=digest.hexdigest(),
-        config=config,
-        tensors=tensors,
-        sources={SHARD: _Memory(state)},
-        adapter=adapter,
-    )
+        flat = tensor.detach().flatten()
+        count = math.ceil(PIECE / max(1, tensor.element_size()))
+        ends = torch.cat([flat[:count], flat[-count:]]).cpu().view(torch.uint8).numpy()
+        digest.update(repr((key, word, info.shape)).encode() + bytes(ends))
+    sources = {SHARD: _Memory(state)}
+    return Checkpoint(name, None, digest.hexdigest(), config, tensors, sources, adapter=adapter)
 
 
 def _taken_apart(
@@ -136,14 +127,6 @@ def _require_plain(name: str, tensor: Tensor) -> None:
     if type(tensor) not in PLAIN or tensor.is_quantized or tensor.layout != torch.strided:
         hint = "gather or dequantise the model first, or name the folder where it is saved"
         raise ShadowError(f"{name} is a {kind}, not a plain tensor", hint)
-
-
-def _ends(tensor: Tensor) -> bytes:
-    """The first and the last bytes of a tensor."""
-    flat = tensor.detach().flatten()
-    count = math.ceil(PIECE / max(1, tensor.element_size()))
-    ends = torch.cat([flat[:count], flat[-count:]]).cpu()
-    return bytes(ends.view(torch.uint8).numpy())
 
 
 def models_among(sides: Mapping[str, object]) -> dict[str, tuple[Reference, Checkpoint]]:

@@ -108,20 +108,14 @@ class LocalFile(Source):
 
 def _held_again(path: Path) -> HeldFile:
     """A file of the Hub's cache or of this audit, which another program may have taken away."""
+    why = "it is no file"
     try:
-        file = hold(path)
+        if (file := hold(path)) is not None:
+            return file
     except OSError as error:
-        raise _gone(path, error.strerror or str(error)) from error
-    if file is None:
-        raise _gone(path, "it is no file")
-    return file
-
-
-def _gone(path: Path, why: str) -> ShadowError:
-    return ShadowError(
-        f"{path} changed during the audit: {why}",
-        "run the same command again: it continues from here",
-    )
+        why = error.strerror or str(error)
+    hint = "run the same command again: it continues from here"
+    raise ShadowError(f"{path} changed during the audit: {why}", hint)
 
 
 def digest_of(header: str) -> str:
@@ -173,12 +167,9 @@ class WholeFile(Source):
                 self.held = held_shard(path, shard)
                 _, text, _ = read_header(self.held, shard)
             if digest_of(text) != self.header:
-                raise ShadowError(
-                    f"{self.snapshot.repo}: {self.file.path} has another header than was read"
-                    " before",
-                    "run the same command again; if that does not help, the server does not serve"
-                    " one commit",
-                )
+                message = f"{self.file.path} has another header than was read before"
+                hint = "run the same command again; or the server does not serve one commit"
+                raise ShadowError(f"{self.snapshot.repo}: {message}", hint)
         self.path = path
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
@@ -225,22 +216,14 @@ class ByteRanges(Source):
                 file.write(chunk)
 
         starts = deque(sorted({info.start for info in self.wanted if info.end > info.start}))
+        copy = partial(copy_range, self.snapshot, self.file, say=say, report=report, stopped=stop)
         with file:
             for start, end in coalesced(self.wanted):
                 file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT + start % ALIGNMENT)
                 shift = file.tell() - start
                 while starts and starts[0] < end:
                     self.shifts[starts.popleft()] = shift
-                copy_range(
-                    self.snapshot,
-                    self.file,
-                    start,
-                    stop=end,
-                    write=write,
-                    say=say,
-                    report=report,
-                    stopped=stop,
-                )
+                copy(start, stop=end, write=write)
             with writing(self.path.parent, FULL):
                 file.flush()
         self.held = _held_again(self.path)
@@ -272,9 +255,7 @@ class Fetching:
         report: OnBytes = lambda count: None,
         note: Callable[[Source], None] = lambda source: None,
     ) -> None:
-        self.say = say
-        self.report = report
-        self.note = note
+        self.say, self.report, self.note = say, report, note
         self.stop = Event()
 
     def begin(self, source: Source) -> Future[None]:

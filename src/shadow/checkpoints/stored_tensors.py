@@ -116,7 +116,10 @@ class FileTensor:
             return self._all[index]
         cut = [*index, *[slice(None)] * (self.ndim - len(index))]
         wanted = [part.indices(size)[:2] for part, size in zip(cut, self.shape, strict=True)]
-        if self._kept is None or not _holds(self._kept[0], wanted):
+        if self._kept is None or not all(
+            start <= begin and end <= stop
+            for (start, stop), (begin, end) in zip(self._kept[0], wanted, strict=True)
+        ):
             spans = self._widened(wanted)
             self._kept = None  # its memory serves for the next
             self._kept = spans, self._read(spans)
@@ -245,28 +248,27 @@ class _Numbers:
         count, width = made.shape[1], self._width
         rows, cols = np.divmod(np.array(starts) // self._dtype.itemsize, width)
         col = int(cols[0])
-        if col == 0 and count % width == 0:
-            every = np.add.outer(rows, np.arange(count // width)).ravel()
-            self._decode(every, (0, width), made.view(-1, width))
-        elif col + count <= width and (cols == col).all():
+        if col + count <= width and (cols == col).all():
             self._decode(rows, (col, col + count), made)
-        else:
-            for row, at, part in zip(rows.tolist(), cols.tolist(), made, strict=True):
-                whole = torch.empty(-(-(at + count) // width), width, dtype=self._dtype)
-                self._decode(np.arange(row, row + len(whole)), (0, width), whole)
+            return
+        for row, at, part in zip(rows.tolist(), cols.tolist(), made, strict=True):
+            every = np.arange(row, row - (-(at + count) // width))
+            if at == 0 and count % width == 0:
+                self._decode(every, (0, width), part.view(-1, width))
+            else:
+                whole = torch.empty(len(every), width, dtype=self._dtype)
+                self._decode(every, (0, width), whole)
                 part.copy_(whole.view(-1)[at : at + count])
 
     def _decode(self, rows: Rows, cols: Cols, made: Tensor) -> None:
         start, stop = cols
         first, last = start // self._unit * self._unit, -(-stop // self._unit) * self._unit
-        step = max(1, AT_ONCE // (last - first))
+        step, is_cut = max(1, AT_ONCE // (last - first)), (first, last) != cols
         for at in range(0, len(rows), step):
             some, part = rows[at : at + step], made[at : at + step]
-            if (first, last) == cols:
-                self._make(some, cols, part)
-            else:
-                wide = torch.empty(len(some), last - first, dtype=self._dtype)
-                self._make(some, (first, last), wide)
+            wide = torch.empty(len(some), last - first, dtype=self._dtype) if is_cut else part
+            self._make(some, (first, last), wide)
+            if is_cut:
                 part.copy_(wide[:, start - first : stop - first])
 
 
@@ -337,8 +339,3 @@ def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
         return StoredTensor(file, info.start, torch.empty(info.shape, dtype=dtype, device="meta"))
     reach = torch.empty((info.end - info.start) // dtype.itemsize, dtype=dtype, device="meta")
     return StoredTensor(file, info.start, reach.as_strided(info.shape, info.strides))
-
-
-def _holds(kept: Sequence[Span], wanted: Sequence[Span]) -> bool:
-    """Whether all that is wanted is kept."""
-    return all(a <= start and stop <= b for (a, b), (start, stop) in zip(kept, wanted, strict=True))
