@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import GgufHeader, model_of, read_gguf
+from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     has_too_many_values,
@@ -342,7 +343,7 @@ def locate(
     def read(name: str) -> Config:
         return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
 
-    usable = filter(usable_name, snapshot.files)
+    usable = [name for name in filter(usable_name, snapshot.files) if name != DISTRIBUTED]
     names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
     ends = (".safetensors", ".bin", ".index.json", GGUF)
     if snapshot.offline and not any(name.endswith(ends) for name in names):

@@ -8,20 +8,26 @@ no such order, and the child writes the storages once, as raw bytes, to a scratc
 `weights_only` is the guard. Should a file get past it, the child has little to give: no token in
 its environment, a home and a temporary folder that are removed, limits on memory, files and
 processes, and no root.
+
+torch's distributed checkpoints (`.distcp`) have a plain pickle, `.metadata`, that says in which
+file the pieces of each tensor lie. It is read without the classes that it names: records stand for
+these, and any name that no checkpoint has is refused. The pieces are read with `weights_only`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import pickle
 import site
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,6 +40,26 @@ if TYPE_CHECKING:
     import torch
 
 
+DISTRIBUTED = ".metadata"  # of torch's distributed checkpoint, beside its `.distcp` files
+CONVERTER = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
+TORCH = "torch.distributed.checkpoint"
+# What `.metadata` may name, beside dtypes of torch; none of it is imported.
+RECORDS = {(f"{TORCH}.filesystem", "_StorageInfo")} | {
+    (f"{TORCH}.metadata", name)
+    for name in (
+        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+        "TensorProperties", "MetadataIndex", "StorageMeta",
+    )
+}  # fmt: skip
+TEXTS = {
+    ("torch.serialization", "_get_layout"), (f"{TORCH}.metadata", "_MEM_FORMAT_ENCODING"),
+    *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath")),
+}  # fmt: skip
+CONTAINERS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("torch", "Size"): tuple, ("collections", "OrderedDict"): dict,
+}  # fmt: skip
+OPTIMISER = frozenset({"optim", "optimizer", "optimizers", "optimizer_state_dict"})
+WRAPPERS = ("app", "model", "state_dict", "module")  # what trainers wrap a model in
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
 NOBODY = 65534  # the user and group of this number own nothing, by custom
@@ -71,6 +97,8 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     # would hide a shadow that was installed with --user or is found by PYTHONPATH.
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
+    if shard == DISTRIBUTED:
+        hint = f"make a model of it: {CONVERTER}"
     try:
         child = run_child(command, scratch, SECONDS, {})
         if child.returncode:
@@ -234,6 +262,97 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
     return {"raw": True, "tensors": tensors}
 
 
+class _Record:
+    """What a pickle says of an object."""
+
+    def __setstate__(self, state: Any) -> None:  # TensorProperties has a tuple
+        self.__dict__.update(state if isinstance(state, dict) else {"dtype": state[0]})
+
+
+class _Records(pickle.Unpickler):
+    """Records, texts, numbers and containers; every other name is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        if (module, name) in RECORDS:
+            return _Record
+        if (module, name) in TEXTS:
+            return lambda *parts: "/".join(map(str, parts))
+        if (module, name) in CONTAINERS:
+            return CONTAINERS[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return name
+        raise ValueError(f"it names {module}.{name}, which no checkpoint does"[:200])
+
+
+def _load_distributed(
+    metadata: IO[bytes], files: Mapping[str, IO[bytes]], raw: IO[bytes]
+) -> dict[str, Any]:
+    """Write the tensors of the model one after another."""
+    import torch
+
+    said = _Records(metadata).load()
+    pieces = {
+        (at.fqn, tuple(getattr(at, "offset", None) or ())): one  # what is no tensor has none
+        for at, one in said.storage_data.items()
+    }
+    listed = {key: one for key, one in said.state_dict_metadata.items() if hasattr(one, "chunks")}
+    names = _names_in_model({key: (said.planner_data or {}).get(key, (key,)) for key in listed})
+    if len(names) > MAX_ENTRIES:
+        raise ValueError(f"{len(names):,} tensors; at most {MAX_ENTRIES:,} are read")
+    if len(set(names.values())) < len(names):
+        raise ValueError("two models are in it")
+    tensors = []
+    for key, name in names.items():
+        shape, rows = tuple(listed[key].size), 0
+        dtype = getattr(torch, listed[key].properties.dtype)
+        whole = torch.empty(shape, dtype=dtype, device="meta")
+        raw.seek(-(-raw.tell() // 64) * 64)
+        tensors.append(_described(name, whole, raw.tell()))
+        for chunk in sorted(listed[key].chunks, key=lambda one: tuple(one.offsets)):
+            start, size = tuple(chunk.offsets), tuple(chunk.sizes)
+            if 0 in size:
+                continue
+            if start != (rows, *(0 for _ in shape))[: len(shape)] or size[1:] != shape[1:]:
+                raise ValueError(f"tensor {name[:80]!r} is not cut by its rows alone")
+            piece = _piece(pieces[key, start], files)
+            if (piece.shape, piece.dtype) != (size, dtype):
+                raise ValueError(f"a piece of tensor {name[:80]!r} is not what .metadata says")
+            raw.write(piece.reshape(-1).view(torch.uint8).numpy().data)
+            rows += size[0] if size else 1
+        if rows != (shape[0] if shape else 1) and 0 not in shape:
+            raise ValueError(f"a piece of tensor {name[:80]!r} is missing")
+    raw.truncate()  # to the start of an empty tensor at the end
+    return {"raw": True, "tensors": tensors}
+
+
+def _piece(at: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
+    import torch
+
+    if at.relative_path not in files or getattr(at, "transform_descriptors", None):
+        raise ValueError(f"it needs {str(at.relative_path)[:80]!r}, which cannot be read")
+    file = files[at.relative_path]
+    file.seek(at.offset)
+    piece = torch.load(io.BytesIO(file.read(at.length)), map_location="cpu", weights_only=True)
+    if not isinstance(piece, torch.Tensor):
+        raise TypeError("a piece is no tensor")
+    return piece.detach()
+
+
+def _names_in_model(paths: Mapping[str, Sequence[object]]) -> dict[str, str]:
+    """By key, the names of the model's tensors: what wraps it is left out, and what lies beside."""
+    parts = {key: [*map(str, path)] for key, path in paths.items()}
+    own = {key: path for key, path in parts.items() if OPTIMISER.isdisjoint(path[:2])}
+    inside = {key: path for key, path in own.items() if path[0] in WRAPPERS and len(path) > 1}
+    found = {}
+    for key, path in (inside or own).items():
+        while len(path) > 1 and path[0] in WRAPPERS:
+            path = path[1:]
+        found[key] = ".".join(path)
+    return found
+
+
 def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> dict[str, Any]:
     if storage_start is None:
         raise ValueError(f"this torch does not tell where tensor {name[:80]!r} lies")
@@ -250,7 +369,6 @@ def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> di
 def main() -> None:
     """Child process: argv has the `.bin` file and a path for raw storages, stdout gets JSON."""
     import codecs
-    import io
 
     import torch
 
@@ -258,20 +376,29 @@ def main() -> None:
     size = path.stat().st_size
     if size == 0:
         sys.exit("it is empty")
-    zipped = zipfile.is_zipfile(path)
+    zipped, parts = zipfile.is_zipfile(path), path.parent.glob("*.distcp")
+    pieces = [one for one in parts if one.is_file()] if path.name == DISTRIBUTED else []
+    size += sum(one.stat().st_size for one in pieces)
     # something small first: no import then counts against a limit, or needs a file of root's
     codecs.lookup("cp437")  # of names in a zip archive
     small = io.BytesIO()
-    torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=zipped)
+    is_new = zipped or bool(pieces)
+    torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=is_new)
     small.seek(0)
     _load_zip(small) if zipped else _load_legacy(small, io.BytesIO())
     # every storage lies whole in a file of the old format; between two of them less than 64 bytes
     # are left free
     written = 0 if zipped else 2 * size + (1 << 20)
-    with path.open("rb") as file, open(os.devnull if zipped else raw, "wb") as out:  # noqa: PTH123
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        out = stack.enter_context(open(os.devnull if zipped else raw, "wb"))  # noqa: PTH123
+        files = {one.name: stack.enter_context(one.open("rb")) for one in pieces}
         confine(2 * size + HEADROOM, written)
         try:
-            answer = _load_zip(file) if zipped else _load_legacy(file, out)
+            if path.name == DISTRIBUTED:
+                answer = _load_distributed(file, files, out)
+            else:
+                answer = _load_zip(file) if zipped else _load_legacy(file, out)
         except Exception as error:  # whatever a hostile file does is this file's fault, in one line
             said = str(error).strip().partition("\n")[0][:200]
             if type(error).__name__ == "UnpicklingError":

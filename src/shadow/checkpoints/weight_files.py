@@ -18,6 +18,7 @@ from typing import Any
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import chosen_files
+from shadow.checkpoints.pickles import CONVERTER, DISTRIBUTED
 from shadow.checkpoints.safetensors_files import TensorInfo, usable_name
 from shadow.errors import FileError, ShadowError
 from shadow.text import several
@@ -37,11 +38,7 @@ PICKLES = "only torch .bin files, which are pickles"
 PICKLED = (".bin", ".pt", ".pth")  # files of torch
 # what trainings write for themselves, and what makes a model of it
 OF_TRAINING = (
-    (
-        r".*\.distcp|\.metadata",
-        "torch's distributed checkpoint",
-        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
-    ),
+    (r".*\.distcp|\.metadata", "torch's distributed checkpoint", CONVERTER),
     (
         r"model_world_size_\d+_rank_\d+\.pt",
         "parts of FSDP as verl writes them",
@@ -145,10 +142,14 @@ def choose_weights(
         return Weights(tuple(safetensors), adapter=adapter)
     if packed and not bins:
         return Weights(chosen_files(where, packed, None))
-    if not bins and INDEXES[1] not in names:
+    is_distributed = not bins and INDEXES[1] not in names and DISTRIBUTED in names
+    if not bins and INDEXES[1] not in names and not is_distributed:
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:
-        raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
+        what = "torch's distributed checkpoint, whose .metadata is a pickle"
+        raise ShadowError(f"{where}: {what if is_distributed else PICKLES}", PICKLES_HINT)
+    if is_distributed:
+        return Weights((DISTRIBUTED,), pickled=True)
     if INDEXES[1] in names and adapter is None:
         return indexed(INDEXES[1], ".bin")
     return Weights(tuple(bins), pickled=True, adapter=adapter)
