@@ -60,6 +60,7 @@ class Form(BaseModel):
     CALLED: ClassVar[str]  # what such an entry is, for a message
     WRITTEN: ClassVar[str | None] = None  # how it is written, for a hint
     ALSO: ClassVar[tuple[str, ...]] = ()  # keys of other entries that a misspelt one may mean
+    TEXT: ClassVar[str] = ""  # the key whose value a text is
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class Form(BaseModel):
     @classmethod
     def of_text(cls, text: str) -> object:
         """The mapping that a text stands for; the text itself where it stands for none."""
-        return text
+        return {cls.TEXT: text} if cls.TEXT else text
 
     @classmethod
     def check_key(cls, key: str) -> None:

@@ -263,18 +263,13 @@ def _family(name: str, form: FamilyForm, file: Path, line: int) -> Family:
         else found.reference
         for stage, found in form.stages.items()
     }
+    compared = [("base", stage, "tuned") for stage in stages if stage != "base"]
+    if form.pairs is not None:
+        compared = [(pair.start, pair.to, pair.relation) for pair in form.pairs]
     pairs = []
-    for start, end, relation in form.compared:
+    for start, end, relation in compared:
         tuned = stages[end]
         assert isinstance(tuned, Reference)
         pairs.append(Pair(name, f"{start}..{end}", stages[start], tuned, relation))
-    return Family(
-        name=name,
-        stages=stages,
-        pairs=tuple(pairs),
-        tags=tuple(form.tags),
-        source=form.source or None,
-        note=form.note or None,
-        file=str(file),
-        line=line,
-    )
+    tags, source, note = tuple(form.tags), form.source or None, form.note or None
+    return Family(name, stages, tuple(pairs), tags, source, note, str(file), line)

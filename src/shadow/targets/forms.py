@@ -68,22 +68,15 @@ class Checkpoint(Form):
     this file.
     """
 
-    CALLED = "a checkpoint"
+    CALLED, TEXT = "a checkpoint", "repo"
     WRITTEN = (
         "write `org/name` or {repo: org/name, revision: ..., subfolder: ...}; only `base` may have"
         " one for each component"
     )
 
     repo: Ref
-    """org/name on the Hub, or a folder."""
     revision: str | None = None
-    """A branch, tag or commit on the Hub."""
     subfolder: str | None = None
-    """The folder inside the checkpoint that holds it."""
-
-    @classmethod
-    def of_text(cls, text: str) -> object:
-        return {"repo": text}
 
     @field_validator("subfolder")
     @classmethod
@@ -131,11 +124,8 @@ class PairForm(Form):
     WRITTEN = "write base..sft or {from: base, to: sft}"
 
     start: str = Field(alias="from")
-    """The stage that counts as the base."""
     to: str
-    """The stage that counts as tuned."""
     relation: Literal["tuned", "sibling"] = "tuned"
-    """tuned: the second was trained from the first. sibling: both from something else."""
 
     @classmethod
     def of_text(cls, text: str) -> object:
@@ -155,16 +145,10 @@ class FamilyForm(Form):
     __pydantic_extra__: dict[str, Checkpoint] = Field(init=False)
 
     base: Base | None = None
-    """The base model; one for each component where the model was put together."""
     pairs: Annotated[list[PairForm], ONCE] | None = None
-    """Which stages to compare, as from..to. Without it: base with each other stage. [] needs a
-    note."""
     tags: Annotated[list[Name], ONCE] = Field([])
-    """Words to filter by. `vlm` stands for the components language, vision and projector."""
     source: str | None = None
-    """Where it says that these checkpoints belong together."""
     note: str | None = None
-    """What a person who audits the family should know."""
 
     @classmethod
     def check_key(cls, key: str) -> None:
@@ -190,27 +174,17 @@ class FamilyForm(Form):
             hint = "say in `note` why there is nothing to compare, or leave `pairs` out"
             raise FaultError("`pairs` is empty and no `note` says why", hint, "pairs")
         for at, pair in enumerate(self.pairs or ()):
-            self._check_pair(pair, at)
+            for key, stage in (("from", pair.start), ("to", pair.to)):
+                if stage not in stages:
+                    hint = nearest(stage, stages) or f"stages: {', '.join(stages)}"
+                    message = f"a pair names stage {short(stage)}, which is not there"
+                    raise FaultError(message, hint, "pairs", at, key)
+            if pair.start == pair.to:
+                raise FaultError(f"a pair of {pair.to!r} with itself", pair.WRITTEN, "pairs", at)
+            if isinstance(stages[pair.to], dict):
+                message = f"`{pair.to}` is one per component and cannot be the tuned side"
+                raise FaultError(message, f"write {pair.to}..{pair.start}", "pairs", at)
         return self
-
-    def _check_pair(self, pair: PairForm, at: int) -> None:
-        for key, stage in (("from", pair.start), ("to", pair.to)):
-            if stage not in self.stages:
-                hint = nearest(stage, self.stages) or f"stages: {', '.join(self.stages)}"
-                message = f"a pair names stage {short(stage)}, which is not there"
-                raise FaultError(message, hint, "pairs", at, key)
-        if pair.start == pair.to:
-            raise FaultError(f"a pair of {pair.to!r} with itself", pair.WRITTEN, "pairs", at)
-        if isinstance(self.stages[pair.to], dict):
-            message = f"`{pair.to}` is one per component and cannot be the tuned side"
-            raise FaultError(message, f"write {pair.to}..{pair.start}", "pairs", at)
-
-    @property
-    def compared(self) -> list[tuple[str, str, str]]:
-        """(base, tuned, relation) of each pair: those listed, or `base` with each other stage."""
-        if self.pairs is not None:
-            return [(pair.start, pair.to, pair.relation) for pair in self.pairs]
-        return [("base", stage, "tuned") for stage in self.stages if stage != "base"]
 
     @property
     def stages(self) -> dict[str, Checkpoint | dict[str, Checkpoint]]:
@@ -226,19 +200,12 @@ class FamiliesForm(RootModel[dict[Name, FamilyForm]]):
 class PairClaimForm(Form):
     """A claim that should hold of a pair; docs/lists.md says which there are."""
 
-    CALLED = "a claim"
+    CALLED, TEXT = "a claim", "claim"
     WRITTEN = "write `trained --frozen embed`, or {claim: trained, frozen: [embed]}"
 
     claim: Word
-    """same, trained, stored, files or quantised."""
     moved: list[Pattern] = Field([])
-    """Of trained: patterns of what should have moved."""
     frozen: list[Pattern] = Field([])
-    """Of trained: patterns of what should be equal to the base."""
-
-    @classmethod
-    def of_text(cls, text: str) -> object:
-        return {"claim": text}
 
     @model_validator(mode="after")
     def _names_a_claim(self) -> PairClaimForm:
@@ -257,20 +224,14 @@ Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
 class TargetForm(Form):
     """What to audit, by its name."""
 
-    CALLED = "an entry"
+    CALLED, TEXT = "an entry", "target"
     WRITTEN = (
         "write a target alone, or base and tuned together, and a name if you like; options go with"
         " the command"
     )
 
     target: Annotated[str, BeforeValidator(by(lambda text, _: one_target(text)))]
-    """A family, family:from..to, or a glob over these."""
     claims: Claims
-    """What is checked of each of its pairs."""
-
-    @classmethod
-    def of_text(cls, text: str) -> object:
-        return {"target": text}
 
 
 class TwoCheckpointsForm(Form):
@@ -279,15 +240,11 @@ class TwoCheckpointsForm(Form):
     CALLED, WRITTEN, ALSO = TargetForm.CALLED, TargetForm.WRITTEN, TargetForm.known()
 
     base: Ref
-    """A checkpoint, as --base takes it; a folder is relative to the list file."""
     tuned: Ref
-    """The model tuned from it."""
     name: Annotated[str, BeforeValidator(by(lambda text, _: pair_name(text) and text))] | None = (
         None
     )
-    """What the pair of base and tuned is called, and so its folder: family:base..tuned."""
     claims: Claims
-    """What is checked of the pair."""
 
 
 Entry = Annotated[
