@@ -44,13 +44,10 @@ class Expected:
     unexpected: Sequence[str] = ()
     mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]] = ()
     """(name, shape in the files, shape of the model)."""
-    problem: str = ""
-    """Why it could not be asked, as a code; empty where it was."""
+    problem: str = ""  # why it could not be asked, as a code; empty where it was
     detail: str = ""
-    tied: bool = False
-    """Whether the head is the embedding, by the config of this class."""
-    usual: Sequence[int] = ()
-    """Tokens that a config of this class names unless it is told others."""
+    tied: bool = False  # whether the head is the embedding, by the config of this class
+    usual: Sequence[int] = ()  # tokens that a config of this class names unless it is told others
 
 
 def stripped(config: Any) -> Any:

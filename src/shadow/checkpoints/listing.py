@@ -65,14 +65,10 @@ PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in 
 class StoredFile:
     """A file of a side."""
 
-    path: str
-    """In the folder or repository; what is not UTF-8 in it is escaped."""
-    size: int | None
-    """Bytes; None of what is no regular file."""
-    checksum: str | None
-    """`sha256:...` or `git:...`, hexadecimal; None where it is not known."""
-    problem: str = ""
-    """Why it cannot be read; empty where it can."""
+    path: str  # in the folder or repository; what is not UTF-8 in it is escaped
+    size: int | None  # bytes; None of what is no regular file
+    checksum: str | None  # `sha256:...` or `git:...`, hexadecimal; None where it is not known
+    problem: str = ""  # why it cannot be read; empty where it can
 
     @property
     def kind(self) -> FileKind:
@@ -85,12 +81,10 @@ class Listing:
     """The files of one side, or of one part of it."""
 
     files: dict[str, StoredFile]
-    is_complete: bool
-    """Whether a file that is not listed is not there."""
+    is_complete: bool  # whether a file that is not listed is not there
     read_from: frozenset[str] = frozenset()
     """The files that its weights are read from, as far as that is known."""
-    folder: Path | None = None
-    """Of a folder; None of a repository."""
+    folder: Path | None = None  # of a folder; None of a repository
     snapshot: Snapshot | None = field(default=None, repr=False)
 
     @property

@@ -38,10 +38,8 @@ IMPLIED = {"vlm": ("language", "vision", "projector")}  # components that a tag 
 class Pair:
     """Two stages of a family."""
 
-    family: str
-    """The family, or of two references the last name of the tuned model."""
-    name: str
-    """The two stages, `base..instruct`."""
+    family: str  # the family, or of two references the last name of the tuned model
+    name: str  # the two stages, `base..instruct`
     base: Reference | ComponentBase
     """One checkpoint for each component where they come from several models."""
     tuned: Reference
@@ -59,16 +57,13 @@ class Family:
     """One lineage: named stages and the pairs of them that are worth comparing."""
 
     name: str
-    stages: Mapping[str, Reference | ComponentBase]
-    """Only `base` may be a ComponentBase."""
-    pairs: tuple[Pair, ...]
-    """In the order of the file; empty where a note says why."""
+    stages: Mapping[str, Reference | ComponentBase]  # only `base` may be a ComponentBase
+    pairs: tuple[Pair, ...]  # in the order of the file; empty where a note says why
     tags: tuple[str, ...]
     source: str | None
     note: str | None
     file: str
-    line: int
-    """Of its name in the file, from 1."""
+    line: int  # of its name in the file, from 1
 
     @property
     def components(self) -> tuple[str, ...]:

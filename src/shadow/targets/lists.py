@@ -46,8 +46,7 @@ YAML_ENTRY = (
 class ListedClaim:
     """What should hold of each pair of an entry."""
 
-    text: str
-    """`trained --frozen embed`: see `shadow.checks.registry.pair_claim`."""
+    text: str  # `trained --frozen embed`: see `shadow.checks.registry.pair_claim`
     file: str
     line: int
 
@@ -56,10 +55,8 @@ class ListedClaim:
 class ListEntry:
     """One entry of a list."""
 
-    where: str
-    """`FILE:LINE`; empty for a target of the command."""
-    names: str | Pair
-    """A target, or a pair that was given by its checkpoints."""
+    where: str  # `FILE:LINE`; empty for a target of the command
+    names: str | Pair  # A target, or a pair that was given by its checkpoints
     claims: tuple[ListedClaim, ...] = ()
 
 
@@ -67,8 +64,7 @@ class ListEntry:
 class Share:
     """One of several jobs that share a list."""
 
-    number: int = 1
-    """From 1 to of."""
+    number: int = 1  # from 1 to of
     of: int = 1
 
     def __str__(self) -> str:
@@ -79,10 +75,8 @@ class Share:
 class Selection:
     """What was asked for."""
 
-    pairs: tuple[Pair, ...]
-    """Every pair once, in the order of the request."""
-    own: tuple[Pair, ...]
-    """Those of them that this shard is to audit."""
+    pairs: tuple[Pair, ...]  # every pair once, in the order of the request
+    own: tuple[Pair, ...]  # those of them that this shard is to audit
     shard: Share = Share()
     is_list: bool = False
     """Whether more than exact names were given, so that an index belongs to it."""

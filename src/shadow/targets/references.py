@@ -22,8 +22,7 @@ ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 class Reference:
     """A checkpoint as it was named: a folder, or `org/name` on the Hub, perhaps at a revision."""
 
-    repo: str
-    """`org/name` on the Hub, or an absolute folder."""
+    repo: str  # `org/name` on the Hub, or an absolute folder
     is_folder: bool
     revision: str | None = None
     """A branch, tag or commit on the Hub; None for the default branch, and for a folder."""
