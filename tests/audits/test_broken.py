@@ -114,3 +114,11 @@ def test_the_summary_says_which_side(of_base, shadow, tmp_path):
     (row,) = json.loads(path.read_text())["broken"]
     side = "base" if of_base else "tuned"
     assert row == {"code": "all_zero", "side": side, "count": 1, "tensors": [UP]}
+
+
+def test_a_word_of_what_is_broken_is_a_rule(shadow, tmp_path):
+    """A rule on it is violated (4); a rule on another kind of damage leaves 3."""
+    plant(tmp_path, with_nan)
+    for rule, code in (("nonfinite", 4), ("all_zero", 3)):
+        assert shadow("audit", "./base", "./tuned", "-o", "out", "--fail-on", rule).code == code
+        assert shadow("gate", "out", "--fail-on", rule).code == code

@@ -5,6 +5,7 @@
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
+            | "nonfinite" | "all_zero" | "empty" | "nothing_compared" | "unrelated" | "part_shared"
             | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
 
 Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
@@ -52,6 +53,7 @@ OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
 HOLDS, FAILS = "holds", "does not hold"
 STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
 FILES, GATE, VERIFY = "files", "gate", "verify"  # what stands before the name of these
+IS_BROKEN = ""  # what stands there of a word of BROKEN, which is a rule by itself
 # kinds of files, and what is known inside them, that stand behind FILES
 OF_REPOSITORIES = (
     *("config", "generation", "chat_template", "tokenizer", "code", "pickle", "weights", "index"),
@@ -181,7 +183,7 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
     None of another rule. Raises UsageError.
     """
     if text.strip() in BROKEN:
-        raise UsageError(f"{text.strip()} needs no rule", "it is exit code 3 by itself")
+        return Metric(IS_BROKEN, None, text.strip()), HOLDS
     if match := CLAIM.fullmatch(text):
         negated, which, name = match.groups()
         if which == VERIFY:

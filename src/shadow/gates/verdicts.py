@@ -27,6 +27,7 @@ from shadow.gates.measured import Measured, Scope, checked
 from shadow.gates.rules import (
     FAILS,
     HOLDS,
+    IS_BROKEN,
     MOVED,
     OF_REPORTS,
     STATES,
@@ -45,6 +46,8 @@ NOISE = 1e-6
 # figures that are 0 where all that a rule names is identical
 NORMS = ("relative_norm", "relative_norm_overall")
 WORDS_OF_VERDICTS: Mapping[str, str] = {
+    "broken": "{what}",
+    "not_broken": "it is not {word}",
     "answered": "{what} {answer}: {why}",
     "unanswered": "{what} is inconclusive: {why}",
     "checked": "{answer}: {why}[ ({against})]",
@@ -226,6 +229,8 @@ def _judged(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
         return _moved(rule, now, baseline)
     if rule.comparison not in (HOLDS, FAILS):
         return _in_state(rule, now) if rule.comparison in STATES else _threshold(rule, now)
+    if rule.figure.component == IS_BROKEN:
+        return _broken(rule, now)
     if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
         return _checked(rule, now)
     return _answered(rule, now)
@@ -242,6 +247,15 @@ def _verdict(
 def _missing(rule: Rule, code: str, **figures: Value) -> Verdict:
     outcome: Verdicts = "skipped" if rule.allow_missing else "missing"
     return Verdict(rule, outcome, Reason(code, figures))
+
+
+def _broken(rule: Rule, now: Measured) -> Verdict:
+    """A word for what is broken."""
+    word = rule.figure.metric
+    texts = [sentence.text for sentence in broken(now.summary) if sentence.code == word]
+    finding = RuleFigure(word, HOLDS if texts else FAILS, bool(texts))
+    figures: Mapping[str, Value] = {"what": " ".join(texts), "word": word}
+    return _verdict(rule, "broken" if texts else "not_broken", figures, [finding])
 
 
 def _answered(rule: Rule, now: Measured) -> Verdict:
