@@ -127,11 +127,7 @@ def contrast(
         verdict=verdict,
         sentence=_sentence(first, second, verdict, figures[0], fatal),
         not_comparable=fatal,
-        warnings=list(
-            _warnings(
-                first, second, relation=relation, matched=matched, counts=counts, figures=figures
-            )
-        ),
+        warnings=list(_warnings(first, second, relation, matched, counts, figures)),
     )
 
 
@@ -256,7 +252,6 @@ def _sentence(
 def _warnings(
     first: ComparedReport,
     second: ComparedReport,
-    *,
     relation: Relation,
     matched: pd.DataFrame,
     counts: MatchedCounts,
@@ -294,10 +289,6 @@ def _warnings(
             f" {math.exp(abs(norm.difference)):.2g} times as large as that of {small.name}:"
             " concentration falls as an update grows"
         )
-    low = [2 * np.isnan(_low_ranks(matched, side)).sum() < len(matched) for side in SIDES]
-    if low[0] != low[1]:
-        name = (first if low[0] else second).name
-        yield f"only the deltas of {name} are of low rank, like a merged adapter"
     if concentration.verdict in OPPOSITE:
         outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"]
         against = outside.median() * -concentration.points

@@ -215,21 +215,13 @@ def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
     for side in sides:
         if content := side.get("content"):
             contents[side["fingerprint"]].add(content)
-    parent: dict[Key, Key] = {}
-
-    def top(key: Key) -> Key:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            key = parent[key]
-        return key
-
     known = [_keys(side, contents) for side in sides]
-    for first, *others in known:
-        for other in others:
-            parent[top(other)] = top(first)
-    tops = [top(keys[0]) for keys in known]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(tops))}
-    return [numbers[key] for key in tops]
+    numbers: dict[Key, int] = {}
+    for keys in sorted(known, key=len, reverse=True):  # who is known by most joins the others
+        number = next((numbers[key] for key in keys if key in numbers), len(numbers))
+        numbers = {**dict.fromkeys(keys, number), **numbers}
+    order = list(dict.fromkeys(numbers[keys[0]] for keys in known))
+    return [order.index(numbers[keys[0]]) for keys in known]
 
 
 def _keys(side: CheckpointMetadata, contents: Mapping[str | None, set[str]]) -> list[Key]:

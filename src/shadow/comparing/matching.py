@@ -13,7 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
-from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata, Side
+from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
 from shadow.reports.provenance import CheckpointIdentity, Provenance
 from shadow.reports.report import Report
 from shadow.storage import as_given
@@ -127,23 +127,16 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
     """Do two reports start from one base, or one where the other ends? And how is that known: by
     commit, or by content (digests, or fingerprints). Of different bases, what is known of them.
     """
-    base = _same(first, "base", second=second, other="base")
-    if base:
-        if _same(first, "tuned", second=second, other="tuned"):
-            return "the same pair", base
-        return "one base", base
-    step = _same(first, "tuned", second=second, other="base") or _same(
-        first, "base", second=second, other="tuned"
-    )
-    if step:
+    one, two = first.provenance, second.provenance
+    if base := _same(one.base, two.base):
+        return "the same pair" if _same(one.tuned, two.tuned) else "one base", base
+    if step := _same(one.tuned, two.base) or _same(one.base, two.tuned):
         return "consecutive stages", step
     return "different bases", "neither commit nor content is the same"
 
 
-def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
-    """How a checkpoint of one report is known to be one of another; None when it is not."""
-    left: CheckpointIdentity = getattr(first.provenance, side)
-    right: CheckpointIdentity = getattr(second.provenance, other)
+def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
+    """How two checkpoints are known to be one; None where they are not."""
     # a commit may hold several checkpoints
     if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
         return "commit"

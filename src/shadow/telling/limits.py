@@ -54,8 +54,8 @@ WORDS = {
     "furthest": f"One vector changed far more than all others: {FURTHEST}.",
 }
 LEFT_OUT = {
-    "only_in_base": "{names} (only in the base{how})",
-    "only_in_tuned": "{names} (only in the tuned model{how})",
+    "only_in_base": "{names} (only in the base)",
+    "only_in_tuned": "{names} (only in the tuned model)",
     "shape_differs": "{names} (other shapes)",
 }
 
@@ -149,15 +149,11 @@ def _vocabulary(summary: PairRecord) -> list[Sentence]:
 def _left_out(summary: PairRecord) -> list[Sentence]:
     """What has no partner, or another shape."""
     told, found, texts = Told(summary), summary.recognised.rearranged, []
-    have_moved = found is not None and found.moved is not None
+    have_moved = found is not None and found.moved is not None  # such layers may be there
     for reason, words in LEFT_OUT.items():
         rows = [row for row in summary.uncompared if row.reason == reason]
-        # layers may be there all the same where some have moved
-        moved = [row for row in rows if have_moved and row.module is None]
-        others = [row for row in rows if row not in moved]
-        for how, some in ((", by number", moved), ("", others)):
-            if some:
-                texts.append(told.fill(words, names=places_in(summary, some), how=how))
+        if some := [row for row in rows if row.module is not None or not have_moved]:
+            texts.append(told.fill(words, names=places_in(summary, some)))
     return [told.sentence("left_out", f"Not compared: {'; '.join(texts)}.")] if texts else []
 
 

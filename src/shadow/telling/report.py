@@ -47,7 +47,6 @@ from shadow.telling.screen import (
 )
 from shadow.text import several
 
-ONE_LINE = 74  # letters of the line that says where the rest is, beside its name
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
 
 
@@ -262,13 +261,8 @@ def skipped_table(rows: Iterable[Row], when: When = "always") -> Table:
 
 
 def where_more(folder: Path | str) -> str:
-    """Where the rest is. `shadow report` alone makes the page of ./reports."""
     name = shlex.quote(str(folder))
-    typed = f"shadow show {name} --full"
-    page = "  # page: shadow report"
-    if Path(folder).parts[:1] != ("reports",):
-        page += f" {name}"
-    return typed + page if len(typed + page) <= ONE_LINE else typed
+    return f"shadow show {name} --full; shadow report {name}"
 
 
 def _origin(
