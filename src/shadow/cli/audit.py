@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -90,137 +90,121 @@ def audit(
     request = AuditRequest(
         selection, located(output), measuring, files, overwrite=overwrite, jobs=jobs, ray=ray
     )
-    own = [(pair.family, pair.name) for pair in selection.own]
-    baselines = baselines_of(rules, own, say)
-    shown = _Shown(request, judging, claims, baselines, strict, format, quiet, say)
-    bars = console.pairs_progress(
-        len(own),
-        together=selection.is_list or (ray is not None and not request.is_cut),
-        hidden=quiet,
-    )
+    names = [(pair.family, pair.name) for pair in selection.own]
+    own = {
+        pair: {rule.name: rule for rule in (*judging, *claims.get(pair, ()))}
+        for pair in selection.own
+    }
+    baselines = baselines_of(rules, names, say)
+    is_shown = format == "table" and not (quiet or selection.is_list)
+    judge = _Judge(request, own, baselines, strict, is_shown, say)
+    together = selection.is_list or (ray is not None and not request.is_cut)
+    bars = console.pairs_progress(len(names), together=together, hidden=quiet)
     with console.continuable(request.folders()), bars as watch:
         outcomes = perform(request, say=say, watch=watch)
-        if selection.is_list:
-            say_left_out(selection, say)
+        say_left_out(selection, say)
         with closing(outcomes):
-            judged = [_judged(shown, outcome) for outcome in outcomes]
-    in_order = {(one.family, one.pair): one for one in judged}
-    judged = [in_order[name] for name in own if name in in_order]
-    _show(shown, judged)
+            judged = sorted(
+                map(judge, outcomes), key=lambda one: names.index((one.family, one.pair))
+            )
+    if quiet and format == "table":
+        for summary in filter(None, (one.summary for one in judged)):
+            line = f"{summary.family}:{summary.pair}: {summary.finding.headline}"
+            console.show_text(f"{visible(line)}\n")
+    else:
+        _show(request, judged, format)
     if targets == ("demo",) and format == "table":
         say("your own: shadow audit ./BASE ./TUNED, in folders, or org/BASE org/TUNED on the Hub")
-    bugs = [one for one in shown.faults if not isinstance(one, ShadowError)]
-    if bugs:
+    if bugs := [one for one in judge.faults if not isinstance(one, ShadowError)]:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
-    is_wrong = 0 < sum(isinstance(one, UsageError) for one in shown.faults) == len(own)
+    is_wrong = 0 < sum(isinstance(one, UsageError) for one in judge.faults) == len(names)
     finish(judged, rules, wrong_usage=is_wrong)
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A request, what its reports are judged by, and what is printed of them."""
+class _Judge:
+    """Judges what becomes of pairs. One that failed does not stop the others."""
 
     request: AuditRequest
-    judging: Sequence[Rule]
-    claims: Mapping[Pair, Sequence[Rule]]
-    """Further rules of pairs: what a list says of them."""
+    rules: Mapping[Pair, Mapping[str, Rule]]
     baselines: Mapping[tuple[str, str], Measured]
     """By family and pair: the earlier reports that figures must not have moved from."""
     strict: bool
-    format: Literal["table", "json", "jsonl"]
-    quiet: bool
+    is_shown: bool
+    """Whether report and judgement of a pair are shown at once."""
     say: Callable[[str], None]
     faults: list[Exception] = field(default_factory=list)
     """What went wrong with pairs; faults of shadow itself do not stop a list."""
 
+    def __call__(self, outcome: PairOutcome) -> Judgement:
+        pair, is_alone = outcome.pair, self.request.is_alone
+        try:
+            return self._judged(outcome)
+        except Exception as error:
+            fault = error if isinstance(error, ShadowError) else outcome.error
+            is_bug = fault is not error
+            if (
+                fault is None
+                or (is_bug and not self.request.selection.is_list)
+                or (isinstance(error, UsageError) and is_alone)
+            ):
+                raise
+            self.faults.append(error)
+            fault = fault if is_alone else of_pair(fault, pair)
+            is_kept = outcome.state == "kept"
+            return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
 
-def _judged(shown: _Shown, outcome: PairOutcome) -> Judgement:
-    """Judge what became of a pair. One that failed does not stop the others."""
-    from shadow.gates.verdicts import Judgement
+    def _judged(self, outcome: PairOutcome) -> Judgement:
+        from shadow.gates.document import rules_document
+        from shadow.gates.measured import Reading, read_measured
+        from shadow.gates.verdicts import Judgement, judge_report
 
-    request, pair = shown.request, outcome.pair
-    try:
-        return _judgement(shown, outcome)
-    except ShadowError as error:
-        if isinstance(error, UsageError) and request.is_alone:
-            raise
-        shown.faults.append(error)
-        fault = error if request.is_alone else of_pair(error, pair)
-        is_kept = outcome.state == "kept"
-        return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
-    except Exception as bug:
-        if not request.selection.is_list or outcome.error is None:
-            raise
-        shown.faults.append(bug)
-        return Judgement(
-            pair.family, pair.name, seconds=outcome.seconds, fault=outcome.error.message
-        )
-
-
-def _judgement(shown: _Shown, outcome: PairOutcome) -> Judgement:
-    """Judge one report; outside of a list report and judgement are shown at once."""
-    from shadow.gates.document import rules_document
-    from shadow.gates.measured import Reading, read_measured
-    from shadow.gates.verdicts import Judgement, judge_report
-
-    request, result = shown.request, outcome.finished()
-    summary, count = result.summary, len(request.selection.own)
-    is_shown = shown.format == "table" and not (shown.quiet or request.selection.is_list)
-    if is_shown:
-        show_pair(summary, result.provenance, result.place, of=count)
-    claims = {rule.name: rule for rule in shown.claims.get(outcome.pair, ())}
-    rules = [*(rule for rule in shown.judging if rule.name not in claims), *claims.values()]
-    objections = tuple(sorted(result.should_not_have_skipped)) if shown.strict else ()
-    more: Any = {"seconds": outcome.seconds, "objections": objections}
-    if not rules:
-        return Judgement(summary.family, summary.pair, summary=summary, **more)
-    # of a report that was uploaded the rows are fetched
-    folder = result.folder if result.url is None else reports_here(Path(result.url))
-    reading = Reading(request.files, request.jobs, shown.say)
-    now = read_measured(folder, summary=summary, reading=reading)
-    baseline = shown.baselines.get((summary.family, summary.pair))
-    judgement = judge_report(rules, now, baseline, **more)
-    if result.url is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-    if is_shown:
-        console.show(rules_document(judgement, titled=count > SIDE_BY_SIDE))
-    return judgement
+        request, result = self.request, outcome.finished()
+        summary, count = result.summary, len(self.rules)
+        if self.is_shown:
+            show_pair(summary, result.provenance, result.place, of=count)
+        rules = [*self.rules[outcome.pair].values()]
+        objections = tuple(sorted(result.should_not_have_skipped)) if self.strict else ()
+        more: Any = {"seconds": outcome.seconds, "objections": objections}
+        if not rules:
+            return Judgement(summary.family, summary.pair, summary=summary, **more)
+        # of a report that was uploaded the rows are fetched
+        folder = result.folder if result.url is None else reports_here(Path(result.url))
+        reading = Reading(request.files, request.jobs, self.say)
+        now = read_measured(folder, summary=summary, reading=reading)
+        baseline = self.baselines.get((summary.family, summary.pair))
+        judgement = judge_report(rules, now, baseline, **more)
+        if result.url is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if self.is_shown:
+            console.show(rules_document(judgement, titled=count > SIDE_BY_SIDE))
+        return judgement
 
 
-def _show(shown: _Shown, judged: Sequence[Judgement]) -> None:
+def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> None:
     """At the end: of several pairs how they stand, and all that is given as JSON."""
     from shadow.gates.document import rules_document
     from shadow.lists.document import list_document
     from shadow.lists.index import read_index
 
-    request = shown.request
-    summaries = [one.summary for one in judged if one.summary is not None]
-    if shown.quiet and shown.format == "table":
-        for one in summaries:
-            line = visible(f"{one.family}:{one.pair}: {one.finding.headline}")
-            console.show_text(f"{line}\n")
-        return
     index = None
     if request.selection.is_list:
         output = request.output
         index = read_index(work_folder(output) if isinstance(output, Store) else output)
         assert index is not None
-    if shown.format != "table":
-        found = [_as_json(one) for one in judged if one.summary is not None]
-        console.show_json_pairs(found, shown.format, None if index is None else index.as_json())
+    if format != "table":
+        found: list[dict[str, Any]] = []
+        for one in judged:
+            if one.summary is not None:
+                rules = {"judged": one.as_json()} if one.verdicts else {}
+                found.append({**one.summary.as_json(), **rules})
+        console.show_json_pairs(found, format, None if index is None else index.as_json())
     elif index is not None:
         console.show(list_document(index))
-        for judgement in judged:
-            console.show(rules_document(judgement, titled=True))
+        for one in judged:
+            console.show(rules_document(one, titled=True))
     elif not request.is_alone:
         show_pairs(judged, str(request.output))
-
-
-def _as_json(judged: Judgement) -> dict[str, Any]:
-    """The summary of a report, with what came of the rules where there are any."""
-    assert judged.summary is not None
-    rules = {"judged": judged.as_json()} if judged.verdicts else {}
-    return {**judged.summary.as_json(), **rules}
 
 
 def plan(

@@ -15,7 +15,7 @@ from shadow.text import VERY_LIKE, nearest
 
 if TYPE_CHECKING:
     from shadow.reports.columns import Column
-    from shadow.telling.document import Document
+    from shadow.reports.words import Head
 
 
 def families(
@@ -74,79 +74,68 @@ def explain(
     value, source and pitfalls. With --all, every table.
     """
     from shadow.reports.columns import TABLES
-    from shadow.telling.dictionary import columns_document, notation_document
+    from shadow.reports.words import schema_json
+    from shadow.telling import dictionary
 
+    tables = list(TABLES.values())
+    if every and not words:
+        if format == "json":
+            console.show_json(schema_json(tables))
+            return
+        console.show(dictionary.schema_document(tables))
+        for table in tables:
+            console.show(dictionary.table_document(table))
+        return
     if every or format != "table":
-        if words or not every:
-            hint = "leave the word out"
-            raise UsageError("--all shows every table, and --json goes with it", hint)
-        _explain_all(as_json=format == "json")
-        return
+        raise UsageError("--all shows every table, and --json goes with it", "leave the word out")
     columns: dict[str, Column] = {}
-    for table in TABLES.values():
-        for column in table.columns:
-            columns.setdefault(column.name, column)  # of one name, that of matrices.parquet
+    for column in (column for table in tables for column in table.columns):
+        columns.setdefault(column.name, column)  # of one name, that of matrices.parquet
     if not words:
-        console.show(columns_document(tuple(columns.values())))
+        console.show(dictionary.columns_document(tuple(columns.values())))
         return
-    found = _explained(" ".join(words), columns)
-    shown = [column for _, column in found if column is not None]
-    for document, _ in found:
-        console.show(document)
-    if (notation := notation_document(shown)) is not None:
+    topics = {"finding": dictionary.finding_document, "gates": dictionary.gates_document}
+    word = " ".join(words)
+    if word in topics:
+        console.show(topics[word]())
+        return
+    shown: list[Column] = []
+    for head in _meanings(word, columns):
+        explained = columns.get(head.column)
+        if explained is None or explained in shown:
+            console.show(dictionary.word_document(word, head, None))
+            continue
+        shown.append(explained)
+        if head.text:
+            console.show(dictionary.word_document(word, head, explained))
+        else:
+            console.show(dictionary.column_document(explained))
+    if (notation := dictionary.notation_document(shown)) is not None:
         console.show(notation)
 
 
-def _explain_all(*, as_json: bool) -> None:
-    from shadow.reports.columns import TABLES
-
-    tables = list(TABLES.values())
-    if as_json:
-        from shadow.reports.words import schema_json
-
-        console.show_json(schema_json(tables))
-        return
-    from shadow.telling.dictionary import schema_document, table_document
-
-    console.show(schema_document(tables))
-    for table in tables:
-        console.show(table_document(table))
-
-
-def _explained(word: str, columns: Mapping[str, Column]) -> list[tuple[Document, Column | None]]:
-    """All that a word stands for, the most specific first: topic, head of a table, column, other;
-    each with the column that it shows. Raises UsageError where the word is not known.
+def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
+    """All that a word stands for: a head of a table, a column, another word of the screens, a term.
 
     A space stands for an underscore in the name of a column, and a name with points for a figure
-    of summary.json.
+    of summary.json. Raises UsageError where the word is not known.
     """
     from shadow.reports.words import FILES, HEADS, Head, head_of, meaning_of, terms
-    from shadow.telling import dictionary
     from shadow.telling.dictionary import other_words
 
-    topics = {"finding": dictionary.finding_document, "gates": dictionary.gates_document}
-    if word in topics:
-        return [(topics[word](), None)]
-    key, point, figure = word.partition(".")
     name = word if word in columns else "_".join(word.split()).lower()
-    of_name, head = columns.get(name), head_of(word)
-    other, text = other_words().get(word.lower()), meaning_of(word)
-    heads = [head] if head is not None else []
-    if other is not None and (head is None or not other.column):
-        heads.append(other)
-    found: list[tuple[Document, Column | None]] = []
-    for one in heads:
-        column = columns.get(one.column) if one is head or one.column != name else None
-        found.append((dictionary.word_document(word, one, column), column))
-    if of_name is not None and of_name not in [column for _, column in found]:
-        found.insert(len(found) if head else 0, (dictionary.column_document(of_name), of_name))
-    if text is not None and not any(column for _, column in found):
-        found.insert(0, (dictionary.word_document(word, Head(text), None), None))
+    head, other, term = head_of(word), other_words().get(word.lower()), meaning_of(word)
+    found = [] if head is None else [head]
+    if name in columns and name not in [one.column for one in found]:
+        found.append(Head("", name))
+    if other is not None and not (head and other.column):
+        found.append(other)
+    if term is not None and not any(one.column in columns for one in found):
+        found.insert(0, Head(term))
+    key, point, figure = word.partition(".")
     if not found and point and key in FILES["summary.json"]:
-        of_key = Head(FILES["summary.json"][key])
-        found = [(dictionary.word_document(f"{key} in summary.json", of_key, None), None)]
-        if (column := columns.get(figure.rpartition(".")[2])) is not None:
-            found.append((dictionary.column_document(column), column))
+        last = figure.rpartition(".")[2]
+        found = [Head(FILES["summary.json"][key]), *([Head("", last)] if last in columns else [])]
     if not found:
         if error := gone_word(word):
             raise error

@@ -12,9 +12,9 @@ from shadow.text import byte_size, duration, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from shadow.run.runtime import Progress
+    from shadow.run.runtime import Progress as State
 
-Update = Callable[["Progress"], None]
+Update = Callable[["State"], None]
 Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 EVERY = 30.0  # seconds between two lines
 
@@ -25,9 +25,9 @@ class Pace:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began = clock()
-        self._first: Progress | None = None
+        self._first: State | None = None
 
-    def in_words(self, state: Progress) -> Iterator[str]:
+    def in_words(self, state: State) -> Iterator[str]:
         """`45 % done`, `120 of 296 matrices`, `1:20 left`, as far as they are known.
 
         The time left is by operations, not by count, as sizes differ a lot.
@@ -56,7 +56,7 @@ def in_lines(
         nonlocal ended
         pace = Pace(clock)
 
-        def update(state: Progress) -> None:
+        def update(state: State) -> None:
             nonlocal last
             words = list(pace.in_words(state))
             if clock() - last >= EVERY:
@@ -80,19 +80,18 @@ def in_bars(console: Console, total: int, *, together: bool) -> Iterator[Watch]:
     report is printed then.
     """
     from rich.markup import escape
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import BarColumn, Progress, TextColumn
 
     words = TextColumn("{task.fields[words]}", style="cyan")
     columns = TextColumn("{task.description}"), BarColumn(), words
-    bars = Bars(*columns, console=console, transient=True)
+    bars = Progress(*columns, console=console, transient=True)
     every = bars.add_task("pairs", total=total, words="", visible=total > 1)
 
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Update]:
         task, pace = bars.add_task(escape(visible(title)), total=None, words=""), Pace()
 
-        def update(state: Progress) -> None:
+        def update(state: State) -> None:
             text, whole = ", ".join(pace.in_words(state)), state.cost_total or None
             bars.update(task, total=whole, completed=state.cost_done, words=text)
 
@@ -111,11 +110,9 @@ def in_bars(console: Console, total: int, *, together: bool) -> Iterator[Watch]:
 def of_steps(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
     """Draw a bar of steps, with the last one's name."""
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import Progress
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+    with Progress(console=console, transient=True) as bars:
         task = bars.add_task(escape(title), total=None)
 
         def update(done: int, total: int, what: str) -> None:

@@ -20,31 +20,18 @@ EXAMPLES = {
         "shadow audit ./base ./tuned --name mine:base..tuned",
         "shadow audit qwen2.5-7b --fail-on 'concentration > 0.5'",
     ),
-    "show": (
-        "shadow show reports/demo/base..narrow --full",
-        "shadow show reports --json",
-        "shadow show reports/demo/base..narrow --format markdown",
-    ),
+    "show": ("shadow show reports/demo/base..narrow --format markdown",),
     "compare": (
-        "shadow compare reports/demo/base..narrow reports/demo/base..broad",
         "shadow compare reports/demo/base..narrow reports/demo/base..broad --joint",
         "shadow compare reports --scores scores.csv",
     ),
     "gate": (
-        "shadow gate reports --fail-on 'concentration > 0.5'",
         "shadow gate reports --policy policy.yaml --junit gate.xml",
         "shadow gate reports --against accepted",
     ),
-    "report": (
-        "shadow report reports",
-        "shadow report reports/demo/base..narrow -o narrow.html",
-    ),
-    "export": (
-        "shadow export reports --to csv",
-        "shadow export reports --to markdown -o cards",
-        "shadow export reports --to parquet",
-    ),
-}  # fmt: skip
+    "report": ("shadow report reports/demo/base..narrow -o narrow.html",),
+    "export": ("shadow export reports --to markdown -o cards",),
+}
 
 
 class Commands(TyperGroup):
