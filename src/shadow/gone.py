@@ -101,6 +101,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("column", "relative_norm_overall_unrounded_least"): "use relative_norm_overall_unrounded",
     ("key", "equivalent_directions_least"): "use equivalent_directions",
     ("key", "config_differs"): "use `shadow verify files BASE TUNED`",
+    ("key", "disk_report"): "a full disk ends an audit, which goes on from there later",
     ("key", "tiers"): "use `shadow plan` with --level or --subjects",
     ("column", "binade_entries"): "use kept_misfit",
     ("column", "binade_changed"): "use kept_misfit",

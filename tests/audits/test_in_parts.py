@@ -22,15 +22,12 @@ from measuring import report_contents as written
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.engines import engine as engine_module
-from shadow.engines import pair as pair_audit
 from shadow.engines.engine import Ended, InProcess
 from shadow.engines.pair import run_pair
 from shadow.engines.parts import Parts, cut
 from shadow.errors import BusyError, ShadowError
-from shadow.run import journal as journal_module
-from shadow.run import pair_plan, rows
+from shadow.run import rows
 from shadow.run.journal import remove_unfinished
-from shadow.run.pair_plan import plan_pair
 from shadow.run.runtime import Progress, Runtime
 from shadow.run.schedule import shards_of
 from shadow.run.settings import Settings
@@ -294,34 +291,3 @@ def test_each_shard_is_fetched_once(tmp_path):
     (parted,) = tmp_path.glob("out/*/*")
     (whole,) = tmp_path.glob("whole/*/*")
     assert written(parted) == written(whole)
-
-
-@pytest.mark.parametrize(
-    ("counters", "count", "settings"),
-    [(0, None, SETTINGS), (0, 4, SETTINGS), (0, None, NORMS), (600, None, SETTINGS),
-     pytest.param(600, 4, SETTINGS, marks=pytest.mark.slow)],
-)  # fmt: skip
-def test_the_plan_counts_journals_rows_and_tables(tmp_path, monkeypatch, counters, count, settings):
-    """Of the folder at its largest: no more than the plan said, and half of that at least."""
-    integers = {f"model.layers.{n % 12}.counter_{n}": torch.zeros(1).int() for n in range(counters)}
-    pair = pair_in(tmp_path, integers)
-    sizes = []
-
-    def note() -> None:
-        files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-        sizes.append(sum(path.stat().st_size for path in files))
-
-    def write_tables(*inputs, **options):
-        written = rows.write_tables(*inputs, **options)
-        note()
-        return written
-
-    remove = journal_module.shutil.rmtree
-    monkeypatch.setattr(pair_audit, "write_tables", write_tables)
-    monkeypatch.setattr(pair_plan, "pace", lambda *_: 1e9)
-    planned = plan_pair(pair, settings, tmp_path / "out").disk_report
-    with monkeypatch.context() as patched:
-        patched.setattr(journal_module.shutil, "rmtree", lambda *a, **b: (note(), remove(*a, **b)))
-        elsewhere = None if count is None else Parts(InProcess(), count).measure
-        run_pair(pair, settings, tmp_path / "out", Runtime(elsewhere=elsewhere))
-    assert planned / 2 < max(sizes) <= planned

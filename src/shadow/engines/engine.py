@@ -166,15 +166,11 @@ class InProcess:
             runtime = task.runtime()
             watching = nullcontext(runtime.show) if watch is None else watch(task.name)
             with watching as show:
-                ended = _carried_out(task, replace(runtime, show=show))
+                try:
+                    ended = Ended(task, task.work(replace(runtime, show=show)), None)
+                except Exception as error:
+                    ended = Ended(task, None, error)
             yield ended
-
-
-def _carried_out(task: Task, runtime: Runtime) -> Ended:
-    try:
-        return Ended(task, task.work(runtime), None)
-    except Exception as error:
-        return Ended(task, None, error)
 
 
 def portable(fault: BaseException) -> BaseException:
@@ -198,25 +194,20 @@ def portable(fault: BaseException) -> BaseException:
 class Queue:
     """Tasks that wait, and who takes which: a machine goes on with what it has read already.
 
-    A machine that has nothing left of what it has read begins what nobody has begun, the longest
+    A machine that has nothing left of what it has read begins what no machine reads, the longest
     queue first; after that it helps where most is left, and reads the same as another machine.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[Task]] = {}
-        self._begun: dict[str, list[str]] = {}  # by machine: what it reads, the latest last
-        self._new: dict[str, None] = {}  # what nobody has begun
+        self._reads: dict[str, str] = {}  # by machine, the latest
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def put(self, task: Task, *, first: bool = False) -> None:
         """Add a task at the end of those that read the same, or before them."""
-        if task.near not in self._waiting:
-            self._waiting[task.near] = deque()
-            if not any(task.near in begun for begun in self._begun.values()):
-                self._new[task.near] = None
-        queue = self._waiting[task.near]
+        queue = self._waiting.setdefault(task.near, deque())
         if first:
             queue.appendleft(task)
         else:
@@ -226,21 +217,16 @@ class Queue:
         """The next task for a machine; None where none waits."""
         if not self._waiting:
             return None
-        begun = self._begun.setdefault(machine, [])
-        begun[:] = [near for near in begun if near in self._waiting]
-        if begun:
-            near = begun[-1]
-        else:
-            near = max(self._new or self._waiting, key=lambda one: len(self._waiting[one]))
-            begun.append(near)
-            self._new.pop(near, None)
-        queue = self._waiting[near]
-        task = queue.popleft()
-        if not queue:
+        near = self._reads.get(machine)
+        if near not in self._waiting:
+            read = {*self._reads.values()}
+            near = max(self._waiting, key=lambda one: (one not in read, len(self._waiting[one])))
+            self._reads[machine] = near
+        task = self._waiting[near].popleft()
+        if not self._waiting[near]:
             del self._waiting[near]
         return task
 
     def clear(self) -> None:
         """Nothing waits any more."""
         self._waiting.clear()
-        self._new.clear()

@@ -281,7 +281,6 @@ def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
         asked.runtime.access,
         folder=journal.folder,
         scratch=asked.scratch,
-        method=asked.settings.method,
         filtered=asked.settings.chosen != Filter(),
         done=journal.outcomes,
         ours={

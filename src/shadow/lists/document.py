@@ -157,7 +157,6 @@ def _costs(plan: PairPlan) -> dict[str, str]:
             "freed after use" if plan.frees else "what whole shards take stays in the Hub's cache"
         )
         rows["disk"] = f"at most {peak} at a time, {stays}; {free} are free"
-    rows["report"] = f"up to about {byte_size(plan.disk_report)} of disk while it is made"
     rows["memory"] = (
         f"about {byte_size(plan.memory)} with {counted(plan.jobs, 'worker', 'workers')}, beside"
         f" file caches; {byte_size(plan.memory_free)} available ({plan.memory_by})"

@@ -87,10 +87,6 @@ class PairPlan:
     """Whether fetched shards are removed at their last use."""
     disk_peak: int
     """Of fetched shards at any time, at most."""
-    disk_report: int
-    """About the most that the report takes while it is made, journal and rows included: a pair in
-    parts has its outcomes in two journals.
-    """
     disk_free: int
     problem: str | None
     """Why disk or memory do not suffice; None where they do."""
@@ -144,7 +140,6 @@ def plan_pair(
             runtime.access,
             folder=folder,
             scratch=folder,
-            method=method,
             filtered=settings.chosen != Filter(),
         )
         matrices = [one for one in lined.pairs if one.is_matrix]
@@ -172,7 +167,6 @@ def plan_pair(
             bytes_to_move=plan.to_move,
             frees=plan.frees,
             disk_peak=plan.peak,
-            disk_report=plan.report,
             disk_free=plan.free,
             problem=fault.message if fault else None,
             hint=fault.hint if fault else None,

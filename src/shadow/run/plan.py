@@ -18,8 +18,6 @@ from shadow.process_settings import uncollected
 from shadow.reports.metadata import SIDES
 from shadow.run.runtime import Access, AlignedPair
 from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
-from shadow.spectra.measurement import Method
-from shadow.spectra.solvers import solver_of
 from shadow.text import byte_size, size_for
 
 DISK_HINT = "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
@@ -28,10 +26,6 @@ SHARED_HINT = (
     "give --max-disk, so that a machine has one task at a time and removes used shards, or free"
     " some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
 )
-# bytes on the disk, measured: of a matrix in the journal beside its spectra, and of its rows and
-# tables; of a vector in either; of a tensor that is not compared; of all files whatever they hold
-A_LINE, A_ROW, A_VECTOR, A_SKIP, FILES = 5_000, 6_000, 800, 350, 52_000
-BASE64 = 4 / 3  # characters of a byte
 # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
 WORTH_IT = 0.9
 
@@ -49,10 +43,6 @@ class Plan:
     """Whether fetched shards are removed from the Hub's cache at their last use."""
     peak: int
     """The most disk that they take at any time."""
-    report: int
-    """About the most disk that the report takes while it is made: its journal, those of its parts,
-    its rows and its tables.
-    """
     free: int
     problem: str | None
     """Why the disk does not suffice; None where it does."""
@@ -71,7 +61,6 @@ def make_plan(
     *,
     folder: Path,
     scratch: Path,
-    method: Method = Method(),  # noqa: B008 - frozen
     filtered: bool = True,
     done: Collection[str] = (),
     ours: Collection[tuple[str, str, str]] = (),
@@ -100,8 +89,7 @@ def make_plan(
             ranges[shard] = source.bytes_to_move()
         elif isinstance(source, WholeFile):
             whole[shard] = source.file.size if shard in there else source.bytes_to_move()
-    report = _report_disk(pairs, len(lined.skipped), method)
-    disks = _Disks(whole, ranges, there, report, folder, access.max_disk)
+    disks = _Disks(whole, ranges, there, folder, access.max_disk)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         ways.insert(0, (False, work.eager()))
@@ -122,30 +110,10 @@ def make_plan(
         to_move=sum(source.bytes_to_move() for source in sources.values()),
         frees=frees and bool(whole),
         peak=peak,
-        report=report,
         free=_free(disks.cache),
         problem=disks.lack(chosen, frees),
         hint=hint,
     )
-
-
-def _report_disk(pairs: Sequence[MatrixPair], skipped: int, method: Method) -> int:
-    """About the most bytes of disk that the report of these takes while it is made.
-
-    The outcomes of parts lie in their journals until that of the pair has them too; rows and tables
-    are written beside the journal of the pair.
-    """
-    journal, rows = FILES, FILES + skipped * A_SKIP
-    for pair in pairs:
-        shape, is_update = (pair.rows, pair.cols), pair.tuned.factor is not None
-        journal += A_LINE if pair.is_matrix else A_VECTOR
-        rows += A_ROW if pair.is_matrix else A_VECTOR
-        if pair.is_matrix:
-            many = 3 if method.subjects == "all" else 1
-            sigmas = many * solver_of(method).on(shape).sigmas(shape, is_update)
-            journal += int(BASE64 * 8 * sigmas)
-            rows += 2 * 4 * sigmas  # as a row, and in the table
-    return journal + max(journal, rows)
 
 
 def require_disk_for_pickles(located: Located, access: Access) -> int:
@@ -242,7 +210,6 @@ class _Disks:
     """and in the folder of the report."""
     there: Collection[ShardKey]
     """Shards that take their part of the cache's disk already."""
-    report: int
     folder: Path
     limit: int | None
 
@@ -271,10 +238,10 @@ class _Disks:
                 f" {byte_size(self.limit)}"
             )
         more = in_cache - sum(self.whole[shard] for shard in self.there)
-        needs = {self.cache: more, self.folder: in_scratch + self.report}
+        needs = {self.cache: more, self.folder: in_scratch}
         devices = {nearest_folder(place).stat().st_dev for place in needs}
         if len(devices) == 1:
-            needs = {self.cache: more + in_scratch + self.report}
+            needs = {self.cache: more + in_scratch}
         for place, need in needs.items():
             if need > _free(place):
                 free = byte_size(_free(place))

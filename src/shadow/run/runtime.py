@@ -29,19 +29,6 @@ if TYPE_CHECKING:
 Place = str | PathLike[str]
 Fetch = Literal["auto", "shards", "ranges"]
 LEAST_DISK = 1_000  # bytes; no shard is smaller
-LEAST_WITHOUT_UNIT = 1_000_000  # bytes; below, somebody forgot the unit
-
-
-def disk_limit(text: str) -> int:
-    """The bytes of a limit such as `40GB`. Raises UsageError for what can hold nothing."""
-    size = bytes_of(text)
-    has_unit = not text.strip().replace(".", "").isdigit()
-    if size < (LEAST_DISK if has_unit else LEAST_WITHOUT_UNIT):
-        hint = "write it with a unit, such as 40GB"
-        if size and not has_unit and size < LEAST_DISK:
-            hint = f"did you mean {text.strip()}GB?"
-        raise UsageError(f"--max-disk: {counted(size, 'byte holds', 'bytes hold')} no shard", hint)
-    return size
 
 
 @explained
@@ -92,7 +79,12 @@ def access_of(files: Files) -> Access:
     """How checkpoints may be read. Raises UsageError for a size that is none."""
     fetch = os.environ.get("SHADOW_FETCH", "auto") if files.fetch == "auto" else files.fetch
     require_known("fetch", fetch, get_args(Fetch))
-    most = disk_limit(files.max_disk) if isinstance(files.max_disk, str) else files.max_disk
+    most = files.max_disk
+    if isinstance(most, str):
+        most = bytes_of(most)
+        if most < LEAST_DISK:
+            fault = f"--max-disk: {counted(most, 'byte holds', 'bytes hold')} no shard"
+            raise UsageError(fault, "write it with a unit, such as 40GB")
     return Access(
         allow_pickle=files.allow_pickle,
         offline=files.offline,

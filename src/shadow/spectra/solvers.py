@@ -121,10 +121,6 @@ class Solver(ABC):
         """Bytes of a delta that is held in memory which later matrices use again."""
         return 0
 
-    @abstractmethod
-    def sigmas(self, shape: Shape, is_update: bool) -> int:
-        """Count the singular values of a subject that are written."""
-
 
 class Norms(Solver):
     """Sums over entries in one pass; `shadow.spectra.entries` makes them."""
@@ -139,10 +135,6 @@ class Norms(Solver):
     def memory(self, shape: Shape, factors: int) -> int:
         """Buffers of parts."""
         return max(BUFFERS * PART, factors)
-
-    def sigmas(self, shape: Shape, is_update: bool) -> int:
-        """None."""
-        return 0
 
 
 class Spectral(Solver):
@@ -248,10 +240,6 @@ class Gram(Spectral):
         """A Gram and copies of it."""
         return GRAM * min(shape) ** 2
 
-    def sigmas(self, shape: Shape, is_update: bool) -> int:
-        """All."""
-        return min(shape)
-
 
 FULL = Gram("default", "float32 Gram, float64 eigenvalues")
 
@@ -333,10 +321,6 @@ class Krylov(Spectral):
     def held(self, shape: Shape, subjects: Subjects) -> int:
         """A delta alone, where it is small enough."""
         return 4 * kept_elements(shape) if subjects == "delta" else 0
-
-    def sigmas(self, shape: Shape, is_update: bool) -> int:
-        """None, but of an update, from its factors."""
-        return min(shape) if is_update else 0
 
 
 SOLVERS: Mapping[Level, Solver] = {
