@@ -39,7 +39,7 @@ def outcomes(tmp_path: Path) -> int:
     """How many results the journal of the running audit holds."""
     journals = found_below(tmp_path / "out", "journal.jsonl")
     return sum(
-        line.startswith('{"key"') for path in journals for line in path.read_text().splitlines()
+        line.startswith('["') for path in journals for line in path.read_text().splitlines()
     )
 
 

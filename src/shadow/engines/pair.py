@@ -28,7 +28,7 @@ from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.provenance import Identity
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import Fetched, Journal
-from shadow.run.machine import default_jobs, kinds, lacking, machine_limits
+from shadow.run.machine import jobs_of, kinds, lacking, machine_limits
 from shadow.run.plan import Plan, make_plan
 from shadow.run.rows import with_contents, write_tables
 from shadow.run.runtime import AlignedPair, Asked, Runtime, size_of
@@ -245,11 +245,10 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
 
     cache = None if runtime.cache is None else SpectrumCache(runtime.cache)
     remember = solve_anew if cache is None else cache.remember
-    machine = runtime.limits or machine_limits()
     of_memory = kinds(lined.pairs)
-    if fault := lacking(of_memory, machine, method):
+    if fault := lacking(of_memory, runtime.limits or machine_limits(), method):
         raise fault
-    jobs = runtime.jobs or default_jobs(of_memory, machine, method)
+    jobs = jobs_of(runtime, of_memory, method)
     means = Means(method, Workspace(), remember, open_device(asked.settings.device))
     measure = partial(outcome_of, base=plan.base, tuned=plan.tuned, means=means, summed=summed)
     # What has not begun is given up as soon as anything goes wrong.

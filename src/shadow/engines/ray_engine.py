@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -199,6 +198,7 @@ class RayEngine:
 
     def __init__(self, request: Ray, runtime: Runtime) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self._queue = Queue()
         self._running: dict[Any, _Running] = {}
@@ -213,13 +213,21 @@ class RayEngine:
         if not self._slots(machines):
             raise ShadowError(*too_large(self._cores, self._memory, machines))
         self._say = runtime.say
-        self.here = _here()
+        self.here = str(ray.get_runtime_context().get_node_id())
         # Once: each copy of the function would be kept by the cluster until the run ends.
         self._work = ray.remote(_carry_out)
         self._empty_since: float | None = None
         self._empty_told = False
-        self.ear = new_ear()
-        self._heard = "", 0  # which ear, and how many of its messages have arrived
+        self._messages: Any = (
+            ray.remote(Messages)
+            .options(
+                num_cpus=0,
+                max_restarts=-1,
+                max_task_retries=-1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=self.here, soft=False),
+            )
+            .remote()
+        )
 
     def lanes(self) -> int:
         return sum(self._slots(_machines()).values())
@@ -344,7 +352,7 @@ class RayEngine:
             ),
             folder=str(Path.cwd()),
             name=task.name,
-            ear=self.ear,
+            messages=self._messages,
             cores=self._cores,
             memory=self._memory,
             own_cache=runtime.cache is not None and runtime.cache == default_folder(),
@@ -366,9 +374,7 @@ class RayEngine:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            ear, before = self._heard
-            ear, before, messages = ray.get(self.ear.since.remote(ear, before), timeout=patience)
-            self._heard = ear, before + len(messages)
+            messages = ray.get(self._messages.take.remote(), timeout=patience)
             running = {one.task.name: one.runtime for one in self._running.values()}
             for name, message in messages:
                 if name in running and isinstance(message, Progress):
@@ -440,57 +446,23 @@ def too_large(
     return f"no machine with {cores} cores has {byte_size(memory or 0)} of memory", hint
 
 
-class Ear:
-    """What tasks tell the driver.
+class Messages:
+    """What tasks tell the driver, which takes it now and then.
 
-    A message is kept until the driver asks for a later one: it has arrived then.
+    It lives on the machine of the driver: elsewhere it would be lost with its machine. A soft wish
+    is not enough: Ray puts an actor that needs no resources on any machine. Where its process is
+    killed, as for want of memory, it begins again, and what tasks tell meanwhile waits.
     """
 
     def __init__(self) -> None:
-        self._name = secrets.token_hex(8)  # another one after a restart, which begins to count anew
         self._told: list[tuple[str, object]] = []
-        self._gone = 0
 
     def tell(self, name: str, message: object) -> None:
         self._told.append((name, message))
 
-    def since(self, ear: str, count: int) -> tuple[str, int, list[tuple[str, object]]]:
-        """Which ear this is, and all messages behind the first so many, whose number comes too:
-        `count`, or 0 where another ear is meant.
-        """
-        if ear != self._name:
-            count = 0
-        del self._told[: count - self._gone]
-        self._gone = count
-        return self._name, count, self._told
-
-
-def _here() -> str:
-    """The name that Ray has for the machine of this process."""
-    import ray
-
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def new_ear() -> Any:
-    """The ear, on the machine of the driver: elsewhere it would be lost with its machine.
-
-    A soft wish is not enough: Ray puts an actor that needs no resources on any machine. Where its
-    process is killed, as for want of memory, it begins again, and what tasks tell meanwhile waits.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return (
-        ray.remote(Ear)
-        .options(
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_here(), soft=False),
-        )
-        .remote()
-    )
+    def take(self) -> list[tuple[str, object]]:
+        told, self._told = self._told, []
+        return told
 
 
 # What runs on the machines.
@@ -504,7 +476,7 @@ class _There:
     runtime: Runtime
     folder: str  # that names of files are relative to
     name: str
-    ear: Any
+    messages: Any
     cores: int
     memory: int | None
     own_cache: bool  # is the cache of spectra the one that each machine has?
@@ -527,14 +499,14 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
 
     def say(what: object) -> None:
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(there.ear.tell.remote(there.name, what))  # before the task ends
+            ray.get(there.messages.tell.remote(there.name, what))  # before the task ends
 
     def show(state: Progress) -> None:
         nonlocal next_state
         if time.monotonic() >= next_state or state.done == state.total:
             next_state = time.monotonic() + TOLD_EVERY
             with contextlib.suppress(ray.exceptions.RayError):
-                there.ear.tell.remote(there.name, state)
+                there.messages.tell.remote(there.name, state)
 
     runtime = replace(there.runtime, say=say, show=show, limits=allotted(there.cores, there.memory))
     if there.own_cache:

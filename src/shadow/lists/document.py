@@ -16,7 +16,6 @@ from shadow.telling.document import (
     Level,
     Provenance,
     Section,
-    Table,
     Word,
     named,
     number,
@@ -27,7 +26,7 @@ from shadow.text import about_time, byte_size, counted, several, took
 
 if TYPE_CHECKING:
     from shadow.lists.index import Index, Row
-    from shadow.run.pair_plan import PairPlan, PlannedModule, PlannedSide
+    from shadow.run.pair_plan import PairPlan, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
 STATES: Mapping[str, Level] = {
@@ -84,7 +83,7 @@ def plan_document(plan: PairPlan) -> Document:
     """What an audit of a pair will take."""
     sides = [FigureRow("base", _side(plan.base)), FigureRow("tuned", _side(plan.tuned))]
     blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
-    blocks.append(planned_table(plan.modules))
+    blocks.append(table_of(PLANNED, plan.modules, "To be measured"))
     if plan.skipped:
         blocks.append(skipped_table(plan.skipped))
     blocks.append(Figures([FigureRow(name, text) for name, text in _costs(plan).items()]))
@@ -115,43 +114,28 @@ def _side(side: PlannedSide) -> str:
     return f"{named}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}"
 
 
-def _layers(row: PlannedModule) -> str | None:
-    return "-".join(map(str, dict.fromkeys(row.layers))) if row.layers else None
-
-
-def _shapes(row: PlannedModule) -> str:
-    return several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
-
-
 PLANNED = (
     Field("component", "text", of="component"),
     named("module"),
     number("n", "matrices", "count"),
-    number("layers", _layers, None),
-    Field("rows x cols", "text", of=_shapes),
+    number("layers", lambda row: "-".join(map(str, dict.fromkeys(row.layers or ()))) or None, None),
+    Field(
+        "rows x cols",
+        "text",
+        of=lambda row: several([f"{rows} x {cols}" for rows, cols in row.shapes], 2),
+    ),
 )
-
-
-def planned_table(modules: Sequence[PlannedModule]) -> Table:
-    """A row for each component and module: how many matrices, in which layers, of which shapes."""
-    return table_of(PLANNED, modules, "To be measured")
-
-
-def _to_move(plan: PairPlan) -> str:
-    """What is fetched from the Hub, and how."""
-    if not plan.bytes_to_move:
-        return "nothing: all is in the Hub's cache"
-    moved = byte_size(plan.bytes_to_move)
-    if not plan.shards_in_ranges:
-        return moved
-    shards = f"{plan.shards_in_ranges} of {plan.shards_to_fetch} shards"
-    return f"{moved}, {shards} as byte ranges (unverified)"
 
 
 def _costs(plan: PairPlan) -> dict[str, str]:
     rows = {"work": f"{plan.matrices:,} matrices, {plan.vectors:,} vectors"}
     if plan.shards_to_fetch:
-        rows["to move"] = _to_move(plan)
+        rows["to move"] = byte_size(plan.bytes_to_move)
+        if not plan.bytes_to_move:
+            rows["to move"] = "nothing: all is in the Hub's cache"
+        elif plan.shards_in_ranges:
+            shards = f"{plan.shards_in_ranges} of {plan.shards_to_fetch} shards"
+            rows["to move"] += f", {shards} as byte ranges (unverified)"
         peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
         stays = (
             "freed after use" if plan.frees else "what whole shards take stays in the Hub's cache"

@@ -21,7 +21,7 @@ from shadow.comparing.differences import MOST_SHARED, DeltaDirections, no_shared
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.reports.provenance import all_that_are
-from shadow.run.machine import default_jobs, machine_limits
+from shadow.run.machine import jobs_of
 from shadow.run.runtime import Access, Runtime, tell_nobody
 from shadow.run.sides import client_for, find_audited, open_found, reference_of
 from shadow.run.workers import cost, own_workspace, threads, views
@@ -93,9 +93,8 @@ def _siblings(
             return values if values.finite else None
 
         title = f"{first.pair} and {second.pair}"
-        jobs = runtime.jobs or default_jobs([pair for pair, _ in matched], machine_limits())
         values: list[JointValues | None] = []
-        with threads(jobs) as pool:
+        with threads(jobs_of(runtime, [pair for pair, _ in matched])) as pool:
             for value in pool.map(measure, sorted(matched, key=lambda match: -cost(match[0]))):
                 values.append(value)
                 show(len(values), len(matched), title)

@@ -23,13 +23,11 @@ from shadow.engines.engine import (
 from shadow.engines.finished import AuditResult
 from shadow.engines.pair import run_pair
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.quantities import text_of
 from shadow.run.runtime import Progress, Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, references_of
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
-from shadow.telling.size import of_what
 from shadow.text import byte_size, took
 
 State = Literal["done", "kept", "failed", "stopped"]
@@ -121,15 +119,9 @@ def audit_pairs(
             if engine.elsewhere:
                 outcome = _seen_here(outcome)
             if numbered and outcome.began and outcome.result is not None:
-                summary, moved = outcome.result.summary, ""
-                if outcome.moved:
-                    moved = f", {byte_size(outcome.moved)} fetched"
-                norm = summary.figures.relative_norm_overall
-                found = "nothing changed"
-                if norm and summary.figures.matrices:
-                    found = f"{text_of(norm, 'share')} {of_what(summary)}"
-                gates = "" if summary.stopped is None else f", {summary.stopped}"
-                say(f"done in {took(outcome.seconds)}{moved}, {found}{gates}")
+                moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""
+                gates = outcome.result.summary.stopped
+                say(f"done in {took(outcome.seconds)}{moved}{f', {gates}' if gates else ''}")
             yield outcome
             if outcome.state == "stopped" and not engine.elsewhere:
                 outcome.finished()  # raises

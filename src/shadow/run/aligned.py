@@ -28,7 +28,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, torch_name
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reports.metadata import SIDES
-from shadow.run.machine import default_jobs, machine_limits
+from shadow.run.machine import jobs_of
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Apart, Scanned, in_order
@@ -385,7 +385,7 @@ def lines_of(lined: Sequence[Lined]) -> tuple[list[Line], list[Apart]]:
 def in_threads(lines: Sequence[Line], runtime: Runtime) -> Iterator[Callable[..., Any]]:
     """`map` over tensors in threads, with its progress."""
     pairs = [line[0][0] for line in lines]
-    jobs = runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits())
+    jobs = jobs_of(runtime, pairs)
 
     def each(do: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         total = len(items)

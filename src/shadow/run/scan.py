@@ -23,7 +23,7 @@ from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place
-from shadow.run.machine import default_jobs, machine_limits
+from shadow.run.machine import jobs_of
 from shadow.run.plan import make_plan, require_disk_at_once
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Apart, Scanned, in_order
@@ -70,8 +70,7 @@ def scan(
         finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
             require_same_files(pair, plan.base, plan.tuned)
 
-    machine = runtime.limits or machine_limits()
-    jobs = runtime.jobs or default_jobs(lined.pairs, machine, Method("norms"))
+    jobs = jobs_of(runtime, lined.pairs, Method("norms"))
     with closing(in_workers(plan, measured, runtime, jobs, weigh=lambda _: 1)) as rows:
         found = sorted(rows, key=itemgetter(0))
     if unread is not None:
