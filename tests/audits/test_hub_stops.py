@@ -38,9 +38,7 @@ pytest_plugins = "hub_pairs"
 def outcomes(tmp_path: Path) -> int:
     """How many results the journal of the running audit holds."""
     journals = found_below(tmp_path / "out", "journal.jsonl")
-    return sum(
-        line.startswith('["') for path in journals for line in path.read_text().splitlines()
-    )
+    return sum(line.startswith('["') for path in journals for line in path.read_text().splitlines())
 
 
 def assert_goes_on(done: Run, hub: Hub, tmp_path: Path, wanted: dict[str, pd.DataFrame]) -> None:

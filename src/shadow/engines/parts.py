@@ -50,24 +50,47 @@ class Parts:
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
         """Measure what the journal does not hold yet, into it. Raises what a part raised."""
         left = [pair for pair in lined.pairs if pair.key not in journal.outcomes]
+        there = [pair for pair in lined.pairs if pair.key in journal.outcomes]
         is_filtered = asked.settings.chosen != Filter()
         # what comes in byte ranges is decided over a whole pair
         count = 1 if is_filtered else self.count or self.engine.lanes()
         parts = cut(left, count, _sizes(left, lined))
         if len(parts) > 1:
             asked.runtime.say(f"measuring in {len(parts)} parts")
-        progress = _Sum(asked.runtime, lined, journal)
-        commits = {**asked.runtime.commits, **_commits(asked.pair, lined)}
-        runtime = replace(asked.runtime, commits=commits, elsewhere=None)
+        runtime = asked.runtime
+        before = Progress(
+            len(there), len(lined.pairs), sum(map(cost, there)), sum(map(cost, lined.pairs))
+        )
+        told: dict[str, Progress] = {}
+
+        def show(name: str, state: Progress) -> None:
+            """Show the progress of all parts as that of their pair."""
+            told[name] = state
+            done = before.done + sum(one.done for one in told.values())
+            spent = before.cost_done + sum(one.cost_done for one in told.values())
+            runtime.show(
+                Progress(
+                    min(before.total, done),
+                    before.total,
+                    min(before.cost_total, spent),
+                    before.cost_total,
+                    sum(one.moved for one in told.values()),
+                    sum(one.to_move for one in told.values()),
+                )
+            )
+
+        runtime.show(before)
+        commits = {**runtime.commits, **_commits(asked.pair, lined)}
         sizes = {}  # matrices of each part; their keys are long
         for number, part in enumerate(parts, 1):
             name = f"part {number} of {len(parts)}"
             keys = tuple(pair.key for pair in part)
             sizes[name] = len(part)
-            folder = _folder(journal.folder, keys)
+            digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+            folder = journal.folder / PARTS / digest
             work = partial(_measured, asked.pair, asked.settings, journal.identity, keys, folder)
             own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
-            own = replace(own, show=partial(progress.tell, name))
+            own = replace(own, commits=commits, elsewhere=None, show=partial(show, name))
             self.engine.submit(Task(name, work, partial(replace, own), name))
         # Another machine may hold its journal, such as one that was lost with the part: a network
         # file system lets go of its locks after a minute or two.
@@ -77,8 +100,10 @@ class Parts:
             for ended in ended_tasks:
                 if ended.fault is not None:
                     raise ended.fault
-                _take_over(ended.result, sizes[ended.task.name], journal)
-                progress.end(ended.task.name)
+                name = ended.task.name
+                _take_over(ended.result, sizes[name], journal)
+                if last := told.get(name):  # its last words may have been lost
+                    show(name, replace(last, done=last.total, cost_done=last.cost_total))
 
 
 def _measured(
@@ -180,42 +205,3 @@ def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
         for component, part in reference.parts:
             found[part] = opened.get(component, checkpoint).commit
     return {reference: commit for reference, commit in found.items() if commit is not None}
-
-
-def _folder(folder: Path, keys: Sequence[str]) -> Path:
-    """Where a part keeps its journal."""
-    return folder / PARTS / hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
-
-
-class _Sum:
-    """The progress of all parts as that of their pair."""
-
-    def __init__(self, runtime: Runtime, lined: AlignedPair, journal: Journal) -> None:
-        self._show = runtime.show
-        there = [cost(pair) for pair in lined.pairs if pair.key in journal.outcomes]
-        self._before = Progress(
-            len(there), len(lined.pairs), sum(there), sum(map(cost, lined.pairs))
-        )
-        self._parts: dict[str, Progress] = {}
-        self._show(self._before)
-
-    def tell(self, name: str, state: Progress) -> None:
-        self._parts[name] = state
-        before, states = self._before, self._parts.values()
-        done = before.done + sum(one.done for one in states)
-        spent = before.cost_done + sum(one.cost_done for one in states)
-        self._show(
-            replace(
-                before,
-                done=min(before.total, done),
-                cost_done=min(before.cost_total, spent),
-                moved=sum(one.moved for one in states),
-                to_move=sum(one.to_move for one in states),
-            )
-        )
-
-    def end(self, name: str) -> None:
-        """A part has ended; its last words may have been lost."""
-        if name in self._parts:
-            state = self._parts[name]
-            self.tell(name, replace(state, done=state.total, cost_done=state.cost_total))
