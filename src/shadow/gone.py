@@ -29,6 +29,8 @@ GONE: Mapping[tuple[str, str], str] = {
     ("option", "--list-schema"): "docs/lists.md says what a list may hold",
     ("option", "--p-values"): "read the spread over layers",
     ("key", "p_within_pair"): "read low and high, the spread over layers",
+    ("key", "resampling"): "docs/summary.md says how intervals are made",
+    ("key", "up_effective_rank_shift"): "read effective_rank_shift of mlp.up in modules or rows",
     ("key", "unchanged_experts"): "read status of the tensors in tensors.parquet",
     ("word", "experts_renumbered"): "read recognised.replaced",
     ("option", "--no-joint"): "lineage compares no deltas; `shadow compare --joint` does",

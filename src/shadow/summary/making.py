@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -17,13 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.places.names import ATTENTION, MLP, UP
+from shadow.places.names import ATTENTION, MLP
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata
 from shadow.summary.bootstrap import (
-    DRAWS,
-    LEVEL,
-    SEED,
     Blocks,
     Counts,
     Interval,
@@ -62,24 +58,6 @@ ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
-INTERVALS: Mapping[str, str | float] = {
-    "level": LEVEL,
-    "draws": DRAWS,
-    "seed": SEED,
-    "unit": (
-        "layer: each draw takes as many layers of each component as there are, with replacement,"
-        " and all matrices of each; what lies outside the layers is in every draw; where there are"
-        " no more ways to draw, each is taken once"
-    ),
-    "kind": "expanded percentile (Hesterberg 2015)",
-    "weights": (
-        "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of"
-        " energy, and depth figures weigh by energy or entries"
-    ),
-    "covers": "other layers of the same pair; not other runs, seeds or models",
-}
-
-
 # what makes the keys of the same name, from tensors and from deltas
 OF_TENSORS = (unchanged, vectors, vocabulary, uncompared, skipped, idle_updates, broken)
 OF_DELTAS = (inside_layers, outside_layers, coherence)
@@ -103,7 +81,6 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             tuned=side_row(metadata["tuned"]),
             counts={status: statuses[status] for status in STATUSES},
             figures=_figures(rows, tally),
-            resampling=INTERVALS,
             components=_by_component(rows),
             modules=_by_module(rows),
             depth=depth,
@@ -378,9 +355,7 @@ def _by_layer(rows: Rows) -> list[Row]:
     """For each compared layer of each component: energies, relative norm as one vector, medians of
     the rest.
 
-    energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the
-    MLP up-projections (of several experts, the median), the curve of arXiv:2604.07363. A layer that
-    is identical has a relative norm of 0.
+    energy_share is of the component's layers. A layer that is identical has a relative norm of 0.
     """
     deltas = rows.deltas
     totals = {
@@ -390,7 +365,7 @@ def _by_layer(rows: Rows) -> list[Row]:
     layers = []
     for place, (component, layer) in enumerate(rows.layers):
         here = deltas.where(deltas["at"] == place)
-        energy, up = float(here["energy"].sum()), here.where(np.isin(here["module"], UP))
+        energy = float(here["energy"].sum())
         one = row(
             "depth",
             {name: median(here[name]) for name in BY_LAYER},
@@ -400,7 +375,6 @@ def _by_layer(rows: Rows) -> list[Row]:
             relative_norm=_whole_norm(here) if len(here) else 0.0,
             energy=finite(energy),
             energy_share=over(energy, totals.get(component, 0.0)),
-            up_effective_rank_shift=median(up["effective_rank_shift"]),
         )
         layers.append(one)
     return layers

@@ -142,7 +142,6 @@ SCALARS: Mapping[str, Callable[[Any], bool]] = {
     "int": lambda value: type(value) is int,
     "text": lambda value: type(value) is str,
     "flag": lambda value: type(value) is bool,
-    "setting": lambda value: type(value) in (int, float, str),
     "tier": lambda value: value in TIERS,
     "warning": lambda value: value == "older_report",
 }
