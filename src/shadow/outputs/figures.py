@@ -326,7 +326,7 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     for name in ("layer", "expert"):
         is_there = math.isfinite(row[name])
         wanted &= pc.field(name) == int(row[name]) if is_there else pc.field(name).is_null()
-    rows = report.spectra_where(wanted).to_pylist()
+    rows = [one for batch in report.spectrum_batches(where=wanted) for one in batch.to_pylist()]
     sigmas = {str(one["subject"]): np.array(one["sigma"] or [], dtype=float) for one in rows}
     if not {"base", "tuned", "delta"} <= set(sigmas):
         fault = f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}"

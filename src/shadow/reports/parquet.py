@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shadow.reports.columns import TABLES, Cell, Column, null_if_undefined
+from shadow.reports.columns import Cell, Column, Table, null_if_undefined
 from shadow.reports.metadata import METADATA_KEY, ReportMetadata
 from shadow.reports.provenance import missing, unreadable
 from shadow.text import several
@@ -141,12 +141,12 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(rows, values.type)])
 
 
-def read_columns(file: pq.ParquetFile, name: str, columns: Sequence[Column]) -> pa.Table:
-    """Some columns of a table's file, as this version has them. Call it in `telling_faults`."""
+def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
+    """A table's file as this version has it. Call it in `telling_faults`."""
     stored = set(file.schema_arrow.names)
-    there = [column.name for column in columns if column.name in stored]
+    there = [column.name for column in table.columns if column.name in stored]
     many = file.metadata.num_rows > FEW_ROWS
-    return conformed(file.read(columns=there, use_threads=many), columns, TABLES[name].first)
+    return conformed(file.read(columns=there, use_threads=many), table.columns, table.first)
 
 
 @contextmanager

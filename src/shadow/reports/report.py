@@ -22,14 +22,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
-from shadow.reports.columns import TABLES, Column
+from shadow.reports.columns import TABLES
 from shadow.reports.folders import NAME_ONE
 from shadow.reports.metadata import METADATA_KEY, metadata_in
 from shadow.reports.parquet import (
     MAX_ROWS,
     arrow_schema,
     conformed,
-    read_columns,
+    read_table,
     telling_faults,
 )
 from shadow.reports.provenance import Provenance, report_metadata, require_tables
@@ -88,15 +88,14 @@ class Report:
 
     @cached_property
     def absent(self) -> tuple[str, ...]:
-        """What it lacks that was added to reports since: columns by name, tables by their file.
+        """The columns that it lacks, as they were added to reports since.
 
         Raises ShadowError when a file is broken.
         """
         lacking: list[str] = []
-        for table in TABLES.values():
-            if table.later:
-                with telling_faults(path := self._path(table.name)):
-                    lacking += table.later - {*pq.read_schema(path).names}
+        for table in filter(lambda table: table.later, TABLES.values()):
+            with telling_faults(path := self._path(table.name)):
+                lacking += table.later - {*pq.read_schema(path).names}
         return tuple(sorted(lacking))
 
     def table(self, name: str) -> pa.Table:
@@ -106,18 +105,18 @@ class Report:
         Raises ShadowError when the file is missing, broken, or of another audit than the report.
         """
         if name not in self._tables:
-            self._tables[name] = self._read(name, TABLES[name].columns)
+            assert self.provenance  # first: this completes a replacement that was killed half-way
+            with telling_faults(self._path(name)):
+                if name == "spectra" and not self.has_spectra:
+                    self._tables[name] = arrow_schema(TABLES[name].columns).empty_table()
+                else:
+                    self._tables[name] = read_table(self._checked(name), TABLES[name])
         return self._tables[name]
 
     def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
-        """Some columns of a table, and no others read, as of a large report.
-
-        Raises ShadowError as `table` does.
-        """
-        chosen = [column for column in TABLES[table].columns if column.name in names]
-        if table in self._tables:
-            return frame_of(self._tables[table].select([column.name for column in chosen]))
-        return frame_of(self._read(table, chosen))
+        """Some columns of a table. Raises ShadowError as `table` does."""
+        chosen = [column.name for column in TABLES[table].columns if column.name in names]
+        return frame_of(self.table(table).select(chosen))
 
     def content(self, table: str) -> bytes:
         """The file of a table, byte by byte. Raises OSError where there is none."""
@@ -125,39 +124,27 @@ class Report:
             self._contents[table] = self._path(table).read_bytes()
         return self._contents[table]
 
-    def parquet(self, table: str) -> pq.ParquetFile:
-        """The file of a table, its footer read, its rows not. Raises OSError, or Arrow's errors."""
-        if table not in self._files:
-            if table == "spectra":  # gigabytes
-                source = self._path(table)
-            else:
-                source = pa.BufferReader(self.content(table))
-            self._files[table] = pq.ParquetFile(source)
-        return self._files[table]
-
-    def spectrum_batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of the singular values, a part at a time; nothing where the report has none.
+    def spectrum_batches(
+        self, names: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Some columns of the singular values, of all rows or those that meet a condition, a part
+        at a time; nothing where the report has none.
 
         Raises ShadowError as `table` does.
         """
         if not self.has_spectra:
             return
-        columns = [column for column in TABLES["spectra"].columns if column.name in names]
-        with telling_faults(self._path("spectra")):
-            file = self._checked("spectra")
-            for batch in file.iter_batches(BATCH, columns=list(names), use_threads=False):
-                yield from conformed(pa.table(batch), columns, names).to_batches()
+        from pyarrow.dataset import dataset  # takes time that most commands need not
 
-    def spectra_where(self, condition: pc.Expression) -> pa.Table:
-        """The singular values of the rows that meet a condition, as Arrow has them; without rows
-        where there are none.
-
-        Raises ShadowError as `table` does.
-        """
-        with telling_faults(self._path("spectra")):
+        table, path = TABLES["spectra"], self._path("spectra")
+        columns = [one for one in table.columns if names is None or one.name in names]
+        chosen = [column.name for column in columns]
+        with telling_faults(path):
             self._checked("spectra")
-            stored = pq.read_table(self._path("spectra"), filters=condition)
-            return conformed(stored, TABLES["spectra"].columns, TABLES["spectra"].first)
+            for batch in dataset(path).to_batches(
+                columns=chosen, filter=where, batch_size=BATCH, batch_readahead=1, use_threads=False
+            ):
+                yield from conformed(pa.table(batch), columns, chosen).to_batches()
 
     def _path(self, table: str) -> Path:
         return self.folder / f"{table}.parquet"
@@ -167,24 +154,14 @@ class Report:
         return {}
 
     @cached_property
-    def _files(self) -> dict[str, pq.ParquetFile]:
-        return {}
-
-    @cached_property
     def _tables(self) -> dict[str, pa.Table]:
         return {}
 
-    def _read(self, table: str, columns: Sequence[Column]) -> pa.Table:
-        assert self.provenance  # first: this completes a replacement that was killed half-way
-        path = self._path(table)
-        with telling_faults(path):
-            if table == "spectra" and not self.has_spectra:
-                return arrow_schema(columns).empty_table()
-            return read_columns(self._checked(table), table, columns)
-
     def _checked(self, table: str) -> pq.ParquetFile:
         """The file of a table, of the report's audit and of no more rows than a model has."""
-        file = self.parquet(table)
+        is_large = table == "spectra"  # gigabytes
+        source = self._path(table) if is_large else pa.BufferReader(self.content(table))
+        file = pq.ParquetFile(source)
         if (count := file.metadata.num_rows) > MAX_ROWS:
             raise ShadowError(f"{self._path(table)}: {count} rows", NAME_ONE)
         try:
