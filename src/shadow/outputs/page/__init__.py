@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from markupsafe import Markup
@@ -28,7 +29,6 @@ from shadow.telling.screen import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
-RELATIVE_NORM = "relative_norm_overall"
 
 
 Missing = tuple[str, str, str]
@@ -119,10 +119,11 @@ def ranking_table(ranked: Sequence[PairSection]) -> Table:
         failed = f"Gates failed: {', '.join(pair.failed)}." if pair.failed else ""
         return Word(pair.summary.finding.headline, aside=failed)
 
+    norm = attrgetter("summary.figures.relative_norm_overall")
     fields = [
         named("pair", lambda pair: Link(pair.name, target=f"pair-{pair.number}")),
         number("concentration", lambda pair: quantity(pair.summary, "concentration", "fixed")),
-        number("relative norm", lambda pair: quantity(pair.summary, RELATIVE_NORM, "share")),
+        number("relative norm", norm, "share"),
         worded("finding", finding),
     ]
     return table_of(fields, ranked)

@@ -3,20 +3,12 @@ class Pair {
   constructor(root) {
     this.root = root;
     this.data = JSON.parse(document.getElementById(`data-${root.dataset.pair}`).textContent);
-    const { component, module, layer, state, reason, matrices, tensor, rows, cols } = this.data;
-    this.cells = component.map((_, index) => ({
+    const columns = ["component", "module", "layer", "state", "reason", "matrices", "tensor", "rows", "cols"];
+    this.cells = this.data.component.map((_, index) => ({
       index,
-      component: component[index],
-      module: module[index],
-      layer: layer[index],
-      state: state[index],
-      reason: reason[index],
-      matrices: matrices[index],
-      tensor: tensor[index],
-      rows: rows[index],
-      cols: cols[index],
+      ...Object.fromEntries(columns.map((name) => [name, this.data[name][index]])),
     }));
-    this.components = different(component);
+    this.components = different(this.data.component);
     this.measured = this.cells.filter((cell) => cell.state === "measured" || cell.state === "alone");
     this.subject = "delta";
     if (!this.chart("heat")) return;

@@ -4,6 +4,4 @@ document.documentElement.classList.add("js");
 try {
   const chosen = localStorage.getItem("shadow-theme");
   if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
-} catch {
-  // storage is closed to files in some browsers: the system's theme it is
-}
+} catch { /* storage is closed to files in some browsers: the system's theme it is */ }
