@@ -76,34 +76,33 @@ def judge(found: Whole) -> Answer:
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     """Headers and small files first, then a loader, then one sweep over values."""
     read = not asked.headers
-    opened = shards.open_whole(asked.models[0], runtime, scratch, with_values=read)
-    checkpoint = opened.checkpoint
+    checkpoint, stored, small, files = shards.open_whole(
+        asked.models[0], runtime, scratch, with_values=read
+    )
     if checkpoint is None:
-        return Whole(opened.files, with_values=read)
+        return Whole(files, with_values=read)
     tables, sees = _vocabulary(checkpoint)
     adapter, expected, named = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
     if not is_adapter and asked.models[0] not in runtime.found:  # a model in memory has been loaded
-        is_cut = opened.files.are_cut
-        expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=is_cut)
+        expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=files.are_cut)
         ends, tied = {place: name for name, place in tables.items()}, None
         if {"head", "embed"} <= ends.keys():
             both, reading = (ends["head"], ends["embed"]), runtime if read else None
             tied = names.gather_tied(checkpoint, both, reading, is_tied=expected.tied)
-        indexed = opened.files.weight_map.keys()
+        indexed = files.weight_map.keys()
         named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
     swept: list[Swept] = []
     unread: list[Apart] = []
     if read:
         from shadow.run.scan import sweep
 
-        swept, unread = sweep(checkpoint, opened.stored.values(), runtime, scratch / "sweep")
+        swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
     if is_adapter:
-        said = opened.small.get(configs.ADAPTER_CONFIG)
-        adapter = configs.read_factors(said, opened.stored, swept)
+        adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(
-        opened.small,
+        small,
         rows=min((checkpoint.tensors[name].shape[0] for name in tables), default=0),
         sees=sees,
         checks_size=expected is None or bool(expected.problem),
@@ -111,8 +110,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     )
     tokens = max(words.vocabulary.values(), default=-1) + 1
     is_quantised = names.is_quantised(checkpoint)
-    every = values.Values(opened.stored, swept, unread, dict.fromkeys(tables, tokens), is_quantised)
-    return Whole(opened.files, every, named, words, adapter, read)
+    every = values.Values(stored, swept, unread, dict.fromkeys(tables, tokens), is_quantised)
+    return Whole(files, every, named, words, adapter, read)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:

@@ -127,11 +127,10 @@ def _text(value: object) -> str:
 
 
 def _vocabulary(small: Mapping[str, bytes], tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> number, of files that have the vocabulary of a tokenizer; empty where none has."""
+    """Token -> number, as tokenizer.json or vocab.json has them; empty where none is there."""
     whole = json_object(small.get("tokenizer.json"))
-    model = whole.get("model")
+    model, listed = whole.get("model"), whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
-    listed = whole.get("added_tokens")
     if isinstance(own, list):  # a token and its score each
         own = {_text(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
     if not isinstance(own, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +9,6 @@ from typing import Any
 
 from shadow.checks.answer import Against, Figure
 from shadow.templates import Reason, Value
-
-LAYER = re.compile(r"(.*?\b(?:layers?|h|blocks?|blk)\.\d+)\..+")
 
 
 @dataclass
@@ -44,7 +41,7 @@ def gathered(reasons: Iterable[Reason]) -> list[Reason]:
         plain = Reason(one.code, figures)
         found.setdefault(repr(plain), (plain, []))[1].extend(map(str, names))
     return [
-        Reason(one.code, {**one.figures, "names": in_layers(names)} if names else one.figures)
+        Reason(one.code, {**one.figures, "names": names} if names else one.figures)
         for one, names in found.values()
     ]
 
@@ -55,20 +52,8 @@ def summary(against: Sequence[Against], order: Sequence[str]) -> list[Reason]:
     for one in against:
         groups[one.why.code].append(one)
     return [
-        Reason(code, {**own[0].why.figures, "names": in_layers([one.name for one in own])})
+        Reason(code, {**own[0].why.figures, "names": [*dict.fromkeys(one.name for one in own)]})
         for code, own in sorted(groups.items(), key=lambda group: order.index(group[0]))
-    ]
-
-
-def in_layers(names: Sequence[str]) -> list[str]:
-    """Names as they are; of several in one layer the layer and their number."""
-    layers: dict[str, list[str]] = {}
-    for name in dict.fromkeys(names):
-        match = LAYER.fullmatch(name)
-        layers.setdefault(match[1] if match else name, []).append(name)
-    return [
-        own[0] if len(own) == 1 else f"{layer} ({len(own):,} tensors)"
-        for layer, own in layers.items()
     ]
 
 

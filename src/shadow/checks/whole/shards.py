@@ -37,7 +37,6 @@ PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
 LFS = b"version https://git-lfs"
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 NEWER = 2  # seconds
-CHUNK = 1 << 20  # bytes that are read at once for a checksum
 WORDS = {
     "pointer": "a Git-LFS pointer, not the file itself",
     "shard_missing": "the others name it, and it is not there"
@@ -133,7 +132,12 @@ def judge_files(part: Part, found: Files) -> None:
     elif len(found.read) > 1 and any(map(NUMBERED.fullmatch, found.read)):
         part.fault(found.read[0], "no_index")
     for other in found.others:
-        _judge_set(part, other, found.read[0])
+        if other.differing:
+            first, count = other.differing[0], len(other.differing)
+            part.fault(other.file, "set_differs", read=found.read[0], first=first, tensors=count)
+        elif other.differing is None:
+            say = part.doubt if other.newer or other.is_renamed else part.note
+            say(other.file, "set_newer" if other.newer else "set_unknown", read=found.read[0])
     if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
         part.fault(ADAPTER, "adapter_beside")
 
@@ -151,26 +155,9 @@ def _judge_index(part: Part, found: Files, holders: Mapping[str, Sequence[str]])
             part.fault(name, "shard_outside", tensors=len(header))
 
 
-def _judge_set(part: Part, other: OtherSet, read: str) -> None:
-    if other.differing:
-        first, count = other.differing[0], len(other.differing)
-        part.fault(other.file, "set_differs", read=read, first=first, tensors=count)
-    elif other.differing is None:
-        say = part.doubt if other.newer or other.is_renamed else part.note
-        say(other.file, "set_newer" if other.newer else "set_unknown", read=read)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A checkpoint, as far as its files can be read."""
-
-    checkpoint: Checkpoint | None
-    """Without those of its files that cannot be; None where none can."""
-    stored: Mapping[str, TensorInfo]
-    """Its tensors as the files have them, packed ones in pieces."""
-    small: Mapping[str, bytes]
-    """Its config, tokenizer and other small files."""
-    files: Files
+# a checkpoint without those of its files that cannot be read, None where none can; its tensors as
+# the files have them, packed ones in pieces; its config, tokenizer and other small files
+Opened = tuple["Checkpoint | None", Mapping[str, "TensorInfo"], Mapping[str, bytes], Files]
 
 
 def open_whole(
@@ -221,7 +208,7 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
     is_short = len(stored) < len(every)  # the index knows more
     weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
     files = Files([*opened.sources], headers, weight_map, {*own, *opened.sources})
-    return Opened(opened, stored, small, files)
+    return opened, stored, small, files
 
 
 class Folder:
@@ -268,7 +255,7 @@ class Folder:
         )
         facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
         files = Files(read, *facts, [*self._others(read, tensors)])
-        return Opened(checkpoint if tensors else None, tensors, self.small, files)
+        return checkpoint if tensors else None, tensors, self.small, files
 
     def _read(self, name: str) -> None:
         """Read a small file, or the header of one of weights. Raises OSError, ShadowError, and
@@ -362,16 +349,13 @@ class Folder:
                 return None
             stored |= {(one.file_size, one.CRC) for one in members}
         sizes = {size for size, _ in stored}
-        differing, buffer = [], bytearray(CHUNK)
+        differing = []
         for name, info in tensors.items():
             if info.end - info.start not in sizes:  # another dtype, or a part of a storage
                 return None
             held, there = self.sources[info.shard].located(info)
-            crc = 0
-            for start in range(there.start, there.end, CHUNK):
-                some = memoryview(buffer)[: min(CHUNK, there.end - start)]
-                held.read(start, some)
-                crc = zlib.crc32(some, crc)
-            if (info.end - info.start, crc) not in stored:
+            content = bytearray(there.end - there.start)
+            held.read(there.start, memoryview(content))
+            if (len(content), zlib.crc32(content)) not in stored:
                 differing.append(name)
         return differing if any(crc for _, crc in stored) else None
