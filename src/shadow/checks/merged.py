@@ -73,8 +73,7 @@ WORDS = {
 class Module:
     """A matrix that the adapter updates."""
 
-    tensor: str
-    """Of the merged model."""
+    tensor: str  # of the merged model
     place: str
     format: str
     fit: MergeFit
@@ -101,10 +100,8 @@ class Merge(Evidence):
 
     modules: Sequence[Module]
     beside: Sequence[Beside] = ()
-    absent: Sequence[str] = ()
-    """Tensors of the adapter whose module base or merged model lacks."""
-    scale: float | None = None
-    """Of the adapter, where all its modules share one."""
+    absent: Sequence[str] = ()  # tensors of the adapter whose module base or merged model lacks
+    scale: float | None = None  # of the adapter, where all its modules share one
 
 
 def judge(found: Merge) -> Answer:

@@ -45,8 +45,7 @@ class Mixture(Evidence):
     """
 
     tensors: int
-    formats: Sequence[str]
-    """Of the tuned model."""
+    formats: Sequence[str]  # of the tuned model
     has_base: bool
     fit: Fit
 

@@ -36,8 +36,7 @@ class Pattern:
     component: str = "*"
     layers: tuple[int, int] | None = None
     """The first and the last; None for any, and for what is in no layer."""
-    in_layers: bool = False
-    """Whether only what is in a layer is meant."""
+    in_layers: bool = False  # whether only what is in a layer is meant
     module: str = "*"
     experts: tuple[int, int] | None = None
     """The first and the last; None for all, and for what is no expert's."""

@@ -143,10 +143,8 @@ class Kind:
     """Checks of one kind, in their order."""
 
     checks: Mapping[str, Check]
-    text: str
-    """What one of them is, as a template of its code, usage, meaning and rate."""
-    has_titles: bool = False
-    """Whether people meet them by their titles."""
+    text: str  # what one of them is, as a template of its code, usage, meaning and rate
+    has_titles: bool = False  # whether people meet them by their titles
 
 
 def kinds() -> Sequence[Kind]:

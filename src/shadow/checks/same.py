@@ -57,14 +57,11 @@ class Compared(Evidence):
     rows: Sequence[Scanned] = ()
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By module, what two adapters multiply their updates by, where that differs."""
-    dora: str = ""
-    """Which of two adapters is the only one that gives rows their norms, A or B."""
-    reshaped: Sequence[str] = ()
-    """The shapes of each vector that both store in another shape."""
+    dora: str = ""  # which of two adapters is the only one that gives rows their norms, A or B
+    reshaped: Sequence[str] = ()  # the shapes of each vector that both store in another shape
     unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
-    stored: Sequence[int] = ()
-    """Of equal files: the entries of each tensor."""
+    stored: Sequence[int] = ()  # of equal files: the entries of each tensor
 
 
 def judge(found: Compared) -> Answer:

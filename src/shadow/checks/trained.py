@@ -69,14 +69,12 @@ class Moved:
     row: Scanned
     place: Place
     should: Should
-    cells: tuple[Cell, ...] = ()
-    """Its entries by binade, of floats that should have moved."""
+    cells: tuple[Cell, ...] = ()  # its entries by binade, of floats that should have moved
     is_initial: bool = False
     """Whether it is a vector of 1 or of 0 that is equal to the base's: it may get no gradient, and
     no step that BF16 holds at 1.
     """
-    is_update: bool = False
-    """Whether it is an adapter's."""
+    is_update: bool = False  # whether it is an adapter's
     is_counted: bool = True
     """Whether it is known how many entries changed; of a snapshot, only whether any did."""
 

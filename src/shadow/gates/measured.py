@@ -41,8 +41,7 @@ class Reading:
     """How checkpoints of a report are read again."""
 
     files: Files = Files(offline=True)  # noqa: RUF009 - frozen
-    jobs: int | None = None
-    """Tensors that are read at a time."""
+    jobs: int | None = None  # tensors that are read at a time
     say: Callable[[str], None] = tell_nobody
 
 
@@ -50,11 +49,9 @@ class Reading:
 class JudgedFigure:
     """One figure of a report."""
 
-    name: str
-    """Its name, with component and module before it."""
+    name: str  # its name, with component and module before it
     value: float | None
-    bounds: tuple[float, float] | None = None
-    """Its interval over layers; None where it has none."""
+    bounds: tuple[float, float] | None = None  # its interval over layers; None where it has none
     why: str = ""
 
 
@@ -63,8 +60,7 @@ class Measured:
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
     source: Report
-    label: str
-    """What to call it: this report, or the baseline."""
+    label: str  # what to call it: this report, or the baseline
     summary: Summary
     reading: Reading | None = None
     """How both sides are read for a check that the report does not answer."""

@@ -56,16 +56,12 @@ class Words:
     """By kind, the tokenizer's token of it that its vocabulary lacks."""
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """The tokenizer's, as far as files of JSON have it."""
-    vocab_size: int = 0
-    """The config's; 0 where it says none."""
-    rows: int = 0
-    """Of the embedding of the language model; 0 where there is none."""
-    sees: bool = False
-    """Whether the model has other components than language."""
+    vocab_size: int = 0  # the config's; 0 where it says none
+    rows: int = 0  # of the embedding of the language model; 0 where there is none
+    sees: bool = False  # whether the model has other components than language
     checks_size: bool = True
     """Whether no loader was asked, which compares vocab_size and rows by itself."""
-    usual: Sequence[int] = ()
-    """Tokens that a config of the class names unless it is told others."""
+    usual: Sequence[int] = ()  # tokens that a config of the class names unless it is told others
 
 
 def judge_words(part: Part, found: Words) -> None:
@@ -151,12 +147,9 @@ class Factors:
     """The config of an adapter, and the factors of its modules."""
 
     config: Mapping[str, Any]
-    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
-    """By module, of A and B."""
-    others: Sequence[str] = ()
-    """Its other tensors."""
-    zero: Sequence[str] = ()
-    """Modules of which a factor is all zero."""
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # by module, of A and B
+    others: Sequence[str] = ()  # its other tensors
+    zero: Sequence[str] = ()  # modules of which a factor is all zero
 
 
 def judge_adapter(part: Part, found: Factors) -> None:

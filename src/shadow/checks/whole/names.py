@@ -63,8 +63,7 @@ class Tied:
 
     head: str
     embedding: str
-    equal: bool | None = None
-    """None where values were not read."""
+    equal: bool | None = None  # None where values were not read
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ class Names:
     config: Mapping[str, Any]
     expected: Expected
     tied: Tied | None = None
-    indexed: Collection[str] = ()
-    """Names in the index: what it has and files lack is said of files."""
+    indexed: Collection[str] = ()  # names in the index: what it has and files lack is said of files
 
 
 def judge_names(part: Part, found: Names) -> None:

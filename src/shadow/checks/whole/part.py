@@ -16,8 +16,7 @@ class Part:
     """Faults, doubts and notes as they are found."""
 
     against: list[Against] = field(default_factory=list)
-    doubts: list[Reason] = field(default_factory=list)
-    """What could not be checked."""
+    doubts: list[Reason] = field(default_factory=list)  # what could not be checked
     notes: list[Reason] = field(default_factory=list)
     figures: dict[str, Figure] = field(default_factory=dict)
 

@@ -63,27 +63,23 @@ WORDS = {
 class OtherSet:
     """Weights beside those that are read."""
 
-    file: str
-    """The first of its files."""
+    file: str  # the first of its files
     differing: Sequence[str] | None = None
     """Tensors whose values differ; None where they are not compared."""
     newer: bool = False
-    is_renamed: bool = False
-    """Whether its tensors have other names, such as Mistral's."""
+    is_renamed: bool = False  # whether its tensors have other names, such as Mistral's
 
 
 @dataclass(frozen=True)
 class Files:
     """What index, files and headers of a checkpoint say, each by itself."""
 
-    read: Sequence[str]
-    """The files of weights that transformers reads."""
+    read: Sequence[str]  # the files of weights that transformers reads
     headers: Mapping[str, Mapping[str, TensorInfo]] = field(default_factory=dict)
     """Of every file of weights that can be read."""
     weight_map: Mapping[str, str] = field(default_factory=dict)
     """Of the index; empty where it is not what names the files that are read."""
-    names: Collection[str] = ()
-    """All files."""
+    names: Collection[str] = ()  # all files
     pointers: Sequence[str] = ()
     unreadable: Mapping[str, str] = field(default_factory=dict)
     equal: Mapping[str, bool] = field(default_factory=dict)
