@@ -37,11 +37,7 @@ class Outcome(StrEnum):
         return self.replace("_", " ")
 
 
-EXIT_CODES: Mapping[Outcome, int] = {
-    Outcome.HOLDS: 0,
-    Outcome.DOES_NOT_HOLD: 4,
-    Outcome.INCONCLUSIVE: 5,
-}
+EXIT_CODES: Mapping[Outcome, int] = dict(zip(Outcome, (0, 4, 5), strict=True))
 
 
 @dataclass(frozen=True)
@@ -264,11 +260,8 @@ def figures_at(record: object, template: str) -> dict[str, Figure]:
 
 def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
     """In the order in which they are shown: what has no size, then by size; by name where equal."""
-
-    def key(one: Against) -> tuple[bool, float, str]:
-        return one.size is not None, -(one.size or 0.0), one.name
-
-    return tuple(sorted(against, key=key))
+    named = sorted(against, key=lambda one: one.name)
+    return tuple(sorted(named, key=lambda one: (one.size is not None, -(one.size or 0.0))))
 
 
 def first_code(codes: Collection[int]) -> int:

@@ -248,7 +248,7 @@ def is_trained(record: PairRecord) -> bool:
     return structured and norm >= CLEARLY and 0 < vectors.compared <= 2 * vectors.changed
 
 
-EXPLANATIONS: Mapping[str, Check] = by_code(
+EXPLANATIONS = by_code(
     Check(
         "merged_adapter",
         "low-rank adapter, or an edit of few directions",

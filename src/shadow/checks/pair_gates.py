@@ -5,9 +5,9 @@ A pair that fails one has figures all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from shadow.checks.answer import Answer, Check, Outcome, by_code
+from shadow.checks.answer import Answer, Check, Outcome
 from shadow.checks.explanations import is_rearranged
 from shadow.summary.record import PairRecord, Row
 from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
@@ -65,11 +65,6 @@ class Gate(Row):
     """
 
     __slots__ = ()
-
-
-def failed(listed: Sequence[Gate]) -> list[Gate]:
-    """The gates that were not passed, in their order."""
-    return [gate for gate in listed if not gate.passed]
 
 
 def gates(record: PairRecord, standing: Standing) -> list[Gate]:
@@ -156,53 +151,45 @@ def _formats(_: PairRecord, standing: Standing) -> Answer:
     return _answer(share, not share, code, share=share, formats=formats)
 
 
-GATES: Mapping[str, Check] = by_code(
-    Check(
+OF_GATES = (
+    (
         "changed",
         "a matrix changed",
         "at least one matrix changed; biases and norms do not count",
         _changed,
-        WORDS,
     ),
-    Check(
+    (
         "lineage",
         "the tuned model comes from the base",
         "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
         f" at least {LINEAGE:g}), and none is merely moved, rotated or reordered",
         _lineage,
-        WORDS,
     ),
-    Check(
+    (
         "paired",
         "the two are states of one model",
         f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared. What an"
         " adapter leaves unchanged counts as compared; what a filter leaves out does not",
         _paired,
-        WORDS,
     ),
-    Check(
+    (
         "rounding",
         "the change is more than rounding",
         f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing. It fails"
         " if the rounding of most matrices is not known: of IQ types, and of a small change that is"
         " stored in more bits than its base",
         _rounding,
-        WORDS,
     ),
-    Check(
+    (
         "rank",
         "the change has full rank",
         f"the median delta has at least {100 * FULL_RANK:.0f} % of the directions that its shape"
         " allows. The rank of an adapter counts, and so does `numerical_rank`; directions that hold"
         " no more than rounding do not. A low-rank change that rounding mostly hides may pass",
         _rank,
-        WORDS,
     ),
-    Check(
-        "formats",
-        "every format is read",
-        "no tensor is in a packed or an unknown format",
-        _formats,
-        WORDS,
-    ),
+    ("formats", "every format is read", "no tensor is in a packed or an unknown format", _formats),
 )
+GATES: Mapping[str, Check] = {
+    code: Check(code, title, meaning, judge, WORDS) for code, title, meaning, judge in OF_GATES
+}

@@ -87,6 +87,12 @@ class Patterns:
 
     each: Sequence[tuple[Should, Pattern]]
 
+    @classmethod
+    def of(cls, moved: Sequence[str], frozen: Sequence[str]) -> Patterns:
+        """What both name is frozen. Raises UsageError."""
+        each = [(Should.STAY, pattern_or_name(text)) for text in frozen]
+        return cls([*each, *((Should.MOVE, pattern_or_name(text)) for text in moved)])
+
     def at(self, place: Place) -> set[Should]:
         """What is asked of all that may lie at a place: the parts of a fused module that is not
         cut, and the experts of a stack of unknown size.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from shadow.checks.pair_gates import Gate, failed
+from shadow.checks.pair_gates import Gate
 from shadow.reasons import BROKEN
 from shadow.summary.record import PairRecord, Row, read_row
 
@@ -50,7 +50,7 @@ class Summary(PairRecord):
     @property
     def failed_gates(self) -> list[Gate]:
         """The gates that the pair does not pass: its figures are then not those of a training."""
-        return failed(self.gates)
+        return [gate for gate in self.gates if not gate.passed]
 
     @property
     def unknown_gates(self) -> tuple[Gate, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
-from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should, pattern_or_name
+from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should
 from shadow.errors import UsageError
 from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
 from shadow.templates import Reason
@@ -201,14 +201,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
 
-    # what both name is frozen
-    each = [(Should.STAY, text) for text in asked.frozen]
-    each += [(Should.MOVE, text) for text in asked.moved]
-    patterns = Patterns([(should, pattern_or_name(text)) for should, text in each])
+    patterns = Patterns.of(asked.moved, asked.frozen)
     found = found_all(asked.named, runtime, scratch)
     tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
     (base,) = opened_models(found, runtime, scratch)
-    if not (each or tuned.adapter):
+    if not (patterns.each or tuned.adapter):
         raise UsageError(f"trained {NEEDS_PATTERN}", "such as --moved layers --frozen embed")
     if tuned.adapter:
         lined = line_up_adapter(base, tuned)
@@ -223,7 +220,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
 
     def counts(one: Apart) -> bool:
         asked = map(patterns.at, lined.places.get(one.tensor, ()))
-        return not each or any(of != {Should.EITHER} for of in asked)
+        return not patterns.each or any(of != {Should.EITHER} for of in asked)
 
     lone, unread = ([*filter(counts, apart)] for apart in (lined.lone, lined.unread))
     return Training(rows, lone=lone, unread=unread, notes=lined.notes)
@@ -313,17 +310,14 @@ class Snapshot:
     """The tensors of a model in memory when it was taken."""
 
     tensors: Mapping[str, TensorInfo]
-    checksums: Mapping[str, str]
+    checksums: Mapping[str, str | None]  # in memory each has one
 
 
 def taken(model: Checkpoint) -> Snapshot:
     """A snapshot of a model, every entry of which is read once."""
-    checksums = {}
-    for name, info in model.tensors.items():
-        found = model.sources[info.shard].checksum(info)
-        assert found is not None, "in memory"
-        checksums[name] = found
-    return Snapshot(model.tensors, checksums)
+    tensors = model.tensors.items()
+    found = {name: model.sources[info.shard].checksum(info) for name, info in tensors}
+    return Snapshot(model.tensors, found)
 
 
 def training_since(
@@ -332,11 +326,10 @@ def training_since(
     """The evidence of `trained`: a tensor whose bytes changed moved, by how much is not known."""
     from shadow.run.aligned import parts_of
 
-    each = [(Should.STAY, pattern_or_name(text)) for text in frozen]
-    each += [(Should.MOVE, pattern_or_name(text)) for text in moved]
+    patterns = Patterns.of(moved, frozen)
     every = replace(model, tensors={**before.tensors, **model.tensors})
     places = {name: [part.place for part in parts] for name, parts in parts_of(every).items()}
-    patterns = Patterns(each).of_model({name: places[name] for name in model.tensors})
+    patterns = patterns.of_model({name: places[name] for name in model.tensors})
     now = taken(model)
     rows, lone, unread = list[Moved](), list[Apart](), list[Apart]()
     for name, of in places.items():

@@ -1,10 +1,16 @@
-"""A finished report as rules see it: its figures by place, its tensors and files, its claims."""
+"""A finished report as rules see it: its figures by place, its tensors and files, its claims.
+
+A place changed if one entry of one of its tensors did, vectors too; it is unchanged if all of its
+tensors were compared and none did; otherwise nothing is known of it. Integers are left out, and so
+are tied tensors, which are measured elsewhere.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +19,14 @@ import numpy as np
 
 from shadow.checks import files
 from shadow.checks.answer import Outcome
+from shadow.checks.files import EVERY
 from shadow.checks.patterns import Pattern
 from shadow.checks.summary import Summary
 from shadow.comparing.matching import ComparedReport, compared
 from shadow.errors import ShadowError
-from shadow.gates.rules import FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
-from shadow.gates.states import TENSORS, file_states, states
+from shadow.gates.rules import CHANGED, FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
+from shadow.places.architecture import Place
+from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import ESTIMATED
 from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
@@ -32,6 +40,14 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Verification
     from shadow.checks.registry import PairClaim
 
+State = str | None  # None: not known
+TENSORS = (
+    *("tensor", "side", "component", "layer", "module", "expert", "status", "reason", "detail"),
+    *("relative_norm", "compared"),
+)
+LEFT_OUT = ("tied", "not_float", "adapter")  # reasons that say nothing of a change
+# kinds of files of which a change of bytes matters only if something in them differs
+LOOKED_INTO = ("config", "generation", "chat_template", "tokenizer", "code")
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 NAMED = 5  # figures that a sentence names one by one
 
@@ -98,7 +114,7 @@ class Measured:
         return rows
 
     def states(self, figure: Metric) -> dict[str, str | None]:
-        """What is known of each place or file that a rule names: see `shadow.gates.states`."""
+        """What is known of each place or file that a rule names, by its name."""
         if figure.component == FILES:
             if self.summary.files is None:
                 return {}
@@ -256,3 +272,67 @@ def checked(asked: PairClaim, summary: Summary, reading: Reading) -> Verificatio
             runtime = replace(runtime, found=dict(zip(references, found, strict=True)))
         asked_of = question(asked.claim, references, moved=asked.moved, frozen=asked.frozen)
         return verify(asked_of, runtime)
+
+
+def states(pattern: Pattern, tensors: Iterable[Mapping[str, Any]]) -> dict[str, State]:
+    """What is known of each place that a rule names, by its name: `changed`, `unchanged` or None.
+
+    A layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS.
+    """
+    found: dict[str, list[bool | None]] = {}
+    for row in tensors:
+        component, layer, module = row["component"] or "", row["layer"], row["module"] or ""
+        if row["reason"] not in LEFT_OUT and pattern.covers(
+            Place(component, layer, module, row["expert"])
+        ):
+            parts = [component, *([module] if pattern.module != "*" else [])]
+            parts += [f"layers.{layer}"] if pattern.layers else []
+            found.setdefault(".".join(parts), []).append(_is_changed(row))
+    return {
+        name: CHANGED if any(of_place) else None if None in of_place else UNCHANGED
+        for name, of_place in found.items()
+    }
+
+
+def _is_changed(row: Mapping[str, Any]) -> bool | None:
+    """Whether an entry of a tensor changed; None where it is not known."""
+    if row["status"] == "identical":
+        return False
+    if row["status"] == "measured":
+        return None if row["reason"] else True  # with a reason it has no partner
+    if row["reason"] != "not_a_matrix" or row["compared"] == 0:
+        return None
+    if row["detail"] == FROM_ZERO:
+        return True
+    if row["relative_norm"] is not None:
+        return bool(row["relative_norm"] > 0)
+    return False if row["compared"] else None
+
+
+def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, State]:
+    """What is known of the files that a rule names, by path: `changed`, `added`, `removed`,
+    `unchanged` or None. Rows are those of files.parquet.
+
+    Where no file is named they are unchanged on both sides, under the name of the figure, unless
+    not all files are known.
+    """
+    pattern = figure.module or ""
+    found: dict[str, State] = {}
+    for row in sorted(rows, key=lambda row: row["side"] != "tuned"):
+        path = str(row["path"])
+        if path == EVERY:
+            found[f"{row['side']} side"] = None
+        elif path not in found and (state := _file_state(pattern, row)) is not None:
+            found[path] = None if state == "unknown" else state
+    return found or {str(figure): UNCHANGED}
+
+
+def _file_state(pattern: str, row: Mapping[str, Any]) -> str | None:
+    """What became of a file, as far as a pattern is about it; None where it is not."""
+    kind, state = str(row["kind"]), str(row["state"])
+    words = (row["differs"] or "").split()
+    if fnmatchcase(kind, pattern):
+        matters = kind not in LOOKED_INTO or bool(words)
+        return state if state == "unknown" or (state != "same" and matters) else UNCHANGED
+    named = [word for word in words if fnmatchcase(f"{kind}.{word}", pattern) or word == pattern]
+    return state if named else None
