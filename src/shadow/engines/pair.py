@@ -28,7 +28,7 @@ from shadow.reports.metadata import ReportMetadata, RunMetadata
 from shadow.reports.provenance import Identity
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import Fetched, Journal
-from shadow.run.machine import jobs_of, kinds, lacking, machine_limits
+from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, make_plan
 from shadow.run.rows import with_contents, write_tables
 from shadow.run.runtime import AlignedPair, Asked, Runtime, size_of
@@ -44,7 +44,7 @@ from shadow.run.sides import (
     side_of,
 )
 from shadow.run.spectrum_cache import SpectrumCache
-from shadow.run.workers import in_workers, outcome_of
+from shadow.run.workers import in_workers, jobs_of, outcome_of
 from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import Workspace, solve_anew
 from shadow.targets.families import Pair

@@ -21,10 +21,9 @@ from shadow.comparing.differences import MOST_SHARED, DeltaDirections, no_shared
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.reports.provenance import all_that_are
-from shadow.run.machine import jobs_of
 from shadow.run.runtime import Access, Runtime, tell_nobody
 from shadow.run.sides import client_for, find_audited, open_found, reference_of
-from shadow.run.workers import cost, own_workspace, threads, views
+from shadow.run.workers import cost, jobs_of, own_workspace, threads, views
 from shadow.spectra.subspace import JointValues, sibling_values
 
 Show = Callable[[int, int, str], None]

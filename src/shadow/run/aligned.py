@@ -28,11 +28,10 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, torch_name
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reports.metadata import SIDES
-from shadow.run.machine import jobs_of
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Apart, Scanned, in_order
-from shadow.run.workers import threads, views
+from shadow.run.workers import jobs_of, threads, views
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.mixture import Mixed, Read, products, read

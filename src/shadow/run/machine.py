@@ -21,7 +21,6 @@ from shadow.checkpoints.pairing import MatrixPair
 from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
-from shadow.run.runtime import Runtime
 from shadow.spectra.lazy import FACTOR_BLOCK
 from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import BUFFERS, solver_of
@@ -214,11 +213,6 @@ def default_jobs(
             return 1
     each = max(1, worker_memory(pairs, method))
     return max(1, min(machine.cores, machine.memory // each))
-
-
-def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method = USUAL) -> int:
-    """The workers that were asked for, or by default."""
-    return runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits(), method)
 
 
 def lacking(

@@ -23,11 +23,10 @@ from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place
-from shadow.run.machine import jobs_of
 from shadow.run.plan import make_plan, require_disk_at_once
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Apart, Scanned, in_order
-from shadow.run.workers import in_workers, own_workspace, require_same_files, views
+from shadow.run.workers import in_workers, jobs_of, own_workspace, require_same_files, views
 from shadow.spectra.copies import has_few_levels
 from shadow.spectra.entries import Binades, Extremes, compared, looked_at
 from shadow.spectra.format_noise import format_noise

@@ -29,6 +29,7 @@ from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
 from shadow.run.journal import Outcome
+from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import Plan
 from shadow.run.runtime import Progress, Runtime, tell_nobody
 from shadow.run.schedule import ShardKey, Summed, infos_of, shards_of, source_of
@@ -86,6 +87,11 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method = USUAL) -> int:
+    """The workers that were asked for, or by default."""
+    return runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits(), method)
 
 
 def in_workers(
