@@ -109,7 +109,7 @@ def explain(
         if head.text:
             console.show(dictionary.word_document(word, head, explained))
         else:
-            console.show(dictionary.column_document(explained))
+            console.show(dictionary.word_document(word, None, explained))
     if (notation := dictionary.notation_document(shown)) is not None:
         console.show(notation)
 

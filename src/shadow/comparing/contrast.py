@@ -107,16 +107,25 @@ def contrast(
     matched = with_differences(rows)
     cells = cells_of(matched)
     figures = [difference(figure, cells, margin) for figure in FIGURES]
-    counts = _counts(first, second, matched=matched, cells=cells)
+    parameters = int((matched["rows"] * matched["cols"]).sum())
+    deltas = [report.subject("delta") for report in (first, second)]
+    changed = [max(int(rows["parameters"].sum()), 1) for rows in deltas]
+    counts = MatchedCounts(
+        matrices=len(matched),
+        in_layers=int(matched["layer"].notna().sum()),
+        cells=len(cells),
+        layers=cells.groupby(["component", "layer"]).ngroups,
+        parameters=parameters,
+        share_of_first=min(parameters / changed[0], 1.0),
+        share_of_second=min(parameters / changed[1], 1.0),
+        alone_in_first=len(deltas[0]) - len(matched),
+        alone_in_second=len(deltas[1]) - len(matched),
+    )
     fatal = _not_comparable(first, second, matched[matched["layer"].notna()])
     if fatal:
-        figures = [
-            replace(figure, verdict="not comparable") if figure.direction else figure
-            for figure in figures
-        ]
-        verdict: ComparisonVerdict = "not comparable"
-    else:
-        verdict = _verdict(figures)
+        void: ComparisonVerdict = "not comparable"
+        figures = [replace(one, verdict=void if one.direction else None) for one in figures]
+    verdict: ComparisonVerdict = "not comparable" if fatal else _verdict(figures)
     return Contrast(
         first=first.label,
         second=second.label,
@@ -128,27 +137,6 @@ def contrast(
         sentence=_sentence(first, second, verdict, figures[0], fatal),
         not_comparable=fatal,
         warnings=list(_warnings(first, second, relation, matched, counts, figures)),
-    )
-
-
-def _counts(
-    first: ComparedReport, second: ComparedReport, matched: pd.DataFrame, cells: pd.DataFrame
-) -> MatchedCounts:
-    """What is compared: matrices, those in layers, which vote, and their share of each report."""
-    parameters = int((matched["rows"] * matched["cols"]).sum())
-
-    deltas = [report.subject("delta") for report in (first, second)]
-    changed = [max(int(rows["parameters"].sum()), 1) for rows in deltas]
-    return MatchedCounts(
-        matrices=len(matched),
-        in_layers=int(matched["layer"].notna().sum()),
-        cells=len(cells),
-        layers=cells.groupby(["component", "layer"]).ngroups,
-        parameters=parameters,
-        share_of_first=min(parameters / changed[0], 1.0),
-        share_of_second=min(parameters / changed[1], 1.0),
-        alone_in_first=len(deltas[0]) - len(matched),
-        alone_in_second=len(deltas[1]) - len(matched),
     )
 
 

@@ -8,6 +8,7 @@ are of the two reports, `X_difference` is the difference on the scale of the fig
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -115,30 +116,25 @@ class Difference:
 def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
     """Adds X_first, X_second and X_difference of every figure X, and null: ln N of both."""
     added: dict[str, NDArray[np.float64]] = {}
+
+    def of(column: str, side: str) -> NDArray[np.float64]:
+        return np.asarray(matched[f"{column}_{side}"].to_numpy(float))
+
     with np.errstate(all="ignore"):
         for figure in FIGURES:
-            first, second = (_values(figure, matched, side) for side in SIDES)
-            added[f"{figure.name}_first"] = first
-            added[f"{figure.name}_second"] = second
-            if figure.scale == "log ratio":
-                added[f"{figure.name}_difference"] = np.log(first) - np.log(second)
-            else:
-                added[f"{figure.name}_difference"] = first - second
-        nulls = [
-            np.log(matched[f"null_participation_ratio_{side}"].to_numpy(float)) for side in SIDES
-        ]
+            first, second = (
+                reduce(np.divide, (of(column, side) for column in figure.columns)) for side in SIDES
+            )
+            is_log = figure.scale == "log ratio"
+            added[f"{figure.name}_difference"] = (
+                np.log(first) - np.log(second) if is_log else first - second
+            )
+            added |= {f"{figure.name}_first": first, f"{figure.name}_second": second}
+        nulls = [np.log(of("null_participation_ratio", side)) for side in SIDES]
         added["null"] = nulls[0] / 2 + nulls[1] / 2
     finite = {name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
     others = matched.drop(columns=[name for name in finite if name in matched])
     return pd.concat([others, pd.DataFrame(finite, index=matched.index)], axis=1)
-
-
-def _values(figure: ComparedFigure, matched: pd.DataFrame, side: str) -> NDArray[np.float64]:
-    """What the matrices of one report have of a figure."""
-    parts = [matched[f"{column}_{side}"].to_numpy(float) for column in figure.columns]
-    if len(parts) == 1:
-        return np.asarray(parts[0])
-    return np.asarray(parts[0] / parts[1])
 
 
 def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
@@ -167,6 +163,15 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         asked = finite(margin * known["null"].median())
     elif figure.margin == "same":
         asked = margin
+    verdict: ComparisonVerdict | None = None
+    if figure.direction:  # one only beyond 0 and beyond the margin
+        if apart is None or low is None or high is None or low <= 0 <= high:
+            verdict = "not distinguished"
+        elif asked is None or abs(apart) < asked:
+            verdict = "different, below the margin"
+        else:
+            is_more = apart * figure.direction > 0
+            verdict = "more concentrated" if is_more else "less concentrated"
     return Difference(
         figure=figure.name,
         scale=figure.scale,
@@ -181,27 +186,8 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         level=interval.level,
         no_interval=interval.reason,
         margin=asked,
-        verdict=_figure_verdict(figure, apart, low=low, high=high, margin=asked),
+        verdict=verdict,
     )
-
-
-def _figure_verdict(
-    figure: ComparedFigure,
-    apart: float | None,
-    low: float | None,
-    high: float | None,
-    margin: float | None,
-) -> ComparisonVerdict | None:
-    """What one figure says: a direction only beyond 0 and beyond the margin."""
-    if not figure.direction:
-        return None
-    if apart is None or low is None or high is None or low <= 0 <= high:
-        return "not distinguished"
-    if margin is None or abs(apart) < margin:
-        return "different, below the margin"
-    if apart * figure.direction > 0:
-        return "more concentrated"
-    return "less concentrated"
 
 
 # ------------------------------------------------------------------------------------- directions

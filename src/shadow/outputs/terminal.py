@@ -143,22 +143,19 @@ def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[Render
     longest = min(LONGEST_WORD, (width - others) // max(1, len(names)) - GAP)
     for place in shown:
         column, is_name = block.columns[place], place in names
+        word = max((len(word) for row in rows for word in row[place].plain.split()), default=0)
         is_figure = column.role == "figure"
         table.add_column(
             Text(visible(column.head)),
             justify="right" if is_figure else "left",
             no_wrap=is_figure,  # half a number would be another
             overflow="ellipsis" if is_figure else "fold",
-            min_width=max(1, min(_longest_word(rows, place), longest)) if is_name else None,
+            min_width=max(1, min(word, longest)) if is_name else None,
             style="cyan" if place in names[-1:] else None,
         )
     for row in rows:
         table.add_row(*(row[place] for place in shown))
     yield table
-
-
-def _longest_word(rows: Sequence[Sequence[Text]], place: int) -> int:
-    return max((len(word) for row in rows for word in row[place].plain.split()), default=0)
 
 
 # --------------------------------------------------------------------- modules by layers as a map

@@ -55,35 +55,29 @@ def columns_document(columns: Sequence[Column]) -> Document:
     return Document([table_of(fields, columns)])
 
 
-def column_document(column: Column) -> Document:
-    """`explain COLUMN`: formula, range, null value, source, pitfalls."""
-    return Document(_column(column))
-
-
-def _column(column: Column) -> list[Block]:
-    no_unit = "none" if column.formula else ""
-    facts = {
-        "formula": column.formula,
-        "type": column.type,
-        "unit": column.unit or no_unit,
-        "range": column.range,
-        "null": column.null or "never",
-        "source": column.source,
-        "pitfalls": column.pitfalls,
-    }
-    return [Paragraph(column.text, lead=column.name), _texts(facts)]
+def word_document(word: str, explained: Head | None, column: Column | None) -> Document:
+    """`explain WORD`: what stands below a head of a table or beside a word; and of its column
+    formula, range, null value, source and pitfalls.
+    """
+    blocks: list[Block] = [Paragraph(explained.text, lead=word)] if explained else []
+    if column is not None:
+        facts = {
+            "formula": column.formula,
+            "type": column.type,
+            "unit": column.unit or ("none" if column.formula else ""),
+            "range": column.range,
+            "null": column.null or "never",
+            "source": column.source,
+            "pitfalls": column.pitfalls,
+        }
+        blocks += [Paragraph(column.text, lead=column.name), _texts(facts)]
+    return Document(blocks)
 
 
 def notation_document(columns: Sequence[Column]) -> Document | None:
     """What the letters in these columns stand for; None where they have none."""
     text = notation_of(columns)
     return Document([_quiet(text)]) if text else None
-
-
-def word_document(word: str, explained: Head, column: Column | None) -> Document:
-    """`explain WORD`: what stands below a head of a table or beside a word, and its column."""
-    more = [] if column is None else _column(column)
-    return Document([Paragraph(explained.text, lead=word), *more])
 
 
 def finding_document() -> Document:

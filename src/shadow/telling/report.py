@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from shadow.checks.explanations import Explanation
 from shadow.checks.pair_gates import Gate
@@ -21,7 +20,6 @@ from shadow.telling.document import (
     Block,
     Column,
     Document,
-    Field,
     FigureRow,
     Figures,
     Headline,
@@ -191,12 +189,6 @@ def component_table(components: Sequence[Row]) -> Table:
     return table_of(COMPONENT_FIGURES, components, title, when="full", about="components")
 
 
-def by_module(rows: Sequence[Any]) -> list[Field]:
-    """The columns that say which module a row is: its component too where there are several."""
-    components = {row.component for row in rows}
-    return [named("component"), named("module")][len(components) < 2 :]
-
-
 def module_table(summary: Summary, when: When = "always") -> Table:
     """A row for each module that changed; counts of directions with how many there are."""
     about = {(row.component, row.module): row for row in summary.coherence}
@@ -219,7 +211,8 @@ def module_table(summary: Summary, when: When = "always") -> Table:
         return f"{text_of(own.equivalent_directions, 'about')} of {side}"
 
     fields = [
-        *by_module(summary.modules),
+        *([named("component")] if len({row.component for row in summary.modules}) > 1 else []),
+        named("module"),
         number("n", "matrices", "count"),
         number("rel. norm", "relative_norm", "share"),
         number("conc.", "concentration", "fixed"),

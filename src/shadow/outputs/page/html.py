@@ -24,23 +24,13 @@ UNSAFE = str.maketrans(
 )
 
 
-def plain(value: Any) -> Any:
-    """The same JSON with control characters in every text, keys too, made visible."""
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, dict):
-        return {plain(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return value
-
-
 def script_json(value: Any) -> Markup:
     """JSON that is safe inside a script element: no text can end the element or start a comment.
 
-    Keys keep their order, so equal values give equal text. NaN and infinity are refused.
+    Keys keep their order, so equal values give equal text. NaN and infinity are refused. Texts of
+    reports are made visible before.
     """
-    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.translate(UNSAFE))  # noqa: S704
 
 
