@@ -134,6 +134,28 @@ Recognise = Callable[[Path], bool]
 
 
 @contextlib.contextmanager
+def _instead_of(path: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, which takes the place of path if the block ends well; a
+    failure leaves nothing in the folders above it, which are made if need be.
+    """
+    parent = path.absolute().parent
+    there = nearest_folder(parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with aside_in(parent) as folder:  # and what a database keeps beside its file
+            aside = folder / "new" / path.name
+            aside.parent.mkdir()
+            yield aside
+            for written in aside.rglob("*") if aside.is_dir() else (aside,):
+                if written.is_file():
+                    with written.open("rb") as file:
+                        os.fsync(file.fileno())  # before it gets its name
+            aside.replace(path)
+    finally:
+        remove_empty(parent, there)
+
+
+@contextlib.contextmanager
 def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     """A path to write a file or folder to, which becomes output if the block ends well.
 
@@ -142,28 +164,15 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     when the disk cannot be written.
     """
     _require_free(output, is_ours, what)
-    parent = output.absolute().parent
-    there = nearest_folder(parent)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with aside_in(parent) as folder:  # and what a database keeps beside its file
-            aside = folder / "new" / output.name
-            aside.parent.mkdir()
+        with _instead_of(output) as aside:
             yield aside
-            for path in aside.rglob("*") if aside.is_dir() else (aside,):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())  # before it gets its name
             _require_free(output, is_ours, what)
             if output.is_dir():  # an empty one
                 output.rmdir()
-            aside.replace(output)
     except OSError as error:
         hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with -o"
         raise ShadowError(f"cannot write {output}: {error.strerror or error}", hint) from error
-    finally:
-        if parent != there:
-            remove_empty(parent, there)
 
 
 def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
@@ -262,20 +271,9 @@ def read_given(path: Path, most: int, hint: str, smaller: str) -> bytes:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all, in a folder that is made if need be; a failure
-    leaves nothing in it.
-    """
-    parent = path.absolute().parent
-    there = nearest_folder(parent)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with aside_in(parent) as folder:
-            aside = folder / path.name
-            write_through(aside, content)
-            aside.replace(path)
-    finally:
-        if parent != there:
-            remove_empty(parent, there)
+    """Write a file that is there whole or not at all, in a folder that is made if need be."""
+    with _instead_of(path) as aside:
+        aside.write_bytes(content)
 
 
 def write_through(path: Path, content: bytes) -> None:
