@@ -77,7 +77,7 @@ def test_a_begun_word_loads_nothing_heavy():
         "import sys; from types import SimpleNamespace; from shadow.cli import options as o; "
         "ctx = SimpleNamespace(params={}); "
         "assert o.offered_families(ctx) and o.offered_targets(ctx, 'demo:'); "
-        "assert o.offered_modules() and o.offered_words(); "
+        "assert o.OFFERED['modules']() and o.offered_words(); "
         "print(*{'torch', 'pandas', 'numpy', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -88,7 +88,7 @@ def test_every_command_is_interrupted_alike(monkeypatch):
     def interrupt(view):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(console, "display", interrupt)
+    monkeypatch.setattr(console, "show", interrupt)
     monkeypatch.setattr(sys, "argv", ["shadow", "families", "demo"])
     with pytest.raises(KeyboardInterrupt):
         commands.run()

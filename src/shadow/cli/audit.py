@@ -114,7 +114,7 @@ def audit(
     else:
         _show(request, judged, format)
     if targets == ("demo",) and format == "table":
-        say("your own: shadow audit ./BASE ./TUNED, in folders, or org/BASE org/TUNED on the Hub")
+        say("your own models: shadow audit ./BASE ./TUNED, or org/BASE org/TUNED")
     if bugs := [one for one in judge.faults if not isinstance(one, ShadowError)]:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
     is_wrong = 0 < sum(isinstance(one, UsageError) for one in judge.faults) == len(names)

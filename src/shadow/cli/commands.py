@@ -105,13 +105,9 @@ def run() -> int:
     except Unfinished:
         return stop(f"{STOPPED}; run the same command again to continue")
     except typer.TyperException as fault:
-        wrong = as_usage_error(fault)
-        if wrong is not None:
+        if (wrong := as_usage_error(fault)) is not None:
             console.complain(wrong)
         return 2
-    except typer.Abort:  # stdin ended where something was asked for
-        console.complain(ShadowError("stopped"))
-        return 1
     except ShadowError as error:
         console.complain(error)
         gate.ended_by(error)
@@ -121,15 +117,12 @@ def run() -> int:
         return 1
     except OSError as error:
         console.give_up()
-        where = error.filename
-        if where is None:  # such as a full disk
-            where = "input or output failed"
+        where = error.filename or "input or output failed"  # such as a full disk
         console.complain(ShadowError(f"{where}: {error.strerror or error}"))
         return 1
     except (MemoryError, RuntimeError) as error:
-        torchs_words = "can't allocate memory"
-        if not isinstance(error, MemoryError) and torchs_words not in str(error):
-            raise
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise  # not torch's words
         hint = "free some, or use fewer workers, as by --jobs 1"
         console.complain(ShadowError("there is not enough memory", hint))
         return 1

@@ -45,13 +45,15 @@ def begin() -> None:
     _views = 0
 
 
-def display(renderable: RenderableType) -> None:
+def show(document: Document) -> None:
     """Data for people, on stdout: one view. A blank line parts it from the view before.
 
     Tables bring blank lines of their own: none stays at either end, and two in a row become one.
     """
+    from shadow.outputs.terminal import View
+
     global _views
-    text = _rendered(out, renderable)
+    text = _rendered(out, View(document))
     text = re.sub(rf"(?:{BLANK_LINE})+", "\n", text).strip("\n")
     if text:
         out.file.write(f"\n{text}\n" if _views else f"{text}\n")
@@ -59,16 +61,10 @@ def display(renderable: RenderableType) -> None:
         _views += 1
 
 
-def show(document: Document) -> None:
-    """The same of a document."""
-    from shadow.outputs.terminal import View
-
-    display(View(document))
-
-
-def show_json(value: Any) -> None:
+def show_json(value: Any, indent: int | None = 2) -> None:
     """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
-    _print_json(value, indent=2)
+    text = json.dumps(value, indent=indent, allow_nan=False)
+    print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
 def show_json_pairs(
@@ -77,14 +73,9 @@ def show_json_pairs(
     """Pairs as JSON: an array, or an object with the index of their list; as `jsonl` lines."""
     if format == "jsonl":
         for pair in pairs:
-            _print_json(pair)
+            show_json(pair, indent=None)
     else:
         show_json(pairs if index is None else {**index, "reports": pairs})
-
-
-def _print_json(value: Any, indent: int | None = None) -> None:
-    text = json.dumps(value, indent=indent, allow_nan=False)
-    print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
 def show_text(text: str) -> None:

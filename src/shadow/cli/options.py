@@ -7,7 +7,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 
@@ -57,8 +66,8 @@ def offered_targets(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     if colon != ":":
         family, colon, _ = incomplete.partition(":")
         start = f"{family}:"
-    if colon != ":":
-        return offered_families(ctx)
+        if not colon:
+            return offered_families(ctx)
     try:
         known = load_families(_registry(ctx)).get(family)
     except (ShadowError, OSError):
@@ -81,18 +90,6 @@ def _registry(ctx: typer.Context) -> Path | None:
     return Path(typed) if typed else None
 
 
-def offered_modules() -> Iterable[str]:
-    from shadow.places.names import name_rules
-
-    return name_rules().modules
-
-
-def offered_components() -> Iterable[str]:
-    from shadow.places.names import name_rules
-
-    return name_rules().components
-
-
 TOPICS = ("finding", "gates")  # what `shadow explain` knows besides columns and heads
 
 
@@ -105,19 +102,25 @@ def offered_words() -> Iterable[str]:
     return [word for word in dict.fromkeys((*columns, *HEADS, *TOPICS)) if " " not in word]
 
 
-def offered_checks() -> Iterable[str]:
+def _of_names(what: str) -> Iterable[str]:
+    from shadow.places.names import name_rules
+
+    return cast(Iterable[str], getattr(name_rules(), what))
+
+
+def _checks() -> Iterable[str]:
     from shadow.checks.registry import CHECKS
 
     return CHECKS
 
 
-OFFERED = {  # by `complete` of an option
+OFFERED: dict[str, Callable[..., Iterable[str]]] = {  # by `complete` of an option
     "targets": offered_targets,
     "families": offered_families,
-    "modules": offered_modules,
-    "components": offered_components,
+    "modules": lambda: _of_names("modules"),
+    "components": lambda: _of_names("components"),
     "words": offered_words,
-    "checks": offered_checks,
+    "checks": _checks,
 }
 
 
@@ -156,8 +159,8 @@ def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> insp
         more["autocompletion"] = OFFERED[what]
     kind, default = more.pop("type", kind), declared.default
     if get_origin(kind) is Sequence:
-        (item,) = get_args(kind)
-        kind, default = list[Path if item is Path else str], default if default is ... else []  # type: ignore[misc]
+        kind = list[Path] if get_args(kind) == (Path,) else list[str]
+        default = default or []
     is_argument = names == (ARGUMENT,)
     made = typer.Argument(**more) if is_argument else typer.Option(*names, **more)
     return inspect.Parameter(
