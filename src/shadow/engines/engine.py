@@ -52,10 +52,7 @@ class Ray:
 
     @classmethod
     def of(cls, engine: str) -> Ray | None:
-        """Read `ray`, or `ray:cpus=2,memory=16GB,address=auto`; None of `local`.
-
-        Raises UsageError for another text.
-        """
+        """Read `ray` or `ray:cpus=2,memory=16GB,address=auto`; None of `local`."""
         name, _, words = engine.partition(":")
         given = dict(word.partition("=")[::2] for word in words.split(",") if word)
         cores = given.pop("cpus", None)
@@ -111,12 +108,9 @@ class Engine(Protocol):
         """Take a task; it begins when its turn comes."""
 
     def as_completed(self, watch: Watch | None = None) -> Generator[Ended, None, None]:
-        """What became of each task, as they end.
+        """Yield what became of each task. Closing the iterator gives up those that have not ended.
 
-        Closing the iterator gives up the tasks that have not ended.
-
-        When it is interrupted, the tasks that were running come with the interrupt as their fault;
-        then it is raised.
+        An interrupt is the fault of the tasks that were running, and is raised after these.
         """
 
 
@@ -132,10 +126,7 @@ def require_sight(is_there: Callable[[], bool], fault: str, hint: str = NOT_SHAR
 def completed(
     engine: Engine, is_busy: Callable[[Ended], bool], watch: Watch | None = None
 ) -> Generator[Ended, None, None]:
-    """What became of each task, as they end.
-
-    A task elsewhere that gives way to another audit of the same is submitted again, ROUNDS times.
-    """
+    """Yield what became of each task; one that gives way to another audit is tried ROUNDS times."""
     given_way: Counter[Task] = Counter()
     with closing(engine.as_completed(watch)) as ended_tasks:
         for ended in ended_tasks:
@@ -174,11 +165,7 @@ class InProcess:
 
 
 def portable(fault: BaseException) -> BaseException:
-    """A fault as it travels to another process, which gets no traceback: of all but a ShadowError
-    the traceback comes as a note.
-
-    Where it cannot be pickled, a RuntimeError with its type and text stands for it.
-    """
+    """A fault that can be pickled, with its traceback as a note unless it is a ShadowError."""
     if isinstance(fault, ShadowError):
         return fault
     copy: BaseException
@@ -192,10 +179,8 @@ def portable(fault: BaseException) -> BaseException:
 
 
 class Queue:
-    """Tasks that wait, and who takes which: a machine goes on with what it has read already.
-
-    A machine that has nothing left of what it has read begins what no machine reads, the longest
-    queue first; after that it helps where most is left, and reads the same as another machine.
+    """Waiting tasks: a machine continues with what it has read, then takes what no machine reads,
+    the longest queue first, and helps where most is left after that.
     """
 
     def __init__(self) -> None:

@@ -72,10 +72,7 @@ class Standing:
 
 
 def finished(folder: Path) -> Standing:
-    """What lies in a folder, whatever is asked for.
-
-    Raises ShadowError where the system does not let it be read: it may be whole.
-    """
+    """Look into a folder. Raises ShadowError where it cannot be read: a report may be whole."""
     try:
         metadata = finished_metadata(folder)
         if metadata is None:
@@ -88,7 +85,7 @@ def finished(folder: Path) -> Standing:
 
 
 def standing(folder: Path, wanted: Identity, runtime: Runtime, *, spectra: bool = True) -> Standing:
-    """What lies in a folder; a report that is what is asked for is tidied up and told of.
+    """Look for the report that is asked for; tidy up and say so if it is there.
 
     spectra: must singular values be there too? A copy may leave them out.
     """
@@ -119,10 +116,9 @@ def standing(folder: Path, wanted: Identity, runtime: Runtime, *, spectra: bool 
 
 
 def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
-    """What makes a report another one than was asked for, with both values; empty if nothing does.
+    """Settings, sides and names that differ, with both values; the version does not count.
 
-    The version that measured it does not. What its settings do not say was no setting yet, and is
-    what DEFAULTS say.
+    What its settings do not say was no setting yet, and is what DEFAULTS say.
     """
     if not is_read(metadata):
         made = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"

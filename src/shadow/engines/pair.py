@@ -94,11 +94,10 @@ def measure_part(
     folder: Path,
     runtime: Runtime,
 ) -> Path:
-    """Measure the matrix pairs with these keys into a journal of their own, in folder, and return
-    the folder.
+    """Measure the pairs with these keys into a journal in folder, which is returned.
 
-    Goes on where it was stopped. Raises ShadowError as run_pair does, and where the checkpoints are
-    not those of the identity, as on a machine that has other files.
+    Continues where it was stopped. Raises ShadowError as run_pair does, and where this machine
+    has other files than those of the identity.
     """
     with _asked(pair, settings, folder, runtime) as asked:
         base, tuned = find_sides(pair, runtime, asked.scratch)
@@ -118,9 +117,7 @@ def measure_part(
 
 @contextmanager
 def _asked(pair: Pair, settings: Settings, folder: Path, runtime: Runtime) -> Iterator[Asked]:
-    """A request with its scratch folder, of this run alone: a second run, which the journal
-    refuses, must not take what the first reads.
-    """
+    """A request with a scratch folder of its own, which a second run must not touch."""
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
         with client_for(references_of(pair)):
@@ -130,10 +127,7 @@ def _asked(pair: Pair, settings: Settings, folder: Path, runtime: Runtime) -> It
 
 
 def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
-    """What work returns, when nobody else is at work on the same; it is done again until then.
-
-    Raises BusyError when somebody has been for as long as the runtime is patient.
-    """
+    """Call work until no other process is at it. Raises BusyError when patience ends."""
     given_up: float | None = None
     while True:
         try:
@@ -224,10 +218,7 @@ def _audit(asked: Asked) -> AuditResult:
 
 
 def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed) -> int:
-    """Measure what the journal does not hold yet, into the journal; returns how many matrices.
-
-    summed: the tensors whose bytes are summed up with each pair.
-    """
+    """Measure what the journal lacks; returns how many matrices. summed: see `summed_with`."""
     runtime, method = asked.runtime, asked.settings.method
     plan = _planned(asked, lined, journal) if runtime.elsewhere is None else None
     done = [pair for pair in lined.pairs if pair.key in journal.outcomes]
@@ -264,9 +255,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
 
 
 def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
-    """The plan of what is left, after tidying up what an earlier run left on the disk and in the
-    Hub's cache.
-    """
+    """Plan what is left, after tidying up what an earlier run left on the disk and in the cache."""
     for left in asked.scratch.parent.glob(f"{SCRATCH}*"):
         if left != asked.scratch:
             shutil.rmtree(left, ignore_errors=True)

@@ -114,9 +114,7 @@ def _measured(
     folder: Path,
     runtime: Runtime,
 ) -> Path:
-    """What `measure_part` returns. Raises ShadowError before anything is measured where the journal
-    of the pair, which holds that of the part too, does not come into sight.
-    """
+    """Call `measure_part` once the journal of the pair is in sight. Raises ShadowError."""
     journal = folder.parents[1] / JOURNAL
     fault = f"{folder.parents[2]}: another machine does not see this folder"
     require_sight(journal.is_file, fault, NOT_SEEN)
@@ -124,9 +122,7 @@ def _measured(
 
 
 def _take_over(folder: Path, count: int, journal: Journal) -> None:
-    """Take over the `count` outcomes of a part, perhaps after a moment: another machine may have
-    written them. Raises ShadowError where they do not come.
-    """
+    """Take over `count` outcomes of a part, written elsewhere perhaps. Raises ShadowError."""
     wanted = len(journal.outcomes) + count
 
     def is_taken_over() -> bool:
@@ -141,11 +137,10 @@ def _take_over(folder: Path, count: int, journal: Journal) -> None:
 def cut(
     pairs: Sequence[MatrixPair], count: int, sizes: Mapping[ShardKey, int]
 ) -> list[list[MatrixPair]]:
-    """Stretches of the work, in its order, of about equal cost: at most `count`, and 1 or more
-    where there is work.
+    """Cut the ordered work into at most `count` stretches of about equal cost.
 
-    sizes: bytes of the shards that must be fetched. A cut goes where the fewest bytes lie on both
-    sides of it, which are fetched for both; where none is good there is none.
+    sizes: bytes of the shards that must be fetched. A cut goes where the fewest bytes are needed
+    on both sides; where none is good there is none.
     """
     ordered = in_order(pairs)
     if not ordered:

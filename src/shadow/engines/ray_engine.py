@@ -48,10 +48,7 @@ STORE = 200_000_000  # bytes of Ray's object store on this machine: results are 
 
 @contextlib.contextmanager
 def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
-    """An engine for the time of a block; a Ray that was started for it ends with it.
-
-    Raises ShadowError where Ray is not installed or cannot be reached.
-    """
+    """An engine, and a Ray started for it, for the time of a block. Raises ShadowError."""
     require("ray")
     address = request.address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
@@ -126,10 +123,7 @@ def _require_somebody_at(address: str) -> None:
 
 @contextlib.contextmanager
 def _asking_for_a_token() -> Iterator[None]:
-    """A Ray that is started meanwhile carries out nothing without its token.
-
-    Nothing of it stays: the next Ray of this process may be one without a token.
-    """
+    """Make a Ray that starts meanwhile ask for its token; later ones need not."""
     if AUTH_MODE in os.environ:
         yield
         return
@@ -151,10 +145,7 @@ def _read_mode() -> None:
 
 
 def _on_loopback() -> AbstractContextManager[None]:
-    """A Ray that is started meanwhile listens on the loopback address alone.
-
-    On Linux it would listen on all addresses even where it is asked for this one.
-    """
+    """Make a Ray that starts meanwhile listen on the loopback address alone, on Linux too."""
     from ray._private import ray_constants
 
     return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
@@ -314,10 +305,7 @@ class RayEngine:
             time.sleep(TICK)  # every machine is lost for the moment
 
     def _await_machines(self, *, there: bool) -> None:
-        """Say it when no machine is there for a while.
-
-        Raises ShadowError when none has come for long. Tasks that Ray has would wait for ever too.
-        """
+        """Report that no machine is there. Raises ShadowError when none has come for long."""
         now = time.monotonic()
         if there or self._empty_since is None:
             self._empty_since, self._empty_told = None if there else now, False
@@ -447,11 +435,8 @@ def too_large(
 
 
 class Messages:
-    """What tasks tell the driver, which takes it now and then.
-
-    It lives on the machine of the driver: elsewhere it would be lost with its machine. A soft wish
-    is not enough: Ray puts an actor that needs no resources on any machine. Where its process is
-    killed, as for want of memory, it begins again, and what tasks tell meanwhile waits.
+    """Messages from tasks to the driver, on whose machine this lives: Ray would put an actor
+    without resources anywhere, to be lost with its machine. Killed, it begins again.
     """
 
     def __init__(self) -> None:
@@ -519,9 +504,7 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:
-    """What a task may use of its machine: its cores, and its memory or as large a share of what is
-    free.
-    """
+    """What a task may use of its machine: its cores, and its memory or their share of it."""
     machine, by = machine_limits(), "the engine"
     if memory is None:
         memory = machine.memory * min(cores, machine.cores) // machine.cores

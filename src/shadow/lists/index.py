@@ -150,10 +150,7 @@ def done_row(
     seconds: float | None,
     moved: int | None,
 ) -> Row:
-    """The row of a finished report.
-
-    Its place in the list, and what it took, are what a report does not know.
-    """
+    """The row of a finished report; position, time and bytes are what a report does not know."""
 
     figures: dict[str, Any] = {
         name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
@@ -179,10 +176,9 @@ def done_row(
 
 
 def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -> Index:
-    """Return the index with the rows of the reports that lie in its folder.
+    """The index with the rows of the reports in its folder, as after copying several together.
 
-    Copying the folders of several shards together leaves the index of one of them. A report of
-    other settings is `kept`; a pair without a report is not done.
+    A report of other settings is `kept`; a pair without a report is not done.
     """
     rows = {row.key: row.emptied("pending") if row.state == "done" else row for row in index.rows}
     old = {row.key: row for row in index.rows}
@@ -206,10 +202,7 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
 
 
 def kind_of(metadata: ReportMetadata) -> Kind:
-    """What reports must agree in to stand in one table, from a report's metadata.
-
-    The version that measured them is not among it: a report stays when shadow is upgraded.
-    """
+    """What reports must agree in to stand in one table; the version does not count."""
     return _kind(metadata["schema"], metadata["settings"])
 
 
@@ -242,10 +235,7 @@ class _File:
 
 
 def read_index(folder: Path) -> Index | None:
-    """The index of an output folder; None without one.
-
-    Raises ShadowError for an index.json that is something else, or that says what no index may say.
-    """
+    """The index of a folder; None without one. Raises ShadowError for anything else there."""
     from pydantic import TypeAdapter
 
     path = folder / INDEX
@@ -278,10 +268,8 @@ def with_index(
 ) -> Iterator[PairOutcome]:
     """Keep the index of a folder while the pairs of a selection are audited; yields their outcomes.
 
-    It is on the disk before the first pair and at the end, also of a run that is stopped, and now
-    and then in between; of one that is killed the reports tell the rest. store: where the reports
-    of output are uploaded; the index goes there at the end. Raises ShadowError when the index
-    cannot be read or written.
+    It is written at the start, now and then, and at the end, also of a run that is stopped. store:
+    where reports are uploaded, and the index at the end. Raises ShadowError.
     """
     with alone_at(output, LOCK), closing(outcomes):
         is_there = None
@@ -353,10 +341,9 @@ def begun(
     settings: Settings,
     is_there: Callable[[Row, Kind], bool] | None = None,
 ) -> Index:
-    """The index before the first pair: what an earlier run of the list left here, all else pending.
+    """The index before the first pair: what an earlier run left, all else pending.
 
-    Every shard has a row for each pair of the whole list. is_there: whether the report of a row is
-    still there; None: look into the folder.
+    is_there: whether the report of a row is still there; None: look into the folder.
     """
     is_there = is_there or partial(_is_there, output)
     kind, earlier = Kind(SCHEMA, settings.as_json()), read_index(output)

@@ -37,9 +37,7 @@ def with_directions(
     say: Callable[[str], None] = tell_nobody,
     show: Show = lambda done, total, title: None,
 ) -> Comparison:
-    """The comparison with what the deltas of every two reports of one base say of each other, or
-    why nothing.
-    """
+    """Add what the deltas of every two reports of one base say of each other, or why nothing."""
     reports = {report.label: report for report in comparison.reports}
     runtime = Runtime(jobs, Access(allow_pickle=allow_pickle, offline=True), say=say)
     contrasts = []

@@ -87,15 +87,12 @@ def audit_pairs(
     audit: Callable[..., AuditResult] = run_pair,
     engine: Engine | None = None,
 ) -> Generator[PairOutcome, None, None]:
-    """Audit pairs into one folder; yields what became of each as they end.
+    """Audit pairs into one folder, and yield what became of each.
 
-    Whatever goes wrong with one, the next is tried. Of a pair that is stopped, as by Ctrl-C, the
-    outcome is yielded too; what stopped it is raised after that.
-
-    watch is called with each pair that begins and gives what gets its progress, instead of
-    `runtime.show`. numbered: what is said of a pair begins with its number and its name, and ends
-    with a line on its report. audit is called as run_pair is. engine: what carries out the pairs;
-    None: this process, in turn.
+    Whatever goes wrong with one, the next is tried. A pair that is stopped, as by Ctrl-C, is
+    yielded before that is raised. watch gets each name and gives what gets its progress. numbered:
+    lines begin with the number and name of the pair. audit is called as run_pair is. engine: None
+    is this process.
     """
     engine = InProcess() if engine is None else engine
     pins = Pins(runtime) if engine.elsewhere else None
@@ -141,21 +138,14 @@ def near_of(pair: Pair) -> str:
 
 
 class Pins:
-    """The commits of what pairs name, each looked up once, so that all tasks of a run read the
-    same.
-
-    Offline nothing is looked up: each machine has what its cache has.
-    """
+    """Commits of references, each looked up once so that all tasks read the same; none offline."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._commits: dict[Reference, str] = {}
 
     def of(self, pair: Pair) -> dict[Reference, str]:
-        """The commits of the sides of a pair that are on the Hub.
-
-        A side whose commit cannot be had is left out: the audit of the pair will say what is wrong.
-        """
+        """The commits of the sides on the Hub that can be had: the audit says what is wrong."""
         sides = [side for side in references_of(pair) if not side.is_folder]
         for side in sides if not self._runtime.access.offline else ():
             if side not in self._commits:
@@ -203,9 +193,7 @@ def _audited(
 
 
 def _seen_here(outcome: PairOutcome) -> PairOutcome:
-    """An outcome of another machine, whose report must be where this one looks, perhaps after a
-    moment.
-    """
+    """The outcome of another machine, once its report is in sight; failed if it never is."""
     if outcome.result is None or outcome.result.url is not None:
         return outcome
     folder = outcome.result.folder

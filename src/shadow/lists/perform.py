@@ -48,11 +48,10 @@ def perform(
     show: Callable[[Progress], None] = tell_nobody,
     watch: Watch | None = None,
 ) -> Generator[PairOutcome, None, None]:
-    """Audit the pairs of a request; yields what became of each as they end.
+    """Audit the pairs of a request, and yield what became of each.
 
-    say and show are those of `Runtime`; watch is called with each pair that begins, and
-    gives what gets its progress instead of show. Raises ShadowError at once where the request
-    cannot be carried out; what goes wrong with a pair comes with its outcome.
+    watch gets each pair that begins and gives what gets its progress instead of show. Raises
+    ShadowError at once where the request cannot be carried out.
     """
     settings = settings_of(request.measuring, say)
     if request.found and request.ray is not None:
@@ -158,8 +157,7 @@ def run_remote_pair(
 ) -> AuditResult:
     """Audit one pair in output as `run_pair` does, and move the report to the store.
 
-    Raises what run_pair raises, and ShadowError where the store fails; then the report stays in
-    output, and the same call uploads it.
+    Raises ShadowError where the store fails; the report stays, and the same call uploads it.
     """
     names = safe_name(pair.family), safe_name(pair.name)
     folder, target = output.joinpath(*names), store.at(*names)

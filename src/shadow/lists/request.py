@@ -81,9 +81,7 @@ class AuditRequest:
     """Checkpoints in memory, by what the pair calls them."""
 
     def folders(self) -> Iterator[Path]:
-        """Where its pairs are audited, each in a folder that is there as soon as it holds anything;
-        of a URL all of them in one.
-        """
+        """Where pairs are audited, there as soon as they hold anything; of a URL one for all."""
         if isinstance(self.output, Store):
             yield work_folder(self.output)
             return

@@ -57,9 +57,7 @@ class OpenAdapter:
     def fit(
         self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, place: Place
     ) -> MergeFit | None:
-        """How a tensor of the merged model stands to the base's plus the update at a place; None
-        where the update has another shape.
-        """
+        """Compare a merged tensor with base plus update at a place; None for another shape."""
         mine, operand = pair.base, self.updates[place].tuned
         factor = operand.factor
         assert mine is not None, "lined up"
@@ -130,9 +128,7 @@ def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Apart]]:
 
 
 def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Lined:
-    """Pair the modules that an adapter moves with those of its base, whose other tensors are at
-    their places alone.
-    """
+    """Pair the modules that an adapter moves with those of its base; the rest have places alone."""
     found, skipped = pair_checkpoints(base, adapter, Filter(), may_differ=True)
     pairs = [pair for pair in found if pair.base is not None]
     places = {name: {part.place for part in parts} for name, parts in parts_of(base).items()}

@@ -97,11 +97,7 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, str]:
-    """The checkpoint without what most of its names have before a name of the other's; and that.
-
-    An exporter that wraps a model twice writes such names. Places are read from names, so that they
-    would not be found.
-    """
+    """Drop what an exporter put before most names, so that they are the other's; and that."""
     names = [name for name in checkpoint.tensors if name not in other.tensors]
     if 2 * len(names) < len(checkpoint.tensors):
         return checkpoint, ""
@@ -127,7 +123,7 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
 def _sorted_out(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names, *, is_whole: bool
 ) -> tuple[list[MatrixPair], list[Apart], list[Apart]]:
-    """Every tensor of both in a pair, or in what only one of them has, or in what is not read.
+    """Every tensor in a pair, in what one side lacks, or in what is not read.
 
     is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
     """
@@ -212,9 +208,7 @@ def _places(
 def _held(
     checkpoint: Checkpoint, config: Mapping[str, object], skipped: Sequence[Skipped]
 ) -> dict[str, set[Place]]:
-    """The places of all matrices that skipped tensors hold; those of what belongs to packed
-    numbers, such as their scales, are those of its module.
-    """
+    """The places of all matrices that skipped tensors hold; scales are where their numbers are."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     owners = {tensor.info.name: tensor.info.name for tensor in skipped}
@@ -258,9 +252,7 @@ def _how_they_differ(
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
-    """Two tensors of one name and shape whose places say nothing: floats and whole numbers entry by
-    entry, all else byte by byte where the dtypes are equal.
-    """
+    """Pair two tensors of one name and shape, whatever their places: by entries or by bytes."""
     first, second = base.info, tuned.info
     if first.problem or second.problem or first.shape != second.shape:
         return None
@@ -304,9 +296,7 @@ def whole_numbers(checkpoint: Checkpoint, name: str) -> NDArray[np.generic] | No
 def _head_pair(
     head: Skipped, pairs: Sequence[MatrixPair], skipped: Sequence[Skipped]
 ) -> MatrixPair | None:
-    """A head that is stored although its config ties it to the embedding, beside the other side's:
-    its head, or its embedding.
-    """
+    """Pair a stored head that config ties with the other side's head or embedding."""
     known = {pair.place.module: pair for pair in reversed(pairs) if pair.place.layer is None}
     partner = known.get("head") or known.get("embed")
     if partner is None or partner.base is None:

@@ -48,10 +48,10 @@ def file_rows(
     second: Sequence[tuple[str, Listing]],
     say: Callable[[str], None],
 ) -> list[dict[str, Cell]]:
-    """The rows of files.parquet, by path and side, of a base (first) and a tuned side (second).
+    """The rows of files.parquet of a base (first) and a tuned side (second), by path and side.
 
-    Of a base for each component, the files of the language component (or of the first) are those of
-    the side; those of others are not listed. Whatever a file holds, no fault is raised.
+    Of several bases, the files of the language component, or of the first, are listed.
+    Whatever a file holds, no fault is raised.
     """
     base, tuned = (dict(side).get("language", side[0][1]) for side in (first, second))
     rows = [*_Sides(base, tuned, say).rows()]

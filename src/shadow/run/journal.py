@@ -87,10 +87,9 @@ class Fetched:
 
 
 def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
-    """The shards that a journal tells of; what makes no sense is passed over.
+    """The shards in a journal that can be believed.
 
-    A journal may come from anywhere, and what it names is removed: each path stays in the folder
-    that it is put behind, on any system.
+    A journal may come from anywhere, and what it names is removed: no path leaves its folder.
     """
     shards = []
     for line in lines:
@@ -109,10 +108,7 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
 
 
 class _Kept(Mapping[str, Outcome]):
-    """Outcomes by key, each read from its line when it is asked for.
-
-    Those of 60,000 matrices take gigabytes.
-    """
+    """Outcomes by key, each read from its line on demand: 60,000 of them take gigabytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -139,11 +135,10 @@ class _Kept(Mapping[str, Outcome]):
 
 
 class Journal:
-    """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
+    """Finished outcomes of an unfinished audit, safe against kills at any moment.
 
-    One process writes at a time; a second one is refused. outcomes holds what an earlier run left,
-    fetched the shards that it fetched or was fetching, also if it belonged to another identity, and
-    other is then that identity.
+    One process writes at a time. fetched: shards that an earlier run fetched, of another identity
+    too; other is then that identity.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -189,9 +184,9 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it that a later run could continue or tidy up.
+        """Whether there is nothing that a later run could continue or tidy up.
 
-        Its file is asked, since an interrupt may fall between a line and its entry in outcomes.
+        The file is read: an interrupt may fall between a line and its entry in outcomes.
         """
         if self.outcomes or self.fetched or (self.folder / PARTS).exists():
             return False
@@ -200,10 +195,9 @@ class Journal:
         return (self.folder / PARTIAL / JOURNAL).read_bytes().count(b"\n") < 2
 
     def take_over(self, part: Path) -> None:
-        """Take over the outcomes of a part of this audit from its folder, which is removed.
+        """Move the outcomes of a part of this audit here, and remove its folder.
 
-        Those of another audit are not taken over. Raises BusyError where somebody is at work on the
-        part.
+        Raises BusyError where another process works on the part.
         """
         with writing(self.folder):
             journal = Journal(part, self.identity)
@@ -259,10 +253,7 @@ class Journal:
 
 
 def remove_journal_of(folder: Path, identity: Identity) -> None:
-    """Remove what an audit left that was killed when its report had just been written.
-
-    That of another one stays.
-    """
+    """Remove the journal of a killed audit whose report is written; those of others stay."""
     path = folder / PARTIAL / JOURNAL
     with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError):
         if path.is_file():
@@ -303,9 +294,8 @@ def _outcome(line: bytes) -> Outcome:
 def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:
     """Remove the `.partial` folders of audits below output, one by one.
 
-    Yields each pair's folder, and the shards that its audit had fetched from the Hub; None where
-    somebody is writing to it, and it stays. A finished report whose files were about to take their
-    places gets them.
+    Yields the folder of each pair and the shards that its audit fetched; None where another
+    process writes there. A report that was about to take its place gets it.
     """
     if not output.is_dir():
         raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")

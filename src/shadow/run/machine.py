@@ -64,9 +64,7 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
-    """Where the limits of a controller stand: folder and name of the process's group, then of its
-    ancestors.
-    """
+    """The folders and names of the groups that limit this process: its own, then its ancestors."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
@@ -112,9 +110,8 @@ def _cpu_limit(folder: Path) -> float | None:
 def _memory_left(folder: Path) -> int | None:
     """Bytes that a group may still take; None without a limit.
 
-    `memory.high` counts as a limit: above it a group is slowed down until it is below it again.
-    File cache that was not used lately counts as free, as the kernel can drop it: the weights of a
-    checkpoint are mapped files, and without this a second audit would seem to have no room.
+    `memory.high` counts as a limit, above which a group is slowed down. File cache that was not
+    used lately counts as free: the kernel drops it, and weights are mapped files.
     """
     names = ("memory.max", "memory.high", "memory.limit_in_bytes")
     limits = [limit for name in names if (limit := _number(folder / name) or ENDLESS) < ENDLESS]
@@ -186,9 +183,7 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
 
 
 def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
-    """Bytes that one worker takes at most: blocks of a matrix and one Gram, whatever the shape, and
-    the largest delta that is kept.
-    """
+    """Bytes that one worker takes at most, the largest delta that it keeps included."""
     most = held = 0
     for pair in pairs:
         shape = pair.rows, pair.cols
@@ -201,11 +196,10 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
 def default_jobs(
     pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
 ) -> int:
-    """As many workers as there are cores, or as fit the free memory if that is fewer.
+    """As many workers as there are cores, or as fit the free memory.
 
-    One where entries are only summed up and none is decoded: parts that the caches hold take so few
-    microseconds each that two threads wait for Python's lock, and read 1.2 GB/s where one reads
-    2.8.
+    One where sums over stored floats are all: two threads wait for Python's lock so often that
+    they read 1.2 GB/s where one reads 2.8.
     """
     if not solver_of(method).has_spectra:
         operands = (one for pair in pairs for one in (pair.base, pair.tuned) if one is not None)

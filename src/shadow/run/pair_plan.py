@@ -65,9 +65,7 @@ class PlannedModule:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """What an audit of a pair would measure and take, and what this machine has; sizes are in
-    bytes.
-    """
+    """What an audit of a pair would measure and take on this machine; sizes are in bytes."""
 
     family: str
     pair: str
@@ -118,10 +116,9 @@ def plan_pair(
     output: Path,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
 ) -> PairPlan:
-    """What `run_pair` would do and take, from headers alone.
+    """Plan the audit of a pair from headers alone.
 
-    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would
-    before it measures.
+    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):

@@ -65,11 +65,11 @@ def make_plan(
     done: Collection[str] = (),
     ours: Collection[tuple[str, str, str]] = (),
 ) -> Plan:
-    """Choose where every shard comes from, order the work, and see whether the disk suffices.
+    """Choose sources, order the work, and see whether the disk suffices.
 
-    folder is where the report goes, scratch where byte ranges may lie meanwhile. done: keys of
-    pairs that are measured already. ours are the (repository, commit, path) of shards that an
-    earlier run of this audit fetched to free them: they count as fetched by this one.
+    folder: where the report goes; scratch: where byte ranges lie meanwhile. done: keys of pairs
+    that are measured. ours: (repository, commit, path) of shards that an earlier run fetched to
+    free them.
     """
     pairs = [pair for pair in lined.pairs if pair.key not in done]
     base, tuned = (
@@ -117,10 +117,7 @@ def make_plan(
 
 
 def require_disk_for_pickles(located: Located, access: Access) -> int:
-    """`.bin` files must all be there before anything is known of them: the bytes that this moves.
-
-    Raises ShadowError if they do not fit.
-    """
+    """Bytes of `.bin` files, all of which must be there first. Raises ShadowError."""
     sources = [
         WholeFile(located.snapshot, located.snapshot.files[shard])
         for shard in located.weights.shards
@@ -129,10 +126,7 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
 
 
 def require_disk_at_once(what: str, sources: Sequence[Source], access: Access) -> int:
-    """The bytes that must all be fetched before any is read.
-
-    Raises ShadowError if they do not fit on the disk. what: the files, as its message calls them.
-    """
+    """Bytes that must be fetched before any is read. Raises ShadowError if they do not fit."""
     need = sum(source.bytes_to_move() for source in sources)
     if not need:
         return 0

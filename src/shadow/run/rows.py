@@ -55,13 +55,11 @@ def write_tables(
     spectra: bool,
     repository: Sequence[Mapping[str, Cell]],
 ) -> tuple[dict[str, TableFile], dict[str, pa.Table], dict[Side, str | None]]:
-    """Write the tables of a finished audit, each to the path of its file's name: their files by
-    name, closed and without metadata; and what a summary needs of them (see
-    `shadow.summary.tables.needed`), which lies in files of scratch, not in memory; and the digest
-    of each side (see `shadow.run.rows.content_of`).
+    """Write the tables of a finished audit, closed and without metadata, in a fixed order of rows.
 
-    repository: the rows of files.parquet. Rows have a fixed order. An outcome is asked for once,
-    and let go when its rows are made.
+    Returns their files by name, what a summary needs of them (in files of scratch, not in memory),
+    and the digest of each side. repository: the rows of files.parquet. Each outcome is asked for
+    once, and released when its rows are made.
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
@@ -131,15 +129,11 @@ def write_tables(
 
 
 class _Groups:
-    """Rows, written as the row groups of a table, each column of which is in one piece.
-
-    As Python has them rows take ten times as much memory, so only the latest stay so.
-    """
+    """Collect rows into row groups of a table; only the latest are held as Python objects."""
 
     def __init__(self, columns: Sequence[Column], write: Callable[[pa.Table], None]) -> None:
-        self._write = write
+        self._write, self._columns = write, columns
         self._latest: list[dict[str, Cell]] = []
-        self._columns = columns
         self._group = self._none = arrow_schema(columns).empty_table()
 
     def extend(self, rows: Iterable[dict[str, Cell]]) -> None:
@@ -148,22 +142,17 @@ class _Groups:
         if len(self._latest) >= CHUNK:
             self._gather()
 
-    def _gather(self) -> None:
-        latest = table_of(self._columns, self._latest)
-        self._group = pa.concat_tables([self._group, latest])
+    def _gather(self, *, is_end: bool = False) -> None:
+        self._group = pa.concat_tables([self._group, table_of(self._columns, self._latest)])
         self._latest = []
-        if self._group.num_rows >= GROUP or self._group.nbytes >= GROUP_BYTES:
-            self._end_group()
-
-    def _end_group(self) -> None:
-        if self._group.num_rows:
+        is_full = self._group.num_rows >= GROUP or self._group.nbytes >= GROUP_BYTES
+        if self._group.num_rows and (is_end or is_full):
             self._write(self._group.combine_chunks())
-        self._group = self._none
+            self._group = self._none
 
     def close(self) -> None:
         """The last row has come."""
-        self._gather()
-        self._end_group()
+        self._gather(is_end=True)
 
 
 class _Spilled:
@@ -179,9 +168,7 @@ class _Spilled:
         self._writer.write_table(group)
 
     def table(self, columns: Sequence[Column]) -> pa.Table:
-        """All of it, read from the file as it is asked for; without rows the one of these columns.
-        No more is written.
-        """
+        """All of it, mapped from the file; an empty table of these columns without rows."""
         if self._writer is None:
             return arrow_schema(columns).empty_table()
         self._writer.close()
@@ -189,8 +176,9 @@ class _Spilled:
 
 
 def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.Table:
-    """The table with the share of its deltas in the energy of the pair, which is in units of the
-    square of the largest norm; None where it is 0 or not known, and for other subjects.
+    """The table with each delta's share of the energy of the pair; None where that is unknown.
+
+    energy is in units of the square of the largest norm.
     """
     place = matrices.schema.get_field_index("energy_share")
     shares = [
@@ -376,9 +364,8 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Outco
 def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
     """One status, reason and detail for all matrices of a tensor.
 
-    A tensor is skipped as soon as one of its parts was missed: whoever looks for what was not
-    measured looks there, and the rows of its other parts are in matrices.parquet all the same. Else
-    it is measured if any part is.
+    One part that was missed makes the tensor skipped: whoever looks for what was not measured
+    looks there. Otherwise it is measured if any part is.
     """
     missed = [part for part in parts if part.is_missed]
     statuses = [part.outcome.status for part in parts]
@@ -404,9 +391,7 @@ def _listed(descriptions: Sequence[str]) -> str:
 
 
 def _place_of(parts: Sequence[_Part]) -> Place:
-    """The place of a tensor; of one that holds several matrices, as a fused projection or a stack
-    of experts do, what they have in common.
-    """
+    """What the places of all matrices in a tensor have in common, such as a fused projection."""
     places = [part.place for part in parts]
     first = places[0]
     if len(set(places)) == 1:
@@ -424,10 +409,9 @@ def _relative_norm(outcomes: Sequence[Outcome]) -> float | None:
 
 
 def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
-    """The digest of a side, from all its rows of tensors.parquet: a sha256 of the names, formats,
-    shapes and checksums of its tensors, by name. None where one has no checksum.
+    """Digest the names, formats, shapes and checksums of all tensors of a side, by name.
 
-    Which files they are in, and in which order, does not matter.
+    None where one has no checksum. Files and their order do not matter.
     """
     keys = ("tensor", "dtype", "shape", "checksum")
     tensors = [[row[key] for key in keys] for row in rows]

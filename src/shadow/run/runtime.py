@@ -101,12 +101,7 @@ def require_known(name: str, value: str | None, known: tuple[str | None, ...]) -
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the audit of a pair is: given before the first and after every matrix, and as bytes
-    come.
-
-    Costs are in the units of `shadow.run.workers.cost`, bytes are those of weights that come
-    over the network.
-    """
+    """How far the audit of a pair is, in pairs, in units of `workers.cost` and in bytes fetched."""
 
     done: int
     total: int
@@ -123,10 +118,7 @@ def tell_nobody(_: object) -> None:
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """A pair whose checkpoints are open and lined up.
-
-    skipped: a tensor of either side for each that is not measured.
-    """
+    """Two open checkpoints, lined up; skipped has a tensor for each that is not measured."""
 
     base: Checkpoint
     tuned: Checkpoint
@@ -136,10 +128,7 @@ class AlignedPair:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How an audit runs, and who hears of it. No number and no file depends on it.
-
-    It can be pickled where say and show can.
-    """
+    """How an audit runs; no number and no file depends on it. Pickled where say and show can be."""
 
     jobs: int | None = None
     """Workers; None: as many as there are cores or as fit the memory; where stored floats are only
@@ -179,9 +168,7 @@ def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What `run_pair` was asked for, the folder of the report, and the one for byte ranges and raw
-    copies, which is removed at the end.
-    """
+    """The arguments of `run_pair`, the folder of the report, and one for scratch."""
 
     pair: Pair
     settings: Settings

@@ -50,11 +50,10 @@ def scan(
     scratch: Path,
     unread: list[Apart] | None = None,
 ) -> list[Row]:
-    """What `measure` makes of every pair, in the order of their keys.
+    """Measure every pair, in the order of their keys.
 
-    unread: gets what is no row, in order of names at the end: what `measure` says of a tensor that
-    is not compared, and tensors that cannot be decoded. Without it these raise UndecodableError.
-    Raises ShadowError where weights cannot be had, or are written to meanwhile.
+    unread: gets tensors that `measure` does not compare or that cannot be decoded, by name; without
+    it these raise UndecodableError. Raises ShadowError for weights that cannot be had.
     """
     plan = make_plan(lined, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
@@ -136,10 +135,7 @@ def in_words(place: Place) -> str:
 
 
 def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
-    """Fetch every shard of checkpoints before a scan -> the runtime with what --max-disk leaves.
-
-    Raises ShadowError where the disk does not suffice.
-    """
+    """Fetch every shard first; the runtime with what --max-disk leaves. Raises ShadowError."""
     sources = [source for one in checkpoints for source in one.sources.values()]
     names = and_list([one.reference for one in checkpoints])
     need = require_disk_at_once(f"the weights of {names}", sources, runtime.access)
@@ -226,9 +222,7 @@ Rounding = (
 
 
 def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding | None:
-    """Tell what rounding may have made one side of the other, beside a cast of floats in every
-    entry; None where none did. row: what a scan found of them.
-    """
+    """Rounding, other than one cast of all entries, that may have made one side of the other."""
     if not row.finite:
         return "not_finite"
     first, second = sides.base, sides.tuned
@@ -250,9 +244,8 @@ def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding
 
 
 def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
-    """Whether no entry of a tuned side of fewer bits than the base lies a unit in the last place
-    away, as none does after several roundings, or one that is not to the nearest. A file of more
-    bits may hold what BF16 rounded, and F16 may have come between.
+    """Whether no tuned entry of fewer bits than the base lies a unit in the last place away, as
+    after several roundings. A wider file may hold BF16, and F16 may have come between.
     """
     first, second = map(float_format, row.formats)
     is_file_alone = first.bits <= second.bits

@@ -27,10 +27,7 @@ APART: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """Two tensors, or parts of tensors, at one place of two checkpoints, entry by entry.
-
-    Energies are sums of squares in float64.
-    """
+    """Two tensors, or parts of them, entry by entry; energies are sums of squares in float64."""
 
     place: str
     """Such as `language.layers.0.attn.q`."""

@@ -29,11 +29,7 @@ ShardKey = tuple[Side, str]
 
 @dataclass(frozen=True)
 class Visit:
-    """The stay of one shard on the disk.
-
-    It may be fetched when the work has reached the shard before it of the same side, so that each
-    side is at most one shard ahead.
-    """
+    """The stay of one shard on the disk; each side is fetched at most one shard ahead."""
 
     shard: ShardKey
     first: int
@@ -53,10 +49,7 @@ class Schedule:
     """In the order of fetching; shards in folders have none."""
 
     def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
-        """Most bytes on the disk at any time when each shard goes after its last use.
-
-        Some are there from the start.
-        """
+        """Most bytes on the disk when each shard goes after its last use. there: at the start."""
         most = 0
         held = sum(sizes[stay.shard] for stay in self.visits if stay.shard in there)
         leaving: list[
@@ -74,10 +67,9 @@ class Schedule:
         return most
 
     def eager(self) -> Schedule:
-        """The same with every shard fetched as soon as the line is free: for when none is freed.
+        """The schedule with shards fetched at once, where none is freed.
 
-        One large matrix then holds up nothing: waiting for it, the line idled for a quarter of a
-        download.
+        Waiting for one large matrix, the line idled for a quarter of a download.
         """
         return Schedule(self.steps, tuple(replace(visit, after=0) for visit in self.visits))
 
@@ -143,10 +135,7 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
 
 
 def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
-    """By base shard, then by name as people count.
-
-    What has no base comes when its tuned shard is last there.
-    """
+    """By base shard, then by name as people count; what has no base after its shard is there."""
     beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet
     for pair in pairs:
         if pair.base:
@@ -166,10 +155,7 @@ def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
 
 
 def natural(name: str) -> str:
-    """A sort key that counts: `layers.10` after `layers.9`.
-
-    Numbers are filled up with zeros, behind a character that sorts before all that names have.
-    """
+    """A sort key that counts: `layers.10` after `layers.9`."""
     return re.sub(r"\d{1,18}", lambda number: f"\0{int(number.group()):018}", name)
 
 
@@ -177,10 +163,9 @@ Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: te
 
 
 def summed_with(lined: AlignedPair, settings: Settings) -> Summed:
-    """The tensors that are summed up with each pair. Where pairs are chosen, only what they read.
+    """The tensors whose bytes are summed up with each pair; those it reads where pairs are chosen.
 
-    An adapter leaves most of its base alone, which is not read for this either. Nothing is summed
-    up where norms alone are measured: that takes longer than they do.
+    Not of level norms, where that takes longer than measuring.
     """
     unfiltered = settings.chosen == Filter()
     if not solver_of(settings.method).has_spectra:

@@ -46,11 +46,7 @@ CPU = DeviceChoice()
 
 
 def choose(asked: str) -> DeviceChoice:
-    """The device that a word means on this machine.
-
-    Raises UsageError for a word that means none, and for a device that torch does not have; `auto`
-    takes the CPU then.
-    """
+    """The device of a word on this machine; `auto` falls back to the CPU. Raises UsageError."""
     if asked == "cpu":
         return CPU
     card = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked, re.ASCII)
@@ -82,7 +78,7 @@ def open_device(choice: DeviceChoice) -> Grams:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about an audit that its numbers or files depend on, except the two checkpoints.
+    """All that the numbers and files of an audit depend on, except the two checkpoints.
 
     Of the device, only the kind is a setting of the report.
     """
@@ -93,11 +89,7 @@ class Settings:
     device: DeviceChoice = CPU
 
     def as_json(self) -> SettingsMetadata:
-        """What a report says of them.
-
-        Of the device nothing where it is the CPU, and of subjects where all are measured, as in
-        reports before these settings.
-        """
+        """What a report says of them; not the CPU, nor all subjects, as in old reports."""
         as_in_files: SettingsMetadata = json.loads(
             json.dumps({**asdict(self), "device": self.device.kind})
         )

@@ -60,10 +60,7 @@ def identity_of(
     settings: Settings,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
 ) -> Identity:
-    """What a report of the pair would be of: commits and files as they are now.
-
-    No weight is fetched.
-    """
+    """What a report of the pair would be of, as commits and files are now; fetches no weights."""
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         sides = find_sides(pair, runtime, Path(unpacked))
         return identity(pair, settings, *sides)
@@ -123,9 +120,7 @@ def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Foun
 
 @uncollected()
 def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) -> Found:
-    """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each
-    component.
-    """
+    """The checkpoint in a folder, the files of a commit on the Hub, or those of each component."""
     if (found := runtime.found.get(reference)) is not None:
         return found
     if not isinstance(reference, ComponentBase):

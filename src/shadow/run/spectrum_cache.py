@@ -47,9 +47,7 @@ DIGEST = 32  # bytes of blake2b at the start of a file, of its key and of all th
 
 
 class SpectrumCache:
-    """Solved spectra in a folder.
-
-    Safe for several threads and processes; whatever goes wrong, a spectrum is solved.
+    """Solved spectra in a folder, for several threads and processes; on a fault one is solved.
 
     asked: how many spectra this object was asked for; there: how many of them it had.
     """
@@ -65,10 +63,9 @@ class SpectrumCache:
     def remember(
         self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
     ) -> Spectrum:
-        """What solve() returns for a matrix, from the folder if it is there.
+        """Return the spectrum of a matrix from the folder, or solve it.
 
-        norm: the Frobenius norm of the matrix, by which a file is checked. Small matrices are
-        solved faster than their files are read.
+        norm: its Frobenius norm, which checks a file. Small matrices are solved faster than read.
         """
         if min(shape_of(matrix)) <= EXACT_SIDE:
             return solve()
@@ -154,10 +151,7 @@ def digest_of(name: str, content: bytes) -> bytes:
 def _read(
     path: Path, name: str, shape: tuple[int, int], count: int, norm: float
 ) -> Spectrum | None:
-    """A spectrum that was kept, with so many vectors.
-
-    None where there is none, none of that shape and norm, or not what was written under this key.
-    """
+    """A stored spectrum; None unless it is as written, of that shape, norm and vectors."""
     try:
         content = read_start(path, path.stat().st_size)
         if content is None or digest_of(name, content[DIGEST:]) != content[:DIGEST]:

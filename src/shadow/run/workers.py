@@ -52,11 +52,7 @@ _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole proces
 
 @contextlib.contextmanager
 def single_threads() -> Iterator[None]:
-    """One thread of algebra for each worker, as the command has it; afterwards as many as before.
-
-    The workers are as many as there are cores, and threads of their algebra would wait for each
-    other.
-    """
+    """Limit algebra to one thread for each worker, of which there are as many as cores."""
     with _ONE_AT_A_TIME:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -107,10 +103,9 @@ def in_workers(
     """Yield what `measure` makes of the pairs of a plan, in `jobs` threads, in order of completion.
 
     One more thread fetches the shards, as far ahead as the schedule allows. Within a step the
-    largest pairs come first. Each source is freed when its last result has been taken.
-    Closing the generator gives up what has not begun, a running download included.
-    done: pairs that count as done for the progress, to which each pair adds its weight. note: gets
-    every source before its first byte.
+    largest pairs come first. Each source is freed when its last result has been taken. Closing the
+    generator gives up what has not begun. done: pairs that count as done. note: gets every source
+    before its first byte.
     """
     work, moved = plan.work, 0
     count, spent = len(done), sum(map(weigh, done))
@@ -181,9 +176,7 @@ def _run(
 
 
 def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
-    """Let the system read a pair while those before it are measured; what is read anew for every
-    pass, or lies in a stack, is left to its own reading ahead.
-    """
+    """Let the system read a pair early, except what is read again for every pass or in a stack."""
     for side in SIDES:
         for info in infos_of(side, pair):
             if info.end - info.start <= WHOLE:
@@ -194,11 +187,9 @@ def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
 
 @cache  # it is measured once for all pairs
 def pace(method: Method, jobs: int) -> float:
-    """Units of `cost` a second that this machine does with all workers: one synthetic pair in each,
-    about a second.
+    """Units of `cost` a second of this machine with all workers, by a synthetic pair in each.
 
-    The units held within 15 % from sides of 1024 to 3584; pairs of smaller sides take up to three
-    times as long.
+    Within 15 % from sides of 1024 to 3584; smaller ones take up to three times as long.
     """
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(1024, 4096, generator=generator).bfloat16()
@@ -222,7 +213,7 @@ def pace(method: Method, jobs: int) -> float:
 def outcome_of(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means, summed: Summed
 ) -> Outcome:
-    """Measure a pair, which is one thread's work, so that numbers do not depend on their count.
+    """Measure a pair in one thread, so that numbers do not depend on how many there are.
 
     summed: by key of a pair, the tensors whose bytes are summed up with it.
     """
@@ -309,13 +300,18 @@ def _of_vector(key: str, sides: Sides, formats: tuple[str, str], detail: str | N
     size = extent(sides)
     if not size.finite:
         return _broken(key, size)
-    delta_norm, base_norm = _vector_norms(sides.base, sides.tuned, size)
-    from_zero = delta_norm > 0 and base_norm == 0
+    unit = max(size.base, size.tuned) or 1.0  # so that squares are safe
+    of_delta, of_base = [], []
+    for index, _ in blocks(sides.tuned):
+        b, t = sides.base[index].double() / unit, sides.tuned[index].double() / unit
+        of_base.append(float(torch.linalg.vector_norm(b)))
+        of_delta.append(float(torch.linalg.vector_norm(t.sub_(b))))
+    delta_norm, base_norm = math.hypot(*of_delta) * unit, math.hypot(*of_base) * unit
     return Outcome(
         key,
         "skipped",
         reason="not_a_matrix",
-        detail=FROM_ZERO if from_zero else detail,
+        detail=FROM_ZERO if delta_norm > 0 and base_norm == 0 else detail,
         delta_norm=delta_norm,
         base_norm=base_norm,
         zero="tuned" if size.base > 0 == size.tuned else None,  # a base may have biases of 0
@@ -326,9 +322,8 @@ def _of_vector(key: str, sides: Sides, formats: tuple[str, str], detail: str | N
 def _copied(
     sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool = True
 ) -> Cast | Literal["neither"] | None:
-    """Which side is the other in another format, with the error of that format and no more, or
-    neither; None where it is not known what error the format makes. may_be: whether formats of
-    floats are to be looked at.
+    """Which side is the other in another format, or neither; None where the format's error is
+    unknown. may_be: whether it may be a cast of floats.
     """
     if is_quantised(sides.tuned) == is_quantised(sides.base):
         return (cast(sides, formats) if may_be else None) or "neither"
@@ -385,10 +380,7 @@ def views(
 
 
 def _cut(matrix: Cut, shape: torch.Size) -> Cut:
-    """A (rows, cols) matrix with its rows in groups, as another is: (groups, rows / groups, cols).
-
-    No entry is copied.
-    """
+    """A (rows, cols) matrix with its rows in groups, as another has them; no entry is copied."""
     if isinstance(matrix, StoredTensor | DecodedTensor):
         return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)
@@ -404,16 +396,3 @@ def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> Cut:
         return matrix[: pair.rows] if matrix.ndim == 2 else matrix
 
     return stored.seen(seen)
-
-
-def _vector_norms(base: Matrix, tuned: Matrix, size: Extent) -> tuple[float, float]:
-    """Norms of delta and base of two vectors, in units of the larger largest entry so that squares
-    are safe.
-    """
-    unit = max(size.base, size.tuned) or 1.0
-    of_delta, of_base = [], []
-    for index, _ in blocks(tuned):
-        b, t = base[index].double() / unit, tuned[index].double() / unit
-        of_base.append(float(torch.linalg.vector_norm(b)))
-        of_delta.append(float(torch.linalg.vector_norm(t.sub_(b))))
-    return math.hypot(*of_delta) * unit, math.hypot(*of_base) * unit
