@@ -368,19 +368,12 @@ Order = Callable[[Rows], Rows]
 # Even grids of GGUF: for each type the bytes of a block that hold the quants, and what they are
 # where every quant is 1; 0 where every one is. All other bytes are scales and offsets.
 QUANTS: Mapping[str, tuple[tuple[int, int, int], ...]] = {  # (start, stop, all 1)
-    "Q4_0": ((2, 18, 0x11),),
-    "Q4_1": ((4, 20, 0x11),),
-    "Q5_0": ((2, 6, 0x00), (6, 22, 0x11)),
-    "Q5_1": ((4, 8, 0x00), (8, 24, 0x11)),
-    "Q8_0": ((2, 34, 0x01),),
-    "Q2_K": ((16, 80, 0x55),),
-    "Q3_K": ((0, 32, 0x00), (32, 96, 0x55)),
-    "Q4_K": ((16, 144, 0x11),),
-    "Q5_K": ((16, 48, 0x00), (48, 176, 0x11)),
-    "Q6_K": ((0, 128, 0x11), (128, 192, 0x00)),
-    "TQ1_0": ((0, 52, 0x80),),  # digits to base 3, as a fraction of 256
-    "TQ2_0": ((0, 64, 0x55),),
-}
+    "Q4_0": ((2, 18, 0x11),), "Q4_1": ((4, 20, 0x11),), "Q8_0": ((2, 34, 0x01),),
+    "Q5_0": ((2, 6, 0x00), (6, 22, 0x11)), "Q5_1": ((4, 8, 0x00), (8, 24, 0x11)),
+    "Q2_K": ((16, 80, 0x55),), "Q3_K": ((0, 32, 0x00), (32, 96, 0x55)), "Q4_K": ((16, 144, 0x11),),
+    "Q5_K": ((16, 48, 0x00), (48, 176, 0x11)), "Q6_K": ((0, 128, 0x11), (128, 192, 0x00)),
+    "TQ1_0": ((0, 52, 0x80),), "TQ2_0": ((0, 64, 0x55),),  # TQ1_0: to base 3, a fraction of 256
+}  # fmt: skip
 # the bytes of a block that hold numbers of E2M1, two in each, and what they are where both are 1
 CODEBOOKS = {"MXFP4": (1, 17, 0x22), "NVFP4": (4, 36, 0x22)}
 

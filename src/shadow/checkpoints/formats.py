@@ -171,7 +171,8 @@ def _affine(
     has_order = not m.pieces.keys().isdisjoint(("g_idx", "weight_g_idx"))
     _require(has_order or group * groups == cols, "its groups do not fill the rows")
     # version 1 of GPTQ stores zeros less 1 (AutoGPTQ's qlinear_cuda.py)
-    added = name == "GPTQ-" and m.settings.get("checkpoint_format") != "gptq_v2"
+    version = str(m.settings.get("checkpoint_format")).lower()
+    added = name == "GPTQ-" and version != "gptq_v2"
     return f"{name}{count}", (*n.get("*stack", ()), rows, cols), (count, group, int(added))
 
 

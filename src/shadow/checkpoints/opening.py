@@ -32,13 +32,7 @@ from shadow.checkpoints.sources import (
     in_threads,
     read_header,
 )
-from shadow.checkpoints.weight_files import (
-    ADAPTER_CONFIG,
-    Adapter,
-    Config,
-    Weights,
-    choose_weights,
-)
+from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Config, Weights, choose_weights
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
 from shadow.text import several
