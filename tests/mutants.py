@@ -147,7 +147,7 @@ MUTANTS = (
     Planted("checkpoints/pairing.py", "checkpoints/test_pairing.py", {
         "columns in another order": (" and _folded(base) == _folded(tuned):", ":"),
         "a word of the config": ("return said is True", "return bool(said)"),
-        "rows of anything grow": ("_grows(place) and common > 1", "common > 1"),
+        "rows of anything grow": ("(_grows(place) and common > 1)", "common > 1"),
     }),
     Planted("reports/parquet.py", "reports/test_parquet.py", {
         "a footer behind a footer": ("            file.truncate(pages_of(file))\n", ""),

@@ -98,31 +98,10 @@ class Located:
     snapshot: Snapshot
     weights: Weights
     config: Config  # its config.json; empty where there is none
-
-    @property
-    def reference(self) -> str:
-        """What it is called: `org/name`, with the subfolder if it lies in one."""
-        return self.snapshot.name
-
-    @property
-    def commit(self) -> str:
-        """The 40 hexadecimal digits of the commit."""
-        return self.snapshot.commit
-
-    @property
-    def access(self) -> str | None:
-        """Who may read it: `open`, `gated` or `private`; None when nothing was asked."""
-        return self.snapshot.access
-
-    @property
-    def fingerprint(self) -> str:
-        """A sha256 over names, sizes and checksums of the files: equal for equal content."""
-        digest = hashlib.sha256()
-        for name in (*self.weights.shards, CONFIG, ADAPTER_CONFIG):
-            file = self.snapshot.files.get(name)
-            facts = [name, file.size, file.checksum] if file else [name]
-            digest.update(json.dumps(facts).encode())
-        return digest.hexdigest()
+    reference: str  # `org/name`, with the subfolder if it lies in one
+    commit: str  # 40 hexadecimal digits
+    access: str | None  # `open`, `gated` or `private`; None when nothing was asked
+    fingerprint: str  # a sha256 over names, sizes and checksums of the files
 
 
 @dataclass(frozen=True)
@@ -354,7 +333,13 @@ def locate(
         count = f"{len(missing)} of {len(weights.shards)} shards are not in the {where}"
         hint = "run without --offline" if snapshot.offline else "tell its owner"
         raise ShadowError(f"{snapshot.name}: {count}: {several(missing, 3)}", hint)
-    return Located(snapshot, weights, config)
+    digest = hashlib.sha256()
+    for name in (*weights.shards, CONFIG, ADAPTER_CONFIG):
+        file_there = snapshot.files.get(name)
+        facts = [name, file_there.size, file_there.checksum] if file_there else [name]
+        digest.update(json.dumps(facts).encode())
+    about = snapshot.name, snapshot.commit, snapshot.access, digest.hexdigest()
+    return Located(snapshot, weights, config, *about)
 
 
 def open_located(

@@ -185,17 +185,15 @@ def pair_checkpoints(
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     base_is_closed = not base_operands
-    outcomes: list[MatrixPair | list[Skipped]] = []
+    lined: list[MatrixPair] = []
     skipped = list(base_unusable)
     if tuned.adapter:
         tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base)
         skipped += tuned_unusable
     else:
         tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
-        head_pair, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
+        lined, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
         skipped += tuned_unusable + tied
-        if head_pair is not None:
-            outcomes.append(head_pair)
     components_with_base = {place.component for place in base_operands}
     for place, operand in tuned_operands.items():
         partner = base_operands.pop(place, None)
@@ -204,14 +202,16 @@ def pair_checkpoints(
                 partner = operand
             elif partner.part == operand.part:
                 partner = replace(partner, part=operand.part)
-            outcomes.append(_line_up(place, partner, operand))
+            pairs, unlike = _line_up(place, partner, operand)
+            lined += pairs
+            skipped += unlike
         elif place.component in components_with_base or operand.factor is not None:
             skipped += _skips("tuned", operand, place, reason="only_in_tuned")
         else:
             why = NO_BASE.format(place.component)
             if _is_matrix(operand):  # its own spectrum is measured
                 own = MatrixPair(place, None, operand, *operand.shape, is_matrix=True, detail=why)
-                outcomes.append(own)
+                lined.append(own)
             else:
                 skipped += _skips("tuned", operand, place, reason="not_a_matrix", detail=why)
     for place, operand in base_operands.items():
@@ -225,8 +225,7 @@ def pair_checkpoints(
             ]
         else:
             skipped += _skips("base", operand, place, reason="only_in_base")
-    meet = any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes)
-    if not meet and not may_differ:
+    if not may_differ and not any(pair.base for pair in lined):
         if not tuned_operands and tuned_unusable:
             raise _closed(tuned.reference, tuned_unusable)
         if base_is_closed and base_unusable:
@@ -238,20 +237,16 @@ def pair_checkpoints(
             hint += f"; the first tensors are {first} and {other}"
         sides = f"{base.reference} and {tuned.reference}"
         raise ShadowError(f"{sides} share no tensor of the same place and shape", hint)
-    lined = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair)]
-    apart = [tensor for outcome in outcomes if isinstance(outcome, list) for tensor in outcome]
-    places = [pair.place for pair in lined] + [one.place for one in (*skipped, *apart)]
+    places = [pair.place for pair in lined] + [one.place for one in skipped]
     _require_chosen(chosen, places, tuned.reference)
-    for outcome in outcomes:
-        if isinstance(outcome, list):
-            skipped += outcome
-        elif not chosen.passes(outcome.place):
-            skipped += _both(outcome.place, outcome.base, outcome.tuned, reason="filtered")
+    for pair in lined:
+        if not chosen.passes(pair.place):
+            skipped += _both(pair.place, pair.base, pair.tuned, reason="filtered")
     return [pair for pair in lined if chosen.passes(pair.place)], skipped
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
-    """The error of a side of which no tensor can be measured, whatever its names and shapes."""
+    """Make the error of a side of which no tensor can be measured, whatever its names are."""
     stored = several(sorted({tensor.info.dtype for tensor in tensors}), 3)
     what = f"all {len(tensors):,} tensors of {reference} are stored as {stored}"
     if len(tensors) == 1:
@@ -338,23 +333,22 @@ def _folded(operand: Operand) -> tuple[int, ...] | None:
     return folded if len(folded) > 1 else None
 
 
-def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[Skipped]:
-    """Pair two operands at one place; return both of them where their shapes do not match."""
+def _line_up(place: Place, base: Operand, tuned: Operand) -> tuple[list[MatrixPair], list[Skipped]]:
+    """Pair two operands at one place, or skip both where their shapes do not match."""
     detail = f"base {base.info.shape}, tuned {tuned.info.shape}"
     (base_rows, cols), (rows, tuned_cols) = base.shape, tuned.shape
     if not (_is_matrix(base) or _is_matrix(tuned)) and base_rows * cols == rows * tuned_cols:
-        return MatrixPair(place, base, tuned, rows=1, cols=base_rows * cols, is_matrix=False)
+        return [MatrixPair(place, base, tuned, 1, base_rows * cols, is_matrix=False)], []
     # otherwise as many columns may be in another order, such as channels last
     if _is_matrix(base) and _is_matrix(tuned) and _folded(base) == _folded(tuned):
-        if (base_rows, cols) == (rows, tuned_cols):
-            return MatrixPair(place, base, tuned, rows=rows, cols=cols, is_matrix=True)
-        common, more = min(base_rows, rows), abs(rows - base_rows)
-        if cols == tuned_cols and _grows(place) and common > 1:
+        common, more, why = min(base_rows, rows), abs(rows - base_rows), ""
+        if more:
             side = "tuned" if rows > base_rows else "base"
             why = f"{more} rows only in {side}; the {common} common rows are compared"
-            return MatrixPair(place, base, tuned, common, cols, is_matrix=True, detail=why)
+        if cols == tuned_cols and (not more or (_grows(place) and common > 1)):
+            return [MatrixPair(place, base, tuned, common, cols, is_matrix=True, detail=why)], []
         detail = f"base {base.shape}, tuned {tuned.shape}"
-    return _both(place, base, tuned, reason="shape_differs", detail=detail)
+    return [], _both(place, base, tuned, reason="shape_differs", detail=detail)
 
 
 def _operands(
@@ -440,9 +434,8 @@ def _adapter_operands(
             skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
         else:
             operands |= {part.place: Operand(info, part) for part in parts[name]}
-    other = Place("other", None, "other")
     for info, why in unusable:
-        place = replace(other, slot=info.name)
+        place = Place("other", None, "other", slot=info.name)
         skipped.append(Skipped("tuned", info, place, reason="adapter", detail=why))
     return operands, skipped
 
@@ -481,7 +474,7 @@ def _fault(
 
 def _tied_heads(
     base: tuple[Checkpoint, dict[Place, Operand]], tuned: tuple[Checkpoint, dict[Place, Operand]]
-) -> tuple[MatrixPair | list[Skipped] | None, list[Skipped]]:
+) -> tuple[list[MatrixPair], list[Skipped]]:
     """Take tied heads out of both sides: they are their embedding, which is measured once.
 
     A head of its own on one side only is paired with the embedding that is the other side's head.
@@ -497,12 +490,13 @@ def _tied_heads(
         if is_tied and not checkpoint.differ(operands[head].info, operands[embed].info):
             own, why = operands.pop(head).info, "config.json ties it to the embedding"
             skipped.append(Skipped(side, own, head, reason="tied", detail=why))
-    of_base, of_tuned = base[1], tuned[1]
+    of_base, of_tuned, lined = base[1], tuned[1], list[MatrixPair]()
+    unlike: list[Skipped] = []
     if head not in of_base and head in of_tuned and _ties(base[0]) and embed in of_base:
-        return _line_up(head, of_base[embed], of_tuned.pop(head)), skipped
-    if head not in of_tuned and head in of_base and _ties(tuned[0]) and embed in of_tuned:
-        return _line_up(head, of_base.pop(head), of_tuned[embed]), skipped
-    return None, skipped
+        lined, unlike = _line_up(head, of_base[embed], of_tuned.pop(head))
+    elif head not in of_tuned and head in of_base and _ties(tuned[0]) and embed in of_tuned:
+        lined, unlike = _line_up(head, of_base.pop(head), of_tuned[embed])
+    return lined, skipped + unlike
 
 
 def _ties(checkpoint: Checkpoint) -> bool:

@@ -39,17 +39,11 @@ PICKLED = (".bin", ".pt", ".pth")  # files of torch
 # what trainings write for themselves, and what makes a model of it
 OF_TRAINING = (
     (r".*\.distcp|\.metadata", "torch's distributed checkpoint", CONVERTER),
-    (
-        r"model_world_size_\d+_rank_\d+\.pt",
-        "parts of FSDP as verl writes them",
-        "python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT",
-    ),
-    (
-        r"(zero_pp_rank_|bf16_zero_pp_rank_|mp_rank_).*\.pt|zero_to_fp32\.py|global_step\d+",
-        "parts of DeepSpeed ZeRO",
-        "python zero_to_fp32.py FOLDER OUT --safe_serialization",
-    ),
-)
+    (r"model_world_size_\d+_rank_\d+\.pt", "parts of FSDP as verl writes them",
+     "python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT"),
+    (r"(zero_pp_rank_|bf16_zero_pp_rank_|mp_rank_).*\.pt|zero_to_fp32\.py|global_step\d+",
+     "parts of DeepSpeed ZeRO", "python zero_to_fp32.py FOLDER OUT --safe_serialization"),
+)  # fmt: skip
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
 
 Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
