@@ -39,6 +39,7 @@ OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
 TOGETHER = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
 
 Pieces = Mapping[str, StoredTensor]
+Size = tuple[int, int]  # rows and columns of the matrix that is decoded
 Raw = StoredTensor | Tensor
 Of = Callable[[Rows, Cols], Tensor]
 """What entries of a part share, float32: (rows, columns), or (rows, groups, 1) where equal groups
@@ -203,12 +204,11 @@ def _unit(cols: int, group: int | Tensor, least: int) -> int:
     return unit if cols % unit == 0 else cols
 
 
-def _affine(info: TensorInfo, pieces: Pieces) -> Decoder:
+def _affine(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
     """GPTQ and AWQ are stored transposed; of AWQ words hold rows. Without zeros the middle of
     `pack-quantized` is 0.
     """
-    kind, (bits, group, added) = _packing(info).kind, _packing(info).facts
-    rows, cols = _upright(info)
+    kind, (bits, group, added), (rows, cols) = packing.kind, packing.facts, size
     is_turned = kind in ("gptq", "awq")
     if "stated" in pieces and pieces["stated"].whole().tolist() != [rows, cols]:
         raise _broken(info, "weight_shape is not that of the other layers")
@@ -255,15 +255,14 @@ def _affine(info: TensorInfo, pieces: Pieces) -> Decoder:
     )
 
 
-def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
+def _scaled(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
     """raw * scale, or (raw - zero point) * scale, of 8-bit floats or integers. A scale is that of a
     block, a row, a group of a row, or of all. The last blocks of a matrix may be cut, and a stack
     of matrices has a stack of scales. bitsandbytes multiplies with 1 / 127 at last.
     """
     if "layout" in pieces and int(pieces["layout"].whole()) != 0:
         raise _broken(info, "its weight_format is not the one of rows")
-    high, wide = _packing(info).facts
-    rows, cols = _upright(info)
+    (high, wide), (rows, cols) = packing.facts, size
     raw, zeros = pieces["words"], pieces.get("zeros")
     down = -(-rows // high)  # blocks do not go on from a matrix of a stack to the next
     group = torch.arange(cols) // wide if cols % wide else wide
@@ -279,7 +278,7 @@ def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
         _unit(cols, group, 1),
         # torch takes eight times as long for a cast of 8-bit floats
         _streamed(_bytes(raw, cols), 8, tuple(numbers.tolist())),
-        [of(pieces["scales"]), *([lambda *_: last] if _packing(info).kind == "llm.int8" else [])],
+        [of(pieces["scales"]), *([lambda *_: last] if packing.kind == "llm.int8" else [])],
         zeros=of(zeros) if zeros else None,
         codebook=Codebook(numbers[numbers.isfinite()].tolist())
         if raw.dtype.is_floating_point
@@ -287,11 +286,11 @@ def _scaled(info: TensorInfo, pieces: Pieces) -> Decoder:
     )
 
 
-def _e2m1(info: TensorInfo, pieces: Pieces) -> Decoder:
+def _e2m1(_: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
     """level * scale in blocks of columns. MXFP4: 2^(scale - 127). NVFP4: 8-bit floats, which are
     divided by one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
     """
-    (group,), (_, cols) = _packing(info).facts, _upright(info)
+    (group,), cols = packing.facts, size[1]
     stored = pieces["scales"].whole()
     if stored.dtype == torch.uint8:
         powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
@@ -304,12 +303,11 @@ def _e2m1(info: TensorInfo, pieces: Pieces) -> Decoder:
     return Grid(cols, group, levels, [_shared(scales, group)], codebook=Codebook(E2M1))
 
 
-def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
+def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
     """level * absmax: bitsandbytes' NF4 and FP4, whose blocks run through all entries, and whose
     scales may be quantised themselves, to 8 bits of a codebook in blocks.
     """
-    (block,) = _packing(info).facts
-    rows, cols = _upright(info)
+    (block,), (rows, cols) = packing.facts, size
     state = quant_state(bytes(pieces["state"].whole().tolist()))
     if state is None or state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
@@ -346,17 +344,6 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces) -> Decoder:
 def _bytes(stored: StoredTensor, width: int) -> Raw:
     """What is stored as bytes, (rows, width)."""
     return stored.seen(lambda words: words.view(torch.uint8).reshape(-1, width))
-
-
-def _upright(info: TensorInfo) -> tuple[int, int]:
-    """Rows and columns of the matrix that is decoded."""
-    *_, rows, cols = info.shape
-    return (rows, cols) if info.strides is None else (cols, rows)
-
-
-def _packing(info: TensorInfo) -> Packing:
-    assert info.packing is not None
-    return info.packing
 
 
 def _broken(info: TensorInfo, what: str) -> UndecodableError:
@@ -448,14 +435,14 @@ class Moved:
         return ()
 
 
-def _gguf(info: TensorInfo, pieces: Pieces) -> Decoder:
+def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing, _: Size) -> Decoder:
     """Facts of its packing: heads whose rows are stored in pairs, or 0, and what was added to its
     numbers.
 
     Rotary embeddings turn row i of a head with row i + d/2 in transformers, and neighbours in
     llama.cpp: `w.reshape(heads, 2, d/2, cols).swapaxes(1, 2)` is stored.
     """
-    raw, (heads, added) = pieces["words"], _packing(info).facts
+    raw, (heads, added) = pieces["words"], packing.facts
     half = raw.shape[0] // (heads or 1) // 2
 
     def order(rows: Rows) -> Rows:
@@ -468,7 +455,7 @@ def _gguf(info: TensorInfo, pieces: Pieces) -> Decoder:
     return Moved(raw, order, added) if info.dtype in FLOATS else Blocks(raw, info.dtype, order)
 
 
-KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {
+KINDS: Mapping[str, Callable[[TensorInfo, Pieces, Packing, Size], Decoder]] = {
     **dict.fromkeys(("gptq", "awq", "pack-quantized", "mlx"), _affine),
     "scaled": _scaled,
     "llm.int8": _scaled,
@@ -480,10 +467,13 @@ KINDS: Mapping[str, Callable[[TensorInfo, Pieces], Decoder]] = {
 
 def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) -> DecodedTensor:
     """Open the tensor of an entry with a packing; read opens what lies in files."""
-    packing = _packing(info)
+    packing = info.packing
+    assert packing is not None
     infos = zip(packing.roles, (packing.raw, *packing.beside), strict=False)
     pieces = {role: read(one) for role, one in infos}
-    decoder, dtype = KINDS[packing.kind](info, pieces), torch.float32
+    rows, cols = (1, 1, *info.shape)[-2:]
+    size = (rows, cols) if info.strides is None else (cols, rows)
+    decoder, dtype = KINDS[packing.kind](info, pieces, packing, size), torch.float32
     kind: type[DecodedTensor] = PackedTensor
     if isinstance(decoder, Moved):
         kind, dtype = DecodedTensor, decoder.raw.dtype

@@ -398,10 +398,10 @@ def _rank(piece: str) -> int | None:
 
 def _said_format(config: Mapping[str, object]) -> str | None:
     """What the config calls its quantisation, in known words; MLX writes no method."""
+    methods = name_rules().quantization_methods
     for said in settings_in(config):
         method = said.get("quant_method")
         if isinstance(method, str):
-            methods = name_rules().quantization_methods
             return methods.get(method, "a format that config.json names")
         if method is None and type(said.get("bits")) is int:
             return "MLX"
@@ -415,13 +415,6 @@ def settings_in(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
             said = section.get(key)
             if isinstance(said, dict):
                 yield said
-
-
-def _settings_of(config: Mapping[str, object], module: str) -> Mapping[str, object]:
-    """What the config says of its quantisation; MLX may say other things of one module."""
-    said = next(settings_in(config), {})
-    of_module = said.get(module)
-    return {**said, **of_module} if isinstance(of_module, dict) else said
 
 
 def quant_state(raw: bytes) -> tuple[int, int, int, int, float] | None:
@@ -470,10 +463,13 @@ def with_matrices(
     found: dict[str, TensorInfo] = {}  # by the name of the first of its pieces
     gone: set[str] = set()
     refused: dict[str, str] = {}
+    said = next(settings_in(config), {})
     for owner, pieces in modules.items():
         own = {info.name for info in pieces.values()}
         try:
-            module = Module(owner, pieces, _settings_of(config, owner), read_once)
+            own_said = said.get(owner)  # MLX may say other things of one module
+            settings = {**said, **own_said} if isinstance(own_said, dict) else said
+            module = Module(owner, pieces, settings, read_once)
             entry = known_formats[formats[owner]].matrix(module)
             if entry.name in tensors and entry.name not in own:
                 raise _RefusedError("its matrix is there twice")
@@ -482,10 +478,18 @@ def with_matrices(
             continue
         found[next(iter(pieces.values())).name] = entry
         gone |= own
-    made = [
-        found.get(name, info) for name, info in tensors.items() if name in found or name not in gone
-    ]
-    return _as_the_model_has_them({info.name: info for info in made}, config), refused
+    left = (name for name in tensors if name in found or name not in gone)
+    made = {one.name: one for one in (found.get(name, tensors[name]) for name in left)}
+    matrices = {
+        name: info.shape
+        for name, info in made.items()
+        if info.packing and len(info.shape) == 2 and not info.strides
+    }
+    # decoded are rows of outputs, and a model of Conv1D has rows of inputs
+    for name, parts in place_tensors(matrices, config).items():
+        if parts[0].transposed:
+            made[name] = _turned(made[name])
+    return made, refused
 
 
 def _turned(info: TensorInfo) -> TensorInfo:
@@ -493,18 +497,3 @@ def _turned(info: TensorInfo) -> TensorInfo:
     *stack, rows, cols = info.shape
     strides = (1, cols) if not stack else (rows * cols, 1, cols)
     return replace(info, shape=(*stack, cols, rows), strides=strides)
-
-
-def _as_the_model_has_them(
-    tensors: dict[str, TensorInfo], config: Mapping[str, object]
-) -> dict[str, TensorInfo]:
-    """Decoded are rows of outputs; a model of Conv1D has rows of inputs."""
-    matrices = {
-        name: info.shape
-        for name, info in tensors.items()
-        if info.packing and len(info.shape) == 2 and not info.strides
-    }
-    for name, parts in place_tensors(matrices, config).items():
-        if parts[0].transposed:
-            tensors[name] = _turned(tensors[name])
-    return tensors

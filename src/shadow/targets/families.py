@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,22 +141,33 @@ def _files(extra: Path | None) -> list[Path]:
     return [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
 
 
+def is_glob(target: str) -> bool:
+    """Whether a target holds *, ? or [."""
+    return any(char in target for char in "*?[")
+
+
 def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
-    """The pairs that `family` or `family:from..to` names."""
-    name, colon, pair_name = target.partition(":")
-    if name not in families:
-        hint = as_folder(name) or nearest(name, families) or "`shadow families` lists them"
-        raise ShadowError(f"no family {name!r} in the registry", hint)
-    pairs = families[name].pairs
+    """Find the pairs that `family`, `family:from..to` or a glob over these names."""
+    name, colon, pattern = target.partition(":")
+    if not is_glob(target):
+        if name not in families:
+            hint = as_folder(name) or nearest(name, families) or "`shadow families` lists them"
+            raise ShadowError(f"no family {name!r} in the registry", hint)
+        if not families[name].pairs:
+            raise ShadowError(f"family {name!r} has no pair to compare", families[name].note)
+    matching = [family for family in families.values() if fnmatchcase(family.name, name)]
+    if not matching:
+        hint = nearest(name.strip("*?"), families) or "`shadow families` lists them"
+        raise ShadowError(f"no family matches {short(name)}", hint)
+    every = {pair: pair.name for family in matching for pair in family.pairs}
+    pairs = tuple(pair for pair in every if not colon or fnmatchcase(pair.name, pattern))
+    if not pairs and not is_glob(target):
+        hint = f"it has: {', '.join(every.values())}"
+        raise ShadowError(f"family {name!r} has no pair {pattern!r}", hint)
     if not pairs:
-        raise ShadowError(f"family {name!r} has no pair to compare", families[name].note)
-    if not colon:
-        return pairs
-    chosen = tuple(pair for pair in pairs if pair.name == pair_name)
-    if not chosen:
-        hint = f"it has: {', '.join(pair.name for pair in pairs)}"
-        raise ShadowError(f"family {name!r} has no pair {pair_name!r}", hint)
-    return chosen
+        fault = f"no family that matches {short(name)} has such a pair"
+        raise ShadowError(fault, nearest(pattern, every.values()) or matching[0].note)
+    return pairs
 
 
 def filter_families(

@@ -15,20 +15,19 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import (
-    Family,
     Pair,
     find_pairs,
     given_pair,
+    is_glob,
     load_families,
     pairs_of_references,
 )
 from shadow.targets.references import MAX_ENTRIES, ONE_A_LINE, is_reference, one_target
-from shadow.text import nearest, short
+from shadow.text import short
 
 # other names are told apart by how the list begins
 YAML = (".yaml", ".yml", ".json")
@@ -118,7 +117,7 @@ def select(
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
     claims: dict[Pair, tuple[ListedClaim, ...]] = {}
-    look_up = functools.cache(lambda target: find_targets(target, families))
+    look_up = functools.cache(lambda target: find_pairs(target, families))
     for entry in entries:
         with _asked(entry):
             found = (entry.names,) if isinstance(entry.names, Pair) else look_up(entry.names)
@@ -149,28 +148,6 @@ def _asked(entry: ListEntry | None = None) -> Iterator[None]:
             raise
         where = f"{entry.where}: " if entry and entry.where else ""
         raise UsageError(f"{where}{error.message}", error.hint) from error
-
-
-def is_glob(target: str) -> bool:
-    """Whether a target holds *, ? or [."""
-    return any(char in target for char in "*?[")
-
-
-def find_targets(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
-    """The pairs that `family`, `family:from..to` or a glob over these names."""
-    name, colon, pattern = target.partition(":")
-    if not is_glob(target):
-        return find_pairs(target, families)
-    matching = [family for family in families.values() if fnmatchcase(family.name, name)]
-    if not matching:
-        hint = nearest(name.strip("*?"), families) or "`shadow families` lists them"
-        raise ShadowError(f"no family matches {short(name)}", hint)
-    every = {pair: pair.name for family in matching for pair in family.pairs}
-    pairs = tuple(pair for pair in every if not colon or fnmatchcase(pair.name, pattern))
-    if not pairs:
-        fault = f"no family that matches {short(name)} has such a pair"
-        raise ShadowError(fault, nearest(pattern, every.values()) or matching[0].note)
-    return pairs
 
 
 def shown(listed: str) -> str:

@@ -89,9 +89,7 @@ def pair_name(text: str) -> tuple[str, str]:
     family, _, stages = text.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
-        hint = (
-            "write FAMILY:BASE..TUNED, for example mine:base..run-7; each of a-z, A-Z, 0-9, . _ -"
-        )
+        hint = "write FAMILY:BASE..TUNED, such as mine:base..run-7; each of a-z, A-Z, 0-9, . _ -"
         raise UsageError(f"{short(text)} is not a pair name", hint)
     return family, stages
 
@@ -102,11 +100,8 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
     So a folder planted in a checkout is never taken for a model of the same name on the Hub.
     """
-    if folder is not None and text == "~":
-        raise UsageError(
-            "'~' alone says nothing in YAML, and names no checkpoint",
-            "write ~/ for the home folder",
-        )
+    if folder is not None and text == "~":  # nothing, in YAML
+        raise UsageError("'~' names no checkpoint", "write ~/ for the home folder")
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
         try:
             path = (folder or Path()) / Path(text).expanduser()
@@ -115,15 +110,12 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
             return Reference(repo=resolved, is_folder=True)
         except (OSError, ValueError, RuntimeError) as error:
             # too long, a NUL, a loop of links, no such user
-            raise UsageError(
-                f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder"
-            ) from error
+            hint = "write ./NAME for a folder"
+            raise UsageError(f"{text[:80]!r} cannot be a folder", hint) from error
     repo, at, revision = text.partition("@")
     if at and (not re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII) or ".." in revision):
-        raise UsageError(
-            f"{text[:80]!r}: {revision[:40]!r} is not a valid revision",
-            "write org/name@branch, a tag or a commit",
-        )
+        message = f"{text[:80]!r}: {revision[:40]!r} is not a valid revision"
+        raise UsageError(message, "write org/name@branch, a tag or a commit")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
         hint = as_folder(text, folder) or "write ./NAME for a folder, org/name for the Hub"
         raise UsageError(f"{text[:80]!r} is neither a folder nor a name on the Hub", hint)
@@ -135,15 +127,12 @@ def typed_reference(text: str) -> Reference:
     where a checkpoint lies in a folder of that name.
     """
     reference = parse_reference(text)
-    if not reference.is_folder and "@" not in text and _holds_checkpoint(Path(text)):
+    files = "*.safetensors", "config.json", "*.bin"  # that only checkpoints have
+    is_name = not reference.is_folder and "@" not in text
+    if is_name and any(any(Path(text).glob(name)) for name in files):
         hint = f"write ./{text} for the folder, or {text}@main for the model on the Hub"
         raise UsageError(f"{text} is a folder here, and a name on the Hub", hint)
     return reference
-
-
-def _holds_checkpoint(folder: Path) -> bool:
-    """Whether a folder has files that only checkpoints have."""
-    return any(any(folder.glob(name)) for name in ("*.safetensors", "config.json", "*.bin"))
 
 
 def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
