@@ -116,10 +116,9 @@ def audit(
                     faults[outcome.pair] = error
         if faults:
             first, fault = next(iter(faults.items()))
+            text = f"{first.full_name}: {fault.message}"
             count = f"{len(faults)} of {len(pairs)} pairs could not be audited"
-            raise ShadowError(
-                f"{count}, such as {first.full_name}: {fault.message}", fault.hint
-            ) from fault
+            raise ShadowError(f"{count}, such as {text}", fault.hint) from fault
         in_order = AuditReports(reports[pair] for pair in pairs)
         if not request.is_alone or isinstance(base, list | tuple):
             return in_order

@@ -58,12 +58,8 @@ for _command in (
     lookup.explain, lookup.families, reports.clean,
 ):  # fmt: skip
     _add(app, _command)
-_lab = typer.Typer(
-    name="lab",
-    cls=Commands,
-    help="Train small models on known data, and audit them.",
-    no_args_is_help=True,
-)
+_words = "Train small models on known data, and audit them."
+_lab = typer.Typer(name="lab", cls=Commands, help=_words, no_args_is_help=True)
 _add(_lab, lab.lab_run, "run")
 app.add_typer(_lab)
 

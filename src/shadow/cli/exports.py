@@ -91,13 +91,7 @@ def figure(
         from shadow.places.names import check_component
 
         check_component(component)
-    choice = Choice(
-        component=component,
-        modules=tuple(module),
-        layer=layer,
-        metric=metric,
-        width=width,
-    )
+    choice = Choice(component, tuple(module), layer=layer, metric=metric, width=width)
     folders = reports_below(reports_here(run, spectra=True))
     output = output or Path(f"{kind}.svg")
     for note in write_figure(kind, folders, output, choice=choice):
