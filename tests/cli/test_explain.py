@@ -12,7 +12,7 @@ from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.errors import UsageError
 from shadow.reports import columns
-from shadow.reports.words import terms
+from shadow.reports.words import GLOSSARY
 from shadow.telling.comparisons import comparison_document
 from shadow.telling.dictionary import other_words
 from shadow.telling.document import Table
@@ -82,7 +82,7 @@ def test_words_of_the_screens_are_explained():
     the glossary.
     """
     claims = [*EXPLANATIONS.values(), *RECOGNISED.values()]
-    words = [*OTHERS, *GATES, *terms(), *(one for c in claims for one in (c.code, c.title))]
+    words = [*OTHERS, *GATES, *GLOSSARY, *(one for c in claims for one in (c.code, c.title))]
     found = {word: explained(*word.split()) for word in words}
     assert [word for word, one in found.items() if one.exit_code or not one.stdout.strip()] == []
 

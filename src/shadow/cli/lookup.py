@@ -120,7 +120,7 @@ def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
     A space stands for an underscore in the name of a column, and a name with points for a figure
     of summary.json. Raises UsageError where the word is not known.
     """
-    from shadow.reports.words import FILES, HEADS, Head, head_of, meaning_of, terms
+    from shadow.reports.words import FILES, GLOSSARY, HEADS, Head, head_of, meaning_of
     from shadow.telling.dictionary import other_words
 
     name = word if word in columns else "_".join(word.split()).lower()
@@ -139,7 +139,7 @@ def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
     if not found:
         if error := gone_word(word):
             raise error
-        known = [*columns, *HEADS, *shared.TOPICS, *other_words(), *terms()]
+        known = [*columns, *HEADS, *shared.TOPICS, *other_words(), *GLOSSARY]
         hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists every column"
         raise UsageError(f"no column or word {word!r}", hint)
     return found

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Value = TypeVar("Value")
 Type = Literal["string", "int", "float", "bool", "ints", "floats"]
 # float stands for int and bool too
 Cell: TypeAlias = "str | float | Sequence[float | None] | NDArray[np.float32] | None"
@@ -194,16 +195,6 @@ def delta_metrics() -> list[str]:
     return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
 
 
-@overload
-def null_if_undefined(value: float | None) -> float | None: ...
-
-
-@overload
-def null_if_undefined(value: float | int | str | None) -> float | int | str | None: ...
-
-
-def null_if_undefined(value: float | int | str | None) -> float | int | str | None:
+def null_if_undefined(value: Value) -> Value | None:
     """Null instead of NaN or infinity: a number that overflowed is not a number."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

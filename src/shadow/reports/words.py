@@ -26,8 +26,12 @@ HEADS = {word: Head(**entry) for word, entry in _WORDS["heads"].items()}
 RULES: list[str] = _WORDS["rules"]
 FILES: dict[str, dict[str, str]] = _WORDS["files"]
 """The JSON files beside the tables: what each key holds."""
-# sections; "term, other name": meaning, in Markdown
-GLOSSARY: Mapping[str, Mapping[str, str]] = _WORDS["glossary"]
+GLOSSARY: Mapping[str, str] = {
+    term: meaning
+    for section in _WORDS["glossary"].values()
+    for terms, meaning in section.items()
+    for term in terms.split(", ")
+}
 
 
 def head_of(word: str) -> Head | None:
@@ -43,20 +47,9 @@ def head_of(word: str) -> Head | None:
     return HEADS.get(bare) or heads.get(bare.replace(".", "").lower())  # also `conc` for `conc.`
 
 
-def terms() -> list[str]:
-    """Every term, one by one."""
-    return [
-        name for section in GLOSSARY.values() for names in section for name in names.split(", ")
-    ]
-
-
 def meaning_of(word: str) -> str | None:
     """What a term of the glossary means; None where it is none. Case does not matter."""
-    for section in GLOSSARY.values():
-        for names, text in section.items():
-            if word.lower() in names.lower().split(", "):
-                return text
-    return None
+    return {term.lower(): text for term, text in GLOSSARY.items()}.get(word.lower())
 
 
 def schema_json(tables: Iterable[Table]) -> dict[str, object]:

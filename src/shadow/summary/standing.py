@@ -30,28 +30,17 @@ OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may sha
 class Standing:
     """Figures of a pair that are not of its change."""
 
-    identical: int
-    """Matrices of the larger side that are the same on both."""
-    cosine: float | None
-    """Of base and tuned: median over matrices outside embeddings and heads; None of none."""
-    compared: float
-    """The share of the larger side's parameters that was compared, 0 to 1."""
-    compared_percent: float
-    """The same in per cent, with one decimal, rounded down: 100.0 is all of them."""
-    is_part: bool
-    """Whether a filter left something out."""
-    rank: float | None
-    """The rank that the median delta outside embeddings and heads has at most."""
-    rank_share: float | None
-    """What that is of its directions: the median over matrices, 0 to 1."""
-    rank_ceiling: float | None
-    """The largest rank of an adapter outside embeddings and heads."""
-    unread: float
-    """The share of the parameters whose format cannot be read as numbers, 0 to 1."""
-    formats: list[str]
-    """Pairs of formats of matrices that the two sides store differently, such as `BF16/F32`."""
-    unjudged: list[str]
-    """As `unjudged_formats`."""
+    identical: int  # matrices of the larger side that are the same on both
+    cosine: float | None  # of base and tuned: median over matrices outside embeddings and heads
+    compared: float  # the share of the larger side's parameters that was compared
+    compared_percent: float  # with one decimal, rounded down: 100.0 is all of them
+    is_part: bool  # a filter left something out
+    rank: float | None  # that the median delta outside embeddings and heads has at most
+    rank_share: float | None  # of its directions: the median over matrices
+    rank_ceiling: float | None  # the largest of an adapter outside embeddings and heads
+    unread: float  # the share of the parameters whose format cannot be read as numbers
+    formats: list[str]  # that the two sides of a matrix have where they differ, as `BF16/F32`
+    unjudged: list[str]  # as `unjudged_formats`
 
 
 def standing_of(deltas: Columns, tensors: Columns) -> Standing:
