@@ -21,25 +21,17 @@ from shadow.storage import as_given
 Relation = Literal["the same pair", "one base", "consecutive stages", "different bases"]
 
 PLACE = ("component", "layer", "module", "expert")
-COMPARED = (
+READ = (  # of matrices.parquet
+    *PLACE, "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
+    # what is compared
     "concentration", "stable_rank", "top4_energy", "participation_ratio",
-    "null_participation_ratio", "spike_energy",
-    "relative_norm", "floor_ratio", "cosine", "numerical_rank",
-)  # fmt: skip
-RANKED = (  # with rows, cols, rank_ceiling and numerical_rank: what bounds the rank of a delta
-    "kept", "kept_reason", "kept_history", "rank_90", "rank_95", "rank_99",
-    "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
-    "rest_rank", "rest_over_rounding",
-)  # fmt: skip
-COPIED = (  # what shows that a tuned side is a copy
+    "null_participation_ratio", "spike_energy", "relative_norm", "floor_ratio", "cosine",
+    # what bounds the rank of a delta
+    "rank_ceiling", "numerical_rank", "kept", "kept_reason", "kept_history", "rank_90", "rank_95",
+    "rank_99", "top1_energy", "top16_energy", "top20_energy", "top64_energy", "rest_rank",
+    "rest_over_rounding",
+    # what shows that a tuned side is a copy
     "levels_base", "levels_tuned", "format_copy", "kept_high", "purity_z",
-)  # fmt: skip
-READ = tuple(
-    dict.fromkeys((
-        *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
-        "rank_ceiling", "verified",
-        *COMPARED, *RANKED, *COPIED,
-    ))
 )  # fmt: skip
 
 
@@ -157,11 +149,11 @@ def _is_hash(text: str | None, digits: int) -> bool:
 
 def _options(provenance: Provenance) -> dict[str, object]:
     """What numbers depend on, by option."""
-    settings = provenance.told["settings"]
-    method = settings["method"]
+    settings, method = provenance.told["settings"], provenance.told["settings"]["method"]
     return {
         "--level": method["level"],
         "--subjects": method.get("subjects") or "all",
+        "--nulls": method.get("nulls"),
         "--device": settings.get("device") or "cpu",
     }
 
@@ -174,15 +166,13 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
         yield f"made by different versions of shadow: {versions}"
     others = _options(right)
     for option, one in _options(left).items():
-        if one != (other := others[option]):
-            values = f"{one} in {first.label}, {other} in {second.label}"
+        if one != others[option]:
+            values = f"{one} in {first.label}, {others[option]} in {second.label}"
             yield f"measured with different settings: {option} {values}"
-    chosen = [(report.components, report.layers, report.modules) for report in (left, right)]
+    chosen = [(one.components, one.layers, one.modules) for one in (left, right)]
     if chosen[0] != chosen[1]:
-        yield (
-            "the audits were filtered differently (--component, --layer, --module): what both"
-            " measured is compared"
-        )
+        which = "(--component, --layer, --module)"
+        yield f"the audits were filtered differently {which}: what both measured is compared"
 
 
 def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.DataFrame:

@@ -203,11 +203,10 @@ def correlations(entries: Sequence[ScoredReport]) -> list[Correlation]:
             values = points.setdefault((gain.benchmark, gain.metric), [])
             if entry.left_out is None and entry.concentration is not None:
                 values.append((gain.gain, entry.concentration))
-    return [Correlation(*key, len(some), _correlated(some)) for key, some in points.items()]
-
-
-def _correlated(points: Sequence[tuple[float, float]]) -> float | None:
-    ranks = pd.DataFrame(points, columns=["gain", "concentration"]).rank()
-    if len(points) < FEWEST or not (ranks.nunique() > 1).all():
-        return None
-    return float(ranks["gain"].corr(ranks["concentration"]))
+    found = []
+    for key, some in points.items():
+        ranks = pd.DataFrame(some, columns=["gain", "concentration"]).rank()
+        known = len(some) >= FEWEST and bool((ranks.nunique() > 1).all())
+        rho = float(ranks["gain"].corr(ranks["concentration"])) if known else None
+        found.append(Correlation(*key, len(some), rho))
+    return found
