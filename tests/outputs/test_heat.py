@@ -73,14 +73,14 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
 
 
 def test_with_colours_cells_keep_their_shades_and_the_scale_finds_room():
-    """Beside the numbers of the layers, between them, or below both."""
+    """Beside the numbers of the layers, or below them."""
     both = [row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")]
     coloured = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
     lines = drawn(both, **coloured)
     assert len(lines) == 3
     assert [line.count("48;2;") for line in lines] == [4, 1, 4]
     assert [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines] == drawn(both)
-    assert len(drawn([row([0.01, 0.08] * 30)], width=80)) == 2
+    assert len(drawn([row([0.01, 0.08] * 30)], width=80)) == 3
     assert len(drawn([row([0.01, 0.08])], width=40)) == 3
 
 

@@ -134,7 +134,7 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report(model(), extra_tensors=SEVEN), "size", "-more modules"),
     (report(model(), extra_tensors=[*SEVEN, *same("patch_embed", None)]), "size", "2 more modules"),
     (report([row(None, "head")], extra_tensors=FROZEN), "size", "Unchanged: layers 0 to 3."),
-    (report(model(), extra_tensors=grown(591, 551)), "size", "the common rows of the embeddings"),
+    (report(model(), extra_tensors=grown(591, 551)), "size", "-embeddings"),
     (report([row(0, "experts.up")], extra_tensors=EXPERTS), "size",
      "Unchanged: layer 9."),
     (report(model(kept=0.5, frobenius_norm=0.002, relative_norm_unrounded=0.001)), "size",

@@ -197,8 +197,9 @@ class HeatMap:
             letter = shades[min(len(shades) - 1, int(level * len(shades)))]
             return letter, Style(color=(own := _colour(level)), bgcolor=own) if coloured else None
 
-        ends = str(drawn.first), str(drawn.last)
-        axis, width = _axis(ends, len(drawn.cells[0]), _scale(drawn, shade, len(shades)), room)
+        first, last = str(drawn.first), str(drawn.last)
+        columns, scale = len(drawn.cells[0]), _scale(drawn, shade, len(shades))
+        width = WIDEST if columns * WIDEST <= room else 1
         for module, cells in zip(drawn.modules, drawn.cells, strict=True):
             text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
             for value in cells:
@@ -210,7 +211,13 @@ class HeatMap:
                     letter, style = shade(drawn.level(value))
                     text.append(letter * width, style)
             yield text
-        yield from axis
+        gap = max(1, columns * width - len(first) - len(last))
+        axis = Text(f"{'layer':<{LABEL}}{first}{' ' * gap}{last}", "dim")
+        if columns * width + APART + len(scale) <= room:  # beside the axis, or below it
+            yield axis.append(" " * APART).append_text(scale)
+        else:
+            yield axis
+            yield Text(" " * (LABEL if len(scale) <= room else 0)).append_text(scale)
 
 
 def _colour(level: float) -> str:
@@ -222,28 +229,6 @@ def _colour(level: float) -> str:
         for a, b in zip(CIVIDIS[low], CIVIDIS[low + 1], strict=True)
     ]
     return "#{:02x}{:02x}{:02x}".format(*mixed)
-
-
-def _axis(ends: tuple[str, str], columns: int, scale: Text, room: int) -> tuple[list[Text], int]:
-    """The numbers of the first and the last layer below their cells, with the scale: between them
-    or beside them, and below them where neither has room. And how wide a cell is.
-    """
-    first, last = ends
-
-    def axis(width: int, between: Text) -> Text:
-        gap = max(1, columns * width - len(first) - len(last) - len(between))
-        text = Text().append(f"{'layer':<{LABEL}}{first}{' ' * (gap // 2)}", "dim")
-        return text.append_text(between).append(f"{' ' * (gap - gap // 2)}{last}", "dim")
-
-    widths = [width for width in range(WIDEST, 0, -1) if columns * width <= room] or [1]
-    for width in widths:
-        if columns * width >= len(scale) + len(first) + len(last) + 2 * APART:
-            return [axis(width, scale)], width
-        if columns * width + APART + len(scale) <= room:
-            line = axis(width, Text())
-            return [line.append(" " * APART).append_text(scale)], width
-    indent = " " * (LABEL if len(scale) <= room else 0)
-    return [axis(widths[0], Text()), Text(indent).append_text(scale)], widths[0]
 
 
 def _scale(

@@ -223,9 +223,7 @@ def module_table(summary: Summary, when: When = "always") -> Table:
         number("energy", "energy_share", "share", rank=5),
         number("spread over", spread_over, rank=6),
         number("shift", "effective_rank_shift", "thousandths", rank=7),
-        number("spike energy", "spike_energy", "fixed", rank=8),
-        number("stable rank", "stable_rank", "ratio", rank=9),
-        number("eff. rank", "effective_rank", "ratio", rank=10),
+        number("stable rank", "stable_rank", "ratio", rank=8),
     ]
     title = "By module, medians over matrices"
     return table_of(fields, summary.modules, title, when=when, about="modules")

@@ -274,11 +274,9 @@ def unchanged_parts(told: Told) -> list[str]:
     parts = [component_name(name) for name in whole]
     # what lies outside the layers is never one of the modules that are only counted
     for one in sorted(summary.unchanged, key=lambda one: not is_outside(one.module)):
-        if one.component in whole or (one.component in named and not is_outside(one.module)):
-            continue
-        name = of_component(module_name(one.module), one.component, several)
-        is_grown = (one.component, one.module) in grown
-        parts.append(f"the common rows of {name}" if is_grown else name)
+        is_named = one.component in named and not is_outside(one.module)
+        if not (one.component in whole or is_named or (one.component, one.module) in grown):
+            parts.append(of_component(module_name(one.module), one.component, several))
     if len(parts) > 2 * NAMED + 1:  # one more takes no more room by its name
         parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
     return [*parts, *(layers_of(name, numbers, several) for name, numbers in layers.items())]
