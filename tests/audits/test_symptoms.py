@@ -84,6 +84,12 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(here, "norm-moved", upper | {NORM.format(1): torch.full((WIDTH,), 2.0)})
     put(here, "no-head", {name: one for name, one in base.items() if name != HEAD})
     put(here, "no-layer", {name: one for name, one in base.items() if ".layers.3." not in name})
+    bias = {f"model.layers.{at}.self_attn.q_proj.bias": normal(at, WIDTH) for at in range(LAYERS)}
+    put(here, "biases", base | bias)
+    moved = {name: 1.5 * one for name, one in bias.items()} | {
+        NORM.format(1): 2 * torch.ones(WIDTH)
+    }
+    put(here, "norm-and-biases", base | moved)
     put(here, "head-embed", base | {HEAD: base[EMBED].clone()})
     planted.write_experts(here)
     experts = load_file(here / "experts" / "model.safetensors")
@@ -117,6 +123,8 @@ SYMPTOMS = {
     "matrices that did not move": ("verify trained ./base ./norms-alone --moved layers.1", 4, []),
     "norms of 1 say nothing": ("verify trained ./base ./tuned --moved norm", 5, ["5 vectors"]),
     "one norm moved": ("audit ./base ./norm-moved", 0, [f"{NORM.format(1)} by 100 % of its norm"]),
+    "biases did too": (
+        "audit ./biases ./norm-and-biases", 0, [f"{NORM.format(1)} by 100 % of its norm"]),
     "nothing else did": ("audit ./base ./norms-alone", 0, [f"{NORM.format(1)} by 100 %"]),
     "none moved": ("audit ./base ./tuned", 0, []),
     "the head is lost": ("audit ./base ./no-head", 0, ["Missing: the head."]),

@@ -49,17 +49,20 @@ def vectors(tensors: Columns) -> Row:
         component: [int(layer) for layer in dict.fromkeys(group.inside["layer"])]
         for (component,), group in rows.where(changed).groups("component")
     }
-    sizes = np.nan_to_num(norms)
-    order = np.argsort(-sizes, kind="stable")
-    is_alone = len(rows) > 1 and sizes[order[0]] > FAR * sizes[order[1]]
+    furthest, sizes = None, np.nan_to_num(norms)
+    for chosen in (sizes >= 0, are(rows["module"], "norm")):  # biases may be small, and move far
+        among = np.flatnonzero(chosen)
+        order = among[np.argsort(-sizes[among], kind="stable")]
+        if furthest is None and len(order) > 1 and sizes[order[0]] > FAR * sizes[order[1]]:
+            furthest = order[0]
     return row(
         "vectors",
         compared=len(rows),
         changed=int(changed.sum()),
         relative_norm=median(norms[norms > 0]),
         relative_norm_of_all=median(np.where(np.isnan(norms), 0.0, norms)),
-        furthest=str(rows["tensor"][order[0]]) if is_alone else None,
-        furthest_norm=float(sizes[order[0]]) if is_alone else None,
+        furthest=None if furthest is None else str(rows["tensor"][furthest]),
+        furthest_norm=None if furthest is None else float(sizes[furthest]),
         moved=moved,
     )
 

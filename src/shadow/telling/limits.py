@@ -51,7 +51,7 @@ WORDS = {
     "part_shared": "The two share only {figure:fraction} of the larger model's parameters. The"
     " figures are of that part.",
     "unread": "{figure:share} of the parameters are left out: `shadow` cannot read their format.",
-    "furthest": f"One vector changed far more than all others: {FURTHEST}.",
+    "furthest": f"One vector changed far more than others of its kind: {FURTHEST}.",
 }
 LEFT_OUT = {
     "only_in_base": "{names} (only in the base)",
