@@ -374,6 +374,8 @@ def test_one_model_of_the_hub_is_checked_by_itself(run, hub, folders, tmp_path):
     planted.write(tmp_path / "tied", tensors | embed, config)
     hub.add("org/tied", tmp_path / "tied")
     run("verify", "whole", "org/tied", "--headers").assert_done(5)
+    sharded = json.loads(run("verify", "whole", "org/base", "--headers", "--json").assert_done(5))
+    assert sharded["code"] == "not_asked"
     found = json.loads(run("verify", "whole", "org/tied", "--json").assert_done(4))
     assert [(one["name"], one["code"]) for one in found["against"]] == [
         ("lm_head.weight", "head_differs"),

@@ -125,7 +125,7 @@ def judge_files(part: Part, found: Files) -> None:
             say(name, code, shard=shards[0], other=shards[-1])
     if found.weight_map:
         _judge_index(part, found, holders)
-    elif len(found.read) > 1 and any(map(NUMBERED.fullmatch, found.read)):
+    elif INDEX not in found.names and any(map(NUMBERED.fullmatch, found.read[1:])):
         part.fault(found.read[0], "no_index")
     for other in found.others:
         if other.differing:
