@@ -23,7 +23,7 @@ from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
 from shadow.checks.whole import WORDS, Whole, judge
 from shadow.checks.whole.configs import Words, read_words
-from shadow.checks.whole.names import Names, Tied
+from shadow.checks.whole.names import Names
 from shadow.checks.whole.part import json_object
 from shadow.checks.whole.shards import Files
 from shadow.checks.whole.values import Values
@@ -277,7 +277,7 @@ FILES = {
     "a shard lost": (True, lambda f: lose(f, SECOND), FAILS, "shard_missing", SECOND),
     "no index": (True, lambda f: lose(f, INDEX), FAILS, "no_index", FIRST),
     "no index, a shard lost": (
-        True, lambda f: (lose(f, INDEX), lose(f, SECOND)), FAILS, "shard_missing", SECOND),
+        True, lambda f: (lose(f, INDEX), lose(f, SECOND)), FAILS, "no_index", FIRST),
     "named and absent": (True, lambda f: indexed(f, gone=FIRST), FAILS, "absent", "gone"),
     "in another shard": (
         True, lambda f: indexed(f, **{HEAD: SECOND}), FAILS, "elsewhere", HEAD),
@@ -479,7 +479,7 @@ def test_layers_of_further_tokens_are_counted_from_config():
     [(True, True, HOLDS), (True, False, FAILS), (True, None, OPEN), (False, None, HOLDS)],
 )
 def test_a_head_that_is_stored_beside_a_tie(is_tied, equal, outcome):
-    names = Names({}, {}, Expected(), Tied(HEAD, EMBED, equal) if is_tied else None)
+    names = Names({}, {}, Expected(), (HEAD, EMBED, equal) if is_tied else None)
     assert judged(names=names).outcome is outcome
 
 

@@ -44,8 +44,7 @@ EXIT_CODES: Mapping[Outcome, int] = dict(zip(Outcome, (0, 4, 5), strict=True))
 class Against:
     """A tensor, a module, a file or a candidate that speaks against an answer."""
 
-    name: str
-    """As the file names it; of the last checkpoint that has it."""
+    name: str  # as the file names it; of the last checkpoint that has it
     why: Reason
     size: float | None = None
     """The norm of the difference over that of the base; of `merged`, and of modules in `stored`,
@@ -63,8 +62,7 @@ class Answer:
     """The answer of a check."""
 
     outcome: Outcome
-    reasons: Sequence[Reason]
-    """Why, the most telling first: its code is that of the answer."""
+    reasons: Sequence[Reason]  # why, the most telling first: its code is that of the answer
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """All that was measured, unrounded, by name."""
     against: Sequence[Against] = ()
@@ -81,10 +79,8 @@ class Evidence:
     partner.
     """
 
-    lone: Sequence[Apart] = ()
-    """Tensors of one side only."""
-    unread: Sequence[Apart] = ()
-    """Tensors that are not compared."""
+    lone: Sequence[Apart] = ()  # tensors of one side only
+    unread: Sequence[Apart] = ()  # tensors that are not compared
     notes: Sequence[Reason] = ()
 
     def judged(
@@ -117,8 +113,7 @@ class ErrorRate:
 
     wrong: int
     of: int
-    where: str
-    """The page and the kind of pairs that were judged."""
+    where: str  # the page and the kind of pairs that were judged
 
 
 # of tensors that line up with none, or are not read, in all checks that read checkpoints
@@ -137,23 +132,17 @@ class Check:
     """A question about checkpoints, or about the record of a pair."""
 
     code: str
-    title: str
-    """What people call it, in a few words, such as `merged adapter`."""
-    meaning: str
-    """What holds when the check holds, in one sentence for `shadow explain`."""
+    title: str  # what people call it, in a few words, such as `merged adapter`
+    meaning: str  # what holds when the check holds, in one sentence for `shadow explain`
     judge: Callable[..., Answer]
     words: Mapping[str, str] = field(default_factory=dict)
     """Templates by code, beside those of COMMON."""
     gather: Callable[..., Any] | None = None
     """(request, runtime, scratch) -> the evidence of `judge`. None of a check of a record."""
-    checkpoints: tuple[str, ...] = ()
-    """What it is asked of, in order, as in usage: `BASE`, `TUNED`."""
-    says: str = ""
-    """What it says of them, in a line of help."""
-    repeats: bool = False
-    """Whether the last checkpoint may be given several times."""
-    options: tuple[str, ...] = ()
-    """Which of `moved`, `frozen`, `base` and `headers` it takes."""
+    checkpoints: tuple[str, ...] = ()  # what it is asked of, in order, as in usage: `BASE`, `TUNED`
+    says: str = ""  # what it says of them, in a line of help
+    repeats: bool = False  # whether the last checkpoint may be given several times
+    options: tuple[str, ...] = ()  # which of `moved`, `frozen`, `base` and `headers` it takes
 
     @property
     def error_rate(self) -> ErrorRate | None:
@@ -210,13 +199,17 @@ class Question:
     moved: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     base: AnyReference | None = None
-    headers: bool = False
-    """Whether values are left out."""
+    headers: bool = False  # whether values are left out
 
     @property
     def claim(self) -> str:
         """The code of the check."""
         return self.check.code
+
+    def __str__(self) -> str:
+        """`trained --moved layers.0-7 --frozen embed`."""
+        patterns = [f"--moved {one}" for one in self.moved]
+        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
 
     @property
     def named(self) -> dict[str, AnyReference]:
@@ -289,8 +282,7 @@ class Named:
 
     name: str
     code: str
-    what: str
-    """How it does: the words of the code."""
+    what: str  # how it does: the words of the code
     size: float | None
 
 

@@ -42,8 +42,7 @@ class Pattern:
     """The first and the last; None for all, and for what is no expert's."""
     fault: UsageError | None = field(default=None, compare=False)
     """Why the text is none but may be the beginning of names."""
-    named: frozenset[Place] | None = None
-    """The places of the tensors whose names begin so."""
+    named: frozenset[Place] | None = None  # the places of the tensors whose names begin so
 
     def covers(self, place: Place) -> bool:
         """Whether a place is among those that are meant."""

@@ -36,21 +36,11 @@ OF_PAIRS = tuple(
 )
 
 
-@dataclass(frozen=True)
-class PairClaim:
-    """A claim that is asked of a base and a tuned side."""
+def pair_claim(text: str) -> Question:
+    """`trained --moved layers.0-7 --frozen embed`, of a pair that is not known yet.
 
-    claim: str
-    moved: tuple[str, ...] = ()
-    frozen: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        patterns = [f"--moved {one}" for one in self.moved]
-        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
-
-
-def pair_claim(text: str) -> PairClaim:
-    """`trained --moved layers.0-7 --frozen embed` -> PairClaim. Raises UsageError."""
+    Raises UsageError.
+    """
     claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
     if claim in CHECKS and claim not in OF_PAIRS:
         raise UsageError(f"{claim} is no claim of a base and a tuned side", one_of(OF_PAIRS))
@@ -63,7 +53,7 @@ def pair_claim(text: str) -> PairClaim:
     form = require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])
     if "moved" in form.options and not any(found.values()):
         raise UsageError(f"{claim} {NEEDS_PATTERN}", f"write: {claim} {form.usage}")
-    return PairClaim(claim, tuple(found["--moved"]), tuple(found["--frozen"]))
+    return Question(form, (), tuple(found["--moved"]), tuple(found["--frozen"]))
 
 
 def one_of(words: Iterable[str]) -> str:

@@ -45,13 +45,6 @@ STATES = {  # of a pair that has a report, by its exit code
 }
 RULES = [Column("outcome", "text"), Column("rule: fails if", "name")]
 RULES.append(Column("what was found", "text"))
-CODES = {
-    0: "done",
-    1: "a pair failed, or a rule had nothing to judge",
-    3: "--strict objects",
-    4: "a rule was violated",
-    5: "a check is inconclusive",
-}
 
 
 def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
@@ -80,7 +73,7 @@ def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True
 def gate_document(judged: Sequence[Judgement]) -> Document:
     """Everything that came of a gate: pairs, faults, what the reports say, rules and notes."""
     code = first_code({one.code for one in judged})
-    blocks: list[Block] = [Section("shadow"), Paragraph(f"Exit code {code}: {CODES[code]}.")]
+    blocks: list[Block] = [Section("shadow"), Paragraph(f"Exit code {code}.")]
     blocks.append(_pairs(judged))
     faults = [
         FigureRow(one.name, Word(one.fault, "fault")) for one in judged if one.fault is not None

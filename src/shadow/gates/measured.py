@@ -37,8 +37,7 @@ from shadow.telling.reading import AuditReport
 from shadow.text import several
 
 if TYPE_CHECKING:
-    from shadow.checks.answer import Verification
-    from shadow.checks.registry import PairClaim
+    from shadow.checks.answer import Question, Verification
 
 State = str | None  # None: not known
 TENSORS = (
@@ -177,27 +176,13 @@ class Measured:
         return float(max(errors / floats(rows[null]) if is_share else errors, default=0.0))
 
     def why_absent(self, name: Metric) -> str:
-        """Why the report has no delta of what a rule names."""
-        if name.component == FILES:
-            return "the report lists no files: it was made before they were"
-        if name.place is not None:
-            return f"the report has no {name}"
+        """Why the report has nothing of what a rule names."""
+        if name.place is not None or name.component == FILES:
+            return f"the report has no {name.place.text if name.place else FILES}"
         if name.component is None:
             return next(str(one.reason) for one in self.summary.gates if one.name == "changed")
         what = ".".join(filter(None, (name.component, name.module)))
-        of_scope = [
-            row
-            for row in self._tensors
-            if name.covers(row["component"] or "", (row["module"] or "") if name.module else None)
-        ]
-        if not of_scope:
-            return f"the report has no {what}"
-        if any(row["status"] == "identical" for row in of_scope):
-            return f"{what} is identical to the base's"
-        reasons = {row["reason"] for row in of_scope if row["status"] == "skipped"} - {None}
-        if not reasons:
-            return f"{what} has no base"
-        return f"{what} was not measured ({', '.join(sorted(reasons))})"
+        return f"the report has no changed matrix of {what} that was measured"
 
 
 def read_measured(
@@ -250,7 +235,7 @@ def _baseline(folder: Path) -> Measured:
     return baseline
 
 
-def checked(asked: PairClaim, summary: Summary, reading: Reading) -> Verification:
+def checked(asked: Question, summary: Summary, reading: Reading) -> Verification:
     """The answer to a check that a report does not hold.
 
     Imports what reads weights. Raises ShadowError where a side has changed since its audit.

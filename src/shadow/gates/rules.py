@@ -32,7 +32,7 @@ from shadow.checks.patterns import Pattern, parse_pattern
 from shadow.checks.registry import one_of, pair_claim
 from shadow.errors import UsageError
 from shadow.gone import gone
-from shadow.places.names import is_of_layers, name_rules, nearest_modules
+from shadow.places.names import name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import delta_metrics
 from shadow.summary.record import SHAPES
@@ -86,16 +86,13 @@ HINT = (
 class Metric:
     """The figures that a rule names: of the pair (no component), of components, or of modules."""
 
-    component: str | None
-    """May hold * and ?; None for a figure of the pair."""
-    module: str | None
-    """May hold * and ?; None for a figure of the pair or of components."""
+    component: str | None  # may hold * and ?; None for a figure of the pair
+    module: str | None  # may hold * and ?; None for a figure of the pair or of components
     metric: str
     """Of a rule on what moved, it may hold * and ?. Of a claim, its name and its patterns. Empty of
     a place.
     """
-    place: Pattern | None = None
-    """What a rule on `changed` or `unchanged` is about."""
+    place: Pattern | None = None  # what a rule on `changed` or `unchanged` is about
 
     def __str__(self) -> str:
         if self.place is not None:
@@ -115,22 +112,15 @@ class Metric:
 class Rule:
     """What must not hold of a report."""
 
-    name: str
-    """Its name in a policy file, or what was typed."""
+    name: str  # its name in a policy file, or what was typed
     figure: Metric
-    comparison: str
-    """One of COMPARISONS or of STATES, or MOVED."""
-    threshold: float | None
-    """In the unit of the figures; None for MOVED and for STATES."""
+    comparison: str  # one of COMPARISONS or of STATES, or MOVED
+    threshold: float | None  # in the unit of the figures; None for MOVED and for STATES
     severity: Severity = "error"
-    message: str | None = None
-    """What a person should know when it is violated."""
-    allow_missing: bool = False
-    """Whether it is no error that there is nothing to judge."""
-    file: str | None = None
-    """The policy file that has it; None for one that was typed."""
-    line: int | None = None
-    """Its line in that file, from 1."""
+    message: str | None = None  # what a person should know when it is violated
+    allow_missing: bool = False  # whether it is no error that there is nothing to judge
+    file: str | None = None  # the policy file that has it; None for one that was typed
+    line: int | None = None  # its line in that file, from 1
 
     @property
     def condition(self) -> str:
@@ -264,11 +254,9 @@ def _component_and_module(place: str, metric: str) -> tuple[str, str | None]:
     component, _, module = place.partition(".")
     rules = name_rules()
     if not _known(component, rules.components):
-        modules = nearest_modules(place)
-        if modules and not closest(component, rules.components) and not is_of_layers(component):
-            hint = f"did you mean 'language.{modules}.{metric}'?"
-            raise UsageError(f"no component {component!r}", hint)
         close = closest(component, rules.components)
+        modules = None if close else nearest_modules(place)
+        close = f"language.{modules}.{metric}" if modules else close
         _refuse("component", component, close, one_of(rules.components))
     if module and not _known(module, rules.modules):
         _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
@@ -282,11 +270,7 @@ def _known(pattern: str, words: Sequence[str]) -> bool:
 
 def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
     """Raises UsageError for a component, module or metric that is not known."""
-    if close:
-        hint = f"did you mean {close!r}?"
-    if is_of_layers(word):
-        hint = "write the layers as numbers: layers.3 or layers.0-7"
-    raise UsageError(f"no {what} {word!r}", hint)
+    raise UsageError(f"no {what} {word!r}", f"did you mean {close!r}?" if close else hint)
 
 
 def claim_rule(text: str, file: str, line: int) -> Rule:

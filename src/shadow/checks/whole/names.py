@@ -57,13 +57,9 @@ WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Tied:
-    """A head that is stored although config ties it to the embedding."""
-
-    head: str
-    embedding: str
-    equal: bool | None = None  # None where values were not read
+# a head that is stored although config ties it to the embedding, and whether both are equal; None
+# where values were not read
+Tied = tuple[str, str, bool | None]
 
 
 @dataclass(frozen=True)
@@ -94,10 +90,11 @@ def judge_names(part: Part, found: Names) -> None:
                 part.fault(f"layers.{layer}", "layer_missing", of=promised)
     else:
         _judge_loading(part, found, layers)
-    if (tied := found.tied) is not None and not tied.equal:
-        is_known = tied.equal is not None
-        say, code = (part.fault, "head_differs") if is_known else (part.doubt, "head_unknown")
-        say(tied.head, code, embedding=tied.embedding)
+    head, embedding, equal = found.tied or ("", "", True)
+    if equal is None:
+        part.doubt(head, "head_unknown", embedding=embedding)
+    elif not equal:
+        part.fault(head, "head_differs", embedding=embedding)
 
 
 def wrapped(names: Collection[str]) -> dict[str, int]:
@@ -240,10 +237,10 @@ def gather_tied(
     if infos[0].shape != infos[1].shape or not (said[0] if said else is_tied):
         return None
     if runtime is None:
-        return Tied(*names)
+        return *names, None
     from shadow.run.scan import same_values
 
     for shard in {info.shard for info in infos}:
         source, stop = checkpoint.sources[shard], Event()
         source.fetch(say=runtime.say, report=lambda count: None, stop=stop)
-    return Tied(*names, same_values(checkpoint.tensor, infos[0], infos[1]))
+    return *names, same_values(checkpoint.tensor, infos[0], infos[1])

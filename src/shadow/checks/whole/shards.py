@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
-NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+NUMBERED = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 OWN = re.compile(
     r"(?!consolidated|adapter_|optimizer|training|scheduler|random|rng).*\.safetensors"
 )
@@ -39,8 +39,7 @@ SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.jso
 NEWER = 2  # seconds
 WORDS = {
     "pointer": "a Git-LFS pointer, not the file itself",
-    "shard_missing": "the others name it, and it is not there"
-    "[, with {tensors:count tensor|tensors}]",
+    "shard_missing": "the index names it, and it is not there, with {tensors:count tensor|tensors}",
     "unreadable": "{why}",
     "absent": "the index puts it in {shard}, which has no such tensor",
     "twice_differs": "in {shard} and in {other}, with other values; transformers takes that of"
@@ -87,17 +86,10 @@ class Files:
     others: Sequence[OtherSet] = ()
 
     @property
-    def missing(self) -> dict[str, int | None]:
+    def missing(self) -> dict[str, int]:
         """Shards that are not there, and how many tensors the index puts in them."""
         shards = [*self.weight_map.values()]
-        found: dict[str, int | None] = {
-            name: shards.count(name) or None for name in self.read if name not in self.names
-        }
-        for match in filter(None, map(NUMBERED.fullmatch, () if shards else self.read)):
-            every = range(1, min(int(match[3]), 10_000) + 1)
-            numbered = (f"{match[1]}-{number:05d}-of-{match[3]}.safetensors" for number in every)
-            found |= dict.fromkeys(name for name in numbered if name not in self.names)
-        return found
+        return {name: shards.count(name) for name in self.read if name not in self.names}
 
     @property
     def are_cut(self) -> bool:
@@ -125,7 +117,7 @@ def judge_files(part: Part, found: Files) -> None:
             say(name, code, shard=shards[0], other=shards[-1])
     if found.weight_map:
         _judge_index(part, found, holders)
-    elif INDEX not in found.names and any(map(NUMBERED.fullmatch, found.read[1:])):
+    elif INDEX not in found.names and any(map(NUMBERED.fullmatch, found.read)):
         part.fault(found.read[0], "no_index")
     for other in found.others:
         if other.differing:
