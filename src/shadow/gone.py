@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 from shadow.errors import UsageError
 
-STREAM = "use participation_ratio, of each matrix"
 DRAWS = "null_edge_sharp needs no draws"
-# kind of word, word: what to use. The kinds: command, option, claim, rule, column, table, key,
-# format, figure, word (of files.parquet).
-GONE: Mapping[tuple[str, str], str] = {
+# kind of word, words: what to use. The kinds: command, option, claim, rule, column, table, key,
+# format, figure, sentence, word (of files.parquet).
+WORDS: Mapping[tuple[str, str], str] = {
     ("command", "merge"): "copy the folders together; `shadow show` makes the index",
     ("command", "schema"): "use `shadow explain --all`",
     ("option", "--optimizer"): "it only served the label, which is gone",
     ("rule", "label"): "use a rule on concentration, or `shadow compare` two models of one base",
-    ("column", "label"): "read concentration, or `shadow compare` two models of one base",
-    ("column", "label_reason"): "read concentration, or `shadow compare` two models of one base",
+    ("column", "label label_reason"): (
+        "read concentration, or `shadow compare` two models of one base"
+    ),
     ("key", "evidence"): "read figures and intervals",
     ("key", "claims"): "read finding",
     ("key", "reference"): "`shadow compare` compares two models of one base",
@@ -48,8 +48,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("option", "--memory-per-task"): "use --engine ray:memory=16GB",
     ("option", "--parts"): "a single pair on Ray is measured in parts",
     ("option", "--full"): "use `shadow show RUN --full`",
-    ("option", "--verbose"): "a report has its files, settings and times",
-    ("option", "-v"): "a report has its files, settings and times",
+    ("option", "--verbose -v"): "a report has its files, settings and times",
     ("option", "--help-all"): "--help shows every option",
     ("keyword", "precision"): "use level",
     ("keyword", "subspaces"): "they are compared unless subjects is delta",
@@ -57,10 +56,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("option", "--precision"): "use --level exact, or --level sketch; full is the usual one",
     ("option", "--norms"): "use --level norms",
     ("option", "--subspaces"): "they are compared where spectra of base and tuned are measured",
-    (
-        "option",
-        "--no-subspaces",
-    ): "--subjects delta leaves them out",
+    ("option", "--no-subspaces"): "--subjects delta leaves them out",
     ("option", "--seed"): "nothing is drawn",
     ("option", "--nulls"): DRAWS,
     ("keyword", "nulls"): DRAWS,
@@ -79,8 +75,7 @@ GONE: Mapping[tuple[str, str], str] = {
     },
     ("column", "spikes_sampled"): "use spikes_sharp: its edge needs no draws",
     ("column", "null_participation_ratio_sampled"): "use null_participation_ratio, which is exact",
-    ("option", "--title"): "figures have no title",
-    ("option", "--no-title"): "figures have no title",
+    ("option", "--title --no-title"): "figures have no title",
     ("option", "--expert"): "draw the rows of spectra.parquet: `shadow export RUN --to csv`",
     ("option", "--table"): "every export has all tables, a file or folder each",
     ("format", "json"): "use csv or parquet; `shadow show --json` has the summaries",
@@ -88,15 +83,17 @@ GONE: Mapping[tuple[str, str], str] = {
     ("format", "duckdb"): "use parquet or csv, which DuckDB reads",
     ("format", "sqlite"): "use csv, which SQLite imports",
     ("format", "hf-dataset-folder"): "use parquet, which `datasets` loads",
-    ("column", "concentration_q25"): "read the rows of `matrices.parquet`, or `intervals`",
-    ("column", "concentration_q75"): "read the rows of `matrices.parquet`, or `intervals`",
+    ("column", "concentration_q25 concentration_q75"): (
+        "read the rows of `matrices.parquet`, or `intervals`"
+    ),
     ("column", "depth_gini"): "use depth_entropy or effective_layers",
-    ("column", "row_scaling"): "use decay_cosine: only one factor for a whole matrix is recognised",
-    ("column", "col_scaling"): "use decay_cosine: only one factor for a whole matrix is recognised",
-    ("column", "content_of"): "compare the column checksum of both sides",
-    ("column", "content_how"): "compare the column checksum of both sides",
-    ("column", "even_share"): "kept_reason says where one rounding does not explain the change",
-    ("column", "even_entries"): "kept_reason says where one rounding does not explain the change",
+    ("column", "row_scaling col_scaling"): (
+        "use decay_cosine: only one factor for a whole matrix is recognised"
+    ),
+    ("column", "content_of content_how"): "compare the column checksum of both sides",
+    ("column", "even_share even_entries"): (
+        "kept_reason says where one rounding does not explain the change"
+    ),
     ("column", "decay_cosine_unrounded"): "use decay_cosine",
     ("column", "kept_least"): "use kept: it is null where several roundings would give another",
     ("column", "relative_norm_unrounded_least"): "use relative_norm_unrounded",
@@ -105,9 +102,7 @@ GONE: Mapping[tuple[str, str], str] = {
     ("key", "config_differs"): "use `shadow verify files BASE TUNED`",
     ("key", "disk_report"): "a full disk ends an audit, which goes on from there later",
     ("key", "tiers"): "use `shadow plan` with --level or --subjects",
-    ("column", "binade_entries"): "use kept_misfit",
-    ("column", "binade_changed"): "use kept_misfit",
-    ("column", "binade_expected"): "use kept_misfit",
+    ("column", "binade_entries binade_changed binade_expected"): "use kept_misfit",
     ("sentence", "scaled_lines"): "only one factor for a whole matrix is recognised (`scaled`)",
     ("sentence", "negated"): "use not_comparable, or scaled where all were negated",
     ("sentence", "reordered"): "use not_comparable",
@@ -116,29 +111,27 @@ GONE: Mapping[tuple[str, str], str] = {
     ("sentence", "hardly_related"): "read the gate lineage",
     ("sentence", "stage"): "the pair's name says it",
     ("sentence", "siblings"): "settings.relation says it",
-    ("sentence", "norms_only"): "use level",
-    ("sentence", "deltas_only"): "use level",
-    ("sentence", "estimated"): "use level",
+    ("sentence", "norms_only deltas_only estimated"): "use level",
     ("sentence", "unread_formats"): "use left_out",
-    ("sentence", "flat"): "use noise",
-    ("sentence", "mixed"): "use noise",
+    ("sentence", "flat mixed"): "use noise",
     ("sentence", "base_few_values"): "use few_values",
     ("sentence", "beyond_rounding"): "use rounded_away",
     ("sentence", "unexplained"): "use kept",
     ("word", "tokens_beyond"): "compare vocab_size of config.json with the tokenizer",
     ("table", "batch"): "index.json has the rows of a list",
+    (
+        "column",
+        "reading_participation_ratio writing_participation_ratio participation_ratio_stderr"
+        " reading_participation_ratio_stacked writing_participation_ratio_stacked",
+    ): "use participation_ratio, of each matrix",
     ("table", "residual"): "matrices has the participation ratio of each matrix",
-    ("column", "reading_participation_ratio"): STREAM,
-    ("column", "writing_participation_ratio"): STREAM,
-    ("column", "reading_participation_ratio_stacked"): STREAM,
-    ("column", "writing_participation_ratio_stacked"): STREAM,
-    ("column", "participation_ratio_stderr"): STREAM,
     ("column", "spectral_entropy"): "use ln(energy_rank) / ln(short side)",
     ("column", "relative_spectral"): "divide spectral_norm of delta by that of base",
     ("column", "stable_rank_shift"): "subtract stable_rank of base from that of tuned",
     ("column", "alpha_stderr"): "use (alpha - 1) / sqrt(alpha_tail)",
     ("table", "comparison"): "join the rows of both reports (`shadow export`)",
 }
+GONE = {(kind, word): use for (kind, words), use in WORDS.items() for word in words.split()}
 
 
 def gone(kind: str, word: str) -> UsageError | None:
