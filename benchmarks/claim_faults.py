@@ -12,16 +12,12 @@ import numpy as np
 import torch
 from claim_models import Model, State, permuted
 
+from shadow.dtypes import NF4
+
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 ROLE = re.compile(
     r"layers?\.\d+\..*(?:_proj|query|key|value|dense|fc1|fc2)\.weight$"
 )  # matrices that adapters change
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-)  # fmt: skip
 
 
 def cast(state: Mapping[str, torch.Tensor], stored: str) -> State:

@@ -391,16 +391,12 @@ def only_vectors(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     yield from vectors(case, text, figures)
 
 
-def scaled(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield case.is_true("scaled"), "the base was not multiplied by one factor"
+def done(told: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]], Judged]:
+    """Whether one of these was done, and what is true if not."""
+    return lambda case, text, figures: iter([(case.is_true(*facts), told)])
 
 
-def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield case.is_true("zeroed"), "entries were not only set to 0"
-
-
-def layers_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    yield case.is_true("permuted", "layer dropped", "layer inserted"), "no layer has another number"
+layers_moved = done("no layer has another number", "permuted", "layer dropped", "layer inserted")
 
 
 def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -420,27 +416,11 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "size": size, "coherent": coherent, "low_rank": low_rank, "noise": noise, "kept": kept,
     "rounded_away": rounded_away, "rounding": rounding, "copy": rounding, "few_values": few_values,
     "unrelated": unrelated, "not_comparable": unrelated, "layers_moved": layers_moved,
-    "identical": identical, "vectors": vectors, "only_vectors": only_vectors, "scaled": scaled,
-    "zeroed": zeroed, "mostly_copy": mostly_copy, "replaced": replaced, "masked": masked,
+    "identical": identical, "vectors": vectors, "only_vectors": only_vectors,
+    "scaled": done("the base was not multiplied by one factor", "scaled"),
+    "zeroed": done("entries were not only set to 0", "zeroed"),
+    "mostly_copy": mostly_copy, "replaced": replaced, "masked": masked,
 }  # fmt: skip
-# what sentences of other codes say, by their words, and whether it is so
-WORDS: Mapping[str, Callable[[Case], bool]] = {
-    r"dequantised": lambda case: "base" in case.made.few_bits,
-    r"\bmean of|merged? of|averag": lambda case: (
-        case.made.rounded == "mean" or "BF16 delta" in case.pair.name
-    ),
-    r"every step": lambda case: case.made.rounded == "every step",
-    r"only rounded|a copy of": lambda case: copied(case, case.text)[0],
-}
-
-
-def by_words(case: Case, text: str) -> Judged:
-    """What can be told of a sentence that has no rule."""
-    for pattern, holds in WORDS.items():
-        if re.search(pattern, text, re.IGNORECASE):
-            yield holds(case), f"done was: {case.pair.done}"
-
-
 # what the truth of these pairs does not decide
 UNDECIDED = ("published", "left_out", "part_shared")
 

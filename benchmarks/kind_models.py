@@ -156,14 +156,19 @@ def train(
     return W
 
 
-def adamw(rate: float, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.98)) -> Rule:
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        m["first"] = betas[0] * m.get("first", torch.zeros_like(w)) + (1 - betas[0]) * g
-        m["second"] = betas[1] * m.get("second", torch.zeros_like(w)) + (1 - betas[1]) * g * g
-        first, second = m["first"] / (1 - betas[0] ** step), m["second"] / (1 - betas[1] ** step)
-        return w * (1 - rate * decay) - rate * first / (second.sqrt() + 1e-8)
+def rule(step: Callable[..., torch.Tensor]) -> Callable[..., Rule]:
+    """A rule of training from a step whose last arguments are its settings."""
+    return lambda *settings, **more: (
+        lambda name, w, g, m, number: step(name, w, g, m, number, *settings, **more)
+    )
 
-    return rule
+
+@rule
+def adamw(name, w, g, m, step, rate, decay=0.0, betas=(0.9, 0.98)):
+    m["first"] = betas[0] * m.get("first", torch.zeros_like(w)) + (1 - betas[0]) * g
+    m["second"] = betas[1] * m.get("second", torch.zeros_like(w)) + (1 - betas[1]) * g * g
+    first, second = m["first"] / (1 - betas[0] ** step), m["second"] / (1 - betas[1] ** step)
+    return w * (1 - rate * decay) - rate * first / (second.sqrt() + 1e-8)
 
 
 @dataclass(frozen=True)
@@ -219,13 +224,13 @@ SIZES = {"narrow": (128, 4, 384, 700), "wide": (192, 3, 512, 500)}  # width, lay
 def base(name: str, folder: Path) -> Base:
     width, layers, mlp, steps = SIZES[name]
 
-    def make() -> State:
-        def rule(n: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-            rate = 3e-3 * min(1.0, step / 30) * (1.05 - step / steps)
-            return adamw(rate, 0.05)(n, w, g, m, step)
+    def falling(n: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
+        rate = 3e-3 * min(1.0, step / 30) * (1.05 - step / steps)
+        return adamw(rate, 0.05)(n, w, g, m, step)
 
+    def make() -> State:
         start = fresh(width, layers, mlp, len(name))
-        return train(start, next_byte("code", 24), rule, steps, len(name))
+        return train(start, next_byte("code", 24), falling, steps, len(name))
 
     return Base(name, kept(folder / f"{name}.pt", make), folder)
 

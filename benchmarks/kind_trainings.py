@@ -26,6 +26,7 @@ from kind_models import (
     layers_of,
     matrices,
     next_byte,
+    rule,
     train,
     windows,
 )
@@ -66,25 +67,19 @@ def norm_of(D: State, W: State) -> float:
 # -------------------------------------------------------------------------------- rules
 
 
-def plain(rate: float, momentum: float = 0.9) -> Rule:
+@rule
+def plain(name, w, g, m, step, rate, momentum=0.9):
     """SGD."""
-
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        m["sum"] = momentum * m.get("sum", torch.zeros_like(w)) + g
-        return w - rate * m["sum"]
-
-    return rule
+    m["sum"] = momentum * m.get("sum", torch.zeros_like(w)) + g
+    return w - rate * m["sum"]
 
 
-def signs(rate: float, decay: float = 0.0, momentum: float = 0.9) -> Rule:
+@rule
+def signs(name, w, g, m, step, rate, decay=0.0, momentum=0.9):
     """Sign SGD, or Lion with momentum."""
-
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        mean = m.get("mean", torch.zeros_like(w))
-        m["mean"] = 0.99 * mean + 0.01 * g if momentum else mean
-        return w * (1 - rate * decay) - rate * (momentum * mean + (1 - momentum) * g).sign()
-
-    return rule
+    mean = m.get("mean", torch.zeros_like(w))
+    m["mean"] = 0.99 * mean + 0.01 * g if momentum else mean
+    return w * (1 - rate * decay) - rate * (momentum * mean + (1 - momentum) * g).sign()
 
 
 def orthogonal(G: torch.Tensor) -> torch.Tensor:
@@ -97,74 +92,57 @@ def orthogonal(G: torch.Tensor) -> torch.Tensor:
     return X.T if len(G) > len(G.T) else X
 
 
-def muon(rate: float, decay: float = 0.0) -> Rule:
+@rule
+def muon(name, w, g, m, step, rate, decay=0.0):
     """Orthogonal updates of the matrices of layers, AdamW at a third of the rate for the rest."""
-    rest = adamw(rate / 3)
-
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        if w.ndim == 1 or ".layers." not in name:
-            return rest(name, w, g, m, step)
-        m["sum"] = 0.95 * m.get("sum", torch.zeros_like(w)) + g
-        scale = 0.2 * math.sqrt(max(w.shape))
-        return w * (1 - rate * decay) - rate * scale * orthogonal(g + 0.95 * m["sum"])
-
-    return rule
+    if w.ndim == 1 or ".layers." not in name:
+        return adamw(rate / 3)(name, w, g, m, step)
+    m["sum"] = 0.95 * m.get("sum", torch.zeros_like(w)) + g
+    scale = 0.2 * math.sqrt(max(w.shape))
+    return w * (1 - rate * decay) - rate * scale * orthogonal(g + 0.95 * m["sum"])
 
 
-def adafactor(rate: float) -> Rule:
+@rule
+def adafactor(name, w, g, m, step, rate):
     """Second moments by rows and columns alone."""
-
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        squared, keep = g * g + 1e-30, 1 - step**-0.8
-        if w.ndim == 1:
-            m["all"] = second = keep * m.get("all", torch.zeros_like(w)) + (1 - keep) * squared
-        else:
-            for way, dim in (("rows", 1), ("cols", 0)):
-                mean = squared.mean(dim)
-                m[way] = keep * m.get(way, torch.zeros_like(mean)) + (1 - keep) * mean
-            second = torch.outer(m["rows"], m["cols"]) / m["rows"].mean()
-        step_of = g / second.sqrt()
-        return w - rate * step_of / max(1.0, float(step_of.square().mean().sqrt()))
-
-    return rule
+    squared, keep = g * g + 1e-30, 1 - step**-0.8
+    if w.ndim == 1:
+        m["all"] = second = keep * m.get("all", torch.zeros_like(w)) + (1 - keep) * squared
+    else:
+        for way, dim in (("rows", 1), ("cols", 0)):
+            mean = squared.mean(dim)
+            m[way] = keep * m.get(way, torch.zeros_like(mean)) + (1 - keep) * mean
+        second = torch.outer(m["rows"], m["cols"]) / m["rows"].mean()
+    step_of = g / second.sqrt()
+    return w - rate * step_of / max(1.0, float(step_of.square().mean().sqrt()))
 
 
-def galore(rate: float, rank: int = 8) -> Rule:
+@rule
+def galore(name, w, g, m, step, rate, rank=8):
     """Adam in the leading directions of the gradient, chosen anew every ten steps."""
-    inner = adamw(rate)
-
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        if w.ndim == 1:
-            return inner(name, w, g, m, step)
-        if step % 10 == 1:
-            m["P"] = torch.linalg.svd(g, full_matrices=False)[0][:, :rank]
-        small = torch.zeros_like(m["P"].T @ g)
-        return w + m["P"] @ inner(name, small, m["P"].T @ g, m, step)
-
-    return rule
+    if w.ndim == 1:
+        return adamw(rate)(name, w, g, m, step)
+    if step % 10 == 1:
+        m["P"] = torch.linalg.svd(g, full_matrices=False)[0][:, :rank]
+    small = torch.zeros_like(m["P"].T @ g)
+    return w + m["P"] @ adamw(rate)(name, small, m["P"].T @ g, m, step)
 
 
-def by_layer(rate: float) -> Rule:
+@rule
+def by_layer(name, w, g, m, step, rate):
     """AdamW with rates that fall by .5 a layer from the top."""
-
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        depth = 4 if ".layers." not in name else int(name.split(".")[2])
-        return adamw(rate * 0.5 ** (4 - depth))(name, w, g, m, step)
-
-    return rule
+    depth = 4 if ".layers." not in name else int(name.split(".")[2])
+    return adamw(rate * 0.5 ** (4 - depth))(name, w, g, m, step)
 
 
-def noised(rate: float) -> Rule:
+@rule
+def noised(name, w, g, m, step, rate):
     """Adam on clipped gradients with noise, as private training has it."""
-    inner = adamw(rate)
-
-    def rule(name: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode()))
-        clipped = g / max(1.0, float(g.norm()) / 0.1)
-        spread = 0.5 * 0.1 / math.sqrt(g.numel())
-        return inner(name, w, clipped + spread * torch.randn(w.shape, generator=draw), m, step)
-
-    return rule
+    draw = torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode()))
+    clipped = g / max(1.0, float(g.norm()) / 0.1)
+    spread = 0.5 * 0.1 / math.sqrt(g.numel())
+    noise = torch.randn(w.shape, generator=draw)
+    return adamw(rate)(name, w, clipped + spread * noise, m, step)
 
 
 # -------------------------------------------------------------------------------- losses

@@ -18,9 +18,6 @@ Weights = dict[str, Array]
 Shapes = dict[str, tuple[int, ...]]
 
 
-# ---------------------------------------------------------------------------- weights
-
-
 def generator(*key: object) -> np.random.Generator:
     """A generator of its own for each key, whatever was drawn before."""
     return np.random.default_rng(zlib.crc32("\t".join(map(str, key)).encode()))
@@ -92,3 +89,10 @@ def direction(name: str, shape: tuple[int, int], seed: int) -> Array:
     S = (left * np.arange(1, rank + 1) ** -0.5) @ right.T
     N = rng.standard_normal(shape)
     return np.asarray(S / np.linalg.norm(S) + N / np.linalg.norm(N)) / np.sqrt(2)
+
+
+def purity(D: Array) -> float:
+    """X = 1 / participation_ratio - 1 / null_participation_ratio, by NumPy from the definition."""
+    r, c = (D**2).sum(1), (D**2).sum(0)
+    G = D @ D.T if D.shape[0] <= D.shape[1] else D.T @ D
+    return float(((G**2).sum() - (r**2).sum() - (c**2).sum() + (D**4).sum()) / r.sum() ** 2)

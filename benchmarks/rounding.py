@@ -5,8 +5,8 @@ and F16.
     python benchmarks/rounding.py --quick    # a small version, without trained models
 
 Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an
-update of a given kind and relative norm. Trained: an MLP and a decoder in float32, first on one
-task and then on another, by AdamW and by SGD with momentum, at learning rates that give relative
+update of a given kind and relative norm. Trained: the two decoders of bytes of kind_models.py in
+float32, tuned on other text by AdamW and by SGD with momentum, at learning rates that give relative
 norms of 1e-2 to 1e-4; what is trained is kept in a folder, and a run that was cut off goes on from
 there. Each update is stored from a stored base, from a master copy that nobody stored, and in ways
 that the storage model does not have.
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,29 +26,142 @@ import numpy as np
 import torch
 import typer
 from evidence.evidence_parts import table
-from rounding_updates import (
-    HISTORIES,
-    PLANTS,
-    RATES,
-    Array,
-    planted,
-    purity,
-    share,
-    stored,
-    trained,
-)
+from kind_models import SIZES, Rule, adamw, kept, matrices, next_byte, train
+from kind_models import base as decoder_base
+from kind_trainings import plain
+from made_up import Array, purity
 from scipy.linalg import eigh
 
+from shadow.dtypes import FLOATS
 from shadow.spectra import rounding
 from shadow.spectra.noise import NOISE, dominated, purity_z
 from shadow.spectra.spectrum import Sides, Workspace
 
+SHAPE = (512, 768)
 CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"
 NORMS = {"BF16": (1e-2, 2e-3, 1e-3, 5e-4), "F16": (5e-4, 1.2e-4)}
 # relative norms of trained updates that are stored
 TRAINED = {"BF16": (1e-4, 1.2e-2), "F16": (3e-5, 2e-3)}
 WITHIN = 0.12
 VERDICTS = ("right", "norm right", "refused", "away", "unchanged", "wrong")
+
+
+def share(energies: Array) -> float:
+    return float(energies.sum() ** 2 / (energies**2).sum() / len(energies))
+
+
+# -------------------------------------------------------------------------------- updates
+
+
+def coherent(
+    rng: np.random.Generator,
+    rank: int,
+    part: float,
+    power: float = 0.0,
+    shape: tuple[int, int] = SHAPE,
+) -> Array:
+    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and noise."""
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in shape)
+    S = (left * np.arange(1, rank + 1) ** -float(power)) @ right.T
+    N = rng.standard_normal(shape)
+    return math.sqrt(part) * S / np.linalg.norm(S) + math.sqrt(1 - part) * N / np.linalg.norm(N)
+
+
+def uneven(rng: np.random.Generator, participation: float, size: int) -> Array:
+    """Log-normal scales of lines whose energies have that participation share."""
+    return np.exp(math.sqrt(-math.log(participation)) / 2 * rng.standard_normal(size))
+
+
+def planted(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Weights and an update of a kind, the update of any norm."""
+    W, D = 0.02 * rng.standard_normal(SHAPE), coherent(rng, 4, 0.3)
+    if name.startswith("uneven rows"):
+        of = float(name.rsplit(" ", 1)[1])
+        D *= uneven(rng, of, SHAPE[0])[:, None] * uneven(rng, of, SHAPE[1])
+    elif name.startswith("uneven weights"):
+        scales = uneven(rng, 0.6, SHAPE[0])[:, None] * uneven(rng, 0.6, SHAPE[1])
+        W *= scales
+        D *= scales if name.endswith("both") else 1.0
+    elif name == "embeddings":
+        D *= (
+            np.where(rng.random(SHAPE[0]) < 0.1, 1.0, 0.05)[:, None]
+            * uneven(rng, 0.7, SHAPE[0])[:, None]
+        )
+    elif name == "rank 1":
+        D = coherent(rng, 1, 1.0)
+    elif name == "rank 4":
+        D = coherent(rng, 4, 1.0)
+    elif name == "1/i":
+        D = coherent(rng, 256, 1.0, 1.0)
+    elif name == "1/i, half noise":
+        D = coherent(rng, 256, 0.5, 1.0)
+    elif name == "heavy tails, t3":
+        tails = rng.standard_t(3, SHAPE)
+        D = math.sqrt(0.7) * tails / np.linalg.norm(tails) + math.sqrt(0.3) * coherent(rng, 4, 1.0)
+    return W, D
+
+
+PLANTS = (
+    "even rows", "uneven rows 0.9", "uneven rows 0.7", "uneven rows 0.5", "uneven rows 0.3",
+    "uneven weights", "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i",
+    "1/i, half noise", "heavy tails, t3",
+)  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- trained
+
+RULES: Mapping[str, tuple[Callable[[float], Rule], tuple[float, ...]]] = {  # and their rates
+    "adam": (lambda rate: adamw(rate, 0.01), (3e-5, 1e-5, 3e-6, 1e-6)),
+    "sgd": (plain, (3e-3, 1e-3, 3e-4, 1e-4)),
+}
+
+
+def trained(folder: Path) -> Iterator[tuple[str, str, Array, Array]]:
+    """Optimiser, name, base weights and update of decoders of bytes, all of float32 training; from
+    the folder where it is there.
+    """
+    for which in SIZES:
+        base = decoder_base(which, folder)
+        for optimiser, (rule, rates) in RULES.items():
+            for rate in rates:
+                make = partial(train, base.full, next_byte("prose"), rule(rate), 50, 2)
+                after = kept(folder / f"{which}-{optimiser}-{rate:g}.pt", make)
+                for name in (n for n in matrices(base.full) if ".layers.1." in n):
+                    W = base.full[name].double().numpy()
+                    yield optimiser, f"{which} {name} {rate:g}", W, after[name].double().numpy() - W
+
+
+# -------------------------------------------------------------------------------- storage
+
+HISTORIES = (
+    "stored base", "master copy", "masked", "frozen rows", "as weights", "decay",
+)  # fmt: skip
+
+
+def stored(
+    history: str, W: Array, D: Array, dtype: str, norm: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, Array]:
+    """Base and tuned side as stored, and the update before it was, of that relative norm."""
+
+    def narrow(x: Array) -> torch.Tensor:
+        return torch.from_numpy(x).to(getattr(torch, FLOATS[dtype].torch_name))
+
+    if history == "masked":
+        D = D * (rng.random(D.shape) < 0.2)
+    elif history == "frozen rows":
+        D = D * (rng.random(len(D)) < 0.5)[:, None]
+    elif history == "as weights":
+        D = D * np.abs(W)
+    elif history == "decay":  # a fifth of the energy
+        D = math.sqrt(0.8) * D / np.linalg.norm(D) - math.sqrt(0.2) * W / np.linalg.norm(W)
+    D = D * (norm * np.linalg.norm(W) / np.linalg.norm(D))
+    rounded = narrow(W).double().numpy()
+    if history == "master copy":
+        return narrow(W), narrow(W + D), D
+    return narrow(W), narrow(rounded + D), D
+
+
+# -------------------------------------------------------------------------------- undone
 
 
 @dataclass(frozen=True)
@@ -157,7 +271,7 @@ def by_kind(found: Sequence[Entry]) -> str:
 def summary(found: Sequence[Entry]) -> str:
     """What docs/evidence.md has of it."""
     given = [one for one in found if one.verdict in ("right", "wrong") and one.purity]
-    clean = [one for one in found if one.kind in RATES and one.history == "stored base"]
+    clean = [one for one in found if one.kind in RULES and one.history == "stored base"]
     refused = sum(one.verdict == "refused" for one in clean)
 
     def worst(some: Sequence[Entry], error: str) -> float:

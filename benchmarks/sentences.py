@@ -2,12 +2,10 @@
 
     python benchmarks/sentences.py              # writes docs/evidence.md; trains models first
     python benchmarks/sentences.py --table      # writes the table anew from docs/lab
-    python benchmarks/sentences.py --quick      # the planted pairs alone, printed
-    python benchmarks/sentences.py --quick --false  # and of these the false sentences
+    python benchmarks/sentences.py --kind parts # pairs whose kind has this in its name, printed
     python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
-    python benchmarks/sentences.py --keep DIR   # and keeps checkpoints and reports
 
-histories.py with known_pairs.py and kinds.py make the pairs, truths.py says what is true of each,
+histories.py and kinds.py make the pairs, truths.py says what is true of each,
 judging.py holds sentences against it. What was trained is kept in a folder: a run that was cut off
 goes on from there.
 """
@@ -17,11 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import sys
 import tempfile
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -41,18 +37,14 @@ from judging import (
     UNDECIDED,
     Case,
     Judged,
-    by_words,
     explanation,
     headline,
     near,
-    says_copy,
-    size_in,
     verified,
     written,
 )
 from kind_models import SIZES, base
-from kinds import kind_pairs
-from known_pairs import planted
+from kinds import kind_pairs, planted
 from truths import place_of
 
 import shadow
@@ -152,45 +144,11 @@ def expected(case: Case) -> list[str]:
     return found
 
 
-# ---------------------------------------------------------------------------- contradictions
-
-
-def contradictions(case: Case) -> Iterator[str]:
-    """Sentences of one finding that cannot both be true."""
-    summary, codes = case.summary, case.codes
-    texts = {one.code: one.text for one in case.finding.sentences}
-    answers = {one.code: one.answer for one in case.finding.other_explanations}
-    kept_share = summary.inside_layers.kept
-    rounding_gate = next(gate for gate in summary.gates if gate.name == "rounding")
-    mostly = "mostly rounding" in rounding_gate.reason or "nothing else" in texts.get(
-        "rounding", ""
-    )
-    if mostly and kept_share is not None and kept_share >= 0.5:
-        yield f"'mostly rounding', and {100 * kept_share:.0f} % are the update's"
-    told, first = size_in(case.finding.headline), texts.get("size", "")
-    if told and first and "copy of the base" not in case.finding.headline:
-        numbers = re.findall(r"[\d,]*\.?\d+", first.split(". ")[0])
-        if not any(abs(float(one.replace(",", "")) / 100 - told[0]) < 1e-9 for one in numbers):
-            yield f"headline {100 * told[0]:.2g} %, sentence {' or '.join(numbers)} %"
-    if "rounding" in codes and says_copy(case, texts["rounding"]) and "Before storage" in first:
-        yield "a copy that was only rounded, and an update before storage"
-    for one, other in (("noise", "coherent"), ("noise", "low_rank"), ("identical", "size")):
-        if one in codes and other in codes:
-            yield f"{one} and {other}"
-    unknown = "before storage is unknown" in texts.get("coherent", "")
-    if "directions" in case.finding.headline and unknown:
-        yield "spread over so many directions, and it is unknown how concentrated"
-    if "low_rank" in codes and answers.get("merged_adapter") == "no":
-        yield "low rank, and no merged adapter"
-    if _few_bits(case) and answers.get("quantised_copy") == "no":
-        yield "few values, and no copy through fewer bits"
-
-
 # ---------------------------------------------------------------------------- all of a pair
 
 
 def verdicts(case: Case) -> Iterator[Verdict]:
-    """Of the headline, every sentence, every answer, what is missing, and contradictions."""
+    """Of the headline, every sentence, every answer, and what is missing."""
 
     def made(code: str, words: str, word: Word, truth: str) -> Verdict:
         return Verdict(case.pair.name, case.pair.kind, code, words, word, truth)
@@ -211,10 +169,8 @@ def verdicts(case: Case) -> Iterator[Verdict]:
     for one in case.finding.sentences:
         if one.code in SENTENCES:
             yield of(one.code, one.text, SENTENCES[one.code](case, one.text, one.figures))
-        elif one.code in UNDECIDED:
-            yield made(one.code, one.text, "not judged", "")
         else:
-            yield of(one.code, one.text, by_words(case, one.text))
+            yield made(one.code, one.text, "not judged", "")
     for each in case.finding.other_explanations:
         word, truth = explanation(case, each.code, each.name, each.answer)
         words = f"{each.name}: {each.answer.replace('_', ' ')}, as {each.reason}"
@@ -224,8 +180,6 @@ def verdicts(case: Case) -> Iterator[Verdict]:
     for name in expected(case):
         if not MEANINGS[name](case):
             yield made(f"missing: {name}", "", "absent", "")
-    for text in contradictions(case):
-        yield made("contradiction", text, "false", "one of the two")
 
 
 # ---------------------------------------------------------------------------- the page
@@ -313,72 +267,49 @@ def line(one: Verdict) -> str:
 def method() -> str:
     """A digest of the package and of these scripts: what a verdict rests on."""
     here, package = Path(__file__).parent, Path(shadow.__file__).parent
-    names = (
-        "histories", "known_pairs", "truths", "judging", "sentences", "made_up",
-        "kinds", "kind_models", "kind_trainings", "kind_adapters", "kind_edits",
-    )  # fmt: skip
+    names = ("histories", "truths", "judging", "sentences", "made_up")
     files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
-    files += [here / f"{name}.py" for name in names]
+    files += [*(here / f"{name}.py" for name in names), *sorted(here.glob("kind*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def all_verdicts(
-    pairs: Sequence[Pair], root: Path, cache: Path, *, keep: bool, jobs: int
-) -> Iterator[Verdict]:
+def all_verdicts(pairs: Sequence[Pair], cache: Path, jobs: int) -> Iterator[Verdict]:
     """Of every pair; those that this version of everything has judged are read from the folder."""
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"verdicts-{method()}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     there: dict[str, list[dict[str, str]]] = dict(json.loads(line) for line in lines)
-    left = [pair for pair in pairs if pair.name not in there]
-    for found in made_anew(left, root, cache, keep, jobs):
-        own = [asdict(one) for one in found]
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([found[0].pair, own]) + "\n")
-        there[found[0].pair] = own
-        wrong = sum(one.word == "false" for one in found)
-        print(f"{found[0].pair}: {wrong} false", file=sys.stderr, flush=True)
+    left = [pair.name for pair in pairs if pair.name not in there]
+    for name in SIZES if any(pair.kind.startswith("kinds") for pair in pairs) else ():
+        base(name, cache)  # two processes would train the same
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        work = [pool.submit(judged_pair, name, cache) for name in left]
+        for one in as_completed(work):
+            found = one.result()
+            own = [asdict(verdict) for verdict in found]
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([found[0].pair, own]) + "\n")
+            there[found[0].pair] = own
+            print(f"{found[0].pair}: {len(_false(found))} false", file=sys.stderr, flush=True)
     for pair in pairs:
         yield from (Verdict(**one) for one in there[pair.name])
 
 
-def made_anew(
-    pairs: Sequence[Pair], root: Path, cache: Path, keep: bool, jobs: int
-) -> Iterator[list[Verdict]]:
-    """The verdicts of each pair, by so many processes."""
-    if jobs == 1:
-        yield from (judged_pair(pair, root, keep) for pair in pairs)
-        return
-    for name in SIZES if any(pair.kind.startswith("kinds") for pair in pairs) else ():
-        base(name, cache)  # two processes would train the same
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        work = [pool.submit(judged_name, pair.name, root, cache, keep) for pair in pairs]
-        yield from (one.result() for one in as_completed(work))
-
-
-def judged_name(name: str, root: Path, cache: Path, keep: bool) -> list[Verdict]:
-    """The verdicts of the pair of that name, in a process of its own."""
+def judged_pair(name: str, cache: Path) -> list[Verdict]:
+    """The verdicts of the pair of that name."""
     torch.set_num_threads(1)
-    pair = next(pair for pair in all_pairs(cache, quick=False) if pair.name == name)
-    return judged_pair(pair, root, keep)
+    pair = next(pair for pair in all_pairs(cache) if pair.name == name)
+    with tempfile.TemporaryDirectory() as folder:
+        return list(verdicts(Case(pair, Path(folder))))
 
 
-def all_pairs(cache: Path, quick: bool) -> list[Pair]:
-    return [*planted(), *([] if quick else kind_pairs(cache))]
+def all_pairs(cache: Path) -> list[Pair]:
+    return [*planted(), *kind_pairs(cache)]
 
 
-def judged_pair(pair: Pair, root: Path, keep: bool) -> list[Verdict]:
-    folder = root / re.sub(r"[^\w.]+", "-", pair.name).strip("-.")
-    try:
-        return list(verdicts(Case(pair, folder)))
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def printed(pair: Pair, root: Path) -> str:
+def printed(pair: Pair, folder: Path) -> str:
     """One pair, and all that is said of it."""
-    case = Case(pair, root)
+    case = Case(pair, folder)
     lines = [f"{pair.name}: {pair.done}", ""]
     for one in verdicts(case):
         truth = f"  <- {one.truth}" if one.truth else ""
@@ -396,43 +327,26 @@ def printed(pair: Pair, root: Path) -> str:
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="The planted pairs alone, printed.")] = False,
     only: Annotated[str | None, typer.Option(help="Print the pair of this name.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Folder for checkpoints and reports.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of what was trained.")] = CACHE,
     kind: Annotated[str | None, typer.Option(help="Only kinds with this in their name.")] = None,
     jobs: Annotated[int, typer.Option(help="How many processes judge pairs.")] = 1,
-    false: Annotated[bool, typer.Option("--false", help="Print the false ones alone.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Of what docs/lab has.")] = False,
 ) -> None:
     """Make the pairs, audit and judge them, and write their table in docs/evidence.md."""
+    torch.set_num_threads(1)
     if table:
         write_table(kept_verdicts())
-        return
-    torch.set_num_threads(1)
-    root = keep or Path(tempfile.mkdtemp())
-    pairs = all_pairs(cache, quick)
-    try:
-        if only is not None:
-            chosen = [pair for pair in pairs if pair.name == only]
-            if not chosen:
-                raise typer.BadParameter(f"no pair {only!r}; there are: {[p.name for p in pairs]}")
-            print(printed(chosen[0], root / "pair"))
-            return
-        start = time.monotonic()
-        chosen = [pair for pair in pairs if kind is None or kind in pair.kind]
-        kept = keep is not None
-        found = list(all_verdicts(chosen, root, cache, keep=kept, jobs=jobs))
-        print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
-    finally:
-        if keep is None:
-            shutil.rmtree(root)
-    text = page(found)
-    if false:
-        print(*map(line, _false(found)), sep="\n")
-    elif quick or kind is not None:
-        print(text)
+    elif only is not None:
+        (pair,) = (pair for pair in all_pairs(cache) if pair.name == only)
+        with tempfile.TemporaryDirectory() as folder:
+            print(printed(pair, Path(folder)))
     else:
+        chosen = [pair for pair in all_pairs(cache) if kind is None or kind in pair.kind]
+        found = list(all_verdicts(chosen, cache, jobs))
+        if kind is not None:
+            print(page(found))
+            return
         saved(found)
         write_table(found)
 

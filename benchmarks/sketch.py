@@ -112,23 +112,19 @@ class Tally:
     def add(self, value: object, error: object, truth: object, unit: float) -> None:
         """One estimate; unit: what it is relative to."""
         self.asked += 1
-        if not isinstance(value, float) or not isinstance(error, float):
-            return
-        off = value - float(truth)  # type: ignore[arg-type]
-        self.within += abs(off) <= error + 1e-6 * unit
-        self.off.append(off / unit)
-        self.error.append(error / unit)
+        if isinstance(value, float) and isinstance(error, float) and isinstance(truth, float):
+            self.within += abs(value - truth) <= error + 1e-6 * unit
+            self.off.append((value - truth) / unit)
+            self.error.append(error / unit)
 
     def row(self, kind: str, name: str) -> str:
         """A line of the table."""
-        if not self.off:
-            return f"| {kind} | `{name}` | 0 of {self.asked} | | | |"
-        bias, spread, error = np.mean(self.off), np.std(self.off), np.mean(self.error)
-        share = f"{self.within} of {len(self.off)}"
         known = f"{len(self.off)} of {self.asked}"
-        return (
-            f"| {kind} | `{name}` | {known} | {bias:+.1e} ± {spread:.0e} | {error:.0e} | {share} |"
-        )
+        if not self.off:
+            return f"| {kind} | `{name}` | {known} | | | |"
+        made = f"{np.mean(self.off):+.1e} ± {np.std(self.off):.0e}"
+        share = f"{self.within} of {len(self.off)}"
+        return f"| {kind} | `{name}` | {known} | {made} | {np.mean(self.error):.0e} | {share} |"
 
 
 def wrong(found: Measured, truth: Measured) -> list[str]:

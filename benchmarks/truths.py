@@ -12,8 +12,7 @@ from statistics import median
 import numpy as np
 import torch
 from histories import Made
-from made_up import Array, Weights
-from rounding_updates import purity
+from made_up import Array, Weights, purity
 
 DIGITS = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
 CLASSES = 16  # of rows by their energy, in which kept is taken as the tool takes it

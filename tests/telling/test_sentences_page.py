@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import histories
 import judging
 import kinds
-import known_pairs
 import sentences
 from evidence.evidence_parts import DOCS
 from truths import Truth
@@ -21,7 +20,7 @@ from truths import Truth
 from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
-PAIRS = {pair.name: pair for pair in known_pairs.planted()}
+PAIRS = {pair.name: pair for pair in kinds.planted()}
 
 
 def test_names_are_unique_and_every_code_has_its_place(tmp_path):
