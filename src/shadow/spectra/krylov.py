@@ -288,17 +288,11 @@ def _chebyshev(x: Array, count: int) -> Array:
     return np.asarray(np.polynomial.chebyshev.chebvander(2.0 * x - 1.0, count - 1))
 
 
-@dataclass(frozen=True)
-class Trace:
-    """tr f(G) by one rule, and what each column of the frame adds to its error."""
+def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
+    """tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error, (WIDTH,).
 
-    value: float
-    residues: Array  # (WIDTH,)
-
-
-def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> Trace:
-    """By a rule, 0 or 1. Eigenvalues that are hidden count as equal ones for the first, and as few
-    large ones for the second: the trace of a root lies between.
+    Eigenvalues that are hidden count as equal ones for the first, and as few large ones for the
+    second: the trace of a root lies between.
     """
     found = space.known
     leading = float(f(space.values[:found]).sum())
@@ -316,12 +310,12 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> Trace:
         count = many * float(mass[nodes == 0.0].sum()) / total
         size = level if which else hidden[1] / max(count, 1.0)
         below = hidden[1 - which] / size * float(f(np.array(size)))
-        return Trace(leading + many * mean + below, many / total * (sums - mean * lengths))
+        return leading + many * mean + below, many / total * (sums - mean * lengths)
     spread = float(mass @ (nodes - first) ** 2)
     slope = float(mass @ ((nodes - first) * (at - mean))) / spread if spread > 0 else 0.0
     value = leading + many * (mean - slope * (first - space.left / many))
     residues = many / total * (sums - mean * lengths - slope * (firsts - first * lengths))
-    return Trace(value, residues)
+    return value, residues
 
 
 def _log(x: Array) -> Array:
@@ -354,12 +348,10 @@ def effective_rank(space: Krylov) -> Entropy:
     unit = space.energy / space.side
 
     def ranked(which: int) -> tuple[float, Array]:
-        first = _trace(space, which, lambda x: np.sqrt(x / unit))
-        second = _trace(space, which, lambda x: 0.5 * np.sqrt(x / unit) * _log(x / unit))
-        total, weighted = first.value, second.value
+        total, first = _trace(space, which, lambda x: np.sqrt(x / unit))
+        weighted, second = _trace(space, which, lambda x: 0.5 * np.sqrt(x / unit) * _log(x / unit))
         log = math.log(total) - weighted / total
-        scatter = (first.residues * (1.0 + weighted / total) - second.residues) / total
-        return log, scatter
+        return log, (first * (1.0 + weighted / total) - second) / total
 
     (gauss, residues), (radau, _) = map(ranked, (0, 1))
     return Entropy((gauss, radau), residues)
@@ -368,6 +360,6 @@ def effective_rank(space: Krylov) -> Entropy:
 def energy_rank(space: Krylov) -> Entropy:
     """exp H of q = sigma² / E: tr G ln G by quadrature."""
     unit = space.energy / space.side
-    gauss, radau = (_trace(space, which, lambda x: x / unit * _log(x / unit)) for which in (0, 1))
-    logs = [math.log(space.side) - of.value / space.side for of in (gauss, radau)]
-    return Entropy((logs[0], logs[1]), -gauss.residues / space.side)
+    traces = [_trace(space, which, lambda x: x / unit * _log(x / unit)) for which in (0, 1)]
+    gauss, radau = (math.log(space.side) - value / space.side for value, _ in traces)
+    return Entropy((gauss, radau), -traces[0][1] / space.side)

@@ -79,27 +79,8 @@ def is_quantised(matrix: object) -> TypeGuard[Quantised]:
     return hasattr(matrix, "cells")
 
 
-class _LikeAnother:
-    """A matrix with the shape of one that it is made from."""
-
-    @property
-    def _like(self) -> Matrix:
-        raise NotImplementedError
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._like.shape
-
-    @property
-    def ndim(self) -> int:
-        return self._like.ndim
-
-    def numel(self) -> int:
-        return self._like.numel()
-
-
 @dataclass(frozen=True)
-class Updated(_LikeAnother):
+class Updated:
     """base + scaling * left @ right, in float64: a base with its LoRA update."""
 
     base: Tensor | InFile  # (rows, cols), or (groups, rows / groups, cols)
@@ -108,8 +89,15 @@ class Updated(_LikeAnother):
     scaling: float  # alpha / r, or alpha / sqrt(r)
 
     @property
-    def _like(self) -> Matrix:
-        return self.base
+    def shape(self) -> torch.Size:
+        return self.base.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.base.ndim
+
+    def numel(self) -> int:
+        return self.base.numel()
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
         # only the last of as many indices as there are dimensions is one of columns

@@ -95,70 +95,50 @@ def merge_fit(
     return fit
 
 
-@dataclass
-class _Sums:
-    wide: list[int]
-    narrow: list[int]
-    energies: list[list[float]]
-    visible: int = 0
-    finite: bool = True
-
-
 def _fit(
     base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
 ) -> MergeFit:
     grid = float_format(formats[1])
-    sums = _Sums([0] * len(SCALES), [0] * len(SCALES), [[] for _ in range(4)])
-    entries = 0
+    beyond = {way: dict.fromkeys(SCALES, 0) for way in ("wide", "narrow")}
+    energies: list[list[float]] = [[] for _ in range(4)]
+    entries, visible, finite = 0, 0, True
     for rows, (b, m) in _both(base, merged):
         entries += m.numel()
         if rounded:
             b = b.to(torch_dtype(grid)).double()
         if not (bool(b.isfinite().all()) and bool(m.isfinite().all())):
-            sums.finite = False
+            finite = False
             continue
-        _add(sums, b, m, update, rows, grid)
-    found = [math.fsum(each) for each in sums.energies]
+        left, right = update.left[rows].double(), update.right.double()
+        delta = (left @ right).mul_(update.scale)
+        bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
+        for scale in SCALES:
+            # of other scales it counts only whether every entry fits
+            if scale != 1.0 and beyond["narrow"][scale]:
+                continue
+            target, growth = _target(b, delta, scale, update, rows)
+            away = (m - target).abs_()
+            wide, narrow = bounds.beyond(b, target, away, scale, growth)
+            beyond["wide"][scale] += wide
+            beyond["narrow"][scale] += narrow
+            if scale == 1.0:
+                change = target - b
+                stored = np.not_equal(_bits(target, grid), _bits(b, grid))
+                visible += int(np.count_nonzero(stored))
+                pairs = (change, change), (away, away), (m - b, change)
+                half = bounds.half.view(-1)
+                found = [float(torch.dot(one.view(-1), other.view(-1))) for one, other in pairs]
+                found.append(float(torch.dot(half, half)) / 3)
+                if not all(map(math.isfinite, found)):  # NaN is beyond no bound
+                    finite = False
+                    break
+                for each, value in zip(energies, found, strict=True):
+                    each.append(value)
+    of_update, residual, inner, rounding = map(math.fsum, energies)
     return MergeFit(
-        entries=entries,
-        wide=dict(zip(SCALES, sums.wide, strict=True)),
-        narrow=dict(zip(SCALES, sums.narrow, strict=True)),
-        update=found[0],
-        residual=found[1],
-        inner=found[2],
-        rounding=found[3],
-        visible=sums.visible,
-        finite=sums.finite,
-        onto_rounded=rounded,
-    )
-
-
-def _add(sums: _Sums, b: Tensor, m: Tensor, update: Update, rows: slice, grid: FloatFormat) -> None:
-    left, right = update.left[rows].double(), update.right.double()
-    delta = (left @ right).mul_(update.scale)
-    bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
-    for number, scale in enumerate(SCALES):
-        # of other scales it counts only whether every entry fits
-        if scale != 1.0 and sums.narrow[number]:
-            continue
-        target, growth = _target(b, delta, scale, update, rows)
-        away = (m - target).abs_()
-        wide, narrow = bounds.beyond(b, target, away, scale, growth)
-        sums.wide[number] += wide
-        sums.narrow[number] += narrow
-        if scale == 1.0:
-            change = target - b
-            stored = np.not_equal(_bits(target, grid), _bits(b, grid))
-            sums.visible += int(np.count_nonzero(stored))
-            pairs = (change, change), (away, away), (m - b, change)
-            half = bounds.half.view(-1)
-            found = [float(torch.dot(one.view(-1), other.view(-1))) for one, other in pairs]
-            found.append(float(torch.dot(half, half)) / 3)
-            if not all(map(math.isfinite, found)):  # NaN is beyond no bound
-                sums.finite = False
-                return
-            for each, value in zip(sums.energies, found, strict=True):
-                each.append(value)
+        entries, beyond["wide"], beyond["narrow"], of_update, residual, inner, rounding, visible,
+        finite, onto_rounded=rounded,
+    )  # fmt: skip
 
 
 def _bits(values: Tensor, grid: FloatFormat) -> Any:

@@ -39,8 +39,8 @@ Floats = NDArray[np.float64]
 class Profile:
     """Where the energy of D lies, in units of the scaled D."""
 
-    rows: NDArray[np.float64]  # (rows,): energies r_i
-    cols: NDArray[np.float64]  # (cols,): energies c_j
+    rows: Floats  # (rows,): energies r_i
+    cols: Floats  # (cols,): energies c_j
     fourth: float  # sum of D_ij⁴
     scale: float  # the power of two that the entries of D were multiplied by
     changed: int  # rows of which any entry differs

@@ -19,6 +19,7 @@ from shadow.spectra.measurement import Values
 if TYPE_CHECKING:
     from shadow.spectra.spectrum import Spectrum
 
+Floats = NDArray[np.float64]
 # Energies that miss a threshold by less have met it: without it, rank_90 of ten equal values hangs
 # on rounding.
 TIE = 1e-9
@@ -31,7 +32,7 @@ NO_RANKS: Values = dict.fromkeys((
 ))  # fmt: skip
 
 
-def entropy(p: NDArray[np.float64]) -> float:
+def entropy(p: Floats) -> float:
     """-sum p ln p in nats, with 0 ln 0 = 0."""
     p = p[p > 0]
     return float(-(p * np.log(p)).sum()) + 0.0  # -0.0 of a one-point distribution becomes 0.0
@@ -138,9 +139,7 @@ def power_law(spectrum: Spectrum) -> Values:
     }
 
 
-def _nearest(
-    logs: NDArray[np.float64], starts: NDArray[np.int64], sums: NDArray[np.float64]
-) -> tuple[int, float]:
+def _nearest(logs: Floats, starts: NDArray[np.int64], sums: Floats) -> tuple[int, float]:
     """The candidate of least distance, the first of several, and that distance.
 
     The distance at a few values bounds the distance from below. Only candidates whose bound is not
@@ -167,17 +166,17 @@ def _chunks(starts: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
     return [starts[i : i + step] for i in range(0, len(starts), step)]
 
 
-def _at_all_values(logs: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+def _at_all_values(logs: Floats, starts: NDArray[np.int64]) -> Floats:
     """Two-sided KS distance of each candidate's tail, logs[start:], from its fitted power law."""
     return _distances(logs, starts, np.arange(starts[0], len(logs)))
 
 
 def _distances(
-    logs: NDArray[np.float64],
+    logs: Floats,
     starts: NDArray[np.int64],
     places: NDArray[np.int64],
-    sums: NDArray[np.float64] | None = None,
-) -> NDArray[np.float64]:
+    sums: Floats | None = None,
+) -> Floats:
     """The largest distance of each candidate at the values in these places.
 
     With d = F_fit - F just below each value, the distance is max(max d, 1 / n - min d); d = 0 at
@@ -190,7 +189,5 @@ def _distances(
     above *= -count / (above.sum(axis=1, keepdims=True) if sums is None else sums[:, None])
     difference = np.subtract(1.0, np.exp(above, out=above), out=above)
     difference -= np.maximum(places - starts[:, None], 0) / count
-    result: NDArray[np.float64] = np.maximum(
-        difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1)
-    )
+    result: Floats = np.maximum(difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1))
     return result

@@ -137,22 +137,10 @@ class Norms(Solver):
         return max(BUFFERS * PART, factors)
 
 
-class Spectral(Solver):
+class _Spectral(Solver):
     """A solver of singular values."""
 
     has_spectra = True
-
-    @abstractmethod
-    def of_pair(
-        self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
-    ) -> Figured:
-        """Measure what rests on the singular values of base, tuned and delta."""
-
-    @abstractmethod
-    def alone(
-        self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
-    ) -> Measurement:
-        """Measure a matrix without a base."""
 
     def memory(self, shape: Shape, factors: int) -> int:
         """Blocks of both sides, what is solved, and lines."""
@@ -165,7 +153,7 @@ class Spectral(Solver):
 
 
 @dataclass(frozen=True)
-class Gram(Spectral):
+class Gram(_Spectral):
     """All singular values, by the eigenvalues of a Gram matrix."""
 
     precision: Precision
@@ -244,7 +232,7 @@ class Gram(Spectral):
 FULL = Gram("default", "float32 Gram, float64 eigenvalues")
 
 
-class Krylov(Spectral):
+class Krylov(_Spectral):
     """Estimates with their errors, by products with few vectors; of small matrices all values."""
 
     computed = "float32 products with few vectors, float64 sums"
@@ -323,6 +311,7 @@ class Krylov(Spectral):
         return 4 * kept_elements(shape) if subjects == "delta" else 0
 
 
+Spectral = Gram | Krylov
 SOLVERS: Mapping[Level, Solver] = {
     "norms": Norms(),
     "sketch": Krylov(),

@@ -33,6 +33,7 @@ from shadow.spectra.measurement import Precision
 from shadow.spectra.routines import eigensystem, require_square
 
 Made = TypeVar("Made")
+Floats = NDArray[np.float64]
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
 # product.
 BLOCK = 1 << 21
@@ -77,7 +78,7 @@ class Spectrum:
     """Singular values of one matrix, in units of its weights."""
 
     # float64 (m,), m the short side, descending; 0 below floor, where they are noise of the method
-    sigma: NDArray[np.float64]
+    sigma: Floats
     rows: int  # outputs
     cols: int  # inputs
     norm: float  # the Frobenius norm, summed from the entries
@@ -85,7 +86,7 @@ class Spectrum:
     precision: Precision  # as it was used
     # float64 (m, k), orthonormal, the leading singular vectors on the short side in the order of
     # sigma (left ones if rows <= cols), as many as were asked for; noise where sigma is
-    vectors: NDArray[np.float64] | None = None
+    vectors: Floats | None = None
     shift: float = 0.0  # of each sigma² by rounding, at most, in units of sigma_1²
 
     @property
@@ -301,7 +302,7 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
     return total
 
 
-def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
+def eigenvalues(lower: Tensor) -> Floats:
     """Eigenvalues, ascending, of the matrix with this lower triangle.
 
     Raises TypeError but for a square contiguous matrix in float64. By NumPy's OpenBLAS where MKL
@@ -313,7 +314,7 @@ def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
     return np.asarray(np.linalg.eigvalsh(lower.numpy(), UPLO="L"))
 
 
-def with_vectors(gram: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def with_vectors(gram: Tensor, count: int) -> tuple[Floats, Floats]:
     """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
 
     gram: symmetric, in float32 or float64; it may be overwritten.
@@ -325,7 +326,7 @@ def with_vectors(gram: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray
     return values, _leading(gram, values, count)
 
 
-def _leading(gram: Tensor, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
     """The leading eigenvectors (side, count) by restarted Lanczos, checked against all values.
 
     Products with a float32 matrix are in float32: their rounding turns the vectors no more than
@@ -337,7 +338,7 @@ def _leading(gram: Tensor, values: NDArray[np.float64], count: int) -> NDArray[n
 
     matrix, side = gram.numpy(), len(gram)
 
-    def times(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def times(x: Floats) -> Floats:
         return np.asarray(matrix @ x.reshape(-1).astype(matrix.dtype), np.float64)
 
     product = LinearOperator(matrix.shape, matvec=times, dtype=np.float64)
@@ -370,7 +371,7 @@ class Grams:
         """
         return gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
 
-    def eigenvalues(self, gram: Tensor) -> NDArray[np.float64]:
+    def eigenvalues(self, gram: Tensor) -> Floats:
         """All eigenvalues, ascending, of one that `gram` returned."""
         return eigenvalues(gram.double())
 
@@ -420,7 +421,7 @@ def spectrum(
     return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading, shift)
 
 
-def eigenvalue_shift(sigma: NDArray[np.float64], precision: Precision) -> float:
+def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
     """How far the rounding of the Gram may move each of its eigenvalues, in units of the largest.
 
     u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random
@@ -430,7 +431,7 @@ def eigenvalue_shift(sigma: NDArray[np.float64], precision: Precision) -> float:
     return UNIT[precision] * energy / math.sqrt(len(sigma))
 
 
-def effective_rank_error(sigma: NDArray[np.float64], shift: float) -> float:
+def effective_rank_error(sigma: Floats, shift: float) -> float:
     """How far the effective rank may be off, relatively, if every sigma² moves by shift sigma_1².
 
     d ln(effective_rank) = -sum dp (ln p + H), with dp = p shift / (2 sigma²).
@@ -449,7 +450,7 @@ def gram_singular_values(
     precision: Precision,
     vectors: int = 0,
     grams: Grams = ON_CPU,
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
+) -> tuple[Floats, float, Floats | None]:
     """Singular values, descending, their floor, and leading vectors of the short side."""
     dtype = torch.float64 if precision == "exact" else torch.float32
     made = grams.gram(read, shape, norm, dtype)

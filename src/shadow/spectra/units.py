@@ -114,17 +114,15 @@ def _reordered(sampled: Sequence[Units]) -> float | None:
     return at_best(*cosines[:2]) if len(cosines) > 1 else None
 
 
-def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> NDArray[np.float64]:
+def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
     """The cosine of each unit of one (rows) with each of the other (columns); 0 for a row of 0."""
     norms = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (first, second)))
     inner = np.matmul(first.astype(second.dtype), second.T)
-    cosines: NDArray[np.float64] = inner / np.where(norms > 0, norms, 1.0)
+    cosines: Rows = inner / np.where(norms > 0, norms, 1.0)
     return cosines
 
 
-def matched(
-    cosines: Sequence[NDArray[np.float64]], seed: int = 0, draws: int = 9_999
-) -> tuple[float, float]:
+def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple[float, float]:
     """(p, z) of the cosines on the diagonals, over orders of the columns of each square matrix.
 
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
@@ -149,7 +147,7 @@ def matched(
     return (1 + at_least) / (draws + 1), observed / math.sqrt(len(scaled))
 
 
-def _scaled(cosines: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _scaled(cosines: Rows) -> Rows | None:
     """The matrix without its row and column means, scaled so that its sum over a random order has
     variance 1; None where all orders have one sum.
     """
@@ -158,7 +156,7 @@ def _scaled(cosines: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return apart / deviation if deviation > 1e-12 * len(apart) else None
 
 
-def at_best(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def at_best(first: Rows, second: Rows) -> float:
     """How well units match in any order: the median cosine of `second` where `first` is largest in
     each row. Both are cosines of the same units, of two matrices, so that one checks the other.
     """
