@@ -74,19 +74,14 @@ def lined_up(tmp_path: Path, base_shards: int, tuned_shards: int):
     return pairs
 
 
-def evenly(pairs):
-    """A byte count for every shard, as if it lay on the Hub."""
-    return {shard: 100 for pair in pairs for shard in shards_of(pair)}
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 20])
 def test_parts_are_whole_base_shards(tmp_path, count):
     """As many parts as asked for, six at most, none sharing a shard."""
     pairs = lined_up(tmp_path, 6, 6)
-    parts = cut(pairs, count, evenly(pairs))
+    parts = cut(pairs, count, is_fetched=True)
     assert len(parts) == min(count, 6)
     assert sorted(pair.key for part in parts for pair in part) == sorted(pair.key for pair in pairs)
-    assert cut([], count, {}) == []
+    assert cut([], count, is_fetched=True) == []
     in_parts = [{shard for pair in part for shard in shards_of(pair)} for part in parts]
     assert [len(shards) for shards in in_parts] == [12 / len(parts)] * len(parts)
 
@@ -94,10 +89,11 @@ def test_parts_are_whole_base_shards(tmp_path, count):
 def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
     """Six and four shards: at most one tuned shard lies on both sides of a cut."""
     whole = lined_up(tmp_path / "whole", 1, 1)
-    assert len(cut(whole, 4, evenly(whole))) == 1, "one file is one part"
+    assert len(cut(whole, 4, is_fetched=True)) == 1, "one file is one part"
+    assert len(cut(whole, 4, is_fetched=False)) == 4
     pairs = lined_up(tmp_path, 6, 4)
     for count, shared in ((2, 0), (3, 2)):
-        parts = cut(pairs, count, evenly(pairs))
+        parts = cut(pairs, count, is_fetched=True)
         shards = [{shard for pair in part for shard in shards_of(pair)} for part in parts]
         assert len(parts) == count
         assert sum(map(len, shards)) - len(set.union(*shards)) <= shared

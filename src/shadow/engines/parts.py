@@ -8,9 +8,7 @@ and writes the report that it would have written alone.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,20 +21,16 @@ from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_s
 from shadow.engines.pair import measure_part
 from shadow.errors import BusyError
 from shadow.files import PARTIAL
-from shadow.reports.metadata import SIDES
 from shadow.reports.provenance import Identity
 from shadow.run.journal import JOURNAL, PARTS, Journal
 from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime
-from shadow.run.schedule import ShardKey, in_order, shards_of
+from shadow.run.schedule import in_order, shards_of
 from shadow.run.settings import Settings
 from shadow.run.workers import cost
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 
 NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder"
-# of a part's bytes: a cut through shards of more than that, which both sides of it read, gains
-# nothing
-TWICE = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,8 @@ class Parts:
         is_filtered = asked.settings.chosen != Filter()
         # what comes in byte ranges is decided over a whole pair
         count = 1 if is_filtered else self.count or self.engine.lanes()
-        parts = cut(left, count, _sizes(left, lined))
+        sources = (*lined.base.sources.values(), *lined.tuned.sources.values())
+        parts = cut(left, count, is_fetched=not all(source.is_local for source in sources))
         if len(parts) > 1:
             asked.runtime.say(f"measuring in {len(parts)} parts")
         runtime = asked.runtime
@@ -134,62 +129,20 @@ def _take_over(folder: Path, count: int, journal: Journal) -> None:
     require_sight(is_taken_over, fault, NOT_SEEN)
 
 
-def cut(
-    pairs: Sequence[MatrixPair], count: int, sizes: Mapping[ShardKey, int]
-) -> list[list[MatrixPair]]:
+def cut(pairs: Sequence[MatrixPair], count: int, *, is_fetched: bool) -> list[list[MatrixPair]]:
     """Cut the ordered work into at most `count` stretches of about equal cost.
 
-    sizes: bytes of the shards that must be fetched. A cut goes where the fewest bytes are needed
-    on both sides; where none is good there is none.
+    is_fetched: cut where the shard of the base changes alone, so that it is fetched once.
     """
     ordered = in_order(pairs)
-    if not ordered:
-        return []
-    spent = list(accumulate(cost(pair) for pair in ordered))
-    across = _across(ordered, sizes)
-    mean = sum(sizes.values()) / count
-    borders = [0]
-    for number in range(1, count):
-        middle, reach = spent[-1] * number / count, spent[-1] / (2 * count)
-        first = max(borders[-1] + 1, bisect_left(spent, middle - reach) + 1)
-        last = min(len(ordered) - 1, bisect_left(spent, middle + reach) + 1)
-        if first > last:
-            continue
-        best = min(
-            range(first, last + 1),
-            key=lambda place: (across[place], abs(spent[place - 1] - middle)),
-        )
-        if across[best] <= TWICE * mean:
-            borders.append(best)
-    return [ordered[start:stop] for start, stop in pairwise([*borders, len(ordered)])]
-
-
-def _across(ordered: Sequence[MatrixPair], sizes: Mapping[ShardKey, int]) -> list[int]:
-    """For each place before a pair, from 0: bytes of the shards that lie on both sides of it."""
-    first: dict[ShardKey, int] = {}
-    last: dict[ShardKey, int] = {}
-    for place, pair in enumerate(ordered):
-        for shard in shards_of(pair):
-            first.setdefault(shard, place)
-            last[shard] = place
-    changes = [0] * (len(ordered) + 1)
-    for shard, place in first.items():
-        changes[place + 1] += sizes.get(shard, 0)
-        changes[last[shard] + 1] -= sizes.get(shard, 0)
-    return list(accumulate(changes))
-
-
-def _sizes(pairs: Sequence[MatrixPair], lined: AlignedPair) -> dict[ShardKey, int]:
-    """Bytes of tensors in each shard of these pairs that is not in a folder."""
-    needed = {shard for pair in pairs for shard in shards_of(pair)}
-    sizes = Counter[ShardKey]()
-    for side in SIDES:
-        checkpoint = lined.base if side == "base" else lined.tuned
-        for info in checkpoint.tensors.values():
-            shard = side, info.shard
-            if shard in needed and not checkpoint.sources[info.shard].is_local:
-                sizes[shard] += info.end - info.start
-    return sizes
+    spent = [0, *accumulate(map(cost, ordered))]
+    shards = [shards_of(pair)[0] for pair in ordered]
+    places = [at for at in range(1, len(ordered)) if not is_fetched or shards[at] != shards[at - 1]]
+    borders = {0, len(ordered)}
+    for number in range(1, count if places else 1):
+        middle = spent[-1] * number / count
+        borders.add(min(places, key=lambda place: abs(spent[place] - middle)))
+    return [ordered[start:stop] for start, stop in pairwise(sorted(borders))]
 
 
 def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
