@@ -134,8 +134,8 @@ def test_json_is_a_list_of_families(inside):
     stage = {"repo": "Qwen/Qwen2.5-7B-Instruct", "revision": None, "subfolder": None}
     assert family["stages"]["instruct"] == stage
     assert family["pairs"] == [{"name": "base..instruct", "relation": "tuned"}]
-    found = inside("families", "--component", "audio", "--tag", "vlm", "--format", "json")
-    assert {family["name"] for family in json.loads(found.out)} == {"gemma3n-e4b", "gemma4-e4b"}
+    found = json.loads(inside("families", "audio", "--json").out)
+    assert {"gemma3n-e4b", "gemma4-e4b"} <= {family["name"] for family in found}
 
 
 @pytest.mark.parametrize(
@@ -143,10 +143,7 @@ def test_json_is_a_list_of_families(inside):
     [
         (["qwen2.5-7"], 0, ["qwen2.5-7b ", "qwen2.5-72b"]),
         (["qwn2.5-7b"], 1, ["'qwn2.5-7b'", "'qwen2.5-7b'"]),
-        (["--tag", "mao"], 1, ["'mao'", "'moe'"]),
-        (["--component", "eyes"], 2, ["'eyes'", "language, vision"]),
-        (["--component", "other"], 1, ["other"]),
-        (["demo", "--tag", "moe"], 1, ["moe", "'demo'"]),
+        (["--tag", "moe"], 2, ["families TAG"]),
     ],
 )
 def test_a_word_filters_or_is_explained(inside, arguments, code, words):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import FILE, RUN, reports_here, written
+from shadow.cli.options import FILE, RUN, reports_here
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
@@ -44,9 +44,6 @@ def compare(
     ),
     joint: bool = option(
         "Also compare where the deltas point; reads the checkpoints.", False, "--joint"
-    ),
-    output: Path | None = written(
-        "Parquet file for the compared rows, one for each matrix.", metavar="FILE", dir_okay=False
     ),
     jobs: int | None = shared.JOBS,
     allow_pickle: bool = shared.PICKLE,

@@ -20,17 +20,11 @@ if TYPE_CHECKING:
 
 def families(
     word: str | None = option(
-        "Name of a family to show, or a word to filter names, checkpoints and tags.",
+        "Name of a family to show, or a word to filter names, checkpoints, tags and components.",
         None,
         ARGUMENT,
         metavar="NAME|WORD",
         complete="families",
-    ),
-    component: str | None = option(
-        "Only families that have this component: vision, projector, audio."
-    ),
-    tag: Sequence[str] = option(
-        "Only families with this tag; repeat it for families with all of several tags.", ()
     ),
     format: shared.Format = shared.FORMAT,
     registry: Path | None = shared.REGISTRY,
@@ -38,11 +32,7 @@ def families(
     """List the families of the registry, or show one."""
     from shadow.targets.families import filter_families, load_families
 
-    if component is not None:
-        from shadow.places.names import check_component
-
-        check_component(component)
-    chosen = filter_families(load_families(registry), word=word, component=component, tags=tag)
+    chosen = filter_families(load_families(registry), word)
     if format == "json":
         console.show_json([family.as_json() for family in chosen])
         return

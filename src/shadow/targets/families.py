@@ -82,8 +82,9 @@ class Family:
         ]
 
     def holds(self, word: str) -> bool:
-        """Whether a word in small letters is in its name, a tag or a checkpoint's name."""
-        texts = (self.name, *self.tags, *(one.repo for _, _, one in self.references()))
+        """Whether a word in small letters is in its name, a tag, a checkpoint's or component's."""
+        checkpoints = (one.repo for _, _, one in self.references())
+        texts = (self.name, *self.tags, *self.components, *checkpoints)
         return any(word in text.casefold() for text in texts)
 
     def as_json(self) -> dict[str, object]:
@@ -170,37 +171,20 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     return pairs
 
 
-def filter_families(
-    families: Mapping[str, Family],
-    word: str | None = None,
-    component: str | None = None,
-    tags: Sequence[str] = (),
-) -> list[Family]:
-    """The families that have the component, every tag, and the word in their name, a checkpoint's
-    or a tag.
+def filter_families(families: Mapping[str, Family], word: str | None = None) -> list[Family]:
+    """The families with a word in their name, a checkpoint's, a tag or a component.
 
     A word that is a family's name is that family alone. Raises ShadowError when none is left.
     """
-    known_tags = sorted({tag for family in families.values() for tag in family.tags})
-    for tag in tags:
-        if tag not in known_tags:
-            hint = nearest(tag, known_tags) or f"tags: {', '.join(known_tags)}"
-            raise ShadowError(f"no family has the tag {tag!r}", hint)
-    left = [
-        family
-        for family in families.values()
-        if (component is None or component in family.components) and set(tags) <= set(family.tags)
-    ]
-    if word is not None and any(family.name == word for family in left):
-        left = [family for family in left if family.name == word]
-    elif word is not None:
-        left = [family for family in left if family.holds(word.casefold())]
-    if not left:
-        asked = {"component": component, "tag": " and ".join(tags), "word": word}
-        named = ", ".join(f"{name} {one!r}" for name, one in asked.items() if one)
-        hint = nearest((word or "").lower(), families) or "`shadow families` lists them"
-        raise ShadowError(f"no family of the registry with {named}", hint)
-    return left
+    if word is None:
+        return list(families.values())
+    if word in families:
+        return [families[word]]
+    found = [family for family in families.values() if family.holds(word.casefold())]
+    if not found:
+        hint = nearest(word.lower(), families) or "`shadow families` lists them"
+        raise ShadowError(f"no family of the registry with word {word!r}", hint)
+    return found
 
 
 def given_pair(base: Reference | ComponentBase, tuned: Reference, name: str | None = None) -> Pair:
