@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.comparing.copies import copy_reason
 from shadow.comparing.differences import (
     FIGURES,
     OPPOSITE,
@@ -29,9 +28,11 @@ from shadow.comparing.differences import (
     with_differences,
 )
 from shadow.comparing.matching import ComparedReport, Relation, match, settings_apart
+from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
+from shadow.spectra.levels import round_trip
 from shadow.summary.bootstrap import LEVEL
-from shadow.summary.layer_medians import LOW, held_rank
+from shadow.summary.layer_medians import LOW, SHORTEST, held_rank
 from shadow.summary.record import tier_of
 from shadow.summary.standing import LINEAGE, ROUNDING
 from shadow.text import and_list, counted
@@ -40,6 +41,13 @@ MIN_AGREEING = 2  # of the four figures that vote beside concentration
 # relative norms further apart are warned of: concentration falls as an update grows
 FAR_NORMS = 3.0
 MOST = 0.9  # share of a report's measured parameters that should be compared
+ROUNDED = 0.25  # share of a change beyond its format's rounding, below which it is that rounding
+NOISE = 5.0  # of purity_z: within it a delta has no structure beyond noise
+DOUBTFUL = {
+    "different bases": "the bases differ, so the difference may come from them",
+    "consecutive stages": "these are steps of one lineage, which start from different weights",
+    "the same pair": "both reports are of the same pair of checkpoints",
+}
 UNSEEN = "the figures show how concentrated each change is, not whether both are the same change"
 
 
@@ -246,21 +254,16 @@ def _warnings(
     figures: Sequence[Difference],
 ) -> Iterator[str]:
     """What makes a comparison doubtful, though not void."""
-    if relation == "different bases":
-        yield "the bases differ, so the difference may come from them"
-    elif relation == "consecutive stages":
-        yield "these are steps of one lineage, which start from different weights"
-    elif relation == "the same pair":
-        yield "both reports are of the same pair of checkpoints"
+    if relation in DOUBTFUL:
+        yield DOUBTFUL[relation]
     for report in (first, second):
         if report.provenance.relation == "sibling":
             yield f"{report.name} is a pair of siblings: neither side was tuned from the other"
     yield from settings_apart(first, second)
     for report, share in ((first, counts.share_of_first), (second, counts.share_of_second)):
         if share < MOST:
-            yield (
-                f"only {100 * share:.0f} % of the changed parameters of {report.name} are compared"
-            )
+            part = f"only {100 * share:.0f} % of the changed parameters"
+            yield f"{part} of {report.name} are compared"
     dtypes = [matched[f"dtype_{side}"].fillna("") for side in SIDES]
     if apart := int((dtypes[0] != dtypes[1]).sum()):
         yield f"dtypes differ in {counted(apart, 'matrix', 'matrices')}"
@@ -285,3 +288,56 @@ def _warnings(
                 "outside the layers, which do not count for the verdict, concentration differs the"
                 f" other way: {and_list(names)}"
             )
+
+
+# ------------------------------------------------------------------------------------------ copies
+
+
+def copy_reason(report: ComparedReport) -> str | None:
+    """Why the delta of a report is the rounding of a copy, in words; None where it need not be."""
+    deltas = report.subject("delta")
+    deltas = deltas[deltas["layer"].notna()]
+    if deltas.empty:
+        return None
+    tensors = report.tensors
+    changed = tensors[(tensors["side"] == "tuned") & (tensors["relative_norm"] > 0)]
+    if len(changed) and changed["cast"].isin(["tuned", "base"]).all():
+        return f"{report.name} is a copy of its base in another format"
+    if 2 * _of_few_bits(deltas).sum() > len(deltas):
+        what = "its delta is, at least in part, the rounding of that copy"
+        return (
+            f"{report.name} is a copy in few bits, of its base or of a model tuned from it: {what}"
+        )
+    if 2 * (deltas["purity_z"].abs() <= NOISE).sum() > len(deltas):
+        what = "as the rounding of a copy leaves it: it may be a copy of its base"
+        return f"the delta of {report.name} is like noise, {what}"
+    return None
+
+
+def _of_few_bits(deltas: pd.DataFrame) -> pd.Series[bool]:
+    """Which matrices of the tuned side, and not of the base, went through 8 bits or fewer.
+
+    By the levels of their format where it is known, by the format that they are stored in, or by
+    how few distinct values their rows have.
+    """
+    rounded = (deltas["format_copy"] == 1) | (deltas["kept_high"] < ROUNDED)
+    formats = deltas["dtype"].fillna("").str.partition("/")
+    base, tuned = formats[0], formats[2].where(formats[2] != "", formats[0])
+    stored = tuned.map(_is_few) & ~base.map(_is_few)
+    levels = {
+        side: np.array(
+            [
+                share == share and cols >= SHORTEST and round_trip(share, int(cols)) is not None
+                for share, cols in zip(deltas[f"levels_{side}"], deltas["cols"], strict=True)
+            ],
+            bool,
+        )
+        for side in ("base", "tuned")
+    }
+    found: pd.Series[bool] = rounded | stored | (levels["tuned"] & ~levels["base"])
+    return found
+
+
+def _is_few(dtype: str) -> bool:
+    form = FLOATS.get(dtype)
+    return bool(dtype) and (form is None or form.bits <= 8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from shadow.quantities import Kind, Quantity
@@ -130,14 +131,12 @@ class Field(Column):
         return found if self.kind is None else Quantity(found, self.kind)
 
 
-def named(head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
-    """A column of names; by default of the attribute that its head names."""
-    return Field(head, "name", of=of or head, **more)
+def _field(role: str, head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
+    return Field(head, role, of=of or head, **more)  # type: ignore[arg-type]
 
 
-def worded(head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
-    """A column of texts; by default of the attribute that its head names."""
-    return Field(head, "text", of=of or head, **more)
+# columns of names and of texts; by default of the attribute that the head names
+named, worded = partial(_field, "name"), partial(_field, "text")
 
 
 def number(head: str, of: str | Callable[..., Any], kind: Kind | None = None, **more: Any) -> Field:

@@ -152,7 +152,8 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         else:
             size = size_and_place(summary, apart=are_siblings, filtered=filtered)
             sentences += [*known_changes(summary), size, *_tier(summary), *vectors(summary), *later]
-            if not _is_explained(summary):
+            # structure is else that of rounding, or bounded by how few entries changed
+            if summary.recognised.few_entries is None and not is_copied(summary):
                 # a factor leaves the base's own structure
                 is_scaled = summary.recognised.scaled is not None
                 sentences += [] if is_scaled else structure(summary)
@@ -167,12 +168,6 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
         other_explanations=others,
         not_shown=list(NOT_SHOWN),
     )
-
-
-def _is_explained(summary: Summary) -> bool:
-    """Whether structure is that of rounding, or bounded by how few entries changed."""
-    is_few = summary.recognised.few_entries is not None
-    return is_few or is_copied(summary)
 
 
 def _tier(summary: Summary) -> list[Sentence]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,19 +264,13 @@ def _origin(
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
     how.append(f"level {settings['method']['level']}")
     how += [TIERS[summary.tier][0]] if summary.tier != "full" else []
-    chosen = settings.get("chosen")
-    if isinstance(chosen, Mapping):
-        how += [
-            f"only {name}: {several([str(value) for value in values])}"
-            for name, values in chosen.items()
-            if isinstance(values, list) and values
-        ]
-    seconds = provenance.get("seconds")
-    if seconds is not None:
+    for name, values in (settings.get("chosen") or {}).items():
+        if isinstance(values, list) and values:
+            how.append(f"only {name}: {several([str(value) for value in values])}")
+    if (seconds := provenance.get("seconds")) is not None:
         how.append(text_of(seconds, "seconds"))
     rows = {"report": "" if folder is None else f"{folder}/", "how": ", ".join(how)}
     if unverified := summary.figures.unverified:
-        what = "matrices came as byte ranges, which no checksum covers"
-        rows["unverified"] = f"{unverified} {what}"
+        rows["unverified"] = f"{unverified} matrices came as byte ranges, which no checksum covers"
     rows["not shown"] = " ".join(summary.finding.not_shown)
     return [(name, text) for name, text in rows.items() if text]
