@@ -23,8 +23,8 @@ from shadow.checkpoints.sources import Source, WholeFile
 from shadow.engines.finished import AuditResult, finished, say_afresh, standing
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
-from shadow.reports.folders import TABLES_OF_A_PAIR, replacing
-from shadow.reports.metadata import ReportMetadata, RunMetadata
+from shadow.reports.folders import replacing
+from shadow.reports.metadata import RunMetadata
 from shadow.reports.provenance import Identity
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import Fetched, Journal
@@ -48,8 +48,7 @@ from shadow.run.workers import in_workers, jobs_of, outcome_of
 from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import Workspace, solve_anew
 from shadow.targets.families import Pair
-from shadow.telling.reading import FILE as SUMMARY
-from shadow.telling.reading import seal, summarise, summary_bytes
+from shadow.telling.reading import finish
 from shadow.text import byte_size
 
 Made = TypeVar("Made")
@@ -178,7 +177,7 @@ def _audit(asked: Asked) -> AuditResult:
         sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
         run = _run_metadata(settings, began, time.monotonic() - started)
         with replacing(folder) as staged:
-            files, tables, contents = write_tables(
+            files, contents = write_tables(
                 staged.path,
                 asked.scratch,
                 wanted,
@@ -189,22 +188,9 @@ def _audit(asked: Asked) -> AuditResult:
                 repository=repository,
             )
             del lined  # the headers: the summary takes as much again
-            told = with_contents(wanted.as_json(), contents)
-            summary = summarise(tables, told)
-            as_json = summary.as_json()
-            paths = {name: file.path for name, file in files.items()}
-            metadata: ReportMetadata = {
-                **told,
-                **run,
-                "gates": as_json["gates"],
-                "seal": seal(as_json, paths, told),
-            }
-            for name in TABLES_OF_A_PAIR:
-                if name in files:
-                    files[name].finish(metadata)
-                else:
-                    staged.put(f"{name}.parquet", b"")
-            staged.put(SUMMARY, summary_bytes(as_json))
+            summary, metadata = finish(
+                staged, files, with_contents(wanted.as_json(), contents), run
+            )
             for source in sources:
                 source.require_unchanged()
     except BaseException:

@@ -9,7 +9,6 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,6 @@ from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
 from shadow.run.journal import Outcome
 from shadow.run.schedule import named_of
-from shadow.summary.tables import needed
 from shadow.text import several
 
 CHUNK = 2_000  # rows that are held as Python has them
@@ -54,12 +52,11 @@ def write_tables(
     *,
     spectra: bool,
     repository: Sequence[Mapping[str, Cell]],
-) -> tuple[dict[str, TableFile], dict[str, pa.Table], dict[Side, str | None]]:
+) -> tuple[dict[str, TableFile], dict[Side, str | None]]:
     """Write the tables of a finished audit, closed and without metadata, in a fixed order of rows.
 
-    Returns their files by name, what a summary needs of them (in files of scratch, not in memory),
-    and the digest of each side. repository: the rows of files.parquet. Each outcome is asked for
-    once, and released when its rows are made.
+    Returns their files by name and the digest of each side. repository: the rows of files.parquet.
+    Each outcome is asked for once, and released when its rows are made.
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     files = {
@@ -73,15 +70,9 @@ def write_tables(
         if spectra or name != "spectra"
     }
     scratch.mkdir(parents=True, exist_ok=True)
-    for_summary = {name: _Spilled(scratch / f"{name}.arrow") for name in ("matrices", "tensors")}
-
-    def write(name: str, group: pa.Table) -> None:
-        files[name].write(group)
-        for_summary[name].write(needed(name, group))
-
     without_share = _Spilled(scratch / "rows.arrow")
     matrices = _Groups(MATRICES, without_share.write)
-    tensors = _Groups(TENSORS, partial(write, "tensors"))
+    tensors = _Groups(TENSORS, files["tensors"].write)
     sigmas = _Groups(SPECTRA, files["spectra"].write) if spectra else None
     light: dict[str, Outcome] = {}  # by key of a pair: what became of it, without numbers
     norms = array("d")  # of the deltas
@@ -111,21 +102,15 @@ def write_tables(
         side: content_of(written(_rows_of_side(side, ordered, skipped, light, checksums[side])))
         for side in SIDES
     }
-    listed = table_of(FILES, repository)
-    files["files"].write(listed)
+    files["files"].write(table_of(FILES, repository))
     del ordered, light, checksums
     for groups in filter(None, (tensors, matrices, sigmas)):
         groups.close()
     for group in without_share.table(MATRICES).to_batches():
-        write("matrices", _with_energy_share(pa.table(group), largest, energy))
+        files["matrices"].write(_with_energy_share(pa.table(group), largest, energy))
     for file in files.values():
         file.close()
-    of_summary = {
-        "matrices": for_summary["matrices"].table(MATRICES),
-        "tensors": for_summary["tensors"].table(TENSORS),
-        "files": listed,
-    }
-    return files, of_summary, digests
+    return files, digests
 
 
 class _Groups:

@@ -37,13 +37,14 @@ from shadow.comparing.lineage import Step, step_of
 from shadow.comparing.published import published_place
 from shadow.errors import ShadowError
 from shadow.files import registry_folder
-from shadow.reports.metadata import ReportMetadata, SealMetadata
-from shadow.reports.parquet import absent_note, pages_of
+from shadow.reports.folders import TABLES_OF_A_PAIR, Staged
+from shadow.reports.metadata import ReportMetadata, RunMetadata, SealMetadata
+from shadow.reports.parquet import TableFile, absent_note, pages_of
 from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.making import record_of
 from shadow.summary.standing import standing_of
-from shadow.summary.tables import read_rows
+from shadow.summary.tables import needed, read_rows
 from shadow.telling.finding import finding
 from shadow.text import visible
 
@@ -77,6 +78,30 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         finding=Finding(),
     )
     return summary.with_finding(finding(summary, metadata["settings"]))
+
+
+def finish(
+    staged: Staged, files: Mapping[str, TableFile], told: ReportMetadata, run: RunMetadata
+) -> tuple[Summary, ReportMetadata]:
+    """Make a report of the tables that were measured, which are closed: their summary, and the
+    metadata of each file. told: what Identity has, with the content of both sides.
+    """
+    tables = {}
+    for name in SUMMARISED:
+        file = pq.ParquetFile(files[name].path)  # a group at a time: a large model's fill memory
+        groups = (file.read_row_group(number) for number in range(file.num_row_groups))
+        tables[name] = pa.concat_tables(needed(name, group) for group in groups)
+    summary = summarise(tables, told)
+    as_json = summary.as_json()
+    sealed = seal(as_json, {name: file.path for name, file in files.items()}, told)
+    metadata: ReportMetadata = {**told, **run, "gates": as_json["gates"], "seal": sealed}
+    for name in TABLES_OF_A_PAIR:
+        if name in files:
+            files[name].finish(metadata)
+        else:
+            staged.put(f"{name}.parquet", b"")
+    staged.put(FILE, summary_bytes(as_json))
+    return summary, metadata
 
 
 @dataclass(frozen=True)
