@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import planted
@@ -236,6 +237,28 @@ def test_fused_projections_are_the_separate_ones(tmp_path):
     apart[name][0, 0] += 1
     planted.write(tmp_path / "other", apart, config)
     assert shadow.verify("same", one, tmp_path / "other").figures["entries_differ"] == 1
+
+
+def test_mistrals_own_file_is_that_of_transformers(tmp_path):
+    """Other names, rows of q and k in another order; heads of its own params.json, or the config
+    beside it; an entry of q is found.
+    """
+    one = planted.saved("mistral", tmp_path / "hf")
+    config = json.loads((one / "config.json").read_text())
+    shutil.copytree(one, tmp_path / "both")
+    planted.of_mistral(tmp_path / "both")
+    file = tmp_path / "both" / "consolidated.safetensors"
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(file, own)
+    heads = {"n_heads": config["num_attention_heads"], "n_kv_heads": config["num_key_value_heads"]}
+    (own / "params.json").write_text(json.dumps(heads))
+    for other in (file, own):
+        assert shadow.verify("same", one, other).holds is True
+    tensors = load_file(file)
+    tensors["layers.0.attention.wq.weight"][1, 2] += 1
+    save_file(tensors, file)
+    assert shadow.verify("same", one, file).figures["entries_differ"] == 1
 
 
 @pytest.mark.parametrize("kind", chosen(["mixtral", "qwen3_moe", "deepseek_v3"], ["mixtral"]))

@@ -297,7 +297,9 @@ FILES = {
         lambda f: (beside(f, "a.bin", newer=True), (f / "pytorch_model.bin").write_bytes(b"x")),
         OPEN, "set_newer", None),
     "Mistral's": (
-        False, lambda f: (of_mistral(f), os.utime(f / FILE)), OPEN, "set_unknown", None),
+        False, lambda f: (of_mistral(f), os.utime(f / FILE)), HOLDS, "whole", None),
+    "another of Mistral's": (
+        False, lambda f: of_mistral(f, 1.5), FAILS, "set_differs", "consolidated.safetensors"),
     "an adapter beside": (
         False, adapter_beside, FAILS, "adapter_beside", "adapter_model.safetensors"),
     "no config": (False, lambda f: lose(f, "config.json"), OPEN, "not_asked", None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checkpoints.formats import with_matrices
+from shadow.checkpoints.gguf_files import KIND as REORDERED
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import GgufHeader, model_of, read_gguf
 from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
+    Packing,
     TensorInfo,
     has_too_many_values,
     header_length,
@@ -33,6 +36,7 @@ from shadow.checkpoints.sources import (
     read_header,
 )
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Config, Weights, choose_weights
+from shadow.dtypes import FLOATS
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
 from shadow.text import several
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from shadow.checkpoints.hub_client import Say
     from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
+PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
+PAIRED = re.compile(r"(?P<head>(?:model\.)?layers\.\d+\.attention\.)w(?P<kind>[qk])\.weight")
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 CONFIG = "config.json"
 OWNER = (
@@ -192,6 +198,25 @@ def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
     return replace(tuned, tensors={info.name: info for info in tensors if info})
 
 
+def in_order(info: TensorInfo, config: Config) -> tuple[str, TensorInfo]:
+    """Undo the order of rows in q and k of Mistral's and Meta's own files, where config has their
+    heads: rotary embeddings turn neighbouring rows there, and halves of a head in transformers.
+
+    Returns the tensor by its name; a reordered one by the name of a projection in transformers.
+    """
+    found = PAIRED.fullmatch(info.name)
+    heads = config.get("num_attention_heads")
+    if found and found["kind"] == "k":
+        heads = config.get("num_key_value_heads") or heads
+    is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) == 2
+    if not found or not is_plain or type(heads) is not int or heads < 1:
+        return info.name, info
+    if info.shape[0] % (2 * heads):
+        return info.name, info
+    name = f"{found['head']}{found['kind']}_proj.weight"
+    return name, replace(info, name=name, packing=Packing(REORDERED, info, facts=(heads, 0)))
+
+
 def open_folder(
     reference: str,
     *,
@@ -238,6 +263,10 @@ def _opened_folder(
     # a GGUF file has its config inside: one that lies beside it may be of another model
     has_config = (root / CONFIG).exists() and not weights.are_gguf
     config = _read_json(root / CONFIG, CONFIG) if has_config else {}
+    if not has_config and (root / PARAMS).is_file():
+        params = _read_json(root / PARAMS, PARAMS)
+        names = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
+        config = {ours: params[theirs] for ours, theirs in names.items() if theirs in params}
     shards: dict[str, _Shard] = {}
     fingerprint = hashlib.sha256()
     for shard in weights.shards:
@@ -288,6 +317,7 @@ def _opened(
         config,
         lambda info: small_tensor(sources[info.shard], info, say),
     )
+    tensors = dict(in_order(info, config) for info in tensors.values())
     if weights.are_gguf:
         headers = [shard.inside for shard in shards.values() if shard.inside]
         tensors, config = model_of(headers, weights.shards[0])

@@ -66,7 +66,6 @@ class OtherSet:
     differing: Sequence[str] | None = None
     """Tensors whose values differ; None where they are not compared."""
     newer: bool = False
-    is_renamed: bool = False  # whether its tensors have other names, such as Mistral's
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def judge_files(part: Part, found: Files) -> None:
             first, count = other.differing[0], len(other.differing)
             part.fault(other.file, "set_differs", read=found.read[0], first=first, tensors=count)
         elif other.differing is None:
-            say = part.doubt if other.newer or other.is_renamed else part.note
+            say = part.doubt if other.newer else part.note
             say(other.file, "set_newer" if other.newer else "set_unknown", read=found.read[0])
     if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
         part.fault(ADAPTER, "adapter_beside")
@@ -304,17 +303,37 @@ class Folder:
         for files in (copies, consolidated):
             if files and not files[0].startswith("adapter_"):
                 own = [info for file in files for info in self.headers[file].values()]
-                is_renamed = self.with_values and not any(info.name in tensors for info in own)
                 differing = None
                 if self.with_values and all(info.name in tensors for info in own):
                     pairs = [(info, tensors[info.name]) for info in own]
                     differing = [one.name for one, info in pairs if not self._are_equal(one, info)]
-                newer = self._is_newer(files, read)
-                yield OtherSet(files[0], differing, newer, is_renamed)
+                elif self.with_values and len(files) == 1:
+                    differing = self._differing_by_place(files[0])
+                yield OtherSet(files[0], differing, self._is_newer(files, read))
         pickled = sorted(filter(PICKLED.fullmatch, self.names))
         if pickled and read:
             differing = self._differing_from_pickles(pickled, tensors) if self.with_values else None
             yield OtherSet(pickled[0], differing, self._is_newer(pickled, read))
+
+    def _differing_by_place(self, file: str) -> list[str] | None:
+        """Tensors without an equal one in a file that has other names for them, such as Mistral's.
+        None where they cannot be read.
+        """
+        from shadow.checkpoints.opening import open_folder
+        from shadow.run.aligned import line_up_all
+        from shadow.run.scan import is_raw, scanned
+
+        try:
+            first, second = open_folder(str(self.root)), open_folder(str(self.root / file))
+        except ShadowError:
+            return None
+        lined = line_up_all(first, second, ("A", "B"))
+        if lined.unread or any(is_raw(pair) for pair in lined.pair.pairs):
+            return None
+        sides = lined.pair.base, lined.pair.tuned
+        rows = [scanned(pair, *sides) for pair in lined.pair.pairs]
+        differing = [row.tuned for row in rows if row.changed]
+        return differing if differing or not lined.lone else None
 
     def _is_newer(self, *sets: Sequence[str]) -> bool:
         """Whether the first set of files was written after the second."""
