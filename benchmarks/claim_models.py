@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from histories import weights
-from made_up import Shapes, decoder
+from histories import Shapes, decoder, weights
 from safetensors.torch import load_file, save_file
 
 State = dict[str, torch.Tensor]

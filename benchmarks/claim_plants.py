@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from claim_faults import cast, layer_of, named, updated
 from claim_models import NAMES, Model, State, model, real, written
-from made_up import generator
+from histories import generator
 
 from shadow.checks.answer import Outcome
 

@@ -257,20 +257,16 @@ def noise(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     beyond, _ = case.truth.beyond_noise()
     if case.made.scaled:
         yield False, "rows or columns were scaled by a factor each"
-    yield (
-        2 * beyond < max(1, len(case.truth.inside)),
-        f"{beyond} of {len(case.truth.inside)} updates have more structure than noise",
-    )
+    told = f"{beyond} of {len(case.truth.inside)} updates have more structure than noise"
+    yield 2 * beyond < max(1, len(case.truth.inside)), told
 
 
 def flat(case: Case) -> Judged:
     if not case.made.update:
         return
     _, flatter = case.truth.beyond_noise()
-    yield (
-        2 * flatter >= len(case.truth.inside),
-        f"{flatter} of {len(case.truth.inside)} updates are flatter than noise",
-    )
+    told = f"{flatter} of {len(case.truth.inside)} updates are flatter than noise"
+    yield 2 * flatter >= len(case.truth.inside), told
 
 
 def kept(case: Case, text: str, figures: Mapping[str, float]) -> Judged:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from made_up import decoder
+from histories import decoder
 from torch.nn import functional
 
 State = dict[str, torch.Tensor]

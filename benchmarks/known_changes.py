@@ -53,12 +53,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Planted:
-    """One planted delta: what was planted, what is true of it, what was measured after storing."""
+    """One planted delta: what is true of it, and what was measured after storing."""
 
-    dtype: str
-    norm: float
-    rank: int
-    share: float
     true: dict[str, float]
     found: dict[str, float]
 
@@ -74,27 +70,25 @@ class Planted:
 
 # two pools of threads on small matrices take a hundred times as long
 @threadpool_limits.wrap(limits=1)
-def plant(
-    dtype: str, norm: float, rank: int, share: float, shape: tuple[int, int] = SHAPE, seed: int = 0
-) -> Planted:
+def plant(dtype: str, norm: float, rank: int, share: float) -> Planted:
     """Plant a delta, store both sides, measure."""
-    rng = np.random.default_rng([seed, rank, round(100 * share)])
+    rng = np.random.default_rng([0, rank, round(100 * share)])
     stored = getattr(torch, FLOATS[dtype].torch_name)
-    base = torch.from_numpy(0.02 * rng.standard_normal(shape)).to(stored)
-    noise = rng.standard_normal(shape)
+    W = torch.from_numpy(0.02 * rng.standard_normal(SHAPE)).to(stored).double().numpy()
+    noise = rng.standard_normal(SHAPE)
     D = math.sqrt(1 - share) * noise / np.linalg.norm(noise)
     if rank:
-        left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in shape)
+        left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in SHAPE)
         D += math.sqrt(share / rank) * left @ right.T
-    D *= norm * float(base.double().norm()) / np.linalg.norm(D)
+    D *= norm * float(np.linalg.norm(W)) / np.linalg.norm(D)
+    return Planted(truth(D, W), measured(W, D, dtype))
+
+
+def measured(W: Array, D: Array, dtype: str) -> dict[str, float]:
+    """The columns of a delta as both sides are stored; nothing where they are equal."""
+    stored = getattr(torch, FLOATS[dtype].torch_name)
+    base = torch.from_numpy(W).to(stored)
     tuned = (base.double() + torch.from_numpy(D)).to(stored)
-    return Planted(
-        dtype, norm, rank, share, truth(D, base.double().numpy()), measured(base, tuned, dtype)
-    )
-
-
-def measured(base: torch.Tensor, tuned: torch.Tensor, dtype: str) -> dict[str, float]:
-    """The columns of the delta of two stored matrices; nothing where they are equal."""
     total = summed(Sides(base, tuned, working_dtype(dtype), Workspace()), (dtype, dtype))
     if isinstance(total, Extent):
         return {}
@@ -120,14 +114,6 @@ def truth(D: Array, base: Array) -> dict[str, float]:
         "concentration": math.log(null / participation) / math.log(null),
         "spikes": float((sigma > math.sqrt(r.max()) + math.sqrt(c.max())).sum()),
     }
-
-
-def planted(
-    norms: Sequence[float] = NORMS,
-    dtypes: Sequence[str] = DTYPES,
-    plants: Sequence[tuple[int, float]] = PLANTS,
-) -> list[Planted]:
-    return [plant(dtype, norm, *one) for dtype in dtypes for norm in norms for one in plants]
 
 
 # -------------------------------------------------------------------------------- subspaces
@@ -252,19 +238,7 @@ def subspaces_before(plant: str, norm: float) -> tuple[Array, Array, float, dict
 def plant_subspaces(plant: str, dtype: str, norm: float) -> Subspaces:
     """Plant a delta whose subspaces are known, store both sides, measure."""
     W, D, angle, true = subspaces_before(plant, norm)
-    stored = getattr(torch, FLOATS[dtype].torch_name)
-    base = torch.from_numpy(W).to(stored)
-    tuned = (base.double() + torch.from_numpy(D)).to(stored)
-    return Subspaces(plant, dtype, norm, angle, true, measured(base, tuned, dtype))
-
-
-def planted_subspaces(sizes: dict[str, tuple[float, ...]] = SIZES) -> list[Subspaces]:
-    return [
-        plant_subspaces(one, dtype, norm)
-        for one in SUBSPACES
-        for dtype in sizes
-        for norm in sizes[dtype]
-    ]
+    return Subspaces(plant, dtype, norm, angle, true, measured(W, D, dtype))
 
 
 # -------------------------------------------------------------------------------- intervals
@@ -382,13 +356,21 @@ def of_intervals(layers: Sequence[int], repeats: int) -> str:
 
 def main(quick: Annotated[bool, typer.Option(help="A small version.")] = False) -> None:
     """Plant, measure, and print the tables."""
+    norms, dtypes, plants, sizes = NORMS, DTYPES, PLANTS, SIZES
+    layers, repeats = LAYER_COUNTS, REPEATS
     if quick:
-        deltas = planted((1e-2, 1e-3), ("BF16",), PLANTS[:3])
-        subspaces = planted_subspaces({"F32": (0.25,), "BF16": (0.25, 3e-3)})
-        intervals = of_intervals((4, 16), 50)
-    else:
-        deltas, subspaces = planted(), planted_subspaces()
-        intervals = of_intervals(LAYER_COUNTS, REPEATS)
+        norms, dtypes, plants, layers, repeats = (1e-2, 1e-3), ("BF16",), PLANTS[:3], (4, 16), 50
+        sizes = {"F32": (0.25,), "BF16": (0.25, 3e-3)}
+    deltas = [
+        plant(*which) for which in ((d, n, *p) for d in dtypes for n in norms for p in plants)
+    ]
+    subspaces = [
+        plant_subspaces(one, dtype, norm)
+        for one in SUBSPACES
+        for dtype, several in sizes.items()
+        for norm in several
+    ]
+    intervals = of_intervals(layers, repeats)
     print(of_matrices(deltas), of_subspaces(subspaces), intervals, sep="\n\n")
 
 

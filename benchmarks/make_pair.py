@@ -202,27 +202,18 @@ def write_tensors(
 
 
 def main(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Where base and tuned are written.", file_okay=False),
-    ],
-    layers: Annotated[
-        int | None, typer.Option(help="Blocks; fewer for a quick run.", min=1)
-    ] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Of base and tuned.")],
+    layers: Annotated[int | None, typer.Option(help="Blocks; fewer for a quick run.")] = None,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "0.5B",
     seed: Annotated[int, typer.Option(help="Another seed makes other weights.")] = 0,
-    shards: Annotated[int, typer.Option(help="Files a side, at most.", min=1, max=100)] = 2,
+    shards: Annotated[int, typer.Option(help="Files a side, at most.")] = 2,
 ) -> None:
     """Write a synthetic pair of checkpoints."""
     sizes = MODELS[model]
     layers = min(layers or sizes.layers, sizes.layers)
     shapes = tensors(layers, sizes)
     write_tensors(folder, shapes, config(layers, sizes), seed, shards)
-    parameters = sum(map(math.prod, shapes.values()))
-    typer.echo(
-        f"{folder}: base and tuned, {layers} layers, {parameters:,} parameters each, bfloat16",
-        err=True,
-    )
+    print(f"{folder}: {layers} layers, {sum(map(math.prod, shapes.values())):,} parameters a side")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from claims import RATES
 from evidence.evidence_parts import interval, put
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from made_up import generator
+from histories import generator
 
 from shadow.checkpoints.decoders import Blocks
 from shadow.checks.quantised import Copied
@@ -209,10 +210,7 @@ def told(found: Sequence[Judged]) -> str:
 def row(name: str, some: Sequence[Judged]) -> str:
     """A line of the table."""
     count = sum(one.said in right(one.truth) for one in some)
-    others: dict[str, int] = {}
-    for one in some:
-        if one.said not in right(one.truth):
-            others[one.said] = others.get(one.said, 0) + 1
+    others = Counter(one.said for one in some if one.said not in right(one.truth))
     otherwise = ", ".join(f"{said} {number}" for said, number in sorted(others.items()))
     return f"| {name} | {len(some)} | {count} | {interval(count, len(some))} | {otherwise} |"
 

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 import typer
 from evidence.evidence_parts import table
+from histories import Array, purity
 from kind_models import SIZES, Rule, adamw, kept, matrices, next_byte, train
 from kind_models import base as decoder_base
 from kind_trainings import plain
-from made_up import Array, purity
 from scipy.linalg import eigh
 
 from shadow.dtypes import FLOATS

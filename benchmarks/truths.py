@@ -11,8 +11,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from histories import Made
-from made_up import Array, Weights, purity
+from histories import Array, Made, Weights, purity
 
 DIGITS = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
 CLASSES = 16  # of rows by their energy, in which kept is taken as the tool takes it
@@ -225,29 +224,18 @@ def _rank(D: Array, share: float) -> int:
     return int(np.searchsorted(held, share) + 1)
 
 
+COMPONENTS = {"vision_tower": "vision", "multi_modal_projector": "projector"}
+MODULES = {
+    "embed_tokens": "embed", "lm_head": "head", "norm": "norm", "linear_1": "projector.0",
+    "linear_2": "projector.1", "fc1": "mlp.up", "fc2": "mlp.down", "out_proj": "attn.o",
+    **{f"{one}_proj": f"attn.{one}" for one in "qkvo"},
+    **{f"{one}_proj": f"mlp.{one}" for one in ("gate", "up", "down")},
+}  # fmt: skip
+
+
 def place_of(name: str) -> tuple[str, str, int | None]:
     """Component, module and layer of a tensor of these pairs, as reports call them."""
-    component = "language"
-    if name.startswith("vision_tower"):
-        component = "vision"
-    elif name.startswith("multi_modal_projector"):
-        component = "projector"
     parts = name.split(".")
     layer = int(parts[parts.index("layers") + 1]) if "layers" in parts else None
-    return component, module_of(name), layer
-
-
-def module_of(name: str) -> str:
-    known = {
-        "embed_tokens": "embed",
-        "lm_head": "head",
-        "norm": "norm",
-        "linear_1": "projector.0",
-        "linear_2": "projector.1",
-        "fc1": "mlp.up",
-        "fc2": "mlp.down",
-        **{f"{one}_proj": f"attn.{one}" for one in ("q", "k", "v", "o")},
-        "out_proj": "attn.o",
-        **{f"{one}_proj": f"mlp.{one}" for one in ("gate", "up", "down")},
-    }
-    return known.get(name.split(".")[-2], "norm" if "norm" in name else "other")
+    module = MODULES.get(parts[-2], "norm" if "norm" in name else "other")
+    return COMPONENTS.get(parts[0], "language"), module, layer

@@ -97,13 +97,8 @@ def treatments() -> str:
     for name, text in TREATMENTS.items():
         own = trained(small, name)
         means = level(own, OUTCOME)
-        rows.append(
-            [
-                text,
-                *(formatted(means[regime].value) for regime in "BC"),
-                contrast(own, "B", "C").text("+.3f"),
-            ]
-        )
+        cells = [formatted(means[regime].value) for regime in "BC"]
+        rows.append([text, *cells, contrast(own, "B", "C").text("+.3f")])
     return table(["", "B", "C", "B - C"], rows)
 
 
@@ -130,9 +125,8 @@ def margin() -> str:
     )
     rows = []
     for where, pairs in (("lab", lab_pairs), ("pretrained", real)):
-        kinds = (pairs["regime_first"] + pairs["regime_second"]).map(
-            lambda two: "".join(sorted(two))
-        )
+        both = pairs["regime_first"] + pairs["regime_second"]
+        kinds = both.map(lambda two: "".join(sorted(two)))
         cold = pairs["base"].str.contains("-cold-")
         same = kinds.str[0] == kinds.str[1]
         chosen = {
@@ -154,8 +148,5 @@ def _apart(pairs: pd.DataFrame) -> list[str]:
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
-    "lab": lab,
-    "treatments": treatments,
-    "pretrained": pretrained,
-    "margin": margin,
+    each.__name__: each for each in (lab, treatments, pretrained, margin)
 }

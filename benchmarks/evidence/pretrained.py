@@ -95,12 +95,10 @@ RUNS: tuple[Continuation, ...] = (
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What the runs are made of."""
+    """The model that the base is trained from, and every text as one row of tokens."""
 
     start: Callable[[], transformers.LlamaForCausalLM]
-    """The model that the base is trained from."""
     tokens: Mapping[str, Tokens]
-    """Every text by its name, as one row of tokens."""
 
 
 def fetch_ingredients(folder: Path) -> Ingredients:
