@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -55,6 +55,10 @@ POINTS = 400_000  # of all curves of a page, about 2.4 MB
 MOST, FEWEST = 112, 32  # of one curve
 
 Key = tuple[str, int | None, str]  # component, layer, module
+Cells = Mapping[Key, tuple[str, str | None]]
+"""By place its state (measured; alone: no base, so no delta; identical or skipped, from the tuned
+tensors) and why it was skipped, in words of tensors.parquet.
+"""
 Numbers = NDArray[np.float64]
 Listed = list[float | int | None]
 
@@ -82,17 +86,6 @@ def metric_texts() -> dict[str, dict[str, object]]:
     }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One place that has a matrix."""
-
-    place: Key
-    state: str
-    """measured; alone (no base, so no delta); identical or skipped, from the tuned tensors."""
-    reason: str | None
-    """Why it was skipped, in words of tensors.parquet; None where it was not."""
-
-
 def places(rows: Columns) -> list[Key]:
     """The place of each row; a word that only a forged report lacks is empty."""
     return [
@@ -101,32 +94,31 @@ def places(rows: Columns) -> list[Key]:
     ]
 
 
-def cells_of(matrices: Columns, tensors: Columns) -> list[Cell]:
-    """One for each place that has a matrix, in the order of reports, layers ascending."""
+def cells_of(matrices: Columns, tensors: Columns) -> Cells:
+    """State and reason of each place that has a matrix, in the order of reports."""
     with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
-    cells = {
-        place: Cell(place, "measured" if place in with_delta else "alone", None)
-        for place in places(matrices)
+    cells: dict[Key, tuple[str, str | None]] = {
+        place: ("measured" if place in with_delta else "alone", None) for place in places(matrices)
     }
     others = tensors.each("side", "status", "reason")
     for place, (side, status, reason) in zip(places(tensors), others, strict=True):
         is_vector = place[2] in ("norm", "bias") or reason in ("not_a_matrix", "not_float")
         if side == "tuned" and status in ("identical", "skipped") and not is_vector:
-            cells.setdefault(place, Cell(place, status, reason))
+            cells.setdefault(place, (status, reason))
 
-    def order(cell: Cell) -> tuple[tuple[int, int, str, str], int]:
-        component, layer, module = cell.place
+    def order(place: Key) -> tuple[tuple[int, int, str, str], int]:
+        component, layer, module = place
         return order_of(component, module), -1 if layer is None else layer
 
-    return sorted(cells.values(), key=order)
+    return {place: cells[place] for place in sorted(cells, key=order)}
 
 
-def drawn_cells(matrices: Columns, cells: Sequence[Cell]) -> dict[str, object]:
+def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
     """Places, states, shapes and figures of some cells: a value for each of them in each list.
 
     Of several matrices in one cell a figure is their median, the shift that of both medians.
     """
-    number = {cell.place: index for index, cell in enumerate(cells)}
+    number = {place: index for index, place in enumerate(cells)}
     all_places = np.array([number.get(place, -1) for place in places(matrices)], dtype=np.intp)
     drawn = np.flatnonzero(all_places >= 0)
     matrices, place = matrices.where(drawn), all_places[drawn]
@@ -141,11 +133,11 @@ def drawn_cells(matrices: Columns, cells: Sequence[Cell]) -> dict[str, object]:
     base, tuned = medians["base"], medians["tuned"]
     spectral = [column.name for column in SPECTRAL if {column.name} <= base.keys() & tuned.keys()]
     return {
-        "component": [visible(cell.place[0]) for cell in cells],
-        "module": [visible(cell.place[2]) for cell in cells],
-        "layer": [cell.place[1] for cell in cells],
-        "state": [cell.state for cell in cells],
-        "reason": [_visible(cell.reason) for cell in cells],
+        "component": [visible(component) for component, _, _ in cells],
+        "module": [visible(module) for _, _, module in cells],
+        "layer": [layer for _, layer, _ in cells],
+        "state": [state for state, _ in cells.values()],
+        "reason": [_visible(reason) for _, reason in cells.values()],
         "matrices": np.max(sizes, axis=0).tolist(),
         "tensor": [tensors[row] for row in first.tolist()],  # of its first matrix
         "rows": shortened(np.append(matrices["rows"], np.nan)[first]),

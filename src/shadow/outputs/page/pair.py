@@ -98,8 +98,8 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
     summary = report.summary
     rows, tensors = columns_of(report.table("matrices")), report.table("tensors")
     every = cells_of(rows, columns_of(tensors))
-    cells = [cell for cell in every if (cell.place[1] or 0) < LAYERS]
-    place = {cell.place: index for index, cell in enumerate(cells)}
+    cells = {place: cell for place, cell in every.items() if (place[1] or 0) < LAYERS}
+    place = {place: index for index, place in enumerate(cells)}
     spectra = thinned_spectra(report, place, 3 * len(cells) * pairs)
     blocks: dict[str, list[Block]] = {}
     for block in report_document(summary, report.provenance.told, where).blocks:
