@@ -61,7 +61,6 @@ NO_FOLDERS = [  # a command up to a place on this machine, and a URL of each kin
     (["export", "run", "--to", "csv", "-o"], "gs://bucket"),
     (["report", "run", "-o"], "az://container/run"),
     (["figure", "run", "--kind", "depth", "-o"], "hf://datasets/org/name"),
-    (["compare", "run", "run", "-o"], "file:///tmp/run"),
     (["audit", "demo", "--junit"], "S3://b/r"),
     (["audit", "--list"], "s3://bucket/run"),
 ]

@@ -1,4 +1,4 @@
-"""Parquet files of reports: rows as they were written, one footer, and no other file replaced."""
+"""Parquet files of reports: rows as they were written, and one footer."""
 
 import json
 
@@ -6,9 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shadow.errors import ShadowError
-from shadow.reports.columns import COMPARISON
-from shadow.reports.parquet import TableFile, pages_of, write_rows
+from shadow.reports.parquet import TableFile, pages_of
 
 SCHEMA = pa.schema({"layer": pa.int64(), "name": pa.string()})
 
@@ -37,20 +35,3 @@ def test_metadata_take_the_place_of_a_footer_without(tmp_path, groups):
     assert found.to_pylist() == pa.concat_tables([SCHEMA.empty_table(), *tables]).to_pylist()
     assert json.loads(found.schema.metadata[b"shadow"]) == {"family": "a" * 9000}
     assert pq.read_metadata(path).num_row_groups == max(1, len(groups))
-
-
-def test_only_a_comparison_is_written_over(tmp_path):
-    """A report's file, a text and a file of no rows stay as they are."""
-    path = tmp_path / "c.parquet"
-    row = {"first": "a", "second": "b"}
-    for rows in ([row], [row, row]):
-        write_rows(path, COMPARISON, rows, {"comparison": 1})
-        assert pq.read_metadata(path).num_rows == len(rows)
-    others = {"empty": b"", "text": b"PAR1"}
-    pq.write_table(pa.table({"x": [1]}), tmp_path / "other")
-    others["other"] = (tmp_path / "other").read_bytes()
-    for name, content in others.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ShadowError):
-            write_rows(tmp_path / name, COMPARISON, [row], {"comparison": 1})
-        assert (tmp_path / name).read_bytes() == content
