@@ -38,22 +38,16 @@ MAX_FILES = 20_000  # of a side; the largest released repositories have some hun
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 ALL_SMALL = 1 << 28  # bytes that are read of the small files of a folder
 SAMPLES, SAMPLE = 64, 1 << 12  # places that are read of a large file, and bytes at each
-NAMES: Mapping[str, FileKind] = {
-    "generation_config.json": "generation",
-    "chat_template.json": "chat_template",
-    **dict.fromkeys((
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json", "vocab.txt", "merges.txt",
-    ), "tokenizer"),
-    **dict.fromkeys(
-        ("params.json", "modules.json", "config_sentence_transformers.json"), "config"
-    ),
-}  # fmt: skip
 PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in small letters
     (r".*\.index\.json", "index"),
-    (r".*config\.json", "config"),
-    (r".*\.jinja2?", "chat_template"),
-    (r".*\.(model|tiktoken|spm|bpe)|(tekken|encoder|.*vocab.*)\.json|dict\.txt", "tokenizer"),
+    (r"generation_config\.json", "generation"),
+    (r"chat_template\.json|.*\.jinja2?", "chat_template"),
+    (r"(tokenizer(_config)?|special_tokens_map|added_tokens)\.json|merges\.txt", "tokenizer"),
+    (r".*config\.json|(params|modules|config_sentence_transformers)\.json", "config"),
+    (
+        r".*\.(model|tiktoken|spm|bpe)|(tekken|encoder|.*vocab.*)\.json|(dict|vocab)\.txt",
+        "tokenizer",
+    ),
     (r".*\.(safetensors|gguf|onnx|onnx_data|h5|msgpack|tflite|ot)", "weights"),
     (r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|mar)", "pickle"),
     (r".*\.(py|pyc|pyd|so|dll|dylib|sh|bat|exe|ipynb|whl|c|cc|cpp|cu|h|js)", "code"),
@@ -101,8 +95,6 @@ class Listing:
 def kind_of(path: str) -> FileKind:
     """What a file is, by its name."""
     name = PurePosixPath(path).name.lower()
-    if name in NAMES:
-        return NAMES[name]
     return next((kind for pattern, kind in PATTERNS if re.fullmatch(pattern, name)), "other")
 
 
@@ -117,7 +109,11 @@ def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, L
             listing, read = listing_of_snapshot(part.snapshot), [*part.weights.shards]
         else:
             root, read = Path(part.reference), [*part.sources]
-            listing = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
+            if root.is_file():
+                file = _stored(root.parent, root.name, SMALL)
+                listing = Listing({file.path: file}, is_complete=True, folder=root.parent)
+            else:
+                listing = listing_of_folder(root, skipped)
         listings.append((name, replace(listing, read_from=frozenset(read))))
     return listings
 
@@ -151,12 +147,6 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
         left -= (file.size or 0) if file.checksum else 0
         files[file.path] = file
     return Listing(dict(sorted(files.items())), next(paths, None) is None, folder=root)
-
-
-def listing_of_file(path: Path) -> Listing:
-    """A file of weights alone."""
-    file = _stored(path.parent, path.name, SMALL)
-    return Listing({file.path: file}, is_complete=True, folder=path.parent)
 
 
 def _stored(root: Path, path: str, limit: int) -> StoredFile:

@@ -121,7 +121,7 @@ def place_tensors(
         fits = len(shape) == 2 and shape[1] == 3 * shape[0]
         if fits and rules.conv1d.fullmatch(readings[text].rest):
             facts.found_type = rules.conv1d_type
-    layers = _Layers((readings[text], block) for text, block, _ in named.values())
+    layers = _layer_numbers((readings[text], block) for text, block, _ in named.values())
     upright = _upright_stacks(
         facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
     )
@@ -133,7 +133,8 @@ def place_tensors(
         if key not in known:
             splitter = _Splitter(facts, reading, upright)
             known[key] = tuple(splitter.parts(shapes[name], alone=expert is None))
-        layer, stack = layers.number(reading, block)
+        at = reading.component, reading.stack, block if reading.in_block else None
+        layer, stack = layers.get(at, (None, ""))
         if reading.stack:
             stack += f"{reading.stack}:"
         parts[name] = tuple(
@@ -161,56 +162,39 @@ def place_tensors(
     return parts
 
 
-class _Layers:
-    """Numbers for the blocks of each component, so that no two of them share one.
+def _layer_numbers(
+    readings: Iterable[tuple[Reading, int | None]],
+) -> dict[tuple[str, str, int | None], tuple[int | None, str]]:
+    """Number the blocks of each component, so that no two of them share a number: by component,
+    stack and block its layer, and what to put before slots.
 
     Those of a second stack (a multi-token predictor, a tower's global blocks) go on from the last
     of the stack before. So do blocks that only look at another component (Llama 3.2 Vision puts
     them between those of the text model, which keep the numbers that they have without them). Files
     in which the embedding is block 0 of the model count their blocks from 1.
     """
-
-    def __init__(self, readings: Iterable[tuple[Reading, int | None]]) -> None:
-        blocks: dict[tuple[str, str], set[int]] = {}
-        looking: dict[tuple[str, str], set[int]] = {}
-        selves: dict[tuple[str, str], set[int]] = {}
-        counted_from: dict[tuple[str, str], int] = {}
-        for reading, block in readings:
-            if block is None or not reading.in_block:
-                continue
-            key = reading.component, reading.stack
-            blocks.setdefault(key, set()).add(block)
-            if reading.module.startswith("cross_attn."):
-                looking.setdefault(key, set()).add(block)
-            elif reading.module.startswith("attn."):
-                selves.setdefault(key, set()).add(block)
-            if (*key, block, reading.module) == ("language", "", 0, "embed"):
-                counted_from[key] = 1
-        self._numbers: dict[tuple[str, str, int], tuple[int, str]] = {}
-        following: dict[str, int] = {}
-        for component, stack in sorted(blocks):  # the main stack's name is empty, so it is first
-            key = component, stack
-            crossing: list[int] = []
-            if key in selves:
-                crossing = sorted(looking.get(key, set()) - selves[key])
-            start = following.get(component, 0) - counted_from.get(key, 0)
-            plain = [block for block in blocks[key] if block not in set(crossing)]
-            for block in plain:
-                self._numbers[*key, block] = start + block - bisect_left(crossing, block), ""
-            last = max(plain, default=-1)
-            following[component] = start + last - bisect_left(crossing, last) + 1
-            for index, block in enumerate(crossing):
-                self._numbers[*key, block] = following[component] + index, "cross:"
-            following[component] += len(crossing)
-
-    def number(self, reading: Reading, block: int | None) -> tuple[int | None, str]:
-        """(layer, what to put before the slot)"""
-        if block is None or not reading.in_block:
-            return None, ""
-        number, stack = self._numbers[reading.component, reading.stack, block]
-        if number < 0:
-            return None, stack
-        return number, stack
+    kinds: dict[tuple[str, str], dict[int, set[str]]] = {}
+    for reading, block in readings:
+        if block is not None and reading.in_block:
+            of_stack = kinds.setdefault((reading.component, reading.stack), {})
+            of_stack.setdefault(block, set()).add(reading.module.partition(".")[0])
+    numbers: dict[tuple[str, str, int | None], tuple[int | None, str]] = {}
+    following: dict[str, int] = {}
+    for key in sorted(kinds):  # the main stack's name is empty, so it is first
+        component, blocks = key[0], kinds[key]
+        looking = {block for block, of in blocks.items() if "cross_attn" in of and "attn" not in of}
+        crossing = sorted(looking) if any("attn" in of for of in blocks.values()) else []
+        is_from_1 = key == ("language", "") and "embed" in blocks.get(0, ())
+        start, plain = following.get(component, 0) - is_from_1, blocks.keys() - set(crossing)
+        for block in plain:
+            layer = start + block - bisect_left(crossing, block)
+            numbers[*key, block] = layer if layer >= 0 else None, ""
+        last = max(plain, default=-1)
+        following[component] = start + last - bisect_left(crossing, last) + 1
+        for index, block in enumerate(crossing):
+            numbers[*key, block] = following[component] + index, "cross:"
+        following[component] += len(crossing)
+    return numbers
 
 
 def _upright_stacks(
@@ -228,24 +212,18 @@ def _upright_stacks(
             seen.setdefault(key, {})[reading.module] = shape[1:]
     upright: dict[tuple[str, str], bool] = {}
     for (component, stack, _), shapes in seen.items():
-        if (component, stack) not in upright:
-            answer = _upright(shapes, facts.count("hidden", component))
-            if answer is not None:
-                upright[component, stack] = answer
+        hidden, down = facts.count("hidden", component), shapes.get("experts.down")
+        answers = [
+            (first == hidden) == (module == "experts.down")
+            for module, (first, second) in shapes.items()
+            if hidden is not None and (first == hidden) != (second == hidden)
+        ]
+        both = shapes.get("experts.gate_up")
+        if down and both in ((2 * down[1], down[0]), (down[1], 2 * down[0])):
+            answers = [both == (2 * down[1], down[0])]
+        if answers:
+            upright.setdefault((component, stack), answers[0])
     return upright
-
-
-def _upright(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> bool | None:
-    down = shapes.get("experts.down")
-    if down and (both := shapes.get("experts.gate_up")):
-        if both[0] == 2 * down[1] and both[1] == down[0]:
-            return True
-        if both[1] == 2 * down[0] and both[0] == down[1]:
-            return False
-    for module, (first, second) in shapes.items():
-        if hidden is not None and (first == hidden) != (second == hidden):
-            return (first == hidden) == (module == "experts.down")
-    return None
 
 
 def _holds_weights(rest: str) -> bool:
