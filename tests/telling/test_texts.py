@@ -70,9 +70,6 @@ def with_embeddings(times):
     return report([*model(), row(None, "embed", parameters=12 * 64 * 96, frobenius_norm=norm)])
 
 
-HEAD = with_head(0.46)[-1]
-POOLER = {**HEAD, "tensor": "bert.pooler.dense.weight"}
-PREDICTS = {**HEAD, "tensor": "cls.predictions.decoder.weight"}
 SEVEN = [
     *(one for name in ("attn.k", "attn.v", "mlp.gate", "mlp.down") for one in same(name, 0)),
     *(one for name in ("embed", "position", "head") for one in same(name, None)),
@@ -118,8 +115,6 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report(with_head(0.46)), "size", "the head (46 %, with 7.7 % of the parameters)"),
     (report(with_head(0.12)), "size", "The head holds 12 %, with 7.7 % of the parameters."),
     (report(with_head(1 / 13)), "size", "-head"),
-    (report([*with_head(0.46)[:-1], POOLER]), "size", "the pooling head (46 %"),
-    (report([*with_head(0.46)[:-1], POOLER, PREDICTS]), "size", "-pooling"),
     (with_embeddings(1), "size", "in proportion to their size (the embeddings: 50 %"),
     (with_embeddings(1.5), "size", "most of it in the embeddings (60 %, with 50 % of the"),
     (of_twelve(row(5, "mlp.down")), "size", "all of it in mlp.down. Inside the layers, only"),

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -83,17 +83,9 @@ class ComparedReport:
     @cached_property
     def identity(self) -> ReportIdentity:
         """Where it lies, what it is of and how it was made. A number that is not finite is None."""
-        stored = self.provenance.as_json()
-        return ReportIdentity(
-            label=self.label,
-            folder=as_given(self.folder),
-            version=stored["version"],
-            family=stored["family"],
-            pair=stored["pair"],
-            base=stored["base"],
-            tuned=stored["tuned"],
-            settings=stored["settings"],
-        )
+        stored: dict[str, Any] = {**self.provenance.as_json()}
+        more = {one.name: stored[one.name] for one in fields(ReportIdentity)[2:]}
+        return ReportIdentity(self.label, as_given(self.folder), **more)
 
 
 def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedReport:

@@ -13,7 +13,6 @@ from shadow.telling.wording import (
     NAMED,
     Told,
     capital,
-    changed_module,
     component_name,
     layers_of,
     layers_text,
@@ -155,7 +154,7 @@ def parts_by_energy(summary: PairRecord) -> list[Part]:
     for row in rows:
         name, place, outside = component_name(row.component), f"components.{row.component}", True
         if "module" in row:
-            name, place = changed_module(summary, row), f"modules.{row.component}.{row.module}"
+            name, place = module_name(row.module), f"modules.{row.component}.{row.module}"
             outside = is_outside(row.module)
         if row.energy_share is not None:
             parts.append(Part(name, place, row.energy_share, row.parameter_share, outside))

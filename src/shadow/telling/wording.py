@@ -102,15 +102,6 @@ def module_name(module: str) -> str:
     return MODULES.get(module, module)
 
 
-def changed_module(summary: PairRecord, row: Row) -> str:
-    """The same of a module that changed: BERT's pooler is of module head, and predicts nothing."""
-    poolers = any(
-        (one.component, one.module, one.poolers) == (row.component, "head", one.matrices)
-        for one in summary.outside_layers
-    )
-    return "the pooling head" if row.module == "head" and poolers else module_name(row.module)
-
-
 def component_name(name: str) -> str:
     return COMPONENTS.get(name, "another part")
 
@@ -135,7 +126,7 @@ def places_of(summary: PairRecord, rows: Sequence[Row]) -> str:
     """`attn.q and attn.k of layers 3 and 4, and the head`: modules of the same layers together."""
     layers: dict[tuple[int, ...], list[str]] = {}
     for row in rows:
-        name = of_component(changed_module(summary, row), row.component, summary.has_components)
+        name = of_component(module_name(row.module), row.component, summary.has_components)
         layers.setdefault(tuple(row.layers), []).append(name)
     return and_others(
         [
