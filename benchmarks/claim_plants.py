@@ -378,7 +378,8 @@ def _trained() -> Iterator[Plant]:
             names = [name for name in at.base if name.startswith("language_model.")]
             tuned = change(at, cast(updated(at.base, 2e-2, at.rng, names), at.stored))
             options = {"moved": ("language",), "frozen": ("vision",)}
-            return Asked((parts, at.put("tuned", tuned)), options)
+            base = ",".join(f"{component}={folder}" for component, folder in parts.items())
+            return Asked((base, at.put("tuned", tuned)), options)
 
         return make
 

@@ -101,7 +101,11 @@ def _taken_apart(
     """Config, adapter and tensors of what was given."""
     if not isinstance(model, torch.nn.Module):
         assert isinstance(model, Mapping), "a state dict"
-        return {}, None, {key: one for key, one in model.items() if isinstance(one, Tensor)}
+        tensors = {key: one for key, one in model.items() if isinstance(one, Tensor)}
+        if not tensors:
+            hint = "a base by component is text: language=./lm,vision=./tower"
+            raise ShadowError(f"{name} has no tensor", hint)
+        return {}, None, tensors
     for wrapped in ("_orig_mod", "module"):  # torch.compile, and training on several cards
         if isinstance(inner := getattr(model, wrapped, None), torch.nn.Module):
             model = inner

@@ -137,19 +137,21 @@ class Kind:
     has_titles: bool = False  # whether people meet them by their titles
 
 
-def kinds() -> Sequence[Kind]:
-    """Checks of a pair's record, and those of checkpoints, whose words need no figures."""
+def kinds() -> Mapping[str, Kind]:
+    """Every check, by kind. Those of a pair's record are imported when they are asked for."""
     from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
     from shadow.checks.pair_gates import GATES
 
-    return (
-        Kind(
+    return {
+        "explanation": Kind(
             EXPLANATIONS,
             "another explanation of the same figures: {meaning}. `shadow explain finding` describes"
             " the answers",
             has_titles=True,
         ),
-        Kind(RECOGNISED, "a change that the figures show beyond doubt: {meaning}", has_titles=True),
-        Kind(GATES, "a gate: it passes when {meaning}"),
-        Kind(CHECKS, "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]"),
-    )
+        "change": Kind(
+            RECOGNISED, "a change that the figures show beyond doubt: {meaning}", has_titles=True
+        ),
+        "gate": Kind(GATES, "a gate: it passes when {meaning}"),
+        "claim": Kind(CHECKS, "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]"),
+    }

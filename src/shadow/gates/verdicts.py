@@ -63,13 +63,11 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "null": "{figures} is null[ ({why})]",
     "violated": "{figures} ({condition})[; null: {nulls}]",
     "within": "{figures} (not {condition})[; null: {nulls}]",
-    "all_within": "{count:count} figures are {least} to {most} (none {condition})[; null: {nulls}]",
     "no_baseline": "the baseline has no report of this pair",
     "absent_before": "in the baseline, {why}",
     "unjudged": "{left}",
     "moved": "{moved}[; not judged: {left}]",
-    "unmoved": "{what} is inside its spread over layers in the baseline[; not judged: {left}]",
-    "none_moved": "{count:count} figures are inside their spread over layers in the baseline"
+    "unmoved": "{count:count figure is|figures are} inside the spread over layers in the baseline"
     "[; not judged: {left}]",
 }
 
@@ -328,19 +326,11 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         why = not_measured(now.summary.tier) or None
         return _missing(rule, "null", figures=nulls, why=why)
     _, _, condition = rule.condition.partition(" ")
-    violating = {at: finding for at, finding in findings.items() if finding.met}
-    named = violating or findings
-    ordered = sorted(named.values(), key=lambda finding: float(finding.value or 0.0))
-    of: dict[str, Value] = {
-        "figures": [f"{one.figure} is {_text(one.value, rule.holds)}" for one in named.values()],
-        "condition": condition,
-        "count": len(named),
-        "least": _text(ordered[0].value, rule.holds),
-        "most": _text(ordered[-1].value, rule.holds),
-        "nulls": nulls or None,
-    }
-    code = "violated" if violating else "within" if len(named) == 1 else "all_within"
-    return _verdict(rule, code, of, [*findings.values()])
+    violating = [finding for finding in findings.values() if finding.met]
+    named = violating or [*findings.values()]
+    texts = [f"{one.figure} is {_text(one.value, rule.holds)}" for one in named]
+    of: dict[str, Value] = {"figures": texts, "condition": condition, "nulls": nulls or None}
+    return _verdict(rule, "violated" if violating else "within", of, [*findings.values()])
 
 
 def _is_open(rule: Rule, now: Measured, at: Scope) -> bool:
@@ -380,14 +370,8 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
         return _missing(rule, "absent_before", why=baseline.why_absent(rule.figure))
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in findings if finding.met]
-    of: dict[str, Value] = {
-        "moved": moved,
-        "what": findings[0].figure,
-        "count": len(findings),
-        "left": left or None,
-    }
-    code = "moved" if moved else "unmoved" if len(findings) == 1 else "none_moved"
-    return _verdict(rule, code, of, findings)
+    of: dict[str, Value] = {"moved": moved, "count": len(findings), "left": left or None}
+    return _verdict(rule, "moved" if moved else "unmoved", of, findings)
 
 
 def _distance(finding: RuleFigure) -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shadow.checks.answer import Check
-from shadow.checks.explanations import EXPLANATIONS
-from shadow.checks.pair_gates import GATES
 from shadow.checks.registry import kinds
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
@@ -82,7 +80,10 @@ def notation_document(columns: Sequence[Column]) -> Document | None:
 
 def finding_document() -> Document:
     """`explain finding`: all sentences, by their codes, and the other explanations."""
-    others = {code: f"{claim.title}: {claim.meaning}" for code, claim in EXPLANATIONS.items()}
+    others = {
+        code: f"{claim.title}: {claim.meaning}"
+        for code, claim in kinds()["explanation"].checks.items()
+    }
     return Document(
         [
             Paragraph("what a report says about its pair, in words", lead="finding"),
@@ -98,7 +99,7 @@ def finding_document() -> Document:
 def gates_document() -> Document:
     """`explain gates`: the six gates, and when a pair passes each."""
     about = "conditions under which figures can be those of a fine-tune"
-    texts = {name: gate.meaning.replace("`", "") for name, gate in GATES.items()}
+    texts = {name: gate.meaning.replace("`", "") for name, gate in kinds()["gate"].checks.items()}
     return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(TOPICS["gates"])])
 
 
@@ -143,7 +144,7 @@ def other_words() -> Mapping[str, Head]:
     sentences = _WORDS["sentences"].items()
     texts = {code: f"a sentence of the finding: {text}" for code, text in sentences}
     texts |= {name: f"a reason for skipping tensors: {one.text}" for name, one in REASONS.items()}
-    for kind in kinds():
+    for kind in kinds().values():
         for code, check in kind.checks.items():
             figures = {"code": code, "usage": check.usage, "meaning": check.meaning}
             text = fill(kind.text, {**figures, "rate": _rate(check)})
