@@ -280,7 +280,7 @@ def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
 def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMetadata:
     method = settings.method
     solver = solver_of(method)
-    vectors = solver.has_spectra and method.compares_subspaces
+    vectors = solver.has_spectra and method.subjects == "all"
     run: RunMetadata = {
         "compute_dtype": f"{solver.computed}, float64 vectors" if vectors else solver.computed,
         "device": settings.device.kind,

@@ -123,7 +123,9 @@ def measure_pair(
         "levels_tuned": stored_levels(tuned, formats[1]),
     }
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
-    undone = without_few_levels(undone, *_round_trips(values, sides.shape[1]))
+    shares = values["levels_base"], values["levels_tuned"]
+    trips = (share if share is None else round_trip(share, sides.shape[1]) for share in shares)
+    undone = without_few_levels(undone, *trips)
     values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     count_now = partial(undo, sides, formats, lines, size.base)
@@ -160,12 +162,6 @@ def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
         return {"floor_ratio": math.ldexp(floor, finer)}
     is_unknown = undone.grid.bits > 16 and undone.kept is None and floor < MORE
     return {"floor_ratio": None if is_unknown else floor}
-
-
-def _round_trips(values: Values, length: int) -> list[str | None]:
-    """What base and tuned went through, by their distinct values in rows of a length."""
-    shares = [values[f"levels_{side}"] for side in ("base", "tuned")]
-    return [None if share is None else round_trip(share, length) for share in shares]
 
 
 def measure_alone(

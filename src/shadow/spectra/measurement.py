@@ -24,11 +24,6 @@ class Method:
     level: Level = "full"
     subjects: Subjects = "all"
 
-    @property
-    def compares_subspaces(self) -> bool:
-        """Whether leading singular vectors of base and tuned are compared."""
-        return self.subjects == "all"
-
 
 Subject = Literal["base", "tuned", "delta"]
 Cast = Literal["tuned", "base"]  # the side that is the other, stored in another format

@@ -222,16 +222,12 @@ def undo(
         return UNEXPLAINED
     if names[0] != names[1] and not is_on_grid(sides.base, grid, sides.dtype, sides.space):
         return replace(UNEXPLAINED, grid=grid)
-    return replace(_by_counts(count(sides, grid, lines, largest), energy), grid=grid)
-
-
-def _by_counts(counts: Counts, energy: float) -> Undone:
-    """The verdict on a pair in which something was rounded, and all base values on that grid."""
+    counts = count(sides, grid, lines, largest)
     error = float((counts.by_binade[0] * steps() ** 2).sum()) * counts.unit**2 / 12
     if energy < CLEAR**2 * error:
-        return undo_counts(counts, energy)
+        return replace(undo_counts(counts, energy), grid=grid)
     excess = zero_excess(counts, fit(counts, rounds=0))
-    return replace(_far_above(energy, error), zero_excess=excess)
+    return replace(_far_above(energy, error), zero_excess=excess, grid=grid)
 
 
 def _far_above(energy: float, error: float) -> Undone:

@@ -164,7 +164,7 @@ class Gram(_Spectral):
     ) -> Figured:
         """By three spectra, or that of the delta."""
         method, profile, scale = means.method, total.profile, total.profile.scale
-        vectors = VECTORS if method.compares_subspaces else 0
+        vectors = VECTORS if method.subjects == "all" else 0
         weights: list[Measurement] = []
         spectra: list[Spectrum] = []
         subject: Subject

@@ -260,7 +260,10 @@ def sibling_values(
 
     formats: the stored dtypes of base, first and second.
     """
-    values, largest = _sums(pairs, _grid(pairs[0][0], formats[0], space), space)
+    base, grid = pairs[0][0], None  # the format that the base was rounded to
+    if not is_quantised(base) and not isinstance(base, Updated):
+        grid = FLOATS[coarser_grid(base, formats[0], working_dtype(formats[0]), space)]
+    values, largest = _sums(pairs, grid, space)
     if not values.finite or values.first == 0 or values.second == 0:
         return values
     energies = values.first, values.second
@@ -271,7 +274,11 @@ def sibling_values(
     k = min(vectors[0].shape[1] for vectors in leading)
     if k == 0:
         return values
-    sides = [_between(one[:, :k], two[:, :k]) for one, two in zip(*leading, strict=True)]
+    sides = []
+    for vectors in zip(*leading, strict=True):
+        one, two = (each[:, :k] for each in vectors)
+        leverages = (one**2).sum(axis=1) @ (two**2).sum(axis=1)
+        sides.append((float(((one.T @ two) ** 2).sum() / k), float(leverages / k)))
     overlap, chance = np.mean(sides, axis=0)
     return replace(values, directions=k, overlap=float(overlap), chance_overlap=float(chance))
 
@@ -289,22 +296,13 @@ def _sums(
         d2 = read_block(two, index, "last", torch.float64, space)
         d2.sub_(read_block(again, index, "work", torch.float64, space))
         rounding += math.inf if grid is None else _rounding(b, grid)
-        largest = [
-            max(most, float(d.abs().max())) for most, d in zip(largest, (d1, d2), strict=True)
-        ]
+        largest = [max(largest[0], float(d1.abs().max())), max(largest[1], float(d2.abs().max()))]
         first += float(torch.vdot(d1.reshape(-1), d1.reshape(-1)))
         second += float(torch.vdot(d2.reshape(-1), d2.reshape(-1)))
         product = d1.mul_(d2)
         inner += float(product.sum())
         spread += float(torch.vdot(product.reshape(-1), product.reshape(-1)))
     return JointValues(inner, first, second, spread, rounding), largest
-
-
-def _grid(base: Matrix, dtype: str, space: Workspace) -> FloatFormat | None:
-    """The format that the base was rounded to; None where it is quantised or made of factors."""
-    if is_quantised(base) or isinstance(base, Updated):
-        return None
-    return FLOATS[coarser_grid(base, dtype, working_dtype(dtype), space)]
 
 
 def _rounding(base: Tensor, grid: FloatFormat) -> float:
@@ -323,9 +321,8 @@ def _leading(
     The long side's are D's images of the short side's, made orthonormal.
     """
     scale = power_of_two_scale(largest)
-    wide = working_dtype(*formats) == torch.float64 or any(
-        isinstance(matrix, Updated) for matrix in pair
-    )
+    has_factors = any(isinstance(matrix, Updated) for matrix in pair)
+    wide = has_factors or working_dtype(*formats) == torch.float64
     read: Callable[[torch.dtype], Iterator[Tensor]]
     read = partial(delta_blocks, Sides(*pair, torch.float64, space), scale)
     shape = shape_of(pair[1])
@@ -335,10 +332,3 @@ def _leading(
     images = [(part if is_wide else part.T).numpy().T @ short for part in read(torch.float64)]
     long = np.linalg.qr(np.concatenate(images))[0]
     return (short, long) if is_wide else (long, short)
-
-
-def _between(first: Array, second: Array) -> tuple[float, float]:
-    """The mean squared cosine of two bases of k columns, and its mean over random signs."""
-    k = first.shape[1]
-    leverages = (first**2).sum(axis=1) @ (second**2).sum(axis=1)
-    return float(((first.T @ second) ** 2).sum() / k), float(leverages / k)

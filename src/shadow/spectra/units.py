@@ -65,7 +65,13 @@ def relation(sampled: Sequence[Units], level: float) -> Relation:
                    for one in finite]  # fmt: skip
             if _matched(own, draws)[0] > level:
                 return Relation(None, unknown="equal_units")
-        reordered = _reordered(finite)
+        # what all units of a matrix have in common, such as a mean above 0, is no match
+        cosines = [
+            unit_cosines(one.model - one.model.mean(axis=0), one.whole - one.whole.mean(axis=0))
+            for one in finite
+            if one.whole is not None
+        ]
+        reordered = at_best(*cosines[:2]) if len(cosines) > 1 else None
     model = np.concatenate([one.model.ravel() for one in finite])
     candidate = np.concatenate([one.candidate.ravel() for one in finite])
     norms = [float(np.linalg.norm(one)) for one in (model, candidate)]
@@ -99,19 +105,6 @@ def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
         of_matrix = unit_cosines(one.model, one.candidate)
         cosines[one.group] = of_matrix + cosines.get(one.group, np.zeros(of_matrix.shape))
     return matched([*cosines.values()], draws=draws)
-
-
-def _reordered(sampled: Sequence[Units]) -> float | None:
-    """How well units match in any order, by two matrices of one place; None where it has no two.
-
-    What all units of a matrix have in common, such as a mean above 0, is no match.
-    """
-    cosines = [
-        unit_cosines(one.model - one.model.mean(axis=0), one.whole - one.whole.mean(axis=0))
-        for one in sampled
-        if one.whole is not None
-    ]
-    return at_best(*cosines[:2]) if len(cosines) > 1 else None
 
 
 def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
