@@ -110,10 +110,6 @@ def check_count(count: int, *, scored: bool) -> None:
     scored: scores are correlated, which more reports can take part in.
     """
     most = MAX_SCORED if scored else MAX_REPORTS
-    if 2 <= count <= most:
-        return
-    hint = f"name two to {most}, or a folder above so many"
-    if count > most:
-        hint += "; `shadow show` has a table of any number"
-        hint += "" if scored else f", --scores correlates up to {MAX_SCORED}"
-    raise UsageError(f"{counted(count, 'report', 'reports')} to compare", hint)
+    if not 2 <= count <= most:
+        hint = f"name two to {most}, or a folder above so many; `shadow show` has a table of more"
+        raise UsageError(f"{counted(count, 'report', 'reports')} to compare", hint)

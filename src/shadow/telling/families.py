@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from shadow.telling.document import (
     Cell,
-    Column,
     Document,
     FigureRow,
     Figures,
     Headline,
     Paragraph,
-    Table,
     Word,
     named,
     table_of,
@@ -50,8 +48,12 @@ def _relation(pair: Pair) -> str:
 
 def family_document(family: Family) -> Document:
     """One family: where its stages are, its pairs with their relations, what else its file says."""
-    columns = [Column("stage", "name"), Column("component", "text"), Column("checkpoint", "text")]
-    rows = [[stage, component or "all", str(one)] for stage, component, one in family.references()]
+    fields = [
+        named("stage", lambda row: row[0]),
+        worded("component", lambda row: row[1] or "all"),
+        worded("checkpoint", lambda row: str(row[2])),
+    ]
+    stages = table_of(fields, family.references(), close=True)
     pairs = [f"{family.name}:{pair.name}{_relation(pair)}" for pair in family.pairs] or ["none"]
     facts = [FigureRow("" if number else "pairs", pair) for number, pair in enumerate(pairs)]
     more = {
@@ -62,4 +64,4 @@ def family_document(family: Family) -> Document:
         "file": f"{family.file}:{family.line}",
     }
     facts += [FigureRow(name, text) for name, text in more.items() if text]
-    return Document([Headline(family.name), Table(columns, rows, close=True), Figures(facts)])
+    return Document([Headline(family.name), stages, Figures(facts)])
