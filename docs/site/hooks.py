@@ -18,10 +18,9 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from shadow.reports.schema import FILES, RULES, is_later, null_cases
 
 from shadow.reports.columns import NOTATION, TABLES
-from shadow.reports.words import GLOSSARY
+from shadow.reports.words import FILES, GLOSSARY, RULES, null_cases
 
 ROOT = Path(__file__).parents[2]
 PAGES = {  # page of the site, and the file that it shows
@@ -69,7 +68,7 @@ def schema() -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|"
         for column in one.columns:
             code = f"`{column.formula}`" if column.formula else ""
-            text = f"{column.text} (later)" if is_later(one, column) else column.text
+            text = f"{column.text} (later)" if column.name in one.later else column.text
             text += " **Start here.**" if column.name in one.start_here else ""
             text += f" *Pitfall*: {column.pitfalls}" if column.pitfalls else ""
             null = ", ".join(null_cases(column))
@@ -79,9 +78,8 @@ def schema() -> Iterator[str]:
     for name, keys in FILES.items():
         yield from ("", f"## {name}", "", "| key | what |", "|---|---|")
         yield from (f"| `{key}` | {text} |" for key, text in keys.items())
-    for section, terms in GLOSSARY.items():
-        yield from ("", f"## Glossary: {section}", "", "| term | meaning |", "|---|---|")
-        yield from (f"| {names} | {text} |" for names, text in terms.items())
+    yield from ("", "## Glossary", "", "| term | meaning |", "|---|---|")
+    yield from (f"| {term} | {text} |" for term, text in GLOSSARY.items())
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
