@@ -16,8 +16,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeVar
@@ -27,7 +26,6 @@ from huggingface_hub import constants, errors, get_session
 from huggingface_hub.utils import get_token, hf_raise_for_status, parse_ratelimit_headers
 
 from shadow.errors import ShadowError
-from shadow.process_settings import ProcessSetting
 from shadow.targets.references import as_folder
 
 Say = Callable[[str], None]
@@ -241,19 +239,12 @@ PATIENCE = 5.0
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
 
 
-@dataclass(frozen=True)
-class _Before:
-    """The client's settings as they were found."""
-
-    level: int  # of its logger
-    own_blobs: bool
-    added: Any  # the filter of warnings that was put before the others; None if there was one
-
-
 NEVER = Event()  # which nobody sets: what cannot be stopped
 answered = Event()  # set once any server has answered this process
 _hooked: list[tuple[Any, Any]] = []  # sessions that obey the two functions below, with their hooks
-_HOOKING = Lock()
+_HOOKING, _HOLDING = Lock(), Lock()
+_holders: list[int] = []  # one a holder of the client
+_before = contextlib.ExitStack()  # puts back what was there
 
 
 def _hook() -> None:
@@ -270,37 +261,48 @@ def _hook() -> None:
             session.event_hooks = {"request": before, "response": [_after_response]}
 
 
-def _taken_over() -> _Before:
-    """Put our hooks and settings into the client; returns what was there."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
+@contextlib.contextmanager
+def own_client() -> Iterator[None]:
+    """Hold the Hub's client with our hooks and without its warnings, until the last holder leaves.
+
+    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
+    up to five times, and takes the token along to any address that a listing names as its next
+    page. Every function that asks the Hub enters it; a caller that asks often holds it meanwhile,
+    so that connections are kept. A download that nobody waits for any more holds it until it ends.
+    """
+    with _HOLDING:
+        if not _holders:
+            _take_over()
+        _holders.append(1)
+    try:
+        yield
+    finally:
+        with _HOLDING:
+            _holders.pop()
+            if not _holders:
+                _before.close()
+
+
+def _take_over() -> None:
+    """Put our hooks and settings into the client."""
+    logger, shared = logging.getLogger("huggingface_hub"), "HF_HUB_DISABLE_SHARED_BLOBS"
+    _before.callback(logger.setLevel, logger.level)
+    _before.callback(setattr, constants, shared, getattr(constants, shared))
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
-    filters = list(warnings.filters)
+    filters: list[Any] = [*warnings.filters]
     # of little disk and of no symlinks, which are said here or no fault
     warnings.filterwarnings("ignore", module="huggingface_hub")
-    first = warnings.filters[0]
+    added = warnings.filters[0]
+
+    def put_back() -> None:
+        while _hooked:
+            session, hooks = _hooked.pop()
+            session.event_hooks = hooks
+        if added not in filters and added in warnings.filters:
+            warnings.filters.remove(added)  # type: ignore[attr-defined]
+
+    _before.callback(put_back)
     _hook()
-    added = None if first in filters else first
-    return _Before(level, constants.HF_HUB_DISABLE_SHARED_BLOBS, added)
-
-
-def _give_back(before: _Before) -> None:
-    """Put back what was there."""
-    while _hooked:
-        session, hooks = _hooked.pop()
-        session.event_hooks = hooks
-    logging.getLogger("huggingface_hub").setLevel(before.level)
-    if before.added in warnings.filters:
-        warnings.filters.remove(before.added)  # type: ignore[attr-defined]
-    constants.HF_HUB_DISABLE_SHARED_BLOBS = before.own_blobs
-
-
-# The Hub's client with our hooks and without its warnings, until the last holder leaves. Left
-# alone it waits for some answers without an end, sleeps for as long as a server asks it to, up to
-# five times, and takes the token along to any address that a listing names as its next page. Every
-# function that asks the Hub enters it; a caller that asks often holds it meanwhile, so that
-# connections are kept. A download that nobody waits for any more holds it until it ends.
-own_client = ProcessSetting(_taken_over, _give_back).held
 
 
 def _before_request(request: Any) -> None:
