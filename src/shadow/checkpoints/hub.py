@@ -1,7 +1,7 @@
 """The Hub: commits, listings, whole files and byte ranges, and its cache on this machine.
 
-Everything after `pin` names a 40-hex commit. `hub_client` holds the client and tries requests
-again; `hub_faults` has the words for what goes wrong.
+Everything after `pin` names a 40-hex commit. `hub_client` holds the client, tries requests again,
+and has the words for what goes wrong.
 """
 
 from __future__ import annotations
