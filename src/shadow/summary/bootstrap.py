@@ -92,18 +92,14 @@ class Blocks:
 
 def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
     """The blocks of rows by component and layer (NaN outside the layers), in any order."""
-    numbers = np.asarray(layers, dtype=np.float64)
-    places = list(zip(components, numbers, strict=True))
-    known = {component: number for number, component in enumerate(sorted(set(components)))}
-    known_places = sorted(
-        {(known[component], layer) for component, layer in places if not np.isnan(layer)}
-    )
-    code = {place: number for number, place in enumerate(known_places)}
+    places = list(zip(components, np.asarray(layers, dtype=np.float64).tolist(), strict=True))
+    known = sorted({place for place in places if not math.isnan(place[1])})
+    code = {place: number for number, place in enumerate(known)}
+    names = sorted(set(components))
     # no place with NaN is in code, so that what lies outside the layers gets -1
-    codes = [code.get((known[component], layer), -1) for component, layer in places]
     return Blocks(
-        np.array(codes, dtype=np.intp),
-        np.array([stratum for stratum, _ in known_places], dtype=np.intp),
+        np.array([code.get(place, -1) for place in places], dtype=np.intp),
+        np.array([names.index(component) for component, _ in known], dtype=np.intp),
     )
 
 

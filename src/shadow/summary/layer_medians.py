@@ -7,7 +7,7 @@ matrices, or a sum, tells of it and of them at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,35 +95,28 @@ def _kept_range(rows: Columns) -> dict[str, float | None]:
 
 def outside_layers(deltas: Columns) -> list[Row]:
     """The same medians of each module outside the layers: embeddings, head, projectors."""
-    return [
-        row(
-            "outside_layers",
-            {name: median(rows[name]) for name in LAYER_MEDIANS},
-            of_module,
-            poolers=sum(POOLER.search(name) is not None for name in rows["tensor"] if name),
-        )
-        for rows, of_module in _by_module(deltas.outside)
-    ]
+    return _by_module("outside_layers", deltas.outside)
 
 
 def coherence(deltas: Columns) -> list[Row]:
     """How coherent each module inside layers is."""
-    return [row("coherence", of_module) for _, of_module in _by_module(deltas.inside)]
+    return _by_module("coherence", deltas.inside)
 
 
-def _by_module(deltas: Columns) -> Iterator[tuple[Columns, dict[str, Any]]]:
-    """The rows of each module, and how many and how coherent they are."""
-    for (component, module), rows in deltas.groups("component", "module"):
-        yield (
-            rows,
-            {
-                "component": component,
-                "module": module,
-                "matrices": len(rows),
-                "short_side": max(_short_sides(rows), default=None),
-                **_coherent(rows),
-            },
+def _by_module(place: str, deltas: Columns) -> list[Row]:
+    return [
+        row(
+            place,
+            {name: median(rows[name]) for name in LAYER_MEDIANS},
+            _coherent(rows),
+            component=component,
+            module=module,
+            matrices=len(rows),
+            short_side=max(_short_sides(rows), default=None),
+            poolers=sum(POOLER.search(name) is not None for name in rows["tensor"] if name),
         )
+        for (component, module), rows in deltas.groups("component", "module")
+    ]
 
 
 def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

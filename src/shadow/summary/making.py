@@ -333,12 +333,13 @@ def _by_component(rows: Rows) -> list[Row]:
         tally.add_depth(component)
         if not group["was_compared"].any():
             tally.figures |= {"energy": None, "energy_share": None}
-        of_group = {
-            "component": component,
+        tally.figures |= {
             "tensors": len(group),
             "identical": int(are(group["status"], "identical").sum()),
         }
-        components.append(row("components", tally.figures, tally.over_layers(), of_group))
+        components.append(
+            row("components", tally.figures, tally.over_layers(), component=component)
+        )
     return sorted(components, key=lambda one: order_of(one.component))
 
 
