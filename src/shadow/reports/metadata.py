@@ -51,17 +51,6 @@ class DeviceMetadata(TypedDict):
     note: NotRequired[str | None]  # why auto took the CPU
 
 
-class RunMetadata(TypedDict):
-    """How a report was made: what no number depends on."""
-
-    compute_dtype: NotRequired[object]
-    device: NotRequired[object]  # cpu, cuda or mps
-    device_use: NotRequired[object]  # DeviceMetadata
-    libraries: NotRequired[Mapping[str, object] | None]
-    started: NotRequired[object]
-    seconds: NotRequired[float | None]  # 0 or more
-
-
 class SealMetadata(TypedDict):
     """Who made the summary beside the tables, and of what: see `shadow.telling.reading`."""
 
@@ -70,15 +59,20 @@ class SealMetadata(TypedDict):
     summary: str  # a sha256
 
 
-class JudgedMetadata(TypedDict):
-    """What the summary said when the report was written."""
+class RunMetadata(TypedDict):
+    """How a report was made, and what its summary said: what no number depends on."""
 
+    compute_dtype: NotRequired[object]
+    device: NotRequired[object]  # cpu, cuda or mps
+    device_use: NotRequired[object]  # DeviceMetadata
+    libraries: NotRequired[Mapping[str, object] | None]
+    started: NotRequired[object]
+    seconds: NotRequired[float | None]  # 0 or more
     gates: NotRequired[object]
-    claims: NotRequired[object]
-    seal: NotRequired[object]
+    seal: NotRequired[object]  # SealMetadata
 
 
-class ReportMetadata(RunMetadata, JudgedMetadata):
+class ReportMetadata(RunMetadata):
     """All of it."""
 
     version: str
