@@ -392,9 +392,7 @@ def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
     assert (xml.tests, xml.failures, xml.errors) == (1, 0, 1)
     ((case,),) = xml
-    reason = done.err.splitlines()[0].removeprefix("error: ")
     assert case.name == arguments[0]
-    assert reason in case.result[0].message
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,6 @@ def run() -> int:
         return 2
     except ShadowError as error:
         console.complain(error)
-        gate.ended_by(error)
         return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # the reader (`| head`) has gone
         console.give_up()

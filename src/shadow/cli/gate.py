@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,26 +111,12 @@ def gate(
     finish(judged, rules)
 
 
-_begun: dict[Path, str] = {}  # JUnit files of this process, and their commands
-
-
 def begin(junit: Path | None, command: str) -> None:
     """Before anything else: no JUnit file of an earlier run outlasts a fault of this one."""
-    _begun.clear()
     if junit is not None:
         from shadow.outputs.ci import begin_junit
 
         begin_junit(junit, command)
-        _begun[junit] = command
-
-
-def ended_by(fault: ShadowError) -> None:
-    """Say in the JUnit file of a command which fault ended it."""
-    for junit, command in _begun.items():
-        from shadow.outputs.ci import begin_junit
-
-        with contextlib.suppress(ShadowError):  # the file can no longer be written
-            begin_junit(junit, command, as_given(fault.message))
 
 
 def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:

@@ -224,18 +224,17 @@ def document(root: ET.Element) -> bytes:
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
 
 
-def begin_junit(path: Path, command: str, fault: str = "its output says why") -> None:
+def begin_junit(path: Path, command: str) -> None:
     """Put an error where the results of a command will be, so that CI never takes those of an
     earlier run for them.
 
-    The file says so however the command ends: by a fault, which is then known, by a signal, or
-    without power. Raises ShadowError for a file that may not be written over, before anything is
+    The file says so however the command ends: by a fault, a signal, or without power. Raises ShadowError for a file that may not be written over, before anything is
     measured.
     """
     root = ET.Element("testsuites", name="shadow")
     suite = ET.SubElement(root, "testsuite", name="shadow")
     case = ET.SubElement(suite, "testcase", classname="shadow", name=command, time="0.000")
-    say(case, "error", f"`shadow {command}` did not finish: {fault}", "not finished")
+    say(case, "error", f"`shadow {command}` did not finish: its output says why", "not finished")
     count_cases(suite)
     write_document(path, document(root))
 
