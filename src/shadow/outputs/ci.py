@@ -228,8 +228,8 @@ def begin_junit(path: Path, command: str) -> None:
     """Put an error where the results of a command will be, so that CI never takes those of an
     earlier run for them.
 
-    The file says so however the command ends: by a fault, a signal, or without power. Raises ShadowError for a file that may not be written over, before anything is
-    measured.
+    The file says so however the command ends: by a fault, a signal, or without power. Raises
+    ShadowError for a file that may not be written over, before anything is measured.
     """
     root = ET.Element("testsuites", name="shadow")
     suite = ET.SubElement(root, "testsuite", name="shadow")
