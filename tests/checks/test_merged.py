@@ -58,13 +58,13 @@ def test_what_is_wrong_with_a_matrix(fit, code, figures):
 @pytest.mark.parametrize(
     ("found", "outcome", "codes", "notes"),
     [
-        (Merge([GOOD]), "holds", ["base_plus_update", "wide"], []),
+        (Merge([GOOD]), "holds", ["base_plus_update"], []),
         (Merge([module(replace(BEYOND, narrow=fits(1.0).narrow))]),
-         "holds", ["base_plus_update", "narrow"], []),
+         "holds", ["base_plus_update"], []),
         (Merge([GOOD, module(fits(1.0, visible=0))]),
-         "holds", ["base_plus_update", "wide"], ["unseen"]),
+         "holds", ["base_plus_update"], ["unseen"]),
         (Merge([module(fits(1.0, onto_rounded=True))]),
-         "holds", ["base_plus_update", "wide"], ["base_rounded"]),
+         "holds", ["base_plus_update"], ["base_rounded"]),
         (Merge([], [Beside(FEW, whole=True)]), "holds", ["whole"], []),
         (Merge([], [Beside(FEW, whole=False)]), "inconclusive", ["whole_is_base"], []),
         (Merge([]), "inconclusive", ["no_update"], []),

@@ -36,8 +36,6 @@ ERROR = "[: the error is {error:ratio} times the update]"
 WORDS = {
     "base_plus_update": "base plus update[ at scale {scale:number}] in every entry of"
     " {matrices:count matrix|matrices}, within the rounding of {formats}",
-    "wide": "computed in float32 or wider",
-    "narrow": "computed in {formats}",
     "whole": "{tensors:all tensor|tensors} that the adapter holds whole {tensors|is|are} in the"
     " merged model",
     # of one matrix, and of several
@@ -247,8 +245,6 @@ def _confirmed(found: Merge) -> list[Reason]:
         formats = sorted({one.format for one in modules})
         of: Mapping[str, Value] = {"matrices": len(modules), "formats": formats}
         reasons.append(Reason("base_plus_update", {**of, "scale": found.scale}))
-        is_wide = all(not one.fit.wide[1.0] for one in modules)
-        reasons.append(Reason("wide") if is_wide else Reason("narrow", of))
     if whole := sum(one.whole is not None for one in found.beside):
         reasons.append(Reason("whole", {"tensors": whole}))
     return reasons

@@ -157,10 +157,10 @@ class Measured:
         name, row = ".".join((*at, metric)), self._rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
-        why = "it has no spread"
-        if metric in row.intervals:
-            why = row.no_interval or f"{row.layers} layers are too few for it"
-        return JudgedFigure(name, self._figures(at)[metric], row.intervals.get(metric), why)
+        why = row.no_interval if metric in row.intervals else None
+        return JudgedFigure(
+            name, self._figures(at)[metric], row.intervals.get(metric), why or "no spread"
+        )
 
     def error(self, at: Scope, metric: str) -> float:
         """The most that a median of estimates may be off: the largest error of one."""

@@ -176,12 +176,9 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     which, this = (f"{side.provenance.family}:{side.provenance.pair}" for side in (before, after))
     if which != this:
         notes.append(f"the baseline is of another pair: {which}")
-    relation, why = relate(before, after)
+    relation, _ = relate(before, after)
     if relation not in ("the same pair", "one base"):
-        note = "the baseline does not start from the same base"
-        if relation == "different bases":
-            note += f": {why}"
-        notes.append(note)
+        notes.append(f"the baseline does not start from the same base: {relation}")
     notes += settings_apart(before, after)
     return notes
 
