@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import median
@@ -60,16 +60,13 @@ def picture(rows: Sequence[Row], columns: int) -> Picture | None:
         layers[i * len(layers) // columns : (i + 1) * len(layers) // columns]
         for i in range(columns)
     ]
-    cells = tuple(_binned(row, bins) for row in rows)
-    return Picture(
-        modules=tuple(row.module for row in rows), first=layers[0], last=layers[-1], cells=cells
-    )
-
-
-def _binned(row: Row, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
-    """The median over the layers of each bin that have the module."""
-    known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
-    return tuple(median_of_known(map(known.get, layers)) for layers in bins)
+    cells = []
+    for row in rows:
+        norms = dict(zip(row.layers, row.relative_norm, strict=True))
+        known = [[norms[layer] for layer in some if norms.get(layer) is not None] for some in bins]
+        cells.append(tuple(median(values) if values else None for values in known))
+    modules = tuple(row.module for row in rows)
+    return Picture(modules, first=layers[0], last=layers[-1], cells=tuple(cells))
 
 
 def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -78,12 +75,6 @@ def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row in rows:
         grouped.setdefault(row.component, []).append(row)
     return grouped
-
-
-def median_of_known(values: Iterable[float | None]) -> float | None:
-    """The median of what is not None; None where nothing is left."""
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
 
 
 def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
