@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -182,17 +181,6 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(told):
     assert groups[2] == {"attention": pytest.approx(1.0)}
     assert set(groups[0]) == {"attention", "MLP", "embedding"}
     assert not told["notes"]
-
-
-def test_a_family_tells_which_of_its_pairs_have_no_report(stages, tmp_path):
-    """The declared pairs without a report are notes with the command that makes them."""
-    top, _ = stages
-    name = Path("reports", "toy", "base..sft")
-    shutil.copytree(top / name, tmp_path / name)
-    done = shadow("lineage", "toy", "--registry", top / "registry", "--json", cwd=tmp_path)
-    notes = json.loads(done.out)["notes"]
-    assert [note for note in notes if "shadow audit toy:sft..dpo" in note]
-    assert len(notes) == 3
 
 
 @pytest.mark.parametrize("to", [".", "file://"])

@@ -111,7 +111,7 @@ def lineage(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
-    from shadow.comparing.lineage import MOST_REPORTS, unaudited
+    from shadow.comparing.lineage import MOST_REPORTS
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families
     from shadow.telling.comparisons import lineage_document
@@ -130,8 +130,6 @@ def lineage(
             "all of these reports are of siblings, of which neither was tuned from the other"
         )
     in_order = ordered(steps)
-    for family in (families[one] for one in targets if one in families):
-        in_order.notes.extend(unaudited(family, steps))
     if format == "json":
         console.show_json(asdict(in_order))
     else:

@@ -15,16 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shadow.places.names import ATTENTION, MLP
 from shadow.reports.metadata import CheckpointMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.record import PairRecord
-
-if TYPE_CHECKING:
-    from shadow.targets.families import Family
 
 MOST_REPORTS = 200  # of one lineage
 MOST_CHAINS = 200  # that are shown
@@ -165,15 +162,6 @@ def _groups(summary: PairRecord, whole: float) -> list[Group]:
 
 
 # -------------------------------------------------------------------------------------------- order
-
-
-def unaudited(family: Family, steps: Iterable[Step]) -> list[str]:
-    """A note for each declared pair of a family, one trained from the other, that has no report."""
-    there = {step.pair for step in steps if step.family == family.name}
-    missing = [
-        one.name for one in family.pairs if one.relation == "tuned" and one.name not in there
-    ]
-    return [f"no report of {name}: shadow audit {family.name}:{name}" for name in missing]
 
 
 def lineage(steps: Sequence[Step]) -> Lineage:
