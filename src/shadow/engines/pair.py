@@ -293,5 +293,5 @@ def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMet
         "seconds": round(seconds, 3),
     }
     if settings.device != CPU:
-        run["device_use"] = settings.device.use
+        run["device_use"] = {"name": settings.device.name}
     return run

@@ -43,14 +43,6 @@ class SettingsMetadata(TypedDict):
     relation: NotRequired[object]
 
 
-class DeviceMetadata(TypedDict):
-    """Where Gram matrices were made, of an audit that did not ask for the CPU."""
-
-    asked: str  # auto, cuda, cuda:1, mps
-    name: NotRequired[str | None]  # of the card
-    note: NotRequired[str | None]  # why auto took the CPU
-
-
 class SealMetadata(TypedDict):
     """Who made the summary beside the tables, and of what: see `shadow.telling.reading`."""
 
@@ -64,7 +56,7 @@ class RunMetadata(TypedDict):
 
     compute_dtype: NotRequired[object]
     device: NotRequired[object]  # cpu, cuda or mps
-    device_use: NotRequired[object]  # DeviceMetadata
+    device_use: NotRequired[object]  # of a card: {"name": what its maker calls it}
     libraries: NotRequired[Mapping[str, object] | None]
     started: NotRequired[object]
     seconds: NotRequired[float | None]  # 0 or more

@@ -11,7 +11,7 @@ import torch
 
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import UsageError
-from shadow.reports.metadata import DeviceMetadata, SettingsMetadata
+from shadow.reports.metadata import SettingsMetadata
 from shadow.spectra.device import OnDevice
 from shadow.spectra.measurement import Method
 from shadow.spectra.spectrum import ON_CPU, Grams
@@ -25,21 +25,10 @@ class DeviceChoice:
 
     kind: str = "cpu"
     """cpu, cuda or mps."""
-    asked: str = "cpu"
-    """As it was asked for: cpu, auto, cuda, cuda:1, mps."""
     place: str = "cpu"
     """As torch calls it: cpu, cuda:0, mps."""
     name: str | None = None
     """What its maker calls the card."""
-    note: str | None = None
-    """Why `auto` took the CPU."""
-
-    @property
-    def use(self) -> DeviceMetadata:
-        """What a report says of the device."""
-        if self.kind == "cpu":
-            return {"asked": self.asked, "note": self.note}
-        return {"asked": self.asked, "name": self.name}
 
 
 CPU = DeviceChoice()
@@ -64,11 +53,11 @@ def choose(asked: str) -> DeviceChoice:
                 warnings.simplefilter("ignore")  # of a driver that is too old
                 name = torch.cuda.get_device_name(place)
     except (RuntimeError, AssertionError) as error:  # such as a torch that is built without CUDA
-        note = str(error).strip().partition("\n")[0][:120]
         if asked == "auto":
-            return DeviceChoice(asked=asked, note=note)
+            return CPU
+        note = str(error).strip().partition("\n")[0][:120]
         raise UsageError(f"--device {asked}: {note}", "use --device cpu, or auto") from error
-    return DeviceChoice(place.partition(":")[0], asked, place, name=name)
+    return DeviceChoice(place.partition(":")[0], place, name)
 
 
 def open_device(choice: DeviceChoice) -> Grams:
