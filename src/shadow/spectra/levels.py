@@ -37,8 +37,7 @@ FAR = 0.5  # the cosine of original and copy below which it is not a copy of thi
 def expected_levels(kind: str, length: int) -> float:
     """The expected share of distinct values among `length` normal entries stored in a format.
 
-    BF16 and FP8 (E4M3) have cells of floating point, INT8 and INT4 as many equal ones from -max to
-    max of a row.
+    BF16 has cells of floating point, INT8 and INT4 as many equal ones from -max to max of a row.
     """
     integers = kind in ("INT8", "INT4")
     if integers:
@@ -47,8 +46,7 @@ def expected_levels(kind: str, length: int) -> float:
         edges = (np.arange(half + 1) + 0.5) / half * largest
         edges[-1] = math.inf
     else:
-        bits = {"BF16": 7, "FP8": 3}[kind]
-        lows = (1.0 + np.arange(1 << bits) / (1 << bits)) * np.exp2(np.arange(-24, 4))[:, None]
+        lows = (1.0 + np.arange(128) / 128) * np.exp2(np.arange(-24, 4))[:, None]
         edges = lows.ravel()
     below = np.array([math.erf(edge / math.sqrt(2)) for edge in edges])
     chances = np.diff(np.append(0.0, below)) / 2  # of either sign

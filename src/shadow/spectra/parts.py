@@ -35,13 +35,9 @@ class Part:
     """
 
     def __init__(
-        self,
-        space: Workspace,
-        dtype: torch.dtype,
-        matrices: int,
-        count: int,
-        stored: Sequence[torch.dtype],
-    ) -> None:
+        self, space: Workspace, dtype: torch.dtype, matrices: int, count: int,
+        stored: Sequence[torch.dtype] = (),
+    ) -> None:  # fmt: skip
         """stored: the dtypes of all, where they are read as they are stored."""
         self.count = count
         self.raw = [  # what is stored, of any shape
@@ -53,26 +49,11 @@ class Part:
         self._one_format = len(set(stored[:2])) == 1
         height = -(-count // LINE)
         padded = space.take("parts", (matrices + 1, height * LINE), dtype)
-        self._rest = padded[:, count:]
+        self.rest = padded[:, count:]
         self.numbers: list[Tensor] = [row[:count] for row in padded[:matrices]]
         self.lines = padded.view(matrices + 1, height, LINE).numpy()
         self._sums = np.empty((2, 2, height), self.lines.dtype)
         self._differ = space.take("differs", (height * LINE,), torch.bool).numpy()
-
-    @classmethod
-    def of(
-        cls,
-        space: Workspace,
-        dtype: torch.dtype,
-        matrices: int,
-        count: int,
-        stored: Sequence[torch.dtype] = (),
-    ) -> Part:
-        """The part of so many entries that a worker reuses, its numbers undefined."""
-        key = "part", dtype, matrices, count, *stored
-        part = space.once(key, lambda: cls(space, dtype, matrices, count, stored))
-        part._rest.zero_()
-        return part
 
     def load(self, *matrices: int) -> None:
         """The numbers of these matrices, from what is stored."""
@@ -145,6 +126,17 @@ def is_safe(energy: float) -> bool:
     return SAFE[0] < energy < SAFE[1]
 
 
+def _part(
+    space: Workspace, dtype: torch.dtype, matrices: int, count: int,
+    stored: Sequence[torch.dtype] = (),
+) -> Part:  # fmt: skip
+    """The part of so many entries that a worker reuses, its numbers undefined."""
+    key = "part", dtype, matrices, count, *stored
+    part = space.once(key, lambda: Part(space, dtype, matrices, count, stored))
+    part.rest.zero_()
+    return part
+
+
 def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> Iterator[Part]:
     """Matrices of one shape part by part, with what is stored of each. Its numbers are not loaded.
 
@@ -154,7 +146,7 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
     if len(flat) < len(matrices):
         for index, _ in tiles(matrices[1], PART, PART):
             raw = [one[index] for one in matrices]
-            part = Part.of(space, dtype, len(raw), raw[0].numel())
+            part = _part(space, dtype, len(raw), raw[0].numel())
             part.raw = raw
             yield part
             part.raw = []  # a part is kept, and what was read of a matrix would be with it
@@ -162,7 +154,7 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
     stored, whole = [one.dtype for one in flat], matrices[1].numel()
     for start in range(0, whole, PART):
         if start == 0 or whole - start < PART:
-            part = Part.of(space, dtype, len(flat), min(PART, whole - start), stored)
+            part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
         for one, room in zip(flat, part.bytes, strict=True):
             one.fill(start, room)
         yield part

@@ -105,8 +105,12 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
     scale = delta_scale = 1.0
     if size is not None:
         scale, delta_scale = size.scales
-    bits, exponent_mask = _exponent_bits(sides.dtype)
-    smallest_normal = np.array(math.ldexp(scale, stored.min_exponent), bits[0]).view(bits[1])
+    # without its other bits a number x >= 0 is 2^floor(log2 x), or 0 where it is subnormal
+    is_wide = sides.dtype == torch.float64
+    integer: type[np.signedinteger] = np.int64 if is_wide else np.int32
+    exponent_mask = 0x7FF << 52 if is_wide else 0xFF << 23
+    smallest = np.array(math.ldexp(scale, stored.min_exponent), f"f{8 if is_wide else 4}")
+    smallest_normal = smallest.view(integer)
     r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
     ulp_rows, ulp_cols = np.zeros(rows), np.zeros(cols)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
@@ -139,7 +143,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         totals["along"] += _products(b, d)
         down = np.ones(len(d), d.dtype)
         # The exponents of numbers >= 0 are in the order of their bits.
-        b_bits, t_bits = b.view(bits[1]), t.view(bits[1])
+        b_bits, t_bits = b.view(integer), t.view(integer)
         b_bits &= exponent_mask
         t_bits &= exponent_mask
         np.maximum(b_bits, t_bits, out=b_bits)
@@ -174,15 +178,3 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
 def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """Sum of a_ij b_ij: over rows in the precision of both, and in float64 over these sums."""
     return float(np.vecdot(a, b).sum(dtype=np.float64))
-
-
-def _exponent_bits(
-    dtype: torch.dtype,
-) -> tuple[tuple[type[np.floating], type[np.signedinteger]], int]:
-    """NumPy's float and integer types of a dtype, and the bits of the exponent.
-
-    Without its other bits a number x >= 0 is 2^floor(log2 x), or 0 where it is subnormal.
-    """
-    if dtype == torch.float64:
-        return (np.float64, np.int64), 0x7FF0000000000000
-    return (np.float32, np.int32), 0x7F800000
