@@ -200,7 +200,7 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
                 found.append({**one.summary.as_json(), **rules})
         console.show_json_pairs(found, format, None if index is None else index.as_json())
     elif index is not None:
-        console.show(list_document(index))
+        console.show(list_document(index, request.output))
         for one in judged:
             console.show(rules_document(one, titled=True))
     elif not request.is_alone:

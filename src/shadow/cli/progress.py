@@ -19,50 +19,45 @@ Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 EVERY = 30.0  # seconds between two lines
 
 
-class Pace:
-    """How far one pair is. What was done before this run has no rate."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began = clock()
-        self._first: State | None = None
-
-    def in_words(self, state: State) -> Iterator[str]:
-        """`45 % done`, `120 of 296 matrices`, `1:20 left`, as far as they are known.
-
-        The time left is by operations, not by count, as sizes differ a lot.
-        """
-        if self._first is None or not self._first.total:
-            self._began, self._first = self._clock(), state
-        if state.total:
-            yield f"{100 * state.cost_done / (state.cost_total or 1):.0f} % done"
-            yield f"{state.done:,} of {state.total:,} matrices"
-        if state.to_move:
-            yield f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched"
-        elapsed, spent = self._clock() - self._began, state.cost_done - self._first.cost_done
-        if spent and elapsed:
-            yield f"{duration(elapsed * (state.cost_total - state.cost_done) / spent)} left"
+def _in_words(state: State) -> Iterator[str]:
+    """`120 of 296 matrices`, `1.2 GB of 3 GB fetched`, as far as they are known."""
+    if state.total:
+        yield f"{state.done:,} of {state.total:,} matrices"
+    if state.to_move:
+        yield f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched"
 
 
 @contextlib.contextmanager
 def in_lines(
     total: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Watch]:
-    """Say every half minute how far a pair is. Yields what begins a pair, by its title."""
+    """Say every half minute how far a pair is. Yields what begins a pair, by its title.
+
+    The time left is by operations, not by count, as sizes differ a lot; what was done before this
+    run has no rate.
+    """
     last, ended = clock(), 0
 
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Update]:
         nonlocal ended
-        pace = Pace(clock)
+        began, first = clock(), None
 
         def update(state: State) -> None:
-            nonlocal last
-            words = list(pace.in_words(state))
-            if clock() - last >= EVERY:
-                last = clock()
-                words += [f"{ended:,} of {total:,} pairs done"] if total > 1 else []
-                say(f"{title}: {', '.join(words) or 'at work'}")
+            nonlocal last, began, first
+            if first is None or not first.total:
+                began, first = clock(), state
+            if clock() - last < EVERY:
+                return
+            last = clock()
+            words = list(_in_words(state))
+            if state.cost_total:
+                words.insert(0, f"{100 * state.cost_done / state.cost_total:.0f} % done")
+            if spent := state.cost_done - first.cost_done:
+                left = (last - began) * (state.cost_total - state.cost_done) / spent
+                words.append(f"{duration(left)} left")
+            words += [f"{ended:,} of {total:,} pairs done"] if total > 1 else []
+            say(f"{title}: {', '.join(words) or 'at work'}")
 
         try:
             yield update
@@ -80,20 +75,19 @@ def in_bars(console: Console, total: int, *, together: bool) -> Iterator[Watch]:
     report is printed then.
     """
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import Progress, TextColumn
 
-    words = TextColumn("{task.fields[words]}", style="cyan")
-    columns = TextColumn("{task.description}"), BarColumn(), words
+    columns = *Progress.get_default_columns(), TextColumn("{task.fields[words]}", style="cyan")
     bars = Progress(*columns, console=console, transient=True)
     every = bars.add_task("pairs", total=total, words="", visible=total > 1)
 
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Update]:
-        task, pace = bars.add_task(escape(visible(title)), total=None, words=""), Pace()
+        task = bars.add_task(escape(visible(title)), total=None, words="")
 
         def update(state: State) -> None:
-            text, whole = ", ".join(pace.in_words(state)), state.cost_total or None
-            bars.update(task, total=whole, completed=state.cost_done, words=text)
+            words, whole = ", ".join(_in_words(state)), state.cost_total or None
+            bars.update(task, total=whole, completed=state.cost_done, words=words)
 
         with contextlib.nullcontext() if together else bars:
             try:

@@ -105,7 +105,7 @@ def _show(reports: Sequence[Shown], index: Index | None, run: Path, *, full: boo
     if index is not None:
         from shadow.lists.document import list_document
 
-        console.show(list_document(index))
+        console.show(list_document(index, as_given(run)))
     if index is None or full:  # of a list, a line a pair is there already
         for summary, provenance, folder in reports:
             show_pair(summary, provenance, folder, of=len(reports), full=full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -52,8 +53,11 @@ LIST = (
 )
 
 
-def list_document(index: Index) -> Document:
-    """How the pairs of a list stand, a row each; what went wrong; how many, and what they took."""
+def list_document(index: Index, folder: object = "reports") -> Document:
+    """How the pairs of a list stand, a row each; what went wrong; how many, and what they took.
+
+    folder: of the list.
+    """
     faults = [
         FigureRow(_position(row), f"{row.name}: {row.error}{f' ({row.hint})' if row.hint else ''}")
         for row in index.rows
@@ -62,10 +66,10 @@ def list_document(index: Index) -> Document:
     blocks: list[Block] = [Section("list"), table_of(LIST, index.rows, close=True)]
     if faults:
         blocks.append(Figures(faults))
-    return Document([*blocks, Provenance(_totals(index))])
+    return Document([*blocks, Provenance(_totals(index, folder))])
 
 
-def _totals(index: Index) -> list[tuple[str, str]]:
+def _totals(index: Index, folder: object) -> list[tuple[str, str]]:
     counts = Counter[str](row.state for row in index.rows)
     pairs = f"{len(index.rows):,}"
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
@@ -74,8 +78,8 @@ def _totals(index: Index) -> list[tuple[str, str]]:
     if moved := sum(row.bytes or 0 for row in index.rows):
         parts.append(f"{byte_size(moved)} fetched")
     rows = {"pairs": "; ".join(parts)}
-    if counts["done"] or counts["kept"]:
-        rows["more"] = "shadow show DIR/FAMILY/PAIR"
+    for row in [row for row in index.rows if row.state in ("done", "kept")][:1]:
+        rows["more"] = f"shadow show {shlex.quote(f'{folder}/{row.folder}')}"
     return list(rows.items())
 
 
