@@ -1,4 +1,4 @@
-"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and so on.
+"""The Python API: the functions behind `shadow.audit`, `shadow.read` and so on.
 
 Nothing here prints. What is expected to go wrong is a `ShadowError`, with a message and a hint.
 `say` gets a line of text now and then, `progress` how far the work is. No number depends on `jobs`,

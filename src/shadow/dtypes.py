@@ -33,7 +33,7 @@ INTEGERS = {
 
 
 def torch_name(dtype: str) -> str:
-    """What torch calls a dtype of FLOATS or INTEGERS."""
+    """Return the name in torch of a dtype of FLOATS or INTEGERS."""
     if dtype in FLOATS:
         return FLOATS[dtype].torch_name
     return "bool" if dtype == "BOOL" else f"{'u' * (dtype[0] == 'U')}int{INTEGERS[dtype]}"

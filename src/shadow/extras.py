@@ -28,7 +28,7 @@ def require(extra: str) -> None:
 
 
 def installing(extra: str) -> str:
-    """What to type for an extra. The package is on no index, so pip takes it from a clone."""
+    """Return what installs an extra. The package is on no index, so pip takes it from a clone."""
     return f"in a clone of shadow, type: pip install '.[{extra}]'"
 
 

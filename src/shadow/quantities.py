@@ -70,7 +70,7 @@ def bounds_text(bounds: Sequence[float], kind: Kind) -> str:
 
 
 def portion_of(part: float | int | None, whole: float | int | None) -> Quantity:
-    """What part is of the whole; null where there is no whole."""
+    """The share that part is of the whole; null where there is no whole."""
     share = None if part is None or not whole else part / whole
     return Quantity(share, "portion")
 

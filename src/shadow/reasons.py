@@ -10,7 +10,7 @@ Status = Literal["measured", "identical", "skipped"]
 
 @dataclass(frozen=True)
 class Reason:
-    """What a reason means."""
+    """The meaning of a reason."""
 
     text: str  # part of a sentence
     strict: bool = False  # whether `--strict` objects: what should have been measured was not
@@ -40,5 +40,5 @@ STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 
 def meaning(name: str) -> str:
-    """What a reason means; of one that this version does not know, its name."""
+    """Return the meaning of a reason; of one that this version does not know, its name."""
     return REASONS[name].text if name in REASONS else name

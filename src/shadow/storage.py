@@ -84,7 +84,7 @@ class Store:
             system.rm_file(path)
 
     def files(self) -> dict[str, Mapping[str, Any]]:
-        """What the store says of each file below, by its path from here."""
+        """Return the metadata of each file below, by its path from here."""
         with self.reached() as (system, top):
             system.invalidate_cache()
             try:
@@ -150,7 +150,7 @@ def as_given(text: object) -> str:
 
 
 def work_folder(store: Store) -> Path:
-    """Where audits into a store work on this machine: the same folder for the same URL."""
+    """Return the folder on this machine for audits into a store: the same for the same URL."""
     name = safe_name(store.url.rpartition("/")[2])
     digest = hashlib.sha256(store.url.encode()).hexdigest()[:12]
     cached = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -31,7 +31,7 @@ OPTIONAL = re.compile(r"\[([^][]*)\]")
 
 @dataclass(frozen=True)
 class Reason:
-    """What is said: the code of a template, and the figures that fill it."""
+    """The code of a template, and the figures that fill it."""
 
     code: str
     figures: Mapping[str, Value] = field(default_factory=dict)

@@ -35,7 +35,7 @@ def short_name(name: str) -> str:
 
 
 def short(said: object) -> str:
-    """What somebody wrote, for a message: one line of at most 80 characters."""
+    """Shorten what somebody wrote for a message: one line of at most 80 characters."""
     text = repr(said)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
@@ -139,7 +139,7 @@ CLOSING = ":;,.)]}"  # of the sentence around a URL
 
 
 def holds_account(rest: str) -> bool:
-    """Whether an account or a password, not a port or S3 access point, precedes the first slash."""
+    """Return whether an account or password precedes the first slash, and no port or S3 point."""
     if "@" not in rest and ACCESS_POINT.match(rest):
         return False
     host = rest.partition("/")[0]

@@ -131,10 +131,10 @@ class _Judge:
     """By family and pair: the earlier reports that figures must not have moved from."""
     strict: bool
     is_shown: bool
-    """Whether report and judgement of a pair are shown at once."""
+    """Show report and judgement of a pair at once."""
     say: Callable[[str], None]
     faults: list[Exception] = field(default_factory=list)
-    """What went wrong with pairs; faults of shadow itself do not stop a list."""
+    """Errors of pairs; those of shadow itself do not stop a list."""
 
     def __call__(self, outcome: PairOutcome) -> Judgement:
         pair, is_alone = outcome.pair, self.request.is_alone

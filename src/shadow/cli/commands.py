@@ -70,7 +70,7 @@ COLLECT_AFTER = 20_000
 
 
 def _prepare_process() -> None:
-    """What the command sets for its whole process, before a command imports torch or NumPy.
+    """Set up the whole process, before a command imports torch or NumPy.
 
     Here alone: whoever imports a module of `shadow` keeps the process as it is. One BLAS thread for
     each worker (see shadow.run.workers); torch and NumPy read these variables when they are
@@ -83,7 +83,7 @@ def _prepare_process() -> None:
 
 
 def run() -> int:
-    """Run the command of `sys.argv`; returns its exit code. Faults are told on stderr.
+    """Run the command of `sys.argv`; returns its exit code. Errors are printed on stderr.
 
     Raises KeyboardInterrupt where it was interrupted, unless the same command continues its work.
     """

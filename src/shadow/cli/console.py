@@ -30,7 +30,7 @@ BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters
 
 
 def forgive_letters() -> None:
-    """A letter that the terminal lacks becomes a question mark: it must not end an audit."""
+    """Print a question mark for a letter that the terminal lacks: it must not end an audit."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -40,13 +40,13 @@ _views = 0  # that this command has displayed
 
 
 def begin() -> None:
-    """A command begins: nothing has been displayed."""
+    """Begin a command: nothing has been displayed."""
     global _views
     _views = 0
 
 
 def show(document: Document) -> None:
-    """Data for people, on stdout: one view. A blank line parts it from the view before.
+    """Print data for people, on stdout: one view, with a blank line before any but the first.
 
     Tables bring blank lines of their own: none stays at either end, and two in a row become one.
     """
@@ -62,7 +62,7 @@ def show(document: Document) -> None:
 
 
 def show_json(value: Any, indent: int | None = 2) -> None:
-    """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
+    """Print data for machines, on stdout: exactly JSON, never wrapped or coloured."""
     text = json.dumps(value, indent=indent, allow_nan=False)
     print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
@@ -70,7 +70,7 @@ def show_json(value: Any, indent: int | None = 2) -> None:
 def show_json_pairs(
     pairs: Sequence[Any], format: str, index: Mapping[str, Any] | None = None
 ) -> None:
-    """Pairs as JSON: an array, or an object with the index of their list; as `jsonl` lines."""
+    """Print pairs as JSON: an array, an object with the index of their list, or lines (`jsonl`)."""
     if format == "jsonl":
         for pair in pairs:
             show_json(pair, indent=None)
@@ -79,17 +79,17 @@ def show_json_pairs(
 
 
 def show_text(text: str) -> None:
-    """Data as it is, such as Markdown, on stdout: never wrapped or coloured."""
+    """Print Markdown or other data on stdout as it is: never wrapped or coloured."""
     print(text if is_watched(out) else inert(text), end="")
 
 
 def say(text: str) -> None:
-    """One line of talk, on stderr."""
+    """Print one line of talk, on stderr."""
     _print(err, escape(visible(redacted(as_given(text)))))
 
 
 def say_nothing(text: str) -> None:
-    """What `--quiet` does with a line of talk."""
+    """Drop a line of talk, as `--quiet` does."""
 
 
 def flush() -> None:
@@ -99,18 +99,18 @@ def flush() -> None:
 
 
 def give_up() -> None:
-    """What stdout still holds cannot be written: let no flush at the end complain again."""
+    """Drop what stdout still holds and cannot write, so that no flush at the end fails again."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def annotate(command: str) -> None:
-    """A workflow command of GitHub Actions, a line on stderr, which the runner reads as well."""
+    """Print a workflow command of GitHub Actions on stderr, which the runner reads as well."""
     sys.stderr.write(command + "\n")
 
 
 def complain(error: ShadowError) -> None:
-    """An expected fault: one line, and what to do next.
+    """Print an expected error: one line, and what to do next.
 
     What was typed may be repeated as it was, so passwords are left out here.
     """
@@ -141,8 +141,8 @@ def _print(console: Console, renderable: RenderableType) -> None:
 
 
 def _rendered(console: Console, renderable: RenderableType) -> str:
-    """What a console would print. For a file or a pipe, without the spaces that fill cells up to
-    their width, and without commands to what may run this.
+    """Render as a console would print. For a file or a pipe, without the spaces that fill cells
+    up to their width, and without commands to what may run this.
     """
     with console.capture() as captured:
         console.print(renderable)
@@ -152,7 +152,7 @@ def _rendered(console: Console, renderable: RenderableType) -> str:
 
 
 def is_watched(console: Console) -> bool:
-    """Whether a person sees it. Console.is_terminal is true in CI too, with FORCE_COLOR."""
+    """Return whether a person sees it. Console.is_terminal is true in CI too, with FORCE_COLOR."""
     return console.is_terminal and console.file.isatty()
 
 

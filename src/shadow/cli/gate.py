@@ -112,7 +112,7 @@ def gate(
 
 
 def begin(junit: Path | None, command: str) -> None:
-    """Before anything else: no JUnit file of an earlier run outlasts a fault of this one."""
+    """Before anything else, replace the JUnit file of an earlier run by an error."""
     if junit is not None:
         from shadow.outputs.ci import begin_junit
 
@@ -120,7 +120,7 @@ def begin(junit: Path | None, command: str) -> None:
 
 
 def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
-    """The rules of a command. Raises UsageError for one that makes no sense."""
+    """Return the rules of a command. Raises UsageError for one that makes no sense."""
     if not rules.fail_on and rules.policy is None and rules.against is None:
         return ()
     from shadow.gates.rules import gather
@@ -130,7 +130,7 @@ def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
 
 
 def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
-    """What a list claims of its pairs, as rules. Raises UsageError, with its line."""
+    """Return the claims of a list about its pairs, as rules. Raises UsageError, with its line."""
     from shadow.gates.rules import claim_rule
 
     return {
@@ -141,7 +141,7 @@ def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
 
 
 def at_fault(family: str, pair: str, error: ShadowError, **more: Any) -> Judgement:
-    """What came of a pair without a new report; its fault is said at once."""
+    """Print the error of a pair without a new report, and judge it."""
     from shadow.gates.verdicts import Judgement
 
     console.complain(error)
@@ -151,7 +151,7 @@ def at_fault(family: str, pair: str, error: ShadowError, **more: Any) -> Judgeme
 def baselines_of(
     rules: shared.Rules, pairs: list[tuple[str, str]], say: Callable[[str], None]
 ) -> dict[tuple[str, str], Measured]:
-    """The earlier reports of pairs, by family and pair. say: gets a line where there are none.
+    """Return the earlier reports of pairs, by family and pair. say: gets a line if there are none.
 
     Raises ShadowError where there is no such folder, or it holds no reports.
     """

@@ -1,4 +1,4 @@
-"""What may be typed: options that commands share, what the shell offers, what words stand for."""
+"""Options that commands share, the words that the shell offers, and what typed words name."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Rules:
-    """What reports are judged by."""
+    """Rules and baselines for reports."""
 
     fail_on: Sequence[str] = option(
         "Exit with 4 if true, as 'concentration > 0.5'; may be repeated.", (), metavar="RULE"

@@ -1,4 +1,4 @@
-"""How far an audit is: bars where a person watches, otherwise a line every half minute."""
+"""Progress of an audit: bars on a terminal, otherwise a line every half minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What help shows, and what typer finds wrong as errors of ours, and words that are gone."""
+"""Help, usage errors, and words that are gone."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def claims() -> list[str]:
 
 
 def as_usage_error(fault: typer.TyperException) -> UsageError | None:
-    """What typer found wrong, as an error of ours; None where it showed the help."""
+    """Return a usage error of typer as an error of ours; None where it showed the help."""
     context = getattr(fault, "ctx", None)
     message = " ".join(str(getattr(fault, "format_message", fault.__str__)()).split()).rstrip(".")
     if not message:

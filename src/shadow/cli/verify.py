@@ -130,7 +130,7 @@ def _listed(file: Path) -> list[Question]:
 def _checked(
     asked: Question, runtime: Runtime, *, is_alone: bool, quiet: bool
 ) -> Verification | FailedVerification:
-    """What came of a claim; of one among several also its fault, which is said at once."""
+    """Check a claim. The error of one among several is printed, and is its answer."""
     from shadow.checks.answer import FailedVerification
     from shadow.checks.registry import verify as check
 
