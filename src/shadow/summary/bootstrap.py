@@ -46,23 +46,18 @@ Statistic = Callable[[Counts], NDArray[np.float64]]
 class Interval:
     """How far a figure would move with other layers, or the reason why that cannot be said."""
 
-    bounds: tuple[float, float] | None
-    """(low, high), in the unit of the figure; None where reason says why."""
+    bounds: tuple[float, float] | None  # (low, high), in the unit of the figure
     layers: int
-    level: float | None = None
-    """The probability that the interval may claim at most, up to LEVEL; None without bounds."""
-    reason: str | None = None
-    """Why there are no bounds; None where there are."""
+    level: float | None = None  # the probability that it may claim at most; None without bounds
+    reason: str | None = None  # why there are no bounds; None where there are
 
 
 @dataclass(frozen=True)
 class Blocks:
     """The layers that the rows of a table lie in."""
 
-    codes: NDArray[np.intp]
-    """(n,): the number of each row's layer, from 0; -1 outside the layers."""
-    strata: NDArray[np.intp]
-    """(layers,): the number of each layer's component, from 0, in ascending order."""
+    codes: NDArray[np.intp]  # (n,): the number of each row's layer, from 0; -1 outside the layers
+    strata: NDArray[np.intp]  # (layers,): the number of each layer's component, ascending from 0
 
     @property
     def layers(self) -> int:
@@ -72,7 +67,7 @@ class Blocks:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Layers of each component that has any."""
-        return tuple(int(count) for count in np.unique(self.strata, return_counts=True)[1])
+        return tuple(np.unique(self.strata, return_counts=True)[1].tolist())
 
     @property
     def free(self) -> int:

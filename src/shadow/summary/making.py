@@ -114,10 +114,8 @@ def side_row(side: CheckpointMetadata) -> Row:
 class Sum:
     """A sum over some rows, such as their energy."""
 
-    layers: Floats
-    """(layers,): what of it is in each layer."""
-    outside: float
-    """What of it is outside the layers."""
+    layers: Floats  # (layers,): what of it is in each layer
+    outside: float  # what of it is outside the layers
 
 
 def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:

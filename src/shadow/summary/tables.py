@@ -75,10 +75,8 @@ class Columns:
     where they are null, texts as objects, None where they are.
     """
 
-    arrays: Mapping[str, NDArray[Any]]
-    """By name, of all rows of the table."""
-    rows: NDArray[np.intp] | None = None
-    """The numbers of the rows; None for all."""
+    arrays: Mapping[str, NDArray[Any]]  # by name, of all rows of the table
+    rows: NDArray[np.intp] | None = None  # the numbers of the rows; None for all
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         whole = self.arrays[name]
@@ -182,14 +180,10 @@ class Rows:
     """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
     of their layer in layers (-1 outside).
     """
-    alone: Columns
-    """The rows of tuned matrices that have no base."""
-    tensors: Columns
-    """All rows of tensors.parquet, with was_compared."""
-    files: list[dict[str, Any]]
-    """All rows of files.parquet."""
-    layers: Sequence[tuple[str, int]]
-    """Component and number of every layer that was compared."""
+    alone: Columns  # the rows of tuned matrices that have no base
+    tensors: Columns  # all rows, with was_compared
+    files: list[dict[str, Any]]  # all rows
+    layers: Sequence[tuple[str, int]]  # component and number of every layer that was compared
 
     @cached_property
     def blocks(self) -> Blocks:
