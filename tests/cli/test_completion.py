@@ -14,12 +14,12 @@ from shadow.cli.commands import app
 from shadow.places.names import name_rules
 from shadow.reports.columns import TABLES
 
-OWN = "toy:\n  base: ./a\n  sft: ./b\n  'chat': ./c\n"
+OWN = "toy:\n  base: ./a\n  sft: ./b\n"
 
 
 def offered(line, **variables):
-    """The words that bash gets for the last word of a line; bash breaks words at colons."""
-    typed = line.replace(":", " : ").split(" ")
+    """The words that bash gets for the last word of a line."""
+    typed = line.split(" ")
     typed = [word for word in typed[:-1] if word] + typed[-1:]
     told = {
         "COMP_WORDS": " ".join(typed),
@@ -29,16 +29,12 @@ def offered(line, **variables):
     return CliRunner().invoke(app, [], prog_name="shadow", env={**told, **variables}).stdout.split()
 
 
-def test_a_target_is_a_family_and_then_a_pair(tmp_path):
+def test_a_target_is_a_family(tmp_path):
     """Of the registry and of the folder that was typed or set before."""
     (tmp_path / "own.yaml").write_text(OWN)
     assert offered("shadow audit dem") == ["demo"]
-    assert offered("shadow audit demo:base..n") == ["base..narrow"]
     assert offered(f"shadow plan --registry {tmp_path} to") == ["toy"]
-    assert offered("shadow audit toy:b", SHADOW_REGISTRY=str(tmp_path)) == [
-        "base..sft",
-        "base..chat",
-    ]
+    assert offered("shadow audit to", SHADOW_REGISTRY=str(tmp_path)) == ["toy"]
     assert offered("shadow families dem") == ["demo"]
 
 
@@ -76,7 +72,7 @@ def test_a_begun_word_loads_nothing_heavy():
     code = (
         "import sys; from types import SimpleNamespace; from shadow.cli import options as o; "
         "ctx = SimpleNamespace(params={}); "
-        "assert o.offered_families(ctx) and o.offered_targets(ctx, 'demo:'); "
+        "assert o.offered_families(ctx); "
         "assert o.OFFERED['modules']() and o.offered_words(); "
         "print(*{'torch', 'pandas', 'numpy', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
     )

@@ -53,41 +53,15 @@ def anywhere(given: Any) -> Any:
 # What the shell offers when a word is begun. A person waits for it: neither torch nor pandas.
 
 
-def offered_targets(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    """Families; after a colon the pairs of the family.
-
-    bash breaks words at colons, so that `family:ba` comes as `family`, `:` and `ba`, and wants the
-    last part alone.
-    """
-    from shadow.targets.families import load_families
-
-    *_, family, colon = ["", "", *map(str, ctx.params.get("targets") or ())]
-    start = ""
-    if colon != ":":
-        family, colon, _ = incomplete.partition(":")
-        start = f"{family}:"
-        if not colon:
-            return offered_families(ctx)
-    try:
-        known = load_families(_registry(ctx)).get(family)
-    except (ShadowError, OSError):
-        return []
-    return [f"{start}{pair.name}" for pair in known.pairs] if known else []
-
-
 def offered_families(ctx: typer.Context) -> Iterable[str]:
+    """Families of the registry, and of the folder that was typed before this word or set."""
     from shadow.targets.families import family_names
 
+    typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
     try:
-        return family_names(_registry(ctx))
+        return family_names(Path(typed) if typed else None)
     except (ShadowError, OSError):
         return []
-
-
-def _registry(ctx: typer.Context) -> Path | None:
-    """The folder that was typed before this word, or the variable's."""
-    typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
-    return Path(typed) if typed else None
 
 
 TOPICS = ("finding", "gates")  # what `shadow explain` knows besides columns and heads
@@ -115,7 +89,6 @@ def _checks() -> Iterable[str]:
 
 
 OFFERED: dict[str, Callable[..., Iterable[str]]] = {  # by `complete` of an option
-    "targets": offered_targets,
     "families": offered_families,
     "modules": lambda: _of_names("modules"),
     "components": lambda: _of_names("components"),
@@ -250,7 +223,7 @@ TARGETS = option(
     (),
     ARGUMENT,
     metavar="TARGET",
-    complete="targets",
+    complete="families",
 )
 OUTPUT = option(
     "Folder for reports; may be a URL.",
