@@ -89,7 +89,7 @@ def pair_name(text: str) -> tuple[str, str]:
     family, _, stages = text.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
-        hint = "write FAMILY:BASE..TUNED, such as mine:base..run-7; each of a-z, A-Z, 0-9, . _ -"
+        hint = "write FAMILY:BASE..TUNED, as in --name mine:base..v2; each of a-z, A-Z, 0-9, . _ -"
         raise UsageError(f"{short(text)} is not a pair name", hint)
     return family, stages
 
