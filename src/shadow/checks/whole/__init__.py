@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
 from shadow.checks.whole import configs, names, shards, values
-from shadow.checks.whole.part import Part, gathered, summary
+from shadow.checks.whole.part import Part, gathered
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def judge(found: Whole) -> Answer:
     figures = {**part.figures, "faults": len(part.against)}
     notes, doubts = gathered(part.notes), gathered(part.doubts)
     if part.against:
-        reasons, against = summary(part.against, [*TEXTS]), largest_first(part.against)
+        order, against = [*TEXTS], largest_first(part.against)
+        reasons = gathered(part.against, by_code=True)
+        reasons.sort(key=lambda reason: order.index(reason.code))
         return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, [*doubts, *notes])
     if doubts:
         return Answer(Outcome.INCONCLUSIVE, [*doubts, Reason("not_all")], figures, (), notes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from shadow.checks.answer import Against
 from shadow.checks.whole.part import Part
 from shadow.checks.whole.values import BUFFER, FLAT, role
 from shadow.extras import installing
@@ -82,7 +83,7 @@ def judge_names(part: Part, found: Names) -> None:
     if problem := found.expected.problem:
         figures = {"detail": found.expected.detail, "install": installing("loader")}
         why = Reason("not_asked", {"why": Reason(problem, figures)})
-        (part.notes if problem == "cut" else part.doubts).append(why)
+        (part.notes if problem == "cut" else part.doubts).append(Against("", why))
         there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
         promised = number_of(found.config, ("num_hidden_layers",))
         if problem != "cut" and there and promised <= MOST:

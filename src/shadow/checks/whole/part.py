@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,46 +12,32 @@ from shadow.templates import Reason, Value
 
 @dataclass
 class Part:
-    """Faults, doubts and notes as they are found."""
+    """Faults, doubts (what could not be checked) and notes as they are found."""
 
     against: list[Against] = field(default_factory=list)
-    doubts: list[Reason] = field(default_factory=list)  # what could not be checked
-    notes: list[Reason] = field(default_factory=list)
+    doubts: list[Against] = field(default_factory=list)
+    notes: list[Against] = field(default_factory=list)
     figures: dict[str, Figure] = field(default_factory=dict)
 
     def fault(self, name: str, code: str, **figures: Value) -> None:
         self.against.append(Against(name, Reason(code, figures)))
 
     def doubt(self, name: str, code: str, **figures: Value) -> None:
-        self.doubts.append(Reason(code, {**figures, "names": [name]}))
+        self.doubts.append(Against(name, Reason(code, figures)))
 
     def note(self, name: str, code: str, **figures: Value) -> None:
-        self.notes.append(Reason(code, {**figures, "names": [name]}))
+        self.notes.append(Against(name, Reason(code, figures)))
 
 
-def gathered(reasons: Iterable[Reason]) -> list[Reason]:
-    """Each thing that is said once, with all names of which it is said."""
-    found: dict[str, tuple[Reason, list[str]]] = {}
-    for one in reasons:
-        figures = dict(one.figures)
-        names = figures.pop("names", None) or []
-        assert isinstance(names, list), "of names"
-        plain = Reason(one.code, figures)
-        found.setdefault(repr(plain), (plain, []))[1].extend(map(str, names))
+def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
+    """What is said, once, with all names of which it is said; by_code: whatever its figures."""
+    groups: dict[object, list[Against]] = {}
+    for one in found:
+        groups.setdefault(one.why.code if by_code else one.why, []).append(one)
     return [
-        Reason(one.code, {**one.figures, "names": names} if names else one.figures)
-        for one, names in found.values()
-    ]
-
-
-def summary(against: Sequence[Against], order: Sequence[str]) -> list[Reason]:
-    """A reason for each kind of fault, in this order, with the names of those that have it."""
-    groups: defaultdict[str, list[Against]] = defaultdict(list)
-    for one in against:
-        groups[one.why.code].append(one)
-    return [
-        Reason(code, {**own[0].why.figures, "names": [*dict.fromkeys(one.name for one in own)]})
-        for code, own in sorted(groups.items(), key=lambda group: order.index(group[0]))
+        Reason(own[0].why.code, {**own[0].why.figures, "names": names or None})
+        for own in groups.values()
+        for names in [[*dict.fromkeys(one.name for one in own if one.name)]]
     ]
 
 

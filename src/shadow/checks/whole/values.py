@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.whole.part import Part
 from shadow.dtypes import FLOATS
-from shadow.templates import Reason
 from shadow.text import in_ranges
 
 if TYPE_CHECKING:
@@ -77,8 +76,8 @@ def judge_values(part: Part, found: Values) -> None:
             _judge_tensor(part, one, found, peers[role(one.info.name)])
     if found.is_quantised:
         _judge_scales(part, found)
-    part.doubts += [Reason("undecoded", {"names": [one.tensor], "why": one.why})
-                    for one in found.unread]  # fmt: skip
+    for lone in found.unread:
+        part.doubt(lone.tensor, "undecoded", why=lone.why)
 
 
 def role(name: str) -> str:
