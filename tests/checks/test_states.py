@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
         ("language.norm unchanged", "passed", ""),
         ("layers.0-1 unchanged", "missing", "not all of vision.layers.0"),
         ("layers.1-3 unchanged", "missing", "not all of vision.layers.1"),
-        ("layers.2-3 unchanged", "passed", "each of 2 is changed"),
+        ("layers.2-3 unchanged", "passed", "language.layers.2 is changed"),
         ("layers.0 changed", "met", "language.layers.0 is changed"),
         ("vision changed", "missing", "not all of vision was compared"),
         ("vision unchanged", "missing", "not all of vision was compared"),

@@ -55,7 +55,6 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "inconclusive": "it is inconclusive: {why}",
     "absent": "{why}",
     "states": "{states}",
-    "all_states": "{what} is {states}",
     "not_compared": "not all of {what} was compared",
     "identical": "{what} is 0, as all that it names is identical",
     "within_error": "{figures} is an estimate whose error reaches the threshold: measure with"
@@ -285,18 +284,13 @@ def _in_state(rule: Rule, now: Measured) -> Verdict:
     found = now.states(rule.figure)
     if not found:
         return _missing(rule, "absent", why=now.why_absent(rule.figure))
-    findings = [
-        RuleFigure(name, state, rule.holds(state))
-        for name, state in found.items()
-        if state is not None
-    ]
-    if violating := [f"{one.figure} is {one.value}" for one in findings if one.met]:
-        return _verdict(rule, "states", {"states": violating}, findings)
-    if unknown := [name for name, state in found.items() if state is None]:
+    findings = [RuleFigure(name, one, rule.holds(one)) for name, one in found.items() if one]
+    violating = [one for one in findings if one.met]
+    if len(findings) < len(found) and not violating:
+        unknown = [name for name, state in found.items() if state is None]
         return _missing(rule, "not_compared", what=unknown)
-    states = list(dict.fromkeys(str(one.value) for one in findings))
-    noun = findings[0].figure if len(findings) == 1 else f"each of {len(findings)}"
-    return _verdict(rule, "all_states", {"what": noun, "states": " or ".join(states)}, findings)
+    texts = [f"{one.figure} is {one.value}" for one in violating or findings]
+    return _verdict(rule, "states", {"states": texts}, findings)
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
