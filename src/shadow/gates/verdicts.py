@@ -23,7 +23,7 @@ from shadow.checks.registry import pair_claim
 from shadow.checks.summary import Summary, broken
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
-from shadow.gates.measured import Measured, Scope, checked
+from shadow.gates.measured import Measured, checked
 from shadow.gates.rules import (
     FAILS,
     HOLDS,
@@ -294,41 +294,34 @@ def _in_state(rule: Rule, now: Measured) -> Verdict:
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
-    places = now.places(rule.figure)
-    figures = {at: now.figure(at, rule.figure.metric) for at in places}
-    findings = {
-        at: RuleFigure(figure.name, value, rule.holds(value))
-        for at, figure in figures.items()
-        if (value := figure.value) is not None
-    }
-    if not findings and not any(now.changed(at) for at in places):
-        if rule.figure.metric not in NORMS or not now.is_identical(rule.figure):
+    metric, places = rule.figure.metric, now.places(rule.figure)
+    every = [(at, now.figure(at, metric)) for at in places]
+    nulls = [one.name for _, one in every if one.value is None]
+    known = [(one.name, one.value, at) for at, one in every if one.value is not None]
+    if not known and not any(map(now.changed, places)):
+        if metric not in NORMS or not now.is_identical(rule.figure):
             return _missing(rule, "absent", why=now.why_absent(rule.figure))
         zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
         return _verdict(rule, "identical", {"what": str(rule.figure)}, [zero])
-    nulls = [figure.name for figure in figures.values() if figure.value is None]
-    if open_ones := [finding.figure for at, finding in findings.items() if _is_open(rule, now, at)]:
-        findings = {
-            at: one for at, one in findings.items() if one.met and not _is_open(rule, now, at)
-        }
-        if not findings:
-            return _missing(rule, "within_error", figures=open_ones)
-    if not findings:
+    if not known:
         why = not_measured(now.summary.tier) or None
         return _missing(rule, "null", figures=nulls, why=why)
+    findings = [RuleFigure(name, value, rule.holds(value)) for name, value, _ in known]
+    open_ones = [  # the error of an estimate leaves open on which side of the threshold it lies
+        name
+        for name, value, at in known
+        if (error := now.error(at, metric))
+        and rule.holds(value - error) != rule.holds(value + error)
+    ]
+    if open_ones:
+        findings = [one for one in findings if one.met and one.figure not in open_ones]
+        if not findings:
+            return _missing(rule, "within_error", figures=open_ones)
     _, _, condition = rule.condition.partition(" ")
-    violating = [finding for finding in findings.values() if finding.met]
-    named = violating or [*findings.values()]
-    texts = [f"{one.figure} is {_text(one.value, rule.holds)}" for one in named]
+    violating = [one for one in findings if one.met]
+    texts = [f"{one.figure} is {_text(one.value, rule.holds)}" for one in violating or findings]
     of: dict[str, Value] = {"figures": texts, "condition": condition, "nulls": nulls or None}
-    return _verdict(rule, "violated" if violating else "within", of, [*findings.values()])
-
-
-def _is_open(rule: Rule, now: Measured, at: Scope) -> bool:
-    """Whether the error of an estimate leaves open on which side of a threshold it lies."""
-    metric = rule.figure.metric
-    value, error = now.figure(at, metric).value, now.error(at, metric)
-    return value is not None and rule.holds(value - error) != rule.holds(value + error)
+    return _verdict(rule, "violated" if violating else "within", of, findings)
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
