@@ -120,6 +120,60 @@ def test_scripts_take_nothing_from_the_event(workflow):
     assert workflow["permissions"] == {"contents": "read"}
 
 
+MOVED = f"- {{claim: trained, of: [{DEMO / 'base'}, {DEMO / 'broad'}], moved: [layers]}}\n"
+EQUAL = f"- same {DEMO / 'base'} {DEMO / 'broad'}\n"
+
+
+def given(value: str, inputs: dict[str, str]) -> str:
+    """What GitHub makes of the expressions of action.yml."""
+    value = re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda found: inputs[found[1]], value)
+    return inputs["package"] if "github.action_path" in value else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("inputs", "codes", "said"),
+    [
+        ({"claims": "claims.yaml"}, [0, 0], "trained"),
+        ({"claims": "wrong.yaml", "options": "--jobs 1 -q"}, [0, 4], "does not hold"),
+        ({"list": "list.yaml", "options": "--policy policy.yaml"}, [0, 0], "large-update"),
+        ({}, [0, 1], ""),
+    ],
+)
+def test_the_action_checks_claims_or_a_list(tmp_path, inputs, codes, said):
+    """Its steps, with the variables that GitHub sets: exit codes, JUnit and the job's summary."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    assert all("${{" not in step["run"] for step in action["runs"]["steps"])
+    runner = Runner(tmp_path)
+    for file, line in (("claims.yaml", MOVED), ("wrong.yaml", EQUAL)):
+        runner.workspace.joinpath(file).write_text(line)
+    runner.workspace.joinpath("list.yaml").write_text("- demo:base..narrow\n")
+    text = (EXAMPLES / "shadow-policy.yaml").read_text().partition("drift:")[0]
+    runner.workspace.joinpath("policy.yaml").write_text(text)
+    defaults = {name: one["default"] for name, one in action["inputs"].items()}
+    inputs = defaults | {"package": "shadow-audit"} | inputs
+    done = [
+        runner.step(step["run"], {name: given(one, inputs) for name, one in step["env"].items()})
+        for step in action["runs"]["steps"]
+    ]
+    assert [one.returncode for one in done] == codes, done[-1].stderr
+    assert said in runner.summary.read_text()
+    if said:
+        junit = junitparser.JUnitXml.fromfile(str(runner.workspace / "shadow-junit.xml"))
+        assert junit.tests > 0
+        assert junit.failures == (codes[1] == 4)
+
+
+@pytest.mark.slow
+def test_the_hook_of_this_repository_runs(tmp_path):
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    runner = Runner(tmp_path)
+    for line, code in ((MOVED, 0), (EQUAL, 4)):
+        runner.workspace.joinpath("claims.yaml").write_text(line)
+        done = runner.step(shlex.join([*shlex.split(hook["entry"]), *hook["args"]]), {})
+        assert done.returncode == code
+
+
 @pytest.mark.slow
 def test_the_pre_commit_hook_runs(tmp_path):
     """The entry of the hook, in a repository with a base and a tuned model: 0 with the example's
@@ -167,7 +221,7 @@ def test_every_command_of_the_page_runs(tmp_path):
 def test_the_policy_of_the_page_is_read(tmp_path):
     """The YAML that docs/ci.md shows, and the example file, are policies."""
     page = (ROOT / "docs" / "ci.md").read_text()
-    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    shown, *_ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "policy.yaml").write_text(shown)
     for file in (tmp_path / "policy.yaml", EXAMPLES / "shadow-policy.yaml"):
         rules = {rule.name: rule for rule in read_policy(file)}

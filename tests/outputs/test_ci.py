@@ -198,7 +198,7 @@ def test_the_summary_stays_below_what_github_takes(tmp_path, before, monkeypatch
     ]
     path = tmp_path / "summary.md"
     path.write_text("x" * before)
-    append_summary(path, judged)
+    append_summary(path, gate_document(judged))
     text = path.read_text()[before:]
     assert before + len(text.encode()) <= 100_000
     assert text.endswith(ci.CUT.decode())

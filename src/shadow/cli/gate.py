@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
+    from shadow.telling.document import Document
 
 
 def gate(
@@ -177,12 +178,25 @@ def baselines_of(
     return {}
 
 
+def summarise(shown: Document) -> None:
+    """Append to the summary of a step, where GitHub Actions runs one."""
+    from shadow.outputs.ci import append_summary
+
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            append_summary(Path(summary), shown)
+        except OSError as error:  # the answers are what was asked for
+            fault = f"cannot write {summary}: {error.strerror or error}"
+            console.say(f"no summary of the step: {fault}")
+
+
 def finish(judged: Sequence[Judgement], rules: shared.Rules, *, wrong_usage: bool = False) -> None:
     """Tell people, GitHub Actions and a JUnit file what came of every pair, and exit with its code.
 
     wrong_usage: no pair has what was asked for.
     """
     from shadow.checks.answer import first_code
+    from shadow.gates.document import gate_document
     from shadow.outputs import ci
 
     without_baseline = None
@@ -195,12 +209,7 @@ def finish(judged: Sequence[Judgement], rules: shared.Rules, *, wrong_usage: boo
     else:
         for text in ci.sentences(judged):
             console.say(text)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            ci.append_summary(Path(summary), judged)
-        except OSError as error:  # the audit is what was asked for
-            fault = f"cannot write {summary}: {error.strerror or error}"
-            console.say(f"no summary of the step: {fault}")
+    summarise(gate_document(judged))
     if rules.junit is not None:
         ci.write_document(rules.junit, ci.junit(judged))
     if total := ci.counts(judged):

@@ -12,7 +12,7 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.gate import begin
+from shadow.cli.gate import begin, summarise
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
@@ -92,6 +92,7 @@ def verify(
     found = [_checked(one, runtime, is_alone=is_alone, quiet=quiet) for one in asked]
     if junit is not None:  # before anything is printed, whose reader may have gone
         write_claims(junit, found)
+    summarise(telling.verifications_document(found))
     if format == "json":
         every = [one.as_json() for one in found]
         console.show_json(every[0] if is_alone else every)

@@ -17,10 +17,11 @@ from shadow.checks.answer import FailedVerification, Verification
 from shadow.checks.summary import broken
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
-from shadow.gates.document import gate_document, said_of
+from shadow.gates.document import said_of
 from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement, Verdict
 from shadow.outputs.markdown import markdown
+from shadow.telling.document import Document
 from shadow.telling.verification import asked
 from shadow.text import counted, several, visible
 
@@ -85,9 +86,9 @@ def counts(judged: Sequence[Judgement]) -> str:
 # GitHub's Markdown
 
 
-def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
+def append_summary(path: Path, shown: Document) -> None:
     """Append to the summary of a step as many lines as GitHub takes. Raises OSError."""
-    text = f"{markdown(gate_document(judged))}\n".encode()
+    text = f"{markdown(shown)}\n".encode()
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
         if len(text) > room:
