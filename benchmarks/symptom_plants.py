@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from made_up import generator
+from histories import generator
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as distributed
 

@@ -33,8 +33,9 @@ import pyarrow.parquet as pq
 import symptom_plants as do
 import torch
 import typer
-from claims import interval, method
+from claims import method
 from command import run_shadow
+from evidence.evidence_parts import FOLDER, interval, put
 from symptom_plants import HEAD, Asked, Work
 
 import shadow
@@ -42,9 +43,6 @@ from shadow.checkpoints import expected as loader
 from shadow.errors import ShadowError
 
 FINAL = 20261130  # asked once, after all was developed with others
-PAGE = Path(__file__).parents[1] / "docs" / "verify.md"
-MARKS = "<!-- symptom-rates -->", "<!-- /symptom-rates -->"
-DATA = PAGE.parent / "lab" / "symptoms.parquet"
 CACHE = Path(tempfile.gettempdir()) / "shadow-symptoms"
 LEAST = 4  # times that a plant is made, of each of its models and then again in other sizes
 TEXT = ("llama", "qwen2", "phi3", "gpt2", "mixtral", "llava")
@@ -324,10 +322,10 @@ def main(
     if seed != FINAL or only:
         print(section(found))
         return
-    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}\n{section(found)}\n{MARKS[1]}{after}", encoding="utf-8")
-    pq.write_table(pa.Table.from_pylist([asdict(one) for one in found]), DATA)
+    put("verify.md", "symptom-rates", section(found))
+    pq.write_table(
+        pa.Table.from_pylist([asdict(one) for one in found]), FOLDER / "symptoms.parquet"
+    )
 
 
 if __name__ == "__main__":
