@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import claims
+import symptoms
 from evidence.evidence_parts import bounds
 
 from shadow.checks.registry import CHECKS
@@ -36,6 +38,18 @@ def test_the_plants_are_those_of_the_page():
         own = [one for one in plants if one.claim == claim]
         kinds = len({one.kind for one in own})
         assert f"| `{claim}` | {kinds} | {len(own)} |" in text
+
+
+def test_the_symptoms_are_those_of_the_page():
+    """At least 400 of all kinds that owners report, and as many of each as the page says."""
+    text = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+    cases = Counter()
+    for row, _, kinds, _ in symptoms.PLANTS:
+        cases[row] += max(symptoms.LEAST, len(kinds))
+    assert cases.keys() == symptoms.ROWS.keys()
+    assert cases.total() >= 400
+    assert [title for row, title in symptoms.ROWS.items()
+            if f"| {title} | {cases[row]} |" not in text] == []  # fmt: skip
 
 
 def test_the_file_of_rates_is_what_explain_quotes():
