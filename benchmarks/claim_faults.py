@@ -15,9 +15,8 @@ from claim_models import Model, State, permuted
 from shadow.dtypes import NF4
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-ROLE = re.compile(
-    r"layers?\.\d+\..*(?:_proj|query|key|value|dense|fc1|fc2)\.weight$"
-)  # matrices that adapters change
+# matrices that adapters change
+ROLE = re.compile(r"layers?\.\d+\..*(?:_proj|query|key|value|dense|fc1|fc2)\.weight$")
 
 
 def cast(state: Mapping[str, torch.Tensor], stored: str) -> State:

@@ -48,7 +48,6 @@ class Model:
     config: Mapping[str, Any]
     weights: State
     """float32, by the names of its files."""
-    real: bool
 
 
 # ------------------------------------------------------------------------------------ real
@@ -234,16 +233,13 @@ def _tower(prefix: str, layers: int, width: int, mlp: int) -> Shapes:
         f"{head}.embeddings.class_embedding": (width,),
         f"{head}.embeddings.position_embedding.weight": (17, width),
     }
+    sides = {f"self_attn.{one}_proj": (width, width) for one in ("q", "k", "v", "out")}
+    sides |= {"mlp.fc1": (mlp, width), "mlp.fc2": (width, mlp)}
+    sides |= dict.fromkeys(("layer_norm1", "layer_norm2"), (width,))
     for number in range(layers):
-        layer = f"{head}.encoder.layers.{number}"
-        for one in ("q", "k", "v", "out"):
-            shapes[f"{layer}.self_attn.{one}_proj.weight"] = (width, width)
-            shapes[f"{layer}.self_attn.{one}_proj.bias"] = (width,)
-        for one, shape in (("fc1", (mlp, width)), ("fc2", (width, mlp))):
-            shapes[f"{layer}.mlp.{one}.weight"] = shape
-            shapes[f"{layer}.mlp.{one}.bias"] = (shape[0],)
-        for one in ("layer_norm1", "layer_norm2"):
-            shapes |= {f"{layer}.{one}.weight": (width,), f"{layer}.{one}.bias": (width,)}
+        for name, shape in sides.items():
+            stem = f"{head}.encoder.layers.{number}.{name}"
+            shapes |= {f"{stem}.weight": shape, f"{stem}.bias": shape[:1]}
     return shapes
 
 
@@ -293,12 +289,12 @@ def model(name: str, seed: int = 0, folder: Path = CACHE) -> Model:
     """The model of that name. seed: of made ones."""
     if name in ("smollm2", "bert", "dinov2"):
         config = {"smollm2": SMOLLM2, "bert": BERT, "dinov2": DINOV2}[name]
-        return Model(name, config, real(name, folder), real=True)
+        return Model(name, config, real(name, folder))
     if name == "llama":
-        return Model(name, LLAMA, made(decoder(4, 128, 256, 320, 64), seed), real=False)
+        return Model(name, LLAMA, made(decoder(4, 128, 256, 320, 64), seed))
     if name == "moe":
         shapes = decoder(2, 96, 0, 256, 48) | _experts(2, 96, 64, 4)
-        return Model(name, MOE, made(shapes, seed), real=False)
+        return Model(name, MOE, made(shapes, seed))
     shapes = decoder(2, 96, 192, 256, prefix="language_model.") | _tower(
         "vision_tower.", 2, 64, 128
     )
@@ -308,7 +304,7 @@ def model(name: str, seed: int = 0, folder: Path = CACHE) -> Model:
         "multi_modal_projector.linear_2.weight": (96, 96),
         "multi_modal_projector.linear_2.bias": (96,),
     }
-    return Model(name, LLAVA, made(shapes, seed), real=False)
+    return Model(name, LLAVA, made(shapes, seed))
 
 
 # ------------------------------------------------------------------------------------ files

@@ -152,11 +152,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair: its name, the kind that it is counted with, what was done, and how to make it."""
+    """A pair: its name, the kind that it is counted with, and how to make it."""
 
     name: str
     kind: str
-    done: str
     make: Callable[[], Made]
     config: str = "llama"
     label: str | None = None

@@ -366,7 +366,7 @@ ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted")
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     """Another model; or where the text says so, the same at other places or in another basis."""
     holds = case.made.apart or ("rotated" in text and case.is_true(*ELSEWHERE))
-    yield holds, f"done was: {case.pair.done}"
+    yield holds, f"done was: {case.pair.name}"
 
 
 def identical(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -417,8 +417,6 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "zeroed": done("entries were not only set to 0", "zeroed"),
     "mostly_copy": mostly_copy, "replaced": replaced, "masked": masked,
 }  # fmt: skip
-# what the truth of these pairs does not decide
-UNDECIDED = ("published", "left_out", "part_shared")
 
 
 # ---------------------------------------------------------------------------- headline
@@ -429,7 +427,7 @@ def headline(case: Case) -> Judged:
     if "unrelated" in text or "Not comparable" in text:
         yield from unrelated(case, text, {})
     if "Nothing in common" in text:
-        yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.done}"
+        yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
     if "layers at other numbers" in text:
         yield from layers_moved(case, text, {})
     if "copy of the base" in text:
@@ -500,7 +498,7 @@ def way_of(case: Case, code: str) -> bool | None:
 
 def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, str]:
     way = way_of(case, code)
-    done = f"done was: {case.pair.done}"
+    done = f"done was: {case.pair.name}"
     if code == "merged_adapter" and "few directions" in name:  # whatever made them few
         rank = case.truth.rank(case.truth.inside)
         side = min((min(case.truth.base[one].shape) for one in case.truth.inside), default=0)

@@ -256,10 +256,8 @@ def kind_pairs(folder: Path) -> Iterator[Pair]:
     for seed, (at, which) in product(range(2), enumerate(BASES)):
         for group, kinds, seeds in GROUPS:
             for name, kind in kinds.items() if seed < seeds[at] else ():
-                yield Pair(
-                    f"{name}: {which} {seed}", f"kinds: {group}", name,
-                    partial(_made, kind, name, which, seed, folder), config="qwen2",
-                )  # fmt: skip
+                make = partial(_made, kind, name, which, seed, folder)
+                yield Pair(f"{name}: {which} {seed}", f"kinds: {group}", make, config="qwen2")
 
 
 def _made(kind: Kind, name: str, which: str, seed: int, folder: Path) -> Made:
@@ -277,98 +275,56 @@ def planted() -> list[Pair]:
     return [Pair(*one) if isinstance(one, tuple) else one for one in _planted()]
 
 
-def _planted() -> Iterator[Pair | tuple[str, str, str, Callable[[], Made]]]:
+def _planted() -> Iterator[Pair | tuple[str, str, Callable[[], Made]]]:
     for which in h.CASTS:
-        yield f"{which}", "copies", f"{which}, nothing else", partial(h.cast, which)
+        yield which, "copies", partial(h.cast, which)
+    beside = "copies with a change beside"
     for which in h.CASTS:
         few = which in ("F16 to BF16", "BF16 to F32")
         for what in h.BESIDE[: 3 if few else None]:
-            yield (
-                f"{which}, {what}", "copies with a change beside", f"{which}; {what}",
-                partial(h.cast, which, what),
-            )  # fmt: skip
-        if not few:
-            yield (
-                f"{which}, four matrices", "copies with a change beside",
-                f"{which}; 4 of 140 matrices trained by 20 %",
-                partial(h.cast, which, "four", h.MANY),
-            )  # fmt: skip
+            yield f"{which}, {what}", beside, partial(h.cast, which, what)
+        if not few:  # four of 140 matrices trained by 20 %
+            yield f"{which}, four matrices", beside, partial(h.cast, which, "four", h.MANY)
     for how in h.BITS:
         if how != "int8 by column":
             kind = "bases dequantised"
             for what, sizes in (("tune", (2e-3, 2e-2)), ("adapter", (2e-3, 2e-2)), ("copy", (0,))):
                 for size in sizes:
-                    at = f" {size:g}" if size else ""
-                    yield (
-                        f"base of {how}, {what}{at}", kind,
-                        f"the base was dequantised from {how}; then {what}{at}",
-                        partial(h.dequantised, how, what, size),
-                    )  # fmt: skip
-        yield (
-            f"copy through {how}", "copies in few bits",
-            f"a BF16 base through {how}, in BF16 again", partial(h.few_bit_copy, how),
-        )  # fmt: skip
+                    name = f"base of {how}, {what}" + (f" {size:g}" if size else "")
+                    yield name, kind, partial(h.dequantised, how, what, size)
+        yield f"copy through {how}", "copies in few bits", partial(h.few_bit_copy, how)
     for rank in (8, 16, 64):
         for size in (8e-4, 2e-3, 2e-2):
-            yield (
-                f"LoRA {rank}, {size:g}", "LoRA merged", f"rank {rank}, merged in BF16",
-                partial(h.lora, rank, size),
-            )  # fmt: skip
-        yield (
-            f"LoRA {rank} in NF4", "LoRA merged",
-            f"rank {rank}, 2 % of the norm, merged into the base dequantised from NF4",
-            partial(h.lora, rank, 2e-2, "NF4"),
-        )  # fmt: skip
+            yield f"LoRA {rank}, {size:g}", "LoRA merged", partial(h.lora, rank, size)
+        yield f"LoRA {rank} in NF4", "LoRA merged", partial(h.lora, rank, 2e-2, "NF4")
+    full = {
+        "half noise": (h.shapes(), h.tune), "fast spectrum": (h.SMALL, h.fast),
+        "dense rest": (h.WIDE, h.with_dense_rest),
+    }  # fmt: skip
     for size in h.SIZES:
-        full = "full updates, planted"
-        yield (
-            f"half noise, {size:g}", full, "half of the energy in 64 directions, half noise",
-            lambda size=size: h.stored_pair(b := h.base_of(), h.tune(b, size)),
-        )  # fmt: skip
-        yield (
-            f"fast spectrum, {size:g}", full, "99 % of the energy in 31 to 55 of 128 directions",
-            lambda size=size: h.stored_pair(b := h.base_of(h.SMALL), h.fast(b, size)),
-        )  # fmt: skip
-        if size >= 2e-3:
-            yield (
-                f"dense rest, {size:g}", full, "95 % of the energy in 16 of 768 directions",
-                lambda size=size: h.stored_pair(b := h.base_of(h.WIDE), h.with_dense_rest(b, size)),
-            )  # fmt: skip
+        for name, (of, update) in full.items():
+            if name != "dense rest" or size >= 2e-3:
+                yield f"{name}, {size:g}", "full updates, planted", partial(_full, of, update, size)
     for cosine in (-0.2, -0.45):
         for size in (4.5e-3, 2e-3, 1.2e-3):
-            yield (
-                f"decay {cosine:g}, {size:g}", "decay",
-                f"an update with a decay cosine of {cosine:g}",
-                partial(h.decay, cosine, size),
-            )  # fmt: skip
-    yield "times .99", "decay", "all weights times .99", partial(h.every_scaled, 0.99)
-    for what, done in (
-        *((what, f"{what} of the entries trained, in random places") for what in h.MASKS),
-        ("half of the columns", "half of the columns trained"),
-        ("heavy tails", "an update of heavy tails"),
-        ("in proportion", "an update in proportion to the weights"),
-        ("uneven rows", "rows trained by factors that differ by e, one to another"),
-    ):
+            yield f"decay {cosine:g}, {size:g}", "decay", partial(h.decay, cosine, size)
+    yield "times .99", "decay", partial(h.every_scaled, 0.99)
+    for what in (*h.MASKS, "half of the columns", "heavy tails", "in proportion", "uneven rows"):
         for size in h.SIZES[1:]:
-            yield (
-                f"{what}, {size:g}", "masked and uneven updates", done,
-                partial(h.in_part, what, size),
-            )  # fmt: skip
-    yield "pruned", "other changes", "the entries below .006 set to 0", h.pruned
+            yield f"{what}, {size:g}", "masked and uneven updates", partial(h.in_part, what, size)
+    yield "pruned", "other changes", h.pruned
     for count, size, rank in ((2, 1.8e-3, 0), (2, 1.8e-3, 4), (13, 7.5e-4, 0), (13, 7.5e-4, 4)):
-        of_rank = f", rank {rank}" if rank else ""
-        yield (
-            f"{count} of 14 known{of_rank}", "other changes",
-            f"{14 - count} of 14 matrices from a master copy{of_rank}",
-            partial(h.few_known, count, size, rank),
-        )  # fmt: skip
+        name = f"{count} of 14 known" + (f", rank {rank}" if rank else "")
+        yield name, "other changes", partial(h.few_known, count, size, rank)
     for what in ("layer dropped", "layer inserted", "unrelated"):
-        yield what, "layers", what, partial(h.other, what)
+        yield what, "layers", partial(h.other, what)
     for what in ("nothing", "vectors alone", "head alone", "two modules"):
-        yield what, "parts", f"changed: {what}", partial(h.part, what)
+        yield what, "parts", partial(h.part, what)
     for what in ("vision, frozen tower", "vision, head alone", "vision, one of two layers"):
-        yield Pair(what, "parts", f"changed: {what}", partial(h.part, what), config="llava")
-    yield Pair(
-        "named dpo", "parts", "a tune that is given the name x:base..dpo",
-        lambda: h.stored_pair(b := h.base_of(h.SMALL), h.fast(b, 6e-3)), label="x:base..dpo",
-    )  # fmt: skip
+        yield Pair(what, "parts", partial(h.part, what), config="llava")
+    yield Pair("named dpo", "parts", partial(_full, h.SMALL, h.fast, 6e-3), label="x:base..dpo")
+
+
+def _full(of: h.Shapes, update: Callable[..., h.Weights], size: float) -> Made:
+    base = h.base_of(of)
+    return h.stored_pair(base, update(base, size))

@@ -172,16 +172,11 @@ def drawn(copy: Any, rng: np.random.Generator) -> tuple[int, slice]:
 
 HOLDS = ("a copy", "importance matrix")
 # what is right to say of each truth; all that begins with one of these
+OFF = ("beyond the format", "nothing like it")
 RIGHT = {
-    "a block": ("beyond the format",),
-    "a copy": ("a copy",),
-    "importance matrix": ("a copy",),
-    "changed": ("beyond the format", "nothing like it"),
-    "rows permuted": ("nothing like it", "beyond the format"),
-    "another tensor": ("nothing like it", "beyond the format"),
-    "GPTQ": (OPEN,),
-    "AWQ": (OPEN,),
-}
+    "a block": OFF[:1], "a copy": HOLDS[:1], "importance matrix": HOLDS[:1], "changed": OFF,
+    "rows permuted": OFF, "another tensor": OFF, "GPTQ": (OPEN,), "AWQ": (OPEN,),
+}  # fmt: skip
 
 
 def right(truth: str) -> tuple[str, ...]:

@@ -116,8 +116,8 @@ RULES: Mapping[str, tuple[Callable[[float], Rule], tuple[float, ...]]] = {  # an
 }
 
 
-def trained(folder: Path) -> Iterator[tuple[str, str, Array, Array]]:
-    """Optimiser, name, base weights and update of decoders of bytes, all of float32 training; from
+def trained(folder: Path) -> Iterator[tuple[str, Array, Array]]:
+    """Optimiser, base weights and update of decoders of bytes, all of float32 training; from
     the folder where it is there.
     """
     for which in SIZES:
@@ -128,14 +128,12 @@ def trained(folder: Path) -> Iterator[tuple[str, str, Array, Array]]:
                 after = kept(folder / f"{which}-{optimiser}-{rate:g}.pt", make)
                 for name in (n for n in matrices(base.full) if ".layers.1." in n):
                     W = base.full[name].double().numpy()
-                    yield optimiser, f"{which} {name} {rate:g}", W, after[name].double().numpy() - W
+                    yield optimiser, W, after[name].double().numpy() - W
 
 
 # -------------------------------------------------------------------------------- storage
 
-HISTORIES = (
-    "stored base", "master copy", "masked", "frozen rows", "as weights", "decay",
-)  # fmt: skip
+HISTORIES = ("stored base", "master copy", "masked", "frozen rows", "as weights", "decay")
 
 
 def stored(
@@ -169,11 +167,7 @@ class Entry:
     """One stored update: the kind and history, what is true, what was found (None: refused)."""
 
     kind: str
-    name: str
     history: str
-    dtype: str
-    norm: float
-    kept_true: float
     kept: float | None
     reason: str | None
     norm_error: float | None
@@ -184,9 +178,7 @@ class Entry:
     @property
     def verdict(self) -> str:
         if self.kept is None:
-            return (
-                "refused" if self.reason in ("rounding_unexplained", "few_changed") else "unchanged"
-            )
+            return "unchanged" if self.reason == "nothing_rounded" else "refused"
         if self.reason == "rounded_away":
             return "away"
         assert self.norm_error is not None
@@ -196,9 +188,7 @@ class Entry:
         return "right" if max(abs(self.norm_error), abs(self.size_error)) <= WITHIN else "wrong"
 
 
-def judged(
-    kind: str, name: str, history: str, dtype: str, norm: float, W: Array, D: Array
-) -> Entry | None:
+def judged(kind: str, history: str, dtype: str, norm: float, W: Array, D: Array) -> Entry | None:
     """Store, undo, compare. None where nothing changed."""
     rng = np.random.default_rng([len(kind), len(history), round(1e6 * norm)])
     base, tuned, update = stored(history, W, D, dtype, norm, rng)
@@ -209,7 +199,6 @@ def judged(
     sides = Sides(base, tuned, torch.float32, Workspace())
     found = rounding.undo(sides, (dtype, dtype), (r, c), float(base.double().abs().max()))
     true, seen = purity(update), purity(difference)
-    product, energy = float((difference * update).sum()), float((difference**2).sum())
     norm_error = size_error = None
     told = False
     if found.kept and found.norm:
@@ -220,10 +209,8 @@ def judged(
         (largest,) = eigh(small, eigvals_only=True, subset_by_index=[len(small) - 1] * 2)
         clear = purity_z(seen, share(r) * len(r), share(c) * len(c)) > NOISE
         told = clear and not dominated(seen, found.kept, float(largest / np.trace(small)))
-    return Entry(
-        kind, name, history, dtype, norm, product**2 / (energy * float((update**2).sum())),
-        found.kept, found.reason, norm_error, size_error, _relative(true, seen), told,
-    )  # fmt: skip
+    off = _relative(true, seen)
+    return Entry(kind, history, found.kept, found.reason, norm_error, size_error, off, told)
 
 
 def entries(folder: Path | None, plants: Sequence[str] = PLANTS) -> Iterator[Entry]:
@@ -231,19 +218,19 @@ def entries(folder: Path | None, plants: Sequence[str] = PLANTS) -> Iterator[Ent
     for kind in plants:
         W, D = planted(kind, np.random.default_rng([7, *kind.encode()]))
         cases = [(dtype, norm) for dtype, norms in NORMS.items() for norm in norms]
-        yield from _stored_in_all_ways(kind, kind, cases, W, D)
-    for optimiser, name, W, D in trained(folder) if folder else ():
+        yield from _stored_in_all_ways(kind, cases, W, D)
+    for optimiser, W, D in trained(folder) if folder else ():
         norm = float(np.linalg.norm(D) / np.linalg.norm(W))
         cases = [(dtype, norm) for dtype, (low, high) in TRAINED.items() if low < norm < high]
-        yield from _stored_in_all_ways(optimiser, name, cases, W, D)
+        yield from _stored_in_all_ways(optimiser, cases, W, D)
 
 
 def _stored_in_all_ways(
-    kind: str, name: str, cases: Sequence[tuple[str, float]], W: Array, D: Array
+    kind: str, cases: Sequence[tuple[str, float]], W: Array, D: Array
 ) -> Iterator[Entry]:
     for history in HISTORIES:
         for dtype, norm in cases:
-            if (entry := judged(kind, name, history, dtype, norm, W, D)) is not None:
+            if (entry := judged(kind, history, dtype, norm, W, D)) is not None:
                 yield entry
 
 

@@ -24,25 +24,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
+import judging
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
 from evidence.evidence_parts import FOLDER, bounds, put
-from histories import WAYS, Pair
-from judging import (
-    SENTENCES,
-    UNDECIDED,
-    Case,
-    Judged,
-    explanation,
-    headline,
-    near,
-    verified,
-    written,
-)
+from histories import Pair
+from judging import Case, Judged, Word, written
 from kind_models import SIZES, base
 from kinds import kind_pairs, planted
 from truths import place_of
@@ -55,7 +46,6 @@ DATA = FOLDER / "sentences.parquet"
 WHERE = "docs/evidence.md"
 RATES = Path(shadow.__file__).parent / "checks" / "error_rates.json"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
-Word = Literal["true", "absent", "false", "not judged"]
 WORDS = get_args(Word)
 
 
@@ -139,7 +129,7 @@ def expected(case: Case) -> list[str]:
     elif 2 * beyond > len(truth.inside) and share > 0.3:
         found.append("1/X")
     stored = truth.stored_norm()
-    if share > 0.3 and not near(stored, truth.norm(), 0.1):
+    if share > 0.3 and not judging.near(stored, truth.norm(), 0.1):
         found.append("norm before storage")
     return found
 
@@ -165,17 +155,17 @@ def verdicts(case: Case) -> Iterator[Verdict]:
             word = "true"
         return made(code, words, word, "; ".join(dict.fromkeys(wrong)))
 
-    yield of("headline", case.finding.headline, headline(case))
+    yield of("headline", case.finding.headline, judging.headline(case))
     for one in case.finding.sentences:
-        if one.code in SENTENCES:
-            yield of(one.code, one.text, SENTENCES[one.code](case, one.text, one.figures))
+        if one.code in judging.SENTENCES:
+            yield of(one.code, one.text, judging.SENTENCES[one.code](case, one.text, one.figures))
         else:
             yield made(one.code, one.text, "not judged", "")
     for each in case.finding.other_explanations:
-        word, truth = explanation(case, each.code, each.name, each.answer)
+        word, truth = judging.explanation(case, each.code, each.name, each.answer)
         words = f"{each.name}: {each.answer.replace('_', ' ')}, as {each.reason}"
         yield made(each.code, words, word, truth if word == "false" else "")
-    for code, words, word, truth in verified(case):
+    for code, words, word, truth in judging.verified(case):
         yield made(code, words, word, truth if word == "false" else "")
     for name in expected(case):
         if not MEANINGS[name](case):
@@ -190,10 +180,7 @@ def page(found: list[Verdict]) -> str:
     wrong = [line(one) for one in _false(found)] or ["None."]
     missing = Counter(one.code for one in found if one.word == "absent")
     absent = ", ".join(f"{code} {count}" for code, count in missing.most_common())
-    known = (*SENTENCES, *UNDECIDED, *WAYS, "headline")
-    ruleless = Counter(one.code for one in found if one.word == "not judged")
-    without = {code: count for code, count in ruleless.items() if code not in known}
-    return "\n".join([part(found), f"Absent: {absent}.", *wrong, f"No rule judges: {without}."])
+    return "\n".join([part(found), f"Absent: {absent}.", *wrong])
 
 
 def part(found: list[Verdict]) -> str:
@@ -310,7 +297,7 @@ def all_pairs(cache: Path) -> list[Pair]:
 def printed(pair: Pair, folder: Path) -> str:
     """One pair, and all that is said of it."""
     case = Case(pair, folder)
-    lines = [f"{pair.name}: {pair.done}", ""]
+    lines = [pair.name, ""]
     for one in verdicts(case):
         truth = f"  <- {one.truth}" if one.truth else ""
         lines.append(f"{one.word.upper():11} {one.code}: {one.words}{truth}")

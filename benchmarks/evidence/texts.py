@@ -13,24 +13,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 MOST = 3_000_000  # characters of a source that are used
 LETTERS = "aeioukstnrlmpd"  # of the invented language
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """One kind of text."""
-
-    package: str
-    """Debian's package that holds it."""
-    files: str
-    """A glob over the files of the package."""
-    plain: Callable[[bytes], str]
-    """A file's bytes -> its text."""
 
 
 def _text(raw: bytes) -> str:
@@ -67,13 +54,14 @@ def _fortunes(raw: bytes) -> str:
     return "\n".join(part.strip() for part in _text(raw).split("\n%\n") if "\b" not in part)
 
 
-SOURCES: Mapping[str, TextSource] = {
-    "python": TextSource("python3.13-doc", "**/_sources/**/*.rst.txt", _text),
-    "manuals": TextSource("manpages", "**/man*/*.gz", _manual),
-    "dictionary": TextSource("dict-gcide", "**/gcide.dict.dz", _packed),
-    "glosses": TextSource("wordnet-base", "**/wordnet/data.*", _glosses),
-    "jargon": TextSource("jargon-text", "**/jargon.txt.gz", _packed),
-    "fortunes": TextSource("fortunes", "**/games/fortunes/*.u8", _fortunes),
+# Debian's package, a glob over its files, and what makes plain text of one
+SOURCES: Mapping[str, tuple[str, str, Callable[[bytes], str]]] = {
+    "python": ("python3.13-doc", "**/_sources/**/*.rst.txt", _text),
+    "manuals": ("manpages", "**/man*/*.gz", _manual),
+    "dictionary": ("dict-gcide", "**/gcide.dict.dz", _packed),
+    "glosses": ("wordnet-base", "**/wordnet/data.*", _glosses),
+    "jargon": ("jargon-text", "**/jargon.txt.gz", _packed),
+    "fortunes": ("fortunes", "**/games/fortunes/*.u8", _fortunes),
 }
 QUESTIONS, INVENTED = "questions", "invented"  # made of the glosses and of the jargon
 
@@ -82,10 +70,11 @@ def fetch_texts(folder: Path) -> dict[str, str]:
     """Every text by its name, from packages that are fetched with apt-get unless they are in
     folder: it needs Debian or Ubuntu.
     """
-    found = {
-        name: _read(source, _unpacked(source.package, folder)) for name, source in SOURCES.items()
-    }
-    found[QUESTIONS] = questions(_unpacked(SOURCES["glosses"].package, folder))
+    found = {}
+    for name, (package, files, plain) in SOURCES.items():
+        paths = sorted(path for path in _unpacked(package, folder).glob(files) if path.is_file())
+        found[name] = "\n\n".join(plain(path.read_bytes()) for path in paths)
+    found[QUESTIONS] = questions(_unpacked(SOURCES["glosses"][0], folder))
     found[INVENTED] = invented(found["jargon"])
     return {name: text[:MOST] for name, text in found.items()}
 
@@ -106,11 +95,6 @@ def _unpacked(package: str, folder: Path) -> Path:
     call("dpkg-deb", "-x", archive.name, ".")
     aside.replace(target)
     return target
-
-
-def _read(source: TextSource, folder: Path) -> str:
-    files = sorted(path for path in folder.glob(source.files) if path.is_file())
-    return "\n\n".join(source.plain(path.read_bytes()) for path in files)
 
 
 def questions(folder: Path) -> str:

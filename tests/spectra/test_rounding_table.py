@@ -14,7 +14,7 @@ import rounding as benchmark
 
 def entry(kind, history, dtype="BF16", norm=2e-3):
     W, D = benchmark.planted(kind, np.random.default_rng([7, *kind.encode()]))
-    return benchmark.judged(kind, kind, history, dtype, norm, W, D)
+    return benchmark.judged(kind, history, dtype, norm, W, D)
 
 
 @pytest.mark.parametrize(
