@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from shadow.errors import UsageError
 
+JOIN = "join the rows of both reports (`shadow export` writes them)"
 DRAWS = "null_edge_sharp needs no draws"
 # kind of word, words: what to use. The kinds: command, option, claim, rule, column, table, key,
 # format, figure, sentence, word (of files.parquet).
@@ -130,7 +131,8 @@ WORDS: Mapping[tuple[str, str], str] = {
     ("column", "relative_spectral"): "divide spectral_norm of delta by that of base",
     ("column", "stable_rank_shift"): "subtract stable_rank of base from that of tuned",
     ("column", "alpha_stderr"): "use (alpha - 1) / sqrt(alpha_tail)",
-    ("table", "comparison"): "join the rows of both reports (`shadow export`)",
+    ("table", "comparison"): JOIN,
+    ("option", "compare:-o compare:--output"): JOIN,  # of this command alone
 }
 GONE = {(kind, word): use for (kind, words), use in WORDS.items() for word in words.split()}
 

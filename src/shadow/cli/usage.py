@@ -99,7 +99,7 @@ class Command(TyperCommand):
             value = value if is_one_word else following
             error = gone(KINDS.get(name, ""), value)
             if name not in takes_value:
-                error = gone("option", name)
+                error = gone("option", f"{ctx.info_name}:{name}") or gone("option", name)
             elif takes_value[name] and value.startswith("--"):
                 hint = f"write its value behind it, such as {name} VALUE; a file may be ./--NAME"
                 error = UsageError(f"{name} has no value: {value[:80]!r} begins with --", hint)
