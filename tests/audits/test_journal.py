@@ -19,7 +19,7 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports import folders
 from shadow.reports.provenance import Identity
-from shadow.run.journal import JOURNAL, Journal, Outcome, remove_unfinished
+from shadow.run.journal import JOURNAL, Fetched, Journal, Outcome, remove_unfinished
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import identity_of
@@ -89,6 +89,17 @@ def test_behind_a_tail_that_was_cut_the_journal_goes_on(tmp_path, lost):
     keys = [outcome.key for outcome in OUTCOMES]
     assert of_journal(tmp_path, add=OUTCOMES[2:]) == keys[:2]
     assert of_journal(tmp_path) == keys
+
+
+def test_behind_a_fetched_shard_that_was_cut_the_journal_goes_on(tmp_path):
+    """Its line is gone from the file too."""
+    journal = Journal(tmp_path, IDENTITY)
+    journal.note_fetched(Fetched("o/m", "0" * 40, "x", None, keep=False))
+    journal.close()
+    file = tmp_path / ".partial/journal.jsonl"
+    file.write_bytes(file.read_bytes()[:-3])
+    assert of_journal(tmp_path, add=OUTCOMES) == []
+    assert of_journal(tmp_path) == [outcome.key for outcome in OUTCOMES]
 
 
 def test_outcomes_of_another_audit_are_dropped(tmp_path):

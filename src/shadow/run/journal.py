@@ -170,7 +170,9 @@ class Journal:
                     if not identity.is_that_of(entry):
                         self.other = entry or None
                         return 0
-                if number > 0 and not line.startswith(b'{"fetched"'):
+                elif not line.endswith(b"\n"):
+                    break
+                elif not line.startswith(b'{"fetched"'):
                     self._outcomes.put(_outcome(line).key, good)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
