@@ -24,7 +24,6 @@ from shadow.text import and_list, counted
 CONCENTRATION = "0 is noise, 1 is a single direction"
 NO_CONCENTRATION = "unknown: random signs, too, would leave fewer than 2 directions"
 ENTRIES = "of the entries of the median matrix"
-FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
 # how the sentences are noticed that a reader has to know before any figure, by their code
@@ -160,8 +159,8 @@ def all_figures(summary: Summary) -> list[FigureRow]:
         norm, *others = figure_rows(summary, full=True)
         rows.append(norm)
         if (ratio := figures.floor_ratio) is not None:
-            times = f"above {FAR}" if ratio >= FAR else Quantity(ratio, "ratio")
-            rows.append(FigureRow("x rounding", times, "times the rounding of its storage"))
+            of = "times the rounding of its storage"
+            rows.append(FigureRow("x rounding", Quantity(ratio, "ratio"), of))
         rows += others
         if figures.concentration is not None:
             of = f"of {text_of(figures.short_side, 'count')} directions"

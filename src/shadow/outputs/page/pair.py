@@ -65,8 +65,6 @@ class PairSection:
     """One pair on the page."""
 
     number: int
-    where: str
-    """Its folder below the one that was asked for."""
     summary: Summary
     sides: Sequence[Block]
     sections: Sequence[PageSection]
@@ -112,7 +110,6 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
             charts["heat"].append(Paragraph(text, quiet=True))
     return PairSection(
         number=number,
-        where=where,
         summary=summary,
         sides=blocks["sides"],
         sections=_sections(summary, {**blocks, **charts}),
