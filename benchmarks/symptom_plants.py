@@ -22,6 +22,7 @@ from torch.distributed import checkpoint as distributed
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import planted
 import quantisers
+from companions import of_mistral, tokenizer
 
 import shadow
 
@@ -114,7 +115,7 @@ class Work:
             folder = planted.sharded(self.here / name, whole, 3, self.config | more)
         else:
             folder = planted.write(self.here / name, whole, self.config | more)
-        planted.tokenizer(folder, self.text("vocab_size"))
+        tokenizer(folder, self.text("vocab_size"))
         planted.edit(folder, **more)
         return folder
 
@@ -245,7 +246,7 @@ def beside(at: Work, file: str) -> Asked:
     """A second set of weights in the folder, of an earlier step; consolidated: Mistral's."""
     (state, name), folder = at.older(), at.put("m", shards=1)
     if file.startswith("consolidated"):
-        planted.of_mistral(folder, 1.25 if at.is_sick else 1)
+        of_mistral(folder, 1.25 if at.is_sick else 1)
         return Asked("whole", [folder], "set_differs", file)
     (torch.save if file.endswith(".bin") else save_file)(state, folder / file)
     return Asked("whole", [folder], "set_differs", f"{re.escape(file)}.*{name}")

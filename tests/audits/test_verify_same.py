@@ -12,6 +12,7 @@ import pytest
 import quantisers
 import torch
 from command import run_shadow
+from companions import of_mistral
 from effort import chosen
 from safetensors.torch import load_file, save_file
 
@@ -246,7 +247,7 @@ def test_mistrals_own_file_is_that_of_transformers(tmp_path):
     one = planted.saved("mistral", tmp_path / "hf")
     config = json.loads((one / "config.json").read_text())
     shutil.copytree(one, tmp_path / "both")
-    planted.of_mistral(tmp_path / "both")
+    of_mistral(tmp_path / "both")
     file = tmp_path / "both" / "consolidated.safetensors"
     own = tmp_path / "own"
     own.mkdir()

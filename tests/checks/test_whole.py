@@ -12,7 +12,8 @@ import numpy as np
 import planted
 import pytest
 import torch
-from planted import edit, of_mistral, tokenizer
+from companions import of_mistral, tokenizer
+from planted import edit
 from safetensors.torch import load_file, save_file
 
 import shadow
