@@ -44,7 +44,6 @@ def audit(
         "Replace finished reports that differ. Otherwise those of other settings, files or commits"
         " are kept, with exit code 1, and those of another version with 0.",
         False,
-        "--overwrite",
     ),
     jobs: int | None = shared.JOBS,
     engine: str = option(
@@ -56,7 +55,6 @@ def audit(
     strict: bool = option(
         "Exit with 3 if a tensor was skipped that should have been measured.",
         False,
-        "--strict",
         rich_help_panel=shared.PANELS["Rules"],
     ),
     format: shared.PairsFormat = shared.PAIRS_FORMAT,

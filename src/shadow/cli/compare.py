@@ -33,18 +33,14 @@ def compare(
         min=0,
         max=1,
     ),
-    allow_different_base: bool = option(
-        "Also compare deltas from different bases.", False, "--allow-different-base"
-    ),
+    allow_different_base: bool = option("Also compare deltas from different bases.", False),
     scores: Sequence[Path] = option(
         "Benchmark scores that others measured: a CSV, or results of lm-eval (JSON); may be"
         " repeated.",
         (),
         **FILE,
     ),
-    joint: bool = option(
-        "Also compare where the deltas point; reads the checkpoints.", False, "--joint"
-    ),
+    joint: bool = option("Also compare where the deltas point; reads the checkpoints.", False),
     jobs: int | None = shared.JOBS,
     allow_pickle: bool = shared.PICKLE,
     format: Literal["table", "json", "markdown"] = option(

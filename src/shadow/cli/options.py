@@ -134,6 +134,8 @@ def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> insp
     if get_origin(kind) is Sequence:
         kind = list[Path] if get_args(kind) == (Path,) else list[str]
         default = default or []
+    if kind is bool and not names:  # else typer would add its opposite
+        names = (f"--{name.replace('_', '-')}",)
     is_argument = names == (ARGUMENT,)
     made = typer.Argument(**more) if is_argument else typer.Option(*names, **more)
     return inspect.Parameter(
@@ -201,9 +203,7 @@ class Rules:
         callback=anywhere,
     )
     allow_missing: bool = option(
-        "Do not fail if a figure of --fail-on or a report of --against is missing.",
-        False,
-        "--allow-missing",
+        "Do not fail if a figure of --fail-on or a report of --against is missing.", False
     )
     junit: Path | None = JUNIT
 
@@ -252,7 +252,7 @@ QUIET = option(
 JOBS = option(
     "Number of worker threads; results do not depend on it.", metavar="N", min=1, max=1024
 )
-PICKLE = option("Read torch .bin files, in a child process.", False, "--allow-pickle")
+PICKLE = option("Read torch .bin files, in a child process.", False)
 
 
 def selected(targets: Sequence[str], pairs: Pairs) -> Selection:

@@ -37,7 +37,7 @@ def show(
         "table",
         metavar="FORMAT",
     ),
-    full: bool = option("Show every number and table of a pair.", False, "--full"),
+    full: bool = option("Show every number and table of a pair.", False),
 ) -> None:
     """Show finished reports again. Of several also a table of them.
 
@@ -137,9 +137,7 @@ def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = 
 
 def clean(
     output: Path = shared.OUTPUT,
-    cache: bool = option(
-        "Instead remove the spectra that are kept for later audits.", False, "--cache"
-    ),
+    cache: bool = option("Instead remove the spectra that are kept for later audits.", False),
 ) -> None:
     """Remove what unfinished audits left. That is partial results, and shards that were to be
     removed after use.

@@ -48,7 +48,7 @@ def verify(
     base: str | None = option(
         "Of stored, mixture: what FULL, or A and B, were trained from.", metavar="REF"
     ),
-    headers: bool = option("Of whole: leave out values, read headers alone.", False, "--headers"),
+    headers: bool = option("Of whole: leave out values, read headers alone.", False),
     listed: Path | None = option(
         "YAML file of claims to check, instead of one.",
         None,

@@ -41,10 +41,8 @@ class Files:
     or used.
     """
 
-    allow_pickle: bool = option(
-        "Read torch .bin files, in a child process.", False, "--allow-pickle"
-    )
-    offline: bool = option("Use the Hub's cache only, without a network.", False, "--offline")
+    allow_pickle: bool = option("Read torch .bin files, in a child process.", False)
+    offline: bool = option("Use the Hub's cache only, without a network.", False)
     fetch: Fetch = "auto"
     max_disk: int | str | None = option(
         "Disk limit for downloads, such as 40GB; each shard is removed after use.", type=str | None
