@@ -16,7 +16,6 @@ from shadow.templates import Reason
 
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
-LIKE_NOISE = 0.03  # concentration within which a pair is like noise
 BY_CHANCE = 0.03  # of the matrices of a rounded copy: more do not pass for changed
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to matter
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadow.checks.answer import Against, Answer, Check, Figure, Outcome
 from shadow.errors import ShadowError
-from shadow.templates import Reason, Value
+from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.listing import Listing
@@ -28,7 +28,6 @@ WORDS = {
     "file": "{path} ({what})",
     "unknown": "{path}: {why}",
     "state": "{state}",
-    "keys": "{keys}",
 }
 Row = Mapping[str, Any]
 
@@ -46,7 +45,10 @@ def judge(rows: Sequence[Row]) -> Answer:
     counts = {"files": len(matter), "files_differ": len(differ), "files_unknown": len(unknown)}
     figures: dict[str, Figure] = {**counts}
     if differ:
-        named = [Reason("file", {"path": row["path"], "what": _keys(row)}) for row in differ]
+        whats = [row["differs"].split() if row["state"] == "changed" else row["state"]
+                 for row in differ]  # fmt: skip
+        named = [Reason("file", {"path": row["path"], "what": what})
+                 for row, what in zip(differ, whats, strict=True)]  # fmt: skip
         against = [Against(row["path"], Reason("state", {"state": _detail(row)})) for row in differ]
         reason = Reason("differ", {"files": named})
         return Answer(Outcome.DOES_NOT_HOLD, [reason], figures, against)
@@ -60,13 +62,6 @@ def judge(rows: Sequence[Row]) -> Answer:
     reasons = [Reason("agree", {"files": agree, "count": len(agree)})] if agree else []
     reasons += [Reason("pickles", {"pickles": pickles})] if pickles else []
     return Answer(Outcome.HOLDS, [*reasons, Reason("without_weights")], figures)
-
-
-def _keys(row: Row) -> Value:
-    """What differs in a file: `added`, or its keys, such as rope_theta and vocab_size."""
-    if row["state"] != "changed":
-        return str(row["state"])
-    return Reason("keys", {"keys": row["differs"].split()})
 
 
 def _detail(row: Row) -> str:

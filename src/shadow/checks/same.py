@@ -166,7 +166,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
 
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(asked.named, runtime, scratch)
-    if _is_one(*found.values()):
+    folders = {Path(one.reference).resolve() for one in found.values()}
+    if len({one.commit for one in found.values()}) == len(folders) == 1:
         return Compared(unscanned="one_checkpoint")
     if _have_equal_checksums(*found.values()):
         return Compared(unscanned="equal_checksums")
@@ -199,12 +200,6 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
         unread=lined.unread,
         notes=lined.notes,
     )
-
-
-def _is_one(first: Found, second: Found) -> bool:
-    """Whether both are one folder, or one commit."""
-    folders = Path(first.reference).resolve(), Path(second.reference).resolve()
-    return first.commit == second.commit and folders[0] == folders[1]
 
 
 def _reshaped(pair: MatrixPair) -> str:

@@ -113,10 +113,8 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """For machines: the rule, what came of it, and its figures."""
-        rule = {
-            key: getattr(self.rule, key)
-            for key in ("name", "condition", "severity", "message", "file", "line")
-        }
+        keys = ("name", "condition", "severity", "message", "file", "line")
+        rule = {key: getattr(self.rule, key) for key in keys}
         figures = [asdict(figure) for figure in self.findings]
         found = {"outcome": self.outcome, "code": self.why.code, "detail": self.detail}
         return {**rule, **found, "figures": figures}
@@ -148,12 +146,9 @@ class Judgement:
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is what `show --format json` prints."""
+        rules = [verdict.as_json() for verdict in self.verdicts]
         pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {
-            **pair,
-            "notes": list(self.notes),
-            "rules": [verdict.as_json() for verdict in self.verdicts],
-        }
+        return {**pair, "notes": list(self.notes), "rules": rules}
 
     @property
     def code(self) -> int:
