@@ -37,10 +37,7 @@ OF_PAIRS = tuple(
 
 
 def pair_claim(text: str) -> Question:
-    """`trained --moved layers.0-7 --frozen embed`, of a pair that is not known yet.
-
-    Raises UsageError.
-    """
+    """`trained --moved layers.0-7 --frozen embed`, without its sides. Raises UsageError."""
     claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
     if claim in CHECKS and claim not in OF_PAIRS:
         raise UsageError(f"{claim} is no claim of a base and a tuned side", one_of(OF_PAIRS))
@@ -104,9 +101,7 @@ def question(
     base: AnyReference | None = None,
     headers: bool = False,
 ) -> Question:
-    """The question that these words ask. Raises UsageError for what `require_form` refuses, and
-    where another side than a base is put together of several checkpoints.
-    """
+    """The question that these words ask. Raises UsageError, also for a tuned side by component."""
     given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
     form = require_form(claim, len(checkpoints), **given)
     for name, side in zip(form.names(len(checkpoints)), checkpoints, strict=True):

@@ -86,26 +86,17 @@ class Measured:
         return compared(self.source, self.label)
 
     @cached_property
-    def _rows(self) -> dict[Scope, Summary | Row]:
+    def _rows(self) -> dict[Scope, Row]:
         """The summary's rows of the pair, of each component and of each module."""
-        rows: dict[Scope, Summary | Row] = {(): self.summary}
+        rows: dict[Scope, Row] = {(): self.summary}
         rows |= {(row.component,): row for row in self.summary.components}
         return rows | {(row.component, row.module): row for row in self.summary.modules}
-
-    def _figures(self, at: Scope) -> Row:
-        """The figures of a place by name; None where one is undefined."""
-        row = self._rows[at]
-        return row.figures if isinstance(row, Summary) else row
 
     def places(self, name: Metric) -> list[Scope]:
         """Where the report has what a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
         return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
-
-    def changed(self, at: Scope) -> int:
-        """How many deltas of a place have been measured."""
-        return int(self._figures(at)["matrices"])
 
     @cached_property
     def _tensors(self) -> list[dict[str, Any]]:
@@ -157,10 +148,9 @@ class Measured:
         name, row = ".".join((*at, metric)), self._rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
-        why = row.no_interval if metric in row.intervals else None
-        return JudgedFigure(
-            name, self._figures(at)[metric], row.intervals.get(metric), why or "no spread"
-        )
+        value = (row if at else row.figures)[metric]
+        why = (metric in row.intervals and row.no_interval) or "no spread"
+        return JudgedFigure(name, value, row.intervals.get(metric), why)
 
     def error(self, at: Scope, metric: str) -> float:
         """The most that a median of estimates may be off: the largest error of one."""

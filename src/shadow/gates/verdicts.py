@@ -293,14 +293,13 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     every = [(at, now.figure(at, metric)) for at in places]
     nulls = [one.name for _, one in every if one.value is None]
     known = [(one.name, one.value, at) for at, one in every if one.value is not None]
-    if not known and not any(map(now.changed, places)):
+    if not known and not any(now.figure(at, "matrices").value for at in places):
         if metric not in NORMS or not now.is_identical(rule.figure):
             return _missing(rule, "absent", why=now.why_absent(rule.figure))
         zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
         return _verdict(rule, "identical", {"what": str(rule.figure)}, [zero])
     if not known:
-        why = not_measured(now.summary.tier) or None
-        return _missing(rule, "null", figures=nulls, why=why)
+        return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier) or None)
     findings = [RuleFigure(name, value, rule.holds(value)) for name, value, _ in known]
     open_ones = [  # the error of an estimate leaves open on which side of the threshold it lies
         name
@@ -315,7 +314,7 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     _, _, condition = rule.condition.partition(" ")
     violating = [one for one in findings if one.met]
     texts = [f"{one.figure} is {_text(one.value, rule.holds)}" for one in violating or findings]
-    of: dict[str, Value] = {"figures": texts, "condition": condition, "nulls": nulls or None}
+    of = {"figures": texts, "condition": condition, "nulls": nulls or None}
     return _verdict(rule, "violated" if violating else "within", of, findings)
 
 
