@@ -280,7 +280,7 @@ from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.checkpoints.pairing import Filter
 from shadow.run.pair_plan import plan_pair
-from shadow.spectra.method import Method
+from shadow.spectra.measurement import Method
 
 def watch():
     while True:
