@@ -138,11 +138,11 @@ def main(
                 if name in levels:
                     figures[name] = shadow_figures(out)
                 else:
-                    told = json.loads((out / "details.json").read_text())
-                    figures[name] = weightwatcher_figures(told["details"])
+                    recorded = json.loads((out / "details.json").read_text())
+                    figures[name] = weightwatcher_figures(recorded["details"])
     console.print(usage_table(usages, [len(one) for one in figures.values()]))
-    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in told["seconds"].items())
-    console.print(f"weightwatcher {told['version']}, last round: {steps}")
+    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in recorded["seconds"].items())
+    console.print(f"weightwatcher {recorded['version']}, last round: {steps}")
     apart = {name: differences(figures[name], figures[WEIGHTWATCHER]) for name in levels}
     table = Table("", *apart, title="Relative difference from the first: median (largest)")
     for name in COMPARED:

@@ -516,10 +516,12 @@ def _files() -> Iterator[Plant]:
         files: Callable[[dict[str, str]], dict[str, str]] = lambda files: files, **config: Any
     ) -> Callable[[Work], Asked]:
         def make(at: Work) -> Asked:
-            told = {**at.model.config, "rope_theta": 1e4}
+            recorded = {**at.model.config, "rope_theta": 1e4}
             small = {name: one for name, one in at.base.items() if one.ndim == 1}
-            first = written(at.folder / "a", small, told, files=FILES)
-            second = written(at.folder / "b", small, {**told, **config}, files=files(dict(FILES)))
+            first = written(at.folder / "a", small, recorded, files=FILES)
+            second = written(
+                at.folder / "b", small, {**recorded, **config}, files=files(dict(FILES))
+            )
             return Asked((first, second))
 
         return make

@@ -77,12 +77,14 @@ def judged(plant: Plant, seed: int, folder: Path) -> Judged:
         )
         outcome, against = found.outcome, found.against
         reason = found.reason
-        told = "\n".join([reason, *(f"{one.name}: {one.what}" for one in against), *found.notes])
+        recorded = "\n".join(
+            [reason, *(f"{one.name}: {one.what}" for one in against), *found.notes]
+        )
     except ShadowError as error:
-        outcome, reason, told = "fault", error.message, error.message
+        outcome, reason, recorded = "fault", error.message, error.message
     return Judged(
         plant.name, plant.claim, plant.kind, plant.truth, outcome,
-        re.search(plant.names, told) is not None, reason, time.process_time() - started,
+        re.search(plant.names, recorded) is not None, reason, time.process_time() - started,
     )  # fmt: skip
 
 
@@ -136,10 +138,10 @@ def counts(some: Sequence[Judged]) -> list[str]:
     denied = sum(one.outcome == "does_not_hold" and not one.is_right for one in some)
     refused = [one for one in some if one.outcome in (OPEN, "fault") and not one.is_right]
     named = sum(one.is_named for one in some if one.is_right)
-    told = str(len(refused))
+    recorded = str(len(refused))
     if refused:
-        told += f" ({sum(one.is_named for one in refused)} with the right reason)"
-    return [str(len(some)), str(right), str(named), str(holds), str(denied), told]
+        recorded += f" ({sum(one.is_named for one in refused)} with the right reason)"
+    return [str(len(some)), str(right), str(named), str(holds), str(denied), recorded]
 
 
 HEAD = [
@@ -148,7 +150,7 @@ HEAD = [
 ]  # fmt: skip
 
 
-def told(found: Sequence[Judged]) -> str:
+def recorded(found: Sequence[Judged]) -> str:
     """The generated section of the page."""
     decidable = [one for one in found if one.truth != OPEN]
     undecidable = [one for one in found if one.truth == OPEN]
@@ -215,7 +217,7 @@ def main(
         for one in found:
             print(f"{one.name}: {one.outcome} ({one.seconds:.1f} s): {one.reason}")
     print(f"{time.process_time() - started:.0f} s of CPU time", file=sys.stderr)
-    section = told(found)
+    section = recorded(found)
     if seed != FINAL or only is not None:
         print(section)
         return

@@ -130,7 +130,7 @@ class Made:
     """What was added, before any storage, by name; what has none is absent. None: no update."""
     ways: Ways = field(default_factory=dict)
     """What differs from WAYS."""
-    told: tuple[str, ...] = ()
+    recorded: tuple[str, ...] = ()
     """What a finding should say: names of MEANINGS in sentences.py."""
     few_bits: tuple[str, ...] = ()
     """The sides that went through 8 or 4 bits."""
@@ -384,11 +384,11 @@ def cast(which: str, what: str | None = None, of: Shapes | None = None) -> Made:
     base = base_of(of, grid)
     update = changed(base, what) if what else {}
     same = which == "BF16 to F32"
-    told: tuple[str, ...] = ("same",) if same else ("copy",)
+    recorded: tuple[str, ...] = ("same",) if same else ("copy",)
     if what:
-        told = ("beside",)
+        recorded = ("beside",)
     ways = {"quantised_copy": not (what or same)}
-    return stored_pair(base, update, (one, other), told=told, ways=ways)
+    return stored_pair(base, update, (one, other), recorded=recorded, ways=ways)
 
 
 # -------------------------------------------------------------------------------- histories
@@ -401,16 +401,16 @@ def dequantised(how: str, what: str, size: float) -> Made:
     if what == "copy":
         copied = as_stored(base, F32)
         return stored_pair(
-            copied, {}, (F32, BF16), few_bits=few, told=("copy", "dequantised"),
+            copied, {}, (F32, BF16), few_bits=few, recorded=("copy", "dequantised"),
             ways={"quantised_copy": True},
         )  # fmt: skip
     base = as_stored(base)
     if what == "adapter":
         return stored_pair(
-            base, adapter(base, 16, size), few_bits=few, told=("dequantised", "low_rank"),
+            base, adapter(base, 16, size), few_bits=few, recorded=("dequantised", "low_rank"),
             ways={"merged_adapter": True},
         )  # fmt: skip
-    return stored_pair(base, tune(base, size), few_bits=few, told=("dequantised",))
+    return stored_pair(base, tune(base, size), few_bits=few, recorded=("dequantised",))
 
 
 def few_bit_copy(how: str) -> Made:
@@ -418,7 +418,7 @@ def few_bit_copy(how: str) -> Made:
     tuned = through(base, how)
     return Made(
         narrow(base, BF16), narrow(tuned, BF16), {}, ways={"quantised_copy": True},
-        few_bits=("tuned",), told=("few bits",),
+        few_bits=("tuned",), recorded=("few bits",),
     )  # fmt: skip
 
 
@@ -426,7 +426,7 @@ def lora(rank: int, size: float, into: str | None = None) -> Made:
     base = base_of()
     update = adapter(base, rank, size)
     if into is None:
-        return stored_pair(base, update, ways={"merged_adapter": True}, told=("low_rank",))
+        return stored_pair(base, update, ways={"merged_adapter": True}, recorded=("low_rank",))
     tuned = plus(through(base, into), update)
     whole = {name: tuned[name] - base[name] for name in matrices(base)}
     return Made(
@@ -444,20 +444,22 @@ def few_known(count: int, size: float, rank: int = 0) -> Made:
     update = adapter(base, rank, size) if rank else few_strong(base, size)
     ways: Ways = {"merged_adapter": True} if rank else {}
     tuned = {n: (base[n] if n in known else full[n]) + update[n] for n in names}
-    told = ("norm before storage",) if 2 * count > len(names) else ()
-    return Made(narrow(base, BF16), narrow(tuned, BF16), update, ways, rounded="master", told=told)
+    recorded = ("norm before storage",) if 2 * count > len(names) else ()
+    return Made(
+        narrow(base, BF16), narrow(tuned, BF16), update, ways, rounded="master", recorded=recorded
+    )
 
 
 def every_scaled(by: float) -> Made:
     base = base_of()
     update = {n: (by - 1) * base[n] for n in base}
-    return stored_pair(base, update, told=("scaled",), ways={"weight_decay": None})
+    return stored_pair(base, update, recorded=("scaled",), ways={"weight_decay": None})
 
 
 def pruned() -> Made:
     base = base_of()
     update = {n: np.where(np.abs(base[n]) < 0.006, -base[n], 0.0) for n in inside(base)}
-    return stored_pair(base, update, told=("zeroed",))
+    return stored_pair(base, update, recorded=("zeroed",))
 
 
 MASKS = {"a fifth": 0.2, "a half": 0.5}  # of the entries, in random places
@@ -483,7 +485,7 @@ def in_part(what: str, size: float) -> Made:
             D = D * np.exp(rng.standard_normal((len(D), 1)))
         update[name] = scaled_to(D, W, size)
     uneven = what in ("heavy tails", "in proportion")
-    return stored_pair(base, update, told=("masked",) if what in MASKS else (), uneven=uneven)
+    return stored_pair(base, update, recorded=("masked",) if what in MASKS else (), uneven=uneven)
 
 
 def renumbered(base: Weights, order: list[int], fill: Weights | None = None) -> Weights:
@@ -507,7 +509,7 @@ def other(what: str) -> Made:
     elif what == "unrelated":
         tuned = weights(DEEP, 1)
     return Made(
-        narrow(base, BF16), narrow(tuned, BF16), None, told=(what,), apart=what == "unrelated",
+        narrow(base, BF16), narrow(tuned, BF16), None, recorded=(what,), apart=what == "unrelated",
     )  # fmt: skip
 
 
@@ -516,9 +518,9 @@ def part(what: str) -> Made:
     vlm = what.startswith("vision")
     base = base_of(VISION if vlm else SMALL)
     if what == "nothing":
-        return stored_pair(base, {}, told=("same",))
+        return stored_pair(base, {}, recorded=("same",))
     if what == "vectors alone":
-        return stored_pair(base, changed(base, "all norms"), told=("only vectors",))
+        return stored_pair(base, changed(base, "all norms"), recorded=("only vectors",))
     if what == "two modules":
         update = {}
         for share, module in ((0.508, ".up_proj"), (0.492, ".down_proj")):

@@ -59,7 +59,7 @@ class Case:
 
     def is_true(self, *facts: str) -> bool:
         """Whether one of these was done, in the words of MEANINGS."""
-        return bool({*facts} & {*self.made.told, *self.made.facts})
+        return bool({*facts} & {*self.made.recorded, *self.made.facts})
 
     @property
     def text(self) -> str:
@@ -145,8 +145,8 @@ def judged_before(case: Case, values: list[float], text: str) -> Judged:
         known = deltas["relative_norm_unrounded"].notna()
         known |= deltas["kept_reason"] == "nothing_rounded"
         truths += case.truth.norm(list(deltas["tensor"][known]))
-    told = f"before storage the update was {written(100 * one for one in truths)} %"
-    yield held(values, truths, BEFORE), told
+    recorded = f"before storage the update was {written(100 * one for one in truths)} %"
+    yield held(values, truths, BEFORE), recorded
 
 
 # ---------------------------------------------------------------------------- sentences
@@ -158,12 +158,12 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield from judged_before(case, before, text)
     stored = figures.get("figures.relative_norm_overall")
     if stored is not None:
-        told = f"as stored the change is {100 * truth.stored_norm():.3g} %"
-        yield abs(stored - truth.stored_norm()) <= STORED * truth.stored_norm(), told
+        recorded = f"as stored the change is {100 * truth.stored_norm():.3g} %"
+        yield abs(stored - truth.stored_norm()) <= STORED * truth.stored_norm(), recorded
         norms = truth.norm()
         if any(norms) and not before and "s stored" not in text:
-            told = f"before storage the update was {written(100 * one for one in norms)} %"
-            yield near(stored, norms, BEFORE), f"it is not said to be as stored; {told}"
+            recorded = f"before storage the update was {written(100 * one for one in norms)} %"
+            yield near(stored, norms, BEFORE), f"it is not said to be as stored; {recorded}"
     for place, value in figures.items():
         parts = place.split(".")
         if parts[-1] == "energy_share" and parts[0] in ("modules", "components"):
@@ -237,15 +237,15 @@ def of_few(case: Case, names: list[str], text: str) -> Judged:
 
 
 def low_rank(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    told = figures_of(figures, "inside_layers.rank_most")
+    recorded = figures_of(figures, "inside_layers.rank_most")
     true = case.truth.rank(case.truth.inside)
-    if not told or case.made.update is None:
+    if not recorded or case.made.update is None:
         return
     if true is None:
         yield False, "there is no update"
         return
     yield from of_few(case, case.known("kept"), text)
-    yield true <= max(told), f"the update needs {true:.0f} directions for 99.9 % of its energy"
+    yield true <= max(recorded), f"the update needs {true:.0f} directions for 99.9 % of its energy"
 
 
 def noise(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -257,16 +257,16 @@ def noise(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     beyond, _ = case.truth.beyond_noise()
     if case.made.scaled:
         yield False, "rows or columns were scaled by a factor each"
-    told = f"{beyond} of {len(case.truth.inside)} updates have more structure than noise"
-    yield 2 * beyond < max(1, len(case.truth.inside)), told
+    recorded = f"{beyond} of {len(case.truth.inside)} updates have more structure than noise"
+    yield 2 * beyond < max(1, len(case.truth.inside)), recorded
 
 
 def flat(case: Case) -> Judged:
     if not case.made.update:
         return
     _, flatter = case.truth.beyond_noise()
-    told = f"{flatter} of {len(case.truth.inside)} updates are flatter than noise"
-    yield 2 * flatter >= len(case.truth.inside), told
+    recorded = f"{flatter} of {len(case.truth.inside)} updates are flatter than noise"
+    yield 2 * flatter >= len(case.truth.inside), recorded
 
 
 def kept(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -342,8 +342,8 @@ def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         return
     for side in ("base", "tuned"):
         if any(f"levels_{side}" in place for place in figures):
-            told = f"through few bits went: {case.made.few_bits or 'none'}"
-            yield side in case.made.few_bits, told
+            recorded = f"through few bits went: {case.made.few_bits or 'none'}"
+            yield side in case.made.few_bits, recorded
 
 
 def mostly_copy(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -356,8 +356,8 @@ def mostly_copy(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     cast = len(case.truth.difference) - len(beside)
     yield bool(beside) and cast > 0, f"{len(beside)} tensors changed by more, {cast} by a cast"
     if "recognised.casts.beside" in figures:
-        told = figures["recognised.casts.beside"]
-        yield told == len(beside), f"{len(beside)} tensors changed by more"
+        recorded = figures["recognised.casts.beside"]
+        yield recorded == len(beside), f"{len(beside)} tensors changed by more"
 
 
 ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted")
@@ -387,9 +387,9 @@ def only_vectors(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     yield from vectors(case, text, figures)
 
 
-def done(told: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]], Judged]:
+def done(recorded: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]], Judged]:
     """Whether one of these was done, and what is true if not."""
-    return lambda case, text, figures: iter([(case.is_true(*facts), told)])
+    return lambda case, text, figures: iter([(case.is_true(*facts), recorded)])
 
 
 layers_moved = done("no layer has another number", "permuted", "layer dropped", "layer inserted")
@@ -404,8 +404,8 @@ def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 def masked(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     share = case.truth.hardly_moved()
-    told = f"{share:.0%} of the entries moved by less than a tenth of the root mean square"
-    yield share >= HARDLY, told
+    recorded = f"{share:.0%} of the entries moved by less than a tenth of the root mean square"
+    yield share >= HARDLY, recorded
 
 
 SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
@@ -446,16 +446,16 @@ def headline(case: Case) -> Judged:
     if "like noise" in text or "partly with more structure" in text:
         yield from noise(case, text, {})
     if found := re.search(r"\bof rank ([\d,]+)", text):
-        told = float(found[1].replace(",", ""))
-        yield from low_rank(case, text, {"inside_layers.rank_most": told})
+        recorded = float(found[1].replace(",", ""))
+        yield from low_rank(case, text, {"inside_layers.rank_most": recorded})
     if found := re.search(r"spread over ([\d,.]+)(?: to ([\d,.]+))? directions", text):
         values = [float(one.rstrip(".").replace(",", "")) for one in found.groups() if one]
         names = case.known("equivalent_directions")
         yield from of_few(case, names, text)
         yield from judged_directions(case, values, names, "the median matrix")
-    told = size_in(text)
-    if told is not None and "copy of the base" not in text:
-        yield from _headline_size(case, *told)
+    recorded = size_in(text)
+    if recorded is not None and "copy of the base" not in text:
+        yield from _headline_size(case, *recorded)
     yield from _headline_place(case, text)
 
 
@@ -469,8 +469,8 @@ def _headline_size(case: Case, low: float, high: float, half: float) -> Judged:
     else:
         truths = case.truth.norm()
         before = written(100 * one for one in truths)
-        told = f"the change is {100 * stored:.3g} % as stored, {before} % before"
-        yield held([low - half, high + half], truths, BEFORE), told
+        recorded = f"the change is {100 * stored:.3g} % as stored, {before} % before"
+        yield held([low - half, high + half], truths, BEFORE), recorded
 
 
 def _headline_place(case: Case, text: str) -> Judged:
@@ -484,8 +484,8 @@ def _headline_place(case: Case, text: str) -> Judged:
     )
     if len(shares) > 1:
         (second, other), (first, name) = shares[-2:]
-        told = f"{name} has {100 * first:.1f} %, {other} {100 * second:.1f} %"
-        yield second < 0.9 * first, told
+        recorded = f"{name} has {100 * first:.1f} %, {other} {100 * second:.1f} %"
+        yield second < 0.9 * first, recorded
 
 
 # ---------------------------------------------------------------------------- explanations

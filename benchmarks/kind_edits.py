@@ -137,12 +137,12 @@ EDITS: Mapping[str, Kind] = {
     "a direction ablated, twice": edit(partial(ablated, 2.0, None), ways=LOW),
     "LASER": edit(partial(truncated, 0.1, lambda W: ending(W, ("down_proj",), range(2, 4)))),
     "truncated SVD": edit(partial(truncated, 0.5, matrices)),
-    "logits scaled": edit(partial(scaled, 1.1, lambda W: [LM]), told=("scaled",)),
+    "logits scaled": edit(partial(scaled, 1.1, lambda W: [LM]), recorded=("scaled",)),
     "residual writes scaled": edit(
-        partial(scaled, 0.97, lambda W: ending(W, WRITES)), told=("scaled",),
+        partial(scaled, 0.97, lambda W: ending(W, WRITES)), recorded=("scaled",),
         ways={"weight_decay": None},
     ),
-    "heads silenced": edit(silenced, told=("zeroed",)),
+    "heads silenced": edit(silenced, recorded=("zeroed",)),
     "an embedding untied": untied,
 }  # fmt: skip
 
@@ -228,11 +228,13 @@ def smoothed(power: float, W: State, g: torch.Generator, base: Base) -> State:
 
 
 SAME: Mapping[str, Kind] = {
-    "QuaRot": edit(quarot, update=False, told=("rotated",)),
-    "v and o rotated": edit(values_turned, update=False, told=("rotated",)),
-    "stream permuted": edit(permuted, update=False, told=("rotated",), facts=("permuted",)),
-    "stream signs flipped": edit(flipped, update=False, told=("rotated",)),
-    "heads permuted": edit(heads_permuted, update=False, told=("rotated",), facts=("permuted",)),
+    "QuaRot": edit(quarot, update=False, recorded=("rotated",)),
+    "v and o rotated": edit(values_turned, update=False, recorded=("rotated",)),
+    "stream permuted": edit(permuted, update=False, recorded=("rotated",), facts=("permuted",)),
+    "stream signs flipped": edit(flipped, update=False, recorded=("rotated",)),
+    "heads permuted": edit(
+        heads_permuted, update=False, recorded=("rotated",), facts=("permuted",)
+    ),
     "SmoothQuant": edit(partial(smoothed, 0.5), scaled=True),
     "AWQ folded": edit(partial(smoothed, 0.25), scaled=True),
     "norms folded": edit(lambda W, g, base: gains_folded(W), scaled=True),
@@ -369,7 +371,7 @@ def copied(how: str, base: Base, seed: int) -> Made:
     ways: Ways = {"quantised_copy": True}
     if turned is not None:
         return pair(base.start, found, False, ways={"quantised_copy": None},
-                    few_bits=("tuned",), told=("rotated",))  # fmt: skip
+                    few_bits=("tuned",), recorded=("rotated",))  # fmt: skip
     return replace(pair(base.start, found, few_bits=("tuned",), ways=ways), update={})
 
 
@@ -421,9 +423,9 @@ def heads_cut(base: Base, seed: int) -> Made:
 
 
 PRUNED: Mapping[str, Kind] = {
-    "2:4": edit(partial(every, two_of_four), told=("zeroed",)),
-    "50 % by size": edit(partial(every, partial(shrunk, share=0.5)), told=("zeroed",)),
-    "70 % by size": edit(partial(every, partial(shrunk, share=0.7)), told=("zeroed",)),
+    "2:4": edit(partial(every, two_of_four), recorded=("zeroed",)),
+    "50 % by size": edit(partial(every, partial(shrunk, share=0.5)), recorded=("zeroed",)),
+    "70 % by size": edit(partial(every, partial(shrunk, share=0.7)), recorded=("zeroed",)),
     "SparseGPT": edit(sparse_gpt),
     "heads pruned": heads_cut,
 }
@@ -459,9 +461,9 @@ def restacked(what: str, base: Base, seed: int) -> Made:
     else:  # a frankenmerge of two tunes
         order = [((base.task(1), base.task(2))[at % 2], at) for at in range(last + 1)]
         return pair(W, layered(order, other))
-    told = ("layer dropped",) if what == "layers dropped" else ()
+    recorded = ("layer dropped",) if what == "layers dropped" else ()
     facts = ("permuted",) if what == "layers exchanged" else ("layer inserted",)
-    return pair(W, layered(order, W), update=False, told=told, facts=facts)
+    return pair(W, layered(order, W), update=False, recorded=recorded, facts=facts)
 
 
 def vocabulary(what: str, base: Base, seed: int) -> Made:

@@ -499,7 +499,7 @@ def started_anew(base: Base, seed: int) -> Made:
         if last in name:
             W[name] = torch.randn(W[name].shape, generator=g) * W[name].std()
     end = base.kept(f"anew-{seed}", lambda: train(W, PROSE, adamw(1e-3), STEPS, seed, some(last)))
-    return made(base, end, told=("beside",), facts=("replaced",))
+    return made(base, end, recorded=("beside",), facts=("replaced",))
 
 
 BOTH: Mapping[str, Mapping[str, Kind]] = {

@@ -117,8 +117,10 @@ def adapter(
             return adapted(base, seed, init, apply, chosen, rate=rate)
 
         after = base.kept(f"{name}-{seed}", make) if name else make()
-        told = ("low_rank",) if low_rank else ()
-        return made(base, after, ways={"merged_adapter": low_rank}, told=told, rotated=turned)
+        recorded = ("low_rank",) if low_rank else ()
+        return made(
+            base, after, ways={"merged_adapter": low_rank}, recorded=recorded, rotated=turned
+        )
 
     return kind
 
@@ -151,7 +153,7 @@ def on_few_bits(how: str, base: Base, seed: int) -> Made:
         return made(base, after, ways={"merged_adapter": None, "quantised_copy": None})
     trained = adapted(base, seed, low(8), added, start=low_bits)
     after = {n: base.start[n] + trained[n] - low_bits[n] for n in base.start}
-    return made(base, after, ways={"merged_adapter": True}, told=("low_rank",))
+    return made(base, after, ways={"merged_adapter": True}, recorded=("low_rank",))
 
 
 def relora(base: Base, seed: int) -> Made:

@@ -84,8 +84,8 @@ def write(case: Case, folder: Path) -> tuple[Path, Path]:
             f"{stem}.lora_embedding_A": drawn((RANK, rows), 0.02, torch.bfloat16, 1),
             f"{stem}.lora_embedding_B": drawn((cols, RANK), 0.02, torch.bfloat16, 2),
         }
-        told = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
-        save(tuned, factors, "adapter_model.safetensors", "adapter_config.json", told)
+        recorded = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
+        save(tuned, factors, "adapter_model.safetensors", "adapter_config.json", recorded)
         return base, tuned
     changed = weight.to(case.tuned)
     for number, (old, new) in enumerate(
@@ -101,12 +101,12 @@ def save(
     tensors: dict[str, torch.Tensor],
     weights: str,
     config: str,
-    told: dict[str, object],
+    recorded: dict[str, object],
 ) -> None:
     """One side."""
     folder.mkdir()
     save_file(tensors, folder / weights)
-    (folder / config).write_text(json.dumps(told))
+    (folder / config).write_text(json.dumps(recorded))
 
 
 def planned(sides: tuple[Path, Path]) -> int:

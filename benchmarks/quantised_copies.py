@@ -183,7 +183,7 @@ def right(truth: str) -> tuple[str, ...]:
     return next(said for name, said in RIGHT.items() if truth.startswith(name))
 
 
-def told(found: Sequence[Judged]) -> str:
+def recorded(found: Sequence[Judged]) -> str:
     """The generated section of the page."""
     plain = [one for one in found if one.truth == "a copy"]
     alarms = sum(one.said not in (*HOLDS, OPEN) for one in plain)
@@ -217,7 +217,7 @@ def main(
     """Make the copies, judge them, and write the table."""
     torch.set_num_threads(1)
     found = list(judged(seed, cache))
-    section = told(found)
+    section = recorded(found)
     if seed != FINAL:
         print(section)
         return

@@ -200,7 +200,7 @@ def judged(kind: str, history: str, dtype: str, norm: float, W: Array, D: Array)
     found = rounding.undo(sides, (dtype, dtype), (r, c), float(base.double().abs().max()))
     true, seen = purity(update), purity(difference)
     norm_error = size_error = None
-    told = False
+    recorded = False
     if found.kept and found.norm:
         norm_error = found.norm / float(np.linalg.norm(update)) - 1
         size_error = _relative(true * found.kept**2, seen)
@@ -208,9 +208,9 @@ def judged(kind: str, history: str, dtype: str, norm: float, W: Array, D: Array)
         small = difference @ difference.T if wide else difference.T @ difference
         (largest,) = eigh(small, eigvals_only=True, subset_by_index=[len(small) - 1] * 2)
         clear = purity_z(seen, share(r) * len(r), share(c) * len(c)) > NOISE
-        told = clear and not dominated(seen, found.kept, float(largest / np.trace(small)))
+        recorded = clear and not dominated(seen, found.kept, float(largest / np.trace(small)))
     off = _relative(true, seen)
-    return Entry(kind, history, found.kept, found.reason, norm_error, size_error, off, told)
+    return Entry(kind, history, found.kept, found.reason, norm_error, size_error, off, recorded)
 
 
 def entries(folder: Path | None, plants: Sequence[str] = PLANTS) -> Iterator[Entry]:

@@ -117,8 +117,8 @@ def _places(case: Case) -> str:
 
 def expected(case: Case) -> list[str]:
     """What a finding should say: by what was done, and by what storage left of an update."""
-    found, truth = list(case.made.told), case.truth
-    if not case.made.update or not truth.inside or case.made.told or case.made.also is not None:
+    found, truth = list(case.made.recorded), case.truth
+    if not case.made.update or not truth.inside or case.made.recorded or case.made.also is not None:
         return found
     share = min(truth.kept())
     beyond, flatter = truth.beyond_noise()

@@ -94,8 +94,8 @@ def figures(
     }
 
 
-def _write_tables(folder: Path, tables: dict[str, pa.Table], told: dict[str, Any]) -> None:
-    metadata = {METADATA_KEY: json.dumps(told).encode()}
+def _write_tables(folder: Path, tables: dict[str, pa.Table], recorded: dict[str, Any]) -> None:
+    metadata = {METADATA_KEY: json.dumps(recorded).encode()}
     for name, table in tables.items():
         path = folder / f"{name}.parquet"
         pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
@@ -179,7 +179,7 @@ def write_family(
         }
         for row in skipped
     ]  # fmt: skip
-    told = {
+    recorded = {
         "version": "0.2.0",
         "schema": 1,
         "family": family,
@@ -211,14 +211,14 @@ def write_family(
         )
         if name != "spectra" or spectra
     }
-    _write_tables(folder, tables, told)
-    made = summarise(tables, told)
+    _write_tables(folder, tables, recorded)
+    made = summarise(tables, recorded)
     summary = made.as_json()
     assert summary_from_json(json.loads(json.dumps(summary))) == made
     (folder / "summary.json").write_bytes(summary_bytes(summary))
     # sealed as an audit's, so that readers need not make it again
     paths = {name: folder / f"{name}.parquet" for name in tables}
-    _write_tables(folder, tables, {**told, SEAL: seal(summary, paths, told)})
+    _write_tables(folder, tables, {**recorded, SEAL: seal(summary, paths, recorded)})
     return folder
 
 

@@ -53,7 +53,7 @@ def summary_of(folder, deltas, **more):
     return MADE[key]
 
 
-def told(folder, deltas, **more):
+def recorded(folder, deltas, **more):
     return summary_of(folder, deltas, **more).finding
 
 
@@ -94,10 +94,10 @@ def skipped(reason, module, layer, detail=None, shape=(64, 96), sides=("base", "
 
 def vectors(norms, count=4):
     """Biases that were compared, of these relative norms; the others did not move."""
-    told = [*norms, *[0.0] * (count - len(norms))]
+    recorded = [*norms, *[0.0] * (count - len(norms))]
     return tuple(
         {**one, "relative_norm": norm, "compared": 64}
-        for layer, norm in enumerate(told)
+        for layer, norm in enumerate(recorded)
         for one in skipped("not_a_matrix", "bias", layer, shape=[64])
     )
 
@@ -241,13 +241,13 @@ def answers(found):
 
 def tables(summary):
     """Every figure of a summary by its place, got from the JSON."""
-    told = summary.as_json()
+    recorded = summary.as_json()
     found = {
         f"{key}.{name}": value
         for key in ("figures", "inside_layers", "counts")
-        for name, value in told[key].items()
+        for name, value in recorded[key].items()
     }
-    found |= {f"gates.{gate['name']}.figure": gate["figure"] for gate in told["gates"]}
+    found |= {f"gates.{gate['name']}.figure": gate["figure"] for gate in recorded["gates"]}
     for key, names in (
         ("modules", ("component", "module")),
         ("coherence", ("component", "module")),
@@ -255,20 +255,20 @@ def tables(summary):
         ("quarters", ("component", "quarter")),
         ("depth", ("component", "layer")),
     ):
-        for one in told[key]:
+        for one in recorded[key]:
             place = ".".join(str(one[name]) for name in names)
             found |= {f"{key}.{place}.{name}": value for name, value in one.items()}
-    found |= {f"vectors.{name}": value for name, value in told["vectors"].items()}
-    for one in told["vocabulary"]:
+    found |= {f"vectors.{name}": value for name, value in recorded["vectors"].items()}
+    for one in recorded["vocabulary"]:
         place = f"vocabulary.{one['component']}.{one['module']}"
         found |= {f"{place}.{name}": value for name, value in one.items()}
     named = ("rearranged.not_comparable", "rearranged.moved", "casts")
     for key in ("replaced", "scaled", "zeroed", "few_entries", "masked", *named):
-        of_key = told["recognised"]
+        of_key = recorded["recognised"]
         for name in key.split("."):
             of_key = of_key.get(name) or {}
         found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
-    found |= {f"published.{key}": value for key, value in (told["published"] or {}).items()}
+    found |= {f"published.{key}": value for key, value in (recorded["published"] or {}).items()}
     return found
 
 

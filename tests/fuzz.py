@@ -160,8 +160,8 @@ def layouts() -> list[Any]:
         data, tree = content[8 + size :], {}
         for name, entry in json.loads(content[8 : 8 + size]).items():
             start, stop = entry["data_offsets"]
-            told = {"dtype": entry["dtype"], "shape": entry["shape"]}
-            tree[name] = {**told, "hex": data[start:stop].hex()}
+            recorded = {"dtype": entry["dtype"], "shape": entry["shape"]}
+            tree[name] = {**recorded, "hex": data[start:stop].hex()}
         made.append({"config": said, "pieces": tree})
     return made
 
@@ -202,8 +202,8 @@ def as_file(pieces: Mapping[str, Any]) -> bytes:
         raw = bytes.fromhex(piece["hex"]) or bytes(1)
         raw = (raw * (size // len(raw) + 1))[:size]
         at = [len(data), len(data) + size]
-        told = {"dtype": piece["dtype"], "shape": piece["shape"], "data_offsets": at}
-        header[f"{MODULE}{name}" if name.startswith("_") else f"{MODULE}.{name}"] = told
+        recorded = {"dtype": piece["dtype"], "shape": piece["shape"], "data_offsets": at}
+        header[f"{MODULE}{name}" if name.startswith("_") else f"{MODULE}.{name}"] = recorded
         data += raw
     return with_length(json.dumps(header).encode(), data)
 
@@ -309,7 +309,7 @@ def targets(top: Path) -> Mapping[str, Target]:
     tables = {
         name: pq.read_table(whole / f"{name}.parquet") for name in ("matrices", "tensors", "files")
     }
-    told = json.loads(tables["matrices"].schema.metadata[b"shadow"])
+    recorded = json.loads(tables["matrices"].schema.metadata[b"shadow"])
 
     def weights(folder: Path, content: bytes) -> None:
         (folder / SHARD).write_bytes(content)
@@ -399,7 +399,7 @@ def targets(top: Path) -> Mapping[str, Target]:
         "csv": Target(changed_bytes((CSV,)), one("a.csv", read_scores)),
         "harness": Target(like(HARNESS), one("a.json", read_scores)),
         "batch": Target(like(BATCH), one("index.json", lambda path: read_index(path.parent))),
-        "metadata": Target(like(told), metadata),
+        "metadata": Target(like(recorded), metadata),
         "summary": Target(
             like({"schema": 1, "family": "toy", "figures": {}}), file_of_report("summary.json")
         ),
@@ -433,9 +433,9 @@ def attempt(target: Target, content: bytes) -> bool:
             target.read(Path(folder), content)
             taken = True
         except ShadowError as error:
-            told = f"{error.message} {error.hint or ''}"
-            assert told.isprintable(), f"cannot be printed: {told!r}"
-            assert len(told) <= LONGEST, f"{len(told)} characters: {told[:100]!r}..."
+            recorded = f"{error.message} {error.hint or ''}"
+            assert recorded.isprintable(), f"cannot be printed: {recorded!r}"
+            assert len(recorded) <= LONGEST, f"{len(recorded)} characters: {recorded[:100]!r}..."
             taken = False
     seconds = time.process_time() - began
     assert seconds < SECONDS, f"took {seconds:.1f} s of CPU"

@@ -517,9 +517,16 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 self.send(answer, action)
             finally:
-                told = (self.server.origin, self.command, self.path, self.status, self.sent, asked)
+                recorded = (
+                    self.server.origin,
+                    self.command,
+                    self.path,
+                    self.status,
+                    self.sent,
+                    asked,
+                )
                 about = (answer.repo, answer.about.name if answer.about else "")
-                hub.note(number, Request(*told, "Authorization" in self.headers, *about))
+                hub.note(number, Request(*recorded, "Authorization" in self.headers, *about))
 
     do_HEAD = do_POST = do_GET  # noqa: N815
 

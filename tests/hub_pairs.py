@@ -161,7 +161,7 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
-def told(done: Run, *words: str) -> str:
+def recorded(done: Run, *words: str) -> str:
     """A refusal in exactly one line and one hint, which hold these words."""
     done.assert_refused()
     assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"], done.err

@@ -250,16 +250,16 @@ def entries_of(files: Mapping[str, File]) -> list[dict]:
 
 def sibling(file: File, blobs: bool) -> dict:
     """A file as model_info tells it. blobs: with its size and checksums."""
-    told: dict = {"rfilename": file.name}
+    recorded: dict = {"rfilename": file.name}
     if blobs:
-        told |= {"size": file.size, "blobId": file.oid}
+        recorded |= {"size": file.size, "blobId": file.oid}
         if file.sha256:
-            told["lfs"] = {
+            recorded["lfs"] = {
                 "sha256": file.sha256,
                 "size": file.size,
                 "pointerSize": file.pointer_size,
             }
-    return told
+    return recorded
 
 
 def json_answer(content: object) -> Answer:

@@ -54,11 +54,13 @@ def command_line() -> str:
 def _row(typed: str, text: str) -> str:
     """A row of the table of a command: what is typed, what it is, its default."""
     text, _, extra = text.partition("  [")
-    told = dict(part.partition(": ")[::2] for part in extra.removesuffix("]").split("; ") if part)
-    default = told.pop("default", "")
+    recorded = dict(
+        part.partition(": ")[::2] for part in extra.removesuffix("]").split("; ") if part
+    )
+    default = recorded.pop("default", "")
     text += "".join(
         f" Variable: `{value}`." if name == "env var" else f" {name}."
-        for name, value in told.items()
+        for name, value in recorded.items()
     )
     if default and not default.startswith("("):  # in brackets it is in words
         default = f"`{default}`"

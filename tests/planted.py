@@ -67,8 +67,8 @@ def adapter(
         module = f"base_model.model.{name.removesuffix('.weight')}"
         factors |= {f"{module}.lora_B.weight": b, f"{module}.lora_A.weight": a}
     write(folder, factors, name="adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
-    (folder / "adapter_config.json").write_text(json.dumps(told))
+    recorded = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(recorded))
     return folder
 
 
@@ -321,9 +321,9 @@ def write_adapters(here: Path) -> None:
         for layer in range(2)
         for place, name in enumerate(("self_attn.q_proj", "mlp.up_proj"))
     }
-    lone = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": normal(1, 2, 6)}
-    adapter(here / "adapter", pairs, lone, alpha_pattern={"up_proj": 4}, use_rslora=True)
-    adapter(here / "other-adapter", pairs, lone, peft_type="IA3")
+    unmatched = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": normal(1, 2, 6)}
+    adapter(here / "adapter", pairs, unmatched, alpha_pattern={"up_proj": 4}, use_rslora=True)
+    adapter(here / "other-adapter", pairs, unmatched, peft_type="IA3")
 
 
 def write_quantised(here: Path) -> None:

@@ -147,8 +147,8 @@ CHECKS = {  # a claim and its exit code
 def answers() -> str:
     """Claims about the demo's models, each with its answer."""
     with checkpoints() as folder:
-        told = [f"$ {one}\n{answer(one, code, ANSWER, folder)}" for one, code in CHECKS.items()]
-    return fenced("\n".join(told))
+        recorded = [f"$ {one}\n{answer(one, code, ANSWER, folder)}" for one, code in CHECKS.items()]
+    return fenced("\n".join(recorded))
 
 
 def compared_demo(*more: str) -> str:
@@ -188,12 +188,12 @@ def row_of_demo() -> str:
     row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[
         [*names, "concentration", "spikes"]
     ]
-    told = row.iloc[0]
+    recorded = row.iloc[0]
     words = (
-        f"In words: training moved the up-projection of layer {told['layer']:.0f} by"
-        f" {told['relative_norm']:.1%} of its norm.\nIts effective number of directions is"
-        f" {told['participation_ratio']:.0f}. The same entries with random signs have"
-        f" {told['null_participation_ratio']:.0f}."
+        f"In words: training moved the up-projection of layer {recorded['layer']:.0f} by"
+        f" {recorded['relative_norm']:.1%} of its norm.\nIts effective number of directions is"
+        f" {recorded['participation_ratio']:.0f}. The same entries with random signs have"
+        f" {recorded['null_participation_ratio']:.0f}."
     )
     shown = row.to_string(index=False, float_format="{:.3g}".format)
     return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"
@@ -208,8 +208,8 @@ def demo_scores() -> str:
         (README.parent / "registry/demo/training.json").read_text(encoding="utf-8")
     )["models"]
     rows = ["model,benchmark,score"]
-    for model, told in models.items():
-        rows += [f"demo:{model},{probe},{told['accuracies'][probe]}" for probe in PROBES]
+    for model, recorded in models.items():
+        rows += [f"demo:{model},{probe},{recorded['accuracies'][probe]}" for probe in PROBES]
     return "\n".join(rows)
 
 

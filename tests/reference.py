@@ -156,10 +156,10 @@ def directions(values, shape):
         values["kept_reason"] == "nothing_rounded" or (floor is not None and floor >= 4)
     ):
         best = X
-    told = best is not None and z > 5 and 1 / best <= min(shape)
+    recorded = best is not None and z > 5 and 1 / best <= min(shape)
     return {
         "excess_purity_unrounded": unrounded,
-        "equivalent_directions": 1 / best if told else None,
+        "equivalent_directions": 1 / best if recorded else None,
     }
 
 

@@ -95,22 +95,22 @@ def write(
             "participation_ratio": 40.0,
         }
         where = {key: row[key] for key in ("component", "layer", "module", "expert")}
-        told = {
+        recorded = {
             **common,
             **{key: row[key] for key in ("tensor", "base_tensor", "rows", "cols") if key in row},
         }
-        rows.append({**told, **where, **own, "subject": "base", "numerical_rank": 64})
+        rows.append({**recorded, **where, **own, "subject": "base", "numerical_rank": 64})
         rows.append(
             {
-                **told, **where, **own, "subject": "tuned", "numerical_rank": 64,
+                **recorded, **where, **own, "subject": "tuned", "numerical_rank": 64,
                 "frobenius_norm": size * 1.01,
             }
         )  # fmt: skip
-        rows.append({**told, **row, "subject": "delta"})
+        rows.append({**recorded, **row, "subject": "delta"})
         for side, kind in (("base", "base_tensor"), ("tuned", "tensor")):
             tensors.append(
                 {
-                    **where, "tensor": told[kind], "side": side, "shape": [64, 96],
+                    **where, "tensor": recorded[kind], "side": side, "shape": [64, 96],
                     "status": "measured", "cast": row.get("cast", "neither"),
                     "relative_norm": row.get("relative_norm"),
                     "checksum": row.get(CHECKSUMS[side]),
@@ -120,7 +120,7 @@ def write(
     for one in tensors:  # whole, unless a row says otherwise
         whole = one.get("status") in ("measured", "identical")
         one.setdefault("compared", math.prod(one["shape"]) if whole else 0)
-    told = {
+    recorded = {
         "version": "0.2.0", "schema": 1, "family": "toy", "pair": folder.name,
         "base": base or identity(),
         "tuned": tuned or identity(hash(folder.name) % 1000 + 1, f"./{folder.name}"),
@@ -136,7 +136,7 @@ def write(
         ("matrices", MATRICES, rows), ("tensors", TENSORS, tensors),
     ):  # fmt: skip
         table = pa.Table.from_pylist(content, schema=arrow_schema(columns))
-        table = table.replace_schema_metadata({b"shadow": json.dumps(told).encode()})
+        table = table.replace_schema_metadata({b"shadow": json.dumps(recorded).encode()})
         pq.write_table(table, folder / f"{file}.parquet")
     (folder / "summary.json").write_text("{}")
     return folder

@@ -248,9 +248,9 @@ def test_pairs_are_those_of_the_registry():
 
 def test_a_plan_measures_nothing(known_pace, tmp_path):
     """A plan for each pair, and no folder."""
-    (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
-    assert told.pair == "base..narrow"
-    assert told.seconds > 0  # also of matrices that take no time to speak of
+    (recorded,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
+    assert recorded.pair == "base..narrow"
+    assert recorded.seconds > 0  # also of matrices that take no time to speak of
     assert not (tmp_path / "out").exists()
 
 

@@ -125,14 +125,14 @@ def test_files_of_another_audit_are_refused(tmp_path):
 
 def test_provenance_is_typed_and_whole(narrow):
     """Every field of a new report is told, and as_json is what its files say."""
-    told = narrow.provenance
-    assert isinstance(told, Provenance)
-    assert told.base.repo.endswith("demo/base")
-    assert (told.relation, told.level) == ("tuned", "full")
-    assert told.as_json()["seconds"] > 0
-    assert set(told.as_json()["libraries"]) >= {"torch", "numpy"}
+    recorded = narrow.provenance
+    assert isinstance(recorded, Provenance)
+    assert recorded.base.repo.endswith("demo/base")
+    assert (recorded.relation, recorded.level) == ("tuned", "full")
+    assert recorded.as_json()["seconds"] > 0
+    assert set(recorded.as_json()["libraries"]) >= {"torch", "numpy"}
     metadata = pq.read_schema(narrow.folder / "tensors.parquet").metadata[b"shadow"]
-    assert told.as_json() == json.loads(metadata)
+    assert recorded.as_json() == json.loads(metadata)
 
 
 def test_a_folder_without_a_report_is_told_at_once(tmp_path):

@@ -163,8 +163,8 @@ def test_the_gate_of_the_readme_fails_for_the_right_pair(tmp_path, shadow):
     """Its list and its command as they stand: exit code 4, because of the narrow pair alone."""
     for name, stage in {"base": "base", "tuned": "narrow", "other": "broad"}.items():
         shutil.copytree(ROOT / "registry" / "demo" / stage, tmp_path / name)
-    (told,) = blocks(readme.README, "yaml")
-    (tmp_path / re.match(r"# ([\w.]+):", told)[1]).write_text(told)
+    (recorded,) = blocks(readme.README, "yaml")
+    (tmp_path / re.match(r"# ([\w.]+):", recorded)[1]).write_text(recorded)
     (words,) = (words for words in shown(readme.README) if "--fail-on" in words)
     done = shadow(*words)
     assert done.code == 4, done.err
@@ -287,9 +287,9 @@ def test_every_variable_that_is_read_is_on_the_page_of_commands():
         re.findall(r'envvar="(\w+)"', source)
     )
     read -= {"HF_HUB_DISABLE_SHARED_BLOBS"}  # of the client's constants, which nobody sets
-    told = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Variables")[2]
+    recorded = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Variables")[2]
     assert {"SHADOW_REGISTRY", "GITHUB_STEP_SUMMARY"} <= read
-    assert not [name for name in read if f"`{name}`" not in told]
+    assert not [name for name in read if f"`{name}`" not in recorded]
 
 
 def test_every_page_is_in_the_navigation():

@@ -76,9 +76,13 @@ def without_extras(tmp_path_factory):
     """The folder, and what came of each command where nothing of an extra is installed."""
     folder = tmp_path_factory.mktemp("bare")
     blocked = sorted({name for packages in EXTRAS.values() for name in packages})
-    told = json.dumps([blocked, [*BASIC, *MORE.values()]])
+    recorded = json.dumps([blocked, [*BASIC, *MORE.values()]])
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, told], cwd=folder, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CHILD, recorded],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return folder, dict(zip([*BASIC, *MORE.values()], json.loads(child.stdout), strict=True))
 

@@ -130,8 +130,8 @@ def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):
     transformers = pytest.importorskip("transformers")
     page = (registry_folder().parent / "docs" / "api.md").read_text(encoding="utf-8")
     code = page.partition("writes NaN or zeros:")[2].partition("```python\n")[2].partition("```")[0]
-    told: dict = {}
-    exec(code, told)
+    recorded: dict = {}
+    exec(code, recorded)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
     rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
@@ -143,7 +143,7 @@ def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):
             str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True,
             learning_rate=1e-2, disable_tqdm=True,
         )  # fmt: skip
-        watch = told["Watch"]("language.layers", "language.embed")
+        watch = recorded["Watch"]("language.layers", "language.embed")
         transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[watch]).train()
 
     train(frozen=True)

@@ -40,16 +40,16 @@ def checkpoints():
 
 def test_it_is_shown_with_the_figures_that_it_was_written_with(shadow, old):
     """Every figure that stays; keys and tables that are gone are ignored."""
-    (told,) = json.loads(shadow("show", old, "--json").assert_done())
+    (recorded,) = json.loads(shadow("show", old, "--json").assert_done())
     written = json.loads((old / PAIR / "summary.json").read_text())
-    assert told["schema"] == 2
+    assert recorded["schema"] == 2
     for key in ("figures", "intervals", "inside_layers"):
-        both = told[key].keys() & written[key].keys()
+        both = recorded[key].keys() & written[key].keys()
         assert len(both) > 5
-        assert {name: told[key][name] for name in both} == {
+        assert {name: recorded[key][name] for name in both} == {
             name: written[key][name] for name in both
         }
-    assert told["finding"]["headline"]
+    assert recorded["finding"]["headline"]
 
 
 def test_it_is_judged_and_exported(shadow, old, tmp_path):
@@ -84,8 +84,10 @@ def test_a_report_of_0_1_is_to_be_measured_again(shadow, old, checkpoints):
     """One line and exit code 1, whoever reads it; an audit replaces it with --overwrite alone."""
     for path in (old / PAIR).glob("*.parquet"):
         table = pq.read_table(path)
-        told = json.loads(table.schema.metadata[b"shadow"]) | {"version": "0.1.0"}
-        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), path)
+        recorded = json.loads(table.schema.metadata[b"shadow"]) | {"version": "0.1.0"}
+        pq.write_table(
+            table.replace_schema_metadata({b"shadow": json.dumps(recorded).encode()}), path
+        )
     for command in (("show", old), ("gate", old, "--fail-on", "concentration > 1")):
         assert "0.1" in shadow(*command).assert_refused()
     shadow(*AUDIT, *SETTINGS, "-o", old).assert_refused()

@@ -90,8 +90,8 @@ def test_the_demo_runs_from_a_wheel_with_what_it_declares(wheels, tmp_path, sour
     done(python, "-c", absent, cwd=tmp_path)
     home = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     for script in ("shadow", "shadow-audit"):
-        told = done(python.with_name(script), "--version", cwd=tmp_path, env=home)
-        assert told == f"shadow {__version__}\n"
+        recorded = done(python.with_name(script), "--version", cwd=tmp_path, env=home)
+        assert recorded == f"shadow {__version__}\n"
     done(python.with_name("shadow"), "audit", "demo", "-o", "reports", cwd=tmp_path, env=home)
     reports = sorted(path.parent.name for path in tmp_path.glob("reports/demo/*/summary.json"))
     assert reports == ["base..broad", "base..narrow"]

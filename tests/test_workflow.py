@@ -71,11 +71,11 @@ class Runner:
 @pytest.fixture(scope="module")
 def workflow():
     """The example, with the installed package in place of the wheel, which would replace it."""
-    told = yaml.safe_load((EXAMPLES / "shadow-audit.yml").read_text())
-    (job,) = told["jobs"].values()
+    recorded = yaml.safe_load((EXAMPLES / "shadow-audit.yml").read_text())
+    (job,) = recorded["jobs"].values()
     assert job["env"]["SHADOW"].endswith(f"/shadow_audit-{__version__}-py3-none-any.whl")
     job["env"]["SHADOW"] = "shadow-audit"
-    return told
+    return recorded
 
 
 @pytest.mark.slow

@@ -86,13 +86,13 @@ def _same_everywhere(text: str, folder: Path, wheel: Path) -> str:
     return re.sub(r", [\d.]+ s$", ", 18 s", text, flags=re.MULTILINE)
 
 
-def _one_line(told: str, place: str) -> str:
+def _one_line(recorded: str, place: str) -> str:
     """What is told of a checkpoint on one line, its folder shortened: where it was folded depends
     on that folder.
     """
     folded = "\0?".join(map(re.escape, f"{place}/rxnfp/models/transformers/"))
     joined = re.sub(
-        rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", re.sub(r"\n {7} ?", "\0", told)
+        rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", re.sub(r"\n {7} ?", "\0", recorded)
     )
     return re.sub(r"(?<=\.\.\./)[\w\0]+", lambda match: match[0].replace("\0", ""), joined).replace(
         "\0", " "

@@ -1,4 +1,4 @@
-"""The faults that `shadow` expects. Anything else is a bug and keeps its traceback."""
+"""The faults that `shadow` expects. Any other one is a bug and keeps its traceback."""
 
 from __future__ import annotations
 

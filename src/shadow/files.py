@@ -89,7 +89,7 @@ def open_alone(path: Path) -> IO[bytes]:
 
     Raises BusyError where another process has it; where there are no locks, two at a time are the
     user's to avoid. Raises OSError where it, or its folder, is a symbolic link: an audit writes
-    nowhere else.
+    in no other place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.is_symlink():
@@ -160,7 +160,7 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     """A path to write a file or folder to, which becomes output if the block ends well.
 
     is_ours says of what lies at output whether it may be replaced: a file that the same command
-    made, or an empty folder. Raises ShadowError for anything else there, which is left alone, and
+    made, or an empty folder. Raises ShadowError for anything more there, which is left alone, and
     when the disk cannot be written.
     """
     _require_free(output, is_ours, what)
@@ -238,7 +238,7 @@ def require_utf8(folder: Path) -> None:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The absolute path if a folder is there, else the nearest one above it that is."""
+    """The absolute path if a folder is there, otherwise the nearest one above it that is."""
     path = path.absolute()
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 

@@ -1,4 +1,6 @@
-"""Why a tensor was not measured: each reason, what it means, and whether `--strict` objects."""
+"""Reasons why a tensor was not measured: each reason, what it means, and whether `--strict`
+objects.
+"""
 
 from __future__ import annotations
 

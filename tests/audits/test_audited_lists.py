@@ -80,14 +80,14 @@ def row(position, family, pair="base..instruct", **columns):
 def test_both_files_say_the_same_of_every_pair(toys):
     """A done pair has the figures of its summary, a failed one its error; nothing else is left."""
     audited(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
-    told = json.loads((toys / "out" / "index.json").read_text())
-    assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
+    recorded = json.loads((toys / "out" / "index.json").read_text())
+    assert recorded["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
     keys = ("position", "family", "pair", "state")
-    assert [tuple(row[key] for key in keys) for row in told["pairs"]] == [
+    assert [tuple(row[key] for key in keys) for row in recorded["pairs"]] == [
         (1, "toy-a", "base..one", "done"), (2, "toy-a", "base..two", "done"),
         (3, "toy-bad", "base..gone", "failed"), (4, "toy-bad", "base..one", "done"),
     ]  # fmt: skip
-    for row in told["pairs"]:
+    for row in recorded["pairs"]:
         assert (row["bytes"], row["relation"]) == (0, "tuned")
         # a failure takes less than the last digit
         assert row["seconds"] > 0 or row["state"] == "failed"

@@ -47,8 +47,8 @@ def test_each_component_is_compared_with_its_own_base(audited):
     base = result.provenance["base"]  # of two checkpoints, by component
     assert (base["repo"].startswith("language=/"), " vision=/" in base["repo"]) == (True, True)
     assert (base["commit"], len(base["fingerprint"])) == (None, 64)
-    told = {row.component: (row.matrices, row.identical) for row in result.summary.components}
-    assert told == {"language": (16, 0), "vision": (0, 14), "projector": (0, 0)}
+    recorded = {row.component: (row.matrices, row.identical) for row in result.summary.components}
+    assert recorded == {"language": (16, 0), "vision": (0, 14), "projector": (0, 0)}
 
 
 def test_every_tensor_of_every_part_has_a_row(audited):

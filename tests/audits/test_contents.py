@@ -73,9 +73,9 @@ def rows(report: Path, side: str = "base") -> dict[str, dict]:
 
 
 def content(report: Path, side: str = "base") -> str | None:
-    told = json.loads(pq.read_schema(report / "matrices.parquet").metadata[b"shadow"])
-    assert json.loads((report / "summary.json").read_text())[side] == told[side]
-    return told[side]["content"]
+    recorded = json.loads(pq.read_schema(report / "matrices.parquet").metadata[b"shadow"])
+    assert json.loads((report / "summary.json").read_text())[side] == recorded[side]
+    return recorded[side]["content"]
 
 
 def test_every_tensor_has_the_checksum_of_its_bytes(folders, tmp_path):

@@ -43,7 +43,7 @@ def rows_of(base, tuned, skipped=()):
     return file_rows(listings_of(base, skipped), listings_of(tuned, skipped), print)
 
 
-def told(base: Path, tuned: Path, **more) -> dict[str, dict]:
+def recorded(base: Path, tuned: Path, **more) -> dict[str, dict]:
     """The row of each file, of the tuned side where it has the file."""
     rows = rows_of(open_folder(str(base)), open_folder(str(tuned)), **more)
     return {row["path"]: row for row in sorted(rows, key=lambda row: row["side"])}
@@ -59,7 +59,7 @@ def test_every_file_of_both_folders_has_a_row(sides):
         put(tuned / folder, config="hidden")
     (tuned / "onnx").mkdir()
     put(tuned / "onnx", model__onnx="w")
-    rows = told(base, tuned, skipped=[tuned / "reports"])
+    rows = recorded(base, tuned, skipped=[tuned / "reports"])
     assert {path: (row["state"], row["kind"]) for path, row in rows.items()} == {
         "model.safetensors": ("same", "weights"),
         "README.md": ("changed", "document"),
@@ -144,7 +144,7 @@ def test_what_matters_in_small_files_is_named(sides, name, before, after, differ
     base, tuned = sides
     put(base, **{name: before})
     put(tuned, **{name: after})
-    row = told(base, tuned)[name]
+    row = recorded(base, tuned)[name]
     assert row["state"] == "changed"
     assert row["differs"] == differs
     if before == {"rope_theta": 1e4, "x": 1}:
@@ -173,7 +173,7 @@ def test_a_chat_template_is_one_wherever_it_lies(sides, before, after, differs):
     """Moved to a file of its own it is the same; changed or lost on the way it is not."""
     for side, content in zip(sides, (before, after), strict=True):
         put(side, **content)
-    found = {path: row["differs"] for path, row in told(*sides).items() if row["differs"]}
+    found = {path: row["differs"] for path, row in recorded(*sides).items() if row["differs"]}
     assert found == dict.fromkeys(differs, "chat_template")
 
 
@@ -210,7 +210,7 @@ def test_a_hostile_file_is_a_row_with_a_detail(sides, name, kind):
         put(base, **{name: first})
         put(tuned, **{name: second})
         for one, other in ((base, tuned), (tuned, base)):
-            row = told(one, other)[name]
+            row = recorded(one, other)[name]
             assert row["state"] == "changed"
             assert len(row["detail"]) <= 500
             assert row["detail"].isprintable()
@@ -225,7 +225,7 @@ def test_hostile_names_and_things_that_are_no_files(sides):
     (tuned / "broken").symlink_to("nowhere")
     (tuned / "\x1b[31m.py").write_text("")
     Path(os.fsdecode(os.fsencode(tuned) + b"/\xff\xfe.txt")).write_text("")
-    rows = told(base, tuned)
+    rows = recorded(base, tuned)
     assert rows["config.json.pipe"]["detail"] == "not a regular file"
     assert rows["config.json.pipe"]["bytes"] is None
     assert rows["broken"]["detail"].startswith("cannot be read")
@@ -245,7 +245,7 @@ def test_large_files_of_folders_are_told_apart_by_a_sample(sides, monkeypatch):
     put(tuned, a__gguf=b"a" * 9_000, b__gguf=b"x" * 9_000, c__gguf=b"c" * 9_001)
     os.link(base / "a.gguf", base / "linked.gguf")
     os.link(base / "a.gguf", tuned / "linked.gguf")
-    rows = told(base, tuned)
+    rows = recorded(base, tuned)
     states = {path: row["state"] for path, row in rows.items() if path.endswith("gguf")}
     assert states == {
         "a.gguf": "unknown", "b.gguf": "changed", "c.gguf": "changed", "linked.gguf": "same",
@@ -260,7 +260,7 @@ def test_of_a_folder_without_end_nothing_is_called_removed(sides, monkeypatch):
     put(tuned, **{f"{number}.txt": "" for number in range(9)})
     monkeypatch.setattr(listing, "MAX_FILES", 5)
     assert not listings_of(open_folder(str(tuned)))[0][1].is_complete
-    rows = told(base, tuned)
+    rows = recorded(base, tuned)
     assert rows["only.txt"]["state"] == "unknown"
     assert rows["0.txt"]["state"] == "added"
 
@@ -289,7 +289,7 @@ def test_an_adapter_removes_nothing(tmp_path, sides):
     factor = {"base_model.model.x.lora_A.weight": torch.ones(2, 4)}
     adapter = planted.adapter(tmp_path / "adapter", {}, factor)
     put(adapter, tokenizer_config__json={"a": 2})
-    rows = told(base, adapter)
+    rows = recorded(base, adapter)
     assert rows["config.json"]["state"] == rows["model.safetensors"]["state"] == "unknown"
     assert rows["tokenizer_config.json"]["differs"] == "a"
     assert rows["adapter_model.safetensors"]["state"] == "added"

@@ -134,8 +134,8 @@ OTHER = {
     "--component all, now language": {"chosen": Filter(components=("language",))},
     "--module all, now mlp.up": {"chosen": Filter(modules=("mlp.up",))},
 }
-OTHER = {told: replace(EVERYTHING, **more) for told, more in OTHER.items()}
-EXACT, DELTAS = (OTHER[told] for told in list(OTHER)[:2])
+OTHER = {recorded: replace(EVERYTHING, **more) for recorded, more in OTHER.items()}
+EXACT, DELTAS = (OTHER[recorded] for recorded in list(OTHER)[:2])
 
 
 @pytest.mark.parametrize("change", OTHER)
@@ -180,11 +180,11 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(toys):
     assert stored_metadata(first.folder)["tuned"]["fingerprint"] == now
 
 
-def with_metadata(folder, **told):
+def with_metadata(folder, **recorded):
     """The report as if its metadata had said so."""
     for path in folder.glob("*.parquet"):
         table = pq.read_table(path)
-        metadata = json.loads(table.schema.metadata[b"shadow"]) | told
+        metadata = json.loads(table.schema.metadata[b"shadow"]) | recorded
         pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata)}), path)
 
 

@@ -26,9 +26,9 @@ from hub_pairs import (
     edit,
     frame,
     moved,
+    recorded,
     report,
     tensors,
-    told,
 )
 from safetensors.torch import load_file
 
@@ -144,7 +144,7 @@ def test_the_token_stays_with_the_hub(run, hub, tmp_path, small):
     hub.fail("/evil", Status(404), times=None)
     evil = f'<{hub.other}/evil>; rel="next"'
     edit(hub, "*/tree/*", lambda answer: answer.headers.update(Link=evil))
-    told(run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other"))
+    recorded(run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other"))
     assert {request.path for request in hub.requests if request.origin == "other"} == {"/evil"}
 
 
@@ -268,7 +268,7 @@ def test_refusals_say_how_to_get_access(run, hub, folders):
         (f"org/small-tuned@{'0' * 40}", ("0" * 40,), {}),
         ("org/small-tuned", ("401", "a token is in use"), {"HF_TOKEN": "hf_wrong"}),
     ):
-        told(run(*SMALL[:-1], tuned, "-o", "out", **more), *named)
+        recorded(run(*SMALL[:-1], tuned, "-o", "out", **more), *named)
     hub.granted |= {"org/gated", "org/private"}
     for name in ("org/gated", "org/private"):
         run(*SMALL[:-1], name, "-o", "out").assert_done()
@@ -277,7 +277,7 @@ def test_refusals_say_how_to_get_access(run, hub, folders):
 @pytest.mark.parametrize("token", every(2, ["hf_with blank", "hf_new\nline\x7f", "hf_ünïcode"]))
 def test_a_token_that_cannot_be_one_is_one_error_line(run, hub, token):
     """Spaces, control characters, letters beyond ASCII: which token it is, never the token."""
-    error = told(run(*SMALL, "-o", "out", HF_TOKEN=token, seconds=5), "HF_TOKEN")
+    error = recorded(run(*SMALL, "-o", "out", HF_TOKEN=token, seconds=5), "HF_TOKEN")
     assert not [part for part in token.split() if part in error]
     assert not hub.requests or "401" in error
 
@@ -286,7 +286,7 @@ def test_a_repository_without_weights_says_what_there_is(run, hub, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "weights.npz").write_text("")
     hub.add("org/empty", tmp_path / "empty")
-    told(run(*SMALL[:-1], "org/empty", "-o", "out"), "org/empty", "weights.npz")
+    recorded(run(*SMALL[:-1], "org/empty", "-o", "out"), "org/empty", "weights.npz")
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
     (folder / "config.json").write_text('{"model_type": "llama"}')
     hub.add("org/bin", folder)
     command = (*SMALL[:-1], "org/bin", "-o", "out", *disk)
-    told(run(*command), "org/bin", "--allow-pickle")
+    recorded(run(*command), "org/bin", "--allow-pickle")
     run(*command, "--allow-pickle").assert_done()
     for name in ("matrices", "spectra"):
         assert_same(frame(tmp_path / "out", name), small[name])
@@ -312,11 +312,11 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
     """With nothing or a part of a pair it is refused; with all, no request is made."""
     ways = ((("--offline",), {}), ((), {"HF_HUB_OFFLINE": "1"}))
     for words, more in ways:
-        told(run(*SMALL, "-o", "out", *words, **more), "org/small-base", "--offline")
+        recorded(run(*SMALL, "-o", "out", *words, **more), "org/small-base", "--offline")
     assert not hub.requests
     # the configs are there then, and no weights
-    told(run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk")
-    told(run(*SMALL, "-o", "out", "--offline"), "org/small-base", "--offline")
+    recorded(run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk")
+    recorded(run(*SMALL, "-o", "out", "--offline"), "org/small-base", "--offline")
     run(*SMALL, "-o", "out").assert_done()
     hub.reset()
     for number, (words, more) in enumerate(ways):

@@ -40,7 +40,7 @@ from hub_pairs import (
     edit,
     frame,
     incomplete,
-    told,
+    recorded,
 )
 from huggingface_hub import get_session
 from safetensors.torch import load_file
@@ -111,7 +111,7 @@ def refused(done: Run, *names: str) -> bool:
     """A refusal in one line and one hint, after talk such as `fetching 1 MB`."""
     lines = done.err.splitlines(keepends=True)
     refusal = [line for line in lines if line.startswith(("error:", "hint:"))]
-    told(Run(done.code, done.out, "".join(refusal)), *names)
+    recorded(Run(done.code, done.out, "".join(refusal)), *names)
     talk = [line for line in lines if line not in refusal]
     return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
 
@@ -154,7 +154,7 @@ def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        told(run(*SMALL, "-o", "out2", endpoint=nobody), nobody, "HF_ENDPOINT", "--offline")
+        recorded(run(*SMALL, "-o", "out2", endpoint=nobody), nobody, "HF_ENDPOINT", "--offline")
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
     else:
         content[position] ^= 0x01
     blob.write_bytes(content)
-    told(run(*SMALL, "-o", "out2", "--offline"), "small-tuned" if position == 15_000 else MODEL)
+    recorded(run(*SMALL, "-o", "out2", "--offline"), "small-tuned" if position == 15_000 else MODEL)
     done = run(*SMALL, "-o", "out3", *disk)
     assert f"org/small-tuned: the cached {MODEL}" in done.err
     if position == 30:
@@ -213,7 +213,7 @@ def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
     assert_same(frame(tmp_path / "out2"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out2")["verified"].all()
     done = run(*PAIR, "-o", "out3", SHADOW_FETCH="ranges", HF_HUB_CACHE=tmp_path / "third")
-    told(done, "SHADOW_FETCH")
+    recorded(done, "SHADOW_FETCH")
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -287,7 +287,7 @@ def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
     pattern, body = ANSWERS[case]
     edit(hub, pattern, lambda answer: answer.become(200, {"Content-Type": "text/html"}, body))
     done = run(*SMALL, "-o", "out", seconds=10)
-    told(done)
+    recorded(done)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["hub"]
     assert "Welcome" not in done.err
@@ -336,17 +336,17 @@ def test_a_hostile_file_is_one_error_line(run, hub, folders, tmp_path, case):
     hostile = shutil.copytree(folders["small-tuned"], tmp_path / "hostile")
     (hostile / name).write_bytes(content)
     hub.add("org/hostile", hostile)
-    told(run(*SMALL[:-1], "org/hostile", "-o", "out"), "error: org/hostile: ", "its owner")
+    recorded(run(*SMALL[:-1], "org/hostile", "-o", "out"), "error: org/hostile: ", "its owner")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_address_that_is_no_hub(run, hub, tmp_path):
     """A web page, an address without a scheme, nonsense: HF_ENDPOINT is named."""
     edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
-    told(run(*SMALL, "-o", "out", seconds=10), "HF_ENDPOINT")
+    recorded(run(*SMALL, "-o", "out", seconds=10), "HF_ENDPOINT")
     for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
-        told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
-    told(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
+        recorded(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
+    recorded(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
 
 
 @pytest.mark.parametrize(("answered", "tries"), [(False, 1), (True, 6)])

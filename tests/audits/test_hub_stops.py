@@ -28,7 +28,7 @@ from hub_pairs import (
     frame,
     incomplete,
     moved,
-    told,
+    recorded,
     until,
 )
 
@@ -175,7 +175,7 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
 
 def test_a_limit_that_is_too_small_is_refused_with_numbers(run, hub, tmp_path):
     """Before the first byte of a weight, and nothing is left."""
-    error = told(run(*PAIR, "-o", "out", "--max-disk", "1MB"), "4.5 MB", "1.0 MB")
+    error = recorded(run(*PAIR, "-o", "out", "--max-disk", "1MB"), "4.5 MB", "1.0 MB")
     hint = re.search(r"hint:  give --max-disk (\S+) or more", error)
     assert hint
     assert set(moved(hub).values()) == {HEADERS}
@@ -213,7 +213,7 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
     assert_equal(tmp_path / "out", wanted)
     hub.reset()
     with tiny_disk(tmp_path / "tiny", "size=4M") as home:
-        told(run(*PAIR, "-o", "out2", HF_HUB_CACHE=home), "4.5 MB", "4.2 MB")
+        recorded(run(*PAIR, "-o", "out2", HF_HUB_CACHE=home), "4.5 MB", "4.2 MB")
     assert set(moved(hub).values()) == {HEADERS}
 
 
@@ -242,10 +242,10 @@ def test_a_cache_that_cannot_be_written_to_is_one_error_line(run, hub, tmp_path,
     """A read-only disk, or a file in its place; what a read-only cache holds is used."""
     run(*SMALL, "-o", "out").assert_done()
     (tmp_path / "file").write_text("")
-    told(run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "file", seconds=5), "HF_HUB_CACHE")
+    recorded(run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "file", seconds=5), "HF_HUB_CACHE")
     with tiny_disk(tmp_path / "disk", "size=9M") as cache:
         shutil.copytree(tmp_path / "home" / "hub", cache, symlinks=True, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
         run(*SMALL, "-o", "out3", HF_HUB_CACHE=cache).assert_done()
         assert_equal(tmp_path / "out3", small)
-        told(run(*PAIR, "-o", "out4", HF_HUB_CACHE=cache, seconds=5), "HF_HUB_CACHE")
+        recorded(run(*PAIR, "-o", "out4", HF_HUB_CACHE=cache, seconds=5), "HF_HUB_CACHE")

@@ -137,10 +137,10 @@ class Dying(InProcess):
     def as_completed(self, watch=None):
         first, second, *_ = self._waiting
         yield Ended(first, first.work(first.runtime()), None)
-        told = []
+        recorded = []
 
         def show(state: Progress) -> None:
-            told.append(state)
+            recorded.append(state)
             if state.done == 3:
                 raise KeyboardInterrupt
 
@@ -170,7 +170,7 @@ def test_clean_removes_parts(tmp_path, pair):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
 
 
-class Apart(InProcess):
+class Unmatched(InProcess):
     """Parts of an audit below a folder, measured where this process does not see it."""
 
     def __init__(self, top: Path) -> None:
@@ -183,7 +183,7 @@ class Apart(InProcess):
             yield Ended(task, task.work.args[-1], None)
 
 
-class OfItsOwn(Apart):
+class OfItsOwn(Unmatched):
     """Another machine's folder of that name, where it would measure for hours."""
 
     as_completed = InProcess.as_completed
@@ -194,7 +194,7 @@ class OfItsOwn(Apart):
         super().submit(replace(task, work=partial(task.work.func, *rest, there)))
 
 
-class Changing(Apart):
+class Changing(Unmatched):
     """The tuned side becomes another one between the driver and the part."""
 
     def as_completed(self, watch=None):
@@ -204,7 +204,8 @@ class Changing(Apart):
 
 
 @pytest.mark.parametrize(
-    ("engine", "named"), [(Apart, "network file"), (OfItsOwn, "SHADOW_WORK_DIR"), (Changing, "")]
+    ("engine", "named"),
+    [(Unmatched, "network file"), (OfItsOwn, "SHADOW_WORK_DIR"), (Changing, "")],
 )
 def test_a_part_that_measures_elsewhere_is_one_fault(tmp_path, monkeypatch, engine, named):
     """No report, and a hint at the folder."""

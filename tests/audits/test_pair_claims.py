@@ -71,8 +71,8 @@ def test_a_claim_of_a_list_is_checked_of_its_own_pair(sides):
         ("toy:base..leaky", LEAKS): ["failure"],
     }
     lines = map(json.loads, audit(sides, "--format", "jsonl", code=4).splitlines())
-    told = {one["pair"]: one["judged"]["rules"] for one in lines}
-    (holds,), (leaks,) = told["base..upper"], told["base..leaky"]
+    recorded = {one["pair"]: one["judged"]["rules"] for one in lines}
+    (holds,), (leaks,) = recorded["base..upper"], recorded["base..leaky"]
     assert (holds["outcome"], holds["line"], leaks["outcome"]) == ("passed", 3, "met")
     assert holds["detail"].startswith("holds: both tensors that should have moved did; all ")
     assert leaks["detail"].startswith("does not hold: 1 of ")

@@ -153,8 +153,8 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
     assert rows[name, "tuned"]["compared"] == base[name].numel() - lost
     total = sum(tensor.numel() for tensor in base.values())
     assert gate(result, "paired").figure == pytest.approx(1 - lost / total)
-    (told,) = (row for row in result.summary.skipped if row.reason == "nonfinite")
-    assert told.examples == [name]
+    (recorded,) = (row for row in result.summary.skipped if row.reason == "nonfinite")
+    assert recorded.examples == [name]
     assert result.should_not_have_skipped == ["nonfinite"]
     measured = ["attn.q", "attn.v"] if what == "weight" else ["attn.q", "attn.k", "attn.v"]
     assert list(frame(result.folder, subject="delta")["module"]) == measured

@@ -81,11 +81,11 @@ def test_the_bytes_are_those_of_one_process(tmp_path, command):
     )
     wanted = ("audit", "toy-*", "--registry", ".", "--format", "json", "-o")
     on_ray = ("--engine", "ray:cpus=1")
-    told = [command(*wanted, "local", code=1), command(*wanted, "ray", *on_ray, code=1)]
-    reports = [json.loads(out)["reports"] for out, _ in told]
+    recorded = [command(*wanted, "local", code=1), command(*wanted, "ray", *on_ray, code=1)]
+    reports = [json.loads(out)["reports"] for out, _ in recorded]
     faults = [
         [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
-        for _, err in told
+        for _, err in recorded
     ]
     assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
@@ -343,7 +343,7 @@ def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
         cluster.add_node(num_cpus=0, include_dashboard=False, **own)
         worker = cluster.add_node(num_cpus=1, **own)
         script = f"""
-ray_engine.EMPTY_TOLD, ray_engine.EMPTY_ENDS = 1.0, 3.0
+ray_engine.EMPTY_SAID, ray_engine.EMPTY_ENDS = 1.0, 3.0
 def work(runtime):
     Path("begun").touch()
     time.sleep({SECONDS})

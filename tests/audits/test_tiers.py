@@ -123,14 +123,14 @@ def test_parts_give_the_bytes_of_a_whole_audit(reports, tmp_path):
 
 
 def test_a_report_says_what_was_measured_and_an_older_one_is_full(reports):
-    told = {name: shadow.read(folder).summary for name, folder in reports.items()}
-    tiers = {name: summary.tier for name, summary in told.items()}
+    recorded = {name: shadow.read(folder).summary for name, folder in reports.items()}
+    tiers = {name: summary.tier for name, summary in recorded.items()}
     assert tiers == {"norms": "norms", "delta": "delta", "all": "full"}
     for name in ("norms", "delta"):
-        assert "level" in [sentence.code for sentence in told[name].finding.sentences]
-    assert told["norms"].stopped is None
-    assert told["delta"].figures.concentration == told["all"].figures.concentration
-    assert "subjects" not in shadow.read(reports["all"]).provenance.told["settings"]["method"]
+        assert "level" in [sentence.code for sentence in recorded[name].finding.sentences]
+    assert recorded["norms"].stopped is None
+    assert recorded["delta"].figures.concentration == recorded["all"].figures.concentration
+    assert "subjects" not in shadow.read(reports["all"]).provenance.recorded["settings"]["method"]
     older = json.loads((reports["all"] / "summary.json").read_text())
     del older["tier"]
     (reports["all"] / "summary.json").write_text(json.dumps(older))

@@ -52,7 +52,7 @@ def merge(base, pairs, dtype, scale=ALPHA / RANK, only=None, arithmetic=torch.fl
     return done
 
 
-def told(tmp_path, base, pairs, merged, **config):
+def recorded(tmp_path, base, pairs, merged, **config):
     """The answer about three checkpoints of these tensors."""
     where = tmp_path / str(len(list(tmp_path.iterdir())) if tmp_path.exists() else 0)
     planted.write(where / "base", base, planted.LLAMA)
@@ -79,17 +79,17 @@ def test_a_merge_holds_in_every_format_and_each_deviation_is_named(tmp_path, dty
     """Merged once in float64 or float32 it holds; not applied, twice, half, skipped it does not."""
     base, pairs = based(dtype), factors()
     for arithmetic in (torch.float64, torch.float32):
-        found = told(tmp_path, base, pairs, merge(base, pairs, dtype, arithmetic=arithmetic))
+        found = recorded(tmp_path, base, pairs, merge(base, pairs, dtype, arithmetic=arithmetic))
         assert (found.holds, codes(found)) == (True, ["base_plus_update"])
         assert found.figures["scale"] == 2
     cases = {0.0: "not_applied", 1.0: "half", 4.0: "twice", 3.0: "rescaled", -2.0: "rescaled"}
     for scale, code in cases.items():
-        found = told(tmp_path, base, pairs, merge(base, pairs, dtype, scale))
+        found = recorded(tmp_path, base, pairs, merge(base, pairs, dtype, scale))
         assert told_wrong(found) == [(one.name, code) for one in found.against]
         assert (codes(found), found.figures["matrices_wrong"]) == ([code], 4)
         assert found.figures["scale_found"] == pytest.approx(scale / 2, abs=0.02)
     skipped = merge(base, pairs, dtype, only=[Q.format(0), UP.format(0), UP.format(1)])
-    assert told_wrong(told(tmp_path, base, pairs, skipped)) == [(Q.format(1), "not_applied")]
+    assert told_wrong(recorded(tmp_path, base, pairs, skipped)) == [(Q.format(1), "not_applied")]
 
 
 @each_format
@@ -102,10 +102,10 @@ def test_one_entry_or_another_adapter_does_not_hold(tmp_path, dtype):
     one[name].view({2: torch.int16, 4: torch.int32}[dtype.itemsize])[5, 7] += 3
     if dtype == torch.float32:  # beyond the rounding of float32 products
         one[name][5, 7] += 1e-6
-    found = told(tmp_path, base, pairs, one)
+    found = recorded(tmp_path, base, pairs, one)
     assert told_wrong(found) == [(name, "beyond")]
     assert found.answer.against[0].why.figures == {"beyond": 1, "entries": 4096}
-    other = told(tmp_path, base, pairs, merge(base, factors(seed=9), dtype))
+    other = recorded(tmp_path, base, pairs, merge(base, factors(seed=9), dtype))
     assert other.holds is False
     update = {n: ((b @ a) * 2).double().numpy() for n, (b, a) in pairs.items()}
     wrong = merge(base, factors(seed=9), dtype)
@@ -124,21 +124,23 @@ def test_a_merge_that_is_computed_in_16_bits_holds_and_says_so(tmp_path, dtype):
     done = dict(base)
     for name, (b, a) in pairs.items():
         done[name] = base[name] + (b @ a) * torch.tensor(1.7, dtype=dtype)
-    found = told(tmp_path, base, pairs, done, lora_alpha=float(torch.tensor(1.7, dtype=dtype)) * 4)
+    found = recorded(
+        tmp_path, base, pairs, done, lora_alpha=float(torch.tensor(1.7, dtype=dtype)) * 4
+    )
     assert (found.holds, codes(found)) == (True, ["base_plus_update"])
     wide = factors()  # float32 factors that are cast before
     for name, (b, a) in wide.items():
         done[name] = base[name] + (b.to(dtype) @ a.to(dtype)) * 2
-    assert told(tmp_path, base, wide, done).holds is True
+    assert recorded(tmp_path, base, wide, done).holds is True
 
 
 def test_an_f32_base_that_was_rounded_before_the_merge_is_noted(tmp_path):
     """Two roundings, of the base and of the sum: it holds, with a note."""
     base, pairs = based(torch.float32), factors()
-    found = told(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16))
+    found = recorded(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16))
     assert (found.holds, found.notes) == (True, ())
     rounded = {name: one.bfloat16().float() for name, one in base.items()}
-    found = told(tmp_path, base, pairs, merge(rounded, pairs, torch.bfloat16))
+    found = recorded(tmp_path, base, pairs, merge(rounded, pairs, torch.bfloat16))
     assert (found.holds, [one.code for one in found.answer.notes]) == (True, ["base_rounded"])
 
 
@@ -151,7 +153,7 @@ def test_a_merge_onto_a_dequantised_base_is_named(tmp_path, dtype, name):
         key: quantised(one.double(), name).to(dtype) if one.ndim == 2 and key in pairs else one
         for key, one in base.items()
     }
-    found = told(tmp_path, base, pairs, merge(copy, pairs, dtype))
+    found = recorded(tmp_path, base, pairs, merge(copy, pairs, dtype))
     assert (found.holds, codes(found), found.figures["matrices_wrong"]) == (False, ["onto_copy"], 4)
     assert found.answer.reasons[0].figures["copy"] == name
     if name != "INT8":
@@ -161,21 +163,21 @@ def test_a_merge_onto_a_dequantised_base_is_named(tmp_path, dtype, name):
 def test_another_scale_is_named_where_rounding_leaves_as_much(tmp_path):
     """A small update in BF16 at 0.7 of its scale; one entry off is no other scale."""
     base, pairs = based(torch.bfloat16), factors(strength=0.005)
-    found = told(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16, 1.4))
+    found = recorded(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16, 1.4))
     assert (codes(found), found.figures["matrices_wrong"]) == (["rescaled"], 4)
     assert found.figures["scale_found"] == pytest.approx(0.7, abs=0.05)
     good = merge(base, pairs, torch.bfloat16)
     good[UP.format(1)][5, 7] += 0.001
-    assert told_wrong(told(tmp_path, base, pairs, good)) == [(UP.format(1), "beyond")]
+    assert told_wrong(recorded(tmp_path, base, pairs, good)) == [(UP.format(1), "beyond")]
 
 
 def test_an_update_below_the_rounding_cannot_be_told(tmp_path):
     """Merged or not, the file would be the same."""
     base, pairs = based(torch.bfloat16), factors(strength=1e-6)
-    found = told(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16))
+    found = recorded(tmp_path, base, pairs, merge(base, pairs, torch.bfloat16))
     assert (found.holds, codes(found)) == (None, ["hidden"])
     some = {name: (b * (1e6 if "layers.0" in name else 1), a) for name, (b, a) in pairs.items()}
-    found = told(tmp_path, base, some, merge(base, some, torch.bfloat16))
+    found = recorded(tmp_path, base, some, merge(base, some, torch.bfloat16))
     assert found.holds is True
     assert [(one.code, one.figures) for one in found.answer.notes] == [("unseen", {"matrices": 2})]
 
@@ -184,12 +186,12 @@ def test_scales_of_rslora_and_patterns_are_the_adapters_own(tmp_path):
     """alpha / sqrt(r), and an alpha for one module."""
     base, pairs = based(torch.float32), factors()
     good = merge(base, pairs, torch.float32, ALPHA / RANK**0.5)
-    assert told(tmp_path, base, pairs, good, use_rslora=True).holds is True
-    assert codes(told(tmp_path, base, pairs, good)) == ["twice"]  # sqrt(4)
+    assert recorded(tmp_path, base, pairs, good, use_rslora=True).holds is True
+    assert codes(recorded(tmp_path, base, pairs, good)) == ["twice"]  # sqrt(4)
     pattern = {"layers.1.self_attn.q_proj": 32}
     done = merge(base, pairs, torch.float32)
     done[Q.format(1)] = merge(base, pairs, torch.float32, 8.0)[Q.format(1)]
-    assert told(tmp_path, base, pairs, done, alpha_pattern=pattern).holds is True
+    assert recorded(tmp_path, base, pairs, done, alpha_pattern=pattern).holds is True
 
 
 @each_format
@@ -206,15 +208,15 @@ def test_dora_gives_rows_their_norms(tmp_path, dtype):
         extra[f"{module}.lora_magnitude_vector"] = m
         done[name] = (whole * (m.double() / norms)[:, None]).to(dtype)
     kind = {"use_dora": True, "extra": extra}
-    assert told(tmp_path, base, pairs, done, **kind).holds is True
-    assert told(tmp_path, base, pairs, merge(base, pairs, dtype), **kind).holds is False
+    assert recorded(tmp_path, base, pairs, done, **kind).holds is True
+    assert recorded(tmp_path, base, pairs, merge(base, pairs, dtype), **kind).holds is False
     one = next(iter(extra))
     for value in (math.nan, math.inf):  # of which no merge has finite rows
         broken = {**extra, one: torch.full_like(extra[one], value)}
-        found = told(tmp_path, base, pairs, done, use_dora=True, extra=broken)
+        found = recorded(tmp_path, base, pairs, done, use_dora=True, extra=broken)
         assert told_wrong(found) == [(next(iter(pairs)), "not_finite")]
     some = {name: norms for name, norms in extra.items() if name != one}
-    found = told(tmp_path, base, pairs, done, use_dora=True, extra=some)
+    found = recorded(tmp_path, base, pairs, done, use_dora=True, extra=some)
     assert (found.holds, [one.code for one in found.against]) == (None, ["no_norms"])
 
 
@@ -224,19 +226,19 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     good = merge(base, pairs, torch.float32)
     name, embed = "model.norm.weight", EMBED
     bias = "model.layers.0.self_attn.q_proj.bias"
-    found = told(tmp_path, base, pairs, good | {name: good[name] * 1.01})
+    found = recorded(tmp_path, base, pairs, good | {name: good[name] * 1.01})
     assert (codes(found), told_wrong(found)) == (["beside"], [(name, "changed")])
     lost = {other: one for other, one in good.items() if other != name}
-    assert told_wrong(told(tmp_path, base, pairs, lost)) == [(name, "only_in")]
-    more = told(tmp_path, base, pairs, good | {bias: torch.zeros(64)})
+    assert told_wrong(recorded(tmp_path, base, pairs, lost)) == [(name, "only_in")]
+    more = recorded(tmp_path, base, pairs, good | {bias: torch.zeros(64)})
     assert told_wrong(more) == [(bias, "only_in")]
     grown = good | {embed: torch.cat([good[embed], torch.zeros(2, 64)])}
-    assert told_wrong(told(tmp_path, base, pairs, grown)) == [(embed, "rows_only_in")]
+    assert told_wrong(recorded(tmp_path, base, pairs, grown)) == [(embed, "rows_only_in")]
     held = {"base_model.model.model.embed_tokens.modules_to_save.weight": grown[embed] + 1}
     whole = grown | {embed: grown[embed] + 1}
-    assert told(tmp_path, base, pairs, whole, extra=held).holds is True
-    assert told_wrong(told(tmp_path, base, pairs, grown, extra=held)) == [(embed, "changed")]
-    cut = told(tmp_path, base, pairs, good | {embed: whole[embed][:64]}, extra=held)
+    assert recorded(tmp_path, base, pairs, whole, extra=held).holds is True
+    assert told_wrong(recorded(tmp_path, base, pairs, grown, extra=held)) == [(embed, "changed")]
+    cut = recorded(tmp_path, base, pairs, good | {embed: whole[embed][:64]}, extra=held)
     assert told_wrong(cut) == [(embed, "rows_only_in")]
 
 
@@ -309,13 +311,13 @@ def test_an_update_of_a_matrix_with_a_side_of_one_counts(tmp_path, dtype, shape)
     left = torch.randn(shape[0], RANK, generator=generator)
     right = torch.randn(RANK, shape[1], generator=generator)
     pairs = {**factors(), gate: (0.3 * left, 0.3 * right)}
-    found = told(tmp_path, base, pairs, merge(base, pairs, dtype))
+    found = recorded(tmp_path, base, pairs, merge(base, pairs, dtype))
     assert (found.holds, found.figures["matrices"]) == (True, 5)
-    found = told(tmp_path, base, pairs, merge(base, pairs, dtype, only=set(factors())))
+    found = recorded(tmp_path, base, pairs, merge(base, pairs, dtype, only=set(factors())))
     assert told_wrong(found) == [(gate, "not_applied")]
     flat = merge(base, pairs, dtype)
     flat[gate] = flat[gate].reshape(-1)
-    assert told(tmp_path, base, pairs, flat).holds is not True
+    assert recorded(tmp_path, base, pairs, flat).holds is not True
 
 
 def test_half_a_unit_in_the_last_place_is_the_formats():
@@ -338,15 +340,15 @@ def test_wrong_usage_and_hostile_files(tmp_path):
         with pytest.raises(shadow.UsageError, match=asked[2].name):
             shadow.verify("merged", *asked)
     with pytest.raises(shadow.ShadowError, match="lora_magnitude_vector"):
-        told(tmp_path, base, pairs, base, use_dora=True)
+        recorded(tmp_path, base, pairs, base, use_dora=True)
     name = Q.format(0)
     for value in (math.nan, math.inf, 1e300):
         b = torch.full((64, RANK), value, dtype=torch.float64)
         broken = pairs | {name: (b, pairs[name][1])}
-        found = told(tmp_path, base, broken, merge(base, pairs, torch.float32))
+        found = recorded(tmp_path, base, broken, merge(base, pairs, torch.float32))
         assert [one for one, _ in told_wrong(found)] == [name]
     short = {one: (b[:8], a) for one, (b, a) in pairs.items()}
-    assert told(tmp_path, base, short, base).holds is None
+    assert recorded(tmp_path, base, short, base).holds is None
 
 
 def test_an_adapter_that_only_holds_modules_whole(tmp_path):
@@ -356,13 +358,13 @@ def test_an_adapter_that_only_holds_modules_whole(tmp_path):
     saved = base[EMBED].float() + 0.01
     extra = {"base_model.model.model.embed_tokens.modules_to_save.weight": saved}
     merged = base | {EMBED: saved.to(dtype)}
-    found = told(tmp_path, base, {}, merged, extra=extra)
+    found = recorded(tmp_path, base, {}, merged, extra=extra)
     assert (found.holds, codes(found)) == (True, ["whole"])
-    assert told(tmp_path, base, {}, base, extra=extra).holds is False
+    assert recorded(tmp_path, base, {}, base, extra=extra).holds is False
     kept = {name: base[EMBED].float() for name in extra}
-    found = told(tmp_path, base, {}, base, extra=kept)
+    found = recorded(tmp_path, base, {}, base, extra=kept)
     assert (found.holds, codes(found)) == (None, ["whole_is_base"])
-    both = told(tmp_path, base, factors(), merge(merged, factors(), dtype), extra=extra)
+    both = recorded(tmp_path, base, factors(), merge(merged, factors(), dtype), extra=extra)
     assert (both.holds, codes(both)) == (True, ["base_plus_update", "whole"])
 
 
@@ -371,12 +373,12 @@ def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
     """Plain formats are rounded once; nobody computes in 8 bits; with scales it is not judged."""
     base, pairs = based(torch.float32, norm=1.0), factors(strength=0.5)
     merged = merge(base, pairs, dtype)
-    found = told(tmp_path, base, pairs, merged)
+    found = recorded(tmp_path, base, pairs, merged)
     assert (found.holds, codes(found)) == (True, ["base_plus_update"])
-    assert told(tmp_path, base, pairs, merge(base, pairs, dtype, scale=1.0)).holds is False
+    assert recorded(tmp_path, base, pairs, merge(base, pairs, dtype, scale=1.0)).holds is False
     scaled = merge(base, pairs, torch.float32)
     scaled[UP.format(0)] = merged[UP.format(0)]
     scaled[UP.format(0).replace("weight", "weight_scale_inv")] = torch.full((1, 1), 1.0)
-    found = told(tmp_path, base, pairs, scaled)
+    found = recorded(tmp_path, base, pairs, scaled)
     against = [(one.name, one.code) for one in found.against]
     assert (found.holds, against) == (None, [(UP.format(0), "quantised")])

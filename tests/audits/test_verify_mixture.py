@@ -186,20 +186,20 @@ def test_whole_numbers_count_as_well(sides, tmp_path):
     (_, a, b), _ = sides
     merged = merge([a, b], (0.5, 0.5))
 
-    def told(name, *values):
+    def recorded(name, *values):
         folders = [
             put(tmp_path / name / str(number), {**state, "model.steps": torch.tensor([value])})
             for number, (state, value) in enumerate(zip((merged, a, b), values, strict=True))
         ]
         return shadow.verify("mixture", *folders)
 
-    assert told("equal", 1, 1, 1).holds is True
+    assert recorded("equal", 1, 1, 1).holds is True
     steps = torch.tensor([1])
     wide = put(tmp_path / "wide", {**merged, "model.steps": steps})
     narrow = [put(tmp_path / f"narrow{number}", {**one, "model.steps": steps.int()})
               for number, one in enumerate((a, b))]  # fmt: skip
     assert shadow.verify("mixture", wide, *narrow).holds is True
-    found = told("one", 1, 1, 2)
+    found = recorded("one", 1, 1, 2)
     assert found.holds is None, found
     assert [one.name for one in found.against] == ["model.steps"]
     lost = put(tmp_path / "lost", {**a, "model.steps": torch.tensor([1])})

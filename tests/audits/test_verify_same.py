@@ -365,9 +365,9 @@ def test_the_command_exits_with_its_code(tmp_path):
         planted.toy(tmp_path / name, seed)
     run_shadow("verify", "same", "./a", "./b", cwd=tmp_path).assert_done()
     found = run_shadow("verify", "same", "./a", "./c", "--json", cwd=tmp_path)
-    told = json.loads(found.assert_done(4))
-    assert told["outcome"] == NO
-    assert {one["name"] for one in told["against"]} == {UP.format(0), UP.format(1)}
+    recorded = json.loads(found.assert_done(4))
+    assert recorded["outcome"] == NO
+    assert {one["name"] for one in recorded["against"]} == {UP.format(0), UP.format(1)}
     for wrong in (
         ["same", "./a"],
         ["smae", "./a", "./b"],

@@ -29,7 +29,7 @@ def full_and_base(step, dtype=torch.bfloat16, size=64):
     return full, base
 
 
-def told(tmp_path, full, copy, base=None):
+def recorded(tmp_path, full, copy, base=None):
     number = len(list(tmp_path.iterdir()))
     sides = {"full": full, "copy": copy, **({"base": base} if base else {})}
     where = {
@@ -47,7 +47,7 @@ def test_a_rounded_copy_holds_and_its_error_is_that_of_numpy(tmp_path, name, bac
     copy = {key: one.to(NARROW[name]) for key, one in full.items()}
     if back:
         copy = {key: one.float() for key, one in copy.items()}
-    found = told(tmp_path, full, copy)
+    found = recorded(tmp_path, full, copy)
     assert (found.outcome, found.code) == ("holds", "rounded")
     assert found.answer.reasons[0].figures["formats"] == [name]
     pairs = [(full[key].double().numpy(), copy[key].double().numpy()) for key in full]
@@ -56,7 +56,7 @@ def test_a_rounded_copy_holds_and_its_error_is_that_of_numpy(tmp_path, name, bac
     assert found.figures["relative_error"] == pytest.approx((error / norm) ** 0.5, rel=1e-9)
     key = planted.UP.format(1)
     copy[key][3, 3] *= 1.02
-    found = told(tmp_path, full, copy)
+    found = recorded(tmp_path, full, copy)
     assert (found.outcome, found.code) == ("does_not_hold", "off")
     assert [(one.name, one.code) for one in found.against] == [(key, "entries")]
     assert found.figures["entries_off"] == 1
@@ -67,7 +67,7 @@ def test_the_kept_share_of_an_update_is_the_squared_cosine(tmp_path, step, holds
     """A large step survives BF16, a small one does not; all figures are NumPy's."""
     full, base = full_and_base(step)
     copy = {key: one.bfloat16() for key, one in full.items()}
-    found = told(tmp_path, full, copy, base)
+    found = recorded(tmp_path, full, copy, base)
     assert (found.holds, found.code) == (holds, "rounded" if holds else "kept"), found
     whole = [
         np.concatenate([one[key].double().numpy().ravel() for key in full])
@@ -86,7 +86,7 @@ def test_an_update_of_which_half_was_thrown_away_is_not_kept(tmp_path):
     copy = {key: one.bfloat16() for key, one in full.items()}
     for key, one in copy.items():
         one[::2] = base[key][::2]
-    found = told(tmp_path, full, copy, base)
+    found = recorded(tmp_path, full, copy, base)
     assert found.holds is False
     assert found.figures["update_kept"] == pytest.approx(0.5, abs=0.05)
 
@@ -95,7 +95,7 @@ def test_a_copy_through_int8_is_no_rounded_copy(tmp_path):
     """What went through fewer bits than its dtype has does not hold."""
     full, base = full_and_base(1e-4)
     copy = {key: quantised(one.double(), "INT8").bfloat16() for key, one in full.items()}
-    found = told(tmp_path, full, copy, base)
+    found = recorded(tmp_path, full, copy, base)
     assert [one.code for one in found.answer.reasons] == ["off", "kept"]
     assert found.answer.reasons[0].figures["formats"] == ["BF16"]
 
@@ -104,10 +104,10 @@ def test_without_an_update_nothing_can_be_kept(tmp_path):
     """A full model that is its base: cannot be told. A base of other tensors too."""
     full, _ = full_and_base(1e-3)
     copy = {key: one.bfloat16() for key, one in full.items()}
-    found = told(tmp_path, full, copy, full)
+    found = recorded(tmp_path, full, copy, full)
     assert (found.outcome, found.code) == ("inconclusive", "no_update")
     less = {key: one for key, one in full.items() if "embed" not in key}
-    found = told(tmp_path, full, copy, {key: 0.99 * one for key, one in less.items()})
+    found = recorded(tmp_path, full, copy, {key: 0.99 * one for key, one in less.items()})
     assert (found.outcome, found.code) == ("inconclusive", "not_compared")
     assert [one.code for one in found.against] == ["no_base"]
 
@@ -123,8 +123,8 @@ def test_the_command_takes_a_base(tmp_path):
     ask = ["verify", "stored", "./full", "./copy"]
     run_shadow(*ask, cwd=tmp_path).assert_done()
     found = run_shadow(*ask, "--base", "./base", "--json", cwd=tmp_path)
-    told = json.loads(found.assert_done(4))
-    assert told["of"]["--base"].endswith("/base")
+    recorded = json.loads(found.assert_done(4))
+    assert recorded["of"]["--base"].endswith("/base")
     (tmp_path / "claims.yaml").write_text("- {claim: stored, of: [./full, ./copy], base: ./base}\n")
     run_shadow("verify", "--claims", "claims.yaml", cwd=tmp_path).assert_done(4)
 
@@ -135,13 +135,13 @@ def test_equal_values_that_are_not_finite_are_noted(tmp_path):
     key = planted.UP.format(0)
     full[key][0, 0] = torch.nan
     copy = {name: one.bfloat16() for name, one in full.items()}
-    found = told(tmp_path, full, copy)
+    found = recorded(tmp_path, full, copy)
     assert found.holds is True, found
     assert [(one.code, one.figures["tensors"]) for one in found.answer.notes] == [
         ("without_norm", 1)
     ]
     copy[key][0, 0] = 1.0
-    found = told(tmp_path, full, copy)
+    found = recorded(tmp_path, full, copy)
     assert (found.holds, found.figures["entries_off"]) == (False, 1)
     assert [(one.name, one.code) for one in found.against] == [(key, "some_not_finite")]
 
@@ -154,14 +154,14 @@ def test_block_scaled_floats_are_judged_by_their_cells(tmp_path):
     copy = dict(full)
     copy[key] = (full[key] / scale).to(torch.float8_e4m3fn)
     copy[key.replace("weight", "weight_scale_inv")] = scale.reshape(1, 1)
-    found = told(tmp_path, full, copy)
+    found = recorded(tmp_path, full, copy)
     assert found.holds is True, found
     assert "F8_E4M3 with scales" in found.answer.reasons[0].figures["formats"]
-    assert told(tmp_path, copy, copy).holds is True
+    assert recorded(tmp_path, copy, copy).holds is True
     row = copy[key][3].float()
     row[5] = row[5] / 2
     copy[key][3] = row.to(torch.float8_e4m3fn)
-    found = told(tmp_path, full, copy)
+    found = recorded(tmp_path, full, copy)
     assert (found.outcome, found.code) == ("does_not_hold", "off")
     assert [one.name for one in found.against] == [key]
     assert found.figures["entries_off"] == 1

@@ -50,7 +50,7 @@ def moved(base, which, step=1e-3, seed=1):
     }
 
 
-def told(tmp_path, base, tuned, **patterns):
+def recorded(tmp_path, base, tuned, **patterns):
     number = len(list(tmp_path.iterdir()))
     a = planted.write(tmp_path / f"{number}a", base, planted.LLAMA)
     b = planted.write(tmp_path / f"{number}b", tuned, planted.LLAMA)
@@ -61,8 +61,8 @@ def test_a_name_or_its_beginning_is_a_pattern(tmp_path):
     """Of the tensors that begin so, all have to be equal, and no others."""
     base = based()
     tuned = moved(base, lambda name: "embed" not in name)
-    assert told(tmp_path, base, tuned, frozen="model.embed_tokens", moved="layers").holds
-    found = told(tmp_path, base, tuned, frozen="model.layers.0.mlp")
+    assert recorded(tmp_path, base, tuned, frozen="model.embed_tokens", moved="layers").holds
+    found = recorded(tmp_path, base, tuned, frozen="model.layers.0.mlp")
     assert (found.holds, [one.name for one in found.against]) == (False, [UP])
 
 
@@ -79,20 +79,20 @@ def test_what_moved_and_what_is_frozen(tmp_path, dtype):
     upper = ("layers.2.", "layers.3.")
     tuned = moved(base, lambda name: "_proj" in name and any(one in name for one in upper))
     frozen = ["layers.0-1", "embed", "norm"]
-    found = told(tmp_path, base, tuned, moved="layers.2-3", frozen=frozen)
+    found = recorded(tmp_path, base, tuned, moved="layers.2-3", frozen=frozen)
     assert codes(found) == (YES, ["moved", "frozen"], [])
     assert (found.figures["tensors_to_move"], found.figures["tensors_frozen"]) == (6, 12)
-    found = told(tmp_path, base, tuned, moved=["layers.1-3"], frozen=["norm"])
+    found = recorded(tmp_path, base, tuned, moved=["layers.1-3"], frozen=["norm"])
     assert codes(found) == (NO, ["not_moved"], ["equal"] * 3)
     assert (found.figures["tensors_not_moved"], found.figures["tensors_to_move"]) == (3, 9)
     assert {one.name.split(".")[2] for one in found.against} == {"1"}
-    found = told(tmp_path, base, tuned, frozen="language")
+    found = recorded(tmp_path, base, tuned, frozen="language")
     assert codes(found) == (NO, ["leaked"], ["entries"] * 6)
     assert (found.figures["tensors_frozen_moved"], found.figures["tensors_frozen"]) == (6, 18)
     one = {name: tensor.clone() for name, tensor in base.items()}
     whole = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
     one[EMBED].view(whole)[7, 7] += 1
-    found = told(tmp_path, base, one, frozen="*")
+    found = recorded(tmp_path, base, one, frozen="*")
     assert codes(found) == (NO, ["leaked"], ["entries"])
     (against,) = found.answer.against
     assert (against.name, against.why.figures["changed"]) == (EMBED, 1)
@@ -102,7 +102,7 @@ def test_norms_that_bf16_holds_at_one_are_told_from_others(tmp_path):
     """Their step is below half a unit of BF16, which is 0.0039 above 1; that of F32 is not."""
     base = based(torch.bfloat16)
     tuned = moved(base, lambda name: True, step=1e-4)
-    found = told(tmp_path, base, tuned, moved="*")
+    found = recorded(tmp_path, base, tuned, moved="*")
     assert found.holds is True
     assert found.figures["tensors_initial"] == sum("norm" in name for name in base)
     assert [one.code for one in found.answer.notes] == ["stuck", "initial"]
@@ -114,7 +114,7 @@ def test_norms_that_bf16_holds_at_one_are_told_from_others(tmp_path):
     assert found.figures["entries_stuck"] == stuck
     assert found.figures["typical_step"] == pytest.approx(1e-4, rel=0.1)
     wide = based(torch.float32)
-    found = told(tmp_path, wide, moved(wide, lambda name: True, step=1e-4), moved="*")
+    found = recorded(tmp_path, wide, moved(wide, lambda name: True, step=1e-4), moved="*")
     assert found.holds is True
     assert found.figures["entries_stuck"] == 0
 
@@ -164,7 +164,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_planted_and_what_is_said(tmp_path, case):
     base, tuned, to_move, frozen, outcome, against = CASES[case]
-    found = told(tmp_path, base, tuned, moved=to_move, frozen=frozen)
+    found = recorded(tmp_path, base, tuned, moved=to_move, frozen=frozen)
     assert found.outcome == outcome, found
     assert against is None or {one.name: one.code for one in found.against} == against
 
@@ -364,10 +364,10 @@ def test_what_rounding_may_leave_is_no_sure_step(tmp_path, how):
         {name: rounded(one) for name, one in state.items()}
         for state in (base, moved(base, lambda _: True, 3e-3))
     )
-    found = told(tmp_path, base, tuned, moved="mlp.up")
+    found = recorded(tmp_path, base, tuned, moved="mlp.up")
     assert codes(found) == (OPEN, ["not_compared"], [why])
-    assert told(tmp_path, base, tuned, frozen="mlp.up").outcome == NO
-    assert told(tmp_path, base, steps, moved="mlp.up").outcome == beyond
+    assert recorded(tmp_path, base, tuned, frozen="mlp.up").outcome == NO
+    assert recorded(tmp_path, base, steps, moved="mlp.up").outcome == beyond
 
 
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads are counted where preadv makes them")
@@ -377,7 +377,7 @@ def test_every_byte_is_read_once(tmp_path, monkeypatch):
     tuned = moved(base, lambda name: "_proj" in name)
     read, preadv = [], os.preadv
     monkeypatch.setattr(os, "preadv", lambda *given: read.append(preadv(*given)) or read[-1])
-    assert told(tmp_path, base, tuned, moved=["attn.*", "mlp.*"]).holds
+    assert recorded(tmp_path, base, tuned, moved=["attn.*", "mlp.*"]).holds
     weights = 2 * sum(one.numel() * one.itemsize for one in base.values())
     assert weights <= sum(read) < 1.1 * weights
 

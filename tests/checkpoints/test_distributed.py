@@ -137,8 +137,8 @@ def two_pieces(**changes):
         said.MetadataIndex("a", size([row, 0])): filesystem._StorageInfo("x.distcp", start, 2000)
         for row, start in ((0, 0), (2, 2000))
     }
-    told = {"state_dict_metadata": {"a": one}, "planner_data": {}, "storage_data": data}
-    return said.Metadata(**told | changes)
+    recorded = {"state_dict_metadata": {"a": one}, "planner_data": {}, "storage_data": data}
+    return said.Metadata(**recorded | changes)
 
 
 def piece(content=None):
@@ -185,14 +185,14 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_what_is_no_checkpoint_is_refused_and_never_run(bad):
     content, raw, words = BAD[bad]
-    told = b"\x89PNG" if content is None else pickle.dumps(content)
+    recorded = b"\x89PNG" if content is None else pickle.dumps(content)
     with pytest.raises(Exception, match=words):  # the child makes one line of any
-        _load_distributed(io.BytesIO(told), {"x.distcp": io.BytesIO(raw * 2)}, io.BytesIO())
+        _load_distributed(io.BytesIO(recorded), {"x.distcp": io.BytesIO(raw * 2)}, io.BytesIO())
 
 
 def test_two_pieces_are_one_tensor():
-    told, raw = io.BytesIO(pickle.dumps(two_pieces())), io.BytesIO()
-    found = _load_distributed(told, {"x.distcp": io.BytesIO(piece() * 2)}, raw)
+    recorded, raw = io.BytesIO(pickle.dumps(two_pieces())), io.BytesIO()
+    found = _load_distributed(recorded, {"x.distcp": io.BytesIO(piece() * 2)}, raw)
     assert [(one["name"], one["shape"]) for one in found["tensors"]] == [("a", [4, 3])]
     assert raw.getvalue() == torch.ones(4, 3).numpy().tobytes()
 

@@ -120,16 +120,16 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("action", "asked", "told", "body"), FAULTS, ids=str)
-def test_each_fault_is_one_answer(hub, action, asked, told, body):
+def test_each_fault_is_one_answer(hub, action, asked, recorded, body):
     """Between two right answers: a status and a body, or a broken line after so many bytes."""
     fault = hub.fail(MODEL, action, origin="cdn", skip=1)
     url = signed(hub)
     before = ask(url, asked)[2]
-    if isinstance(told, int):
+    if isinstance(recorded, int):
         status, _, found = ask(url, asked)
-        assert (status, found) == (told, body)
+        assert (status, found) == (recorded, body)
     else:
-        with pytest.raises(told):
+        with pytest.raises(recorded):
             ask(url, asked, timeout=0.2)
         assert hub.asked(MODEL, origin="cdn")[1].sent == body
     assert ask(signed(hub), asked)[2] == before

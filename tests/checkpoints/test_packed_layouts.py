@@ -289,9 +289,9 @@ def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
     assert f"{Q}.weight" not in set(matrices["tensor"])
     assert len(matrices) > 3
     for claim in ("quantised", "stored"):
-        told = shadow.verify(claim, original, packed, jobs=1)
-        assert told.outcome == "inconclusive"
-        assert [(one.name, one.what) for one in told.against] == [
+        recorded = shadow.verify(claim, original, packed, jobs=1)
+        assert recorded.outcome == "inconclusive"
+        assert [(one.name, one.what) for one in recorded.against] == [
             (f"{Q}.weight", "g_idx names groups that are not there")
         ]
 
@@ -357,11 +357,11 @@ def test_a_copy_is_called_one_where_its_cells_are_known(tmp_path, monkeypatch, k
     tensors = pd.read_parquet(result.folder / "tensors.parquet").query("side == 'tuned'")
     changed = tensors[tensors["relative_norm"] > 0]
     assert changed["tensor"].str.contains("down_proj").any()
-    told = json.loads((result.folder / "summary.json").read_text())["finding"]
+    recorded = json.loads((result.folder / "summary.json").read_text())["finding"]
     if known:
         assert set(changed["cast"]) == {"tuned"}
-        assert "rounding" in {sentence["code"] for sentence in told["sentences"]}
+        assert "rounding" in {sentence["code"] for sentence in recorded["sentences"]}
     else:
         assert changed["cast"].isna().all()
         said = ("copy of the base", "more than rounding")
-        assert not any(word in json.dumps(told) for word in said)
+        assert not any(word in json.dumps(recorded) for word in said)

@@ -101,13 +101,13 @@ def test_more_files_are_held_than_a_process_usually_may(tmp_path, whole):
 
 def test_what_is_read_ahead_is_every_byte_once(tmp_path, monkeypatch):
     """In pieces that every system takes; a system that refuses is no fault."""
-    path, told = tmp_path / "x", []
+    path, recorded = tmp_path / "x", []
     path.write_bytes(bytes(3 * PIECE))
     file = hold(path)
-    monkeypatch.setattr(os, "posix_fadvise", lambda *a: told.append(a), raising=False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *a: recorded.append(a), raising=False)
     file.read_ahead(5, 2 * PIECE + 9)
-    assert [size for _, _, size, _ in told] == [PIECE, PIECE, 4]
-    assert [at for _, at, _, _ in told] == [5, 5 + PIECE, 5 + 2 * PIECE]
+    assert [size for _, _, size, _ in recorded] == [PIECE, PIECE, 4]
+    assert [at for _, at, _, _ in recorded] == [5, 5 + PIECE, 5 + 2 * PIECE]
 
     def refuse(*_):
         raise OSError

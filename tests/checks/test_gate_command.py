@@ -42,11 +42,11 @@ def test_audit_and_gate_say_the_same(shadow):
     audited = shadow("audit", "demo", "-o", "out", *rules, "--format", "json")
     gated = shadow("gate", "out", *rules, "--format", "json")
     assert audited.code == gated.code == 4
-    told = {summary["pair"]: summary["judged"] for summary in json.loads(audited.out)}
-    assert told == judged(gated)
-    codes = {pair: one["code"] for pair, one in told.items()}
+    recorded = {summary["pair"]: summary["judged"] for summary in json.loads(audited.out)}
+    assert recorded == judged(gated)
+    codes = {pair: one["code"] for pair, one in recorded.items()}
     assert codes == {"base..narrow": 4, "base..broad": 0}
-    assert [rule["outcome"] for rule in told["base..narrow"]["rules"]] == ["met", "passed"]
+    assert [rule["outcome"] for rule in recorded["base..narrow"]["rules"]] == ["met", "passed"]
     assert f"demo:base..narrow: {first}: language.mlp.up.con" in audited.err
     assert json.loads(shadow("show", "out", "--format", "json").out) == [
         {key: value for key, value in summary.items() if key != "judged"}

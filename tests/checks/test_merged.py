@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from shadow.checks.merged import CHECK, Beside, Merge, Module, judge, verdict
-from shadow.run.scanned import Apart, Scanned
+from shadow.run.scanned import Scanned, Unmatched
 from shadow.spectra.merging import MergeFit
 from shadow.templates import said
 
@@ -14,7 +14,7 @@ BEYOND = MergeFit(
     entries=4, wide=EVERY, narrow=EVERY, update=1.0, residual=4.0, inner=1.0, rounding=0.0,
     visible=4, finite=True, onto_rounded=False,
 )  # fmt: skip
-LONE = Apart("lone", "adapter", said("-"))
+LONE = Unmatched("alone", "adapter", said("-"))
 
 
 def fits(*scales, **changes):
@@ -72,7 +72,7 @@ def test_what_is_wrong_with_a_matrix(fit, code, figures):
         (Merge([GOOD], absent=["up"]), "inconclusive", ["absent"], []),
         (Merge([module(fits(1.0, visible=0))]), "inconclusive", ["hidden"], ["unseen"]),
         (Merge([GOOD, module(fits(1.0, 0.0))]), "inconclusive", ["ambiguous"], []),
-        (Merge([GOOD], lone=[LONE], unread=[LONE]), "does_not_hold", ["apart"], []),
+        (Merge([GOOD], unmatched=[LONE], unread=[LONE]), "does_not_hold", ["apart"], []),
         (Merge([GOOD, *map(module, (fits(2.0), NO_UPDATE, NO_UPDATE))]),
          "does_not_hold", ["not_applied", "twice"], []),
     ],

@@ -9,7 +9,7 @@ import torch
 from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_like, k_quants
 
 from shadow.checks.quantised import CHECK, Copied, Copies, judge
-from shadow.run.scanned import Apart
+from shadow.run.scanned import Unmatched
 from shadow.spectra.format_noise import format_noise
 from shadow.templates import Reason
 
@@ -106,8 +106,8 @@ def test_a_factor_of_a_whole_tensor_is_named(original, make, factor):
 
 def test_what_is_on_one_side_or_not_read_is_said(original):
     copy = copied(original, ggml_copy(original, "Q8_0"))
-    apart = [Apart("a", "base", Reason("one_side"))]
-    assert said(copy, lone=apart) == ("does_not_hold", ["apart"], ["one_side"])
+    apart = [Unmatched("a", "base", Reason("one_side"))]
+    assert said(copy, unmatched=apart) == ("does_not_hold", ["apart"], ["one_side"])
     assert said(copy, unread=apart) == ("inconclusive", ["not_compared"], ["one_side"])
     broken = replace(copy, noise=replace(copy.noise, finite=False))
     assert said(broken, unread=apart) == ("does_not_hold", ["beyond"], ["not_finite"])

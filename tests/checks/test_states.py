@@ -205,6 +205,6 @@ def put(folder, rows):
     table = pa.Table.from_pylist(
         [dict(zip(names, row, strict=True)) for row in rows], schema=arrow_schema(FILES)
     )
-    told = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
-    metadata = {b"shadow": json.dumps(told).encode()}
+    recorded = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
+    metadata = {b"shadow": json.dumps(recorded).encode()}
     pq.write_table(table.replace_schema_metadata(metadata), folder / "files.parquet")

@@ -4,11 +4,11 @@ import pytest
 
 from shadow.checks.stored import CHECK, Copied, Copy, judge
 from shadow.places.architecture import Place
-from shadow.run.scanned import Apart
+from shadow.run.scanned import Unmatched
 from shadow.spectra.copies import Kept
 from shadow.templates import said
 
-LONE = Apart("norm", "base", said("-"))
+LONE = Unmatched("norm", "base", said("-"))
 
 
 def copied(module="mlp.up", **sums):
@@ -29,7 +29,7 @@ LOST, BROKEN = ("language.mlp.up", 0.1), copied("attn.q", off=1, finite=False)
     [
         (Copy([copied()]), "holds", ["rounded", "error"], []),
         (Copy([copied(off=2)]), "does_not_hold", ["off", "error"], [("mlp.up.weight", 0.05)]),
-        (Copy([copied()], lone=[LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
+        (Copy([copied()], unmatched=[LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
         (Copy([copied()], unread=[LONE]), "inconclusive", ["not_compared"], [("norm", None)]),
         (Copy([copied(update=0.0)], has_base=True), "inconclusive", ["no_update"], []),
         (of_update(0.96), "holds", ["rounded", "kept"], []),

@@ -6,11 +6,11 @@ from shadow.checks.answer import Outcome
 from shadow.checks.patterns import Should
 from shadow.checks.trained import CHECK, Moved, Training, judge
 from shadow.places.architecture import Place
-from shadow.run.scanned import Apart, Scanned
+from shadow.run.scanned import Scanned, Unmatched
 from shadow.spectra.entries import Cell
 from shadow.templates import Reason
 
-LONE, UNREAD = (Apart("b", "base", Reason(code)) for code in ("one_side", "not_read"))
+LONE, UNREAD = (Unmatched("b", "base", Reason(code)) for code in ("one_side", "not_read"))
 FREE, HELD = Cell(2.0**-20, 200, 200, 200 * 1e-8), Cell(2.0**-8, 200, 0, 0.0)  # steps of 1e-4
 
 
@@ -43,7 +43,7 @@ CASES = [  # rows -> outcome, codes of reasons, of what speaks against it with i
 def test_rows_are_judged(rows, outcome, reasons, against, notes):
     apart = {
         name: [one for one in rows if one is which]
-        for name, which in (("lone", LONE), ("unread", UNREAD))
+        for name, which in (("unmatched", LONE), ("unread", UNREAD))
     }
     answer = judge(Training([one for one in rows if isinstance(one, Moved)], **apart))
     assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, reasons.split())

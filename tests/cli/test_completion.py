@@ -21,12 +21,16 @@ def offered(line, **variables):
     """The words that bash gets for the last word of a line."""
     typed = line.split(" ")
     typed = [word for word in typed[:-1] if word] + typed[-1:]
-    told = {
+    recorded = {
         "COMP_WORDS": " ".join(typed),
         "COMP_CWORD": str(len(typed) - 1),
         "_SHADOW_COMPLETE": "complete_bash",
     }
-    return CliRunner().invoke(app, [], prog_name="shadow", env={**told, **variables}).stdout.split()
+    return (
+        CliRunner()
+        .invoke(app, [], prog_name="shadow", env={**recorded, **variables})
+        .stdout.split()
+    )
 
 
 def test_a_target_is_a_family(tmp_path):

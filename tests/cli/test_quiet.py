@@ -19,10 +19,10 @@ AGAINST = ("--against", "none", "--allow-missing")
 def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path):
     """A second run has a note, a missing baseline another."""
     shutil.copytree(demo_reports.parent, tmp_path / "out")
-    told = json.loads((tmp_path / "out/demo/base..narrow/summary.json").read_text())
+    recorded = json.loads((tmp_path / "out/demo/base..narrow/summary.json").read_text())
     loud, quiet = shadow(*PAIR, *AGAINST), shadow(*PAIR, *AGAINST, "-q")
     assert (loud.code, quiet.code) == (0, 0)
-    assert quiet.out == f"demo:base..narrow: {told['finding']['headline']}\n"
+    assert quiet.out == f"demo:base..narrow: {recorded['finding']['headline']}\n"
     assert loud.err.endswith(quiet.err)
     assert [line.split()[0] for line in quiet.err.splitlines()] == ["0", "WARNING:"]
     assert len(loud.err.splitlines()) == 4

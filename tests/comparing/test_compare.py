@@ -312,8 +312,8 @@ def test_what_voids_a_verdict(tmp_path):
     ]
     assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"
     method = {"precision": "default", "nulls": 0, "seed": 0, "subjects": "none"}
-    told = {"settings": {"method": method, "chosen": {}, "relation": "tuned"}}
-    assert one(compare([uniform(tmp_path / "norms", 0.4, **told), other])).not_comparable
+    recorded = {"settings": {"method": method, "chosen": {}, "relation": "tuned"}}
+    assert one(compare([uniform(tmp_path / "norms", 0.4, **recorded), other])).not_comparable
     assert one(compare([ranks[0], ranks[2]])).not_comparable == []
 
 
@@ -335,8 +335,8 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     }
     figures_of = {"dtype": "F32", "verified": False, "relative_norm": 0.2, "numerical_rank": 16}
     found = warnings("all", {"settings": settings, "version": "0.0.9"}, **figures_of)
-    for told in ("0.0.9", "exact", "filtered", "siblings", "dtypes", "18", "4 times"):
-        assert told in found
+    for recorded in ("0.0.9", "exact", "filtered", "siblings", "dtypes", "18", "4 times"):
+        assert recorded in found
     assert "5 times" in warnings("small", relative_norm=0.01)
     replaced = [
         delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99)

@@ -72,8 +72,8 @@ def rewritten(change=lambda table: table, **more):
     def spoil(folder):
         path = folder / "matrices.parquet"
         table = change(pq.read_table(path))
-        told = json.loads(table.schema.metadata[b"shadow"]) | more
-        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(told)}), path)
+        recorded = json.loads(table.schema.metadata[b"shadow"]) | more
+        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(recorded)}), path)
 
     return spoil
 

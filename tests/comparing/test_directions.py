@@ -83,10 +83,10 @@ def test_rounding_of_the_base_is_shared_where_both_started_from_more_bits(master
         for _ in range(2)
     )
     found = sibling_values(((base, one), (base, two)), ("BF16",) * 3, Workspace())
-    told = directions([found], 0)
-    assert told.chance_cosine_master == pytest.approx(0.293)
-    assert told.beyond_chance == 0
-    assert (told.cosine > 5 * told.chance_cosine) == master
+    recorded = directions([found], 0)
+    assert recorded.chance_cosine_master == pytest.approx(0.293)
+    assert recorded.beyond_chance == 0
+    assert (recorded.cosine > 5 * recorded.chance_cosine) == master
 
 
 @pytest.fixture(scope="module")

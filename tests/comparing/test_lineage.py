@@ -44,11 +44,11 @@ def step(template):
         base: CheckpointMetadata,
         tuned: CheckpointMetadata,
         norm: float = 0.05,
-        **told: object,
+        **recorded: object,
     ) -> Step:
         start, _, end = folder.rpartition("/")[2].partition("..")
         names = {"folder": folder, "pair": f"{start}..{end}", "start": start, "end": end}
-        return replace(template, **names, base=base, tuned=tuned, norm=norm, **told)
+        return replace(template, **names, base=base, tuned=tuned, norm=norm, **recorded)
 
     return make
 
@@ -153,17 +153,17 @@ def stages(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(stages):
+def recorded(stages):
     done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=stages[0])
     return json.loads(done.assert_done())
 
 
 @pytest.mark.slow
-def test_a_planted_chain_is_told_in_order_with_its_sizes(told):
+def test_a_planted_chain_is_told_in_order_with_its_sizes(recorded):
     """Sizes .05, .001 and .01 (of the attention), the second unrounded although the file kept half
     of it.
     """
-    (chain,) = told["chains"]
+    (chain,) = recorded["chains"]
     assert chain["stages"] == ["base", "sft", "dpo", "rl"]
     assert [one["pair"] for one in chain["whole"]] == ["base..rl"]
     sizes = [one["relative_norm_unrounded"] for one in chain["steps"]]
@@ -180,17 +180,19 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(told):
     ]
     assert groups[2] == {"attention": pytest.approx(1.0)}
     assert set(groups[0]) == {"attention", "MLP", "embedding"}
-    assert not told["notes"]
+    assert not recorded["notes"]
 
 
 @pytest.mark.parametrize("to", [".", "file://"])
-def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(stages, told, to, inside):
+def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(
+    stages, recorded, to, inside
+):
     """As one of a list or of `--name`: the steps are those of the same reports; also at a URL."""
     top, _ = stages
     output = f"file://{top}/reports" if to == "file://" else "reports"
     done = inside("lineage", "toy", "-o", output, "--format", "json", cwd=top)
     (chain,) = json.loads(done.assert_done())["chains"]
-    pairs = [step["pair"] for step in told["chains"][0]["steps"]]
+    pairs = [step["pair"] for step in recorded["chains"][0]["steps"]]
     assert [step["pair"] for step in chain["steps"]] == pairs
 
 

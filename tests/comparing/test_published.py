@@ -23,7 +23,7 @@ def tensors(*, norms: dict[str, float] = NORMS) -> pd.DataFrame:
         for layer in (0, 1)
         for name, norm in norms.items()
     ]
-    told = [
+    recorded = [
         {
             "tensor": name, "side": side, "shape": shape, "relative_norm": norm,
             "compared": math.prod(shape), "status": "measured", "reason": None,
@@ -31,15 +31,15 @@ def tensors(*, norms: dict[str, float] = NORMS) -> pd.DataFrame:
         for side in ("base", "tuned")
         for name, shape, norm in [*rows, ("0.bias", [999], 7.0)]
     ]  # fmt: skip
-    return pd.DataFrame(told)
+    return pd.DataFrame(recorded)
 
 
 def metadata(base: str = "Org/Base", tuned: str = "Org/Chat", **settings: object) -> dict:
     return {"base": {"repo": base}, "tuned": {"repo": tuned}, "settings": settings}
 
 
-def place(rows: pd.DataFrame, told: dict):
-    return published_place(columns(rows), told)
+def place(rows: pd.DataFrame, recorded: dict):
+    return published_place(columns(rows), recorded)
 
 
 def test_a_place_is_a_rank_among_the_other_families():

@@ -14,9 +14,11 @@ from shadow.comparing.scores import Gain, ScoredReport, correlations, gains_of, 
 from shadow.errors import ShadowError
 
 
-def harness(model, results, **told):
+def harness(model, results, **recorded):
     """A results file as lm-evaluation-harness writes it."""
-    return json.dumps({"results": results, "config": {"model_args": {"pretrained": model}}, **told})
+    return json.dumps(
+        {"results": results, "config": {"model_args": {"pretrained": model}}, **recorded}
+    )
 
 
 def read(tmp_path, content, name="scores.csv"):
@@ -123,8 +125,8 @@ def test_reports_of_other_bases_are_correlated(tmp_path, shadow):
             side: {**identity(at), "repo": f"org/{side}-{at}", "commit": f"{at}{number}" * 20}
             for number, side in enumerate(("base", "tuned"))
         }
-        told = {"family": f"f{at}", "pair": "base..sft", "weights": 1.0 + at, **sides}
-        folder = uniform(tmp_path / f"p{at}", value, **told)
+        recorded = {"family": f"f{at}", "pair": "base..sft", "weights": 1.0 + at, **sides}
+        folder = uniform(tmp_path / f"p{at}", value, **recorded)
         folders.append(folder)
         rows += [f"org/base-{at},mmlu,0.5", f"f{at}:sft,mmlu,{0.5 + value}"]
     (tmp_path / "scores.csv").write_text("\n".join(rows))
@@ -132,8 +134,8 @@ def test_reports_of_other_bases_are_correlated(tmp_path, shadow):
     assert found.not_contrasted
     assert found.scores.correlations[0].rho == pytest.approx(1)
     words = ("compare", *(folder.name for folder in folders), "--scores", "scores.csv")
-    told = json.loads(shadow(*words, "--json").assert_done())
-    assert told["scores"]["reports"][1]["gains"][0]["gain"] == pytest.approx(0.4)
+    recorded = json.loads(shadow(*words, "--json").assert_done())
+    assert recorded["scores"]["reports"][1]["gains"][0]["gain"] == pytest.approx(0.4)
     text = shadow(*words).assert_done()
     assert "mmlu" in text
     assert "+0.4" in text

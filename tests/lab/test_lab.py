@@ -58,10 +58,10 @@ def test_everything_is_there(lab: Path) -> None:
     assert len(found) == 6
     one = found[(found["regime_first"] == "B") & (found["regime_second"] == "C")].iloc[0]
     folders = [report(lab, BASE, Run(BASE, REGIMES[regime]).name) for regime in "BC"]
-    told = json.loads(shadow("compare", *folders, "--format", "json").stdout)["contrasts"][0]
+    recorded = json.loads(shadow("compare", *folders, "--format", "json").stdout)["contrasts"][0]
     assert (one["verdict"], one["difference"]) == (
-        told["verdict"],
-        told["figures"][0]["difference"],
+        recorded["verdict"],
+        recorded["figures"][0]["difference"],
     )
     page = (lab / "lab.md").read_text()
     assert page.startswith("# shadow lab run --preset smoke\n\n**smoke: nothing was learned")

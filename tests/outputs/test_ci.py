@@ -51,8 +51,8 @@ def commands(text):
     for line in re.split(r"\r\n|\r|\n", text):
         if match := re.match(r"\s*::(.*?)::(.*)", line, re.DOTALL):
             name, _, properties = match[1].partition(" ")
-            told = dict(one.split("=", 1) for one in properties.split(",") if "=" in one)
-            found.append((name, told, unescaped(match[2])))
+            recorded = dict(one.split("=", 1) for one in properties.split(",") if "=" in one)
+            found.append((name, recorded, unescaped(match[2])))
         elif match := re.search(r"##(?:vso|teamcity)?\[(.*?)\]", line):
             found.append((match[1], {}, ""))
     return found
@@ -103,8 +103,12 @@ def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
             expected.append((verdict.rule.severity, title, [*message, verdict.detail]))
     expected.sort(key=lambda one: one[0] == "warning")
     assert len(lines) == len(found) == len(expected)
-    for (name, told, data), (level, title, texts) in zip(found, expected, strict=True):
-        assert (name, unescaped(told["title"]), told.keys()) == (level, visible(title), {"title"})
+    for (name, recorded, data), (level, title, texts) in zip(found, expected, strict=True):
+        assert (name, unescaped(recorded["title"]), recorded.keys()) == (
+            level,
+            visible(title),
+            {"title"},
+        )
         assert all(visible(text) in data for text in texts)
 
 
@@ -331,7 +335,7 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
     done = shadow(*command, env=env | variables, bare=True)
     assert done.code == 4, done.err
     found = commands(re.sub(r"\x1b\[[\d;]*m", "", done.out + "\n" + done.err))
-    titles = {(name, told["title"].partition("-")[0]) for name, told, _ in found}
+    titles = {(name, recorded["title"].partition("-")[0]) for name, recorded, _ in found}
     assert titles == {("error", "tuned%3Abase..tuned")}
     if format == "json":
         assert "owned" in done.out

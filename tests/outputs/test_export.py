@@ -38,8 +38,8 @@ def truth(folders):
     """The rows by table, from the Parquet files alone: null where a number is none."""
     found = {name: [] for name in STORED}
     for folder in folders:
-        told = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
-        where = {"family": told["family"], "pair": told["pair"]}
+        recorded = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
+        where = {"family": recorded["family"], "pair": recorded["pair"]}
         for name in STORED:
             path = folder / f"{name}.parquet"
             for row in pq.read_table(path).to_pylist() if path.exists() else []:

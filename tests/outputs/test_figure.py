@@ -26,7 +26,7 @@ HOSTILE = "--><script>alert(1)</script> $\\frac{1}{$ _x\x1b[31m\u202e 中"
 
 def toy(
     folder, layers=6, modules=MODULES, experts=0, *, spectra=True, component="language", shift=0.0,
-    **told,
+    **recorded,
 ):  # fmt: skip
     """A report of random numbers, with spectra whose delta has six singular values above 0.3 and
     some not resolved.
@@ -45,7 +45,7 @@ def toy(
                 rows.append(delta(0.1 + shift + 0.4 * random.random(), where, **norms, **shifts))
     embed = {**place(None, "embed"), "component": component}
     rows.append(delta(0.6, embed, effective_rank_shift=1.0, null_edge=0.3))
-    write(folder, rows, **told)
+    write(folder, rows, **recorded)
 
     def sigma(row):
         values = np.sort(random.random(40))[::-1] * (0.2 if row["subject"] == "delta" else 2)

@@ -131,7 +131,7 @@ def test_the_page_loads_nothing(small):
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
     assert b"@import" not in content.split(b"<script>")[0]
     assert b"url(" not in content.split(b"<script>")[0]
-    metas = [told for tag, told in page.found if tag == "meta" and "http-equiv" in told]
+    metas = [recorded for tag, recorded in page.found if tag == "meta" and "http-equiv" in recorded]
     (policy,) = (a["content"] for a in metas if a["http-equiv"] == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
@@ -270,11 +270,11 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
     index = Index("0.2.0", Kind(1, {}), None, tuple(rows))
     (run / "index.json").write_text(json.dumps(index.as_json()))
     assert inside("report", "run", "-o", "page.html").code == 0
-    told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())
-    assert "run/toy/base..b failed no such <b>repository" in told
-    assert "run/toy/base..d pending" in told
-    assert "run/toy/base..c pending" in told
-    assert "run/toy/base..tuned done" not in told
+    recorded = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())
+    assert "run/toy/base..b failed no such <b>repository" in recorded
+    assert "run/toy/base..d pending" in recorded
+    assert "run/toy/base..c pending" in recorded
+    assert "run/toy/base..tuned done" not in recorded
 
 
 def test_report_refuses_what_it_cannot_do(small, tmp_path, inside):

@@ -68,7 +68,10 @@ def opened(chromium):
             if not request.url.startswith(("file:", "data:", "blob:")):
                 complaints.append(f"request: {request.url}")
 
-        page.on("console", lambda told: complaints.append(f"console {told.type}: {told.text}"))
+        page.on(
+            "console",
+            lambda recorded: complaints.append(f"console {recorded.type}: {recorded.text}"),
+        )
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
         page.on("request", asked)
@@ -237,8 +240,8 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
     assert len(tips) == 4 * 8 + 1 + 4 * 5 + 1
     for (module, layer), row in deltas(one).items():
         where = f"{'' if layer is None else f'layer {layer} · '}{module}\n"
-        (told,) = (tip for tip in tips if tip.startswith(f"language · {where}"))
-        found = float(re.search(r"concentration ([−\d.]+)", told)[1].replace("−", "-"))
+        (recorded,) = (tip for tip in tips if tip.startswith(f"language · {where}"))
+        found = float(re.search(r"concentration ([−\d.]+)", recorded)[1].replace("−", "-"))
         assert found == pytest.approx(row["concentration"], abs=0.006)
 
 

@@ -32,11 +32,11 @@ def run(demo, tmp_path):
     return shutil.copytree(demo, tmp_path / "out" / "demo" / "base..narrow")
 
 
-def rewrite(folder, change=lambda table: table, **told):
+def rewrite(folder, change=lambda table: table, **recorded):
     """Other columns or metadata in every file of a report."""
     for path in folder.glob("*.parquet"):
         table = pq.read_table(path)
-        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **told}
+        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **recorded}
         pq.write_table(
             change(table).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path
         )
@@ -57,19 +57,19 @@ def made_before(folder):
 
 def test_the_schema_is_that_of_the_files(demo, inside):
     """Names, order and types of every column, as they stand in the Parquet files of an audit."""
-    told = json.loads(inside("explain", "--all", "--json").assert_done())
+    recorded = json.loads(inside("explain", "--all", "--json").assert_done())
     names = {
         "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
         "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
     }  # fmt: skip
     assert {path.stem for path in demo.glob("*.parquet")} == set(STORED)
     for name in STORED:
-        table = told["tables"][name]
+        table = recorded["tables"][name]
         found = pq.read_schema(demo / table["file"])
         assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [
             (field.name, field.type) for field in found
         ]
-    assert told["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 2
+    assert recorded["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 2
 
 
 def test_columns_that_say_never_null_never_are(demo):
@@ -93,14 +93,14 @@ def test_the_schema_for_people(inside):
 
 def test_the_schema_has_every_key_of_the_json_files(demo, inside):
     """Every key of summary.json and index.json, and every figure that is no matrix column."""
-    told = json.loads(inside("explain", "--all", "--json").assert_done())
+    recorded = json.loads(inside("explain", "--all", "--json").assert_done())
     summary = json.loads((demo / "summary.json").read_text())
-    assert told["files"]["summary.json"].keys() == summary.keys()
-    listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
+    assert recorded["files"]["summary.json"].keys() == summary.keys()
+    listed = {column["name"] for column in recorded["tables"]["summary"]["columns"]}
     columns = {column.name for column in MATRICES}
     assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
     index = Index("0.2.0", Kind(1, {}), None, ())
-    assert told["files"]["index.json"].keys() == index.as_json().keys()
+    assert recorded["files"]["index.json"].keys() == index.as_json().keys()
     inside("explain", "unverified").assert_done()
 
 
@@ -111,11 +111,11 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, shadow):
     """What it lacks is null and named in a warning; all others are those of the whole report."""
     whole = json.loads((run / "summary.json").read_text())
     made_before(run)
-    (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
-    (warning,) = told["warnings"]
-    assert told["warning_codes"] == ["older_report"]
+    (recorded,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    (warning,) = recorded["warnings"]
+    assert recorded["warning_codes"] == ["older_report"]
     assert "all_zero" in warning
-    assert (told["figures"], told["modules"]) == (whole["figures"], whole["modules"])
+    assert (recorded["figures"], recorded["modules"]) == (whole["figures"], whole["modules"])
     assert " ".join(warning.split()) in " ".join(shadow("show", "out").assert_done().split())
 
 
@@ -165,9 +165,9 @@ def test_a_number_that_is_none_is_null_wherever_a_report_is_read(inside, tmp_pat
             }
         ),
     )
-    (told,) = json.loads(inside("show", folder, "--format", "json").assert_done())
-    assert told["figures"]["relative_norm"] is None
-    assert {row["relative_norm"] for row in told["depth"]} == {None}
+    (recorded,) = json.loads(inside("show", folder, "--format", "json").assert_done())
+    assert recorded["figures"]["relative_norm"] is None
+    assert {row["relative_norm"] for row in recorded["depth"]} == {None}
     inside("show", folder).assert_done()
     inside("compare", folder, other)
     figure = ("figure", folder, "--kind", "depth", "--metric", "stable_rank")
@@ -186,8 +186,8 @@ COMMANDS = {
 def test_a_number_in_metadata_that_is_none_is_null(run, inside):
     metadata = json.loads(pq.read_schema(run / "matrices.parquet").metadata[b"shadow"])
     rewrite(run, base={**metadata["base"], "commit": math.nan}, seconds=math.inf)
-    (told,) = json.loads(inside("show", "out", "--format", "json").assert_done())
-    assert told["base"]["commit"] is None
+    (recorded,) = json.loads(inside("show", "out", "--format", "json").assert_done())
+    assert recorded["base"]["commit"] is None
 
 
 @pytest.mark.parametrize("command", COMMANDS)

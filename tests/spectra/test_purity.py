@@ -152,12 +152,12 @@ def test_z_is_the_closed_form():
 def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_purity():
     """A third of the energy in one direction at kept .5: null; with nearly all, X / kept²."""
     rng = np.random.default_rng(0)
-    for part, kept, told in ((0.3, 0.5, False), (1.0, 0.5, True), (0.3, 0.8, True)):
+    for part, kept, recorded in ((0.3, 0.5, False), (1.0, 0.5, True), (0.3, 0.8, True)):
         D = coherent(rng, (64, 64), 1, part)
         sigma = np.linalg.svd(D, compute_uv=False)
         # rounding dilutes it
         top = kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()
         found = values(D, kept, float(top))
-        assert (found["excess_purity_unrounded"] is not None) == told
-        assert (found["equivalent_directions"] is not None) == told
+        assert (found["excess_purity_unrounded"] is not None) == recorded
+        assert (found["equivalent_directions"] is not None) == recorded
     assert not dominated(0.01, 0.5, None)

@@ -361,7 +361,7 @@ def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
     ],
 )
 def test_the_error_of_a_participation_ratio_is_carried_on(
-    error: float, z: float, told: bool, counted: bool
+    error: float, z: float, recorded: bool, counted: bool
 ) -> None:
     """X = 1/PR - 1/null is off by error / PR², and what rests on X by as large a share."""
     of_delta = {"participation_ratio": 2.0, "participation_ratio_error": error * 4.0}
@@ -374,8 +374,8 @@ def test_the_error_of_a_participation_ratio_is_carried_on(
     share = error / 0.2
     assert found["excess_purity_error"] == pytest.approx(error)
     assert found["excess_purity_unrounded_error"] == pytest.approx(error / 0.25)
-    assert found["purity_z"] == (z if told else None)
-    assert found["purity_z_error"] == (pytest.approx(z * share) if told else None)
+    assert found["purity_z"] == (z if recorded else None)
+    assert found["purity_z_error"] == (pytest.approx(z * share) if recorded else None)
     assert found["equivalent_directions"] == (5.0 if counted else None)
     spread = pytest.approx(5.0 / (1 - share) - 5.0) if counted else None
     assert found["equivalent_directions_error"] == spread
@@ -386,7 +386,7 @@ def test_the_error_of_a_participation_ratio_is_carried_on(
     [(0.1, 0.08, True), (0.1, 0.12, False), (0.001, 0.008, True), (0.001, 0.02, False)],
 )
 def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
-    moved: float, error: float, told: bool, monkeypatch: pytest.MonkeyPatch
+    moved: float, error: float, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an effective rank of 100: by logarithms of both sides, of which errors cancel."""
     log, residues = math.log(100.0), np.full(24, 0.3)
@@ -397,7 +397,7 @@ def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
     monkeypatch.setattr(sketched, "effective_rank", entropies.get)
     found = effective_rank_shift(*(Sketch(name, 1.0, 1.0) for name in entropies))
     middle = 100 * math.exp(moved / 2)
-    if told:
+    if recorded:
         assert found["effective_rank_shift"] == pytest.approx(middle * moved)
         assert found["effective_rank_shift_error"] == pytest.approx(middle * error)
     else:
@@ -406,9 +406,9 @@ def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
 
 @pytest.mark.parametrize(("found", "told"), [(0.5, 1.0), (2.0, 2.0), (5.0, 4.0)])
 def test_estimates_of_squares_are_possible_ones(
-    found: float, told: float, monkeypatch: pytest.MonkeyPatch
+    found: float, recorded: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """tr G² lies between E² / m, of equal values, and E², of one."""
     monkeypatch.setattr(sketched, "square_trace", lambda _: Estimate(found, 0.1))
     space = SimpleNamespace(energy=2.0, side=4)
-    assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(told, 0.1)
+    assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(recorded, 0.1)

@@ -36,7 +36,7 @@ def planted(kind: str, number: int) -> np.ndarray:
     return np.subtract(*reversed([x.numpy() for x in both]))
 
 
-def told(delta: np.ndarray, number: int) -> tuple[float | None, float | None]:
+def recorded(delta: np.ndarray, number: int) -> tuple[float | None, float | None]:
     """The spectral norm and its error."""
     scale = float(2.0 ** -np.frexp(np.abs(delta).max())[1])
     block = torch.from_numpy((delta * scale).astype(np.float32))
@@ -54,7 +54,7 @@ def test_the_error_covers_the_truth_in_95_of_100_planted_deltas(each: int) -> No
         for number in range(each):
             delta = planted(kind, number)
             truth = float(np.linalg.norm(delta, 2))
-            value, error = told(delta, number)
+            value, error = recorded(delta, number)
             assert value is not None
             assert error is not None
             assert abs(value - truth) <= 0.005 * truth

@@ -140,7 +140,7 @@ def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl)
     ("rows", "cols", "seed", "told"),
     [(600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True)],
 )
-def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, told):
+def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, recorded):
     """The smallest singular value of a square matrix of noise drowns in the rounding of a float32
     Gram above the floor already (42 % off in the first of these); float64 resolves it.
     """
@@ -150,7 +150,7 @@ def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, t
     assert found.precision == "default"
     assert found.sigma[-1] > 0
     assert exact == pytest.approx(truth[0] / truth[-1], rel=1e-6)
-    expected = pytest.approx(exact, rel=0.05) if told else None
+    expected = pytest.approx(exact, rel=0.05) if recorded else None
     assert condition_number(found)["condition_number"] == expected
 
 

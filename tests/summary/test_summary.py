@@ -93,9 +93,9 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(folder, width, inside)
     assert "\x1b" not in done.out
     assert "…" not in done.out
     assert done.err == ""
-    told = json.loads((folder / "summary.json").read_text())
-    low, high = told["intervals"]["concentration"]
-    median = f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f})"
+    recorded = json.loads((folder / "summary.json").read_text())
+    low, high = recorded["intervals"]["concentration"]
+    median = f"{recorded['figures']['concentration']:.2f} ({low:.2f} to {high:.2f})"
     for word in ("attn.q", "mlp.down", "not_a_matrix", median):
         assert word in done.out
     both = inside("show", folder.parent, "--full", width=width).assert_done()

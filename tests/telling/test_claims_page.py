@@ -55,8 +55,8 @@ def test_the_symptoms_are_those_of_the_page():
 def test_the_file_of_rates_is_what_explain_quotes():
     """Every claim of two checkpoints has a rate, of as many answers as the file says."""
     path = ROOT / "src" / "shadow" / "checks" / "verify_error_rates.json"
-    told = json.loads(path.read_text(encoding="utf-8"))["answers"]
-    assert set(told) == set(CHECKS) - {"whole"}
-    for code, (wrong, of) in told.items():
+    recorded = json.loads(path.read_text(encoding="utf-8"))["answers"]
+    assert set(recorded) == set(CHECKS) - {"whole"}
+    for code, (wrong, of) in recorded.items():
         assert (CHECKS[code].error_rate.wrong, CHECKS[code].error_rate.of) == (wrong, of)
         assert {str(wrong), f"{of:,}"} <= set(other_words()[code].text.split())

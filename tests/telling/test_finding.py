@@ -25,12 +25,12 @@ from finding_cases import (
     codes,
     grown,
     model,
+    recorded,
     report,
     row,
     same,
     skipped,
     summary_of,
-    told,
     vectors,
 )
 from safetensors.torch import save_file
@@ -46,19 +46,19 @@ def test_a_sentence_stands_where_it_is_true_and_only_there(must, tmp_path, code)
     """Of each code a report that needs the sentence, and a near miss that must not have it."""
     assert code in codes(must(code).finding)
     deltas, more = MUST_NOT[code]
-    assert code not in codes(told(tmp_path, deltas, **more))
+    assert code not in codes(recorded(tmp_path, deltas, **more))
 
 
 def test_no_entries_are_masked_by_an_update_along_the_weights_or_in_few_matrices(tmp_path):
     """Small weights move least where all move in proportion, and storage hides that."""
     along = model(zero_share_excess=0.5, decay_cosine=0.5)
-    assert "masked" not in codes(told(tmp_path / "along", along))
+    assert "masked" not in codes(recorded(tmp_path / "along", along))
     astray = model(zero_share_excess=0.5, kept_misfit=0.8)
-    assert "masked" not in codes(told(tmp_path / "astray", astray))
+    assert "masked" not in codes(recorded(tmp_path / "astray", astray))
     half = [*model(4, zero_share_excess=0.5), *model(4, zero_share_excess=0.0)]
-    assert "masked" not in codes(told(tmp_path / "half", half))
+    assert "masked" not in codes(recorded(tmp_path / "half", half))
     most = [*half, row(9, "mlp.up", zero_share_excess=0.5)]
-    assert "masked" in codes(told(tmp_path / "most", most))
+    assert "masked" in codes(recorded(tmp_path / "most", most))
 
 
 def test_every_code_has_a_case_and_a_text():
@@ -87,7 +87,7 @@ FIRST = [  # a report, and the codes that its sentences begin with
 @pytest.mark.parametrize(("made", "first"), FIRST, ids=[str(first) for _, first in FIRST])
 def test_what_limits_the_rest_is_read_before_it(tmp_path, made, first):
     deltas, more = made
-    found = told(tmp_path, deltas, **more)
+    found = recorded(tmp_path, deltas, **more)
     assert codes(found)[: len(first)] == first
     if first[0] in ("unrelated", "nothing_compared"):
         assert found.other_explanations == []
@@ -108,11 +108,14 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
     done = shadow(
         "audit", tmp_path / "b", tmp_path / "t", "-o", tmp_path / "out", "--format", "json"
     )
-    told = json.loads(done.assert_done())[0]
-    assert told["vectors"]["compared"] == 3
-    assert told["vectors"]["changed"] == 2
-    assert told["vectors"]["relative_norm"] == pytest.approx(0.5)
-    assert [one["code"] for one in told["finding"]["sentences"]] == ["only_vectors", "identical"]
+    recorded = json.loads(done.assert_done())[0]
+    assert recorded["vectors"]["compared"] == 3
+    assert recorded["vectors"]["changed"] == 2
+    assert recorded["vectors"]["relative_norm"] == pytest.approx(0.5)
+    assert [one["code"] for one in recorded["finding"]["sentences"]] == [
+        "only_vectors",
+        "identical",
+    ]
 
 
 def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
@@ -133,10 +136,10 @@ def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
     """
     unread = skipped("unknown_dtype", "mlp.up", 2, sides=("tuned",))
     partner = skipped("only_in_base", "mlp.up", 2, sides=("base",))
-    found = told(tmp_path / "a", model(2), extra_tensors=(*unread, *partner))
+    found = recorded(tmp_path / "a", model(2), extra_tensors=(*unread, *partner))
     assert "only in" not in found.text
     missing = skipped("only_in_base", "mlp.up", 1, sides=("base",))
-    found = told(tmp_path / "b", model(1), extra_tensors=(*unread, *partner, *missing))
+    found = recorded(tmp_path / "b", model(1), extra_tensors=(*unread, *partner, *missing))
     assert "only in the base" in found.text
 
 
@@ -146,7 +149,7 @@ def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
     """
     rounded = {**ROUNDED, "floor_ratio": 1.0}
     deltas = [*model(**rounded), *(row(layer, "attn.v", **RANK_8) for layer in range(4))]
-    found = told(tmp_path, deltas)
+    found = recorded(tmp_path, deltas)
     assert "rounding" not in codes(found)
     assert "rounded_away" in codes(found)
     assert answers(found)["quantised_copy"].answer != "fits"
@@ -164,7 +167,7 @@ FITS = {
 @pytest.mark.parametrize("code", FITS)
 def test_another_explanation_fits_with_its_figure(tmp_path, code):
     """The figure that it rests on is in it."""
-    found = answers(told(tmp_path, model(**FITS[code])))
+    found = answers(recorded(tmp_path, model(**FITS[code])))
     assert list(found) == list(EXPLANATIONS)
     assert (found[code].answer, bool(found[code].figures)) == ("fits", True)
 
@@ -179,7 +182,7 @@ def test_a_copy_needs_no_other_explanation(must):
 )
 def test_a_side_in_8_bits_has_few_values(tmp_path, dtype, few):
     """FP8 has no distinct values to count, but says itself what it is."""
-    found = told(tmp_path, model(dtype=dtype, levels_tuned=None))
+    found = recorded(tmp_path, model(dtype=dtype, levels_tuned=None))
     assert ("few_values" in codes(found)) == few
     assert answers(found)["quantised_copy"].answer != "fits"
 

@@ -21,14 +21,14 @@ def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(d
     """Of the demo, by NumPy from its files: sizes of each quarter of the layers and of the head,
     and relative norms.
     """
-    told = demo["base..narrow"].as_json()
+    recorded = demo["base..narrow"].as_json()
     folder = Path(__file__).parents[2] / "registry" / "demo"
     base, tuned = (load_file(folder / side / "model.safetensors") for side in ("base", "narrow"))
     matrices = {name: one.double().numpy() for name, one in base.items() if one.ndim == 2}
     layer = {name: int(name.split(".")[2]) for name in matrices if ".layers." in name}
     total = sum(matrices[name].size for name in layer)
-    assert len(told["quarters"]) == 4
-    for quarter in told["quarters"]:
+    assert len(recorded["quarters"]) == 4
+    for quarter in recorded["quarters"]:
         own = [
             name
             for name, at in layer.items()
@@ -43,8 +43,8 @@ def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(d
         norms.setdefault(name.removesuffix(".weight").split(".")[-1], []).append(far)
     medians = {name: np.median(values) for name, values in norms.items()}
     assert max(medians, key=medians.get) == "lm_head"
-    size = next(one for one in told["finding"]["sentences"] if one["code"] == "size")
-    (head,) = (one for one in told["modules"] if one["module"] == "head")
+    size = next(one for one in recorded["finding"]["sentences"] if one["code"] == "size")
+    (head,) = (one for one in recorded["modules"] if one["module"] == "head")
     assert head["relative_norm"] == pytest.approx(medians["lm_head"], rel=1e-6)
     share = matrices["lm_head.weight"].size / sum(one.size for one in matrices.values())
     assert size["figures"]["modules.language.head.parameter_share"] == pytest.approx(share)

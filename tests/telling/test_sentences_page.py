@@ -50,12 +50,12 @@ def test_truth_is_that_of_the_update_before_storage(rank):
 def test_the_error_rates_of_claims_are_those_of_the_page():
     """One run writes both, and a claim that the pairs decide has its rate."""
     text = (DOCS / "evidence.md").read_text(encoding="utf-8").partition("False by claim: ")[2]
-    told = dict(re.findall(r"(\w+) (\d+ of \d+)", text))
+    recorded = dict(re.findall(r"(\w+) (\d+ of \d+)", text))
     claims = {**RECOGNISED, **EXPLANATIONS}
     rates = {
         code: f"{claim.error_rate.wrong} of {claim.error_rate.of}"
         for code, claim in claims.items()
         if claim.error_rate is not None and claim.error_rate.where == sentences.WHERE
     }
-    assert rates == {code: told[code] for code in rates}
-    assert {"copy", "merged_adapter", "quantised_copy"} <= told.keys()
+    assert rates == {code: recorded[code] for code in rates}
+    assert {"copy", "merged_adapter", "quantised_copy"} <= recorded.keys()

@@ -72,18 +72,18 @@ def again(monkeypatch, summaries):
 
 def edit(folder, change):
     path = folder / "summary.json"
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told))
+    recorded = json.loads(path.read_text())
+    change(recorded)
+    path.write_text(json.dumps(recorded))
 
 
-def rewrite(path, change=lambda table: table, metadata=lambda told: None):
+def rewrite(path, change=lambda table: table, metadata=lambda recorded: None):
     """A Parquet file written again with another table or other metadata."""
     table = pq.read_table(path)
-    told = json.loads(table.schema.metadata[METADATA_KEY])
-    metadata(told)
+    recorded = json.loads(table.schema.metadata[METADATA_KEY])
+    metadata(recorded)
     table = change(table).replace_schema_metadata(
-        {METADATA_KEY: json.dumps(told, sort_keys=True).encode()}
+        {METADATA_KEY: json.dumps(recorded, sort_keys=True).encode()}
     )
     pq.write_table(table, path, compression="zstd")
 
@@ -93,27 +93,29 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
     found, _ = read_summary(report)
     assert not again
     assert found == made_again(Report(report))
-    told = json.loads((report / "summary.json").read_text())
-    assert json.loads(json.dumps(found.as_json())) == {key: told[key] for key in found.as_json()}
+    recorded = json.loads((report / "summary.json").read_text())
+    assert json.loads(json.dumps(found.as_json())) == {
+        key: recorded[key] for key in found.as_json()
+    }
 
 
 TAMPERED = {
-    "a figure": lambda told: told["figures"].update(concentration=0.99),
-    "a gate": lambda told: told["gates"][0].update(passed=True, reason="it is fine"),
-    "a warning": lambda told: told["warnings"].append("do not trust this"),
-    "the code of a warning": lambda told: told["warning_codes"].append("older_report"),
-    "a headline": lambda told: told["finding"].update(headline="It is good."),
-    "one more key": lambda told: told.update(more=1),
-    "all of it": lambda told: told.clear(),
+    "a figure": lambda recorded: recorded["figures"].update(concentration=0.99),
+    "a gate": lambda recorded: recorded["gates"][0].update(passed=True, reason="it is fine"),
+    "a warning": lambda recorded: recorded["warnings"].append("do not trust this"),
+    "the code of a warning": lambda recorded: recorded["warning_codes"].append("older_report"),
+    "a headline": lambda recorded: recorded["finding"].update(headline="It is good."),
+    "one more key": lambda recorded: recorded.update(more=1),
+    "all of it": lambda recorded: recorded.clear(),
 }
 OTHERS = {
-    "no seal": lambda told: told.pop("seal"),
-    "another version": lambda told: told["seal"]["made_by"].update(version="0.0.9"),
-    "other code": lambda told: told["seal"]["made_by"].update(code="0" * 64),
-    "other tables": lambda told: told["seal"]["tables"].update(tensors="0" * 64),
-    "no table": lambda told: told["seal"].update(tables={}),
-    "no mapping": lambda told: told.update(seal="x"),
-    "another setting": lambda told: told["settings"].update(spectra=False),
+    "no seal": lambda recorded: recorded.pop("seal"),
+    "another version": lambda recorded: recorded["seal"]["made_by"].update(version="0.0.9"),
+    "other code": lambda recorded: recorded["seal"]["made_by"].update(code="0" * 64),
+    "other tables": lambda recorded: recorded["seal"]["tables"].update(tensors="0" * 64),
+    "no table": lambda recorded: recorded["seal"].update(tables={}),
+    "no mapping": lambda recorded: recorded.update(seal="x"),
+    "another setting": lambda recorded: recorded["settings"].update(spectra=False),
 }
 
 
@@ -176,23 +178,23 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
 
     def forge(change):
         edit(report, change)
-        told = json.loads((report / "summary.json").read_text())
+        recorded = json.loads((report / "summary.json").read_text())
         metadata = report_metadata(report)
-        sealed = metadata["seal"] | {"summary": reading.summary_digest(told, metadata)}
+        sealed = metadata["seal"] | {"summary": reading.summary_digest(recorded, metadata)}
         for name in ("matrices", "tensors", "files"):
             rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
 
-    forge(lambda told: told["finding"].update(headline="forged"))
+    forge(lambda recorded: recorded["finding"].update(headline="forged"))
     assert read_summary(report)[0].finding.headline == "forged"
     for change in (
-        lambda told: told["figures"].update(matrices=None),
-        lambda told: told["depth"].append({"layer": "x"}),
-        lambda told: told["modules"][0].update(intervals={"concentration": [1]}),
-        lambda told: told.update(warnings="text"),
-        lambda told: told.update(warnings=["one"]),
-        lambda told: told.update(warnings=["one"], warning_codes=["no_such_code"]),
-        lambda told: told["figures"].pop("spiked"),
-        lambda told: told.update(skipped=7),
+        lambda recorded: recorded["figures"].update(matrices=None),
+        lambda recorded: recorded["depth"].append({"layer": "x"}),
+        lambda recorded: recorded["modules"][0].update(intervals={"concentration": [1]}),
+        lambda recorded: recorded.update(warnings="text"),
+        lambda recorded: recorded.update(warnings=["one"]),
+        lambda recorded: recorded.update(warnings=["one"], warning_codes=["no_such_code"]),
+        lambda recorded: recorded["figures"].pop("spiked"),
+        lambda recorded: recorded.update(skipped=7),
     ):
         before = len(again)
         forge(change)

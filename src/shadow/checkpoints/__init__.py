@@ -1,4 +1,4 @@
-"""Where the bytes of a checkpoint lie, and two checkpoints lined up.
+"""Files of checkpoints, and the pairing of two checkpoints.
 
 Folders and the Hub, headers of safetensors files, pickles, adapters, quantised formats, and the
 matrix pairs that two checkpoints make. The only room that knows the Hub. Computes nothing.

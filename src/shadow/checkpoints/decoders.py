@@ -2,7 +2,7 @@
 float32, with the arithmetic of the library that writes the format; of GGUF files by the `gguf`
 package.
 
-Levels are whole numbers, or of a codebook; all else is shared by a group of columns.
+Levels are whole numbers, or of a codebook; all the rest is shared by a group of columns.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool 
 
 
 def _shared(values: Tensor, group: int | Tensor) -> Of:
-    """What so many columns of a row share, or those of each group do; values: (rows, groups). Of
-    more than one, columns are asked for by whole groups.
+    """Return what so many columns of a row share, or those of each group do; values: (rows,
+    groups). Of more than one, columns are asked for by whole groups.
     """
     values = values.contiguous()
 
@@ -342,7 +342,7 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing, size:
 
 
 def _bytes(stored: StoredTensor, width: int) -> Raw:
-    """What is stored as bytes, (rows, width)."""
+    """Return what is stored as bytes, (rows, width)."""
     return stored.seen(lambda words: words.view(torch.uint8).reshape(-1, width))
 
 

@@ -1,4 +1,4 @@
-"""Which tensors transformers expects of a checkpoint: it loads shapes, on no device, in a child.
+"""Tensors that transformers expects of a checkpoint: it loads shapes, on no device, in a child.
 
 The child gets names, dtypes and shapes of the headers and a config that names nothing to be fetched
 or run. It has no token, no standard input and no network, and limits on memory and time. Classes
@@ -37,7 +37,7 @@ OFFLINE = {f"HF_{word}": "1" for word in HUB} | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 @dataclass(frozen=True)
 class Expected:
-    """What transformers finds of the names and shapes of a checkpoint."""
+    """Findings of transformers about the names and shapes of a checkpoint."""
 
     missing: Sequence[str] = ()
     """Tensors of the model that the files lack: they would start at random."""
@@ -83,18 +83,20 @@ def expected(
     finally:
         question.unlink(missing_ok=True)
     try:
-        told = json.loads(child.stdout.decode(errors="replace").splitlines()[-1])
-        mismatched = [(name, tuple(own), tuple(other)) for name, own, other in told["mismatched"]]
-        return Expected(**{**told, "mismatched": mismatched})
+        recorded = json.loads(child.stdout.decode(errors="replace").splitlines()[-1])
+        mismatched = [
+            (name, tuple(own), tuple(other)) for name, own, other in recorded["mismatched"]
+        ]
+        return Expected(**{**recorded, "mismatched": mismatched})
     except (ValueError, KeyError, TypeError, IndexError):
         return Expected(problem="loader_died", detail=f"exit code {child.returncode}")
 
 
 def main() -> None:
     """Child process: argv has the file of the question; the last line of stdout is the answer."""
-    told = json.loads(Path(sys.argv[1]).read_text())
+    recorded = json.loads(Path(sys.argv[1]).read_text())
     try:
-        answer = asked(told["config"], told["tensors"], guard=lambda: confine(MEMORY, 0))
+        answer = asked(recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0))
     except MemoryError:
         answer = Expected(problem="loader_large")
     except Exception as error:  # whatever a config makes transformers do

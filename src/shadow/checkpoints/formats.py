@@ -3,7 +3,7 @@ their tensors make a matrix. `decoders` makes its numbers.
 
 The singular values of packed integers would be those of the packing, so their tensors are never
 measured as they are. A layout is read from names, dtypes and shapes; from config.json only where
-these do not tell. What does not fit is refused with a reason, and its tensors stay as they are.
+these do not say. What does not fit is refused with a reason, and its tensors stay as they are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NEEDLESS = {
 
 
 class _RefusedError(Exception):
-    """Why a module cannot be decoded, for people."""
+    """Reason why a module cannot be decoded."""
 
 
 def _require(holds: object, what: str) -> None:
@@ -75,7 +75,7 @@ Made = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors of a module make a matrix."""
+    """Layout of the tensors that make the matrix of a module."""
 
     kind: str  # a key of `decoders.KINDS`
     made: Callable[[Module, Sizes], Made]
@@ -149,7 +149,7 @@ def _affine(
     known: Sequence[int],
     bits: Callable[[Module, Sizes], object] = lambda m, n: 4,
 ) -> Made:
-    """(level - zero) * scale + bias: levels a stream of bits along rows, all else of groups.
+    """(level - zero) * scale + bias: levels a stream of bits along rows, all the rest of groups.
 
     facts: bits, columns of a group, and what is added to zeros.
     """
@@ -240,7 +240,7 @@ def _e2m1(_: Module, n: Sizes, name: str, group: int, of_raw: int = 2) -> Made:
 
 @dataclass(frozen=True)
 class Format:
-    """How modules of a format are recognised, and laid out."""
+    """Recognition and layout of the modules of a format."""
 
     name: str
     marks: str  # pattern of pieces that only its modules have
@@ -397,7 +397,7 @@ def _rank(piece: str) -> int | None:
 
 
 def _said_format(config: Mapping[str, object]) -> str | None:
-    """What the config calls its quantisation, in known words; MLX writes no method."""
+    """Return what the config calls its quantisation, in known words; MLX writes no method."""
     methods = name_rules().quantization_methods
     for said in settings_in(config):
         method = said.get("quant_method")
@@ -409,7 +409,7 @@ def _said_format(config: Mapping[str, object]) -> str | None:
 
 
 def settings_in(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    """What a config says of quantisation, in all places where one may."""
+    """Yield what a config says of quantisation, in all places where one may."""
     for section in (config, Facts(config).section("language")):
         for key in name_rules().quantization_keys:
             said = section.get(key)

@@ -111,7 +111,7 @@ Value = str | int | float | bool | list[int | float | bool] | None
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself."""
+    """Header of a GGUF file."""
 
     metadata: Mapping[str, Value]
     # by the names that GGUF gives them, shapes with the fastest dimension last, types of ggml
@@ -120,7 +120,7 @@ class GgufHeader:
 
 
 class _CutError(Exception):
-    """The header goes on behind the bytes that are there."""
+    """The header continues behind the bytes that are there."""
 
 
 def read_gguf(
@@ -418,7 +418,7 @@ def _count(said: Value, layer: str, info: TensorInfo) -> int | None:
 
 @cache
 def _is_decoded(dtype: str) -> bool:
-    """Whether the numbers of a type can be had."""
+    """Return whether the numbers of a type can be had."""
     from gguf import quants
 
     return dtype in FLOATS or "dequantize_blocks" in vars(getattr(quants, dtype, object))

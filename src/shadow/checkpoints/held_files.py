@@ -73,7 +73,7 @@ class HeldFile:
         return bytes(content)
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Tell the system that the bytes from start to stop are read soon, where it can be told.
+        """Advise the system that the bytes from start to stop are read soon, where it takes advice.
 
         It reads them into its cache meanwhile, and drops them when it needs the memory.
         """
@@ -87,7 +87,7 @@ class HeldFile:
         """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
 
         Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 on a Xeon. They
-        tell apart what differs by chance, not what somebody made to look alike. Raises as read.
+        distinguish what differs by chance, not what somebody made to look alike. Raises as read.
         """
         crc, adler = zlib.crc32(b""), zlib.adler32(b"")
         block = memoryview(bytearray(min(BLOCK, stop - start)))
@@ -98,11 +98,11 @@ class HeldFile:
         return f"{crc:08x}{adler:08x}"
 
     def equals(self, other: HeldFile) -> bool:
-        """Whether both hold the same bytes. Raises as read."""
+        """Return whether both hold the same bytes. Raises as read."""
         return self.size == other.size and self.holds_same(0, other, 0, self.size)
 
     def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
-        """Whether size bytes from start on are those of another file from there on.
+        """Return whether size bytes from start on are those of another file from there on.
 
         The last block is compared first: copies whose weights differ mostly differ there.
         Raises as read.
@@ -127,8 +127,8 @@ class HeldFile:
         """Return some bytes of each of these tensors, for a fingerprint; fewer where the file ends.
 
         Checkpoints of one archive may have the same names, sizes, times and headers, and differ in
-        weights alone. It takes 10 to 30 ms a GB. The system is told of all places first, so that a
-        disk reads many at a time. Raises ShadowError where they cannot be read.
+        weights alone. It takes 10 to 30 ms a GB. The system is advised of all places first, so that
+        a disk reads many at a time. Raises ShadowError where they cannot be read.
         """
         pieces = sorted(set(zip(starts, sizes, strict=True)))  # what two share is read once
         if max(sizes, default=0) > SHORT:
@@ -185,7 +185,8 @@ def hold(path: Path) -> HeldFile | None:
 
 
 def _standing(status: os.stat_result) -> tuple[int, ...]:
-    """What changes with a file: device, inode, size, and the times of its content and of its inode.
+    """Return what changes with a file: device, inode, size, and the times of its content and of its
+    inode.
 
     Copying with `cp -p` over a file may leave all but the last as they were.
     """
@@ -193,7 +194,7 @@ def _standing(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _may_hold_more() -> bool:
-    """Whether the limit on open files could be raised as far as a process may."""
+    """Return whether the limit on open files could be raised as far as a process may."""
     try:
         import resource
 

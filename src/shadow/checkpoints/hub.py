@@ -74,7 +74,7 @@ class Snapshot:
 
     @property
     def offline(self) -> bool:
-        """Whether nothing but the cache may be asked."""
+        """Return whether nothing but the cache may be asked."""
         return self.access is None
 
     @property
@@ -127,7 +127,7 @@ def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
 
 
 def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
-    """What the Hub says of a repository; its `sha` is a commit."""
+    """Return what the Hub says of a repository; its `sha` is a commit."""
     require_usable_settings()
     info = trying(
         lambda: hf.HfApi().model_info(repo, revision=revision), say, repo=repo, revision=revision
@@ -183,7 +183,9 @@ def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
 
 
 def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
-    """Whether a file's bytes are in the cache, under its name or under that of another commit."""
+    """Return whether a file's bytes are in the cache, under its name or under that of another
+    commit.
+    """
     digest = _digest(file.checksum)
     blob = _repository_folder(snapshot.repo) / "blobs" / digest
     return cached(snapshot, file) is not None or (bool(digest) and blob.is_file())
@@ -242,7 +244,7 @@ def _download(
         class Meter(hf_tqdm):  # the client's only hook into a running download
             """Draws nothing; hands the counts on, and ends a download that is no longer wanted.
 
-            Xet calls from a thread of its own, prints what is raised there, and goes on.
+            Xet calls from a thread of its own, prints what is raised there, and continues.
             """
 
             def __init__(self, *args: Any, **options: Any) -> None:
@@ -279,7 +281,7 @@ def _download(
 
 
 def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
-    """Whether the file is not what its checksum says; False where no checksum is known."""
+    """Return whether the file is not what its checksum says; False where no checksum is known."""
     if file.checksum is None:
         return False
     kind, _, expected = file.checksum.partition(":")

@@ -2,7 +2,7 @@
 each fault as a line and a hint.
 
 The client keeps its session and its settings for the whole process, so what is needed of them
-holds only inside `own_client`; whoever else uses the client finds it as it was. No token is sent
+holds only inside `own_client`; other users of the client find it as it was. No token is sent
 to another origin than the Hub's, or put into a message, and what a server writes is not repeated.
 The client's HTTP library has changed twice, so its faults are known by their names.
 """
@@ -79,7 +79,7 @@ class StoppedError(Exception):
 
 
 class RangeIgnoredError(ShadowError):
-    """The server answered a request for a byte range with something else."""
+    """The server answered a request for a byte range with something other."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "set SHADOW_FETCH=shards")
@@ -91,7 +91,7 @@ def cache_folder() -> Path:
 
 
 def is_of_hub(url: str) -> bool:
-    """Whether an address is one of the Hub itself, not of a server that it redirects to."""
+    """Return whether an address is one of the Hub itself, not of a server that it redirects to."""
     return _origin(url) == _origin(constants.ENDPOINT)
 
 
@@ -126,7 +126,7 @@ def retry_after(error: BaseException) -> float | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another try may go better."""
+    """Return whether another try may go better."""
     error = _cause(error)
     if isinstance(
         error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
@@ -145,19 +145,21 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_unconnected(error: BaseException) -> bool:
-    """Whether there was no connection: a refusal, an unknown name, silence."""
+    """Return whether there was no connection: a refusal, an unknown name, silence."""
     return type(_cause(error)).__name__ in UNCONNECTED
 
 
 def _is_local(error: BaseException) -> bool:
-    """Whether this machine's disk failed; faults of the line have another type, or no number."""
+    """Return whether this machine's disk failed; faults of the line have another type, or no
+    number.
+    """
     if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
         return False
     return error.errno not in (None, errno.EPIPE)
 
 
 def problem(error: BaseException) -> str:
-    """What is wrong with the Hub, after the words `the Hub`."""
+    """Return what is wrong with the Hub, after the words `the Hub`."""
     status = _status(_cause(error))
     return "does not answer, or not to the end" if status is None else f"answers {status}"
 
@@ -226,7 +228,7 @@ def require_usable_settings() -> None:
 
 
 def token_in_use() -> str:
-    """Whether a token goes with requests, in words."""
+    """Return whether a token goes with requests, in words."""
     with contextlib.suppress(*FAILURES):
         if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token():
             return "a token is in use"

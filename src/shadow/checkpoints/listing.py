@@ -66,7 +66,7 @@ class StoredFile:
 
     @property
     def kind(self) -> FileKind:
-        """What it is, by its name alone."""
+        """Return what it is, by its name alone."""
         return kind_of(self.path)
 
 
@@ -83,17 +83,19 @@ class Listing:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is an adapter, which leaves its base's files in use."""
+        """Return whether it is an adapter, which leaves its base's files in use."""
         return ADAPTER_CONFIG in self.files
 
     @property
     def is_gguf(self) -> bool:
-        """Whether its weights are read from GGUF files, which hold config and tokenizer inside."""
+        """Return whether its weights are read from GGUF files, which hold config and tokenizer
+        inside.
+        """
         return any(name.endswith(GGUF) for name in self.read_from)
 
 
 def kind_of(path: str) -> FileKind:
-    """What a file is, by its name."""
+    """Return what a file is, by its name."""
     name = PurePosixPath(path).name.lower()
     return next((kind for pattern, kind in PATTERNS if re.fullmatch(pattern, name)), "other")
 
@@ -206,8 +208,8 @@ def checksum_like(other: str, content: bytes) -> str:
 
 
 def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
-    """Whether two files of folders, of one size, differ where a few places of them are read; False
-    where they are one file, None where they agree in these places.
+    """Return whether two files of folders, of one size, differ where a few places of them are read;
+    False where they are one file, None where they agree in these places.
     """
     here, there = ((side.folder or Path()) / path for side in (first, second))
     try:
@@ -244,9 +246,9 @@ SPECIAL = re.compile(r"(?!add_)\w+_token|(additional|extra)_special_tokens|added
 
 
 def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
-    """What two versions of a file differ in: a word, such as `rope_theta` or `vocabulary`, and a
-    text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a reason where a side
-    cannot be understood.
+    """Return what two versions of a file differ in: a word, such as `rope_theta` or `vocabulary`,
+    and a text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a reason where a
+    side cannot be understood.
     """
     try:
         first, second = contents(path, base), contents(path, tuned)
@@ -265,7 +267,7 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
 
 
 def contents(path: str, content: bytes) -> dict[str, Any]:
-    """What a file says, by key. Raises ValueError with a reason."""
+    """Return what a file says, by key. Raises ValueError with a reason."""
     name = PurePosixPath(path).name
     whole = WHOLE.get(name)
     if name.endswith((".txt", ".jinja")) and (whole or name.endswith(".jinja")):
@@ -318,7 +320,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _equal(base: object, tuned: object) -> bool:
-    """Whether two values are equal; 1 and 1.0 are, 1 and true are not."""
+    """Return whether two values are equal; 1 and 1.0 are, 1 and true are not."""
     return base == tuned and isinstance(base, bool) == isinstance(tuned, bool)
 
 

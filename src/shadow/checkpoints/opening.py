@@ -84,7 +84,9 @@ class Checkpoint:
         return packed_tensor(info, self._stored)
 
     def differ(self, first: TensorInfo, second: TensorInfo) -> bool:
-        """Whether the bytes of two tensors are known to differ: of the Hub they are not known."""
+        """Return whether the bytes of two tensors are known to differ: of the Hub they are not
+        known.
+        """
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return True
         sources = [self.sources.get(info.shard) for info in (first, second)]
@@ -118,7 +120,7 @@ class Assembled:
 
     @property
     def reference(self) -> str:
-        """What each part is called: `language=org/name vision=./tower`."""
+        """Return what each part is called: `language=org/name vision=./tower`."""
         return self._said([part.reference for _, part in self.parts])
 
     @property
@@ -135,7 +137,9 @@ class Assembled:
 
     @property
     def access(self) -> str | None:
-        """Who may read all parts: `private` before `gated` before `open`; None for folders."""
+        """Return who may read all parts: `private` before `gated` before `open`; None for
+        folders.
+        """
         of_parts = {part.access for _, part in self.parts if isinstance(part, Located)}
         return next((access for access in ("private", "gated", "open") if access in of_parts), None)
 

@@ -120,14 +120,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Filter:
-    """What to measure."""
+    """Selection of what is measured."""
 
     components: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()  # of every component, from 0, and nothing outside layers
     modules: tuple[str, ...] = ()
 
     def passes(self, place: Place) -> bool:
-        """Whether what lies at a place is to be measured."""
+        """Return whether what lies at a place is to be measured."""
         if self.components and place.component not in self.components:
             return False
         if self.layers and place.layer not in self.layers:
@@ -185,14 +185,14 @@ def pair_checkpoints(
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     base_is_closed = not base_operands
-    lined: list[MatrixPair] = []
+    aligned: list[MatrixPair] = []
     skipped = list(base_unusable)
     if tuned.adapter:
         tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base)
         skipped += tuned_unusable
     else:
         tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
-        lined, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
+        aligned, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
         skipped += tuned_unusable + tied
     components_with_base = {place.component for place in base_operands}
     for place, operand in tuned_operands.items():
@@ -203,7 +203,7 @@ def pair_checkpoints(
             elif partner.part == operand.part:
                 partner = replace(partner, part=operand.part)
             pairs, unlike = _line_up(place, partner, operand)
-            lined += pairs
+            aligned += pairs
             skipped += unlike
         elif place.component in components_with_base or operand.factor is not None:
             skipped += _skips("tuned", operand, place, reason="only_in_tuned")
@@ -211,7 +211,7 @@ def pair_checkpoints(
             why = NO_BASE.format(place.component)
             if _is_matrix(operand):  # its own spectrum is measured
                 own = MatrixPair(place, None, operand, *operand.shape, is_matrix=True, detail=why)
-                lined.append(own)
+                aligned.append(own)
             else:
                 skipped += _skips("tuned", operand, place, reason="not_a_matrix", detail=why)
     for place, operand in base_operands.items():
@@ -225,7 +225,7 @@ def pair_checkpoints(
             ]
         else:
             skipped += _skips("base", operand, place, reason="only_in_base")
-    if not may_differ and not any(pair.base for pair in lined):
+    if not may_differ and not any(pair.base for pair in aligned):
         if not tuned_operands and tuned_unusable:
             raise _closed(tuned.reference, tuned_unusable)
         if base_is_closed and base_unusable:
@@ -237,12 +237,12 @@ def pair_checkpoints(
             hint += f"; the first tensors are {first} and {other}"
         sides = f"{base.reference} and {tuned.reference}"
         raise ShadowError(f"{sides} share no tensor of the same place and shape", hint)
-    places = [pair.place for pair in lined] + [one.place for one in skipped]
+    places = [pair.place for pair in aligned] + [one.place for one in skipped]
     _require_chosen(chosen, places, tuned.reference)
-    for pair in lined:
+    for pair in aligned:
         if not chosen.passes(pair.place):
             skipped += _both(pair.place, pair.base, pair.tuned, reason="filtered")
-    return [pair for pair in lined if chosen.passes(pair.place)], skipped
+    return [pair for pair in aligned if chosen.passes(pair.place)], skipped
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
@@ -309,7 +309,8 @@ def _skips(
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """At least two dimensions and a short side above 1. All else is a vector, whatever its shape.
+    """At least two dimensions and a short side above 1. All the rest are vectors, whatever its
+    shape.
 
     So are the biases of a stack of experts.
     """
@@ -318,7 +319,7 @@ def _is_matrix(operand: Operand) -> bool:
 
 
 def _grows(place: Place) -> bool:
-    """Whether the rows of this module are a vocabulary, to which rows may be added."""
+    """Return whether the rows of this module are a vocabulary, to which rows may be added."""
     if place.component != "language":
         return False
     return place.module == "embed" or (place.module == "head" and not place.slot)
@@ -490,17 +491,17 @@ def _tied_heads(
         if is_tied and not checkpoint.differ(operands[head].info, operands[embed].info):
             own, why = operands.pop(head).info, "config.json ties it to the embedding"
             skipped.append(Skipped(side, own, head, reason="tied", detail=why))
-    of_base, of_tuned, lined = base[1], tuned[1], list[MatrixPair]()
+    of_base, of_tuned, aligned = base[1], tuned[1], list[MatrixPair]()
     unlike: list[Skipped] = []
     if head not in of_base and head in of_tuned and _ties(base[0]) and embed in of_base:
-        lined, unlike = _line_up(head, of_base[embed], of_tuned.pop(head))
+        aligned, unlike = _line_up(head, of_base[embed], of_tuned.pop(head))
     elif head not in of_tuned and head in of_base and _ties(tuned[0]) and embed in of_tuned:
-        lined, unlike = _line_up(head, of_base.pop(head), of_tuned[embed])
-    return lined, skipped + unlike
+        aligned, unlike = _line_up(head, of_base.pop(head), of_tuned[embed])
+    return aligned, skipped + unlike
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Whether the config ties the head to the embedding."""
+    """Return whether the config ties the head to the embedding."""
     # a wrapper's word counts before its text model's; where neither says it, the family's habit
     facts = Facts(checkpoint.config)
     said = checkpoint.config.get("tie_word_embeddings")

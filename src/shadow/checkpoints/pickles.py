@@ -263,7 +263,7 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
 
 
 class _Record:
-    """What a pickle says of an object."""
+    """Description of an object in a pickle."""
 
     def __setstate__(self, state: Any) -> None:  # TensorProperties has a tuple
         self.__dict__.update(state if isinstance(state, dict) else {"dtype": state[0]})

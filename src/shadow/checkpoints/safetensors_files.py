@@ -34,7 +34,7 @@ MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How a quantised tensor lies in files: the entry itself has its usual name and shape, and the
+    """Layout of a quantised tensor in files: the entry itself has its usual name and shape, and the
     name of its format as dtype; its start and end are those of `raw`.
     """
 
@@ -65,7 +65,7 @@ class TensorInfo:
 
     @property
     def parameters(self) -> int:
-        """How many elements it has, 0 or more."""
+        """Return how many elements it has, 0 or more."""
         return math.prod(self.shape)
 
 
@@ -149,7 +149,9 @@ def _untrusted(shard: str, reason: str) -> FileError:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Whether JSON would become far more objects than a real file's, by commas and brackets."""
+    """Return whether JSON would become far more objects than a real file's, by commas and
+    brackets.
+    """
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 
 
@@ -205,7 +207,9 @@ def _entry(
 
 
 def usable_name(name: str) -> bool:
-    """Whether a tensor's name can be shown and kept: no control characters, no lone surrogates."""
+    """Return whether a tensor's name can be shown and kept: no control characters, no lone
+    surrogates.
+    """
     return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 

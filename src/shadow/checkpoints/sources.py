@@ -1,4 +1,4 @@
-"""Where the bytes of a shard come from: a local file, a file of the Hub, or byte ranges of one.
+"""Sources of the bytes of a shard: a local file, a file of the Hub, or byte ranges of one.
 
 `fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees
 tensors only.

@@ -38,7 +38,7 @@ Span = tuple[int, int]  # of one dimension: (start, stop)
 
 
 class Reads(Protocol):
-    """What has bytes, as a file does."""
+    """Anything that has bytes, as a file does."""
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
         """Read as many bytes behind each start, one after another."""
@@ -132,7 +132,9 @@ class FileTensor:
         return kept[tuple(slice(start - at, stop - at) for (start, stop), (at, _) in inside)]
 
     def _widened(self, wanted: list[Span]) -> list[Span]:
-        """What is read where a part is wanted: small tensors whole, of large ones more columns."""
+        """Return what is read where a part is wanted: small tensors whole, of large ones more
+        columns.
+        """
         itemsize = self.dtype.itemsize
         if self.numel() * itemsize <= self._most:
             return [(0, size) for size in self.shape]
@@ -203,7 +205,7 @@ class StoredTensor(FileTensor):
 
     @property
     def is_flat(self) -> bool:
-        """Whether its elements lie in the file in order, without gaps."""
+        """Return whether its elements lie in the file in order, without gaps."""
         return self._view.is_contiguous()
 
     def fill(self, first: int, into: memoryview) -> None:
@@ -216,7 +218,7 @@ class StoredTensor(FileTensor):
 
 
 class Decoder(Protocol):
-    """How the bytes of a matrix make its numbers."""
+    """Decoder of the bytes of a matrix into numbers."""
 
     @property
     def width(self) -> int:
@@ -228,7 +230,9 @@ class Decoder(Protocol):
 
     @property
     def costly(self) -> bool:
-        """Whether it takes so long that numbers are kept rather than decoded for every pass."""
+        """Return whether it takes so long that numbers are kept rather than decoded for every
+        pass.
+        """
 
     def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
         """Put numbers into a tensor (rows, cols) without gaps."""

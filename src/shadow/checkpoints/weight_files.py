@@ -1,4 +1,4 @@
-"""Which files of a folder or a repository hold its weights, and what scales those of a PEFT LoRA
+"""Files of a folder or a repository that hold its weights, and the scales of those of a PEFT LoRA
 adapter. Reads no weights.
 
 Layout and scaling of adapters are those of the `peft` library (Hu et al. 2021; rsLoRA:
@@ -51,7 +51,7 @@ Config = Mapping[str, object]  # a JSON object as it was read: any value may be 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What scales an adapter's factors.
+    """Scales of an adapter's factors.
 
     `fan_in_fan_out` (Conv1D) needs no word: it is about how the base stores a matrix, and B @ A is
     (out, in) always.
@@ -63,7 +63,7 @@ class Adapter:
     dora: bool = False  # rows of base plus update are given the norms that the adapter holds
 
     def scaling(self, module: str, rank: int) -> float:
-        """What B @ A of a module is multiplied by."""
+        """Return what B @ A of a module is multiplied by."""
         divisor = math.sqrt(rank) if self.rank_stabilised else rank
         for name, alpha in self.alpha_pattern.items():
             if module == name or module.endswith(f".{name}"):
@@ -73,7 +73,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Weights:
-    """Which files hold the weights."""
+    """Files that hold the weights."""
 
     shards: tuple[str, ...]  # names of files, in reading order
     # what an index says: tensor -> shard. A hint; empty without an index
@@ -150,7 +150,7 @@ def choose_weights(
 
 
 def _instead_of_weights(names: set[str]) -> str:
-    """What to do about a folder of these files, none of which holds weights."""
+    """Return what to do about a folder of these files, none of which holds weights."""
     for pattern, what, how in OF_TRAINING:
         if any(re.fullmatch(pattern, name) for name in names):
             return f"it holds {what}: {how}"

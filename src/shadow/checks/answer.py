@@ -1,7 +1,7 @@
 """The shape of every check: a question, what it needs measured, its answer, and its words.
 
 A check is one file: `gather` measures evidence of checkpoints (and imports what reads weights when
-it is called), `judge` makes an answer of it and of nothing else, and `words` has a template for
+it is called), `judge` makes an answer of it and of nothing more, and `words` has a template for
 every code that `judge` uses. Words are made last, by `Check.say`; no code reads them back.
 """
 
@@ -15,7 +15,7 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
-from shadow.run.scanned import APART, Apart
+from shadow.run.scanned import APART, Unmatched
 from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.templates import Reason, Value, fill, names_in
 
@@ -25,7 +25,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Outcome(StrEnum):
-    """What a check answers."""
+    """Outcomes of a check."""
 
     HOLDS = "holds"
     DOES_NOT_HOLD = "does_not_hold"
@@ -52,7 +52,7 @@ class Against:
     """
 
     @classmethod
-    def of(cls, apart: Apart) -> Against:
+    def of(cls, apart: Unmatched) -> Against:
         """A tensor without a partner, or one that is not read."""
         return cls(apart.tensor, apart.why)
 
@@ -75,12 +75,12 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a check measured of checkpoints that were lined up: beside its own, what has no
+    """Measurements of checkpoints that were lined up: beside its own, what has no
     partner.
     """
 
-    lone: Sequence[Apart] = ()  # tensors of one side only
-    unread: Sequence[Apart] = ()  # tensors that are not compared
+    unmatched: Sequence[Unmatched] = ()  # tensors of one side only
+    unread: Sequence[Unmatched] = ()  # tensors that are not compared
     notes: Sequence[Reason] = ()
 
     def judged(
@@ -100,7 +100,7 @@ class Evidence:
         outcome, reasons, rows = Outcome.HOLDS, holds, list[Against]()
         if faults:
             outcome, reasons = Outcome.DOES_NOT_HOLD, faults
-            rows = [*map(Against.of, self.lone), *against]
+            rows = [*map(Against.of, self.unmatched), *against]
         elif doubts:
             outcome, reasons = Outcome.INCONCLUSIVE, doubts
             rows = [*map(Against.of, self.unread), *doubtful]
@@ -109,7 +109,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """How often an answer was wrong where the truth was known."""
+    """Number of wrong answers where the truth was known."""
 
     wrong: int
     of: int
@@ -180,8 +180,8 @@ class Check:
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
-        """What so many checkpoints are called: `TUNED, A, B, C`; `TUNED, CANDIDATE, CANDIDATE 2`;
-        fewer where letters do not suffice.
+        """Return what so many checkpoints are called: `TUNED, A, B, C`; `TUNED, CANDIDATE,
+        CANDIDATE 2`; fewer where letters do not suffice.
         """
         last, more = self.checkpoints[-1], count - len(self.checkpoints)
         if last not in LETTERS:
@@ -219,16 +219,16 @@ class Question:
 
     @property
     def of(self) -> dict[str, str]:
-        """What it is asked of, by the names in usage."""
-        told = {name: str(reference) for name, reference in self.named.items()}
+        """Return what it is asked of, by the names in usage."""
+        recorded = {name: str(reference) for name, reference in self.named.items()}
         if self.base is not None:
-            told["--base"] = str(self.base)
+            recorded["--base"] = str(self.base)
         for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
             if patterns:
-                told[option] = ", ".join(patterns)
+                recorded[option] = ", ".join(patterns)
         if self.headers:
-            told["--headers"] = "values are left out"
-        return told
+            recorded["--headers"] = "values are left out"
+        return recorded
 
     @property
     def models(self) -> list[Reference]:
@@ -243,7 +243,7 @@ class Question:
 
 
 def figures_at(record: object, template: str) -> dict[str, Figure]:
-    """What a template has slots for, by place in a record such as `inside_layers.kept`."""
+    """Return what a template has slots for, by place in a record such as `inside_layers.kept`."""
     found: dict[str, Any] = {}
     for place in names_in(template):
         if "." in place:
@@ -270,15 +270,15 @@ def by_code(*checks: Check) -> dict[str, Check]:
 def _measured() -> Mapping[str, ErrorRate]:
     found = {}
     for name in ("error_rates.json", "verify_error_rates.json"):
-        told = json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
-        for code, (wrong, of) in told["answers"].items():
-            found[code] = ErrorRate(wrong, of, told["where"])
+        recorded = json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+        for code, (wrong, of) in recorded["answers"].items():
+            found[code] = ErrorRate(wrong, of, recorded["where"])
     return found
 
 
 @dataclass(frozen=True)
 class Named:
-    """What speaks against an answer, in words: a tensor, a module, a file or a candidate."""
+    """Counter-evidence in words: a tensor, a module, a file or a candidate."""
 
     name: str
     code: str
@@ -327,7 +327,7 @@ class Verification:
 
     @property
     def against(self) -> tuple[Named, ...]:
-        """What speaks against it, the largest first."""
+        """Return what speaks against it, the largest first."""
         return tuple(
             Named(one.name, one.why.code, self.check.say(one.why), one.size)
             for one in self.answer.against

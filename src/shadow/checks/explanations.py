@@ -1,5 +1,5 @@
-"""What the figures of a pair show of its change beyond doubt, what else may have left the same, and
-the questions about matrices inside layers that sentences share with them.
+"""Facts that the figures of a pair show of its change, what other change may have left the same,
+and the questions about matrices inside layers that sentences share with them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def beyond_rounding(record: PairRecord) -> int:
 
 
 def is_lost(record: PairRecord) -> bool:
-    """Whether so much may have been rounded away that what is stored hides the update."""
+    """Return whether so much may have been rounded away that what is stored hides the update."""
     inside, floor = record.inside_layers, record.figures.floor_ratio
     unknown = inside.rounded_away
     if floor is None or floor < CLEAR:
@@ -40,7 +40,7 @@ def is_lost(record: PairRecord) -> bool:
 
 
 def is_low_rank(record: PairRecord) -> bool:
-    """Whether the median update has a rank that adapters have, and few of its directions."""
+    """Return whether the median update has a rank that adapters have, and few of its directions."""
     inside, side = record.inside_layers, record.figures.short_side
     if inside.rank_most is None or side is None or 2 * inside.rank_known < inside.matrices:
         return False
@@ -48,13 +48,13 @@ def is_low_rank(record: PairRecord) -> bool:
 
 
 def has_sizes(record: PairRecord) -> bool:
-    """Whether sizes of matrices differ, so that their median need not be that of any."""
+    """Return whether sizes of matrices differ, so that their median need not be that of any."""
     least, most = record.inside_layers.short_side_least, record.inside_layers.short_side_most
     return least is not None and most is not None and least < most
 
 
 def has_other_norm_unrounded(record: PairRecord) -> bool:
-    """Whether the norm before storage is known, and differs enough from the stored one."""
+    """Return whether the norm before storage is known, and differs enough from the stored one."""
     stored = record.figures.relative_norm_overall
     unrounded = record.figures.relative_norm_overall_unrounded
     if stored is None or unrounded is None:
@@ -74,13 +74,13 @@ def few_bits(record: PairRecord) -> str | None:
 
 
 def has_few_values(record: PairRecord, side: str) -> bool:
-    """Whether most matrices of a side have few distinct values in a row."""
+    """Return whether most matrices of a side have few distinct values in a row."""
     few, judged = few_of(record, side)
     return few > 0 and judged < 2 * few
 
 
 def few_of(record: PairRecord, side: str) -> tuple[int, int]:
-    """How many matrices of a side have few distinct values in a row, of how many."""
+    """Return how many matrices of a side have few distinct values in a row, of how many."""
     inside = record.inside_layers
     return int(inside[f"levels_{side}_few"] or 0), int(inside[f"levels_{side}_judged"] or 0)
 
@@ -113,7 +113,7 @@ def recognised(record: PairRecord) -> list[str]:
 
 
 def is_rearranged(record: PairRecord) -> bool:
-    """Whether a comparison place by place shows no change: layers have moved, or MANY of the
+    """Return whether a comparison place by place shows no change: layers have moved, or MANY of the
     changed matrices are not comparable entry by entry.
     """
     if (found := record.recognised.rearranged) is None:
@@ -122,17 +122,17 @@ def is_rearranged(record: PairRecord) -> bool:
 
 
 def is_copy(record: PairRecord) -> bool:
-    """Whether all that changed is the other side's in another format; no, of old reports."""
+    """Return whether all that changed is the other side's in another format; no, of old reports."""
     return "copy" in recognised(record)
 
 
 def is_copied(record: PairRecord) -> bool:
-    """Whether most tensors that changed are the other side's in another format, or all."""
+    """Return whether most tensors that changed are the other side's in another format, or all."""
     return not COPIES.isdisjoint(recognised(record))
 
 
 def is_of_base(record: PairRecord) -> bool:
-    """Whether the base is the side that was cast, in every tensor that was."""
+    """Return whether the base is the side that was cast, in every tensor that was."""
     casts = record.recognised.casts
     return casts is not None and casts.of_base == casts.tensors > 0
 
@@ -241,7 +241,9 @@ def _quantised(record: PairRecord) -> Answer:
 
 
 def is_trained(record: PairRecord) -> bool:
-    """Whether most vectors changed, and matrices by more structure than rounding leaves alone."""
+    """Return whether most vectors changed, and matrices by more structure than rounding leaves
+    alone.
+    """
     vectors, norm = record.vectors, record.inside_layers.relative_norm or 0.0
     structured = (record.figures.concentration or 0.0) > STRUCTURED
     return structured and norm >= CLEARLY and 0 < vectors.compared <= 2 * vectors.changed

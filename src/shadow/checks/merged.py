@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
 from shadow.errors import UsageError
-from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
+from shadow.run.scanned import Scanned, Unmatched, not_compared, unmatched_reasons
 from shadow.templates import Reason, Value
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.run.adapted import OpenAdapter
-    from shadow.run.aligned import Lined
+    from shadow.run.aligned import Alignment
     from shadow.run.runtime import Runtime
     from shadow.spectra.merging import MergeFit
 
@@ -87,7 +87,7 @@ class Beside:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it is the same, or the same cast to the format of the merged model."""
+        """Return whether it is the same, or the same cast to the format of the merged model."""
         row = self.row
         return not row.changed or row.rounded == ("tuned", row.formats[1])
 
@@ -128,7 +128,7 @@ def judge(found: Merge) -> Answer:
 
 
 def verdict(fit: MergeFit) -> Reason | None:
-    """What is wrong with a matrix; None where it fits."""
+    """Return what is wrong with a matrix; None where it fits."""
     if not fit.finite:
         return Reason("not_finite")
     if fit.fits:
@@ -161,7 +161,7 @@ def _other_scale(fit: MergeFit) -> float | None:
 
 
 def _is_either(fit: MergeFit) -> bool:
-    """Whether a matrix may as well hold no update, half of it, or twice as much."""
+    """Return whether a matrix may as well hold no update, half of it, or twice as much."""
     bounds = fit.narrow if fit.wide[1.0] else fit.wide
     return fit.visible > 0 and any(not bounds[scale] for scale in SCALES)
 
@@ -192,7 +192,7 @@ def _figures(found: Merge, wrong: int, changed: int) -> dict[str, Figure]:
 
 
 def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
-    """What is wrong, the most frequent first."""
+    """Return what is wrong, the most frequent first."""
     kinds: dict[tuple[str, Value], list[Module]] = {}
     for module, why in wrong:
         kinds.setdefault((why.code, why.figures.get("copy")), []).append(module)
@@ -200,13 +200,13 @@ def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
     reasons = [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
     reasons += [Reason("beside", {"tensors": changed})] if changed else []
     for side, name in SIDES.items():
-        lone = [one for one in found.lone if one.side == side]
-        reasons += apart_reasons(lone, Reason("only_in", {"where": name}))
+        unmatched = [one for one in found.unmatched if one.side == side]
+        reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
     return reasons
 
 
 def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:
-    """What is wrong with some of all matrices."""
+    """Return what is wrong with some of all matrices."""
     which = "all_matrices" if len(some) == matrices else "some_matrices"
     where = Reason(which, {"matrices": matrices, "some": len(some)})
     figures: dict[str, Value] = {"where": where, "copy": copy, "error": _error(some)}
@@ -225,7 +225,9 @@ def _changed(one: Beside) -> Against:
 
 
 def _doubt(found: Merge, either: int) -> Reason | None:
-    """Why it is inconclusive; None where it is not. either: matrices that fit at two scales."""
+    """Return why it is inconclusive; None where it is not. either: matrices that fit at two
+    scales.
+    """
     fits = [one.fit for one in found.modules]
     whole = [one.whole for one in found.beside if one.whole is not None]
     if found.unread:
@@ -253,7 +255,7 @@ def _confirmed(found: Merge) -> list[Reason]:
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     """Every matrix beside base plus update, and every other tensor beside the base's."""
     from shadow.run.adapted import open_adapter
-    from shadow.run.aligned import line_up_all
+    from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
 
@@ -265,59 +267,61 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
         raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)
     base, tuned = opened_models(found, runtime, scratch)
     runtime = fetch_all([opened], runtime)
-    lined = line_up_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
-    adapter = open_adapter(opened, lined.pair.base)
+    aligned = align_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
+    adapter = open_adapter(opened, aligned.pair.base)
     measure = partial(_measured, adapter=adapter)
-    rows = list(scan(lined.pair, measure, runtime, scratch / "scan", lined.unread))
+    rows = list(scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread))
     require_unchanged([opened])
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]
     return Merge(
         sorted(modules, key=lambda one: (one.tensor, one.place)),
         sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
-        adapter.outside({pair.place for pair in lined.pair.pairs}),
+        adapter.outside({pair.place for pair in aligned.pair.pairs}),
         adapter.scale,
-        lone=_lone(lined, adapter),
-        unread=[*lined.unread, *adapter.unread],
-        notes=lined.notes,
+        unmatched=_unmatched(aligned, adapter),
+        unread=[*aligned.unread, *adapter.unread],
+        notes=aligned.notes,
     )
 
 
-def _lone(lined: Lined, adapter: OpenAdapter) -> list[Apart]:
-    """What only one side has, but for rows that the adapter brings; and the rows of the adapter,
-    such as those of new tokens, that the merged model lacks.
+def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
+    """Return what only one side has, but for rows that the adapter brings; and the rows of the
+    adapter, such as those of new tokens, that the merged model lacks.
     """
     brought, lost = set(), []
-    for pair in lined.pair.pairs:
+    for pair in aligned.pair.pairs:
         name, whole = pair.tuned.info.name, adapter.whole.get(pair.place)
         if whole is not None and whole.tuned.shape == pair.tuned.shape:
             brought.add(name)
         mine = whole or adapter.updates.get(pair.place)
         if mine is not None and (rows := mine.tuned.shape[0] - pair.tuned.shape[0]) > 0:
             why = Reason("rows_only_in", {"rows": rows, "where": SIDES["adapter"]})
-            lost.append(Apart(name, "adapter", why, is_shared=True))
-    lone = [one for one in lined.lone if one.side != "tuned" or one.tensor not in brought]
-    return [*lone, *lost]
+            lost.append(Unmatched(name, "adapter", why, is_shared=True))
+    unmatched = [
+        one for one in aligned.unmatched if one.side != "tuned" or one.tensor not in brought
+    ]
+    return [*unmatched, *lost]
 
 
 def _measured(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, adapter: OpenAdapter
-) -> Module | Beside | Apart:
+) -> Module | Beside | Unmatched:
     from shadow.run.adapted import EMBED
     from shadow.run.aligned import row_of
     from shadow.run.scan import in_words
     from shadow.spectra.lazy import is_quantised
 
     name, stored, place = pair.tuned.info.name, pair.tuned.info.dtype, pair.place
-    not_judged = Apart(name, "tuned", Reason("quantised", {"format": stored}))
+    not_judged = Unmatched(name, "tuned", Reason("quantised", {"format": stored}))
     if place in adapter.updates:
         if is_quantised(tuned.tensor(pair.tuned.info)):
             return not_judged
         if adapter.is_dora and place not in adapter.norms:
-            return Apart(name, "tuned", Reason("no_norms"))
+            return Unmatched(name, "tuned", Reason("no_norms"))
         fit = adapter.fit(pair, base, tuned, place)
         if fit is None:
-            return Apart(name, "tuned", Reason("other_shape"))
+            return Unmatched(name, "tuned", Reason("other_shape"))
         return Module(name, in_words(place), stored, fit)
     row = row_of(pair, base, tuned)
     if place in adapter.whole:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import LETTERS, Against, Answer, Check, Evidence, Figure
 from shadow.errors import ShadowError
-from shadow.run.scanned import Apart, apart_reasons, not_compared
+from shadow.run.scanned import Unmatched, not_compared, unmatched_reasons
 from shadow.templates import Reason, Value
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Mixture(Evidence):
-    """What was measured of a tuned model and what it may be mixed of. Alone are tensors that not
-    all have, or that are not finite.
+    """Measurements of a tuned model and the models that it may be mixed of. Alone are tensors that
+    not all have, or that are not finite.
     """
 
     tensors: int
@@ -55,7 +55,7 @@ def judge(found: Mixture) -> Answer:
     fit = found.fit
     of: dict[str, Value] = {"sum": _sum(found), "formats": found.formats}
     merge = Reason(fit.per, of)
-    faults, doubts = apart_reasons(found.lone, Reason("not_in_all")), list[Reason]()
+    faults, doubts = unmatched_reasons(found.unmatched, Reason("not_in_all")), list[Reason]()
     unknown = [one for one, error in zip(LETTERS, fit.errors, strict=False) if error > WIDE]
     idle = [
         one
@@ -108,7 +108,7 @@ def _sum(found: Mixture) -> str:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
     """The tuned model beside those that it may be mixed of, all shards at hand at once."""
-    from shadow.run.aligned import in_threads, line_up_all, lines_of, mixed
+    from shadow.run.aligned import align_all, in_threads, lines_of, mixed
     from shadow.run.scan import fetch_all, require_unchanged
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.mixture import fit
@@ -117,9 +117,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
     named = {**asked.named, **({"--base": asked.base} if asked.base else {})}
     tuned, *others = opened_models(found_all(named, runtime, scratch), runtime, scratch)
     names = [(name, "TUNED") for name in [*named][1:]]
-    lined = [line_up_all(one, tuned, both) for one, both in zip(others, names, strict=True)]
+    aligned = [align_all(one, tuned, both) for one, both in zip(others, names, strict=True)]
     fetch_all([tuned, *others], runtime)
-    lines, unread = lines_of(lined)
+    lines, unread = lines_of(aligned)
     with in_threads(lines, runtime) as each:
         found = [*each(partial(mixed, has_base=has_base), lines)]
         tensors = [one for one in found if one.sums.finite]
@@ -127,11 +127,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
             raise ShadowError(f"{tuned.reference}: no tensor is finite in all of these models")
         fitted = fit(tensors, each)
     require_unchanged([tuned, *others])
-    lone = [one for other in lined for one in other.lone]
-    lone += [Apart(one.name, "tuned", Reason("not_finite")) for one in found if not one.sums.finite]
-    formats, lone = sorted({one.stored for one in tensors}), [*dict.fromkeys(lone)]
-    notes = [*dict.fromkeys(note for other in lined for note in other.notes)]
-    return Mixture(len(tensors), formats, has_base, fitted, lone=lone, unread=unread, notes=notes)
+    unmatched = [one for other in aligned for one in other.unmatched]
+    unmatched += [
+        Unmatched(one.name, "tuned", Reason("not_finite")) for one in found if not one.sums.finite
+    ]
+    formats, unmatched = sorted({one.stored for one in tensors}), [*dict.fromkeys(unmatched)]
+    notes = [*dict.fromkeys(note for other in aligned for note in other.notes)]
+    return Mixture(
+        len(tensors), formats, has_base, fitted, unmatched=unmatched, unread=unread, notes=notes
+    )
 
 
 CHECK = Check(

@@ -86,7 +86,9 @@ def _answer(figure: float | None, passed: bool, code: str, **figures: Value) -> 
 
 
 def _changed(record: PairRecord, standing: Standing) -> Answer:
-    """How many matrices changed: every other gate, and every figure of a rule, is of matrices."""
+    """Return how many matrices changed: every other gate, and every figure of a rule, is of
+    matrices.
+    """
     count, vectors = record.figures.matrices, record.vectors
     if count:
         return _answer(count, True, "changed", matrices=count)

@@ -45,7 +45,7 @@ class Pattern:
     named: frozenset[Place] | None = None  # the places of the tensors whose names begin so
 
     def covers(self, place: Place) -> bool:
-        """Whether a place is among those that are meant."""
+        """Return whether a place is among those that are meant."""
         if self.named is not None:
             return place in self.named
         if not fnmatchcase(place.component, self.component):
@@ -61,13 +61,13 @@ class Pattern:
         return self.layers is None or self.layers[0] <= place.layer <= self.layers[1]
 
     def may_cover(self, place: Place) -> bool:
-        """The same, and whether one is meant of a stack whose experts are not told apart."""
+        """The same, and whether one is meant of a stack whose experts are not distinguished."""
         pattern = self if place.expert is not None else replace(self, experts=None)
         return pattern.covers(place)
 
 
 class Should(StrEnum):
-    """What is asked of a tensor."""
+    """Request about a tensor."""
 
     MOVE = "move"
     STAY = "stay"
@@ -76,25 +76,25 @@ class Should(StrEnum):
 
     @classmethod
     def first(cls, asked: Collection[Should]) -> Should:
-        """What counts of a tensor of whose parts different things are asked."""
+        """Return what counts of a tensor of whose parts different things are asked."""
         return next(should for should in cls if should in asked)
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """What is asked of places. The first pattern that names a place counts."""
+    """Request about places. The first pattern that names a place counts."""
 
     each: Sequence[tuple[Should, Pattern]]
 
     @classmethod
     def of(cls, moved: Sequence[str], frozen: Sequence[str]) -> Patterns:
-        """What both name is frozen. Raises UsageError."""
+        """Return what both name is frozen. Raises UsageError."""
         each = [(Should.STAY, pattern_or_name(text)) for text in frozen]
         return cls([*each, *((Should.MOVE, pattern_or_name(text)) for text in moved)])
 
     def at(self, place: Place) -> set[Should]:
-        """What is asked of all that may lie at a place: the parts of a fused module that is not
-        cut, and the experts of a stack of unknown size.
+        """Return what is asked of all that may lie at a place: the parts of a fused module that is
+        not cut, and the experts of a stack of unknown size.
         """
         experts = {place.expert}
         if place.expert is None and place.module.startswith("experts."):
@@ -104,7 +104,9 @@ class Patterns:
         return {self._of(one, part) for one in here for part in _parts(one)}
 
     def _of(self, *names: Place) -> Should:
-        """What is asked of a matrix, by its own place and by that of the module it is part of."""
+        """Return what is asked of a matrix, by its own place and by that of the module it is part
+        of.
+        """
         named = (should for should, one in self.each if any(map(one.covers, names)))
         return next(named, Should.EITHER)
 

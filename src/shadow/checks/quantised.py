@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
-from shadow.run.scanned import apart_reasons, not_compared
+from shadow.run.scanned import not_compared, unmatched_reasons
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Copied:
 
     @property
     def outcome(self) -> Outcome:
-        """Whether it is a copy; open where its error is none of rounding, as GPTQ, AWQ, a round
-        trip through few bits, or a format whose levels are not known may leave it.
+        """Return whether it is a copy; open where its error is none of rounding, as GPTQ, AWQ, a
+        round trip through few bits, or a format whose levels are not known may leave it.
         """
         made = self.noise.may_be(self.format)
         if made == "copy":
@@ -62,7 +62,7 @@ class Copied:
 
     @property
     def against(self) -> Against:
-        """Why it is no copy; its size is that of what is beyond the format."""
+        """Return why it is no copy; its size is that of what is beyond the format."""
         noise, size = self.noise, None
         code = "far" if noise.is_far else "outside"
         if not noise.finite:
@@ -93,7 +93,7 @@ def judge(found: Copies) -> Answer:
         [Reason(code, {"some": len(some), "tensors": len(tensors)})] if some else []
         for code, some in (("beyond", beyond), ("not_excluded", unsure))
     )
-    faults += apart_reasons(found.lone, Reason("one_side"))
+    faults += unmatched_reasons(found.unmatched, Reason("one_side"))
     doubts += [not_compared(unread)] if unread else []
     if not doubts and all(one.is_float for one in tensors):
         doubts = [Reason("floats")]
@@ -127,14 +127,14 @@ def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
     """Every tensor of an original beside its copy."""
-    from shadow.run.aligned import line_up_all
+    from shadow.run.aligned import align_all
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, opened_models
 
     original, copy = opened_models(found_all(asked.named, runtime, scratch), runtime, scratch)
-    lined = line_up_all(original, copy, ("the original", "the copy"))
-    tensors = scan(lined.pair, _copied, runtime, scratch / "scan", lined.unread)
-    return Copies(tensors, lone=lined.lone, unread=lined.unread, notes=lined.notes)
+    aligned = align_all(original, copy, ("the original", "the copy"))
+    tensors = scan(aligned.pair, _copied, runtime, scratch / "scan", aligned.unread)
+    return Copies(tensors, unmatched=aligned.unmatched, unread=aligned.unread, notes=aligned.notes)
 
 
 def _copied(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Copied:

@@ -1,7 +1,7 @@
 """`related TUNED CANDIDATE...`: which candidate a model is related to, and which one is nearest.
 
-Relation is told by an exact test, nearness by angles. Which of two related models was trained from
-the other is not told: their weights are as they are either way.
+Relation is reported by an exact test, nearness by angles. Which of two related models was trained
+from the other is not known: their weights are as they are either way.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _is_related(one: Relation, level: float) -> bool:
 
 
 def _doubt(found: Measured, nearest: int, other: int) -> str:
-    """Why the nearest is not the one on the way to another; empty where it is."""
+    """Return why the nearest is not the one on the way to another; empty where it is."""
     (_, close), (_, away) = found.candidates[nearest], found.candidates[other]
     if close.distance == 0 < away.distance:
         return ""  # the model is that candidate
@@ -115,7 +115,7 @@ def _doubt(found: Measured, nearest: int, other: int) -> str:
 
 
 def _how(one: Relation, is_related: bool) -> Reason:
-    """What the units of a candidate say."""
+    """Return what the units of a candidate say."""
     if one.p is None:
         return Reason("unknown", {"why": Reason(one.unknown)})
     if (one.reordered or 0.0) >= REORDERED:

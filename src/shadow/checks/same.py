@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
 from shadow.errors import UsageError
-from shadow.run.scanned import Scanned, apart_reasons, not_compared, relative_norm
+from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Compared(Evidence):
-    """What was found of two checkpoints, called A and B."""
+    """Findings about two checkpoints, called A and B."""
 
     rows: Sequence[Scanned] = ()
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -79,8 +79,12 @@ def judge(found: Compared) -> Answer:
     figures = {
         "tensors": len(found.rows),
         "tensors_differ": len(differ),
-        "tensors_only_in_a": sum(one.side == "base" and not one.is_shared for one in found.lone),
-        "tensors_only_in_b": sum(one.side == "tuned" and not one.is_shared for one in found.lone),
+        "tensors_only_in_a": sum(
+            one.side == "base" and not one.is_shared for one in found.unmatched
+        ),
+        "tensors_only_in_b": sum(
+            one.side == "tuned" and not one.is_shared for one in found.unmatched
+        ),
         "tensors_not_read": len(found.unread),
         "entries": sum(row.entries for row in found.rows),
         "entries_differ": sum(row.changed for row in differ),
@@ -102,7 +106,7 @@ def judge(found: Compared) -> Answer:
         "reshaped": len(found.reshaped),
         "shapes": [*dict.fromkeys(found.reshaped)] or None,
     }
-    is_other = differ or found.lone or found.scales or found.dora
+    is_other = differ or found.unmatched or found.scales or found.dora
     return found.judged(
         figures,
         faults=_differences(found, differ, far) if is_other else [],
@@ -135,7 +139,7 @@ def _cast(rounded: tuple[str, str]) -> tuple[str, str]:
 
 
 def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) -> list[Reason]:
-    """What is wrong, the most telling first."""
+    """Return what is wrong, the most telling first."""
     reasons = []
     of = {"tensors": len(found.rows), "differ": len(differ), "far": far}
     casts = {row.rounded for row in differ}
@@ -153,8 +157,8 @@ def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) 
     if found.dora:
         reasons.append(Reason("dora", {"where": found.dora}))
     for side, name in (("base", "A"), ("tuned", "B")):
-        lone = [one for one in found.lone if one.side == side]
-        reasons += apart_reasons(lone, Reason("only_in", {"where": name}))
+        unmatched = [one for one in found.unmatched if one.side == side]
+        reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
     if found.unread:
         reasons.append(not_compared(found.unread))
     return reasons
@@ -176,19 +180,19 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     if _have_equal_files(first, second):
         stored = [info.parameters for info in first.tensors.values()]
         return Compared(unscanned="equal_files", stored=stored)
-    from shadow.run.aligned import line_up_all, row_of
+    from shadow.run.aligned import align_all, row_of
     from shadow.run.scan import scan
 
-    lined = line_up_all(first, second, ("A", "B"))
+    aligned = align_all(first, second, ("A", "B"))
     compared = scan(
-        lined.pair,
+        aligned.pair,
         lambda pair, a, b: (pair, row_of(pair, a, b)),
         runtime,
         scratch / "scan",
-        lined.unread,
+        aligned.unread,
     )
     sources = (*first.sources.values(), *second.sources.values())
-    moved = _moved(compared, lined.pair) if all(one.is_local for one in sources) else {}
+    moved = _moved(compared, aligned.pair) if all(one.is_local for one in sources) else {}
     with_norms = [name for name, one in zip("AB", (first, second), strict=True)
                   if one.adapter and one.adapter.dora]  # fmt: skip
     return Compared(
@@ -196,9 +200,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
         _scales(first, second),
         with_norms[0] if len(with_norms) == 1 else "",
         [text for pair, _ in compared if (text := _reshaped(pair))],
-        lone=lined.lone,
-        unread=lined.unread,
-        notes=lined.notes,
+        unmatched=aligned.unmatched,
+        unread=aligned.unread,
+        notes=aligned.notes,
     )
 
 
@@ -212,7 +216,7 @@ def _reshaped(pair: MatrixPair) -> str:
 
 
 def _have_equal_checksums(first: Found, second: Found) -> bool:
-    """Whether the Hub has equal checksums of the files of both, which are decoded alike."""
+    """Return whether the Hub has equal checksums of the files of both, which are decoded alike."""
     from shadow.checkpoints.opening import Located
 
     if not (isinstance(first, Located) and isinstance(second, Located)):
@@ -227,7 +231,7 @@ def _have_equal_checksums(first: Found, second: Found) -> bool:
 
 
 def _have_equal_files(first: Checkpoint, second: Checkpoint) -> bool:
-    """Whether the files of two folders hold equal bytes, and are decoded alike."""
+    """Return whether the files of two folders hold equal bytes, and are decoded alike."""
     files = [[one.sources[name] for name in sorted(one.sources)] for one in (first, second)]
     if len(files[0]) != len(files[1]) or first.adapter != second.adapter:
         return False
@@ -254,7 +258,9 @@ def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
 
 
 def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, float]]:
-    """What two adapters multiply the update of a module by, by module, where that differs."""
+    """Return what two adapters multiply the update of a module by, by module, where that
+    differs.
+    """
     from shadow.checkpoints.weight_files import adapter_factors
 
     if first.adapter is None or second.adapter is None:
@@ -273,7 +279,7 @@ def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, flo
     }
 
 
-def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], lined: AlignedPair) -> dict[str, str]:
+def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> dict[str, str]:
     """By the key of a pair whose tensors have little in common: what of A the tensor of B holds
     instead, where that shows. Reads these tensors again.
     """
@@ -290,11 +296,11 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], lined: AlignedPair) -> di
     equal = [one for one in rows if not one[1].changed and one[0].tuned.shape in shapes]
     marks: dict[tuple[object, ...], str] = {}
     for pair, row in [*equal[:MOST_FAR], *far]:
-        base = sides_of(pair, lined.base, lined.tuned).base
+        base = sides_of(pair, aligned.base, aligned.tuned).base
         marks[tuple(base.shape), mark(base)] = row.base
     said = {}
     for pair, _ in far:
-        sides = sides_of(pair, lined.base, lined.tuned)
+        sides = sides_of(pair, aligned.base, aligned.tuned)
         elsewhere = marks.get((tuple(sides.tuned.shape), mark(sides.tuned)))
         if elsewhere is not None:
             said[pair.key] = f"A has these values in {elsewhere}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
-from shadow.run.scanned import Apart, apart_reasons, in_order, not_compared
+from shadow.run.scanned import Unmatched, in_order, not_compared, unmatched_reasons
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def judge(found: Copy) -> Answer:
         measured = [Reason("error", {"error": error})]
     counts = {"off": len(off), "tensors": len(found.tensors)}
     faults = [_of(off, "off", {**counts, "entries": int(figures["entries_off"])})] if off else []
-    faults += apart_reasons(found.lone, Reason("one_side"))
+    faults += unmatched_reasons(found.unmatched, Reason("one_side"))
     doubts = [not_compared(found.unread)] if found.unread else []
     if not doubts and found.has_base and share is None:
         doubts = [Reason("no_update")]
@@ -141,14 +141,14 @@ def _lost(tensors: Sequence[Copied]) -> Iterator[Against]:
 
 
 def _of(tensors: Sequence[Copied], code: str, counts: Mapping[str, int]) -> Reason:
-    """What is said of tensors, with their formats."""
+    """Return what is said of tensors, with their formats."""
     return Reason(code, {**counts, "formats": sorted({one.sums.grid for one in tensors})})
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
     """A full model beside a copy, and beside its base where one is given."""
     from shadow.checkpoints.pairing import Filter, pair_checkpoints
-    from shadow.run.aligned import line_up_all, plain
+    from shadow.run.aligned import align_all, plain
     from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
     from shadow.run.sides import found_all, opened_models
 
@@ -156,32 +156,32 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
     if asked.base is not None:
         named["BASE"] = asked.base
     full, copy, *more = opened_models(found_all(named, runtime, scratch), runtime, scratch)
-    lined = line_up_all(full, copy, ("the full model", "the copy"))
+    aligned = align_all(full, copy, ("the full model", "the copy"))
     base = plain(more[0]) if more else None
     bases: dict[Place, MatrixPair] = {}
     if base is not None:
         runtime = fetch_all([base], runtime)
-        pairs, _ = pair_checkpoints(base, lined.pair.base, Filter(), may_differ=True)
+        pairs, _ = pair_checkpoints(base, aligned.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
     rows = scan(
-        lined.pair,
+        aligned.pair,
         lambda pair, a, b: _copied(pair, a, b, base, bases.get(pair.place)),
         runtime,
         scratch / "scan",
-        lined.unread,
+        aligned.unread,
     )
     tensors = sorted(rows, key=lambda row: (row.tensor, in_words(row.place)))
     require_unchanged(more)
-    unread = {*lined.unread}
+    unread = {*aligned.unread}
     if base is not None:
         unread |= {
-            Apart(row.tensor, "base", Reason("no_base"))
+            Unmatched(row.tensor, "base", Reason("no_base"))
             for row in tensors
             if row.sums.update is None and row.sums.finite and row.sums.full
         }
     ordered = sorted(unread, key=in_order)
     has_base = base is not None
-    return Copy(tensors, has_base, lone=lined.lone, unread=ordered, notes=lined.notes)
+    return Copy(tensors, has_base, unmatched=aligned.unmatched, unread=ordered, notes=aligned.notes)
 
 
 def _copied(
@@ -190,7 +190,7 @@ def _copied(
     copy: Checkpoint,
     base: Checkpoint | None,
     before: MatrixPair | None,
-) -> Copied | Apart:
+) -> Copied | Unmatched:
     """before: the tensor of the base beside that of the full model."""
     import torch
 
@@ -214,7 +214,7 @@ def _copied(
                 sides = replace(sides, dtype=torch.float64)
     sums = kept_of_copy(sides, third, stored)
     if sums is None:
-        return Apart(name, "tuned", Reason("unknown_format", {"format": stored}))
+        return Unmatched(name, "tuned", Reason("unknown_format", {"format": stored}))
     return Copied(pair.place, name, sums)
 
 

@@ -19,7 +19,7 @@ class Sentence(Row):
 
 
 class Finding(Row):
-    """What a report says of its pair: headline, sentences, other_explanations and not_shown.
+    """Findings of a report about its pair: headline, sentences, other_explanations and not_shown.
 
     Sentences are short paragraphs in the order of shadow.telling.finding.CODES, but that a copy's
     `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
@@ -39,7 +39,7 @@ class Finding(Row):
 
 
 class Summary(PairRecord):
-    """What the terminal shows of one pair; `summary.json` is this as JSON.
+    """Summary of one pair as the terminal shows it; `summary.json` is this as JSON.
 
     Behind the keys of the record: gates; published, its place among released families by the norm
     of the change, None of a part; finding.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
 from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should
 from shadow.errors import UsageError
-from shadow.run.scanned import Apart, Scanned, apart_reasons, not_compared
+from shadow.run.scanned import Scanned, Unmatched, not_compared, unmatched_reasons
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Moved:
 
     @property
     def has_moved(self) -> bool:
-        """Whether any entry differs by more than a cast."""
+        """Return whether any entry differs by more than a cast."""
         return self.row.changed > 0 and self.rounded_to is None
 
     def stuck(self, step: float) -> int:
@@ -142,7 +142,7 @@ def judge(found: Training) -> Answer:
         against.append(Against(one.row.tuned, why, one.row.relative))
     return found.judged(
         figures,
-        faults=faults + apart_reasons(found.lone, Reason("one_side")),
+        faults=faults + unmatched_reasons(found.unmatched, Reason("one_side")),
         doubts=doubts,
         holds=[Reason(code, {"tensors": len(of)}) for code, of in every if of],
         against=against,
@@ -171,7 +171,7 @@ def _why_stayed(one: Moved, step: float | None) -> Reason:
 def _noted(
     found: Training, named: Sequence[Moved], others: Sequence[Moved], step: float | None
 ) -> tuple[dict[str, Figure], list[Reason]]:
-    """What is said beside the answer, and its figures."""
+    """Return what is said beside the answer, and its figures."""
     figures: dict[str, Figure] = {}
     notes = list[Reason]()
     updates = [one for one in found.tensors if one.is_update]
@@ -197,7 +197,7 @@ def _noted(
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     """Every tensor of a base beside the trained one, and what the grid let its entries do."""
     from shadow.run.adapted import line_up_adapter
-    from shadow.run.aligned import line_up_all
+    from shadow.run.aligned import align_all
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
 
@@ -208,22 +208,22 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     if not (patterns.each or tuned.adapter):
         raise UsageError(f"trained {NEEDS_PATTERN}", "such as --moved layers --frozen embed")
     if tuned.adapter:
-        lined = line_up_adapter(base, tuned)
+        aligned = line_up_adapter(base, tuned)
     else:
-        lined = line_up_all(base, tuned, ("the base", "the tuned model"))
-    patterns = patterns.of_model(lined.places)
-    measure = partial(_moved, partial(_asked, lined.places, patterns))
-    rows = scan(lined.pair, measure, runtime, scratch / "scan", lined.unread)
+        aligned = align_all(base, tuned, ("the base", "the tuned model"))
+    patterns = patterns.of_model(aligned.places)
+    measure = partial(_moved, partial(_asked, aligned.places, patterns))
+    rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
-        changed = {place for name in tuned.tensors for place in lined.places.get(name, ())}
+        changed = {place for name in tuned.tensors for place in aligned.places.get(name, ())}
         rows += _left_alone(base, changed, patterns)
 
-    def counts(one: Apart) -> bool:
-        asked = map(patterns.at, lined.places.get(one.tensor, ()))
+    def counts(one: Unmatched) -> bool:
+        asked = map(patterns.at, aligned.places.get(one.tensor, ()))
         return not patterns.each or any(of != {Should.EITHER} for of in asked)
 
-    lone, unread = ([*filter(counts, apart)] for apart in (lined.lone, lined.unread))
-    return Training(rows, lone=lone, unread=unread, notes=lined.notes)
+    unmatched, unread = ([*filter(counts, apart)] for apart in (aligned.unmatched, aligned.unread))
+    return Training(rows, unmatched=unmatched, unread=unread, notes=aligned.notes)
 
 
 def _moved(
@@ -231,8 +231,8 @@ def _moved(
     pair: MatrixPair,
     base: Checkpoint,
     tuned: Checkpoint,
-) -> Moved | Apart:
-    """What is found of a pair; Apart where it is not known whether it moved as it should."""
+) -> Moved | Unmatched:
+    """Return what is found of a pair; Apart where it is not known whether it moved as it should."""
     from shadow.run.aligned import row_of
     from shadow.run.scan import binades_of, is_initial, is_raw, rounding_between, sides_of
 
@@ -243,14 +243,14 @@ def _moved(
     row = row_of(pair, base, tuned, binades)
     name, formats = row.tuned, row.formats
     if row.changed and len(asked) > 1:
-        return Apart(name, "tuned", Reason("not_told_apart"))
+        return Unmatched(name, "tuned", Reason("not_told_apart"))
     if row.changed and not (is_raw(pair) or is_update):
         rounding = rounding_between(sides_of(pair, base, tuned), row, is_matrix=pair.is_matrix)
         if rounding == "copy":
             row = replace(row, rounded=("tuned", formats[1]))
         elif rounding and should is Should.MOVE:
             of = {"base": formats[0], "tuned": formats[1]}
-            return Apart(name, "tuned", Reason(rounding, of))
+            return Unmatched(name, "tuned", Reason(rounding, of))
     if pair.tuned.part.experts:
         row = replace(row, tuned=f"{name}[{pair.place.expert}]")
     cells = tuple(binades.cells()) if binades and row.finite else ()
@@ -260,7 +260,7 @@ def _moved(
 
 
 def _asked(places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPair) -> set[Should]:
-    """What is asked of each matrix of a pair; without patterns, that an adapter's moves."""
+    """Return what is asked of each matrix of a pair; without patterns, that an adapter's moves."""
     from shadow.run.aligned import is_whole
     from shadow.run.scan import is_raw
 
@@ -331,27 +331,29 @@ def training_since(
     places = {name: [part.place for part in parts] for name, parts in parts_of(every).items()}
     patterns = patterns.of_model({name: places[name] for name in model.tensors})
     now = taken(model)
-    rows, lone, unread = list[Moved](), list[Apart](), list[Apart]()
+    rows, unmatched, unread = list[Moved](), list[Unmatched](), list[Unmatched]()
     for name, of in places.items():
         asked = {should for place in of for should in patterns.at(place)}
         old, info = before.tensors.get(name), now.tensors.get(name)
         if old is None or info is None or (old.shape, old.dtype) != (info.shape, info.dtype):
             if asked != {Should.EITHER}:
-                lone.append(Apart(name, "base" if info is None else "tuned", Reason("one_side")))
+                unmatched.append(
+                    Unmatched(name, "base" if info is None else "tuned", Reason("one_side"))
+                )
             continue
         changed = before.checksums[name] != now.checksums[name]
         if changed and len(asked) > 1:
-            unread.append(Apart(name, "tuned", Reason("not_told_apart")))
+            unread.append(Unmatched(name, "tuned", Reason("not_told_apart")))
             continue
         entries, formats = info.parameters, (old.dtype, info.dtype)
         row = Scanned(name, name, name, formats, entries, entries if changed else 0)
         stays = not changed and len(info.shape) < 2
         is_first = stays and _is_even(model, info)
         rows.append(Moved(row, of[0], Should.first(asked), is_initial=is_first, is_counted=False))
-    return Training(rows, lone=lone, unread=unread)
+    return Training(rows, unmatched=unmatched, unread=unread)
 
 
 def _is_even(model: Checkpoint, info: TensorInfo) -> bool:
-    """Whether every entry of a vector is 1, or every one is 0, as norms and biases begin."""
+    """Return whether every entry of a vector is 1, or every one is 0, as norms and biases begin."""
     whole = model.tensor(info).whole()
     return bool((whole == 1).all() or (whole == 0).all())

@@ -1,4 +1,4 @@
-"""The command line. `main` is the command `shadow`; all else is imported when it runs.
+"""The command line. `main` is the command `shadow`; all the rest is imported when it runs.
 
 This module imports nothing: an interrupt before `main` has begun would end in a traceback.
 """

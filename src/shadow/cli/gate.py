@@ -113,7 +113,7 @@ def gate(
 
 
 def begin(junit: Path | None, command: str) -> None:
-    """Before anything else, replace the JUnit file of an earlier run by an error."""
+    """Before anything more, replace the JUnit file of an earlier run by an error."""
     if junit is not None:
         from shadow.outputs.ci import begin_junit
 
@@ -191,7 +191,8 @@ def summarise(shown: Document) -> None:
 
 
 def finish(judged: Sequence[Judgement], rules: shared.Rules, *, wrong_usage: bool = False) -> None:
-    """Tell people, GitHub Actions and a JUnit file what came of every pair, and exit with its code.
+    """Report to people, GitHub Actions and a JUnit file what came of every pair, and exit with its
+    code.
 
     wrong_usage: no pair has what was asked for.
     """

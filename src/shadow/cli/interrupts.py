@@ -26,7 +26,7 @@ def end_in_imports(outermost: CodeType) -> None:
     Native libraries such as torch and pyarrow abort the process, with a core dump, where a
     KeyboardInterrupt rises through their initialisation. The same where Python would swallow it, as
     in `__del__`. outermost: the function that runs the command; an import that it is itself part of
-    does not count. A process that ignores interrupts, as one in the background, goes on doing so.
+    does not count. A process that ignores interrupts, as one in the background, continues doing so.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return

@@ -142,7 +142,7 @@ def clean(
     """Remove what unfinished audits left. That is partial results, and shards that were to be
     removed after use.
 
-    Finished reports stay, and so does everything else in the Hub's cache.
+    Finished reports stay, and so does all the rest in the Hub's cache.
     """
     if cache:
         _clean_cache()

@@ -53,7 +53,7 @@ UNSEEN = "the figures show how concentrated each change is, not whether both are
 
 @dataclass(frozen=True)
 class MatchedCounts:
-    """What two reports are compared over."""
+    """Matrices that two reports are compared over."""
 
     matrices: int
     """Matrices of both, 1 or more."""
@@ -151,7 +151,7 @@ def contrast(
 def _not_comparable(
     first: ComparedReport, second: ComparedReport, voting: pd.DataFrame
 ) -> list[str]:
-    """Why a verdict on these two could not be defended, whatever the figures say.
+    """Return why a verdict on these two could not be defended, whatever the figures say.
 
     Each of these moves concentration by more than data do: a low rank by 0.4 of 0.15, rounding
     takes it to 0, and the difference of two unrelated models is no update.
@@ -166,7 +166,7 @@ def _not_comparable(
             f"{first.name} and {second.name} are of different ranks, as adapters are (in"
             f" {counted(int(apart.sum()), 'matrix', 'matrices')}), which limit their directions"
         )
-    tiers = [(one.name, tier_of(one.provenance.told["settings"])) for one in (first, second)]
+    tiers = [(one.name, tier_of(one.provenance.recorded["settings"])) for one in (first, second)]
     if norms := [name for name, tier in tiers if tier == "norms"]:
         have = "has" if len(norms) == 1 else "have"
         reasons.append(f"{' and '.join(norms)} {have} no spectra, which --level norms leaves out")
@@ -188,7 +188,9 @@ def _not_comparable(
 
 
 def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
-    """The rank of each delta as far as it stands out of rounding, where it is low; else NaN."""
+    """The rank of each delta as far as it stands out of rounding, where it is low; otherwise
+    NaN.
+    """
 
     def column(name: str) -> pd.Series:
         return voting[name if name in ("rows", "cols") else f"{name}_{side}"]
@@ -253,7 +255,7 @@ def _warnings(
     counts: MatchedCounts,
     figures: Sequence[Difference],
 ) -> Iterator[str]:
-    """What makes a comparison doubtful, though not void."""
+    """Yield what makes a comparison doubtful, though not void."""
     if relation in DOUBTFUL:
         yield DOUBTFUL[relation]
     for report in (first, second):
@@ -294,7 +296,9 @@ def _warnings(
 
 
 def copy_reason(report: ComparedReport) -> str | None:
-    """Why the delta of a report is the rounding of a copy, in words; None where it need not be."""
+    """Return why the delta of a report is the rounding of a copy, in words; None where it need not
+    be.
+    """
     deltas = report.subject("delta")
     deltas = deltas[deltas["layer"].notna()]
     if deltas.empty:
@@ -315,7 +319,7 @@ def copy_reason(report: ComparedReport) -> str | None:
 
 
 def _of_few_bits(deltas: pd.DataFrame) -> pd.Series[bool]:
-    """Which matrices of the tuned side, and not of the base, went through 8 bits or fewer.
+    """Return which matrices of the tuned side, and not of the base, went through 8 bits or fewer.
 
     By the levels of their format where it is known, by the format that they are stored in, or by
     how few distinct values their rows have.

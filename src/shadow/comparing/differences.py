@@ -223,7 +223,9 @@ class DeltaDirections:
 
     @property
     def beyond_chance(self) -> int:
-        """1 if the cosine is larger than unrelated updates would have it, -1 if smaller, else 0."""
+        """1 if the cosine is larger than unrelated updates would have it, -1 if smaller, otherwise
+        0.
+        """
         if self.cosine is None or self.chance_cosine is None:
             return 0
         far = SURE * self.chance_cosine
@@ -233,7 +235,7 @@ class DeltaDirections:
 
 
 def no_shared_base(relation: Relation, verified: str | None) -> str | None:
-    """Why two deltas do not start at the same weights; None where they do."""
+    """Return why two deltas do not start at the same weights; None where they do."""
     if relation == "consecutive stages":
         return "these are steps of one lineage"
     if relation == "different bases":

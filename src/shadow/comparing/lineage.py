@@ -213,7 +213,9 @@ def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
 
 
 def _keys(side: CheckpointMetadata, contents: Mapping[str | None, set[str]]) -> list[Key]:
-    """What a checkpoint is known by: equal in one of these, equal. contents: by fingerprint."""
+    """Return what a checkpoint is known by: equal in one of these, equal. contents: by
+    fingerprint.
+    """
     keys: list[Key] = []
     content, files = side.get("content"), side["fingerprint"]
     if content:
@@ -241,7 +243,7 @@ def _names(edges: Mapping[Edge, Step]) -> dict[int, str]:
 
 
 def _reaches(start: int, end: int, edges: Iterable[Edge]) -> bool:
-    """Whether edges lead from one checkpoint to another."""
+    """Return whether edges lead from one checkpoint to another."""
     after: dict[int, list[int]] = {}
     for first, second in edges:
         after.setdefault(first, []).append(second)

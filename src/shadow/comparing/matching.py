@@ -37,7 +37,7 @@ READ = (  # of matrices.parquet
 
 @dataclass(frozen=True)
 class ReportIdentity:
-    """Where a report that is compared lies, of what it is and how it was made."""
+    """Location, subject and origin of a report that is compared."""
 
     label: str
     folder: str
@@ -68,8 +68,8 @@ class ComparedReport:
 
     @property
     def metadata(self) -> ReportMetadata:
-        """What its files say of how it was made, as it stands there."""
-        return self.provenance.told
+        """Return what its files say of how it was made, as it stands there."""
+        return self.provenance.recorded
 
     @property
     def name(self) -> str:
@@ -82,7 +82,9 @@ class ComparedReport:
 
     @cached_property
     def identity(self) -> ReportIdentity:
-        """Where it lies, what it is of and how it was made. A number that is not finite is None."""
+        """Return where it lies, what it is of and how it was made. A number that is not finite is
+        None.
+        """
         stored: dict[str, Any] = {**self.provenance.as_json()}
         more = {one.name: stored[one.name] for one in fields(ReportIdentity)[2:]}
         return ReportIdentity(self.label, as_given(self.folder), **more)
@@ -120,7 +122,7 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
 
 def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
-    """How two checkpoints are known to be one; None where they are not."""
+    """Return how two checkpoints are known to be one; None where they are not."""
     # a commit may hold several checkpoints
     if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
         return "commit"
@@ -132,7 +134,7 @@ def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
 
 
 def _is_hash(text: str | None, digits: int) -> bool:
-    """Whether it is a hexadecimal number of so many digits."""
+    """Return whether it is a hexadecimal number of so many digits."""
     return text is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 
@@ -140,8 +142,8 @@ def _is_hash(text: str | None, digits: int) -> bool:
 
 
 def _options(provenance: Provenance) -> dict[str, object]:
-    """What numbers depend on, by option."""
-    settings, method = provenance.told["settings"], provenance.told["settings"]["method"]
+    """Return what numbers depend on, by option."""
+    settings, method = provenance.recorded["settings"], provenance.recorded["settings"]["method"]
     return {
         "--level": method["level"],
         "--subjects": method.get("subjects") or "all",
@@ -151,7 +153,7 @@ def _options(provenance: Provenance) -> dict[str, object]:
 
 
 def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
-    """How the making of two reports differs."""
+    """Yield how the making of two reports differs."""
     left, right = first.provenance, second.provenance
     if left.version != right.version:
         versions = f"{first.label} by {left.version}, {second.label} by {right.version}"

@@ -45,7 +45,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a pair gained in a benchmark, in the unit of the file."""
+    """Gain of a pair in a benchmark, in the unit of the file."""
 
     benchmark: str
     metric: str | None
@@ -114,12 +114,12 @@ def _csv(file: str, text: str) -> Iterator[Score]:
 
 def _harness(file: str, text: str) -> Iterator[Score]:
     """Yield the score of each task in one metric."""
-    told = json.loads(text)
-    given = told["config"].get("model_args") or {}
+    recorded = json.loads(text)
+    given = recorded["config"].get("model_args") or {}
     if isinstance(given, str):
         given = dict(part.partition("=")[::2] for part in given.split(","))
-    model = given.get("peft") or given.get("pretrained") or told["model_name"]
-    for task, result in told["results"].items():
+    model = given.get("peft") or given.get("pretrained") or recorded["model_name"]
+    for task, result in recorded["results"].items():
         values = {key.removesuffix(",none"): _number(value) for key, value in result.items()}
         metrics = [key for key, value in values.items() if value is not None]
         metrics = [key for key in metrics if "_stderr" not in key and key != "sample_len"]
@@ -136,10 +136,10 @@ def _number(value: object) -> float | None:
 
 def _fits(model: str, side: Side, metadata: ReportMetadata) -> bool:
     """Return whether a model's name is a side's repository, folder, or family:stage."""
-    told = metadata[side]
+    recorded = metadata[side]
     start, _, end = metadata["pair"].partition("..")
     stage = f"{metadata['family']}:{start if side == 'base' else end}"
-    repo, commit = told["repo"], told["commit"] or ""
+    repo, commit = recorded["repo"], recorded["commit"] or ""
     if model in (repo, stage) or (not commit and model == Path(repo).name):
         return True
     name, _, revision = model.partition("@")
@@ -189,8 +189,10 @@ def score_reports(reports: Sequence[ComparedReport], scores: Sequence[Score]) ->
 
 def _left_out(metadata: ReportMetadata) -> str | None:
     gates = metadata.get("gates")
-    told = [gate for gate in gates if isinstance(gate, Mapping)] if isinstance(gates, list) else []
-    if failed := [str(gate.get("name")) for gate in told if gate.get("passed") is False]:
+    recorded = (
+        [gate for gate in gates if isinstance(gate, Mapping)] if isinstance(gates, list) else []
+    )
+    if failed := [str(gate.get("name")) for gate in recorded if gate.get("passed") is False]:
         return f"gate {', '.join(failed)[:80]} failed"
     return "a pair of siblings" if metadata["settings"].get("relation") == "sibling" else None
 

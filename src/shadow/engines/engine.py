@@ -1,4 +1,5 @@
-"""What carries out the tasks of an audit: this process, one by one, or an engine that has many.
+"""Engines that carry out the tasks of an audit: this process, one by one, or an engine that has
+many.
 
 A task is a function that can be pickled, of a Runtime. What it returns depends neither on the
 engine nor on the order.
@@ -85,7 +86,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of a task."""
+    """Result of a task."""
 
     task: Task
     result: Any
@@ -99,10 +100,12 @@ class Engine(Protocol):
 
     @property
     def elsewhere(self) -> bool:
-        """Whether tasks run in other processes, perhaps on other machines, several at a time."""
+        """Return whether tasks run in other processes, perhaps on other machines, several at a
+        time.
+        """
 
     def lanes(self) -> int:
-        """How many tasks it carries out at a time, 1 or more."""
+        """Return how many tasks it carries out at a time, 1 or more."""
 
     def submit(self, task: Task) -> None:
         """Take a task; it begins when its turn comes."""

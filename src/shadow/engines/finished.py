@@ -59,7 +59,7 @@ FOLLOWS = {
 
 @dataclass(frozen=True)
 class Standing:
-    """What lies in the folder of a report that is asked for."""
+    """State of the folder of a requested report."""
 
     metadata: ReportMetadata | None
     """Of the finished report there; None where there is none, or a broken one."""
@@ -139,7 +139,7 @@ def named(differing: list[str]) -> str:
     return "; ".join(filter(None, [*differing[:MANY], and_more(len(differing) - MANY)]))
 
 
-def say_afresh(other: ReportMetadata | None, wanted: Identity, say: Callable[[str], None]) -> None:
+def say_again(other: ReportMetadata | None, wanted: Identity, say: Callable[[str], None]) -> None:
     """Say that an unfinished audit there is not continued, and why; other: what it was of."""
     if other is None:
         return

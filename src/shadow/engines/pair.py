@@ -20,7 +20,7 @@ import torch
 from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.sources import Source, WholeFile
-from shadow.engines.finished import AuditResult, finished, say_afresh, standing
+from shadow.engines.finished import AuditResult, finished, say_again, standing
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.reports.folders import replacing
@@ -46,7 +46,7 @@ from shadow.run.sides import (
 from shadow.run.spectrum_cache import SpectrumCache
 from shadow.run.workers import in_workers, jobs_of, outcome_of
 from shadow.spectra.solvers import Means, solver_of
-from shadow.spectra.spectrum import Workspace, solve_anew
+from shadow.spectra.spectrum import Workspace, solve_again
 from shadow.targets.families import Pair
 from shadow.telling.reading import finish
 from shadow.text import byte_size
@@ -69,7 +69,7 @@ def run_pair(
     keeps nothing for the next call. Its arguments, its result and its faults can be pickled, so
     that any engine may map it over pairs, in processes or on machines that share the folder.
 
-    Goes on where an interrupted run of the same pair, settings and version stopped; measures
+    Continues where an interrupted run of the same pair, settings and version stopped; measures
     nothing when the report is already there, also if another version made it. Raises KeptError
     where a report of other settings or files is there and stays, UsageError where the model has
     nothing of what was chosen, and otherwise ShadowError; whatever happens, no half-written report
@@ -105,10 +105,10 @@ def measure_part(
                 fault = f"{found.reference}: another machine has other files under this name"
                 hint = "every machine must see the same files under the same name"
                 raise ShadowError(fault, hint)
-        lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-        summed = summed_with(lined, settings)
+        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+        summed = summed_with(aligned, settings)
         of_part = frozenset(keys)
-        part = replace(lined, pairs=[one for one in lined.pairs if one.key in of_part])
+        part = replace(aligned, pairs=[one for one in aligned.pairs if one.key in of_part])
         with closing(when_free(partial(Journal, folder, identity), runtime)) as journal:
             _measure(asked, part, journal, summed)
         return folder
@@ -152,10 +152,10 @@ def _audit(asked: Asked) -> AuditResult:
     # where that fetches no weights, a filter that the model has nothing of is refused before a
     # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
-    lined = None
+    aligned = None
     if not there.other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
-        lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-    if lined is None or (there.other and not runtime.overwrite):
+        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+    if aligned is None or (there.other and not runtime.overwrite):
         message = f"{folder}: the finished report there differs: {there.other}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
     if reason := there.other or there.broken:
@@ -171,23 +171,23 @@ def _audit(asked: Asked) -> AuditResult:
             raise BusyError(
                 f"{folder}: another audit has just ended there", "run the same command again"
             )
-        say_afresh(journal.other, wanted, runtime.say)
+        say_again(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        measured = _measure(asked, lined, journal, summed_with(lined, settings))
-        sources = [*lined.base.sources.values(), *lined.tuned.sources.values()]
+        measured = _measure(asked, aligned, journal, summed_with(aligned, settings))
+        sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
         run = _run_metadata(settings, began, time.monotonic() - started)
         with replacing(folder) as staged:
             files, contents = write_tables(
                 staged.path,
                 asked.scratch,
                 wanted,
-                lined.pairs,
-                lined.skipped,
+                aligned.pairs,
+                aligned.skipped,
                 journal.outcomes,
                 spectra=settings.spectra,
                 repository=repository,
             )
-            del lined  # the headers: the summary takes as much again
+            del aligned  # the headers: the summary takes as much again
             summary, metadata = finish(
                 staged, files, with_contents(wanted.as_json(), contents), run
             )
@@ -203,17 +203,17 @@ def _audit(asked: Asked) -> AuditResult:
     return AuditResult(folder, summary, measured=measured, provenance=metadata)
 
 
-def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed) -> int:
+def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summed) -> int:
     """Measure what the journal lacks; returns how many matrices. summed: see `summed_with`."""
     runtime, method = asked.runtime, asked.settings.method
-    plan = _planned(asked, lined, journal) if runtime.elsewhere is None else None
-    done = [pair for pair in lined.pairs if pair.key in journal.outcomes]
-    matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (lined.pairs, done))
+    plan = _planned(asked, aligned, journal) if runtime.elsewhere is None else None
+    done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
+    matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (aligned.pairs, done))
     if resumed:
         runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
     if plan is None:
         assert runtime.elsewhere is not None
-        runtime.elsewhere(asked, lined, journal)
+        runtime.elsewhere(asked, aligned, journal)
         return matrices - resumed
 
     def note(source: Source) -> None:
@@ -221,8 +221,8 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
     cache = None if runtime.cache is None else SpectrumCache(runtime.cache)
-    remember = solve_anew if cache is None else cache.remember
-    of_memory = kinds(lined.pairs)
+    remember = solve_again if cache is None else cache.remember
+    of_memory = kinds(aligned.pairs)
     if fault := lacking(of_memory, runtime.limits or machine_limits(), method):
         raise fault
     jobs = jobs_of(runtime, of_memory, method)
@@ -240,7 +240,7 @@ def _measure(asked: Asked, lined: AlignedPair, journal: Journal, summed: Summed)
     return matrices - resumed
 
 
-def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
+def _planned(asked: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
     """Plan what is left, after tidying up what an earlier run left on the disk and in the cache."""
     for left in asked.scratch.parent.glob(f"{SCRATCH}*"):
         if left != asked.scratch:
@@ -251,7 +251,7 @@ def _planned(asked: Asked, lined: AlignedPair, journal: Journal) -> Plan:
         for one in journal.fetched:
             remove_leftovers(one.repo, one.checksum)
     plan = make_plan(
-        lined,
+        aligned,
         asked.runtime.access,
         folder=journal.folder,
         scratch=asked.scratch,

@@ -1,6 +1,6 @@
 """One pair as many tasks: cut at base shards, measured anywhere, written by one process.
 
-A part keeps a journal of its own in `.partial/parts/` of the report's folder, so that it goes on
+A part keeps a journal of its own in `.partial/parts/` of the report's folder, so that it continues
 where it was killed. The process that asked for the parts takes their outcomes over when they end,
 and writes the report that it would have written alone.
 """
@@ -35,47 +35,47 @@ NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder
 
 @dataclass(frozen=True)
 class Parts:
-    """How a pair is measured in parts."""
+    """Division of a pair into parts."""
 
     engine: Engine
     count: int | None = None
     """None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
 
-    def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
+    def measure(self, asked: Asked, aligned: AlignedPair, journal: Journal) -> None:
         """Measure what the journal does not hold yet, into it. Raises what a part raised."""
-        left = [pair for pair in lined.pairs if pair.key not in journal.outcomes]
-        there = [pair for pair in lined.pairs if pair.key in journal.outcomes]
+        left = [pair for pair in aligned.pairs if pair.key not in journal.outcomes]
+        there = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
         is_filtered = asked.settings.chosen != Filter()
         # what comes in byte ranges is decided over a whole pair
         count = 1 if is_filtered else self.count or self.engine.lanes()
-        sources = (*lined.base.sources.values(), *lined.tuned.sources.values())
+        sources = (*aligned.base.sources.values(), *aligned.tuned.sources.values())
         parts = cut(left, count, is_fetched=not all(source.is_local for source in sources))
         if len(parts) > 1:
             asked.runtime.say(f"measuring in {len(parts)} parts")
         runtime = asked.runtime
         before = Progress(
-            len(there), len(lined.pairs), sum(map(cost, there)), sum(map(cost, lined.pairs))
+            len(there), len(aligned.pairs), sum(map(cost, there)), sum(map(cost, aligned.pairs))
         )
-        told: dict[str, Progress] = {}
+        recorded: dict[str, Progress] = {}
 
         def show(name: str, state: Progress) -> None:
             """Show the progress of all parts as that of their pair."""
-            told[name] = state
-            done = before.done + sum(one.done for one in told.values())
-            spent = before.cost_done + sum(one.cost_done for one in told.values())
+            recorded[name] = state
+            done = before.done + sum(one.done for one in recorded.values())
+            spent = before.cost_done + sum(one.cost_done for one in recorded.values())
             runtime.show(
                 Progress(
                     min(before.total, done),
                     before.total,
                     min(before.cost_total, spent),
                     before.cost_total,
-                    sum(one.moved for one in told.values()),
-                    sum(one.to_move for one in told.values()),
+                    sum(one.moved for one in recorded.values()),
+                    sum(one.to_move for one in recorded.values()),
                 )
             )
 
         runtime.show(before)
-        commits = {**runtime.commits, **_commits(asked.pair, lined)}
+        commits = {**runtime.commits, **_commits(asked.pair, aligned)}
         sizes = {}  # matrices of each part; their keys are long
         for number, part in enumerate(parts, 1):
             name = f"part {number} of {len(parts)}"
@@ -97,7 +97,7 @@ class Parts:
                     raise ended.fault
                 name = ended.task.name
                 _take_over(ended.result, sizes[name], journal)
-                if last := told.get(name):  # its last words may have been lost
+                if last := recorded.get(name):  # its last words may have been lost
                     show(name, replace(last, done=last.total, cost_done=last.cost_total))
 
 
@@ -145,10 +145,10 @@ def cut(pairs: Sequence[MatrixPair], count: int, *, is_fetched: bool) -> list[li
     return [ordered[start:stop] for start, stop in pairwise(sorted(borders))]
 
 
-def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
+def _commits(pair: Pair, aligned: AlignedPair) -> dict[Reference, str]:
     """The commits of the sides that are on the Hub, as they were opened here."""
     found: dict[Reference, str | None] = {}
-    for reference, checkpoint in ((pair.base, lined.base), (pair.tuned, lined.tuned)):
+    for reference, checkpoint in ((pair.base, aligned.base), (pair.tuned, aligned.tuned)):
         opened: dict[str | None, Checkpoint] = {**dict(checkpoint.parts)}
         for component, part in reference.parts:
             found[part] = opened.get(component, checkpoint).commit

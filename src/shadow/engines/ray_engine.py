@@ -22,7 +22,7 @@ from shadow.engines.engine import Ended, Queue, Ray, Task, Watch, portable
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.run.machine import MachineLimits, machine_limits
-from shadow.run.runtime import Progress, Runtime, default_folder, tell_nobody
+from shadow.run.runtime import Progress, Runtime, default_folder, ignore
 from shadow.run.workers import single_threads
 from shadow.text import byte_size, counted
 
@@ -33,9 +33,9 @@ ATTEMPTS = 3
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
 LAST_WORDS = 60.0  # seconds in which the last messages of a task are waited for
 TICK = 0.25  # seconds between two looks at what tasks tell
-EMPTY_TOLD = 5.0  # seconds without any machine, after which a line says so
+EMPTY_SAID = 5.0  # seconds without any machine, after which a line says so
 EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
-TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
+SAID_EVERY = 0.5  # seconds between two messages on the progress of a task
 OUTSIDE = (
     "run the command on a machine of the cluster, with its versions of Ray and Python; `ray status`"
     " there says whether Ray runs"
@@ -208,7 +208,7 @@ class RayEngine:
         # Once: each copy of the function would be kept by the cluster until the run ends.
         self._work = ray.remote(_carry_out)
         self._empty_since: float | None = None
-        self._empty_told = False
+        self._empty_said = False
         self._messages: Any = (
             ray.remote(Messages)
             .options(
@@ -308,7 +308,7 @@ class RayEngine:
         """Report that no machine is there. Raises ShadowError when none has come for long."""
         now = time.monotonic()
         if there or self._empty_since is None:
-            self._empty_since, self._empty_told = None if there else now, False
+            self._empty_since, self._empty_said = None if there else now, False
             return
         empty = now - self._empty_since
         if empty >= EMPTY_ENDS:
@@ -316,8 +316,8 @@ class RayEngine:
                 f"Ray has had no machine for a task for {round(empty / 60)} minutes",
                 "start Ray on a machine again; the same command continues",
             )
-        if empty >= EMPTY_TOLD and not self._empty_told:
-            self._empty_told = True
+        if empty >= EMPTY_SAID and not self._empty_said:
+            self._empty_said = True
             self._say(
                 f"Ray has no machine for a task; waiting for up to {round(EMPTY_ENDS / 60)} minutes"
             )
@@ -335,8 +335,8 @@ class RayEngine:
                 runtime,
                 jobs=1 if task in self._wary else runtime.jobs,
                 access=replace(runtime.access, alone=alone),
-                say=tell_nobody,
-                show=tell_nobody,
+                say=ignore,
+                show=ignore,
             ),
             folder=str(Path.cwd()),
             name=task.name,
@@ -371,7 +371,7 @@ class RayEngine:
                     running[name].say(str(message))
 
     def _ended(self, reference: Any) -> Ended | None:
-        """What became of a task; None where it begins once more."""
+        """Return what became of a task; None where it begins once more."""
         import ray
         from ray import exceptions
 
@@ -425,7 +425,7 @@ def _machines() -> dict[str, tuple[float, float]]:
 def too_large(
     cores: int, memory: int | None, machines: Mapping[str, tuple[float, float]]
 ) -> tuple[str, str]:
-    """Why no machine has room for a task, and what to do."""
+    """Return why no machine has room for a task, and what to do."""
     most = max((cores for cores, _ in machines.values()), default=0)
     if most < cores:
         hint = "use fewer --cpus-per-task, or start Ray on a larger machine first"
@@ -440,14 +440,14 @@ class Messages:
     """
 
     def __init__(self) -> None:
-        self._told: list[tuple[str, object]] = []
+        self._recorded: list[tuple[str, object]] = []
 
     def tell(self, name: str, message: object) -> None:
-        self._told.append((name, message))
+        self._recorded.append((name, message))
 
     def take(self) -> list[tuple[str, object]]:
-        told, self._told = self._told, []
-        return told
+        recorded, self._recorded = self._recorded, []
+        return recorded
 
 
 # What runs on the machines.
@@ -489,7 +489,7 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
     def show(state: Progress) -> None:
         nonlocal next_state
         if time.monotonic() >= next_state or state.done == state.total:
-            next_state = time.monotonic() + TOLD_EVERY
+            next_state = time.monotonic() + SAID_EVERY
             with contextlib.suppress(ray.exceptions.RayError):
                 there.messages.tell.remote(there.name, state)
 
@@ -504,7 +504,7 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:
-    """What a task may use of its machine: its cores, and its memory or their share of it."""
+    """Return what a task may use of its machine: its cores, and its memory or their share of it."""
     machine, by = machine_limits(), "the engine"
     if memory is None:
         memory = machine.memory * min(cores, machine.cores) // machine.cores

@@ -1,1 +1,1 @@
-"""What a person does not accept of a report or of a check: rules, policies and baselines."""
+"""Conditions that a person sets for a report or a check: rules, policies and baselines."""

@@ -1,4 +1,4 @@
-"""What came of the rules of pairs, and how the pairs stand, as documents."""
+"""Verdicts of the rules of pairs, and the state of the pairs, as documents."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RULES.append(Column("what was found", "text"))
 
 
 def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
-    """How several pairs stand, a row each, and how many there are, unless all are shown by
+    """Return how several pairs stand, a row each, and how many there are, unless all are shown by
     themselves; and where the rest is. folder: of their reports.
     """
     rest = ("more", where_more(folder))
@@ -60,14 +60,14 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
 
 
 def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True) -> Document:
-    """What came of the rules of one pair. titled: with its name above, if nothing else has it.
-    full: rules that passed or were skipped too; otherwise it may be empty.
+    """Return what came of the rules of one pair. titled: with its name above, if nothing more has
+    it. full: rules that passed or were skipped too; otherwise it may be empty.
     """
     head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
     chosen = [one for one in judged.verdicts if full or one.outcome in ("met", "missing")]
     table = [Table(RULES, [_cells(verdict) for verdict in chosen], "Rules")] if chosen else []
-    told = [*table, *map(Note, judged.notes)]
-    return Document([*head, *told] if told else [])
+    recorded = [*table, *map(Note, judged.notes)]
+    return Document([*head, *recorded] if recorded else [])
 
 
 def gate_document(judged: Sequence[Judgement]) -> Document:
@@ -110,7 +110,7 @@ def _state(one: Judgement) -> Word:
 
 
 def _cells(verdict: Verdict) -> list[Cell]:
-    """A warning is told from an error where the rule is violated or not judged."""
+    """A warning is reported from an error where the rule is violated or not judged."""
     rule, outcome = verdict.rule, verdict.outcome
     word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
     if outcome in ("met", "missing") and rule.severity != "error":
@@ -120,7 +120,7 @@ def _cells(verdict: Verdict) -> list[Cell]:
 
 
 def said_of(verdict: Verdict) -> str:
-    """What was found; before it what the author of a rule says of its violation."""
+    """Return what was found; before it what the author of a rule says of its violation."""
     if verdict.outcome != "met" or not verdict.rule.message:
         return verdict.detail
     return f"{verdict.rule.message} {verdict.detail}"

@@ -30,7 +30,7 @@ from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import ESTIMATED
 from shadow.reports.provenance import finished_metadata, refuse_remains
 from shadow.reports.report import Report
-from shadow.run.runtime import Files, Runtime, access_of, tell_nobody
+from shadow.run.runtime import Files, Runtime, access_of, ignore
 from shadow.summary.record import Row
 from shadow.summary.tables import floats
 from shadow.telling.reading import AuditReport
@@ -53,11 +53,11 @@ NAMED = 5  # figures that a sentence names one by one
 
 @dataclass(frozen=True)
 class Reading:
-    """How checkpoints of a report are read again."""
+    """Access to the checkpoints of a report."""
 
     files: Files = Files(offline=True)  # noqa: RUF009 - frozen
     jobs: int | None = None  # tensors that are read at a time
-    say: Callable[[str], None] = tell_nobody
+    say: Callable[[str], None] = ignore
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Measured:
 
     @cached_property
     def report(self) -> ComparedReport:
-        """How it was made, as one side of a comparison."""
+        """Return how it was made, as one side of a comparison."""
         return compared(self.source, self.label)
 
     @cached_property
@@ -93,7 +93,7 @@ class Measured:
         return rows | {(row.component, row.module): row for row in self.summary.modules}
 
     def places(self, name: Metric) -> list[Scope]:
-        """Where the report has what a rule names, in the order of the summary."""
+        """Return where the report has what a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
         return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
@@ -104,7 +104,7 @@ class Measured:
         return rows
 
     def states(self, figure: Metric) -> dict[str, str | None]:
-        """What is known of each place or file that a rule names, by its name."""
+        """Return what is known of each place or file that a rule names, by its name."""
         if figure.component == FILES:
             if self.summary.files is None:
                 return {}
@@ -113,23 +113,23 @@ class Measured:
         return states(figure.place, self._tensors)
 
     def is_identical(self, figure: Metric) -> bool:
-        """Whether all matrices that a rule names were compared and none changed."""
+        """Return whether all matrices that a rule names were compared and none changed."""
         matrices = [row for row in self._tensors if row["reason"] != "not_a_matrix"]
         place = Pattern("", figure.component or "*", module=figure.module or "*")
         found = states(place, matrices)
         return bool(found) and set(found.values()) == {UNCHANGED}
 
     def answer(self, claim: Metric) -> tuple[str | None, str]:
-        """Whether a gate or a claim holds, None where it is inconclusive, and the reason."""
+        """Return whether a gate or a claim holds, None where it is inconclusive, and the reason."""
         if claim.component == GATE:
             gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
             if gate.figure is None and not gate.passed:
                 return None, gate.reason
             return HOLDS if gate.passed else FAILS, gate.reason
         if claim.metric == FILES:
-            told = files.CHECK.judge(self.source.table("files").to_pylist())
-            state = None if told.outcome is Outcome.INCONCLUSIVE else told.outcome.words
-            return state, files.CHECK.say_all(told.reasons)
+            recorded = files.CHECK.judge(self.source.table("files").to_pylist())
+            state = None if recorded.outcome is Outcome.INCONCLUSIVE else recorded.outcome.words
+            return state, files.CHECK.say_all(recorded.reasons)
         found = states(Pattern("*"), self._tensors)
         apart = [f"{name} is {state}" for name, state in found.items() if state != UNCHANGED]
         if any(state not in (UNCHANGED, None) for state in found.values()):
@@ -166,7 +166,7 @@ class Measured:
         return float(max(errors / floats(rows[null]) if is_share else errors, default=0.0))
 
     def why_absent(self, name: Metric) -> str:
-        """Why the report has nothing of what a rule names."""
+        """Return why the report has nothing of what a rule names."""
         if name.place is not None or name.component == FILES:
             return f"the report has no {name.place.text if name.place else FILES}"
         if name.component is None:
@@ -198,7 +198,7 @@ def read_baselines(
     """The report of each pair (family, pair) that has one in folders, which are those in or below
     against.
 
-    A single pair may also be held against a report of any name, if against is that report's own
+    A single pair may also be compared with a report of any name, if against is that report's own
     folder. Raises ShadowError for what cannot be read.
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
@@ -250,7 +250,8 @@ def checked(asked: Question, summary: Summary, reading: Reading) -> Verification
 
 
 def states(pattern: Pattern, tensors: Iterable[Mapping[str, Any]]) -> dict[str, State]:
-    """What is known of each place that a rule names, by its name: `changed`, `unchanged` or None.
+    """Return what is known of each place that a rule names, by its name: `changed`, `unchanged` or
+    None.
 
     A layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS.
     """
@@ -270,7 +271,7 @@ def states(pattern: Pattern, tensors: Iterable[Mapping[str, Any]]) -> dict[str, 
 
 
 def _is_changed(row: Mapping[str, Any]) -> bool | None:
-    """Whether an entry of a tensor changed; None where it is not known."""
+    """Return whether an entry of a tensor changed; None where it is not known."""
     if row["status"] == "identical":
         return False
     if row["status"] == "measured":
@@ -285,7 +286,7 @@ def _is_changed(row: Mapping[str, Any]) -> bool | None:
 
 
 def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, State]:
-    """What is known of the files that a rule names, by path: `changed`, `added`, `removed`,
+    """Return what is known of the files that a rule names, by path: `changed`, `added`, `removed`,
     `unchanged` or None. Rows are those of files.parquet.
 
     Where no file is named they are unchanged on both sides, under the name of the figure, unless
@@ -303,7 +304,7 @@ def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _file_state(pattern: str, row: Mapping[str, Any]) -> str | None:
-    """What became of a file, as far as a pattern is about it; None where it is not."""
+    """Return what became of a file, as far as a pattern is about it; None where it is not."""
     kind, state = str(row["kind"]), str(row["state"])
     words = (row["differs"] or "").split()
     if fnmatchcase(kind, pattern):

@@ -1,4 +1,4 @@
-"""What `--fail-on` and policy files say -> Rule. Parsed, never evaluated.
+"""Texts of `--fail-on` and policy files -> Rule. Parsed, never evaluated.
 
     figure := [component "."] [module "."] metric
     place  := a pattern of `shadow verify trained`
@@ -99,7 +99,7 @@ class Metric:
         return ".".join(filter(None, (self.component, self.module, self.metric)))
 
     def covers(self, component: str, module: str | None) -> bool:
-        """Whether a component, or a module of one, is among those that are meant."""
+        """Return whether a component, or a module of one, is among those that are meant."""
         if self.component is None or (self.module is None) != (module is None):
             return False
         return fnmatchcase(component, self.component) and (
@@ -109,7 +109,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Rule:
-    """What must not hold of a report."""
+    """Condition that must not hold of a report."""
 
     name: str  # its name in a policy file, or what was typed
     figure: Metric
@@ -136,7 +136,9 @@ class Rule:
         return f"{self.figure} {self.comparison} {threshold}"
 
     def holds(self, value: float | str) -> bool:
-        """Whether the comparison holds of a value, so that it violates the rule; never of MOVED."""
+        """Return whether the comparison holds of a value, so that it violates the rule; never of
+        MOVED.
+        """
         if self.comparison in STATES:
             return value == self.comparison
         return COMPARISONS[self.comparison](value, self.threshold)
@@ -263,7 +265,7 @@ def _component_and_module(place: str, metric: str) -> tuple[str, str | None]:
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
-    """Whether a word, or a pattern of * and ?, means any of these."""
+    """Return whether a word, or a pattern of * and ?, means any of these."""
     return any(fnmatchcase(word, pattern) for word in words)
 
 

@@ -6,8 +6,8 @@ rule is `missing`, unless it allows that.
 
 A figure has moved when it lies outside the interval over layers that the baseline's report gives
 it. The baseline's interval, not the new one's, because a baseline is what was accepted: a report
-with uneven layers would else widen what is allowed to it. It is a yardstick of size and no test:
-two runs of one training leave it now and then.
+with uneven layers would otherwise widen what is allowed to it. It is a yardstick of size and no
+test: two runs of one training leave it now and then.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class RuleFigure:
-    """One figure that a rule was held against."""
+    """One figure that a rule was compared with."""
 
     figure: str
     """Its name, with component and module before it."""
@@ -88,7 +88,7 @@ class RuleFigure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one rule on one report."""
+    """Verdict of one rule on one report."""
 
     rule: Rule
     outcome: Verdicts
@@ -107,7 +107,7 @@ class Verdict:
 
     @property
     def detail(self) -> str:
-        """What was found, in a line."""
+        """Return what was found, in a line."""
         text = fill(WORDS_OF_VERDICTS[self.why.code], self.why.figures)
         return text if self.outcome in ("met", "passed") else f"nothing to judge: {text}"
 
@@ -122,7 +122,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of one pair."""
+    """Verdicts on one pair."""
 
     family: str
     pair: str
@@ -162,7 +162,7 @@ class Judgement:
 
 
 def notes_on(baseline: Measured, now: Measured) -> list[str]:
-    """What makes a baseline another thing than the same audit before."""
+    """Return what makes a baseline another thing than the same audit before."""
     before, after = baseline.report, now.report
     if before.metadata == after.metadata:
         return ["the baseline is this report itself, so nothing can have moved"]
@@ -188,7 +188,7 @@ def judge_report(
     seconds: float | None = None,
     objections: tuple[str, ...] = (),
 ) -> Judgement:
-    """What comes of every rule on a report; seconds and objections are those of its audit.
+    """Return what comes of every rule on a report; seconds and objections are those of its audit.
 
     Rules are judged whatever the gates of the report say; a gate that failed is a note.
     """
@@ -209,7 +209,7 @@ def judge_report(
 def judge(
     rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 ) -> tuple[Verdict, ...]:
-    """What comes of every rule. Without a baseline, rules on what moved are missing."""
+    """Return what comes of every rule. Without a baseline, rules on what moved are missing."""
     return tuple(_judged(rule, now, baseline) for rule in rules)
 
 
@@ -228,7 +228,7 @@ def _judged(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
 def _verdict(
     rule: Rule, code: str, figures: Mapping[str, Value], findings: Sequence[RuleFigure]
 ) -> Verdict:
-    """A rule that was held against figures."""
+    """A rule that was compared with figures."""
     is_met = any(finding.met for finding in findings)
     return Verdict(rule, "met" if is_met else "passed", Reason(code, figures), tuple(findings))
 
@@ -353,7 +353,7 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
 
 
 def _distance(finding: RuleFigure) -> float:
-    """How far it lies outside its interval, in widths."""
+    """Return how far it lies outside its interval, in widths."""
     if not isinstance(finding.value, float | int):
         return math.inf
     low, high = finding.low or 0.0, finding.high or 0.0

@@ -1,4 +1,4 @@
-"""What the lab trains: bases, and continuations of them that differ in their data alone; and how
+"""Trainings of the lab: bases, and continuations of them that differ in their data alone; and how
 they are trained and audited into a folder, in processes of one thread, going on where it stopped.
 
 Every pair is audited as `shadow audit` does. A run is finished when its JSON lies in `runs/`, which
@@ -88,7 +88,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Regime:
-    """What a continuation sees: a mixture, of which a share may come from a pool seen often."""
+    """Data of a continuation: a mixture, of which a share may come from a pool seen often."""
 
     key: str
     name: str
@@ -237,7 +237,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """What a file of a finished run holds."""
+    """Return what a file of a finished run holds."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -246,7 +246,7 @@ def read_json(file: Path) -> Any:
 
 
 def checkpoint(out: Path, base: Base, name: str = "base") -> Path:
-    """Where the weights of a base, or of a run of it, lie."""
+    """Return where the weights of a base, or of a run of it, lie."""
     return out / "checkpoints" / base.key / name
 
 
@@ -306,8 +306,8 @@ def compare_runs(runs: Sequence[Run], out: Path) -> None:
 
 
 def verdicts(reports: Sequence[Path]) -> Iterator[tuple[int, int, Row]]:
-    """What `shadow compare` says of every two reports, with their places in reports: the verdict,
-    and the difference in concentration with its interval.
+    """Yield what `shadow compare` says of every two reports, with their places in reports: the
+    verdict, and the difference in concentration with its interval.
     """
     comparison = compare(reports)
     places = {compared.label: place for place, compared in enumerate(comparison.reports)}

@@ -137,7 +137,7 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
 
 
 def lab_document(preset: str, runs: pd.DataFrame) -> doc.Document:
-    """What a preset shows."""
+    """Return what a preset shows."""
     blocks: list[doc.Block] = [doc.Section(f"shadow lab run --preset {preset}")]
     answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
     if not (runs[answers].astype(float) >= LEARNED).to_numpy().any():

@@ -65,7 +65,7 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """What a model reads and writes, `END` included."""
+        """Return what a model reads and writes, `END` included."""
         return self.prompt + self.answer + END
 
 
@@ -141,7 +141,9 @@ MIXTURES: Mapping[str, Mixture] = {mixture.name: mixture for mixture in _world()
 
 
 def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
-    """Samples without end, each with probability share from a pool drawn before, else fresh."""
+    """Samples without end, each with probability share from a pool drawn before, otherwise
+    fresh.
+    """
     fresh = mixture.samples(rng)
     repeats = list(islice(fresh, pool))
     while True:

@@ -1,4 +1,4 @@
-"""Train a tiny decoder on a stream of samples, and tell how well it answers.
+"""Train a tiny decoder on a stream of samples, and say how well it answers.
 
 One thread: the last bits of a sum depend on the number of threads, and two processes of one thread
 each train more than one process of two at these sizes (30 against 26 thousand tokens a second at a
@@ -44,7 +44,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: warm-up, a cosine to a tenth of the peak, gradients clipped at 1."""
+    """Recipe of a training: warm-up, a cosine to a tenth of the peak, gradients clipped at 1."""
 
     steps: int
     learning_rate: float
@@ -60,7 +60,7 @@ class Recipe:
     """
 
     def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """What steps the parameters of a model."""
+        """Return what steps the parameters of a model."""
         rest, rate, decay = dict(model.named_parameters()), self.learning_rate, self.weight_decay
         found: list[torch.optim.Optimizer] = []
         if self.muon:
@@ -148,7 +148,7 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) 
     """Share of samples whose whole answer, its end included, the model would write greedily, in [0,
     1].
 
-    One pass over the right answers tells: the first token that goes wrong follows right ones either
+    One pass over the right answers shows: the first token that goes wrong follows right ones either
     way.
     """
     samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))  # noqa: S311
@@ -163,7 +163,7 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) 
 def save(
     model: transformers.LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write `model.safetensors` and `config.json`, nothing else; the model stays as it is."""
+    """Write `model.safetensors` and `config.json`, nothing more; the model stays as it is."""
     stored: nn.Module = copy.deepcopy(model)
     stored.to(dtype)
     stored.save_pretrained(folder)  # type: ignore[operator]

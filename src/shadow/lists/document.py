@@ -1,4 +1,4 @@
-"""What an audit will take, and how the pairs of a list stand, as documents."""
+"""Cost of an audit, and the state of the pairs of a list, as documents."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ LIST = (
 
 
 def list_document(index: Index, folder: object = "reports") -> Document:
-    """How the pairs of a list stand, a row each; what went wrong; how many, and what they took.
+    """Return how the pairs of a list stand, a row each; what went wrong; how many, and what they
+    took.
 
     folder: of the list.
     """
@@ -84,7 +85,7 @@ def _totals(index: Index, folder: object) -> list[tuple[str, str]]:
 
 
 def plan_document(plan: PairPlan) -> Document:
-    """What an audit of a pair will take."""
+    """Return what an audit of a pair will take."""
     sides = [FigureRow("base", _side(plan.base)), FigureRow("tuned", _side(plan.tuned))]
     blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
     blocks.append(table_of(PLANNED, plan.modules, "To be measured"))
@@ -95,7 +96,9 @@ def plan_document(plan: PairPlan) -> Document:
 
 
 def plans_document(plans: Sequence[PairPlan], of: int) -> Document:
-    """What the audits of several pairs will take together, of so many that were asked for."""
+    """Return what the audits of several pairs will take together, of so many that were asked
+    for.
+    """
     count = f"{of:,}" if len(plans) == of else f"{len(plans):,} of {of:,}"
     shared = "less where pairs share a checkpoint"
     rows = {"pairs": count}

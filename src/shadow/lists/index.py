@@ -47,7 +47,7 @@ OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tune
 
 @dataclass(frozen=True)
 class Row:
-    """How one pair of a list stands."""
+    """State of one pair of a list."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
 
@@ -106,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Kind:
-    """What reports must agree in to stand in one table."""
+    """Settings that reports must share to be in one table."""
 
     schema: int
     """The number of the schema of their files."""
@@ -138,7 +138,7 @@ class Index:
 
 
 def report_folder(family: str, pair: str) -> str:
-    """Where a pair's report lies: two levels below the output folder, whatever the names."""
+    """Return where a pair's report lies: two levels below the output folder, whatever the names."""
     return f"{safe_name(family)}/{safe_name(pair)}"
 
 
@@ -202,7 +202,7 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
 
 
 def kind_of(metadata: ReportMetadata) -> Kind:
-    """What reports must agree in to stand in one table; the version does not count."""
+    """Return what reports must agree in to stand in one table; the version does not count."""
     return _kind(metadata["schema"], metadata["settings"])
 
 
@@ -222,7 +222,7 @@ def write_index(output: Path, index: Index) -> None:
 
 @dataclass(frozen=True)
 class _File:
-    """What index.json holds."""
+    """Contents of index.json."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
 
@@ -235,7 +235,7 @@ class _File:
 
 
 def read_index(folder: Path) -> Index | None:
-    """The index of a folder; None without one. Raises ShadowError for anything else there."""
+    """The index of a folder; None without one. Raises ShadowError for anything more there."""
     from pydantic import TypeAdapter
 
     path = folder / INDEX
@@ -317,12 +317,12 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
     if outcome.result is not None:
         taken, result = spent if outcome.began else before, outcome.result
         # of a report that no list has made, the time that the report tells
-        told = result.provenance.get("seconds")
+        recorded = result.provenance.get("seconds")
         return done_row(
             result.summary,
             result.provenance,
             position=taken.position,
-            seconds=told if taken.seconds is None else taken.seconds,
+            seconds=recorded if taken.seconds is None else taken.seconds,
             moved=taken.bytes,
         )
     if outcome.state == "stopped":  # it stays as it was, but for what it took
@@ -341,7 +341,7 @@ def begun(
     settings: Settings,
     is_there: Callable[[Row, Kind], bool] | None = None,
 ) -> Index:
-    """The index before the first pair: what an earlier run left, all else pending.
+    """The index before the first pair: what an earlier run left, all the rest pending.
 
     is_there: whether the report of a row is still there; None: look into the folder.
     """
@@ -370,7 +370,7 @@ def begun(
 
 
 def _is_there(output: Path, row: Row, kind: Kind) -> bool:
-    """Whether the report of a row is still there."""
+    """Return whether the report of a row is still there."""
     try:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))
     except (ShadowError, OSError):  # broken: the audit of the pair will say so

@@ -21,7 +21,7 @@ from shadow.comparing.differences import MOST_SHARED, DeltaDirections, no_shared
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.reports.provenance import all_that_are
-from shadow.run.runtime import Access, Runtime, tell_nobody
+from shadow.run.runtime import Access, Runtime, ignore
 from shadow.run.sides import client_for, find_audited, open_found, reference_of
 from shadow.run.workers import cost, jobs_of, own_workspace, threads, views
 from shadow.spectra.subspace import JointValues, sibling_values
@@ -34,7 +34,7 @@ def with_directions(
     *,
     jobs: int | None = None,
     allow_pickle: bool = False,
-    say: Callable[[str], None] = tell_nobody,
+    say: Callable[[str], None] = ignore,
     show: Show = lambda done, total, title: None,
 ) -> Comparison:
     """Add what the deltas of every two reports of one base say of each other, or why nothing."""
@@ -75,7 +75,7 @@ def _siblings(
         if not matched:
             raise ShadowError("no matrix is in all three checkpoints")
         for source in {id(one): one for of in checkpoints for one in of.sources.values()}.values():
-            source.fetch(say=runtime.say, report=tell_nobody, stop=Event())
+            source.fetch(say=runtime.say, report=ignore, stop=Event())
 
         def measure(match: tuple[MatrixPair, MatrixPair]) -> JointValues | None:
             """None where shapes differ or entries are not finite."""

@@ -38,7 +38,7 @@ BUG = "a fault of shadow itself; its traceback follows at the end"
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """What became of one pair."""
+    """Result of one pair."""
 
     pair: Pair
     state: State
@@ -56,7 +56,7 @@ class PairOutcome:
 
     @property
     def error(self) -> ShadowError | None:
-        """What went wrong, for people; None where the pair is done."""
+        """Return what went wrong, for people; None where the pair is done."""
         if self.fault is None or isinstance(self.fault, ShadowError):
             return self.fault
         return ShadowError(f"{type(self.fault).__name__}: {self.fault}", BUG)
@@ -125,7 +125,9 @@ def audit_pairs(
 
 
 def _is_to_be_tried_again(ended: Ended) -> bool:
-    """Whether another audit of the pair was at work, or somebody stopped this one elsewhere."""
+    """Return whether another audit of the pair was at work, or somebody stopped this one
+    elsewhere.
+    """
     if ended.fault is not None:
         return isinstance(ended.fault, BusyError)
     outcome: PairOutcome = ended.result
@@ -133,7 +135,7 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
 
 
 def near_of(pair: Pair) -> str:
-    """What pairs of one base have in common: the name of the base, without its revision."""
+    """Return what pairs of one base have in common: the name of the base, without its revision."""
     return " ".join(part.repo for _, part in pair.base.parts)
 
 
@@ -158,7 +160,7 @@ class Pins:
 
 
 def _runtime_of(pair: Pair, runtime: Runtime, pins: Pins | None) -> Runtime:
-    """How the audit of a pair runs; asked for when the pair begins."""
+    """Return how the audit of a pair runs; asked for when the pair begins."""
     return runtime if pins is None else replace(runtime, commits=pins.of(pair), patience=PATIENCE)
 
 

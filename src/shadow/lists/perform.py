@@ -30,8 +30,8 @@ from shadow.run.runtime import (
     Runtime,
     access_of,
     default_folder,
+    ignore,
     require_known,
-    tell_nobody,
 )
 from shadow.run.settings import Settings, choose
 from shadow.run.sides import identity_of
@@ -44,8 +44,8 @@ from shadow.targets.families import Pair
 def perform(
     request: AuditRequest,
     *,
-    say: Callable[[str], None] = tell_nobody,
-    show: Callable[[Progress], None] = tell_nobody,
+    say: Callable[[str], None] = ignore,
+    show: Callable[[Progress], None] = ignore,
     watch: Watch | None = None,
 ) -> Generator[PairOutcome, None, None]:
     """Audit the pairs of a request, and yield what became of each.
@@ -103,9 +103,9 @@ def _performed(
 
 
 def planner(
-    request: AuditRequest, say: Callable[[str], None] = tell_nobody
+    request: AuditRequest, say: Callable[[str], None] = ignore
 ) -> Callable[[Pair], PairPlan]:
-    """What gives the plan of a pair of a request, from headers alone."""
+    """Return what gives the plan of a pair of a request, from headers alone."""
     settings, runtime = settings_of(request.measuring, say), _runtime(request, say)
     output = request.output
     if isinstance(output, Store):
@@ -113,7 +113,7 @@ def planner(
     return partial(plan_pair, settings=settings, output=output, runtime=runtime)
 
 
-def settings_of(measuring: Measuring, say: Callable[[str], None] = tell_nobody) -> Settings:
+def settings_of(measuring: Measuring, say: Callable[[str], None] = ignore) -> Settings:
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))

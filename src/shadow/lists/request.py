@@ -1,4 +1,4 @@
-"""What an audit is asked for: one `AuditRequest`, filled by the command and by the API.
+"""Request of an audit: one `AuditRequest`, filled by the command and by the API.
 
 Imports nothing that computes. `shadow.lists.perform` carries it out.
 """
@@ -29,7 +29,7 @@ Place = str | PathLike[str]
 @explained
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured, and how. Empty: all components, layers, modules."""
+    """Selection and method of a measurement. Empty: all components, layers, modules."""
 
     components: Sequence[str] = option(
         "Only this component; may be repeated.", (), "--component", complete="components"
@@ -81,7 +81,9 @@ class AuditRequest:
     """Checkpoints in memory, by what the pair calls them."""
 
     def folders(self) -> Iterator[Path]:
-        """Where pairs are audited, there as soon as they hold anything; of a URL one for all."""
+        """Yield where pairs are audited, there as soon as they hold anything; of a URL one for
+        all.
+        """
         if isinstance(self.output, Store):
             yield work_folder(self.output)
             return
@@ -90,10 +92,12 @@ class AuditRequest:
 
     @property
     def is_alone(self) -> bool:
-        """Whether it is one pair and no list. Then its fault is the fault of the whole audit."""
+        """Return whether it is one pair and no list. Then its fault is the fault of the whole
+        audit.
+        """
         return len(self.selection.own) == 1 and not self.selection.is_list
 
     @property
     def is_cut(self) -> bool:
-        """Whether the tasks of Ray are parts of a pair."""
+        """Return whether the tasks of Ray are parts of a pair."""
         return self.ray is not None and self.is_alone

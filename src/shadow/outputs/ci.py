@@ -54,7 +54,7 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
 
 
 def is_without_baseline(judged: Sequence[Judgement]) -> bool:
-    """Whether no figure was compared with a baseline that rules ask for and may lack."""
+    """Return whether no figure was compared with a baseline that rules ask for and may lack."""
     moved = [
         verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED
     ]
@@ -124,7 +124,7 @@ def workflow_commands(
 
 
 def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
-    """What no rule is needed for: kind and text."""
+    """Yield what no rule is needed for: kind and text."""
     if judgement.fault is not None:
         yield UNAUDITED, judgement.fault
     if judgement.summary is not None:
@@ -134,7 +134,7 @@ def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
 
 
 def _first(level: str, lines: Sequence[str]) -> list[str]:
-    """What GitHub shows, the last of which counts the rest."""
+    """Return what GitHub shows, the last of which counts the rest."""
     if len(lines) <= ANNOTATIONS:
         return list(lines)
     text = f"{len(lines) - ANNOTATIONS + 1} more are in the job's summary"
@@ -164,7 +164,7 @@ def junit(judged: Sequence[Judgement]) -> bytes:
     A pair without its report and a rule that was violated are failures, a rule with nothing to
     judge is an error; rules that are but warnings pass, and say so in their output, since JUnit has
     no warnings. Tensors that were
-    skipped are told in the output of the audit's case: as cases of their own they would be
+    skipped are reported in the output of the audit's case: as cases of their own they would be
     thousands, and most are vectors.
     """
     root = ET.Element("testsuites", name="shadow")
@@ -241,7 +241,7 @@ def begin_junit(path: Path, command: str) -> None:
 
 
 def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
-    """What came of claims: a case each. One that does not hold is a failure, one that is
+    """Write the results of claims: a case each. One that does not hold is a failure, one that is
     inconclusive is skipped, and a fault is an error. Raises ShadowError.
     """
     root = ET.Element("testsuites", name="shadow")

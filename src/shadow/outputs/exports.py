@@ -92,6 +92,6 @@ def _add_parquet(folder: Path, name: str, table: pa.Table) -> None:
 
 def _add_markdown(folder: Path, report: AuditReport) -> None:
     """Add to `reports.md` what `shadow show` prints of a report, for a model card."""
-    document = report_document(report.summary, report.provenance.told, as_given(report.folder))
+    document = report_document(report.summary, report.provenance.recorded, as_given(report.folder))
     with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
         file.write(markdown(document.shown()) + "\n")

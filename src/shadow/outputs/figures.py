@@ -1,7 +1,7 @@
 """Finished reports -> a figure for a paper: depth, spectrum or heatmap.
 
-Figures are as wide as a column, tell curves apart by dashes and markers as well as by colour (Okabe
-& Ito's, which the colour-blind tell apart), and are the same bytes for the same reports and
+Figures are as wide as a column, distinguish curves by dashes and markers as well as by colour
+(Okabe & Ito's, which the colour-blind distinguish), and are the same bytes for the same reports and
 version. Text of files is shown as it is, never as mathematics. No window, backend or setting of a
 user plays a part: matplotlib's objects draw, not pyplot.
 """
@@ -83,7 +83,7 @@ METADATA: dict[str, dict[str, str | None]] = {  # who drew a file, and no date
 
 @dataclass(frozen=True)
 class Choice:
-    """What to draw. None and empty leave it to the figure."""
+    """Options of a figure. None and empty leave it to the figure."""
 
     component: str | None = None  # None: language, or the one of most matrices
     modules: tuple[str, ...] = ()  # names, or patterns such as `attn.*`

@@ -234,7 +234,7 @@ def _colour(level: float) -> str:
 def _scale(
     drawn: pictures.Picture, shade: Callable[[float], tuple[str, Style | None]], steps: int
 ) -> Text:
-    """What is drawn, from the least to the largest norm."""
+    """Return what is drawn, from the least to the largest norm."""
     text = Text()
     if drawn.is_flat:
         text.append(f"relative norm {share(drawn.largest)} everywhere", "dim")

@@ -34,7 +34,7 @@ MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a host
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a matrix sits: what two checkpoints must agree on to be compared."""
+    """Place of a matrix in a model: what two checkpoints must agree on to be compared."""
 
     component: str  # from the closed list of `names.yaml`
     layer: int | None  # number of the block, from 0; None outside the layers
@@ -46,7 +46,7 @@ class Place:
 
     @property
     def is_unplaced(self) -> bool:
-        """Whether it stands for one tensor alone, as others have the same place."""
+        """Return whether it stands for one tensor alone, as others have the same place."""
         return self.slot.startswith("\0")
 
 
@@ -200,7 +200,8 @@ def _layer_numbers(
 def _upright_stacks(
     facts: Facts, readings: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
 ) -> dict[tuple[str, str], bool]:
-    """Whether the stacked experts of each stack of blocks are (experts, out, in), where that shows.
+    """Return whether the stacked experts of each stack of blocks are (experts, out, in), where that
+    shows.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
     shapes are both.
@@ -227,7 +228,9 @@ def _upright_stacks(
 
 
 def _holds_weights(rest: str) -> bool:
-    """Whether a name is that of weights as they are, not of integers that hold several each."""
+    """Return whether a name is that of weights as they are, not of integers that hold several
+    each.
+    """
     return rest.endswith(".weight") or weight_stem(rest) == rest
 
 

@@ -30,7 +30,7 @@ MAX_COUNT = 2**31  # of heads and sizes in a config: more is a hostile number
 
 @dataclass(frozen=True)
 class Conditions:
-    """When a rule applies; what is empty always holds."""
+    """Condition of a rule; an empty one always holds."""
 
     # of the config or the component's part of it; "" for none named
     model_types: frozenset[str] = frozenset()
@@ -42,7 +42,7 @@ class Conditions:
     parameter: bool = False  # the name does not end in `.weight`
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
-        """Whether all of them hold of a tensor. rest: what is left of its name."""
+        """Return whether all of them hold of a tensor. rest: what is left of its name."""
         if self.components and component not in self.components:
             return False
         if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
@@ -68,7 +68,7 @@ class Rename:
 
 @dataclass(frozen=True)
 class Prefix:
-    """How names of a component begin."""
+    """Prefixes of the names of a component."""
 
     match: re.Pattern[str]  # is taken off; a group `stack` in it names the stack
     component: str
@@ -78,7 +78,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Fused:
-    """What a fused module is made of."""
+    """Parts of a fused module."""
 
     into: tuple[tuple[str, str], ...]  # (module, slot) of each part, in the order of its rows
     sizes: tuple[int | str, ...]  # of the parts in proportion: a number, or the name of a count
@@ -86,7 +86,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """How the rows of a fused module are divided among its parts."""
+    """Division of the rows of a fused module among its parts."""
 
     module: str  # `module/slot` of the whole
     conditions: Conditions
@@ -193,7 +193,9 @@ def nearest_modules(word: str) -> str | None:
 
 
 def is_of_layers(word: str) -> bool:
-    """Whether a word that names no module or component is meant for layers, as `layer.3` is."""
+    """Return whether a word that names no module or component is meant for layers, as `layer.3`
+    is.
+    """
     return re.fullmatch(r"layers?([.*\d].*)?", word) is not None
 
 
@@ -237,7 +239,7 @@ def _conditional(kind: Callable[..., T], rule: Mapping[str, Any]) -> T:
 
 
 class Facts:
-    """What a checkpoint as a whole says: its config, and which names there are."""
+    """Facts about a checkpoint as a whole: its config and its names."""
 
     def __init__(
         self,
@@ -283,7 +285,9 @@ class Facts:
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:
-        """Whether a tensor's name matches, with `#` and `@` for the numbers of block and expert."""
+        """Return whether a tensor's name matches, with `#` and `@` for the numbers of block and
+        expert.
+        """
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]
@@ -314,7 +318,7 @@ def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:
 
 
 def read(text: str, facts: Facts) -> Reading:
-    """What the rules say of a name with `#` and `@` for its numbers."""
+    """Return what the rules say of a name with `#` and `@` for its numbers."""
     rules = facts.rules
     for rename in rules.renames:
         if not rename.match.search(text) or not rename.conditions.hold(facts, "language", text):
@@ -341,7 +345,7 @@ def read(text: str, facts: Facts) -> Reading:
 
 
 def weight_stem(rest: str) -> str:
-    """What is left of a name, without the word for its weights."""
+    """Return what is left of a name, without the word for its weights."""
     stem, _, last = rest.rpartition(".")
     return stem if stem and last in ("weight", "qweight", "weight_packed") else rest
 

@@ -123,7 +123,7 @@ def _group(name: str) -> tuple[Column, ...]:
 
 
 def _null(word: str, entry: Mapping[str, str]) -> str:
-    """When a column is null, also in the precision `sketch`."""
+    """Return when a column is null, also in the precision `sketch`."""
     reasons = (text for name, text in _NULL_IN_SKETCH.items() if word in _SKETCH[name])
     return "; ".join(filter(None, (entry.get("null", ""), *reasons)))
 

@@ -33,12 +33,12 @@ MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
 
 @dataclass(frozen=True)
 class Staged:
-    """Where the new files of a report lie until all of them are written."""
+    """Folder of the new files of a report until all of them are written."""
 
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Where the block itself writes the file of that name, which it must finish."""
+        """Return where the block itself writes the file of that name, which it must finish."""
         return self.folder / f"{name}{WAITING}"
 
     def put(self, name: str, content: bytes) -> None:
@@ -139,7 +139,7 @@ def _readable(run: Path) -> Iterator[None]:
 
 
 def _is_report(folder: Path, names: Set[str]) -> bool:
-    """Whether a folder with files of these names holds a report, whole or damaged."""
+    """Return whether a folder with files of these names holds a report, whole or damaged."""
     # where all of it is written, who reads it moves the files to their places
     if FINISHED in names or (PARTIAL in names and (folder / PARTIAL / READY).is_dir()):
         return True
@@ -192,7 +192,9 @@ def meant(run: Path) -> str | None:
 
 
 def reports_at(run: Path) -> list[Path]:
-    """The report in a folder, else all that lie below it. Raises ShadowError as `reports_below`."""
+    """The report in a folder, otherwise all that lie below it. Raises ShadowError as
+    `reports_below`.
+    """
     with _readable(run):
         return [run] if (run / FINISHED).is_file() else reports_below(run)
 

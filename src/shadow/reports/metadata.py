@@ -1,4 +1,4 @@
-"""What the `shadow` key of a report's files holds: types that `reports.provenance` has checked.
+"""Contents of the `shadow` key of a report's files: types that `reports.provenance` has checked.
 
 Of a key that is not required no reader may rely on the type: another program may have written it.
 """
@@ -17,7 +17,7 @@ SIDES: tuple[Side, Side] = ("base", "tuned")
 
 
 class CheckpointMetadata(TypedDict):
-    """Which checkpoint one side is."""
+    """Identity of the checkpoint on one side."""
 
     repo: str
     commit: str | None  # None for a folder
@@ -26,7 +26,7 @@ class CheckpointMetadata(TypedDict):
 
 
 class MethodMetadata(TypedDict):
-    """How spectra were computed."""
+    """Method by which spectra were computed."""
 
     level: str
     seed: NotRequired[object]  # where a report of 0.2 had another than 0
@@ -34,7 +34,7 @@ class MethodMetadata(TypedDict):
 
 
 class SettingsMetadata(TypedDict):
-    """What the numbers depend on, besides the checkpoints and the version."""
+    """Settings that numbers depend on, besides the checkpoints and the version."""
 
     method: MethodMetadata
     chosen: NotRequired[Mapping[str, object] | None]
@@ -44,7 +44,7 @@ class SettingsMetadata(TypedDict):
 
 
 class SealMetadata(TypedDict):
-    """Who made the summary beside the tables, and of what: see `shadow.telling.reading`."""
+    """Origin of the summary beside the tables: see `shadow.telling.reading`."""
 
     made_by: Mapping[str, str]  # version, and code: a sha256
     tables: Mapping[str, str]  # a sha256 of each table
@@ -52,7 +52,7 @@ class SealMetadata(TypedDict):
 
 
 class RunMetadata(TypedDict):
-    """How a report was made, and what its summary said: what no number depends on."""
+    """Making and summary of a report: no number depends on it."""
 
     compute_dtype: NotRequired[object]
     device: NotRequired[object]  # cpu, cuda or mps

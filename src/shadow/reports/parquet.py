@@ -76,8 +76,8 @@ class TableFile:
     def finish(self, metadata: ReportMetadata) -> None:
         """Give the closed file its metadata; on return it is on the disk."""
         empty, footer = pa.BufferOutputStream(), pa.BufferOutputStream()
-        told = json.dumps(metadata, sort_keys=True).encode()
-        schema = self._schema.with_metadata({METADATA_KEY: told})
+        recorded = json.dumps(metadata, sort_keys=True).encode()
+        schema = self._schema.with_metadata({METADATA_KEY: recorded})
         pq.ParquetWriter(empty, schema, compression=COMPRESSION).close()
         whole = pq.read_metadata(pa.BufferReader(empty.getvalue()))
         whole.append_row_groups(pq.read_metadata(self.path))
@@ -151,7 +151,7 @@ def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
 
 @contextmanager
 def telling_faults(path: Path) -> Iterator[None]:
-    """What goes wrong in reading a file of a report is a ShadowError that names it."""
+    """Yield what goes wrong in reading a file of a report is a ShadowError that names it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -161,7 +161,7 @@ def telling_faults(path: Path) -> Iterator[None]:
 
 
 def absent_note(absent: Sequence[str]) -> str:
-    """What a person is told of a report that lacks these columns and files."""
+    """Return what a person reads about a report that lacks these columns and files."""
     names = several(absent, MANY)
     return (
         f"made before these columns existed, so they are null here: {names}; `shadow audit"

@@ -36,7 +36,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Identity:
-    """What the numbers of a report depend on: equal identities give equal data."""
+    """Identity of the numbers of a report: equal identities give equal data."""
 
     version: str
     schema: int
@@ -48,18 +48,18 @@ class Identity:
     """All settings of the audit, and how the two are related."""
 
     def as_json(self) -> ReportMetadata:
-        """What the files say of it: every value as JSON has it."""
+        """Return what the files say of it: every value as JSON has it."""
         content: ReportMetadata = json.loads(json.dumps(asdict(self)))
         return content
 
     def is_that_of(self, header: Any) -> bool:
-        """Whether the numbers of a journal with this first line are ours."""
+        """Return whether the numbers of a journal with this first line are ours."""
         return bool(header == self.as_json())
 
 
 @dataclass(frozen=True)
 class CheckpointIdentity:
-    """Which checkpoint one side of a pair was."""
+    """Identity of the checkpoint on one side of a pair."""
 
     repo: str
     """A repository of the Hub, or a folder as it was given; of a base per component all of them."""
@@ -81,7 +81,7 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a finished report is of, and what was chosen of it."""
+    """Subject of a finished report, and the selection from it."""
 
     version: str
     schema: int
@@ -97,14 +97,16 @@ class Provenance:
     layers: tuple[int, ...]
     """The layers that were chosen, from 0; empty for all."""
     modules: tuple[str, ...]
-    told: ReportMetadata = field(hash=False, repr=False)
+    recorded: ReportMetadata = field(hash=False, repr=False)
     """The `shadow` key of the report's files as it stands there, with all settings, seconds and
     libraries: what `as_json` returns.
     """
 
     def as_json(self) -> ReportMetadata:
         """All that the files say of how the report was made; None for what is not finite."""
-        stored: ReportMetadata = json.loads(json.dumps(self.told), parse_constant=lambda _: None)
+        stored: ReportMetadata = json.loads(
+            json.dumps(self.recorded), parse_constant=lambda _: None
+        )
         return stored
 
     @classmethod
@@ -124,7 +126,7 @@ class Provenance:
             components=all_that_are(str, chosen.get("components")),
             layers=all_that_are(int, chosen.get("layers")),
             modules=all_that_are(str, chosen.get("modules")),
-            told=metadata,
+            recorded=metadata,
         )
 
 
@@ -163,7 +165,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
 
 
 def missing(folder: Path, name: str) -> ShadowError:
-    """What is told of a report that lacks one of its files."""
+    """Return what is reported of a report that lacks one of its files."""
     return ShadowError(
         f"{folder}: {name} is missing from this report (it may not have been copied completely)",
         AGAIN,
@@ -171,7 +173,7 @@ def missing(folder: Path, name: str) -> ShadowError:
 
 
 def unreadable(path: Path, error: Exception) -> ShadowError:
-    """What is told of a report's file that cannot be read: what the system says."""
+    """Return what is reported of a report's file that cannot be read: what the system says."""
     reason = error.strerror if isinstance(error, OSError) else None
     return ShadowError(
         f"{path.parent}: {path.name} cannot be read" + (f": {reason}" if reason else ""), AGAIN
@@ -232,7 +234,7 @@ def refuse_remains(folder: Path) -> None:
 
 
 def _instead_of_a_report(folder: Path) -> str:
-    """What to do about a folder that holds no finished report."""
+    """Return what to do about a folder that holds no finished report."""
     if any(
         path.is_dir() for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}{PARTIAL}")
     ):
@@ -249,7 +251,7 @@ def is_read(metadata: ReportMetadata) -> bool:
 
 
 def check_schema(folder: Path, metadata: ReportMetadata) -> None:
-    """Refuse a report whose columns mean something else than this version's."""
+    """Refuse a report whose columns mean another thing than this version's."""
     if is_read(metadata):
         return
     if metadata["schema"] in READ:

@@ -48,7 +48,7 @@ class Report:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What was measured, with which settings and version.
+        """Return what was measured, with which settings and version.
 
         Raises ShadowError when the folder holds no finished report, a broken one, or one of another
         schema.
@@ -83,7 +83,7 @@ class Report:
         """Were singular values written? Raises ShadowError where they were and are not there."""
         if self._path("spectra").exists():
             return True
-        require_tables(self.folder, self.provenance.told, spectra=True)
+        require_tables(self.folder, self.provenance.recorded, spectra=True)
         return False
 
     @cached_property
@@ -165,10 +165,10 @@ class Report:
         if (count := file.metadata.num_rows) > MAX_ROWS:
             raise ShadowError(f"{self._path(table)}: {count} rows", NAME_ONE)
         try:
-            told = metadata_in((file.schema_arrow.metadata or {})[METADATA_KEY])
+            recorded = metadata_in((file.schema_arrow.metadata or {})[METADATA_KEY])
         except (KeyError, ValueError, RecursionError):
-            told = None
-        if told != self.provenance.told:
+            recorded = None
+        if recorded != self.provenance.recorded:
             raise ShadowError(
                 f"{self.folder}: its files are of different audits", "run the audit again"
             )

@@ -48,12 +48,12 @@ def head_of(word: str) -> Head | None:
 
 
 def meaning_of(word: str) -> str | None:
-    """What a term of the glossary means; None where it is none. Case does not matter."""
+    """Return what a term of the glossary means; None where it is none. Case does not matter."""
     return {term.lower(): text for term, text in GLOSSARY.items()}.get(word.lower())
 
 
 def schema_json(tables: Iterable[Table]) -> dict[str, object]:
-    """What `shadow explain --all --json` prints."""
+    """Return what `shadow explain --all --json` prints."""
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -72,7 +72,7 @@ def schema_json(tables: Iterable[Table]) -> dict[str, object]:
 
 
 def null_cases(column: Column) -> list[str]:
-    """When the column is null; empty where it never is."""
+    """Return when the column is null; empty where it never is."""
     return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
 
 

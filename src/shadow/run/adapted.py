@@ -13,9 +13,9 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpo
 from shadow.checkpoints.weight_files import PREFIX
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
-from shadow.run.aligned import Lined, parts_of, plain, role_of, row_of
+from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
-from shadow.run.scanned import Apart, Scanned
+from shadow.run.scanned import Scanned, Unmatched
 from shadow.run.workers import views
 from shadow.spectra.merging import MergeFit, Update, merge_fit
 from shadow.templates import Reason, said
@@ -36,11 +36,11 @@ class OpenAdapter:
     is_dora: bool
     norms: Mapping[Place, Tensor]
     """Those that DoRA gives the rows of base plus update."""
-    unread: Sequence[Apart]
+    unread: Sequence[Unmatched]
 
     @property
     def scale(self) -> float | None:
-        """What its updates are multiplied by; None where they do not share one."""
+        """Return what its updates are multiplied by; None where they do not share one."""
         scales = {pair.tuned.factor.scaling for pair in self.updates.values() if pair.tuned.factor}
         return scales.pop() if len(scales) == 1 else None
 
@@ -50,7 +50,7 @@ class OpenAdapter:
         return sorted({pair.tuned.info.name for pair in pairs if pair.place not in places})
 
     def is_tied(self, pair: MatrixPair) -> bool:
-        """Whether a pair is a head whose base is the embedding that an update is of."""
+        """Return whether a pair is a head whose base is the embedding that an update is of."""
         names = [one and one.base and one.base.info.name for one in (self.updates.get(EMBED), pair)]
         return pair.place == HEAD and names[0] is not None and names[0] == names[1]
 
@@ -116,7 +116,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     return OpenAdapter(plain(opened), updates, whole, opened.adapter.dora, norms, unread)
 
 
-def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Apart]]:
+def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
     """The tensors of an adapter that change nothing of its base, and their places."""
     closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
@@ -124,23 +124,25 @@ def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Apart]]:
             why = Reason("not_read" if role_of(one.place) in closed else "no_module")
             if one.reason != "only_in_tuned":
                 why = said(one.detail or str(one.reason))
-            yield one.place, Apart(one.info.name, "adapter", why)
+            yield one.place, Unmatched(one.info.name, "adapter", why)
 
 
-def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Lined:
+def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
     """Pair the modules that an adapter moves with those of its base; the rest have places alone."""
     found, skipped = pair_checkpoints(base, adapter, Filter(), may_differ=True)
     pairs = [pair for pair in found if pair.base is not None]
     places = {name: {part.place for part in parts} for name, parts in parts_of(base).items()}
     for pair in pairs:
         places.setdefault(pair.tuned.info.name, set()).add(pair.place)
-    lone, unread = list[Apart](), list[Apart]()
+    unmatched, unread = list[Unmatched](), list[Unmatched]()
     for place, one in _unpaired(skipped):
         places.setdefault(one.tensor, set()).add(place)
-        (lone if one.why.code == "no_module" else unread).append(one)
-    return Lined(AlignedPair(base, adapter, pairs, []), lone, unread, (), places)
+        (unmatched if one.why.code == "no_module" else unread).append(one)
+    return Alignment(AlignedPair(base, adapter, pairs, []), unmatched, unread, (), places)
 
 
 def _is_module(key: str, name: str) -> bool:
-    """Whether a module of the adapter is the base's of that name, which may have a prefix more."""
+    """Return whether a module of the adapter is the base's of that name, which may have a prefix
+    more.
+    """
     return key == name or key.endswith(f".{name}") or name.endswith(f".{key}")

@@ -30,7 +30,7 @@ from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reports.metadata import SIDES
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
-from shadow.run.scanned import Apart, Scanned, in_order
+from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.run.workers import jobs_of, threads, views
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.spectra.lazy import Matrix
@@ -48,13 +48,13 @@ Names = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Lined:
+class Alignment:
     """Two open checkpoints, every tensor of which is in one of these."""
 
     pair: AlignedPair
-    lone: list[Apart]
+    unmatched: list[Unmatched]
     """What only one of them has."""
-    unread: list[Apart]
+    unread: list[Unmatched]
     """What cannot be read."""
     notes: tuple[Reason, ...]
     """How names differ, where they do."""
@@ -62,7 +62,7 @@ class Lined:
     """Of every tensor, by its name."""
 
 
-def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
+def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
     """Pair every tensor of two checkpoints; those that share their bytes with another as well."""
     first, second = plain(first), plain(second)
     other, where = names
@@ -76,12 +76,14 @@ def line_up_all(first: Checkpoint, second: Checkpoint, names: Names) -> Lined:
         notes.append(Reason("prefixed", figures))
     second = sharing(second, first)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
-    lined, lone, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
-    renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in lined if pair.base)
+    aligned, unmatched, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
+    renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in aligned if pair.base)
     if renamed:
         notes.append(Reason("renamed", {"tensors": renamed, "where": names[1]}))
     places = _places(pairs, skipped, {"base": first, "tuned": second})
-    return Lined(AlignedPair(first, second, lined, []), lone, unread, tuple(notes), places)
+    return Alignment(
+        AlignedPair(first, second, aligned, []), unmatched, unread, tuple(notes), places
+    )
 
 
 def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
@@ -122,20 +124,20 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
 
 def _sorted_out(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names, *, is_whole: bool
-) -> tuple[list[MatrixPair], list[Apart], list[Apart]]:
+) -> tuple[list[MatrixPair], list[Unmatched], list[Unmatched]]:
     """Every tensor in a pair, in what one side lacks, or in what is not read.
 
     is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
     """
-    lined = [pair for pair in pairs if pair.base is not None]
-    lone = [_grown(pair, names) for pair in lined if pair.detail]
-    unread: list[Apart] = []
+    aligned = [pair for pair in pairs if pair.base is not None]
+    unmatched = [_grown(pair, names) for pair in aligned if pair.detail]
+    unread: list[Unmatched] = []
     for pair in pairs:
         name = pair.tuned.info.name
         if pair.base is None and is_whole:
-            lone.append(Apart(name, "tuned", Reason("only_in", {"where": names[1]})))
+            unmatched.append(Unmatched(name, "tuned", Reason("only_in", {"where": names[1]})))
         elif pair.base is None:
-            unread.append(Apart(name, "tuned", said(pair.detail)))
+            unread.append(Unmatched(name, "tuned", said(pair.detail)))
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
         # filtered: of a part of the base that stands for another component; what is computed from
@@ -156,30 +158,30 @@ def _sorted_out(
     for of_name in by_name.values():
         base, tuned = of_name.get("base"), of_name.get("tuned")
         if base and tuned and (alike := _named_alike(base, tuned)):
-            lined.append(alike)
+            aligned.append(alike)
             continue
         for tensor in of_name.values():
             info, side, place = tensor.info, tensor.side, tensor.place
-            is_lone = tensor.reason in ("only_in_base", "only_in_tuned")
+            is_unmatched = tensor.reason in ("only_in_base", "only_in_tuned")
             if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
-                if head.key not in {pair.key for pair in lined}:
-                    lined.append(head)
+                if head.key not in {pair.key for pair in aligned}:
+                    aligned.append(head)
             elif (
                 tensor.reason in UNREAD
-                or (is_lone and role_of(place) in unpacked)
+                or (is_unmatched and role_of(place) in unpacked)
                 or (tensor.reason == "not_a_matrix" and not is_whole)  # without a base
             ):
                 why = said(tensor.detail) if tensor.detail else Reason("not_read")
-                unread.append(Apart(info.name, side, why))
+                unread.append(Unmatched(info.name, side, why))
             elif base and tuned and (how := _how_they_differ(base.info, tuned.info, names)):
-                lone.append(Apart(info.name, "tuned", how, is_shared=True))
+                unmatched.append(Unmatched(info.name, "tuned", how, is_shared=True))
             else:
                 why = Reason("only_in", {"where": names[side == "tuned"]})
                 if tensor.reason == "shape_differs":  # and the names do too
                     one, other = (misshapen.get((of, place)) for of in SIDES)
                     why = _how_they_differ(one, other, names) or said(tensor.detail)
-                lone.append(Apart(info.name, side, why))
-    return lined, sorted(set(lone), key=in_order), sorted(set(unread), key=in_order)
+                unmatched.append(Unmatched(info.name, side, why))
+    return aligned, sorted(set(unmatched), key=in_order), sorted(set(unread), key=in_order)
 
 
 def _places(
@@ -223,17 +225,17 @@ def _held(
     return {name: {part.place for part in parts[owner]} for name, owner in owners.items()}
 
 
-def _grown(pair: MatrixPair, names: Names) -> Apart:
+def _grown(pair: MatrixPair, names: Names) -> Unmatched:
     """The rows that only one side has of a vocabulary."""
     assert pair.base is not None, "lined up"
     more = pair.tuned.shape[0] - pair.base.shape[0]
     side, operand = ("tuned", pair.tuned) if more > 0 else ("base", pair.base)
     why = Reason("rows_only_in", {"rows": abs(more), "where": names[more > 0]})
-    return Apart(operand.info.name, side, why, is_shared=True)
+    return Unmatched(operand.info.name, side, why, is_shared=True)
 
 
 def role_of(place: Place) -> tuple[object, ...]:
-    """What a tensor is in a model, however it is stored."""
+    """Return what a tensor is in a model, however it is stored."""
     return place.component, place.layer, place.module, place.expert
 
 
@@ -276,7 +278,7 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
 
 
 def is_whole(pair: MatrixPair) -> bool:
-    """Whether a pair is of two tensors that are not cut, whatever matrices they hold."""
+    """Return whether a pair is of two tensors that are not cut, whatever matrices they hold."""
     return pair.reading != "parts" or pair.place.is_unplaced
 
 
@@ -346,25 +348,25 @@ def row_of(
     )
 
 
-Line = Sequence[tuple[MatrixPair, Lined]]
+Line = Sequence[tuple[MatrixPair, Alignment]]
 """One tensor of the tuned model beside that of every other."""
 
 
-def lines_of(lined: Sequence[Lined]) -> tuple[list[Line], list[Apart]]:
+def lines_of(aligned: Sequence[Alignment]) -> tuple[list[Line], list[Unmatched]]:
     """The tensors of floats that all models have, in one shape; and what is not read."""
-    by_key = [{pair.key: pair for pair in other.pair.pairs} for other in lined]
+    by_key = [{pair.key: pair for pair in other.pair.pairs} for other in aligned]
     lines: list[Line] = []
-    unread = [one for other in lined for one in other.unread]
+    unread = [one for other in aligned for one in other.unread]
     for key, pair in by_key[0].items():
         if not pair.rows * pair.cols or not all(key in others for others in by_key):
             continue
-        line = [(others[key], other) for others, other in zip(by_key, lined, strict=True)]
+        line = [(others[key], other) for others, other in zip(by_key, aligned, strict=True)]
         name = pair.tuned.info.name
         if any(is_raw(one) for one, _ in line):
             if any(row_of(one, of.pair.base, of.pair.tuned).changed for one, of in line):
-                unread.append(Apart(name, "tuned", Reason("other_numbers")))
+                unread.append(Unmatched(name, "tuned", Reason("other_numbers")))
         elif pair.tuned.info.packing or pair.tuned.info.dtype not in FLOATS:
-            unread.append(Apart(name, "tuned", Reason("no_floats")))
+            unread.append(Unmatched(name, "tuned", Reason("no_floats")))
         elif not any(one.detail for one, _ in line):  # rows that not all have are alone
             lines.append(line)
     return lines, [*dict.fromkeys(unread)]

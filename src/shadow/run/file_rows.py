@@ -40,7 +40,7 @@ ALIKE = "only layout differs, or keys such as transformers_version"
 EVERY: Mapping[str, Cell] = {"path": "*", "state": "unknown", "kind": "other"}
 
 # state, what differs in words, detail
-Told = tuple[State, Sequence[str], str]
+Recorded = tuple[State, Sequence[str], str]
 
 
 def file_rows(
@@ -75,7 +75,7 @@ class _Sides:
         """A row for each file of each side; the last side's has what differs."""
         for path in sorted({*self.base.files, *self.tuned.files}):
             pair = self.base.files.get(path), self.tuned.files.get(path)
-            state, words, detail = self._told(path, *pair)
+            state, words, detail = self._recorded(path, *pair)
             last = "base" if pair[1] is None else "tuned"
             for side, file in zip(("base", "tuned"), pair, strict=True):
                 if file is None:
@@ -92,7 +92,7 @@ class _Sides:
                     "detail": visible(detail if side == last else file.problem)[:LONGEST] or None,
                 }
 
-    def _told(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Told:
+    def _recorded(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
         if kind_of(path) in INSIDE and (self.base.is_gguf or self.tuned.is_gguf):
             return "unknown", (), "a GGUF file keeps this inside, where it is not compared"
         if base is None or tuned is None:
@@ -112,8 +112,8 @@ class _Sides:
         words = list(dict.fromkeys(word for word, _ in apart))[:NAMED]
         return "changed", words, several([text for _, text in apart], NAMED, "; ") or ALIKE
 
-    def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Told:
-        """What is told of a file that one side has."""
+    def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
+        """Return what is reported of a file that one side has."""
         file = tuned or base
         assert file is not None, "one side has it"
         lacking = self.base if base is None else self.tuned
@@ -129,7 +129,7 @@ class _Sides:
         return state, [file.kind] if matters else (), file.problem
 
     def _are_same(self, base: StoredFile, tuned: StoredFile) -> bool | None:
-        """Whether two files have the same bytes; None where it is not known."""
+        """Return whether two files have the same bytes; None where it is not known."""
         if base.problem or tuned.problem:
             return None
         if base.size != tuned.size:
@@ -157,7 +157,9 @@ class _Sides:
 
     @cached_property
     def _templates_differ(self) -> bool:
-        """Whether the sides have other chat templates, wherever these lie, as far as is known."""
+        """Return whether the sides have other chat templates, wherever these lie, as far as is
+        known.
+        """
         try:
             return self._templates("base") != self._templates("tuned")
         except (ShadowError, ValueError, RecursionError):

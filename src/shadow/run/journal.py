@@ -29,7 +29,7 @@ from shadow.spectra.measurement import Cast, Measurement
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one pair of matrices or vectors."""
+    """Outcome of one pair of matrices or vectors."""
 
     key: str
     status: Status
@@ -186,7 +186,7 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing that a later run could continue or tidy up.
+        """Return whether there is nothing that a later run could continue or tidy up.
 
         The file is read: an interrupt may fall between a line and its entry in outcomes.
         """

@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what an audit takes of it.
+"""Limits of the machine for this process, and the use of an audit.
 
 Linux limits a process by control groups (cgroups), which are nested: what a group may use, all that
 is in it and below it shares, so the least of a group and its ancestors counts. Version 2 has one
@@ -33,7 +33,7 @@ ENDLESS = 1 << 60
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """What may be used of the machine."""
+    """Limits of the machine."""
 
     cores: int
     """1 or more. A part of a core counts as one: workers share what there is, and no time of it is
@@ -83,7 +83,9 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
 
 
 def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
-    """Where a version's tree with a controller is mounted, and the name of the group at its top."""
+    """Return where a version's tree with a controller is mounted, and the name of the group at its
+    top.
+    """
     trees = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
@@ -132,7 +134,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """What a file of the kernel's says; nothing where there is none."""
+    """Return what a file of the kernel's says; nothing where there is none."""
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""What an audit of a pair would measure and take, from headers alone: what `shadow plan` shows."""
+"""Plan of a pair from headers alone: what `shadow plan` shows."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class PlannedModule:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """What an audit of a pair would measure and take on this machine; sizes are in bytes."""
+    """Plan of a pair on this machine; sizes are in bytes."""
 
     family: str
     pair: str
@@ -106,7 +106,7 @@ class PairPlan:
     """What to do about the problem."""
 
     def as_json(self) -> dict[str, Any]:
-        """What `shadow plan --format json` prints."""
+        """Return what `shadow plan --format json` prints."""
         return {name: value for name, value in asdict(self).items() if name != "hint"}
 
 
@@ -130,19 +130,19 @@ def plan_pair(
                 f"{part.reference}: listing its .bin files needs a download of {byte_size(need)}",
                 "`shadow audit --allow-pickle` downloads and reads them",
             )
-        lined = line_up(base, tuned, settings.chosen, runtime, scratch=scratch)
+        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=scratch)
         method = settings.method
         plan = make_plan(
-            lined,
+            aligned,
             runtime.access,
             folder=folder,
             scratch=folder,
             filtered=settings.chosen != Filter(),
         )
-        matrices = [one for one in lined.pairs if one.is_matrix]
+        matrices = [one for one in aligned.pairs if one.is_matrix]
         sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
         machine = machine_limits()
-        of_memory = kinds(lined.pairs)
+        of_memory = kinds(aligned.pairs)
         jobs = runtime.jobs or default_jobs(of_memory, machine, method)
         fault = lacking(of_memory, machine, method)
         if plan.problem:
@@ -156,9 +156,9 @@ def plan_pair(
             base=_side(base, plan.base),
             tuned=_side(tuned, plan.tuned),
             matrices=len(matrices),
-            vectors=len(lined.pairs) - len(matrices),
+            vectors=len(aligned.pairs) - len(matrices),
             modules=_modules(matrices),
-            skipped=_reasons(lined.skipped),
+            skipped=_reasons(aligned.skipped),
             shards_to_fetch=len(sources),
             shards_in_ranges=sum(isinstance(source, ByteRanges) for source in sources),
             bytes_to_move=plan.to_move,

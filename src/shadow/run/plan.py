@@ -1,4 +1,4 @@
-"""What an audit will take, before the first byte moves: sources, order, bytes, disk, memory."""
+"""Cost of an audit, before the first byte moves: sources, order, bytes, disk, memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORTH_IT = 0.9
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do, and what it takes; sizes are in bytes."""
+    """Remaining work and its cost; sizes are in bytes."""
 
     base: Checkpoint
     tuned: Checkpoint
@@ -56,7 +56,7 @@ class Plan:
 
 @uncollected()
 def make_plan(
-    lined: AlignedPair,
+    aligned: AlignedPair,
     access: Access,
     *,
     folder: Path,
@@ -71,10 +71,10 @@ def make_plan(
     that are measured. ours: (repository, commit, path) of shards that an earlier run fetched to
     free them.
     """
-    pairs = [pair for pair in lined.pairs if pair.key not in done]
+    pairs = [pair for pair in aligned.pairs if pair.key not in done]
     base, tuned = (
         _with_sources(checkpoint, side, pairs, access, filtered=filtered, scratch=scratch)
-        for side, checkpoint in zip(SIDES, (lined.base, lined.tuned), strict=True)
+        for side, checkpoint in zip(SIDES, (aligned.base, aligned.tuned), strict=True)
     )
     work = schedule(pairs, base, tuned)
     sources = {visit.shard: source_of(base, tuned, visit.shard) for visit in work.visits}
@@ -180,7 +180,9 @@ def _with_sources(
 
 
 def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
-    """Whether a shard is in the cache because this audit, or an earlier run of it, fetched it."""
+    """Return whether a shard is in the cache because this audit, or an earlier run of it, fetched
+    it.
+    """
     return isinstance(source, WholeFile) and (source.fetched or source.identity in ours)
 
 
@@ -213,7 +215,7 @@ class _Disks:
 
     @property
     def cache(self) -> Path:
-        """Where fetched shards go; the folder of the report if none do."""
+        """Return where fetched shards go; the folder of the report if none do."""
         if not any(self.whole.values()):
             return self.folder
         from shadow.checkpoints.hub_client import cache_folder
@@ -221,7 +223,7 @@ class _Disks:
         return cache_folder()
 
     def lack(self, work: Schedule, frees: bool) -> str | None:
-        """What is missing, in words with numbers; None when there is enough."""
+        """Return what is missing, in words with numbers; None when there is enough."""
         in_cache, in_scratch = self.peaks(work, frees)
         fetched = in_cache + in_scratch
         if not fetched:

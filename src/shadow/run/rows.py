@@ -39,7 +39,7 @@ CHUNK = 2_000  # rows that are held as Python has them
 # report of fewer than 20,000 matrices has one.
 GROUP = 65_536
 GROUP_BYTES = 1 << 27
-TOLD = 8  # parts of a tensor that its detail names one by one
+NAMED = 8  # parts of a tensor that its detail names one by one
 
 
 def write_tables(
@@ -307,7 +307,9 @@ def _rows_of_side(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What became of a matrix or vector of a tensor, and how many entries its partner shares."""
+    """Outcome of a matrix or vector of a tensor, and the number of entries that its partner
+    shares.
+    """
 
     place: Place
     outcome: Outcome
@@ -372,11 +374,13 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
 
 def _listed(descriptions: Sequence[str]) -> str:
     """Descriptions of several parts, each once, the first few."""
-    return several(list(dict.fromkeys(descriptions)), TOLD, "; ")
+    return several(list(dict.fromkeys(descriptions)), NAMED, "; ")
 
 
 def _place_of(parts: Sequence[_Part]) -> Place:
-    """What the places of all matrices in a tensor have in common, such as a fused projection."""
+    """Return what the places of all matrices in a tensor have in common, such as a fused
+    projection.
+    """
     places = [part.place for part in parts]
     first = places[0]
     if len(set(places)) == 1:
@@ -406,10 +410,10 @@ def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def with_contents(told: ReportMetadata, contents: Mapping[Side, str | None]) -> ReportMetadata:
-    """What a report is of, with the digest of each side."""
+def with_contents(recorded: ReportMetadata, contents: Mapping[Side, str | None]) -> ReportMetadata:
+    """Return what a report is of, with the digest of each side."""
     return {
-        **told,
-        "base": {**told["base"], "content": contents["base"]},
-        "tuned": {**told["tuned"], "content": contents["tuned"]},
+        **recorded,
+        "base": {**recorded["base"], "content": contents["base"]},
+        "tuned": {**recorded["tuned"], "content": contents["tuned"]},
     }

@@ -1,4 +1,4 @@
-"""How an audit or a check runs, and who hears of it: the types that all that runs shares."""
+"""Types that audits and checks share: how they run, and who hears of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEAST_DISK = 1_000  # bytes; no shard is smaller
 @explained
 @dataclass(frozen=True)
 class Files:
-    """Where checkpoints and solved spectra come from.
+    """Sources of checkpoints and of solved spectra.
 
     fetch: how weights come from the Hub: auto (or what SHADOW_FETCH says), shards or ranges. cache:
     a folder of spectra that were solved before; True: the one of the command; False: none are kept
@@ -55,7 +55,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Access:
-    """How checkpoints may be read: what one run decides and no number depends on."""
+    """Access to checkpoints: one run decides it, and no number depends on it."""
 
     allow_pickle: bool = False
     offline: bool = False
@@ -74,7 +74,7 @@ class Access:
 
 
 def access_of(files: Files) -> Access:
-    """How checkpoints may be read. Raises UsageError for a size that is none."""
+    """Return how checkpoints may be read. Raises UsageError for a size that is none."""
     fetch = os.environ.get("SHADOW_FETCH", "auto") if files.fetch == "auto" else files.fetch
     require_known("fetch", fetch, get_args(Fetch))
     most = files.max_disk
@@ -99,7 +99,9 @@ def require_known(name: str, value: str | None, known: tuple[str | None, ...]) -
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the audit of a pair is, in pairs, in units of `workers.cost` and in bytes fetched."""
+    """Progress of the audit of a pair, in pairs, in units of `workers.cost` and in bytes
+    fetched.
+    """
 
     done: int
     total: int
@@ -110,7 +112,7 @@ class Progress:
     to_move: int = 0
 
 
-def tell_nobody(_: object) -> None:
+def ignore(_: object) -> None:
     """The listener where nobody listens; a function with a name, so that it can be pickled."""
 
 
@@ -126,7 +128,9 @@ class AlignedPair:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How an audit runs; no number and no file depends on it. Pickled where say and show can be."""
+    """Circumstances of a run; no number and no file depends on them. Pickled where say and show can
+    be.
+    """
 
     jobs: int | None = None
     """Workers; None: as many as there are cores or as fit the memory; where stored floats are only
@@ -150,9 +154,9 @@ class Runtime:
     `shadow.engines.parts`). Raises what went wrong there.
     """
     cache: Path | None = None
-    say: Callable[[str], None] = tell_nobody
+    say: Callable[[str], None] = ignore
     """Gets one line for people now and then."""
-    show: Callable[[Progress], None] = tell_nobody
+    show: Callable[[Progress], None] = ignore
 
     def prefixed(self, prefix: str) -> Runtime:
         """The same, with lines that begin with whose they are."""

@@ -37,13 +37,13 @@ def sampled_units(
         if pair.base is not None and is_of_units:
             groups[_group(pair)].append(pair)
     chosen = _spread(sorted(groups))
-    lined = AlignedPair(candidate, model, [one for key in chosen for one in groups[key]], [])
+    aligned = AlignedPair(candidate, model, [one for key in chosen for one in groups[key]], [])
 
     def measure(pair: MatrixPair, first: Checkpoint, second: Checkpoint) -> Units:
         is_first = _group(pair) == chosen[0] and pair.rows * pair.cols <= WHOLE
         return _units(pair, sides_of(pair, first, second), whole=is_first)
 
-    found = list(scan(lined, measure, runtime, scratch)) if lined.pairs else []
+    found = list(scan(aligned, measure, runtime, scratch)) if aligned.pairs else []
     order: dict[Hashable, int] = {group: number for number, group in enumerate(chosen)}
     return sorted(found, key=lambda one: (order[one.group], one.module))
 

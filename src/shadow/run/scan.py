@@ -25,7 +25,7 @@ from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place
 from shadow.run.plan import make_plan, require_disk_at_once
 from shadow.run.runtime import AlignedPair, Runtime
-from shadow.run.scanned import Apart, Scanned, in_order
+from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.run.workers import in_workers, jobs_of, own_workspace, require_same_files, views
 from shadow.spectra.copies import has_few_levels
 from shadow.spectra.entries import Binades, Extremes, compared, looked_at
@@ -39,26 +39,26 @@ from shadow.templates import said
 from shadow.text import and_list
 
 Row = TypeVar("Row")
-Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row | Apart]
+Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row | Unmatched]
 """What is made of a pair, whose sources are at hand; or why it is not compared."""
 
 
 def scan(
-    lined: AlignedPair,
+    aligned: AlignedPair,
     measure: Measure[Row],
     runtime: Runtime,
     scratch: Path,
-    unread: list[Apart] | None = None,
+    unread: list[Unmatched] | None = None,
 ) -> list[Row]:
     """Measure every pair, in the order of their keys.
 
     unread: gets tensors that `measure` does not compare or that cannot be decoded, by name; without
     it these raise UndecodableError. Raises ShadowError for weights that cannot be had.
     """
-    plan = make_plan(lined, runtime.access, folder=scratch, scratch=scratch)
+    plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
 
-    def measured(pair: MatrixPair) -> tuple[str, Row | Apart]:
+    def measured(pair: MatrixPair) -> tuple[str, Row | Unmatched]:
         try:
             return pair.key, measure(pair, plan.base, plan.tuned)
         except UndecodableError as fault:
@@ -68,23 +68,25 @@ def scan(
         finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
             require_same_files(pair, plan.base, plan.tuned)
 
-    jobs = jobs_of(runtime, lined.pairs, Method("norms"))
+    jobs = jobs_of(runtime, aligned.pairs, Method("norms"))
     with closing(in_workers(plan, measured, runtime, jobs, weigh=lambda _: 1)) as rows:
         found = sorted(rows, key=itemgetter(0))
     if unread is not None:
-        apart = [row for _, row in found if isinstance(row, Apart)]
+        apart = [row for _, row in found if isinstance(row, Unmatched)]
         unread[:] = sorted({*unread, *apart}, key=in_order)
-    return [row for _, row in found if not isinstance(row, Apart)]
+    return [row for _, row in found if not isinstance(row, Unmatched)]
 
 
-def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Apart:
+def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Unmatched:
     side, info = "tuned", pair.tuned.info
     if pair.base is not None:
         try:
             base.tensor(pair.base.info)
         except UndecodableError:
             side, info = "base", pair.base.info
-    return Apart(info.name, side, said(fault.message.removeprefix(f"{info.name} ({info.dtype}): ")))
+    return Unmatched(
+        info.name, side, said(fault.message.removeprefix(f"{info.name} ({info.dtype}): "))
+    )
 
 
 def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
@@ -119,7 +121,7 @@ def scanned(
 
 
 def is_raw(pair: MatrixPair) -> bool:
-    """Whether a pair is of no floats: of whole numbers, or of bytes that are not decoded."""
+    """Return whether a pair is of no floats: of whole numbers, or of bytes that are not decoded."""
     return pair.reading in ("bytes", "numbers")
 
 
@@ -167,7 +169,7 @@ class Swept:
 
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
-) -> tuple[list[Swept], list[Apart]]:
+) -> tuple[list[Swept], list[Unmatched]]:
     """Every tensor of floats or of packed numbers, by name; and those that cannot be decoded."""
     pairs = [
         MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
@@ -184,9 +186,9 @@ def sweep(
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
         return Swept(info, looked_at(view, own_workspace()))
 
-    unread: list[Apart] = []
-    lined = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
-    found = [*scan(lined, measure, runtime, scratch, unread)]
+    unread: list[Unmatched] = []
+    aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
+    found = [*scan(aligned, measure, runtime, scratch, unread)]
     return sorted(found, key=lambda one: one.info.name), unread
 
 
@@ -202,7 +204,7 @@ def _bytes(info: TensorInfo) -> TensorInfo:
 
 
 def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo) -> bool:
-    """Whether two tensors hold equal values."""
+    """Return whether two tensors hold equal values."""
     if one.shape != other.shape:
         return False
     formats, sides = (one.dtype, other.dtype), _sides(one)
@@ -244,8 +246,8 @@ def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding
 
 
 def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
-    """Whether no tuned entry of fewer bits than the base lies a unit in the last place away, as
-    after several roundings. A wider file may hold BF16, and F16 may have come between.
+    """Return whether no tuned entry of fewer bits than the base lies a unit in the last place away,
+    as after several roundings. A wider file may hold BF16, and F16 may have come between.
     """
     first, second = map(float_format, row.formats)
     is_file_alone = first.bits <= second.bits
@@ -264,13 +266,15 @@ def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
 
 
 def is_initial(sides: Sides) -> bool:
-    """Whether every entry of the base is 1, or every one is 0, as norms and biases begin."""
+    """Return whether every entry of the base is 1, or every one is 0, as norms and biases begin."""
     ends = {float(end) for index, _ in tiles(sides.tuned) for end in sides.read(index)[0].aminmax()}
     return ends in ({0.0}, {1.0})
 
 
 def binades_of(pair: MatrixPair) -> Binades | None:
-    """What counts entries by the size of the base's; None where these are no steps of floats."""
+    """Return what counts entries by the size of the base's; None where these are no steps of
+    floats.
+    """
     assert pair.base is not None, "lined up"
     infos = pair.base.info, pair.tuned.info
     if is_raw(pair) or any(one.packing or one.dtype not in FLOATS for one in infos):

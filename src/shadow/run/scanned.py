@@ -1,4 +1,4 @@
-"""What a scan finds of two tensors at one place: the rows that claims judge, and words for them."""
+"""Rows that a scan makes of two tensors at one place, and words for them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Scanned:
 
 
 @dataclass(frozen=True, slots=True)
-class Apart:
+class Unmatched:
     """A tensor without a partner, or one that is not read."""
 
     tensor: str
@@ -70,7 +70,7 @@ class Apart:
     """Whether both sides have it, and `why` says how they differ: in rows, shape or dtype."""
 
 
-def in_order(one: Apart) -> tuple[str, ...]:
+def in_order(one: Unmatched) -> tuple[str, ...]:
     """By name, then by side, then by why."""
     return one.tensor, one.side, one.why.code, *map(str, one.why.figures.values())
 
@@ -82,16 +82,16 @@ def relative_norm(rows: Iterable[Scanned]) -> float | None:
     return math.sqrt(math.fsum(row.delta_energy for row in known) / base) if base else None
 
 
-def not_compared(unread: Sequence[Apart]) -> Reason:
-    """How many tensors are not compared, and why the first is not."""
+def not_compared(unread: Sequence[Unmatched]) -> Reason:
+    """Return how many tensors are not compared, and why the first is not."""
     return Reason("not_compared", {"tensors": len(unread), "why": unread[0].why})
 
 
-def apart_reasons(lone: Sequence[Apart], where: Reason) -> list[Reason]:
-    """How many tensors are only where, and how those differ that both sides have."""
-    whole = sum(not one.is_shared for one in lone)
+def unmatched_reasons(unmatched: Sequence[Unmatched], where: Reason) -> list[Reason]:
+    """Return how many tensors are only where, and how those differ that both sides have."""
+    whole = sum(not one.is_shared for one in unmatched)
     said = [Reason("apart", {"tensors": whole, "where": where})] if whole else []
-    shared = Counter(one.why for one in lone if one.is_shared)
+    shared = Counter(one.why for one in unmatched if one.is_shared)
     return said + [
         Reason("shared_apart", {"tensors": count, "how": how}) for how, count in shared.items()
     ]

@@ -129,7 +129,7 @@ def named_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
 
 
 def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
-    """Where the bytes of a shard come from."""
+    """Return where the bytes of a shard come from."""
     side, name = shard
     return (base if side == "base" else tuned).sources[name]
 
@@ -162,7 +162,7 @@ def natural(name: str) -> str:
 Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: tensors of either side
 
 
-def summed_with(lined: AlignedPair, settings: Settings) -> Summed:
+def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
     """The tensors whose bytes are summed up with each pair; those it reads where pairs are chosen.
 
     Not of level norms, where that takes longer than measuring.
@@ -172,24 +172,24 @@ def summed_with(lined: AlignedPair, settings: Settings) -> Summed:
         return {}
     sums: defaultdict[str, list[tuple[Side, TensorInfo]]] = defaultdict(list)
     for side in SIDES:
-        checkpoint = lined.base if side == "base" else lined.tuned
+        checkpoint = aligned.base if side == "base" else aligned.tuned
         known: set[str] = set()
         readers: dict[str, str] = {}  # by shard: the key of the first pair that reads it
-        for pair in lined.pairs:
+        for pair in aligned.pairs:
             for info in infos_of(side, pair):
                 readers.setdefault(info.shard, pair.key)
             for info in named_of(side, pair):
                 if info.name not in known:
                     known.add(info.name)
                     sums[pair.key].append((side, info))
-        if not unfiltered or not lined.pairs:
+        if not unfiltered or not aligned.pairs:
             continue
-        for skip in lined.skipped:
+        for skip in aligned.skipped:
             if skip.side != side or skip.info.name in known or skip.status != "skipped":
                 continue
             reader = readers.get(skip.info.shard)
             if reader is None and checkpoint.sources[skip.info.shard].is_local:
-                reader = lined.pairs[0].key
+                reader = aligned.pairs[0].key
             if reader is not None:
                 known.add(skip.info.name)
                 sums[reader].append((side, skip.info))

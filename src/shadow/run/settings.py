@@ -1,4 +1,4 @@
-"""What the numbers and files of an audit depend on."""
+"""Settings that the numbers and files of an audit depend on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = "cpu, auto, cuda, mps, or one card such as cuda:1"
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Where Gram matrices are to be made. Two reports are comparable where `kind` is the same."""
+    """Device for Gram matrices. Two reports are comparable where `kind` is the same."""
 
     kind: str = "cpu"
     """cpu, cuda or mps."""
@@ -61,7 +61,7 @@ def choose(asked: str) -> DeviceChoice:
 
 
 def open_device(choice: DeviceChoice) -> Grams:
-    """What makes the Gram matrices."""
+    """Return what makes the Gram matrices."""
     return ON_CPU if choice.kind == "cpu" else OnDevice(choice.place, choice.name)
 
 
@@ -78,7 +78,7 @@ class Settings:
     device: DeviceChoice = CPU
 
     def as_json(self) -> SettingsMetadata:
-        """What a report says of them; not the CPU, nor all subjects, as in old reports."""
+        """Return what a report says of them; not the CPU, nor all subjects, as in old reports."""
         as_in_files: SettingsMetadata = json.loads(
             json.dumps({**asdict(self), "device": self.device.kind})
         )

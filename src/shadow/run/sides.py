@@ -60,14 +60,16 @@ def identity_of(
     settings: Settings,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
 ) -> Identity:
-    """What a report of the pair would be of, as commits and files are now; fetches no weights."""
+    """Return what a report of the pair would be of, as commits and files are now; fetches no
+    weights.
+    """
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         sides = find_sides(pair, runtime, Path(unpacked))
         return identity(pair, settings, *sides)
 
 
 def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Identity:
-    """What a report of these checkpoints is of."""
+    """Return what a report of these checkpoints is of."""
     from shadow.reports.provenance import Identity
 
     return Identity(
@@ -82,7 +84,7 @@ def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Ident
 
 
 def side_of(checkpoint: Found) -> CheckpointMetadata:
-    """What a report says of a checkpoint."""
+    """Return what a report says of a checkpoint."""
     return {
         "repo": checkpoint.reference,
         "commit": checkpoint.commit,

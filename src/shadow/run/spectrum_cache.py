@@ -1,8 +1,9 @@
 """Spectra of single checkpoints solved before: a bounded folder of files, by a matrix's content.
 
 The spectrum of one side does not depend on its partner. Twenty models tuned from one base pay for
-the base once, and in a lineage the tuned side of one stage is the base of the next. Nothing else is
-kept: sums over entries, the delta and everything that is compared are made anew from the weights.
+the base once, and in a lineage the tuned side of one stage is the base of the next. Nothing more is
+stored: sums over entries, the delta and everything that is compared are made again from the
+weights.
 
 A key is the sha256 of the matrix as it was cut (fused parts, common vocabulary rows), in its shape,
 by which it is read in blocks, of how it is solved, and of what solves it: code, libraries,
@@ -81,7 +82,7 @@ class SpectrumCache:
         return solved
 
     def path_of(self, name: str) -> Path:
-        """Where the spectrum of this key is kept."""
+        """Return where the spectrum of this key is kept."""
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def write(self, name: str, solved: Spectrum) -> None:
@@ -117,7 +118,7 @@ def key(matrix: Matrix, question: Question) -> str:
 
 @cache
 def _solver() -> str:
-    """What a spectrum's last bits depend on besides the matrix."""
+    """Return what a spectrum's last bits depend on besides the matrix."""
     code = hashlib.sha256()
     for module in (spectrum, routines, lazy, device):
         code.update(Path(str(module.__file__)).read_bytes())

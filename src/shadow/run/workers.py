@@ -31,7 +31,7 @@ from shadow.reports.metadata import SIDES
 from shadow.run.journal import Outcome
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import Plan
-from shadow.run.runtime import Progress, Runtime, tell_nobody
+from shadow.run.runtime import Progress, Runtime, ignore
 from shadow.run.schedule import ShardKey, Summed, infos_of, shards_of, source_of
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
@@ -98,7 +98,7 @@ def in_workers(
     *,
     done: Sequence[MatrixPair] = (),
     weigh: Callable[[MatrixPair], int] = cost,
-    note: Callable[[Source], None] = tell_nobody,
+    note: Callable[[Source], None] = ignore,
 ) -> Generator[Made, None, None]:
     """Yield what `measure` makes of the pairs of a plan, in `jobs` threads, in order of completion.
 
@@ -247,7 +247,7 @@ def require_same_files(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) ->
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
-    """What all its shards say, or False where they do not agree."""
+    """Return what all its shards say, or False where they do not agree."""
     answers = {checkpoint.sources[info.shard].verified for info in operand.infos}
     return answers.pop() if len(answers) == 1 else False
 
@@ -322,8 +322,8 @@ def _of_vector(key: str, sides: Sides, formats: tuple[str, str], detail: str | N
 def _copied(
     sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool = True
 ) -> Cast | Literal["neither"] | None:
-    """Which side is the other in another format, or neither; None where the format's error is
-    unknown. may_be: whether it may be a cast of floats.
+    """Return which side is the other in another format, or neither; None where the format's error
+    is unknown. may_be: whether it may be a cast of floats.
     """
     if is_quantised(sides.tuned) == is_quantised(sides.base):
         return (cast(sides, formats) if may_be else None) or "neither"

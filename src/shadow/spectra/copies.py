@@ -164,9 +164,9 @@ JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits tha
 
 
 def has_few_levels(original: Matrix, copy: Matrix) -> bool:
-    """Whether values of a copy in floats that are not the original's repeat within rows as after a
-    round trip through 8 bits or fewer: more than any values do in the format of the copy. Zeros are
-    no levels: pruning makes them.
+    """Return whether values of a copy in floats that are not the original's repeat within rows as
+    after a round trip through 8 bits or fewer: more than any values do in the format of the copy.
+    Zeros are no levels: pruning makes them.
     """
     first, second = _sample(original), _sample(copy)
     formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -220,7 +220,7 @@ def levels(rows: Tensor) -> float:
 
 
 def levels_rows(count: int) -> NDArray[np.intp]:
-    """Which rows of a matrix of `count` rows are looked at: up to 64, evenly spaced."""
+    """Return which rows of a matrix of `count` rows are looked at: up to 64, evenly spaced."""
     taken = min(count, LEVELS_ROWS)
     return (np.arange(taken) * count // taken).astype(np.intp)
 

@@ -66,7 +66,7 @@ def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
 
 
 class Result(NamedTuple):
-    """What is known of a matrix pair."""
+    """Facts about a matrix pair."""
 
     broken: Extent | None  # with an entry that is not finite
     base_norm: float = 0.0

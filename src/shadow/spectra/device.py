@@ -61,7 +61,7 @@ class OnDevice(Grams):
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
-        """What torch raises, as one line that names the way out."""
+        """Yield what torch raises, as one line that names the way out."""
         try:
             yield
         except RuntimeError as error:  # out of memory, and failures of a driver, too

@@ -29,7 +29,7 @@ HIGHEST = 128  # exponent of a base beyond which binades are not told apart
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """What a pass over the entries of two matrices of one shape finds."""
+    """Sums of a pass over the entries of two matrices of one shape."""
 
     entries: int
     changed: int
@@ -80,7 +80,7 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
 
 
 def norm_values(found: Entries) -> tuple[Measurement, ...]:
-    """What a pass over entries says of base, tuned and a delta that is not 0, as columns."""
+    """Return what a pass over entries says of base, tuned and a delta that is not 0, as columns."""
     base, tuned, delta = (math.sqrt(energy) for energy in (found.base, found.tuned, found.delta))
     of_delta: Values = {
         "relative_norm": delta / base if base > 0 else None,
@@ -93,7 +93,7 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
 
 
 def differing_bytes(sides: Sides) -> int:
-    """How many bytes differ of two matrices of 8-bit values, whatever these mean."""
+    """Return how many bytes differ of two matrices of 8-bit values, whatever these mean."""
     changed = 0
     for index, _ in tiles(sides.tuned):
         b, t = (side[index].view(torch.uint8).numpy() for side in (sides.base, sides.tuned))
@@ -118,7 +118,7 @@ class Binades:
     """
 
     def __init__(self, grid: FloatFormat) -> None:
-        """grid: the format whose units in the last place are told."""
+        """grid: the format whose units in the last place are reported."""
         self._grid = grid
         self._sums = np.zeros((3, HIGHEST - grid.min_exponent + 1))
 
@@ -187,8 +187,8 @@ AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
 
 
 def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
-    """Which side is the other, stored in another format, in every entry: `tuned` where the tuned
-    side is the base cast, `base` the reverse; None where neither holds.
+    """Return which side is the other, stored in another format, in every entry: `tuned` where the
+    tuned side is the base cast, `base` the reverse; None where neither holds.
 
     formats: stored dtypes. An F32 file may hold the values of a coarser format, so casts to those
     are tried too. The first entry that is another ends a search, so that this costs a part of
@@ -211,7 +211,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
 
 
 def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:
-    """Whether D has at least half of the energy that rounding to a format leaves on average,
+    """Return whether D has at least half of the energy that rounding to a format leaves on average,
     ulp² / 12 an entry.
     """
     energy, rounding = 0.0, 0.0
@@ -225,7 +225,7 @@ def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:
 
 @dataclass(frozen=True)
 class Extremes:
-    """What was seen of the entries of a matrix."""
+    """Statistics of the entries of a matrix."""
 
     entries: int
     nan: int

@@ -1,4 +1,4 @@
-"""What the format of a quantised copy makes of an original, and what lies beyond it.
+"""Error that the format of a quantised copy makes, and differences beyond it.
 
 A format rounds each entry to the nearest of its levels, so an original lies in the cell of its
 copy: q - s/2 to q + s/2 where levels are even, with the step s of the entry's block; codebooks have
@@ -133,7 +133,7 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
 
 @dataclass(frozen=True)
 class Cells:
-    """Which entries of some rows lie where, of the rows' shape."""
+    """Position of entries of some rows in their cells, of the rows' shape."""
 
     width: Floats
     even: Floats
@@ -145,7 +145,7 @@ class Cells:
 
 
 def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
-    """Where entries of an original lie, of rows whose blocks of columns share a step."""
+    """Return where entries of an original lie, of rows whose blocks of columns share a step."""
     rows, cols = x.shape
     clip, share = CLIPS.get(stored, (PLAIN_CLIP, 0.25))
     empty = s == 0
@@ -168,8 +168,9 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
 
 
 def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
-    """Where entries of an original lie, of a codebook's cells. A cell without an end has the same
-    size on both sides of its level, and what is beyond by no more than ONE_LEVEL of it is clipped.
+    """Return where entries of an original lie, of a codebook's cells. A cell without an end has the
+    same size on both sides of its level, and what is beyond by no more than ONE_LEVEL of it is
+    clipped.
     """
     below, above = q - low, high - q
     open_below, open_above = ~np.isfinite(low), ~np.isfinite(high)
@@ -190,15 +191,15 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
 
 
 def _is_symmetric(q: Floats, s: Floats) -> bool:
-    """Whether levels are whole multiples of the step, as they are without an offset."""
+    """Return whether levels are whole multiples of the step, as they are without an offset."""
     known = s > 0
     levels = q[known] / s[known]
     return bool((np.abs(levels - np.round(levels)) < 1e-3).all())
 
 
 def block_length(steps: Floats) -> int:
-    """How many columns share a step, from where it changes along some rows; all of them where it
-    never does.
+    """Return how many columns share a step, from where it changes along some rows; all of them
+    where it never does.
     """
     cols = steps.shape[1]
     changes = np.flatnonzero((np.diff(steps, axis=1) != 0).any(axis=0)) + 1

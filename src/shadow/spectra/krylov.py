@@ -1,4 +1,4 @@
-"""What a few products with a matrix say of its singular values, each figure with its error.
+"""Estimates of singular values from a few products with a matrix, each with its error.
 
 G = W Wᵀ or Wᵀ W on the short side m is never formed. A block Krylov space K of PASSES blocks of
 WIDTH vectors, begun at a random frame (orthonormal columns, uniformly distributed), takes one pass
@@ -105,7 +105,7 @@ class Krylov:
 
     @cached_property
     def known(self) -> int:
-        """How many of the leading Ritz vectors are eigenvectors, within CONVERGED."""
+        """Return how many of the leading Ritz vectors are eigenvectors, within CONVERGED."""
         floor = FLOOR * float(self.values[0])
         missed = (self.residuals > CONVERGED * self.values) | (self.values < floor)
         missed[-1] = True  # a rule needs a node
@@ -134,7 +134,7 @@ class Krylov:
     @cached_property
     def hidden(self) -> tuple[float, float] | None:
         """The least and the largest sum of the eigenvalues below HIDDEN, where what is left is
-        mostly theirs or is not known; None where the nodes of the rules tell of it.
+        mostly theirs or is not known; None where the nodes of the rules say of it.
         """
         nodes, weights = (of[self.known :] for of in self.rules[0])
         mass = weights.mean(axis=1) * (self.side - self.known) / weights.mean(axis=1).sum()
@@ -146,7 +146,7 @@ class Krylov:
 
     @cached_property
     def bounds(self) -> Array:
-        """What the leading eigenvalues are at most, >= their Ritz values."""
+        """Return what the leading eigenvalues are at most, >= their Ritz values."""
         return upper_bounds(self)
 
 
@@ -240,7 +240,7 @@ def _mean(samples: Array, freedom: int) -> tuple[float, float]:
 
 
 def upper_bounds(space: Krylov) -> Array:
-    """What each of the leading eigenvalues is at most, but for a chance of about 0.001.
+    """Return what each of the leading eigenvalues is at most, but for a chance of about 0.001.
 
     If an eigenvalue were x > t, the j-th Ritz value, then among the polynomials p(G) of the frame
     one would have shown it: a combination of the frame's columns has a part of squared length c or

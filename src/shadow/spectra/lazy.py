@@ -43,7 +43,7 @@ class Stored(InFile, Protocol):
 
     @property
     def is_flat(self) -> bool:
-        """Whether its entries lie in the file in order, without gaps."""
+        """Return whether its entries lie in the file in order, without gaps."""
         ...
 
     def fill(self, first: int, into: memoryview) -> None:
@@ -60,9 +60,9 @@ class Quantised(InFile, Protocol):
     def format(self) -> str: ...
 
     def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, ...]:
-        """What the format rounds to each entry of a part, float32: (the distance of neighbours) on
-        an even grid; (lower bound, upper bound) of a codebook, infinite where it clips; () where
-        it is unknown.
+        """Return what the format rounds to each entry of a part, float32: (the distance of
+        neighbours) on an even grid; (lower bound, upper bound) of a codebook, infinite where it
+        clips; () where it is unknown.
         """
 
 
@@ -70,12 +70,12 @@ class Quantised(InFile, Protocol):
 
 
 def is_stored(matrix: object) -> TypeGuard[Stored]:
-    """Whether its numbers lie in a file as they are."""
+    """Return whether its numbers lie in a file as they are."""
     return hasattr(matrix, "fill")
 
 
 def is_quantised(matrix: object) -> TypeGuard[Quantised]:
-    """Whether it is decoded part by part."""
+    """Return whether it is decoded part by part."""
     return hasattr(matrix, "cells")
 
 

@@ -1,4 +1,4 @@
-"""How few distinct values tell of a copy that went through int8, fp8 or int4.
+"""Few distinct values as a trace of a copy that went through int8, fp8 or int4.
 
 Also what is found of a quantised copy beside its original. Imports nothing that computes.
 """
@@ -100,8 +100,8 @@ class FormatNoise:
     finite: bool = True
 
     def is_copy(self, stored: str) -> bool | None:
-        """Whether the copy is what its format makes of the original and no more; None where it is
-        not known what that is.
+        """Return whether the copy is what its format makes of the original and no more; None where
+        it is not known what that is.
         """
         if not self.finite:
             return False
@@ -112,13 +112,14 @@ class FormatNoise:
 
     @property
     def is_far(self) -> bool:
-        """Whether the copy is not one of this original, however it was made."""
+        """Return whether the copy is not one of this original, however it was made."""
         is_empty = self.copy == 0 < self.original
         return is_empty or self.inner < FAR * math.sqrt(self.original * self.copy)
 
     @property
     def factor(self) -> float | None:
-        """What the copy is times the original where no quantiser scales so; None where it is not.
+        """Return what the copy is times the original where no quantiser scales so; None where it is
+        not.
 
         By least squares; the rest is then about what the format makes.
         """
@@ -130,15 +131,16 @@ class FormatNoise:
         return factor if is_far and rest <= FITTED * self.made else None
 
     def may_be_calibrated(self, stored: str) -> bool:
-        """Whether a quantiser of the format may have made more error than rounding on purpose: GPTQ
-        rounds column after column and moves the others to make up for it, AWQ scales columns first.
+        """Return whether a quantiser of the format may have made more error than rounding on
+        purpose: GPTQ rounds column after column and moves the others to make up for it, AWQ scales
+        columns first.
         """
         if not stored.startswith(CALIBRATED) or not self.finite or self.is_far or not self.made:
             return False
         return min(self.error, self.scaled) <= CALIBRATED_ERROR**2 * self.made
 
     def may_be(self, stored: str) -> Made | None:
-        """How the format may have made the copy of the original; None where it did not."""
+        """Return how the format may have made the copy of the original; None where it did not."""
         is_copy = self.is_copy(stored)
         if is_copy is None:
             return "unknown_levels"

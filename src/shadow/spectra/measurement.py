@@ -1,4 +1,4 @@
-"""How much of a pair is measured, and the numbers of one matrix.
+"""Scope of a measurement, and the numbers of one matrix.
 
 Imports nothing that computes: reports are read and options declared without torch and NumPy.
 """
@@ -19,7 +19,7 @@ Subjects = Literal["all", "delta"]  # of a pair: those whose spectra are measure
 
 @dataclass(frozen=True)
 class Method:
-    """How numbers are computed; part of what makes two reports comparable."""
+    """Method of computing numbers; part of what makes two reports comparable."""
 
     level: Level = "full"
     subjects: Subjects = "all"

@@ -1,5 +1,5 @@
-"""Whether a matrix is a base plus a scaled low-rank update, entry by entry within what rounding may
-do.
+"""Test whether a matrix is a base plus a scaled low-rank update, entry by entry within what
+rounding may do.
 
 A merge that is computed in float32 or wider and stored once is within half a unit in the last
 place of W_base + scale * left @ right, and within the rounding of its own arithmetic. One that is
@@ -44,7 +44,7 @@ class Update:
 
 @dataclass(frozen=True)
 class MergeFit:
-    """How a matrix stands to base plus update.
+    """Comparison of a matrix with base plus update.
 
     By scale, one of SCALES: how many entries are beyond the bound, of other scales than 1 up to
     the first block that has some. wide: of arithmetic in float32 or wider; narrow: in the stored
@@ -65,12 +65,12 @@ class MergeFit:
 
     @property
     def fits(self) -> bool:
-        """Whether every entry is base plus update within one of the bounds."""
+        """Return whether every entry is base plus update within one of the bounds."""
         return self.finite and not (self.wide[1.0] and self.narrow[1.0])
 
     @property
     def scale(self) -> float | None:
-        """How much of the update it holds, by least squares; None without an update."""
+        """Return how much of the update it holds, by least squares; None without an update."""
         return self.inner / self.update if self.update else None
 
 
@@ -149,7 +149,7 @@ def _bits(values: Tensor, grid: FloatFormat) -> Any:
 
 @dataclass
 class _Bounds:
-    """What a merge may be away from base plus update in a block. What is dear is made only where an
+    """Tolerance of a merge around base plus update in a block. What is dear is made only where an
     entry is further away than what is cheap.
     """
 
@@ -194,8 +194,8 @@ class _Bounds:
 def _of_narrow(
     left: Tensor, right: Tensor, delta: Tensor, sizes: Tensor, update: Update, grid: FloatFormat
 ) -> Tensor:
-    """What rounding an update to a stored format may move it by: the factors if they have more
-    bits, their product, and the scaled product. Of the sum that follows the last is no part.
+    """Return what rounding an update to a stored format may move it by: the factors if they have
+    more bits, their product, and the scaled product. Of the sum that follows the last is no part.
     """
     scale = abs(update.scale)
     reach = delta.abs() * (1 + 2.0**-6)  # a rounded number may lie in the binade above

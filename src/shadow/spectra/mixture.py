@@ -1,4 +1,4 @@
-"""Which weights make a model of others, if any do: one linear fit, for all of it or by layer.
+"""Weights that make a model of others, if any do: one linear fit, for all of it or by layer.
 
 With W the tuned tensor, A_1 ... A_k what it may be mixed of and B a base, the target is W - F and
 its terms X are differences too, so that nothing cancels in a product:
@@ -150,7 +150,7 @@ def weights_of(theta: Floats, has_base: bool) -> Floats:
 
 @dataclass(frozen=True)
 class Remainder:
-    """What weights leave of a tensor, beside what rounding may."""
+    """Residual of a tensor after a fit, and the one that rounding may leave."""
 
     name: str
     beyond: int
@@ -176,7 +176,7 @@ def remainder(one: Mixed, theta: Floats) -> Remainder:
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights that every entry agrees with, or else the best ones."""
+    """Weights that every entry agrees with, otherwise the best ones."""
 
     per: Per
     weights: Floats
@@ -237,13 +237,13 @@ class _Group:
         """Tensors with entries that disagree with weights that nearly all entries agree with."""
 
     def may_fit(self) -> bool:
-        """Whether sums of products leave no more than rounding may."""
+        """Return whether sums of products leave no more than rounding may."""
         return all(
             one.sums.rest(self._start) <= most_energy(one, self._start) for one in self.members
         )
 
     def settle(self) -> bool:
-        """Whether a theta is found that every entry agrees with."""
+        """Return whether a theta is found that every entry agrees with."""
         self.theta, rows = self._start, []
         few = max(2, FEW * sum(one.sums.entries for one in self.members))
         for _ in range(ROUNDS):
@@ -338,7 +338,7 @@ def least_squares(members: Sequence[Mixed]) -> tuple[Floats, Floats]:
 
 
 def _misfit(tensors: Sequence[Mixed], few: Sequence[str]) -> Fit:
-    """What weights that most tensors agree with leave of each."""
+    """Return what weights that most tensors agree with leave of each."""
     each = [least_squares([one]) for one in tensors]
     theta, errors = np.median([one for one, _ in each], 0), np.min([one for _, one in each], 0)
     rests = {one.name: one.sums.rest(theta) for one in tensors}

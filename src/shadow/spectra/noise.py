@@ -1,7 +1,7 @@
-"""What noise in the place of a delta would leave, and how a delta differs from it.
+"""Noise of the profile of a delta, and the difference of a delta from it.
 
 The null keeps the row and column profile, the sparsity and the quantisation of the real delta D,
-and draws signs anew; what a spectrum shows beyond it is structure between the entries. Its second
+and draws signs again; what a spectrum shows beyond it is structure between the entries. Its second
 moment has a closed form. Its edge has a bound, and for a separable profile a limit: energies r_i
 of rows and c_j of columns give entries of variance r_i c_j / E, and the largest singular value of
 such noise converges to an edge that two scalar equations define (Silverstein & Choi 1995 for one
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the energy of D lies, in units of the scaled D."""
+    """Energy of D by row and column, in units of the scaled D."""
 
     rows: Floats  # (rows,): energies r_i
     cols: Floats  # (cols,): energies c_j
@@ -279,7 +279,7 @@ def purity_values(
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
-    """Whether one direction in noise has most of X, where much was rounded away.
+    """Return whether one direction in noise has most of X, where much was rounded away.
 
     Where its entries are large they pass the rounding better than the noise around them does, so
     that X / kept² comes out too large, by up to a half for rank one with a third of the energy. A

@@ -62,7 +62,7 @@ class Part:
             (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
 
     def is_equal(self) -> bool:
-        """Whether what was read of the first two has the same bits."""
+        """Return whether what was read of the first two has the same bits."""
         if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
             return False
         differ = self._differ[: self.count]
@@ -79,8 +79,8 @@ class Part:
         return float(found.sum(dtype=np.float64))
 
     def products(self, into: int = 1) -> tuple[int, list[float]]:
-        """How many numbers of the first two differ, the energies of both and of the delta, and
-        <first, delta>. The delta becomes that row of lines. Right where both are finite.
+        """Return how many numbers of the first two differ, the energies of both and of the delta,
+        and <first, delta>. The delta becomes that row of lines. Right where both are finite.
         """
         pair, out = self.lines[:2], self._sums
         delta = self.lines[into]
@@ -95,13 +95,13 @@ class Part:
         return changed, self._in_float64(*self.raw[:2])
 
     def nonzero(self, row: int) -> int:
-        """How many numbers of a row of lines are not 0."""
+        """Return how many numbers of a row of lines are not 0."""
         line = self.lines[row].reshape(-1)
         return int(np.count_nonzero(np.not_equal(line, 0, out=self._differ)))
 
     def changed(self) -> int:
-        """How many numbers of the first two differ, where some are not finite; NaN beside NaN does
-        not. Loads them.
+        """Return how many numbers of the first two differ, where some are not finite; NaN beside
+        NaN does not. Loads them.
         """
         self.load(0, 1)
         return differing(*self.numbers[:2])
@@ -114,7 +114,7 @@ class Part:
 
 
 def differing(one: Tensor, other: Tensor) -> int:
-    """How many entries differ; NaN beside NaN does not."""
+    """Return how many entries differ; NaN beside NaN does not."""
     differ = np.not_equal(one.numpy(), other.numpy())
     if not differ.any():
         return 0
@@ -122,7 +122,7 @@ def differing(one: Tensor, other: Tensor) -> int:
 
 
 def is_safe(energy: float) -> bool:
-    """Whether no square of float32 can have vanished or overflowed."""
+    """Return whether no square of float32 can have vanished or overflowed."""
     return SAFE[0] < energy < SAFE[1]
 
 
@@ -161,5 +161,5 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
 
 
 def _is_flat(matrix: Matrix) -> TypeGuard[Stored]:
-    """Whether all entries lie in a file in order, without gaps."""
+    """Return whether all entries lie in a file in order, without gaps."""
     return is_stored(matrix) and matrix.is_flat

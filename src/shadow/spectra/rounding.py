@@ -1,10 +1,10 @@
-"""How much of a stored delta is the update, and how much the rounding of its storage.
+"""Shares of a stored delta: the update, and the rounding of its storage.
 
 A model is trained in more bits than it is stored in. A stored entry D is the update d rounded to a
 grid of step u, the unit in the last place (ulp) of the base's value: a nonlinearity without memory,
 so D = a d + an error that is uncorrelated with d (Bussgang 1952). What D shows of d follows from
 the distribution of |d| alone, and that is seen through the binades of the base: each has a step of
-its own, twice that of the one below, so the counts of |D| in ulps (`rounding_counts`) tell the
+its own, twice that of the one below, so the counts of |D| in ulps (`rounding_counts`) say the
 distribution of |d| (`rounding_model`) at steps from far above it to far below.
 
 Everything rests on the storage model: the base's values lie on the grid, or were rounded to it
@@ -68,7 +68,7 @@ Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away", "few
 
 @dataclass(frozen=True)
 class Undone:
-    """What is known of an update before it was stored."""
+    """Facts about an update before it was stored."""
 
     # how the tuned side came to its grid; None where none explains the counts
     history: History | None
@@ -179,8 +179,8 @@ def undo(
     largest: float,
     floor_ratio: float | None = None,
 ) -> Undone:
-    """What is known of the update between two stored matrices, if one rounding of one side lies
-    between them; their values decide that.
+    """Return what is known of the update between two stored matrices, if one rounding of one side
+    lies between them; their values decide that.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
     the largest absolute entry of base. Which format a side was rounded to shows in its values, as
@@ -189,11 +189,11 @@ def undo(
 
     - an adapter: nothing_rounded;
     - a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded where D is less
-      than what rounding took from the base, or far above it; else rounding_unexplained, as a base
-      that was rounded after the training began left its rounding in D;
+      than what rounding took from the base, or far above it; otherwise rounding_unexplained, as a
+      base that was rounded after the training began left its rounding in D;
     - floor_ratio >= CLEAR: far_above, kept = 1 - 1 / floor_ratio²; there is no count of zeros;
     - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
-    - else, for scaled 8-bit floats, and where the energy is 0 or infinite in float64:
+    - otherwise, for scaled 8-bit floats, and where the energy is 0 or infinite in float64:
       rounding_unexplained.
     """
     if isinstance(sides.tuned, Updated):

@@ -2,7 +2,7 @@
 
 Counts are in units in the last place, by cell, binade of the base and level. Rows and columns are
 put into classes by their stored energy; a cell is a row class and a column class. The values of a
-matrix tell which format it was rounded to.
+matrix say which format it was rounded to.
 
 Scale: every cell has a scale s of its own. Shape, which all cells share: the distribution of |d| /
 s, by expectation-maximisation from a half-normal one (Turnbull 1976, for censored intervals).
@@ -38,7 +38,7 @@ LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
 def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace) -> bool:
-    """Whether all values of a matrix have an exact form in a stored format."""
+    """Return whether all values of a matrix have an exact form in a stored format."""
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", working, space)
         narrow = block.to(torch_dtype(stored))
@@ -62,7 +62,7 @@ def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Worksp
 
 @dataclass(frozen=True)
 class Counts:
-    """What is counted of a delta by cell, binade of the base and level of |D| / ulp."""
+    """Counts of a delta by cell, binade of the base and level of |D| / ulp."""
 
     # (row classes, column classes, BINADES, levels up to the highest that occurs), float64, since
     # a sampled line stands for others. Binade 0 holds the base's largest entry; each further one
@@ -275,7 +275,7 @@ TINY = 1e-30  # a chance above 0, in float32
 
 @dataclass(frozen=True)
 class Tables:
-    """What the storage model gives for |d| even in one bin of the shape, by s / ulp."""
+    """Prediction of the storage model for |d| even in one bin of the shape, by s / ulp."""
 
     second: Floats  # (ratios, bins): mean of (D / ulp)²
     product: Floats  # (ratios, bins): mean of D d / ulp²
@@ -407,7 +407,9 @@ def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
     between = np.clip(at - below, 0.0, 1.0)
 
     def expected(of_ratio: Floats) -> Floats:
-        """(row classes, column classes, BINADES): mean of an entry at its cell's scale, else 0."""
+        """(row classes, column classes, BINADES): mean of an entry at its cell's scale, otherwise
+        0.
+        """
         return part * (of_ratio[below] * (1 - between) + of_ratio[below + 1] * between)
 
     weight = entries * steps() ** 2

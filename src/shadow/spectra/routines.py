@@ -172,7 +172,7 @@ def check(name: str, arguments: tuple[Argument, ...]) -> None:
 
 
 def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str | None:
-    """What is wrong with an argument, None where nothing is."""
+    """Return what is wrong with an argument, None where nothing is."""
     if isinstance(kind, Letter):
         fits = isinstance(value, bytes) and len(value) == 1 and value in kind.allowed
         return None if fits else f"is not one of {kind.allowed!r}"
@@ -185,7 +185,7 @@ def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str 
 def array_fault(
     value: object, shape: tuple[int, ...], dtype: type[np.generic] = np.float64
 ) -> str | None:
-    """What is wrong with an array that a routine reads and writes, None where nothing is."""
+    """Return what is wrong with an array that a routine reads and writes, None where nothing is."""
     if type(value) is not np.ndarray:
         return "is no NumPy array"
     if value.dtype != np.dtype(dtype) or not value.dtype.isnative:
@@ -204,7 +204,7 @@ def _are_indices(value: Argument, most: int) -> bool:
 
 
 def _pointer(argument: Argument) -> Any:
-    """What ctypes takes for the address of a character, a number or an array."""
+    """Return what ctypes takes for the address of a character, a number or an array."""
     if isinstance(argument, np.ndarray):
         return argument.ctypes.data
     return argument if isinstance(argument, bytes) else ctypes.byref(ctypes.c_int(argument))

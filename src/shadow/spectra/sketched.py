@@ -147,7 +147,7 @@ def _single(x: Tensor, scale: float, name: str, space: Workspace) -> Tensor:
     return x
 
 
-def _told(name: str, found: Estimate, widest: float = WIDEST) -> Values:
+def _recorded(name: str, found: Estimate, widest: float = WIDEST) -> Values:
     """A column and its error; both None where the error is too large a share of it."""
     if not found.error <= widest * abs(found.value):
         return {name: None, f"{name}_error": None}
@@ -166,7 +166,7 @@ def _squares(of: Sketch) -> Estimate:
 
 
 def weight_values(of: Sketch) -> Values:
-    """The columns that every subject has; None where a product with few vectors cannot tell."""
+    """The columns that every subject has; None where a product with few vectors cannot decide."""
     space, squares = of.space, _squares(of)
     ratio, error = space.energy**2 / squares.value, squares.error / squares.value
     ranked, energies = effective_rank(space), energy_rank(space)
@@ -174,11 +174,11 @@ def weight_values(of: Sketch) -> Values:
     low, high = (of.norm / (leading.value + sign * leading.error) for sign in (1, -1))
     return {
         "frobenius_norm": of.norm,
-        **_told("spectral_norm", of.spectral_norm),
-        **_told("stable_rank", _between(low**2, high**2)),
-        **_told("effective_rank", ranked.exp, math.inf),
-        **_told("energy_rank", energies.exp),
-        **_told("participation_ratio", Estimate(ratio, ratio * error), math.inf),
+        **_recorded("spectral_norm", of.spectral_norm),
+        **_recorded("stable_rank", _between(low**2, high**2)),
+        **_recorded("effective_rank", ranked.exp, math.inf),
+        **_recorded("energy_rank", energies.exp),
+        **_recorded("participation_ratio", Estimate(ratio, ratio * error), math.inf),
         **_tops(of, TOPS),
         "sigma_floor": FLOOR * (leading.value - leading.error),
     }
@@ -189,7 +189,7 @@ def _tops(of: Sketch, tops: Sequence[int]) -> Values:
     space, found = of.space, Values()
     for k in tops:
         low, high = (float(x[:k].sum()) / space.energy for x in (space.values, space.bounds))
-        found |= _told(f"top{k}_energy", _between(min(1.0, low), min(1.0, high)))
+        found |= _recorded(f"top{k}_energy", _between(min(1.0, low), min(1.0, high)))
     return found
 
 
@@ -215,14 +215,14 @@ def sketched_delta(of: Sketch, null: float, edge: float, sharp: float) -> Values
         "null_edge_sharp": sharp,
         **concentration,
         "spikes": spikes,
-        **(_told("spike_energy", energy) if energy else {"spike_energy": None}),
+        **(_recorded("spike_energy", energy) if energy else {"spike_energy": None}),
         "spikes_sharp": _above(of, sharp)[0],
     }
 
 
 def _above(of: Sketch, edge: float) -> tuple[int | None, Estimate | None]:
-    """How many singular values lie above an edge, and their share of the energy; None where the
-    bounds leave it open.
+    """Return how many singular values lie above an edge, and their share of the energy; None where
+    the bounds leave it open.
     """
     space, level = of.space, (edge * of.scale) ** 2
     count = int(np.count_nonzero(space.values > level))
@@ -233,13 +233,13 @@ def _above(of: Sketch, edge: float) -> tuple[int | None, Estimate | None]:
 
 
 def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
-    """What `purity_values` made of a delta, with the error of its participation ratio carried on;
-    as it is where that has none.
+    """Return what `purity_values` made of a delta, with the error of its participation ratio
+    carried on; as it is where that has none.
 
     X is a difference that cancels near its null. purity_z is None where its distance from 0, over
     the standard deviation of both, the null's and the estimate's, does not say as it does whether X
     is more than noise. Equivalent directions are None where that distance is not more than noise;
-    else the error takes away less than half of X.
+    otherwise the error takes away less than half of X.
     """
     if (error := of_delta.get("participation_ratio_error")) is None:
         return values
@@ -255,15 +255,15 @@ def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
         errors["excess_purity_unrounded_error"] = of_x / kept**2
     share = of_x / abs(x) if x != 0 else math.inf
     sure = z / math.hypot(1.0, z * share / SIGMAS) if x != 0 else 0.0
-    told: Values = {"purity_z": None}
+    recorded: Values = {"purity_z": None}
     if (abs(z) > NOISE) == (abs(sure) > NOISE):
-        told = {"purity_z": z, "purity_z_error": abs(z) * share if x != 0 else 0.0}
+        recorded = {"purity_z": z, "purity_z_error": abs(z) * share if x != 0 else 0.0}
     count = values["equivalent_directions"]
     if count is not None and sure <= NOISE:
         count = None
     elif count is not None:
         errors["equivalent_directions_error"] = count * share / (1.0 - share)
-    return values | errors | told | {"equivalent_directions": count}
+    return values | errors | recorded | {"equivalent_directions": count}
 
 
 def effective_rank_shift(base: Sketch, tuned: Sketch) -> Values:

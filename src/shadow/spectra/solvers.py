@@ -55,7 +55,7 @@ from shadow.spectra.spectrum import (
     power_of_two_scale,
     scaled_blocks,
     shape_of,
-    solve_anew,
+    solve_again,
     spectrum,
     working_dtype,
 )
@@ -78,16 +78,16 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Means:
-    """What one worker measures with."""
+    """Resources of one worker."""
 
     method: Method
     space: Workspace
-    remember: Remember = solve_anew  # how the spectrum of one side is had
+    remember: Remember = solve_again  # how the spectrum of one side is had
     grams: Grams = ON_CPU
 
 
 class Figured(NamedTuple):
-    """What singular values say of a pair."""
+    """Figures of a pair from singular values."""
 
     base: Measurement
     tuned: Measurement

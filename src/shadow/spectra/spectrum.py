@@ -95,13 +95,13 @@ class Spectrum:
         return max(self.rows, self.cols)
 
     def above(self, edge: float) -> int:
-        """How many singular values lie above an edge."""
+        """Return how many singular values lie above an edge."""
         return int(np.count_nonzero(self.sigma > edge))
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a matrix's spectrum depends on besides it: the same answer for the same question."""
+    """Key of a matrix's spectrum besides the matrix itself."""
 
     stored: str  # the dtype in the checkpoint
     precision: Precision  # as it is asked for
@@ -113,7 +113,7 @@ class Question:
 Remember = Callable[[Matrix, Question, float, Callable[[], Spectrum]], Spectrum]
 
 
-def solve_anew(
+def solve_again(
     matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
 ) -> Spectrum:
     """Remember nothing."""
@@ -128,7 +128,7 @@ class Workspace:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What make makes, the first time that the key is asked for; afterwards the same."""
+        """Return what make makes, the first time that the key is asked for; afterwards the same."""
         if key not in self._made:
             self._made[key] = make()
         made: Made = self._made[key]
@@ -273,7 +273,7 @@ def scaled_blocks(
 
 @cache
 def mkl_is_at_home() -> bool:
-    """Whether torch's linear algebra is Intel's library on an Intel processor.
+    """Return whether torch's linear algebra is Intel's library on an Intel processor.
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
     eigenvalues of an 896-side Gram in 0.60 of the time. Products are NumPy's on any processor: on a
@@ -361,7 +361,7 @@ Read = Callable[[torch.dtype], Iterator[Tensor]]
 
 
 class Grams:
-    """Where Gram matrices and their eigenvalues are made: here, on the CPU."""
+    """Gram matrices and their eigenvalues on the CPU."""
 
     solver = "cpu"  # what the last bits depend on besides the CPU
 
@@ -422,7 +422,8 @@ def spectrum(
 
 
 def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
-    """How far the rounding of the Gram may move each of its eigenvalues, in units of the largest.
+    """Return how far the rounding of the Gram may move each of its eigenvalues, in units of the
+    largest.
 
     u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random
     spectra of seven shapes with both libraries: 0.1 to 0.9 of it, nearly all downwards.
@@ -432,7 +433,8 @@ def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
 
 
 def effective_rank_error(sigma: Floats, shift: float) -> float:
-    """How far the effective rank may be off, relatively, if every sigma² moves by shift sigma_1².
+    """Return how far the effective rank may be off, relatively, if every sigma² moves by shift
+    sigma_1².
 
     d ln(effective_rank) = -sum dp (ln p + H), with dp = p shift / (2 sigma²).
     """

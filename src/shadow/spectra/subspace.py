@@ -1,4 +1,4 @@
-"""How the leading singular subspaces of two matrices lie to each other, and a delta in them.
+"""Angles between the leading singular subspaces of two matrices, and of a delta with them.
 
 Of a base and its tuned side, vectors of the short side come with the spectra. Those of the long
 side are never whole in memory: block by block Y_b = W_bᵀ U_b / sigma and Y_t = W_tᵀ U_t / sigma
@@ -231,7 +231,7 @@ Pair = tuple[Matrix, Matrix]  # base, tuned
 
 @dataclass(frozen=True)
 class JointValues:
-    """Sums over the entries of a matrix, in units of weights² where nothing else is said."""
+    """Sums over the entries of a matrix, in units of weights² where nothing more is said."""
 
     inner: float  # <D1, D2>
     first: float  # ||D1||²

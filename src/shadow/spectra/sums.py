@@ -31,7 +31,7 @@ class Extent:
 
     @property
     def finite(self) -> bool:
-        """Whether all entries of both sides are finite."""
+        """Return whether all entries of both sides are finite."""
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
     @property

@@ -1,4 +1,4 @@
-"""Whether two MLPs have their hidden units in common: a test that is exact under permutation.
+"""Test of whether two MLPs share their hidden units: a test that is exact under permutation.
 
 A hidden unit is a row of the up-projection and of the gate, and a column of the down-projection.
 Training treats units alike, so of two models that were initialised apart, any order of the units of
@@ -37,7 +37,7 @@ class Units:
 
 @dataclass(frozen=True)
 class Relation:
-    """What units that were sampled say of a model and a candidate."""
+    """Figures of sampled units of a model and a candidate."""
 
     p: float | None
     """Of the match of units; None where they cannot be compared."""
@@ -150,8 +150,9 @@ def _scaled(cosines: Rows) -> Rows | None:
 
 
 def at_best(first: Rows, second: Rows) -> float:
-    """How well units match in any order: the median cosine of `second` where `first` is largest in
-    each row. Both are cosines of the same units, of two matrices, so that one checks the other.
+    """Return how well units match in any order: the median cosine of `second` where `first` is
+    largest in each row. Both are cosines of the same units, of two matrices, so that one checks the
+    other.
     """
     best = first.argmax(axis=1)
     return float(np.median(second[np.arange(len(best)), best]))

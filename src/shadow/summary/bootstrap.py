@@ -1,4 +1,4 @@
-"""What the layers of one report can say of a figure: intervals by a bootstrap over layers.
+"""Intervals of a figure over the layers of one report: intervals by a bootstrap over layers.
 
 Matrices of one layer are trained together, so layers (blocks) are drawn whole, with replacement,
 and each brings all its matrices; components keep their numbers of layers, and what lies outside the
@@ -12,7 +12,8 @@ few layers; docs/evidence.md holds the coverage of each. Even the whole range of
 median only with probability 1 - 2^(1-n), so few layers lower the level that an interval may claim.
 
 `scipy.stats.bootstrap` can draw layers too (of their indices), but has no expanded percentile,
-draws anew for every figure, and is a second's import; a test holds these intervals against its own.
+draws again for every figure, and is a second's import; a test holds these intervals against its
+own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Statistic = Callable[[Counts], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """How far a figure would move with other layers, or the reason why that cannot be said."""
+    """Interval of a figure over layers, or the reason why there is none."""
 
     bounds: tuple[float, float] | None  # (low, high), in the unit of the figure
     layers: int
@@ -61,7 +62,7 @@ class Blocks:
 
     @property
     def layers(self) -> int:
-        """How many layers there are, 0 or more."""
+        """Return how many layers there are, 0 or more."""
         return len(self.strata)
 
     @cached_property
@@ -71,8 +72,8 @@ class Blocks:
 
     @property
     def free(self) -> int:
-        """How many layers of a single component leave as much to chance: the only layer of one is
-        in every draw.
+        """Return how many layers of a single component leave as much to chance: the only layer of
+        one is in every draw.
         """
         return self.layers - max(0, len(self.sizes) - 1)
 
@@ -135,8 +136,8 @@ def cut(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
 
 @lru_cache(maxsize=16)
 def draws(sizes: tuple[int, ...]) -> Counts:
-    """Which layers each draw takes, (draws, sum of sizes): with replacement, within components of
-    these sizes.
+    """Return which layers each draw takes, (draws, sum of sizes): with replacement, within
+    components of these sizes.
 
     Every ordered draw where there are no more than DRAWS of them, otherwise DRAWS random ones of a
     fixed seed. The same for every figure over the same layers, so that figures can be compared draw
@@ -162,7 +163,9 @@ def draws(sizes: tuple[int, ...]) -> Counts:
 
 @lru_cache(maxsize=1024)
 def expanded_tail(layers: int) -> float:
-    """What is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded percentile."""
+    """Return what is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded
+    percentile.
+    """
     from scipy.special import ndtr, stdtrit
 
     t = stdtrit(layers - 1, (1.0 - LEVEL) / 2)

@@ -131,8 +131,8 @@ CHANGES = (
 
 
 def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
-    """What all rows show beyond doubt, None where nothing is known. lineage: the median cosine of
-    the two models.
+    """Return what all rows show beyond doubt, None where nothing is known. lineage: the median
+    cosine of the two models.
     """
     scaled, zeroed, few = _scaled(deltas), _zeroed(deltas), _few_entries(deltas)
     moved = _moved_layers(tensors)
@@ -151,7 +151,9 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
 
 
 def _are_rotated(deltas: Columns) -> Mask:
-    """Which matrices are far from the base's, or opposite to it, with the same singular values."""
+    """Return which matrices are far from the base's, or opposite to it, with the same singular
+    values.
+    """
     with np.errstate(all="ignore"):  # a forged report may hold infinities
         agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
         same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
@@ -162,8 +164,8 @@ def _are_rotated(deltas: Columns) -> Mask:
 def _rearranged(
     deltas: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
 ) -> Row | None:
-    """Where a comparison place by place shows no change: layers most matrices of which are those of
-    another layer of the base, and matrices that are not comparable entry by entry.
+    """Return where a comparison place by place shows no change: layers most matrices of which are
+    those of another layer of the base, and matrices that are not comparable entry by entry.
     """
     if not moved and not apart.any():
         return None
@@ -214,7 +216,7 @@ def _runs(moved: Mapping[Layer, int]) -> list[Row]:
 
 
 def _places(deltas: Columns, **more: float) -> Row:
-    """How many rows there are, and how many of each module, in which layers."""
+    """Return how many rows there are, and how many of each module, in which layers."""
     rows = []
     for (component, module), group in deltas.groups("component", "module"):
         layers = sorted({int(layer) for layer in group.inside["layer"]})

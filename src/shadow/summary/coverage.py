@@ -1,5 +1,5 @@
-"""What a comparison of matrices does not tell: what is identical, vectors that moved, a vocabulary
-of another size, files, and what could not be compared at all.
+"""Facts that a comparison of matrices leaves out: what is identical, vectors that moved, a
+vocabulary of another size, files, and what could not be compared at all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonf
 
 
 def vectors(tensors: Columns) -> Row:
-    """How many vectors were compared, and how far those moved that did.
+    """Return how many vectors were compared, and how far those moved that did.
 
     One that is 0 in the base has no relative norm, and its detail says where it moved.
     """
@@ -117,7 +117,7 @@ def broken(tensors: Columns) -> list[Row]:
 
 
 def uncompared(tensors: Columns) -> list[Row]:
-    """What has no partner, another shape or no finite numbers: whole layers, whole experts,
+    """Return what has no partner, another shape or no finite numbers: whole layers, whole experts,
     otherwise modules. A tensor whose partner cannot be read has one.
     """
     rows = tensors.where(are(tensors["status"], "skipped") & are(tensors["reason"], *UNCOMPARED))

@@ -1,7 +1,7 @@
 """Medians over the matrices inside layers, and of embeddings and head apart.
 
 An embedding has as many entries as many layers have and another spectrum: a median over all
-matrices, or a sum, tells of it and of them at once.
+matrices, or a sum, shows of it and of them at once.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def outside_layers(deltas: Columns) -> list[Row]:
 
 
 def coherence(deltas: Columns) -> list[Row]:
-    """How coherent each module inside layers is."""
+    """Return how coherent each module inside layers is."""
     return _by_module("coherence", deltas.inside)
 
 
@@ -127,17 +127,19 @@ def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     if metric != "equivalent_directions":
         return rows
     above = above_short_side(rows.__getitem__)
-    told = floats(rows["equivalent_directions"])
-    return rows.assign(equivalent_directions=np.where(above, np.inf, told))
+    recorded = floats(rows["equivalent_directions"])
+    return rows.assign(equivalent_directions=np.where(above, np.inf, recorded))
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def above_short_side(column: Column) -> NDArray[np.bool_]:
-    """Which rows have no equivalent_directions because they are less coherent than a change along
-    all directions of their short side alike; of others that have none it is unknown.
+    """Return which rows have no equivalent_directions because they are less coherent than a change
+    along all directions of their short side alike; of others that have none it is unknown.
     """
-    told, rows, cols = (floats(column(name)) for name in ("equivalent_directions", "rows", "cols"))
-    above: NDArray[np.bool_] = np.isnan(told) & (
+    recorded, rows, cols = (
+        floats(column(name)) for name in ("equivalent_directions", "rows", "cols")
+    )
+    above: NDArray[np.bool_] = np.isnan(recorded) & (
         _known_purity(column) * np.minimum(rows, cols) < 1.0
     )
     return above
@@ -163,19 +165,19 @@ def _coherent(rows: Columns) -> dict[str, float | int | None]:
     alone. What is above a short side may be below the values of larger matrices. The median is None
     where half of those that are known or more are above, or nothing is known of any.
     """
-    told, purity = rows["equivalent_directions"], _known_purity(rows.__getitem__)
+    recorded, purity = rows["equivalent_directions"], _known_purity(rows.__getitem__)
     above = above_short_side(rows.__getitem__)
-    values = np.where(above, np.where(purity > 0, 1.0 / purity, np.inf), told)
+    values = np.where(above, np.where(purity > 0, 1.0 / purity, np.inf), recorded)
     is_median_above = 2 * above.sum() >= np.count_nonzero(~np.isnan(values))
     return {
         "equivalent_directions": None if is_median_above else median(values),
         "above_short_side": int(above.sum()),
-        "coherent": int(np.count_nonzero(~np.isnan(told))),
+        "coherent": int(np.count_nonzero(~np.isnan(recorded))),
     }
 
 
 def _short_sides(rows: Columns) -> list[int]:
-    """How many directions each matrix has."""
+    """Return how many directions each matrix has."""
     sides = np.fmin(rows["rows"], rows["cols"])
     return [int(side) for side in sides[~np.isnan(sides)]]
 
@@ -201,9 +203,9 @@ def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64
 
     With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or
     less: rank_least is one more than the largest k of TOPS that do not, or rank_90, rank_95,
-    rank_99 where K is above that share.
-    rank_most is rest_rank where the rest is what rounding leaves, else numerical_rank. NaN where K
-    is unknown, below LEAST_KEPT or of another difference.
+    rank_99 where K is above that share. rank_most is rest_rank where the rest is what rounding
+    leaves, otherwise numerical_rank. NaN where K is unknown, below LEAST_KEPT or of another
+    difference.
     """
     kept, rows, cols = (floats(inside(name)) for name in ("kept", "rows", "cols"))
     kept = np.where(are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
@@ -226,8 +228,8 @@ def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 @np.errstate(all="ignore")
 def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
-    """Which deltas have rest_rank directions and beyond them what rounding leaves, or less. A few
-    changed entries have few directions whatever was trained.
+    """Return which deltas have rest_rank directions and beyond them what rounding leaves, or less.
+    A few changed entries have few directions whatever was trained.
     """
     kept = floats(inside("kept"))
     hidden = HIDDEN * kept / (1.0 - kept)  # of the rounding, if it is HIDDEN of the update
@@ -239,8 +241,8 @@ def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
 
 
 def _few(inside: Columns) -> dict[str, int]:
-    """How many matrices of each side went through 8 or 4 bits by their distinct values, of how many
-    whose rows are long enough.
+    """Return how many matrices of each side went through 8 or 4 bits by their distinct values, of
+    how many whose rows are long enough.
     """
     counts: dict[str, int] = {}
     for side in ("base", "tuned"):

@@ -183,7 +183,7 @@ class _Tally:
                 self.intervals[name] = interval_of_median(deltas[name], self.drawn)
 
     def add_depth(self, component: str | None) -> None:
-        """How evenly a component's update lies over its layers, and over attention and MLP."""
+        """Add how evenly a component's update lies over its layers, and over attention and MLP."""
         depth = _Tally(self.rows, component or "")
         deltas = self.rows.deltas.of(component)
         energies, kinds = depth.of(deltas).layers, (ATTENTION, MLP)
@@ -202,7 +202,7 @@ class _Tally:
         self.intervals |= depth.intervals
 
     def over_layers(self) -> dict[str, Any]:
-        """What a row says of its intervals."""
+        """Return what a row says of its intervals."""
         any_of_them = interval(lambda counts: np.zeros(len(counts)), self.drawn)
         return {
             "intervals": {name: of_figure.bounds for name, of_figure in self.intervals.items()},
@@ -241,7 +241,7 @@ def _unrounded(deltas: Columns) -> dict[str, float | None]:
 
 
 def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Which rows are of modules whose names start so."""
+    """Return which rows are of modules whose names start so."""
     return np.array([(name or "").startswith(kind) for name in deltas["module"]], dtype=np.bool_)
 
 
@@ -315,8 +315,8 @@ def _of_group(rows: Rows, group: Columns) -> _Tally:
 
 
 def _by_component(rows: Rows) -> list[Row]:
-    """What became of each component: how much of it is measured or identical, and the figures of
-    what is measured.
+    """Return what became of each component: how much of it is measured or identical, and the
+    figures of what is measured.
 
     energy is null where nothing of it was compared, 0 where all of it is identical.
     """

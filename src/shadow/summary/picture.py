@@ -37,11 +37,11 @@ class Picture:
 
     @cached_property
     def is_flat(self) -> bool:
-        """Whether all norms are the same, to a twentieth."""
+        """Return whether all norms are the same, to a twentieth."""
         return self.largest <= FLAT * self.least
 
     def level(self, value: float) -> float:
-        """Where a norm above 0 lies by its logarithm, 0 to 1; 1 if they are flat."""
+        """Return where a norm above 0 lies by its logarithm, 0 to 1; 1 if they are flat."""
         if self.is_flat:
             return 1.0
         return math.log(value / self.least) / math.log(self.largest / self.least)
@@ -78,7 +78,7 @@ def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
-    """Where a component, or its module, stands in names.yaml; unknown names come last."""
+    """Return where a component, or its module, stands in names.yaml; unknown names come last."""
     components, modules = _numbers()
     last = len(components) + len(modules)
     return components.get(component, last), modules.get(module, last), component, module

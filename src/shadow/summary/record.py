@@ -74,7 +74,7 @@ def row(place: str, /, *parts: Mapping[str, Any], **more: Any) -> Row:
 
 
 class PairRecord(Row):
-    """What was measured of one pair: the first keys of `summary.json`, in their order.
+    """Measurements of one pair: the first keys of `summary.json`, in their order.
 
     Figures are medians over all delta rows unless their name says otherwise; those of depth are of
     the main component, language where there is one.
@@ -84,7 +84,7 @@ class PairRecord(Row):
 
     @property
     def has_spectra(self) -> bool:
-        """Whether singular values were measured or estimated."""
+        """Return whether singular values were measured or estimated."""
         return bool(self.tier != "norms")
 
     @property
@@ -94,7 +94,7 @@ class PairRecord(Row):
 
     @property
     def has_components(self) -> bool:
-        """Whether there are several, so that a module needs the name of its own."""
+        """Return whether there are several, so that a module needs the name of its own."""
         return len({row.component for row in self.components}) > 1
 
 

@@ -1,5 +1,5 @@
-"""What decides whether figures can be those of a training: how far the two sides are one model, and
-how far what is stored is the change. The gates judge it.
+"""Conditions under which figures can be those of a training: how far the two sides are one model,
+and how far what is stored is the change. The gates judge it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _weights(tensors: Columns) -> Columns:
 
 
 def _identical(weights: Columns, apart: Sequence[str] = ()) -> int:
-    """How many matrices are identical on both sides, but for modules that are left apart."""
+    """Return how many matrices are identical on both sides, but for modules that are left apart."""
     same = weights.where(
         are(weights["status"], "identical") & ~are(weights["module"], *apart, "norm", "bias")
     )

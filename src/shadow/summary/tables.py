@@ -51,7 +51,7 @@ def floats(values: pd.Series | NDArray[Any]) -> Floats:
 
 
 def are(texts: pd.Series | NDArray[Any], *wanted: str) -> NDArray[np.bool_]:
-    """Which texts are one of these, however a column says that there is none."""
+    """Return which texts are one of these, however a column says that there is none."""
     return np.array([isinstance(text, str) and text in wanted for text in texts], dtype=np.bool_)
 
 
@@ -114,12 +114,12 @@ class Columns:
 
     @property
     def sizes(self) -> NDArray[np.object_]:
-        """How many entries each tensor has, as ints; of a forged shape no more than MOST."""
+        """Return how many entries each tensor has, as ints; of a forged shape no more than MOST."""
         return np.array([min(math.prod(shape), MOST) for shape in self["shape"]], dtype=object)
 
     @property
     def are_matrices(self) -> NDArray[np.bool_]:
-        """Which tensors have more than one dimension."""
+        """Return which tensors have more than one dimension."""
         return np.array([len(shape) > 1 for shape in self["shape"]], dtype=np.bool_)
 
     @property
@@ -196,7 +196,7 @@ class Rows:
 
 
 def needed(name: str, table: pa.Table) -> pa.Table:
-    """What a summary needs of the table of this name, or of some of its rows.
+    """Return what a summary needs of the table of this name, or of some of its rows.
 
     Of matrices: the deltas with the norm of their base in base_norm, and what has no base; all
     subjects of a matrix must be among the rows.

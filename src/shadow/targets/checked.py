@@ -1,7 +1,7 @@
 """A YAML file against a pydantic model: what is refused is one error with file, line, key and the
 nearest known word.
 
-YAML is mappings, lists and text here, nothing else: without numbers, tags and aliases there is
+YAML is mappings, lists and text here, nothing more: without numbers, tags and aliases there is
 nothing to misread, to run or to blow up. It is read from the parser's events, not from its nodes,
 so that nothing is built before it was found harmless.
 
@@ -46,7 +46,7 @@ WORDS = {  # by pydantic's name of a fault: what is wrong, and what to write
 
 
 class FaultError(ValueError):
-    """What a model refuses by a rule of its own. at: where, from the entry being checked."""
+    """Error of a model's own rule. at: where, from the entry being checked."""
 
     def __init__(self, message: str, hint: str | None = None, *at: str | int) -> None:
         super().__init__(message)
@@ -154,7 +154,7 @@ def form_of(
 def _fault(
     details: Mapping[str, Any], lines: Mapping[KeyPath, int]
 ) -> tuple[KeyPath, str, str | None]:
-    """Where one of pydantic's faults stands, what is wrong, and what to write."""
+    """Return where one of pydantic's faults stands, what is wrong, and what to write."""
     context: Mapping[str, Any] = details.get("ctx", {})
     own = context.get("error")
     steps = (*details["loc"], *own.at) if isinstance(own, FaultError) else details["loc"]

@@ -68,7 +68,7 @@ class Family:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What the file says of them, by tags and bases; language where it says nothing."""
+        """Return what the file says of them, by tags and bases; language where it says nothing."""
         said = {component for tag in self.tags for component in IMPLIED.get(tag, (tag,))}
         said |= {component for _, component, _ in self.references() if component}
         return tuple(filter(said.__contains__, name_rules().components)) or ("language",)
@@ -82,7 +82,9 @@ class Family:
         ]
 
     def holds(self, word: str) -> bool:
-        """Whether a word in small letters is in its name, a tag, a checkpoint's or component's."""
+        """Return whether a word in small letters is in its name, a tag, a checkpoint's or
+        component's.
+        """
         checkpoints = (one.repo for _, _, one in self.references())
         texts = (self.name, *self.tags, *self.components, *checkpoints)
         return any(word in text.casefold() for text in texts)
@@ -143,7 +145,7 @@ def _files(extra: Path | None) -> list[Path]:
 
 
 def is_glob(target: str) -> bool:
-    """Whether a target holds *, ? or [."""
+    """Return whether a target holds *, ? or [."""
     return any(char in target for char in "*?[")
 
 
@@ -203,7 +205,7 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     """The pairs that checkpoints name: BASE TUNED, or one `org/name` of the registry.
 
     One that is the tuned side of pairs of a family names these; one that is the base, all pairs
-    from it. Raises UsageError for anything else.
+    from it. Raises UsageError for anything more.
     """
     for other in targets:
         if not is_reference(other):
@@ -238,8 +240,8 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
 
 
 def _is(asked: Reference, known: Reference | ComponentBase) -> bool:
-    """Whether both name one checkpoint. The Hub takes names in any case; a revision has to be the
-    family's, if one is asked for.
+    """Return whether both name one checkpoint. The Hub takes names in any case; a revision has to
+    be the family's, if one is asked for.
     """
     if isinstance(known, ComponentBase) or known.is_folder:
         return False

@@ -1,4 +1,4 @@
-"""What each file that people write may hold, as pydantic models: families, lists and policies."""
+"""Contents of each file that people write, as pydantic models: families, lists and policies."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
 
 
 class TargetForm(Form):
-    """What to audit, by its name."""
+    """Target of an audit, by its name."""
 
     CALLED, TEXT = "an entry", "target"
     WRITTEN = (
@@ -256,7 +256,7 @@ Entry = Annotated[
 
 
 class ListForm(RootModel[Annotated[list[Entry], Field(max_length=MAX_ENTRIES)]]):
-    """What `shadow audit --list` audits, one after another."""
+    """Entries of `shadow audit --list`, in their order."""
 
 
 class RuleForm(Form):

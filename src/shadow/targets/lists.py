@@ -1,4 +1,4 @@
-"""What a list, a glob or a tag names -> the pairs to audit, and one job's share of them.
+"""A list, a glob or a tag -> the pairs to audit, and one job's share of them.
 
 Everything here happens before the first byte moves: a wrong name is a fault of the request, not of
 one pair.
@@ -43,7 +43,7 @@ YAML_ENTRY = (
 
 @dataclass(frozen=True)
 class ListedClaim:
-    """What should hold of each pair of an entry."""
+    """Claims that should hold of each pair of an entry."""
 
     text: str  # `trained --frozen embed`: see `shadow.checks.registry.pair_claim`
     file: str
@@ -72,7 +72,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for."""
+    """Selection of pairs."""
 
     pairs: tuple[Pair, ...]  # every pair once, in the order of the request
     own: tuple[Pair, ...]  # those of them that this shard is to audit
@@ -151,7 +151,9 @@ def _asked(entry: ListEntry | None = None) -> Iterator[None]:
 
 
 def shown(listed: str) -> str:
-    """What to call a list in a message: its file as it was given, or standard input for `-`."""
+    """Return what to call a list in a message: its file as it was given, or standard input for
+    `-`.
+    """
     return "standard input" if listed == "-" else listed
 
 

@@ -1,4 +1,4 @@
-"""What names one checkpoint: a folder or a repository of the Hub, or one for each component."""
+"""References to one checkpoint: a folder or a repository of the Hub, or one for each component."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ AnyReference = Reference | ComponentBase
 
 
 def is_reference(target: str) -> bool:
-    """Whether this is a checkpoint: a folder, or `org/name`. Names of families have no slash."""
+    """Return whether this is a checkpoint: a folder, or `org/name`. Names of families have no
+    slash.
+    """
     return "/" in target or target in (".", "..", "~")
 
 
@@ -95,7 +97,7 @@ def pair_name(text: str) -> tuple[str, str]:
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
-    """`./x`, `../x`, `/x` and `~/x` are folders (relative to folder, or to here), all else is
+    """`./x`, `../x`, `/x` and `~/x` are folders (relative to folder, or to here), all the rest is
     `org/name[@revision]`.
 
     So a folder planted in a checkout is never taken for a model of the same name on the Hub.
@@ -123,8 +125,8 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
 
 def typed_reference(text: str) -> Reference:
-    """What a person typed for a checkpoint. Raises UsageError, before any request, for `org/name`
-    where a checkpoint lies in a folder of that name.
+    """Return what a person typed for a checkpoint. Raises UsageError, before any request, for
+    `org/name` where a checkpoint lies in a folder of that name.
     """
     reference = parse_reference(text)
     files = "*.safetensors", "config.json", "*.bin"  # that only checkpoints have
@@ -155,7 +157,7 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """How to write a folder or a file of weights of this name, where there is one."""
+    """Return how to write a folder or a file of weights of this name, where there is one."""
     if not text:
         return None
     try:

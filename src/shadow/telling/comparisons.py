@@ -1,4 +1,4 @@
-"""What several reports show together, as documents: a comparison, scores, a lineage."""
+"""Several reports together, as documents: a comparison, scores, a lineage."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _figures_apart(contrast: Contrast) -> Table:
 
 
 def directions_text(joint: DeltaDirections) -> str:
-    """Where two deltas point, beside chance: two sentences."""
+    """Return where two deltas point, beside chance: two sentences."""
     if joint.cosine is None:
         return "Both models changed no matrix in common, so their deltas have no cosine."
     than = {1: "more than chance", -1: "less than chance", 0: "no more than chance"}

@@ -1,4 +1,4 @@
-"""What `explain` shows, as documents: columns, tables, words and topics."""
+"""Documents of `explain`: columns, tables, words and topics."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def word_document(word: str, explained: Head | None, column: Column | None) -> D
 
 
 def notation_document(columns: Sequence[Column]) -> Document | None:
-    """What the letters in these columns stand for; None where they have none."""
+    """Return what the letters in these columns stand for; None where they have none."""
     text = notation_of(columns)
     return Document([_quiet(text)]) if text else None
 
@@ -129,7 +129,7 @@ def table_document(table: Table) -> Document:
 
 
 def _meaning(table: Table, column: Column) -> Word:
-    """What a column is, its unit, when it is null, and whether a reader begins with it."""
+    """Return what a column is, its unit, when it is null, and whether a reader begins with it."""
     more = [f"in {column.unit}"] if column.unit else []
     if cases := null_cases(column):
         more.append(f"null: {', '.join(cases)}")
@@ -158,7 +158,9 @@ def other_words() -> Mapping[str, Head]:
 
 
 def _rate(check: Check) -> str | None:
-    """How often its answers were wrong; of none the exact bound of 95 %. None where unknown."""
+    """Return how often its answers were wrong; of none the exact bound of 95 %. None where
+    unknown.
+    """
     if (rate := check.error_rate) is None:
         return None
     bound = None if rate.wrong else 1 - 0.05 ** (1 / rate.of)

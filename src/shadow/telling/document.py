@@ -1,4 +1,4 @@
-"""What is shown: a document is a title and blocks of few kinds, whatever it is about.
+"""Documents: a document is a title and blocks of few kinds, whatever it is about.
 
 A report, a comparison, a lineage, a list, a plan and verdicts become documents once; `outputs`
 draws any document on a terminal, a page, in a notebook, as Markdown or for CI, and knows nothing
@@ -50,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Section(Block):
-    """What the blocks up to the next section are about; a document begins with its own."""
+    """Title of the blocks up to the next section; a document begins with its own."""
 
     title: str
     name: str = ""
@@ -119,7 +119,7 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Field(Column):
-    """A column that tells what of a row stands in it."""
+    """A column that shows what of a row stands in it."""
 
     of: str | Callable[..., Any] = ""
     """An attribute of the row, or what makes the cell of it."""
@@ -154,7 +154,7 @@ def table_of(
 
 @dataclass(frozen=True)
 class Picture(Block):
-    """How far each module of one component moved, by layer."""
+    """Relative norm of each module of one component, by layer."""
 
     rows: Sequence[Row]
     name: str = ""
@@ -163,7 +163,7 @@ class Picture(Block):
 
 @dataclass(frozen=True)
 class Note(Block):
-    """What makes figures doubtful, or was not measured."""
+    """Note on doubtful or unmeasured figures."""
 
     text: str
     word: Literal["fault", "warning", "note"] = "note"
@@ -171,18 +171,18 @@ class Note(Block):
 
 @dataclass(frozen=True)
 class Provenance(Block):
-    """Where it comes from and where the rest is: (name, text)."""
+    """Origin, and where to find the rest: (name, text)."""
 
     rows: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Document:
-    """What is shown of one thing."""
+    """A sequence of blocks about one subject."""
 
     blocks: Sequence[Block]
 
     def shown(self, *, full: bool = False) -> Document:
-        """What is shown of it, where everything is asked for or not."""
+        """Return what is shown of it, where everything is asked for or not."""
         shown = ("always", "full" if full else "brief")
         return Document([block for block in self.blocks if block.when in shown])

@@ -47,7 +47,9 @@ def _relation(pair: Pair) -> str:
 
 
 def family_document(family: Family) -> Document:
-    """One family: where its stages are, its pairs with their relations, what else its file says."""
+    """One family: where its stages are, its pairs with their relations, what other change its file
+    says.
+    """
     fields = [
         named("stage", lambda row: row[0]),
         worded("component", lambda row: row[1] or "all"),

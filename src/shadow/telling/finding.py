@@ -54,7 +54,7 @@ from shadow.telling.structure import (
     storage,
     structure,
 )
-from shadow.telling.wording import Told, tell
+from shadow.telling.wording import Recorded, tell
 from shadow.text import several
 
 NOT_SHOWN = (
@@ -171,9 +171,9 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
 
 
 def _tier(summary: Summary) -> list[Sentence]:
-    """What was left out of the measurement, or estimated."""
+    """Return what was left out of the measurement, or estimated."""
     texts = [WORDS.get(summary.tier, ""), WORDS["estimated"] if summary.estimated else ""]
-    return [Told(summary).sentence("level", *texts)] if any(texts) else []
+    return [Recorded(summary).sentence("level", *texts)] if any(texts) else []
 
 
 def _files(summary: Summary) -> list[Sentence]:
@@ -181,8 +181,10 @@ def _files(summary: Summary) -> list[Sentence]:
     rows = [] if summary.files is None else summary.files.rows
     clauses = []
     for state in ("changed", "added", "removed"):
-        told = [row for row in rows if row.state == state and not row.path.endswith(OF_ADAPTERS)]
-        words = list(dict.fromkeys(word for row in told for word in row.differs))
+        recorded = [
+            row for row in rows if row.state == state and not row.path.endswith(OF_ADAPTERS)
+        ]
+        words = list(dict.fromkeys(word for row in recorded for word in row.differs))
         words.sort(key=lambda word: FIRST.index(word) if word in FIRST else len(FIRST))
         if words:
             clauses.append(f"{state} {several(words, NAMED)}")
@@ -200,11 +202,11 @@ def headline(
 
     What the tuned model lacks comes first.
     """
-    told, codes = Told(summary), {sentence.code for sentence in sentences}
-    text = _of_change(told, codes, filtered, are_siblings)
+    recorded, codes = Recorded(summary), {sentence.code for sentence in sentences}
+    text = _of_change(recorded, codes, filtered, are_siblings)
     if summary.idle_updates:
         words = "The adapter does nothing in {count:count module|modules}, where its update is 0."
-        return f"{told.fill(words, count=summary.idle_updates)} {text}"
+        return f"{recorded.fill(words, count=summary.idle_updates)} {text}"
     hides = codes & ALONE.keys() & {"nothing_compared", "unrelated"}
     lacking = [one for one in summary.uncompared if one.reason == "only_in_base"]
     if hides or summary.broken or is_rearranged(summary) or not lacking:
@@ -212,8 +214,10 @@ def headline(
     return f"Missing: {places_in(summary, lacking)}. {text}"
 
 
-def _of_change(told: Told, codes: Collection[str], filtered: bool, are_siblings: bool) -> str:
-    summary = told.summary
+def _of_change(
+    recorded: Recorded, codes: Collection[str], filtered: bool, are_siblings: bool
+) -> str:
+    summary = recorded.summary
     if summary.broken:
         row = summary.broken[0]
         side = "the tuned model" if row.side == "tuned" else "the base"
@@ -221,12 +225,12 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool, are_siblings:
     refined = _refined(summary, codes, filtered)
     for code, text in ALONE.items():
         if code in refined:
-            return told.fill(text)
+            return recorded.fill(text)
     kind = next((text for code, text in KINDS.items() if code in refined), "")
     inside, number = summary.inside_layers, ""
     if "along" in refined:
-        number = told.fill(f"{{{DIRECTIONS}:about}}")
-    text = told.fill(
+        number = recorded.fill(f"{{{DIRECTIONS}:about}}")
+    text = recorded.fill(
         kind,
         rank=summary.figures.rank_ceiling or inside.rank_most,
         about="about " if summary.estimated else "",
@@ -235,12 +239,14 @@ def _of_change(told: Told, codes: Collection[str], filtered: bool, are_siblings:
         # 61 of 32 to 64 says nothing
         side=inside.short_side_most if inside.short_side_least == inside.short_side_most else None,
     )
-    text = ", ".join(filter(None, [_size(told, are_siblings), text, _place(told, filtered)]))
+    text = ", ".join(
+        filter(None, [_size(recorded, are_siblings), text, _place(recorded, filtered)])
+    )
     return f"{text}." if summary.has_spectra else f"{text}; no spectra were measured."
 
 
 def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set[str]:
-    """The codes of the sentences, and what else ALONE and KINDS tell apart."""
+    """The codes of the sentences, and what ALONE and KINDS distinguish."""
     inside = summary.inside_layers
     is_along = knows_coherence(summary) and None not in (
         inside.equivalent_directions,
@@ -266,20 +272,20 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
     return refined
 
 
-def _size(told: Told, are_siblings: bool) -> str:
-    summary, norm = told.summary, None
+def _size(recorded: Recorded, are_siblings: bool) -> str:
+    summary, norm = recorded.summary, None
     if has_other_norm_unrounded(summary) and not are_siblings:
-        norm = told.fill(f"{{{UNROUNDED}:share}}")
+        norm = recorded.fill(f"{{{UNROUNDED}:share}}")
     elif summary.figures.relative_norm_overall is not None:
         stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
-        norm = told.fill("{figures.relative_norm_overall:share}") + stored
+        norm = recorded.fill("{figures.relative_norm_overall:share}") + stored
     code = "part" if has_frozen(summary) else "whole"
-    return told.fill(SIZES["siblings" if are_siblings else code], norm=norm)
+    return recorded.fill(SIZES["siblings" if are_siblings else code], norm=norm)
 
 
-def _place(told: Told, filtered: bool) -> str:
+def _place(recorded: Recorded, filtered: bool) -> str:
     """The parts that hold most of it, if they are few."""
-    summary = told.summary
+    summary = recorded.summary
     parts = parts_by_energy(summary)
     named = leading(parts)
     is_all = len(named) == len(parts)
@@ -288,4 +294,4 @@ def _place(told: Told, filtered: bool) -> str:
     if not 0 < len(named) <= AT_MOST or (is_all and is_all_asked_for(summary, filtered)):
         return ""
     names, much = [part.name for part in named], "all" if is_all else "most"
-    return told.fill("{much} of it in {names:and}", much=much, names=names)
+    return recorded.fill("{much} of it in {names:and}", much=much, names=names)

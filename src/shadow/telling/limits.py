@@ -1,4 +1,4 @@
-"""What comes before any figure: that these are not base and tuned, that not all was compared, or
+"""Sentences before any figure: that these are not base and tuned, that not all was compared, or
 that a change was recognised that no training makes.
 """
 
@@ -13,7 +13,7 @@ from shadow.checks.summary import Sentence
 from shadow.summary.changes import CHANGES
 from shadow.summary.record import PairRecord, Row
 from shadow.telling.wording import (
-    Told,
+    Recorded,
     and_others,
     component_name,
     module_name,
@@ -61,7 +61,9 @@ LEFT_OUT = {
 
 
 def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
-    """What comes before any figure: that these are not base and tuned, or not all of them."""
+    """Return what comes before any figure: that these are not base and tuned, or not all of
+    them.
+    """
     changed, lineage, paired, formats = (
         gates[name] for name in ("changed", "lineage", "paired", "formats")
     )
@@ -99,7 +101,9 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
 
 
 def comes_first(gates: Mapping[str, Gate]) -> bool:
-    """Whether what was not compared matters so much that it comes before the size of the change."""
+    """Return whether what was not compared matters so much that it comes before the size of the
+    change.
+    """
     return not gates["changed"].passed or not gates["paired"].passed
 
 
@@ -109,7 +113,7 @@ def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
 
 
 def _broken(summary: PairRecord, row: Row) -> Sentence:
-    """Which tensors are broken, of which side and how, and whether that leaves them out."""
+    """Return which tensors are broken, of which side and how, and whether that leaves them out."""
     side = "tuned model" if row.side == "tuned" else row.side
     words = WORDS["broken_and_left_out" if row.code == "nonfinite" else "broken"]
     text = broken_text(summary, row)
@@ -120,7 +124,7 @@ def broken_text(summary: PairRecord, row: Row) -> str:
     """`model.norm.weight and 2 more tensors are all zero`."""
     words = "{first}[ and {more:count more tensor|more tensors}] " + DAMAGE[row.code]
     more = row.count - 1 or None
-    return Told(summary).fill(words, first=row.tensors[0], more=more, count=row.count)
+    return Recorded(summary).fill(words, first=row.tensors[0], more=more, count=row.count)
 
 
 def places_in(summary: PairRecord, rows: Sequence[Row]) -> str:
@@ -137,24 +141,24 @@ def _vocabulary(summary: PairRecord) -> list[Sentence]:
         groups[row.base_rows, row.tuned_rows].append(row)
     sentences = []
     for first, *others in groups.values():
-        told, at = Told(summary), f"vocabulary.{first.component}.{first.module}"
+        recorded, at = Recorded(summary), f"vocabulary.{first.component}.{first.module}"
         names = [module_name(row.module) for row in (first, *others)]
         how, by = "grew by" if first.added > 0 else "lost", abs(first.added)
-        told.fill("{added:count}", first, at)
-        text = told.fill(WORDS["vocabulary"], first, at, how=how, by=by, names=names)
-        sentences.append(told.sentence("left_out", text))
+        recorded.fill("{added:count}", first, at)
+        text = recorded.fill(WORDS["vocabulary"], first, at, how=how, by=by, names=names)
+        sentences.append(recorded.sentence("left_out", text))
     return sentences
 
 
 def _left_out(summary: PairRecord) -> list[Sentence]:
-    """What has no partner, or another shape."""
-    told, found, texts = Told(summary), summary.recognised.rearranged, []
+    """Return what has no partner, or another shape."""
+    recorded, found, texts = Recorded(summary), summary.recognised.rearranged, []
     have_moved = found is not None and found.moved is not None  # such layers may be there
     for reason, words in LEFT_OUT.items():
         rows = [row for row in summary.uncompared if row.reason == reason]
         if some := [row for row in rows if row.module is not None or not have_moved]:
-            texts.append(told.fill(words, names=places_in(summary, some)))
-    return [told.sentence("left_out", f"Not compared: {'; '.join(texts)}.")] if texts else []
+            texts.append(recorded.fill(words, names=places_in(summary, some)))
+    return [recorded.sentence("left_out", f"Not compared: {'; '.join(texts)}.")] if texts else []
 
 
 def _moved(summary: PairRecord, code: str, what: str) -> Sentence:
@@ -181,18 +185,18 @@ def _identical(summary: PairRecord, what: str) -> Sentence:
     """`30 weight tensors and 9 biases and norms are identical`: those of one side, as the other has
     the same once more; by component where there are several.
     """
-    told, vectors = Told(summary), summary.vectors
+    recorded, vectors = Recorded(summary), summary.vectors
     rows = [row for row in summary.components if row.identical]
     count, names = sum(row.identical for row in rows), []
     for row in rows:
         component = component_name(row.component) if len(rows) > 1 else None
         at = f"components.{row.component}"
-        names.append(told.fill(WORDS["tensors"], row, at, component=component))
+        names.append(recorded.fill(WORDS["tensors"], row, at, component=component))
     if vectors.compared and not vectors.changed:
-        names.append(told.fill(WORDS["vectors_alike"]))
+        names.append(recorded.fill(WORDS["vectors_alike"]))
         count += vectors.compared
-    text = told.fill(WORDS["identical"], what=what, names=names or None, count=count)
-    return told.sentence("identical", text)
+    text = recorded.fill(WORDS["identical"], what=what, names=names or None, count=count)
+    return recorded.sentence("identical", text)
 
 
 def known_changes(summary: PairRecord) -> list[Sentence]:

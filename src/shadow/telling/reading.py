@@ -12,7 +12,7 @@ very tables, and that nobody has changed it:
 - a sha256 of the summary, and of what the report says that it is of.
 
 In every other case the summary is made again from the tables. This is a seal and no signature: who
-writes all files anew can say in them what he likes, as he can in the tables themselves. What a
+writes all files again can say in them what he likes, as he can in the tables themselves. What a
 summary holds is therefore checked as that of any file is.
 """
 
@@ -81,20 +81,20 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
 
 
 def finish(
-    staged: Staged, files: Mapping[str, TableFile], told: ReportMetadata, run: RunMetadata
+    staged: Staged, files: Mapping[str, TableFile], recorded: ReportMetadata, run: RunMetadata
 ) -> tuple[Summary, ReportMetadata]:
     """Make a report of the tables that were measured, which are closed: their summary, and the
-    metadata of each file. told: what Identity has, with the content of both sides.
+    metadata of each file. known: what Identity has, with the content of both sides.
     """
     tables = {}
     for name in SUMMARISED:
         file = pq.ParquetFile(files[name].path)  # a group at a time: a large model's fill memory
         groups = (file.read_row_group(number) for number in range(file.num_row_groups))
         tables[name] = pa.concat_tables(needed(name, group) for group in groups)
-    summary = summarise(tables, told)
+    summary = summarise(tables, recorded)
     as_json = summary.as_json()
-    sealed = seal(as_json, {name: file.path for name, file in files.items()}, told)
-    metadata: ReportMetadata = {**told, **run, "gates": as_json["gates"], "seal": sealed}
+    sealed = seal(as_json, {name: file.path for name, file in files.items()}, recorded)
+    metadata: ReportMetadata = {**recorded, **run, "gates": as_json["gates"], "seal": sealed}
     for name in TABLES_OF_A_PAIR:
         if name in files:
             files[name].finish(metadata)
@@ -154,7 +154,7 @@ class AuditReports(tuple[AuditReport, ...]):
 def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
     """The summary of a finished report, and the report's provenance. Raises as AuditReport does."""
     report = AuditReport(folder)
-    return report.summary, report.provenance.told
+    return report.summary, report.provenance.recorded
 
 
 def made_again(report: Report) -> Summary:
@@ -162,7 +162,7 @@ def made_again(report: Report) -> Summary:
     tables = {name: report.table(name) for name in SUMMARISED}
     if not len(tables["tensors"]):
         raise ShadowError(f"{report.folder}: a report without a tensor", "run the audit again")
-    summary = summarise(tables, report.provenance.told)
+    summary = summarise(tables, report.provenance.recorded)
     if not report.absent:
         return summary
     return summary.with_warning("older_report", absent_note(report.absent))
@@ -199,7 +199,7 @@ def believed(report: Report) -> dict[str, Any] | None:
     What the values are is not checked: see `read_as`. Raises ShadowError where there is no finished
     report.
     """
-    metadata: Mapping[str, Any] = report.provenance.told
+    metadata: Mapping[str, Any] = report.provenance.recorded
     try:
         sealed = metadata[SEAL]
         if sealed["made_by"] != maker():

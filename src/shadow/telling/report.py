@@ -51,9 +51,9 @@ FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name
 def report_document(
     summary: Summary, provenance: ReportMetadata, folder: Path | str | None = None
 ) -> Document:
-    """What is told of one pair.
+    """Return what is reported of one pair.
 
-    folder: where the report lies. None: what is told is read elsewhere, as in a model card: it
+    folder: where the report lies. None: what is reported is read elsewhere, as in a model card: it
     names no folder of this machine, and has sentences, modules and other explanations whatever
     is asked for.
     """
@@ -140,7 +140,7 @@ def _gates(summary: Summary) -> Table:
 
 
 def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
-    """What else may have left these figures, and why it did not, or may."""
+    """Return what other change may have left these figures, and why it did not, or may."""
     answers = []
     for one in explanations:
         answer = Word(one.answer.replace("_", " "), "warning" if one.answer == "fits" else "")
@@ -259,7 +259,7 @@ def where_more(folder: Path | str) -> str:
 def _origin(
     summary: Summary, provenance: ReportMetadata, folder: Path | str | None
 ) -> list[tuple[str, str]]:
-    """How it was measured, and what is not shown."""
+    """Return how it was measured, and what is not shown."""
     settings = provenance["settings"]
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
     how.append(f"level {settings['method']['level']}")

@@ -1,4 +1,4 @@
-"""What the screen of a pair has beside headline and picture: figures, and the answers that matter.
+"""Contents of a pair's screen beside headline and picture: figures, and the answers that matter.
 Pure.
 
 `--full` and the page have every figure with its interval. An answer matters where a gate failed,
@@ -18,7 +18,7 @@ from shadow.reasons import STRICT, meaning
 from shadow.telling.document import FigureRow, Word
 from shadow.telling.limits import DAMAGE
 from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
-from shadow.telling.wording import Told
+from shadow.telling.wording import Recorded
 from shadow.text import and_list, counted
 
 CONCENTRATION = "0 is noise, 1 is a single direction"
@@ -41,7 +41,8 @@ EXPLAINED_BY: Mapping[str, Sequence[str]] = {
 
 
 def figure_rows(summary: Summary, *, full: bool = False) -> list[FigureRow]:
-    """How far the weights moved, how concentrated the change is, what storage left unchanged.
+    """Return how far the weights moved, how concentrated the change is, what storage left
+    unchanged.
 
     full: with intervals, where a table has the norms outside the layers.
     """
@@ -70,14 +71,14 @@ def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Q
 
 def _outside(summary: Summary) -> str:
     """` (embed 3.4 %, head 18 %)`: what the picture of the layers does not show."""
-    told = [
+    recorded = [
         f"{row.module} {text_of(row.relative_norm, 'share')}"
         for row in summary.modules
         if row.relative_norm is not None
         and row.component in (summary.main_component, "projector")
         and is_outside(row.module)
     ]
-    return f" ({', '.join(told[:MOST_OUTSIDE])})" if told else ""
+    return f" ({', '.join(recorded[:MOST_OUTSIDE])})" if recorded else ""
 
 
 def answer_rows(summary: Summary) -> list[FigureRow]:
@@ -86,12 +87,12 @@ def answer_rows(summary: Summary) -> list[FigureRow]:
     """
     failed = [FigureRow(gate.name, FAILED, gate.reason) for gate in faults(summary)]
     rows = [*failed, *_of_sentences(summary)]
-    frozen = unchanged_parts(Told(summary))
+    frozen = unchanged_parts(Recorded(summary))
     if frozen and summary.figures.matrices:
         rows.append(FigureRow("frozen", FOUND, and_list(frozen)))
     rows += [FigureRow("no base", NOTED, text) for text in without_base(summary)]
     for row in summary.skipped:
-        if row.reason in STRICT and not _is_told(summary, row.reason):
+        if row.reason in STRICT and not _is_recorded(summary, row.reason):
             tensors = counted(row.tensors, "tensor", "tensors")
             example = f", such as {row.examples[0]}" if row.examples else ""
             text = f"{tensors}: {meaning(row.reason)}{example}"
@@ -127,8 +128,10 @@ def _of_sentences(summary: Summary) -> Iterator[FigureRow]:
             yield FigureRow(known.title if known else code.replace("_", " "), NOTICED[code], text)
 
 
-def _is_told(summary: Summary, reason: str) -> bool:
-    """Whether a sentence says of tensors that were skipped for this reason all that there is."""
+def _is_recorded(summary: Summary, reason: str) -> bool:
+    """Return whether a sentence says of tensors that were skipped for this reason all that there
+    is.
+    """
     codes = {sentence.code for sentence in summary.finding.sentences}
     if reason == "nonfinite":
         return "nonfinite" in codes
@@ -136,8 +139,8 @@ def _is_told(summary: Summary, reason: str) -> bool:
 
 
 def standing(summary: Summary) -> str | None:
-    """What there is to say of a pair in a table of pairs: gates that failed, what was found; None
-    where nothing is.
+    """Return what there is to say of a pair in a table of pairs: gates that failed, what was found;
+    None where nothing is.
     """
     rows = answer_rows(summary)
     if failed := [row.name for row in rows if row.value == FAILED]:
@@ -149,7 +152,7 @@ def standing(summary: Summary) -> str | None:
 
 
 def all_figures(summary: Summary) -> list[FigureRow]:
-    """What changed, how much and how concentrated, each with its interval."""
+    """Return what changed, how much and how concentrated, each with its interval."""
     figures, count = summary.figures, len(summary.gates)
     of = f"{portion_of(figures.parameters_measured, figures.parameters)} of the parameters"
     if summary.counts["identical"]:
@@ -174,7 +177,7 @@ def all_figures(summary: Summary) -> list[FigureRow]:
 
 
 def _spread(summary: Summary) -> str:
-    """What the bounds in brackets are."""
+    """Return what the bounds in brackets are."""
     if summary.no_interval:
         return f"none over layers: {summary.no_interval}"
     level = 100 * (summary.interval_level or 0)

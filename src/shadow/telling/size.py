@@ -1,4 +1,4 @@
-"""How large the change is, and where it lies: modules, layers, what is unchanged."""
+"""Size and place of the change: modules, layers, what is unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shadow.checks.summary import Sentence
 from shadow.summary.record import PairRecord, Row
 from shadow.telling.wording import (
     NAMED,
-    Told,
+    Recorded,
     capital,
     component_name,
     layers_of,
@@ -56,38 +56,38 @@ def size_and_place(
     summary: PairRecord, apart: bool, alike: bool = True, filtered: bool = False
 ) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
-    told = Told(summary)
-    norm = _norm(told, apart)
+    recorded = Recorded(summary)
+    norm = _norm(recorded, apart)
     if not alike:
-        return told.sentence("size", f"{norm}.")
-    place, more = _modules(told, filtered)
-    parts = unchanged_parts(told)
-    return told.sentence(
+        return recorded.sentence("size", f"{norm}.")
+    place, more = _modules(recorded, filtered)
+    parts = unchanged_parts(recorded)
+    return recorded.sentence(
         "size",
         f"{norm}, {place}." if place else f"{norm}.",
         more,
-        _depth(told),
-        told.fill(WORDS["unchanged"], parts=parts) if parts else "",
+        _depth(recorded),
+        recorded.fill(WORDS["unchanged"], parts=parts) if parts else "",
         *(f"{text}." for text in without_base(summary)),
     )
 
 
-def _norm(told: Told, apart: bool) -> str:
-    summary, figures = told.summary, told.summary.figures
+def _norm(recorded: Recorded, apart: bool) -> str:
+    summary, figures = recorded.summary, recorded.summary.figures
     code = "as_stored" if is_as_stored(summary) else "size"
     before = known = ""
     if figures.relative_norm_overall is None:
         code = "unknown"
     elif has_other_norm_unrounded(summary) and not apart:
-        code, before = "before", told.fill(f"{{{UNROUNDED}:share}}")
+        code, before = "before", recorded.fill(f"{{{UNROUNDED}:share}}")
         if (figures.unrounded_share or 1.0) < NEARLY_KNOWN:
-            known = told.fill(WORDS["known"])
+            known = recorded.fill(WORDS["known"])
     what = "difference" if apart else "change"
-    return told.fill(WORDS[code], what=what, of=of_what(summary), before=before, known=known)
+    return recorded.fill(WORDS[code], what=what, of=of_what(summary), before=before, known=known)
 
 
 def is_as_stored(summary: PairRecord) -> bool:
-    """Whether what rounding took, or added, is unknown and may matter."""
+    """Return whether what rounding took, or added, is unknown and may matter."""
     figures, kept = summary.figures, summary.inside_layers.kept
     near = figures.floor_ratio is not None and figures.floor_ratio < CLEAR
     near = near or (kept is not None and kept < MOSTLY_KEPT)
@@ -97,20 +97,20 @@ def is_as_stored(summary: PairRecord) -> bool:
 
 
 def of_what(summary: PairRecord) -> str:
-    """What the overall relative norm is relative to, in words."""
+    """Return what the overall relative norm is relative to, in words."""
     if has_frozen(summary):
         return "of the norm of the weights that changed"
     return "of the base matrices' norm"
 
 
 def has_frozen(summary: PairRecord) -> bool:
-    """Whether so much is unchanged that a norm of what changed is not one of the model."""
+    """Return whether so much is unchanged that a norm of what changed is not one of the model."""
     figures = summary.figures
     return bool(figures.parameters_identical > 0.01 * (figures.parameters or 1))
 
 
 def is_mostly_frozen(summary: PairRecord) -> bool:
-    """Whether half of the parameters or more are the same on both sides."""
+    """Return whether half of the parameters or more are the same on both sides."""
     figures = summary.figures
     return bool(2 * figures.parameters_identical >= (figures.parameters or 1))
 
@@ -129,14 +129,16 @@ class Part:
 
     @property
     def holds_more(self) -> bool:
-        """Whether it is outside the layers, with clearly more than its share."""
+        """Return whether it is outside the layers, with clearly more than its share."""
         if not self.outside or self.parameter_share is None:
             return False
         return self.energy_share >= max(MORE * self.parameter_share, WORTH_NAMING)
 
     @property
     def in_proportion(self) -> bool:
-        """Whether it has about its share of the energy, or little of energy and parameters."""
+        """Return whether it has about its share of the energy, or little of energy and
+        parameters.
+        """
         if self.parameter_share is None:
             return False
         few, many = sorted((self.energy_share, self.parameter_share))
@@ -162,7 +164,9 @@ def parts_by_energy(summary: PairRecord) -> list[Part]:
 
 
 def are_in_proportion(summary: PairRecord, parts: Sequence[Part]) -> bool:
-    """Whether every part has its share; no, where little changed, as that has no proportion."""
+    """Return whether every part has its share; no, where little changed, as that has no
+    proportion.
+    """
     return not is_mostly_frozen(summary) and all(part.in_proportion for part in parts)
 
 
@@ -185,20 +189,22 @@ def main_component(summary: PairRecord) -> str | None:
 
 
 def is_outside(module: str) -> bool:
-    """Whether a module lies outside the layers."""
+    """Return whether a module lies outside the layers."""
     return module.partition(".")[0] in OUTSIDE
 
 
 def is_all_asked_for(summary: PairRecord, filtered: bool) -> bool:
-    """Whether a filter chose modules that all changed: where all of it lies is then no finding."""
+    """Return whether a filter chose modules that all changed: where all of it lies is then no
+    finding.
+    """
     return filtered and not has_frozen(summary)
 
 
-def _modules(told: Told, filtered: bool) -> tuple[str, str]:
+def _modules(recorded: Recorded, filtered: bool) -> tuple[str, str]:
     """The parts of most energy as the end of a sentence; and a sentence of those outside layers of
     more than their share.
     """
-    summary = told.summary
+    summary = recorded.summary
     parts = parts_by_energy(summary)
     if not parts or (len(parts) == 1 and is_all_asked_for(summary, filtered)):
         return "", ""
@@ -206,7 +212,7 @@ def _modules(told: Told, filtered: bool) -> tuple[str, str]:
         return f"all of it in {parts[0].name}", ""
     if are_in_proportion(summary, parts):
         which = " that changed" if has_frozen(summary) else ""
-        return told.fill(WORDS["proportion"], parts[0], parts[0].place, which=which), ""
+        return recorded.fill(WORDS["proportion"], parts[0], parts[0].place, which=which), ""
     named = leading(parts)
     is_all = is_mostly_frozen(summary) and len(named) == len(parts)
     is_most = sum(part.energy_share for part in named) >= MOST
@@ -215,26 +221,28 @@ def _modules(told: Told, filtered: bool) -> tuple[str, str]:
     for part in named:
         is_sized = part.holds_more or (part is named[0] and not is_all)
         code = "part_sized" if is_sized else "part"
-        names.append(told.fill(WORDS[code], part, part.place, name=part.name))
+        names.append(recorded.fill(WORDS[code], part, part.place, name=part.name))
     rest = []
     for part in parts:
         if part.holds_more and part not in named:
             holds = "hold" if part.name.endswith("embeddings") else "holds"
-            rest.append(told.fill(WORDS["holds"], part, part.place, name=part.name, holds=holds))
-    first = told.fill("{much} in {names:and}", much=much, names=names)
-    return first, capital(told.fill("{rest:and}.", rest=rest)) if rest else ""
+            rest.append(
+                recorded.fill(WORDS["holds"], part, part.place, name=part.name, holds=holds)
+            )
+    first = recorded.fill("{much} in {names:and}", much=much, names=names)
+    return first, capital(recorded.fill("{rest:and}.", rest=rest)) if rest else ""
 
 
-def _depth(told: Told) -> str:
+def _depth(recorded: Recorded) -> str:
     """The only layers that changed, or the quarter of them that holds most, if it holds more."""
-    summary, main = told.summary, main_component(told.summary)
+    summary, main = recorded.summary, main_component(recorded.summary)
     if main is None or main == "other":  # numbers in unknown names need not be those of blocks
         return ""
     where = "the layers" if main == "language" else component_name(main)
     layers = [row for row in summary.depth if row.component == main]
     changed = [row.layer for row in layers if row.matrices and row.energy_share is not None]
     if 0 < len(changed) <= NAMED and len(changed) < len(layers):
-        return told.fill(WORDS["few_layers"], where=where, layers=layers_text(changed))
+        return recorded.fill(WORDS["few_layers"], where=where, layers=layers_text(changed))
     rows = [row for row in summary.quarters if row.component == main]
     if not rows:
         return ""
@@ -243,18 +251,18 @@ def _depth(told: Told) -> str:
         return ""
     span = range(most.first_layer, most.last_layer + 1)
     at, named = f"quarters.{main}.{most.quarter}", layers_text(span)
-    return told.fill(WORDS["quarter"], most, at, where=where, layers=named, count=len(span))
+    return recorded.fill(WORDS["quarter"], most, at, where=where, layers=named, count=len(span))
 
 
 def without_base(summary: PairRecord) -> list[str]:
-    """What has no base, a text for each component."""
+    """Return what has no base, a text for each component."""
     names = [capital(component_name(row.component)) for row in summary.without_base]
     return [f"{name} has no base, so its change is unknown" for name in names]
 
 
-def unchanged_parts(told: Told) -> list[str]:
-    """What is frozen, by name: whole components, then modules, then layers."""
-    summary, several = told.summary, told.summary.has_components
+def unchanged_parts(recorded: Recorded) -> list[str]:
+    """Return what is frozen, by name: whole components, then modules, then layers."""
+    summary, several = recorded.summary, recorded.summary.has_components
     moved = summary.vectors.moved
     whole = [
         row.component

@@ -1,4 +1,4 @@
-"""What the change is made of, and what storage left of it."""
+"""Structure of the change, and the share that storage left of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shadow.checks.summary import Sentence
 from shadow.quantities import bounds_text
 from shadow.summary.record import PairRecord
 from shadow.summary.standing import ROUNDING
-from shadow.telling.wording import Told, tell
+from shadow.telling.wording import Recorded, tell
 
 # share of the stored energy that is the update's, above which storage does not matter
 WELL_KEPT = 0.9
@@ -67,7 +67,7 @@ WORDS = {  # slots without a dot are figures of inside_layers
 
 
 def structure(summary: PairRecord) -> list[Sentence]:
-    """Whether the change is more than noise, and along how many directions."""
+    """Return whether the change is more than noise, and along how many directions."""
     inside = summary.inside_layers
     judged, beyond, flatter = inside.judged, inside.beyond_noise, inside.flatter_than_noise
     if not judged or (2 * inside.rounded_away >= judged and 2 * beyond < judged):
@@ -92,8 +92,8 @@ def noise_kind(summary: PairRecord) -> str:
 
 
 def knows_coherence(summary: PairRecord) -> bool:
-    """Whether it is known of half of the matrices or more how coherent their updates are. The
-    rounding of a copy in few bits makes them seem less so by an unknown amount.
+    """Return whether it is known of half of the matrices or more how coherent their updates are.
+    The rounding of a copy in few bits makes them seem less so by an unknown amount.
     """
     inside = summary.inside_layers
     if 2 * inside.unexplained_in_more_bits >= inside.matrices or few_bits(summary) == "tuned":
@@ -102,76 +102,78 @@ def knows_coherence(summary: PairRecord) -> bool:
 
 
 def _coherent(summary: PairRecord) -> Sentence:
-    """How coherent the change is, as far as that is known."""
-    told, inside = Told(summary), summary.inside_layers
+    """Return how coherent the change is, as far as that is known."""
+    recorded, inside = Recorded(summary), summary.inside_layers
     code, number = "hidden", ""
     if knows_coherence(summary) and inside.equivalent_directions is not None:
-        code, number = "along", told.fill(f"{{{DIRECTIONS}:about}}")
+        code, number = "along", recorded.fill(f"{{{DIRECTIONS}:about}}")
     elif knows_coherence(summary) and inside.above_short_side:
         code = "above"
-    text = told.fill(
+    text = recorded.fill(
         WORDS[code],
-        directions=told.directions() or None,
+        directions=recorded.directions() or None,
         number=number,
         count=1 if number == "1" else 2,
         where="" if inside.matrices == 1 else " in the median",
     )
-    return told.sentence("coherent", text)
+    return recorded.sentence("coherent", text)
 
 
 def _low_rank(summary: PairRecord) -> Sentence:
-    told, inside = Told(summary), summary.inside_layers
-    told.note("inside_layers.judged")
+    recorded, inside = Recorded(summary), summary.inside_layers
+    recorded.note("inside_layers.judged")
     code, which = "low_rank", "the median matrix"
     if summary.figures.rank_ceiling is not None:
         code = "adapter"
     elif inside.rank_known < inside.matrices:
-        which = told.fill("the median of {rank_known:count} of {matrices:count} matrices")
+        which = recorded.fill("the median of {rank_known:count} of {matrices:count} matrices")
     elif inside.matrices == 1:
         which = "the only matrix that changed"
-    text = told.fill(WORDS[code], directions=told.directions(), which=which)
-    return told.sentence("low_rank", text)
+    text = recorded.fill(WORDS[code], directions=recorded.directions(), which=which)
+    return recorded.sentence("low_rank", text)
 
 
 def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
-    """Which side went through few bits, and how much of what is stored is the update."""
-    told, through = Told(summary), few_bits(summary)
-    texts = [told.fill(WORDS["base"])] if has_few_values(summary, "base") else []
-    texts += [told.fill(WORDS[through])] if through is not None else []
-    few = [told.sentence("few_values", *texts)] if texts else []
+    """Return which side went through few bits, and how much of what is stored is the update."""
+    recorded, through = Recorded(summary), few_bits(summary)
+    texts = [recorded.fill(WORDS["base"])] if has_few_values(summary, "base") else []
+    texts += [recorded.fill(WORDS[through])] if through is not None else []
+    few = [recorded.sentence("few_values", *texts)] if texts else []
     return [*few, *_left(summary, not gates["rounding"].passed, bool(few))]
 
 
 def _left(summary: PairRecord, is_small: bool, has_few: bool) -> list[Sentence]:
-    """How much of what is stored is the update, as far as it shows."""
-    told, inside, floor = Told(summary), summary.inside_layers, summary.figures.floor_ratio
+    """Return how much of what is stored is the update, as far as it shows."""
+    recorded, inside, floor = Recorded(summary), summary.inside_layers, summary.figures.floor_ratio
     if not inside.matrices or floor is None:
         return []
     if is_of_quantised(summary):
-        told.note("inside_layers.kept_low_overall", "inside_layers.kept_high_overall")
+        recorded.note("inside_layers.kept_low_overall", "inside_layers.kept_high_overall")
         bounds = inside.kept_low_overall or 0.0, inside.kept_high_overall or 0.0
-        text = told.fill(WORDS["of_quantised"], part=bounds_text(bounds, "share"))
-        return [told.sentence("kept", text)]
+        text = recorded.fill(WORDS["of_quantised"], part=bounds_text(bounds, "share"))
+        return [recorded.sentence("kept", text)]
     if 2 * inside.rounded_away >= inside.matrices:
         words = "beyond_rounding" if beyond_rounding(summary) else "rounded_away"
         return [tell(summary, "rounded_away", WORDS[words])]
-    small = told.fill(WORDS["small"]) if is_small else ""
+    small = recorded.fill(WORDS["small"]) if is_small else ""
     if 2 * inside.unexplained >= inside.matrices and floor < CLEAR and not has_few:
-        return [told.sentence("kept", told.fill(WORDS["unexplained"]), small)]
+        return [recorded.sentence("kept", recorded.fill(WORDS["unexplained"]), small)]
     if inside.kept is not None and inside.kept < WELL_KEPT:
         return [tell(summary, "kept", WORDS["kept"])]
-    return [told.sentence("rounding", small)] if small else []
+    return [recorded.sentence("rounding", small)] if small else []
 
 
 def is_of_quantised(summary: PairRecord) -> bool:
-    """Whether a side is quantised, and how much of the stored change is the update is a range."""
+    """Return whether a side is quantised, and how much of the stored change is the update is a
+    range.
+    """
     inside = summary.inside_layers
     low = inside.kept_low_overall
     return low is not None and (inside.kept is None or low < WELL_KEPT)
 
 
 def is_no_more_than_format(summary: PairRecord) -> bool:
-    """Whether the error of the formats is as large as all that is stored of the change."""
+    """Return whether the error of the formats is as large as all that is stored of the change."""
     floor, high = summary.figures.floor_ratio, summary.inside_layers.kept_high_overall
     small = floor is not None and floor < ROUNDING
     return is_of_quantised(summary) and (small or (high is not None and high < 0.5))

@@ -1,4 +1,4 @@
-"""What came of the claims of `shadow verify`, as documents."""
+"""Results of `shadow verify`, as documents."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def verification_document(found: Verification) -> Document:
 
 
 def _against(found: Verification) -> list[Block]:
-    """What speaks against a claim. Where it is much, a row stands for all names that differ in
-    numbers alone; `related` has a row for each candidate.
+    """Return what speaks against a claim. Where it is much, a row stands for all names that differ
+    in numbers alone; `related` has a row for each candidate.
     """
     of_related = found.claim == "related"
     against = found.against
@@ -92,8 +92,8 @@ def _names(group: Sequence[Named]) -> str:
         return group[0].name
     indices = zip(*(map(int, INDEX.findall(one.name)) for one in group), strict=True)
     ranges = [in_ranges(each).replace(" ", "") for each in indices]
-    told = iter([one if one.count(",") < RUNS else "*" for one in ranges])
-    return INDEX.sub(lambda _: next(told), group[0].name)
+    recorded = iter([one if one.count(",") < RUNS else "*" for one in ranges])
+    return INDEX.sub(lambda _: next(recorded), group[0].name)
 
 
 def verifications_document(found: Sequence[Verification | FailedVerification]) -> Document:

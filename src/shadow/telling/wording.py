@@ -36,7 +36,7 @@ COMPONENTS = {
 
 
 @dataclass
-class Told:
+class Recorded:
     """A sentence in the making; the figures that it writes are noted by their place."""
 
     summary: PairRecord
@@ -62,7 +62,7 @@ class Told:
         return fill(template, figures, note)
 
     def at(self, place: str) -> Any:
-        """What stands at a place such as `figures.short_side`."""
+        """Return what stands at a place such as `figures.short_side`."""
         return reduce(getattr, place.split("."), self.summary)
 
     def note(self, *places: str) -> None:
@@ -71,8 +71,8 @@ class Told:
         self.figures |= {place: value for place, value in values.items() if value is not None}
 
     def directions(self) -> str:
-        """How many directions a matrix inside layers has: `64`, or `32 to 64` where they differ, as
-        their median need not be the size of any; empty where it is unknown.
+        """Return how many directions a matrix inside layers has: `64`, or `32 to 64` where they
+        differ, as their median need not be the size of any; empty where it is unknown.
         """
         if has_sizes(self.summary):
             return self.fill("{short_side_least:count} to {short_side_most:count}")
@@ -88,12 +88,12 @@ def tell(
     summary: PairRecord, code: str, template: str, row: object = None, at: str = "", **words: Value
 ) -> Sentence:
     """A sentence of one template."""
-    told = Told(summary)
-    return told.sentence(code, told.fill(template, row, at, **words))
+    recorded = Recorded(summary)
+    return recorded.sentence(code, recorded.fill(template, row, at, **words))
 
 
 def module_name(module: str) -> str:
-    """What a module is called in a sentence.
+    """Return what a module is called in a sentence.
 
     Only a forged report has a name that is not of lower case.
     """

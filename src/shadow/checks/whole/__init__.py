@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
-    from shadow.run.scanned import Apart
+    from shadow.run.scanned import Unmatched
 
 # by code, the most telling fault first; a row has its name before it, a sentence its names
 TEXTS: Mapping[str, str] = {
@@ -39,7 +39,7 @@ WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
 
 @dataclass(frozen=True)
 class Whole:
-    """What was found of one checkpoint; None of what was not looked at."""
+    """Findings about one checkpoint; None of anything that was not examined."""
 
     files: shards.Files
     values: values.Values | None = None
@@ -96,7 +96,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         indexed = files.weight_map.keys()
         named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
     swept: list[Swept] = []
-    unread: list[Apart] = []
+    unread: list[Unmatched] = []
     if read:
         from shadow.run.scan import sweep
 

@@ -48,7 +48,7 @@ OF_ADAPTERS = {
 
 @dataclass(frozen=True)
 class Words:
-    """What files say of tokens, and how many rows there are for them."""
+    """Tokens as files name them, and the number of rows that there are for them."""
 
     ids: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     """By kind (eos, bos, pad), by file that names some: its tokens."""
@@ -91,7 +91,7 @@ def judge_words(part: Part, found: Words) -> None:
 
 
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
-    """What the small files of a checkpoint say of tokens. facts: the other fields."""
+    """Return what the small files of a checkpoint say of tokens. facts: the other fields."""
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )

@@ -75,7 +75,7 @@ class Names:
 
 
 def judge_names(part: Part, found: Names) -> None:
-    """What a loader would miss, leave out or refuse; and what it does not look at."""
+    """Judge what a loader would miss, leave out or refuse, and what it ignores."""
     for prefix, count in wrapped(found.tensors).items():
         part.fault(prefix, "prefix", prefix=prefix, tensors=count)
     layers = _judge_experts(part, found)
@@ -175,7 +175,9 @@ def _judge_mtp(part: Part, found: Names) -> None:
 
 
 def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor is of a layer after the last that config counts, where it promises more."""
+    """Return whether a tensor is of a layer after the last that config counts, where it promises
+    more.
+    """
     match, layers = LAYER.fullmatch(name), number_of(config, ("num_hidden_layers",))
     return bool(match and layers and number_of(config, MTP_KEYS) and int(match[1]) >= layers)
 
@@ -193,7 +195,7 @@ def number_of(config: Mapping[str, Any], keys: Sequence[str]) -> int:
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:
-    """Whether config says so, or tensors are packed."""
+    """Return whether config says so, or tensors are packed."""
     parts = (checkpoint.config, text_config(checkpoint.config))
     keys = ("quantization_config", "compression_config", "quantization")
     said = any(part.get(key) for part in parts for key in keys)

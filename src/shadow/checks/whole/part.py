@@ -1,4 +1,4 @@
-"""What `whole` finds: faults a row each, doubts that leave it open, and notes."""
+"""Findings of `whole`: faults a row each, doubts that leave it open, and notes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Part:
 
 
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
-    """What is said, once, with all names of which it is said; by_code: whatever its figures."""
+    """Return what is said, once, with all names of which it is said; by_code: whatever its
+    figures.
+    """
     groups: dict[object, list[Against]] = {}
     for one in found:
         groups.setdefault(one.why.code if by_code else one.why, []).append(one)

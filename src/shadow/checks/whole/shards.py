@@ -70,7 +70,7 @@ class OtherSet:
 
 @dataclass(frozen=True)
 class Files:
-    """What index, files and headers of a checkpoint say, each by itself."""
+    """Contents of index, files and headers of a checkpoint, each by itself."""
 
     read: Sequence[str]  # the files of weights that transformers reads
     headers: Mapping[str, Mapping[str, TensorInfo]] = field(default_factory=dict)
@@ -92,12 +92,12 @@ class Files:
 
     @property
     def are_cut(self) -> bool:
-        """Whether tensors may be missing because a file is."""
+        """Return whether tensors may be missing because a file is."""
         return bool(self.pointers or self.unreadable or self.missing)
 
 
 def judge_files(part: Part, found: Files) -> None:
-    """What contradicts itself, a row a file or tensor; what is only odd is a note."""
+    """Judge contradictions, a row a file or tensor; oddities are notes."""
     for name in found.pointers:
         part.fault(name, "pointer")
     for name, count in found.missing.items():
@@ -320,23 +320,23 @@ class Folder:
         None where they cannot be read.
         """
         from shadow.checkpoints.opening import open_folder
-        from shadow.run.aligned import line_up_all
+        from shadow.run.aligned import align_all
         from shadow.run.scan import is_raw, scanned
 
         try:
             first, second = open_folder(str(self.root)), open_folder(str(self.root / file))
         except ShadowError:
             return None
-        lined = line_up_all(first, second, ("A", "B"))
-        if lined.unread or any(is_raw(pair) for pair in lined.pair.pairs):
+        aligned = align_all(first, second, ("A", "B"))
+        if aligned.unread or any(is_raw(pair) for pair in aligned.pair.pairs):
             return None
-        sides = lined.pair.base, lined.pair.tuned
-        rows = [scanned(pair, *sides) for pair in lined.pair.pairs]
+        sides = aligned.pair.base, aligned.pair.tuned
+        rows = [scanned(pair, *sides) for pair in aligned.pair.pairs]
         differing = [row.tuned for row in rows if row.changed]
-        return differing if differing or not lined.lone else None
+        return differing if differing or not aligned.unmatched else None
 
     def _is_newer(self, *sets: Sequence[str]) -> bool:
-        """Whether the first set of files was written after the second."""
+        """Return whether the first set of files was written after the second."""
         paths = [[self.root / name for name in some if name in self.names] for some in sets]
         first, second = (max((one.stat().st_mtime for one in own), default=0.0) for own in paths)
         return first > second + NEWER
@@ -345,7 +345,7 @@ class Folder:
         self, files: Sequence[str], tensors: Mapping[str, TensorInfo]
     ) -> list[str] | None:
         """Tensors without an equal one in pickles, which are not opened: their archives have a size
-        and a checksum of each storage. None where these cannot tell.
+        and a checksum of each storage. None where these cannot decide.
         """
         stored: set[tuple[int, int]] = set()
         for name in files:

@@ -16,7 +16,7 @@ from shadow.text import in_ranges
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.run.scan import Swept
-    from shadow.run.scanned import Apart
+    from shadow.run.scanned import Unmatched
 
 FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?|.*_fsdp_wrapped_module\..*")
 # what a model computes when it is made, so that values that are stored do not count
@@ -53,7 +53,7 @@ class Values:
 
     stored: Mapping[str, TensorInfo]
     swept: Sequence[Swept] = ()
-    unread: Sequence[Apart] = ()
+    unread: Sequence[Unmatched] = ()
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """Embeddings and heads, and how many tokens the tokenizer has; 0 where that is not known."""
     is_quantised: bool = False
@@ -76,8 +76,8 @@ def judge_values(part: Part, found: Values) -> None:
             _judge_tensor(part, one, found, peers[role(one.info.name)])
     if found.is_quantised:
         _judge_scales(part, found)
-    for lone in found.unread:
-        part.doubt(lone.tensor, "undecoded", why=lone.why)
+    for unmatched in found.unread:
+        part.doubt(unmatched.tensor, "undecoded", why=unmatched.why)
 
 
 def role(name: str) -> str:
@@ -86,7 +86,7 @@ def role(name: str) -> str:
 
 
 def _judge_tensor(part: Part, one: Swept, found: Values, peers: Sequence[bool]) -> None:
-    """What is wrong with the values of a tensor."""
+    """Judge the values of a tensor."""
     name, info, seen = one.info.name, one.info, one.found
     match = PIECE.fullmatch(name)
     is_float = info.dtype in FLOATS or info.packing is not None

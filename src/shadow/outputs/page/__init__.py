@@ -39,7 +39,7 @@ state (failed, kept, pending or unreadable), and why.
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a page."""
+    """Result of writing a page."""
 
     pairs: int
     size: int

@@ -71,7 +71,7 @@ def columns_of(subject: str) -> tuple[str, ...]:
 
 
 def metric_texts() -> dict[str, dict[str, object]]:
-    """What `explain` says of every column that can be drawn, and how to draw it: what it
+    """Return what `explain` says of every column that can be drawn, and how to draw it: what it
     would be with random signs, and whether it is shown as per cent.
     """
     return {

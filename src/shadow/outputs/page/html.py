@@ -61,14 +61,16 @@ def policy(texts: Iterable[str]) -> str:
 
 
 def _finalized(value: Any) -> Any:
-    """What an expression of a template gives: plain text is made harmless, markup is ours."""
+    """Return what an expression of a template gives: plain text is made harmless, markup is
+    ours.
+    """
     if isinstance(value, str) and not hasattr(value, "__html__"):
         return visible(value)
     return value
 
 
 def coded(value: object) -> object:
-    """Text in which what stands between backticks is code: `floor_ratio`; else as it is."""
+    """Text in which what stands between backticks is code: `floor_ratio`; otherwise as it is."""
     if not isinstance(value, str) or "`" not in value:
         return value
     shown = escape(_finalized(value))

@@ -56,7 +56,7 @@ class PageSection:
 
     @property
     def is_half(self) -> bool:
-        """Whether it stands beside a neighbour; what failed needs the width."""
+        """Return whether it stands beside a neighbour; what failed needs the width."""
         return self.name in HALVES and not self.is_open
 
 
@@ -100,7 +100,7 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
     place = {place: index for index, place in enumerate(cells)}
     spectra = thinned_spectra(report, place, 3 * len(cells) * pairs)
     blocks: dict[str, list[Block]] = {}
-    for block in report_document(summary, report.provenance.told, where).blocks:
+    for block in report_document(summary, report.provenance.recorded, where).blocks:
         blocks.setdefault(block.about, []).append(block)
     charts: dict[str, list[Block]] = {}
     if len(rows):
