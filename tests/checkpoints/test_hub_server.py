@@ -119,7 +119,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("action", "asked", "told", "body"), FAULTS, ids=str)
+@pytest.mark.parametrize(("action", "asked", "recorded", "body"), FAULTS, ids=str)
 def test_each_fault_is_one_answer(hub, action, asked, recorded, body):
     """Between two right answers: a status and a body, or a broken line after so many bytes."""
     fault = hub.fail(MODEL, action, origin="cdn", skip=1)

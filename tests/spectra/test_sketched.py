@@ -350,7 +350,7 @@ def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
 
 
 @pytest.mark.parametrize(
-    ("error", "z", "told", "counted"),
+    ("error", "z", "recorded", "counted"),
     [
         (0.04, 50.0, True, True),  # a fifth of X
         (0.12, 50.0, False, False),  # three fifths
@@ -382,7 +382,7 @@ def test_the_error_of_a_participation_ratio_is_carried_on(
 
 
 @pytest.mark.parametrize(
-    ("moved", "error", "told"),
+    ("moved", "error", "recorded"),
     [(0.1, 0.08, True), (0.1, 0.12, False), (0.001, 0.008, True), (0.001, 0.02, False)],
 )
 def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
@@ -404,7 +404,7 @@ def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
         assert set(found.values()) == {None}
 
 
-@pytest.mark.parametrize(("found", "told"), [(0.5, 1.0), (2.0, 2.0), (5.0, 4.0)])
+@pytest.mark.parametrize(("found", "recorded"), [(0.5, 1.0), (2.0, 2.0), (5.0, 4.0)])
 def test_estimates_of_squares_are_possible_ones(
     found: float, recorded: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

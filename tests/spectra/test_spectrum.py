@@ -137,7 +137,7 @@ def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl)
 
 
 @pytest.mark.parametrize(
-    ("rows", "cols", "seed", "told"),
+    ("rows", "cols", "seed", "recorded"),
     [(600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True)],
 )
 def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, recorded):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Runtime
+    from shadow.spectra.spectrum import Sides
 
 FAR = 0.5  # |cosine| below which two tensors have little in common
 MOST_FAR = 64  # such tensors, of which another place is looked for
@@ -284,7 +285,7 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> 
     instead, where that shows. Reads these tensors again.
     """
     from shadow.run.scan import sides_of
-    from shadow.spectra.entries import mark
+    from shadow.spectra.entries import compared, mark
 
     far = [
         (pair, row)
@@ -294,16 +295,17 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> 
     ][:MOST_FAR]
     shapes = {pair.tuned.shape for pair, _ in far}
     equal = [one for one in rows if not one[1].changed and one[0].tuned.shape in shapes]
-    marks: dict[tuple[object, ...], str] = {}
+    marks: dict[tuple[object, ...], list[tuple[Sides, str]]] = {}
     for pair, row in [*equal[:MOST_FAR], *far]:
-        base = sides_of(pair, aligned.base, aligned.tuned).base
-        marks[tuple(base.shape), mark(base)] = row.base
-    said = {}
-    for pair, _ in far:
         sides = sides_of(pair, aligned.base, aligned.tuned)
-        elsewhere = marks.get((tuple(sides.tuned.shape), mark(sides.tuned)))
-        if elsewhere is not None:
-            said[pair.key] = f"A has these values in {elsewhere}"
+        marks.setdefault((*sides.shape, mark(sides.base)), []).append((sides, row.base))
+    said = {}
+    for pair, row in far:
+        sides = sides_of(pair, aligned.base, aligned.tuned)
+        for other, name in marks.get((*sides.shape, mark(sides.tuned)), ()):
+            if not compared(replace(sides, base=other.base), row.formats).changed:
+                said[pair.key] = f"A has these values in {name}"
+                break
     return said
 
 
