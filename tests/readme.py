@@ -87,7 +87,7 @@ QUESTIONS = {  # what people ask: a command, its exit code, and the words of its
     "Is this fine-tune as broad as that one?": (
         "shadow compare reports/demo/base..narrow reports/demo/base..broad",
         0,
-        r"^(A .*):.*$",
+        r"^(A .*?), by ",
     ),
 }
 
@@ -161,7 +161,7 @@ def compared_demo(*more: str) -> str:
 def joint_demo() -> str:
     """What `--joint` adds to the comparison of the demo's two models."""
     text = compared_demo("--joint")
-    return text[text.index("Over the ") : text.index("\nA and B: medians")].strip()
+    return re.search(r"(?s)Over the .*?(?=\n\n|\Z)", text)[0].strip()
 
 
 def planted_lineage() -> str:
@@ -225,7 +225,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "row": row_of_demo,
-    "families": lambda: fenced(shadow("families", "--tag", "stages")),
+    "families": lambda: fenced(shadow("families", "stages")),
     "notation": lambda: NOTATION,
     **PARTS,
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",

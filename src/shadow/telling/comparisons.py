@@ -82,7 +82,7 @@ def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
     if is_usual and contrast.relation == "one base" and contrast.verdict != "not comparable":
         said += f"; {FALSELY_CALLED if sure else MISSED}"
     yield Headline(f"{said}.", "" if sure else "warning")
-    yield _figures_apart(contrast)
+    yield _figure_table(contrast)
     if contrast.joint is not None:
         yield Paragraph(directions_text(contrast.joint))
     matched, relation = contrast.matched, str(contrast.relation)
@@ -101,8 +101,8 @@ def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
         yield Note(f"where the deltas point is not known: {contrast.no_joint}", close=True)
 
 
-def _figures_apart(contrast: Contrast) -> Table:
-    """A row for each figure: both medians, how far apart matrices are, and what that says."""
+def _figure_table(contrast: Contrast) -> Table:
+    """A row for each figure: both medians, the difference of matrices, and what that says."""
     from shadow.comparing.differences import FIGURES
 
     titles = {figure.name: figure.title.removeprefix("median ") for figure in FIGURES}
@@ -112,18 +112,18 @@ def _figures_apart(contrast: Contrast) -> Table:
     def median(value: float | None, figure: Difference) -> Quantity:
         return Quantity(value, "share" if figure.figure == "relative_norm" else "number")
 
-    def apart(figure: Difference) -> str:
+    def spread_of(figure: Difference) -> str:
         kind = KINDS[figure.scale]
         if figure.low is None or figure.high is None:
             return text_of(figure.difference, kind)
         return bounds_text((figure.low, figure.high), kind)
 
-    legend = f"paired by matrix{spread}; not {contrast.first} minus {contrast.second}"
+    legend = f"paired by matrix{spread}; it is not {contrast.first} - {contrast.second}"
     fields = [
         named("figure", lambda row: titles[row.figure]),
         number(contrast.first, lambda row: median(row.first, row)),
         number(contrast.second, lambda row: median(row.second, row)),
-        number("apart", apart, legend=legend),
+        number("difference", spread_of, legend=legend),
         worded("verdict", lambda row: row.verdict or "not in the verdict"),
     ]
     return table_of(fields, contrast.figures, close=True)
