@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from shadow.run.runtime import Files
     from shadow.telling.reading import AuditReport, AuditReports
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AuditReport",
