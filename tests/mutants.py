@@ -110,7 +110,8 @@ MUTANTS = (
         "no slack between machines": ("NOISE * max(", "0 * max("),
         "errors that reach a threshold": ("!= rule.holds(value + error)",
                                           "!= rule.holds(value - error)"),
-        "what is gone has not moved": ("outside = value is None or not low", "outside = value is not None and not low"),
+        "what is gone has not moved": ("outside = value is None or not low",
+                                       "outside = value is not None and not low"),
     }),
     Planted("checks/merged.py", "checks/test_merged.py", {
         "a rounded tensor beside an adapter": (
@@ -170,7 +171,8 @@ MUTANTS = (
         "a shard beyond the last": ("int(match[1]) <= int(match[2])", "int(match[2])"),
     }),
     Planted("cli/gate.py", "checks/test_gate_command.py -k exit_codes_of_gate", {
-        "a gate that never fails": ("    if code := 2 if wrong_usage", "    if code := 0 if not wrong_usage"),
+        "a gate that never fails": ("    if code := 2 if wrong_usage",
+                                    "    if code := 0 if not wrong_usage"),
     }),
     Planted("cli/verify.py", "cli/test_verify_ci.py -k is_a_line or of_several", {
         "the largest code": ("first_code({one.exit_code", "max({one.exit_code"),
