@@ -31,7 +31,7 @@ from histories import generator
 
 from shadow.checkpoints.decoders import Blocks
 from shadow.checks.quantised import Copied
-from shadow.spectra.format_noise import block_length, format_noise
+from shadow.spectra.relations.format_noise import block_length, format_noise
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import quantisers

@@ -1,7 +1,6 @@
 """Refuse the words that CONTRIBUTING.md's table of texts avoids, in docstrings and names of src.
 
-    python tests/wording.py            # each with its file and line; exit code 1 if there are any
-    python tests/wording.py FOLDER...  # of these folders of src/shadow alone
+    python tests/wording.py  # each with its file and line; exit code 1 if there are any
 
 Names of the contract are apart: what scripts and stored reports rely on.
 """
@@ -56,10 +55,7 @@ def faults(path: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    folders = [SOURCE / name for name in sys.argv[1:]] or [SOURCE]
-    found = [
-        line for folder in folders for path in sorted(folder.rglob("*.py")) for line in faults(path)
-    ]
+    found = [line for path in sorted(SOURCE.rglob("*.py")) for line in faults(path)]
     print("\n".join(found))
     return int(bool(found))
 

@@ -371,7 +371,7 @@ def _here(report: Report | Place) -> Path:
         return report.folder
     there = located(report)
     if isinstance(there, Store):
-        from shadow.reports.remote import fetched
+        from shadow.reports.folders import fetched
 
         return fetched(there)
     return there

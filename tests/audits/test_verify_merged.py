@@ -11,7 +11,7 @@ import torch
 
 import shadow
 from shadow.dtypes import FLOATS
-from shadow.spectra.merging import half_ulp, quantised
+from shadow.spectra.relations.merging import half_ulp, quantised
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Q = "model.layers.{}.self_attn.q_proj.weight"

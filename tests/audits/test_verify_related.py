@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import shadow
 from shadow.checks.related import Measured, judge
 from shadow.errors import UsageError
-from shadow.spectra.units import Relation
+from shadow.spectra.relations.units import Relation
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
 

@@ -11,7 +11,7 @@ import torch
 from command import run_shadow
 
 import shadow
-from shadow.spectra.merging import quantised
+from shadow.spectra.relations.merging import quantised
 
 NARROW = {"F16": torch.float16, "BF16": torch.bfloat16}
 

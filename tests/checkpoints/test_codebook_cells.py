@@ -19,7 +19,7 @@ from measuring import Piece
 from shadow.checkpoints.decoders import packed_tensor
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.dtypes import E2M1, NF4
-from shadow.spectra.format_noise import format_noise
+from shadow.spectra.relations.format_noise import format_noise
 
 ROWS = 24
 

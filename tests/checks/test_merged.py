@@ -6,7 +6,7 @@ import pytest
 
 from shadow.checks.merged import CHECK, Beside, Merge, Module, judge, verdict
 from shadow.run.scanned import Scanned, Unmatched
-from shadow.spectra.merging import MergeFit
+from shadow.spectra.relations.merging import MergeFit
 from shadow.templates import said
 
 EVERY = dict.fromkeys((0.0, 0.5, 1.0, 2.0), 4)  # of 4 entries, those beyond the bound, by scale

@@ -10,7 +10,7 @@ from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_like, k_quants
 
 from shadow.checks.quantised import CHECK, Copied, Copies, judge
 from shadow.run.scanned import Unmatched
-from shadow.spectra.format_noise import format_noise
+from shadow.spectra.relations.format_noise import format_noise
 from shadow.templates import Reason
 
 ROWS, COLS = 128, 512

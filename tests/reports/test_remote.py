@@ -21,7 +21,7 @@ from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.lists.index import read_index, with_index
 from shadow.lists.pairs import audit_pairs
 from shadow.lists.perform import run_remote_pair
-from shadow.reports import remote
+from shadow.reports import folders as remote
 from shadow.reports.report import Report
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings

@@ -8,7 +8,7 @@ import torch
 from quantisers import codebook, ggml_copy, gptq_copy, k_like
 
 from shadow.dtypes import NF4
-from shadow.spectra.format_noise import COLUMNS, format_values
+from shadow.spectra.relations.format_noise import COLUMNS, format_values
 from shadow.spectra.spectrum import Sides, Workspace
 
 ROWS, COLS = 64, 512

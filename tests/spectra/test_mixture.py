@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from shadow.dtypes import FLOATS
-from shadow.spectra.mixture import Mixed, fit, products, read, remainder, simplest, ulp, within
+from shadow.spectra.relations.mixture import (
+    Mixed,
+    fit,
+    products,
+    read,
+    remainder,
+    simplest,
+    ulp,
+    within,
+)
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SHAPES = {f"layers.{layer}.{kind}": (48, 64) for layer in range(4) for kind in ("attn", "mlp")}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from shadow.spectra.units import at_best, corner, matched, unit_cosines
+from shadow.spectra.relations.units import at_best, corner, matched, unit_cosines
 
 UNITS, WIDTH = 12, 8
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shadow.run.adapted import OpenAdapter
     from shadow.run.aligned import Alignment
     from shadow.run.runtime import Runtime
-    from shadow.spectra.merging import MergeFit
+    from shadow.spectra.relations.merging import MergeFit
 
 # of the residual's energy: what a quantised copy of the base must leave less of, to explain it. To
 # a residual that has another cause a copy adds its own error

@@ -16,7 +16,7 @@ from shadow.templates import Reason, Value
 if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.run.runtime import Runtime
-    from shadow.spectra.mixture import Fit
+    from shadow.spectra.relations.mixture import Fit
 
 WIDE = 0.1  # an error of a weight that says little
 NOTHING = 0.01  # a weight that is as good as none
@@ -111,7 +111,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
     from shadow.run.aligned import align_all, in_threads, lines_of, mixed
     from shadow.run.scan import fetch_all, require_unchanged
     from shadow.run.sides import found_all, opened_models
-    from shadow.spectra.mixture import fit
+    from shadow.spectra.relations.mixture import fit
 
     has_base = asked.base is not None
     named = {**asked.named, **({"--base": asked.base} if asked.base else {})}

@@ -141,8 +141,8 @@ def _copied(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Copied:
     from shadow.run.aligned import row_of
     from shadow.run.scan import is_raw, sides_of
     from shadow.spectra.copies import Kept, has_few_levels, kept_of
-    from shadow.spectra.format_noise import format_noise
     from shadow.spectra.lazy import is_quantised
+    from shadow.spectra.relations.format_noise import format_noise
 
     name, stored = pair.tuned.info.name, pair.tuned.info.dtype
     if is_raw(pair):

@@ -18,7 +18,7 @@ from shadow.templates import Reason
 if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.run.runtime import Runtime
-    from shadow.spectra.units import Relation
+    from shadow.spectra.relations.units import Relation
 
 ALPHA = 0.001  # the chance that any of the candidates of an unrelated model seems related
 REORDERED = 0.7  # of the cosine of a unit where another matrix matches it; 0.2 for other models
@@ -128,7 +128,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Measured:
     """Rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
     from shadow.run.sampled_units import sampled_units
     from shadow.run.sides import found_all, opened_models
-    from shadow.spectra.units import corners, relation
+    from shadow.spectra.relations.units import corners, relation
 
     model, *opened = opened_models(found_all(asked.named, runtime, scratch), runtime, scratch)
     sampled = [

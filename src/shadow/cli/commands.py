@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from shadow import __version__
-from shadow.cli import audit, compare, console, exports, gate, lab, lookup, options, reports, verify
-from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
+from shadow.cli import audit, compare, console, gate, lab, lookup, options, reports, verify
+from shadow.cli.console import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.cli.usage import Command, Commands, as_usage_error
 from shadow.errors import ShadowError, UsageError
 
@@ -53,8 +53,8 @@ def _add(group: typer.Typer, command: Callable[..., None], name: str | None = No
 
 
 for _command in (
-    audit.audit, verify.verify, compare.compare, reports.show, exports.report,
-    audit.plan, gate.gate, compare.lineage, exports.export, exports.figure,
+    audit.audit, verify.verify, compare.compare, reports.show, reports.report,
+    audit.plan, gate.gate, compare.lineage, reports.export, reports.figure,
     lookup.explain, lookup.families, reports.clean,
 ):  # fmt: skip
     _add(app, _command)

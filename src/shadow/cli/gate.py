@@ -163,7 +163,7 @@ def baselines_of(
 
     place = located(against)
     if isinstance(place, Store):
-        from shadow.reports.remote import fetched_if_any
+        from shadow.reports.folders import fetched_if_any
 
         place = fetched_if_any(place, spectra=False) or against
     if place.is_dir():

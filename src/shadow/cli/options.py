@@ -300,7 +300,7 @@ def reports_here(run: Path, *, spectra: bool = False) -> Path:
     """
     place = located(run)
     if isinstance(place, Store):
-        from shadow.reports.remote import fetched
+        from shadow.reports.folders import fetched
 
         return fetched(place, spectra=spectra)
     return place

@@ -21,8 +21,7 @@ from shadow.lists.request import (
     AuditRequest,
     Measuring,
 )
-from shadow.reports.folders import FILES_OF_A_PAIR, FINISHED
-from shadow.reports.remote import fetched_if_any, publish
+from shadow.reports.folders import FILES_OF_A_PAIR, FINISHED, fetched_if_any, publish
 from shadow.run.journal import JOURNAL
 from shadow.run.pair_plan import PairPlan, plan_pair
 from shadow.run.runtime import (

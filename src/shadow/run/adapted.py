@@ -17,7 +17,7 @@ from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
 from shadow.run.scanned import Scanned, Unmatched
 from shadow.run.workers import views
-from shadow.spectra.merging import MergeFit, Update, merge_fit
+from shadow.spectra.relations.merging import MergeFit, Update, merge_fit
 from shadow.templates import Reason, said
 
 MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")

@@ -34,7 +34,7 @@ from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.run.workers import jobs_of, threads, views
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.mixture import Mixed, Read, products, read
+from shadow.spectra.relations.mixture import Mixed, Read, products, read
 from shadow.templates import Reason, said
 from shadow.text import short
 

@@ -12,8 +12,8 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scan import scan, sides_of
+from shadow.spectra.relations.units import Units
 from shadow.spectra.spectrum import Sides, tiles
-from shadow.spectra.units import Units
 
 STACKS = ("mlp", "shared", "experts")  # of which up, gate and down have the same units
 MATRICES = ("up", "gate", "down")  # units are rows of the first two, and columns of the last

@@ -35,9 +35,9 @@ from shadow.run.runtime import Progress, Runtime, ignore
 from shadow.run.schedule import ShardKey, Summed, infos_of, shards_of, source_of
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
-from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement, Method
+from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import Sides, Workspace, blocks, working_dtype
 from shadow.spectra.sums import Extent, extent, largest_entry

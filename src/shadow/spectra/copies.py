@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, float_format
-from shadow.spectra.format_noise import format_noise
 from shadow.spectra.lazy import Matrix, Updated, is_quantised, is_stored, torch_dtype
 from shadow.spectra.levels import LEVELS_OF, FormatNoise
 from shadow.spectra.parts import WORK, Part, differing, is_safe, parts
+from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, shape_of
 
 

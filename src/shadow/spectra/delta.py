@@ -19,12 +19,12 @@ import torch
 from shadow.dtypes import FLOATS, FloatFormat, float_format
 from shadow.spectra.copies import stored_levels
 from shadow.spectra.entries import compared, decay_cosine, norm_values
-from shadow.spectra.format_noise import COLUMNS as FORMAT_COLUMNS
-from shadow.spectra.format_noise import format_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
 from shadow.spectra.measurement import Measurement, Precision, Values, norm_alone
 from shadow.spectra.noise import coverage_values, noise_like_rest, purity_values, rest_values
+from shadow.spectra.relations.format_noise import COLUMNS as FORMAT_COLUMNS
+from shadow.spectra.relations.format_noise import format_values
 from shadow.spectra.rounding import (
     MORE,
     Undone,

@@ -1,0 +1,1 @@
+"""Relations between models: merged adapters, mixtures, quantised copies, hidden units in common."""
