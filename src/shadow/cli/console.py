@@ -50,7 +50,8 @@ def begin() -> None:
 
 
 def show(document: Document) -> None:
-    """Print data for people, on stdout: one view, with a blank line before any but the first.
+    """Print data for people, on stdout: one view, with a blank line before any but the first, and
+    but one whose first block is close.
 
     Tables bring blank lines of their own: none stays at either end, and two in a row become one.
     """
@@ -60,7 +61,8 @@ def show(document: Document) -> None:
     text = _rendered(out, View(document))
     text = re.sub(rf"(?:{BLANK_LINE})+", "\n", text).strip("\n")
     if text:
-        out.file.write(f"\n{text}\n" if _views else f"{text}\n")
+        is_apart = _views and not document.blocks[0].close
+        out.file.write(f"\n{text}\n" if is_apart else f"{text}\n")
         out.file.flush()  # rich would end the process where its own flush finds the reader gone
         _views += 1
 

@@ -53,7 +53,7 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
     """
     rest = ("more", where_more(folder))
     if not has_table:
-        return Document([Provenance([rest])])
+        return Document([Provenance([rest], close=True)])
     counts = Counter[str](_state(one).text for one in judged)
     states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
     return Document([_pairs(judged), Provenance([("pairs", f"{len(judged):,}: {states}"), rest])])

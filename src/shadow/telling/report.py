@@ -69,7 +69,7 @@ def beside_another(document: Document) -> Document:
         if isinstance(block, Figures) and block.about == "finding":
             figures = ", ".join(f"{row.name} {row.value or DASH}" for row in block.rows)
             block = Paragraph(figures)
-        blocks.append(block if isinstance(block, Section) else replace(block, close=True))
+        blocks.append(replace(block, close=True))
     return Document(blocks)
 
 
