@@ -29,7 +29,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from histories import generator
 
-from shadow.checkpoints.decoders import Blocks
+from shadow.checkpoints.decoders import GgmlBlocks
 from shadow.checks.quantised import Copied
 from shadow.spectra.relations.format_noise import block_length, format_noise
 
@@ -67,7 +67,7 @@ class Ggml:
             int(type_), matrix.ctypes.data, raw.ctypes.data, 0, rows, cols,
             None if weights is None else weights.ctypes.data,
         )  # fmt: skip
-        blocks = Blocks(torch.from_numpy(raw), kind, lambda numbers: numbers)
+        blocks = GgmlBlocks(torch.from_numpy(raw), kind, lambda numbers: numbers)
         (steps,) = blocks.cells(np.arange(rows), (0, cols))
         return quantisers.Copy(torch.from_numpy(dequantize(raw, type_)), steps, kind)
 

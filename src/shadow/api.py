@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from shadow.checks.trained import Snapshot
+from shadow.checks.trained import SnapshotTensors
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
@@ -229,7 +229,7 @@ def judge(
         against: The report of an earlier audit, which figures must not have moved from.
         allow_missing: A rule that finds nothing to judge is no fault.
     """
-    from shadow.gates.measured import Reading, read_measured
+    from shadow.gates.measured import ReportAccess, read_measured
     from shadow.gates.rules import gather
     from shadow.gates.verdicts import judge_report
 
@@ -241,14 +241,14 @@ def judge(
     baseline = None
     if against is not None:
         baseline = read_measured(one_report(_here(against)), "the baseline")
-    now = read_measured(one_report(_here(report)), reading=Reading())
+    now = read_measured(one_report(_here(report)), reading=ReportAccess())
     return judge_report(gathered, now, baseline)
 
 
 def verify(
     claim: str,
     /,
-    *checkpoints: Place | Model | Snapshot,
+    *checkpoints: Place | Model | SnapshotTensors,
     moved: str | Sequence[str] = (),
     frozen: str | Sequence[str] = (),
     base: Place | Model | None = None,
@@ -276,7 +276,7 @@ def verify(
     from shadow.run.workers import single_threads
 
     patterns: dict[str, Any] = {"moved": _words(moved), "frozen": _words(frozen)}
-    if claim == "trained" and checkpoints and isinstance(checkpoints[0], Snapshot):
+    if claim == "trained" and checkpoints and isinstance(checkpoints[0], SnapshotTensors):
         from shadow.checkpoints.in_memory import in_memory
         from shadow.checks.answer import Verification
         from shadow.checks.trained import training_since
@@ -302,7 +302,7 @@ def check(model: Place | Model, *, headers: bool = False) -> Verification:
     return verify("whole", model, headers=headers)
 
 
-def snapshot(model: Model) -> Snapshot:
+def snapshot(model: Model) -> SnapshotTensors:
     """Note what a model in memory holds, as checksums: a few MB, whatever its size.
 
     `shadow.verify("trained", snapshot, model, moved=..., frozen=...)` takes them for a base.

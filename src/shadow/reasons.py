@@ -11,7 +11,7 @@ Status = Literal["measured", "identical", "skipped"]
 
 
 @dataclass(frozen=True)
-class Reason:
+class SkipReason:
     """The meaning of a reason."""
 
     text: str  # part of a sentence
@@ -19,20 +19,22 @@ class Reason:
 
 
 REASONS = {
-    "only_in_base": Reason("not in the tuned model", strict=True),
-    "only_in_tuned": Reason("not in the base", strict=True),
-    "tied": Reason("a head tied to the embedding, which is measured"),
-    "shape_differs": Reason("of another shape in the base than in the tuned model", strict=True),
-    "not_a_matrix": Reason("vectors, of which only the relative norm is measured"),
-    "not_float": Reason("integers"),
-    "quantized": Reason("packed weights, or weights with separate scales", strict=True),
-    "unknown_dtype": Reason("of a dtype that this version does not know", strict=True),
-    "nonfinite": Reason("NaN or infinite entries", strict=True),
-    "filtered": Reason(
+    "only_in_base": SkipReason("not in the tuned model", strict=True),
+    "only_in_tuned": SkipReason("not in the base", strict=True),
+    "tied": SkipReason("a head tied to the embedding, which is measured"),
+    "shape_differs": SkipReason(
+        "of another shape in the base than in the tuned model", strict=True
+    ),
+    "not_a_matrix": SkipReason("vectors, of which only the relative norm is measured"),
+    "not_float": SkipReason("integers"),
+    "quantized": SkipReason("packed weights, or weights with separate scales", strict=True),
+    "unknown_dtype": SkipReason("of a dtype that this version does not know", strict=True),
+    "nonfinite": SkipReason("NaN or infinite entries", strict=True),
+    "filtered": SkipReason(
         "left out by --layer, --module or --component, or part of a component with another base"
     ),
-    "adapter": Reason("tensors of an adapter that are not applied"),
-    "unreadable": Reason("listed in the index but missing from every shard", strict=True),
+    "adapter": SkipReason("tensors of an adapter that are not applied"),
+    "unreadable": SkipReason("listed in the index but missing from every shard", strict=True),
 }
 # What makes a report one that nobody should build on: sentences of the finding, and rules.
 BROKEN = ("nonfinite", "all_zero", "empty", "nothing_compared", "unrelated", "part_shared")

@@ -26,8 +26,8 @@ from shadow.errors import ShadowError
 from shadow.lists.document import list_document
 from shadow.lists.index import (
     Index,
-    Kind,
-    Row,
+    ListRow,
+    SharedSettings,
     begun,
     read_index,
     report_folder,
@@ -69,12 +69,12 @@ def some_rows(count):
 
 
 def index_of(*rows):
-    return Index("0.2.0", Kind(1, {}), None, rows)
+    return Index("0.2.0", SharedSettings(1, {}), None, rows)
 
 
 def row(position, family, pair="base..instruct", **columns):
     sides = ("org/base", "org/tuned")
-    return Row(position, family, pair, "tuned", report_folder(family, pair), *sides, **columns)
+    return ListRow(position, family, pair, "tuned", report_folder(family, pair), *sides, **columns)
 
 
 def test_both_files_say_the_same_of_every_pair(toys):

@@ -19,7 +19,7 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports import folders
 from shadow.reports.provenance import Identity
-from shadow.run.journal import JOURNAL, Fetched, Journal, Outcome, remove_unfinished
+from shadow.run.journal import JOURNAL, Fetched, Journal, MatrixOutcome, remove_unfinished
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import identity_of
@@ -65,7 +65,7 @@ def test_a_line_that_is_not_as_it_was_written_is_measured_again(unfinished, tmp_
 
 SIDE = {"repo": "./x", "commit": None, "fingerprint": "0"}
 IDENTITY = Identity("1", 1, "f", "a..b", SIDE, SIDE, {"chosen": {}})
-OUTCOMES = [Outcome(f"key {number}", "identical") for number in range(3)]
+OUTCOMES = [MatrixOutcome(f"key {number}", "identical") for number in range(3)]
 
 
 def of_journal(folder, identity=IDENTITY, add=()):

@@ -15,11 +15,11 @@ from safetensors.numpy import load, save
 
 from shadow.run.runtime import make_room, size_of
 from shadow.run.spectrum_cache import DIGEST, SpectrumCache, digest_of, key
-from shadow.spectra.spectrum import Question, Spectrum, solve_again
+from shadow.spectra.spectrum import Spectrum, SpectrumKey, solve_again
 
 SHAPE = (300, 320)
 BF16 = ("BF16", "BF16")
-ASKED = Question("BF16", "default", 64)
+ASKED = SpectrumKey("BF16", "default", 64)
 
 
 def stage(seed, before=None):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import shadow
-from shadow.checks.related import Measured, judge
+from shadow.checks.related import RelatedUnits, judge
 from shadow.errors import UsageError
 from shadow.spectra.relations.units import Relation
 
@@ -149,7 +149,7 @@ def test_relations_and_corners_of_candidates(case):
     """The nearest is named once it lies on the way to all others that are related."""
     relations, corners, code, related = JUDGED[case]
     candidates = [(str(number), one) for number, one in enumerate(relations)]
-    found = judge(Measured(candidates, corners))
+    found = judge(RelatedUnits(candidates, corners))
     assert (found.reasons[0].code, found.figures["related"]) == (code, related)
     holds = found.outcome == "holds"
     assert len(found.against) == len(candidates) - holds

@@ -13,7 +13,7 @@ from reports import delta, place, places
 from shadow.checks.pair_gates import Gate
 from shadow.gates.measured import read_measured
 from shadow.gates.rules import parse_rule
-from shadow.gates.verdicts import Measured, judge
+from shadow.gates.verdicts import JudgedReport, judge
 from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import FILES
 from shadow.reports.parquet import arrow_schema
@@ -139,7 +139,7 @@ def test_a_gate_that_cannot_be_told_is_nothing_to_judge(folder):
     """A gate without a figure was not passed, and did not fail either."""
     now = read_measured(folder, "now")
     gates = [Gate({**gate, "figure": None, "passed": False}) for gate in now.summary.gates]
-    unknown = Measured(now.source, "now", now.summary.with_values(gates=gates))
+    unknown = JudgedReport(now.source, "now", now.summary.with_values(gates=gates))
     for text in ("gate.lineage", "not gate.lineage"):
         (found,) = judge([parse_rule(text)], unknown)
         assert found.outcome == "missing"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shadow.checks.stored import CHECK, Copied, Copy, judge
+from shadow.checks.stored import CHECK, Copy, StoredPart, judge
 from shadow.places.architecture import Place
 from shadow.run.scanned import Unmatched
 from shadow.spectra.copies import Kept
@@ -13,7 +13,7 @@ LONE = Unmatched("norm", "base", said("-"))
 
 def copied(module="mlp.up", **sums):
     every = {"grid": "BF16", "entries": 4, "off": 0, "full": 4.0, "error": 0.01} | sums
-    return Copied(Place("language", 0, module), f"{module}.weight", Kept(**every))
+    return StoredPart(Place("language", 0, module), f"{module}.weight", Kept(**every))
 
 
 def of_update(inner, *others):

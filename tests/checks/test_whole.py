@@ -26,7 +26,7 @@ from shadow.checks.whole import WORDS, Whole, judge
 from shadow.checks.whole.configs import Words, read_words
 from shadow.checks.whole.names import Names
 from shadow.checks.whole.part import json_object
-from shadow.checks.whole.shards import Files
+from shadow.checks.whole.shards import FileFacts
 from shadow.checks.whole.values import Values
 from shadow.errors import ShadowError, UsageError
 from shadow.spectra.entries import looked_at
@@ -449,7 +449,7 @@ def test_no_false_alarm_of_the_names_of_released_models():
 
 
 def judged(**parts):
-    return judge(Whole(Files([FILE], names={FILE}), Values({}), **parts))
+    return judge(Whole(FileFacts([FILE], names={FILE}), Values({}), **parts))
 
 
 def test_what_a_loader_cannot_say_leaves_names_open_and_the_rest_is_judged():

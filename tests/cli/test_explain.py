@@ -15,7 +15,7 @@ from shadow.reports import columns
 from shadow.reports.words import GLOSSARY
 from shadow.telling.comparisons import comparison_document
 from shadow.telling.dictionary import other_words
-from shadow.telling.document import Table
+from shadow.telling.document import TableBlock
 from shadow.telling.reading import read_summary
 from shadow.telling.report import component_table, module_table
 
@@ -26,7 +26,9 @@ def explained(*words):
 
 def heads_of(*blocks):
     """Of every table among the blocks."""
-    return [column.head for block in blocks if isinstance(block, Table) for column in block.columns]
+    return [
+        column.head for block in blocks if isinstance(block, TableBlock) for column in block.columns
+    ]
 
 
 def test_every_head_of_a_table_is_explained(tmp_path):

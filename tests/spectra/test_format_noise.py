@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_blocks, k_copy, k_like, k_quants
 
-from shadow.spectra import format_noise as module
+from shadow.spectra.relations import format_noise as module
 from shadow.spectra.relations.format_noise import block_length, cells, cells_between, format_noise
 
 ROWS, COLS = 48, 512

@@ -6,7 +6,7 @@ import pytest
 
 from shadow.checks.answer import Against, Answer, Outcome, Verification, largest_first
 from shadow.checks.registry import CHECKS
-from shadow.telling.document import Note, Table
+from shadow.telling.document import Note, TableBlock
 from shadow.telling.verification import SHOWN, verification_document
 from shadow.templates import Reason, said
 
@@ -16,7 +16,7 @@ def table_of(against: list[Against], claim: str = "same") -> tuple[list[str], li
     answer = Answer(Outcome.DOES_NOT_HOLD, [said("they differ")], {}, largest_first(against))
     found = Verification(CHECKS[claim], {"A": "a", "B": "b"}, answer)
     blocks = verification_document(found).blocks
-    (table,) = (block for block in blocks if isinstance(block, Table))
+    (table,) = (block for block in blocks if isinstance(block, TableBlock))
     notes = [block.text for block in blocks if isinstance(block, Note)]
     return [column.head for column in table.columns], [tuple(row) for row in table.rows], str(notes)
 

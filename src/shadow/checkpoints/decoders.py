@@ -365,7 +365,7 @@ QUANTS: Mapping[str, tuple[tuple[int, int, int], ...]] = {  # (start, stop, all 
 CODEBOOKS = {"MXFP4": (1, 17, 0x22), "NVFP4": (4, 36, 0x22)}
 
 
-class Blocks:
+class GgmlBlocks:
     """A matrix of blocks of a type of ggml, each of one row."""
 
     costly = True
@@ -413,7 +413,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Moved:
+class ReorderedFloats:
     """Floats of a GGUF file whose rows are stored in another order, or with a number added."""
 
     raw: StoredTensor
@@ -452,7 +452,11 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing, _: Size) -> Decode
         head, second = np.divmod(pair, 2)
         return (head * half + place) * 2 + second
 
-    return Moved(raw, order, added) if info.dtype in FLOATS else Blocks(raw, info.dtype, order)
+    return (
+        ReorderedFloats(raw, order, added)
+        if info.dtype in FLOATS
+        else GgmlBlocks(raw, info.dtype, order)
+    )
 
 
 KINDS: Mapping[str, Callable[[TensorInfo, Pieces, Packing, Size], Decoder]] = {
@@ -475,7 +479,7 @@ def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) 
     size = (rows, cols) if info.strides is None else (cols, rows)
     decoder, dtype = KINDS[packing.kind](info, pieces, packing, size), torch.float32
     kind: type[DecodedTensor] = PackedTensor
-    if isinstance(decoder, Moved):
+    if isinstance(decoder, ReorderedFloats):
         kind, dtype = DecodedTensor, decoder.raw.dtype
     view = torch.empty(info.parameters, dtype=dtype, device="meta")
     if info.strides is None:

@@ -52,7 +52,7 @@ def _require(holds: object, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Module:
+class PackedModule:
     """The pieces of one module, and what config.json says of its format."""
 
     name: str
@@ -78,7 +78,7 @@ class Layout:
     """Layout of the tensors that make the matrix of a module."""
 
     kind: str  # a key of `decoders.KINDS`
-    made: Callable[[Module, Sizes], Made]
+    made: Callable[[PackedModule, Sizes], Made]
     pieces: str
     """Of each its name, `?` behind what may be missing; its role, its type (`DTYPES`) and its
     dimensions. Equal words are equal sizes; `*` are any number of them. The first has the numbers.
@@ -87,14 +87,14 @@ class Layout:
     """What config.json may say, the first where it says nothing."""
     is_turned: bool = False  # the model has the transposes of its matrices
 
-    def fits(self, m: Module) -> int:
+    def fits(self, m: PackedModule) -> int:
         """2 of a module with all that it needs, 1 with the first, 0 of others."""
         (name, _, kind, *_), *_ = every = _words(self.pieces)
         if name not in m.pieces or m.pieces[name].dtype not in DTYPES[kind]:
             return 0
         return 2 if all(one[0][-1] == "?" or one[0] in m.pieces for one in every) else 1
 
-    def matrix(self, m: Module) -> TensorInfo:
+    def matrix(self, m: PackedModule) -> TensorInfo:
         """Make one entry for a matrix, under the name that it has without quantisation."""
         sizes: Sizes = {}
         used: dict[str, TensorInfo] = {}
@@ -143,11 +143,11 @@ def _fit(
 
 
 def _affine(
-    m: Module,
+    m: PackedModule,
     n: Sizes,
     name: str,
     known: Sequence[int],
-    bits: Callable[[Module, Sizes], object] = lambda m, n: 4,
+    bits: Callable[[PackedModule, Sizes], object] = lambda m, n: 4,
 ) -> Made:
     """(level - zero) * scale + bias: levels a stream of bits along rows, all the rest of groups.
 
@@ -176,7 +176,7 @@ def _affine(
     return f"{name}{count}", (*n.get("*stack", ()), rows, cols), (count, group, int(added))
 
 
-def _scaled(m: Module, n: Sizes) -> Made:
+def _scaled(m: PackedModule, n: Sizes) -> Made:
     """8-bit integers or floats and a scale for all, for rows, groups of them or blocks. facts: rows
     and columns of a block.
     """
@@ -192,7 +192,7 @@ def _scaled(m: Module, n: Sizes) -> Made:
     return "INT8" if dtype == "I8" else dtype, (rows, cols), block
 
 
-def _blocks(m: Module, n: Sizes) -> Made:
+def _blocks(m: PackedModule, n: Sizes) -> Made:
     """8-bit floats with a scale for each block, in DeepSeek-V3's layout. facts: as of `_scaled`."""
     high, wide = block_of(m.settings, (128, 128))
     fits = (n["down"], n["across"]) == (-(-n["rows"] // high), -(-n["cols"] // wide))
@@ -216,7 +216,7 @@ def block_of(settings: object, otherwise: tuple[int, int]) -> tuple[int, int]:
     return otherwise
 
 
-def _bitsandbytes_4bit(m: Module, n: Sizes, kind: str) -> Made:
+def _bitsandbytes_4bit(m: PackedModule, n: Sizes, kind: str) -> Made:
     """facts: entries of a block."""
     said = quant_state(m.small(f"{STATE}{kind.lower()}", "weight"))
     if said is None:
@@ -230,7 +230,7 @@ def _bitsandbytes_4bit(m: Module, n: Sizes, kind: str) -> Made:
     return kind, (rows, cols), (block,)
 
 
-def _e2m1(_: Module, n: Sizes, name: str, group: int, of_raw: int = 2) -> Made:
+def _e2m1(_: PackedModule, n: Sizes, name: str, group: int, of_raw: int = 2) -> Made:
     """Two numbers in a byte, low half first. facts: columns of a group."""
     cols, one = group * n["groups"], n.get("*one", ())
     fits = cols == of_raw * n.get("raw", cols // of_raw)
@@ -247,7 +247,7 @@ class Format:
     layouts: Sequence[Layout] = ()  # without one its modules are refused
     integers: bool = False  # such a piece, or the module's `weight`, must be of an integer type
 
-    def matrix(self, m: Module) -> TensorInfo:
+    def matrix(self, m: PackedModule) -> TensorInfo:
         most = max(one.fits(m) for one in self.layouts)
         *others, last = (one for one in self.layouts if one.fits(m) == most)
         for one in others:
@@ -469,7 +469,7 @@ def with_matrices(
         try:
             own_said = said.get(owner)  # MLX may say other things of one module
             settings = {**said, **own_said} if isinstance(own_said, dict) else said
-            module = Module(owner, pieces, settings, read_once)
+            module = PackedModule(owner, pieces, settings, read_once)
             entry = known_formats[formats[owner]].matrix(module)
             if entry.name in tensors and entry.name not in own:
                 raise _RefusedError("its matrix is there twice")

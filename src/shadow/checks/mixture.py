@@ -16,7 +16,7 @@ from shadow.templates import Reason, Value
 if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.run.runtime import Runtime
-    from shadow.spectra.relations.mixture import Fit
+    from shadow.spectra.relations.mixture import MixtureFit
 
 WIDE = 0.1  # an error of a weight that says little
 NOTHING = 0.01  # a weight that is as good as none
@@ -47,7 +47,7 @@ class Mixture(Evidence):
     tensors: int
     formats: Sequence[str]  # of the tuned model
     has_base: bool
-    fit: Fit
+    fit: MixtureFit
 
 
 def judge(found: Mixture) -> Answer:
@@ -86,7 +86,7 @@ def judge(found: Mixture) -> Answer:
     )
 
 
-def _figures(fit: Fit) -> dict[str, Figure]:
+def _figures(fit: MixtureFit) -> dict[str, Figure]:
     figures: dict[str, Figure] = {} if fit.agrees else {"rest": fit.rest}
     for letter, weights, error in zip(LETTERS, fit.weights.T, fit.errors, strict=False):
         name, least, most = f"weight_{letter.lower()}", float(weights.min()), float(weights.max())

@@ -47,7 +47,7 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class RelatedUnits:
     """A model beside its candidates."""
 
     candidates: Sequence[tuple[str, Relation]]
@@ -58,7 +58,7 @@ class Measured:
     """
 
 
-def judge(found: Measured) -> Answer:
+def judge(found: RelatedUnits) -> Answer:
     """Name the related candidate that is nearest; open where another may be nearer."""
     names, relations = zip(*found.candidates, strict=True)
     level = ALPHA / len(names)
@@ -98,7 +98,7 @@ def _is_related(one: Relation, level: float) -> bool:
     return (one.p is not None and one.p <= level) or (one.reordered or 0.0) >= REORDERED
 
 
-def _doubt(found: Measured, nearest: int, other: int) -> str:
+def _doubt(found: RelatedUnits, nearest: int, other: int) -> str:
     """Return why the nearest is not the one on the way to another; empty where it is."""
     (_, close), (_, away) = found.candidates[nearest], found.candidates[other]
     if close.distance == 0 < away.distance:
@@ -124,7 +124,7 @@ def _how(one: Relation, is_related: bool) -> Reason:
     return Reason("related" if is_related else "unrelated", figures)
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Measured:
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
     """Rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
     from shadow.run.sampled_units import sampled_units
     from shadow.run.sides import found_all, opened_models
@@ -140,7 +140,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Measured:
         (str(reference), relation(units, level))
         for reference, units in zip(asked.checkpoints[1:], sampled, strict=True)
     ]
-    return Measured(candidates, corners(sampled))
+    return RelatedUnits(candidates, corners(sampled))
 
 
 CHECK = Check(

@@ -40,7 +40,7 @@ WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class StoredPart:
     """A tensor of the full model, or a part of one, beside that of the copy."""
 
     place: Place
@@ -57,7 +57,7 @@ class Copied:
 class Copy(Evidence):
     """A full model and a copy of it."""
 
-    tensors: Sequence[Copied]
+    tensors: Sequence[StoredPart]
     has_base: bool = False
 
 
@@ -88,7 +88,7 @@ def judge(found: Copy) -> Answer:
     )
 
 
-def kept(tensors: Iterable[Copied]) -> tuple[float, float] | None:
+def kept(tensors: Iterable[StoredPart]) -> tuple[float, float] | None:
     """The share of the update's energy that is kept, as the squared cosine of the stored update and
     the update, and the norm of copy - full over that of the update. None without an update.
     """
@@ -121,7 +121,7 @@ def _figures(found: Copy) -> dict[str, Figure]:
     return figures
 
 
-def _entries(one: Copied) -> Against:
+def _entries(one: StoredPart) -> Against:
     sums = one.sums
     code = "entries" if sums.finite else "some_not_finite"
     why = Reason(code, {"off": sums.off, "entries": sums.entries, "format": sums.grid})
@@ -129,9 +129,9 @@ def _entries(one: Copied) -> Against:
     return Against(one.tensor, why, relative)
 
 
-def _lost(tensors: Sequence[Copied]) -> Iterator[Against]:
+def _lost(tensors: Sequence[StoredPart]) -> Iterator[Against]:
     """The modules that kept too little of the update."""
-    modules: dict[str, list[Copied]] = {}
+    modules: dict[str, list[StoredPart]] = {}
     for one in tensors:
         modules.setdefault(one.module, []).append(one)
     for name, of_module in modules.items():
@@ -140,7 +140,7 @@ def _lost(tensors: Sequence[Copied]) -> Iterator[Against]:
             yield Against(name, Reason("module", {"kept": max(0.0, share)}), error)
 
 
-def _of(tensors: Sequence[Copied], code: str, counts: Mapping[str, int]) -> Reason:
+def _of(tensors: Sequence[StoredPart], code: str, counts: Mapping[str, int]) -> Reason:
     """Return what is said of tensors, with their formats."""
     return Reason(code, {**counts, "formats": sorted({one.sums.grid for one in tensors})})
 
@@ -190,7 +190,7 @@ def _copied(
     copy: Checkpoint,
     base: Checkpoint | None,
     before: MatrixPair | None,
-) -> Copied | Unmatched:
+) -> StoredPart | Unmatched:
     """before: the tensor of the base beside that of the full model."""
     import torch
 
@@ -204,7 +204,7 @@ def _copied(
     name, stored = pair.tuned.info.name, pair.tuned.info.dtype
     if is_raw(pair):
         row = row_of(pair, full, copy)
-        return Copied(pair.place, row.tuned, Kept(row.formats[1], row.entries, row.changed))
+        return StoredPart(pair.place, row.tuned, Kept(row.formats[1], row.entries, row.changed))
     sides, third = sides_of(pair, full, copy), None
     if base and before and before.base and (before.rows, before.cols) == (pair.rows, pair.cols):
         seen, _ = views(replace(before, tuned=pair.base), before.base, base, full)
@@ -215,7 +215,7 @@ def _copied(
     sums = kept_of_copy(sides, third, stored)
     if sums is None:
         return Unmatched(name, "tuned", Reason("unknown_format", {"format": stored}))
-    return Copied(pair.place, name, sums)
+    return StoredPart(pair.place, name, sums)
 
 
 CHECK = Check(

@@ -306,22 +306,22 @@ CHECK = Check(
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SnapshotTensors:
     """The tensors of a model in memory when it was taken."""
 
     tensors: Mapping[str, TensorInfo]
     checksums: Mapping[str, str | None]  # in memory each has one
 
 
-def taken(model: Checkpoint) -> Snapshot:
+def taken(model: Checkpoint) -> SnapshotTensors:
     """A snapshot of a model, every entry of which is read once."""
     tensors = model.tensors.items()
     found = {name: model.sources[info.shard].checksum(info) for name, info in tensors}
-    return Snapshot(model.tensors, found)
+    return SnapshotTensors(model.tensors, found)
 
 
 def training_since(
-    before: Snapshot, model: Checkpoint, moved: Sequence[str], frozen: Sequence[str]
+    before: SnapshotTensors, model: Checkpoint, moved: Sequence[str], frozen: Sequence[str]
 ) -> Training:
     """The evidence of `trained`: a tensor whose bytes changed moved, by how much is not known."""
     from shadow.run.aligned import parts_of

@@ -26,7 +26,7 @@ from shadow.storage import Store, located, work_folder
 from shadow.text import visible
 
 if TYPE_CHECKING:
-    from shadow.gates.measured import Measured
+    from shadow.gates.measured import JudgedReport
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
     from shadow.lists.pairs import PairOutcome
@@ -125,7 +125,7 @@ class _Judge:
 
     request: AuditRequest
     rules: Mapping[Pair, Mapping[str, Rule]]
-    baselines: Mapping[tuple[str, str], Measured]
+    baselines: Mapping[tuple[str, str], JudgedReport]
     """By family and pair: the earlier reports that figures must not have moved from."""
     strict: bool
     is_shown: bool
@@ -154,7 +154,7 @@ class _Judge:
 
     def _judged(self, outcome: PairOutcome) -> Judgement:
         from shadow.gates.document import rules_document
-        from shadow.gates.measured import Reading, read_measured
+        from shadow.gates.measured import ReportAccess, read_measured
         from shadow.gates.verdicts import Judgement, judge_report
 
         request, result = self.request, outcome.finished()
@@ -168,7 +168,7 @@ class _Judge:
             return Judgement(summary.family, summary.pair, summary=summary, **more)
         # of a report that was uploaded the rows are fetched
         folder = result.folder if result.url is None else reports_here(Path(result.url))
-        reading = Reading(request.files, request.jobs, self.say)
+        reading = ReportAccess(request.files, request.jobs, self.say)
         now = read_measured(folder, summary=summary, reading=reading)
         baseline = self.baselines.get((summary.family, summary.pair))
         judgement = judge_report(rules, now, baseline, **more)

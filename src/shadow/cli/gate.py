@@ -19,7 +19,7 @@ from shadow.reports.folders import found_below, meant, reports_below
 from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
-    from shadow.gates.measured import Measured
+    from shadow.gates.measured import JudgedReport
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
@@ -56,7 +56,7 @@ def gate(
         hint = "add --fail-on, --policy, --against or --list"
         raise UsageError("nothing to check the reports against", hint)
     from shadow.gates.document import rules_document
-    from shadow.gates.measured import Reading, read_measured
+    from shadow.gates.measured import ReportAccess, read_measured
     from shadow.gates.verdicts import judge_report
     from shadow.lists.index import read_index
     from shadow.reports.provenance import report_metadata
@@ -100,7 +100,7 @@ def gate(
             if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
                 hint = "name an earlier report with --against"
                 raise ShadowError(f"{folder} is its own baseline", hint)
-            now = read_measured(folder, reading=Reading())
+            now = read_measured(folder, reading=ReportAccess())
             judged.append(judge_report([*judging, *claims.get(name, ())], now, baseline))
         except ShadowError as error:
             judged.append(at_fault(*name, error))
@@ -151,7 +151,7 @@ def at_fault(family: str, pair: str, error: ShadowError, **more: Any) -> Judgeme
 
 def baselines_of(
     rules: shared.Rules, pairs: list[tuple[str, str]], say: Callable[[str], None]
-) -> dict[tuple[str, str], Measured]:
+) -> dict[tuple[str, str], JudgedReport]:
     """Return the earlier reports of pairs, by family and pair. say: gets a line if there are none.
 
     Raises ShadowError where there is no such folder, or it holds no reports.

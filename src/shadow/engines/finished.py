@@ -58,7 +58,7 @@ FOLLOWS = {
 
 
 @dataclass(frozen=True)
-class Standing:
+class FolderState:
     """State of the folder of a requested report."""
 
     metadata: ReportMetadata | None
@@ -71,20 +71,22 @@ class Standing:
     """The report, where it is what is asked for."""
 
 
-def finished(folder: Path) -> Standing:
+def finished(folder: Path) -> FolderState:
     """Look into a folder. Raises ShadowError where it cannot be read: a report may be whole."""
     try:
         metadata = finished_metadata(folder)
         if metadata is None:
             refuse_remains(folder)
-        return Standing(metadata)
+        return FolderState(metadata)
     except ShadowError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
             raise
-        return Standing(None, error.message)
+        return FolderState(None, error.message)
 
 
-def standing(folder: Path, wanted: Identity, runtime: Runtime, *, spectra: bool = True) -> Standing:
+def standing(
+    folder: Path, wanted: Identity, runtime: Runtime, *, spectra: bool = True
+) -> FolderState:
     """Look for the report that is asked for; tidy up and say so if it is there.
 
     spectra: must singular values be there too? A copy may leave them out.

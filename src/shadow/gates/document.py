@@ -11,17 +11,17 @@ from shadow.quantities import Kind
 from shadow.telling.document import (
     Block,
     Cell,
-    Column,
     Document,
     Field,
     FigureRow,
     Figures,
     Level,
     Note,
+    Origin,
     Paragraph,
-    Provenance,
     Section,
-    Table,
+    TableBlock,
+    TableHead,
     Word,
     named,
     number,
@@ -43,8 +43,8 @@ STATES = {  # of a pair that has a report, by its exit code
     4: Word("rule FAILED", "fault"),
     5: Word("inconclusive", "fault"),
 }
-RULES = [Column("outcome", "text"), Column("rule: fails if", "name")]
-RULES.append(Column("what was found", "text"))
+RULES = [TableHead("outcome", "text"), TableHead("rule: fails if", "name")]
+RULES.append(TableHead("what was found", "text"))
 
 
 def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
@@ -53,10 +53,10 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
     """
     rest = ("more", where_more(folder))
     if not has_table:
-        return Document([Provenance([rest], close=True)])
+        return Document([Origin([rest], close=True)])
     counts = Counter[str](_state(one).text for one in judged)
     states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    return Document([_pairs(judged), Provenance([("pairs", f"{len(judged):,}: {states}"), rest])])
+    return Document([_pairs(judged), Origin([("pairs", f"{len(judged):,}: {states}"), rest])])
 
 
 def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True) -> Document:
@@ -65,7 +65,7 @@ def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True
     """
     head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
     chosen = [one for one in judged.verdicts if full or one.outcome in ("met", "missing")]
-    table = [Table(RULES, [_cells(verdict) for verdict in chosen], "Rules")] if chosen else []
+    table = [TableBlock(RULES, [_cells(verdict) for verdict in chosen], "Rules")] if chosen else []
     recorded = [*table, *map(Note, judged.notes)]
     return Document([*head, *recorded] if recorded else [])
 
@@ -82,12 +82,12 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
     notes = [FigureRow(one.name, note) for one in judged for note in one.notes]
     rules = [[one.name, *_cells(verdict)] for one in judged for verdict in one.verdicts]
     blocks += [Figures(rows) for rows in (faults, said) if rows]
-    blocks += [Table([Column("pair", "name"), *RULES], rules, "Rules")] if rules else []
+    blocks += [TableBlock([TableHead("pair", "name"), *RULES], rules, "Rules")] if rules else []
     blocks += [Figures(notes, "Notes")] if notes else []
     return Document(blocks)
 
 
-def _pairs(judged: Sequence[Judgement]) -> Table:
+def _pairs(judged: Sequence[Judgement]) -> TableBlock:
     def figure(head: str, name: str, kind: Kind, rank: int = 0) -> Field:
         return number(head, lambda one: one.summary and one.summary.figures[name], kind, rank=rank)
 

@@ -52,7 +52,7 @@ NAMED = 5  # figures that a sentence names one by one
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReportAccess:
     """Access to the checkpoints of a report."""
 
     files: Files = Files(offline=True)  # noqa: RUF009 - frozen
@@ -71,13 +71,13 @@ class JudgedFigure:
 
 
 @dataclass(frozen=True)
-class Measured:
+class JudgedReport:
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
     source: Report
     label: str  # what to call it: this report, or the baseline
     summary: Summary
-    reading: Reading | None = None
+    reading: ReportAccess | None = None
     """How both sides are read for a check that the report does not answer."""
 
     @cached_property
@@ -179,8 +179,8 @@ def read_measured(
     folder: Path,
     label: str = "this report",
     summary: Summary | None = None,
-    reading: Reading | None = None,
-) -> Measured:
+    reading: ReportAccess | None = None,
+) -> JudgedReport:
     """A finished report as rules see it, with its summary unless that is known already.
 
     reading: for checks that the report does not answer. Raises ShadowError.
@@ -189,12 +189,12 @@ def read_measured(
     assert report.provenance  # read now, so that a folder without a report is found here
     if summary is None:
         summary = report.summary
-    return Measured(source=report, label=label, summary=summary, reading=reading)
+    return JudgedReport(source=report, label=label, summary=summary, reading=reading)
 
 
 def read_baselines(
     against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Measured]:
+) -> dict[tuple[str, str], JudgedReport]:
     """The report of each pair (family, pair) that has one in folders, which are those in or below
     against.
 
@@ -218,14 +218,14 @@ def read_baselines(
     return baselines
 
 
-def _baseline(folder: Path) -> Measured:
+def _baseline(folder: Path) -> JudgedReport:
     """A baseline, all of which is read now: what is measured next may be written over it."""
     baseline = read_measured(folder, "the baseline")
     assert baseline.report is not None
     return baseline
 
 
-def checked(asked: Question, summary: Summary, reading: Reading) -> Verification:
+def checked(asked: Question, summary: Summary, reading: ReportAccess) -> Verification:
     """The answer to a check that a report does not hold.
 
     Imports what reads weights. Raises ShadowError where a side has changed since its audit.

@@ -23,7 +23,7 @@ from shadow.checks.registry import pair_claim
 from shadow.checks.summary import Summary, broken
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
-from shadow.gates.measured import Measured, checked
+from shadow.gates.measured import JudgedReport, checked
 from shadow.gates.rules import (
     FAILS,
     HOLDS,
@@ -161,7 +161,7 @@ class Judgement:
         return first_code(codes)
 
 
-def notes_on(baseline: Measured, now: Measured) -> list[str]:
+def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
     """Return what makes a baseline another thing than the same audit before."""
     before, after = baseline.report, now.report
     if before.metadata == after.metadata:
@@ -182,8 +182,8 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
 
 def judge_report(
     rules: Sequence[Rule],
-    now: Measured,
-    baseline: Measured | None = None,
+    now: JudgedReport,
+    baseline: JudgedReport | None = None,
     *,
     seconds: float | None = None,
     objections: tuple[str, ...] = (),
@@ -207,13 +207,13 @@ def judge_report(
 
 
 def judge(
-    rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
+    rules: Sequence[Rule], now: JudgedReport, baseline: JudgedReport | None = None
 ) -> tuple[Verdict, ...]:
     """Return what comes of every rule. Without a baseline, rules on what moved are missing."""
     return tuple(_judged(rule, now, baseline) for rule in rules)
 
 
-def _judged(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
+def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verdict:
     if rule.comparison == MOVED:
         return _moved(rule, now, baseline)
     if rule.comparison not in (HOLDS, FAILS):
@@ -238,7 +238,7 @@ def _missing(rule: Rule, code: str, **figures: Value) -> Verdict:
     return Verdict(rule, outcome, Reason(code, figures))
 
 
-def _broken(rule: Rule, now: Measured) -> Verdict:
+def _broken(rule: Rule, now: JudgedReport) -> Verdict:
     """A word for what is broken."""
     word = rule.figure.metric
     texts = [sentence.text for sentence in broken(now.summary) if sentence.code == word]
@@ -247,7 +247,7 @@ def _broken(rule: Rule, now: Measured) -> Verdict:
     return _verdict(rule, "broken" if texts else "not_broken", figures, [finding])
 
 
-def _answered(rule: Rule, now: Measured) -> Verdict:
+def _answered(rule: Rule, now: JudgedReport) -> Verdict:
     """A gate of the pair, or a check that its report answers."""
     answer, reason = now.answer(rule.figure)
     if answer is None:
@@ -257,7 +257,7 @@ def _answered(rule: Rule, now: Measured) -> Verdict:
     return _verdict(rule, "answered", figures, [finding])
 
 
-def _checked(rule: Rule, now: Measured) -> Verdict:
+def _checked(rule: Rule, now: JudgedReport) -> Verdict:
     """A check for which both sides are read."""
     assert now.reading is not None, "a report that is judged"
     try:
@@ -274,7 +274,7 @@ def _checked(rule: Rule, now: Measured) -> Verdict:
     return _verdict(rule, "checked", figures, [finding])
 
 
-def _in_state(rule: Rule, now: Measured) -> Verdict:
+def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
     """Places or files that changed or did not: one that is not known is no pass."""
     found = now.states(rule.figure)
     if not found:
@@ -288,7 +288,7 @@ def _in_state(rule: Rule, now: Measured) -> Verdict:
     return _verdict(rule, "states", {"states": texts}, findings)
 
 
-def _threshold(rule: Rule, now: Measured) -> Verdict:
+def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
     metric, places = rule.figure.metric, now.places(rule.figure)
     every = [(at, now.figure(at, metric)) for at in places]
     nulls = [one.name for _, one in every if one.value is None]
@@ -318,7 +318,7 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     return _verdict(rule, "violated" if violating else "within", of, findings)
 
 
-def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
+def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verdict:
     if baseline is None:
         return _missing(rule, "no_baseline")
     findings: list[RuleFigure] = []

@@ -85,7 +85,7 @@ def _row(run: Run, out: Path) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanOverBases:
     """A mean over bases and its interval at LEVEL, in the unit of what it is of.
 
     The mean is None over no base, the bounds are None for one base or none.
@@ -109,17 +109,17 @@ def formatted(value: float | None, digits: str = ".3f") -> str:
     return "-" if value is None or pd.isna(value) else format(value, digits)
 
 
-def over_bases(values: Iterable[float]) -> Estimate:
+def over_bases(values: Iterable[float]) -> MeanOverBases:
     """The mean of one value a base, with a t interval."""
     known = [value for value in values if np.isfinite(value)]
     mean, count = float(np.mean(known)) if known else None, len(known)
     if mean is None or count < 2:
-        return Estimate(mean, None, None, count)
+        return MeanOverBases(mean, None, None, count)
     half = float(t.ppf((1 + LEVEL) / 2, count - 1) * np.std(known, ddof=1) / np.sqrt(count))
-    return Estimate(mean, mean - half, mean + half, count)
+    return MeanOverBases(mean, mean - half, mean + half, count)
 
 
-def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
+def level(runs: pd.DataFrame, column: str) -> dict[str, MeanOverBases]:
     """The mean of a column by regime."""
     means = runs.groupby(["regime", "base"])[column].mean()
     return {
@@ -128,7 +128,7 @@ def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
     }
 
 
-def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> Estimate:
+def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> MeanOverBases:
     """First minus second regime."""
     means = runs.groupby(["regime", "base"])[column].mean().unstack("regime")
     if not {first, second} <= set(means.columns):
@@ -163,7 +163,7 @@ def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:
     count = runs["base"].nunique()
     yield doc.Section(f"{counted(count, 'base', 'bases')}: concentration, and answers gained")
     heads = ("rel. norm", "conc.", "narrow", "broad", "held out")
-    yield doc.Table([doc.Column("", "text"), *map(doc.Column, heads)], rows)
+    yield doc.TableBlock([doc.TableHead("", "text"), *map(doc.TableHead, heads)], rows)
     over = "mean over bases and 95 % interval" if count > 1 else "one base, so no interval"
     differences = [
         doc.FigureRow(f"{first} - {second}", contrast(runs, first, second).text("+.3f"))

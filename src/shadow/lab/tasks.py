@@ -70,7 +70,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TaskCell:
     """One skill in one form: the unit of breadth."""
 
     skill: str
@@ -84,11 +84,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class CellMixture:
     """Cells and how often each is drawn."""
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TaskCell, ...]
     weights: tuple[float, ...]
     """The probability of each cell, above 0, adding up to 1."""
 
@@ -99,25 +99,25 @@ class Mixture:
             yield cell.sample(rng)
 
 
-def cells_of(skills: Iterable[str], forms: Iterable[str]) -> tuple[Cell, ...]:
+def cells_of(skills: Iterable[str], forms: Iterable[str]) -> tuple[TaskCell, ...]:
     """Every skill in every form."""
-    return tuple(starmap(Cell, product(skills, forms)))
+    return tuple(starmap(TaskCell, product(skills, forms)))
 
 
-def uniform(name: str, cells: tuple[Cell, ...]) -> Mixture:
+def uniform(name: str, cells: tuple[TaskCell, ...]) -> CellMixture:
     """All cells alike."""
-    return Mixture(name, cells, (1 / len(cells),) * len(cells))
+    return CellMixture(name, cells, (1 / len(cells),) * len(cells))
 
 
-def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture:
+def blended(name: str, first: CellMixture, share: float, second: CellMixture) -> CellMixture:
     """Samples of the first with probability share, in [0, 1], otherwise of the second."""
     weights = {cell: (1 - share) / len(second.cells) for cell in second.cells}
     for cell in first.cells:
         weights[cell] = weights.get(cell, 0.0) + share / len(first.cells)
-    return Mixture(name, tuple(weights), tuple(weights.values()))
+    return CellMixture(name, tuple(weights), tuple(weights.values()))
 
 
-def _world() -> Iterator[Mixture]:
+def _world() -> Iterator[CellMixture]:
     """Benchmark-aligned, held-out, coverage-expanding, core and original data.
 
     Held out are two of three skills, each in one tail form, and none of the benchmark: nothing is
@@ -125,7 +125,7 @@ def _world() -> Iterator[Mixture]:
     """
     narrow = cells_of(BENCHMARK, TAIL_FORMS[:1])
     drawn = [
-        Cell(skill, TAIL_FORMS[number % len(TAIL_FORMS)])
+        TaskCell(skill, TAIL_FORMS[number % len(TAIL_FORMS)])
         for number, skill in enumerate(SKILLS)
         if number % 3 != 2
     ]
@@ -137,10 +137,10 @@ def _world() -> Iterator[Mixture]:
     yield blended("original", core, share=CORE_SHARE, second=broad)
 
 
-MIXTURES: Mapping[str, Mixture] = {mixture.name: mixture for mixture in _world()}
+MIXTURES: Mapping[str, CellMixture] = {mixture.name: mixture for mixture in _world()}
 
 
-def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
+def partly_repeated(mixture: CellMixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
     """Samples without end, each with probability share from a pool drawn before, otherwise
     fresh.
     """
@@ -151,7 +151,7 @@ def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> I
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampleRows:
     """Samples as arrays of rows and tokens; what no sample fills is `END` without a loss."""
 
     tokens: NDArray[np.int64]
@@ -159,7 +159,9 @@ class Rows:
     """The token where it is one of an answer or its end, `IGNORED` elsewhere."""
 
 
-def rows_of(samples: Iterable[Sample], rows: int, width: int, *, single: bool = False) -> Rows:
+def rows_of(
+    samples: Iterable[Sample], rows: int, width: int, *, single: bool = False
+) -> SampleRows:
     """Fill rows with as many whole samples as fit; one that no longer fits is dropped.
 
     single: one sample for each row, so that none serves as an example for another.
@@ -176,4 +178,4 @@ def rows_of(samples: Iterable[Sample], rows: int, width: int, *, single: bool = 
         tokens[row, start:end] = [_IDS[character] for character in sample.text]
         labels[row, answer:end] = tokens[row, answer:end]
         start = end
-    return Rows(tokens, labels)
+    return SampleRows(tokens, labels)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.lab import tasks
-from shadow.lab.tasks import Mixture, Sample, rows_of
+from shadow.lab.tasks import CellMixture, Sample, rows_of
 
 ROW = 128  # tokens in a row of a training step; a sample has at most half as many
 PROBED = 400  # fresh samples a probe: the standard error of an accuracy is at most 0.025
@@ -144,7 +144,7 @@ def update(
 
 
 @torch.no_grad()
-def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) -> float:
+def accuracy(model: transformers.LlamaForCausalLM, mixture: CellMixture, seed: int) -> float:
     """Share of samples whose whole answer, its end included, the model would write greedily, in [0,
     1].
 

@@ -15,7 +15,7 @@ from shadow.telling.document import (
     FigureRow,
     Figures,
     Level,
-    Provenance,
+    Origin,
     Section,
     Word,
     named,
@@ -26,7 +26,7 @@ from shadow.telling.report import skipped_table
 from shadow.text import about_time, byte_size, counted, several, took
 
 if TYPE_CHECKING:
-    from shadow.lists.index import Index, Row
+    from shadow.lists.index import Index, ListRow
     from shadow.run.pair_plan import PairPlan, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
@@ -38,7 +38,7 @@ STATES: Mapping[str, Level] = {
 }
 
 
-def _position(row: Row) -> str:
+def _position(row: ListRow) -> str:
     return DASH if row.position is None else str(row.position)
 
 
@@ -67,7 +67,7 @@ def list_document(index: Index, folder: object = "reports") -> Document:
     blocks: list[Block] = [Section("list"), table_of(LIST, index.rows, close=True)]
     if faults:
         blocks.append(Figures(faults))
-    return Document([*blocks, Provenance(_totals(index, folder))])
+    return Document([*blocks, Origin(_totals(index, folder))])
 
 
 def _totals(index: Index, folder: object) -> list[tuple[str, str]]:

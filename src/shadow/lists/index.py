@@ -46,7 +46,7 @@ OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tune
 
 
 @dataclass(frozen=True)
-class Row:
+class ListRow:
     """State of one pair of a list."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
@@ -98,14 +98,16 @@ class Row:
             for name, value in vars(self).items()
         }
 
-    def emptied(self, state: State, *, error: str | None = None, hint: str | None = None) -> Row:
+    def emptied(
+        self, state: State, *, error: str | None = None, hint: str | None = None
+    ) -> ListRow:
         """The same pair in another state, with nothing of a report. What it took stays."""
         same = {name: getattr(self, name) for name in (*OF_THE_PAIR, "seconds", "bytes")}
-        return Row(**same, state=state, error=error, hint=hint)
+        return ListRow(**same, state=state, error=error, hint=hint)
 
 
 @dataclass(frozen=True)
-class Kind:
+class SharedSettings:
     """Settings that reports must share to be in one table."""
 
     schema: int
@@ -120,11 +122,11 @@ class Index:
 
     version: str
     """The version of shadow that wrote it."""
-    kind: Kind
+    kind: SharedSettings
     """What all reports agree in."""
     digest: str | None
     """Which list it was (Selection.digest); None: none, or several."""
-    rows: tuple[Row, ...]
+    rows: tuple[ListRow, ...]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -149,14 +151,14 @@ def done_row(
     position: int | None,
     seconds: float | None,
     moved: int | None,
-) -> Row:
+) -> ListRow:
     """The row of a finished report; position, time and bytes are what a report does not know."""
 
     figures: dict[str, Any] = {
         name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
     }
     matrices = summary.figures.matrices
-    return Row(
+    return ListRow(
         position=position,
         family=summary.family,
         pair=summary.pair,
@@ -201,16 +203,16 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
     return replace(index, rows=tuple(rows.values()))
 
 
-def kind_of(metadata: ReportMetadata) -> Kind:
+def kind_of(metadata: ReportMetadata) -> SharedSettings:
     """Return what reports must agree in to stand in one table; the version does not count."""
     return _kind(metadata["schema"], metadata["settings"])
 
 
-def _kind(schema: int, settings: Mapping[str, object]) -> Kind:
+def _kind(schema: int, settings: Mapping[str, object]) -> SharedSettings:
     """Leave out the relation of a pair, and the optimiser that reports of 0.2 name."""
     common = {key: one for key, one in settings.items() if key not in ("relation", "optimizer")}
     # the numbers of all schemas that are read mean the same
-    return Kind(SCHEMA if schema in READ else schema, common)
+    return SharedSettings(SCHEMA if schema in READ else schema, common)
 
 
 def write_index(output: Path, index: Index) -> None:
@@ -231,7 +233,7 @@ class _File:
     schema: int
     settings: dict[str, Any]
     list: str | None
-    pairs: tuple[Row, ...]
+    pairs: tuple[ListRow, ...]
 
 
 def read_index(folder: Path) -> Index | None:
@@ -277,7 +279,7 @@ def with_index(
             files = store.files()
             store.fetch(files.keys() & {INDEX}, output)
 
-            def is_there(row: Row, _: Kind) -> bool:
+            def is_there(row: ListRow, _: SharedSettings) -> bool:
                 return f"{report_folder(*row.key)}/{FINISHED}" in files
 
         index = begun(output, selection, settings, is_there)
@@ -310,7 +312,7 @@ def with_index(
         end()
 
 
-def _row_after(before: Row, outcome: PairOutcome) -> Row:
+def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:
     """The row of a pair after it was tried; what it took is added to what earlier runs took."""
     seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
     spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
@@ -339,19 +341,19 @@ def begun(
     output: Path,
     selection: Selection,
     settings: Settings,
-    is_there: Callable[[Row, Kind], bool] | None = None,
+    is_there: Callable[[ListRow, SharedSettings], bool] | None = None,
 ) -> Index:
     """The index before the first pair: what an earlier run left, all the rest pending.
 
     is_there: whether the report of a row is still there; None: look into the folder.
     """
     is_there = is_there or partial(_is_there, output)
-    kind, earlier = Kind(SCHEMA, settings.as_json()), read_index(output)
+    kind, earlier = SharedSettings(SCHEMA, settings.as_json()), read_index(output)
     known = {row.key: row for row in earlier.rows} if earlier and earlier.kind == kind else {}
     own = {(pair.family, pair.name) for pair in selection.own}
     rows = []
     for position, pair in enumerate(selection.pairs, 1):
-        new = Row(
+        new = ListRow(
             position=position,
             family=pair.family,
             pair=pair.name,
@@ -369,7 +371,7 @@ def begun(
     return Index(__version__, kind, selection.digest, tuple(rows))
 
 
-def _is_there(output: Path, row: Row, kind: Kind) -> bool:
+def _is_there(output: Path, row: ListRow, kind: SharedSettings) -> bool:
     """Return whether the report of a row is still there."""
     try:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))

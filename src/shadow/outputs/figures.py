@@ -93,7 +93,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Source:
+class DrawnReport:
     """A report that is drawn, and the delta rows of one of its components."""
 
     report: Report
@@ -143,7 +143,7 @@ def draw(
         return content.getvalue(), notes
 
 
-def compose(kind: str, sources: Sequence[Source], choice: Choice) -> tuple[Figure, list[str]]:
+def compose(kind: str, sources: Sequence[DrawnReport], choice: Choice) -> tuple[Figure, list[str]]:
     """The figure as matplotlib's objects, and what was chosen. Call it and save it in `styled`."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -174,7 +174,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def read_source(folder: Path, component: str | None) -> Source:
+def read_source(folder: Path, component: str | None) -> DrawnReport:
     """A report and the deltas of a component: language, or that of most matrices."""
     report = Report(folder)
     rows = report.matrices
@@ -187,7 +187,7 @@ def read_source(folder: Path, component: str | None) -> Source:
         raise ShadowError(f"{folder}: no matrix of {chosen} changed", f"it has {', '.join(names)}")
     own = deltas[deltas["component"] == chosen].reset_index(drop=True)
     numbers = [column.name for column in MATRICES if column.type in ("int", "float")]
-    return Source(report, chosen, own.astype(dict.fromkeys(numbers, np.float64)))
+    return DrawnReport(report, chosen, own.astype(dict.fromkeys(numbers, np.float64)))
 
 
 def shown(text: str, letters: int = 44) -> str:
@@ -198,7 +198,7 @@ def shown(text: str, letters: int = 44) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _modules(source: Source, rows: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
+def _modules(source: DrawnReport, rows: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
     """The modules of rows that a pattern matches, all without patterns, in their usual order."""
     if rows.empty:
         raise ShadowError(f"{source.report.folder}: no matrix inside a layer changed")
@@ -210,7 +210,7 @@ def _modules(source: Source, rows: pd.DataFrame, patterns: Sequence[str]) -> lis
     return some or names
 
 
-def _grid(source: Source, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
+def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
     """The median of a metric by module and layer. Raises ShadowError where there is no value."""
     rows = source.deltas[source.deltas["layer"] < LAYERS].astype({"layer": int})
     modules = _modules(source, rows, patterns)
@@ -227,7 +227,7 @@ def _label(metric: str) -> str:
     return textwrap.fill(metric.replace("_rank_shift", "-rank shift").replace("_", " "), 24)
 
 
-def draw_depth(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
+def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
     """A metric by layer in one panel: of one report a curve a module, of several a curve each, of
     the first module that all have (an up-projection where none is asked for).
     """
@@ -258,7 +258,7 @@ def draw_depth(figure: Figure, sources: Sequence[Source], choice: Choice) -> lis
     return [f"{metric} of {', '.join(modules)}; {sources[0].component}"]
 
 
-def draw_heatmap(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
+def draw_heatmap(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
     """A metric by layer and module; of several experts the median, hatched where there is none."""
     metric = choice.metric or "concentration"
     grid = _grid(sources[0], metric, choice.modules)
@@ -279,7 +279,7 @@ def draw_heatmap(figure: Figure, sources: Sequence[Source], choice: Choice) -> l
     return [f"{metric} of {', '.join(grid.index)}; {sources[0].component}"]
 
 
-def draw_spectrum(figure: Figure, sources: Sequence[Source], choice: Choice) -> list[str]:
+def draw_spectrum(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
     """The singular values of one matrix: base, tuned, delta, and the null's edge."""
     row = _matrix(sources[0], choice)
     sigmas = _spectra(sources[0].report, row)
@@ -299,7 +299,7 @@ def draw_spectrum(figure: Figure, sources: Sequence[Source], choice: Choice) -> 
     return [f"{row['tensor']}: {row['module']}, {layer}; {sources[0].component}"]
 
 
-def _matrix(source: Source, choice: Choice) -> pd.Series[Any]:
+def _matrix(source: DrawnReport, choice: Choice) -> pd.Series[Any]:
     """The delta row that was asked for, of the first expert; by default an up-projection in the
     middle of the layers.
     """
@@ -334,7 +334,7 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     return sigmas
 
 
-DRAWN: dict[str, Callable[[Figure, Sequence[Source], Choice], list[str]]] = {
+DRAWN: dict[str, Callable[[Figure, Sequence[DrawnReport], Choice], list[str]]] = {
     "depth": draw_depth,
     "spectrum": draw_spectrum,
     "heatmap": draw_heatmap,

@@ -9,7 +9,7 @@ import re
 
 from shadow.quantities import DASH
 from shadow.telling import document as of
-from shadow.telling.document import Block, Cell, Document, Table
+from shadow.telling.document import Block, Cell, Document, TableBlock
 from shadow.text import visible
 
 CALM = re.compile(r"(?!.*(//|www))[\w.](?:[\w .,:/=+()-]*[\w.)])?", re.IGNORECASE)
@@ -49,7 +49,7 @@ def markdown(document: Document, level: int = 2) -> str:
             parts[-1] += f"\n{text}"
         elif text:
             parts.append(text)
-    tables = [block for block in document.blocks if isinstance(block, Table)]
+    tables = [block for block in document.blocks if isinstance(block, TableBlock)]
     legends = {one.head: one.legend for table in tables for one in table.columns if one.legend}
     if legends:
         texts = " ".join(f"{head}: {text}." for head, text in legends.items())
@@ -69,7 +69,7 @@ def _drawn(block: Block, level: int) -> str:
             return f"{cell(block.lead)} {plain(block.text)}".lstrip()
         case of.Note():
             return f"**{block.word.capitalize()}.** {plain(block.text)}"
-        case of.Provenance():
+        case of.Origin():
             return "\n".join(f"- {name}: {plain(text)}" for name, text in block.rows)
         case of.Figures():
             rows = []
@@ -77,7 +77,7 @@ def _drawn(block: Block, level: int) -> str:
                 remark = f" ({plain(row.remark)})" if row.remark else ""
                 rows.append(f"- {plain(row.name)}: {_cell(row.value)}{remark}")
             return _titled(block.title, rows)
-        case Table():
+        case TableBlock():
             return _titled(block.title, _table(block))
     return ""
 
@@ -95,7 +95,7 @@ def _cell(value: Cell, *, is_name: bool = False) -> str:
     return f"{text} {cell(value.aside) if is_name else plain(value.aside)}".rstrip()
 
 
-def _table(block: Table) -> list[str]:
+def _table(block: TableBlock) -> list[str]:
     """Rows whose cells stand below each other in the source too."""
     columns = []
     for place, column in enumerate(block.columns):

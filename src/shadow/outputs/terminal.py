@@ -23,12 +23,12 @@ from shadow.telling.document import (
     Figures,
     Headline,
     Level,
+    MapBlock,
     Note,
+    Origin,
     Paragraph,
-    Picture,
-    Provenance,
     Section,
-    Table,
+    TableBlock,
     Word,
 )
 from shadow.text import visible
@@ -84,12 +84,12 @@ def _drawn(
             yield Text(visible(f"{block.word}: {block.text}"), "yellow")
         case Figures():
             yield from _figures(block)
-        case Provenance():
+        case Origin():
             rows = [FigureRow(name, Word(text, "quiet")) for name, text in block.rows]
             yield from _figures(Figures(rows))
-        case Table():
+        case TableBlock():
             yield from _table(block, options.max_width, legends)
-        case Picture():
+        case MapBlock():
             if block.name:
                 yield Text(visible(block.name), "italic")
             yield HeatMap(block.rows)
@@ -117,7 +117,7 @@ def _cell(cell: Cell) -> Text:
     return Text(DASH if cell is None else visible(str(cell)))
 
 
-def _table(block: Table, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
+def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
     """With as many columns as fit, those of the lowest rank first."""
     rows = [[_cell(cell) for cell in row] for row in block.rows]
     widths = []

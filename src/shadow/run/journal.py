@@ -28,7 +28,7 @@ from shadow.spectra.measurement import Cast, Measurement
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MatrixOutcome:
     """Outcome of one pair of matrices or vectors."""
 
     key: str
@@ -107,7 +107,7 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
     return shards
 
 
-class _Kept(Mapping[str, Outcome]):
+class _Kept(Mapping[str, MatrixOutcome]):
     """Outcomes by key, each read from its line on demand: 60,000 of them take gigabytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -121,7 +121,7 @@ class _Kept(Mapping[str, Outcome]):
         self._file.seek(self._places[key])
         return self._file.readline()
 
-    def __getitem__(self, key: str) -> Outcome:
+    def __getitem__(self, key: str) -> MatrixOutcome:
         return _outcome(self.line(key))
 
     def __contains__(self, key: object) -> bool:
@@ -180,7 +180,7 @@ class Journal:
         return good
 
     @property
-    def outcomes(self) -> Mapping[str, Outcome]:
+    def outcomes(self) -> Mapping[str, MatrixOutcome]:
         """By key; each is read from the disk when it is asked for, while the journal is open."""
         return self._outcomes
 
@@ -228,7 +228,7 @@ class Journal:
                 self._write({"fetched": asdict(fetched)})
             self.fetched.append(fetched)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: MatrixOutcome) -> None:
         """Write an outcome; on return it outlives this process. Raises ShadowError."""
         with writing(self.folder):
             self._add(outcome.key, _line(outcome))
@@ -265,7 +265,7 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
                     path.unlink()
 
 
-def _line(outcome: Outcome) -> bytes:
+def _line(outcome: MatrixOutcome) -> bytes:
     """An outcome as a line of JSON: the CRC-32 of its entry in 8 hexadecimal digits, and that."""
     measurements = [
         {
@@ -280,7 +280,7 @@ def _line(outcome: Outcome) -> bytes:
     return b'["%08x", %b]\n' % (crc32(entry), entry)
 
 
-def _outcome(line: bytes) -> Outcome:
+def _outcome(line: bytes) -> MatrixOutcome:
     """The outcome in a line. Raises ValueError where the line is not as it was written."""
     if not line.endswith(b"]\n") or int(line[2:10], 16) != crc32(line[13:-2]):
         raise ValueError
@@ -290,7 +290,7 @@ def _outcome(line: bytes) -> Outcome:
     entry["measurements"] = tuple(Measurement(**one) for one in entry["measurements"])
     for name in ("key", "status"):
         entry[name] = sys.intern(entry[name])  # one text for all that have it
-    return Outcome(**{**entry, "verified": tuple(entry["verified"])})
+    return MatrixOutcome(**{**entry, "verified": tuple(entry["verified"])})
 
 
 def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:

@@ -30,7 +30,7 @@ from shadow.reports.columns import (
 from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import Identity
-from shadow.run.journal import Outcome
+from shadow.run.journal import MatrixOutcome
 from shadow.run.schedule import named_of
 from shadow.text import several
 
@@ -48,7 +48,7 @@ def write_tables(
     identity: Identity,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, MatrixOutcome],
     *,
     spectra: bool,
     repository: Sequence[Mapping[str, Cell]],
@@ -74,7 +74,7 @@ def write_tables(
     matrices = _Groups(MATRICES, without_share.write)
     tensors = _Groups(TENSORS, files["tensors"].write)
     sigmas = _Groups(SPECTRA, files["spectra"].write) if spectra else None
-    light: dict[str, Outcome] = {}  # by key of a pair: what became of it, without numbers
+    light: dict[str, MatrixOutcome] = {}  # by key of a pair: what became of it, without numbers
     norms = array("d")  # of the deltas
     checksums: dict[Side, dict[str, str]] = {side: {} for side in SIDES}  # by name of a tensor
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
@@ -204,7 +204,7 @@ def _place_columns(place: Place) -> dict[str, Cell]:
 
 
 def _matrix_rows(
-    pair: MatrixPair, outcome: Outcome, identity: Identity
+    pair: MatrixPair, outcome: MatrixOutcome, identity: Identity
 ) -> Iterator[dict[str, Cell]]:
     """All columns but energy_share, which needs the whole pair."""
     base, tuned = pair.base.info if pair.base else None, pair.tuned.info
@@ -240,7 +240,7 @@ def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | Non
     return False if False in (base, tuned) else None if None in (base, tuned) else True
 
 
-def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cell]]:
+def _spectrum_rows(pair: MatrixPair, outcome: MatrixOutcome) -> Iterator[dict[str, Cell]]:
     for measurement in outcome.measurements:
         if not len(measurement.sigma):  # it was not measured
             continue
@@ -258,7 +258,7 @@ def _rows_of_side(
     side: Side,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, MatrixOutcome],
     checksums: Mapping[str, str],
 ) -> Iterator[dict[str, Cell]]:
     """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
@@ -312,7 +312,7 @@ class _Part:
     """
 
     place: Place
-    outcome: Outcome
+    outcome: MatrixOutcome
     entries: int
     is_own: bool = True
     """Whether its place is its own, not that of the other side's tied head."""
@@ -338,9 +338,9 @@ class _Part:
         return " ".join(filter(None, (self.place.module, slot, expert, what)))
 
 
-def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Outcome]) -> _Part:
+def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, MatrixOutcome]) -> _Part:
     if isinstance(holder, Skipped):
-        outcome = Outcome("", holder.status, holder.reason, holder.detail or None)
+        outcome = MatrixOutcome("", holder.status, holder.reason, holder.detail or None)
         return _Part(holder.place, outcome, math.prod(holder.info.shape))
     operand = holder.tuned if side == "tuned" else holder.base
     entries = holder.rows * holder.cols if holder.base is not None else 0
@@ -390,7 +390,7 @@ def _place_of(parts: Sequence[_Part]) -> Place:
     return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
 
 
-def _relative_norm(outcomes: Sequence[Outcome]) -> float | None:
+def _relative_norm(outcomes: Sequence[MatrixOutcome]) -> float | None:
     if any(outcome.delta_norm is None or outcome.base_norm is None for outcome in outcomes):
         return None
     base = math.hypot(*(outcome.base_norm or 0.0 for outcome in outcomes))

@@ -33,7 +33,14 @@ from shadow.run.runtime import make_room, size_of
 from shadow.spectra import device, lazy, routines, spectrum
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import Precision
-from shadow.spectra.spectrum import EXACT_SIDE, Question, Spectrum, blocks, mkl_is_at_home, shape_of
+from shadow.spectra.spectrum import (
+    EXACT_SIDE,
+    Spectrum,
+    SpectrumKey,
+    blocks,
+    mkl_is_at_home,
+    shape_of,
+)
 
 BOUND = 10 << 30  # bytes of the folder: the leading vectors of a 70B pair take 4 GB
 # of the bound: after so many bytes a process looks again at what all processes have written
@@ -59,7 +66,7 @@ class SpectrumCache:
         self._written = 0  # bytes since it looked
 
     def remember(
-        self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
+        self, matrix: Matrix, question: SpectrumKey, norm: float, solve: Callable[[], Spectrum]
     ) -> Spectrum:
         """Return the spectrum of a matrix from the folder, or solve it.
 
@@ -105,7 +112,7 @@ class SpectrumCache:
                 self._size = make_room(self.folder, int(ROOM_MADE * self.bound))
 
 
-def key(matrix: Matrix, question: Question) -> str:
+def key(matrix: Matrix, question: SpectrumKey) -> str:
     """The name of a spectrum: hex sha256 of the matrix, the question and what answers it."""
     kind = type(matrix).__name__ if isinstance(matrix, Updated) else str(matrix.dtype)
     what = f"{FORMAT} {_solver()} {question} {tuple(matrix.shape)} {kind}\n"

@@ -28,7 +28,7 @@ from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.metadata import SIDES
-from shadow.run.journal import Outcome
+from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import Plan
 from shadow.run.runtime import Progress, Runtime, ignore
@@ -212,7 +212,7 @@ def pace(method: Method, jobs: int) -> float:
 
 def outcome_of(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means, summed: Summed
-) -> Outcome:
+) -> MatrixOutcome:
     """Measure a pair in one thread, so that numbers do not depend on how many there are.
 
     summed: by key of a pair, the tensors whose bytes are summed up with it.
@@ -225,7 +225,7 @@ def outcome_of(
         try:
             measured = _measured(pair, base, tuned, replace(means, space=own_workspace()))
         except UndecodableError as error:
-            measured = Outcome(pair.key, "skipped", reason="quantized", detail=error.message)
+            measured = MatrixOutcome(pair.key, "skipped", reason="quantized", detail=error.message)
         for side, info in summed.get(pair.key, ()):
             checksum = source_of(base, tuned, (side, info.shard)).checksum(info)
             if checksum is not None:  # one that was fetched
@@ -252,15 +252,17 @@ def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
     return answers.pop() if len(answers) == 1 else False
 
 
-def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means) -> Outcome:
+def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means) -> MatrixOutcome:
     stored = pair.tuned.info.dtype
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
         largest = largest_entry(only, working_dtype(stored), means.space)
         if not Extent(0.0, largest, 0.0).finite:
-            return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
+            return MatrixOutcome(
+                pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor"
+            )
         alone = measure_alone(only, stored, largest, means, pair.key)
-        return Outcome(
+        return MatrixOutcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )
     base_matrix, matrix = views(pair, pair.base, base, tuned)
@@ -278,12 +280,12 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
     if not found.measurements:
         if factor is None and formats[0] != stored:
             detail = f"equal values, stored as {formats[0]} and {stored}"
-        return Outcome(
+        return MatrixOutcome(
             pair.key, "identical", detail=detail, delta_norm=0.0, base_norm=found.base_norm
         )
     delta = found.measurements[-1]
     zero = {one.subject: one.number("frobenius_norm") == 0 for one in found.measurements}
-    return Outcome(
+    return MatrixOutcome(
         pair.key,
         "measured",
         detail=detail,
@@ -295,7 +297,9 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
     )
 
 
-def _of_vector(key: str, sides: Sides, formats: tuple[str, str], detail: str | None) -> Outcome:
+def _of_vector(
+    key: str, sides: Sides, formats: tuple[str, str], detail: str | None
+) -> MatrixOutcome:
     """The outcome of a pair of vectors, of which norms are all there is."""
     size = extent(sides)
     if not size.finite:
@@ -307,7 +311,7 @@ def _of_vector(key: str, sides: Sides, formats: tuple[str, str], detail: str | N
         of_base.append(float(torch.linalg.vector_norm(b)))
         of_delta.append(float(torch.linalg.vector_norm(t.sub_(b))))
     delta_norm, base_norm = math.hypot(*of_delta) * unit, math.hypot(*of_base) * unit
-    return Outcome(
+    return MatrixOutcome(
         key,
         "skipped",
         reason="not_a_matrix",
@@ -340,12 +344,12 @@ def _copied(
     return side if is_copy else "neither"
 
 
-def _broken(key: str, size: Extent) -> Outcome:
+def _broken(key: str, size: Extent) -> MatrixOutcome:
     """The outcome of a pair with an entry that is not finite."""
     values = {"base": size.base, "tuned": size.tuned}
     broken = [side for side, value in values.items() if not Extent(value, 0, 0).finite]
     detail = f"in the {' and the '.join(broken)} tensor"
-    return Outcome(key, "skipped", reason="nonfinite", detail=detail)
+    return MatrixOutcome(key, "skipped", reason="nonfinite", detail=detail)
 
 
 def own_workspace() -> Workspace:

@@ -16,7 +16,7 @@ from torch import Tensor
 from shadow.dtypes import FLOATS, float_format
 from shadow.spectra.lazy import Matrix, Updated, is_quantised, is_stored, torch_dtype
 from shadow.spectra.levels import LEVELS_OF, FormatNoise
-from shadow.spectra.parts import WORK, Part, differing, is_safe, parts
+from shadow.spectra.parts import WORK, EntryBlock, differing, is_safe, parts
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, shape_of
 
@@ -120,7 +120,7 @@ def _append(sums: Sequence[list[float]], found: Sequence[float]) -> None:
         each.append(value)
 
 
-def _rounded(part: Part, name: str) -> Tensor:
+def _rounded(part: EntryBlock, name: str) -> Tensor:
     """The numbers of the matrix, rounded to a format."""
     raw, grid = part.raw[0], torch_dtype(float_format(name))
     if raw.dtype == grid:
@@ -128,7 +128,7 @@ def _rounded(part: Part, name: str) -> Tensor:
     return raw.to(grid).to(part.numbers[0].dtype).reshape(-1)
 
 
-def _updates(part: Part) -> list[float]:
+def _updates(part: EntryBlock) -> list[float]:
     """The energies of full - base and of copy - base, and their inner product. The latter becomes
     the row of the copy, and the former that of what is made.
     """
@@ -144,7 +144,7 @@ def _updates(part: Part) -> list[float]:
     return [float(np.vecdot(*pair)) for pair in ((u, u), (v, v), (u, v))]
 
 
-def _saturated(part: Part, rounded: Tensor, name: str) -> int:
+def _saturated(part: EntryBlock, rounded: Tensor, name: str) -> int:
     """Entries of a copy that are as a cast leaves them, of numbers that the format cannot hold:
     those beyond its largest by more than half a unit in the last place, or by half where a cast
     makes infinities of them.

@@ -29,7 +29,7 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 WORK = -1  # the row of `Part.lines` for what is made of the numbers
 
 
-class Part:
+class EntryBlock:
     """The same entries of some matrices, in buffers that are reused, and in every view that calls
     need: a view costs as much as a sum of a thousand numbers.
     """
@@ -129,15 +129,15 @@ def is_safe(energy: float) -> bool:
 def _part(
     space: Workspace, dtype: torch.dtype, matrices: int, count: int,
     stored: Sequence[torch.dtype] = (),
-) -> Part:  # fmt: skip
+) -> EntryBlock:  # fmt: skip
     """The part of so many entries that a worker reuses, its numbers undefined."""
     key = "part", dtype, matrices, count, *stored
-    part = space.once(key, lambda: Part(space, dtype, matrices, count, stored))
+    part = space.once(key, lambda: EntryBlock(space, dtype, matrices, count, stored))
     part.rest.zero_()
     return part
 
 
-def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> Iterator[Part]:
+def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> Iterator[EntryBlock]:
     """Matrices of one shape part by part, with what is stored of each. Its numbers are not loaded.
 
     dtype: of the numbers. A part is used before the next is asked for.

@@ -46,10 +46,10 @@ from shadow.spectra.spectrum import (
     BLOCK,
     ON_CPU,
     Grams,
-    Question,
     Remember,
     Sides,
     Spectrum,
+    SpectrumKey,
     Workspace,
     delta_blocks,
     power_of_two_scale,
@@ -216,7 +216,7 @@ class Gram(_Spectral):
             read, shape = partial(scaled_blocks, matrix, scale, space=means.space), shape_of(matrix)
             return spectrum(read, shape, norm, scale, self.precision, is_wide, vectors, means.grams)
 
-        question = Question(stored, self.precision, vectors, means.grams.solver)
+        question = SpectrumKey(stored, self.precision, vectors, means.grams.solver)
         return means.remember(matrix, question, norm, solve)
 
     def cost(self, shape: Shape) -> int:
@@ -232,7 +232,7 @@ class Gram(_Spectral):
 FULL = Gram("default", "float32 Gram, float64 eigenvalues")
 
 
-class Krylov(_Spectral):
+class KrylovSolver(_Spectral):
     """Estimates with their errors, by products with few vectors; of small matrices all values."""
 
     computed = "float32 products with few vectors, float64 sums"
@@ -311,10 +311,10 @@ class Krylov(_Spectral):
         return 4 * kept_elements(shape) if subjects == "delta" else 0
 
 
-Spectral = Gram | Krylov
+Spectral = Gram | KrylovSolver
 SOLVERS: Mapping[Level, Solver] = {
     "norms": Norms(),
-    "sketch": Krylov(),
+    "sketch": KrylovSolver(),
     "full": FULL,
     "exact": Gram("exact", "float64 Gram, float64 eigenvalues"),
 }

@@ -100,7 +100,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class Question:
+class SpectrumKey:
     """Key of a matrix's spectrum besides the matrix itself."""
 
     stored: str  # the dtype in the checkpoint
@@ -110,11 +110,11 @@ class Question:
 
 
 # How the spectrum of one side is had, its Frobenius norm being known: solved, or remembered.
-Remember = Callable[[Matrix, Question, float, Callable[[], Spectrum]], Spectrum]
+Remember = Callable[[Matrix, SpectrumKey, float, Callable[[], Spectrum]], Spectrum]
 
 
 def solve_again(
-    matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
+    matrix: Matrix, question: SpectrumKey, norm: float, solve: Callable[[], Spectrum]
 ) -> Spectrum:
     """Remember nothing."""
     return solve()

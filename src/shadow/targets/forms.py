@@ -63,7 +63,7 @@ def _once(items: list[Any]) -> list[Any]:
 ONCE = AfterValidator(_once)
 
 
-class Checkpoint(Form):
+class NamedCheckpoint(Form):
     """A checkpoint: org/name on the Hub, or a folder as ./DIR, ../DIR, /DIR or ~/DIR, relative to
     this file.
     """
@@ -96,7 +96,7 @@ class Checkpoint(Form):
 
 def _kind_of_base(value: object) -> str:
     keys = set(value) if isinstance(value, dict) else set()
-    if keys & set(name_rules().components) or (keys and not keys & set(Checkpoint.known())):
+    if keys & set(name_rules().components) or (keys and not keys & set(NamedCheckpoint.known())):
         return "(by component)"
     return "(one)"
 
@@ -109,10 +109,10 @@ def _only_components(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 ByComponent = Annotated[
-    dict[Component, Checkpoint], Field(min_length=1), BeforeValidator(_only_components)
+    dict[Component, NamedCheckpoint], Field(min_length=1), BeforeValidator(_only_components)
 ]
 Base = Annotated[
-    Annotated[Checkpoint, Tag("(one)")] | Annotated[ByComponent, Tag("(by component)")],
+    Annotated[NamedCheckpoint, Tag("(one)")] | Annotated[ByComponent, Tag("(by component)")],
     Discriminator(_kind_of_base),
 ]
 
@@ -142,7 +142,7 @@ class FamilyForm(Form):
     model_config = ConfigDict(extra="allow")
     CALLED = "a family"
     WRITTEN = "write `base: org/name` and one more stage below it"
-    __pydantic_extra__: dict[str, Checkpoint] = Field(init=False)
+    __pydantic_extra__: dict[str, NamedCheckpoint] = Field(init=False)
 
     base: Base | None = None
     pairs: Annotated[list[PairForm], ONCE] | None = None
@@ -157,7 +157,7 @@ class FamilyForm(Form):
         if alike := closest(key.lower(), cls.known()[1:], VERY_LIKE):
             message = f"stage {key!r} looks like the reserved key {alike!r}"
             raise FaultError(message, f"did you mean {alike!r}?", key)
-        is_free = key not in {*Checkpoint.known(), *PairForm.known()} and ".." not in key
+        is_free = key not in {*NamedCheckpoint.known(), *PairForm.known()} and ".." not in key
         if not is_free or not NAME.fullmatch(key):
             hint = "letters, digits, `_`, `-` and single dots; no key of a stage or a pair"
             raise FaultError(f"{short(key)} cannot name a stage", hint, key)
@@ -187,7 +187,7 @@ class FamilyForm(Form):
         return self
 
     @property
-    def stages(self) -> dict[str, Checkpoint | dict[str, Checkpoint]]:
+    def stages(self) -> dict[str, NamedCheckpoint | dict[str, NamedCheckpoint]]:
         """The stages by name, `base` first."""
         base = {} if self.base is None else {"base": self.base}
         return base | self.__pydantic_extra__

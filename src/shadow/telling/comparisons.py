@@ -15,10 +15,10 @@ from shadow.telling.document import (
     Figures,
     Headline,
     Note,
+    Origin,
     Paragraph,
-    Provenance,
     Section,
-    Table,
+    TableBlock,
     named,
     number,
     table_of,
@@ -72,7 +72,7 @@ def _comparison(comparison: Comparison) -> Iterator[Block]:
         if len(contrasts) > 1:
             yield Section(f"{first} against {contrast.second}")
         yield from _contrast(contrast, is_usual=comparison.margin == MARGIN)
-    yield Provenance([("not shown", "; ".join(comparison.claims["not_shown"]))], close=True)
+    yield Origin([("not shown", "; ".join(comparison.claims["not_shown"]))], close=True)
 
 
 def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
@@ -94,14 +94,14 @@ def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
     if matched.alone_in_first or matched.alone_in_second:
         over += f"; left out are {matched.alone_in_first:,} of {contrast.first}"
         over += f" and {matched.alone_in_second:,} of {contrast.second}"
-    yield Provenance([("over", over)])
+    yield Origin([("over", over)])
     for text in contrast.warnings:
         yield Note(text, "warning", close=True)
     if contrast.no_joint is not None:
         yield Note(f"where the deltas point is not known: {contrast.no_joint}", close=True)
 
 
-def _figure_table(contrast: Contrast) -> Table:
+def _figure_table(contrast: Contrast) -> TableBlock:
     """A row for each figure: both medians, the difference of matrices, and what that says."""
     from shadow.comparing.differences import FIGURES
 

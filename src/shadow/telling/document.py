@@ -96,7 +96,7 @@ class Figures(Block):
 
 
 @dataclass(frozen=True)
-class Column:
+class TableHead:
     """The head of a column of a table."""
 
     head: str
@@ -109,16 +109,16 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table(Block):
+class TableBlock(Block):
     """Rows of cells under heads."""
 
-    columns: Sequence[Column]
+    columns: Sequence[TableHead]
     rows: Sequence[Sequence[Cell]]
     title: str = ""
 
 
 @dataclass(frozen=True)
-class Field(Column):
+class Field(TableHead):
     """A column that shows what of a row stands in it."""
 
     of: str | Callable[..., Any] = ""
@@ -146,14 +146,14 @@ def number(head: str, of: str | Callable[..., Any], kind: Kind | None = None, **
 
 def table_of(
     fields: Sequence[Field], rows: Iterable[object], title: str = "", **more: Any
-) -> Table:
+) -> TableBlock:
     """A row of cells for each of the rows."""
     cells = [[field.cell(row) for field in fields] for row in rows]
-    return Table(fields, cells, title, **more)
+    return TableBlock(fields, cells, title, **more)
 
 
 @dataclass(frozen=True)
-class Picture(Block):
+class MapBlock(Block):
     """Relative norm of each module of one component, by layer."""
 
     rows: Sequence[Row]
@@ -170,7 +170,7 @@ class Note(Block):
 
 
 @dataclass(frozen=True)
-class Provenance(Block):
+class Origin(Block):
     """Origin, and where to find the rest: (name, text)."""
 
     rows: Sequence[tuple[str, str]]

@@ -18,17 +18,17 @@ from shadow.summary.picture import by_component, picture
 from shadow.summary.record import TIERS, Row
 from shadow.telling.document import (
     Block,
-    Column,
     Document,
     FigureRow,
     Figures,
     Headline,
+    MapBlock,
     Note,
+    Origin,
     Paragraph,
-    Picture,
-    Provenance,
     Section,
-    Table,
+    TableBlock,
+    TableHead,
     When,
     Word,
     named,
@@ -94,7 +94,7 @@ def _blocks(
     components = by_component(summary.grid)
     for component, cells in components.items():
         if picture(cells, 1) is not None:
-            yield Picture(cells, component if len(components) > 1 else "", about="picture")
+            yield MapBlock(cells, component if len(components) > 1 else "", about="picture")
     if len(summary.components) > 1:
         yield component_table(summary.components)
     if summary.modules:
@@ -106,12 +106,12 @@ def _blocks(
         yield table_of(FILES, files, "Files beside the weights", when="full", about="files")
     if summary.finding.other_explanations:
         yield _explanations(summary.finding.other_explanations, when)
-    yield Provenance(_origin(summary, provenance, folder), when=when, about="provenance")
+    yield Origin(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
-        yield Provenance([("more", where_more(folder))], close=True, when="brief", about="more")
+        yield Origin([("more", where_more(folder))], close=True, when="brief", about="more")
 
 
-def _gates(summary: Summary) -> Table:
+def _gates(summary: Summary) -> TableBlock:
     """Every gate with its figure; on a screen only where one failed."""
     wrong, unknown = faults(summary), summary.unknown_gates
 
@@ -139,14 +139,14 @@ def _gates(summary: Summary) -> Table:
     )
 
 
-def _explanations(explanations: Iterable[Explanation], when: When) -> Table:
+def _explanations(explanations: Iterable[Explanation], when: When) -> TableBlock:
     """Return what other change may have left these figures, and why it did not, or may."""
     answers = []
     for one in explanations:
         answer = Word(one.answer.replace("_", " "), "warning" if one.answer == "fits" else "")
         answers.append((one.name, answer, one.reason))
-    columns = [Column("what", "name"), Column("answer", "text"), Column("because", "text")]
-    return Table(columns, answers, "Other explanations", when=when, about="claims")
+    columns = [TableHead("what", "name"), TableHead("answer", "text"), TableHead("because", "text")]
+    return TableBlock(columns, answers, "Other explanations", when=when, about="claims")
 
 
 def _sides(summary: Summary, *, is_public: bool) -> Block:
@@ -183,13 +183,13 @@ COMPONENT_FIGURES = (
 )
 
 
-def component_table(components: Sequence[Row]) -> Table:
+def component_table(components: Sequence[Row]) -> TableBlock:
     """A row for each component."""
     title = "By component"
     return table_of(COMPONENT_FIGURES, components, title, when="full", about="components")
 
 
-def module_table(summary: Summary, when: When = "always") -> Table:
+def module_table(summary: Summary, when: When = "always") -> TableBlock:
     """A row for each module that changed; counts of directions with how many there are."""
     about = {(row.component, row.module): row for row in summary.coherence}
     about |= {(row.component, row.module): row for row in summary.outside_layers}
@@ -233,7 +233,7 @@ WEIGHTS = ("weights", "index")  # kinds of files whose tensors are compared
 FILES = (named("file", "path"), worded("state"), worded("what", lambda row: row.detail or ""))
 
 
-def skipped_table(rows: Iterable[Row], when: When = "always") -> Table:
+def skipped_table(rows: Iterable[Row], when: When = "always") -> TableBlock:
     """A row for each reason: how many tensors of each side, and what the reason means."""
 
     def what(row: Row) -> Word:

@@ -116,7 +116,7 @@ def is_mostly_frozen(summary: PairRecord) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class ChangedPart:
     """A module of the main component, or another component as a whole, that changed."""
 
     name: str
@@ -145,7 +145,7 @@ class Part:
         return many < WORTH_NAMING or many <= IN_PROPORTION * few
 
 
-def parts_by_energy(summary: PairRecord) -> list[Part]:
+def parts_by_energy(summary: PairRecord) -> list[ChangedPart]:
     """The parts of the model, that of most energy first."""
     main = main_component(summary)
     rows: list[Row] = [
@@ -159,20 +159,20 @@ def parts_by_energy(summary: PairRecord) -> list[Part]:
             name, place = module_name(row.module), f"modules.{row.component}.{row.module}"
             outside = is_outside(row.module)
         if row.energy_share is not None:
-            parts.append(Part(name, place, row.energy_share, row.parameter_share, outside))
+            parts.append(ChangedPart(name, place, row.energy_share, row.parameter_share, outside))
     return sorted(parts, key=lambda part: -part.energy_share)
 
 
-def are_in_proportion(summary: PairRecord, parts: Sequence[Part]) -> bool:
+def are_in_proportion(summary: PairRecord, parts: Sequence[ChangedPart]) -> bool:
     """Return whether every part has its share; no, where little changed, as that has no
     proportion.
     """
     return not is_mostly_frozen(summary) and all(part.in_proportion for part in parts)
 
 
-def leading(parts: Sequence[Part]) -> list[Part]:
+def leading(parts: Sequence[ChangedPart]) -> list[ChangedPart]:
     """The parts that hold MOST of it, and those as large as the last of them; at most NAMED."""
-    named: list[Part] = []
+    named: list[ChangedPart] = []
     for part in parts[:NAMED]:
         held = sum(one.energy_share for one in named)
         if held < MOST or part.energy_share > ALIKE * named[-1].energy_share:

@@ -10,7 +10,6 @@ from shadow.checks.answer import FailedVerification, Named, Outcome, Verificatio
 from shadow.telling.document import (
     Block,
     Cell,
-    Column,
     Document,
     FigureRow,
     Figures,
@@ -18,7 +17,8 @@ from shadow.telling.document import (
     Level,
     Note,
     Section,
-    Table,
+    TableBlock,
+    TableHead,
     Word,
     named,
     number,
@@ -39,7 +39,7 @@ INDEX = re.compile(r"[0-9]{1,9}")  # in a name
 RUNS = 4  # of indices that a name spells out
 MANY = "how many a row stands for; how and size are of the one that differs most"
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
-CLAIMS = [Column("claim", "name"), Column("outcome", "text"), Column("why", "text")]
+CLAIMS = [TableHead("claim", "name"), TableHead("outcome", "text"), TableHead("why", "text")]
 
 
 def verification_document(found: Verification) -> Document:
@@ -98,7 +98,7 @@ def _names(group: Sequence[Named]) -> str:
 
 def verifications_document(found: Sequence[Verification | FailedVerification]) -> Document:
     """Several claims, a line each."""
-    return Document([Section("verify"), Table(CLAIMS, [_line(one) for one in found])])
+    return Document([Section("verify"), TableBlock(CLAIMS, [_line(one) for one in found])])
 
 
 def asked(one: Verification | FailedVerification) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
 from shadow.checks.whole import configs, names, shards, values
-from shadow.checks.whole.part import Part, gathered
+from shadow.checks.whole.part import Findings, gathered
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
 class Whole:
     """Findings about one checkpoint; None of anything that was not examined."""
 
-    files: shards.Files
+    files: shards.FileFacts
     values: values.Values | None = None
     names: names.Names | None = None
     words: configs.Words | None = None
@@ -51,7 +51,7 @@ class Whole:
 
 def judge(found: Whole) -> Answer:
     """Every part by itself: one fault is enough, and what is not known leaves it open."""
-    part = Part()
+    part = Findings()
     shards.judge_files(part, found.files)
     if found.values is not None:
         values.judge_values(part, found.values)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.names import number_of, text_config
-from shadow.checks.whole.part import Part, json_object
+from shadow.checks.whole.part import Findings, json_object
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Words:
     usual: Sequence[int] = ()  # tokens that a config of the class names unless it is told others
 
 
-def judge_words(part: Part, found: Words) -> None:
+def judge_words(part: Findings, found: Words) -> None:
     """Tokens without a row, and files that do not agree where generation stops."""
     rows, size = found.rows or found.vocab_size, found.vocab_size
     for kind, files in found.ids.items():
@@ -152,7 +152,7 @@ class Factors:
     zero: Sequence[str] = ()  # modules of which a factor is all zero
 
 
-def judge_adapter(part: Part, found: Factors) -> None:
+def judge_adapter(part: Findings, found: Factors) -> None:
     """The config against factors, module by module."""
     part.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
@@ -185,7 +185,7 @@ def judge_adapter(part: Part, found: Factors) -> None:
 
 
 def _judge_module(
-    part: Part, module: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    part: Findings, module: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
 ) -> None:
     a, b = shapes.get("A"), shapes.get("B")
     if a is None or b is None:

@@ -11,7 +11,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.answer import Against
-from shadow.checks.whole.part import Part
+from shadow.checks.whole.part import Findings
 from shadow.checks.whole.values import BUFFER, FLAT, role
 from shadow.extras import installing
 from shadow.templates import Reason
@@ -74,7 +74,7 @@ class Names:
     indexed: Collection[str] = ()  # names in the index: what it has and files lack is said of files
 
 
-def judge_names(part: Part, found: Names) -> None:
+def judge_names(part: Findings, found: Names) -> None:
     """Judge what a loader would miss, leave out or refuse, and what it ignores."""
     for prefix, count in wrapped(found.tensors).items():
         part.fault(prefix, "prefix", prefix=prefix, tensors=count)
@@ -109,7 +109,7 @@ def wrapped(names: Collection[str]) -> dict[str, int]:
     }
 
 
-def _judge_loading(part: Part, found: Names, layers: Collection[str]) -> None:
+def _judge_loading(part: Findings, found: Names, layers: Collection[str]) -> None:
     """layers: those that lack an expert, which is named already."""
 
     def is_named(name: str) -> bool:
@@ -135,7 +135,7 @@ def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "()"
 
 
-def _judge_experts(part: Part, found: Names) -> set[str]:
+def _judge_experts(part: Findings, found: Names) -> set[str]:
     """Name experts that a layer lacks and others like it have -> such layers."""
     there: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for match in filter(None, map(EXPERT.fullmatch, found.tensors)):
@@ -161,7 +161,7 @@ def _judge_experts(part: Part, found: Names) -> set[str]:
     return layers
 
 
-def _judge_mtp(part: Part, found: Names) -> None:
+def _judge_mtp(part: Findings, found: Names) -> None:
     """Layers that predict further tokens, which config counts and many loaders ignore."""
     promised = number_of(found.config, MTP_KEYS)
     named = [name for name in found.tensors if MTP.fullmatch(name)]

@@ -11,7 +11,7 @@ from shadow.templates import Reason, Value
 
 
 @dataclass
-class Part:
+class Findings:
     """Faults, doubts (what could not be checked) and notes as they are found."""
 
     against: list[Against] = field(default_factory=list)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.configs import ADAPTER_CONFIG
-from shadow.checks.whole.part import Part, json_object
+from shadow.checks.whole.part import Findings, json_object
 from shadow.errors import FileError, ShadowError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class OtherSet:
 
 
 @dataclass(frozen=True)
-class Files:
+class FileFacts:
     """Contents of index, files and headers of a checkpoint, each by itself."""
 
     read: Sequence[str]  # the files of weights that transformers reads
@@ -96,7 +96,7 @@ class Files:
         return bool(self.pointers or self.unreadable or self.missing)
 
 
-def judge_files(part: Part, found: Files) -> None:
+def judge_files(part: Findings, found: FileFacts) -> None:
     """Judge contradictions, a row a file or tensor; oddities are notes."""
     for name in found.pointers:
         part.fault(name, "pointer")
@@ -129,7 +129,7 @@ def judge_files(part: Part, found: Files) -> None:
         part.fault(ADAPTER, "adapter_beside")
 
 
-def _judge_index(part: Part, found: Files, holders: Mapping[str, Sequence[str]]) -> None:
+def _judge_index(part: Findings, found: FileFacts, holders: Mapping[str, Sequence[str]]) -> None:
     for name, shard in found.weight_map.items():
         if shard in found.headers and name not in holders:
             part.fault(name, "absent", shard=shard)
@@ -144,7 +144,7 @@ def _judge_index(part: Part, found: Files, holders: Mapping[str, Sequence[str]])
 
 # a checkpoint without those of its files that cannot be read, None where none can; its tensors as
 # the files have them, packed ones in pieces; its config, tokenizer and other small files
-Opened = tuple["Checkpoint | None", Mapping[str, "TensorInfo"], Mapping[str, bytes], Files]
+Opened = tuple["Checkpoint | None", Mapping[str, "TensorInfo"], Mapping[str, bytes], FileFacts]
 
 
 def open_whole(
@@ -194,7 +194,7 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
         headers[info.shard][name] = info
     is_short = len(stored) < len(every)  # the index knows more
     weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
-    files = Files([*opened.sources], headers, weight_map, {*own, *opened.sources})
+    files = FileFacts([*opened.sources], headers, weight_map, {*own, *opened.sources})
     return opened, stored, small, files
 
 
@@ -241,7 +241,7 @@ class Folder:
             str(self.root), None, "", config, matrices, sources, refused=refused
         )
         facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
-        files = Files(read, *facts, [*self._others(read, tensors)])
+        files = FileFacts(read, *facts, [*self._others(read, tensors)])
         return checkpoint if tensors else None, tensors, self.small, files
 
     def _read(self, name: str) -> None:

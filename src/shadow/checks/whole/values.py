@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.part import Part
+from shadow.checks.whole.part import Findings
 from shadow.dtypes import FLOATS
 from shadow.text import in_ranges
 
@@ -59,7 +59,7 @@ class Values:
     is_quantised: bool = False
 
 
-def judge_values(part: Part, found: Values) -> None:
+def judge_values(part: Findings, found: Values) -> None:
     """Name faults; zeros that models have by design are none."""
     part.figures |= {"tensors": len(found.stored), "tensors_read": len(found.swept)}
     for name, info in found.stored.items():
@@ -85,7 +85,7 @@ def role(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _judge_tensor(part: Part, one: Swept, found: Values, peers: Sequence[bool]) -> None:
+def _judge_tensor(part: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
     """Judge the values of a tensor."""
     name, info, seen = one.info.name, one.info, one.found
     match = PIECE.fullmatch(name)
@@ -115,7 +115,7 @@ def _judge_tensor(part: Part, one: Swept, found: Values, peers: Sequence[bool]) 
         _judge_rows(part, one)
 
 
-def _judge_rows(part: Part, one: Swept) -> None:
+def _judge_rows(part: Findings, one: Swept) -> None:
     """Rows of a matrix, or of a stack of experts, that are zero or of one value."""
     name, shape, seen = one.info.name, one.info.shape, one.found
     rows = math.prod(shape[:-1])
@@ -129,7 +129,7 @@ def _judge_rows(part: Part, one: Swept) -> None:
         part.fault(name, "constant_rows", rows=len(seen.constant_rows))
 
 
-def _judge_vocabulary(part: Part, one: Swept, tokens: int) -> None:
+def _judge_vocabulary(part: Findings, one: Swept, tokens: int) -> None:
     """Rows of zeros at the end are padding, and a few others are tokens that nothing uses."""
     name, rows, zero = one.info.name, one.info.shape[0], {*one.found.zero_rows}
     end = rows
@@ -141,7 +141,7 @@ def _judge_vocabulary(part: Part, one: Swept, tokens: int) -> None:
         part.fault(name, "zero_rows", rows=inside, of=rows)
 
 
-def _judge_scales(part: Part, found: Values) -> None:
+def _judge_scales(part: Findings, found: Values) -> None:
     """Packed numbers without a scale that others of their kind have, or that their format needs."""
     pieces: defaultdict[str, set[str]] = defaultdict(set)
     numbers: dict[str, tuple[str, tuple[str, str]]] = {}  # by module, its name and kind

@@ -23,7 +23,7 @@ from shadow.outputs.page.data import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.reports.columns import NOTATION
-from shadow.telling.document import Column, Table, Word, named, number, table_of, worded
+from shadow.telling.document import TableBlock, TableHead, Word, named, number, table_of, worded
 from shadow.telling.reading import AuditReport
 from shadow.telling.screen import quantity
 
@@ -47,7 +47,7 @@ class Written:
     """(folder, fault) of the reports that could not be read."""
 
 
-MISSING = [Column("pair", "name"), Column("state", "text"), Column("why", "text")]
+MISSING = [TableHead("pair", "name"), TableHead("state", "text"), TableHead("why", "text")]
 
 
 def write_page(
@@ -93,7 +93,7 @@ def page_bytes(
         pairs=sections,
         ranked=ranked,
         ranking=ranking_table(ranked),
-        missing=Table(MISSING, missing) if missing else None,
+        missing=TableBlock(MISSING, missing) if missing else None,
         shared=script_json({"metrics": metric_texts()}),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
@@ -112,7 +112,7 @@ class Link(Word):
     target: str = ""
 
 
-def ranking_table(ranked: Sequence[PairSection]) -> Table:
+def ranking_table(ranked: Sequence[PairSection]) -> TableBlock:
     """A row for each pair, the most concentrated first."""
 
     def finding(pair: PairSection) -> Word:

@@ -13,7 +13,7 @@ from shadow.outputs.page.data import cells_of, drawn_cells, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.summary.picture import LAYERS
 from shadow.summary.tables import columns_of
-from shadow.telling.document import Block, Figures, Note, Paragraph, Table
+from shadow.telling.document import Block, Figures, Note, Paragraph, TableBlock
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 from shadow.telling.screen import faults
@@ -128,7 +128,7 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
             shown = [one for one in own if one not in full]
             sections.append(PageSection(name, shown, full, "All figures"))
         elif name == "gates":
-            (table,) = (block for block in own if isinstance(block, Table))
+            (table,) = (block for block in own if isinstance(block, TableBlock))
             passed = f"All {len(summary.gates)} gates passed"
             fold = table.title if summary.failed_gates else passed
             is_open = bool(faults(summary))
@@ -136,7 +136,7 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
         elif own or name in blocks:
             untitled = [
                 replace(block, title="")
-                if isinstance(block, Table) and block.title.startswith(title)
+                if isinstance(block, TableBlock) and block.title.startswith(title)
                 else block
                 for block in own
             ]

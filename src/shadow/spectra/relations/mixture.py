@@ -175,7 +175,7 @@ def remainder(one: Mixed, theta: Floats) -> Remainder:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MixtureFit:
     """Weights that every entry agrees with, otherwise the best ones."""
 
     per: Per
@@ -197,7 +197,7 @@ Each = Callable[[Callable[[Mixed], Remainder], Sequence[Mixed]], Iterable[Remain
 """`map`, or that of a pool of threads."""
 
 
-def fit(tensors: Sequence[Mixed], each: Each = map) -> Fit:
+def fit(tensors: Sequence[Mixed], each: Each = map) -> MixtureFit:
     """The weights that every entry agrees with, or the best ones and what speaks against them."""
     whole = _Group(tensors, each)
     found = _fitted([whole], "model")
@@ -210,7 +210,7 @@ def fit(tensors: Sequence[Mixed], each: Each = map) -> Fit:
     return _fitted(groups, "layer") or _misfit(tensors, ())
 
 
-def _fitted(groups: Sequence[_Group], per: Per) -> Fit | None:
+def _fitted(groups: Sequence[_Group], per: Per) -> MixtureFit | None:
     """The weights of groups; None where one of them agrees with none, or where too few of them need
     their own.
     """
@@ -222,7 +222,7 @@ def _fitted(groups: Sequence[_Group], per: Per) -> Fit | None:
     layers = sum(group.members[0].layer is not None for group in groups)
     if per == "layer" and own.sum() < max(2, ALIKE * layers):
         return None
-    return Fit(per, weights, errors.min(0))
+    return MixtureFit(per, weights, errors.min(0))
 
 
 class _Group:
@@ -337,7 +337,7 @@ def least_squares(members: Sequence[Mixed]) -> tuple[Floats, Floats]:
     return np.array([*map(simplest, theta, own)]), errors
 
 
-def _misfit(tensors: Sequence[Mixed], few: Sequence[str]) -> Fit:
+def _misfit(tensors: Sequence[Mixed], few: Sequence[str]) -> MixtureFit:
     """Return what weights that most tensors agree with leave of each."""
     each = [least_squares([one]) for one in tensors]
     theta, errors = np.median([one for one, _ in each], 0), np.min([one for _, one in each], 0)
@@ -351,4 +351,4 @@ def _misfit(tensors: Sequence[Mixed], few: Sequence[str]) -> Fit:
     change, left = math.fsum(one.sums.energy for one in tensors), math.fsum(rests.values())
     weights = weights_of(theta, tensors[0].has_base)[None]
     rest = math.sqrt(left / change) if change else 0.0
-    return Fit("model", weights, errors, agrees=False, apart=apart, rest=rest)
+    return MixtureFit("model", weights, errors, agrees=False, apart=apart, rest=rest)
