@@ -10,7 +10,7 @@ if __name__ == "__main__":
     except SystemExit as ended:
         import os
 
-        from shadow.cli.console import INTERRUPTED
+        from shadow.cli.interrupts import INTERRUPTED
 
         # Where the interrupt rose through a text that was evaluated, as those of annotations are,
         # Python would not believe that it was answered, and end by the signal.

@@ -13,7 +13,7 @@ def main() -> None:
     exit code 130.
     """
     try:
-        from shadow.cli.console import end_in_imports, end_silently
+        from shadow.cli.interrupts import end_in_imports, end_silently
 
         end_in_imports(main.__code__)
         from shadow.cli.commands import run
@@ -21,7 +21,7 @@ def main() -> None:
         code = run()
         end_silently()  # the results are written: what is left is the end of Python
     except KeyboardInterrupt:
-        from shadow.cli.console import STOPPED, stop
+        from shadow.cli.interrupts import STOPPED, stop
 
         code = stop(STOPPED)
     raise SystemExit(code)

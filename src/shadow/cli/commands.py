@@ -12,7 +12,7 @@ import typer
 
 from shadow import __version__
 from shadow.cli import audit, compare, console, gate, lab, lookup, options, reports, verify
-from shadow.cli.console import INTERRUPTED, STOPPED, Unfinished, stop
+from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.cli.usage import Command, Commands, as_usage_error
 from shadow.errors import ShadowError, UsageError
 

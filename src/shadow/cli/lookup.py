@@ -36,7 +36,7 @@ def families(
     if format == "json":
         console.show_json([family.as_json() for family in chosen])
         return
-    from shadow.telling.dictionary import families_document, family_document
+    from shadow.telling.families import families_document, family_document
 
     if len(chosen) == 1 and chosen[0].name == word:
         console.show(family_document(chosen[0]))

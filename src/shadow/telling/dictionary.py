@@ -1,9 +1,8 @@
-"""Documents of `explain` and `families`: columns, tables, words, topics and families."""
+"""Documents of `explain`: columns, tables, words and topics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Check
 from shadow.checks.registry import kinds
@@ -13,11 +12,9 @@ from shadow.reports.columns import SCHEMA, Column, Table, notation_of, read_word
 from shadow.reports.words import RULES, Head, null_cases
 from shadow.telling.document import (
     Block,
-    Cell,
     Document,
     FigureRow,
     Figures,
-    Headline,
     Paragraph,
     Word,
     named,
@@ -27,11 +24,6 @@ from shadow.telling.document import (
 )
 from shadow.telling.finding import CODES, NOT_SHOWN
 from shadow.templates import fill
-from shadow.text import counted
-
-if TYPE_CHECKING:
-    from shadow.targets.families import Family, Pair
-
 
 _WORDS = read_words("words.yaml")
 TOPICS: Mapping[str, str] = _WORDS["topics"]
@@ -173,49 +165,3 @@ def _rate(check: Check) -> str | None:
         return None
     bound = None if rate.wrong else 1 - 0.05 ** (1 / rate.of)
     return fill(RATE, {**vars(rate), "bound": bound})
-
-
-def families_document(families: Sequence[Family]) -> Document:
-    """Many families, one a row: the pairs, which may stand after a colon, and the tags."""
-    fields = [
-        named("family", "name"),
-        worded("pairs", lambda family: _pairs(family.pairs)),
-        worded("tags", lambda family: ", ".join(family.tags)),
-    ]
-    pairs = sum(len(family.pairs) for family in families)
-    count = f"{counted(len(families), 'family', 'families')}, {counted(pairs, 'pair', 'pairs')}"
-    return Document([table_of(fields, families), Paragraph(count)])
-
-
-def _pairs(pairs: Sequence[Pair]) -> Cell:
-    if not pairs:
-        return Word("none", "warning")
-    return ", ".join(f"{pair.name}{_relation(pair)}" for pair in pairs)
-
-
-def _relation(pair: Pair) -> str:
-    """The relation of a pair where it is not the usual one."""
-    return f" ({pair.relation})" if pair.relation != "tuned" else ""
-
-
-def family_document(family: Family) -> Document:
-    """One family: where its stages are, its pairs with their relations, what other change its file
-    says.
-    """
-    fields = [
-        named("stage", lambda row: row[0]),
-        worded("component", lambda row: row[1] or "all"),
-        worded("checkpoint", lambda row: str(row[2])),
-    ]
-    stages = table_of(fields, family.references(), close=True)
-    pairs = [f"{family.name}:{pair.name}{_relation(pair)}" for pair in family.pairs] or ["none"]
-    facts = [FigureRow("" if number else "pairs", pair) for number, pair in enumerate(pairs)]
-    more = {
-        "components": ", ".join(family.components),
-        "tags": ", ".join(family.tags),
-        "note": family.note,
-        "source": family.source,
-        "file": f"{family.file}:{family.line}",
-    }
-    facts += [FigureRow(name, text) for name, text in more.items() if text]
-    return Document([Headline(family.name), stages, Figures(facts)])

@@ -1,0 +1,69 @@
+"""The families of the registry, and one of them, as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from shadow.telling.document import (
+    Cell,
+    Document,
+    FigureRow,
+    Figures,
+    Headline,
+    Paragraph,
+    Word,
+    named,
+    table_of,
+    worded,
+)
+from shadow.text import counted
+
+if TYPE_CHECKING:
+    from shadow.targets.families import Family, Pair
+
+
+def families_document(families: Sequence[Family]) -> Document:
+    """Many families, one a row: the pairs, which may stand after a colon, and the tags."""
+    fields = [
+        named("family", "name"),
+        worded("pairs", lambda family: _pairs(family.pairs)),
+        worded("tags", lambda family: ", ".join(family.tags)),
+    ]
+    pairs = sum(len(family.pairs) for family in families)
+    count = f"{counted(len(families), 'family', 'families')}, {counted(pairs, 'pair', 'pairs')}"
+    return Document([table_of(fields, families), Paragraph(count)])
+
+
+def _pairs(pairs: Sequence[Pair]) -> Cell:
+    if not pairs:
+        return Word("none", "warning")
+    return ", ".join(f"{pair.name}{_relation(pair)}" for pair in pairs)
+
+
+def _relation(pair: Pair) -> str:
+    """The relation of a pair where it is not the usual one."""
+    return f" ({pair.relation})" if pair.relation != "tuned" else ""
+
+
+def family_document(family: Family) -> Document:
+    """One family: where its stages are, its pairs with their relations, what other change its file
+    says.
+    """
+    fields = [
+        named("stage", lambda row: row[0]),
+        worded("component", lambda row: row[1] or "all"),
+        worded("checkpoint", lambda row: str(row[2])),
+    ]
+    stages = table_of(fields, family.references(), close=True)
+    pairs = [f"{family.name}:{pair.name}{_relation(pair)}" for pair in family.pairs] or ["none"]
+    facts = [FigureRow("" if number else "pairs", pair) for number, pair in enumerate(pairs)]
+    more = {
+        "components": ", ".join(family.components),
+        "tags": ", ".join(family.tags),
+        "note": family.note,
+        "source": family.source,
+        "file": f"{family.file}:{family.line}",
+    }
+    facts += [FigureRow(name, text) for name, text in more.items() if text]
+    return Document([Headline(family.name), stages, Figures(facts)])
