@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reports import delta, places, write
 
 from shadow.errors import ShadowError, UsageError
-from shadow.gone import GONE
+from shadow.gone import gone_words
 from shadow.outputs.exports import ExportFormat, cell, export
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import STORED
@@ -173,12 +173,12 @@ def test_the_command_writes_beside_itself_and_says_what(inside, runs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}-csv"]
 
 
-@pytest.mark.parametrize("word", [word for kind, word in GONE if kind == "format"])
+@pytest.mark.parametrize("word", [word for kind, word in gone_words() if kind == "format"])
 def test_a_format_that_is_gone_is_wrong_usage(shadow, folders, tmp_path, word):
     """On the command line and in Python, with what to use instead."""
     done = shadow("export", folders[0], "--to", word)
     done.assert_refused(code=2)
-    assert GONE["format", word] in done.err
+    assert gone_words()["format", word] in done.err
     with pytest.raises(UsageError, match=word):
         export(folders[:1], word, tmp_path / "out")
 

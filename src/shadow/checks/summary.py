@@ -79,13 +79,9 @@ class Summary(PairRecord):
         """The keys of `summary.json`."""
         return copy.deepcopy(dict(self))
 
-    def with_finding(self, finding: Finding) -> Summary:
-        """The same figures, and what is said of them."""
-        return self.with_values(finding=finding)
-
-    def with_warning(self, code: str, text: str) -> Summary:
-        """The same summary with one more warning."""
-        warnings, codes = [*self.warnings, text], [*self.warning_codes, code]
+    def with_warning(self, text: str) -> Summary:
+        """The same summary with one more warning, about its age."""
+        warnings, codes = [*self.warnings, text], [*self.warning_codes, "older_report"]
         return self.with_values(warnings=warnings, warning_codes=codes)
 
 
@@ -94,7 +90,7 @@ def summary_from_json(stored: object) -> Summary:
     summary = Summary(read_row("pair", stored))
     if len(summary.warnings) != len(summary.warning_codes):
         raise TypeError
-    return summary.with_finding(Finding(summary.finding))
+    return summary.with_values(finding=Finding(summary.finding))
 
 
 def broken(summary: Summary) -> list[Sentence]:

@@ -105,7 +105,7 @@ def contrast(
 ) -> Contrast:
     """The first report against the second. Raises ShadowError if they share no measured matrix."""
     by_base = relation in ("the same pair", "one base") and how in ("commit", "content")
-    rows = match(first.subject("delta"), second.subject("delta"), by_base=by_base)
+    rows = match(first.deltas, second.deltas, by_base=by_base)
     if rows.empty:
         raise ShadowError(
             f"{first.name} and {second.name} have no changed matrix of one place and shape in"
@@ -116,7 +116,7 @@ def contrast(
     cells = cells_of(matched)
     figures = [difference(figure, cells, margin) for figure in FIGURES]
     parameters = int((matched["rows"] * matched["cols"]).sum())
-    deltas = [report.subject("delta") for report in (first, second)]
+    deltas = [report.deltas for report in (first, second)]
     changed = [max(int(rows["parameters"].sum()), 1) for rows in deltas]
     counts = MatchedCounts(
         matrices=len(matched),
@@ -299,7 +299,7 @@ def copy_reason(report: ComparedReport) -> str | None:
     """Return why the delta of a report is the rounding of a copy, in words; None where it need not
     be.
     """
-    deltas = report.subject("delta")
+    deltas = report.deltas
     deltas = deltas[deltas["layer"].notna()]
     if deltas.empty:
         return None

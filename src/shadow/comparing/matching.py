@@ -76,9 +76,10 @@ class ComparedReport:
         """`A (base..sft)`."""
         return f"{self.label} ({self.provenance.pair})"
 
-    def subject(self, name: str) -> pd.DataFrame:
-        """The rows of matrices of one subject: base, tuned or delta."""
-        return self.matrices[self.matrices["subject"] == name]
+    @property
+    def deltas(self) -> pd.DataFrame:
+        """The rows of matrices of the deltas."""
+        return self.matrices[self.matrices["subject"] == "delta"]
 
     @cached_property
     def identity(self) -> ReportIdentity:

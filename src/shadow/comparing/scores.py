@@ -173,7 +173,7 @@ def score_reports(reports: Sequence[ComparedReport], scores: Sequence[Score]) ->
         ScoredReport(
             report.label,
             f"{report.metadata['family']}:{report.metadata['pair']}",
-            finite(report.subject("delta")["concentration"].median()),
+            finite(report.deltas["concentration"].median()),
             gains_of(scores, report.metadata),
             _left_out(report.metadata),
         )

@@ -59,13 +59,11 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
     return Document([_pairs(judged), Origin([("pairs", f"{len(judged):,}: {states}"), rest])])
 
 
-def rules_document(judged: Judgement, *, titled: bool = False, full: bool = True) -> Document:
-    """Return what came of the rules of one pair. titled: with its name above, if nothing more has
-    it. full: rules that passed or were skipped too; otherwise it may be empty.
-    """
+def rules_document(judged: Judgement, *, titled: bool) -> Document:
+    """Return the verdicts on one pair. titled: with its name above, where nothing more has it."""
     head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
-    chosen = [one for one in judged.verdicts if full or one.outcome in ("met", "missing")]
-    table = [TableBlock(RULES, [_cells(verdict) for verdict in chosen], "Rules")] if chosen else []
+    rows = [_cells(verdict) for verdict in judged.verdicts]
+    table = [TableBlock(RULES, rows, "Rules")] if rows else []
     recorded = [*table, *map(Note, judged.notes)]
     return Document([*head, *recorded] if recorded else [])
 

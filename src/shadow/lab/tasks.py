@@ -109,14 +109,6 @@ def uniform(name: str, cells: tuple[TaskCell, ...]) -> CellMixture:
     return CellMixture(name, cells, (1 / len(cells),) * len(cells))
 
 
-def blended(name: str, first: CellMixture, share: float, second: CellMixture) -> CellMixture:
-    """Samples of the first with probability share, in [0, 1], otherwise of the second."""
-    weights = {cell: (1 - share) / len(second.cells) for cell in second.cells}
-    for cell in first.cells:
-        weights[cell] = weights.get(cell, 0.0) + share / len(first.cells)
-    return CellMixture(name, tuple(weights), tuple(weights.values()))
-
-
 def _world() -> Iterator[CellMixture]:
     """Benchmark-aligned, held-out, coverage-expanding, core and original data.
 
@@ -134,7 +126,10 @@ def _world() -> Iterator[CellMixture]:
     broad = uniform("broad", tuple(cell for cell in every if cell not in held_out))
     core = uniform("core", cells_of(CORE_SKILLS, CORE_FORMS))
     yield from (uniform("narrow", narrow), uniform("held_out", held_out), broad, core)
-    yield blended("original", core, share=CORE_SHARE, second=broad)
+    weights = {cell: (1 - CORE_SHARE) / len(broad.cells) for cell in broad.cells}
+    for cell in core.cells:
+        weights[cell] = weights.get(cell, 0.0) + CORE_SHARE / len(core.cells)
+    yield CellMixture("original", tuple(weights), tuple(weights.values()))
 
 
 MIXTURES: Mapping[str, CellMixture] = {mixture.name: mixture for mixture in _world()}

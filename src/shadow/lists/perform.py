@@ -52,7 +52,7 @@ def perform(
     watch gets each pair that begins and gives what gets its progress instead of show. Raises
     ShadowError at once where the request cannot be carried out.
     """
-    settings = settings_of(request.measuring, say)
+    settings = settings_of(request.measuring)
     if request.found and request.ray is not None:
         raise UsageError("a model in memory is measured by this process alone", "leave engine out")
     if request.ray is not None:
@@ -105,14 +105,14 @@ def planner(
     request: AuditRequest, say: Callable[[str], None] = ignore
 ) -> Callable[[Pair], PairPlan]:
     """Return what gives the plan of a pair of a request, from headers alone."""
-    settings, runtime = settings_of(request.measuring, say), _runtime(request, say)
+    settings, runtime = settings_of(request.measuring), _runtime(request, say)
     output = request.output
     if isinstance(output, Store):
         output = work_folder(output)
     return partial(plan_pair, settings=settings, output=output, runtime=runtime)
 
 
-def settings_of(measuring: Measuring, say: Callable[[str], None] = ignore) -> Settings:
+def settings_of(measuring: Measuring) -> Settings:
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))

@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 from shadow.reports.columns import SUMMARY
 from shadow.reports.metadata import SettingsMetadata
 
-Bounds = tuple[float, float] | None
 Tier = Literal["norms", "delta", "full"]
 STATUSES = ("measured", "identical", "skipped")  # of tensors
 TIERS: Mapping[Tier, tuple[str, str]] = {

@@ -77,7 +77,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         published=published_place(rows.tensors, metadata),
         finding=Finding(),
     )
-    return summary.with_finding(finding(summary, metadata["settings"]))
+    return summary.with_values(finding=finding(summary, metadata["settings"]))
 
 
 def finish(
@@ -165,7 +165,7 @@ def made_again(report: Report) -> Summary:
     summary = summarise(tables, report.provenance.recorded)
     if not report.absent:
         return summary
-    return summary.with_warning("older_report", absent_note(report.absent))
+    return summary.with_warning(absent_note(report.absent))
 
 
 def read_step(report: AuditReport) -> Step | None:

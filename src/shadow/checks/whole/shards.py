@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.checkpoints.sources import Source
-    from shadow.checkpoints.stored_tensors import StoredTensor
     from shadow.run.runtime import Runtime
     from shadow.targets.references import Reference
 
@@ -286,13 +285,10 @@ class Folder:
         numbered = sorted(filter(NUMBERED.fullmatch, weights))
         return numbered or sorted(filter(OWN.fullmatch, weights)) or sorted(weights), {}
 
-    def _tensor(self, info: TensorInfo) -> StoredTensor:
-        return self.sources[info.shard].tensor(info)
-
     def _are_equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         from shadow.run.scan import same_values
 
-        return same_values(self._tensor, one, other)
+        return same_values(lambda info: self.sources[info.shard].tensor(info), one, other)
 
     def _others(self, read: Sequence[str], tensors: Mapping[str, TensorInfo]) -> Iterator[OtherSet]:
         """Every other set of weights, compared where its values can be."""
