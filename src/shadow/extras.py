@@ -20,7 +20,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
 
 
 def require(extra: str) -> None:
-    """Raises ShadowError if packages of the extra are missing, with what installs them."""
+    """Raise ShadowError if packages of the extra are missing, with what installs them."""
     missing = [name for name in EXTRAS[extra] if not is_installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"

@@ -229,7 +229,7 @@ def remove_empty(folder: Path, top: Path) -> None:
 
 
 def require_utf8(folder: Path) -> None:
-    """Raises UsageError where the name is not UTF-8: no table can be written or read there."""
+    """Raise UsageError where the name is not UTF-8: no table can be written or read there."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:

@@ -23,7 +23,9 @@ def gone_words() -> Mapping[tuple[str, str], str]:
 def gone(kind: str, word: str) -> UsageError | None:
     """Return the error for a word that is gone, or None for any other word."""
     instead = gone_words().get((kind, word))
-    return UsageError(f"the {kind} {word} is gone", instead) if instead else None
+    of, _, name = word.rpartition(":")
+    where = f" of {of}" if of else ""
+    return UsageError(f"the {kind} {name}{where} is gone", instead) if instead else None
 
 
 def gone_word(word: str) -> UsageError | None:

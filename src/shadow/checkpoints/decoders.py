@@ -122,7 +122,7 @@ def _run_of(rows: Rows) -> slice | None:
 
 
 def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
-    """Read these rows of a matrix, cut in columns: of others than a run, all between are read."""
+    """Read these rows of a matrix, cut to columns; between rows that are no run, all are read."""
     if (run := _run_of(rows)) is not None:
         return raw[run, slice(*cols)]
     first = int(rows.min())
@@ -182,8 +182,8 @@ def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool 
 
 
 def _shared(values: Tensor, group: int | Tensor) -> Of:
-    """Return what so many columns of a row share, or those of each group do; values: (rows,
-    groups). Of more than one, columns are asked for by whole groups.
+    """Return a function that looks up the value that each group of columns shares. values: (rows,
+    groups); of several groups, columns are asked for by whole groups.
     """
     values = values.contiguous()
 
@@ -431,13 +431,13 @@ class ReorderedFloats:
             into.sub_(self.added)
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        """Floats have none of one format."""
+        """Return no cells: floats have no single format."""
         return ()
 
 
 def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing, _: Size) -> Decoder:
-    """Facts of its packing: heads whose rows are stored in pairs, or 0, and what was added to its
-    numbers.
+    """Make the decoder of a GGUF tensor. Facts of its packing: heads whose rows are stored in
+    pairs, or 0, and what was added to its numbers.
 
     Rotary embeddings turn row i of a head with row i + d/2 in transformers, and neighbours in
     llama.cpp: `w.reshape(heads, 2, d/2, cols).swapaxes(1, 2)` is stored.

@@ -106,7 +106,7 @@ ODD = re.compile(
 )
 
 Value = str | int | float | bool | list[int | float | bool] | None
-"""Of the metadata. Of a list of texts it is their number, and None of a long list of numbers."""
+"""A value of the metadata: the length for a list of texts, None for a long list of numbers."""
 
 
 @dataclass(frozen=True)

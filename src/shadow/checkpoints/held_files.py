@@ -146,7 +146,7 @@ class HeldFile:
             raise self._unreadable(error) from error
 
     def require_unchanged(self) -> None:
-        """Raises ShadowError where another file, or another content, is at the path now."""
+        """Raise ShadowError where another file, or another content, is at the path now."""
         try:
             now = os.stat(self.path)  # noqa: PTH116 - once for every matrix
         except OSError as error:

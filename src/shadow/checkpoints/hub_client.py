@@ -228,7 +228,7 @@ def require_usable_settings() -> None:
 
 
 def token_in_use() -> str:
-    """Return whether a token goes with requests, in words."""
+    """Describe in words whether requests carry a token."""
     with contextlib.suppress(*FAILURES):
         if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token():
             return "a token is in use"

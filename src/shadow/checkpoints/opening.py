@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -202,11 +203,20 @@ def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
     return replace(tuned, tensors={info.name: info for info in tensors if info})
 
 
-def in_order(info: TensorInfo, config: Config) -> tuple[str, TensorInfo]:
+def _heads_of(root: Path) -> Config:
+    """Return the heads that Mistral's params.json gives; nothing where it cannot be read."""
+    names = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
+    params: Config = {}
+    with contextlib.suppress(FileError, OSError):
+        params = _read_json(root / PARAMS, PARAMS)
+    return {ours: params[theirs] for ours, theirs in names.items() if theirs in params}
+
+
+def in_order(info: TensorInfo, config: Config) -> TensorInfo:
     """Undo the order of rows in q and k of Mistral's and Meta's own files, where config has their
     heads: rotary embeddings turn neighbouring rows there, and halves of a head in transformers.
 
-    Returns the tensor by its name; a reordered one by the name of a projection in transformers.
+    A reordered tensor has the name of a projection in transformers.
     """
     found = PAIRED.fullmatch(info.name)
     heads = config.get("num_attention_heads")
@@ -214,11 +224,11 @@ def in_order(info: TensorInfo, config: Config) -> tuple[str, TensorInfo]:
         heads = config.get("num_key_value_heads") or heads
     is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) == 2
     if not found or not is_plain or type(heads) is not int or heads < 1:
-        return info.name, info
+        return info
     if info.shape[0] % (2 * heads):
-        return info.name, info
+        return info
     name = f"{found['head']}{found['kind']}_proj.weight"
-    return name, replace(info, name=name, packing=Packing(REORDERED, info, facts=(heads, 0)))
+    return replace(info, name=name, packing=Packing(REORDERED, info, facts=(heads, 0)))
 
 
 def open_folder(
@@ -267,10 +277,6 @@ def _opened_folder(
     # a GGUF file has its config inside: one that lies beside it may be of another model
     has_config = (root / CONFIG).exists() and not weights.are_gguf
     config = _read_json(root / CONFIG, CONFIG) if has_config else {}
-    if not has_config and (root / PARAMS).is_file():
-        params = _read_json(root / PARAMS, PARAMS)
-        names = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
-        config = {ours: params[theirs] for ours, theirs in names.items() if theirs in params}
     shards: dict[str, _Shard] = {}
     fingerprint = hashlib.sha256()
     for shard in weights.shards:
@@ -289,6 +295,10 @@ def _opened_folder(
         sizes = [info.end - info.start for info in tensors.values()]
         fingerprint.update(said.encode() + data.sample(starts, sizes))
         held.require_unchanged()
+    if not has_config and any(
+        PAIRED.fullmatch(one) for shard in shards.values() for one in shard.tensors
+    ):
+        config = _heads_of(root)
     fingerprint.update(json.dumps(config, sort_keys=True).encode())
     if weights.adapter:
         fingerprint.update(repr(weights.adapter).encode())
@@ -321,7 +331,10 @@ def _opened(
         config,
         lambda info: small_tensor(sources[info.shard], info, say),
     )
-    tensors = dict(in_order(info, config) for info in tensors.values())
+    moved = (in_order(info, config) for info in tensors.values())
+    own = {one.name: one for one in moved}
+    if len(own) == len(tensors):  # otherwise two would have one name
+        tensors = own
     if weights.are_gguf:
         headers = [shard.inside for shard in shards.values() if shard.inside]
         tensors, config = model_of(headers, weights.shards[0])

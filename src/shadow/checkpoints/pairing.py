@@ -260,7 +260,7 @@ def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
 
 
 def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
-    """Raises UsageError where a model, whose tensors have these places, lacks what was chosen.
+    """Raise UsageError where a model, whose tensors have these places, lacks what was chosen.
 
     Each component and each layer must be there; of the modules, which one pattern names by the
     dozen, one.

@@ -58,7 +58,10 @@ TEXTS = {
 CONTAINERS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("torch", "Size"): tuple, ("collections", "OrderedDict"): dict,
 }  # fmt: skip
-OPTIMISER = frozenset({"optim", "optimizer", "optimizers", "optimizer_state_dict"})
+TRAINING = frozenset(  # what trainers save beside a model
+    {"optim", "optimizer", "optimizers", "optimizer_state_dict", "scheduler", "lr_scheduler"}
+    | {"dataloader", "train_state", "rng", "rng_state"}
+)
 WRAPPERS = ("app", "model", "state_dict", "module")  # what trainers wrap a model in
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
@@ -289,7 +292,7 @@ class _Records(pickle.Unpickler):
 def _load_distributed(
     metadata: IO[bytes], files: Mapping[str, IO[bytes]], raw: IO[bytes]
 ) -> dict[str, Any]:
-    """Write the tensors of the model one after another."""
+    """Write the tensors of the model one after another; return their layout."""
     import torch
 
     said = _Records(metadata).load()
@@ -343,8 +346,13 @@ def _piece(at: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
 def _names_in_model(paths: Mapping[str, Sequence[object]]) -> dict[str, str]:
     """By key, the names of the model's tensors: what wraps it is left out, and what lies beside."""
     parts = {key: [*map(str, path)] for key, path in paths.items()}
-    own = {key: path for key, path in parts.items() if OPTIMISER.isdisjoint(path[:2])}
+    heads = {key: path[: 1 + (path[0] in WRAPPERS)] for key, path in parts.items()}
+    own = {key: path for key, path in parts.items() if TRAINING.isdisjoint(heads[key])}
     inside = {key: path for key, path in own.items() if path[0] in WRAPPERS and len(path) > 1}
+    if inside and (others := sorted(own.keys() - inside.keys())):
+        raise ValueError(
+            f"{len(others):,} tensors lie outside the model, such as {others[0][:80]!r}"
+        )
     found = {}
     for key, path in (inside or own).items():
         while len(path) > 1 and path[0] in WRAPPERS:

@@ -88,7 +88,7 @@ class Source:
         return file.checksum(there.start, there.end)
 
     def require_unchanged(self) -> None:
-        """Raises ShadowError where a file of the user's is no longer the one that is read."""
+        """Raise ShadowError where a file of the user's is no longer the one that is read."""
 
     def free(self) -> None:
         """Give back the disk that fetch took."""

@@ -88,7 +88,7 @@ class Patterns:
 
     @classmethod
     def of(cls, moved: Sequence[str], frozen: Sequence[str]) -> Patterns:
-        """Return what both name is frozen. Raises UsageError."""
+        """Make the requests of both options; what both name is frozen. Raises UsageError."""
         each = [(Should.STAY, pattern_or_name(text)) for text in frozen]
         return cls([*each, *((Should.MOVE, pattern_or_name(text)) for text in moved)])
 

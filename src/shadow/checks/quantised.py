@@ -51,8 +51,8 @@ class Copied:
 
     @property
     def outcome(self) -> Outcome:
-        """Return whether it is a copy; open where its error is none of rounding, as GPTQ, AWQ, a
-        round trip through few bits, or a format whose levels are not known may leave it.
+        """Return the outcome: inconclusive where the error may be that of GPTQ, AWQ, a round trip
+        through few bits, or a format whose levels are unknown.
         """
         made = self.noise.may_be(self.format)
         if made == "copy":

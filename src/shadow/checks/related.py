@@ -26,13 +26,13 @@ BETWEEN = 0.42  # the cosine of the angle at a model that lies between two other
 WORDS = {
     "nearest": "{name} is the nearest relative: {how}",
     "beyond": "{names} {count|lies|lie} beyond it",
-    "direction": "which was trained from which is not told",
+    "direction": "which was trained from which is unknown",
     "no_candidate": "its units match those of no candidate (p {p:ratio}[{more}])",
     "candidates_not_compared": "{names} {count|is|are} not compared",
     "candidate": "{name} ({why})",
     "no_order": "units do not match in their order, and no other order was looked for",
-    "nothing_shared": "{near} and {far} cannot be told apart: no MLP that was sampled is in both",
-    "equal_samples": "{near} and {far} cannot be told apart: what was sampled of them is equal",
+    "nothing_shared": "{near} and {far} cannot be distinguished: no sampled MLP is in both",
+    "equal_samples": "{near} and {far} cannot be distinguished: what was sampled of them is equal",
     "between": "it lies between {near} and {far}, as their common origin does",
     "siblings": "{near} and {far} are its siblings, or it is a mix: neither lies on the way to the"
     " other",
@@ -147,7 +147,7 @@ CHECK = Check(
     "related",
     "a candidate is its nearest relative",
     "the model shares the hidden units of a candidate, which is named; of several, the one that"
-    " lies on the way to all others. Which of the two was trained from the other is not told",
+    " lies on the way to all others. Which of the two was trained from the other is unknown",
     judge,
     WORDS,
     gather,

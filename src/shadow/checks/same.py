@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Runtime
-    from shadow.spectra.spectrum import Sides
 
 FAR = 0.5  # |cosine| below which two tensors have little in common
 MOST_FAR = 64  # such tensors, of which another place is looked for
@@ -243,13 +242,23 @@ def _have_equal_files(first: Checkpoint, second: Checkpoint) -> bool:
 
 
 def _are_decoded_alike(first: Located | Checkpoint, second: Located | Checkpoint) -> bool:
+    """Return whether equal bytes mean equal numbers: by how they are packed, and by the heads that
+    put rows of q and k in order.
+    """
     from shadow.checkpoints.formats import settings_in
+    from shadow.checkpoints.opening import Located
 
-    return list(settings_in(first.config)) == list(settings_in(second.config))
+    def decoding(one: Located | Checkpoint) -> object:
+        if isinstance(one, Located):  # no header is read yet
+            return [one.config.get(f"num_{kind}_heads") for kind in ("attention", "key_value")]
+        return [(name, info.packing.facts) for name, info in one.tensors.items() if info.packing]
+
+    settings = [list(settings_in(one.config)) for one in (first, second)]
+    return settings[0] == settings[1] and decoding(first) == decoding(second)
 
 
 def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
-    """Raises UsageError for an adapter beside a model."""
+    """Raise UsageError for an adapter beside a model."""
     if (first.adapter is None) != (second.adapter is None):
         adapter, model = (first, second) if first.adapter else (second, first)
         raise UsageError(
@@ -295,15 +304,16 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> 
     ][:MOST_FAR]
     shapes = {pair.tuned.shape for pair, _ in far}
     equal = [one for one in rows if not one[1].changed and one[0].tuned.shape in shapes]
-    marks: dict[tuple[object, ...], list[tuple[Sides, str]]] = {}
+    marks: dict[tuple[object, ...], list[tuple[MatrixPair, str]]] = {}
     for pair, row in [*equal[:MOST_FAR], *far]:
         sides = sides_of(pair, aligned.base, aligned.tuned)
-        marks.setdefault((*sides.shape, mark(sides.base)), []).append((sides, row.base))
+        marks.setdefault((*sides.shape, mark(sides.base)), []).append((pair, row.base))
     said = {}
     for pair, row in far:
         sides = sides_of(pair, aligned.base, aligned.tuned)
         for other, name in marks.get((*sides.shape, mark(sides.tuned)), ()):
-            if not compared(replace(sides, base=other.base), row.formats).changed:
+            base = sides_of(other, aligned.base, aligned.tuned).base
+            if not compared(replace(sides, base=base), row.formats).changed:
                 said[pair.key] = f"A has these values in {name}"
                 break
     return said

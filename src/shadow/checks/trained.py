@@ -42,9 +42,9 @@ WORDS = {
     "rounded": "it is the base's rounded to {format}",
     "entries": "{changed:count} of {entries:count} entries differ[: it is the base's rounded to"
     " {format}]",
-    # why it cannot be told whether a tensor moved
-    "not_told_apart": "its parts or experts, of which different things are asked, are not told"
-    " apart",
+    # why it is unknown whether a tensor moved
+    "not_told_apart": "its parts or experts, of which different things are asked, are not"
+    " distinguished",
     "calibrated": "{tuned} may leave this of the base's, as by GPTQ or AWQ",
     "unknown_levels": "what {tuned} makes of the base's is not known",
     "both_quantised": "rounding to its format and to the base's may leave this",

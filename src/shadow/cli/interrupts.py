@@ -21,7 +21,7 @@ class Unfinished(BaseException):
 
 
 def end_in_imports(outermost: CodeType) -> None:
-    """From now on, end the process at once where an interrupt falls into an import.
+    """End the process at once, from now on, where an interrupt falls into an import.
 
     Native libraries such as torch and pyarrow abort the process, with a core dump, where a
     KeyboardInterrupt rises through their initialisation. The same where Python would swallow it, as

@@ -105,7 +105,7 @@ def report_label(index: int) -> str:
 
 
 def check_count(count: int, *, scored: bool) -> None:
-    """Raises UsageError for one report, and for more than a table can hold.
+    """Raise UsageError for one report, and for more than a table can hold.
 
     scored: scores are correlated, which more reports can take part in.
     """

@@ -106,7 +106,7 @@ def _connect(address: str) -> None:
 
 
 def _require_somebody_at(address: str) -> None:
-    """Raises ShadowError at once where nobody listens: Ray itself would try for minutes."""
+    """Raise ShadowError at once where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     hint = "auto, or HOST:PORT such as 10.0.0.1:6379"
     wrong = UsageError(f"{address[:80]!r} is no address of a Ray cluster", hint)

@@ -108,7 +108,9 @@ def _state(one: Judgement) -> Word:
 
 
 def _cells(verdict: Verdict) -> list[Cell]:
-    """A warning is reported from an error where the rule is violated or not judged."""
+    """The cells of a verdict; a warning differs from an error where the rule is violated or not
+    judged.
+    """
     rule, outcome = verdict.rule, verdict.outcome
     word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
     if outcome in ("met", "missing") and rule.severity != "error":

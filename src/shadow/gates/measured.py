@@ -120,7 +120,7 @@ class JudgedReport:
         return bool(found) and set(found.values()) == {UNCHANGED}
 
     def answer(self, claim: Metric) -> tuple[str | None, str]:
-        """Return whether a gate or a claim holds, None where it is inconclusive, and the reason."""
+        """Return the state of a gate or a claim, None where it is inconclusive, and the reason."""
         if claim.component == GATE:
             gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
             if gate.figure is None and not gate.passed:

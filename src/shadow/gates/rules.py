@@ -136,9 +136,7 @@ class Rule:
         return f"{self.figure} {self.comparison} {threshold}"
 
     def holds(self, value: float | str) -> bool:
-        """Return whether the comparison holds of a value, so that it violates the rule; never of
-        MOVED.
-        """
+        """Return whether a value violates the rule; never for MOVED."""
         if self.comparison in STATES:
             return value == self.comparison
         return COMPARISONS[self.comparison](value, self.threshold)
@@ -270,7 +268,7 @@ def _known(pattern: str, words: Sequence[str]) -> bool:
 
 
 def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
-    """Raises UsageError for a component, module or metric that is not known."""
+    """Raise UsageError for a component, module or metric that is not known."""
     raise UsageError(f"no {what} {word!r}", f"did you mean {close!r}?" if close else hint)
 
 

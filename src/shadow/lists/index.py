@@ -90,7 +90,9 @@ class ListRow:
         return f"{self.family}:{self.pair}"
 
     def as_json(self) -> dict[str, Any]:
-        """Half a surrogate pair, which no reader takes, is made visible."""
+        """Return the row as JSON has it; half a surrogate pair, which no reader takes, is made
+        visible.
+        """
         return {
             name: value.encode(errors="backslashreplace").decode()
             if isinstance(value, str)

@@ -351,7 +351,7 @@ def weight_stem(rest: str) -> str:
 
 
 def check_component(component: str) -> None:
-    """Raises UsageError for what is no component."""
+    """Raise UsageError for what is no component."""
     known = name_rules().components
     if component not in known:
         raise UsageError(f"no component {component!r}", f"one of {', '.join(known)}")

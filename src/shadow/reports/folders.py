@@ -149,7 +149,7 @@ def _is_report(folder: Path, names: Set[str]) -> bool:
 
 
 def has_remains(folder: Path) -> bool:
-    """Are there files of a report in a folder, but not the one by which it is found?
+    """Return whether a folder has files of a report, but not the one by which it is found.
 
     Other programs call files so too: a table counts if its metadata are those of a report or it
     cannot be read, and summary.json if it says which pair it is of.

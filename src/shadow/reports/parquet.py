@@ -151,7 +151,7 @@ def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
 
 @contextmanager
 def telling_faults(path: Path) -> Iterator[None]:
-    """Yield what goes wrong in reading a file of a report is a ShadowError that names it."""
+    """Turn what goes wrong in reading a file of a report into a ShadowError that names it."""
     try:
         yield
     except FileNotFoundError as error:

@@ -165,7 +165,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
 
 
 def missing(folder: Path, name: str) -> ShadowError:
-    """Return what is reported of a report that lacks one of its files."""
+    """Return the error for a report that lacks one of its files."""
     return ShadowError(
         f"{folder}: {name} is missing from this report (it may not have been copied completely)",
         AGAIN,
@@ -173,7 +173,7 @@ def missing(folder: Path, name: str) -> ShadowError:
 
 
 def unreadable(path: Path, error: Exception) -> ShadowError:
-    """Return what is reported of a report's file that cannot be read: what the system says."""
+    """Return the error for a file of a report that cannot be read, with the system's reason."""
     reason = error.strerror if isinstance(error, OSError) else None
     return ShadowError(
         f"{path.parent}: {path.name} cannot be read" + (f": {reason}" if reason else ""), AGAIN
@@ -193,7 +193,7 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Raises TypeError or KeyError where metadata are not of the types that readers rely on."""
+    """Raise TypeError or KeyError where metadata are not of the types that readers rely on."""
     settings, sides = metadata["settings"], (metadata["base"], metadata["tuned"])
     texts = [metadata[key] for key in ("version", "family", "pair")]
     texts += [settings["method"]["level"], *(side["repo"] for side in sides)]
@@ -228,7 +228,7 @@ def report_metadata(folder: Path) -> ReportMetadata:
 
 
 def refuse_remains(folder: Path) -> None:
-    """Raises ShadowError for a report without matrices.parquet, unless it is being audited."""
+    """Raise ShadowError for a report without matrices.parquet, unless it is being audited."""
     if not (folder / PARTIAL).is_dir() and has_remains(folder):
         raise missing(folder, FINISHED)
 

@@ -99,7 +99,7 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, str]:
-    """Drop what an exporter put before most names, so that they are the other's; and that."""
+    """Drop the prefix that an exporter put before most names; return it too."""
     names = [name for name in checkpoint.tensors if name not in other.tensors]
     if 2 * len(names) < len(checkpoint.tensors):
         return checkpoint, ""

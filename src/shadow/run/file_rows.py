@@ -113,7 +113,7 @@ class _Sides:
         return "changed", words, several([text for _, text in apart], NAMED, "; ") or ALIKE
 
     def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
-        """Return what is reported of a file that one side has."""
+        """Return the entry for a file that only one side has."""
         file = tuned or base
         assert file is not None, "one side has it"
         lacking = self.base if base is None else self.tuned

@@ -95,7 +95,7 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
     for line in lines:
         if not line.startswith(b'{"fetched"'):
             continue
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             shard = Fetched(**json.loads(line)["fetched"])
             texts = shard.repo, shard.commit, shard.path, shard.checksum or ""
             if all(isinstance(text, str) for text in texts) and (

@@ -49,7 +49,7 @@ class Plan:
     hint: str = DISK_HINT
 
     def require_disk(self) -> None:
-        """Raises ShadowError, with the numbers, when the disk does not suffice."""
+        """Raise ShadowError, with the numbers, when the disk does not suffice."""
         if self.problem:
             raise ShadowError(self.problem, self.hint)
 

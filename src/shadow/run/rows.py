@@ -271,7 +271,7 @@ def _rows_of_side(
             held[skip.info.name].append(skip)
 
     def parts_of(name: str) -> list[_Part]:
-        """An embedding that is the other side's tied head too is described by what it is itself."""
+        """Return the parts of a tensor; those at its own place, if there are any."""
         every = [_part(side, holder, outcomes) for holder in held[name]]
         return [part for part in every if part.is_own] or every
 

@@ -149,7 +149,7 @@ def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
 
 
 def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raises ShadowError where weights that were read outside a scan were written to meanwhile."""
+    """Raise ShadowError where weights that were read outside a scan were written to meanwhile."""
     for checkpoint in checkpoints:
         for source in checkpoint.sources.values():
             source.require_unchanged()
@@ -272,7 +272,7 @@ def is_initial(sides: Sides) -> bool:
 
 
 def binades_of(pair: MatrixPair) -> Binades | None:
-    """Return what counts entries by the size of the base's; None where these are no steps of
+    """Return a counter of entries by the size of the base's entry; None if they are not steps of
     floats.
     """
     assert pair.base is not None, "lined up"

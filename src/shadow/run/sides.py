@@ -60,8 +60,8 @@ def identity_of(
     settings: Settings,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
 ) -> Identity:
-    """Return what a report of the pair would be of, as commits and files are now; fetches no
-    weights.
+    """Return the identity that a report of the pair would have with the present commits and files;
+    no weights are fetched.
     """
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         sides = find_sides(pair, runtime, Path(unpacked))
@@ -242,7 +242,7 @@ def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -
 
 
 def require_gguf(file: str | None, found: Iterable[Found]) -> None:
-    """Raises ShadowError where a pattern is to choose among GGUF files, and there are none."""
+    """Raise ShadowError where a pattern is to choose among GGUF files, and there are none."""
     parts = _parts(found)
     shards = [
         shard

@@ -241,7 +241,7 @@ def outcome_of(
 
 
 def require_same_files(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raises ShadowError where a file of a pair was written to since it was opened."""
+    """Raise ShadowError if a file of a pair was written to since it was opened."""
     for shard in shards_of(pair):
         source_of(base, tuned, shard).require_unchanged()
 

@@ -1,4 +1,4 @@
-"""Intervals of a figure over the layers of one report: intervals by a bootstrap over layers.
+"""Intervals of figures over the layers of one report, by a bootstrap.
 
 Matrices of one layer are trained together, so layers (blocks) are drawn whole, with replacement,
 and each brings all its matrices; components keep their numbers of layers, and what lies outside the

@@ -74,7 +74,7 @@ class Form(BaseModel):
 
     @classmethod
     def check_key(cls, key: str) -> None:
-        """Raises FaultError for a key that the entry may not have, whatever its value."""
+        """Raise FaultError for a key that the entry may not have, whatever its value."""
         known = cls.known()
         if key not in known:
             written = f"; {cls.WRITTEN}" if cls.WRITTEN else ""

@@ -68,7 +68,7 @@ class Family:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Return what the file says of them, by tags and bases; language where it says nothing."""
+        """Return the components that tags and bases name; language if none is named."""
         said = {component for tag in self.tags for component in IMPLIED.get(tag, (tag,))}
         said |= {component for _, component, _ in self.references() if component}
         return tuple(filter(said.__contains__, name_rules().components)) or ("language",)

@@ -51,7 +51,7 @@ FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name
 def report_document(
     summary: Summary, provenance: ReportMetadata, folder: Path | str | None = None
 ) -> Document:
-    """Return what is reported of one pair.
+    """Return the report of one pair as a document.
 
     folder: where the report lies. None: what is reported is read elsewhere, as in a model card: it
     names no folder of this machine, and has sentences, modules and other explanations whatever

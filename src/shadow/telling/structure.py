@@ -67,7 +67,7 @@ WORDS = {  # slots without a dot are figures of inside_layers
 
 
 def structure(summary: PairRecord) -> list[Sentence]:
-    """Return whether the change is more than noise, and along how many directions."""
+    """Return sentences on whether the change is more than noise, and along how many directions."""
     inside = summary.inside_layers
     judged, beyond, flatter = inside.judged, inside.beyond_noise, inside.flatter_than_noise
     if not judged or (2 * inside.rounded_away >= judged and 2 * beyond < judged):

@@ -43,7 +43,7 @@ WORDS = {
     " transformers 5 takes it, others take {embedding}",
     "head_unknown": "stored beside a config that ties it to {embedding}; values are not compared",
     "mtp": "for further tokens; transformers leaves it out",
-    "not_asked": "names and shapes are not held against a loader: {why}",
+    "not_asked": "names and shapes are not compared with what a loader expects: {why}",
     "cut": "files are missing",
     "no_config": "there is no config.json",
     "no_class": "config names no class",

@@ -30,9 +30,7 @@ class Findings:
 
 
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
-    """Return what is said, once, with all names of which it is said; by_code: whatever its
-    figures.
-    """
+    """Merge equal reasons, each with all its names; by_code: also those whose figures differ."""
     groups: dict[object, list[Against]] = {}
     for one in found:
         groups.setdefault(one.why.code if by_code else one.why, []).append(one)

@@ -191,7 +191,8 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
     headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in stored.items():
         headers[info.shard][name] = info
-    is_short = len(stored) < len(every)  # the index knows more
+    # the index knows more; what a GGUF file holds and cannot be read has a dtype
+    is_short = any(one.problem and one.dtype == "unknown" for one in every.values())
     weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
     files = FileFacts([*opened.sources], headers, weight_map, {*own, *opened.sources})
     return opened, stored, small, files
@@ -304,16 +305,16 @@ class Folder:
                     pairs = [(info, tensors[info.name]) for info in own]
                     differing = [one.name for one, info in pairs if not self._are_equal(one, info)]
                 elif self.with_values and len(files) == 1:
-                    differing = self._differing_by_place(files[0])
+                    differing = self._differing_by_place(files[0], read)
                 yield OtherSet(files[0], differing, self._is_newer(files, read))
         pickled = sorted(filter(PICKLED.fullmatch, self.names))
         if pickled and read:
             differing = self._differing_from_pickles(pickled, tensors) if self.with_values else None
             yield OtherSet(pickled[0], differing, self._is_newer(pickled, read))
 
-    def _differing_by_place(self, file: str) -> list[str] | None:
+    def _differing_by_place(self, file: str, read: Sequence[str]) -> list[str] | None:
         """Tensors without an equal one in a file that has other names for them, such as Mistral's.
-        None where they cannot be read.
+        None where they cannot be read, or are not those that transformers reads.
         """
         from shadow.checkpoints.opening import open_folder
         from shadow.run.aligned import align_all
@@ -321,13 +322,13 @@ class Folder:
 
         try:
             first, second = open_folder(str(self.root)), open_folder(str(self.root / file))
+            aligned = align_all(first, second, ("A", "B"))
+            pairs = aligned.pair.pairs
+            if {*first.sources} != {*read} or aligned.unread or any(map(is_raw, pairs)):
+                return None
+            rows = [scanned(pair, aligned.pair.base, aligned.pair.tuned) for pair in pairs]
         except ShadowError:
             return None
-        aligned = align_all(first, second, ("A", "B"))
-        if aligned.unread or any(is_raw(pair) for pair in aligned.pair.pairs):
-            return None
-        sides = aligned.pair.base, aligned.pair.tuned
-        rows = [scanned(pair, *sides) for pair in aligned.pair.pairs]
         differing = [row.tuned for row in rows if row.changed]
         return differing if differing or not aligned.unmatched else None
 

@@ -32,8 +32,8 @@ TOP = 2000  # bytes within which it stands
 
 
 Missing = tuple[str, str, str]
-"""Of a pair without the report that was asked for: its folder below the one that was asked for, its
-state (failed, kept, pending or unreadable), and why.
+"""A pair without the requested report: its folder, its state (failed, kept, pending or unreadable),
+and why.
 """
 
 
