@@ -262,6 +262,57 @@ def test_mistrals_own_file_is_that_of_transformers(tmp_path):
     assert shadow.verify("same", one, file).figures["entries_differ"] == 1
 
 
+WQ, WK, OWN_Q, OWN_K = (
+    f"layers.0.attention.{name}.weight" for name in ("wq", "wk", "q_proj", "k_proj")
+)
+
+
+def in_pairs(heads=2, more=(), change="", **values):
+    """Mistral's names; the heads stand in params.json. `more` are further tensors."""
+    names = {WQ: 1, WK: 2, "norm.weight": 3} | {name: 10 + at for at, name in enumerate(more)}
+    tensors = {name: planted.normal(seed, 16, 16) for name, seed in names.items()}
+    if change:
+        tensors[change] = tensors[change] + 1
+    return tensors, {"n_heads": heads} | values
+
+
+# Mistral's own files: two sides, outcome, entries that differ
+OF_MISTRAL = {
+    "equal": (in_pairs(), in_pairs(), YES, 0),
+    "equal bytes, other heads": (in_pairs(2), in_pairs(4), NO, None),
+    "a projection of another name beside": (
+        in_pairs(more=[OWN_Q]), in_pairs(more=[OWN_Q], change=WQ), NO, 256),
+    "a change in the one of another name": (
+        in_pairs(more=[OWN_Q]), in_pairs(more=[OWN_Q], change=OWN_Q), NO, 256),
+    "heads that are none": (in_pairs("x"), in_pairs("x", change=WK), NO, 256),
+    "heads beyond any number": (in_pairs(10**400), in_pairs(10**400, change=WK), NO, 256),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_MISTRAL)
+def test_heads_of_mistrals_params_decide_on_its_order(case, tmp_path):
+    """A tensor is renamed only where its new name is free."""
+    *sides, outcome, differ = OF_MISTRAL[case]
+    folders = []
+    for name, (tensors, params) in zip("ab", sides, strict=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(tensors, folder / "consolidated.safetensors")
+        (folder / "params.json").write_text(json.dumps(params))
+        folders.append(folder)
+    found = shadow.verify("same", *folders)
+    assert found.outcome == outcome
+    assert differ is None or found.figures["entries_differ"] == differ
+
+
+@pytest.mark.parametrize("params", ["{", "[1]", "[" * 100_000, "", "\0"])
+def test_a_broken_params_of_another_model_is_no_matter(params, tmp_path):
+    """Only Mistral's names make it a file of Mistral's."""
+    folder = planted.write(tmp_path / "a", TOY)
+    (folder / "params.json").write_text(params)
+    assert shadow.verify("same", folder, planted.write(tmp_path / "b", TOY)).holds is True
+
+
 @pytest.mark.parametrize("kind", chosen(["mixtral", "qwen3_moe", "deepseek_v3"], ["mixtral"]))
 def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
     """The names of the file beside those of transformers in memory, where experts are one stack; an

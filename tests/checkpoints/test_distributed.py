@@ -58,6 +58,25 @@ def test_the_model_is_what_was_saved_and_no_more(wrap, tmp_path):
         assert whole == bytes(wanted.view(-1).view(torch.uint8).tolist())
 
 
+@pytest.mark.parametrize(
+    ("beside", "name"),
+    [
+        ({"lm_head": {"weight": torch.ones(3)}}, "lm_head.weight"),
+        ({"ema": {"model": torch.ones(3)}}, "ema.model"),
+    ],
+)
+def test_a_tensor_outside_the_model_is_not_left_out(beside, name, tmp_path):
+    distributed.save({"model": state()} | beside, checkpoint_id=tmp_path / "a", no_dist=True)
+    with pytest.raises(ShadowError, match=f"'{name}' lies outside the model"):
+        opened(tmp_path / "a", tmp_path / "scratch")
+
+
+def test_a_layer_that_is_called_as_the_optimizer_belongs_to_the_model(tmp_path):
+    tensors = {"layers": {"optimizer": {"weight": torch.ones(2, 3)}}}
+    distributed.save(tensors, checkpoint_id=tmp_path / "a", no_dist=True)
+    assert [*opened(tmp_path / "a", tmp_path / "scratch").tensors] == ["layers.optimizer.weight"]
+
+
 @pytest.mark.parametrize("change", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_export_is_held_against_its_training(change, tmp_path):
     tensors, name = planted.gaussian(0, 2), planted.UP.format(1)
@@ -160,7 +179,7 @@ def elsewhere(path, *keys):
     for at in one.storage_data.values():
         at.relative_path = path
     if keys:
-        one.state_dict_metadata |= dict.fromkeys(keys, one.state_dict_metadata["a"])
+        one.state_dict_metadata = dict.fromkeys(keys, one.state_dict_metadata["a"])
         one.planner_data = {key: tuple(key.split(".")) for key in keys}
     return one
 

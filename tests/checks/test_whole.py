@@ -255,6 +255,17 @@ def beside(folder, name, change=1.0, *, newer=False):
         os.utime(folder / FILE, (1.6e9, 1.6e9))
 
 
+def other_shards(folder):
+    """Mistral's file, the same weights in one file, and other weights by an index."""
+    of_mistral(folder)
+    tensors = load_file(folder / FILE)
+    store(
+        folder, {name: one * 2 for name, one in tensors.items()}, "model-00001-of-00001.safetensors"
+    )
+    weight_map = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
 def adapter_beside(folder):
     pairs = {UP: (torch.ones(96, 4), torch.ones(4, 64))}
     planted.adapter(folder, pairs, target_modules=["up_proj"])
@@ -301,6 +312,8 @@ FILES = {
         False, lambda f: (of_mistral(f), os.utime(f / FILE)), HOLDS, "whole", None),
     "another of Mistral's": (
         False, lambda f: of_mistral(f, 1.5), FAILS, "set_differs", "consolidated.safetensors"),
+    "Mistral's beside shards of others": (
+        False, other_shards, FAILS, "set_differs", "model-00001-of-00001.safetensors"),
     "an adapter beside": (
         False, adapter_beside, FAILS, "adapter_beside", "adapter_model.safetensors"),
     "no config": (False, lambda f: lose(f, "config.json"), OPEN, "not_asked", None),
@@ -331,6 +344,16 @@ def test_what_is_planted_in_files_is_named(case, healthy, tmp_path):
     assert found.outcome is outcome, found.reason
     assert code in (codes(found) if name else {found.code}), found.reason
     assert name is None or name in {one.name for one in found.against if one.code == code}
+
+
+def test_a_set_is_compared_with_the_one_that_is_read_or_with_none(healthy, tmp_path):
+    """The shards of the index, which no loader reads beside one file, are as Mistral's file."""
+    folder = Path(shutil.copytree(healthy("mistral"), tmp_path / "sick"))
+    other_shards(folder)
+    of_mistral(folder, 2)
+    found = verified(folder)
+    assert {one.name for one in found.against} == {"model-00001-of-00001.safetensors"}
+    assert "set_unknown" in {one.code for one in found.answer.notes}
 
 
 def test_headers_alone_leave_values_open_where_they_decide(healthy, tmp_path):

@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -301,7 +301,8 @@ def _load_distributed(
         for at, one in said.storage_data.items()
     }
     listed = {key: one for key, one in said.state_dict_metadata.items() if hasattr(one, "chunks")}
-    names = _names_in_model({key: (said.planner_data or {}).get(key, (key,)) for key in listed})
+    paths = {key: (said.planner_data or {}).get(key, (key,)) for key in listed}
+    names = _names_in_model(paths, {key for key, one in listed.items() if not tuple(one.size)})
     if len(names) > MAX_ENTRIES:
         raise ValueError(f"{len(names):,} tensors; at most {MAX_ENTRIES:,} are read")
     if len(set(names.values())) < len(names):
@@ -343,16 +344,18 @@ def _piece(at: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
     return piece.detach()
 
 
-def _names_in_model(paths: Mapping[str, Sequence[object]]) -> dict[str, str]:
-    """By key, the names of the model's tensors: what wraps it is left out, and what lies beside."""
+def _names_in_model(paths: Mapping[str, Sequence[object]], numbers: Set[str]) -> dict[str, str]:
+    """Return the names of the model's tensors by key, without what wraps it and lies beside it.
+
+    Raises ValueError for a tensor that lies outside the model; single numbers, such as that of the
+    epoch, may.
+    """
     parts = {key: [*map(str, path)] for key, path in paths.items()}
     heads = {key: path[: 1 + (path[0] in WRAPPERS)] for key, path in parts.items()}
     own = {key: path for key, path in parts.items() if TRAINING.isdisjoint(heads[key])}
     inside = {key: path for key, path in own.items() if path[0] in WRAPPERS and len(path) > 1}
-    if inside and (others := sorted(own.keys() - inside.keys())):
-        raise ValueError(
-            f"{len(others):,} tensors lie outside the model, such as {others[0][:80]!r}"
-        )
+    if inside and (others := sorted(own.keys() - inside.keys() - numbers)):
+        raise ValueError(f"tensor {others[0][:80]!r} lies outside the model")
     found = {}
     for key, path in (inside or own).items():
         while len(path) > 1 and path[0] in WRAPPERS:
