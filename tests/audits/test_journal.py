@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from zlib import crc32
 
 import planted
 import pyarrow.parquet as pq
@@ -61,6 +62,37 @@ def test_a_line_that_is_not_as_it_was_written_is_measured_again(unfinished, tmp_
     assert result.measured == 1
     names = pq.read_table(result.folder / "matrices.parquet")["subject"].to_pylist()
     assert names == ["base", "tuned", "delta"]
+
+
+WRONG = {
+    "key": ["x"], "status": None, "reason": 1, "detail": {}, "cast": 0, "zero": [], "seconds": "1",
+    "delta_norm": "1", "base_norm": [1], "verified": [1, None], "checksums": [], "measurements": 1,
+}  # fmt: skip
+WRONG_OF_MEASUREMENT = {
+    "subject": None, "precision": 1, "sigma": 1, "values": [], "values.frobenius_norm": "1",
+    "values.spikes": 1.5, "values.cosine": True, "values.kept_reason": 0, "values.unknown": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*WRONG, *WRONG_OF_MEASUREMENT])
+def test_a_line_with_values_of_other_types_is_measured_again(unfinished, tmp_path, name):
+    """Its sum is right, as of a line that another program wrote."""
+    pair, there = unfinished
+    shutil.copytree(there, tmp_path / "out")
+    journal = next(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
+    first, *lines = journal.read_bytes().splitlines(keepends=True)
+    matrix, vector = sorted(lines, key=lambda line: json.loads(line)[1]["status"])
+    entry = json.loads(matrix)[1]
+    if name in WRONG:
+        entry[name] = WRONG[name]
+    else:
+        holder, key = entry["measurements"][-1], name
+        if "." in name:
+            holder, key = holder["values"], name.partition(".")[2]
+        holder[key] = WRONG_OF_MEASUREMENT[name]
+    content = json.dumps(entry).encode()
+    journal.write_bytes(first + vector + b'["%08x", %b]\n' % (crc32(content), content))
+    assert run_pair(pair, SETTINGS, tmp_path / "out", Runtime(jobs=1)).measured == 1
 
 
 SIDE = {"repo": "./x", "commit": None, "fingerprint": "0"}
