@@ -19,8 +19,7 @@ import transformers
 import typer
 
 from shadow.lab.experiment import REGIMES, SMALL, Base, Run, accuracies, checkpoint
-from shadow.lab.tasks import MIXTURES
-from shadow.lab.training import load, save
+from shadow.lab.training import MIXTURES, load, save
 
 OUT = Path(__file__).parents[2] / "registry" / "demo"
 

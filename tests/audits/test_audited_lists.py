@@ -34,7 +34,7 @@ from shadow.lists.index import (
     with_index,
     write_index,
 )
-from shadow.lists.pairs import audit_pairs
+from shadow.lists.perform import audit_pairs
 from shadow.reports.columns import HEADLINE
 from shadow.run import sides
 from shadow.run.runtime import Runtime

@@ -23,7 +23,7 @@ from shadow.engines import pair as pair_module
 from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError
 from shadow.lists.index import read_index, with_index
-from shadow.lists.pairs import audit_pairs
+from shadow.lists.perform import audit_pairs
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.spectra import delta

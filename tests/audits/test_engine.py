@@ -14,11 +14,12 @@ from hub import Hub
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.engine import ROUNDS, Ended, Queue, Task
+from shadow.engines.finished import PairOutcome
 from shadow.engines.pair import run_pair
 from shadow.engines.ray_engine import too_large
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.files import alone_at
-from shadow.lists.pairs import PairOutcome, Pins, audit_pairs, near_of
+from shadow.lists.perform import Pins, audit_pairs, near_of
 from shadow.run import plan
 from shadow.run.journal import JOURNAL
 from shadow.run.runtime import Access, Progress, Runtime

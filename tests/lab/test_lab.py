@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from shadow.lab import training
 from shadow.lab.experiment import PRESETS, REGIMES, SMALL, TINY, Base, Run, checkpoint, report
 from shadow.lab.results import over_bases
-from shadow.lab.tasks import ALPHABET, IGNORED, MIXTURES, SKILLS, rows_of
-from shadow.lab.training import Recipe
+from shadow.lab.training import ALPHABET, IGNORED, MIXTURES, SKILLS, Recipe, rows_of
 
 SHADOW = Path(sys.executable).parent / "shadow"
 BASE = Base(TINY, 0)

@@ -19,8 +19,7 @@ from shadow.cli import commands
 from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.lists.index import read_index, with_index
-from shadow.lists.pairs import audit_pairs
-from shadow.lists.perform import run_remote_pair
+from shadow.lists.perform import audit_pairs, run_remote_pair
 from shadow.reports import folders as remote
 from shadow.reports.report import Report
 from shadow.run.runtime import Runtime

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from shadow.checkpoints.opening import open_folder
 from shadow.dtypes import FLOATS
 from shadow.spectra.entries import Binades, compared
-from shadow.spectra.parts import HEAD, PART
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
+from shadow.spectra.sums import HEAD, PART
 
 FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 SHAPES = ((1, 1), (3, 7), (300, 500), (70_000, 3), (2, 70_001))

@@ -126,7 +126,7 @@ def _how(one: Relation, is_related: bool) -> Reason:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
     """Rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
-    from shadow.run.sampled_units import sampled_units
+    from shadow.run.scan import sampled_units
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.relations.units import corners, relation
 

@@ -26,10 +26,10 @@ from shadow.storage import Store, located, work_folder
 from shadow.text import visible
 
 if TYPE_CHECKING:
+    from shadow.engines.finished import PairOutcome
     from shadow.gates.measured import JudgedReport
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
-    from shadow.lists.pairs import PairOutcome
     from shadow.targets.families import Pair
 
 

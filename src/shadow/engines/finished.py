@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from shadow import __version__
 from shadow.checks.summary import Summary
+from shadow.engines.engine import portable
 from shadow.errors import ShadowError
 from shadow.files import alone_at
 from shadow.reasons import STRICT
@@ -27,6 +29,7 @@ from shadow.reports.report import Report
 from shadow.run.journal import JOURNAL, remove_journal_of
 from shadow.run.runtime import Runtime
 from shadow.run.settings import DEFAULTS
+from shadow.targets.families import Pair
 from shadow.telling.reading import FILE as SUMMARY
 from shadow.telling.reading import read_summary, summary_bytes
 from shadow.text import and_more, in_ranges
@@ -204,3 +207,47 @@ class AuditResult:
     def should_not_have_skipped(self) -> list[str]:
         """Reasons that `--strict` objects to."""
         return [row.reason for row in self.summary.skipped if row.reason in STRICT]
+
+
+State = Literal["done", "kept", "failed", "stopped"]
+BUG = "a fault of shadow itself; its traceback follows at the end"
+
+
+@dataclass(frozen=True)
+class PairOutcome:
+    """Result of one pair."""
+
+    pair: Pair
+    state: State
+    """kept: a finished report that differs from what was asked for is there, and stays. stopped: by
+    the user.
+    """
+    result: AuditResult | None = None
+    fault: BaseException | None = None
+    """A ShadowError, or a fault of shadow itself; None where it is done."""
+    began: bool = False
+    """Whether anything was measured or fetched, rather than only read."""
+    seconds: float = 0.0
+    moved: int = 0
+    """Bytes of weights that came over the network for it."""
+
+    @property
+    def error(self) -> ShadowError | None:
+        """Return what went wrong, for people; None where the pair is done."""
+        if self.fault is None or isinstance(self.fault, ShadowError):
+            return self.fault
+        return ShadowError(f"{type(self.fault).__name__}: {self.fault}", BUG)
+
+    def finished(self) -> AuditResult:
+        """The report of the pair. Raises what went wrong where there is none."""
+        if self.result is None:
+            assert self.fault is not None
+            raise self.fault
+        return self.result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: with a fault that can be pickled."""
+        state = dict(vars(self))
+        if self.fault is not None:
+            state["fault"] = portable(self.fault)
+        return state

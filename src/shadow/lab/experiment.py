@@ -33,8 +33,18 @@ from shadow import __version__
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.files import write_beside
-from shadow.lab.tasks import MIXTURES, Sample, partly_repeated
-from shadow.lab.training import Recipe, Size, accuracy, load, new_model, save, train
+from shadow.lab.training import (
+    MIXTURES,
+    Recipe,
+    Sample,
+    Size,
+    accuracy,
+    load,
+    new_model,
+    partly_repeated,
+    save,
+    train,
+)
 from shadow.lists.perform import perform as audit
 from shadow.lists.request import AuditRequest
 from shadow.reports.columns import delta_metrics, null_if_undefined

@@ -27,7 +27,7 @@ from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import finished_metadata, is_read
 
 if TYPE_CHECKING:
-    from shadow.lists.pairs import PairOutcome
+    from shadow.engines.finished import PairOutcome
     from shadow.run.settings import Settings
     from shadow.storage import Store
     from shadow.targets.lists import Selection

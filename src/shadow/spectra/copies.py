@@ -16,9 +16,9 @@ from torch import Tensor
 from shadow.dtypes import FLOATS, float_format
 from shadow.spectra.lazy import Matrix, Updated, is_quantised, is_stored, torch_dtype
 from shadow.spectra.levels import LEVELS_OF, FormatNoise
-from shadow.spectra.parts import WORK, EntryBlock, differing, is_safe, parts
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, shape_of
+from shadow.spectra.sums import WORK, EntryBlock, differing, is_safe, parts
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Matrices entry by entry, in one pass: how many entries of two differ, how far, and whether one
 side is the other in another format; what one alone looks like.
 
-Sums are made as shadow.spectra.parts says.
+Sums are made as shadow.spectra.sums says.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import InFile, Matrix, Updated, is_quantised, is_stored, torch_dtype
 from shadow.spectra.measurement import Cast, Measurement, Values, norm_alone
-from shadow.spectra.parts import INTEGERS, PART, SAFE, parts
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, Workspace, tiles
+from shadow.spectra.sums import INTEGERS, PART, SAFE, parts
 
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
 HIGHEST = 128  # exponent of a base beyond which binades are not told apart

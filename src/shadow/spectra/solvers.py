@@ -29,7 +29,6 @@ from shadow.spectra.measurement import (
     norm_alone,
 )
 from shadow.spectra.noise import Profile, closed_null, null_values
-from shadow.spectra.parts import PART
 from shadow.spectra.singular_values import spectrum_values, top_energies
 from shadow.spectra.sketched import (
     SMALLEST,
@@ -60,7 +59,7 @@ from shadow.spectra.spectrum import (
     working_dtype,
 )
 from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
-from shadow.spectra.sums import Sums
+from shadow.spectra.sums import PART, Sums
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
 # bytes for each entry of a block: both sides in float32 and in float64, and what is made of them

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from shadow.dtypes import FP4, NF4, FloatFormat, float_format
 from shadow.spectra.lazy import Matrix, torch_dtype
-from shadow.spectra.parts import INTEGERS
 from shadow.spectra.spectrum import tiles
+from shadow.spectra.sums import INTEGERS
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
 EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
