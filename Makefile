@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 
 DEMO := $(VENV)/.demo
 
-.PHONY: setup demo test test-slow test-ray fuzz mutants rewording check format docs notebook site real clean
+.PHONY: setup demo test test-slow test-ray fuzz mutants rewording check format docs site real clean
 
 setup: $(STAMP)
 
@@ -84,9 +84,6 @@ format: setup
 
 docs: setup  ## write the generated parts of README.md and docs/
 	$(BIN)/python tests/readme.py
-
-notebook: setup  ## run docs/notebook.ipynb and write what its cells show into it
-	$(BIN)/python tests/notebook.py
 
 site: setup  ## build the documentation into build/site, offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml

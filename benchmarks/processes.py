@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import threading
 import time
@@ -26,14 +27,13 @@ UNSET = (
 class Usage:
     """What one command used. Seconds and bytes.
 
-    cpu: user and system time of the process and the children it waited for. rss and anonymous: the
-    largest sums over the process tree that were seen, every INTERVAL; rss counts mapped files too,
-    which the kernel can drop at any time, anonymous is what the program itself holds.
+    cpu: user and system time of the process and the children it waited for. anonymous: the largest
+    sum over the process tree that was seen, every INTERVAL: what the program itself holds, without
+    pages of mapped files, which the kernel can drop at any time.
     """
 
     wall: float
     cpu: float
-    rss: int
     anonymous: int
 
 
@@ -56,8 +56,8 @@ def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], 
             stderr=output,
         )
         ended = threading.Event()
-        peaks = {"VmRSS": 0, "RssAnon": 0}
-        sampler = threading.Thread(target=_sample, args=(process.pid, ended, peaks))
+        seen = [0]
+        sampler = threading.Thread(target=_sample, args=(process.pid, ended, seen))
         sampler.start()
         try:
             _, status, used = os.wait4(process.pid, 0)
@@ -71,20 +71,12 @@ def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], 
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{command[0]} exited with {process.returncode}:\n{_text(log)[-2000:]}")
-    # the kernel's own maximum of one process catches a peak between two samples
-    return Usage(
-        wall,
-        used.ru_utime + used.ru_stime,
-        max(peaks["VmRSS"], used.ru_maxrss * 1024),
-        peaks["RssAnon"],
-    )
+    return Usage(wall, used.ru_utime + used.ru_stime, max(seen))
 
 
-def _sample(root: int, ended: threading.Event, peaks: dict[str, int]) -> None:
+def _sample(root: int, ended: threading.Event, seen: list[int]) -> None:
     while not ended.wait(INTERVAL):
-        members = [_status(pid) for pid in _tree(root)]
-        for field in peaks:
-            peaks[field] = max(peaks[field], sum(member.get(field, 0) for member in members))
+        seen.append(sum(_anonymous(pid) for pid in _tree(root)))
 
 
 def _tree(root: int) -> list[int]:
@@ -97,10 +89,10 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def _status(pid: int) -> dict[str, int]:
-    """Fields of /proc/PID/status that are in kB, in bytes."""
-    lines = (line.partition(":") for line in _text(Path(f"/proc/{pid}/status")).splitlines())
-    return {name: int(value.split()[0]) * 1024 for name, _, value in lines if value.endswith(" kB")}
+def _anonymous(pid: int) -> int:
+    """Return the anonymous memory of a process in bytes; 0 once it has ended."""
+    found = re.search(r"RssAnon:\s*(\d+) kB", _text(Path(f"/proc/{pid}/status")))
+    return int(found[1]) * 1024 if found else 0
 
 
 def _text(path: Path) -> str:

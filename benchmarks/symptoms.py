@@ -274,33 +274,32 @@ def all_judged(seed: int, only: str) -> list[Judged]:
 def section(found: Sequence[Judged]) -> str:
     """The generated part of the page."""
     sick, well = ([one for one in found if one.is_sick is which] for which in (True, False))
-    words = ("named", "obscure", "refused", "missed", "wrong")
-    all_of = Counter(one.verdict for one in found)
-    table = [["what is reported", "cases", *words, "false alarms"], ["---"] * 8]
-    for row, title in ROWS.items():
-        worth = Counter(one.verdict for one in sick if one.row == row)
-        twins = Counter(one.verdict for one in well if one.row == row)
-        counts = [str(worth[word]) for word in words]
-        table.append([title, str(worth.total()), *counts, f"{twins['alarm']} of {twins.total()}"])
-    refused = sum(one.verdict == "refused" for one in well)
-    held = [one for one in sick if one.command not in ("audit",)]
+    worth = Counter(one.verdict for one in found)
+    others = [
+        f"{word} ({ROWS[row]}) {count}"
+        for (row, word), count in Counter((one.row, one.verdict) for one in found).items()
+        if word not in ("named", "quiet")
+    ]
+    held = [one for one in sick if one.command != "audit"]
     false = sum(one.outcome == "holds" and one.verdict == "missed" for one in held)
+    cases = Counter(one.row for one in sick)
     return "\n".join([
         f"`python benchmarks/symptoms.py` plants {len(sick)} sick checkpoints of {len(ROWS)} kinds"
-        " that owners report, each with a healthy twin, and asks the command that they would type"
-        " first, with a seed that nothing was developed with. Models are tiny ones of transformers:"
-        " Llama, Qwen, Phi, GPT-2, Mixtral, DeepSeek, LLaVA and others, in a file or in shards.",
+        " that owners report, each with a healthy twin, in tiny models of transformers, and asks"
+        " the command that they would type first, with a seed that nothing was developed with.",
         "",
-        f"- Named: {all_of['named']} of {len(sick)} ({interval(all_of['named'], len(sick))}).",
+        f"- Right, and the tensor, file or number named: {worth['named']} of {len(sick)}"
+        f" ({interval(worth['named'], len(sick))}).",
         f"- Falsely *holds*: {false} of {len(held)} ({interval(false, len(held))}).",
-        f"- False alarms: {all_of['alarm']} of {len(well)} healthy twins"
-        f" ({interval(all_of['alarm'], len(well))}); refused: {refused}.",
+        f"- False alarms: {worth['alarm']} of {len(well)} healthy twins"
+        f" ({interval(worth['alarm'], len(well))}).",
+        f"- What went otherwise: {', '.join(others) or 'nothing'}.",
         "",
-        "*Named*: the answer is right and names the tensor, the module, the file or the number;"
-        " *obscure*: it is right and does not; *refused*: an error, or inconclusive; *missed*:"
-        " nothing is said of it. Every answer is in `docs/lab/symptoms.parquet`.",
+        "Every answer is in `docs/lab/symptoms.parquet`.",
         "",
-        *("| " + " | ".join(line) + " |" for line in table),
+        "| what is reported | cases |",
+        "|---|---:|",
+        *(f"| {title} | {cases[row]} |" for row, title in ROWS.items()),
     ])  # fmt: skip
 
 

@@ -26,8 +26,11 @@ def commands(command: Any = None, path: str = "shadow") -> Iterator[tuple[str, A
 
 
 def command_line() -> str:
-    """Every command with its usage, its help and its options, as Markdown."""
+    """Every command with its usage, its help and its options, as Markdown; an option that an
+    earlier command has in the same words is named alone.
+    """
     out = []
+    first: dict[str, str] = {}  # row of an option, and the command that has it
     for path, command in commands():
         context = command.make_context(path, [], resilient_parsing=True)
         out += [
@@ -38,9 +41,13 @@ def command_line() -> str:
         ]
         out += [(command.help or "").strip(), ""]
         records = [one.get_help_record(context) for one in command.params]
-        if shown := [record for record in records if record]:
-            out += ["| argument or option | what | without it |", "|---|---|---|"]
-            out += [_row(*record) for record in shown] + [""]
+        rows = {_row(*record): record[0] for record in records if record}
+        if own := [row for row in rows if row not in first]:
+            out += ["| argument or option | what | without it |", "|---|---|---|", *own, ""]
+        for other in dict.fromkeys(first[row] for row in rows if row in first):
+            shared = [f"`{typed}`" for row, typed in rows.items() if first.get(row) == other]
+            out += [f"As in [`{other}`](#{other.replace(' ', '-')}): {', '.join(shared)}.", ""]
+        first = dict.fromkeys(rows, path) | first
         if examples := EXAMPLES.get(path.removeprefix("shadow ")):
             out += ["```sh", *examples, "```", ""]
         if path == "shadow verify":

@@ -139,8 +139,6 @@ CHECKS = {  # a claim and its exit code
     "shadow verify trained ./base ./tuned --moved 'language.layers.*.mlp.*'": 0,
     "shadow verify trained ./base ./tuned --frozen embed": 4,
     "shadow verify stored ./full ./copy --base ./base": 0,
-    "shadow verify related ./tuned ./base ./other": 0,
-    "shadow verify files ./base ./tuned": 0,
 }
 
 

@@ -328,16 +328,3 @@ def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, m
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[number], {})
-
-
-def test_the_cells_of_the_notebook_run(audited, tmp_path, monkeypatch):
-    """In their order, inside IPython, with the demo's reports."""
-    nbformat = pytest.importorskip("nbformat")
-    shells = pytest.importorskip("IPython.core.interactiveshell")
-    (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    shell = shells.InteractiveShell()
-    for cell in nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4).cells:
-        if cell.cell_type == "code":
-            shell.run_cell(cell.source).raise_error()

@@ -36,7 +36,6 @@ PAGES = (
     ),
 )
 START = ROOT / "docs" / "start.md"
-NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 # tests/test_workflow.py
 RUN_ELSEWHERE = {"ci.md"}
 SITE = ROOT / "docs" / "site" / "mkdocs.yml"
@@ -98,7 +97,7 @@ def test_every_link_leads_somewhere(file):
         assert not anchor or anchor in anchors(target), href
 
 
-@pytest.mark.parametrize("file", [*readme.MARKED, *picture.FILES, NOTEBOOK], ids=named)
+@pytest.mark.parametrize("file", [*readme.MARKED, *picture.FILES], ids=named)
 def test_no_page_has_a_path_of_the_machine_that_made_it(file):
     """Neither the folder of a checkout nor one for temporary files."""
     text = file.read_text(encoding="utf-8")
@@ -296,7 +295,7 @@ def test_every_page_is_in_the_navigation():
     """And nothing else but the pages that the hooks add."""
     text = SITE.read_text(encoding="utf-8")
     nav = set(re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE))
-    added = {"index.md", "notebook.md", "changelog.md", "benchmarks.md"}
+    added = {"index.md", "changelog.md", "benchmarks.md"}
     assert nav == {file.name for file in (ROOT / "docs").glob("*.md")} | added
     assert "font: false" in text
 

@@ -1,4 +1,4 @@
-"""MkDocs hooks: pages from files outside docs/ and from the notebook, the tables of the schema and
+"""MkDocs hooks: pages from files outside docs/, the tables of the schema and
 the glossary, links as they are on disk, and typeset formulas.
 
 Formulas are written as GitHub shows them, ```math blocks and $`inline`$, and become MathML here: a
@@ -7,12 +7,10 @@ browser sets it without a script or a font of another host.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
@@ -27,7 +25,6 @@ PAGES = {  # page of the site, and the file that it shows
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "benchmarks.md": "benchmarks/README.md",
-    "notebook.md": "docs/notebook.ipynb",
 }
 FORMULA = re.compile(r"(?m)^```math\n(?P<shown>.*?)\n```$|\$`(?P<inline>[^`\n]+)`\$", re.DOTALL)
 LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)]*)?\)")
@@ -37,26 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are not Markdown in docs/."""
     for page, name in PAGES.items():
         content = (ROOT / name).read_text(encoding="utf-8")
-        if name.endswith(".ipynb"):
-            content = "\n\n".join(notebook_blocks(json.loads(content))) + "\n"
         files.append(File.generated(config, page, content=content))
     return files
-
-
-def notebook_blocks(notebook: dict[str, Any]) -> Iterator[str]:
-    """The cells of a notebook as Markdown, with what they show: HTML where there is, or text."""
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            yield source
-            continue
-        yield f"```python\n{source}\n```"
-        for output in cell["outputs"]:
-            shown = output.get("data", {"text/plain": output.get("text", "")})
-            if "text/html" in shown:
-                yield "".join(shown["text/html"])
-            else:
-                yield f"```text\n{''.join(shown['text/plain']).rstrip()}\n```"
 
 
 def schema() -> Iterator[str]:
