@@ -242,6 +242,30 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     assert told_wrong(cut) == [(embed, "rows_only_in")]
 
 
+@pytest.mark.parametrize("kind", ["another", "a stage", "narrower", "deeper", "other names"])
+def test_a_wrong_base_is_asked_for_before_all(tmp_path, kind):
+    """Another model, another stage of it, another width or depth: the first reason names what the
+    adapter's config names. Another adapter is no other base.
+    """
+    base, pairs = based(torch.bfloat16), factors()
+    merged, generator = merge(base, pairs, torch.bfloat16), torch.Generator().manual_seed(7)
+    width, share = (32 if kind == "narrower" else 64), (0.01 if kind == "a stage" else 1.0)
+    given = {}
+    for name, one in base.items():
+        noise = share * 0.02 * torch.randn((width,) * one.ndim, generator=generator)
+        given[name] = noise + one if kind == "a stage" else noise
+    if kind == "deeper":
+        given |= {one.format(2): given[one.format(1)].clone() for one in (Q, UP)}
+    if kind == "other names":
+        given = {name.replace("self_attn.q", "attn.x"): one for name, one in given.items()}
+    given = {name: one.to(torch.bfloat16) for name, one in given.items()}
+    found = recorded(tmp_path, given, pairs, merged, base_model_name_or_path="org/base")
+    assert (found.holds, codes(found)[0]) == (False, "other_base")
+    assert found.answer.reasons[0].figures == {"named": "'org/base'"}
+    other = merge(base, factors(seed=3), torch.bfloat16)
+    assert codes(recorded(tmp_path, base, pairs, other)) == ["beyond"]
+
+
 def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
     """An update of the embedding, and a head that is stored beside it."""
     base = {name: one for name, one in based(torch.float32).items() if "q_proj" in name}

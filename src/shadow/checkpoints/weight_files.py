@@ -61,6 +61,7 @@ class Adapter:
     alpha_pattern: Mapping[str, float]  # by the name of a module, or its end
     rank_stabilised: bool  # alpha is divided by the square root of the rank
     dora: bool = False  # rows of base plus update are given the norms that the adapter holds
+    base: str = ""  # the model that the config names as its base
 
     def scaling(self, module: str, rank: int) -> float:
         """Return what B @ A of a module is multiplied by."""
@@ -214,7 +215,8 @@ def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False
     first, *others = map(float, alphas)
     by_name = dict(zip(patterns, others, strict=True))
     is_stabilised = config.get("use_rslora") is True
-    return Adapter(first, by_name, is_stabilised, dora=bool(config.get("use_dora")))
+    base = str(config.get("base_model_name_or_path") or "")
+    return Adapter(first, by_name, is_stabilised, bool(config.get("use_dora")), base)
 
 
 def adapter_factors(

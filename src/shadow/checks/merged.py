@@ -13,6 +13,7 @@ from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, Unmatched, not_compared, unmatched_reasons
 from shadow.templates import Reason, Value
+from shadow.text import short
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
@@ -38,6 +39,8 @@ WORDS = {
     " {matrices:count matrix|matrices}, within the rounding of {formats}",
     "whole": "{tensors:all tensor|tensors} that the adapter holds whole {tensors|is|are} in the"
     " merged model",
+    "other_base": "check BASE first: it looks like another model than the adapter was merged into"
+    "[ (the adapter's config names {named})], as most of what the adapter leaves alone differs",
     # of one matrix, and of several
     "not_finite": f"some entries are not finite[ in {{where}}]{ERROR}",
     "not_applied": "the adapter is not applied[ in {where}]",
@@ -100,6 +103,7 @@ class Merge(Evidence):
     beside: Sequence[Beside] = ()
     absent: Sequence[str] = ()  # tensors of the adapter whose module base or merged model lacks
     scale: float | None = None  # of the adapter, where all its modules share one
+    named: str | None = None  # the base that the adapter's config names
 
 
 def judge(found: Merge) -> Answer:
@@ -192,17 +196,34 @@ def _figures(found: Merge, wrong: int, changed: int) -> dict[str, Figure]:
 
 
 def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
-    """Return what is wrong, the most frequent first."""
+    """Return what is wrong, the most frequent first; before all, that the base is another model."""
     kinds: dict[tuple[str, Value], list[Module]] = {}
     for module, why in wrong:
         kinds.setdefault((why.code, why.figures.get("copy")), []).append(module)
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    reasons = [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
+    reasons = [Reason("other_base", {"named": found.named})] if _is_other_base(found, wrong) else []
+    reasons += [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
     reasons += [Reason("beside", {"tensors": changed})] if changed else []
     for side, name in SIDES.items():
         unmatched = [one for one in found.unmatched if one.side == side]
         reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
     return reasons
+
+
+def _is_other_base(found: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool:
+    """Return whether most matrices are nothing like base plus update, and most of what the adapter
+    leaves alone differs from the base, or has no partner of its shape.
+    """
+    unlike = sum(why.code == "beyond" for _, why in wrong)
+    if 2 * unlike < len(found.modules):
+        return False
+    alone = [one for one in found.beside if one.whole is None]
+    changed = sum(one.row.entries for one in alone if not one.is_kept)
+    unmatched = [
+        one for one in found.unmatched if one.side != "adapter" and one.why.code != "rows_only_in"
+    ]
+    tensors = len(found.modules) + len(found.beside) + len(unmatched)
+    return 2 * changed > sum(one.row.entries for one in alone) or 2 * len(unmatched) > tensors
 
 
 def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:
@@ -279,6 +300,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
         sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
         adapter.outside({pair.place for pair in aligned.pair.pairs}),
         adapter.scale,
+        short(opened.adapter.base) if opened.adapter.base else None,
         unmatched=_unmatched(aligned, adapter),
         unread=[*aligned.unread, *adapter.unread],
         notes=aligned.notes,
