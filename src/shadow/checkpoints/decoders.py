@@ -50,24 +50,24 @@ Levels = Callable[[Rows, Cols], Tensor]
 
 
 class Codebook:
-    """The levels of a format, and between which numbers each is the nearest."""
+    """The levels of a format, and the bounds between which each level is the nearest."""
 
     def __init__(self, levels: Iterable[float], reach: float = math.inf) -> None:
-        """reach: the largest number that is rounded to a level; beyond the last is clipped."""
+        """reach: the largest number that is rounded to a level; larger ones are clipped."""
         ascending = torch.tensor(sorted(set(levels)), dtype=torch.float32)
         self._middles = (ascending[1:] + ascending[:-1]) / 2
         end = torch.tensor([reach])
         self._edges = torch.cat([-end, self._middles, end])
 
     def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the bounds of each of some levels."""
+        """Return the bounds of the cell of each level."""
         place = torch.bucketize(levels, self._middles)
         return self._edges[place], self._edges[place + 1]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels, and what makes numbers of them."""
+    """Levels, and how they become numbers."""
 
     width: int
     unit: int
@@ -85,7 +85,7 @@ class Grid:
         self._scale(into, rows, cols)
 
     def _scale(self, into: Tensor, rows: Rows, cols: Cols) -> None:
-        """Make levels into numbers, in place."""
+        """Turn levels into numbers, in place."""
         if self.zeros is not None:
             _each(into, self.zeros(rows, cols), torch.Tensor.sub_)
         for scales in self.scales:
@@ -110,19 +110,19 @@ class Grid:
 
 
 def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Change every entry by what it shares with others."""
+    """Combine every entry with a value that it shares with others."""
     change(made if shared.ndim == 2 else made.view(*shared.shape[:2], -1), shared)
 
 
 def _run_of(rows: Rows) -> slice | None:
-    """Rows that follow one another, as a slice; None for others."""
+    """Return consecutive rows as a slice; None if they are not consecutive."""
     first, stop = int(rows[0]), int(rows[-1]) + 1
     is_run = stop - first == len(rows) and bool((rows[1:] > rows[:-1]).all())
     return slice(first, stop) if is_run else None
 
 
 def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
-    """Read these rows of a matrix, cut to columns; between rows that are no run, all are read."""
+    """Read these rows of a matrix, limited to some columns; all rows if not consecutive."""
     if (run := _run_of(rows)) is not None:
         return raw[run, slice(*cols)]
     first = int(rows.min())
@@ -131,8 +131,8 @@ def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
 
 
 def _compact(words: Tensor) -> Tensor:
-    """Copy words without gaps. Of a transposed matrix the rows are first cut out: torch transposes
-    what has no gaps two to four times as fast.
+    """Copy words without gaps. The rows of a transposed matrix are selected first: torch transposes
+    contiguous data two to four times as fast.
     """
     if words.ndim == 2 and words.stride(1) != 1:
         words = words.T.contiguous().T
@@ -151,7 +151,7 @@ def code_table(levels: tuple[float, ...], bits: int, high_first: bool = False) -
 
 
 def numbers_of(raw: Tensor, bits: int, table: Tensor, count: int) -> Tensor:
-    """Look up the first numbers of streams of so many bits, lowest first: float32 (rows, count).
+    """Look up the first count numbers, each of so many bits, lowest first: float32 (rows, count).
 
     raw: bytes (rows, some). table: of codes.
     """
@@ -170,7 +170,7 @@ def numbers_of(raw: Tensor, bits: int, table: Tensor, count: int) -> Tensor:
 
 
 def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool = False) -> Levels:
-    """The values of numbers of so many bits; raw: bytes or words, (rows, some)."""
+    """Return the values of numbers of that many bits. raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
     table = code_table(tuple(values), bits, high_first)
 
@@ -183,7 +183,7 @@ def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool 
 
 def _shared(values: Tensor, group: int | Tensor) -> Of:
     """Return a function that looks up the value that each group of columns shares. values: (rows,
-    groups); of several groups, columns are asked for by whole groups.
+    groups). With several groups, only whole groups of columns can be requested.
     """
     values = values.contiguous()
 
@@ -199,14 +199,14 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
 
 
 def _unit(cols: int, group: int | Tensor, least: int) -> int:
-    """Columns that are decoded together, of groups that fill the rows or have an order."""
+    """Return how many columns are decoded together; groups fill the rows or have an order."""
     unit = least if isinstance(group, Tensor) or group == cols else math.lcm(least, group)
     return unit if cols % unit == 0 else cols
 
 
 def _affine(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
-    """GPTQ and AWQ are stored transposed; of AWQ words hold rows. Without zeros the middle of
-    `pack-quantized` is 0.
+    """Decode affine formats. GPTQ and AWQ are stored transposed, and the words of AWQ hold rows.
+    Without zeros, the middle level is 0 (`pack-quantized`).
     """
     kind, (bits, group, added), (rows, cols) = packing.kind, packing.facts, size
     is_turned = kind in ("gptq", "awq")
@@ -238,7 +238,7 @@ def _affine(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> D
     )
 
     def interleaved(rows: Rows, cols: Cols) -> Tensor:
-        """Numbers of AWQ, eight rows in a word."""
+        """Unpack the numbers of AWQ, eight rows in a word."""
         first = int(rows.min()) // 8
         part = _compact(words[first : int(rows.max()) // 8 + 1, slice(*cols)])
         shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[rows % 8]
@@ -256,9 +256,10 @@ def _affine(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> D
 
 
 def _scaled(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
-    """raw * scale, or (raw - zero point) * scale, of 8-bit floats or integers. A scale is that of a
-    block, a row, a group of a row, or of all. The last blocks of a matrix may be cut, and a stack
-    of matrices has a stack of scales. bitsandbytes multiplies with 1 / 127 at last.
+    """Decode 8-bit floats or integers: raw * scale, or (raw - zero point) * scale. One scale
+    belongs to a block, a row, a group of a row, or the whole matrix. The last blocks of a matrix
+    may be cut off, and a stack of matrices has a stack of scales. bitsandbytes multiplies by 1 /
+    127 last.
     """
     if "layout" in pieces and int(pieces["layout"].whole()) != 0:
         raise _broken(info, "its weight_format is not the one of rows")
@@ -287,8 +288,9 @@ def _scaled(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> D
 
 
 def _e2m1(_: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
-    """level * scale in blocks of columns. MXFP4: 2^(scale - 127). NVFP4: 8-bit floats, which are
-    divided by one number of the matrix (compressed-tensors), or multiplied with one (ModelOpt).
+    """Decode level * scale in blocks of columns. The scale of MXFP4 is 2^(scale - 127). That of
+    NVFP4 is an 8-bit float, divided by one number of the matrix (compressed-tensors) or multiplied
+    by it (ModelOpt).
     """
     (group,), cols = packing.facts, size[1]
     stored = pieces["scales"].whole()
@@ -304,8 +306,8 @@ def _e2m1(_: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decode
 
 
 def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
-    """level * absmax: bitsandbytes' NF4 and FP4, whose blocks run through all entries, and whose
-    scales may be quantised themselves, to 8 bits of a codebook in blocks.
+    """Decode bitsandbytes' NF4 and FP4: level * absmax. Blocks run through all entries. Their
+    scales may be quantised to 8 bits of a codebook, again in blocks.
     """
     (block,), (rows, cols) = packing.facts, size
     state = quant_state(bytes(pieces["state"].whole().tolist()))
@@ -342,7 +344,7 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing, size:
 
 
 def _bytes(stored: StoredTensor, width: int) -> Raw:
-    """Return what is stored as bytes, (rows, width)."""
+    """Return stored data as bytes, (rows, width)."""
     return stored.seen(lambda words: words.view(torch.uint8).reshape(-1, width))
 
 
@@ -366,7 +368,7 @@ CODEBOOKS = {"MXFP4": (1, 17, 0x22), "NVFP4": (4, 36, 0x22)}
 
 
 class GgmlBlocks:
-    """A matrix of blocks of a type of ggml, each of one row."""
+    """A matrix in blocks of a ggml type, each within one row."""
 
     costly = True
 
@@ -403,7 +405,7 @@ class GgmlBlocks:
     def _decoded(
         self, blocks: NDArray[np.uint8], rows: int, *filled: tuple[int, int, int]
     ) -> Tensor:
-        """The numbers of blocks of which some bytes (start, stop) hold another one."""
+        """Return the numbers of blocks in which some bytes (start, stop) hold another block."""
         blocks = blocks.copy() if filled else blocks
         for start, stop, byte in filled:
             blocks[:, start:stop] = byte
@@ -436,11 +438,11 @@ class ReorderedFloats:
 
 
 def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing, _: Size) -> Decoder:
-    """Make the decoder of a GGUF tensor. Facts of its packing: heads whose rows are stored in
-    pairs, or 0, and what was added to its numbers.
+    """Make the decoder of a GGUF tensor.
 
-    Rotary embeddings turn row i of a head with row i + d/2 in transformers, and neighbours in
-    llama.cpp: `w.reshape(heads, 2, d/2, cols).swapaxes(1, 2)` is stored.
+    Facts of its packing: the number of heads whose rows are stored in pairs, or 0, and what was
+    added to its numbers. Rotary embeddings turn row i of a head with row i + d/2 in transformers,
+    and with its neighbour in llama.cpp: `w.reshape(heads, 2, d/2, cols).swapaxes(1, 2)` is stored.
     """
     raw, (heads, added) = pieces["words"], packing.facts
     half = raw.shape[0] // (heads or 1) // 2
@@ -470,7 +472,7 @@ KINDS: Mapping[str, Callable[[TensorInfo, Pieces, Packing, Size], Decoder]] = {
 
 
 def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) -> DecodedTensor:
-    """Open the tensor of an entry with a packing; read opens what lies in files."""
+    """Open the tensor of an entry with a packing. read: opens what lies in files."""
     packing = info.packing
     assert packing is not None
     infos = zip(packing.roles, (packing.raw, *packing.beside), strict=False)

@@ -1,8 +1,9 @@
-"""Tensors that transformers expects of a checkpoint: it loads shapes, on no device, in a child.
+"""Tensors that transformers expects of a checkpoint: a child process loads shapes on the meta
+device.
 
-The child gets names, dtypes and shapes of the headers and a config that names nothing to be fetched
-or run. It has no token, no standard input and no network, and limits on memory and time. Classes
-are those of transformers' own tables.
+The child gets names, dtypes and shapes from the headers and a config that names nothing to fetch or
+run. It has no token, no standard input and no network, and limits on memory and time. Classes are
+those of transformers' own tables.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ OFFLINE = {f"HF_{word}": "1" for word in HUB} | {"PYTHONDONTWRITEBYTECODE": "1"}
 
 @dataclass(frozen=True)
 class Expected:
-    """Findings of transformers about the names and shapes of a checkpoint."""
+    """Answer of transformers about the names and shapes of a checkpoint."""
 
     missing: Sequence[str] = ()
     """Tensors of the model that the files lack: they would start at random."""
@@ -51,8 +52,8 @@ class Expected:
 
 
 def stripped(config: Any) -> Any:
-    """A config, at every depth without keys that name code, files or repositories, and without
-    texts that look like a path.
+    """Remove from a config, at every depth, keys that name code, files or repositories, and texts
+    that look like a path.
     """
     if isinstance(config, dict):
         if config.keys() == {"__float__"} and config["__float__"] in INFINITE:
@@ -69,7 +70,7 @@ def stripped(config: Any) -> Any:
 def expected(
     config: Mapping[str, object], tensors: Mapping[str, TensorInfo], scratch: Path
 ) -> Expected:
-    """Ask transformers. scratch: a folder for what the child gets."""
+    """Ask transformers. scratch: a folder for the child's input."""
     scratch.mkdir(parents=True, exist_ok=True)
     question = scratch / "expected.json"
     listed = {name: (info.dtype, info.shape) for name, info in tensors.items() if not info.problem}
@@ -93,7 +94,7 @@ def expected(
 
 
 def main() -> None:
-    """Child process: argv has the file of the question; the last line of stdout is the answer."""
+    """Run the child: argv has the file with the question; the last line of stdout is the answer."""
     recorded = json.loads(Path(sys.argv[1]).read_text())
     try:
         answer = asked(recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0))
@@ -114,7 +115,7 @@ def asked(
     tensors: Mapping[str, tuple[str, Sequence[int]]],
     guard: Callable[[], None],
 ) -> Expected:
-    """Load shapes into the class that a config names. guard: is called when all is imported."""
+    """Load shapes into the class that a config names. guard: called when everything is imported."""
     import accelerate  # type: ignore[import-untyped]  # noqa: F401 - transformers needs it for shapes alone
     import torch
     import transformers

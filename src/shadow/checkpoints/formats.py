@@ -3,7 +3,7 @@ their tensors make a matrix. `decoders` makes its numbers.
 
 The singular values of packed integers would be those of the packing, so their tensors are never
 measured as they are. A layout is read from names, dtypes and shapes; from config.json only where
-these do not say. What does not fit is refused with a reason, and its tensors stay as they are.
+these do not say. What does not fit is refused with a reason, and its tensors are left unchanged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _require(holds: object, what: str) -> None:
 
 @dataclass(frozen=True)
 class PackedModule:
-    """The pieces of one module, and what config.json says of its format."""
+    """The tensors of one module, and what config.json says about its format."""
 
     name: str
     pieces: Mapping[str, TensorInfo]
@@ -75,7 +75,7 @@ Made = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Layout of the tensors that make the matrix of a module."""
+    """The tensors that make up the matrix of a module."""
 
     kind: str  # a key of `decoders.KINDS`
     made: Callable[[PackedModule, Sizes], Made]
@@ -88,14 +88,14 @@ class Layout:
     is_turned: bool = False  # the model has the transposes of its matrices
 
     def fits(self, m: PackedModule) -> int:
-        """2 of a module with all that it needs, 1 with the first, 0 of others."""
+        """Return 2 for a module with all the format needs, 1 with its first tensor, otherwise 0."""
         (name, _, kind, *_), *_ = every = _words(self.pieces)
         if name not in m.pieces or m.pieces[name].dtype not in DTYPES[kind]:
             return 0
         return 2 if all(one[0][-1] == "?" or one[0] in m.pieces for one in every) else 1
 
     def matrix(self, m: PackedModule) -> TensorInfo:
-        """Make one entry for a matrix, under the name that it has without quantisation."""
+        """Make one entry for a matrix, under its name without quantisation."""
         sizes: Sizes = {}
         used: dict[str, TensorInfo] = {}
         beside = dict(m.pieces)
@@ -126,7 +126,7 @@ def _words(pieces: str) -> list[list[str]]:
 def _fit(
     name: str, info: TensorInfo, dtypes: Collection[str], words: Sequence[str], sizes: Sizes
 ) -> None:
-    """Refuse a piece that is not as a layout says; sizes: of the words that are known."""
+    """Refuse a piece that does not match a layout. sizes: of the words that are known."""
     _require(info.dtype in dtypes, f"{name} is {info.dtype}")
     broken = info.problem or info.alias_of or info.strides or 0 in info.shape
     _require(not broken, f"{name} cannot be read")
@@ -149,7 +149,8 @@ def _affine(
     known: Sequence[int],
     bits: Callable[[PackedModule, Sizes], object] = lambda m, n: 4,
 ) -> Made:
-    """(level - zero) * scale + bias: levels a stream of bits along rows, all the rest of groups.
+    """Recognise (level - zero) * scale + bias: levels are a stream of bits along rows, all the rest
+    belong to groups.
 
     facts: bits, columns of a group, and what is added to zeros.
     """
@@ -177,8 +178,8 @@ def _affine(
 
 
 def _scaled(m: PackedModule, n: Sizes) -> Made:
-    """8-bit integers or floats and a scale for all, for rows, groups of them or blocks. facts: rows
-    and columns of a block.
+    """Recognise 8-bit integers or floats with a scale for the matrix, each row, group or block.
+    facts: rows and columns of a block.
     """
     dtype, rows, cols, grid = m.pieces["weight"].dtype, n["rows"], n["cols"], n.get("*grid", ())
     across = grid[-1] if len(grid) == 2 else 1
@@ -193,7 +194,7 @@ def _scaled(m: PackedModule, n: Sizes) -> Made:
 
 
 def _blocks(m: PackedModule, n: Sizes) -> Made:
-    """8-bit floats with a scale for each block, in DeepSeek-V3's layout. facts: as of `_scaled`."""
+    """Recognise 8-bit floats with a scale a block, as of DeepSeek-V3. facts: as in `_scaled`."""
     high, wide = block_of(m.settings, (128, 128))
     fits = (n["down"], n["across"]) == (-(-n["rows"] // high), -(-n["cols"] // wide))
     _require(fits, f"weight_scale_inv has not the blocks of {high} x {wide}")
@@ -201,7 +202,7 @@ def _blocks(m: PackedModule, n: Sizes) -> Made:
 
 
 def block_of(settings: object, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that share a scale, where config.json says it."""
+    """Return the rows and columns that share a scale, if config.json gives them."""
 
     def at(said: object, key: str) -> object:
         return said.get(key) if isinstance(said, dict) else None
@@ -217,7 +218,7 @@ def block_of(settings: object, otherwise: tuple[int, int]) -> tuple[int, int]:
 
 
 def _bitsandbytes_4bit(m: PackedModule, n: Sizes, kind: str) -> Made:
-    """facts: entries of a block."""
+    """Recognise NF4 and FP4. facts: entries of a block."""
     said = quant_state(m.small(f"{STATE}{kind.lower()}", "weight"))
     if said is None:
         raise _RefusedError("its quant_state has no shape or blocksize")
@@ -231,7 +232,7 @@ def _bitsandbytes_4bit(m: PackedModule, n: Sizes, kind: str) -> Made:
 
 
 def _e2m1(_: PackedModule, n: Sizes, name: str, group: int, of_raw: int = 2) -> Made:
-    """Two numbers in a byte, low half first. facts: columns of a group."""
+    """Recognise two numbers in a byte, low half first. facts: columns of a group."""
     cols, one = group * n["groups"], n.get("*one", ())
     fits = cols == of_raw * n.get("raw", cols // of_raw)
     _require(fits and math.prod(one) == 1, "its blocks do not fill the rows")
@@ -240,7 +241,7 @@ def _e2m1(_: PackedModule, n: Sizes, name: str, group: int, of_raw: int = 2) -> 
 
 @dataclass(frozen=True)
 class Format:
-    """Recognition and layout of the modules of a format."""
+    """Rules for recognising and reading the modules of a format."""
 
     name: str
     marks: str  # pattern of pieces that only its modules have
@@ -368,7 +369,7 @@ def owner_of(name: str) -> tuple[str, str]:
 def packed_modules(
     tensors: Mapping[str, TensorInfo], config: Mapping[str, object]
 ) -> dict[str, str]:
-    """The format of every module of packed integers, by its name, from tensors and config.json."""
+    """Return the format of every module of packed integers, by name, from tensors and config."""
     said = _said_format(config)
     ranks: dict[str, int] = {}
     unnamed: dict[str, str] = {}
@@ -397,7 +398,7 @@ def _rank(piece: str) -> int | None:
 
 
 def _said_format(config: Mapping[str, object]) -> str | None:
-    """Return what the config calls its quantisation, in known words; MLX writes no method."""
+    """Return what the config calls its quantisation, in known words; MLX names no method."""
     methods = name_rules().quantization_methods
     for said in settings_in(config):
         method = said.get("quant_method")
@@ -409,7 +410,7 @@ def _said_format(config: Mapping[str, object]) -> str | None:
 
 
 def settings_in(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    """Yield what a config says of quantisation, in all places where one may."""
+    """Yield what a config says about quantisation, wherever it may say so."""
     for section in (config, Facts(config).section("language")):
         for key in name_rules().quantization_keys:
             said = section.get(key)
@@ -418,8 +419,8 @@ def settings_in(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
 
 
 def quant_state(raw: bytes) -> tuple[int, int, int, int, float] | None:
-    """Rows, columns and block of a 4-bit matrix of bitsandbytes, and block and offset of its
-    scales where these are quantised, in a tensor of JSON; None where it does not say them.
+    """Read the JSON of a 4-bit matrix of bitsandbytes: rows, columns and block, and block and
+    offset of its scales if these are quantised. None if something is missing.
     """
     try:
         said = json.loads(raw)
@@ -436,10 +437,10 @@ def with_matrices(
     config: Mapping[str, object],
     read: Callable[[TensorInfo], bytes],
 ) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors of a checkpoint with one entry for each quantised matrix in place of its pieces.
+    """Return the tensors of a checkpoint with one entry for each quantised matrix in place of its
+    pieces, and why others are refused, by module.
 
-    Also why others are refused, by module. read: the bytes of a small tensor; a few of many layers
-    are read.
+    read: reads the bytes of a small tensor; a few tensors of many layers are read.
     """
     formats = packed_modules(tensors, config)
     for name, info in tensors.items():
@@ -493,7 +494,7 @@ def with_matrices(
 
 
 def _turned(info: TensorInfo) -> TensorInfo:
-    """The same numbers as the transposes of what is decoded."""
+    """Return the decoded numbers transposed."""
     *stack, rows, cols = info.shape
     strides = (1, cols) if not stack else (rows * cols, 1, cols)
     return replace(info, shape=(*stack, cols, rows), strides=strides)

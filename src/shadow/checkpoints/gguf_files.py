@@ -3,11 +3,11 @@
 The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little-endian: `GGUF`,
 version, counts of tensors and of metadata; the metadata by key; name, dimensions (the fastest
 first), type and offset of each tensor; then the data, aligned. The reader of the `gguf` package
-maps the file and believes its counts, so the header is read here.
+maps the file and trusts its counts, so the header is read here.
 
 llama.cpp's converter renames tensors, stores rows of q and k in pairs for some architectures, and
-adds 1 to some norms. Names are turned back by the tables of the package, the rest by the lists
-below, which follow the classes of the converter. `decoders` reads the numbers.
+adds 1 to some norms. The package's tables undo the names; the lists below, which follow the
+converter's classes, undo the rest. `decoders` reads the numbers.
 """
 
 from __future__ import annotations
@@ -120,17 +120,16 @@ class GgufHeader:
 
 
 class _CutError(Exception):
-    """The header continues behind the bytes that are there."""
+    """The header continues beyond the bytes that were read."""
 
 
 def read_gguf(
     read: Callable[[int], bytes], file_size: int, shard: str, count: int = FIRST
 ) -> GgufHeader:
-    """Read the header of a GGUF file of file_size bytes, of which read(count) gives the first.
+    """Read the header of a GGUF file of file_size bytes. read(count) returns the first count bytes.
 
-    count: of the first read; the next has four times as many.
-
-    Raises FileError where it cannot be trusted, ShadowError without the `gguf` package.
+    count: of the first read; each further read takes four times as many. Raises FileError if the
+    header cannot be trusted, ShadowError without the `gguf` package.
     """
     require("quantised")
     while True:
@@ -149,10 +148,10 @@ def gguf_header_of(file: HeldFile, shard: str) -> GgufHeader:
 
 
 def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple[str, ...]:
-    """The GGUF file of a folder or repository, or all parts of a split one, in order.
+    """Return the GGUF file of a folder or repository, or all parts of a split one, in order.
 
-    pattern: as of `fnmatch`, on the name or on the last part of the path; None where there is to be
-    but one. Raises ShadowError where none matches, several do, or a part is missing.
+    pattern: as for `fnmatch`, matched with the name or the last part of the path; None if there
+    should be only one. Raises ShadowError if none matches, several do, or a part is missing.
     """
     there = sorted(names)
     models: dict[str, list[str]] = {}
@@ -187,7 +186,7 @@ def _untrusted(shard: str, reason: str) -> FileError:
 
 
 class _Header:
-    """A header while it is read."""
+    """A header that is being read."""
 
     def __init__(self, raw: bytes, file_size: int, shard: str) -> None:
         self.raw, self.size, self.shard = raw, file_size, shard
@@ -198,7 +197,7 @@ class _Header:
         return _untrusted(self.shard, reason)
 
     def take(self, count: int) -> bytes:
-        """Read so many bytes."""
+        """Read the next count bytes."""
         start, self.at = self.at, self.at + count
         if self.at > self.size:
             raise self.fault("it ends inside its header, or a length in it is wrong")
@@ -207,7 +206,7 @@ class _Header:
         return self.raw[start : self.at]
 
     def numbers(self, form: str) -> tuple[Any, ...]:
-        """Read numbers of these types, as struct calls them."""
+        """Read numbers of these types, in struct's notation."""
         return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
 
     def text(self, what: str, most: int) -> str:
@@ -311,10 +310,11 @@ class _Header:
 def model_of(
     headers: Sequence[GgufHeader], shard: str
 ) -> tuple[dict[str, TensorInfo], dict[str, object]]:
-    """Tensors as transformers names them, and what config.json would say, of the headers of one
-    file or of all its parts in order. shard: the first's name.
+    """Return tensors by their names in transformers, and the equivalent of config.json, from the
+    headers of one file or of all its parts in order.
 
-    Raises FileError for an architecture that the `gguf` package does not know.
+    shard: the first file's name. Raises FileError for an architecture that the `gguf` package does
+    not know.
     """
     metadata = headers[0].metadata
     architecture = metadata.get("general.architecture")
@@ -341,7 +341,7 @@ def model_of(
 
 
 def _names(architecture: str, shard: str) -> dict[str, str]:
-    """`blk.{bid}.attn_q` -> `model.layers.{bid}.self_attn.q_proj`, of an architecture."""
+    """Map `blk.{bid}.attn_q` to `model.layers.{bid}.self_attn.q_proj`, for an architecture."""
     from gguf import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES, TensorNameMap
 
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
@@ -359,7 +359,7 @@ def _names(architecture: str, shard: str) -> dict[str, str]:
 
 
 def _chosen(known: Iterable[str], architecture: str) -> str:
-    """Of all names that converters meet for a tensor, the one that transformers uses today."""
+    """Of all names that converters know for a tensor, return the one in transformers today."""
     plain = [name for name in known if not ODD.match(name)] or list(known)
     for style in (*STYLES.get(architecture, ()), *USUAL):
         for name in plain:
@@ -371,8 +371,8 @@ def _chosen(known: Iterable[str], architecture: str) -> str:
 def _translated(
     info: TensorInfo, architecture: str, names: Mapping[str, str], heads: Mapping[str, Value]
 ) -> TensorInfo:
-    """An entry of a GGUF file by its name in transformers, with what is to be undone. heads: of q
-    and k where rows of theirs are stored in pairs, a number or one a layer.
+    """Return an entry of a GGUF file under its name in transformers, with what must be undone.
+    heads: of q and k if their rows are stored in pairs: one number, or one for each layer.
     """
     stem, dot, kind = info.name.rpartition(".")
     if kind not in ("weight", "bias"):
@@ -408,7 +408,7 @@ def _translated(
 
 
 def _count(said: Value, layer: str, info: TensorInfo) -> int | None:
-    """Heads of a layer; None where they are not said, or do not fit its rows."""
+    """Return the heads of a layer; None if they are not given, or do not divide its rows."""
     if isinstance(said, list):
         said = said[int(layer)] if len(layer) < 9 and int(layer) < len(said) else None
     if type(said) is not int or said < 1 or not info.shape or info.shape[0] % (2 * said):
@@ -418,7 +418,7 @@ def _count(said: Value, layer: str, info: TensorInfo) -> int | None:
 
 @cache
 def _is_decoded(dtype: str) -> bool:
-    """Return whether the numbers of a type can be had."""
+    """Return whether the numbers of a type can be decoded."""
     from gguf import quants
 
     return dtype in FLOATS or "dequantize_blocks" in vars(getattr(quants, dtype, object))

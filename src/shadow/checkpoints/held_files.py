@@ -1,7 +1,7 @@
 """Open files that detect modification while being read.
 
-A shard is one file from its header to the end of an audit. Files are read, not mapped: a mapped
-file that is cut short meanwhile kills the process (SIGBUS), and here it is a short read.
+A shard is the same file from its header to the end of an audit. Files are read, not mapped: if a
+mapped file is cut short, the process is killed (SIGBUS); here it is a short read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WHEN_QUIET = "run the same command again when no program writes to it"
 
 @dataclass(frozen=True, eq=False)
 class HeldFile:
-    """A regular file, open for reading until this object goes. Several threads may read it."""
+    """A regular file, open for reading while this object exists. Several threads may read it."""
 
     path: Path
     handle: int = field(repr=False)  # of the system, this object's own
@@ -46,9 +46,8 @@ class HeldFile:
         os.close(self.handle)
 
     def read(self, start: int, into: memoryview) -> None:
-        """Fill a buffer of bytes from the file, beginning at byte start.
-
-        Raises ShadowError where the file has no such bytes any more, or they cannot be read.
+        """Fill a buffer with the bytes from start on. Raises ShadowError if the file no longer has
+        them or they cannot be read.
         """
         done = 0
         try:
@@ -61,21 +60,22 @@ class HeldFile:
             raise self._unreadable(error) from error
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
-        """Fill a buffer with runs of equal length, from where each begins. Raises as read."""
+        """Fill a buffer with runs of equal length, one from each start. Raises like read."""
         width = len(into) // max(1, len(starts))
         for number, start in enumerate(map(int, starts)):
             self.read(start, into[number * width : (number + 1) * width])
 
     def bytes_of(self, start: int, size: int) -> bytes:
-        """Return size bytes from start on. Raises as read."""
+        """Return size bytes from start on. Raises like read."""
         content = bytearray(size)
         self.read(start, memoryview(content))
         return bytes(content)
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Advise the system that the bytes from start to stop are read soon, where it takes advice.
+        """Advise the system that the bytes from start to stop will be read soon, where it takes
+        advice.
 
-        It reads them into its cache meanwhile, and drops them when it needs the memory.
+        It then reads them into its cache, and drops them when it needs the memory.
         """
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
@@ -86,8 +86,8 @@ class HeldFile:
     def checksum(self, start: int, stop: int) -> str:
         """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
 
-        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 on a Xeon. They
-        distinguish what differs by chance, not what somebody made to look alike. Raises as read.
+        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 on a Xeon. They distinguish
+        files that differ by chance, not forgeries. Raises like read.
         """
         crc, adler = zlib.crc32(b""), zlib.adler32(b"")
         block = memoryview(bytearray(min(BLOCK, stop - start)))
@@ -98,14 +98,15 @@ class HeldFile:
         return f"{crc:08x}{adler:08x}"
 
     def equals(self, other: HeldFile) -> bool:
-        """Return whether both hold the same bytes. Raises as read."""
+        """Return whether both files hold the same bytes. Raises like read."""
         return self.size == other.size and self.holds_same(0, other, 0, self.size)
 
     def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
-        """Return whether size bytes from start on are those of another file from there on.
+        """Return whether size bytes from start on are the same as those of another file from
+        `there` on.
 
-        The last block is compared first: copies whose weights differ mostly differ there.
-        Raises as read.
+        The last block is compared first: copies whose weights differ mostly differ there. Raises
+        like read.
         """
         mine, theirs = (memoryview(bytearray(min(BLOCK, size))) for _ in range(2))
         blocks = range(0, size, BLOCK)
@@ -127,8 +128,8 @@ class HeldFile:
         """Return some bytes of each of these tensors, for a fingerprint; fewer where the file ends.
 
         Checkpoints of one archive may have the same names, sizes, times and headers, and differ in
-        weights alone. It takes 10 to 30 ms a GB. The system is advised of all places first, so that
-        a disk reads many at a time. Raises ShadowError where they cannot be read.
+        weights alone. It takes 10 to 30 ms a GB. The system learns all positions first, so that a
+        disk reads many at a time. Raises ShadowError if they cannot be read.
         """
         pieces = sorted(set(zip(starts, sizes, strict=True)))  # what two share is read once
         if max(sizes, default=0) > SHORT:
@@ -146,7 +147,7 @@ class HeldFile:
             raise self._unreadable(error) from error
 
     def require_unchanged(self) -> None:
-        """Raise ShadowError where another file, or another content, is at the path now."""
+        """Raise ShadowError if the path now has another file or other content."""
         try:
             now = os.stat(self.path)  # noqa: PTH116 - once for every matrix
         except OSError as error:
@@ -158,12 +159,12 @@ class HeldFile:
             raise self.changed("it was written to")
 
     def changed(self, how: str) -> ShadowError:
-        """Return the fault of a file that is no longer what it was."""
+        """Return the error for a file that has changed."""
         return ShadowError(f"{self.path} changed during the audit: {how}", WHEN_QUIET)
 
 
 def sampled(start: int, size: int) -> list[tuple[int, int]]:
-    """(start, bytes) of what is sampled of a tensor of size bytes, from its first to its last."""
+    """Return (start, bytes) of the sample of a tensor of size bytes, from first to last byte."""
     if size <= SHORT:
         return [(start, size)]
     count = max(2, math.ceil(size / EVERY))
@@ -171,7 +172,7 @@ def sampled(start: int, size: int) -> list[tuple[int, int]]:
 
 
 def hold(path: Path) -> HeldFile | None:
-    """Open a file to be held; None where it is not regular. Raises OSError."""
+    """Open a file and keep it open; None if it is not regular. Raises OSError."""
     if not path.is_file():  # opening a FIFO would wait
         return None
     try:
@@ -185,16 +186,16 @@ def hold(path: Path) -> HeldFile | None:
 
 
 def _standing(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes with a file: device, inode, size, and the times of its content and of its
-    inode.
+    """Return what a change of the file alters: device, inode, size, and the times of its content
+    and of its inode.
 
-    Copying with `cp -p` over a file may leave all but the last as they were.
+    Copying with `cp -p` over a file may leave all but the last unchanged.
     """
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _may_hold_more() -> bool:
-    """Return whether the limit on open files could be raised as far as a process may."""
+    """Raise the limit on open files as far as allowed; return whether that was possible."""
     try:
         import resource
 

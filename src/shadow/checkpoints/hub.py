@@ -1,7 +1,7 @@
 """The Hub: commits, listings, whole files and byte ranges, and its cache on this machine.
 
-Everything after `pin` names a 40-hex commit. `hub_client` holds the client, tries requests again,
-and has the words for what goes wrong.
+Everything after `pin` uses a 40-digit commit. `hub_client` has the client, retries requests, and
+words the errors.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of one repository: everything that is read of it is read at this commit."""
+    """One commit of a repository, to which all reads refer."""
 
     repo: str  # `org/name`
     commit: str  # 40 hexadecimal digits
@@ -74,12 +74,12 @@ class Snapshot:
 
     @property
     def offline(self) -> bool:
-        """Return whether nothing but the cache may be asked."""
+        """Return whether only the cache may be used."""
         return self.access is None
 
     @property
     def name(self) -> str:
-        """The repository and the subfolder, for people."""
+        """The repository and the subfolder, for messages."""
         return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
 
 
@@ -89,9 +89,9 @@ def pin(
 ) -> Snapshot:
     """Resolve a revision (None: the default branch) to its commit, and list the commit's files.
 
-    subfolder: only what lies below it (None: all). say: gets a line before a request is repeated.
-    Raises ShadowError when there is no such repository or revision, when access is refused, when
-    the Hub cannot be reached, and offline when the cache does not know the revision.
+    subfolder: list only what lies below it (None: everything). say: called with a line before a
+    request is retried. Raises ShadowError if there is no such repository or revision, access is
+    refused, the Hub cannot be reached, or the cache does not know the revision offline.
     """
     access: str | None = None
     if offline or constants.HF_HUB_OFFLINE:
@@ -122,12 +122,12 @@ def pin(
 
 @own_client()
 def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
-    """The commit that a revision (None: the default branch) is now. Raises ShadowError as `pin`."""
+    """Return the commit of a revision (None: the default branch). Raises ShadowError like `pin`."""
     return str(_model_info(repo, revision, say).sha)
 
 
 def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
-    """Return what the Hub says of a repository; its `sha` is a commit."""
+    """Return the Hub's record of a repository; its `sha` is a commit."""
     require_usable_settings()
     info = trying(
         lambda: hf.HfApi().model_info(repo, revision=revision), say, repo=repo, revision=revision
@@ -153,7 +153,7 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 
 def _checksum(digest: object) -> str | None:
-    """A digest after its kind, known by its length: Git-LFS uses sha256, Git itself sha1."""
+    """Prefix a digest with its kind, known by its length: Git-LFS uses sha256, Git itself sha1."""
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]+", digest):
         return None
     kind = {40: "git", 64: "sha256"}.get(len(digest))
@@ -177,15 +177,13 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 
 def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
-    """The cache's copy of a file, if it has one."""
+    """Return the cached copy of a file, if there is one."""
     path = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
     return Path(path) if isinstance(path, str) else None
 
 
 def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
-    """Return whether a file's bytes are in the cache, under its name or under that of another
-    commit.
-    """
+    """Return whether a file's bytes are in the cache, for this commit or another one."""
     digest = _digest(file.checksum)
     blob = _repository_folder(snapshot.repo) / "blobs" / digest
     return cached(snapshot, file) is not None or (bool(digest) and blob.is_file())
@@ -242,9 +240,10 @@ def _download(
         counted, thread = 0, get_ident()
 
         class Meter(hf_tqdm):  # the client's only hook into a running download
-            """Draws nothing; hands the counts on, and ends a download that is no longer wanted.
+            """Progress bar that draws nothing: it passes on the counts, and ends a download that is
+            no longer wanted.
 
-            Xet calls from a thread of its own, prints what is raised there, and continues.
+            Xet calls it from another thread, prints what is raised there, and continues.
             """
 
             def __init__(self, *args: Any, **options: Any) -> None:
@@ -260,10 +259,10 @@ def _download(
                 report(int(n or 0))
 
             def update_transfer(self, n: float) -> None:
-                """Bytes on the line, which may be fewer than those of the file: not counted."""
+                """Ignore bytes on the line, which may be fewer than those of the file."""
 
             def set_transfer_postfix_str(self, *args: Any, **options: Any) -> None:
-                """Their rate, in words for a bar."""
+                """Ignore the rate, in words for a bar."""
 
         try:
             return hf.hf_hub_download(
@@ -304,9 +303,9 @@ def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
 
 
 def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
-    """Remove a file from the cache: the bytes if no other commit has them, then its name.
+    """Remove a file from the cache: the bytes unless another commit has them, then its name.
 
-    In this order, so that whoever is killed in between finds the name and can do it again.
+    In this order, so that a process killed in between leaves the name, and the next can try again.
     """
     root = _repository_folder(repo)
     snapshot = root / "snapshots" / commit
@@ -328,9 +327,9 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
 
 @own_client()
 def remove_leftovers(repo: str, checksum: str | None) -> None:
-    """Remove what a killed download of a file left, if nobody is downloading it now.
+    """Remove what a killed download of a file left, unless it is being downloaded now.
 
-    The client gives every download a name of its own, so that nothing ever continues such a piece.
+    The client gives every download a new name, so that nothing ever continues such a piece.
     """
     digest, root = _digest(checksum), _repository_folder(repo)
     pieces = [*(root / "blobs").glob(f"{digest}.*.incomplete")] if digest.isalnum() else []
@@ -344,7 +343,7 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
 
 
 def use_own_blobs() -> None:
-    """Keep downloads out of the shared store, so that freeing one frees disk; in `own_client`."""
+    """Keep downloads out of the shared store, so that removing one frees disk; in `own_client`."""
     constants.HF_HUB_DISABLE_SHARED_BLOBS = True
 
 
@@ -352,10 +351,10 @@ def use_own_blobs() -> None:
 def read_start(
     snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event = NEVER
 ) -> tuple[bytes, bool]:
-    """The first count bytes of a file, or all it has, and whether the server honours ranges.
+    """Return the first count bytes of a file, or all of it, and whether the server honours ranges.
 
-    One that does not sends the file from its beginning, or is asked for it: the bytes are taken and
-    the connection is closed. Raises ShadowError; StoppedError once stopped is set.
+    If it does not, it sends the whole file: the bytes are taken and the connection is closed.
+    Raises ShadowError, and StoppedError once stop is set.
     """
     stop = min(count, file.size)
     asked: int | None = stop
@@ -393,10 +392,10 @@ def copy_range(
     report: OnBytes = lambda count: None,
     stopped: Event = NEVER,
 ) -> None:
-    """Bytes start to stop (exclusive) of a file, in order, going on after a connection was cut.
+    """Read bytes start to stop (exclusive) of a file, in order, resuming after a lost connection.
 
-    write gets each piece, report its length. Raises RangeIgnoredError when the server sends other
-    bytes than those asked for, ShadowError, and StoppedError once stopped is set.
+    write gets each piece, report its length. Raises RangeIgnoredError if the server sends other
+    bytes than requested, ShadowError, and StoppedError once stop is set.
     """
     position = start
 
@@ -429,7 +428,7 @@ def _trying_file(
     stop: Event,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
-    """`trying` about a file of a commit."""
+    """Call `trying` for a file of a commit."""
     about = {"repo": snapshot.repo, "revision": snapshot.commit, "path": file.path}
     return trying(attempt, say, stop=stop, progress=progress, **about)
 
@@ -438,9 +437,9 @@ def _trying_file(
 def _ranged(
     snapshot: Snapshot, file: RemoteFile, start: int, stop: int | None
 ) -> Iterator[tuple[Iterator[bytes], bool]]:
-    """An open answer: its chunks, and whether they are bytes start to stop, not the whole file.
+    """Open an answer: its chunks, and whether they are bytes start to stop or the whole file.
 
-    stop None asks for the whole file.
+    stop None requests the whole file.
     """
     url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
     ours = {"Accept-Encoding": "identity"}

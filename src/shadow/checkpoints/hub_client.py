@@ -1,10 +1,10 @@
-"""The `huggingface_hub` client as audits need it: a session with limits, requests tried again, and
-each fault as a line and a hint.
+"""The `huggingface_hub` client as audits need it: a session with limits, retries, and each error as
+a line and a hint.
 
-The client keeps its session and its settings for the whole process, so what is needed of them
-holds only inside `own_client`; other users of the client find it as it was. No token is sent
-to another origin than the Hub's, or put into a message, and what a server writes is not repeated.
-The client's HTTP library has changed twice, so its faults are known by their names.
+The client keeps its session and its settings for the whole process, so changes to them apply only
+inside `own_client`; other users of the client find it unchanged. No token is sent to another origin
+than the Hub's, or put into a message, and what a server writes is not repeated. The client's HTTP
+library has changed twice, so its exceptions are recognised by their names.
 """
 
 from __future__ import annotations
@@ -75,23 +75,23 @@ OF_STATUS: dict[int, Words] = {
 
 
 class StoppedError(Exception):
-    """A download was given up because the audit around it ended."""
+    """A download was abandoned because its audit ended."""
 
 
 class RangeIgnoredError(ShadowError):
-    """The server answered a request for a byte range with something other."""
+    """The server answered a request for a byte range with something different."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "set SHADOW_FETCH=shards")
 
 
 def cache_folder() -> Path:
-    """The client's cache of repositories (HF_HUB_CACHE)."""
+    """Return the client's cache of repositories (HF_HUB_CACHE)."""
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
 def is_of_hub(url: str) -> bool:
-    """Return whether an address is one of the Hub itself, not of a server that it redirects to."""
+    """Return whether an address belongs to the Hub itself, not to a server that it redirects to."""
     return _origin(url) == _origin(constants.ENDPOINT)
 
 
@@ -101,7 +101,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The fault behind the client's own `not found locally either` and `force download failed`."""
+    """Return the error behind the client's own errors of a missing file or a forced download."""
     wrappers = errors.LocalEntryNotFoundError, errors.RevisionResolutionError, ValueError
     while isinstance(error, wrappers) and isinstance(error.__cause__, FAILURES):
         error = error.__cause__
@@ -113,7 +113,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Seconds that the answer asks to wait; None where it does not ask."""
+    """Return how many seconds the answer asks to wait; None if it does not."""
     response = getattr(_cause(error), "response", None)
     if response is None:
         return None
@@ -126,7 +126,7 @@ def retry_after(error: BaseException) -> float | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether another try may go better."""
+    """Return whether another attempt may succeed."""
     error = _cause(error)
     if isinstance(
         error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
@@ -145,21 +145,19 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_unconnected(error: BaseException) -> bool:
-    """Return whether there was no connection: a refusal, an unknown name, silence."""
+    """Return whether there was no connection: it was refused, the name unknown, or no answer."""
     return type(_cause(error)).__name__ in UNCONNECTED
 
 
 def _is_local(error: BaseException) -> bool:
-    """Return whether this machine's disk failed; faults of the line have another type, or no
-    number.
-    """
+    """Return whether this machine's disk failed; network errors have another type, or no number."""
     if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
         return False
     return error.errno not in (None, errno.EPIPE)
 
 
 def problem(error: BaseException) -> str:
-    """Return what is wrong with the Hub, after the words `the Hub`."""
+    """Return what is wrong with the Hub, as words that follow `the Hub`."""
     status = _status(_cause(error))
     return "does not answer, or not to the end" if status is None else f"answers {status}"
 
@@ -167,7 +165,7 @@ def problem(error: BaseException) -> str:
 def in_words(
     error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None
 ) -> ShadowError:
-    """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
+    """Make one line and a hint for an error of the client, without repeating its text."""
     error = _cause(error)
     seconds = retry_after(error)
     message, hint = _words(error)
@@ -191,7 +189,7 @@ def in_words(
 
 
 def _words(error: BaseException) -> Words:
-    """The templates for a fault."""
+    """Return the templates for an error."""
     for kind, words in OF_TYPE:
         if isinstance(error, kind):
             return words
@@ -210,7 +208,7 @@ def _words(error: BaseException) -> Words:
 
 
 def require_usable_settings() -> None:
-    """Refuse an address and a token that no request can have, before the HTTP library does it."""
+    """Refuse an address or a token that no request can use, before the HTTP library does."""
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
         raise ShadowError(
             f"{constants.ENDPOINT} is not a web address", "HF_ENDPOINT must begin with https://"
@@ -250,9 +248,9 @@ _before = contextlib.ExitStack()  # puts back what was there
 
 
 def _hook() -> None:
-    """Let the client's session obey the two functions below, whoever made it.
+    """Make the client's session call the two functions below, whoever created it.
 
-    The client closes its session where no connection is made, so each try asks for this again.
+    The client closes its session if no connection is made, so each attempt calls this again.
     """
     with _HOOKING:
         session = get_session()
@@ -267,10 +265,10 @@ def _hook() -> None:
 def own_client() -> Iterator[None]:
     """Hold the Hub's client with our hooks and without its warnings, until the last holder leaves.
 
-    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
-    up to five times, and takes the token along to any address that a listing names as its next
-    page. Every function that asks the Hub enters it; a caller that asks often holds it meanwhile,
-    so that connections are kept. A download that nobody waits for any more holds it until it ends.
+    By itself it waits for some answers forever, sleeps as long as a server asks it to, up to five
+    times, and sends the token to any address that a listing names as its next page. Every function
+    that asks the Hub enters it; a caller that asks often holds it, so that connections are kept
+    open. An abandoned download holds it until it ends.
     """
     with _HOLDING:
         if not _holders:
@@ -286,7 +284,7 @@ def own_client() -> Iterator[None]:
 
 
 def _take_over() -> None:
-    """Put our hooks and settings into the client."""
+    """Install our hooks and settings in the client."""
     logger, shared = logging.getLogger("huggingface_hub"), "HF_HUB_DISABLE_SHARED_BLOBS"
     _before.callback(logger.setLevel, logger.level)
     _before.callback(setattr, constants, shared, getattr(constants, shared))
@@ -334,10 +332,11 @@ def trying(
     stop: Event = NEVER,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
-    """attempt(), again after transient faults; then a ShadowError about what was asked for.
+    """Call attempt() until it succeeds, retrying after transient errors; then raise a ShadowError
+    about what was requested.
 
-    Waits grow, or are those that the server asks for. Tries are counted from the last progress.
-    Where no connection has ever been made, PATIENCE ends them. Raises StoppedError when stop is set
+    Waits grow, or are those that the server asks for. Attempts are counted from the last progress.
+    If no connection was ever made, PATIENCE ends them. Raises StoppedError when stop is set
     meanwhile.
     """
     started, tries, reached = time.monotonic(), 0, progress()

@@ -1,6 +1,6 @@
-"""Modules and state dicts as checkpoints: read where they are, a tensor at a time.
+"""Modules and state dicts as checkpoints: read in place, one tensor at a time.
 
-A tensor that is on a card, or not contiguous, is copied while it is read. Nothing is kept of it.
+A tensor that is on a card, or not contiguous, is copied while it is read; the copy is not kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WORDS = {getattr(torch, torch_name(word)): word for word in (*FLOATS, *INTEGERS)
 
 @dataclass(frozen=True)
 class _Bytes:
-    """The bytes of a tensor, read as those of a file are."""
+    """The bytes of a tensor, read like those of a file."""
 
     content: memoryview
 
@@ -50,7 +50,7 @@ class _Bytes:
             self.read(start, into[number * width : (number + 1) * width])
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Nothing: it is in memory."""
+        """Do nothing: the bytes are in memory."""
 
     def checksum(self, start: int, stop: int) -> str:
         part = self.content[start:stop]
@@ -71,9 +71,10 @@ class _Memory(Source):
 
 
 def in_memory(model: object, name: str) -> Checkpoint:
-    """A checkpoint of a `torch.nn.Module`, a PEFT model (its adapter) or a state dict.
+    """Make a checkpoint of a `torch.nn.Module`, a PEFT model (its adapter) or a state dict.
 
-    Raises ShadowError for parameters that hold no plain numbers: sharded, quantised or on `meta`.
+    Raises ShadowError for parameters that do not hold plain numbers: sharded, quantised or on
+    `meta`.
     """
     config, adapter, state = _taken_apart(model, name)
     tensors: dict[str, TensorInfo] = {}
@@ -98,7 +99,7 @@ def in_memory(model: object, name: str) -> Checkpoint:
 def _taken_apart(
     model: object, name: str
 ) -> tuple[dict[str, Any], Adapter | None, dict[str, Tensor]]:
-    """Config, adapter and tensors of what was given."""
+    """Return config, adapter and tensors of a model."""
     if not isinstance(model, torch.nn.Module):
         assert isinstance(model, Mapping), "a state dict"
         tensors = {key: one for key, one in model.items() if isinstance(one, Tensor)}
@@ -134,9 +135,9 @@ def _require_plain(name: str, tensor: Tensor) -> None:
 
 
 def models_among(sides: Mapping[str, object]) -> dict[str, tuple[Reference, Checkpoint]]:
-    """The checkpoints of those sides that are modules or state dicts, and what to call them.
+    """Return the checkpoints of the sides that are modules or state dicts, and their names.
 
-    Raises ShadowError where two are one in memory, as a model and its own state dict are.
+    Raises ShadowError if two share memory, such as a model and its own state dict.
     """
     seen: dict[frozenset[object], str] = {}
     found = dict[str, tuple[Reference, Checkpoint]]()

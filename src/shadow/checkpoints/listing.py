@@ -1,8 +1,8 @@
-"""Every file of a checkpoint's folder or repository: name, kind, size, checksum, and what two
-versions of a small one differ in, key by key. Runs none of them.
+"""Every file of a checkpoint's folder or repository: name, kind, size, checksum, and how two
+versions of a small file differ, key by key. Runs none of them.
 
-Of a folder, small files are read for their sha256; of the Hub, the listing of the commit has
-checksums, and a small file is fetched only when somebody asks for its bytes.
+In a folder, small files are read for their sha256; on the Hub, the listing of the commit has
+checksums, and a small file is fetched only when its bytes are needed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StoredFile:
 
     @property
     def kind(self) -> FileKind:
-        """Return what it is, by its name alone."""
+        """The kind of the file, by its name alone."""
         return kind_of(self.path)
 
 
@@ -88,21 +88,21 @@ class Listing:
 
     @property
     def is_gguf(self) -> bool:
-        """Return whether its weights are read from GGUF files, which hold config and tokenizer
-        inside.
+        """Return whether its weights are read from GGUF files, which contain config and
+        tokenizer.
         """
         return any(name.endswith(GGUF) for name in self.read_from)
 
 
 def kind_of(path: str) -> FileKind:
-    """Return what a file is, by its name."""
+    """Return the kind of a file, by its name."""
     name = PurePosixPath(path).name.lower()
     return next((kind for pattern, kind in PATTERNS if re.fullmatch(pattern, name)), "other")
 
 
 def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
-    """The files of each part of a side: of a base for each component by component, otherwise of
-    the one part "". skipped: folders to pass over, as that of the report.
+    """Return the files of each part of a side: by component for a base with one part per component,
+    otherwise of the one part "". skipped: folders to pass over, such as that of the report.
     """
     parts = found.parts if isinstance(found, Assembled) else (("", found),)
     listings = []
@@ -121,7 +121,7 @@ def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, L
 
 
 def listing_of_snapshot(snapshot: Snapshot) -> Listing:
-    """The files of a commit of the Hub; offline those that the cache has."""
+    """List the files of a commit of the Hub; offline, those in the cache."""
     listed = sorted(snapshot.files.items())
     files = {
         _text(path): StoredFile(_text(path), file.size, file.checksum)
@@ -132,11 +132,11 @@ def listing_of_snapshot(snapshot: Snapshot) -> Listing:
 
 
 def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
-    """The files below a folder, but for those of hidden folders and of skipped ones."""
+    """List the files below a folder, except those of hidden folders and of skipped ones."""
     passed = {os.path.realpath(path) for path in skipped}
 
     def walk() -> Iterator[str]:
-        """The files in a fixed order; links to folders are left out."""
+        """Yield the files in a fixed order, without links to folders."""
         for folder, folders, names in os.walk(root):
             here = Path(folder)
             shown = (name for name in sorted(folders) if not name.startswith("."))
@@ -152,7 +152,7 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
 
 
 def _stored(root: Path, path: str, limit: int) -> StoredFile:
-    """A file of a folder, its sha256 known if it has at most limit bytes."""
+    """Describe a file of a folder, with its sha256 if it has at most limit bytes."""
     try:
         state = (root / path).stat()
         if not stat.S_ISREG(state.st_mode):
@@ -166,14 +166,13 @@ def _stored(root: Path, path: str, limit: int) -> StoredFile:
 
 
 def _text(path: str) -> str:
-    """A name as text of UTF-8: bytes that are none are escaped."""
+    """Return a name as UTF-8 text; other bytes are escaped."""
     return path.encode(errors="backslashreplace").decode()
 
 
 def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
-    """The bytes of a file of at most SMALL bytes, fetched if need be.
-
-    Raises ShadowError where they cannot be had.
+    """Return the bytes of a file of at most SMALL bytes, fetched if necessary. Raises ShadowError
+    if they are not available.
     """
     if file.problem or file.size is None:
         raise ShadowError(file.problem or "not a regular file")
@@ -200,7 +199,7 @@ def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
 
 
 def checksum_like(other: str, content: bytes) -> str:
-    """The checksum of bytes, of the kind of another: `sha256:`, or the sha1 of a blob of Git."""
+    """Return the checksum of bytes, of the kind of another: `sha256:`, or a Git blob's sha1."""
     if not other.startswith("git:"):
         return f"sha256:{hashlib.sha256(content).hexdigest()}"
     head = b"blob %d\0" % len(content)
@@ -208,8 +207,8 @@ def checksum_like(other: str, content: bytes) -> str:
 
 
 def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
-    """Return whether two files of folders, of one size, differ where a few places of them are read;
-    False where they are one file, None where they agree in these places.
+    """Return whether two files of one size differ in a few positions that are read; False if they
+    are the same file, None if they agree there.
     """
     here, there = ((side.folder or Path()) / path for side in (first, second))
     try:
@@ -246,9 +245,9 @@ SPECIAL = re.compile(r"(?!add_)\w+_token|(additional|extra)_special_tokens|added
 
 
 def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
-    """Return what two versions of a file differ in: a word, such as `rope_theta` or `vocabulary`,
-    and a text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a reason where a
-    side cannot be understood.
+    """Return how two versions of a file differ: a word, such as `rope_theta` or `vocabulary`, and a
+    text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a reason if a side
+    cannot be understood.
     """
     try:
         first, second = contents(path, base), contents(path, tuned)
@@ -267,7 +266,7 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
 
 
 def contents(path: str, content: bytes) -> dict[str, Any]:
-    """Return what a file says, by key. Raises ValueError with a reason."""
+    """Return the content of a file, by key. Raises ValueError with a reason."""
     name = PurePosixPath(path).name
     whole = WHOLE.get(name)
     if name.endswith((".txt", ".jinja")) and (whole or name.endswith(".jinja")):
@@ -282,8 +281,8 @@ def contents(path: str, content: bytes) -> dict[str, Any]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that matter: those of MERGED as if at the top, those of other parts behind the name
-    of the part. What is said twice, in two ways, is there twice.
+    """Return the keys that matter: those of MERGED as if at the top level, those of other parts
+    behind the name of the part. A value that is given twice, in two ways, occurs twice.
     """
     found: dict[str, Any] = {}
 
@@ -307,7 +306,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A value without what two programs write in two ways."""
+    """Normalise a value that different programs write differently."""
     if key.endswith("dtype"):
         return str(value).removeprefix("torch.")
     if key == "merges" and isinstance(value, list):  # newer files write each as a list of two
@@ -320,7 +319,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _equal(base: object, tuned: object) -> bool:
-    """Return whether two values are equal; 1 and 1.0 are, 1 and true are not."""
+    """Return whether two values are equal: 1 equals 1.0, but not true."""
     return base == tuned and isinstance(base, bool) == isinstance(tuned, bool)
 
 

@@ -1,4 +1,4 @@
-"""A reference -> Checkpoint: which tensors there are and where each lies. Reads no weights."""
+"""References -> Checkpoint: its tensors and where each lies. Reads no weights."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class Checkpoint:
         return packed_tensor(info, self._stored)
 
     def differ(self, first: TensorInfo, second: TensorInfo) -> bool:
-        """Return whether the bytes of two tensors are known to differ: of the Hub they are not
-        known.
+        """Return whether the bytes of two tensors are known to differ; on the Hub they
+        are unknown.
         """
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return True
@@ -102,7 +102,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint of the Hub of which the files are known and no header has been read yet."""
+    """A checkpoint of the Hub whose files are known, before any header is read."""
 
     snapshot: Snapshot
     weights: Weights
@@ -115,18 +115,18 @@ class Located:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A base that is another checkpoint for each component."""
+    """A base put together from another checkpoint for each component."""
 
     parts: tuple[tuple[str, Checkpoint | Located], ...]  # by component
 
     @property
     def reference(self) -> str:
-        """Return what each part is called: `language=org/name vision=./tower`."""
+        """The name of each part: `language=org/name vision=./tower`."""
         return self._said([part.reference for _, part in self.parts])
 
     @property
     def commit(self) -> str | None:
-        """The commit of each part; None where all are folders."""
+        """The commit of each part; None if all are folders."""
         commits = [part.commit for _, part in self.parts]
         return self._said([one or "a folder" for one in commits]) if any(commits) else None
 
@@ -154,8 +154,8 @@ Found = Checkpoint | Located | Assembled
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     """Put the opened parts of a base together.
 
-    A shard is called `component/shard`, and a tensor whose name two parts have `component/tensor`.
-    Its config is that of the language component, or of the first part.
+    A shard is called `component/shard`, and a tensor whose name occurs in two parts
+    `component/tensor`. The config is that of the language component, or of the first part.
     """
     renamed = {
         component: replace(
@@ -197,14 +197,14 @@ def _moved(info: TensorInfo, folder: str) -> TensorInfo:
 
 
 def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """Give the tuned checkpoint the base's objects for equal tensors, which saves memory."""
+    """Use the base's objects for equal tensors of the tuned checkpoint, which saves memory."""
     pairs = ((base.tensors.get(name), info) for name, info in tuned.tensors.items())
     tensors = (known if known == info else info for known, info in pairs)
     return replace(tuned, tensors={info.name: info for info in tensors if info})
 
 
 def _heads_of(root: Path) -> Config:
-    """Return the heads that Mistral's params.json gives; nothing where it cannot be read."""
+    """Return the heads in Mistral's params.json; nothing if it cannot be read."""
     names = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
     params: Config = {}
     with contextlib.suppress(FileError, OSError):
@@ -213,8 +213,8 @@ def _heads_of(root: Path) -> Config:
 
 
 def in_order(info: TensorInfo, config: Config) -> TensorInfo:
-    """Undo the order of rows in q and k of Mistral's and Meta's own files, where config has their
-    heads: rotary embeddings turn neighbouring rows there, and halves of a head in transformers.
+    """Undo the order of rows in q and k of Mistral's and Meta's own files, if config has their
+    heads: rotary embeddings turn neighbouring rows there, but halves of a head in transformers.
 
     A reordered tensor has the name of a projection in transformers.
     """
@@ -242,9 +242,9 @@ def open_folder(
     """Open the checkpoint in a local folder: safetensors first, torch `.bin` only with
     allow_pickle; or in a file.
 
-    scratch is a folder for raw copies of `.bin` files of the old format. dora: as of
-    `read_adapter`. file: a pattern that chooses among several GGUF files. Raises ShadowError
-    with one line and a hint for every way in which a folder is not a trustworthy checkpoint.
+    scratch: a folder for raw copies of `.bin` files of the old format. dora: as in `read_adapter`.
+    file: a pattern that chooses among several GGUF files. Raises ShadowError if the folder is not a
+    trustworthy checkpoint.
     """
     root, alone = Path(reference), ""
     try:
@@ -307,7 +307,7 @@ def _opened_folder(
 
 @dataclass(frozen=True)
 class _Shard:
-    """A file of weights whose header was read."""
+    """A file of weights whose header has been read."""
 
     tensors: Mapping[str, TensorInfo]
     source: Source
@@ -324,7 +324,7 @@ def _opened(
     shards: Mapping[str, _Shard],
     say: Say = lambda line: None,
 ) -> Checkpoint:
-    """Make a checkpoint of its shards: packed matrices have one entry, GGUF transformers' names."""
+    """Make a checkpoint of its shards, with an entry a packed matrix and transformers' names."""
     sources = {name: shard.source for name, shard in shards.items()}
     tensors, refused = with_matrices(
         _joined((shard.tensors for shard in shards.values()), weights),
@@ -354,9 +354,9 @@ def _opened(
 def locate(
     snapshot: Snapshot, *, allow_pickle: bool, say: Say, dora: bool = False, file: str | None = None
 ) -> Located:
-    """Find the weight files of a commit of the Hub. Read its config and index, no shard.
+    """Find the weight files of a commit of the Hub, reading its config and index but no shard.
 
-    Raises ShadowError when there are none that may be read, or one that the index names is missing.
+    Raises ShadowError if none can be read, or one that the index names is missing.
     """
     from shadow.checkpoints.hub import fetch_whole
 
@@ -392,11 +392,11 @@ def locate(
 def open_located(
     located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None
 ) -> Checkpoint:
-    """Read the headers of a checkpoint of the Hub, from the cache or by requests for them.
+    """Read the headers of a checkpoint of the Hub, from the cache or by requests.
 
-    `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must
-    be. report gets their bytes as they come. Raises ShadowError for a file that cannot be
-    had or trusted.
+    `.bin` files have no header: they are fetched whole, and unpacked into scratch if necessary.
+    report gets the number of bytes as they come. Raises ShadowError for a file that is not
+    available or not trusted.
     """
     snapshot, weights = located.snapshot, located.weights
     if weights.pickled:
@@ -411,7 +411,7 @@ def open_located(
 
 
 def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> _Shard:
-    """Read a header from the cache, or by requests for the first bytes of the file."""
+    """Read a header from the cache, or by requesting the first bytes of the file."""
     from shadow.checkpoints.hub import HEADER_GUESS, cached, read_start
 
     file, ranges = snapshot.files[shard], True
@@ -451,7 +451,7 @@ def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> _Shar
 def _open_pickled(
     snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
 ) -> _Shard:
-    """Fetch a `.bin` file, and read its layout."""
+    """Fetch a `.bin` file and read its layout."""
     source = WholeFile(snapshot, snapshot.files[shard])
     source.fetched = source.bytes_to_move() > 0
     source.fetch(say=say, report=report, stop=stop)
@@ -462,7 +462,7 @@ def _open_pickled(
 
 
 def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
-    """The bytes of a small tensor of a shard that need not be here."""
+    """Return the bytes of a small tensor of a shard that may not be on this machine."""
     if isinstance(source, WholeFile) and source.path is None:
         from shadow.checkpoints.hub import cached, copy_range, fetch_whole
         from shadow.checkpoints.hub_client import RangeIgnoredError
@@ -483,7 +483,7 @@ def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None)
 
 
 def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> dict[str, TensorInfo]:
-    """The tensors of all shards by name; those that only the index knows have a problem."""
+    """Return the tensors of all shards by name; those that only the index names have a problem."""
     tensors: dict[str, TensorInfo] = {}
     for of_shard in headers:
         for name, info in of_shard.items():
@@ -503,7 +503,7 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
 def _read_shard(
     file: HeldFile, shard: str, scratch: Path | None
 ) -> tuple[Mapping[str, TensorInfo], str, GgufHeader | None, HeldFile]:
-    """Read the header of a local file, as of `read_header`, and find the file that its offsets
+    """Read the header of a local file, as in `read_header`, and find the file that its offsets
     refer to.
     """
     if shard.endswith((".safetensors", GGUF)):

@@ -30,10 +30,10 @@ OF_CONFIG = "computed from the config, where the other side does not store it"
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """The second factor of a low-rank update, and what their product is multiplied by.
+    """The second factor of a low-rank update, and the scaling of the product.
 
-    The update is scaling * left @ right, where left is the operand's own tensor and right this one;
-    of an embedding's update both are stored transposed.
+    The update is scaling * left @ right: left is the operand's own tensor, right this one. Both
+    factors of an embedding's update are stored transposed.
     """
 
     info: TensorInfo
@@ -42,7 +42,7 @@ class Factor:
 
     @property
     def rank(self) -> int:
-        """The rank of the adapter, 1 or more."""
+        """Return the rank of the adapter, 1 or more."""
         return self.info.shape[1 if self.transposed else 0]
 
 
@@ -61,7 +61,7 @@ class Operand:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Of the tensor that the part is a part of; of an update, of the product."""
+        """The shape of the tensor that the part belongs to; of an update, of the product."""
         if self.factor is None:
             return self.info.shape
         return product_shape(self.info, self.factor.info, transposed=self.factor.transposed)
@@ -75,7 +75,7 @@ class Operand:
 
     @property
     def named(self) -> tuple[TensorInfo, ...]:
-        """Those that tables name. What is packed has its scales as a part of it; the scales of
+        """The tensors that tables name. Scales of packed tensors belong to them; the scales of
         8-bit floats are tensors of their own.
         """
         hides = self.info.packing is not None and self.info.dtype not in FLOATS
@@ -108,7 +108,7 @@ class MatrixPair:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A tensor (of one side) without numbers, and why; or one that an adapter leaves as it is."""
+    """A tensor of one side that is not measured, and why; or one that an adapter leaves alone."""
 
     side: Side
     info: TensorInfo
@@ -127,7 +127,7 @@ class Filter:
     modules: tuple[str, ...] = ()
 
     def passes(self, place: Place) -> bool:
-        """Return whether what lies at a place is to be measured."""
+        """Return whether tensors at a place are to be measured."""
         if self.components and place.component not in self.components:
             return False
         if self.layers and place.layer not in self.layers:
@@ -137,8 +137,7 @@ class Filter:
 
 def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
     """Read a filter of components, layers (`0`, `4-7`, `0,3,5`) and modules (`mlp.up`, `attn.*`).
-
-    Raises UsageError for names that mean nothing.
+    Raises UsageError for unknown names.
     """
     rules = name_rules()
     chosen = set(components)
@@ -177,11 +176,11 @@ def _layers(texts: list[str]) -> list[int]:
 def pair_checkpoints(
     base: Checkpoint, tuned: Checkpoint, chosen: Filter, *, may_differ: bool = False
 ) -> tuple[list[MatrixPair], list[Skipped]]:
-    """Line up two checkpoints by place, then by shape.
+    """Align two checkpoints by place, then by shape.
 
-    Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when
-    nothing at all pairs, as then the two are not a base and a model tuned from it (may_differ: it
-    is no fault), and UsageError when they have nothing of what was chosen.
+    Every tensor of either side is in a pair or has at least one Skipped. Raises ShadowError if
+    nothing pairs, as the two are then not a base and a model tuned from it (unless may_differ), and
+    UsageError if they have nothing of what was chosen.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     base_is_closed = not base_operands
@@ -246,7 +245,7 @@ def pair_checkpoints(
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
-    """Make the error of a side of which no tensor can be measured, whatever its names are."""
+    """Make the error for a side none of whose tensors can be measured, whatever their names."""
     stored = several(sorted({tensor.info.dtype for tensor in tensors}), 3)
     what = f"all {len(tensors):,} tensors of {reference} are stored as {stored}"
     if len(tensors) == 1:
@@ -260,10 +259,9 @@ def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
 
 
 def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
-    """Raise UsageError where a model, whose tensors have these places, lacks what was chosen.
+    """Raise UsageError if a model, whose tensors have these places, lacks what was chosen.
 
-    Each component and each layer must be there; of the modules, which one pattern names by the
-    dozen, one.
+    Each component and each layer must exist, but only one of the modules, as a pattern names many.
     """
     known = {place.component for place in places}
     if absent := [component for component in chosen.components if component not in known]:
@@ -290,7 +288,7 @@ def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> No
 def _both(
     place: Place, base: Operand | None, tuned: Operand, *, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    """The tensors of both sides at a place."""
+    """Return the tensors of both sides at a place."""
     skipped = _skips("tuned", tuned, place, reason=reason, detail=detail)
     of_base = _skips("base", base, place, reason=reason, detail=detail) if base else []
     return of_base + skipped
@@ -299,7 +297,7 @@ def _both(
 def _skips(
     side: Side, operand: Operand, place: Place, *, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    """The tensors of one side at a place; none of an embedding that is the other side's head."""
+    """Skip the tensors of one side at a place; not an embedding that is the other side's head."""
     if operand.part.place != place:
         return []
     is_alone = reason in ("only_in_base", "only_in_tuned", "not_a_matrix")
@@ -309,24 +307,23 @@ def _skips(
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """At least two dimensions and a short side above 1. All the rest are vectors, whatever its
-    shape.
+    """Return whether a tensor has at least two dimensions and a short side above 1.
 
-    So are the biases of a stack of experts.
+    All others are vectors, and so are the biases of a stack of experts.
     """
     vectors = operand.part.place.module in ("norm", "bias")
     return not vectors and len(operand.info.shape) >= 2 and min(operand.shape) > 1
 
 
 def _grows(place: Place) -> bool:
-    """Return whether the rows of this module are a vocabulary, to which rows may be added."""
+    """Return whether the rows of this module are a vocabulary, which may be extended."""
     if place.component != "language":
         return False
     return place.module == "embed" or (place.module == "head" and not place.slot)
 
 
 def _folded(operand: Operand) -> tuple[int, ...] | None:
-    """The dimensions that were folded into the columns, in order; None where there is only one."""
+    """Return the dimensions folded into the columns, in order; None if there is only one."""
     stored = operand.stored_shape
     if operand.part.experts and len(operand.info.shape) > 2:
         stored = stored[1:]
@@ -335,7 +332,7 @@ def _folded(operand: Operand) -> tuple[int, ...] | None:
 
 
 def _line_up(place: Place, base: Operand, tuned: Operand) -> tuple[list[MatrixPair], list[Skipped]]:
-    """Pair two operands at one place, or skip both where their shapes do not match."""
+    """Pair two operands at one place, or skip both if their shapes do not match."""
     detail = f"base {base.info.shape}, tuned {tuned.info.shape}"
     (base_rows, cols), (rows, tuned_cols) = base.shape, tuned.shape
     if not (_is_matrix(base) or _is_matrix(tuned)) and base_rows * cols == rows * tuned_cols:
@@ -355,7 +352,7 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> tuple[list[MatrixPa
 def _operands(
     side: Side, checkpoint: Checkpoint, config: Config
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """Usable matrices and vectors of one side by place, and the tensors that are not, with why."""
+    """Return usable matrices and vectors of one side by place, and why others are not usable."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = {**packed_modules(checkpoint.tensors, config), **checkpoint.refused}
@@ -370,13 +367,15 @@ def _operands(
 
 
 def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """The base's operands; where it was put together, of each part those of its component."""
+    """Return the base's operands; of a base of several parts, each part's for its component."""
     if not base.parts:
         return _operands("base", base, config)
     names = {(info.shard, info.name): name for name, info in base.tensors.items()}
 
     def unique(info: TensorInfo) -> TensorInfo:
-        """The tensor by its name in the whole, which has the component where two parts share it."""
+        """Return the tensor under its name in the whole; with the component if two parts
+        share it.
+        """
         return replace(info, name=names[info.shard, info.name])
 
     operands: dict[Place, Operand] = {}
@@ -401,7 +400,7 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
 def _adapter_operands(
     checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """The low-rank updates of an adapter, the modules it holds whole, and what is not usable."""
+    """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable."""
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
     wholes = {name: info.shape for name, info in whole.items()}
     shapes: dict[str, tuple[int, ...]] = {
@@ -444,7 +443,7 @@ def _adapter_operands(
 def _fault(
     info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]
 ) -> tuple[str, str] | None:
-    """(reason, detail) why a tensor cannot be measured, or None; packed: formats by module."""
+    """Return (reason, detail) if a tensor cannot be measured. packed: formats by module."""
     stem, _, last = info.name.rpartition(".")
     if info.problem:
         return "unreadable", info.problem
@@ -476,11 +475,11 @@ def _fault(
 def _tied_heads(
     base: tuple[Checkpoint, dict[Place, Operand]], tuned: tuple[Checkpoint, dict[Place, Operand]]
 ) -> tuple[list[MatrixPair], list[Skipped]]:
-    """Take tied heads out of both sides: they are their embedding, which is measured once.
+    """Remove tied heads from both sides: they are their embedding, which is measured once.
 
     A head of its own on one side only is paired with the embedding that is the other side's head.
-    Whether a head is tied is what `tie_word_embeddings` says, unless one is stored that differs
-    from the embedding: loaders then take that.
+    `tie_word_embeddings` decides whether a head is tied, unless one is stored that differs from the
+    embedding: loaders then use that.
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []

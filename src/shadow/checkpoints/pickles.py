@@ -87,11 +87,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo], Path]:
-    """Tensors of one `.bin` file by name, and the file their offsets refer to.
+    """Return the tensors of one `.bin` file by name, and the file that their offsets refer to.
 
-    That is path itself, or one in the folder scratch, which is made. shard: the file's name in its
-    checkpoint. Raises FileError for a file that is refused or cannot be trusted, ShadowError where
-    scratch cannot be written to.
+    That is path itself, or a file in the folder scratch, which is created. shard: the file's name
+    in its checkpoint. Raises FileError for a file that is refused or cannot be trusted, ShadowError
+    if scratch cannot be written to.
     """
     with writing(scratch, OTHER_FOLDER):
         scratch.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
 def run_child(
     command: Sequence[str], scratch: Path, seconds: int, more: dict[str, str]
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a reader with a home of its own in scratch. Raises TimeoutExpired."""
+    """Run a reader with a home folder of its own in scratch. Raises TimeoutExpired."""
     with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False,
@@ -137,7 +137,7 @@ def run_child(
 
 
 def environment(folder: str) -> dict[str, str]:
-    """The environment of the child, whose home and temporary folder is own."""
+    """Return the environment of the child, with its own home and temporary folder."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     # what was installed with --user lies in the home that the child does not get
     if site.ENABLE_USER_SITE:
@@ -149,7 +149,7 @@ def environment(folder: str) -> dict[str, str]:
 
 
 def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
-    """The child's word is no better than the file it read: every range must lie within the file."""
+    """Check what the child reports, as it read the file: every range must lie within the file."""
     name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
     if not usable_name(name):
         raise ValueError(f"unusable tensor name {name[:80]!r}")
@@ -166,9 +166,10 @@ def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
 
 
 def confine(memory: int, written: int) -> None:
-    """Give up what reading does not need. A system may lack any step; none is the only guard.
+    """Give up what reading does not need. A system may lack any of these, so none is the only
+    guard.
 
-    memory: bytes beyond what is in use. written: bytes to which a file that is open may grow.
+    memory: bytes beyond what is in use. written: the size to which an open file may grow.
     """
     with contextlib.suppress(ImportError, OSError):
         import resource
@@ -198,7 +199,7 @@ def _limit(name: str, most: int) -> None:
 
 
 def _refuse_acting(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: Python starts no process, opens no connection and no file for writing."""
+    """Audit hook that refuses to start processes, open connections or open files for writing."""
     acts = event not in READING and event.partition(".")[0] in ACTING
     if acts or (event == "open" and arguments[2] & WRITING):
         raise PermissionError(f"{event} is not needed to read weights")
@@ -266,14 +267,14 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
 
 
 class _Record:
-    """Description of an object in a pickle."""
+    """Stand-in for an object of a pickle."""
 
     def __setstate__(self, state: Any) -> None:  # TensorProperties has a tuple
         self.__dict__.update(state if isinstance(state, dict) else {"dtype": state[0]})
 
 
 class _Records(pickle.Unpickler):
-    """Records, texts, numbers and containers; every other name is refused."""
+    """Unpickler for records, texts, numbers and containers; every other name is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
@@ -292,7 +293,7 @@ class _Records(pickle.Unpickler):
 def _load_distributed(
     metadata: IO[bytes], files: Mapping[str, IO[bytes]], raw: IO[bytes]
 ) -> dict[str, Any]:
-    """Write the tensors of the model one after another; return their layout."""
+    """Write the tensors of the model one after another, and return their layout."""
     import torch
 
     said = _Records(metadata).load()
@@ -345,10 +346,11 @@ def _piece(at: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
 
 
 def _names_in_model(paths: Mapping[str, Sequence[object]], numbers: Set[str]) -> dict[str, str]:
-    """Return the names of the model's tensors by key, without what wraps it and lies beside it.
+    """Return the names of the model's tensors by key, without what wraps the model or lies beside
+    it.
 
-    Raises ValueError for a tensor that lies outside the model; single numbers, such as that of the
-    epoch, may.
+    Raises ValueError for a tensor outside the model; single numbers, such as the epoch, are
+    allowed.
     """
     parts = {key: [*map(str, path)] for key, path in paths.items()}
     heads = {key: path[: 1 + (path[0] in WRAPPERS)] for key, path in parts.items()}
@@ -378,7 +380,7 @@ def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> di
 
 
 def main() -> None:
-    """Child process: argv has the `.bin` file and a path for raw storages, stdout gets JSON."""
+    """Run the child: argv has the `.bin` file and a path for raw storages, stdout gets JSON."""
     import codecs
 
     import torch

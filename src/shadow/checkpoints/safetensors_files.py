@@ -34,8 +34,8 @@ MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Layout of a quantised tensor in files: the entry itself has its usual name and shape, and the
-    name of its format as dtype; its start and end are those of `raw`.
+    """Storage of a quantised tensor: the entry has its usual name and shape, and the name of its
+    format as dtype; its start and end are those of `raw`.
     """
 
     kind: str  # which decoder makes its numbers, as of `decoders.KINDS`
@@ -65,12 +65,12 @@ class TensorInfo:
 
     @property
     def parameters(self) -> int:
-        """Return how many elements it has, 0 or more."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
 
 def held_shard(path: Path, shard: str) -> HeldFile:
-    """The file, held open. shard: its name, for messages. Raises FileError."""
+    """Open a file and keep it open. shard: its name, for messages. Raises FileError."""
     try:
         file = hold(path)
     except OSError as error:
@@ -85,9 +85,9 @@ def held_shard(path: Path, shard: str) -> HeldFile:
 def header_of(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str]:
     """Read the tensors of a safetensors file by name, and the raw header text.
 
-    Raises FileError when the file cannot be trusted: cut short, a header that is not what the
-    format says, offsets that overlap, leave holes, or disagree with dtype and shape. An unknown
-    dtype is no such fault.
+    Raises FileError if the file cannot be trusted: it is cut short, its header is not of the
+    format, or offsets overlap, leave holes, or disagree with dtype and shape. An unknown dtype is
+    allowed.
     """
     prefix = file.bytes_of(0, min(8, file.size))
     raw = file.bytes_of(8, header_length(prefix, file.size, shard))
@@ -95,9 +95,9 @@ def header_of(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str]:
 
 
 def header_length(prefix: bytes, file_size: int, shard: str) -> int:
-    """Bytes of the JSON header of a file of file_size bytes, of which prefix are the first 8.
+    """Return the length of the JSON header of a file of file_size bytes, from its first 8 bytes.
 
-    shard: the file's name, for messages. Raises FileError where they are no possible length.
+    shard: the file's name, for messages. Raises FileError if the length is impossible.
     """
     length = int.from_bytes(prefix[:8], "little")
     if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, file_size - 8):
@@ -109,7 +109,7 @@ def header_length(prefix: bytes, file_size: int, shard: str) -> int:
 
 
 def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Tensors by name, and the text, of a header (raw, without its length). Raises FileError."""
+    """Parse a header (raw, without its length): tensors by name, and the text. Raises FileError."""
     too_many = FileError(
         f"{shard}: its header has more than {MAX_ENTRIES:,} entries", "split the file into shards"
     )
@@ -149,14 +149,14 @@ def _untrusted(shard: str, reason: str) -> FileError:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Return whether JSON would become far more objects than a real file's, by commas and
-    brackets.
+    """Return whether JSON would become far more objects than that of a real file, judging by commas
+    and brackets.
     """
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 
 
 def strict_json(raw: bytes) -> Any:
-    """A value of JSON in which no key is there twice. Raises ValueError with a reason."""
+    """Parse JSON in which no key occurs twice. Raises ValueError with a reason."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, object]:
         if len(keys := dict(pairs)) != len(pairs):
@@ -207,7 +207,7 @@ def _entry(
 
 
 def usable_name(name: str) -> bool:
-    """Return whether a tensor's name can be shown and kept: no control characters, no lone
+    """Return whether a tensor's name can be shown and stored: no control characters, no lone
     surrogates.
     """
     return 0 < len(name) <= MAX_NAME and name.isprintable()

@@ -1,6 +1,6 @@
 """Sources of the bytes of a shard: a local file, a file of the Hub, or byte ranges of one.
 
-`fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees
+`fetch` runs in one thread, ahead of the work; `tensor` in many, after it. Code that measures sees
 tensors only.
 """
 
@@ -56,16 +56,15 @@ class Source:
     verified: bool | None = None  # whether fetch checked the Hub's checksum; None for a folder
 
     def bytes_to_move(self) -> int:
-        """Bytes that fetch will bring over the network; they take as much disk."""
+        """Bytes that fetch will download; they take as much disk space."""
         return 0
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
-        """Bring the bytes and check them. Raises ShadowError; StoppedError once stop is set."""
+        """Download and check the bytes. Raises ShadowError, and StoppedError once stop is set."""
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        """A file with a tensor of the shard, which has been fetched, and where in it that lies.
-
-        Raises ShadowError where it is gone.
+        """Return the file that holds a tensor of the fetched shard, and the tensor's position in
+        it. Raises ShadowError if the file is gone.
         """
         assert self.path is not None, "fetched before it is read"
         file = self.held or _held_again(self.path)
@@ -74,24 +73,23 @@ class Source:
         return file, info
 
     def tensor(self, info: TensorInfo) -> StoredTensor:
-        """A tensor of the shard. Raises as located."""
+        """Return a tensor of the shard. Raises like located."""
         from shadow.checkpoints.stored_tensors import stored_tensor
 
         return stored_tensor(*self.located(info))
 
     def checksum(self, info: TensorInfo) -> str | None:
-        """That of a tensor's bytes (see `HeldFile.checksum`); None where it was not fetched.
-
-        Raises as located.
+        """Return the checksum of a tensor's bytes (see `HeldFile.checksum`); None if it was not
+        fetched. Raises like located.
         """
         file, there = self.located(info)
         return file.checksum(there.start, there.end)
 
     def require_unchanged(self) -> None:
-        """Raise ShadowError where a file of the user's is no longer the one that is read."""
+        """Raise ShadowError if a file of the user has changed since it was opened."""
 
     def free(self) -> None:
-        """Give back the disk that fetch took."""
+        """Release the disk space that fetch took."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class LocalFile(Source):
 
 
 def _held_again(path: Path) -> HeldFile:
-    """A file of the Hub's cache or of this audit, which another program may have taken away."""
+    """Open a file of the Hub's cache or of this audit, which another program may have removed."""
     why = "it is no file"
     try:
         if (file := hold(path)) is not None:
@@ -119,7 +117,7 @@ def _held_again(path: Path) -> HeldFile:
 
 
 def digest_of(header: str) -> str:
-    """A sha256 of the text of a header: what it said takes a kilobyte a tensor."""
+    """Return the sha256 of the text of a header: the text itself takes a kilobyte a tensor."""
     return hashlib.sha256(header.encode()).hexdigest()
 
 
@@ -140,7 +138,7 @@ class WholeFile(Source):
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """(repository, commit, path in it)"""
+        """Return (repository, commit, path in it)."""
         return self.snapshot.repo, self.snapshot.commit, self.file.path
 
     def bytes_to_move(self) -> int:
@@ -151,7 +149,7 @@ class WholeFile(Source):
         return self.file.size
 
     def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
-        """Also checks that the header is the one that was read before."""
+        """Fetch, and check that the header is the one that was read before."""
         from shadow.checkpoints.hub import fetch_whole, use_own_blobs
 
         if self.path is not None:
@@ -189,7 +187,7 @@ class WholeFile(Source):
 
 @dataclass
 class ByteRanges(Source):
-    """Some tensors of a shard of the Hub, in a file of their own that is removed after use."""
+    """Some tensors of a shard of the Hub, in a separate file that is removed after use."""
 
     snapshot: Snapshot
     file: RemoteFile  # the whole shard
@@ -243,10 +241,10 @@ class ByteRanges(Source):
 
 
 class Fetching:
-    """Fetches sources, each in a thread of its own, and can be stopped.
+    """Fetch sources, each in its own thread, until stopped.
 
-    The threads are daemons: a download that does not answer must not hold up the end of the
-    process. note gets every source before its first byte.
+    The threads are daemons: a download that does not answer must not delay the end of the process.
+    note: called with every source before its first byte.
     """
 
     def __init__(
@@ -259,7 +257,7 @@ class Fetching:
         self.stop = Event()
 
     def begin(self, source: Source) -> Future[None]:
-        """Fetch a source. The future has its fault, if there is one."""
+        """Start fetching a source. The future has its error, if there is one."""
         self.note(source)
         future: Future[None] = Future()
         fetch = partial(source.fetch, say=self.say, report=self.report, stop=self.stop)
@@ -268,9 +266,9 @@ class Fetching:
 
 
 def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """function(item, stop) of every item, in order, worked on by so many daemon threads.
+    """Yield function(item, stop) for every item, in order, computed by that many daemon threads.
 
-    stop is set when that is given up. Raises what the first item raises that fails.
+    stop is set when the iteration is abandoned. Raises the error of the first item that fails.
     """
     futures: list[Future[R]] = [Future() for _ in items]
     waiting = deque(zip(futures, items, strict=True))
@@ -298,9 +296,9 @@ def _settle(future: Future[R], work: Callable[[], R]) -> None:
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
-    """(start, stop) of the byte ranges that hold all wanted tensors, ascending.
+    """Return the (start, stop) of byte ranges that hold all wanted tensors, ascending.
 
-    They do not overlap: neighbours, up to NEIGHBOUR bytes apart, are in one.
+    They do not overlap: neighbours up to NEIGHBOUR bytes apart are merged.
     """
     ranges: list[tuple[int, int]] = []
     for start, end in sorted({(info.start, info.end) for info in wanted if info.end > info.start}):

@@ -1,8 +1,8 @@
-"""Tensors that lie in files, of which the parts that are asked for are read, each in few requests.
+"""Tensors in files, of which only the requested parts are read, each in few requests.
 
-Such a tensor is a view without bytes (of torch's device `meta`), which says where each element
-lies, beside the file. Whatever rearranges a tensor's dimensions rearranges the view. A quantised
-one has a file of decoded numbers instead, row after row, of which a decoder makes what is read.
+Such a tensor is a file and a view without data (on torch's device `meta`) that says where each
+element lies. Rearranging its dimensions rearranges the view. A quantised tensor has a file of
+decoded numbers instead, row after row, which a decoder makes on demand.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Span = tuple[int, int]  # of one dimension: (start, stop)
 
 
 class Reads(Protocol):
-    """Anything that has bytes, as a file does."""
+    """Anything that can be read like a file."""
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
-        """Read as many bytes behind each start, one after another."""
+        """Read runs of equal length, one behind each start, one after another."""
 
 
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
@@ -58,16 +58,16 @@ AT_ONCE = 1 << 18  # entries that are decoded together, about: what is made of t
 class FileTensor:
     """A tensor of a file, or a rearranged part of one, read by `tensor[slices]`. For one thread.
 
-    What an index returns must be used before the next one, and left as it is: it may be a part of
-    what is kept.
+    What an index returns must be used before the next index, and must not be changed: it may be
+    part of the cached data.
     """
 
     holes = HOLES
     is_near = False  # more than is asked for costs as much as it brings
 
     def __init__(self, file: Reads, start: int, view: Tensor, most: int | None = None) -> None:
-        """start: of the tensor, in bytes. view: of device `meta`, its offset counted from start.
-        most: bytes up to which it is read once and kept; None for `WHOLE`.
+        """start: of the tensor, in bytes. view: on device `meta`, its offset counted from start.
+        most: size up to which it is read once and cached; None for `WHOLE`.
         """
         self._file, self._start = file, start
         self._most = WHOLE if most is None else most
@@ -96,7 +96,7 @@ class FileTensor:
         return self._view.numel()
 
     def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
-        """The same bytes as another view; the rearranged tensor itself where that is no view."""
+        """Return the same bytes as another view, or the rearranged tensor if that is no view."""
         view = rearrange(self._view)
         if view.untyped_storage()._cdata != self._view.untyped_storage()._cdata:
             return rearrange(self.whole())
@@ -105,13 +105,13 @@ class FileTensor:
         return other
 
     def whole(self) -> Tensor:
-        """All of it, in memory of its own."""
+        """Return all of it, in its own memory."""
         whole = self[()]
         self._kept = self._all = self._room = None
         return whole
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        """A part. Raises ShadowError where the file no longer has it."""
+        """Return a part. Raises ShadowError if the file no longer has it."""
         if self._all is not None:  # of a small tensor every time but the first
             return self._all[index]
         cut = [*index, *[slice(None)] * (self.ndim - len(index))]
@@ -132,8 +132,8 @@ class FileTensor:
         return kept[tuple(slice(start - at, stop - at) for (start, stop), (at, _) in inside)]
 
     def _widened(self, wanted: list[Span]) -> list[Span]:
-        """Return what is read where a part is wanted: small tensors whole, of large ones more
-        columns.
+        """Return what is read if a part is wanted: small tensors whole, more columns of
+        large ones.
         """
         itemsize = self.dtype.itemsize
         if self.numel() * itemsize <= self._most:
@@ -158,7 +158,7 @@ class FileTensor:
         return wider
 
     def _read(self, spans: list[Span]) -> Tensor:
-        """A part: in one request where it has few holes, otherwise run by run."""
+        """Read a part: in one request if it has few holes, otherwise run by run."""
         shape, strides = [max(0, stop - start) for start, stop in spans], self._strides
         count = math.prod(shape)
         if count == 0:
@@ -181,7 +181,7 @@ class FileTensor:
         return flat.view([shape[place] for place in order]).permute(back)
 
     def _filled(self, firsts: Sequence[int] | NDArray[np.int64], run: int) -> Tensor:
-        """Runs of elements, one after another, from where each begins in the tensor."""
+        """Return runs of elements, one after another, from their first elements in the tensor."""
         count, itemsize = len(firsts) * run, self.dtype.itemsize
         if self._room is None or self._room.numel() < count:
             self._room = None  # before the next is there
@@ -193,7 +193,7 @@ class FileTensor:
 
 
 class StoredTensor(FileTensor):
-    """A tensor whose numbers lie in a file as they are."""
+    """A tensor whose numbers lie in a file unchanged."""
 
     def __init__(self, file: HeldFile, start: int, view: Tensor) -> None:
         self._held = file
@@ -209,7 +209,7 @@ class StoredTensor(FileTensor):
         return self._view.is_contiguous()
 
     def fill(self, first: int, into: memoryview) -> None:
-        """Read the bytes of elements, in order from that one on, of a flat tensor; keep nothing."""
+        """Read the bytes of elements of a flat tensor, in order from the first, without caching."""
         if self._flat is None:
             itemsize = self._view.itemsize
             self._flat = self._start + int(self._view.storage_offset()) * itemsize, itemsize
@@ -218,31 +218,31 @@ class StoredTensor(FileTensor):
 
 
 class Decoder(Protocol):
-    """Decoder of the bytes of a matrix into numbers."""
+    """Decodes the bytes of a matrix into numbers."""
 
     @property
     def width(self) -> int:
-        """Columns of a row."""
+        """The number of columns."""
 
     @property
     def unit(self) -> int:
-        """Columns that are decoded together; (start, stop) of columns are multiples of it."""
+        """Number of columns decoded together; (start, stop) of columns are multiples of it."""
 
     @property
     def costly(self) -> bool:
-        """Return whether it takes so long that numbers are kept rather than decoded for every
-        pass.
+        """Return whether decoding takes so long that numbers are cached rather than decoded for
+        every pass.
         """
 
     def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
-        """Put numbers into a tensor (rows, cols) without gaps."""
+        """Write the numbers of some rows and columns into a contiguous tensor."""
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        """The cells of some numbers, each (rows, cols)."""
+        """Return the cells of some numbers, each (rows, cols)."""
 
 
 class _Numbers:
-    """A file of what a decoder makes, row after row."""
+    """A file of the numbers that a decoder makes, row after row."""
 
     def __init__(self, make: Make, of: Decoder, dtype: torch.dtype) -> None:
         self._make, self._unit, self._width, self._dtype = make, of.unit, of.width, dtype
@@ -277,13 +277,13 @@ class _Numbers:
 
 
 class DecodedTensor(FileTensor):
-    """A tensor of a file that is not stored as it is: it is read from a file of its numbers."""
+    """A tensor that is not stored as numbers: it is read from a file of decoded numbers."""
 
     holes = 1  # what lies between is decoded for nothing
 
     def __init__(self, format: str, decoder: Decoder, view: Tensor, stored: int = 0) -> None:
-        """format: what the dtype of its entry says. view: of device `meta`, into rows, of the dtype
-        that is decoded. stored: bytes that are kept of the file while they fit.
+        """format: the dtype of its entry. view: on device `meta`, into rows, of the decoded dtype.
+        stored: size up to which bytes of the file are cached.
         """
         self.format = format
         self._decoder = decoder
@@ -294,10 +294,10 @@ class DecodedTensor(FileTensor):
 
 
 class PackedTensor(DecodedTensor):
-    """A quantised tensor: its numbers, float32, are levels of its format."""
+    """A quantised tensor, whose float32 numbers are levels of its format."""
 
     def cells(self, index: tuple[slice, ...]) -> Cells:
-        """The cell of each number of a part."""
+        """Return the cell of each number of a part."""
         find, view = self._decoder.cells, self._view
         ends = len(find(np.zeros(1, np.intp), (0, self._decoder.unit)))
         if ends == 0:
@@ -318,14 +318,13 @@ class PackedTensor(DecodedTensor):
 
 
 def kept_memory(size: int) -> int:
-    """Bytes of memory that a tensor of size bytes takes at most while it is read."""
+    """Return how many bytes of memory a tensor of size bytes takes at most while it is read."""
     return size if size <= WHOLE else STRIPE
 
 
 def room(count: int, dtype: torch.dtype) -> Tensor:
-    """Memory for so many elements; much of it in huge pages, where a system has them.
-
-    Its first use takes a third of the time then.
+    """Allocate memory for count elements, in huge pages where a system has them. Its first use then
+    takes a third of the time.
     """
     size = count * dtype.itemsize
     if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -337,7 +336,7 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
-    """The tensor of a file that an entry of its header names. Nothing is read before it is used."""
+    """Return the tensor of a file that an entry of its header names, read when it is used."""
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         return StoredTensor(file, info.start, torch.empty(info.shape, dtype=dtype, device="meta"))

@@ -53,8 +53,8 @@ Config = Mapping[str, object]  # a JSON object as it was read: any value may be 
 class Adapter:
     """Scales of an adapter's factors.
 
-    `fan_in_fan_out` (Conv1D) needs no word: it is about how the base stores a matrix, and B @ A is
-    (out, in) always.
+    `fan_in_fan_out` (Conv1D) does not matter: it says how the base stores a matrix, and B @ A is
+    always (out, in).
     """
 
     alpha: float  # above 0, at most MAX_ALPHA
@@ -64,7 +64,7 @@ class Adapter:
     base: str = ""  # the model that the config names as its base
 
     def scaling(self, module: str, rank: int) -> float:
-        """Return what B @ A of a module is multiplied by."""
+        """Return the factor of B @ A of a module."""
         divisor = math.sqrt(rank) if self.rank_stabilised else rank
         for name, alpha in self.alpha_pattern.items():
             if module == name or module.endswith(f".{name}"):
@@ -97,10 +97,11 @@ def choose_weights(
     file: str | None,
     alone: str = "",
 ) -> Weights:
-    """Choose files: an index's, `model.safetensors`, an adapter's, safetensors, GGUF or `.bin`.
+    """Choose files: those of an index, `model.safetensors`, an adapter's, safetensors, GGUF or
+    `.bin`.
 
-    file: GGUF files that match it come before all others. alone: a file that is named itself,
-    whatever lies beside it.
+    file: GGUF files that match it come first. alone: a file that was named itself, whatever lies
+    beside it.
     """
     packed = {name for name in names if name.endswith(GGUF)}
     suffix = PurePosixPath(alone).suffix
@@ -151,7 +152,7 @@ def choose_weights(
 
 
 def _instead_of_weights(names: set[str]) -> str:
-    """Return what to do about a folder of these files, none of which holds weights."""
+    """Return what to do about a folder that has only files that hold no weights."""
     for pattern, what, how in OF_TRAINING:
         if any(re.fullmatch(pattern, name) for name in names):
             return f"it holds {what}: {how}"
@@ -164,7 +165,7 @@ def _instead_of_weights(names: set[str]) -> str:
 
 
 def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
-    """weight_map of an index file. It is a hint: the shards' own headers say what they hold."""
+    """Return the weight_map of an index file, a hint: the shards' headers say what they hold."""
     again = "fetch the index again"
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -189,9 +190,10 @@ def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, st
 
 
 def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False) -> Adapter:
-    """The adapter of an adapter_config.json (of where). Raises ShadowError unless a plain LoRA.
+    """Read the adapter of an adapter_config.json (of where). Raises ShadowError unless it is a
+    plain LoRA.
 
-    dora: DoRA will do as well, for those who read its norms.
+    dora: also accept DoRA, for callers that read its norms.
     """
 
     def refused(why: str) -> ShadowError:
@@ -224,9 +226,9 @@ def adapter_factors(
 ) -> tuple[dict[str, Factors], dict[str, TensorInfo], list[tuple[TensorInfo, str]]]:
     """Sort the tensors of an adapter.
 
-    Returns by module the (left, right, transposed) factors of its update, by name in the model the
-    tensors that the adapter holds whole (`modules_to_save`, biases), and the rest with what is
-    wrong with it.
+    Returns the (left, right, transposed) factors of each update by module, the tensors that the
+    adapter holds whole (`modules_to_save`, biases) by their names in the model, and other tensors
+    with their errors.
     """
     sides_of: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)  # by module: A and B
     embeddings: set[str] = set()
@@ -264,7 +266,7 @@ def adapter_factors(
 
 
 def product_shape(left: TensorInfo, right: TensorInfo, *, transposed: bool) -> tuple[int, int]:
-    """(out, in) of the update left @ right; transposed: both factors are stored so."""
+    """Return (out, in) of the update left @ right. transposed: both are stored transposed."""
     if transposed:
         return left.shape[1], right.shape[0]
     return left.shape[0], right.shape[1]
