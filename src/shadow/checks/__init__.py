@@ -1,1 +1,1 @@
-"""Questions about checkpoints and pairs: what each needs measured, its answer, and its words."""
+"""Questions about checkpoints and pairs: what each needs to measure, its answer and its texts."""

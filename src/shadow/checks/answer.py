@@ -1,8 +1,8 @@
-"""The shape of every check: a question, what it needs measured, its answer, and its words.
+"""The shape of every check: a question, what it needs to measure, its answer and its texts.
 
 A check is one file: `gather` measures evidence of checkpoints (and imports what reads weights when
-it is called), `judge` makes an answer of it and of nothing more, and `words` has a template for
-every code that `judge` uses. Words are made last, by `Check.say`; no code reads them back.
+it is called), `judge` makes an answer from that alone, and `words` has a template for every code
+that `judge` uses. Texts are made last, by `Check.say`; no code reads them back.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Against:
 
     @classmethod
     def of(cls, apart: Unmatched) -> Against:
-        """A tensor without a partner, or one that is not read."""
+        """Make counter-evidence of a tensor without a partner, or of one that is not read."""
         return cls(apart.tensor, apart.why)
 
 
@@ -75,9 +75,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Measurements of checkpoints that were lined up: beside its own, what has no
-    partner.
-    """
+    """Measurements of aligned checkpoints; beside a check's own, the tensors without a partner."""
 
     unmatched: Sequence[Unmatched] = ()  # tensors of one side only
     unread: Sequence[Unmatched] = ()  # tensors that are not compared
@@ -94,8 +92,9 @@ class Evidence:
         doubtful: Sequence[Against] = (),
         notes: Sequence[Reason] = (),
     ) -> Answer:
-        """One fault is enough; without one, a doubt leaves it open. against: rows of the faults
-        beside tensors of one side, doubtful: of the doubts beside those not compared.
+        """Make the answer: one fault is enough; without one, a doubt leaves it open. against: rows
+        of the faults, beside tensors of one side. doubtful: rows of the doubts, beside tensors that
+        are not compared.
         """
         outcome, reasons, rows = Outcome.HOLDS, holds, list[Against]()
         if faults:
@@ -109,7 +108,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Number of wrong answers where the truth was known."""
+    """Number of wrong answers among those whose truth was known."""
 
     wrong: int
     of: int
@@ -146,16 +145,16 @@ class Check:
 
     @property
     def error_rate(self) -> ErrorRate | None:
-        """None where it was not measured."""
+        """Its error rate; None if not measured."""
         return _measured().get(self.code)
 
     def say(self, reason: Reason) -> str:
-        """The words of a reason, of a note, or of what speaks against."""
+        """Put a reason, a note or counter-evidence into words."""
         template = self.words.get(reason.code) or COMMON[reason.code]
         return fill(template, {name: self._said(one) for name, one in reason.figures.items()})
 
     def _said(self, value: Value) -> Value:
-        """A reason inside another in words."""
+        """Put a reason inside another one into words."""
         if isinstance(value, Reason):
             return self.say(value)
         if isinstance(value, str | None) or not isinstance(value, Sequence):
@@ -163,7 +162,7 @@ class Check:
         return [self.say(one) if isinstance(one, Reason) else one for one in value]
 
     def say_all(self, reasons: Sequence[Reason]) -> str:
-        """Several in one line."""
+        """Put several reasons into one line."""
         return "; ".join(map(self.say, reasons))
 
     @property
@@ -180,8 +179,8 @@ class Check:
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
-        """Return what so many checkpoints are called: `TUNED, A, B, C`; `TUNED, CANDIDATE,
-        CANDIDATE 2`; fewer where letters do not suffice.
+        """Return the names of this many checkpoints: `TUNED, A, B, C`; `TUNED, CANDIDATE, CANDIDATE
+        2`; fewer if there are not enough letters.
         """
         last, more = self.checkpoints[-1], count - len(self.checkpoints)
         if last not in LETTERS:
@@ -192,7 +191,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Question:
-    """A claim that is to be checked."""
+    """A claim to check."""
 
     check: Check
     checkpoints: tuple[AnyReference, ...]
@@ -213,13 +212,13 @@ class Question:
 
     @property
     def named(self) -> dict[str, AnyReference]:
-        """The checkpoints, by their names in usage."""
+        """The checkpoints by their names in usage."""
         names = self.check.names(len(self.checkpoints))
         return dict(zip(names, self.checkpoints, strict=True))
 
     @property
     def of(self) -> dict[str, str]:
-        """Return what it is asked of, by the names in usage."""
+        """Return what the question is about, by the names in usage."""
         recorded = {name: str(reference) for name, reference in self.named.items()}
         if self.base is not None:
             recorded["--base"] = str(self.base)
@@ -232,7 +231,7 @@ class Question:
 
     @property
     def models(self) -> list[Reference]:
-        """The checkpoints, where the claim has none by component."""
+        """The checkpoints, unless the claim has them by component."""
         return [side for side in self.checkpoints if not isinstance(side, ComponentBase)]
 
     @property
@@ -243,7 +242,7 @@ class Question:
 
 
 def figures_at(record: object, template: str) -> dict[str, Figure]:
-    """Return what a template has slots for, by place in a record such as `inside_layers.kept`."""
+    """Return the figures that a template names, by keys in a record, as `inside_layers.kept`."""
     found: dict[str, Any] = {}
     for place in names_in(template):
         if "." in place:
@@ -252,13 +251,13 @@ def figures_at(record: object, template: str) -> dict[str, Figure]:
 
 
 def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
-    """In the order in which they are shown: what has no size, then by size; by name where equal."""
+    """Sort by how they are shown: those without a size, then by size, and by name if equal."""
     named = sorted(against, key=lambda one: one.name)
     return tuple(sorted(named, key=lambda one: (one.size is not None, -(one.size or 0.0))))
 
 
 def first_code(codes: Collection[int]) -> int:
-    """Of what occurred over several answers, the exit code: the first of 1, 4, 5, 3, 0."""
+    """Return the exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
     return next((code for code in (1, 4, 5, 3) if code in codes), 0)
 
 
@@ -278,7 +277,7 @@ def _measured() -> Mapping[str, ErrorRate]:
 
 @dataclass(frozen=True)
 class Named:
-    """Counter-evidence in words: a tensor, a module, a file or a candidate."""
+    """A tensor, a module, a file or a candidate that speaks against an answer, in words."""
 
     name: str
     code: str
@@ -288,7 +287,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Verification:
-    """A check of checkpoints, and what came of it."""
+    """A check of checkpoints and its answer."""
 
     check: Check
     of: Mapping[str, str]
@@ -312,12 +311,12 @@ class Verification:
 
     @property
     def code(self) -> str:
-        """Why, as a code: the first of the reasons."""
+        """The code of the first reason."""
         return self.answer.reasons[0].code
 
     @property
     def reason(self) -> str:
-        """Why, in words."""
+        """The reason, in words."""
         return self.check.say_all(self.answer.reasons)
 
     @property
@@ -327,7 +326,7 @@ class Verification:
 
     @property
     def against(self) -> tuple[Named, ...]:
-        """Return what speaks against it, the largest first."""
+        """Counter-evidence in words, the largest first."""
         return tuple(
             Named(one.name, one.why.code, self.check.say(one.why), one.size)
             for one in self.answer.against
@@ -343,7 +342,7 @@ class Verification:
         return EXIT_CODES[self.outcome]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: all that is known of it."""
+        """Everything that is known about it, for machines."""
         return {
             "claim": self.claim,
             "of": dict(self.of),
@@ -358,7 +357,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class FailedVerification:
-    """A check that ended with a fault."""
+    """A check that ended with an error."""
 
     claim: str
     of: Mapping[str, str]
@@ -367,5 +366,5 @@ class FailedVerification:
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: what it was asked of, and the fault."""
+        """The question and the error, for machines."""
         return {"claim": self.claim, "of": dict(self.of), "outcome": "fault", "reason": self.fault}

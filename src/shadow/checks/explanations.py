@@ -1,5 +1,5 @@
-"""Facts that the figures of a pair show of its change, what other change may have left the same,
-and the questions about matrices inside layers that sentences share with them.
+"""Facts that the figures of a pair show about its change, other changes that could look the same,
+and questions about matrices inside layers that sentences share with these.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ DIFFERENT = 0.05  # how far the norm before storage has to be from the stored on
 
 
 def beyond_rounding(record: PairRecord) -> int:
-    """Of a pair most matrices of which are rounded away: how many changed by more all the same, as
-    where an adapter of some modules was merged. 0 where that may be chance.
+    """Return how many matrices changed by more than rounding in a pair most of whose matrices are
+    rounded away, as after merging an adapter of some modules. 0 if that may be chance.
     """
     inside = record.inside_layers
     return inside.known if inside.beyond_noise > BY_CHANCE * inside.matrices else 0
 
 
 def is_lost(record: PairRecord) -> bool:
-    """Return whether so much may have been rounded away that what is stored hides the update."""
+    """Return whether rounding may have removed so much that what is stored hides the update."""
     inside, floor = record.inside_layers, record.figures.floor_ratio
     unknown = inside.rounded_away
     if floor is None or floor < CLEAR:
@@ -40,7 +40,7 @@ def is_lost(record: PairRecord) -> bool:
 
 
 def is_low_rank(record: PairRecord) -> bool:
-    """Return whether the median update has a rank that adapters have, and few of its directions."""
+    """Return whether the median update has the rank of an adapter, and few of its directions."""
     inside, side = record.inside_layers, record.figures.short_side
     if inside.rank_most is None or side is None or 2 * inside.rank_known < inside.matrices:
         return False
@@ -48,13 +48,13 @@ def is_low_rank(record: PairRecord) -> bool:
 
 
 def has_sizes(record: PairRecord) -> bool:
-    """Return whether sizes of matrices differ, so that their median need not be that of any."""
+    """Return whether matrices have different sizes, so that their median may be nobody's."""
     least, most = record.inside_layers.short_side_least, record.inside_layers.short_side_most
     return least is not None and most is not None and least < most
 
 
 def has_other_norm_unrounded(record: PairRecord) -> bool:
-    """Return whether the norm before storage is known, and differs enough from the stored one."""
+    """Return whether the norm before storage is known and differs enough from the stored one."""
     stored = record.figures.relative_norm_overall
     unrounded = record.figures.relative_norm_overall_unrounded
     if stored is None or unrounded is None:
@@ -63,8 +63,8 @@ def has_other_norm_unrounded(record: PairRecord) -> bool:
 
 
 def few_bits(record: PairRecord) -> str | None:
-    """Through which few bits most matrices of the tuned side went: `tuned` as few distinct values
-    in a row show, `format` where a side is stored in 8 bits; None where nothing shows any.
+    """Return how most matrices of the tuned side went through few bits: `tuned` if rows have few
+    distinct values, `format` if a side is stored in 8 bits; None if nothing shows it.
     """
     inside = record.inside_layers
     of_base = has_few_values(record, "base")  # whose values the tuned side may have
@@ -80,7 +80,7 @@ def has_few_values(record: PairRecord, side: str) -> bool:
 
 
 def few_of(record: PairRecord, side: str) -> tuple[int, int]:
-    """Return how many matrices of a side have few distinct values in a row, of how many."""
+    """Return how many matrices of a side have few distinct values in a row, and of how many."""
     inside = record.inside_layers
     return int(inside[f"levels_{side}_few"] or 0), int(inside[f"levels_{side}_judged"] or 0)
 
@@ -91,7 +91,7 @@ _MEANINGS = read_words("words.yaml")["sentences"]
 
 
 def _check(change: Change) -> Check:
-    """A recorded change as a check, with all figures of it."""
+    """Make a check of a recorded change, with all its figures."""
 
     def judge(record: PairRecord) -> Answer:
         if (found := change.figures(record.recognised)) is None:
@@ -108,12 +108,12 @@ RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))
 
 
 def recognised(record: PairRecord) -> list[str]:
-    """The codes of RECOGNISED that hold, in their order."""
+    """Return the codes of RECOGNISED that hold, in order."""
     return [code for code, check in RECOGNISED.items() if check.judge(record).holds]
 
 
 def is_rearranged(record: PairRecord) -> bool:
-    """Return whether a comparison place by place shows no change: layers have moved, or MANY of the
+    """Return whether comparing entries cannot show the change: layers have moved, or MANY of the
     changed matrices are not comparable entry by entry.
     """
     if (found := record.recognised.rearranged) is None:
@@ -127,12 +127,12 @@ def is_copy(record: PairRecord) -> bool:
 
 
 def is_copied(record: PairRecord) -> bool:
-    """Return whether most tensors that changed are the other side's in another format, or all."""
+    """Return whether most or all changed tensors are the other side's in another format."""
     return not COPIES.isdisjoint(recognised(record))
 
 
 def is_of_base(record: PairRecord) -> bool:
-    """Return whether the base is the side that was cast, in every tensor that was."""
+    """Return whether the base is the side that was cast, in every tensor that was cast."""
     casts = record.recognised.casts
     return casts is not None and casts.of_base == casts.tensors > 0
 
@@ -176,8 +176,8 @@ WORDS = {
 
 
 class Explanation(Row):
-    """An explanation and its answer: code, name, answer (a Word), reason, and figures, the numbers
-    that stand in the reason in full, by their place in summary.json.
+    """An explanation and its answer: code, name, answer (a Word), reason, and figures, the
+    unrounded numbers of the reason by their keys in summary.json.
     """
 
     __slots__ = ()
@@ -194,7 +194,7 @@ def explanations(record: PairRecord) -> list[Explanation]:
 
 
 def _answer(record: PairRecord, outcome: Outcome, code: str) -> Answer:
-    """The answer, with the figures that stand in its template."""
+    """Return the answer with the figures of its template."""
     figures = figures_at(record, WORDS[code])
     if "{of}" not in WORDS[code]:
         return Answer(outcome, [Reason(code, figures)], figures)
@@ -241,8 +241,8 @@ def _quantised(record: PairRecord) -> Answer:
 
 
 def is_trained(record: PairRecord) -> bool:
-    """Return whether most vectors changed, and matrices by more structure than rounding leaves
-    alone.
+    """Return whether most vectors changed, and matrices have more structure than rounding
+    leaves.
     """
     vectors, norm = record.vectors, record.inside_layers.relative_norm or 0.0
     structured = (record.figures.concentration or 0.0) > STRUCTURED

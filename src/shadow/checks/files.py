@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 
 
 def judge(rows: Sequence[Row]) -> Answer:
-    """Rows of files.parquet -> the answer, with counts of the files that matter."""
+    """Judge rows of files.parquet, with counts of the files that matter."""
     listed = [row for row in rows if row["side"] == "tuned" or row["state"] == "removed"]
     matter = [row for row in listed if row["kind"] in KINDS]
     differ = [row for row in matter if row["differs"] and row["state"] != "unknown"]
@@ -69,7 +69,7 @@ def _detail(row: Row) -> str:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Sequence[Row]:
-    """The rows of files.parquet of two folders or repositories. No weights are read."""
+    """Compare the files of two folders or repositories. No weights are read."""
     from shadow.run.file_rows import file_rows
 
     first, second = ([("", _listing(one, runtime))] for one in asked.models)

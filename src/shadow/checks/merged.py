@@ -82,7 +82,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A tensor without an update: the base's, or the adapter's where it holds it whole."""
+    """A tensor without an update: the base's, or the adapter's if it holds it whole."""
 
     row: Scanned
     whole: bool | None = None
@@ -90,7 +90,7 @@ class Beside:
 
     @property
     def is_kept(self) -> bool:
-        """Return whether it is the same, or the same cast to the format of the merged model."""
+        """Return whether it is the same, or the same after a cast to the merged model's format."""
         row = self.row
         return not row.changed or row.rounded == ("tuned", row.formats[1])
 
@@ -107,7 +107,7 @@ class Merge(Evidence):
 
 
 def judge(found: Merge) -> Answer:
-    """Every matrix is base plus update, and every other tensor what it should be."""
+    """Judge whether every matrix is base plus update, and every other tensor what it should be."""
     modules = found.modules
     fits = [one.fit for one in modules]
     wrong = [(one, why) for one in modules if (why := verdict(one.fit)) is not None]
@@ -132,7 +132,7 @@ def judge(found: Merge) -> Answer:
 
 
 def verdict(fit: MergeFit) -> Reason | None:
-    """Return what is wrong with a matrix; None where it fits."""
+    """Return what is wrong with a matrix; None if it fits."""
     if not fit.finite:
         return Reason("not_finite")
     if fit.fits:
@@ -153,8 +153,8 @@ def verdict(fit: MergeFit) -> Reason | None:
 
 
 def _other_scale(fit: MergeFit) -> float | None:
-    """The scale by least squares, where it explains most of the residual, and leaves what rounding
-    does; None where it does not.
+    """Return the least-squares scale if it explains most of the residual and leaves only rounding;
+    otherwise None.
     """
     found = fit.scale
     if found is None:
@@ -165,13 +165,13 @@ def _other_scale(fit: MergeFit) -> float | None:
 
 
 def _is_either(fit: MergeFit) -> bool:
-    """Return whether a matrix may as well hold no update, half of it, or twice as much."""
+    """Return whether a matrix may just as well hold no update, half of it, or twice as much."""
     bounds = fit.narrow if fit.wide[1.0] else fit.wide
     return fit.visible > 0 and any(not bounds[scale] for scale in SCALES)
 
 
 def _error(modules: Sequence[Module]) -> float | None:
-    """The norm of merged - (base + update) over that of the update; None without an update."""
+    """Return the norm of merged - (base + update) over the update's; None without an update."""
     update = math.fsum(one.fit.update for one in modules)
     return math.sqrt(math.fsum(one.fit.residual for one in modules) / update) if update else None
 
@@ -196,7 +196,7 @@ def _figures(found: Merge, wrong: int, changed: int) -> dict[str, Figure]:
 
 
 def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
-    """Return what is wrong, the most frequent first; before all, that the base is another model."""
+    """Return what is wrong: first that the base is another model, then the most frequent."""
     kinds: dict[tuple[str, Value], list[Module]] = {}
     for module, why in wrong:
         kinds.setdefault((why.code, why.figures.get("copy")), []).append(module)
@@ -212,7 +212,7 @@ def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
 
 def _is_other_base(found: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool:
     """Return whether most matrices are nothing like base plus update, and most of what the adapter
-    leaves alone differs from the base, or has no partner of its shape.
+    leaves alone differs from the base or has no partner of its shape.
     """
     unlike = sum(why.code == "beyond" for _, why in wrong)
     if 2 * unlike < len(found.modules):
@@ -227,7 +227,7 @@ def _is_other_base(found: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool
 
 
 def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:
-    """Return what is wrong with some of all matrices."""
+    """Describe what is wrong with some of all matrices."""
     which = "all_matrices" if len(some) == matrices else "some_matrices"
     where = Reason(which, {"matrices": matrices, "some": len(some)})
     figures: dict[str, Value] = {"where": where, "copy": copy, "error": _error(some)}
@@ -246,9 +246,7 @@ def _changed(one: Beside) -> Against:
 
 
 def _doubt(found: Merge, either: int) -> Reason | None:
-    """Return why it is inconclusive; None where it is not. either: matrices that fit at two
-    scales.
-    """
+    """Return why the answer is inconclusive, or None. either: matrices that fit at two scales."""
     fits = [one.fit for one in found.modules]
     whole = [one.whole for one in found.beside if one.whole is not None]
     if found.unread:
@@ -274,7 +272,7 @@ def _confirmed(found: Merge) -> list[Reason]:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
-    """Every matrix beside base plus update, and every other tensor beside the base's."""
+    """Compare every matrix with base plus update, and every other tensor with the base's."""
     from shadow.run.adapted import open_adapter
     from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
@@ -308,8 +306,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
 
 
 def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
-    """Return what only one side has, but for rows that the adapter brings; and the rows of the
-    adapter, such as those of new tokens, that the merged model lacks.
+    """Return what only one side has, except rows that the adapter adds; and rows of the adapter,
+    such as those of new tokens, that the merged model lacks.
     """
     brought, lost = set(), []
     for pair in aligned.pair.pairs:

@@ -40,8 +40,8 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Mixture(Evidence):
-    """Measurements of a tuned model and the models that it may be mixed of. Alone are tensors that
-    not all have, or that are not finite.
+    """Measurements of a tuned model and the models that it may be merged from. Unmatched are
+    tensors that not all models have, or that are not finite.
     """
 
     tensors: int
@@ -51,7 +51,7 @@ class Mixture(Evidence):
 
 
 def judge(found: Mixture) -> Answer:
-    """A merge where every entry of every tensor agrees with the weights."""
+    """Judge whether every entry of every tensor agrees with the weights of a merge."""
     fit = found.fit
     of: dict[str, Value] = {"sum": _sum(found), "formats": found.formats}
     merge = Reason(fit.per, of)
@@ -97,7 +97,7 @@ def _figures(fit: MixtureFit) -> dict[str, Figure]:
 
 
 def _sum(found: Mixture) -> str:
-    """`0.3 A + (0.2 to 0.7) B`, of the least and the most weight of each model."""
+    """Return `0.3 A + (0.2 to 0.7) B`, with the least and the largest weight of each model."""
     texts = []
     for letter, weights in zip(LETTERS, found.fit.weights.T, strict=False):
         least, most = (f"{round(end, 4) or 0.0:.3g}" for end in (weights.min(), weights.max()))
@@ -107,7 +107,7 @@ def _sum(found: Mixture) -> str:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Mixture:
-    """The tuned model beside those that it may be mixed of, all shards at hand at once."""
+    """Compare the tuned model with those that it may be merged from, with all shards at hand."""
     from shadow.run.aligned import align_all, in_threads, lines_of, mixed
     from shadow.run.scan import fetch_all, require_unchanged
     from shadow.run.sides import found_all, opened_models

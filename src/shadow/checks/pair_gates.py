@@ -1,6 +1,5 @@
-"""The gates: what must hold before figures can be those of a training.
-
-A pair that fails one has figures all the same.
+"""The gates: conditions under which the figures can be those of a training. A pair that fails one
+still has figures.
 """
 
 from __future__ import annotations
@@ -60,15 +59,15 @@ WORDS = {
 
 
 class Gate(Row):
-    """A gate and its answer: name, figure (what it is judged by; None where that is unknown),
-    threshold, passed and reason.
+    """A gate and its answer: name, figure (which it is judged by; None if unknown), threshold,
+    passed and reason.
     """
 
     __slots__ = ()
 
 
 def gates(record: PairRecord, standing: Standing) -> list[Gate]:
-    """Every gate of a pair, in the order of GATES."""
+    """Return every gate of a pair, in the order of GATES."""
     found = []
     for name, check in GATES.items():
         answer = check.judge(record, standing)
@@ -79,16 +78,14 @@ def gates(record: PairRecord, standing: Standing) -> list[Gate]:
 
 
 def _answer(figure: float | None, passed: bool, code: str, **figures: Value) -> Answer:
-    """The answer of a gate; inconclusive where a figure that it needs is unknown."""
+    """Return the answer of a gate; inconclusive if a figure that it needs is unknown."""
     outcome = Outcome.INCONCLUSIVE if figure is None else Outcome.DOES_NOT_HOLD
     judged_by = {} if figure is None else {"figure": figure}
     return Answer(Outcome.HOLDS if passed else outcome, [Reason(code, figures)], judged_by)
 
 
 def _changed(record: PairRecord, standing: Standing) -> Answer:
-    """Return how many matrices changed: every other gate, and every figure of a rule, is of
-    matrices.
-    """
+    """Count the matrices that changed: all other gates, and all figures of rules, need some."""
     count, vectors = record.figures.matrices, record.vectors
     if count:
         return _answer(count, True, "changed", matrices=count)
@@ -133,7 +130,7 @@ def _rounding(record: PairRecord, standing: Standing) -> Answer:
 
 
 def _rank(record: PairRecord, standing: Standing) -> Answer:
-    """The share of its directions that a delta has at all, which an adapter of low rank bounds."""
+    """Return the rank of a delta as a share of its size, which an adapter of low rank limits."""
     share = standing.rank_share
     if share is None and not record.has_spectra:
         return _answer(None, False, "no_rank")

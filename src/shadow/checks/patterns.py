@@ -3,9 +3,9 @@
     pattern := [component "."] ["layers" ["." range] "."] [module | "experts." [which "."] range]
 
 At least one of the three, and the layers may follow the module, as in rules; component and module
-may hold * and ?. What is left out is any, and `attn` is `attn.*`. The last range is of experts,
-whether each has tensors of its own or they are stacked in one. What is no such pattern may be the
-beginning of tensors' names, such as `vision_tower`.
+may hold * and ?. What is left out matches anything, and `attn` is `attn.*`. The last range is of
+experts, stacked in one tensor or not. Any other word may be the beginning of tensors' names, such
+as `vision_tower`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAYERS_LAST = re.compile(r"\.(layers?\.\d{1,6}(?:-\d{1,6})?)$")
 
 @dataclass(frozen=True)
 class Pattern:
-    """The places that a text names."""
+    """The places that a text matches."""
 
     text: str
     component: str = "*"
@@ -45,7 +45,7 @@ class Pattern:
     named: frozenset[Place] | None = None  # the places of the tensors whose names begin so
 
     def covers(self, place: Place) -> bool:
-        """Return whether a place is among those that are meant."""
+        """Return whether a place matches."""
         if self.named is not None:
             return place in self.named
         if not fnmatchcase(place.component, self.component):
@@ -61,13 +61,13 @@ class Pattern:
         return self.layers is None or self.layers[0] <= place.layer <= self.layers[1]
 
     def may_cover(self, place: Place) -> bool:
-        """The same, and whether one is meant of a stack whose experts are not distinguished."""
+        """Return whether a place, or one expert of a stack that is not split, matches."""
         pattern = self if place.expert is not None else replace(self, experts=None)
         return pattern.covers(place)
 
 
 class Should(StrEnum):
-    """Request about a tensor."""
+    """Requirement on a tensor."""
 
     MOVE = "move"
     STAY = "stay"
@@ -76,25 +76,25 @@ class Should(StrEnum):
 
     @classmethod
     def first(cls, asked: Collection[Should]) -> Should:
-        """Return what counts of a tensor of whose parts different things are asked."""
+        """Combine the requests for the parts of a tensor."""
         return next(should for should in cls if should in asked)
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """Request about places. The first pattern that names a place counts."""
+    """Patterns of tensors and what should have become of them. The first that matches counts."""
 
     each: Sequence[tuple[Should, Pattern]]
 
     @classmethod
     def of(cls, moved: Sequence[str], frozen: Sequence[str]) -> Patterns:
-        """Make the requests of both options; what both name is frozen. Raises UsageError."""
+        """Make the patterns of both options; what both match is frozen. Raises UsageError."""
         each = [(Should.STAY, pattern_or_name(text)) for text in frozen]
         return cls([*each, *((Should.MOVE, pattern_or_name(text)) for text in moved)])
 
     def at(self, place: Place) -> set[Should]:
-        """Return what is asked of all that may lie at a place: the parts of a fused module that is
-        not cut, and the experts of a stack of unknown size.
+        """Return the request for all that may lie at a place: the parts of a fused module that is
+        not split, and the experts of a stack of unknown size.
         """
         experts = {place.expert}
         if place.expert is None and place.module.startswith("experts."):
@@ -104,16 +104,15 @@ class Patterns:
         return {self._of(one, part) for one in here for part in _parts(one)}
 
     def _of(self, *names: Place) -> Should:
-        """Return what is asked of a matrix, by its own place and by that of the module it is part
-        of.
+        """Return the request for a matrix, by its own place and by that of the module it belongs
+        to.
         """
         named = (should for should, one in self.each if any(map(one.covers, names)))
         return next(named, Should.EITHER)
 
     def of_model(self, names: Mapping[str, Collection[Place]]) -> Patterns:
-        """The same for a model with tensors of these names, at these places.
-
-        Raises UsageError for a pattern that names none of them.
+        """Resolve the patterns for a model with these tensors at these places. Raises UsageError
+        for a pattern that matches none of them.
         """
         places = {place for each in names.values() for place in each}
         every = {*places, *(part for place in places for part in _parts(place))}
@@ -133,14 +132,14 @@ class Patterns:
 
 
 def _parts(place: Place) -> list[Place]:
-    """The places of the parts of a fused module that is not cut; otherwise the place."""
+    """Return the places of the parts of a fused module that is not split; otherwise the place."""
     fused = name_rules().fused
     found = fused.get(f"{place.module}/{place.slot}") or fused.get(place.module)
     return [replace(place, module=name) for name, _ in found.into] if found else [place]
 
 
 def _there(places: Collection[Place]) -> str:
-    """The components, layers, experts and modules of a model, in words."""
+    """List the components, layers, experts and modules of a model, in words."""
     layers = in_ranges(one.layer for one in places if one.layer is not None)
     experts = in_ranges(one.expert for one in places if one.expert is not None)
     parts = [
@@ -153,7 +152,7 @@ def _there(places: Collection[Place]) -> str:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The pattern that a text is. Raises UsageError for a word that no model has."""
+    """Parse a pattern. Raises UsageError for a word that no model has."""
     rules = name_rules()
     if not re.fullmatch(r"[A-Za-z0-9_.*?-]{1,200}", text):
         raise UsageError(f"{short(text)} names no place", SUCH_AS)
@@ -186,9 +185,8 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def pattern_or_name(text: str) -> Pattern:
-    """The pattern that a text is, or names that begin so: with a point or an underscore in it.
-
-    Raises UsageError.
+    """Parse a pattern, or the beginning of names if it has a point or an underscore. Raises
+    UsageError.
     """
     try:
         return parse_pattern(text)
@@ -199,7 +197,7 @@ def pattern_or_name(text: str) -> Pattern:
 
 
 def _of_tensor(text: str) -> str | None:
-    """The module of a tensor's name in most models: of `q_proj`, attn.q."""
+    """Return the module of a tensor's name in most models: attn.q for `q_proj`."""
     for before in ("", "model.layers.0.mlp.", "model.layers.0.self_attn."):
         name = f"{before}{text}.weight"
         place = place_tensors({name: (1, 1)}, {})[name][0].place

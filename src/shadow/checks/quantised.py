@@ -1,4 +1,4 @@
-"""`quantised ORIGINAL QUANTISED`: is it this model in that format, and which tensors are not."""
+"""`quantised ORIGINAL QUANTISED`: whether it is this model in that format, and where it is not."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Copied:
 
     @property
     def outcome(self) -> Outcome:
-        """Return the outcome: inconclusive where the error may be that of GPTQ, AWQ, a round trip
-        through few bits, or a format whose levels are unknown.
+        """The outcome: inconclusive if the error may come from GPTQ, AWQ, a round trip through few
+        bits, or a format whose levels are unknown.
         """
         made = self.noise.may_be(self.format)
         if made == "copy":
@@ -62,7 +62,7 @@ class Copied:
 
     @property
     def against(self) -> Against:
-        """Return why it is no copy; its size is that of what is beyond the format."""
+        """Return why it is no copy, with the size of what is beyond the format."""
         noise, size = self.noise, None
         code = "far" if noise.is_far else "outside"
         if not noise.finite:
@@ -82,7 +82,7 @@ class Copies(Evidence):
 
 
 def judge(found: Copies) -> Answer:
-    """Name what no format makes of the original; what a quantiser may have made is open."""
+    """Name what no format can cause; what a quantiser may have caused is open."""
     tensors, unread = found.tensors, found.unread
     beyond = [one for one in tensors if one.outcome is Outcome.DOES_NOT_HOLD]
     unsure = [one for one in tensors if one.outcome is Outcome.INCONCLUSIVE]
@@ -126,7 +126,7 @@ def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
-    """Every tensor of an original beside its copy."""
+    """Compare every tensor of an original with its copy."""
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, opened_models

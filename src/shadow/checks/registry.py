@@ -1,4 +1,4 @@
-"""Every check, the words that ask those of `shadow verify`, and what `explain` says of a kind."""
+"""All checks, the words by which `shadow verify` knows them, and what `explain` says of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OF_PAIRS = tuple(
 
 
 def pair_claim(text: str) -> Question:
-    """`trained --moved layers.0-7 --frozen embed`, without its sides. Raises UsageError."""
+    """Parse `trained --moved layers.0-7 --frozen embed`, without its sides. Raises UsageError."""
     claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
     if claim in CHECKS and claim not in OF_PAIRS:
         raise UsageError(f"{claim} is no claim of a base and a tuned side", one_of(OF_PAIRS))
@@ -54,7 +54,7 @@ def pair_claim(text: str) -> Question:
 
 
 def one_of(words: Iterable[str]) -> str:
-    """`one of a, b, c`."""
+    """Return `one of a, b, c`."""
     return f"one of {', '.join(words)}"
 
 
@@ -67,8 +67,8 @@ def require_form(
     base: object = None,
     headers: bool = False,
 ) -> Check:
-    """The check of this code. Raises UsageError for a claim that is not known, and for another
-    number of checkpoints or other options than it takes.
+    """Return the check of this code. Raises UsageError for an unknown claim, and for a number of
+    checkpoints or options that it does not take.
     """
     form = CHECKS.get(claim)
     if form is None:
@@ -101,7 +101,7 @@ def question(
     base: AnyReference | None = None,
     headers: bool = False,
 ) -> Question:
-    """The question that these words ask. Raises UsageError, also for a tuned side by component."""
+    """Make the question that words ask. Raises UsageError, also for a tuned side by component."""
     given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
     form = require_form(claim, len(checkpoints), **given)
     for name, side in zip(form.names(len(checkpoints)), checkpoints, strict=True):
@@ -112,7 +112,7 @@ def question(
 
 
 def verify(asked: Question, runtime: Runtime) -> Verification:
-    """Check a claim. Raises ShadowError where a checkpoint cannot be read."""
+    """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
     check = asked.check
     assert check.gather is not None, "a check of checkpoints"
     with (
@@ -125,7 +125,7 @@ def verify(asked: Question, runtime: Runtime) -> Verification:
 
 @dataclass(frozen=True)
 class Kind:
-    """Checks of one kind, in their order."""
+    """Checks of one kind, in order."""
 
     checks: Mapping[str, Check]
     text: str  # what one of them is, as a template of its code, usage, meaning and rate
@@ -133,7 +133,7 @@ class Kind:
 
 
 def kinds() -> Mapping[str, Kind]:
-    """Every check, by kind. Those of a pair's record are imported when they are asked for."""
+    """Return all checks by kind, importing those of a pair's record when called."""
     from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
     from shadow.checks.pair_gates import GATES
 

@@ -1,7 +1,7 @@
 """`related TUNED CANDIDATE...`: which candidate a model is related to, and which one is nearest.
 
-Relation is reported by an exact test, nearness by angles. Which of two related models was trained
-from the other is not known: their weights are as they are either way.
+An exact test decides relation, angles decide nearness. Which of two related models was trained from
+the other is unknown: their weights would be the same either way.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class RelatedUnits:
 
 
 def judge(found: RelatedUnits) -> Answer:
-    """Name the related candidate that is nearest; open where another may be nearer."""
+    """Name the nearest related candidate; open if another may be nearer."""
     names, relations = zip(*found.candidates, strict=True)
     level = ALPHA / len(names)
     related = [number for number, one in enumerate(relations) if _is_related(one, level)]
@@ -99,7 +99,7 @@ def _is_related(one: Relation, level: float) -> bool:
 
 
 def _doubt(found: RelatedUnits, nearest: int, other: int) -> str:
-    """Return why the nearest is not the one on the way to another; empty where it is."""
+    """Return why the nearest is not on the way to another candidate; empty if it is."""
     (_, close), (_, away) = found.candidates[nearest], found.candidates[other]
     if close.distance == 0 < away.distance:
         return ""  # the model is that candidate
@@ -115,7 +115,7 @@ def _doubt(found: RelatedUnits, nearest: int, other: int) -> str:
 
 
 def _how(one: Relation, is_related: bool) -> Reason:
-    """Return what the units of a candidate say."""
+    """Describe what the units of a candidate show."""
     if one.p is None:
         return Reason("unknown", {"why": Reason(one.unknown)})
     if (one.reordered or 0.0) >= REORDERED:
@@ -125,7 +125,7 @@ def _how(one: Relation, is_related: bool) -> Reason:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
-    """Rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
+    """Read rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
     from shadow.run.scan import sampled_units
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.relations.units import corners, relation

@@ -52,7 +52,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Compared(Evidence):
-    """Findings about two checkpoints, called A and B."""
+    """The comparison of two checkpoints, called A and B."""
 
     rows: Sequence[Scanned] = ()
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Compared(Evidence):
 
 
 def judge(found: Compared) -> Answer:
-    """Compare by values; what cannot be read leaves the answer open unless something differs."""
+    """Judge by values; what cannot be read leaves the answer open unless something differs."""
     if found.unscanned:
         is_one = found.unscanned == "one_checkpoint"
         outcome = Outcome.INCONCLUSIVE if is_one else Outcome.HOLDS
@@ -133,13 +133,13 @@ def _against(found: Compared, differ: Sequence[Scanned]) -> list[Against]:
 
 
 def _cast(rounded: tuple[str, str]) -> tuple[str, str]:
-    """`B is A`, and the format that it is rounded to."""
+    """Return `B is A`, and the format that it is rounded to."""
     side, stored = rounded
     return "B is A" if side == "tuned" else "A is B", stored
 
 
 def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) -> list[Reason]:
-    """Return what is wrong, the most telling first."""
+    """Return what is wrong, beginning with what explains most."""
     reasons = []
     of = {"tensors": len(found.rows), "differ": len(differ), "far": far}
     casts = {row.rounded for row in differ}
@@ -165,7 +165,7 @@ def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) 
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
-    """Every tensor of two checkpoints beside its partner; no weights where files are equal."""
+    """Compare two checkpoints tensor by tensor; reads no weights if their files are equal."""
     from shadow.run.sides import found_all, open_found
 
     runtime = replace(runtime, access=replace(runtime.access, dora=True))
@@ -207,7 +207,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
 
 
 def _reshaped(pair: MatrixPair) -> str:
-    """The shapes of a vector that both store as a whole, but not alike; empty where they do."""
+    """Return the shapes of a vector if both sides store it in different ones."""
     assert pair.base is not None, "lined up"
     shapes = pair.base.stored_shape, pair.tuned.stored_shape
     if pair.is_matrix or shapes[0] == shapes[1] or math.prod(shapes[0]) != math.prod(shapes[1]):
@@ -216,7 +216,7 @@ def _reshaped(pair: MatrixPair) -> str:
 
 
 def _have_equal_checksums(first: Found, second: Found) -> bool:
-    """Return whether the Hub has equal checksums of the files of both, which are decoded alike."""
+    """Return whether the files of both, decoded alike, have equal checksums on the Hub."""
     from shadow.checkpoints.opening import Located
 
     if not (isinstance(first, Located) and isinstance(second, Located)):
@@ -231,7 +231,7 @@ def _have_equal_checksums(first: Found, second: Found) -> bool:
 
 
 def _have_equal_files(first: Checkpoint, second: Checkpoint) -> bool:
-    """Return whether the files of two folders hold equal bytes, and are decoded alike."""
+    """Return whether the files of two folders, decoded alike, hold equal bytes."""
     files = [[one.sources[name] for name in sorted(one.sources)] for one in (first, second)]
     if len(files[0]) != len(files[1]) or first.adapter != second.adapter:
         return False
@@ -242,7 +242,7 @@ def _have_equal_files(first: Checkpoint, second: Checkpoint) -> bool:
 
 
 def _are_decoded_alike(first: Located | Checkpoint, second: Located | Checkpoint) -> bool:
-    """Return whether equal bytes mean equal numbers: by how they are packed, and by the heads that
+    """Return whether equal bytes mean equal numbers: the packing agrees, and so do the heads that
     put rows of q and k in order.
     """
     from shadow.checkpoints.formats import settings_in
@@ -258,7 +258,7 @@ def _are_decoded_alike(first: Located | Checkpoint, second: Located | Checkpoint
 
 
 def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
-    """Raise UsageError for an adapter beside a model."""
+    """Raise UsageError for an adapter compared with a model."""
     if (first.adapter is None) != (second.adapter is None):
         adapter, model = (first, second) if first.adapter else (second, first)
         raise UsageError(
@@ -268,9 +268,7 @@ def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
 
 
 def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, float]]:
-    """Return what two adapters multiply the update of a module by, by module, where that
-    differs.
-    """
+    """Return the scales of two adapters by module, where they differ."""
     from shadow.checkpoints.weight_files import adapter_factors
 
     if first.adapter is None or second.adapter is None:
@@ -290,8 +288,8 @@ def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, flo
 
 
 def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> dict[str, str]:
-    """By the key of a pair whose tensors have little in common: what of A the tensor of B holds
-    instead, where that shows. Reads these tensors again.
+    """Return, by the key of pairs whose tensors have little in common, which tensor of A the tensor
+    of B holds instead, if that can be found. Reads these tensors again.
     """
     from shadow.run.scan import sides_of
     from shadow.spectra.entries import compared, mark

@@ -41,7 +41,7 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """A tensor of the full model, or a part of one, beside that of the copy."""
+    """A tensor of the full model, or a part of one, and its copy."""
 
     place: Place
     tensor: str
@@ -62,7 +62,7 @@ class Copy(Evidence):
 
 
 def judge(found: Copy) -> Answer:
-    """Every tensor rounded as its format does, and with a base most of the update kept."""
+    """Judge whether every tensor is only rounded and, with a base, the update mostly left."""
     off = [one for one in found.tensors if one.sums.off]
     figures = _figures(found)
     share = figures.get("update_kept") if found.has_base else None
@@ -89,8 +89,9 @@ def judge(found: Copy) -> Answer:
 
 
 def kept(tensors: Iterable[StoredPart]) -> tuple[float, float] | None:
-    """The share of the update's energy that is kept, as the squared cosine of the stored update and
-    the update, and the norm of copy - full over that of the update. None without an update.
+    """Return the share of the update's energy that is left, as the squared cosine of the stored
+    update and the update, and the norm of copy - full over that of the update. None without an
+    update.
     """
     known = [one.sums for one in tensors if one.sums.finite and one.sums.update is not None]
     update = math.fsum(one.update or 0.0 for one in known)
@@ -130,7 +131,7 @@ def _entries(one: StoredPart) -> Against:
 
 
 def _lost(tensors: Sequence[StoredPart]) -> Iterator[Against]:
-    """The modules that kept too little of the update."""
+    """Return the modules that kept too little of the update."""
     modules: dict[str, list[StoredPart]] = {}
     for one in tensors:
         modules.setdefault(one.module, []).append(one)
@@ -141,12 +142,12 @@ def _lost(tensors: Sequence[StoredPart]) -> Iterator[Against]:
 
 
 def _of(tensors: Sequence[StoredPart], code: str, counts: Mapping[str, int]) -> Reason:
-    """Return what is said of tensors, with their formats."""
+    """Make a reason about tensors, with their formats."""
     return Reason(code, {**counts, "formats": sorted({one.sums.grid for one in tensors})})
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
-    """A full model beside a copy, and beside its base where one is given."""
+    """Compare a full model with a copy, and with its base if one is given."""
     from shadow.checkpoints.pairing import Filter, pair_checkpoints
     from shadow.run.aligned import align_all, plain
     from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
@@ -191,7 +192,7 @@ def _copied(
     base: Checkpoint | None,
     before: MatrixPair | None,
 ) -> StoredPart | Unmatched:
-    """before: the tensor of the base beside that of the full model."""
+    """before: the base's tensor and the full model's."""
     import torch
 
     from shadow.run.aligned import row_of

@@ -1,4 +1,4 @@
-"""The summary of a pair: its record, what is claimed of it, and the finding in words."""
+"""The summary of a pair: its record, the answers of its checks, and the finding in words."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from shadow.summary.record import PairRecord, Row, read_row
 
 
 class Sentence(Row):
-    """A measured statement: code, text, and figures, the numbers that stand in it in full, by
-    their place in summary.json.
+    """A measured statement: code, text, and figures, its unrounded numbers by their keys in
+    summary.json.
     """
 
     __slots__ = ()
 
 
 class Finding(Row):
-    """Findings of a report about its pair: headline, sentences, other_explanations and not_shown.
+    """The finding of a report about its pair: headline, sentences, other_explanations and
+    not_shown.
 
     Sentences are short paragraphs in the order of shadow.telling.finding.CODES, but that a copy's
     `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
@@ -39,22 +40,22 @@ class Finding(Row):
 
 
 class Summary(PairRecord):
-    """Summary of one pair as the terminal shows it; `summary.json` is this as JSON.
+    """Summary of a pair as the terminal shows it; `summary.json` is its JSON.
 
-    Behind the keys of the record: gates; published, its place among released families by the norm
-    of the change, None of a part; finding.
+    Beside the keys of the record: gates; published, its rank among released families by the norm of
+    the change, None for a part of a pair; finding.
     """
 
     __slots__ = ()
 
     @property
     def failed_gates(self) -> list[Gate]:
-        """The gates that the pair does not pass: its figures are then not those of a training."""
+        """The gates that the pair fails: its figures are then not those of a training."""
         return [gate for gate in self.gates if not gate.passed]
 
     @property
     def unknown_gates(self) -> tuple[Gate, ...]:
-        """Of the failed gates those that norms alone, or estimates, cannot answer."""
+        """The failed gates that norms alone, or estimates, cannot answer."""
         if self.has_spectra and not self.estimated:
             return ()
         return tuple(
@@ -63,16 +64,14 @@ class Summary(PairRecord):
 
     @property
     def stopped(self) -> str | None:
-        """The gates that the pair failed, in words; None of none. Those that are unknown did not
-        fail.
-        """
+        """The gates that the pair failed, in words; None if none. Unknown ones did not fail."""
         unknown = self.unknown_gates
         if stopped := [gate.name for gate in self.failed_gates if gate not in unknown]:
             return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
         return None
 
     def __str__(self) -> str:
-        """The pair and its finding: all fields would fill screens."""
+        """The pair and its finding; all fields would fill screens."""
         return f"{self.family}:{self.pair}. {self.finding}"
 
     def as_json(self) -> dict[str, Any]:
@@ -80,13 +79,13 @@ class Summary(PairRecord):
         return copy.deepcopy(dict(self))
 
     def with_warning(self, text: str) -> Summary:
-        """The same summary with one more warning, about its age."""
+        """Return the same summary with one more warning, about its age."""
         warnings, codes = [*self.warnings, text], [*self.warning_codes, "older_report"]
         return self.with_values(warnings=warnings, warning_codes=codes)
 
 
 def summary_from_json(stored: object) -> Summary:
-    """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
+    """Parse a summary. Raises TypeError if the JSON is not that of a summary."""
     summary = Summary(read_row("pair", stored))
     if len(summary.warnings) != len(summary.warning_codes):
         raise TypeError
@@ -96,8 +95,8 @@ def summary_from_json(stored: object) -> Summary:
 def broken(summary: Summary) -> list[Sentence]:
     """Return the sentences of a finding whose codes are in BROKEN; damage names its tensors.
 
-    `unrelated` and `part_shared` say that the two are not states of one model. A small part that
-    is missing is no reason, nor is what a filter left out.
+    `unrelated` and `part_shared` say that the two are not states of one model. A small missing part
+    is not broken, nor is what a filter left out.
     """
     paired = all(gate.passed for gate in summary.gates if gate.name == "paired")
     return [

@@ -64,7 +64,7 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A tensor, and what is asked of it."""
+    """A tensor, and what is required of it."""
 
     row: Scanned
     place: Place
@@ -80,7 +80,7 @@ class Moved:
 
     @property
     def rounded_to(self) -> str | None:
-        """The format to which the base's values were rounded, and no more; it may be stored in a
+        """The format to which the base's values were only rounded; it may be stored in a
         wider one.
         """
         rounded = self.row.rounded
@@ -88,25 +88,25 @@ class Moved:
 
     @property
     def has_moved(self) -> bool:
-        """Return whether any entry differs by more than a cast."""
+        """Return whether an entry differs by more than a cast."""
         return self.row.changed > 0 and self.rounded_to is None
 
     def stuck(self, step: float) -> int:
-        """Entries that did not move, where half a unit in the last place is above that step."""
+        """Count entries that stayed as half a unit in the last place exceeds the step."""
         return sum(cell.entries - cell.changed for cell in self.cells if cell.half_ulp > step)
 
 
 @dataclass(frozen=True)
 class Training(Evidence):
-    """Every tensor of a base and of a model that was trained from it. Those of one side are such as
-    a pattern names, those not compared such as whose steps are not known.
+    """Every tensor of a base and of a model trained from it. Unmatched are tensors that a pattern
+    names and one side lacks; those not compared include tensors whose step is unknown.
     """
 
     tensors: Sequence[Moved]
 
 
 def judge(found: Training) -> Answer:
-    """Every tensor that should move has to, by more than a cast, and no frozen entry may."""
+    """Judge whether all tensors that should move did, by more than a cast, and no frozen one."""
     named, frozen, others = (
         [one for one in found.tensors if one.should is should] for should in Should
     )
@@ -151,7 +151,7 @@ def judge(found: Training) -> Answer:
 
 
 def typical_step(tensors: Sequence[Moved]) -> float | None:
-    """The root mean square of what entries moved by; None where the grid hides it."""
+    """Return the root mean square of the steps of entries; None if the grid hides it."""
     cells = [cell for one in tensors for cell in one.cells if cell.changed >= FREE * cell.entries]
     entries = sum(cell.entries for cell in cells)
     if entries < SAMPLE:
@@ -171,7 +171,7 @@ def _why_stayed(one: Moved, step: float | None) -> Reason:
 def _noted(
     found: Training, named: Sequence[Moved], others: Sequence[Moved], step: float | None
 ) -> tuple[dict[str, Figure], list[Reason]]:
-    """Return what is said beside the answer, and its figures."""
+    """Return notes beside the answer, and their figures."""
     figures: dict[str, Figure] = {}
     notes = list[Reason]()
     updates = [one for one in found.tensors if one.is_update]
@@ -195,7 +195,7 @@ def _noted(
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
-    """Every tensor of a base beside the trained one, and what the grid let its entries do."""
+    """Compare every tensor of a base with the trained one, and find which steps the grid allows."""
     from shadow.run.adapted import line_up_adapter
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
@@ -232,7 +232,7 @@ def _moved(
     base: Checkpoint,
     tuned: Checkpoint,
 ) -> Moved | Unmatched:
-    """Return what is found of a pair; Apart where it is not known whether it moved as it should."""
+    """Measure a pair; Unmatched if it is unknown whether it moved as it should."""
     from shadow.run.aligned import row_of
     from shadow.run.scan import binades_of, is_initial, is_raw, rounding_between, sides_of
 
@@ -260,7 +260,7 @@ def _moved(
 
 
 def _asked(places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPair) -> set[Should]:
-    """Return what is asked of each matrix of a pair; without patterns, that an adapter's moves."""
+    """Return what is required of the matrices of a pair; without patterns, an adapter's move."""
     from shadow.run.aligned import is_whole
     from shadow.run.scan import is_raw
 
@@ -276,7 +276,7 @@ def _asked(places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPai
 
 
 def _left_alone(base: Checkpoint, moved: set[Place], patterns: Patterns) -> list[Moved]:
-    """The tensors of a base that an adapter has no part of."""
+    """Return the tensors of a base that an adapter does not touch."""
     from shadow.run.aligned import parts_of
     from shadow.run.scan import in_words
 
@@ -307,14 +307,14 @@ CHECK = Check(
 
 @dataclass(frozen=True)
 class SnapshotTensors:
-    """The tensors of a model in memory when it was taken."""
+    """The tensors of a model in memory at the time of a snapshot."""
 
     tensors: Mapping[str, TensorInfo]
     checksums: Mapping[str, str | None]  # in memory each has one
 
 
 def taken(model: Checkpoint) -> SnapshotTensors:
-    """A snapshot of a model, every entry of which is read once."""
+    """Take a snapshot of a model, reading every entry once."""
     tensors = model.tensors.items()
     found = {name: model.sources[info.shard].checksum(info) for name, info in tensors}
     return SnapshotTensors(model.tensors, found)
@@ -323,7 +323,7 @@ def taken(model: Checkpoint) -> SnapshotTensors:
 def training_since(
     before: SnapshotTensors, model: Checkpoint, moved: Sequence[str], frozen: Sequence[str]
 ) -> Training:
-    """The evidence of `trained`: a tensor whose bytes changed moved, by how much is not known."""
+    """Make the evidence of `trained`: a tensor whose bytes changed moved, by an unknown amount."""
     from shadow.run.aligned import parts_of
 
     patterns = Patterns.of(moved, frozen)
@@ -354,6 +354,6 @@ def training_since(
 
 
 def _is_even(model: Checkpoint, info: TensorInfo) -> bool:
-    """Return whether every entry of a vector is 1, or every one is 0, as norms and biases begin."""
+    """Return whether all entries of a vector are 1, or all are 0, as norms and biases start."""
     whole = model.tensor(info).whole()
     return bool((whole == 1).all() or (whole == 0).all())

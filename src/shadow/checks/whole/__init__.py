@@ -1,6 +1,6 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-Beside this file: shards, values, names (what a loader expects) and configs (tokens, adapters).
+In this package: shards, values, names (what a loader expects) and configs (tokens, adapters).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
 
 @dataclass(frozen=True)
 class Whole:
-    """Findings about one checkpoint; None of anything that was not examined."""
+    """Facts about one checkpoint; None for what was not examined."""
 
     files: shards.FileFacts
     values: values.Values | None = None
@@ -50,7 +50,7 @@ class Whole:
 
 
 def judge(found: Whole) -> Answer:
-    """Every part by itself: one fault is enough, and what is not known leaves it open."""
+    """Judge every part by itself: one fault is enough, and what is unknown leaves it open."""
     part = Findings()
     shards.judge_files(part, found.files)
     if found.values is not None:
@@ -76,7 +76,7 @@ def judge(found: Whole) -> Answer:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
-    """Headers and small files first, then a loader, then one sweep over values."""
+    """Read headers and small files, then ask a loader, then sweep once over values."""
     read = not asked.headers
     checkpoint, stored, small, files = shards.open_whole(
         asked.models[0], runtime, scratch, with_values=read
@@ -117,7 +117,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:
-    """Embedding and head of the language model; whether it has other components."""
+    """Return embedding and head of the language model, and whether it has other components."""
     from shadow.places.architecture import place_tensors
 
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}

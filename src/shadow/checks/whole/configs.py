@@ -1,5 +1,5 @@
-"""`whole`: tokens of config, generation config and tokenizer against each other and the rows; the
-config of an adapter against its factors.
+"""`whole`: tokens in config, generation config and tokenizer, compared with each other and the
+rows; an adapter's config, compared with its factors.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ OF_ADAPTERS = {
 
 @dataclass(frozen=True)
 class Words:
-    """Tokens as files name them, and the number of rows that there are for them."""
+    """Tokens as files name them, and the number of rows for them."""
 
     ids: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     """By kind (eos, bos, pad), by file that names some: its tokens."""
@@ -65,7 +65,7 @@ class Words:
 
 
 def judge_words(part: Findings, found: Words) -> None:
-    """Tokens without a row, and files that do not agree where generation stops."""
+    """Find tokens without a row, and files that disagree on where generation stops."""
     rows, size = found.rows or found.vocab_size, found.vocab_size
     for kind, files in found.ids.items():
         for file, tokens in files.items():
@@ -91,7 +91,7 @@ def judge_words(part: Findings, found: Words) -> None:
 
 
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
-    """Return what the small files of a checkpoint say of tokens. facts: the other fields."""
+    """Return what the small files of a checkpoint say about tokens. facts: the other fields."""
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )
@@ -123,7 +123,7 @@ def _text(value: object) -> str:
 
 
 def _vocabulary(small: Mapping[str, bytes], tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> number, as tokenizer.json or vocab.json has them; empty where none is there."""
+    """Return the number of each token in tokenizer.json or vocab.json; empty without these."""
     whole = json_object(small.get("tokenizer.json"))
     model, listed = whole.get("model"), whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
@@ -153,7 +153,7 @@ class Factors:
 
 
 def judge_adapter(part: Findings, found: Factors) -> None:
-    """The config against factors, module by module."""
+    """Compare the config with the factors, module by module."""
     part.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
     if config.get("peft_type") != "LORA":
@@ -209,7 +209,7 @@ def _is_named(module: str, name: str) -> bool:
 def read_factors(
     config: bytes | None, stored: Mapping[str, TensorInfo], swept: Sequence[Swept]
 ) -> Factors:
-    """The factors of an adapter that was opened, and which of those that were read are zero."""
+    """Return the factors of an opened adapter, and which of those that were read are zero."""
     from shadow.checkpoints.weight_files import FACTOR, PREFIX
 
     shapes: defaultdict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)

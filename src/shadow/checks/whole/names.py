@@ -1,4 +1,4 @@
-"""`whole`: what a loader expects of names and shapes, and what config promises."""
+"""`whole`: the names and shapes that a loader expects, and what config promises."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Names:
 
 
 def judge_names(part: Findings, found: Names) -> None:
-    """Judge what a loader would miss, leave out or refuse, and what it ignores."""
+    """Judge what a loader would miss, leave out, refuse or ignore."""
     for prefix, count in wrapped(found.tensors).items():
         part.fault(prefix, "prefix", prefix=prefix, tensors=count)
     layers = _judge_experts(part, found)
@@ -99,7 +99,7 @@ def judge_names(part: Findings, found: Names) -> None:
 
 
 def wrapped(names: Collection[str]) -> dict[str, int]:
-    """By prefix that a wrapper left in names, how many names have it."""
+    """Count the names that begin with a prefix of a wrapper, by prefix."""
     counts = Counter(prefix for name in names for prefix in {*WRAPPED.findall(name)})
     # a part of a model may be called module; one that wraps has all of it
     return {
@@ -110,7 +110,7 @@ def wrapped(names: Collection[str]) -> dict[str, int]:
 
 
 def _judge_loading(part: Findings, found: Names, layers: Collection[str]) -> None:
-    """layers: those that lack an expert, which is named already."""
+    """layers: those that lack an expert, which is reported already."""
 
     def is_named(name: str) -> bool:
         match = LAYER.fullmatch(name)
@@ -136,7 +136,7 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def _judge_experts(part: Findings, found: Names) -> set[str]:
-    """Name experts that a layer lacks and others like it have -> such layers."""
+    """Report experts that a layer lacks and similar layers have; return such layers."""
     there: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for match in filter(None, map(EXPERT.fullmatch, found.tensors)):
         there[match["owner"]][match["rest"]].add(int(match["expert"]))
@@ -162,7 +162,7 @@ def _judge_experts(part: Findings, found: Names) -> set[str]:
 
 
 def _judge_mtp(part: Findings, found: Names) -> None:
-    """Layers that predict further tokens, which config counts and many loaders ignore."""
+    """Report layers that predict further tokens, which config counts and many loaders ignore."""
     promised = number_of(found.config, MTP_KEYS)
     named = [name for name in found.tensors if MTP.fullmatch(name)]
     beyond = [name for name in found.tensors if _is_beyond(name, found.config)]
@@ -175,7 +175,7 @@ def _judge_mtp(part: Findings, found: Names) -> None:
 
 
 def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a tensor is of a layer after the last that config counts, where it promises
+    """Return whether a tensor belongs to a layer after the last that config counts, if it promises
     more.
     """
     match, layers = LAYER.fullmatch(name), number_of(config, ("num_hidden_layers",))
@@ -183,13 +183,13 @@ def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the language model inside; empty where there is none."""
+    """Return the config of the language model inside; empty if there is none."""
     inner = (config.get(key) for key in ("text_config", "llm_config", "language_config"))
     return next((one for one in inner if isinstance(one, dict)), {})
 
 
 def number_of(config: Mapping[str, Any], keys: Sequence[str]) -> int:
-    """The first of these keys that is a whole number; 0 where none is."""
+    """Return the first of these keys that is a whole number; 0 if none is."""
     values = (part.get(key) for part in (config, text_config(config)) for key in keys)
     return next((value for value in values if type(value) is int and value > 0), 0)
 
@@ -204,7 +204,7 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
 
 
 def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> Expected:
-    """Ask a loader about names and shapes, where one can be asked."""
+    """Ask a loader about names and shapes, if one can be asked."""
     from shadow.checkpoints.expected import Expected, expected
 
     classes = checkpoint.config.get("architectures")
@@ -231,8 +231,8 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
 def gather_tied(
     checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool
 ) -> Tied | None:
-    """A head and the embedding that config, or the class (is_tied), ties it to. runtime: None where
-    values are not read.
+    """Return a head and the embedding that config, or the class (is_tied), ties it to. runtime:
+    None if values are not read.
     """
     infos = [checkpoint.tensors[name] for name in names]
     parts = (checkpoint.config, text_config(checkpoint.config))

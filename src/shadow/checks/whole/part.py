@@ -12,7 +12,7 @@ from shadow.templates import Reason, Value
 
 @dataclass
 class Findings:
-    """Faults, doubts (what could not be checked) and notes as they are found."""
+    """Faults, doubts (what could not be checked) and notes, as they are found."""
 
     against: list[Against] = field(default_factory=list)
     doubts: list[Against] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Findings:
 
 
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
-    """Merge equal reasons, each with all its names; by_code: also those whose figures differ."""
+    """Merge equal reasons, each with all its names. by_code: merge different figures as well."""
     groups: dict[object, list[Against]] = {}
     for one in found:
         groups.setdefault(one.why.code if by_code else one.why, []).append(one)
@@ -42,7 +42,7 @@ def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]
 
 
 def json_object(content: bytes | None) -> Mapping[str, Any]:
-    """A file of JSON as an object; empty where it is none."""
+    """Parse a JSON file with an object; empty if it has none."""
     from shadow.checkpoints.safetensors_files import strict_json
 
     try:

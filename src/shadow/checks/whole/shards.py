@@ -1,5 +1,5 @@
-"""`whole`: open one checkpoint as far as its files can be read, and whether index, shards, headers
-and other sets of weights beside them agree.
+"""`whole`: open a checkpoint as far as its files can be read, and compare index, shards, headers
+and other sets of weights in its folder.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class OtherSet:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Contents of index, files and headers of a checkpoint, each by itself."""
+    """Contents of index, files and headers of a checkpoint, separately."""
 
     read: Sequence[str]  # the files of weights that transformers reads
     headers: Mapping[str, Mapping[str, TensorInfo]] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class FileFacts:
 
     @property
     def missing(self) -> dict[str, int]:
-        """Shards that are not there, and how many tensors the index puts in them."""
+        """The missing shards, and how many tensors the index puts in them."""
         shards = [*self.weight_map.values()]
         return {name: shards.count(name) for name in self.read if name not in self.names}
 
@@ -96,7 +96,7 @@ class FileFacts:
 
 
 def judge_files(part: Findings, found: FileFacts) -> None:
-    """Judge contradictions, a row a file or tensor; oddities are notes."""
+    """Report contradictions, a row a file or tensor; oddities are notes."""
     for name in found.pointers:
         part.fault(name, "pointer")
     for name, count in found.missing.items():
@@ -149,8 +149,8 @@ Opened = tuple["Checkpoint | None", Mapping[str, "TensorInfo"], Mapping[str, byt
 def open_whole(
     reference: Reference, runtime: Runtime, scratch: Path, *, with_values: bool
 ) -> Opened:
-    """Open a checkpoint. What is wrong with files of safetensors in a folder is evidence; with all
-    others it raises ShadowError.
+    """Open a checkpoint. Errors in safetensors files of a folder are evidence; for all others it
+    raises ShadowError.
     """
     root = Path(reference.repo)
     if reference.is_folder and root.is_dir() and reference not in runtime.found:
@@ -161,7 +161,7 @@ def open_whole(
 
 
 def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
-    """A checkpoint of the Hub, of GGUF or `.bin` files, one file, or one in memory."""
+    """Open a checkpoint of the Hub, of GGUF or `.bin` files, of one file, or in memory."""
     from shadow.checkpoints.listing import Listing, listings_of, read_small
     from shadow.run.sides import find_checkpoint, open_found, require_gguf
 
@@ -199,7 +199,7 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
 
 
 class Folder:
-    """A folder with files of safetensors, of which any may be broken."""
+    """A folder of safetensors files, any of which may be broken."""
 
     def __init__(self, root: Path, names: set[str], *, with_values: bool) -> None:
         self.root, self.names, self.with_values = root, names, with_values
@@ -219,7 +219,7 @@ class Folder:
                 self.unreadable[name] = error.message.removeprefix(f"{name}: ")
 
     def opened(self) -> Opened:
-        """The weights that transformers reads, and all that may contradict them."""
+        """The weights that transformers reads, and everything that may contradict them."""
         from shadow.checkpoints.formats import with_matrices
         from shadow.checkpoints.opening import Checkpoint, small_tensor
 
@@ -245,8 +245,8 @@ class Folder:
         return checkpoint if tensors else None, tensors, self.small, files
 
     def _read(self, name: str) -> None:
-        """Read a small file, or the header of one of weights. Raises OSError, ShadowError, and
-        ValueError for a config that is no JSON.
+        """Read a small file, or the header of a weights file. Raises OSError, ShadowError, and
+        ValueError for a config that is not JSON.
         """
         from shadow.checkpoints.listing import kind_of
         from shadow.checkpoints.safetensors_files import header_of, held_shard, strict_json
@@ -269,7 +269,7 @@ class Folder:
                 strict_json(content)
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
-        """The files that transformers reads, in its order, and what an index says of them."""
+        """The files that transformers reads, in order, and what an index says about them."""
         from shadow.checkpoints.weight_files import checked_weight_map
 
         weights = {name for name in self.names if name.endswith(".safetensors")}
@@ -292,7 +292,7 @@ class Folder:
         return same_values(lambda info: self.sources[info.shard].tensor(info), one, other)
 
     def _others(self, read: Sequence[str], tensors: Mapping[str, TensorInfo]) -> Iterator[OtherSet]:
-        """Every other set of weights, compared where its values can be."""
+        """Compare every other set of weights whose values can be read."""
         rest = [name for name in sorted(self.headers) if name not in read]
         consolidated = [*filter(CONSOLIDATED.fullmatch, rest)]
         copies = [name for name in rest if self.headers[name].keys() & tensors.keys()]
@@ -313,8 +313,8 @@ class Folder:
             yield OtherSet(pickled[0], differing, self._is_newer(pickled, read))
 
     def _differing_by_place(self, file: str, read: Sequence[str]) -> list[str] | None:
-        """Tensors without an equal one in a file that has other names for them, such as Mistral's.
-        None where they cannot be read, or are not those that transformers reads.
+        """Return tensors without an equal one in a file with other names, such as Mistral's. None
+        if they cannot be read, or are not those that transformers reads.
         """
         from shadow.checkpoints.opening import open_folder
         from shadow.run.aligned import align_all
@@ -341,8 +341,8 @@ class Folder:
     def _differing_from_pickles(
         self, files: Sequence[str], tensors: Mapping[str, TensorInfo]
     ) -> list[str] | None:
-        """Tensors without an equal one in pickles, which are not opened: their archives have a size
-        and a checksum of each storage. None where these cannot decide.
+        """Return tensors without an equal one in pickles, which are not opened: their archives have
+        the size and checksum of each storage. None if these cannot decide.
         """
         stored: set[tuple[int, int]] = set()
         for name in files:

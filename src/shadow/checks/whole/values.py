@@ -49,7 +49,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Values:
-    """Tensors, and what their values look like."""
+    """Tensors, and statistics of their values."""
 
     stored: Mapping[str, TensorInfo]
     swept: Sequence[Swept] = ()
@@ -60,7 +60,7 @@ class Values:
 
 
 def judge_values(part: Findings, found: Values) -> None:
-    """Name faults; zeros that models have by design are none."""
+    """Report faults; zeros that models have by design are none."""
     part.figures |= {"tensors": len(found.stored), "tensors_read": len(found.swept)}
     for name, info in found.stored.items():
         if FLAT.fullmatch(name):
@@ -81,7 +81,7 @@ def judge_values(part: Findings, found: Values) -> None:
 
 
 def role(name: str) -> str:
-    """A name without its numbers, as other layers have it too."""
+    """Return a name without its numbers, which other layers share."""
     return re.sub(r"\d+", "#", name)
 
 
@@ -116,7 +116,7 @@ def _judge_tensor(part: Findings, one: Swept, found: Values, peers: Sequence[boo
 
 
 def _judge_rows(part: Findings, one: Swept) -> None:
-    """Rows of a matrix, or of a stack of experts, that are zero or of one value."""
+    """Report rows of a matrix, or of a stack of experts, that are zero or constant."""
     name, shape, seen = one.info.name, one.info.shape, one.found
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
@@ -130,7 +130,7 @@ def _judge_rows(part: Findings, one: Swept) -> None:
 
 
 def _judge_vocabulary(part: Findings, one: Swept, tokens: int) -> None:
-    """Rows of zeros at the end are padding, and a few others are tokens that nothing uses."""
+    """Judge zero rows: those at the end are padding, and a few others unused tokens."""
     name, rows, zero = one.info.name, one.info.shape[0], {*one.found.zero_rows}
     end = rows
     while end - 1 in zero:
@@ -142,7 +142,7 @@ def _judge_vocabulary(part: Findings, one: Swept, tokens: int) -> None:
 
 
 def _judge_scales(part: Findings, found: Values) -> None:
-    """Packed numbers without a scale that others of their kind have, or that their format needs."""
+    """Report packed numbers without a scale that similar ones have, or that their format needs."""
     pieces: defaultdict[str, set[str]] = defaultdict(set)
     numbers: dict[str, tuple[str, tuple[str, str]]] = {}  # by module, its name and kind
     for name, info in found.stored.items():
