@@ -1,13 +1,13 @@
-"""The command line. `main` is the command `shadow`; all the rest is imported when it runs.
+"""The command line. `main` is the command `shadow`; it imports all other modules when it runs.
 
-This module imports nothing: an interrupt before `main` has begun would end in a traceback.
+This module imports nothing: an interrupt before `main` would end in a traceback.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """The `shadow` command. Ends the process by SystemExit, whatever happens.
+    """Run the `shadow` command; always ends the process by SystemExit.
 
     From its first line on, its own imports included, Ctrl-C ends it with one line on stderr and
     exit code 130.

@@ -1,4 +1,4 @@
-"""`shadow audit`: measure pairs, one by one or as a list. `shadow plan`: what that would take."""
+"""`shadow audit`: measure pairs, one by one or as a list. `shadow plan`: what that would need."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def audit(
 
 @dataclass(frozen=True)
 class _Judge:
-    """Judges what becomes of pairs. One that failed does not stop the others."""
+    """Judges the results of pairs. A failed pair does not stop the others."""
 
     request: AuditRequest
     rules: Mapping[Pair, Mapping[str, Rule]]
@@ -180,7 +180,7 @@ class _Judge:
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> None:
-    """At the end: of several pairs how they stand, and all that is given as JSON."""
+    """Show at the end how several pairs stand, and everything that is printed as JSON."""
     from shadow.gates.document import rules_document
     from shadow.lists.document import list_document
     from shadow.lists.index import read_index

@@ -46,7 +46,7 @@ def _shadow(
 
 
 def _add(group: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
-    """Add a command. Its help is its docstring, a line a paragraph, as Rich shows its lines."""
+    """Add a command. Its help is its docstring, a line a paragraph, as Rich keeps line breaks."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     group.command(name, cls=Command, help=text)(options.typed(command))
@@ -72,9 +72,9 @@ COLLECT_AFTER = 20_000
 def _prepare_process() -> None:
     """Set up the whole process, before a command imports torch or NumPy.
 
-    Here alone: whoever imports a module of `shadow` keeps the process as it is. One BLAS thread for
-    each worker (see shadow.run.workers); torch and NumPy read these variables when they are
-    imported, which no module of this room does before a command runs.
+    Only here: importing a module of `shadow` leaves the process unchanged. One BLAS thread for each
+    worker (see shadow.run.workers); torch and NumPy read these variables on import, which no module
+    of this package does before a command runs.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -85,7 +85,7 @@ def _prepare_process() -> None:
 def run() -> int:
     """Run the command of `sys.argv`; returns its exit code. Errors are printed on stderr.
 
-    Raises KeyboardInterrupt where it was interrupted, unless the same command continues its work.
+    Raises KeyboardInterrupt if interrupted, unless the same command can continue the work.
     """
     _prepare_process()
     console.begin()

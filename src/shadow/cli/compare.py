@@ -133,7 +133,7 @@ def lineage(
 
 
 def _reports_of(target: str, output: Path, *, is_family: bool) -> list[Path]:
-    """The finished reports that an argument stands for."""
+    """Return the finished reports that an argument names."""
     if not is_family:
         path = reports_here(Path(target))
         if os.path.lexists(path):

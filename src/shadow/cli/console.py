@@ -1,4 +1,4 @@
-"""stdout is data, stderr is talk. The only module that prints; faults become words here."""
+"""Data goes to stdout, messages to stderr. The only module that prints; it words the errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters
 
 
 def forgive_letters() -> None:
-    """Print a question mark for a letter that the terminal lacks: it must not end an audit."""
+    """Print a question mark for a character that the terminal lacks: no audit must end of it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -40,7 +40,7 @@ _views = 0  # that this command has displayed
 
 
 def begin() -> None:
-    """Begin a command: nothing has been displayed."""
+    """Begin a command: nothing has been shown yet."""
     global _views
     _views = 0
 
@@ -48,7 +48,7 @@ def begin() -> None:
 def show(document: Document) -> None:
     """Print data for people, on stdout: one view, after a blank line unless it is first or close.
 
-    Tables bring blank lines of their own: none stays at either end, and two in a row become one.
+    Blank lines of tables are removed at both ends, and two in a row become one.
     """
     from shadow.outputs.terminal import View
 
@@ -80,27 +80,27 @@ def show_json_pairs(
 
 
 def show_text(text: str) -> None:
-    """Print Markdown or other data on stdout as it is: never wrapped or coloured."""
+    """Print Markdown or other data on stdout unchanged, never wrapped or coloured."""
     print(text if is_watched(out) else inert(text), end="")
 
 
 def say(text: str) -> None:
-    """Print one line of talk, on stderr."""
+    """Print one message line on stderr."""
     _print(err, escape(visible(redacted(as_given(text)))))
 
 
 def say_nothing(text: str) -> None:
-    """Drop a line of talk, as `--quiet` does."""
+    """Drop a message line, for `--quiet`."""
 
 
 def flush() -> None:
-    """Write what stdout still holds: a full disk is noticed now, and not by the interpreter."""
+    """Write what stdout still holds, so that a full disk is noticed here, not on exit."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def give_up() -> None:
-    """Drop what stdout still holds and cannot write, so that no flush at the end fails again."""
+    """Drop what stdout still holds and cannot write, so that no later flush fails again."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -113,7 +113,7 @@ def annotate(command: str) -> None:
 def complain(error: ShadowError) -> None:
     """Print an expected error: one line, and what to do next.
 
-    What was typed may be repeated as it was, so passwords are left out here.
+    The text may repeat what was typed, so passwords are left out here.
     """
     message, hint = (redacted(as_given(text)) for text in (error.message, error.hint or ""))
     _print(err, f"[bold red]error:[/] {escape(visible(message))}")
@@ -123,8 +123,8 @@ def complain(error: ShadowError) -> None:
 
 @contextlib.contextmanager
 def continuable(folders: Iterable[Path]) -> Iterator[None]:
-    """An interrupt of the work of a block leaves it to the same command to continue, where it made
-    any of its folders: there is none as long as nothing is kept.
+    """Mark an interrupt in this block as continuable by the same command, if the work created any
+    of its folders; otherwise nothing was saved yet.
     """
     try:
         yield
@@ -142,8 +142,8 @@ def _print(console: Console, renderable: RenderableType) -> None:
 
 
 def _rendered(console: Console, renderable: RenderableType) -> str:
-    """Render as a console would print. For a file or a pipe, without the spaces that fill cells
-    up to their width, and without commands to what may run this.
+    """Render as a console would print. For a file or a pipe, without the spaces that fill cells,
+    and without workflow commands to a CI runner.
     """
     with console.capture() as captured:
         console.print(renderable)
@@ -153,16 +153,16 @@ def _rendered(console: Console, renderable: RenderableType) -> str:
 
 
 def is_watched(console: Console) -> bool:
-    """Return whether a person sees it. Console.is_terminal is true in CI too, with FORCE_COLOR."""
+    """Return whether a person watches. Console.is_terminal is true in CI too, with FORCE_COLOR."""
     return console.is_terminal and console.file.isatty()
 
 
 def pairs_progress(
     total: int, *, together: bool, hidden: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
-    """Bars on stderr, while somebody watches, and elsewhere a line every half minute.
+    """Show bars on stderr if somebody watches, otherwise a line every half minute.
 
-    together: of pairs whose reports are not shown one by one. hidden: nothing.
+    together: for pairs whose reports are not shown one by one. hidden: show nothing.
     """
     from shadow.cli import progress
 
@@ -176,7 +176,7 @@ def pairs_progress(
 def steps(
     title: str, *, hidden: bool = False
 ) -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
-    """A bar of steps on stderr, with the last one's name, while somebody watches."""
+    """Show a bar of steps on stderr, with the last one's name, if somebody watches."""
     if hidden or not is_watched(err):
         return contextlib.nullcontext(lambda done, total, what: None)
     from shadow.cli import progress

@@ -113,7 +113,7 @@ def gate(
 
 
 def begin(junit: Path | None, command: str) -> None:
-    """Before anything more, replace the JUnit file of an earlier run by an error."""
+    """Replace the JUnit file of an earlier run by an error, before the work begins."""
     if junit is not None:
         from shadow.outputs.ci import begin_junit
 
@@ -121,7 +121,7 @@ def begin(junit: Path | None, command: str) -> None:
 
 
 def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
-    """Return the rules of a command. Raises UsageError for one that makes no sense."""
+    """Return the rules of a command. Raises UsageError for an invalid one."""
     if not rules.fail_on and rules.policy is None and rules.against is None:
         return ()
     from shadow.gates.rules import gather
@@ -131,7 +131,7 @@ def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
 
 
 def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
-    """Return the claims of a list about its pairs, as rules. Raises UsageError, with its line."""
+    """Return the claims of a list about its pairs, as rules. Raises UsageError with the line."""
     from shadow.gates.rules import claim_rule
 
     return {
@@ -142,7 +142,7 @@ def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
 
 
 def at_fault(family: str, pair: str, error: ShadowError, **more: Any) -> Judgement:
-    """Print the error of a pair without a new report, and judge it."""
+    """Print the error of a pair that has no new report, and judge the pair."""
     from shadow.gates.verdicts import Judgement
 
     console.complain(error)
@@ -152,9 +152,10 @@ def at_fault(family: str, pair: str, error: ShadowError, **more: Any) -> Judgeme
 def baselines_of(
     rules: shared.Rules, pairs: list[tuple[str, str]], say: Callable[[str], None]
 ) -> dict[tuple[str, str], JudgedReport]:
-    """Return the earlier reports of pairs, by family and pair. say: gets a line if there are none.
+    """Return the earlier reports of pairs, by family and pair. say: called with a line if there are
+    none.
 
-    Raises ShadowError where there is no such folder, or it holds no reports.
+    Raises ShadowError if there is no such folder, or it holds no reports.
     """
     against = rules.against
     if against is None:
@@ -179,7 +180,7 @@ def baselines_of(
 
 
 def summarise(shown: Document) -> None:
-    """Append to the summary of a step, where GitHub Actions runs one."""
+    """Append to the summary of the step, if GitHub Actions runs one."""
     from shadow.outputs.ci import append_summary
 
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -191,8 +192,8 @@ def summarise(shown: Document) -> None:
 
 
 def finish(judged: Sequence[Judgement], rules: shared.Rules, *, wrong_usage: bool = False) -> None:
-    """Report to people, GitHub Actions and a JUnit file what came of every pair, and exit with its
-    code.
+    """Report the results of all pairs to people, GitHub Actions and a JUnit file, and exit with
+    their code.
 
     wrong_usage: no pair has what was asked for.
     """

@@ -105,10 +105,11 @@ def explain(
 
 
 def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
-    """All that a word stands for: a head of a table, a column, another word of the screens, a term.
+    """Return everything that a word means: a head of a table, a column, another word of the
+    screens, a term.
 
-    A space stands for an underscore in the name of a column, and a name with points for a figure
-    of summary.json. Raises UsageError where the word is not known.
+    A space may replace an underscore in the name of a column; a name with points is a figure of
+    summary.json. Raises UsageError if the word is unknown.
     """
     from shadow.reports.words import FILES, GLOSSARY, HEADS, Head, head_of, meaning_of
     from shadow.telling.dictionary import other_words

@@ -1,4 +1,4 @@
-"""Options that commands share, the words that the shell offers, and what typed words name."""
+"""Options that commands share, the words that shells complete, and what typed words refer to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def on_this_machine(given: Any) -> Any:
-    """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
+    """Refuse a URL for an option that takes a path: it would become a folder called `s3:`."""
     for path in given if isinstance(given, list) else [given]:
         if path is not None and (url := url_of(path)) is not None:
             hint = "name a place on this machine, and copy from or to the URL"
@@ -43,7 +43,7 @@ def on_this_machine(given: Any) -> Any:
 
 
 def anywhere(given: Any) -> Any:
-    """A callback of options that also take URLs: refuses at once those that are not supported."""
+    """Refuse unsupported URLs at once, for an option that also takes URLs."""
     if isinstance(given, list):
         return [anywhere(one) for one in given]
     place = None if given is None else located(given)
@@ -54,7 +54,7 @@ def anywhere(given: Any) -> Any:
 
 
 def offered_families(ctx: typer.Context) -> Iterable[str]:
-    """Families of the registry, and of the folder that was typed before this word or set."""
+    """Complete families of the registry, and of the folder in an earlier option or the variable."""
     from shadow.targets.families import family_names
 
     typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
@@ -68,7 +68,7 @@ TOPICS = ("finding", "gates")  # what `shadow explain` knows besides columns and
 
 
 def offered_words() -> Iterable[str]:
-    """Columns and heads of tables."""
+    """Complete columns and heads of tables."""
     from shadow.reports.columns import TABLES
     from shadow.reports.words import HEADS
 
@@ -98,7 +98,7 @@ OFFERED: dict[str, Callable[..., Iterable[str]]] = {  # by `complete` of an opti
 
 
 def typed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command of a function whose options are declared: its own, and those of records."""
+    """Make a command of a function whose options are declared: its own and those of records."""
     parameters: list[inspect.Parameter] = []
     records: dict[str, type] = {}
     for one in inspect.signature(command, eval_str=True).parameters.values():
@@ -125,7 +125,7 @@ def typed(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> inspect.Parameter:
-    """Make a parameter of a command as typer reads it."""
+    """Make a parameter of a command in typer's form."""
     names, more = declared.metadata["option"]
     more = {**panel, **more}
     if what := more.pop("complete", None):
@@ -168,7 +168,7 @@ JUNIT = option(
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs that are asked for beside the targets."""
+    """The requested pairs, in addition to the targets."""
 
     base: str | None = option(
         "Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"
@@ -256,7 +256,7 @@ PICKLE = option("Read torch .bin files, in a child process.", False)
 
 
 def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
-    """The pairs that are named. Raises UsageError where there is none."""
+    """Return the pairs that are named. Raises UsageError if there are none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference
@@ -282,21 +282,22 @@ def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
 
 
 def say_left_out(selection: Selection, say: Callable[[str], None]) -> None:
-    """Say where a shard has nothing to audit."""
+    """Report that a shard has nothing to audit."""
     if not selection.own:
         pairs = counted(len(selection.pairs), "pair", "pairs")
         say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
 
 
 def of_pair(error: ShadowError, pair: Pair) -> ShadowError:
-    """The fault of one pair among several."""
+    """Name the pair in an error, if it is one of several."""
     return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
 
 
 def reports_here(run: Path, *, spectra: bool = False) -> Path:
-    """The folder of reports; those at a URL are fetched.
+    """Return the folder of reports; those at a URL are fetched. spectra: with their singular
+    values.
 
-    spectra: with their singular values. Raises ShadowError where there is none at a URL.
+    Raises ShadowError if there is none at a URL.
     """
     place = located(run)
     if isinstance(place, Store):
@@ -307,6 +308,6 @@ def reports_here(run: Path, *, spectra: bool = False) -> Path:
 
 
 def prepare(files: Files) -> None:
-    """Before the Hub's client is imported, which reads it then, say whether to work offline."""
+    """Set whether to work offline, before the Hub's client is imported and reads it."""
     if files.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"

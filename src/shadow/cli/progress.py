@@ -20,7 +20,7 @@ EVERY = 30.0  # seconds between two lines
 
 
 def _in_words(state: State) -> Iterator[str]:
-    """`120 of 296 matrices`, `1.2 GB of 3 GB fetched`, as far as they are known."""
+    """Return `120 of 296 matrices`, `1.2 GB of 3 GB fetched`, as far as these are known."""
     if state.total:
         yield f"{state.done:,} of {state.total:,} matrices"
     if state.to_move:
@@ -31,10 +31,11 @@ def _in_words(state: State) -> Iterator[str]:
 def in_lines(
     total: int, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Watch]:
-    """Say every half minute how far a pair is. Yields what begins a pair, by its title.
+    """Print every half minute how far a pair is. Yields a function that begins a pair, by its
+    title.
 
-    The time left is by operations, not by count, as sizes differ a lot; what was done before this
-    run has no rate.
+    The remaining time is by operations, not by count, as sizes differ a lot; work done before this
+    run is not part of the rate.
     """
     last, ended = clock(), 0
 
@@ -69,10 +70,10 @@ def in_lines(
 
 @contextlib.contextmanager
 def in_bars(console: Console, total: int, *, together: bool) -> Iterator[Watch]:
-    """Draw a bar for each pair at work, and one for all of them. Yields what begins a pair.
+    """Draw a bar for each pair at work, and one for all. Yields a function that begins a pair.
 
-    together: they stay from the first pair to the last; otherwise they go after each pair, as its
-    report is printed then.
+    together: bars stay until the last pair; otherwise each goes after its pair, whose report is
+    printed then.
     """
     from rich.markup import escape
     from rich.progress import Progress, TextColumn
@@ -102,7 +103,7 @@ def in_bars(console: Console, total: int, *, together: bool) -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def of_steps(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Draw a bar of steps, with the last one's name."""
+    """Draw a bar of steps, with the name of the last one."""
     from rich.markup import escape
     from rich.progress import Progress
 

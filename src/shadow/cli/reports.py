@@ -91,7 +91,7 @@ def show(
 def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
     """Make the index of a list again from the reports in its folder.
 
-    It is written where that is possible: not while the list is audited, nor without permission.
+    It is written if possible: not while the list is audited, nor without permission.
     """
     from shadow.files import alone_at
     from shadow.lists.index import LOCK, refreshed, report_folder, write_index
@@ -109,7 +109,7 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
 
 
 def _show(reports: Sequence[Shown], index: Index | None, run: Path, *, full: bool) -> None:
-    """Print reports, and how the pairs of their list stand."""
+    """Print reports, and the state of the pairs of their list."""
     if index is not None:
         from shadow.lists.document import list_document
 
@@ -127,7 +127,7 @@ def _show(reports: Sequence[Shown], index: Index | None, run: Path, *, full: boo
 def show_pair(
     summary: Summary, provenance: ReportMetadata, folder: Path | str, *, of: int, full: bool = False
 ) -> None:
-    """Print one of so many pairs, if it is shown by itself."""
+    """Print a pair of several, if each is shown by itself."""
     from shadow.telling.report import beside_another, report_document
 
     if of <= SIDE_BY_SIDE or full:
@@ -136,7 +136,7 @@ def show_pair(
 
 
 def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = False) -> None:
-    """Print how several pairs stand, how many they are, and where the rest is."""
+    """Print the states of several pairs, how many there are, and where to find the rest."""
     from shadow.gates.document import pairs_document
 
     all_seen = len(judged) <= SIDE_BY_SIDE and all(one.summary is not None for one in judged)

@@ -35,16 +35,16 @@ EXAMPLES = {
 
 
 class Commands(TyperGroup):
-    """Commands by name."""
+    """The group of all commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As typer does it. Raises UsageError for a command that is gone."""
+        """Resolve a command like typer. Raises UsageError for a command that was removed."""
         if args[0] not in self.commands and (error := gone("command", args[0])):
             raise error
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print a line a command, so that all of them fit a terminal of 24 rows."""
+        """Print one line per command, so that all of them fit a terminal of 24 rows."""
         formatter = ctx.make_formatter()  # of the other one what is written is taken for a fault
         formatter.write_usage(ctx.command_path, "COMMAND ...")
         formatter.write_paragraph()
@@ -65,10 +65,10 @@ class Commands(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command."""
+    """A command with examples in its help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """As typer does it, with examples; and the claims of `verify`, which are imported here."""
+        """Format help like typer, with examples; and the claims of `verify`, imported here."""
         if self.name == "verify":
             self.epilog = _listed("Claims", claims())
         elif self.name in EXAMPLES:
@@ -76,10 +76,9 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does it; `--json` is short for `--format json`.
-
-        Raises UsageError for an option or a word that is gone, and for `--junit --help`: what looks
-        like an option is meant as one.
+        """Parse like typer, with `--json` short for `--format json`. Raises UsageError for an
+        option or word that was removed, and for `--junit --help`: what looks like an option is
+        meant as one.
         """
         options: list[Any] = [one for one in self.params if one.param_type_name == "option"]
         takes_value = {
@@ -109,13 +108,13 @@ class Command(TyperCommand):
 
 
 def _listed(title: str, lines: Sequence[str]) -> str:
-    """The last lines of a command's help."""
+    """Return the last lines of a command's help."""
     # \b: lines stay as they are
     return "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)])
 
 
 def claims() -> list[str]:
-    """A line for each claim of `shadow verify`: what is typed, and what it says."""
+    """Return a line for each claim of `shadow verify`: what to type, and what it claims."""
     from shadow.checks.registry import CHECKS
 
     typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}
@@ -124,7 +123,7 @@ def claims() -> list[str]:
 
 
 def as_usage_error(fault: typer.TyperException) -> UsageError | None:
-    """Return a usage error of typer as an error of ours; None where it showed the help."""
+    """Convert a usage error of typer into one of ours; None if it showed the help."""
     context = getattr(fault, "ctx", None)
     message = " ".join(str(getattr(fault, "format_message", fault.__str__)()).split()).rstrip(".")
     if not message:

@@ -110,7 +110,7 @@ def verify(
 
 
 def _listed(file: Path) -> list[Question]:
-    """The claims of a file. Raises ShadowError, with the line of one that makes no sense."""
+    """Read the claims of a file. Raises ShadowError, with the line of an invalid one."""
     from shadow.checks.registry import question
     from shadow.targets.checked import read_form
     from shadow.targets.forms import ClaimsForm
@@ -131,7 +131,7 @@ def _listed(file: Path) -> list[Question]:
 def _checked(
     asked: Question, runtime: Runtime, *, is_alone: bool, quiet: bool
 ) -> Verification | FailedVerification:
-    """Check a claim. The error of one among several is printed, and is its answer."""
+    """Check a claim. If it is one of several, its error is printed and becomes its answer."""
     from shadow.checks.answer import FailedVerification
     from shadow.checks.registry import verify as check
 

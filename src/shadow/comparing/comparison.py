@@ -66,10 +66,9 @@ def compare(
 ) -> Comparison:
     """Compare finished reports, every two of them.
 
-    Raises ShadowError when one cannot be read, when two share no measured matrix, and when two rest
-    on different bases, unless that is allowed. With scores, different bases and more than
-    MAX_REPORTS are no fault: gains and concentrations of all are correlated, and matrices are not
-    compared.
+    Raises ShadowError if one cannot be read, two share no measured matrix, or two have different
+    bases, unless that is allowed. With scores, different bases and more than MAX_REPORTS are
+    allowed: gains and concentrations of all are correlated, and matrices are not compared.
     """
     reports = [compared(Report(folder), report_label(i)) for i, folder in enumerate(folders)]
     not_shown = [*CLAIMS["not_shown"], *(NOT_SHOWN if scores else ())]
@@ -100,14 +99,13 @@ def compare(
 
 
 def report_label(index: int) -> str:
-    """A to Z, then A1, B1 and on."""
+    """Return A to Z, then A1, B1 and so on."""
     return f"{chr(ord('A') + index % 26)}{index // 26 or ''}"
 
 
 def check_count(count: int, *, scored: bool) -> None:
-    """Raise UsageError for one report, and for more than a table can hold.
-
-    scored: scores are correlated, which more reports can take part in.
+    """Raise UsageError for one report, and for more than a table can hold. scored: scores are
+    correlated, which allows more reports.
     """
     most = MAX_SCORED if scored else MAX_REPORTS
     if not 2 <= count <= most:

@@ -1,9 +1,9 @@
-"""The first report against the second: the verdict, and what makes it doubtful.
+"""The first report compared with the second: the verdict, and doubts about it.
 
-Two deltas are compared matrix by matrix, so that shape, place and base drop out of the difference.
-The median of the paired differences comes with an interval over layers and a
-declared margin: 0 lies outside the interval for a fifth of the pairs that differ in their seed
-alone, so an interval alone proves too much.
+Two deltas are compared matrix by matrix, so that shape, place and base cancel out. The median of
+the paired differences has an interval over layers and a declared margin: 0 lies outside the
+interval for a fifth of the pairs that differ only in their seed, so the interval alone proves too
+much.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ UNSEEN = "the figures show how concentrated each change is, not whether both are
 
 @dataclass(frozen=True)
 class MatchedCounts:
-    """Matrices that two reports are compared over."""
+    """Numbers of matrices in a comparison of two reports."""
 
     matrices: int
     """Matrices of both, 1 or more."""
@@ -73,7 +73,7 @@ class MatchedCounts:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The first report against the second: a difference is first - second or first / second."""
+    """The comparison of two reports: a difference is first - second or first / second."""
 
     first: str
     second: str
@@ -103,7 +103,7 @@ def contrast(
     *,
     margin: float,
 ) -> Contrast:
-    """The first report against the second. Raises ShadowError if they share no measured matrix."""
+    """Compare the first report with the second. Raises ShadowError if they share no matrix."""
     by_base = relation in ("the same pair", "one base") and how in ("commit", "content")
     rows = match(first.deltas, second.deltas, by_base=by_base)
     if rows.empty:
@@ -151,10 +151,10 @@ def contrast(
 def _not_comparable(
     first: ComparedReport, second: ComparedReport, voting: pd.DataFrame
 ) -> list[str]:
-    """Return why a verdict on these two could not be defended, whatever the figures say.
+    """Return why no verdict on these two is justified, whatever the figures say.
 
-    Each of these moves concentration by more than data do: a low rank by 0.4 of 0.15, rounding
-    takes it to 0, and the difference of two unrelated models is no update.
+    Each of these moves concentration more than data do: a low rank by 0.4 of 0.15, rounding takes
+    it to 0, and the difference of two unrelated models is not an update.
     """
     reasons = []
     ranks = [_low_ranks(voting, side) for side in SIDES]
@@ -188,9 +188,7 @@ def _not_comparable(
 
 
 def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
-    """The rank of each delta as far as it stands out of rounding, where it is low; otherwise
-    NaN.
-    """
+    """Return the rank of each delta as far as it exceeds rounding, if it is low; otherwise NaN."""
 
     def column(name: str) -> pd.Series:
         return voting[name if name in ("rows", "cols") else f"{name}_{side}"]
@@ -206,7 +204,7 @@ def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
 
 
 def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
-    """Concentration's own verdict, if two or more of the others, and most of them, agree."""
+    """Return the verdict on concentration, if two or more of the other figures, and most, agree."""
     concentration, others = figures[0], [figure for figure in figures[1:] if figure.direction]
     directed = ("more concentrated", "less concentrated")
     if concentration.verdict in directed:
@@ -228,7 +226,7 @@ def _sentence(
     concentration: Difference,
     fatal: Sequence[str],
 ) -> str:
-    """The verdict in one sentence, with the difference of concentration."""
+    """Return the verdict in one sentence, with the difference of concentration."""
     if fatal:
         return f"not comparable: {'; '.join(fatal)}"
     both, difference = f"{first.name} and {second.name}", concentration.difference
@@ -255,7 +253,7 @@ def _warnings(
     counts: MatchedCounts,
     figures: Sequence[Difference],
 ) -> Iterator[str]:
-    """Yield what makes a comparison doubtful, though not void."""
+    """Yield what makes a comparison doubtful, though not invalid."""
     if relation in DOUBTFUL:
         yield DOUBTFUL[relation]
     for report in (first, second):
@@ -296,8 +294,8 @@ def _warnings(
 
 
 def copy_reason(report: ComparedReport) -> str | None:
-    """Return why the delta of a report is the rounding of a copy, in words; None where it need not
-    be.
+    """Return why the delta of a report is the rounding of a copy, in words; None if it
+    may not be.
     """
     deltas = report.deltas
     deltas = deltas[deltas["layer"].notna()]
@@ -321,8 +319,8 @@ def copy_reason(report: ComparedReport) -> str | None:
 def _of_few_bits(deltas: pd.DataFrame) -> pd.Series[bool]:
     """Return which matrices of the tuned side, and not of the base, went through 8 bits or fewer.
 
-    By the levels of their format where it is known, by the format that they are stored in, or by
-    how few distinct values their rows have.
+    This is judged by the levels of their format, by the format that they are stored in, or by how
+    few distinct values their rows have.
     """
     rounded = (deltas["format_copy"] == 1) | (deltas["kept_high"] < ROUNDED)
     formats = deltas["dtype"].fillna("").str.partition("/")

@@ -1,8 +1,8 @@
-"""Two deltas, matrix by matrix -> the differences of figures, over layers; where the deltas point,
-beside chance (`shadow.audits.joint` measures it). Pure.
+"""Two deltas, matrix by matrix -> the differences of figures, over layers; and where the deltas
+point, compared with chance (measured by `shadow.lists.joint`). Pure.
 
-One system of names holds from the frames to the JSON and the Parquet file: `X_first` and `X_second`
-are of the two reports, `X_difference` is the difference on the scale of the figure X.
+Names are the same in frames, JSON and Parquet files: `X_first` and `X_second` are of the two
+reports, `X_difference` is the difference on the scale of the figure X.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIDES = ("first", "second")  # of a contrast: the ends of the columns of its fra
 
 @dataclass(frozen=True)
 class ComparedFigure:
-    """A figure that two reports are compared by."""
+    """A figure by which two reports are compared."""
 
     name: str
     title: str
@@ -74,7 +74,7 @@ FIGURES = (
 class Difference:
     """One figure of two reports, over the matrices in layers.
 
-    Numbers are None where no matrix has the figure.
+    Numbers are None if no matrix has the figure.
     """
 
     figure: str
@@ -103,7 +103,7 @@ class Difference:
 
     @property
     def points(self) -> int:
-        """+1 where the interval lies wholly where the first is more concentrated, -1 where less."""
+        """Return 1 if the whole interval has the first more concentrated, -1 if the second."""
         if self.low is None or self.high is None:
             return 0
         if self.low > 0:
@@ -114,7 +114,7 @@ class Difference:
 
 
 def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
-    """Adds X_first, X_second and X_difference of every figure X, and null: ln N of both."""
+    """Add X_first, X_second and X_difference of every figure X, and null: ln N of both."""
     added: dict[str, NDArray[np.float64]] = {}
 
     def of(column: str, side: str) -> NDArray[np.float64]:
@@ -138,7 +138,7 @@ def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
 
 
 def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
-    """The matrices inside layers, experts of one module and layer as one: medians of columns."""
+    """Return the matrices inside layers, with the experts of a module and layer as one: medians."""
     inside = matched[matched["layer"].notna()]
     # a number has nothing to do with what an expert does, so experts are told apart neither by it
     # nor by name
@@ -151,7 +151,7 @@ def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
-    """See Difference. cells: inside layers; margin: that of concentration."""
+    """Return the difference of a figure. cells: inside layers; margin: that of concentration."""
     column = f"{figure.name}_difference"
     known = cells[cells[column].notna()]
     blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
@@ -198,7 +198,7 @@ MOST_SHARED = 0.293  # 1 - 1/sqrt(2): the cosine of two small updates that share
 
 @dataclass(frozen=True)
 class DeltaDirections:
-    """Two deltas, over matrices that both changed. Figures are None where they are not known."""
+    """Directions of two deltas, over matrices that changed in both. Figures are None if unknown."""
 
     matrices: int
     """Matrices that both models changed, 0 or more."""
@@ -223,7 +223,7 @@ class DeltaDirections:
 
     @property
     def beyond_chance(self) -> int:
-        """1 if the cosine is larger than unrelated updates would have it, -1 if smaller, otherwise
+        """Return 1 if the cosine is larger than that of unrelated updates, -1 if smaller, otherwise
         0.
         """
         if self.cosine is None or self.chance_cosine is None:
@@ -235,7 +235,7 @@ class DeltaDirections:
 
 
 def no_shared_base(relation: Relation, verified: str | None) -> str | None:
-    """Return why two deltas do not start at the same weights; None where they do."""
+    """Return why two deltas do not start at the same weights; None if they do."""
     if relation == "consecutive stages":
         return "these are steps of one lineage"
     if relation == "different bases":

@@ -1,9 +1,9 @@
 """Finished reports -> the stages of one base in order, a step a report.
 
-A report says which checkpoint is its base and which its tuned side: by commit on the Hub, by
-content or fingerprint everywhere. Two reports follow one another where the tuned side of one is the
-base of the other, by these and not by name. Reports that pass over stages (base..instruct beside
-base..sft and sft..instruct) are no steps; they stand below the chain that they span.
+A report identifies its base and its tuned side: by commit on the Hub, by content or fingerprint
+everywhere. One report follows another if its base is the other's tuned side, by these and not by
+name. Reports that skip stages (base..instruct beside base..sft and sft..instruct) are not steps;
+they stand below the chain that they span.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Group:
-    """A group of modules: its shares of the energy and of the parameters that changed."""
+    """A group of modules: its shares of the energy and of the changed parameters."""
 
     name: str
     """attention, MLP, embedding, head, or another component."""
@@ -75,7 +75,7 @@ class Step:
 
     @property
     def size(self) -> float | None:
-        """The relative norm: unrounded where it is known."""
+        """The relative norm, unrounded if known."""
         if self.relative_norm_unrounded is not None:
             return self.relative_norm_unrounded
         return self.relative_norm
@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages that follow one another."""
+    """A sequence of stages."""
 
     stages: list[str]
     steps: list[Step]
@@ -100,7 +100,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Lineage:
-    """The chains of some reports."""
+    """The chains that some reports make."""
 
     chains: list[Chain]
     """In the order of the steps, MOST_CHAINS at most."""
@@ -109,9 +109,10 @@ class Lineage:
 
 
 def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Step | None:
-    """A finished report as a step; None for one of siblings, of which neither came from the other.
+    """Make a step of a finished report; None for one of siblings, neither of which came from the
+    other.
 
-    Raises ShadowError when the report cannot be read.
+    Raises ShadowError if the report cannot be read.
     """
     provenance = report.provenance
     if provenance.relation == "sibling":
@@ -146,7 +147,7 @@ def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Ste
 
 
 def _groups(summary: PairRecord, whole: float) -> list[Group]:
-    """Groups of modules by their energy; another component is a group of its own."""
+    """Return groups of modules with their energy; another component is a group of its own."""
     sums: defaultdict[str, float] = defaultdict(float)
     for row in summary.modules:
         name = row.module
@@ -165,7 +166,7 @@ def _groups(summary: PairRecord, whole: float) -> list[Group]:
 
 
 def lineage(steps: Sequence[Step]) -> Lineage:
-    """The chains that steps make, in the order of the steps."""
+    """Return the chains that steps make, in the order of the steps."""
     notes: list[str] = []
     edges: dict[Edge, Step] = {}
     numbers = numbered([side for step in steps for side in (step.base, step.tuned)])
@@ -194,10 +195,10 @@ def lineage(steps: Sequence[Step]) -> Lineage:
 
 
 def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
-    """A number for each side, from 0, equal for equal checkpoints.
+    """Number the sides from 0, with equal numbers for equal checkpoints.
 
-    Two are equal where their content, their files or their commit is. Files have a fingerprint, of
-    a sample: where those of one fingerprint have several contents, the content decides.
+    Two are equal if their content, their files or their commit are. Files have a fingerprint, made
+    from a sample: if those of one fingerprint have several contents, the content decides.
     """
     contents: defaultdict[str | None, set[str]] = defaultdict(set)
     for side in sides:
@@ -213,7 +214,7 @@ def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
 
 
 def _keys(side: CheckpointMetadata, contents: Mapping[str | None, set[str]]) -> list[Key]:
-    """Return what a checkpoint is known by: equal in one of these, equal. contents: by
+    """Return identifiers of a checkpoint: checkpoints that share one are equal. contents: by
     fingerprint.
     """
     keys: list[Key] = []
@@ -228,7 +229,7 @@ def _keys(side: CheckpointMetadata, contents: Mapping[str | None, set[str]]) -> 
 
 
 def _names(edges: Mapping[Edge, Step]) -> dict[int, str]:
-    """The stage of each checkpoint, or the last of its repository's name where two have one."""
+    """Return the stage of each checkpoint, or the end of its repository's name if two share it."""
     names: dict[int, str] = {}
     repos: dict[int, str] = {}
     for (first, last), step in edges.items():
@@ -259,8 +260,8 @@ def _reaches(start: int, end: int, edges: Iterable[Edge]) -> bool:
 
 
 def _paths(direct: Sequence[Edge]) -> list[list[int]]:
-    """Every way from a checkpoint that no step ends at to one that none begins at; one more than
-    are shown, at most.
+    """Return every path from a checkpoint where no step ends to one where none begins; at most one
+    more than are shown.
     """
     ends = {second for _, second in direct}
     paths: list[list[int]] = []
@@ -284,7 +285,7 @@ def _chain(path: Sequence[int], edges: Mapping[Edge, Step], names: Mapping[int, 
 
 
 def _beside(step: Step, before: Step | None) -> Step:
-    """The step with the ratio of its norm to the one before, unrounded where both are known."""
+    """Add to a step the ratio of its norm to the one before, unrounded if both are known."""
     if before is None or step.chosen != before.chosen:
         return step
     norm, last, kind = step.norm_unrounded, before.norm_unrounded, "unrounded"

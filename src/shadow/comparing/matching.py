@@ -1,5 +1,5 @@
-"""Finished reports -> rows of the same matrices side by side, and how reports are related. Reads,
-prints nothing.
+"""Finished reports -> rows of the same matrices side by side, and how the reports are related.
+Reads reports and prints nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ READ = (  # of matrices.parquet
 
 @dataclass(frozen=True)
 class ReportIdentity:
-    """Location, subject and origin of a report that is compared."""
+    """Location, content and origin of a compared report."""
 
     label: str
     folder: str
@@ -52,10 +52,9 @@ class ReportIdentity:
 
 @dataclass(frozen=True)
 class ComparedReport:
-    """One of the reports that are compared: its provenance, and the columns of its rows that a
-    comparison needs.
+    """A compared report: its provenance, and the columns of its rows that a comparison needs.
 
-    What is missing is missing as in every frame of a report: see `shadow.reports.report`.
+    Missing values are as in every frame of a report: see `shadow.reports.report`.
     """
 
     label: str
@@ -68,7 +67,7 @@ class ComparedReport:
 
     @property
     def metadata(self) -> ReportMetadata:
-        """Return what its files say of how it was made, as it stands there."""
+        """Return what its files say about how it was made, unchanged."""
         return self.provenance.recorded
 
     @property
@@ -78,21 +77,19 @@ class ComparedReport:
 
     @property
     def deltas(self) -> pd.DataFrame:
-        """The rows of matrices of the deltas."""
+        """The rows of matrices about deltas."""
         return self.matrices[self.matrices["subject"] == "delta"]
 
     @cached_property
     def identity(self) -> ReportIdentity:
-        """Return where it lies, what it is of and how it was made. A number that is not finite is
-        None.
-        """
+        """Location, content and origin. A number that is not finite is None."""
         stored: dict[str, Any] = {**self.provenance.as_json()}
         more = {one.name: stored[one.name] for one in fields(ReportIdentity)[2:]}
         return ReportIdentity(self.label, as_given(self.folder), **more)
 
 
 def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedReport:
-    """The rows of a finished report, with more columns of matrices.parquet where asked for.
+    """Read the rows of a finished report, with more columns of matrices.parquet if requested.
 
     Raises ShadowError for a report that is broken or of another schema.
     """
@@ -111,8 +108,9 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
 
 
 def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str | None]:
-    """Do two reports start from one base, or one where the other ends? And how is that known: by
-    commit, or by content (digests, or fingerprints). Of different bases, what is known of them.
+    """Return how two reports are related: one base, or one where the other ends, or neither; and
+    how that is known: by commit or by content (digests or fingerprints). If bases differ, what is
+    known about them.
     """
     one, two = first.provenance, second.provenance
     if base := _same(one.base, two.base):
@@ -123,7 +121,7 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
 
 def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
-    """Return how two checkpoints are known to be one; None where they are not."""
+    """Return how two checkpoints are known to be the same; None if they are not."""
     # a commit may hold several checkpoints
     if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
         return "commit"
@@ -135,7 +133,7 @@ def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
 
 
 def _is_hash(text: str | None, digits: int) -> bool:
-    """Return whether it is a hexadecimal number of so many digits."""
+    """Return whether a text is a hexadecimal number of that many digits."""
     return text is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 
@@ -143,7 +141,7 @@ def _is_hash(text: str | None, digits: int) -> bool:
 
 
 def _options(provenance: Provenance) -> dict[str, object]:
-    """Return what numbers depend on, by option."""
+    """Return the options that numbers depend on."""
     settings, method = provenance.recorded["settings"], provenance.recorded["settings"]["method"]
     return {
         "--level": method["level"],
@@ -154,7 +152,7 @@ def _options(provenance: Provenance) -> dict[str, object]:
 
 
 def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
-    """Yield how the making of two reports differs."""
+    """Yield how the settings of two reports differ."""
     left, right = first.provenance, second.provenance
     if left.version != right.version:
         versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
@@ -174,10 +172,10 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     """Rows of one subject each, side by side: columns of the first end in _first, those of the
     second in _second.
 
-    A row belongs to the one of the same place and base tensor; where the names of base tensors may
-    differ (by_base False), to the one of the same place, and of the same name only where several
-    share the place. Left out: what has no partner, another shape, or still several. Places and
-    shapes stand once; slot is the name that they were matched by, missing where none was needed.
+    Rows match if place and base tensor are equal; if the names of base tensors may differ (by_base
+    False), if the place is, and the name if several share the place. Left out are rows without a
+    partner, with another shape, or with several partners. Places and shapes stand once; slot is the
+    name that rows were matched by, missing if none was needed.
     """
     left, right = first.assign(slot=first["base_tensor"]), second.assign(slot=second["base_tensor"])
     if not by_base:

@@ -1,4 +1,4 @@
-"""The place of a change among those of released families that others measured, by its norm."""
+"""Rank of a change among those of released families that others measured, by its norm."""
 
 from __future__ import annotations
 

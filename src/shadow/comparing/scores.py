@@ -56,7 +56,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class ScoredReport:
-    """A report, and what its pair gained."""
+    """A report and the gains of its pair."""
 
     label: str
     pair: str
@@ -68,7 +68,7 @@ class ScoredReport:
 @dataclass(frozen=True)
 class Correlation:
     """Spearman's rank correlation of gain and median concentration over n reports; None below
-    FEWEST, and where all gains or concentrations are equal.
+    FEWEST, and if all gains or concentrations are equal.
     """
 
     benchmark: str
@@ -147,7 +147,7 @@ def _fits(model: str, side: Side, metadata: ReportMetadata) -> bool:
 
 
 def gains_of(scores: Sequence[Score], metadata: ReportMetadata) -> list[Gain]:
-    """Join scores to a pair. Raises ShadowError where it is not clear which score is meant."""
+    """Join scores to a pair. Raises ShadowError if several scores fit."""
     found: dict[Side, dict[tuple[str, str | None], Score]] = {side: {} for side in SIDES}
     for row in scores:
         fitting = [side for side in SIDES if _fits(row.model, side, metadata)]
@@ -168,7 +168,7 @@ def gains_of(scores: Sequence[Score], metadata: ReportMetadata) -> list[Gain]:
 
 
 def score_reports(reports: Sequence[ComparedReport], scores: Sequence[Score]) -> ScoredSet:
-    """Correlate gains and concentrations. Raises ShadowError where no pair has a gain."""
+    """Correlate gains and concentrations. Raises ShadowError if no pair has a gain."""
     entries = [
         ScoredReport(
             report.label,

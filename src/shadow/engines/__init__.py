@@ -1,1 +1,1 @@
-"""The audit of one pair, and what carries out tasks: this process or Ray."""
+"""The audit of one pair, and the engines that run its tasks: this process or Ray."""

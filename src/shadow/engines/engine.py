@@ -1,8 +1,7 @@
-"""Engines that carry out the tasks of an audit: this process, one by one, or an engine that has
-many.
+"""Engines that run the tasks of an audit: this process, one by one, or Ray, several at a time.
 
-A task is a function that can be pickled, of a Runtime. What it returns depends neither on the
-engine nor on the order.
+A task is a picklable function of a Runtime. Its result depends neither on the engine nor on the
+order.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ NOT_SHARED = (
 
 @dataclass(frozen=True)
 class Ray:
-    """Tasks on Ray: which Ray, and what each task gets of it.
+    """Tasks on Ray: which Ray to use, and the resources of each task.
 
     Args:
         address: `auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or a Ray of this
@@ -46,14 +45,14 @@ class Ray:
 
     @property
     def memory(self) -> int | None:
-        """Bytes of memory of a task. Raises UsageError for a text that is no size."""
+        """Bytes of memory of a task. Raises UsageError for an invalid size."""
         if isinstance(self.memory_per_task, str):
             return bytes_of(self.memory_per_task)
         return self.memory_per_task
 
     @classmethod
     def of(cls, engine: str) -> Ray | None:
-        """Read `ray` or `ray:cpus=2,memory=16GB,address=auto`; None of `local`."""
+        """Read `ray` or `ray:cpus=2,memory=16GB,address=auto`; None for `local`."""
         name, _, words = engine.partition(":")
         given = dict(word.partition("=")[::2] for word in words.split(",") if word)
         cores = given.pop("cpus", None)
@@ -73,7 +72,7 @@ Watch = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A part of the work that depends on no other part."""
+    """A part of the work that is independent of all others."""
 
     name: str
     work: Callable[[Runtime], Any]
@@ -96,29 +95,30 @@ class Ended:
 
 
 class Engine(Protocol):
-    """Carries out tasks. What is submitted while others run is carried out as well."""
+    """Runs tasks, including those that are submitted while others run."""
 
     @property
     def elsewhere(self) -> bool:
-        """Return whether tasks run in other processes, perhaps on other machines, several at a
-        time.
+        """Return whether tasks run in other processes, several at a time, perhaps on other
+        machines.
         """
 
     def lanes(self) -> int:
-        """Return how many tasks it carries out at a time, 1 or more."""
+        """Return how many tasks run at a time, 1 or more."""
 
     def submit(self, task: Task) -> None:
-        """Take a task; it begins when its turn comes."""
+        """Add a task, which starts in its turn."""
 
     def as_completed(self, watch: Watch | None = None) -> Generator[Ended, None, None]:
-        """Yield what became of each task. Closing the iterator gives up those that have not ended.
+        """Yield the result of each task.
 
-        An interrupt is the fault of the tasks that were running, and is raised after these.
+        Closing the iterator abandons unfinished tasks. An interrupt is the error of the tasks that
+        were running, and is raised after these.
         """
 
 
 def require_sight(is_there: Callable[[], bool], fault: str, hint: str = NOT_SHARED) -> None:
-    """Wait for what another machine has written. Raises ShadowError where it does not come."""
+    """Wait for a file of another machine. Raises ShadowError if it does not appear."""
     for _ in range(VISIBLE):
         if is_there():
             return
@@ -129,7 +129,7 @@ def require_sight(is_there: Callable[[], bool], fault: str, hint: str = NOT_SHAR
 def completed(
     engine: Engine, is_busy: Callable[[Ended], bool], watch: Watch | None = None
 ) -> Generator[Ended, None, None]:
-    """Yield what became of each task; one that gives way to another audit is tried ROUNDS times."""
+    """Yield the result of each task; one that gives way to another audit is tried ROUNDS times."""
     given_way: Counter[Task] = Counter()
     with closing(engine.as_completed(watch)) as ended_tasks:
         for ended in ended_tasks:
@@ -168,7 +168,7 @@ class InProcess:
 
 
 def portable(fault: BaseException) -> BaseException:
-    """A fault that can be pickled, with its traceback as a note unless it is a ShadowError."""
+    """Make an error picklable, with its traceback as a note unless it is a ShadowError."""
     if isinstance(fault, ShadowError):
         return fault
     copy: BaseException
@@ -182,8 +182,8 @@ def portable(fault: BaseException) -> BaseException:
 
 
 class Queue:
-    """Waiting tasks: a machine continues with what it has read, then takes what no machine reads,
-    the longest queue first, and helps where most is left after that.
+    """Waiting tasks: a machine continues with the base that it has read, then takes one that no
+    machine reads, the longest queue first, and then helps where most is left.
     """
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ class Queue:
             queue.append(task)
 
     def take(self, machine: str) -> Task | None:
-        """The next task for a machine; None where none waits."""
+        """Return the next task for a machine; None if none waits."""
         if not self._waiting:
             return None
         near = self._reads.get(machine)
@@ -216,5 +216,5 @@ class Queue:
         return task
 
     def clear(self) -> None:
-        """Nothing waits any more."""
+        """Remove all waiting tasks."""
         self._waiting.clear()

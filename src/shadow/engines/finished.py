@@ -1,4 +1,4 @@
-"""A finished report: what differs from the audit that is asked for, and the result of an audit."""
+"""A finished report: how it differs from the requested audit, and the result of an audit."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class FolderState:
 
 
 def finished(folder: Path) -> FolderState:
-    """Look into a folder. Raises ShadowError where it cannot be read: a report may be whole."""
+    """Inspect a folder. Raises ShadowError if it cannot be read, as it may hold a whole report."""
     try:
         metadata = finished_metadata(folder)
         if metadata is None:
@@ -90,9 +90,9 @@ def finished(folder: Path) -> FolderState:
 def standing(
     folder: Path, wanted: Identity, runtime: Runtime, *, spectra: bool = True
 ) -> FolderState:
-    """Look for the report that is asked for; tidy up and say so if it is there.
+    """Look for the requested report; if it is there, tidy up and say so.
 
-    spectra: must singular values be there too? A copy may leave them out.
+    spectra: also require singular values, which a copy may leave out.
     """
     there = finished(folder)
     if there.metadata is None:
@@ -121,9 +121,9 @@ def standing(
 
 
 def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
-    """Settings, sides and names that differ, with both values; the version does not count.
+    """Return settings, sides and names that differ, with both values; the version does not count.
 
-    What its settings do not say was no setting yet, and is what DEFAULTS say.
+    A setting that the metadata lacks did not exist yet, and has its value in DEFAULTS.
     """
     if not is_read(metadata):
         made = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
@@ -140,12 +140,12 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
 
 
 def named(differing: list[str]) -> str:
-    """Differences as one phrase, the first few by name."""
+    """Return differences as one phrase, naming the first few."""
     return "; ".join(filter(None, [*differing[:MANY], and_more(len(differing) - MANY)]))
 
 
 def say_again(other: ReportMetadata | None, wanted: Identity, say: Callable[[str], None]) -> None:
-    """Say that an unfinished audit there is not continued, and why; other: what it was of."""
+    """Say that an unfinished audit there is not continued, and why. other: how it differs."""
     if other is None:
         return
     try:
@@ -172,7 +172,7 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]
 
 
 def _said(value: object) -> str:
-    """A value for people: of a digest the start, of a long text the end, by which paths differ."""
+    """Shorten a value for people: a digest to its start, a long text to its end."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -200,12 +200,12 @@ class AuditResult:
 
     @property
     def place(self) -> str:
-        """Its URL, or its folder."""
+        """Its URL or its folder."""
         return self.url or str(self.folder)
 
     @property
     def should_not_have_skipped(self) -> list[str]:
-        """Reasons that `--strict` objects to."""
+        """The reasons to which `--strict` objects."""
         return [row.reason for row in self.summary.skipped if row.reason in STRICT]
 
 
@@ -233,20 +233,20 @@ class PairOutcome:
 
     @property
     def error(self) -> ShadowError | None:
-        """Return what went wrong, for people; None where the pair is done."""
+        """The error, for people; None if the pair is done."""
         if self.fault is None or isinstance(self.fault, ShadowError):
             return self.fault
         return ShadowError(f"{type(self.fault).__name__}: {self.fault}", BUG)
 
     def finished(self) -> AuditResult:
-        """The report of the pair. Raises what went wrong where there is none."""
+        """The report of the pair. Raises the error if there is none."""
         if self.result is None:
             assert self.fault is not None
             raise self.fault
         return self.result
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: with a fault that can be pickled."""
+        """Prepare for pickling, with a picklable error."""
         state = dict(vars(self))
         if self.fault is not None:
             state["fault"] = portable(self.fault)

@@ -65,15 +65,14 @@ def run_pair(
 ) -> AuditResult:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
-    A function of pair, settings and output, and of the files that they name: it prints nothing and
-    keeps nothing for the next call. Its arguments, its result and its faults can be pickled, so
-    that any engine may map it over pairs, in processes or on machines that share the folder.
+    The result depends only on pair, settings and output, and the files that they name: it prints
+    nothing and keeps no state. Its arguments, result and errors can be pickled, so any engine may
+    map it over pairs, in processes or on machines that share the folder.
 
     Continues where an interrupted run of the same pair, settings and version stopped; measures
-    nothing when the report is already there, also if another version made it. Raises KeptError
-    where a report of other settings or files is there and stays, UsageError where the model has
-    nothing of what was chosen, and otherwise ShadowError; whatever happens, no half-written report
-    is left.
+    nothing if the report already exists, even from another version. Raises KeptError if a report of
+    other settings or files exists and stays, UsageError if the model has nothing of what was
+    chosen, and otherwise ShadowError; no half-written report is ever left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = nearest_folder(output)
@@ -95,8 +94,8 @@ def measure_part(
 ) -> Path:
     """Measure the pairs with these keys into a journal in folder, which is returned.
 
-    Continues where it was stopped. Raises ShadowError as run_pair does, and where this machine
-    has other files than those of the identity.
+    Continues where it was stopped. Raises ShadowError like run_pair, and if the files on this
+    machine do not match the identity.
     """
     with _asked(pair, settings, folder, runtime) as asked:
         base, tuned = find_sides(pair, runtime, asked.scratch)
@@ -116,7 +115,7 @@ def measure_part(
 
 @contextmanager
 def _asked(pair: Pair, settings: Settings, folder: Path, runtime: Runtime) -> Iterator[Asked]:
-    """A request with a scratch folder of its own, which a second run must not touch."""
+    """Make a request with a scratch folder of its own, which a second run must not touch."""
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
         with client_for(references_of(pair)):
@@ -126,7 +125,7 @@ def _asked(pair: Pair, settings: Settings, folder: Path, runtime: Runtime) -> It
 
 
 def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
-    """Call work until no other process is at it. Raises BusyError when patience ends."""
+    """Call work when no other process is doing it. Raises BusyError when patience ends."""
     given_up: float | None = None
     while True:
         try:
@@ -204,7 +203,7 @@ def _audit(asked: Asked) -> AuditResult:
 
 
 def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summed) -> int:
-    """Measure what the journal lacks; returns how many matrices. summed: see `summed_with`."""
+    """Measure what the journal lacks; return the number of matrices. summed: see `summed_with`."""
     runtime, method = asked.runtime, asked.settings.method
     plan = _planned(asked, aligned, journal) if runtime.elsewhere is None else None
     done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
@@ -241,7 +240,7 @@ def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summe
 
 
 def _planned(asked: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
-    """Plan what is left, after tidying up what an earlier run left on the disk and in the cache."""
+    """Plan what is left, after removing what an earlier run left on the disk and in the cache."""
     for left in asked.scratch.parent.glob(f"{SCRATCH}*"):
         if left != asked.scratch:
             shutil.rmtree(left, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""One pair as many tasks: cut at base shards, measured anywhere, written by one process.
+"""One pair as several tasks: split at base shards, measured anywhere, written by one process.
 
-A part keeps a journal of its own in `.partial/parts/` of the report's folder, so that it continues
-where it was killed. The process that asked for the parts takes their outcomes over when they end,
-and writes the report that it would have written alone.
+Each part has its own journal in `.partial/parts/` of the report's folder, so that it can continue
+after being killed. The process that asked for the parts collects their outcomes when they end, and
+writes the same report as if it had worked alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Parts:
     """None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
 
     def measure(self, asked: Asked, aligned: AlignedPair, journal: Journal) -> None:
-        """Measure what the journal does not hold yet, into it. Raises what a part raised."""
+        """Measure what the journal lacks, and add it. Raises the errors of parts."""
         left = [pair for pair in aligned.pairs if pair.key not in journal.outcomes]
         there = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
         is_filtered = asked.settings.chosen != Filter()
@@ -109,7 +109,7 @@ def _measured(
     folder: Path,
     runtime: Runtime,
 ) -> Path:
-    """Call `measure_part` once the journal of the pair is in sight. Raises ShadowError."""
+    """Call `measure_part` once the journal of the pair is visible. Raises ShadowError."""
     journal = folder.parents[1] / JOURNAL
     fault = f"{folder.parents[2]}: another machine does not see this folder"
     require_sight(journal.is_file, fault, NOT_SEEN)
@@ -117,7 +117,7 @@ def _measured(
 
 
 def _take_over(folder: Path, count: int, journal: Journal) -> None:
-    """Take over `count` outcomes of a part, written elsewhere perhaps. Raises ShadowError."""
+    """Copy `count` outcomes of a part, perhaps written elsewhere. Raises ShadowError."""
     wanted = len(journal.outcomes) + count
 
     def is_taken_over() -> bool:
@@ -130,9 +130,9 @@ def _take_over(folder: Path, count: int, journal: Journal) -> None:
 
 
 def cut(pairs: Sequence[MatrixPair], count: int, *, is_fetched: bool) -> list[list[MatrixPair]]:
-    """Cut the ordered work into at most `count` stretches of about equal cost.
+    """Split the ordered work into at most `count` runs of about equal cost.
 
-    is_fetched: cut where the shard of the base changes alone, so that it is fetched once.
+    is_fetched: split only where the shard of the base changes, so that it is fetched once.
     """
     ordered = in_order(pairs)
     spent = [0, *accumulate(map(cost, ordered))]
@@ -146,7 +146,7 @@ def cut(pairs: Sequence[MatrixPair], count: int, *, is_fetched: bool) -> list[li
 
 
 def _commits(pair: Pair, aligned: AlignedPair) -> dict[Reference, str]:
-    """The commits of the sides that are on the Hub, as they were opened here."""
+    """Return the commits of the sides on the Hub, as opened here."""
     found: dict[Reference, str | None] = {}
     for reference, checkpoint in ((pair.base, aligned.base), (pair.tuned, aligned.tuned)):
         opened: dict[str | None, Checkpoint] = {**dict(checkpoint.parts)}

@@ -1,6 +1,6 @@
 """Tasks on Ray, on the cores of this machine or on a cluster.
 
-A task prefers machines that have its base; no more wait in Ray than can run.
+A task prefers machines that have its base; no more tasks wait in Ray than can run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STORE = 200_000_000  # bytes of Ray's object store on this machine: results are 
 
 @contextlib.contextmanager
 def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
-    """An engine, and a Ray started for it, for the time of a block. Raises ShadowError."""
+    """Start an engine, and Ray if necessary, for the duration of a block. Raises ShadowError."""
     require("ray")
     address = request.address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
@@ -106,7 +106,7 @@ def _connect(address: str) -> None:
 
 
 def _require_somebody_at(address: str) -> None:
-    """Raise ShadowError at once where nobody listens: Ray itself would try for minutes."""
+    """Raise ShadowError at once if nobody listens: Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     hint = "auto, or HOST:PORT such as 10.0.0.1:6379"
     wrong = UsageError(f"{address[:80]!r} is no address of a Ray cluster", hint)
@@ -123,7 +123,7 @@ def _require_somebody_at(address: str) -> None:
 
 @contextlib.contextmanager
 def _asking_for_a_token() -> Iterator[None]:
-    """Make a Ray that starts meanwhile ask for its token; later ones need not."""
+    """Make a Ray that starts in this block ask for its token; later ones need not."""
     if AUTH_MODE in os.environ:
         yield
         return
@@ -137,7 +137,7 @@ def _asking_for_a_token() -> Iterator[None]:
 
 
 def _read_mode() -> None:
-    """Let Ray read the environment again, which it did when it was imported."""
+    """Let Ray read the environment again, as it did on import."""
     with contextlib.suppress(ImportError, AttributeError):  # a version without tokens
         from ray._raylet import Config  # type: ignore[attr-defined]
 
@@ -145,14 +145,14 @@ def _read_mode() -> None:
 
 
 def _on_loopback() -> AbstractContextManager[None]:
-    """Make a Ray that starts meanwhile listen on the loopback address alone, on Linux too."""
+    """Make a Ray that starts in this block listen only on the loopback address, on Linux too."""
     from ray._private import ray_constants
 
     return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 def _without_talk() -> AbstractContextManager[None]:
-    """Ray prints what befalls its workers on stdout, which is for data."""
+    """Keep Ray from printing worker messages on stdout, which is for data."""
     from ray._private import worker
 
     return _replaced(worker, "listen_error_messages", lambda *_: None)
@@ -160,7 +160,7 @@ def _without_talk() -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Something of a module has another value; nothing happens where this version lacks it."""
+    """Replace an attribute of a module for a block; do nothing if this version lacks it."""
     before = getattr(module, name, None)
     if before is None:
         yield
@@ -174,7 +174,7 @@ def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 @dataclass
 class _Running:
-    """A task that Ray has."""
+    """A task that runs in Ray."""
 
     task: Task
     machine: str
@@ -183,7 +183,7 @@ class _Running:
 
 
 class RayEngine:
-    """Tasks of Ray, each handed over when there is room for it."""
+    """Tasks of Ray, each submitted when there is room for it."""
 
     elsewhere = True
 
@@ -253,7 +253,7 @@ class RayEngine:
             self._given_up()
 
     def _given_up(self) -> list[Task]:
-        """Cancel what runs; what was running."""
+        """Cancel the running tasks, and return them."""
         import ray
 
         self._queue.clear()
@@ -272,7 +272,7 @@ class RayEngine:
         return [one.task for one in given_up]
 
     def _slots(self, machines: Mapping[str, tuple[float, float]]) -> dict[str, int]:
-        """By machine: how many tasks it has room for. machines: as `_machines` has them."""
+        """Return for how many tasks each machine has room. machines: as in `_machines`."""
         slots = {}
         for machine, (cores, memory) in machines.items():
             room_for = int(cores // self._cores)
@@ -283,7 +283,7 @@ class RayEngine:
         return slots
 
     def _fill(self, watch: Watch | None) -> None:
-        """Give Ray as many tasks as there is room for."""
+        """Give Ray as many tasks as it has room for."""
         machines = _machines()
         slots = self._slots(machines)
         if self.here not in machines:  # then Ray begins none of the tasks any more
@@ -305,7 +305,7 @@ class RayEngine:
             time.sleep(TICK)  # every machine is lost for the moment
 
     def _await_machines(self, *, there: bool) -> None:
-        """Report that no machine is there. Raises ShadowError when none has come for long."""
+        """Report that no machine is there. Raises ShadowError if none appears for long."""
         now = time.monotonic()
         if there or self._empty_since is None:
             self._empty_since, self._empty_said = None if there else now, False
@@ -358,7 +358,7 @@ class RayEngine:
         self._running[remote.remote(there)] = _Running(task, machine, begun, here)
 
     def _relay(self, patience: float) -> None:
-        """Pass on the messages of tasks, if they come within so many seconds."""
+        """Pass on the messages of tasks, if they arrive within that many seconds."""
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
@@ -371,7 +371,7 @@ class RayEngine:
                     running[name].say(str(message))
 
     def _ended(self, reference: Any) -> Ended | None:
-        """Return what became of a task; None where it begins once more."""
+        """Return the result of a task; None if it is started again."""
         import ray
         from ray import exceptions
 
@@ -409,7 +409,7 @@ class RayEngine:
 
 
 def _machines() -> dict[str, tuple[float, float]]:
-    """By the name that Ray has for a machine: its cores and its bytes of memory."""
+    """Return the cores and bytes of memory of each machine, by Ray's name for it."""
     import ray
 
     return {
@@ -435,8 +435,8 @@ def too_large(
 
 
 class Messages:
-    """Messages from tasks to the driver, on whose machine this lives: Ray would put an actor
-    without resources anywhere, to be lost with its machine. Killed, it begins again.
+    """Messages from tasks to the driver, on whose machine this actor lives: without resources, Ray
+    would put it anywhere, to be lost with that machine. If killed, it restarts.
     """
 
     def __init__(self) -> None:
@@ -455,7 +455,7 @@ class Messages:
 
 @dataclass(frozen=True)
 class _There:
-    """A task as it travels."""
+    """A task as it is sent to a machine."""
 
     work: Callable[[Runtime], Any]
     runtime: Runtime
@@ -469,7 +469,7 @@ class _There:
 
 
 def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
-    """The result of a task, or its fault."""
+    """Return the result of a task, or its error."""
     import ray
 
     if there.version != __version__:
@@ -504,7 +504,7 @@ def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:
-    """Return what a task may use of its machine: its cores, and its memory or their share of it."""
+    """Return the cores that a task may use, and its memory or their share of the machine's."""
     machine, by = machine_limits(), "the engine"
     if memory is None:
         memory = machine.memory * min(cores, machine.cores) // machine.cores

@@ -1,4 +1,4 @@
-"""Verdicts of the rules of pairs, and the state of the pairs, as documents."""
+"""Verdicts of rules and the states of pairs, as documents."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ RULES.append(TableHead("what was found", "text"))
 
 
 def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
-    """Return how several pairs stand, a row each, and how many there are, unless all are shown by
-    themselves; and where the rest is. folder: of their reports.
+    """Return the states of several pairs, a row each, their number unless all are shown one by one,
+    and where to find the rest. folder: of their reports.
     """
     rest = ("more", where_more(folder))
     if not has_table:
@@ -60,7 +60,7 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
 
 
 def rules_document(judged: Judgement, *, titled: bool) -> Document:
-    """Return the verdicts on one pair. titled: with its name above, where nothing more has it."""
+    """Return the verdicts on one pair. titled: with its name above, if it stands nowhere yet."""
     head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
     rows = [_cells(verdict) for verdict in judged.verdicts]
     table = [TableBlock(RULES, rows, "Rules")] if rows else []
@@ -69,7 +69,7 @@ def rules_document(judged: Judgement, *, titled: bool) -> Document:
 
 
 def gate_document(judged: Sequence[Judgement]) -> Document:
-    """Everything that came of a gate: pairs, faults, what the reports say, rules and notes."""
+    """Return all results of a gate: pairs, errors, what the reports say, rules and notes."""
     code = first_code({one.code for one in judged})
     blocks: list[Block] = [Section("shadow"), Paragraph(f"Exit code {code}.")]
     blocks.append(_pairs(judged))
@@ -108,9 +108,7 @@ def _state(one: Judgement) -> Word:
 
 
 def _cells(verdict: Verdict) -> list[Cell]:
-    """The cells of a verdict; a warning differs from an error where the rule is violated or not
-    judged.
-    """
+    """Return the cells of a verdict; a warning looks different if it is violated or not judged."""
     rule, outcome = verdict.rule, verdict.outcome
     word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
     if outcome in ("met", "missing") and rule.severity != "error":
@@ -120,7 +118,7 @@ def _cells(verdict: Verdict) -> list[Cell]:
 
 
 def said_of(verdict: Verdict) -> str:
-    """Return what was found; before it what the author of a rule says of its violation."""
+    """Return the finding; before it, the message of the rule's author about a violation."""
     if verdict.outcome != "met" or not verdict.rule.message:
         return verdict.detail
     return f"{verdict.rule.message} {verdict.detail}"

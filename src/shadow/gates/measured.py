@@ -1,8 +1,8 @@
 """A finished report as rules see it: its figures by place, its tensors and files, its claims.
 
-A place changed if one entry of one of its tensors did, vectors too; it is unchanged if all of its
-tensors were compared and none did; otherwise nothing is known of it. Integers are left out, and so
-are tied tensors, which are measured elsewhere.
+A place changed if an entry of one of its tensors did, including vectors; it is unchanged if all of
+its tensors were compared and none did; otherwise its state is unknown. Integers are left out, and
+so are tied tensors, which are measured elsewhere.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class JudgedReport:
         return rows | {(row.component, row.module): row for row in self.summary.modules}
 
     def places(self, name: Metric) -> list[Scope]:
-        """Return where the report has what a rule names, in the order of the summary."""
+        """Return the places of the report that a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
         return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
@@ -104,7 +104,7 @@ class JudgedReport:
         return rows
 
     def states(self, figure: Metric) -> dict[str, str | None]:
-        """Return what is known of each place or file that a rule names, by its name."""
+        """Return the state of each place or file that a rule names, by name."""
         if figure.component == FILES:
             if self.summary.files is None:
                 return {}
@@ -120,7 +120,7 @@ class JudgedReport:
         return bool(found) and set(found.values()) == {UNCHANGED}
 
     def answer(self, claim: Metric) -> tuple[str | None, str]:
-        """Return the state of a gate or a claim, None where it is inconclusive, and the reason."""
+        """Return the state of a gate or a claim, None if inconclusive, and the reason."""
         if claim.component == GATE:
             gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
             if gate.figure is None and not gate.passed:
@@ -140,11 +140,11 @@ class JudgedReport:
         return (HOLDS, "nothing changed") if found else (None, "nothing was compared")
 
     def with_intervals(self, at: Scope) -> list[str]:
-        """The figures of a place that intervals are made of."""
+        """Return the figures of a place that have intervals."""
         return list(self._rows[at].intervals)
 
     def figure(self, at: Scope, metric: str) -> JudgedFigure:
-        """A figure of the summary, with its interval over layers."""
+        """Return a figure of the summary, with its interval over layers."""
         name, row = ".".join((*at, metric)), self._rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
@@ -153,7 +153,7 @@ class JudgedReport:
         return JudgedFigure(name, value, row.intervals.get(metric), why)
 
     def error(self, at: Scope, metric: str) -> float:
-        """The most that a median of estimates may be off: the largest error of one."""
+        """Return the largest possible error of a median of estimates: the largest error of one."""
         is_share = metric == "participation_share"  # of a participation ratio in that of the null
         column = "participation_ratio" if is_share else metric
         if not self.summary.estimated or column not in ESTIMATED:
@@ -166,7 +166,7 @@ class JudgedReport:
         return float(max(errors / floats(rows[null]) if is_share else errors, default=0.0))
 
     def why_absent(self, name: Metric) -> str:
-        """Return why the report has nothing of what a rule names."""
+        """Return why the report has no figure that a rule names."""
         if name.place is not None or name.component == FILES:
             return f"the report has no {name.place.text if name.place else FILES}"
         if name.component is None:
@@ -181,7 +181,7 @@ def read_measured(
     summary: Summary | None = None,
     reading: ReportAccess | None = None,
 ) -> JudgedReport:
-    """A finished report as rules see it, with its summary unless that is known already.
+    """Read a finished report as rules see it, with its summary unless that is given.
 
     reading: for checks that the report does not answer. Raises ShadowError.
     """
@@ -199,7 +199,7 @@ def read_baselines(
     against.
 
     A single pair may also be compared with a report of any name, if against is that report's own
-    folder. Raises ShadowError for what cannot be read.
+    folder. Raises ShadowError if one cannot be read.
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
         return {pairs[0]: _baseline(against)}
@@ -219,16 +219,16 @@ def read_baselines(
 
 
 def _baseline(folder: Path) -> JudgedReport:
-    """A baseline, all of which is read now: what is measured next may be written over it."""
+    """Read a baseline completely: the next measurement may overwrite it."""
     baseline = read_measured(folder, "the baseline")
     assert baseline.report is not None
     return baseline
 
 
 def checked(asked: Question, summary: Summary, reading: ReportAccess) -> Verification:
-    """The answer to a check that a report does not hold.
+    """Answer a check that a report does not contain, importing what reads weights.
 
-    Imports what reads weights. Raises ShadowError where a side has changed since its audit.
+    Raises ShadowError if a side has changed since its audit.
     """
     from shadow.checks.registry import question, verify
     from shadow.run.sides import client_for, find_audited, reference_of
@@ -250,10 +250,9 @@ def checked(asked: Question, summary: Summary, reading: ReportAccess) -> Verific
 
 
 def states(pattern: Pattern, tensors: Iterable[Mapping[str, Any]]) -> dict[str, State]:
-    """Return what is known of each place that a rule names, by its name: `changed`, `unchanged` or
-    None.
+    """Return the state of each place that a rule names, by name: `changed`, `unchanged` or None.
 
-    A layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS.
+    Each layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS.
     """
     found: dict[str, list[bool | None]] = {}
     for row in tensors:
@@ -271,7 +270,7 @@ def states(pattern: Pattern, tensors: Iterable[Mapping[str, Any]]) -> dict[str, 
 
 
 def _is_changed(row: Mapping[str, Any]) -> bool | None:
-    """Return whether an entry of a tensor changed; None where it is not known."""
+    """Return whether an entry of a tensor changed; None if unknown."""
     if row["status"] == "identical":
         return False
     if row["status"] == "measured":
@@ -286,11 +285,11 @@ def _is_changed(row: Mapping[str, Any]) -> bool | None:
 
 
 def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, State]:
-    """Return what is known of the files that a rule names, by path: `changed`, `added`, `removed`,
+    """Return the state of each file that a rule names, by path: `changed`, `added`, `removed`,
     `unchanged` or None. Rows are those of files.parquet.
 
-    Where no file is named they are unchanged on both sides, under the name of the figure, unless
-    not all files are known.
+    If no file matches, they are unchanged under the name of the figure, unless not all files are
+    known.
     """
     pattern = figure.module or ""
     found: dict[str, State] = {}
@@ -304,7 +303,7 @@ def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def _file_state(pattern: str, row: Mapping[str, Any]) -> str | None:
-    """Return what became of a file, as far as a pattern is about it; None where it is not."""
+    """Return the state of a file, as far as a pattern concerns it; None if it does not."""
     kind, state = str(row["kind"]), str(row["state"])
     words = (row["differs"] or "").split()
     if fnmatchcase(kind, pattern):

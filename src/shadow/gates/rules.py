@@ -9,11 +9,11 @@
             | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
 
 Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
-are `language.embed` and `layers.0-7`. A rule says what must not be: one on a claim is violated when
-the claim holds, with `not` when it does not.
+are `language.embed` and `layers.0-7`. A rule says what must not be: one on a claim is violated if
+the claim holds, with `not` if it does not.
 
-Component and module may hold * and ?. A word that this version does not know is a UsageError with
-the nearest known one, whatever the report holds.
+Component and module may contain * and ?. A word that this version does not know is a UsageError
+that suggests the nearest known one, whatever the report holds.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Metric:
         return ".".join(filter(None, (self.component, self.module, self.metric)))
 
     def covers(self, component: str, module: str | None) -> bool:
-        """Return whether a component, or a module of one, is among those that are meant."""
+        """Return whether it names a component, or a module of one."""
         if self.component is None or (self.module is None) != (module is None):
             return False
         return fnmatchcase(component, self.component) and (
@@ -109,7 +109,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Rule:
-    """Condition that must not hold of a report."""
+    """A condition that a report must not meet."""
 
     name: str  # its name in a policy file, or what was typed
     figure: Metric
@@ -123,7 +123,7 @@ class Rule:
 
     @property
     def condition(self) -> str:
-        """`language.mlp.up.concentration > 0.5`."""
+        """The condition as text: `language.mlp.up.concentration > 0.5`."""
         if self.comparison == MOVED:
             what = "any figure" if str(self.figure) == "*" else self.figure
             return f"{what} outside the baseline's spread over layers"
@@ -143,7 +143,7 @@ class Rule:
 
 
 def parse_rule(text: str, **more: Any) -> Rule:
-    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name.
+    """Parse `language.mlp.up.concentration > 0.5` as a Rule with that name.
 
     more: further fields of the rule. Raises UsageError.
     """
@@ -168,8 +168,8 @@ def parse_rule(text: str, **more: Any) -> Rule:
 
 
 def _parse_state(text: str) -> tuple[Metric, str] | None:
-    """The place, the files or the claim that a rule without a number names, and its comparison;
-    None of another rule. Raises UsageError.
+    """Parse a rule without a number: its place, files or claim, and its comparison; None for
+    another rule. Raises UsageError.
     """
     if text.strip() in BROKEN:
         return Metric(IS_BROKEN, None, text.strip()), HOLDS
@@ -192,7 +192,7 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
 
 
 def _parse_files(text: str) -> Metric:
-    """`files.config.rope_theta` -> Metric."""
+    """Parse `files.config.rope_theta` as a Metric."""
     _, _, rest = text.partition(".")
     kind, _, word = rest.partition(".")
     if not re.fullmatch(r"[A-Za-z0-9_.*?-]+", rest) or not kind:
@@ -205,7 +205,7 @@ def _parse_files(text: str) -> Metric:
 
 
 def parse_moved(text: str, **more: Any) -> Rule:
-    """A figure, or all of a pattern, that must stay inside its interval in a baseline.
+    """Parse a figure, or a pattern of figures, that must stay inside its interval in a baseline.
 
     more: further fields of the rule. Raises UsageError.
     """
@@ -221,9 +221,10 @@ def _refuse_long(text: str, what: str, hint: str) -> None:
 
 
 def parse_figure(text: str, *, many: bool = False) -> Metric:
-    """`language.mlp.up.concentration` -> Metric. many: the metric may hold * and ? too.
+    """Parse `language.mlp.up.concentration` as a Metric.
 
-    Raises UsageError for what no report of this version can have.
+    many: the metric may contain * and ? too. Raises UsageError for a figure that no report of this
+    version can have.
     """
     if re.search(r"(^|\.)layers?\.\d", text):
         hint = "leave the layers out; a rule on `changed` or `unchanged` may name some"
@@ -246,7 +247,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
 
 
 def _component_and_module(place: str, metric: str) -> tuple[str, str | None]:
-    """`language.mlp.up` -> its component and module."""
+    """Split `language.mlp.up` into its component and module."""
     text = f"{place}.{metric}"
     if not re.fullmatch(NAMES, text) or "" in text.split("."):
         raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
@@ -263,18 +264,18 @@ def _component_and_module(place: str, metric: str) -> tuple[str, str | None]:
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
-    """Return whether a word, or a pattern of * and ?, means any of these."""
+    """Return whether a word, or a pattern with * and ?, matches any of these."""
     return any(fnmatchcase(word, pattern) for word in words)
 
 
 def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
-    """Raise UsageError for a component, module or metric that is not known."""
+    """Raise UsageError for an unknown component, module or metric."""
     raise UsageError(f"no {what} {word!r}", f"did you mean {close!r}?" if close else hint)
 
 
 def claim_rule(text: str, file: str, line: int) -> Rule:
-    """A claim that a list has of a pair, such as `trained --frozen embed`: a rule that is violated
-    where it does not hold. Raises UsageError.
+    """Make a rule of a list's claim about a pair, such as `trained --frozen embed`: it is violated
+    if the claim does not hold. Raises UsageError.
     """
     try:
         figure = Metric(VERIFY, None, str(pair_claim(text)))
@@ -287,11 +288,11 @@ def claim_rule(text: str, file: str, line: int) -> Rule:
 def gather(
     fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool
 ) -> tuple[Rule, ...]:
-    """The rules of a command.
+    """Return the rules of a command.
 
     against: whether a baseline is given; without `moved` rules no figure of the pair may then have
-    moved. allow_missing: that of the command; a rule of a policy file on a threshold says so
-    itself. Raises ShadowError.
+    moved. allow_missing: that of the command; threshold rules of a policy file have their own.
+    Raises ShadowError.
     """
     rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
     for rule in () if policy is None else read_policy(policy):
@@ -307,10 +308,10 @@ def gather(
 
 
 def read_policy(file: Path) -> tuple[Rule, ...]:
-    """The rules of a policy file, a mapping of names to rules.
+    """Read the rules of a policy file, a mapping of names to rules.
 
-    Raises ShadowError for a file that cannot be read or has other keys, UsageError for words that
-    mean nothing.
+    Raises ShadowError for a file that cannot be read or has other keys, UsageError for unknown
+    words.
     """
     from shadow.targets.checked import read_form
     from shadow.targets.forms import PolicyForm

@@ -1,13 +1,13 @@
 """Finished reports and rules -> verdicts. Reads reports, prints and writes nothing.
 
-A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be.
-What a rule names and the report does not have, or has only as identical or null, is no pass: the
-rule is `missing`, unless it allows that.
+A rule is violated (`met` in JSON) if one of its figures is what it must not be. A rule about
+something that the report lacks, or has only as identical or null, does not pass: it is `missing`,
+unless it allows that.
 
 A figure has moved when it lies outside the interval over layers that the baseline's report gives
 it. The baseline's interval, not the new one's, because a baseline is what was accepted: a report
-with uneven layers would otherwise widen what is allowed to it. It is a yardstick of size and no
-test: two runs of one training leave it now and then.
+with uneven layers would otherwise widen its own limits. It is a measure of size and not a test: two
+runs of one training leave it now and then.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class RuleFigure:
-    """One figure that a rule was compared with."""
+    """A figure to which a rule was applied."""
 
     figure: str
     """Its name, with component and module before it."""
@@ -88,7 +88,7 @@ class RuleFigure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Verdict of one rule on one report."""
+    """The verdict of one rule on one report."""
 
     rule: Rule
     outcome: Verdicts
@@ -99,7 +99,7 @@ class Verdict:
 
     @property
     def code(self) -> int:
-        """The exit code: 4 met, 1 missing, 5 inconclusive; 0 if the rule is but a warning."""
+        """The exit code: 4 met, 1 missing, 5 inconclusive; 0 if the rule is only a warning."""
         if self.rule.severity != "error":
             return 0
         is_open = self.why.code == "inconclusive"
@@ -112,7 +112,7 @@ class Verdict:
         return text if self.outcome in ("met", "passed") else f"nothing to judge: {text}"
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: the rule, what came of it, and its figures."""
+        """The rule, its outcome and its figures, for machines."""
         keys = ("name", "condition", "severity", "message", "file", "line")
         rule = {key: getattr(self.rule, key) for key in keys}
         figures = [asdict(figure) for figure in self.findings]
@@ -122,7 +122,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Verdicts on one pair."""
+    """The verdicts on one pair."""
 
     family: str
     pair: str
@@ -145,14 +145,14 @@ class Judgement:
         return f"{self.family}:{self.pair}"
 
     def as_json(self) -> dict[str, Any]:
-        """For machines; the summary is what `show --format json` prints."""
+        """For machines; the summary is that of `show --format json`."""
         rules = [verdict.as_json() for verdict in self.verdicts]
         pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
         return {**pair, "notes": list(self.notes), "rules": rules}
 
     @property
     def code(self) -> int:
-        """The exit code that it asks for."""
+        """The exit code for these verdicts."""
         codes = {verdict.code for verdict in self.verdicts}
         if self.fault is not None:
             codes.add(1)
@@ -162,7 +162,7 @@ class Judgement:
 
 
 def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
-    """Return what makes a baseline another thing than the same audit before."""
+    """Return how a baseline differs from an earlier run of the same audit."""
     before, after = baseline.report, now.report
     if before.metadata == after.metadata:
         return ["the baseline is this report itself, so nothing can have moved"]
@@ -188,9 +188,9 @@ def judge_report(
     seconds: float | None = None,
     objections: tuple[str, ...] = (),
 ) -> Judgement:
-    """Return what comes of every rule on a report; seconds and objections are those of its audit.
+    """Judge every rule on a report; seconds and objections are those of its audit.
 
-    Rules are judged whatever the gates of the report say; a gate that failed is a note.
+    Rules are judged whatever the gates of the report say; a failed gate is a note.
     """
     notes = [f"gate {gate.name} failed: {gate.reason}" for gate in now.summary.failed_gates]
     if baseline is not None:
@@ -209,7 +209,7 @@ def judge_report(
 def judge(
     rules: Sequence[Rule], now: JudgedReport, baseline: JudgedReport | None = None
 ) -> tuple[Verdict, ...]:
-    """Return what comes of every rule. Without a baseline, rules on what moved are missing."""
+    """Judge every rule. Without a baseline, `moved` rules are missing."""
     return tuple(_judged(rule, now, baseline) for rule in rules)
 
 
@@ -228,7 +228,7 @@ def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Ver
 def _verdict(
     rule: Rule, code: str, figures: Mapping[str, Value], findings: Sequence[RuleFigure]
 ) -> Verdict:
-    """A rule that was compared with figures."""
+    """Make the verdict of a rule from its figures."""
     is_met = any(finding.met for finding in findings)
     return Verdict(rule, "met" if is_met else "passed", Reason(code, figures), tuple(findings))
 
@@ -239,7 +239,7 @@ def _missing(rule: Rule, code: str, **figures: Value) -> Verdict:
 
 
 def _broken(rule: Rule, now: JudgedReport) -> Verdict:
-    """A word for what is broken."""
+    """Return the word for what is broken."""
     word = rule.figure.metric
     texts = [sentence.text for sentence in broken(now.summary) if sentence.code == word]
     finding = RuleFigure(word, HOLDS if texts else FAILS, bool(texts))
@@ -248,7 +248,7 @@ def _broken(rule: Rule, now: JudgedReport) -> Verdict:
 
 
 def _answered(rule: Rule, now: JudgedReport) -> Verdict:
-    """A gate of the pair, or a check that its report answers."""
+    """Judge a gate of the pair, or a check that its report answers."""
     answer, reason = now.answer(rule.figure)
     if answer is None:
         return _missing(rule, "unanswered", what=str(rule.figure), why=reason)
@@ -258,7 +258,7 @@ def _answered(rule: Rule, now: JudgedReport) -> Verdict:
 
 
 def _checked(rule: Rule, now: JudgedReport) -> Verdict:
-    """A check for which both sides are read."""
+    """Judge a check for which both sides are read."""
     assert now.reading is not None, "a report that is judged"
     try:
         found = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
@@ -275,7 +275,7 @@ def _checked(rule: Rule, now: JudgedReport) -> Verdict:
 
 
 def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
-    """Places or files that changed or did not: one that is not known is no pass."""
+    """Judge places or files that changed or did not; unknown ones do not pass."""
     found = now.states(rule.figure)
     if not found:
         return _missing(rule, "absent", why=now.why_absent(rule.figure))
@@ -361,7 +361,7 @@ def _distance(finding: RuleFigure) -> float:
 
 
 def _move(finding: RuleFigure) -> str:
-    """`spiked is 0.5, was 1 (0.9 to 1)`."""
+    """Return `spiked is 0.5, was 1 (0.9 to 1)`."""
     low, high = finding.low or 0.0, finding.high or 0.0
 
     def inside(value: Any) -> bool:  # of the bounds as they are written
@@ -372,6 +372,6 @@ def _move(finding: RuleFigure) -> str:
 
 
 def _text(value: Any, holds: Callable[[Any], bool]) -> str:
-    """A number with as many digits as it takes to see whether it holds."""
+    """Format a number with enough digits to see whether the condition holds."""
     texts = (f"{value:.{digits}g}" for digits in range(2, 17))
     return next((text for text in texts if holds(float(text)) == holds(value)), repr(value))
