@@ -7,9 +7,8 @@ from typing import Any
 
 import typer.main
 
-from shadow.cli.commands import app
-from shadow.cli.usage import EXAMPLES
-from shadow.cli.usage import claims as verify_claims
+from shadow.cli.commands import EXAMPLES, app
+from shadow.cli.commands import claims as verify_claims
 
 
 def cell(text: str) -> str:

@@ -17,8 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from shadow.reports.columns import NOTATION, TABLES
-from shadow.reports.words import FILES, GLOSSARY, RULES, null_cases
+from shadow.reports.columns import GLOSSARY, JSON_FILES, NOTATION, RULES, TABLES, null_cases
 
 ROOT = Path(__file__).parents[2]
 PAGES = {  # page of the site, and the file that it shows
@@ -54,7 +53,7 @@ def schema() -> Iterator[str]:
             cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
             cells.append(column.source)
             yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
-    for name, keys in FILES.items():
+    for name, keys in JSON_FILES.items():
         yield from ("", f"## {name}", "", "| key | what |", "|---|---|")
         yield from (f"| `{key}` | {text} |" for key, text in keys.items())
     yield from ("", "## Glossary", "", "| term | meaning |", "|---|---|")

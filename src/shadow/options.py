@@ -17,8 +17,7 @@ def option(help: str, default: Any = None, *names: str, **more: Any) -> Any:
     """Declare a field that is an option, with its help and what typer is to know of it.
 
     names: as they are typed, where not `--` and the name of the field; `ARGUMENT` for one without.
-    more: limits, `metavar`; `complete`: what the shell offers, such as modules. A default of `...`
-    must be typed.
+    more: limits, `metavar` and such. A default of `...` must be typed.
     """
     return field(default=default, metadata={"option": (names, {"help": help, **more})})
 

@@ -9,8 +9,7 @@ import typer.main
 from reports import uniform
 from typer.testing import CliRunner
 
-from shadow.cli.commands import app
-from shadow.cli.usage import EXAMPLES
+from shadow.cli.commands import EXAMPLES, app
 
 
 @pytest.mark.parametrize(

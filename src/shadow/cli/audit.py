@@ -1,36 +1,37 @@
-"""`shadow audit`: measure pairs, one by one or as a list. `shadow plan`: what that would need."""
+"""`shadow audit`: measure pairs, one by one or as a list. `shadow plan`: what that would take.
+`shadow lab run`: train tiny models on known data and audit them.
+"""
 
 from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of
-from shadow.cli.options import of_pair, prepare, reports_here, say_left_out, selected
+from shadow.cli.options import prepare, reports_here, selected, written
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
+from shadow.extras import require
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.options import option
 from shadow.run.runtime import Files
 from shadow.storage import Store, located, work_folder
-from shadow.text import visible
+from shadow.text import counted, visible
 
 if TYPE_CHECKING:
     from shadow.engines.finished import PairOutcome
-    from shadow.gates.measured import JudgedReport
-    from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
+    from shadow.targets.lists import Selection
 
 
 def audit(
@@ -84,23 +85,65 @@ def audit(
 
         gc.freeze()  # all of torch and pandas stays: to look for cycles there took 0.1 s
 
-    prepare(files)
+    prepare(files.offline)
     request = AuditRequest(
         selection, located(output), measuring, files, overwrite=overwrite, jobs=jobs, ray=ray
     )
     names = [(pair.family, pair.name) for pair in selection.own]
-    own = {
-        pair: {rule.name: rule for rule in (*judging, *claims.get(pair, ()))}
-        for pair in selection.own
-    }
     baselines = baselines_of(rules, names, say)
     is_shown = format == "table" and not (quiet or selection.is_list)
-    judge = _Judge(request, own, baselines, strict, is_shown, say)
+    faults: list[Exception] = []  # of pairs; those of shadow itself do not stop a list
+
+    def judgement_of(outcome: PairOutcome) -> Judgement:
+        """Judge what became of a pair."""
+        from shadow.gates.document import rules_document
+        from shadow.gates.measured import ReportAccess, read_measured
+        from shadow.gates.verdicts import Judgement, judge_report
+
+        result = outcome.finished()
+        summary, name = result.summary, names[selection.own.index(outcome.pair)]
+        if is_shown:
+            show_pair(summary, result.provenance, result.place, of=len(names))
+        own = {rule.name: rule for rule in (*judging, *claims.get(outcome.pair, ()))}
+        objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
+        more: Any = {"seconds": outcome.seconds, "objections": objections}
+        if not own:
+            return Judgement(summary.family, summary.pair, summary=summary, **more)
+        # of a report that was uploaded the rows are fetched
+        folder = result.folder if result.url is None else reports_here(Path(result.url))
+        now = read_measured(folder, summary=summary, reading=ReportAccess(files, jobs, say))
+        judgement = judge_report([*own.values()], now, baselines.get(name), **more)
+        if result.url is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if is_shown:
+            console.show(rules_document(judgement, titled=len(names) > SIDE_BY_SIDE))
+        return judgement
+
+    def judge(outcome: PairOutcome) -> Judgement:
+        """Judge it; one that failed does not stop the others."""
+        pair, is_alone = outcome.pair, request.is_alone
+        try:
+            return judgement_of(outcome)
+        except Exception as error:
+            fault = error if isinstance(error, ShadowError) else outcome.error
+            is_bug = fault is not error
+            if (
+                fault is None
+                or (is_bug and not selection.is_list)
+                or (isinstance(error, UsageError) and is_alone)
+            ):
+                raise
+            faults.append(error)
+            fault = fault if is_alone else _of_pair(fault, pair)
+            is_kept = outcome.state == "kept"
+            return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
+
     together = selection.is_list or (ray is not None and not request.is_cut)
     bars = console.pairs_progress(len(names), together=together, hidden=quiet)
     with console.continuable(request.folders()), bars as watch:
         outcomes = perform(request, say=say, watch=watch)
-        say_left_out(selection, say)
+        if not names:
+            say(_nothing_to_audit(selection))
         with closing(outcomes):
             judged = sorted(
                 map(judge, outcomes), key=lambda one: names.index((one.family, one.pair))
@@ -113,74 +156,24 @@ def audit(
         _show(request, judged, format)
     if targets == ("demo",) and format == "table":
         say("your own models: shadow audit ./BASE ./TUNED, or org/BASE org/TUNED")
-    if bugs := [one for one in judge.faults if not isinstance(one, ShadowError)]:
+    if bugs := [one for one in faults if not isinstance(one, ShadowError)]:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
-    is_wrong = 0 < sum(isinstance(one, UsageError) for one in judge.faults) == len(names)
+    is_wrong = 0 < sum(isinstance(one, UsageError) for one in faults) == len(names)
     finish(judged, rules, wrong_usage=is_wrong)
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Judges the results of pairs. A failed pair does not stop the others."""
+def _nothing_to_audit(selection: Selection) -> str:
+    pairs = counted(len(selection.pairs), "pair", "pairs")
+    return f"nothing to audit in shard {selection.shard}: the list has {pairs}"
 
-    request: AuditRequest
-    rules: Mapping[Pair, Mapping[str, Rule]]
-    baselines: Mapping[tuple[str, str], JudgedReport]
-    """By family and pair: the earlier reports that figures must not have moved from."""
-    strict: bool
-    is_shown: bool
-    """Show report and judgement of a pair at once."""
-    say: Callable[[str], None]
-    faults: list[Exception] = field(default_factory=list)
-    """Errors of pairs; those of shadow itself do not stop a list."""
 
-    def __call__(self, outcome: PairOutcome) -> Judgement:
-        pair, is_alone = outcome.pair, self.request.is_alone
-        try:
-            return self._judged(outcome)
-        except Exception as error:
-            fault = error if isinstance(error, ShadowError) else outcome.error
-            is_bug = fault is not error
-            if (
-                fault is None
-                or (is_bug and not self.request.selection.is_list)
-                or (isinstance(error, UsageError) and is_alone)
-            ):
-                raise
-            self.faults.append(error)
-            fault = fault if is_alone else of_pair(fault, pair)
-            is_kept = outcome.state == "kept"
-            return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
-
-    def _judged(self, outcome: PairOutcome) -> Judgement:
-        from shadow.gates.document import rules_document
-        from shadow.gates.measured import ReportAccess, read_measured
-        from shadow.gates.verdicts import Judgement, judge_report
-
-        request, result = self.request, outcome.finished()
-        summary, count = result.summary, len(self.rules)
-        if self.is_shown:
-            show_pair(summary, result.provenance, result.place, of=count)
-        rules = [*self.rules[outcome.pair].values()]
-        objections = tuple(sorted(result.should_not_have_skipped)) if self.strict else ()
-        more: Any = {"seconds": outcome.seconds, "objections": objections}
-        if not rules:
-            return Judgement(summary.family, summary.pair, summary=summary, **more)
-        # of a report that was uploaded the rows are fetched
-        folder = result.folder if result.url is None else reports_here(Path(result.url))
-        reading = ReportAccess(request.files, request.jobs, self.say)
-        now = read_measured(folder, summary=summary, reading=reading)
-        baseline = self.baselines.get((summary.family, summary.pair))
-        judgement = judge_report(rules, now, baseline, **more)
-        if result.url is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if self.is_shown:
-            console.show(rules_document(judgement, titled=count > SIDE_BY_SIDE))
-        return judgement
+def _of_pair(error: ShadowError, pair: Pair) -> ShadowError:
+    """The fault of one pair among several."""
+    return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> None:
-    """Show at the end how several pairs stand, and everything that is printed as JSON."""
+    """At the end: of several pairs how they stand, and all that is given as JSON."""
     from shadow.gates.document import rules_document
     from shadow.lists.document import list_document
     from shadow.lists.index import read_index
@@ -219,13 +212,14 @@ def plan(
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
     selection = selected(targets, pairs)
-    prepare(files)
+    prepare(files.offline)
     request = AuditRequest(selection, located(output), measuring, files, jobs=jobs)
     from shadow.lists.document import plan_document, plans_document
     from shadow.lists.perform import planner
 
     plan_of = planner(request, console.say)
-    say_left_out(selection, console.say)
+    if not selection.own:
+        console.say(_nothing_to_audit(selection))
     plans = []
     faults: list[ShadowError] = []
     for pair in selection.own:
@@ -240,7 +234,7 @@ def plan(
             if isinstance(fault, UsageError) and request.is_alone:
                 raise
             faults.append(fault)
-            console.complain(fault if request.is_alone else of_pair(fault, pair))
+            console.complain(fault if request.is_alone else _of_pair(fault, pair))
     if format != "table":
         console.show_json_pairs([planned.as_json() for planned in plans], format)
     elif len(selection.own) > 1 and plans:
@@ -248,3 +242,34 @@ def plan(
     if faults:
         wrong = sum(isinstance(fault, UsageError) for fault in faults)
         raise typer.Exit(2 if wrong == len(selection.own) else 1)
+
+
+def lab_run(
+    preset: Literal["smoke", "quick", "full"] = option(
+        "smoke: a quarter of a minute, learns nothing; quick: minutes, two bases; full: ten bases,"
+        " each three times, over an hour on two cores.",
+        "quick",
+        metavar="PRESET",
+    ),
+    output: Path = written("Folder for tables and page.", Path("lab"), file_okay=False),
+    jobs: int = option("Number of processes; results do not depend on it.", 2, min=1, max=256),
+    format: shared.Format = shared.FORMAT,
+) -> None:
+    """Train small models on known data, and audit each one. Reports what the data left in their
+    weights.
+
+    Writes runs.parquet, comparisons.parquet and lab.md. After an interruption, the same
+    command continues.
+
+    Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
+    """
+    require("lab")
+    from shadow.lab.results import run
+
+    with console.continuable([output]), console.steps(f"lab {preset}") as update:
+        document, rows = run(preset, output, jobs=jobs, show=update)
+    if format == "json":
+        console.show_json({"preset": preset, "runs": rows, "folder": str(output)})
+    else:
+        console.show(document)
+    console.say(f"runs.parquet, comparisons.parquet and lab.md in {output}/")

@@ -1,20 +1,127 @@
-"""The commands under their names, and what an error looks like."""
+"""The commands under their names, their help, and what an error looks like."""
 
 from __future__ import annotations
 
 import gc
 import inspect
 import os
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from shadow import __version__
-from shadow.cli import audit, compare, console, gate, lab, lookup, options, reports, verify
+from shadow.cli import audit, compare, console, gate, lookup, options, reports, verify
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
-from shadow.cli.usage import Command, Commands, as_usage_error
 from shadow.errors import ShadowError, UsageError
+from shadow.gone import gone
+
+KINDS = {"--to": "format", "--kind": "figure"}  # options whose words may be gone
+FIRST = 5  # commands that a group's help begins with
+EXAMPLES: Mapping[str, Sequence[str]] = {
+    "audit": (
+        "shadow audit demo",
+        "shadow audit ./base ./tuned --name mine:base..tuned",
+        "shadow audit qwen2.5-7b --fail-on 'concentration > 0.5'",
+    ),
+    "show": ("shadow show reports/demo/base..narrow --format markdown",),
+    "compare": (
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad --joint",
+        "shadow compare reports --scores scores.csv",
+    ),
+    "gate": (
+        "shadow gate reports --policy policy.yaml --junit gate.xml",
+        "shadow gate reports --against accepted",
+    ),
+    "report": ("shadow report reports/demo/base..narrow -o narrow.html",),
+    "export": ("shadow export reports --to markdown -o cards",),
+}
+
+
+class Commands(TyperGroup):
+    """Commands by name."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer does it. Raises UsageError for a command that is gone."""
+        if args[0] not in self.commands and (error := gone("command", args[0])):
+            raise error
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print a line a command, so that all of them fit a terminal of 24 rows."""
+        formatter = ctx.make_formatter()  # of the other one what is written is taken for a fault
+        formatter.write_usage(ctx.command_path, "COMMAND ...")
+        formatter.write_paragraph()
+        formatter.write_text(self.help or "")
+        longest = max(map(len, self.commands))
+        rows = [
+            (name.ljust(longest), one.get_short_help_str(formatter.width - longest - 4))
+            for name, one in self.commands.items()
+        ]
+        for part in filter(None, (rows[:FIRST], rows[FIRST:])):
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_dl(part)
+        if self.epilog:
+            formatter.write_paragraph()
+            formatter.write_text(self.epilog)
+        print(formatter.getvalue(), end="")
+
+
+class Command(TyperCommand):
+    """A command."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As typer does it, with examples; and the claims of `verify`, which are imported here."""
+        title, lines = "Examples", EXAMPLES.get(self.name or "", ())
+        if self.name == "verify":
+            title, lines = "Claims", claims()
+        if lines:  # \b: they stay as they are
+            self.epilog = "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)])
+        super().format_help(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer does it; `--json` is short for `--format json`.
+
+        Raises UsageError for an option or a word that is gone, and for `--junit --help`: what looks
+        like an option is meant as one.
+        """
+        takes_value = {
+            name: not (one.is_flag or one.count)
+            for one in self.params
+            if isinstance(one, TyperOption)
+            for name in (*one.opts, *one.secondary_opts)
+        }
+        end = args.index("--") if "--" in args else len(args)
+        typed, rest = args[:end], args[end:]
+        if "--format" in takes_value:
+            typed = ["--format=json" if word == "--json" else word for word in typed]
+        for word, following in pairwise([*typed, ""]):
+            if not word.startswith("-"):
+                continue
+            name, is_one_word, value = word.partition("=")
+            value = value if is_one_word else following
+            error = gone(KINDS.get(name, ""), value)
+            if name not in takes_value:
+                error = gone("option", f"{ctx.info_name}:{name}") or gone("option", name)
+            elif takes_value[name] and value.startswith("--"):
+                hint = f"write its value behind it, such as {name} VALUE; a file may be ./--NAME"
+                error = UsageError(f"{name} has no value: {value[:80]!r} begins with --", hint)
+            if error:
+                raise error
+        return super().parse_args(ctx, [*typed, *rest])
+
+
+def claims() -> Sequence[str]:
+    """A line for each claim of `shadow verify`: what is typed, and what it says."""
+    from shadow.checks.registry import CHECKS
+
+    typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}
+    width = max(map(len, typed.values()))
+    return [f"{words:<{width}}  {CHECKS[name].says}" for name, words in typed.items()]
+
 
 app = typer.Typer(
     name="shadow",
@@ -46,7 +153,7 @@ def _shadow(
 
 
 def _add(group: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
-    """Add a command. Its help is its docstring, a line a paragraph, as Rich keeps line breaks."""
+    """Add a command. Its help is its docstring, a line a paragraph, as Rich shows its lines."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     group.command(name, cls=Command, help=text)(options.typed(command))
@@ -60,7 +167,7 @@ for _command in (
     _add(app, _command)
 _words = "Train small models on known data, and audit them."
 _lab = typer.Typer(name="lab", cls=Commands, help=_words, no_args_is_help=True)
-_add(_lab, lab.lab_run, "run")
+_add(_lab, audit.lab_run, "run")
 app.add_typer(_lab)
 
 
@@ -69,25 +176,17 @@ app.add_typer(_lab)
 COLLECT_AFTER = 20_000
 
 
-def _prepare_process() -> None:
-    """Set up the whole process, before a command imports torch or NumPy.
-
-    Only here: importing a module of `shadow` leaves the process unchanged. One BLAS thread for each
-    worker (see shadow.run.workers); torch and NumPy read these variables on import, which no module
-    of this package does before a command runs.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
-    console.forgive_letters()
-
-
 def run() -> int:
     """Run the command of `sys.argv`; returns its exit code. Errors are printed on stderr.
 
-    Raises KeyboardInterrupt if interrupted, unless the same command can continue the work.
+    Raises KeyboardInterrupt where it was interrupted, unless the same command continues its work.
     """
-    _prepare_process()
+    # The whole process is set up here alone: whoever imports a module of `shadow` keeps it as it
+    # is. One BLAS thread for each worker (see shadow.run.workers); torch and NumPy read these
+    # variables when they are imported, which no module of this room does before a command runs.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     console.begin()
     try:
         try:
@@ -101,8 +200,11 @@ def run() -> int:
     except Unfinished:
         return stop(f"{STOPPED}; run the same command again to continue")
     except typer.TyperException as fault:
-        if (wrong := as_usage_error(fault)) is not None:
-            console.complain(wrong)
+        words = " ".join(str(getattr(fault, "format_message", fault.__str__)()).split())
+        if message := words.rstrip("."):  # none where it showed the help
+            context = getattr(fault, "ctx", None)
+            hint = f"`{context.command_path} --help` lists what there is" if context else None
+            console.complain(UsageError(message[:1].lower() + message[1:], hint))
         return 2
     except ShadowError as error:
         console.complain(error)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import FILE, RUN, reports_here
+from shadow.cli.options import FILE, RUN, prepare, reports_here
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
@@ -61,8 +61,7 @@ def compare(
 
     Exit codes: 0 done, whatever the verdict; 1 failed; 2 wrong usage.
     """
-    if joint:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
+    prepare(offline=joint)
     from shadow import api
     from shadow.telling.comparisons import comparison_document
 

@@ -1,4 +1,4 @@
-"""Options that commands share, the words that shells complete, and what typed words refer to."""
+"""Options that commands share, and what typed words name."""
 
 from __future__ import annotations
 
@@ -7,24 +7,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option, options_of
-from shadow.run.runtime import Files
 from shadow.storage import Store, located, url_of
-from shadow.text import counted, redacted_url
+from shadow.text import redacted_url
 
 if TYPE_CHECKING:
     from shadow.targets.families import Pair
@@ -32,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def on_this_machine(given: Any) -> Any:
-    """Refuse a URL for an option that takes a path: it would become a folder called `s3:`."""
+    """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
     for path in given if isinstance(given, list) else [given]:
         if path is not None and (url := url_of(path)) is not None:
             hint = "name a place on this machine, and copy from or to the URL"
@@ -43,18 +33,17 @@ def on_this_machine(given: Any) -> Any:
 
 
 def anywhere(given: Any) -> Any:
-    """Refuse unsupported URLs at once, for an option that also takes URLs."""
+    """A callback of options that also take URLs: refuses at once those that are not supported."""
     if isinstance(given, list):
         return [anywhere(one) for one in given]
     place = None if given is None else located(given)
     return place if isinstance(place, Path) else given
 
 
-# What the shell offers when a word is begun. A person waits for it: neither torch nor pandas.
-
-
 def offered_families(ctx: typer.Context) -> Iterable[str]:
-    """Complete families of the registry, and of the folder in an earlier option or the variable."""
+    """Return what the shell offers for a target: families of the registry, and of the folder that
+    was typed before this word or set. A person waits for it: neither torch nor pandas.
+    """
     from shadow.targets.families import family_names
 
     typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
@@ -64,41 +53,8 @@ def offered_families(ctx: typer.Context) -> Iterable[str]:
         return []
 
 
-TOPICS = ("finding", "gates")  # what `shadow explain` knows besides columns and heads
-
-
-def offered_words() -> Iterable[str]:
-    """Complete columns and heads of tables."""
-    from shadow.reports.columns import TABLES
-    from shadow.reports.words import HEADS
-
-    columns = [column.name for table in TABLES.values() for column in table.columns]
-    return [word for word in dict.fromkeys((*columns, *HEADS, *TOPICS)) if " " not in word]
-
-
-def _of_names(what: str) -> Iterable[str]:
-    from shadow.places.names import name_rules
-
-    return cast(Iterable[str], getattr(name_rules(), what))
-
-
-def _checks() -> Iterable[str]:
-    from shadow.checks.registry import CHECKS
-
-    return CHECKS
-
-
-OFFERED: dict[str, Callable[..., Iterable[str]]] = {  # by `complete` of an option
-    "families": offered_families,
-    "modules": lambda: _of_names("modules"),
-    "components": lambda: _of_names("components"),
-    "words": offered_words,
-    "checks": _checks,
-}
-
-
 def typed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command of a function whose options are declared: its own and those of records."""
+    """Make a command of a function whose options are declared: its own, and those of records."""
     parameters: list[inspect.Parameter] = []
     records: dict[str, type] = {}
     for one in inspect.signature(command, eval_str=True).parameters.values():
@@ -125,19 +81,16 @@ def typed(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> inspect.Parameter:
-    """Make a parameter of a command in typer's form."""
+    """Make a parameter of a command as typer reads it."""
     names, more = declared.metadata["option"]
     more = {**panel, **more}
-    if what := more.pop("complete", None):
-        more["autocompletion"] = OFFERED[what]
     kind, default = more.pop("type", kind), declared.default
     if get_origin(kind) is Sequence:
         kind = list[Path] if get_args(kind) == (Path,) else list[str]
         default = default or []
     if kind is bool and not names:  # else typer would add its opposite
         names = (f"--{name.replace('_', '-')}",)
-    is_argument = names == (ARGUMENT,)
-    made = typer.Argument(**more) if is_argument else typer.Option(*names, **more)
+    made = typer.Argument(**more) if names == (ARGUMENT,) else typer.Option(*names, **more)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -168,7 +121,7 @@ JUNIT = option(
 
 @dataclass(frozen=True)
 class Pairs:
-    """The requested pairs, in addition to the targets."""
+    """The pairs that are asked for beside the targets."""
 
     base: str | None = option(
         "Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"
@@ -223,7 +176,7 @@ TARGETS = option(
     (),
     ARGUMENT,
     metavar="TARGET",
-    complete="families",
+    autocompletion=offered_families,
 )
 OUTPUT = option(
     "Folder for reports; may be a URL.",
@@ -256,7 +209,7 @@ PICKLE = option("Read torch .bin files, in a child process.", False)
 
 
 def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
-    """Return the pairs that are named. Raises UsageError if there are none."""
+    """The pairs that are named. Raises UsageError where there is none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference
@@ -281,23 +234,10 @@ def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
     return selection
 
 
-def say_left_out(selection: Selection, say: Callable[[str], None]) -> None:
-    """Report that a shard has nothing to audit."""
-    if not selection.own:
-        pairs = counted(len(selection.pairs), "pair", "pairs")
-        say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
-
-
-def of_pair(error: ShadowError, pair: Pair) -> ShadowError:
-    """Name the pair in an error, if it is one of several."""
-    return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
-
-
 def reports_here(run: Path, *, spectra: bool = False) -> Path:
-    """Return the folder of reports; those at a URL are fetched. spectra: with their singular
-    values.
+    """The folder of reports; those at a URL are fetched.
 
-    Raises ShadowError if there is none at a URL.
+    spectra: with their singular values. Raises ShadowError where there is none at a URL.
     """
     place = located(run)
     if isinstance(place, Store):
@@ -307,7 +247,7 @@ def reports_here(run: Path, *, spectra: bool = False) -> Path:
     return place
 
 
-def prepare(files: Files) -> None:
-    """Set whether to work offline, before the Hub's client is imported and reads it."""
-    if files.offline:
+def prepare(offline: bool) -> None:
+    """Before the Hub's client is imported, which reads it then, say whether to work offline."""
+    if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"

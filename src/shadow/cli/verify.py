@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 def verify(
     files: Files,
-    claim: str | None = option(
-        "Claim to check: see below.", None, ARGUMENT, metavar="CLAIM", complete="checks"
-    ),
+    claim: str | None = option("Claim to check: see below.", None, ARGUMENT, metavar="CLAIM"),
     checkpoints: Sequence[str] = option(
         "Checkpoint or adapter: ./DIR, /DIR, org/name, or org/name@revision.",
         (),
@@ -67,7 +65,7 @@ def verify(
     claims the first of 1, 4, 5, 0.
     """
     begin(junit, "verify")
-    prepare(files)
+    prepare(files.offline)
     from shadow.checks.answer import Verification, first_code
     from shadow.checks.registry import CHECKS, question
     from shadow.outputs.ci import write_claims

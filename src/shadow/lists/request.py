@@ -31,9 +31,7 @@ Place = str | PathLike[str]
 class Measuring:
     """Selection and method of a measurement. Empty: all components, layers, modules."""
 
-    components: Sequence[str] = option(
-        "Only this component; may be repeated.", (), "--component", complete="components"
-    )
+    components: Sequence[str] = option("Only this component; may be repeated.", (), "--component")
     layers: Sequence[str | int] = option(
         "Only these layers: 0, or 4-7; may be repeated.", (), "--layer", metavar="LAYERS"
     )
@@ -42,7 +40,6 @@ class Measuring:
         (),
         "--module",
         metavar="MODULE",
-        complete="modules",
     )
     level: Level = option(
         "How much to measure: norms alone; a sketch of spectra in a few passes over the weights,"

@@ -1,7 +1,8 @@
-"""The tables of a report and their columns: name, type, formula, range, when null, pitfalls.
+"""The tables of a report and their columns: name, type, formula, range, when null, pitfalls; and
+other words that can be looked up: heads of tables, keys of JSON files, terms of the glossary.
 
-The Parquet schemas, `shadow explain` and the tables in docs/ are made of columns.yaml beside this
-file. Nothing heavy is imported, so that `explain` answers at once.
+The Parquet schemas, `shadow explain` and the tables in docs/ are made of columns.yaml and
+words.yaml beside this file. Nothing heavy is imported, so that `explain` answers at once.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import yaml
+
+from shadow import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,17 +42,27 @@ READ = (1, SCHEMA)  # schemas that are read: 1 is that of version 0.2
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_words(name: str) -> dict[str, Any]:
+@cache
+def read_words(name: str) -> Mapping[str, Any]:
     """A file of words beside this module."""
     text = Path(__file__).with_name(name).read_text(encoding="utf-8")
     words: dict[str, Any] = yaml.load(text, LOADER)  # noqa: S506 - safe
     return words
 
 
-_WORDS = read_words("columns.yaml")
-NOTATION = " ".join(row["text"] for row in _WORDS["notation"])
-SUMMARY: Mapping[str, str] = _WORDS["summary"]
+_COLUMNS, _WORDS = read_words("columns.yaml"), read_words("words.yaml")
+NOTATION = " ".join(row["text"] for row in _COLUMNS["notation"])
+SUMMARY: Mapping[str, str] = _COLUMNS["summary"]
 """The keys of the rows of summary.json, by their place in it."""
+RULES: list[str] = _WORDS["rules"]
+JSON_FILES: dict[str, dict[str, str]] = _WORDS["files"]
+"""The JSON files beside the tables: what each key holds."""
+GLOSSARY: Mapping[str, str] = {
+    term: meaning
+    for section in _WORDS["glossary"].values()
+    for terms, meaning in section.items()
+    for term in terms.split(", ")
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,18 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Head:
+    """A head of a table on the screen, or another word."""
+
+    text: str
+    column: str = ""
+    """The column that has the same figure of one matrix or pair; empty where there is none."""
+
+
+HEADS = {word: Head(**entry) for word, entry in _WORDS["heads"].items()}
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of a report."""
 
@@ -107,7 +133,7 @@ class Table:
         return (*IDENTITY[:2], *(column for column in self.columns if column.name not in names))
 
 
-_SKETCH = {name: words.split() for name, words in _WORDS["sketch"].items()}
+_SKETCH = {name: words.split() for name, words in _COLUMNS["sketch"].items()}
 _NULL_IN_SKETCH = {  # why, by the list of columns
     "unknown": "in `sketch`, which does not compute all singular values",
     "bounded": "in `sketch` where its error is above a tenth of it",
@@ -116,54 +142,48 @@ _NULL_IN_SKETCH = {  # why, by the list of columns
 
 
 def _group(name: str) -> tuple[Column, ...]:
-    return tuple(
-        Column(word, **entry | {"null": _null(word, entry)})
-        for word, entry in _WORDS["columns"][name].items()
-    )
+    """A group of columns, each with when it is null, also in the precision `sketch`."""
+    columns = []
+    for word, entry in _COLUMNS["columns"][name].items():
+        reasons = (text for of, text in _NULL_IN_SKETCH.items() if word in _SKETCH[of])
+        null = "; ".join(filter(None, (entry.get("null", ""), *reasons)))
+        columns.append(Column(word, **entry | {"null": null}))
+    return tuple(columns)
 
 
-def _null(word: str, entry: Mapping[str, str]) -> str:
-    """Return when a column is null, also in the precision `sketch`."""
-    reasons = (text for name, text in _NULL_IN_SKETCH.items() if word in _SKETCH[name])
-    return "; ".join(filter(None, (entry.get("null", ""), *reasons)))
-
-
-def _error(column: Column) -> Column:
-    """The column of the error of an estimated column."""
-    return Column(
-        f"{column.name}_error",
-        "float",
-        f"how far {column.name} may be from the truth, in 95 of 100 matrices; in `sketch` alone",
-        unit=column.unit,
-        range=">= 0",
-        null=f"{column.name} is null or no estimate, as in all other precisions",
-    )
-
-
-IDENTITY, SPECTRAL, DELTA = (_group(name) for name in ("identity", "spectral", "delta"))
+IDENTITY, SPECTRAL, DELTA = map(_group, ("identity", "spectral", "delta"))
 ESTIMATED = frozenset(_SKETCH["estimated"])  # columns that have an error in `sketch`
 _NAMED = {column.name: column for column in (*SPECTRAL, *DELTA)}
-ERRORS = tuple(_error(_NAMED[name]) for name in _SKETCH["estimated"])
+ERRORS = tuple(
+    Column(
+        f"{name}_error",
+        "float",
+        f"how far {name} may be from the truth, in 95 of 100 matrices; in `sketch` alone",
+        unit=_NAMED[name].unit,
+        range=">= 0",
+        null=f"{name} is null or no estimate, as in all other precisions",
+    )
+    for name in _SKETCH["estimated"]
+)
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA, *ERRORS)
-TENSORS, SPECTRA, FILES = (_group(name) for name in ("tensors", "spectra", "files"))
-COUNTS, FIGURES = (_group(name) for name in ("counts", "figures"))
-_COLUMNS = {
+TENSORS, SPECTRA, FILES = map(_group, ("tensors", "spectra", "files"))
+_GROUPS = {
     "matrices": MATRICES,
     "tensors": TENSORS,
     "files": FILES,
     "spectra": SPECTRA,
-    "summary": (*COUNTS, *FIGURES),
+    "summary": (*_group("counts"), *_group("figures")),
 }
 TABLES = {
     name: Table(
         name=name,
         file=entry["file"],
         row=entry["row"],
-        columns=_COLUMNS[name],
+        columns=_GROUPS[name],
         later=frozenset(entry.get("later", "").split()),
         start_here=frozenset(entry.get("start_here", "").split()),
     )
-    for name, entry in _WORDS["tables"].items()
+    for name, entry in _COLUMNS["tables"].items()
 }
 HEADLINE = (  # the figures of a summary that a list has of each pair
     "relative_norm_overall",
@@ -187,7 +207,7 @@ def notation_of(columns: Iterable[Column]) -> str:
         text = f"{column.text}; {column.formula}; {column.range}; {column.null}"
         own = re.findall(r"\b([a-zA-Z]) (?:the|as in) ", text)
         used |= set(re.findall(r"(?<![A-Za-z_])([A-Za-z]|sigma)(?![A-Za-z])", text)) - set(own)
-    return " ".join(row["text"] for row in _WORDS["notation"] if used & {*row["letters"].split()})
+    return " ".join(row["text"] for row in _COLUMNS["notation"] if used & {*row["letters"].split()})
 
 
 def delta_metrics() -> list[str]:
@@ -198,3 +218,36 @@ def delta_metrics() -> list[str]:
 def null_if_undefined(value: Value) -> Value | None:
     """Null instead of NaN or infinity: a number that overflowed is not a number."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def null_cases(column: Column) -> list[str]:
+    """Return when the column is null; empty where it never is."""
+    return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
+
+
+def schema_json() -> dict[str, object]:
+    """Return what `shadow explain --all --json` prints."""
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "rules": RULES,
+        "notation": NOTATION,
+        "tables": {
+            table.name: {
+                "file": table.file,
+                "row": table.row,
+                "columns": [
+                    {
+                        **asdict(column),
+                        "null": "; ".join(null_cases(column)),
+                        "arrow": column.arrow,
+                        "later": column.name in table.later,
+                        "start_here": column.name in table.start_here,
+                    }
+                    for column in table.columns
+                ],
+            }
+            for table in TABLES.values()
+        },
+        "files": JSON_FILES,
+    }

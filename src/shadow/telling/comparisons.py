@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
-from shadow.reports.words import HEADS
+from shadow.reports.columns import HEADS
 from shadow.telling.document import (
     Block,
     Document,

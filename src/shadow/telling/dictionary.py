@@ -1,15 +1,30 @@
-"""Documents of `explain`: columns, tables, words and topics."""
+"""What `explain` says: columns, tables, words and topics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 
 from shadow.checks.answer import Check
 from shadow.checks.registry import kinds
+from shadow.errors import UsageError
+from shadow.gone import gone_word
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
-from shadow.reports.columns import SCHEMA, Column, Table, notation_of, read_words
-from shadow.reports.words import RULES, Head, null_cases
+from shadow.reports.columns import (
+    GLOSSARY,
+    HEADS,
+    JSON_FILES,
+    RULES,
+    SCHEMA,
+    TABLES,
+    Column,
+    Head,
+    Table,
+    notation_of,
+    null_cases,
+    read_words,
+)
 from shadow.telling.document import (
     Block,
     Document,
@@ -24,15 +39,10 @@ from shadow.telling.document import (
 )
 from shadow.telling.finding import CODES, NOT_SHOWN
 from shadow.templates import fill
+from shadow.text import VERY_LIKE, nearest
 
 _WORDS = read_words("words.yaml")
-TOPICS: Mapping[str, str] = _WORDS["topics"]
-_OF_SCREENS = {
-    word: Head(**entry) for words, entry in _WORDS["screens"].items() for word in words.split(", ")
-}
-_MODULE = Head("a module: what role a matrix has in the model, by the name of its tensor", "module")
-
-
+_TEXTS: Mapping[str, str] = _WORDS["topics"]
 RATE = (
     "Of {of:count} answers to planted claims {wrong:count} are wrong"
     "[ (below {bound:share} with 95 % confidence)]: {where}"
@@ -47,38 +57,83 @@ def _quiet(text: str) -> Paragraph:
     return Paragraph(text, quiet=True)
 
 
-def columns_document(columns: Sequence[Column]) -> Document:
+def columns_document() -> Document:
     """`explain` without a word: every column in one line."""
     fields = [named("column", "name"), worded("meaning", "text")]
-    return Document([table_of(fields, columns)])
+    return Document([table_of(fields, _columns().values())])
 
 
-def word_document(word: str, explained: Head | None, column: Column | None) -> Document:
+def _columns() -> Mapping[str, Column]:
+    """Every column by its name; of one name, that of matrices.parquet."""
+    columns: dict[str, Column] = {}
+    for column in (column for table in TABLES.values() for column in table.columns):
+        columns.setdefault(column.name, column)
+    return columns
+
+
+def word_documents(word: str) -> Iterable[Document]:
     """`explain WORD`: what stands below a head of a table or beside a word; and of its column
-    formula, range, null value, source and pitfalls.
+    formula, range, null value, source and pitfalls; then what the letters in these stand for.
+    Raises UsageError for an unknown word.
     """
-    blocks: list[Block] = [Paragraph(explained.text, lead=word)] if explained else []
-    if column is not None:
-        facts = {
-            "formula": column.formula,
-            "type": column.type,
-            "unit": column.unit or ("none" if column.formula else ""),
-            "range": column.range,
-            "null": column.null or "never",
-            "source": column.source,
-            "pitfalls": column.pitfalls,
-        }
-        blocks += [Paragraph(column.text, lead=column.name), _texts(facts)]
-    return Document(blocks)
+    if topic := TOPICS.get(word):
+        yield topic()
+        return
+    columns = _columns()
+    shown: list[Column] = []
+    for head in _meanings(word, columns):
+        blocks: list[Block] = [Paragraph(head.text, lead=word)] if head.text else []
+        column = columns.get(head.column)
+        if column is not None and column not in shown:
+            shown.append(column)
+            facts = {
+                "formula": column.formula,
+                "type": column.type,
+                "unit": column.unit or ("none" if column.formula else ""),
+                "range": column.range,
+                "null": column.null or "never",
+                "source": column.source,
+                "pitfalls": column.pitfalls,
+            }
+            blocks += [Paragraph(column.text, lead=column.name), _texts(facts)]
+        yield Document(blocks)
+    if notation := notation_of(shown):
+        yield Document([_quiet(notation)])
 
 
-def notation_document(columns: Sequence[Column]) -> Document | None:
-    """Return what the letters in these columns stand for; None where they have none."""
-    text = notation_of(columns)
-    return Document([_quiet(text)]) if text else None
+def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
+    """All that a word stands for: a head of a table, a column, another word of the screens, a term.
+
+    In any case; heads also without their points. A space stands for an underscore in the name of a
+    column, a name with points for a figure of summary.json, a letter for a compared report.
+    """
+    heads = {name.replace(".", "").lower(): head for name, head in HEADS.items()}
+    others, terms = other_words(), {term.lower(): text for term, text in GLOSSARY.items()}
+    name = word if word in columns else "_".join(word.split()).lower()
+    head = HEADS.get(word) or heads.get(word.replace(".", "").lower())
+    if re.fullmatch("[A-Z]", word):
+        head = head or HEADS["report"]
+    other, term = others.get(word.lower()), terms.get(word.lower())
+    found = [] if head is None else [head]
+    if name in columns and name not in [one.column for one in found]:
+        found.append(Head("", name))
+    if other is not None and not (head and other.column):
+        found.append(other)
+    if term is not None and not any(one.column in columns for one in found):
+        found.insert(0, Head(term))
+    key, point, figure = word.partition(".")
+    if not found and point and key in JSON_FILES["summary.json"]:
+        last = figure.rpartition(".")[2]
+        found = [Head(JSON_FILES["summary.json"][key])]
+        found += [Head("", last)] if last in columns else []
+    if not found:
+        known = [*columns, *HEADS, *TOPICS, *others, *GLOSSARY]
+        hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists every column"
+        raise gone_word(word) or UsageError(f"no column or word {word!r}", hint)
+    return found
 
 
-def finding_document() -> Document:
+def _finding() -> Document:
     """`explain finding`: all sentences, by their codes, and the other explanations."""
     others = {
         code: f"{claim.title}: {claim.meaning}"
@@ -87,23 +142,26 @@ def finding_document() -> Document:
     return Document(
         [
             Paragraph("what a report says about its pair, in words", lead="finding"),
-            Paragraph(TOPICS["finding"]),
+            Paragraph(_TEXTS["finding"]),
             _texts(CODES, "Sentences, in their order"),
             _texts(others, "Other explanations"),
-            _quiet(TOPICS["answers"]),
+            _quiet(_TEXTS["answers"]),
             _quiet(" ".join(NOT_SHOWN)),
         ]
     )
 
 
-def gates_document() -> Document:
+def _gates() -> Document:
     """`explain gates`: the six gates, and when a pair passes each."""
     about = "conditions under which figures can be those of a fine-tune"
     texts = {name: gate.meaning.replace("`", "") for name, gate in kinds()["gate"].checks.items()}
-    return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(TOPICS["gates"])])
+    return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(_TEXTS["gates"])])
 
 
-def schema_document(tables: Sequence[Table]) -> Document:
+TOPICS = {"finding": _finding, "gates": _gates}
+
+
+def schema_document() -> Document:
     """`explain --all`: what each table is."""
     fields = [
         named("table", "name"),
@@ -113,30 +171,26 @@ def schema_document(tables: Sequence[Table]) -> Document:
     ]
     title = f"Schema {SCHEMA}. `shadow explain COLUMN` has formulas and sources."
     rules = [Paragraph(f"- {rule}", quiet=True, close=True) for rule in RULES]
-    return Document([table_of(fields, tables), Paragraph(title), *rules])
+    return Document([table_of(fields, TABLES.values()), Paragraph(title), *rules])
 
 
 def table_document(table: Table) -> Document:
     """`explain --all`: type, unit, meaning and null case of every column, most needed first."""
-    fields = [
-        named("column", "name"),
-        worded("type"),
-        worded("meaning", lambda column: _meaning(table, column)),
-    ]
+
+    def meaning(column: Column) -> Word:
+        """What it is, its unit, when it is null, and whether a reader begins with it."""
+        more = [f"in {column.unit}"] if column.unit else []
+        if cases := null_cases(column):
+            more.append(f"null: {', '.join(cases)}")
+        more += ["later"] if column.name in table.later else []
+        more += ["start here"] if column.name in table.start_here else []
+        aside = "; ".join(more)
+        return Word(f"{column.text};" if aside else column.text, aside=aside)
+
+    fields = [named("column", "name"), worded("type"), worded("meaning", meaning)]
     rows = sorted(table.columns, key=lambda one: one.name not in table.start_here)
     about = f"{table.file}, schema {SCHEMA}; one row is {table.row}"
     return Document([Paragraph(about, lead=table.name), table_of(fields, rows)])
-
-
-def _meaning(table: Table, column: Column) -> Word:
-    """Return what a column is, its unit, when it is null, and whether a reader begins with it."""
-    more = [f"in {column.unit}"] if column.unit else []
-    if cases := null_cases(column):
-        more.append(f"null: {', '.join(cases)}")
-    more += ["later"] if column.name in table.later else []
-    more += ["start here"] if column.name in table.start_here else []
-    aside = "; ".join(more)
-    return Word(f"{column.text};" if aside else column.text, aside=aside)
 
 
 def other_words() -> Mapping[str, Head]:
@@ -150,10 +204,12 @@ def other_words() -> Mapping[str, Head]:
             text = fill(kind.text, {**figures, "rate": _rate(check)})
             names = {code: f"`{check.title}`, {text}", check.title: text}
             texts |= names if kind.has_titles else {code: text}
+    module = "a module: what role a matrix has in the model, by the name of its tensor"
+    screens = _WORDS["screens"].items()
     return {
         **{word: Head(text) for word, text in texts.items()},
-        **dict.fromkeys(name_rules().modules, _MODULE),
-        **_OF_SCREENS,
+        **dict.fromkeys(name_rules().modules, Head(module, "module")),
+        **{word: Head(**entry) for words, entry in screens for word in words.split(", ")},
     }
 
 
