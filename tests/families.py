@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from shadow.checks.summary import summary_from_json
 from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS
-from shadow.reports.metadata import METADATA_KEY
 from shadow.reports.parquet import arrow_schema
+from shadow.reports.provenance import METADATA_KEY
 from shadow.telling.reading import SEAL, seal, summarise, summary_bytes
 
 SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down": (64, 172)}

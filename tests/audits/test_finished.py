@@ -23,8 +23,7 @@ from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.lists.index import read_index
 from shadow.reports import parquet as report_module
-from shadow.reports.folders import READY, found_below
-from shadow.reports.provenance import finished_metadata
+from shadow.reports.folders import READY, finished_metadata, found_below
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method

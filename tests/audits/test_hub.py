@@ -32,7 +32,7 @@ from hub_pairs import (
 )
 from safetensors.torch import load_file
 
-from shadow.reports.provenance import finished_metadata
+from shadow.reports.folders import finished_metadata
 
 pytest_plugins = "hub_pairs"
 

@@ -15,7 +15,7 @@ from reports import delta, places
 
 from shadow.gates.measured import read_measured
 from shadow.lists.index import read_index, write_index
-from shadow.reports.provenance import finished_metadata
+from shadow.reports.folders import finished_metadata
 
 
 @pytest.fixture(scope="module")

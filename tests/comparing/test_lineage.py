@@ -14,7 +14,7 @@ from command import run_shadow
 from reports import delta, place, write
 
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, numbered
-from shadow.reports.metadata import CheckpointMetadata
+from shadow.reports.provenance import CheckpointMetadata
 from shadow.telling.reading import AuditReport, read_step
 
 

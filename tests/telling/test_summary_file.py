@@ -15,8 +15,8 @@ import pytest
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import run_pair
-from shadow.reports.metadata import METADATA_KEY
-from shadow.reports.provenance import report_metadata
+from shadow.reports.folders import report_metadata
+from shadow.reports.provenance import METADATA_KEY
 from shadow.reports.report import Report
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method

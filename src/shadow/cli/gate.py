@@ -59,7 +59,7 @@ def gate(
     from shadow.gates.measured import ReportAccess, read_measured
     from shadow.gates.verdicts import judge_report
     from shadow.lists.index import read_index
-    from shadow.reports.provenance import report_metadata
+    from shadow.reports.folders import report_metadata
     from shadow.targets.lists import select
 
     selection = select(registry=registry, listed=listed)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shadow.checks.summary import Summary
     from shadow.gates.verdicts import Judgement
     from shadow.lists.index import Index
-    from shadow.reports.metadata import ReportMetadata
+    from shadow.reports.provenance import ReportMetadata
 
     Shown = tuple[Summary, ReportMetadata, Path]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.places.names import ATTENTION, MLP
-from shadow.reports.metadata import CheckpointMetadata
+from shadow.reports.provenance import CheckpointMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.record import PairRecord

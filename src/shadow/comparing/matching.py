@@ -13,8 +13,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
-from shadow.reports.provenance import CheckpointIdentity, Provenance
+from shadow.reports.provenance import (
+    CheckpointIdentity,
+    CheckpointMetadata,
+    Provenance,
+    ReportMetadata,
+    SettingsMetadata,
+)
 from shadow.reports.report import Report
 from shadow.storage import as_given
 
@@ -83,7 +88,7 @@ class ComparedReport:
     @cached_property
     def identity(self) -> ReportIdentity:
         """Location, content and origin. A number that is not finite is None."""
-        stored: dict[str, Any] = {**self.provenance.as_json()}
+        stored: dict[str, Any] = {**self.provenance.recorded}
         more = {one.name: stored[one.name] for one in fields(ReportIdentity)[2:]}
         return ReportIdentity(self.label, as_given(self.folder), **more)
 

@@ -13,7 +13,7 @@ from shadow.summary.record import Row, row
 from shadow.summary.tables import are
 
 if TYPE_CHECKING:
-    from shadow.reports.metadata import ReportMetadata
+    from shadow.reports.provenance import ReportMetadata
     from shadow.summary.tables import Columns
 
 SMALLEST = 1000  # entries of a tensor, below which the table leaves it out

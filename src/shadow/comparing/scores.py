@@ -14,7 +14,7 @@ import pandas as pd
 
 from shadow.errors import ShadowError
 from shadow.files import read_given
-from shadow.reports.metadata import SIDES, ReportMetadata, Side
+from shadow.reports.provenance import SIDES, ReportMetadata, Side
 from shadow.summary.tables import finite
 from shadow.text import short
 

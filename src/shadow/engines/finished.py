@@ -15,16 +15,15 @@ from shadow.errors import ShadowError
 from shadow.files import alone_at
 from shadow.reasons import STRICT
 from shadow.reports.columns import SCHEMA
-from shadow.reports.folders import replacing
-from shadow.reports.metadata import SIDES, ReportMetadata
-from shadow.reports.parquet import absent_note
-from shadow.reports.provenance import (
-    Identity,
+from shadow.reports.folders import (
     finished_metadata,
     is_read,
     refuse_remains,
+    replacing,
     require_tables,
 )
+from shadow.reports.parquet import absent_note
+from shadow.reports.provenance import SIDES, Identity, ReportMetadata
 from shadow.reports.report import Report
 from shadow.run.journal import JOURNAL, remove_journal_of
 from shadow.run.runtime import Runtime

@@ -24,8 +24,7 @@ from shadow.engines.finished import AuditResult, finished, say_again, standing
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.reports.folders import replacing
-from shadow.reports.metadata import RunMetadata
-from shadow.reports.provenance import Identity
+from shadow.reports.provenance import Identity, RunMetadata
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import Fetched, Journal
 from shadow.run.machine import kinds, lacking, machine_limits

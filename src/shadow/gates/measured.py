@@ -28,7 +28,7 @@ from shadow.gates.rules import CHANGED, FAILS, FILES, GATE, HOLDS, UNCHANGED, Me
 from shadow.places.architecture import Place
 from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import ESTIMATED
-from shadow.reports.provenance import finished_metadata, refuse_remains
+from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Files, Runtime, access_of, ignore
 from shadow.summary.record import Row

@@ -1,24 +1,30 @@
-"""Folders of reports, also at URLs: which finished reports a path stands for, and files of a report
-that replace earlier ones, all of them together or none.
+"""Folders of reports, also at URLs: which finished reports a path stands for, whether a report is
+whole, and files of a report that replace earlier ones, all of them together or none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shadow import __version__
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, safe_name, write_through, writing
-from shadow.reports.metadata import METADATA_KEY, metadata_in
+from shadow.files import PARTIAL, require_utf8, safe_name, write_through, writing
+from shadow.reports.columns import READ, SCHEMA, TABLES
+from shadow.reports.provenance import METADATA_KEY, ReportMetadata, metadata_in
 from shadow.storage import Store, place_for
 from shadow.text import closest, several
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # in PARTIAL: files of a report that are all written, and only have to be moved to their places
 READY = "ready"
@@ -30,6 +36,7 @@ TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
 GONE = ("residual.parquet", "scores.json")  # of reports of 0.2, which a new one does not have
 FILES_OF_A_PAIR = ("summary.json", *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
 NAME_ONE = "name a folder that `shadow audit` made"
+AGAIN = "run the audit again"
 MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
 
 
@@ -121,13 +128,16 @@ def found_below(run: Path) -> list[Path]:
         names = defaultdict[Path, set[str]](set)
         for depth in ("", "*/", "*/*/"):
             for path in sorted(run.glob(f"{depth}*")):
-                if path.name in FILES_OF_A_PAIR or path.name == PARTIAL:
+                is_inside = PARTIAL in path.parent.relative_to(run).parts  # no report yet
+                if not is_inside and path.name in (*FILES_OF_A_PAIR, PARTIAL):
                     names[path.parent].add(path.name)
-        # what lies in .partial is no report yet
+        # where all of it is written, who reads it moves the files to their places
         return [
             folder
             for folder, there in names.items()
-            if PARTIAL not in folder.relative_to(run).parts and _is_report(folder, there)
+            if FINISHED in there
+            or (folder / PARTIAL / READY).is_dir()
+            or (there != {PARTIAL} and has_remains(folder))
         ]
 
 
@@ -140,14 +150,6 @@ def _readable(run: Path) -> Iterator[None]:
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", NAME_ONE) from error
 
 
-def _is_report(folder: Path, names: Set[str]) -> bool:
-    """Return whether a folder with files of these names holds a report, whole or damaged."""
-    # where all of it is written, who reads it moves the files to their places
-    if FINISHED in names or (PARTIAL in names and (folder / PARTIAL / READY).is_dir()):
-        return True
-    return not names <= {PARTIAL} and has_remains(folder)
-
-
 def has_remains(folder: Path) -> bool:
     """Return whether a folder has files of a report, but not the one by which it is found.
 
@@ -156,8 +158,15 @@ def has_remains(folder: Path) -> bool:
     """
     if (folder / FINISHED).is_file():
         return False
-    if any(_is_table_of_report(folder / f"{name}.parquet") for name in TABLES_OF_A_PAIR):
-        return True
+    for name in TABLES_OF_A_PAIR:
+        path = folder / f"{name}.parquet"
+        try:
+            if path.is_file() and "pair" in _stored_metadata(_schema(path)):
+                return True
+        except ShadowError:
+            return True
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
     try:
         with (folder / "summary.json").open("rb") as file:
             summary = json.loads(file.read(MAX_SUMMARY))
@@ -166,19 +175,19 @@ def has_remains(folder: Path) -> bool:
     return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
 
 
-def _is_table_of_report(path: Path) -> bool:
-    if not path.is_file():
-        return False
+def _schema(path: Path) -> pa.Schema:
+    """The schema of a Parquet file. Raises ShadowError."""
     import pyarrow as pa  # takes a twentieth of a second
     import pyarrow.parquet as pq
 
     try:
-        metadata = metadata_in((pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (OSError, pa.ArrowException):
-        return True
-    except (ValueError, KeyError, RecursionError):
-        return False
-    return isinstance(metadata, dict) and "pair" in metadata
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def _stored_metadata(schema: pa.Schema) -> Any:
+    return metadata_in((schema.metadata or {})[METADATA_KEY])
 
 
 def meant(run: Path) -> str | None:
@@ -236,17 +245,15 @@ def fetched(store: Store, *, spectra: bool = True) -> Path:
 def fetched_if_any(store: Store, *, spectra: bool = True) -> Path | None:
     """Do the same, or return None where there is neither a report nor an index."""
     chosen = _chosen(store, spectra=spectra)
-    for _ in range(3 if chosen else 0):
-        folder = place_for(store)
-        with writing(folder.parent, "free some space, or set TMPDIR to another disk"):
-            folder.mkdir()
-            store.fetch(chosen, folder)
-        before, chosen = chosen, _chosen(store, spectra=spectra)
-        if chosen == before:
-            return folder
     if not chosen:
         return None
-    raise ShadowError(f"{store}: reports there changed while they were read", "try again later")
+    folder = place_for(store)
+    with writing(folder.parent, "free some space, or set TMPDIR to another disk"):
+        folder.mkdir()
+        store.fetch(chosen, folder)
+    if _chosen(store, spectra=spectra) != chosen:
+        raise ShadowError(f"{store}: reports there changed while they were read", "try again later")
+    return folder
 
 
 def _chosen(store: Store, *, spectra: bool) -> dict[str, Mapping[str, Any]]:
@@ -270,3 +277,121 @@ def publish(folder: Path, store: Store) -> None:
             store.put(folder / name)
         else:
             store.remove(name)
+
+
+def finished_metadata(folder: Path) -> ReportMetadata | None:
+    """The provenance of the finished report in a folder; None when there is none.
+
+    Of a report of another schema only the schema is checked. Raises ShadowError for a report that
+    cannot be read. Whoever reads a report asks this first: a replacement that was killed half-way
+    is completed here.
+    """
+    put_in_place(folder)
+    path = folder / FINISHED
+    if not path.is_file():
+        return None
+    require_utf8(folder)
+    schema = _schema(path)
+    try:
+        metadata: ReportMetadata = _stored_metadata(schema)
+        if type(metadata["schema"]) is int and not is_read(metadata):
+            return metadata  # another version's
+        _check_metadata(metadata)
+        if missing := TABLES["matrices"].first - set(schema.names):
+            raise KeyError(*missing)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ShadowError(f"{path}: not a report of shadow", NAME_ONE) from error
+    return metadata
+
+
+def missing(folder: Path, name: str) -> ShadowError:
+    """Return the error for a report that lacks one of its files."""
+    return ShadowError(
+        f"{folder}: {name} is missing from this report (it may not have been copied completely)",
+        AGAIN,
+    )
+
+
+def unreadable(path: Path, error: Exception) -> ShadowError:
+    """Return the error for a file of a report that cannot be read, with the system's reason."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return ShadowError(
+        f"{path.parent}: {path.name} cannot be read" + (f": {reason}" if reason else ""), AGAIN
+    )
+
+
+def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:
+    """Refuse a finished report that lacks a table. Raises ShadowError.
+
+    spectra: must singular values be there too, if the audit wrote them? A copy for a reader of
+    other tables leaves them out.
+    """
+    is_due = spectra and metadata["settings"].get("spectra") is True
+    for name in TABLES_OF_A_PAIR:
+        if (is_due or name != "spectra") and not (folder / f"{name}.parquet").is_file():
+            raise missing(folder, f"{name}.parquet")
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Raise TypeError or KeyError where metadata are not of the types that readers rely on."""
+    settings, sides = metadata["settings"], (metadata["base"], metadata["tuned"])
+    texts = [metadata[key] for key in ("version", "family", "pair")]
+    texts += [settings["method"]["level"], *(side["repo"] for side in sides)]
+    for side in sides:
+        maybe = side["commit"], side["fingerprint"], side.get("content")
+        texts += [text for text in maybe if text is not None]
+    mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
+    seconds = metadata.get("seconds") or 0.0
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(mapping, dict) for mapping in mappings)
+        and type(metadata["schema"]) is int
+        and isinstance(seconds, int | float)
+        and 0 <= seconds < 1e12
+    ):
+        raise TypeError
+
+
+def report_metadata(folder: Path) -> ReportMetadata:
+    """The provenance of the finished report in a folder.
+
+    Raises ShadowError when the folder holds no finished report, a broken one, one that lacks a
+    table, or one of another schema. Whether singular values are there is not asked.
+    """
+    metadata = finished_metadata(folder) if folder.is_dir() else None
+    if metadata is None:
+        refuse_remains(folder)
+        hint = NAME_ONE
+        if any(path.is_dir() for at in ("", "*/", "*/*/") for path in folder.glob(at + PARTIAL)):
+            again = "its audit is not finished: run the same command again"
+            hint = f"{again}, or remove what is left with `shadow clean -o DIR`"
+        elif any(folder.glob("*.safetensors")):
+            measures = "`shadow audit BASE TUNED` measures two and writes their report"
+            hint = f"it is a checkpoint; {measures}"
+        raise ShadowError(f"{folder}: no finished report in it", hint)
+    if not is_read(metadata):
+        if metadata["schema"] in READ:
+            raise ShadowError(f"{folder}: measured by 0.1: audit again")
+        made = str(metadata.get("version"))
+        made = made if re.fullmatch(r"[\w.+-]{1,40}", made) else "unknown"
+        schema, ours = str(metadata["schema"])[:12], " and ".join(map(str, READ))
+        raise ShadowError(
+            f"{folder}: a report of schema {schema}, made by shadow {made};"
+            f" this is shadow {__version__}, which reads schema {ours}",
+            "update shadow"
+            if metadata["schema"] > SCHEMA
+            else "audit the pair again, or read it with that version",
+        )
+    require_tables(folder, metadata, spectra=False)
+    return metadata
+
+
+def refuse_remains(folder: Path) -> None:
+    """Raise ShadowError for a report without matrices.parquet, unless it is being audited."""
+    if not (folder / PARTIAL).is_dir() and has_remains(folder):
+        raise missing(folder, FINISHED)
+
+
+def is_read(metadata: ReportMetadata) -> bool:
+    """Return whether this version reads a report: those of 0.1 have schema 1 too, and are not."""
+    return metadata["schema"] in READ and not str(metadata.get("version")).startswith("0.1.")

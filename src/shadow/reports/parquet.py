@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shadow.reports.columns import Cell, Column, Table, null_if_undefined
-from shadow.reports.metadata import METADATA_KEY, ReportMetadata
-from shadow.reports.provenance import missing, unreadable
+from shadow.reports.folders import missing, unreadable
+from shadow.reports.provenance import METADATA_KEY, ReportMetadata
 from shadow.text import several
 
 COMPRESSION = "zstd"

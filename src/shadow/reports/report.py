@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES
-from shadow.reports.folders import NAME_ONE
-from shadow.reports.metadata import METADATA_KEY, metadata_in
+from shadow.reports.folders import NAME_ONE, report_metadata, require_tables
 from shadow.reports.parquet import (
     MAX_ROWS,
     arrow_schema,
@@ -32,7 +31,7 @@ from shadow.reports.parquet import (
     read_table,
     telling_faults,
 )
-from shadow.reports.provenance import Provenance, report_metadata, require_tables
+from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second to import, and who asks for no frame needs none of it
@@ -81,10 +80,8 @@ class Report:
     @property
     def has_spectra(self) -> bool:
         """Were singular values written? Raises ShadowError where they were and are not there."""
-        if self._path("spectra").exists():
-            return True
         require_tables(self.folder, self.provenance.recorded, spectra=True)
-        return False
+        return self._path("spectra").exists()
 
     @cached_property
     def absent(self) -> tuple[str, ...]:

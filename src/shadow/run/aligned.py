@@ -27,7 +27,7 @@ from shadow.checkpoints.pairing import (
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, torch_name
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.reports.metadata import SIDES
+from shadow.reports.provenance import SIDES
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Scanned, Unmatched, in_order

@@ -22,8 +22,7 @@ from shadow.files import PARTIAL, open_alone, remove_empty, writing
 from shadow.reasons import Status
 from shadow.reports.columns import DELTA, ERRORS, SPECTRAL, null_if_undefined
 from shadow.reports.folders import put_in_place
-from shadow.reports.metadata import ReportMetadata, Side
-from shadow.reports.provenance import Identity
+from shadow.reports.provenance import Identity, ReportMetadata, Side
 from shadow.spectra.measurement import Cast, Measurement
 
 
@@ -167,7 +166,7 @@ class Journal:
             try:
                 if number == 0:
                     entry: Any = json.loads(line) if line.endswith(b"\n") else {}
-                    if not identity.is_that_of(entry):
+                    if entry != identity.as_json():
                         self.other = entry or None
                         return 0
                 elif not line.endswith(b"\n"):
@@ -261,7 +260,7 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
         if path.is_file():
             with open_alone(path) as file:
                 file.seek(0)
-                if identity.is_that_of(json.loads(file.readline())):
+                if json.loads(file.readline()) == identity.as_json():
                     path.unlink()
 
 

@@ -15,7 +15,7 @@ from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.errors import ShadowError
 from shadow.files import nearest_folder
 from shadow.process_settings import uncollected
-from shadow.reports.metadata import SIDES
+from shadow.reports.provenance import SIDES
 from shadow.run.runtime import Access, AlignedPair
 from shadow.run.schedule import Schedule, ShardKey, infos_of, schedule, source_of
 from shadow.text import byte_size, size_for

@@ -27,9 +27,8 @@ from shadow.reports.columns import (
     Column,
     null_if_undefined,
 )
-from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
-from shadow.reports.provenance import Identity
+from shadow.reports.provenance import SIDES, Identity, ReportMetadata
 from shadow.run.journal import MatrixOutcome
 from shadow.run.schedule import named_of
 from shadow.text import several

@@ -19,7 +19,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import Source
-from shadow.reports.metadata import SIDES
+from shadow.reports.provenance import SIDES
 from shadow.run.runtime import AlignedPair
 from shadow.run.settings import Settings
 from shadow.spectra.solvers import solver_of

@@ -11,7 +11,7 @@ import torch
 
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import UsageError
-from shadow.reports.metadata import SettingsMetadata
+from shadow.reports.provenance import SettingsMetadata
 from shadow.spectra.device import OnDevice
 from shadow.spectra.measurement import Method
 from shadow.spectra.spectrum import ON_CPU, Grams

@@ -32,8 +32,7 @@ from shadow.targets.references import AnyReference, ComponentBase, Reference, as
 from shadow.text import and_list, byte_size, short
 
 if TYPE_CHECKING:
-    from shadow.reports.metadata import CheckpointMetadata
-    from shadow.reports.provenance import Identity
+    from shadow.reports.provenance import CheckpointMetadata, Identity
     from shadow.run.settings import Settings
     from shadow.targets.families import Pair
 

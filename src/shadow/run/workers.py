@@ -27,7 +27,7 @@ from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
-from shadow.reports.metadata import SIDES
+from shadow.reports.provenance import SIDES
 from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import Plan

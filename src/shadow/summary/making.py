@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shadow.places.names import ATTENTION, MLP
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import CheckpointMetadata, ReportMetadata
+from shadow.reports.provenance import CheckpointMetadata, ReportMetadata
 from shadow.summary.bootstrap import (
     Blocks,
     Counts,

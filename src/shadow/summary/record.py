@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 from shadow.reports.columns import SUMMARY
-from shadow.reports.metadata import SettingsMetadata
+from shadow.reports.provenance import SettingsMetadata
 
 Tier = Literal["norms", "delta", "full"]
 STATUSES = ("measured", "identical", "skipped")  # of tensors

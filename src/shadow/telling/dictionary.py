@@ -1,4 +1,4 @@
-"""What `explain` says: columns, tables, words and topics."""
+"""Documents of `explain`: columns, tables, words and topics."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def table_document(table: Table) -> Document:
     """`explain --all`: type, unit, meaning and null case of every column, most needed first."""
 
     def meaning(column: Column) -> Word:
-        """What it is, its unit, when it is null, and whether a reader begins with it."""
+        """Return text, unit, null cases, and whether a reader begins with it."""
         more = [f"in {column.unit}"] if column.unit else []
         if cases := null_cases(column):
             more.append(f"null: {', '.join(cases)}")

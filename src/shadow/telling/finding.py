@@ -25,7 +25,7 @@ from shadow.checks.explanations import (
 )
 from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
-from shadow.reports.metadata import SettingsMetadata
+from shadow.reports.provenance import SettingsMetadata
 from shadow.summary.record import PairRecord
 from shadow.telling.limits import (
     broken_text,

@@ -38,8 +38,8 @@ from shadow.comparing.published import published_place
 from shadow.errors import ShadowError
 from shadow.files import registry_folder
 from shadow.reports.folders import TABLES_OF_A_PAIR, Staged
-from shadow.reports.metadata import ReportMetadata, RunMetadata, SealMetadata
 from shadow.reports.parquet import TableFile, absent_note, pages_of
+from shadow.reports.provenance import ReportMetadata, RunMetadata, SealMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.making import record_of

@@ -13,7 +13,7 @@ from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Summary
 from shadow.quantities import DASH, bounds_text, text_of
 from shadow.reasons import meaning
-from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import ReportMetadata
 from shadow.summary.picture import by_component, picture
 from shadow.summary.record import TIERS, Row
 from shadow.telling.document import (
