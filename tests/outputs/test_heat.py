@@ -13,7 +13,6 @@ from rich.console import Console
 
 from shadow.outputs.terminal import HeatMap
 from shadow.summary.making import grid
-from shadow.summary.picture import picture
 from shadow.summary.record import row as summary_row
 
 
@@ -91,9 +90,3 @@ def test_more_layers_than_columns_are_binned_and_every_line_fits():
     cells = lines[0].removeprefix("mlp.up        ")
     half = len(cells) // 2
     assert cells == "░" * half + "█" * (len(cells) - half)
-
-
-def test_one_layer_or_nothing_that_moved_is_no_picture():
-    """There is nothing to see."""
-    assert picture([row([0.1])], 80) is None
-    assert picture([row([0.0, 0.0])], 80) is None

@@ -28,8 +28,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.report import where_more
-from shadow.telling.screen import standing
+from shadow.telling.report import standing, where_more
 
 if TYPE_CHECKING:
     from shadow.gates.verdicts import Judgement, Verdict

@@ -32,7 +32,7 @@ from shadow.places.names import UP
 from shadow.reports.columns import MATRICES, delta_metrics
 from shadow.reports.report import Report
 from shadow.summary.layer_medians import ranked
-from shadow.summary.picture import LAYERS, order_of
+from shadow.summary.record import LAYERS, order_of
 from shadow.text import visible
 
 if TYPE_CHECKING:

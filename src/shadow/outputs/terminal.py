@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -13,7 +16,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from shadow.quantities import DASH, Quantity, share
-from shadow.summary import picture as pictures
 from shadow.summary.record import Row
 from shadow.telling.document import (
     Block,
@@ -160,25 +162,22 @@ def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[R
 
 # --------------------------------------------------------------------- modules by layers as a map
 
-CIVIDIS = (  # dark to light: legible for every eye, and on black and on white
-    (0, 34, 78),
-    (53, 69, 108),
-    (102, 105, 112),
-    (148, 142, 119),
-    (200, 184, 102),
-    (254, 232, 56),
-)
-COLOURS = 12  # that are told apart
+COLOURS = (  # cividis, dark to light: legible for every eye, and on black and on white
+    "#00224e", "#18325c", "#304269", "#47526d", "#5d626f", "#737372",
+    "#878475", "#9d9674", "#b5a96c", "#cdbc62", "#e5d24d", "#fee838",
+)  # fmt: skip
 SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
 UNMOVED, ABSENT = "·", " "
 LABEL = 14  # columns of the names of modules
 WIDEST = 2  # columns of a cell, where there is room
 APART = 3  # columns between an axis and the scale
+FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The modules of one component by its layers, lighter where a matrix moved further.
+    """The modules of one component by its layers, lighter where a matrix moved further: by the
+    logarithm of its relative norm, the median over the layers of a column.
 
     More layers than columns are binned. Colours are those of ground and shade alike, so that a
     copied screen shows the shades.
@@ -188,61 +187,53 @@ class HeatMap:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = max(8, options.max_width - LABEL - 2)
-        drawn = pictures.picture(self.rows, room)
-        assert drawn is not None
+        layers = sorted({layer for row in self.rows for layer in row.layers})
+        columns = min(len(layers), room)
+        ends = [number * len(layers) // columns for number in range(columns + 1)]
+        cells: dict[str, list[float | None]] = {}
+        for row in self.rows:
+            of = dict(zip(row.layers, row.relative_norm, strict=True))
+            each = ([of.get(layer) for layer in layers[slice(*span)]] for span in pairwise(ends))
+            known = ([norm for norm in norms if norm is not None] for norms in each)
+            cells[row.module] = [median(norms) if norms else None for norms in known]
+        moved = [norm for norms in cells.values() for norm in norms if norm]
+        least, largest = min(moved), max(moved)
+        is_flat = largest <= FLAT * least
         shades = ASCII_SHADES if options.ascii_only else SHADES
         coloured = console.color_system is not None and not console.no_color
 
         def shade(level: float) -> tuple[str, Style | None]:
+            """A letter and its colour, of a level from 0 to 1."""
+            own = COLOURS[round(level * (len(COLOURS) - 1))]
             letter = shades[min(len(shades) - 1, int(level * len(shades)))]
-            return letter, Style(color=(own := _colour(level)), bgcolor=own) if coloured else None
+            return letter, Style(color=own, bgcolor=own) if coloured else None
 
-        first, last = str(drawn.first), str(drawn.last)
-        columns, scale = len(drawn.cells[0]), _scale(drawn, shade, len(shades))
         width = WIDEST if columns * WIDEST <= room else 1
-        for module, cells in zip(drawn.modules, drawn.cells, strict=True):
+        for module, norms in cells.items():
             text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
-            for value in cells:
-                if value is None:
-                    text.append(ABSENT * width)
-                elif value == 0:
-                    text.append(f"{UNMOVED:^{width}}", "dim")
+            for norm in norms:
+                if not norm:
+                    text.append(f"{ABSENT if norm is None else UNMOVED:^{width}}", "dim")
                 else:
-                    letter, style = shade(drawn.level(value))
+                    log = math.log(largest / least)
+                    letter, style = shade(1.0 if is_flat else math.log(norm / least) / log)
                     text.append(letter * width, style)
             yield text
-        gap = max(1, columns * width - len(first) - len(last))
-        axis = Text(f"{'layer':<{LABEL}}{first}{' ' * gap}{last}", "dim")
+        scale = Text()
+        if is_flat:
+            scale.append(f"relative norm {share(largest)} everywhere", "dim")
+        else:
+            scale.append(f"relative norm {share(least)} ", "dim")
+            for step in range(len(shades)):
+                scale.append(*shade(step / (len(shades) - 1)))
+            scale.append(f" {share(largest)}", "dim")
+        if any(norm == 0 for norms in cells.values() for norm in norms):
+            scale.append(f"  {UNMOVED} unchanged", "dim")
+        first, last = str(layers[0]), str(layers[-1])
+        gap = " " * max(1, columns * width - len(first) - len(last))
+        axis = Text(f"{'layer':<{LABEL}}{first}{gap}{last}", "dim")
         if columns * width + APART + len(scale) <= room:  # beside the axis, or below it
             yield axis.append(" " * APART).append_text(scale)
         else:
             yield axis
             yield Text(" " * (LABEL if len(scale) <= room else 0)).append_text(scale)
-
-
-def _colour(level: float) -> str:
-    """`#rrggbb`, of a level from 0 to 1."""
-    place = round(level * (COLOURS - 1)) / (COLOURS - 1) * (len(CIVIDIS) - 1)
-    low = min(int(place), len(CIVIDIS) - 2)
-    mixed = [
-        round(a + (b - a) * (place - low))
-        for a, b in zip(CIVIDIS[low], CIVIDIS[low + 1], strict=True)
-    ]
-    return "#{:02x}{:02x}{:02x}".format(*mixed)
-
-
-def _scale(
-    drawn: pictures.Picture, shade: Callable[[float], tuple[str, Style | None]], steps: int
-) -> Text:
-    """Return what is drawn, from the least to the largest norm."""
-    text = Text()
-    if drawn.is_flat:
-        text.append(f"relative norm {share(drawn.largest)} everywhere", "dim")
-    else:
-        text.append(f"relative norm {share(drawn.least)} ", "dim")
-        for step in range(steps):
-            text.append(*shade(step / (steps - 1)))
-        text.append(f" {share(drawn.largest)}", "dim")
-    if any(value == 0 for row in drawn.cells for value in row):
-        text.append(f"  {UNMOVED} unchanged", "dim")
-    return text

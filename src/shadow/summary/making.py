@@ -39,8 +39,17 @@ from shadow.summary.coverage import (
     vocabulary,
 )
 from shadow.summary.layer_medians import coherence, inside_layers, outside_layers
-from shadow.summary.picture import by_component, order_of
-from shadow.summary.record import MEDIANS, STATUSES, PairRecord, Row, main_of, row, tier_of
+from shadow.summary.record import (
+    MEDIANS,
+    STATUSES,
+    PairRecord,
+    Row,
+    by_component,
+    main_of,
+    order_of,
+    row,
+    tier_of,
+)
 from shadow.summary.standing import unjudged_formats
 from shadow.summary.tables import (
     Columns,

@@ -5,9 +5,11 @@ anything is claimed of it; and its reading from `summary.json`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, Self
 
+from shadow.places.names import name_rules
 from shadow.reports.columns import SUMMARY
 from shadow.reports.provenance import SettingsMetadata
 
@@ -95,6 +97,30 @@ class PairRecord(Row):
     def has_components(self) -> bool:
         """Return whether there are several, so that a module needs the name of its own."""
         return len({row.component for row in self.components}) > 1
+
+
+LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any
+
+
+def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each component, in their order."""
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.component, []).append(row)
+    return grouped
+
+
+def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
+    """Return where a component, or its module, stands in names.yaml; unknown names come last."""
+    components, modules = _numbers()
+    last = len(components) + len(modules)
+    return components.get(component, last), modules.get(module, last), component, module
+
+
+@cache
+def _numbers() -> list[dict[str, int]]:
+    rules = name_rules()
+    return [{name: at for at, name in enumerate(of)} for of in (rules.components, rules.modules)]
 
 
 def main_of(components: list[str]) -> str | None:

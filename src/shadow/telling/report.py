@@ -1,21 +1,25 @@
-"""A report as a document: finding, figures, picture, modules, and with `--full` all there is."""
+"""A report as a document: finding, figures, picture, modules, and with `--full` all there is.
+
+`--full` and the page have every figure with its interval, the short screen the answers that matter:
+where a gate failed, where something was found that no training leaves, or where not all was
+compared. A pair of which all is as expected has none.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shadow.checks.explanations import Explanation
+from shadow.checks.explanations import RECOGNISED, is_copied, is_copy, is_rearranged
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Summary
-from shadow.quantities import DASH, bounds_text, text_of
-from shadow.reasons import meaning
+from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
+from shadow.reasons import STRICT, meaning
 from shadow.reports.provenance import ReportMetadata
-from shadow.summary.picture import by_component, picture
-from shadow.summary.record import TIERS, Row
+from shadow.summary.record import TIERS, Row, by_component
 from shadow.telling.document import (
     Block,
     Document,
@@ -28,7 +32,6 @@ from shadow.telling.document import (
     Paragraph,
     Section,
     TableBlock,
-    TableHead,
     When,
     Word,
     named,
@@ -36,16 +39,36 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.screen import (
-    FAILED,
-    all_figures,
-    answer_rows,
-    faults,
-    figure_rows,
-)
-from shadow.text import several
+from shadow.telling.limits import DAMAGE
+from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
+from shadow.telling.wording import Recorded
+from shadow.text import and_list, counted, several
 
 FOLDER_OF_A_PART = re.compile(r"(?<==)/.*?(?= [a-z]+=|$)")  # `language=org/name vision=/a/tower`
+WEIGHTS = ("weights", "index")  # kinds of files whose tensors are compared
+FILES = (named("file", "path"), worded("state"), worded("what", lambda row: row.detail or ""))
+EXPLANATIONS = (
+    named("what", "name"),
+    worded(
+        "answer",
+        lambda row: Word(row.answer.replace("_", " "), "warning" if row.answer == "fits" else ""),
+    ),
+    worded("because", "reason"),
+)
+MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
+FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
+# how the sentences are noticed that a reader has to know before any figure, by their code
+NOTICED: Mapping[str, Word] = {
+    **dict.fromkeys(DAMAGE, FAILED),
+    **dict.fromkeys(("only_vectors", *RECOGNISED, "low_rank", "few_values"), FOUND),
+    **dict.fromkeys(("part_asked_for", "left_out", "vectors", "files", "level"), NOTED),
+}
+# gates that are no fault of a pair of which a sentence says what it is
+EXPLAINED_BY: Mapping[str, Sequence[str]] = {
+    "changed": ("identical", "only_vectors"),
+    "rank": ("low_rank",),
+    "paired": ("part_asked_for",),
+}
 
 
 def report_document(
@@ -83,17 +106,18 @@ def _blocks(
     for place, sentence in enumerate(summary.finding.sentences):
         said = {"code": sentence.code, "close": place > 0, "when": when, "about": "finding"}
         yield Paragraph(sentence.text, **said)
-    yield Figures(all_figures(summary), when="full", about="finding")
-    if rows := figure_rows(summary):
+    yield Figures(_all_figures(summary), when="full", about="finding")
+    if rows := _figures(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
-    if folder is not None and (answers := answer_rows(summary)):  # the sentences have them
+    if folder is not None and (answers := _answers(summary)):  # the sentences have them
         yield Figures(answers, close=True, when="brief", about="answers")
     for warning in summary.warnings:
         yield Note(warning, "warning", about="finding")
     yield _gates(summary)
     components = by_component(summary.grid)
     for component, cells in components.items():
-        if picture(cells, 1) is not None:
+        has_layers = len({layer for row in cells for layer in row.layers}) > 1
+        if has_layers and any(norm for row in cells for norm in row.relative_norm):
             yield MapBlock(cells, component if len(components) > 1 else "", about="picture")
     if len(summary.components) > 1:
         yield component_table(summary.components)
@@ -104,11 +128,158 @@ def _blocks(
     listed = [] if summary.files is None else summary.files.rows
     if files := [row for row in listed if row.kind not in WEIGHTS]:
         yield table_of(FILES, files, "Files beside the weights", when="full", about="files")
-    if summary.finding.other_explanations:
-        yield _explanations(summary.finding.other_explanations, when)
+    if others := summary.finding.other_explanations:
+        yield table_of(EXPLANATIONS, others, "Other explanations", when=when, about="claims")
     yield Origin(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
         yield Origin([("more", where_more(folder))], close=True, when="brief", about="more")
+
+
+def _sides(summary: Summary, *, is_public: bool) -> Block:
+    rows = []
+    for side, which in (("base", summary.base), ("tuned", summary.tuned)):
+        named, commit = which["repo"], which["commit"]
+        if is_public:  # where a folder lies is nothing for a model card
+            inside = FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, named)
+            named = Path(named).name if Path(named).is_absolute() else inside
+        if commit:
+            named += f" @ {commit if is_public else commit[:12]}"
+        rows.append(FigureRow(side, named))
+    return Figures(rows, close=True, about="sides")
+
+
+# -------------------------------------------------------------------------- figures and answers
+
+
+def _figures(summary: Summary, *, full: bool = False) -> list[FigureRow]:
+    """Return how far the weights moved, how concentrated the change is, what storage left
+    unchanged.
+
+    full: with intervals, where a table has the norms outside the layers.
+    """
+    figures = summary.figures
+    if not figures.matrices:
+        return []
+    of = of_what(summary)
+    outside = [  # what the picture of the layers does not show
+        f"{row.module} {text_of(row.relative_norm, 'share')}"
+        for row in summary.modules
+        if row.relative_norm is not None
+        and row.component in (summary.main_component, "projector")
+        and is_outside(row.module)
+    ]
+    if outside and not full:
+        of += f" ({', '.join(outside[:MOST_OUTSIDE])})"
+    scale = "0 is noise, 1 is a single direction"
+    if figures.concentration is None:
+        scale = "not measured"
+        if summary.has_spectra:
+            scale = "unknown: random signs, too, would leave fewer than 2 directions"
+    norm = quantity(summary, "relative_norm_overall", "share", full=full)
+    concentration = quantity(summary, "concentration", "fixed", full=full)
+    rows = [FigureRow("relative norm", norm, of), FigureRow("concentration", concentration, scale)]
+    if figures.rank_ceiling is None:  # an adapter stores no entries of the matrix
+        same = Quantity(figures.zero_share, "fraction")
+        rows.append(FigureRow("unchanged", same, "of the entries of the median matrix"))
+    return rows
+
+
+def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Quantity:
+    """A figure, with its interval where it is shown in full."""
+    low, high = (full and summary.intervals.get(name)) or (None, None)
+    return Quantity(summary.figures[name], kind, low, high)
+
+
+def _all_figures(summary: Summary) -> list[FigureRow]:
+    """Return what changed, how much and how concentrated, each with its interval."""
+    figures = summary.figures
+    of = f"{portion_of(figures.parameters_measured, figures.parameters)} of the parameters"
+    if summary.counts["identical"]:
+        of += f"; {portion_of(figures.parameters_identical, figures.parameters)} are identical"
+    rows = [FigureRow("changed", counted(int(figures.matrices or 0), "matrix", "matrices"), of)]
+    if figures.matrices:
+        norm, *others = _figures(summary, full=True)
+        rows.append(norm)
+        if (ratio := figures.floor_ratio) is not None:
+            of = "times the rounding of its storage"
+            rows.append(FigureRow("x rounding", Quantity(ratio, "ratio"), of))
+        rows += others
+        if figures.concentration is not None:
+            of = f"of {text_of(figures.short_side, 'count')} directions"
+            null = f"{of}; {text_of(figures.null_participation_ratio, 'ratio')} with random signs"
+            rows.append(FigureRow("PR", quantity(summary, "participation_ratio", "ratio"), null))
+            stand = f"{of} {'stands' if figures.spikes == 1 else 'stand'} out of noise"
+            rows.append(FigureRow("spikes", Quantity(figures.spikes, "number"), stand))
+        over = f"over {summary.layers} layers ({100 * (summary.interval_level or 0):.2g} %)"
+        spread = f"{over}, in brackets; it says nothing of other runs or seeds"
+        if summary.no_interval:
+            spread = f"none over layers: {summary.no_interval}"
+        rows.append(FigureRow("spread", "", spread))
+    if not summary.failed_gates:
+        rows.append(FigureRow("gates", f"all {len(summary.gates)} passed"))
+    return rows
+
+
+def _answers(summary: Summary) -> list[FigureRow]:
+    """A row for each gate that failed, each thing that was found, each limit: its name, which of
+    the three it is, and what was found.
+    """
+    rows = [FigureRow(gate.name, FAILED, gate.reason) for gate in faults(summary)]
+    codes = {sentence.code for sentence in summary.finding.sentences}
+    for sentence in summary.finding.sentences:
+        code, text = sentence.code, sentence.text
+        if code == "rounding" and is_copy(summary):
+            code = "copy"
+        elif code == "identical" and "only_vectors" not in codes:  # the headline has half of it
+            rows.append(FigureRow(code, FOUND, text.partition(": ")[2] or text))
+        if code in NOTICED:
+            name = RECOGNISED[code].title if code in RECOGNISED else code.replace("_", " ")
+            rows.append(FigureRow(name, NOTICED[code], text))
+    frozen = unchanged_parts(Recorded(summary))
+    if frozen and summary.figures.matrices:
+        rows.append(FigureRow("frozen", FOUND, and_list(frozen)))
+    rows += [FigureRow("no base", NOTED, text) for text in without_base(summary)]
+    # reasons of which a sentence says all that there is
+    recorded = {row.reason for row in summary.uncompared if "left_out" in codes} - {"nonfinite"}
+    recorded |= codes & {"nonfinite"}
+    for row in summary.skipped:
+        if row.reason in STRICT and row.reason not in recorded:
+            tensors = counted(row.tensors, "tensor", "tensors")
+            example = f", such as {row.examples[0]}" if row.examples else ""
+            text = f"{tensors}: {meaning(row.reason)}{example}"
+            rows.append(FigureRow(row.reason, Word("skipped", "warning"), text))
+    return rows
+
+
+def faults(summary: Summary) -> list[Gate]:
+    """The gates that failed, but for those that a copy or an adapter fails by being one."""
+    codes = {sentence.code for sentence in summary.finding.sentences}
+    explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
+    if is_copied(summary) or not summary.has_spectra:
+        explained.add("rounding")
+    if summary.estimated or not summary.has_spectra:
+        explained.add("rank")
+    if "identical" in codes:  # nothing of which more could be said
+        explained |= {"lineage", "rounding", "rank"}
+    if is_rearranged(summary):
+        explained.add("lineage")
+    return [gate for gate in summary.failed_gates if gate.name not in explained]
+
+
+def standing(summary: Summary) -> str | None:
+    """Return what there is to say of a pair in a table of pairs: gates that failed, what was found;
+    None where nothing is.
+    """
+    rows = _answers(summary)
+    if failed := [row.name for row in rows if row.value == FAILED]:
+        return f"failed: {', '.join(dict.fromkeys(failed))}"
+    if found := [row.name for row in rows if row.value == FOUND]:
+        files = ["files"] if any(one.code == "files" for one in summary.finding.sentences) else []
+        return ", ".join(dict.fromkeys([*found, *files]))
+    return None
+
+
+# --------------------------------------------------------------------------------------- tables
 
 
 def _gates(summary: Summary) -> TableBlock:
@@ -134,37 +305,8 @@ def _gates(summary: Summary) -> TableBlock:
         worded("reason"),
     ]
     title = "Gates: what must hold for the figures to be those of a training"
-    return table_of(
-        fields, summary.gates, title, when="full" if summary.failed_gates else "page", about="gates"
-    )
-
-
-def _explanations(explanations: Iterable[Explanation], when: When) -> TableBlock:
-    """Return what other change may have left these figures, and why it did not, or may."""
-    answers = []
-    for one in explanations:
-        answer = Word(one.answer.replace("_", " "), "warning" if one.answer == "fits" else "")
-        answers.append((one.name, answer, one.reason))
-    columns = [TableHead("what", "name"), TableHead("answer", "text"), TableHead("because", "text")]
-    return TableBlock(columns, answers, "Other explanations", when=when, about="claims")
-
-
-def _sides(summary: Summary, *, is_public: bool) -> Block:
-    rows = []
-    for side, which in (("base", summary.base), ("tuned", summary.tuned)):
-        commit = which["commit"] or ""
-        named = _public(which["repo"]) if is_public else which["repo"]
-        if commit:
-            named += f" @ {commit if is_public else commit[:12]}"
-        rows.append(FigureRow(side, named))
-    return Figures(rows, close=True, about="sides")
-
-
-def _public(repo: str) -> str:
-    """A repository, or the name of a folder: where it lies is nothing for a model card."""
-    if Path(repo).is_absolute():
-        return Path(repo).name
-    return FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, repo)
+    when: When = "full" if summary.failed_gates else "page"
+    return table_of(fields, summary.gates, title, when=when, about="gates")
 
 
 def _spread(row: Row) -> str | None:
@@ -172,7 +314,7 @@ def _spread(row: Row) -> str | None:
     return bounds_text(bounds, "fixed") if bounds else None
 
 
-COMPONENT_FIGURES = (
+COMPONENTS = (
     named("component"),
     number("changed", "matrices", "count"),
     number("identical", "identical", "count"),
@@ -185,14 +327,14 @@ COMPONENT_FIGURES = (
 
 def component_table(components: Sequence[Row]) -> TableBlock:
     """A row for each component."""
-    title = "By component"
-    return table_of(COMPONENT_FIGURES, components, title, when="full", about="components")
+    return table_of(COMPONENTS, components, "By component", when="full", about="components")
 
 
 def module_table(summary: Summary, when: When = "always") -> TableBlock:
     """A row for each module that changed; counts of directions with how many there are."""
-    about = {(row.component, row.module): row for row in summary.coherence}
-    about |= {(row.component, row.module): row for row in summary.outside_layers}
+    about = {
+        (row.component, row.module): row for row in (*summary.coherence, *summary.outside_layers)
+    }
 
     def spikes(row: Row) -> str:
         side = getattr(about.get((row.component, row.module)), "short_side", None)
@@ -227,10 +369,6 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
     ]
     title = "By module, medians over matrices"
     return table_of(fields, summary.modules, title, when=when, about="modules")
-
-
-WEIGHTS = ("weights", "index")  # kinds of files whose tensors are compared
-FILES = (named("file", "path"), worded("state"), worded("what", lambda row: row.detail or ""))
 
 
 def skipped_table(rows: Iterable[Row], when: When = "always") -> TableBlock:

@@ -25,7 +25,7 @@ from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.reports.columns import NOTATION
 from shadow.telling.document import TableBlock, TableHead, Word, named, number, table_of, worded
 from shadow.telling.reading import AuditReport
-from shadow.telling.screen import quantity
+from shadow.telling.report import quantity
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands

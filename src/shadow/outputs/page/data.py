@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.reports.report import Report
 from shadow.summary.layer_medians import above_short_side
-from shadow.summary.picture import order_of
+from shadow.summary.record import order_of
 from shadow.summary.tables import Columns
 from shadow.text import visible
 

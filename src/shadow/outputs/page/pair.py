@@ -11,12 +11,11 @@ from markupsafe import Markup
 from shadow.checks.summary import Summary
 from shadow.outputs.page.data import cells_of, drawn_cells, thinned_spectra
 from shadow.outputs.page.html import script_json
-from shadow.summary.picture import LAYERS
+from shadow.summary.record import LAYERS
 from shadow.summary.tables import columns_of
 from shadow.telling.document import Block, Figures, Note, Paragraph, TableBlock
 from shadow.telling.reading import AuditReport
-from shadow.telling.report import report_document
-from shadow.telling.screen import faults
+from shadow.telling.report import faults, report_document
 
 # the heading of each section by its name in addresses, in their order
 TITLES: Mapping[str, str] = {
