@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from shadow.checks.answer import Answer, Check, Outcome
 from shadow.checks.explanations import is_rearranged
+from shadow.summary.coverage import FULL_RANK, LINEAGE, ROUNDING, Standing
 from shadow.summary.record import PairRecord, Row
-from shadow.summary.standing import FULL_RANK, LINEAGE, ROUNDING, Standing
 from shadow.templates import Reason, Value
 
 PAIRED = 0.9

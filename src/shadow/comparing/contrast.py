@@ -32,9 +32,9 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.spectra.levels import round_trip
 from shadow.summary.bootstrap import LEVEL
+from shadow.summary.coverage import LINEAGE, ROUNDING
 from shadow.summary.layer_medians import LOW, SHORTEST, held_rank
 from shadow.summary.record import tier_of
-from shadow.summary.standing import LINEAGE, ROUNDING
 from shadow.text import and_list, counted
 
 MIN_AGREEING = 2  # of the four figures that vote beside concentration

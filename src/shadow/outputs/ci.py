@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -31,9 +31,11 @@ ANNOTATIONS = 10  # of each level that GitHub shows of a step
 FAULTS = ("met", "missing")  # outcomes: a rule was violated, or had nothing to judge
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 NAMED = 3  # tensors that a message names
+LISTED = 100  # and that the output of a case lists
 LAST_PARTS = 2  # of a path elsewhere
 UNAUDITED = "not audited"
 TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
+COUNTED = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
@@ -158,71 +160,59 @@ def _property(text: str) -> str:
 # JUnit
 
 
+@dataclass(frozen=True)
+class Case:
+    """A case of JUnit, with what is wrong in it and what it prints."""
+
+    of: str
+    name: str
+    seconds: float = 0.0
+    problems: Sequence[tuple[str, str, str]] = ()
+    """(failure, error or skipped; message; kind)."""
+    lines: Sequence[str] = ()
+
+
 def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
     A pair without its report and a rule that was violated are failures, a rule with nothing to
     judge is an error; rules that are but warnings pass, and say so in their output, since JUnit has
-    no warnings. Tensors that were
-    skipped are reported in the output of the audit's case: as cases of their own they would be
-    thousands, and most are vectors.
+    no warnings. Tensors that were skipped are reported in the output of the audit's case: as cases
+    of their own they would be thousands, and most are vectors.
     """
-    root = ET.Element("testsuites", name="shadow")
+    suites = []
     for judgement in judged:
-        suite = ET.SubElement(root, "testsuite", name=visible(judgement.name))
-        if judgement.seconds is not None:
-            suite.set("time", f"{judgement.seconds:.3f}")
-        _audit_case(suite, judgement)
-        for verdict in judgement.verdicts:
-            _rule_case(suite, judgement, verdict)
-        count_cases(suite)
-    return document(root)
+        lines: list[str] = []
+        if (summary := judgement.summary) is not None:
+            counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
+            lines = [
+                summary.finding.headline,
+                *(sentence.text for sentence in summary.finding.sentences),
+                f"tensors of both sides: {counts}",
+                *(f"skipped: {row.tensors} {row.reason}" for row in summary.skipped),
+                *(f"warning: {warning.text}" for warning in summary.warnings),
+                *(f"note: {text}" for text in judgement.notes),
+            ]
+        problems = [("failure", text, kind) for kind, text in _faults(judgement)]
+        cases = [Case(judgement.name, "audit", judgement.seconds or 0.0, problems, lines)]
+        cases += [_rule_case(judgement.name, verdict) for verdict in judgement.verdicts]
+        suites.append((judgement.name, judgement.seconds, cases))
+    return _document(suites)
 
 
-def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
-    case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
-    for kind, text in _faults(judgement):
-        say(case, "failure", text, kind)
-    if (summary := judgement.summary) is not None:
-        counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
-        lines = [
-            summary.finding.headline,
-            *(sentence.text for sentence in summary.finding.sentences),
-            f"tensors of both sides: {counts}",
-        ]
-        lines += [f"skipped: {row.tensors} {row.reason}" for row in summary.skipped]
-        lines += [f"warning: {warning.text}" for warning in summary.warnings]
-        lines += [f"note: {text}" for text in judgement.notes]
-        output(case, lines)
-
-
-def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> None:
-    case = _case(suite, judgement, name=verdict.rule.name, seconds=0.0)
-    lines = []
+def _rule_case(of: str, verdict: Verdict) -> Case:
+    lines, problems = [], []
     if verdict.outcome == "passed":
         lines.append(verdict.detail)
     elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
         lines.append(f"warning: {verdict.detail}")
     else:
-        say(case, TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)
+        problems = [(TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)]
     if len(verdict.findings) > 1:
         lines += [f"{one.figure}: {one.value}" for one in verdict.findings if one.met]
     if verdict.outcome == "met" and verdict.rule.message:
         lines.append(verdict.rule.message)
-    if lines:
-        output(case, lines)
-
-
-def _case(suite: ET.Element, judgement: Judgement, name: str, seconds: float) -> ET.Element:
-    names = {"classname": visible(judgement.name), "name": visible(name)}
-    return ET.SubElement(suite, "testcase", names, time=f"{seconds:.3f}")
-
-
-def document(root: ET.Element) -> bytes:
-    count_cases(root)
-    del root.attrib["skipped"]  # only suites have it
-    ET.indent(root)
-    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
+    return Case(of, verdict.rule.name, problems=problems, lines=lines)
 
 
 def begin_junit(path: Path, command: str) -> None:
@@ -232,43 +222,32 @@ def begin_junit(path: Path, command: str) -> None:
     The file says so however the command ends: by a fault, a signal, or without power. Raises
     ShadowError for a file that may not be written over, before anything is measured.
     """
-    root = ET.Element("testsuites", name="shadow")
-    suite = ET.SubElement(root, "testsuite", name="shadow")
-    case = ET.SubElement(suite, "testcase", classname="shadow", name=command, time="0.000")
-    say(case, "error", f"`shadow {command}` did not finish: its output says why", "not finished")
-    count_cases(suite)
-    write_document(path, document(root))
+    text = f"`shadow {command}` did not finish: its output says why"
+    case = Case("shadow", command, problems=[("error", text, "not finished")])
+    write_document(path, _document([("shadow", None, [case])]))
 
 
 def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
     """Write the results of claims: a case each. One that does not hold is a failure, one that is
     inconclusive is skipped, and a fault is an error. Raises ShadowError.
     """
-    root = ET.Element("testsuites", name="shadow")
-    total = sum(one.seconds for one in found)
-    suite = ET.SubElement(root, "testsuite", name="shadow verify", time=f"{total:.3f}")
+    cases = []
     for one in found:
         of = {name: _from_here(text) for name, text in one.of.items()}
-        names = {"classname": "shadow verify", "name": visible(asked(replace(one, of=of)))}
-        case = ET.SubElement(suite, "testcase", names, time=f"{one.seconds:.3f}")
+        lines, problems = [], []
         if isinstance(one, FailedVerification):
-            say(case, "error", one.fault, "fault")
-            continue
-        if one.outcome != "holds":
-            tag = "failure" if one.outcome == "does_not_hold" else "skipped"
-            say(case, tag, _with_tensors(one), one.claim)
-        lines = [f"{one.outcome.words}: {one.reason}"]
-        output(case, [*lines, *(f"{item.name}: {item.what}" for item in one.against[:100])])
-    count_cases(suite)
-    write_document(path, document(root))
-
-
-def _with_tensors(one: Verification) -> str:
-    """The reason, and the first of what speaks against the claim."""
-    if not one.against:
-        return one.reason
-    named = several([f"{item.name}: {item.what}" for item in one.against], NAMED, "; ")
-    return f"{one.reason} ({named})"
+            problems = [("error", one.fault, "fault")]
+        else:
+            against = [f"{item.name}: {item.what}" for item in one.against]
+            lines = [f"{one.outcome.words}: {one.reason}", *against[:LISTED]]
+            if one.outcome != "holds":
+                tag = "failure" if one.outcome == "does_not_hold" else "skipped"
+                named = f" ({several(against, NAMED, '; ')})" if against else ""
+                problems = [(tag, one.reason + named, one.claim)]
+        name = asked(replace(one, of=of))
+        cases.append(Case("shadow verify", name, one.seconds, problems, lines))
+    total = sum(one.seconds for one in found)
+    write_document(path, _document([("shadow verify", total, cases)]))
 
 
 def _from_here(text: str) -> str:
@@ -281,43 +260,45 @@ def _from_here(text: str) -> str:
     return "/".join(path.parts[-LAST_PARTS:]).removeprefix("/")
 
 
-def _check_junit(path: Path) -> None:
-    """Refuse to write over what is no JUnit file. Raises ShadowError."""
-    hint = "choose another file with --junit"
-    try:
-        if not path.exists():
-            return
-        start = read_start(path, JUNIT_START)
-        if start is None:
-            raise ShadowError(f"{path} is not a regular file", hint)
-        if start and not (start.startswith(b"<?xml") and b"<testsuite" in start):
-            raise ShadowError(f"{path} already exists and is not a JUnit file", hint)
-    except OSError as error:
-        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
+def _document(suites: Iterable[tuple[str, float | None, Sequence[Case]]]) -> bytes:
+    """Suites, each of a name, seconds and cases, as XML."""
+    root = ET.Element("testsuites", name="shadow")
+    for name, seconds, cases in suites:
+        suite = ET.SubElement(root, "testsuite", name=visible(name))
+        if seconds is not None:
+            suite.set("time", f"{seconds:.3f}")
+        for one in cases:
+            names = {"classname": visible(one.of), "name": visible(one.name)}
+            case = ET.SubElement(suite, "testcase", names, time=f"{one.seconds:.3f}")
+            for tag, message, kind in one.problems:
+                # Jenkins shows the attribute, GitLab only the text
+                more = {"message": visible(message), "type": visible(kind)}
+                ET.SubElement(case, tag, more).text = visible(message)
+            if one.lines:
+                output = ET.SubElement(case, "system-out")
+                output.text = "\n".join(map(visible, one.lines))
+    for element in (*root, root):
+        for key, tag in COUNTED.items():
+            element.set(key, str(sum(1 for _ in element.iter(tag))))
+    del root.attrib["skipped"]  # only suites have it
+    ET.indent(root)
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
 
 
 def write_document(path: Path, text: bytes) -> None:
-    """A file that is there whole or not at all. Raises ShadowError."""
-    _check_junit(path)
+    """A file that is there whole or not at all, over no other than JUnit's. Raises ShadowError."""
+    hint = "choose another file with --junit"
+    try:
+        if path.exists():
+            start = read_start(path, JUNIT_START)
+            if start is None:
+                raise ShadowError(f"{path} is not a regular file", hint)
+            if start and not (start.startswith(b"<?xml") and b"<testsuite" in start):
+                raise ShadowError(f"{path} already exists and is not a JUnit file", hint)
+    except OSError as error:
+        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_beside(path, text)
     except OSError as error:
-        raise ShadowError(
-            f"cannot write {path}: {error.strerror or error}", "choose another file with --junit"
-        ) from error
-
-
-def count_cases(element: ET.Element) -> None:
-    tags = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
-    for name, tag in tags.items():
-        element.set(name, str(sum(1 for _ in element.iter(tag))))
-
-
-def say(case: ET.Element, tag: str, message: str, kind: str) -> None:
-    """Jenkins shows the attribute, GitLab only the text."""
-    ET.SubElement(case, tag, message=visible(message), type=visible(kind)).text = visible(message)
-
-
-def output(case: ET.Element, lines: Iterable[str]) -> None:
-    ET.SubElement(case, "system-out").text = "\n".join(visible(line) for line in lines)
+        raise ShadowError(f"cannot write {path}: {error.strerror or error}", hint) from error

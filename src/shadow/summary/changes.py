@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from shadow.summary.coverage import OUTSIDE
 from shadow.summary.record import Row, row
-from shadow.summary.standing import OUTSIDE
 from shadow.summary.tables import are, median
 
 if TYPE_CHECKING:
@@ -137,7 +137,11 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
     scaled, zeroed, few = _scaled(deltas), _zeroed(deltas), _few_entries(deltas)
     moved = _moved_layers(tensors)
     in_moved = np.array([place in moved for place in deltas.each("component", "layer")], bool)
-    apart = _are_rotated(deltas) & ~in_moved & (scaled is None)
+    # matrices far from the base's, or opposite to it, with the same singular values
+    with np.errstate(all="ignore"):  # a forged report may hold infinities
+        agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
+        same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
+    apart = (deltas["cosine"] < OTHER) & same & ~in_moved & (scaled is None)
     return row(
         "recognised",
         replaced=_replaced(deltas.where(~(in_moved | apart)), lineage),
@@ -148,17 +152,6 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
         few_entries=few,
         masked=None if scaled or zeroed or few else _masked(deltas),
     )
-
-
-def _are_rotated(deltas: Columns) -> Mask:
-    """Return which matrices are far from the base's, or opposite to it, with the same singular
-    values.
-    """
-    with np.errstate(all="ignore"):  # a forged report may hold infinities
-        agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
-        same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
-    rotated: Mask = (deltas["cosine"] < OTHER) & same
-    return rotated
 
 
 def _rearranged(

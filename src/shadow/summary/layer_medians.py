@@ -93,17 +93,10 @@ def _kept_range(rows: Columns) -> dict[str, float | None]:
     return found
 
 
-def outside_layers(deltas: Columns) -> list[Row]:
-    """The same medians of each module outside the layers: embeddings, head, projectors."""
-    return _by_module("outside_layers", deltas.outside)
-
-
-def coherence(deltas: Columns) -> list[Row]:
-    """Return how coherent each module inside layers is."""
-    return _by_module("coherence", deltas.inside)
-
-
-def _by_module(place: str, deltas: Columns) -> list[Row]:
+def by_module(place: str, deltas: Columns) -> list[Row]:
+    """The same medians of each module: for `outside_layers` embeddings, head and projectors, for
+    `coherence` modules inside.
+    """
     return [
         row(
             place,

@@ -35,10 +35,11 @@ from shadow.summary.coverage import (
     skipped,
     unchanged,
     uncompared,
+    unjudged_formats,
     vectors,
     vocabulary,
 )
-from shadow.summary.layer_medians import coherence, inside_layers, outside_layers
+from shadow.summary.layer_medians import by_module, inside_layers
 from shadow.summary.record import (
     MEDIANS,
     STATUSES,
@@ -50,7 +51,6 @@ from shadow.summary.record import (
     row,
     tier_of,
 )
-from shadow.summary.standing import unjudged_formats
 from shadow.summary.tables import (
     Columns,
     Floats,
@@ -67,9 +67,8 @@ ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
-# what makes the keys of the same name, from tensors and from deltas
+# what makes the keys of the same name
 OF_TENSORS = (unchanged, vectors, vocabulary, uncompared, skipped, idle_updates, broken)
-OF_DELTAS = (inside_layers, outside_layers, coherence)
 
 
 def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
@@ -82,7 +81,6 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             "record",
             tally.over_layers(),
             {make.__name__: make(tensors) for make in OF_TENSORS},
-            {make.__name__: make(deltas) for make in OF_DELTAS},
             schema=SCHEMA,
             family=metadata["family"],
             pair=metadata["pair"],
@@ -94,6 +92,9 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             modules=_by_module(rows),
             depth=depth,
             grid=grid(deltas, tensors),
+            inside_layers=inside_layers(deltas),
+            outside_layers=by_module("outside_layers", deltas.outside),
+            coherence=by_module("coherence", deltas.inside),
             quarters=_quarters(depth, deltas),
             without_base=[
                 row(

@@ -42,8 +42,8 @@ from shadow.reports.parquet import TableFile, absent_note, pages_of
 from shadow.reports.provenance import ReportMetadata, RunMetadata, SealMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given
+from shadow.summary.coverage import standing_of
 from shadow.summary.making import record_of
-from shadow.summary.standing import standing_of
 from shadow.summary.tables import needed, read_rows
 from shadow.telling.finding import finding
 from shadow.text import visible

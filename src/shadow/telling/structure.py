@@ -14,8 +14,8 @@ from shadow.checks.explanations import (
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
 from shadow.quantities import bounds_text
+from shadow.summary.coverage import ROUNDING
 from shadow.summary.record import PairRecord
-from shadow.summary.standing import ROUNDING
 from shadow.telling.wording import Recorded, tell
 
 # share of the stored energy that is the update's, above which storage does not matter
