@@ -17,7 +17,7 @@ from shadow.checks.summary import summary_from_json
 from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY
-from shadow.telling.reading import SEAL, seal, summarise, summary_bytes
+from shadow.telling.reading import seal, summarise, summary_bytes
 
 SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down": (64, 172)}
 
@@ -217,8 +217,8 @@ def write_family(
     assert summary_from_json(json.loads(json.dumps(summary))) == made
     (folder / "summary.json").write_bytes(summary_bytes(summary))
     # sealed as an audit's, so that readers need not make it again
-    paths = {name: folder / f"{name}.parquet" for name in tables}
-    _write_tables(folder, tables, {**recorded, SEAL: seal(summary, paths, recorded)})
+    stored = {name: (folder / f"{name}.parquet").read_bytes() for name in tables}
+    _write_tables(folder, tables, {**recorded, "seal": seal(summary, stored, recorded)})
     return folder
 
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from picture import contrast
 
 from shadow.lists.index import Index, ListRow, SharedSettings
-from shadow.outputs.page import write_page
-from shadow.outputs.page.html import file_text, script_json
+from shadow.outputs.page import file_text, write_page
+from shadow.outputs.page.pair import script_json
 from shadow.telling.reading import read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"

@@ -13,8 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.outputs.page.data import FEWEST, LEADING, MOST, columns_of, kept_ranks
-from shadow.outputs.page.pair import read_pair
+from shadow.outputs.page.pair import (
+    FEWEST,
+    LEADING,
+    MOST,
+    kept_ranks,
+    metrics_of,
+    read_pair,
+)
 from shadow.telling.reading import AuditReport
 
 
@@ -57,7 +63,7 @@ def test_every_value_of_the_heat_map_is_the_rows(small, subject):
     cells = cells_of(data)
     of_subject = [row for row in rows(small) if row["subject"] == subject]
     assert len(of_subject) == len(cells) == 25
-    named = columns_of(subject)
+    named = metrics_of(subject)
     assert set(data["values"][subject]) == {
         name for name in named if any(row[name] is not None for row in of_subject)
     }

@@ -110,11 +110,8 @@ TAMPERED = {
 }
 OTHERS = {
     "no seal": lambda recorded: recorded.pop("seal"),
-    "another version": lambda recorded: recorded["seal"]["made_by"].update(version="0.0.9"),
-    "other code": lambda recorded: recorded["seal"]["made_by"].update(code="0" * 64),
-    "other tables": lambda recorded: recorded["seal"]["tables"].update(tensors="0" * 64),
-    "no table": lambda recorded: recorded["seal"].update(tables={}),
-    "no mapping": lambda recorded: recorded.update(seal="x"),
+    "another seal": lambda recorded: recorded.update(seal="0" * 64),
+    "no text": lambda recorded: recorded.update(seal={"summary": "0"}),
     "another setting": lambda recorded: recorded["settings"].update(spectra=False),
 }
 
@@ -130,9 +127,17 @@ def test_a_summary_that_was_changed_is_made_again(report, made, again, what):
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_summary_of_another_seal_is_made_again(report, again, what):
-    """Of another version or code, of other tables, of none."""
+    """Of another report, or of none."""
     for name in ("matrices", "tensors", "files"):
         rewrite(report / f"{name}.parquet", metadata=OTHERS[what])
+    read_summary(report)
+    assert again == [report]
+
+
+@pytest.mark.parametrize("made_by", [["0.0.9", reading.maker()[1]], [reading.maker()[0], ""]])
+def test_a_summary_of_other_code_is_made_again(report, again, monkeypatch, made_by):
+    """Of another version, or of the same one in a checkout that was changed."""
+    monkeypatch.setattr(reading, "maker", lambda: made_by)
     read_summary(report)
     assert again == [report]
 
@@ -180,9 +185,11 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         edit(report, change)
         recorded = json.loads((report / "summary.json").read_text())
         metadata = report_metadata(report)
-        sealed = metadata["seal"] | {"summary": reading.summary_digest(recorded, metadata)}
-        for name in ("matrices", "tensors", "files"):
-            rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
+        paths = {name: report / f"{name}.parquet" for name in ("matrices", "tensors", "files")}
+        tables = {name: path.read_bytes() for name, path in paths.items()}
+        sealed = reading.seal(recorded, tables, metadata)
+        for path in paths.values():
+            rewrite(path, metadata=lambda at: at.update(seal=sealed))
 
     forge(lambda recorded: recorded["finding"].update(headline="forged"))
     assert read_summary(report)[0].finding.headline == "forged"

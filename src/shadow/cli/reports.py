@@ -219,7 +219,7 @@ def report(
     was_there = output.exists()
     with console.steps("report") as update:
         written = write_page(run, folders, output, show=update)
-    for _, fault in written.unreadable:
+    for fault in written.unreadable:
         console.complain(fault)
     if not written.pairs:
         console.say(

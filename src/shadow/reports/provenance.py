@@ -46,14 +46,6 @@ class SettingsMetadata(TypedDict):
     relation: NotRequired[object]
 
 
-class SealMetadata(TypedDict):
-    """Origin of the summary beside the tables: see `shadow.telling.reading`."""
-
-    made_by: Mapping[str, str]  # version, and code: a sha256
-    tables: Mapping[str, str]  # a sha256 of each table
-    summary: str  # a sha256
-
-
 class RunMetadata(TypedDict):
     """Making and summary of a report: no number depends on it."""
 
@@ -64,7 +56,7 @@ class RunMetadata(TypedDict):
     started: NotRequired[object]
     seconds: NotRequired[float | None]  # 0 or more
     gates: NotRequired[object]
-    seal: NotRequired[object]  # SealMetadata
+    seal: NotRequired[object]  # of the summary beside the tables: see `shadow.telling.reading`
 
 
 class ReportMetadata(RunMetadata):

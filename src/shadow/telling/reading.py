@@ -2,14 +2,14 @@
 
 Making a summary of a small report takes 150 ms, reading one 3. So `summary.json` is taken as it
 stands when a seal in the metadata of matrices.parquet says that this very code made it, from these
-very tables, and that nobody has changed it:
+very tables, and that nobody has changed it. It is a sha256
 
-- the version of shadow, and a sha256 over its code and the data that summaries rest on: a checkout
-  changes without its version;
-- a sha256 of each table: of all bytes of its file before the footer, and of its columns and number
-  of rows. The footer alone would not do, as it holds no checksum of the pages; the rest of it is
-  left out because the seal itself is in it;
-- a sha256 of the summary, and of what the report says that it is of.
+- of the version of shadow, its code and the data that summaries rest on: a checkout changes without
+  its version;
+- of each table: of all bytes of its file before the footer, and of its columns and number of rows.
+  The footer alone would not do, as it holds no checksum of the pages; the rest of it is left out
+  because the seal itself is in it;
+- of the summary, and of what the report says that it is of.
 
 In every other case the summary is made again from the tables. This is a seal and no signature: who
 writes all files again can say in them what he likes, as he can in the tables themselves. What a
@@ -39,7 +39,7 @@ from shadow.errors import ShadowError
 from shadow.files import registry_folder
 from shadow.reports.folders import TABLES_OF_A_PAIR, Staged
 from shadow.reports.parquet import TableFile, absent_note, pages_of
-from shadow.reports.provenance import ReportMetadata, RunMetadata, SealMetadata
+from shadow.reports.provenance import ReportMetadata, RunMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.coverage import standing_of
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 FILE = "summary.json"
 SUMMARISED = ("matrices", "tensors", "files")  # the tables that a summary is made from
-SEAL = "seal"  # its key in a report's metadata
 # what metadata say a report is of
 IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
@@ -93,7 +92,7 @@ def finish(
         tables[name] = pa.concat_tables(needed(name, group) for group in groups)
     summary = summarise(tables, recorded)
     as_json = summary.as_json()
-    sealed = seal(as_json, {name: file.path for name, file in files.items()}, recorded)
+    sealed = seal(as_json, {name: files[name].path.read_bytes() for name in SUMMARISED}, recorded)
     metadata: ReportMetadata = {**recorded, **run, "gates": as_json["gates"], "seal": sealed}
     for name in TABLES_OF_A_PAIR:
         if name in files:
@@ -184,60 +183,44 @@ def summary_bytes(summary: Mapping[str, Any]) -> bytes:
 
 
 def seal(
-    summary: Mapping[str, Any], tables: Mapping[str, Path], metadata: Mapping[str, object]
-) -> SealMetadata:
+    summary: Mapping[str, Any], tables: Mapping[str, bytes], metadata: Mapping[str, object]
+) -> str:
     """The seal of a summary as JSON that was made from the tables in these files, whose metadata
     may be missing yet; metadata has what the report is of.
     """
-    digests = {name: _table_digest(tables[name].read_bytes()) for name in SUMMARISED}
-    return {"made_by": maker(), "tables": digests, "summary": summary_digest(summary, metadata)}
+    whole = [maker(), summary, {key: metadata[key] for key in IDENTITY}]
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode())
+    for name in SUMMARISED:
+        file = io.BytesIO(tables[name])
+        digest.update(memoryview(tables[name])[: pages_of(file)])
+        table = pq.ParquetFile(file)
+        columns = [(field.name, str(field.type)) for field in table.schema_arrow]
+        digest.update(repr((columns, table.metadata.num_rows)).encode())
+    return digest.hexdigest()
 
 
 def believed(report: Report) -> dict[str, Any] | None:
     """The summary.json of a finished report; None where it may not be believed.
 
-    What the values are is not checked: see `read_as`. Raises ShadowError where there is no finished
-    report.
+    What the values are is not checked: see `summary_from_json`. Raises ShadowError where there is
+    no finished report.
     """
     metadata: Mapping[str, Any] = report.provenance.recorded
     try:
-        sealed = metadata[SEAL]
-        if sealed["made_by"] != maker():
-            return None
         with (report.folder / FILE).open("rb") as file:
-            raw = file.read(MAX_FILE + 1)
-        if len(raw) > MAX_FILE:
-            return None
-        stored: dict[str, Any] = json.loads(raw)
-        if summary_digest(stored, metadata) != sealed["summary"]:
-            return None
-        digests = {name: _table_digest(report.content(name)) for name in SUMMARISED}
-        return stored if digests == sealed["tables"] else None
+            stored: dict[str, Any] = json.loads(file.read(MAX_FILE))
+        tables = {name: report.content(name) for name in SUMMARISED}
+        return stored if seal(stored, tables, metadata) == metadata["seal"] else None
     except NO_SEAL:
         return None  # such as of a report that was made before there were seals
 
 
-def summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
-    """A sha256 of a summary, and of what its report is of."""
-    whole = [summary, {key: metadata[key] for key in IDENTITY}]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _table_digest(content: bytes) -> str:
-    """A sha256 of a Parquet file's pages, the names and types of its columns, and its row count."""
-    digest = hashlib.sha256(memoryview(content)[: pages_of(io.BytesIO(content))])
-    file = pq.ParquetFile(io.BytesIO(content))
-    columns = [(field.name, str(field.type)) for field in file.schema_arrow]
-    digest.update(repr((columns, file.metadata.num_rows)).encode())
-    return digest.hexdigest()
-
-
 @cache
-def maker() -> dict[str, str]:
+def maker() -> list[str]:
     """The version, and a sha256 over the package's code and the data that summaries rest on."""
     package, data = Path(__file__).parents[1], registry_folder()
     digest = hashlib.sha256()
     files = [data / "names.yaml", *sorted((data / "reference").iterdir())]
     for path in (*sorted(package.rglob("*.py")), *files):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return {"version": __version__, "code": digest.hexdigest()}
+    return [__version__, digest.hexdigest()]

@@ -8,33 +8,44 @@ the page lets nothing be fetched, whatever is in it.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from operator import attrgetter
 from pathlib import Path
 
-from markupsafe import Markup
+import jinja2
+from markupsafe import Markup, escape
 
 from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import placing, read_start
 from shadow.lists.index import read_index, report_folder
-from shadow.outputs.page.data import metric_texts
-from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
-from shadow.outputs.page.pair import PairSection, read_pair
+from shadow.outputs.page.pair import PairSection, metric_texts, read_pair, script_json
+from shadow.quantities import DASH, Quantity
 from shadow.reports.columns import NOTATION
-from shadow.telling.document import TableBlock, TableHead, Word, named, number, table_of, worded
+from shadow.telling.document import (
+    Cell,
+    TableBlock,
+    TableHead,
+    Word,
+    named,
+    number,
+    table_of,
+    worded,
+)
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import quantity
+from shadow.text import visible
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
-
-
-Missing = tuple[str, str, str]
-"""A pair without the requested report: its folder, its state (failed, kept, pending or unreadable),
-and why.
-"""
+MISSING = [TableHead("pair", "name"), TableHead("state", "text"), TableHead("why", "text")]
+NORM = attrgetter("summary.figures.relative_norm_overall")
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,15 @@ class Written:
 
     pairs: int
     size: int
-    unreadable: list[tuple[str, ShadowError]]
-    """(folder, fault) of the reports that could not be read."""
+    unreadable: list[ShadowError]
+    """The faults of the reports that could not be read."""
 
 
-MISSING = [TableHead("pair", "name"), TableHead("state", "text"), TableHead("why", "text")]
+@dataclass(frozen=True)
+class Link(Word):
+    """A word that leads to a pair of the page."""
+
+    target: str = ""
 
 
 def write_page(
@@ -62,11 +77,21 @@ def write_page(
     if it is the only one that was asked for, its ShadowError is raised instead. show gets how many
     reports are read, of how many.
     """
+    title = run.resolve().name or "reports"
+    sections: list[PairSection] = []
+    unreadable: list[ShadowError] = []
+    missing: list[list[str]] = []  # pairs without their report: folder, state, and why
+
+    def below(folder: Path) -> str:
+        """Its folder as seen from the one asked for: the same wherever that one lies."""
+        return (Path(title) / folder.relative_to(run)).as_posix()
+
+    def lacks(where: str, state: str, error: str, hint: str | None) -> None:
+        missing.append([where, state, f"{error} ({hint})" if hint else error])
+
     with placing(output, _is_page, "a page of shadow") as aside:
-        sections: list[PairSection] = []
-        unreadable: list[tuple[str, ShadowError]] = []
         for done, folder in enumerate(folders):  # each is forgotten when the next is read
-            where = _below(folder, run)
+            where = below(folder)
             show(done, len(folders), where)
             try:
                 report = AuditReport(folder)
@@ -74,83 +99,100 @@ def write_page(
             except ShadowError as error:
                 if list(folders) == [run]:
                     raise
-                unreadable.append((where, error))
-        missing = [
-            (where, "unreadable", _why(fault.message, fault.hint)) for where, fault in unreadable
-        ]
-        content = page_bytes(sections, _title(run), [*missing, *_missing(run, folders)])
+                unreadable.append(error)
+                lacks(where, "unreadable", error.message, error.hint)
+        index = read_index(run)
+        for row in () if index is None else index.rows:
+            # not row.folder, which a file may say lies anywhere
+            folder = run / report_folder(*row.key)
+            if row.state == "kept" or (row.state != "done" and folder not in folders):
+                lacks(below(folder), row.state, row.error or "", row.hint)
+        content = _page(sections, title, missing).encode()
         aside.write_bytes(content)
     return Written(len(sections), len(content), unreadable)
 
 
-def page_bytes(
-    sections: Sequence[PairSection], title: str, missing: Sequence[Missing] = ()
-) -> bytes:
-    """The page as UTF-8, with the pairs that are missing. Equal arguments give equal bytes."""
+def _is_page(path: Path) -> bool:
+    return GENERATOR.encode() in (read_start(path, TOP) or b"")
+
+
+def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequence[str]]) -> str:
+    """The page, the most concentrated pair first. Equal arguments give equal text."""
     ranked = sorted(sections, key=lambda section: section.rank)
-    html = environment().get_template("page.html.j2").render(
-        title=sections[0].name if len(sections) == 1 else title,
-        pairs=sections,
-        ranked=ranked,
-        ranking=ranking_table(ranked),
-        missing=TableBlock(MISSING, missing) if missing else None,
-        shared=script_json({"metrics": metric_texts()}),
-        style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
-        scripts=scripts(),
-        policy=policy(scripts().values()),
-        generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
-        notation=NOTATION,
-        version=__version__,
-    )  # fmt: skip
-    return html.encode()
-
-
-@dataclass(frozen=True)
-class Link(Word):
-    """A word that leads to a pair of the page."""
-
-    target: str = ""
-
-
-def ranking_table(ranked: Sequence[PairSection]) -> TableBlock:
-    """A row for each pair, the most concentrated first."""
 
     def finding(pair: PairSection) -> Word:
         failed = f"Gates failed: {', '.join(pair.failed)}." if pair.failed else ""
         return Word(pair.summary.finding.headline, aside=failed)
 
-    norm = attrgetter("summary.figures.relative_norm_overall")
-    fields = [
+    ranking = [
         named("pair", lambda pair: Link(pair.name, target=f"pair-{pair.number}")),
         number("concentration", lambda pair: quantity(pair.summary, "concentration", "fixed")),
-        number("relative norm", norm, "share"),
+        number("relative norm", NORM, "share"),
         worded("finding", finding),
     ]
-    return table_of(fields, ranked)
+    theme = file_text("scripts/theme.js")
+    ours = "\n".join(file_text(f"scripts/{name}.js") for name in ("look", "pair", "page"))
+    scripts = {"theme": theme, "page": f'"use strict";\n(() => {{\n{ours}}})();\n'}
+    digests = (hashlib.sha256(text.encode()).digest() for text in scripts.values())
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return _environment().get_template("page.html.j2").render(
+        title=sections[0].name if len(sections) == 1 else title,
+        pairs=sections,
+        ranked=ranked,
+        ranking=table_of(ranking, ranked),
+        missing=TableBlock(MISSING, missing) if missing else None,
+        shared=script_json({"metrics": metric_texts()}),
+        style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
+        scripts={name: Markup(text) for name, text in scripts.items()},  # noqa: S704 - ours
+        # only these scripts run, and nothing is fetched
+        policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline';"
+        " img-src data:; base-uri 'none'; form-action 'none'",
+        generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
+        notation=NOTATION,
+        version=__version__,
+    )  # fmt: skip
 
 
-def _title(run: Path) -> str:
-    return run.resolve().name or "reports"
+@cache
+def file_text(name: str) -> str:
+    return (resources.files("shadow.outputs.page") / name).read_text(encoding="utf-8")
 
 
-def _below(folder: Path, run: Path) -> str:
-    """A report's folder as seen from the one asked for: the same wherever that one lies."""
-    return (Path(_title(run)) / folder.relative_to(run)).as_posix()
+def _coded(value: object) -> object:
+    """Text in which what stands between backticks is code: `floor_ratio`; otherwise as it is."""
+    if not isinstance(value, str) or "`" not in value:
+        return value
+    shown = escape(_finalized(value))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(shown)))  # noqa: S704 - escaped
 
 
-def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
-    """Pairs of the list of run without a report."""
-    index, missing = read_index(run), list[Missing]()
-    for row in () if index is None else index.rows:
-        folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
-        if row.state == "kept" or (row.state != "done" and folder not in folders):
-            missing.append((_below(folder, run), row.state, _why(row.error or "", row.hint)))
-    return missing
+def _cell_text(cell: Cell) -> str:
+    """A cell of a table: a dash where nothing is known, a minus sign before what is below 0."""
+    if cell is None or str(cell) == DASH:
+        return "–"
+    return str(cell).replace("-", "−") if isinstance(cell, Quantity) else str(cell)
 
 
-def _why(error: str, hint: str | None) -> str:
-    return f"{error} ({hint})" if hint else error
+def _finalized(value: object) -> object:
+    """Return what an expression of a template gives: plain text is made harmless, markup is
+    ours.
+    """
+    is_plain = isinstance(value, str) and not hasattr(value, "__html__")
+    return visible(str(value)) if is_plain else value
 
 
-def _is_page(path: Path) -> bool:
-    return GENERATOR.encode() in (read_start(path, TOP) or b"")
+def _environment() -> jinja2.Environment:
+    """Jinja that escapes, refuses undefined names, and makes control characters visible. Templates
+    choose by its kind how to draw a block or cell.
+    """
+    jinja = jinja2.Environment(
+        loader=jinja2.PackageLoader("shadow.outputs.page", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalized,
+    )
+    jinja.filters |= {"cell": _cell_text, "coded": _coded}
+    jinja.globals |= {"kind_of": lambda value: type(value).__name__.lower()}
+    return jinja

@@ -1,22 +1,73 @@
-"""One report on the page: its sections, and the JSON of the charts that its script draws."""
+"""One report on the page: its sections, and the JSON of the charts that its script draws: the cells
+of its heat map, and curves of its spectra.
+
+A cell is a component, a layer and a module. It holds one matrix, or several: the experts of a
+layer. What is drawn of a cell is the median over its matrices. Arrays rather than data frames: a
+page of 300 small reports has two million numbers in tables of a few rows, where a frame costs more
+than its numbers. Of a spectrum of 3,584 values a log-log curve needs about a hundred; the rest stay
+in spectra.parquet.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 
+import numpy as np
+import pyarrow as pa
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
 
 from shadow.checks.summary import Summary
-from shadow.outputs.page.data import cells_of, drawn_cells, thinned_spectra
-from shadow.outputs.page.html import script_json
-from shadow.summary.record import LAYERS
-from shadow.summary.tables import columns_of
+from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.reports.report import Report
+from shadow.summary.layer_medians import above_short_side
+from shadow.summary.record import LAYERS, order_of
+from shadow.summary.tables import Columns, columns_of
 from shadow.telling.document import Block, Figures, Note, Paragraph, TableBlock
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import faults, report_document
+from shadow.text import visible
 
+SUBJECTS = ("delta", "base", "tuned")
+FIRST = (
+    "relative_norm",
+    "concentration",
+    "participation_ratio",
+    "effective_rank_shift",
+    "stable_rank",
+)
+# what a column of a delta would be with random signs: a column, or a number
+UNDER_NULL: dict[str, str | float] = {
+    "concentration": 0.0,
+    "participation_ratio": "null_participation_ratio",
+    "spectral_norm": "null_edge",
+    "spikes": 0.0,
+    "spike_energy": 0.0,
+}
+# columns that read as per cent
+SHARES = (
+    "relative_norm", "relative_norm_unrounded", "zero_share",
+    "zero_share_expected", "spike_energy", "energy_share", "rows_changed", "kept",
+    "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
+)  # fmt: skip
+DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
+LEADING = 12  # singular values that are always drawn: what stands out is among the first
+POINTS = 400_000  # of all curves of a page, about 2.4 MB
+MOST, FEWEST = 112, 32  # of one curve
+
+Key = tuple[str, int | None, str]  # component, layer, module
+Cells = Mapping[Key, tuple[str, str | None]]
+"""By place its state (measured; alone: no base, so no delta; identical or skipped, from the tuned
+tensors) and why it was skipped, in words of tensors.parquet.
+"""
+Numbers = NDArray[np.float64]
+Listed = list[float | int | None]
 # the heading of each section by its name in addresses, in their order
 TITLES: Mapping[str, str] = {
     "finding": "Finding",
@@ -37,6 +88,13 @@ NOTHING = {  # what a section says that would be empty
     "claims": "No other explanation applies.",
     "skipped": "Every tensor was measured or is identical.",
 }
+
+
+def script_json(value: object) -> Markup:
+    """JSON for a script element, which no text in it can end. NaN and infinity are refused; texts
+    of reports are made visible before.
+    """
+    return htmlsafe_json_dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -143,3 +201,208 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
         elif name in NOTHING:
             sections.append(PageSection(name, [Paragraph(NOTHING[name], quiet=True)]))
     return sections
+
+
+# -------------------------------------------------------------------------------------- cells
+
+
+@cache
+def metrics_of(subject: str) -> tuple[str, ...]:
+    """The columns that a row of a subject has, headline ones first."""
+    names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
+    return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
+
+
+def metric_texts() -> dict[str, dict[str, object]]:
+    """Return what `explain` says of every column that can be drawn, and how to draw it: what it
+    would be with random signs, and whether it is shown as per cent.
+    """
+    return {
+        column.name: {
+            "text": column.text,
+            "formula": column.formula,
+            "null": column.null,
+            "under_null": UNDER_NULL.get(column.name),
+            "share": column.name in SHARES,
+        }
+        for column in (*DRAWN, *SPECTRAL)
+    }
+
+
+def places(rows: Columns) -> list[Key]:
+    """The place of each row; a word that only a forged report lacks is empty."""
+    return [
+        (component or "", None if math.isnan(layer) else int(layer), module or "")
+        for component, layer, module in rows.each("component", "layer", "module")
+    ]
+
+
+def cells_of(matrices: Columns, tensors: Columns) -> Cells:
+    """State and reason of each place that has a matrix, in the order of reports."""
+    with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
+    cells: dict[Key, tuple[str, str | None]] = {
+        place: ("measured" if place in with_delta else "alone", None) for place in places(matrices)
+    }
+    others = tensors.each("side", "status", "reason")
+    for place, (side, status, reason) in zip(places(tensors), others, strict=True):
+        is_vector = place[2] in ("norm", "bias") or reason in ("not_a_matrix", "not_float")
+        if side == "tuned" and status in ("identical", "skipped") and not is_vector:
+            cells.setdefault(place, (status, reason))
+
+    def order(place: Key) -> tuple[tuple[int, int, str, str], int]:
+        component, layer, module = place
+        return order_of(component, module), -1 if layer is None else layer
+
+    return {place: cells[place] for place in sorted(cells, key=order)}
+
+
+def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
+    """Places, states, shapes and figures of some cells: a value for each of them in each list.
+
+    Of several matrices in one cell a figure is their median, the shift that of both medians.
+    """
+    number = {place: index for index, place in enumerate(cells)}
+    all_places = np.array([number.get(place, -1) for place in places(matrices)], dtype=np.intp)
+    drawn = np.flatnonzero(all_places >= 0)
+    matrices, place = matrices.where(drawn), all_places[drawn]
+    first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
+    first[place[::-1]] = np.arange(len(place))[::-1]
+    tensors = [*map(_visible, matrices["tensor"]), None]
+    sizes = [
+        np.bincount(place[matrices["subject"] == subject], minlength=len(cells))
+        for subject in SUBJECTS
+    ]
+    medians = {subject: _medians(matrices, place, subject, len(cells)) for subject in SUBJECTS}
+    base, tuned = medians["base"], medians["tuned"]
+    spectral = [column.name for column in SPECTRAL if {column.name} <= base.keys() & tuned.keys()]
+    return {
+        "component": [visible(component) for component, _, _ in cells],
+        "module": [visible(module) for _, _, module in cells],
+        "layer": [layer for _, layer, _ in cells],
+        "state": [state for state, _ in cells.values()],
+        "reason": [_visible(reason) for _, reason in cells.values()],
+        "matrices": np.max(sizes, axis=0).tolist(),
+        "tensor": [tensors[row] for row in first.tolist()],  # of its first matrix
+        "rows": shortened(np.append(matrices["rows"], np.nan)[first]),
+        "cols": shortened(np.append(matrices["cols"], np.nan)[first]),
+        "values": {
+            subject: {name: shortened(values) for name, values in columns.items()}
+            for subject, columns in medians.items()
+        },
+        "shift": {name: shortened(tuned[name] - base[name]) for name in spectral},
+    }
+
+
+def _visible(text: str | None) -> str | None:
+    return None if text is None else visible(text)
+
+
+def _medians(
+    matrices: Columns, place: NDArray[np.intp], subject: str, cells: int
+) -> dict[str, Numbers]:
+    """By column, the median of each cell's rows of a subject; without columns that lack values."""
+    names = metrics_of(subject)
+    own = matrices["subject"] == subject
+    rows, place = matrices.where(own), place[own]
+    values = np.stack([rows[name] for name in names], axis=1)
+    has_any = ~np.isnan(values).all(axis=0)
+    if subject == "delta":  # null where it is too large, which a median must not leave out
+        above = above_short_side(rows.__getitem__)
+        values[above, names.index("equivalent_directions")] = np.inf
+    medians = np.full((cells, len(names)), np.nan)
+    medians[place] = values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # columns without a value stay NaN
+        for several in np.flatnonzero(np.bincount(place, minlength=cells) > 1):
+            medians[several] = np.nanmedian(values[place == several], axis=0)
+    return {names[at]: medians[:, at] for at in np.flatnonzero(has_any).tolist()}
+
+
+def shortened(values: ArrayLike) -> Listed:
+    """Numbers of four significant digits, as many as a drawing shows; null if not finite."""
+    return [_short(number) for number in np.asarray(values, dtype=np.float64).tolist()]
+
+
+def _short(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.4g}")
+    if math.isinf(rounded):  # the largest number there is
+        return value
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+
+
+# ---------------------------------------------------------------------------------------- spectra
+
+
+@lru_cache(maxsize=256)
+def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
+    """0-based ranks to keep of so many: the first ones, the last, and at most points in all.
+
+    Evenly on a log axis, and evenly in the logarithm of the distance from the end, where spectra of
+    square matrices fall off a cliff. Ascending, without repeats; all of them where count <= points.
+    """
+    if count <= points:
+        return np.arange(count)
+    leading = np.arange(min(LEADING, points - 1))
+    end = (points - len(leading)) // 4
+    from_start = (
+        np.geomspace(len(leading) + 1, count, points - len(leading) - end).round().astype(np.int64)
+        - 1
+    )
+    from_end = count - np.geomspace(1, max(2, count // 4), end).round().astype(np.int64)
+    return np.unique(np.concatenate([leading, from_start, from_end]))
+
+
+@dataclass
+class _Stack:
+    """The thinned spectra of the matrices of one place, by subject; size is the whole length."""
+
+    size: int
+    rows: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+
+    def drawn(self) -> dict[str, object]:
+        """By subject the median at every rank, descending; None where it is not resolved, as a log
+        axis has no 0.
+        """
+        medians = {
+            subject: rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
+            for subject, rows in self.rows.items()
+        }
+        drawn = {name: [one or None for one in shortened(each)] for name, each in medians.items()}
+        return {"size": self.size, "matrices": max(map(len, self.rows.values())), **drawn}
+
+
+def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> dict[str, object]:
+    """The curves of a report by the number of the cell, and by size the ranks of their singular
+    values. curves: of the whole page, of which each has enough points to look smooth.
+
+    Raises ShadowError for a file that cannot be read or belongs to another audit.
+    """
+    points = min(MOST, max(FEWEST, POINTS // max(1, curves)))
+    stacks: dict[int, _Stack] = {}
+    for key, subject, sigma in _rows(report):
+        if (cell := cells.get(key)) is None or not len(sigma):
+            continue
+        stack = stacks.setdefault(cell, _Stack(len(sigma)))
+        if len(sigma) == stack.size:  # what shares a place has one shape, but for oddities
+            stack.rows.setdefault(subject, []).append(sigma[kept_ranks(len(sigma), points)])
+    sizes = sorted({stack.size for stack in stacks.values()})
+    return {
+        "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
+        "curves": {str(cell): stack.drawn() for cell, stack in sorted(stacks.items())},
+    }
+
+
+def _rows(report: Report) -> Iterator[tuple[Key, str, NDArray[np.float32]]]:
+    """(place, subject, singular values) of each row of spectra.parquet."""
+    columns = ("component", "layer", "module", "subject", "sigma")
+    for batch in report.spectrum_batches(columns):
+        places = [batch.column(name).to_pylist() for name in columns[:4]]
+        sigmas = batch.column("sigma")
+        # as a tensor, since `to_numpy` imports pandas, which takes half a second
+        numbers = pa.record_batch([sigmas.values], names=["sigma"]).to_tensor(null_to_nan=True)
+        values = numbers.to_numpy()[:, 0]
+        bounds = itertools.pairwise(sigmas.offsets.to_pylist())
+        for *key, subject, (start, end) in zip(*places, bounds, strict=True):
+            yield (key[0], key[1], key[2]), subject, values[start:end]
