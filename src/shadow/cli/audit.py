@@ -1,4 +1,4 @@
-"""`shadow audit`: measure pairs, one by one or as a list. `shadow plan`: what that would take.
+"""`shadow audit`: measure pairs, one by one or as a list. `shadow plan`: what that would need.
 `shadow lab run`: train tiny models on known data and audit them.
 """
 
@@ -95,7 +95,7 @@ def audit(
     faults: list[Exception] = []  # of pairs; those of shadow itself do not stop a list
 
     def judgement_of(outcome: PairOutcome) -> Judgement:
-        """Judge what became of a pair."""
+        """Judge the result of a pair."""
         from shadow.gates.document import rules_document
         from shadow.gates.measured import ReportAccess, read_measured
         from shadow.gates.verdicts import Judgement, judge_report
@@ -120,7 +120,7 @@ def audit(
         return judgement
 
     def judge(outcome: PairOutcome) -> Judgement:
-        """Judge it; one that failed does not stop the others."""
+        """Judge it. A failed pair does not stop the others."""
         pair, is_alone = outcome.pair, request.is_alone
         try:
             return judgement_of(outcome)
@@ -168,12 +168,12 @@ def _nothing_to_audit(selection: Selection) -> str:
 
 
 def _of_pair(error: ShadowError, pair: Pair) -> ShadowError:
-    """The fault of one pair among several."""
+    """Name the pair in an error, if it is one of several."""
     return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> None:
-    """At the end: of several pairs how they stand, and all that is given as JSON."""
+    """Show at the end how several pairs stand, and everything that is printed as JSON."""
     from shadow.gates.document import rules_document
     from shadow.lists.document import list_document
     from shadow.lists.index import read_index

@@ -41,16 +41,16 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
 
 
 class Commands(TyperGroup):
-    """Commands by name."""
+    """The group of all commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As typer does it. Raises UsageError for a command that is gone."""
+        """Resolve a command like typer. Raises UsageError for a command that was removed."""
         if args[0] not in self.commands and (error := gone("command", args[0])):
             raise error
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print a line a command, so that all of them fit a terminal of 24 rows."""
+        """Print one line per command, so that all of them fit a terminal of 24 rows."""
         formatter = ctx.make_formatter()  # of the other one what is written is taken for a fault
         formatter.write_usage(ctx.command_path, "COMMAND ...")
         formatter.write_paragraph()
@@ -71,10 +71,10 @@ class Commands(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command."""
+    """A command with examples in its help."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """As typer does it, with examples; and the claims of `verify`, which are imported here."""
+        """Format help like typer, with examples; and the claims of `verify`, imported here."""
         title, lines = "Examples", EXAMPLES.get(self.name or "", ())
         if self.name == "verify":
             title, lines = "Claims", claims()
@@ -83,10 +83,9 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer does it; `--json` is short for `--format json`.
-
-        Raises UsageError for an option or a word that is gone, and for `--junit --help`: what looks
-        like an option is meant as one.
+        """Parse like typer, with `--json` short for `--format json`. Raises UsageError for an
+        option or word that was removed, and for `--junit --help`: what looks like an option is
+        meant as one.
         """
         takes_value = {
             name: not (one.is_flag or one.count)
@@ -115,7 +114,7 @@ class Command(TyperCommand):
 
 
 def claims() -> Sequence[str]:
-    """A line for each claim of `shadow verify`: what is typed, and what it says."""
+    """Return a line for each claim of `shadow verify`: what to type, and what it claims."""
     from shadow.checks.registry import CHECKS
 
     typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}
@@ -153,7 +152,7 @@ def _shadow(
 
 
 def _add(group: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
-    """Add a command. Its help is its docstring, a line a paragraph, as Rich shows its lines."""
+    """Add a command. Its help is its docstring, a line a paragraph, as Rich keeps line breaks."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     group.command(name, cls=Command, help=text)(options.typed(command))
@@ -179,11 +178,11 @@ COLLECT_AFTER = 20_000
 def run() -> int:
     """Run the command of `sys.argv`; returns its exit code. Errors are printed on stderr.
 
-    Raises KeyboardInterrupt where it was interrupted, unless the same command continues its work.
+    Raises KeyboardInterrupt if interrupted, unless the same command can continue the work.
     """
-    # The whole process is set up here alone: whoever imports a module of `shadow` keeps it as it
-    # is. One BLAS thread for each worker (see shadow.run.workers); torch and NumPy read these
-    # variables when they are imported, which no module of this room does before a command runs.
+    # Only here: importing a module of `shadow` leaves the process unchanged. One BLAS thread for
+    # each worker (see shadow.run.workers); torch and NumPy read these variables on import, which no
+    # module of this package does before a command runs.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])

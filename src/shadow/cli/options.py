@@ -1,4 +1,4 @@
-"""Options that commands share, and what typed words name."""
+"""Options that commands share, and what typed words refer to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def on_this_machine(given: Any) -> Any:
-    """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
+    """Refuse a URL for an option that takes a path: it would become a folder called `s3:`."""
     for path in given if isinstance(given, list) else [given]:
         if path is not None and (url := url_of(path)) is not None:
             hint = "name a place on this machine, and copy from or to the URL"
@@ -33,7 +33,7 @@ def on_this_machine(given: Any) -> Any:
 
 
 def anywhere(given: Any) -> Any:
-    """A callback of options that also take URLs: refuses at once those that are not supported."""
+    """Refuse unsupported URLs at once, for an option that also takes URLs."""
     if isinstance(given, list):
         return [anywhere(one) for one in given]
     place = None if given is None else located(given)
@@ -41,8 +41,8 @@ def anywhere(given: Any) -> Any:
 
 
 def offered_families(ctx: typer.Context) -> Iterable[str]:
-    """Return what the shell offers for a target: families of the registry, and of the folder that
-    was typed before this word or set. A person waits for it: neither torch nor pandas.
+    """Complete families of the registry, and of the folder in an earlier option or the variable. A
+    person waits for it: neither torch nor pandas.
     """
     from shadow.targets.families import family_names
 
@@ -54,7 +54,7 @@ def offered_families(ctx: typer.Context) -> Iterable[str]:
 
 
 def typed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a command of a function whose options are declared: its own, and those of records."""
+    """Make a command of a function whose options are declared: its own and those of records."""
     parameters: list[inspect.Parameter] = []
     records: dict[str, type] = {}
     for one in inspect.signature(command, eval_str=True).parameters.values():
@@ -81,7 +81,7 @@ def typed(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> inspect.Parameter:
-    """Make a parameter of a command as typer reads it."""
+    """Make a parameter of a command in typer's form."""
     names, more = declared.metadata["option"]
     more = {**panel, **more}
     kind, default = more.pop("type", kind), declared.default
@@ -121,7 +121,7 @@ JUNIT = option(
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs that are asked for beside the targets."""
+    """The requested pairs, in addition to the targets."""
 
     base: str | None = option(
         "Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"
@@ -209,7 +209,7 @@ PICKLE = option("Read torch .bin files, in a child process.", False)
 
 
 def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
-    """The pairs that are named. Raises UsageError where there is none."""
+    """Return the pairs that are named. Raises UsageError if there are none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference
@@ -235,9 +235,10 @@ def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
 
 
 def reports_here(run: Path, *, spectra: bool = False) -> Path:
-    """The folder of reports; those at a URL are fetched.
+    """Return the folder of reports; those at a URL are fetched. spectra: with their singular
+    values.
 
-    spectra: with their singular values. Raises ShadowError where there is none at a URL.
+    Raises ShadowError if there is none at a URL.
     """
     place = located(run)
     if isinstance(place, Store):
@@ -248,6 +249,6 @@ def reports_here(run: Path, *, spectra: bool = False) -> Path:
 
 
 def prepare(offline: bool) -> None:
-    """Before the Hub's client is imported, which reads it then, say whether to work offline."""
+    """Set whether to work offline, before the Hub's client is imported and reads it."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"

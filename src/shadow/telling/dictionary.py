@@ -102,10 +102,11 @@ def word_documents(word: str) -> Iterable[Document]:
 
 
 def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
-    """All that a word stands for: a head of a table, a column, another word of the screens, a term.
+    """Return everything that a word means: a head of a table, a column, another word of the
+    screens, a term.
 
-    In any case; heads also without their points. A space stands for an underscore in the name of a
-    column, a name with points for a figure of summary.json, a letter for a compared report.
+    In any case; heads also without their points. A space may replace an underscore in the name of a
+    column; a name with points is a figure of summary.json, a letter a compared report.
     """
     heads = {name.replace(".", "").lower(): head for name, head in HEADS.items()}
     others, terms = other_words(), {term.lower(): text for term, text in GLOSSARY.items()}
