@@ -59,7 +59,7 @@ class Piece:
 def scaled_floats(raw, scales, block):
     """8-bit floats (rows, cols) with a scale for each block, as `PackedTensor` reads them."""
     one, other = (TensorInfo(name, "F8_E4M3", tuple(raw.shape), "", 0, 0) for name in ("w", "s"))
-    info = replace(one, packing=Packing("scaled", one, (other,), block))
+    info = replace(one, packing=Packing("scaled", one, (other,), (8, *block, 0)))
     return packed_tensor(info, lambda info: Piece({"w": raw, "s": scales}[info.name]))
 
 

@@ -67,7 +67,7 @@ def nvfp4(weight, _=None):
         "scales": inner.to(torch.float8_e4m3fn),
         "divisor": outer,
     }
-    return packed("e2m1", pieces, tuple(weight.shape), (16,))
+    return packed("e2m1", pieces, tuple(weight.shape), (4, 1, 16, 0))
 
 
 def _codes(levels):
@@ -80,7 +80,7 @@ def mxfp4(weight, _=None):
     powers = torch.floor(torch.log2(groups.abs().amax(-1))) - 2
     codes = _codes((groups / torch.exp2(powers)[..., None]).view(weight.shape))
     pieces = {"words": codes[:, ::2] + 16 * codes[:, 1::2], "scales": (powers + 127).byte()}
-    return packed("e2m1", pieces, tuple(weight.shape), (32,))
+    return packed("e2m1", pieces, tuple(weight.shape), (4, 1, 32, 0))
 
 
 def fp8(weight, strategy):
@@ -99,7 +99,8 @@ def fp8(weight, strategy):
         ends = [getattr(weight, end)(along, keepdim=True) for end in ("amin", "amax")]
         scales, zeros = calculate_qparams(*ends, args)
         raw = quantize(weight, scales, zeros, args, dtype=torch.float8_e4m3fn)
-    return packed("scaled", {"words": raw, "scales": scales}, (ROWS, cols), shape, "F8_E4M3")
+    facts = (8, *shape, 0)
+    return packed("scaled", {"words": raw, "scales": scales}, (ROWS, cols), facts, "F8_E4M3")
 
 
 def gguf_mxfp4(weight, _=None):
@@ -187,8 +188,8 @@ def test_scales_that_are_off_lie_outside():
     """Blocks of NF4 whose scales are 1.5 % too large."""
     weight = made_up(0, 256, torch.bfloat16)
     copy = nf4(weight, 64)
-    (scales,) = copy._decoder.scales
-    copy._decoder = replace(copy._decoder, scales=[lambda *at: scales(*at) * 1.015])
+    scale = copy._decoder.scale
+    copy._decoder = replace(copy._decoder, scale=lambda *at: scale(*at) * 1.015)
     assert format_noise(weight, copy).outside > 0.005 * weight.numel()
 
 
@@ -208,7 +209,7 @@ def test_a_cell_has_the_numbers_that_are_nearest_to_its_level(scale):
     raw = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     raw = raw[raw.float().isfinite()][None]
     copy = packed("scaled", {"words": raw, "scales": torch.tensor([[scale]])},
-                  tuple(raw.shape), tuple(raw.shape), "F8_E4M3")  # fmt: skip
+                  tuple(raw.shape), (8, *raw.shape, 0), "F8_E4M3")  # fmt: skip
     low, high = (end[0].double() for end in copy.cells((slice(None),)))
     levels = copy.whole()[0].double()
     assert torch.equal(levels, raw[0].double() * scale)
@@ -251,7 +252,7 @@ def test_a_block_whose_scale_is_0_has_a_256th_of_the_largest_cell_of_its_rows(si
     scales = torch.ones(ROWS, 4)
     scales[:, 0] = 0
     pieces = {"words": codes, "scales": scales, "factor": torch.ones(1)}
-    copy = packed("e2m1", pieces, (ROWS, 64), (16,))
+    copy = packed("e2m1", pieces, (ROWS, 64), (4, 1, 16, 0))
     weight = copy.whole().clone()
     weight[5, :16] = size * 1.5 / 256
     found = format_noise(weight, copy)

@@ -13,7 +13,7 @@ from measuring import Piece
 from quantisers import awq_words, gptq, stream
 from transformers.integrations import mxfp4
 
-from shadow.checkpoints.decoders import code_table, numbers_of, packed_tensor
+from shadow.checkpoints.decoders import numbers_of, packed_tensor
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
@@ -72,7 +72,7 @@ def same(matrix, truth):
 def test_a_stream_of_bits(bits, count):
     """Number i has the bits from i times bits of a stream, of which a byte has the lowest first."""
     raw = torch.randint(0, 256, (3, -(-count * bits // 8)), generator=GENERATOR, dtype=torch.uint8)
-    found = numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), count)
+    found = numbers_of(raw, bits, range(1 << bits), count)
     for row, line in zip(raw.tolist(), found.tolist(), strict=True):
         stream = int.from_bytes(bytes(row), "little")
         assert line == [(stream >> (i * bits)) % (1 << bits) for i in range(count)]

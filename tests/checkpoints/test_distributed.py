@@ -43,7 +43,7 @@ def opened(folder, scratch):
         lambda tensors: tensors,
         lambda tensors: {"model": tensors, "optimizer": {"state": {"step": torch.ones(3)}}},
         lambda tensors: {"app": {"model": tensors, "optim": {"m": torch.ones(3)}, "step": 3}},
-        lambda tensors: {"module": tensors, "epochs": torch.tensor(3)},
+        lambda tensors: {"module": tensors, "optim": torch.tensor(3)},
     ],
 )
 def test_the_model_is_what_was_saved_and_no_more(wrap, tmp_path):
@@ -195,7 +195,7 @@ BAD = {
     "rows that are missing": (lacking([5, 3]), piece(), "is missing"),
     "other columns": (lacking([4, 4]), piece(), "not cut by its rows"),
     "a file above the folder": (elsewhere("../x.distcp"), piece(), "cannot be read"),
-    "two models": (elsewhere("x.distcp", "model.a", "app.a"), piece(), "two models"),
+    "two models": (elsewhere("x.distcp", "model.a", "app.a"), piece(), "outside the model"),
     "no metadata": ([1, 2], piece(), "storage_data"),
     "no pickle": (None, piece(), "persistent"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -35,11 +35,8 @@ from shadow.errors import UndecodableError
 # where AWQ keeps the eight outputs of a word, in nibbles (awq/utils/packing_utils.py)
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
-# numbers of so many bits that are looked up together: codes have 8, 10 or 12 bits
-TOGETHER = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 8: 1}
 
 Pieces = Mapping[str, StoredTensor]
-Size = tuple[int, int]  # rows and columns of the matrix that is decoded
 Raw = StoredTensor | Tensor
 Of = Callable[[Rows, Cols], Tensor]
 """What entries of a part share, float32: (rows, columns), or (rows, groups, 1) where equal groups
@@ -72,9 +69,10 @@ class Grid:
     width: int
     unit: int
     levels: Levels
-    scales: Sequence[Of]  # multiplied with one after another
+    scale: Of
     zeros: Of | None = None
     biases: Of | None = None
+    last: float = 1.0  # what numbers are multiplied by at last
     codebook: Codebook | None = None  # None where levels are whole numbers
     # how far the scales by which a codebook's levels were chosen lie from those that are stored
     loose: Of | None = None
@@ -88,17 +86,17 @@ class Grid:
         """Turn levels into numbers, in place."""
         if self.zeros is not None:
             _each(into, self.zeros(rows, cols), torch.Tensor.sub_)
-        for scales in self.scales:
-            _each(into, scales(rows, cols), torch.Tensor.mul_)
+        _each(into, self.scale(rows, cols), torch.Tensor.mul_)
         if self.biases is not None:
             _each(into, self.biases(rows, cols), torch.Tensor.add_)
+        if self.last != 1:
+            into.mul_(self.last)
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
         if self.codebook is None:
-            made = torch.ones(len(rows), cols[1] - cols[0])
-            for scales in self.scales:
-                _each(made, scales(rows, cols).abs(), torch.Tensor.mul_)
-            return (made,)
+            step = torch.ones(len(rows), cols[1] - cols[0])
+            _each(step, self.scale(rows, cols).abs(), torch.Tensor.mul_)
+            return (step.mul_(self.last),)
         ends = self.codebook.cells(self.levels(rows, cols))
         wider = [end.abs() if self.loose else torch.zeros(()) for end in ends]
         for end, more in zip(ends, wider, strict=True):
@@ -141,42 +139,39 @@ def _compact(words: Tensor) -> Tensor:
 
 
 @cache
-def code_table(levels: tuple[float, ...], bits: int, high_first: bool = False) -> Tensor:
-    """Return the levels of the numbers in a code, for every code: float32 (codes, numbers)."""
-    count = TOGETHER[bits]
-    shifts = torch.arange(0, count * bits, bits)
-    codes = torch.arange(1 << (count * bits))[:, None]
-    codes = codes >> (shifts.flip(0) if high_first else shifts)
-    return torch.tensor(levels, dtype=torch.float32)[codes & ((1 << bits) - 1)]
+def code_table(values: tuple[float, ...], bits: int, high_first: bool) -> Tensor:
+    """Return the values of the numbers in a byte, for every byte: float32 (256, numbers)."""
+    shifts = torch.arange(0, 1 if 8 % bits else 8, bits)
+    codes = torch.arange(256)[:, None] >> (shifts.flip(0) if high_first else shifts)
+    return torch.tensor(values, dtype=torch.float32)[codes & ((1 << bits) - 1)]
 
 
-def numbers_of(raw: Tensor, bits: int, table: Tensor, count: int) -> Tensor:
+def numbers_of(
+    raw: Tensor, bits: int, values: Iterable[float], count: int, high_first: bool = False
+) -> Tensor:
     """Look up the first count numbers, each of so many bits, lowest first: float32 (rows, count).
 
-    raw: bytes (rows, some). table: of codes.
+    raw: bytes (rows, some). values: of each number.
     """
-    together = bits * table.shape[1]
-    size = math.lcm(8, together) // 8
-    raw = torch.nn.functional.pad(raw, (0, -raw.shape[1] % size))
-    if size > 1:  # codes lie across two bytes
-        parts = raw.view(len(raw), -1, size).int()
-        places = (divmod(at, 8) for at in range(0, 8 * size, together))
-        codes = [(parts[..., at] | parts[..., at + 1] << 8) >> shift for at, shift in places]
-        raw = torch.stack(codes, -1).bitwise_and_((1 << together) - 1)
-    # the numbers of a code are looked up as one
+    table = code_table(tuple(values), bits, high_first)
+    if 8 % bits:  # numbers lie across bytes: each gets one of its own
+        stream = np.unpackbits(raw.numpy(), axis=1, bitorder="little")[:, : count * bits]
+        each = np.packbits(stream.reshape(len(raw), count, bits), axis=2, bitorder="little")
+        raw = torch.from_numpy(each)
+    # the numbers of a byte are looked up as one
     wide = {1: torch.float32, 2: torch.int64, 4: torch.complex128}[table.shape[1]]
     found = table.view(wide).view(-1).index_select(0, raw.reshape(-1).int())
     return found.view(torch.float32).view(len(raw), -1)[:, :count]
 
 
-def _streamed(raw: Raw, bits: int, values: Sequence[float], *, high_first: bool = False) -> Levels:
+def _streamed(raw: Raw, bits: int, values: Sequence[float], high_first: bool = False) -> Levels:
     """Return the values of numbers of that many bits. raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
-    table = code_table(tuple(values), bits, high_first)
 
     def levels(rows: Rows, cols: Cols) -> Tensor:
         words = _take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
-        return numbers_of(_compact(words).view(torch.uint8), bits, table, cols[1] - cols[0])
+        found = _compact(words).view(torch.uint8)
+        return numbers_of(found, bits, values, cols[1] - cols[0], high_first)
 
     return levels
 
@@ -185,12 +180,9 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
     """Return a function that looks up the value that each group of columns shares. values: (rows,
     groups). With several groups, only whole groups of columns can be requested.
     """
-    values = values.contiguous()
 
     def of(rows: Rows, cols: Cols) -> Tensor:
-        run = _run_of(rows)
-        mine = values[torch.from_numpy(rows) if run is None else run]
-        start, stop = cols
+        mine, (start, stop) = values[torch.from_numpy(rows)], cols
         if isinstance(group, Tensor):
             return mine.index_select(1, group[start:stop])
         return mine if mine.shape[1] == 1 else mine[:, start // group : stop // group, None]
@@ -198,118 +190,90 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
     return of
 
 
-def _unit(cols: int, group: int | Tensor, least: int) -> int:
-    """Return how many columns are decoded together; groups fill the rows or have an order."""
-    unit = least if isinstance(group, Tensor) or group == cols else math.lcm(least, group)
-    return unit if cols % unit == 0 else cols
+def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
+    """Decode (level - zero) * scale + bias, where a block of entries shares all but the levels.
 
-
-def _affine(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
-    """Decode affine formats. GPTQ and AWQ are stored transposed, and the words of AWQ hold rows.
-    Without zeros, the middle level is 0 (`pack-quantized`).
+    A block is a group of the columns of a row; with 8-bit numbers it may be a row, some rows or the
+    whole matrix. The last blocks may be cut off. GPTQ and AWQ are stored transposed, and the words
+    of AWQ hold rows.
     """
-    kind, (bits, group, added), (rows, cols) = packing.kind, packing.facts, size
-    is_turned = kind in ("gptq", "awq")
+    kind, (bits, high, wide, added) = packing.kind, packing.facts
+    *stack, rows, cols = info.shape
+    is_turned, words = kind in ("gptq", "awq"), pieces["words"]
     if "stated" in pieces and pieces["stated"].whole().tolist() != [rows, cols]:
         raise _broken(info, "weight_shape is not that of the other layers")
-    groups: int | Tensor = group
+    if "layout" in pieces and int(pieces["layout"].whole()) != 0:
+        raise _broken(info, "its weight_format is not the one of rows")
+    scales = pieces["scales"].whole()
+    groups: int | Tensor = torch.arange(cols) // wide
     if "order" in pieces:
-        groups = pieces["order"].whole().long()
-        count = pieces["scales"].shape[0 if is_turned else -1]
+        groups, in_order = pieces["order"].whole().long(), groups
+        count = scales.shape[0 if is_turned else -1]
         if not bool(((groups >= 0) & (groups < count)).all()):
             raise _broken(info, "g_idx names groups that are not there")
-        if torch.equal(groups, torch.arange(cols) // group):
-            groups = group  # in order, which is faster
+        is_plain = torch.equal(groups, in_order)
+    if cols % wide == 0 and ("order" not in pieces or is_plain):
+        groups = wide  # which is faster
 
-    def shared(role: str) -> Of:
-        values = pieces[role].whole().float()
-        return _shared(values.T if is_turned else values.flatten(0, -2), groups)
+    def shared(values: Tensor) -> Of:
+        """Return a function that looks up what blocks share."""
+        grid = (values.T if is_turned else values).float()
+        grid = grid.reshape(math.prod(stack), -(-rows // high), -1)
+        return _shared(grid.repeat_interleave(high, 1)[:, :rows].flatten(0, 1), groups)
 
+    if scales.dtype == torch.uint8:  # MXFP4: exponents of 2
+        scales = torch.ldexp(torch.ones(256), torch.arange(256) - 127)[scales.int()]
+    if "divisor" in pieces:  # NVFP4 of compressed-tensors, and of ModelOpt
+        scales = scales.float() / pieces["divisor"].whole().float().flatten()
+    if "factor" in pieces:
+        scales = scales.float() * pieces["factor"].whole().float().flatten()
     zeros = None
     if "zeros" in pieces:
         stored = pieces["zeros"].whole()
-        raw = _compact(stored if is_turned else stored.T).view(torch.uint8)
-        numbers = numbers_of(raw, bits, code_table(tuple(range(1 << bits)), bits), rows)
-        if kind == "awq":
-            numbers = numbers.view(len(numbers), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
-        zeros = _shared((numbers + added).T, groups)
-    words = pieces["words"].seen(
-        lambda one: one.view(torch.int32).T if is_turned else one.view(torch.int32).flatten(0, -2)
-    )
+        if kind != "scaled":
+            packed = _compact(stored if is_turned else stored.T).view(torch.uint8)
+            stored = numbers_of(packed, bits, range(1 << bits), rows)
+            if kind == "awq":
+                stored = stored.view(len(stored), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
+            stored = stored + added if is_turned else stored.T
+        zeros = shared(stored)
+    if kind == "e2m1":
+        values = torch.tensor(E2M1)
+    elif kind in ("scaled", "llm.int8"):
+        values = torch.arange(256, dtype=torch.uint8).view(words.dtype).float()
+    else:  # without zeros the middle of `pack-quantized` is 0
+        is_signed = kind == "pack-quantized" and zeros is None
+        values = torch.arange(1 << bits).float() - (1 << (bits - 1) if is_signed else 0)
+
+    raw = words.seen(lambda one: one.view(torch.int32).T) if is_turned else _bytes(words, info)
 
     def interleaved(rows: Rows, cols: Cols) -> Tensor:
         """Unpack the numbers of AWQ, eight rows in a word."""
         first = int(rows.min()) // 8
-        part = _compact(words[first : int(rows.max()) // 8 + 1, slice(*cols)])
+        part = _compact(raw[first : int(rows.max()) // 8 + 1, slice(*cols)])
         shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[rows % 8]
         return (part[rows // 8 - first] >> shifts[:, None]).bitwise_and_(15)
 
-    first = -(1 << (bits - 1)) if kind == "pack-quantized" and zeros is None else 0
+    levels = interleaved if kind == "awq" else _streamed(raw, bits, tuple(values.tolist()))
+    is_codebook = kind == "e2m1" or info.dtype in FLOATS
+    unit = 32 if isinstance(groups, Tensor) or wide == cols else math.lcm(32, wide)
     return Grid(
         cols,
-        _unit(cols, groups, 32),
-        interleaved if kind == "awq" else _streamed(words, bits, range(first, first + (1 << bits))),
-        [shared("scales")],
+        unit if cols % unit == 0 else cols,
+        levels,
+        shared(scales),
         zeros,
-        shared("biases") if "biases" in pieces else None,
+        shared(pieces["biases"].whole()) if "biases" in pieces else None,
+        OF_INT8 if kind == "llm.int8" else 1.0,
+        Codebook(values[values.isfinite()].tolist()) if is_codebook else None,
     )
 
 
-def _scaled(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
-    """Decode 8-bit floats or integers: raw * scale, or (raw - zero point) * scale. One scale
-    belongs to a block, a row, a group of a row, or the whole matrix. The last blocks of a matrix
-    may be cut off, and a stack of matrices has a stack of scales. bitsandbytes multiplies by 1 /
-    127 last.
-    """
-    if "layout" in pieces and int(pieces["layout"].whole()) != 0:
-        raise _broken(info, "its weight_format is not the one of rows")
-    (high, wide), (rows, cols) = packing.facts, size
-    raw, zeros = pieces["words"], pieces.get("zeros")
-    down = -(-rows // high)  # blocks do not go on from a matrix of a stack to the next
-    group = torch.arange(cols) // wide if cols % wide else wide
-
-    def of(piece: StoredTensor) -> Of:
-        by_col = _shared(piece.whole().float().reshape(-1, -(-cols // wide)), group)
-        return lambda which, columns: by_col(which // rows * down + which % rows // high, columns)
-
-    numbers = torch.arange(256, dtype=torch.uint8).view(raw.dtype).float()
-    last = torch.tensor([[OF_INT8]])
-    return Grid(
-        cols,
-        _unit(cols, group, 1),
-        # torch takes eight times as long for a cast of 8-bit floats
-        _streamed(_bytes(raw, cols), 8, tuple(numbers.tolist())),
-        [of(pieces["scales"]), *([lambda *_: last] if packing.kind == "llm.int8" else [])],
-        zeros=of(zeros) if zeros else None,
-        codebook=Codebook(numbers[numbers.isfinite()].tolist())
-        if raw.dtype.is_floating_point
-        else None,
-    )
-
-
-def _e2m1(_: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
-    """Decode level * scale in blocks of columns. The scale of MXFP4 is 2^(scale - 127). That of
-    NVFP4 is an 8-bit float, divided by one number of the matrix (compressed-tensors) or multiplied
-    by it (ModelOpt).
-    """
-    (group,), cols = packing.facts, size[1]
-    stored = pieces["scales"].whole()
-    if stored.dtype == torch.uint8:
-        powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
-        scales = powers[stored.int()].flatten(0, -2)
-    elif "divisor" in pieces:
-        scales = stored.float() / pieces["divisor"].whole().float().flatten()
-    else:
-        scales = stored.float() * pieces["factor"].whole().float().flatten()
-    levels = _streamed(_bytes(pieces["words"], cols // 2), 4, E2M1)
-    return Grid(cols, group, levels, [_shared(scales, group)], codebook=Codebook(E2M1))
-
-
-def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing, size: Size) -> Decoder:
+def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     """Decode bitsandbytes' NF4 and FP4: level * absmax. Blocks run through all entries. Their
     scales may be quantised to 8 bits of a codebook, again in blocks.
     """
-    (block,), (rows, cols) = packing.facts, size
+    (block,), (rows, cols) = packing.facts, info.shape
     state = quant_state(bytes(pieces["state"].whole().tolist()))
     if state is None or state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
@@ -336,16 +300,17 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing, size:
     return Grid(
         cols,
         2 if cols % block else block,
-        _streamed(_bytes(pieces["words"], cols // 2), 4, known, high_first=True),
-        [by_block(scales.float())],
+        _streamed(_bytes(pieces["words"], info), 4, known, high_first=True),
+        by_block(scales.float()),
         codebook=Codebook(known, max(known)),  # the scale of a block is its largest number
         loose=None if loose is None else by_block(loose),
     )
 
 
-def _bytes(stored: StoredTensor, width: int) -> Raw:
-    """Return stored data as bytes, (rows, width)."""
-    return stored.seen(lambda words: words.view(torch.uint8).reshape(-1, width))
+def _bytes(stored: StoredTensor, info: TensorInfo) -> Raw:
+    """Return stored data as bytes, (rows, bytes of a row)."""
+    rows = math.prod(info.shape[:-1])
+    return stored.seen(lambda words: words.view(torch.uint8).reshape(rows, -1))
 
 
 def _broken(info: TensorInfo, what: str) -> UndecodableError:
@@ -437,7 +402,7 @@ class ReorderedFloats:
         return ()
 
 
-def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing, _: Size) -> Decoder:
+def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
     """Make the decoder of a GGUF tensor.
 
     Facts of its packing: the number of heads whose rows are stored in pairs, or 0, and what was
@@ -461,31 +426,22 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing, _: Size) -> Decode
     )
 
 
-KINDS: Mapping[str, Callable[[TensorInfo, Pieces, Packing, Size], Decoder]] = {
-    **dict.fromkeys(("gptq", "awq", "pack-quantized", "mlx"), _affine),
-    "scaled": _scaled,
-    "llm.int8": _scaled,
-    "e2m1": _e2m1,
-    "bitsandbytes-4bit": _bitsandbytes_4bit,
-    GGUF: _gguf,
-}
-
-
 def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) -> DecodedTensor:
     """Open the tensor of an entry with a packing. read: opens what lies in files."""
     packing = info.packing
     assert packing is not None
     infos = zip(packing.roles, (packing.raw, *packing.beside), strict=False)
     pieces = {role: read(one) for role, one in infos}
-    rows, cols = (1, 1, *info.shape)[-2:]
-    size = (rows, cols) if info.strides is None else (cols, rows)
-    decoder, dtype = KINDS[packing.kind](info, pieces, packing, size), torch.float32
+    upright = info
+    if info.strides is not None:  # decoded are the transposes of its matrices
+        *stack, cols, rows = info.shape
+        upright = replace(info, shape=(*stack, rows, cols))
+    own = {GGUF: _gguf, "bitsandbytes-4bit": _bitsandbytes_4bit}
+    decoder: Decoder = own.get(packing.kind, _grouped)(upright, pieces, packing)
     kind: type[DecodedTensor] = PackedTensor
+    dtype = torch.float32
     if isinstance(decoder, ReorderedFloats):
         kind, dtype = DecodedTensor, decoder.raw.dtype
-    view = torch.empty(info.parameters, dtype=dtype, device="meta")
-    if info.strides is None:
-        view = view.view(info.shape)
-    else:  # decoded are the transposes of its matrices
-        view = view.as_strided(info.shape, info.strides)
+    view = torch.empty(upright.shape, dtype=dtype, device="meta")
+    view = view if info.strides is None else view.mT
     return kind(info.dtype, decoder, view, packing.raw.end - packing.raw.start)

@@ -23,7 +23,6 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
-from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import (
     MAX_ELEMENTS,
     MAX_ENTRIES,
@@ -32,7 +31,7 @@ from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     usable_name,
 )
-from shadow.dtypes import FLOATS, INTEGERS
+from shadow.dtypes import FLOATS
 from shadow.errors import FileError, ShadowError
 from shadow.extras import require
 from shadow.text import several, short
@@ -43,9 +42,9 @@ BESIDE = "mmproj"  # how files begin that hold the vision tower beside the model
 KIND = "gguf"  # of packings
 VERSIONS = (2, 3)
 FIRST = 1 << 20  # bytes that are read at first; a vocabulary has some millions
+HINT = "fetch the file again"
 MAX_VALUES = 4_000_000  # texts in lists; the largest vocabularies and their merges are a quarter
 MAX_KEYS = 65_536
-MAX_LIST = 4096  # numbers of a list that are kept, as a count for each layer
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
 STRING, LIST = 8, 9
@@ -69,6 +68,7 @@ REARRANGED = re.compile(r"blk\.\{bid\}\.ssm_\w+")
 ALSO_REARRANGED = {
     **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate")),
     **dict.fromkeys(("bloom", "falcon", "gptneox"), ("attn_qkv",)),
+    "gpt2": ("attn_qkv", "attn_output", "ffn_up", "ffn_down"),  # (in, out) in transformers
 }
 # what llama.cpp computes from the config and stores, and transformers computes when it loads
 COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")
@@ -79,8 +79,6 @@ OWN = {
         "blk.{bid}.attn_qkv": "model.layers.{bid}.self_attn.qkv_proj",
     }
 }
-# whose Linear layers transformers stores transposed
-TRANSPOSED = frozenset({"gpt2"})
 MODEL_TYPES = {  # what transformers calls an architecture where that is another word
     "gptneox": "gpt_neox", "command-r": "cohere", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
     "qwen2vl": "qwen2_vl", "qwen3vl": "qwen3_vl", "gemma3": "gemma3_text", "phi2": "phi",
@@ -105,8 +103,8 @@ ODD = re.compile(
     r"model\.(layers\.layers|transformer|decoder|vision\w*)\.|.*_no_perm$|.*_expert_|.*\.(q|k|query|key)_layernorm$"
 )
 
-Value = str | int | float | bool | list[int | float | bool] | None
-"""A value of the metadata: the length for a list of texts, None for a long list of numbers."""
+Value = str | int | float | bool | None
+"""A value of the metadata: the length for a list of texts, None for a list of numbers."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +121,13 @@ class _CutError(Exception):
     """The header continues beyond the bytes that were read."""
 
 
-def read_gguf(
-    read: Callable[[int], bytes], file_size: int, shard: str, count: int = FIRST
-) -> GgufHeader:
+def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> GgufHeader:
     """Read the header of a GGUF file of file_size bytes. read(count) returns the first count bytes.
 
-    count: of the first read; each further read takes four times as many. Raises FileError if the
-    header cannot be trusted, ShadowError without the `gguf` package.
+    Raises FileError if the header cannot be trusted, ShadowError without the `gguf` package.
     """
     require("quantised")
+    count = FIRST
     while True:
         try:
             return _Header(read(min(count, file_size)), file_size, shard).read()
@@ -140,11 +136,6 @@ def read_gguf(
                 reason = f"its header has more than {MAX_HEADER:,} bytes"
                 raise _untrusted(shard, reason) from None
             count = min(4 * count, MAX_HEADER)
-
-
-def gguf_header_of(file: HeldFile, shard: str) -> GgufHeader:
-    """Read the header of a local file."""
-    return read_gguf(lambda count: file.bytes_of(0, count), file.size, shard, 16 * FIRST)
 
 
 def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple[str, ...]:
@@ -157,9 +148,11 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
     models: dict[str, list[str]] = {}
     for name in there:
         last = PurePosixPath(name).name
-        if pattern is None and last.startswith(BESIDE):
-            continue
-        if pattern is None or any(fnmatchcase(one, pattern) for one in (name, last)):
+        if pattern is None:
+            is_meant = not last.startswith(BESIDE)
+        else:
+            is_meant = fnmatchcase(name, pattern) or fnmatchcase(last, pattern)
+        if is_meant:
             models.setdefault(PART.sub(r"\g<stem>", name), []).append(name)
     if not models:
         called = "as a model" if pattern is None else short(pattern)
@@ -170,19 +163,18 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
         hint = "choose one with --file, such as --file '*Q8_0*'"
         raise ShadowError(f"{where}: {len(models)} GGUF files: {listed}", hint)
     (found,) = models.values()
-    match = PART.fullmatch(found[0])
-    if match is None:
+    if not (match := PART.fullmatch(found[0])):
         return tuple(found)
-    stem, count = match["stem"], int(match["count"])
-    parts = [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    stem, count = match["stem"], match["count"]
+    parts = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
     if missing := sorted(set(parts) - set(there)):
-        lacks = f"{len(missing)} of {count:,} parts are missing: {several(missing, 2)}"
+        lacks = f"{len(missing)} of {len(parts):,} parts are missing: {several(missing, 2)}"
         raise ShadowError(f"{where}: {lacks}", "check that the download is complete")
     return tuple(parts)
 
 
 def _untrusted(shard: str, reason: str) -> FileError:
-    return FileError(f"{shard}: not a valid GGUF file: {reason}", "fetch the file again")
+    return FileError(f"{shard}: not a valid GGUF file: {reason}", HINT)
 
 
 class _Header:
@@ -239,21 +231,18 @@ class _Header:
         align = metadata.get("general.alignment", 32)
         if type(align) is not int or not 0 < align <= MAX_ALIGNMENT or align & (align - 1):
             raise self.fault(f"its alignment is {str(align)[:20]}")
-        start = -(-self.at // align) * align
-        placed, position = {}, 0
-        for info in sorted(
-            (replace(one, start=start + one.start, end=start + one.end) for one in found),
-            key=lambda info: (info.start, info.end),
-        ):
+        start, position = -(-self.at // align) * align, 0
+        placed = [replace(one, start=start + one.start, end=start + one.end) for one in found]
+        for info in sorted(placed, key=lambda info: (info.start, info.end)):
             if info.end > self.size:
                 raise self.fault(f"it is cut short, or tensor {info.name!r} has a wrong offset")
             if info.start < position:
                 raise self.fault(f"tensor {info.name!r} overlaps another")
-            placed[info.name], position = info, info.end
-        if len(placed) < tensors:
+            position = info.end
+        by_name = {one.name: one for one in placed}
+        if len(by_name) < tensors:
             raise self.fault("a tensor is there twice")
-        ordered = {one.name: placed[one.name] for one in found}
-        return GgufHeader(metadata, ordered, hashlib.sha256(self.raw[: self.at]).hexdigest())
+        return GgufHeader(metadata, by_name, hashlib.sha256(self.raw[: self.at]).hexdigest())
 
     def value(self, kind: int, key: str) -> Value:
         if kind in NUMBERS:
@@ -264,8 +253,6 @@ class _Header:
         if kind != LIST:
             raise self.fault(f"{key[:80]!r} has a value of unknown type {kind}")
         kind, count = self.numbers("IQ")
-        if kind in NUMBERS and count <= MAX_LIST:
-            return list(self.numbers(f"{count}{NUMBERS[kind]}"))
         if kind in NUMBERS:
             self.take(count * struct.calcsize(f"<{NUMBERS[kind]}"))
             return None
@@ -323,12 +310,12 @@ def model_of(
     names = _names(architecture, shard)
     of_q = metadata.get(f"{architecture}.attention.head_count")
     of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
-    heads = {"q": of_q, "k": of_k} if architecture in PAIRED else {}
+    heads = {f"blk.{{bid}}.attn_{one}": of for one, of in (("q", of_q), ("k", of_k))}
     tensors: dict[str, TensorInfo] = {}
     for info in (info for header in headers for info in header.tensors.values()):
-        found = _translated(info, architecture, names, heads)
+        found = _translated(info, architecture, names, heads if architecture in PAIRED else {})
         if found.name in tensors:
-            raise FileError(f"{shard}: {found.name!r} is there twice", "fetch the file again")
+            raise FileError(f"{shard}: {found.name!r} is there twice", HINT)
         tensors[found.name] = found
     said = {word: metadata.get(f"{architecture}.{key}") for key, word in KEYS.items()}
     said["vocab_size"] = said["vocab_size"] or metadata.get("tokenizer.ggml.tokens")
@@ -372,48 +359,37 @@ def _translated(
     info: TensorInfo, architecture: str, names: Mapping[str, str], heads: Mapping[str, Value]
 ) -> TensorInfo:
     """Return an entry of a GGUF file under its name in transformers, with what must be undone.
-    heads: of q and k if their rows are stored in pairs: one number, or one for each layer.
+    heads: of the projections whose rows are stored in pairs.
     """
     stem, dot, kind = info.name.rpartition(".")
     if kind not in ("weight", "bias"):
         stem, dot, kind = info.name, "", ""
     number = next((part for part in stem.split(".") if part.isdecimal()), "")
     pattern = ".".join("{bid}" if part == number else part for part in stem.split("."))
-    known = names.get(pattern)
-    if known and known.endswith("e_score_correction"):
-        dot = "_"  # a parameter of its own in transformers
-    name = f"{known.replace('{bid}', number)}{dot}{kind}" if known else info.name
-    found, last = replace(info, name=name), pattern.rpartition(".")[2]
-    if REARRANGED.fullmatch(pattern) or last in ALSO_REARRANGED.get(architecture, ()):
+    if known := names.get(pattern):
+        # the correction of a router is a parameter of its own in transformers
+        dot = "_" if known.endswith("e_score_correction") else dot
+        found = replace(info, name=f"{known.replace('{bid}', number)}{dot}{kind}")
+    else:
+        found = info
+    is_moved = pattern.rpartition(".")[2] in ALSO_REARRANGED.get(architecture, ())
+    if REARRANGED.fullmatch(pattern) or is_moved:
         return replace(found, problem="llama.cpp stores it in another order than transformers")
-    paired: int | None = 0
-    if heads and pattern in ("blk.{bid}.attn_q", "blk.{bid}.attn_k"):
-        paired = _count(heads[pattern[-1]], number, info)
-    if paired is None:
+    paired = heads.get(pattern, 0)
+    fits = type(paired) is int and paired > 0 and info.shape and info.shape[0] % (2 * paired) == 0
+    if pattern in heads and not fits:
         return replace(found, problem="the file does not say how many heads its rows are of")
-    if info.dtype in INTEGERS or not _is_decoded(info.dtype):
-        return found
+    assert isinstance(paired, int)
     added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
-    if info.dtype not in FLOATS or paired or added:
+    is_float = info.dtype in FLOATS
+    if not _is_decoded(info.dtype) or (is_float and not paired and not added):
+        return found
+    if is_float:
         raw = replace(info, shape=(math.prod(info.shape[:1]), math.prod(info.shape[1:])))
-        if info.dtype not in FLOATS:  # bytes of blocks
-            rows = math.prod(info.shape[:-1])
-            width = (info.end - info.start) // max(1, rows)
-            raw = replace(info, dtype="U8", shape=(rows, width))
-        found = replace(found, packing=Packing(KIND, raw, facts=(paired, added)))
-    if architecture in TRANSPOSED and len(info.shape) == 2 and pattern.startswith("blk."):
-        rows, cols = info.shape
-        found = replace(found, shape=(cols, rows), strides=(1, cols))
-    return found
-
-
-def _count(said: Value, layer: str, info: TensorInfo) -> int | None:
-    """Return the heads of a layer; None if they are not given, or do not divide its rows."""
-    if isinstance(said, list):
-        said = said[int(layer)] if len(layer) < 9 and int(layer) < len(said) else None
-    if type(said) is not int or said < 1 or not info.shape or info.shape[0] % (2 * said):
-        return None
-    return said
+    else:  # bytes of blocks
+        rows = math.prod(info.shape[:-1])
+        raw = replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
+    return replace(found, packing=Packing(KIND, raw, facts=(paired, added)))
 
 
 @cache

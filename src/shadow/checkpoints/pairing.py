@@ -359,7 +359,11 @@ def _operands(
     operands: dict[Place, Operand] = {}
     unusable: list[Skipped] = []
     for name, info in checkpoint.tensors.items():
-        if fault := _fault(info, checkpoint.tensors, packed):
+        fault = _fault(info, packed)
+        is_turned = info.strides is None and len(info.shape) == 2 and parts[name][0].transposed
+        if info.packing and is_turned:  # what is decoded has rows of outputs
+            fault = "quantized", f"{info.dtype} in a model of rows of inputs"
+        if fault:
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
             operands |= {part.place: Operand(info, part) for part in parts[name]}
@@ -402,6 +406,7 @@ def _adapter_operands(
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
     """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable."""
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
+    packed = packed_modules(checkpoint.tensors, {})
     wholes = {name: info.shape for name, info in whole.items()}
     shapes: dict[str, tuple[int, ...]] = {
         f"{module}.weight": product_shape(left, right, transposed=swap)
@@ -417,7 +422,7 @@ def _adapter_operands(
     skipped: list[Skipped] = []
     for module, (left, right, swap) in pairs.items():
         matrices = parts[f"{module}.weight"]
-        fault = _fault(left, checkpoint.tensors, {}) or _fault(right, checkpoint.tensors, {})
+        fault = _fault(left, packed) or _fault(right, packed)
         if fault is None and any(part.experts for part in matrices):
             fault = "adapter", "a low-rank update of stacked experts"
         if fault is not None:
@@ -430,7 +435,7 @@ def _adapter_operands(
             for part in matrices
         }
     for name, info in whole.items():
-        if fault := _fault(info, checkpoint.tensors, {}):
+        if fault := _fault(info, packed):
             skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
         else:
             operands |= {part.place: Operand(info, part) for part in parts[name]}
@@ -440,11 +445,8 @@ def _adapter_operands(
     return operands, skipped
 
 
-def _fault(
-    info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]
-) -> tuple[str, str] | None:
+def _fault(info: TensorInfo, packed: Mapping[str, str]) -> tuple[str, str] | None:
     """Return (reason, detail) if a tensor cannot be measured. packed: formats by module."""
-    stem, _, last = info.name.rpartition(".")
     if info.problem:
         return "unreadable", info.problem
     if info.alias_of:
@@ -454,21 +456,11 @@ def _fault(
     owner, piece = owner_of(info.name)
     packing = packed.get(owner) or packed.get(info.name)
     if packing and piece != "bias":
-        what = "packed integers" if info.dtype in INTEGERS else "what belongs to packed integers"
-        return "quantized", f"{packing}: {what}"
+        return "quantized", packing
     if info.dtype in INTEGERS:
         return "not_float", info.dtype
     if info.dtype not in FLOATS:
         return "unknown_dtype", info.dtype
-    if info.dtype.startswith("F8_"):
-        scales = [f"{info.name}{end}" for end in ("_scale_inv", "_scale")]
-        scales += [f"{stem}{end}" for end in (".scale", ".weight_scale_inv")]
-        if any(scale in tensors for scale in scales):
-            return "quantized", "8-bit floats that a second tensor scales"
-    if "scale" in last:
-        weight = tensors.get(f"{stem}.weight")
-        if weight is not None and weight.dtype.startswith("F8_"):
-            return "quantized", f"the scales of {weight.name}"
     return None
 
 

@@ -38,7 +38,7 @@ class Packing:
     format as dtype; its start and end are those of `raw`.
     """
 
-    kind: str  # which decoder makes its numbers, as of `decoders.KINDS`
+    kind: str  # which decoder makes its numbers
     raw: TensorInfo  # its bytes, as the file has them
     beside: tuple[TensorInfo, ...] = ()  # other tensors that are read with it, such as scales
     facts: tuple[int, ...] = ()  # small numbers that the decoder needs; it says which

@@ -18,7 +18,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import GgufHeader, gguf_header_of
+from shadow.checkpoints.gguf_files import GgufHeader, read_gguf
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.checkpoints.safetensors_files import TensorInfo, header_of, held_shard
 from shadow.errors import ShadowError, naming
@@ -42,7 +42,7 @@ def read_header(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str,
     and the header of GGUF. Raises FileError.
     """
     if shard.endswith(GGUF):
-        inside = gguf_header_of(file, shard)
+        inside = read_gguf(lambda count: file.bytes_of(0, count), file.size, shard)
         return dict(inside.tensors), inside.digest, inside
     return *header_of(file, shard), None
 
