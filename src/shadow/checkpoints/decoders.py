@@ -154,10 +154,10 @@ def numbers_of(
     raw: bytes (rows, some). values: of each number.
     """
     table = code_table(tuple(values), bits, high_first)
-    if 8 % bits:  # numbers lie across bytes: each gets one of its own
-        stream = np.unpackbits(raw.numpy(), axis=1, bitorder="little")[:, : count * bits]
-        each = np.packbits(stream.reshape(len(raw), count, bits), axis=2, bitorder="little")
-        raw = torch.from_numpy(each)
+    if 8 % bits:  # so many bytes hold eight numbers, of which each gets a byte
+        raw = torch.nn.functional.pad(raw, (0, -raw.shape[1] % bits))
+        eights = raw.view(len(raw), -1, bits).long() << 8 * torch.arange(bits)
+        raw = (eights.sum(-1, keepdim=True) >> bits * torch.arange(8)) & ((1 << bits) - 1)
     # the numbers of a byte are looked up as one
     wide = {1: torch.float32, 2: torch.int64, 4: torch.complex128}[table.shape[1]]
     found = table.view(wide).view(-1).index_select(0, raw.reshape(-1).int())
