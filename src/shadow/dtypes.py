@@ -1,4 +1,4 @@
-"""The dtypes of safetensors headers: which are floats, and how they are rounded.
+"""The dtypes of safetensors headers: which are floats, and how they round.
 
 Any other word is a format of quantised matrices, or unknown.
 """
@@ -33,14 +33,14 @@ INTEGERS = {
 
 
 def torch_name(dtype: str) -> str:
-    """Return the name in torch of a dtype of FLOATS or INTEGERS."""
+    """Return torch's name of a dtype of FLOATS or INTEGERS."""
     if dtype in FLOATS:
         return FLOATS[dtype].torch_name
     return "bool" if dtype == "BOOL" else f"{'u' * (dtype[0] == 'U')}int{INTEGERS[dtype]}"
 
 
 def float_format(dtype: str) -> FloatFormat:
-    """The format in which numbers of a dtype are read; a quantised matrix is decoded to F32."""
+    """Return the format in which numbers of a dtype are read; quantised matrices decode to F32."""
     return FLOATS.get(dtype, FLOATS["F32"])
 
 

@@ -1,4 +1,4 @@
-"""The faults that `shadow` expects. Any other one is a bug and keeps its traceback."""
+"""Expected errors of `shadow`. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 
 class ShadowError(Exception):
-    """Something that could not be done: one line for people, and what to do next.
+    """Something could not be done: one line for people, and what to do next.
 
     The command line prints both and exits with 1. str() is the message alone; the hint is a note of
-    the exception, which a traceback shows.
+    the exception, which tracebacks show.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
@@ -22,28 +22,28 @@ class ShadowError(Exception):
 
 
 class UsageError(ShadowError):
-    """A request that makes no sense whatever the files hold. Exit code 2."""
+    """A request that is invalid, whatever the files contain. Exit code 2."""
 
 
 class KeptError(ShadowError):
-    """A finished report was left as it is, since what was asked for differs from it."""
+    """A finished report was left unchanged because it differs from the request."""
 
 
 class BusyError(ShadowError):
-    """Another process is at work on the same report. Later it will have ended."""
+    """Another process is working on the same report; try again later."""
 
 
 class FileError(ShadowError):
-    """A fault of a checkpoint's file. The message has the file's name alone: see `naming`."""
+    """An error in a checkpoint's file. The message has only the file's name: see `naming`."""
 
 
 class UndecodableError(ShadowError):
-    """A quantised matrix whose numbers break the rules of its format. Others may be fine."""
+    """A quantised matrix whose data break the rules of its format. Others may be fine."""
 
 
 @contextlib.contextmanager
 def naming(checkpoint: str, hint: str | None = None) -> Iterator[None]:
-    """Faults of files say whose they are. hint: replaces the file's own, which is for folders."""
+    """Name the checkpoint in errors of its files. hint: replaces the file's own, for folders."""
     try:
         yield
     except FileError as error:

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: each is installed with an extra."""
+"""Packages that only some commands need, each installed with an extra."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
 
 
 def require(extra: str) -> None:
-    """Raise ShadowError if packages of the extra are missing, with what installs them."""
+    """Raise ShadowError if packages of the extra are missing, with the command to install them."""
     missing = [name for name in EXTRAS[extra] if not is_installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -28,7 +28,7 @@ def require(extra: str) -> None:
 
 
 def installing(extra: str) -> str:
-    """Return what installs an extra. The package is on no index, so pip takes it from a clone."""
+    """Return the command that installs an extra. The package is on no index: pip takes a clone."""
     return f"in a clone of shadow, type: pip install '.[{extra}]'"
 
 

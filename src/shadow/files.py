@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, names that are safe, and where the shipped data lie."""
+"""Files that appear atomically, safe names, and the location of the shipped data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = re.compile(r"\.shadow-[0-9a-f]{16}\.tmp")
 
 @contextlib.contextmanager
 def aside_in(parent: Path) -> Iterator[Path]:
-    """A new folder in parent, which exists. What killed processes left there is removed first."""
+    """Make a new folder in parent, after removing what killed processes left there."""
     _remove_leftovers(parent)
     aside = parent / f".shadow-{secrets.token_hex(8)}.tmp"
     aside.mkdir()
@@ -50,7 +50,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 
 def _locked(aside: Path) -> int | None:
-    """A handle that holds the folder until it is closed; None where it cannot be had."""
+    """Return a handle that holds the folder until it is closed; None if it cannot be locked."""
     try:
         handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (AttributeError, OSError):  # Windows has no handles of folders
@@ -68,8 +68,8 @@ Locked = Literal["ours", "another's", "no locks"]
 def lock(handle: int) -> Locked:
     """Lock an open file or folder for this process, at once or not at all.
 
-    The lock ends when the handle is closed or the process is killed, and leaves no file behind. `no
-    locks`: the system or the file system has none.
+    The lock ends when the handle is closed or the process is killed, and leaves no file. `no
+    locks`: the system or the file system does not support them.
     """
     try:
         import fcntl
@@ -85,11 +85,12 @@ def lock(handle: int) -> Locked:
 
 
 def open_alone(path: Path) -> IO[bytes]:
-    """A file in `.partial`, opened to read and to write, made if need be, and locked until closed.
+    """Open a file in `.partial` for reading and writing, creating it if necessary, and lock it
+    until it is closed.
 
-    Raises BusyError where another process has it; where there are no locks, two at a time are the
-    user's to avoid. Raises OSError where it, or its folder, is a symbolic link: an audit writes
-    in no other place.
+    Raises BusyError if another process has it; without locks, users must avoid running two at a
+    time. Raises OSError if it, or its folder, is a symbolic link: an audit writes only inside its
+    folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.is_symlink():
@@ -112,9 +113,9 @@ def open_alone(path: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def alone_at(folder: Path, name: str) -> Iterator[None]:
-    """Refuse a second process that works in a folder, by a lock on a file in its `.partial`.
+    """Refuse a second process in a folder, by a lock on a file in its `.partial`.
 
-    Nothing is left of a file or folder that was made for the lock alone.
+    A file or folder that was made only for the lock is removed.
     """
     there = nearest_folder(folder)
     path = folder / PARTIAL / name
@@ -135,8 +136,8 @@ Recognise = Callable[[Path], bool]
 
 @contextlib.contextmanager
 def _instead_of(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder to, which takes the place of path if the block ends well; a
-    failure leaves nothing in the folders above it, which are made if need be.
+    """Yield a path for a file or folder that replaces path if the block succeeds. Folders above it
+    are made if necessary, and a failure leaves nothing in them.
     """
     parent = path.absolute().parent
     there = nearest_folder(parent)
@@ -157,11 +158,11 @@ def _instead_of(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
-    """A path to write a file or folder to, which becomes output if the block ends well.
+    """Yield a path for a file or folder that becomes output if the block succeeds.
 
-    is_ours says of what lies at output whether it may be replaced: a file that the same command
-    made, or an empty folder. Raises ShadowError for anything more there, which is left alone, and
-    when the disk cannot be written.
+    is_ours: returns whether what lies at output may be replaced: a file from the same command, or
+    an empty folder. Raises ShadowError for anything different there, which is left alone, and if
+    the disk cannot be written.
     """
     _require_free(output, is_ours, what)
     try:
@@ -188,7 +189,7 @@ def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
 
 
 def registry_folder() -> Path:
-    """The folder of shipped data, in the package or at the top of a checkout."""
+    """Return the folder of shipped data, in the package or at the top of a checkout."""
     packaged = Path(str(files("shadow"))) / "registry"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "registry"
 
@@ -198,7 +199,7 @@ OTHER_FOLDER = "choose another folder with -o"
 
 
 def safe_name(name: str) -> str:
-    """A file name for any text, distinct: letters, digits and `._-`, no leading dot, not long."""
+    """Make a distinct file name from any text: letters, digits and `._-`, no leading dot."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
     if plain == name and plain:
         return plain
@@ -208,7 +209,7 @@ def safe_name(name: str) -> str:
 
 @contextlib.contextmanager
 def writing(folder: Path, hint: str | None = None) -> Iterator[None]:
-    """Turns what goes wrong with the disk into one line. hint: of the caller, not by the fault."""
+    """Turn disk errors into one line. hint: from the caller, instead of that of the error."""
     try:
         yield
     except OSError as error:
@@ -220,7 +221,7 @@ def writing(folder: Path, hint: str | None = None) -> Iterator[None]:
 
 
 def remove_empty(folder: Path, top: Path) -> None:
-    """Remove a folder and its parents below top as far as they are empty."""
+    """Remove a folder and its parents below top, as far as they are empty."""
     with contextlib.suppress(OSError):  # not empty: something is worth keeping there
         while folder != top and top in folder.parents:
             with contextlib.suppress(FileNotFoundError):
@@ -229,7 +230,7 @@ def remove_empty(folder: Path, top: Path) -> None:
 
 
 def require_utf8(folder: Path) -> None:
-    """Raise UsageError where the name is not UTF-8: no table can be written or read there."""
+    """Raise UsageError if the name is not UTF-8: no table can be written or read there."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:
@@ -238,13 +239,13 @@ def require_utf8(folder: Path) -> None:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The absolute path if a folder is there, otherwise the nearest one above it that is."""
+    """Return the absolute path if it is a folder, otherwise the nearest folder above it."""
     path = path.absolute()
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 
 
 def read_start(path: Path, size: int) -> bytes | None:
-    """The first bytes of a file; None where no regular file is: opening a FIFO would wait."""
+    """Return the first bytes of a file; None if it is not regular: opening a FIFO would wait."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -252,9 +253,9 @@ def read_start(path: Path, size: int) -> bytes | None:
 
 
 def read_given(path: Path, most: int, hint: str, smaller: str) -> bytes:
-    """A file that a person named.
+    """Read a file that a person named.
 
-    Raises ShadowError where none is there (hint: what to name), and for more bytes than most
+    Raises ShadowError if there is none (hint: what to name), or it has more bytes than most
     (smaller: what to do about it).
     """
     name = str(path)[:200]
@@ -271,13 +272,13 @@ def read_given(path: Path, most: int, hint: str, smaller: str) -> bytes:
 
 
 def write_beside(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, in a folder that is made if need be."""
+    """Write a file atomically, in a folder that is made if necessary."""
     with _instead_of(path) as aside:
         aside.write_bytes(content)
 
 
 def write_through(path: Path, content: bytes) -> None:
-    """A file that is on the disk on return, before it gets its name."""
+    """Write a file to the disk before it gets its name."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()

@@ -1,4 +1,4 @@
-"""Words of earlier versions that are gone, each with what to use instead."""
+"""Words of earlier versions that were removed, and what to use instead."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gone_words() -> Mapping[tuple[str, str], str]:
 
 
 def gone(kind: str, word: str) -> UsageError | None:
-    """Return the error for a word that is gone, or None for any other word."""
+    """Return the error for a word that was removed, or None for any other word."""
     instead = gone_words().get((kind, word))
     of, _, name = word.rpartition(":")
     where = f" of {of}" if of else ""
@@ -29,5 +29,5 @@ def gone(kind: str, word: str) -> UsageError | None:
 
 
 def gone_word(word: str) -> UsageError | None:
-    """Return the error for a word of any kind that is gone."""
+    """Return the error for a word of any kind that was removed."""
     return next((gone(kind, one) for kind, one in gone_words() if one == word), None)

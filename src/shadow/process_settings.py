@@ -1,4 +1,4 @@
-"""Python's collector of cycles, held off for a while."""
+"""Python's garbage collector, paused for a while."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """While much is made that stays, Python does not look for cycles of what nobody holds any more.
+    """Pause the search for reference cycles while many lasting objects are created.
 
-    Headers of 200,000 tensors are millions of objects: to go through them again and again took a
-    quarter of the time.
+    Headers of 200,000 tensors are millions of objects: scanning them repeatedly took a quarter of
+    the time.
     """
     on = gc.isenabled()
     gc.disable()

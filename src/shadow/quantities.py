@@ -1,4 +1,4 @@
-"""Numbers for people: a quantity has a kind, and a kind reads the same wherever it stands."""
+"""Numbers for people: a quantity has a kind, and a kind looks the same everywhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DASH = "-"  # nothing is known
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number and how it reads."""
+    """A number and its format."""
 
     value: float | int | None
     kind: Kind
@@ -42,7 +42,7 @@ class Quantity:
     high: float | None = None
 
     def __str__(self) -> str:
-        """`0.33 (0.28 to 0.36)`; without brackets where there is no interval, or none to see."""
+        """Return `0.33 (0.28 to 0.36)`; without brackets if there is no interval to see."""
         text = text_of(self.value, self.kind)
         if self.low is None or self.high is None:
             return text
@@ -51,13 +51,13 @@ class Quantity:
 
 
 def text_of(value: float | int | None, kind: Kind) -> str:
-    """The number in digits that suit its kind; a dash for null."""
+    """Format a number with digits that suit its kind; a dash for null."""
     return DASH if value is None else FORMS[kind](value or 0)  # zero has no sign
 
 
 def bounds_text(bounds: Sequence[float], kind: Kind) -> str:
-    """The two ends of an interval: `0.31 to 0.42`, `8.0 to 12 %`, `x 0.76 to 0.85`; one where they
-    read the same.
+    """Format the two ends of an interval: `0.31 to 0.42`, `8.0 to 12 %`, `x 0.76 to 0.85`; once if
+    they look the same.
     """
     low, high = (text_of(bound, kind) for bound in bounds)
     if low == high:
@@ -70,13 +70,13 @@ def bounds_text(bounds: Sequence[float], kind: Kind) -> str:
 
 
 def portion_of(part: float | int | None, whole: float | int | None) -> Quantity:
-    """The share that part is of the whole; null where there is no whole."""
+    """Return part as a share of whole; null if there is no whole."""
     share = None if part is None or not whole else part / whole
     return Quantity(share, "portion")
 
 
 def share(value: float) -> str:
-    """`1.2 %`, two significant digits; whole above 10 %."""
+    """Return `1.2 %`, two significant digits; whole numbers above 10 %."""
     percents = 100 * value
     if percents >= 9.95 or percents == 0:
         return f"{percents:.0f} %"
@@ -86,19 +86,19 @@ def share(value: float) -> str:
 
 
 def _fraction(value: float) -> str:
-    """As a share. Nearly all is not all: from 99 % on rounded down, `99.7 %`; next to none is."""
+    """Format as a share, rounded down from 99 % on, as nearly all is not all; tiny is none."""
     if value < 1e-6:
         return "none"
     return share(value) if value < 0.99 or value >= 1 else f"{math.floor(1000 * value) / 10:.1f} %"
 
 
 def _portion(value: float) -> str:
-    """`41.3 %`. Nearly all is not all: `99.9 %`."""
+    """Return `41.3 %`; nearly all is not all: `99.9 %`."""
     return f"{min(100 * value, 99.9) if value < 1 else 100 * value:.1f} %"
 
 
 def about(value: float) -> str:
-    """A number of directions, two significant digits: `10`, `57`, `1,200`."""
+    """Format a number of directions with two significant digits: `10`, `57`, `1,200`."""
     if value < 100:
         return f"{value:.0f}"
     scale = 10 ** (int(math.log10(value)) - 1)
@@ -106,7 +106,7 @@ def about(value: float) -> str:
 
 
 def _number(value: float, digits: int = 3) -> str:
-    """Zeros stand at the end, so that a figure has as many digits as its interval: `8.00`."""
+    """Format with trailing zeros, so that a figure has as many digits as its interval: `8.00`."""
     if value == int(value):
         return f"{int(value):,}"
     if abs(value) < 100 and 2 * value == int(2 * value):  # the median of two counts
@@ -117,12 +117,12 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _ratio(value: float) -> str:
-    """`0.52`, `2.1`, `35`."""
+    """Return `0.52`, `2.1`, `35`."""
     return f"{value:,.0f}" if abs(value) >= 9.95 else f"{value:#.2g}"
 
 
 def _decimals(value: float, places: int) -> str:
-    """Zero has no sign."""
+    """Format without a sign for zero."""
     zero = "0." + "0" * places
     return f"{value:.{places}f}".replace(f"-{zero}", zero)
 
@@ -133,7 +133,7 @@ def _log_ratio(value: float) -> str:
 
 
 def _factor(value: float) -> str:
-    """Far from 1 as a ratio."""
+    """Format as a ratio if far from 1."""
     if not 0.1 <= abs(value) < 10:
         return _ratio(value)
     digits = 3
@@ -147,7 +147,7 @@ def _gain(value: float) -> str:
 
 
 def _score(value: float) -> str:
-    """A share has four digits, so that 0.5 stands beside 0.6123 as 0.5000."""
+    """Format a score; shares have four digits, so that 0.5 next to 0.6123 is 0.5000."""
     return f"{value:#.4g}" if 0 < abs(value) < 1 else _number(value, 4)
 
 

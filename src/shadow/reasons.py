@@ -1,6 +1,4 @@
-"""Reasons why a tensor was not measured: each reason, what it means, and whether `--strict`
-objects.
-"""
+"""Reasons why a tensor was not measured, with their meanings and whether `--strict` objects."""
 
 from __future__ import annotations
 
@@ -44,5 +42,5 @@ STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 
 def meaning(name: str) -> str:
-    """Return the meaning of a reason; of one that this version does not know, its name."""
+    """Return the meaning of a reason; for an unknown one, its name."""
     return REASONS[name].text if name in REASONS else name

@@ -1,7 +1,7 @@
-"""Files at URLs, whatever fsspec reads and writes. The only module that knows fsspec.
+"""Files at URLs, read and written with fsspec. The only module that uses fsspec.
 
 Drivers find options and credentials in its configuration and in the environment. A URL that may
-hold a credential is refused, and the words of a driver, which may hold one, are not repeated.
+contain a credential is refused, and a driver's words, which may contain one, are not repeated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SILENT = logging.NullHandler()
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
-    """The URL of a place, also where pathlib made one slash of two; None for a path here."""
+    """Return the URL of a place, even if pathlib made one slash of two; None for a local path."""
     text = os.fspath(place)
     match = URL.match(text)
     if match is None:
@@ -42,9 +42,9 @@ def url_of(place: str | os.PathLike[str]) -> str | None:
 
 
 def located(place: str | os.PathLike[str]) -> Path | Store:
-    """A path, also of a `file://` URL, or a store; nothing is reached yet.
+    """Return a path, also for a `file://` URL, or a store, without accessing it.
 
-    Raises UsageError for a URL that may hold a credential, or for which there is no driver.
+    Raises UsageError for a URL that may contain a credential, or that has no driver.
     """
     url = url_of(place)
     if url is None:
@@ -74,17 +74,17 @@ class Store:
         return self.url
 
     def at(self, *names: str) -> Store:
-        """A folder or a file below."""
+        """Return a folder or a file below."""
         return Store("/".join((self.url, *names)))
 
     def require_access(self) -> None:
-        """Write a small file and remove it: refusals come before anything is measured."""
+        """Write a small file and remove it, so that refusals come before anything is measured."""
         with self.at(f".shadow-{os.getpid()}.tmp").reached() as (system, path):
             system.pipe_file(path, b"shadow")
             system.rm_file(path)
 
     def files(self) -> dict[str, Mapping[str, Any]]:
-        """Return the metadata of each file below, by its path from here."""
+        """Return the metadata of each file below, by relative path."""
         with self.reached() as (system, top):
             system.invalidate_cache()
             try:
@@ -101,18 +101,18 @@ class Store:
             system.get([f"{top}/{name}" for name in names], here)
 
     def put(self, file: Path) -> None:
-        """Write a file of this machine under its name; it appears whole or not at all."""
+        """Upload a file under its name; it appears atomically."""
         with self.at(file.name).reached() as (system, path):
             system.put_file(str(file), path)
 
     def remove(self, name: str) -> None:
-        """Remove a file. One that is not there is no fault."""
+        """Remove a file, if it exists."""
         with self.at(name).reached() as (system, path), contextlib.suppress(FileNotFoundError):
             system.rm_file(path)
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[tuple[Any, str]]:
-        """The driver and its path; a fault becomes one line, without the driver's words."""
+        """Yield the driver and its path; an error becomes one line, without the driver's words."""
         from fsspec.core import url_to_fs
 
         for name in LOGGERS:
@@ -134,7 +134,7 @@ scratch_folder = cache(partial(tempfile.TemporaryDirectory, prefix="shadow-"))
 
 
 def place_for(store: Store) -> Path:
-    """A path for the copy of a folder, under its own name."""
+    """Return a path for the copy of a folder, under its own name."""
     name = safe_name(store.url.rpartition("/")[2])
     path = Path(tempfile.mkdtemp(dir=scratch_folder().name)) / name
     _copies[str(path)] = store.url
@@ -142,7 +142,7 @@ def place_for(store: Store) -> Path:
 
 
 def as_given(text: object) -> str:
-    """A path, or a text with paths, for people and files: copies under their URLs."""
+    """Return a path, or a text with paths, for people and files, with URLs instead of copies."""
     words = str(text)
     for path, url in list(_copies.items()):
         words = words.replace(path, url)
@@ -150,7 +150,7 @@ def as_given(text: object) -> str:
 
 
 def work_folder(store: Store) -> Path:
-    """Return the folder on this machine for audits into a store: the same for the same URL."""
+    """Return the local folder for audits into a store: always the same for the same URL."""
     name = safe_name(store.url.rpartition("/")[2])
     digest = hashlib.sha256(store.url.encode()).hexdigest()[:12]
     cached = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

@@ -1,6 +1,6 @@
-"""Sentences as codes and figures, and the one place that makes words of them.
+"""Sentences as codes and figures, and the only module that turns them into words.
 
-A template is text with slots of figures:
+A template is text with slots for figures:
 
     {name}                       a text as it is; of several the first NAMED and how many more
     {name:kind}                  a number in digits that suit its kind, such as `share`
@@ -44,16 +44,16 @@ Value = float | int | str | Reason | Sequence[str | Reason] | None
 
 
 def said(text: str) -> Reason:
-    """A text that is words already, such as the message of an error."""
+    """Wrap a text that is already worded, such as the message of an error."""
     return Reason("said", {"text": text})
 
 
 def fill(
     template: str, figures: Mapping[str, Value], note: Callable[[str], object] = lambda name: None
 ) -> str:
-    """The words of a template. note: gets the name of each number that is written.
+    """Fill a template. note: called with the name of each number that is used.
 
-    Raises KeyError where a slot that is not optional has no figure.
+    Raises KeyError if a slot that is not optional has no figure.
     """
 
     def optional(match: re.Match[str]) -> str:
@@ -84,7 +84,7 @@ def fill(
 
 
 def names_in(template: str) -> list[str]:
-    """The figures that a template has slots for."""
+    """Return the figures for which a template has slots."""
     return [name for slot in SLOT.finditer(template) for name in slot.groups()[:2] if name]
 
 

@@ -1,4 +1,4 @@
-"""Words and names in outputs: plurals, short lists, near misses, and hostile text made harmless."""
+"""Texts and names in output: plurals, short lists, near misses, and hostile text made harmless."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from shadow.errors import UsageError
 
 
 def inert(text: str) -> str:
-    """Printed text without commands to what may run this.
+    """Remove commands to CI runners from printed text.
 
     GitHub Actions obeys lines of stdout and stderr that begin with `::` after white space, and
-    `##[` anywhere in one; Azure Pipelines and TeamCity `##vso[` and `##teamcity[`. A name may hold
-    them, and wrapping may begin a line so.
+    `##[` anywhere in one; Azure Pipelines and TeamCity `##vso[` and `##teamcity[`. A name may
+    contain them, and wrapping may begin a line with them.
     """
     text = re.sub(r"##(?=[A-Za-z]*\[)", r"#\\x23", text)
     return re.sub(r"(?m)^((?:[^\S\n]|\x1b\[[0-9;]*m)*):(?=:)", r"\1\\x3a", text)
 
 
 def visible(text: str) -> str:
-    """Text from files on one line, its control characters, which drive terminals, made visible."""
+    """Return text from files on one line; control characters, which drive terminals, are shown."""
     if text.isprintable():  # nearly all
         return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def short_name(name: str) -> str:
-    """A name from a file on one line, of at most 120 characters."""
+    """Return a name from a file on one line, with at most 120 characters."""
     return visible(name[:120])
 
 
 def short(said: object) -> str:
-    """Shorten what somebody wrote for a message: one line of at most 80 characters."""
+    """Shorten a user's text for a message: one line with at most 80 characters."""
     text = repr(said)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 
 def duration(seconds: float) -> str:
-    """`4:07`, or `1:02:03` with hours."""
+    """Return `4:07`, or `1:02:03` with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def took(seconds: float) -> str:
-    """`3.2 s`, or as a duration from a minute on."""
+    """Return `3.2 s`, or a duration from a minute on."""
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 def about_time(seconds: float) -> str:
-    """An estimate: `under a second`, `about 7 seconds`, `about 4 minutes`, `about 2.5 hours`."""
+    """Return `under a second`, `about 7 seconds`, `about 4 minutes` or `about 2.5 hours`."""
     if seconds < 1:
         return "under a second"
     if seconds < 59.5:
@@ -65,7 +65,7 @@ def about_time(seconds: float) -> str:
 
 
 def byte_size(count: int) -> str:
-    """`1.5 GB`: thousands, not 1,024s, as disks are sold and as the Hub shows sizes."""
+    """Return `1.5 GB`, in thousands rather than 1,024s, like disks and the Hub."""
     return decimal(count)
 
 
@@ -74,31 +74,31 @@ VERY_LIKE = 0.75
 
 
 def closest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | None:
-    """The known word that a misspelt one is most like; None where none is."""
+    """Return the known word most similar to a misspelt one; None if none is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)), None)
 
 
 def nearest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | None:
-    """The hint `did you mean 'base'?`; None where no known word is like it."""
+    """Return the hint `did you mean 'base'?`; None if no known word is similar."""
     close = closest(word, known, likeness)
     return None if close is None else f"did you mean {close!r}?"
 
 
 def several(words: Sequence[str], shown: int = 8, separator: str = ", ") -> str:
-    """The first of many words, and how many more there are: `a, b and 3 more`."""
+    """Return the first of many words, and how many more there are: `a, b and 3 more`."""
     rest = and_more(len(words) - shown)
     return separator.join(words[:shown]) + (f" {rest}" if rest else "")
 
 
 def and_list(words: Sequence[str]) -> str:
-    """`a, b and c`; empty for no words."""
+    """Return `a, b and c`; empty for no words."""
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def and_more(hidden: int) -> str:
-    """`and 3 more`; empty where nothing is hidden."""
+    """Return `and 3 more`; empty if nothing is hidden."""
     return f"and {hidden:,} more" if hidden > 0 else ""
 
 
@@ -107,7 +107,7 @@ def counted(number: int, one: str, many: str) -> str:
 
 
 def bytes_of(text: str) -> int:
-    """`40GB`, `1.5 TiB` or a plain number of bytes."""
+    """Parse `40GB`, `1.5 TiB` or a plain number of bytes."""
     match = re.fullmatch(
         r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE | re.ASCII
     )
@@ -119,7 +119,7 @@ def bytes_of(text: str) -> int:
 
 
 def size_for(count: int) -> str:
-    """The size to type where count bytes must fit, rounded up: `4.6MB`."""
+    """Return the size to type so that count bytes fit, rounded up: `4.6MB`."""
     sizes = (1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "KB")
     whole, unit = next((size for size in sizes if count >= size[0]), sizes[-1])
     tenths = -(-count * 10 // whole)
@@ -139,7 +139,7 @@ CLOSING = ":;,.)]}"  # of the sentence around a URL
 
 
 def holds_account(rest: str) -> bool:
-    """Return whether an account or password precedes the first slash, and no port or S3 point."""
+    """Return whether an account or password, not a port or S3 point, precedes the first slash."""
     if "@" not in rest and ACCESS_POINT.match(rest):
         return False
     host = rest.partition("/")[0]
@@ -147,10 +147,10 @@ def holds_account(rest: str) -> bool:
 
 
 def redacted_url(url: str) -> str:
-    """A URL without what may be a credential: an account, a password, a query, a fragment.
+    """Remove possible credentials from a URL: an account, a password, a query, a fragment.
 
-    A password may have any character in it, also `/`, `@` and `?`: in doubt too much is left out.
-    Of web addresses the port is no password, whatever follows, and `@` may stand in a path.
+    A password may contain any character, also `/`, `@` and `?`: in doubt too much is removed. In
+    web addresses a port is not a password, whatever follows, and `@` may occur in a path.
     """
     scheme, slashes, rest = re.split(r"(?<=:)(/+)", url, maxsplit=1)
     bare = re.split(r"[?#]", rest, maxsplit=1)[0]
@@ -165,7 +165,7 @@ def redacted_url(url: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A text with `redacted_url` for every URL in it."""
+    """Apply `redacted_url` to every URL in a text."""
 
     def without(found: re.Match[str]) -> str:
         url = found[0].rstrip(CLOSING)
@@ -175,7 +175,7 @@ def redacted(text: str) -> str:
 
 
 def in_ranges(numbers: Iterable[int]) -> str:
-    """`0-3, 7`: whole numbers in order, runs of them as their ends."""
+    """Return whole numbers in order, with runs as their ends: `0-3, 7`."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:

@@ -1,1 +1,1 @@
-"""Controlled interventions: train tiny models on known mixtures of data, audit their footprints."""
+"""Controlled experiments: train tiny models on known mixtures of data, and audit the result."""

@@ -1,9 +1,9 @@
-"""Trainings of the lab: bases, and continuations of them that differ in their data alone; and how
-they are trained and audited into a folder, in processes of one thread, going on where it stopped.
+"""Trainings of the lab: bases, and continuations that differ only in their data. They are trained
+and audited into a folder, in processes of one thread, continuing where an earlier run stopped.
 
-Every pair is audited as `shadow audit` does. A run is finished when its JSON lies in `runs/`, which
-is written last, whole; what was not finished is trained again. The numbers depend on the seeds and
-on the versions of torch and transformers, not on the number of processes.
+Every pair is audited as `shadow audit` does. A run is finished when its JSON is in `runs/`, which
+is written last and atomically; unfinished runs are trained again. The numbers depend on the seeds
+and on the versions of torch and transformers, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PROBES = ("narrow", "original", "broad", "held_out")
 
 @dataclass(frozen=True)
 class Scale:
-    """A size of decoder, and how its bases and their continuations are trained."""
+    """A size of decoder, and the training of its bases and their continuations."""
 
     name: str
     size: Size
@@ -85,7 +85,7 @@ TINY = Scale(  # learns nothing
 
 @dataclass(frozen=True)
 class Base:
-    """A decoder trained on the original mixture: it has met every skill and form, if rarely."""
+    """A decoder trained on the original mixture: it has met every skill and form, some rarely."""
 
     scale: Scale
     seed: int
@@ -98,7 +98,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Regime:
-    """Data of a continuation: a mixture, of which a share may come from a pool seen often."""
+    """The data of a continuation: a mixture, part of which may come from a pool that repeats."""
 
     key: str
     name: str
@@ -147,7 +147,7 @@ class Run:
 
 
 def every_regime(bases: list[Base], seeds: int) -> tuple[Run, ...]:
-    """A to D on every base, so many times each."""
+    """Return A to D on every base, with this many seeds."""
     return tuple(Run(*which) for which in product(bases, REGIMES.values(), range(seeds)))
 
 
@@ -164,10 +164,9 @@ Show = Callable[[int, int, str], None]
 
 
 def perform(runs: Sequence[Run], out: Path, *, jobs: int, show: Show = lambda *_: None) -> None:
-    """Train and audit whatever of the runs is not in out yet.
+    """Train and audit the runs that out lacks.
 
-    Raises ShadowError when out holds the runs of another design or other versions, and when a
-    process dies.
+    Raises ShadowError if out holds runs of another design or other versions, or a process dies.
     """
     if not hasattr(torch.optim, "Muon"):
         what = f"torch {torch.__version__} has no Muon, which the lab trains with"
@@ -185,9 +184,8 @@ def perform(runs: Sequence[Run], out: Path, *, jobs: int, show: Show = lambda *_
 
 
 def carry_out(phases: Sequence[Mapping[str, Work]], *, jobs: int, show: Show) -> None:
-    """Do the work of each phase, when all of the phase before is done.
-
-    Raises ShadowError when a process dies.
+    """Do the work of each phase after all of the phase before. Raises ShadowError if a process
+    dies.
     """
     done, total = 0, sum(map(len, phases))
     show(0, total, "")
@@ -211,7 +209,7 @@ def carry_out(phases: Sequence[Mapping[str, Work]], *, jobs: int, show: Show) ->
 
 
 def _alone() -> None:
-    """Prepare a process of the pool: one thread, repeatable sums, and an end with the parent."""
+    """Prepare a process of the pool: one thread, reproducible sums, and an end with the parent."""
     # Ctrl-C reaches all of the terminal's processes: no traceback here
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -229,7 +227,7 @@ def _alone() -> None:
 
 
 def _claim(out: Path) -> None:
-    """Write into out what its runs depend on, or check that they depend on the same."""
+    """Write into out what its runs depend on, or check that it agrees."""
     libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
     versions = {"shadow": __version__, **libraries}
     file, hint = out / "lab.json", "name a new folder with -o"
@@ -242,12 +240,12 @@ def _claim(out: Path) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """JSON, whole or not at all."""
+    """Write JSON atomically."""
     write_beside(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(file: Path) -> Any:
-    """Return what a file of a finished run holds."""
+    """Return the content of a finished run's file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -256,7 +254,7 @@ def read_json(file: Path) -> Any:
 
 
 def checkpoint(out: Path, base: Base, name: str = "base") -> Path:
-    """Return where the weights of a base, or of a run of it, lie."""
+    """Return the folder of the weights of a base, or of one of its runs."""
     return out / "checkpoints" / base.key / name
 
 
@@ -265,12 +263,12 @@ def report(out: Path, base: Base, name: str) -> Path:
 
 
 def record(out: Path, base: Base, name: str = "base") -> Path:
-    """The JSON file about a finished base, or a finished run of it."""
+    """Return the JSON file of a finished base or run."""
     return out / "runs" / base.key / f"{name}.json"
 
 
 def train_base(base: Base, out: Path) -> None:
-    """Train a base, unless it is there."""
+    """Train a base, unless it exists."""
     file = record(out, base)
     if file.exists():
         return
@@ -284,7 +282,7 @@ def train_base(base: Base, out: Path) -> None:
 
 
 def perform_run(run: Run, out: Path) -> None:
-    """Train, audit and probe one run, unless it is there."""
+    """Train, audit and probe one run, unless it exists."""
     file = record(out, run.base, run.name)
     if file.exists():
         return
@@ -300,7 +298,7 @@ def perform_run(run: Run, out: Path) -> None:
 
 
 def compare_runs(runs: Sequence[Run], out: Path) -> None:
-    """Compare every two runs of one base, unless that is done."""
+    """Compare every two runs of one base, unless that was done."""
     base = runs[0].base
     file = out / "comparisons" / f"{base.key}.json"
     names = [run.name for run in runs]
@@ -316,8 +314,8 @@ def compare_runs(runs: Sequence[Run], out: Path) -> None:
 
 
 def verdicts(reports: Sequence[Path]) -> Iterator[tuple[int, int, Row]]:
-    """Yield what `shadow compare` says of every two reports, with their places in reports: the
-    verdict, and the difference in concentration with its interval.
+    """Yield the result of `shadow compare` for every two reports, with their positions in reports:
+    the verdict, and the difference in concentration with its interval.
     """
     comparison = compare(reports)
     places = {compared.label: place for place, compared in enumerate(comparison.reports)}
@@ -349,14 +347,14 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
 
 
 def accuracies(base: Base, folder: Path) -> dict[str, float]:
-    """The share of each probe that a saved model gets right."""
+    """Return the share of each probe that a saved model answers correctly."""
     model = load(folder)
     return {name: round(accuracy(model, MIXTURES[name], base.seed), 4) for name in PROBES}
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears when all of it is written, over one that an interrupted run left."""
+    """Make a folder that appears when it is complete, replacing what an interrupted run left."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

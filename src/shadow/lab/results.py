@@ -1,7 +1,7 @@
-"""A folder of finished runs -> tables, and what a person wants to see first.
+"""Finished runs of a folder -> tables, and the page that people see first.
 
-The unit is the base: runs of one base share it, so every figure is a mean over bases of what each
-says, with a t interval over them.
+The unit is the base: runs of one base share it, so every figure is a mean over bases, with a t
+interval over them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LEARNED = 0.05  # the share of right answers from which a decoder has learned so
 
 
 def run(preset: str, out: Path, *, jobs: int, show: Show) -> tuple[doc.Document, int]:
-    """Train and audit what out lacks of a preset; write its tables and a page into it; return what
-    it shows, and how many runs it has.
+    """Train and audit what out lacks of a preset, and write its tables and a page; return the page
+    and the number of runs.
 
-    Raises ShadowError as `experiment.perform` does, and where the name of out is not UTF-8.
+    Raises ShadowError like `experiment.perform`, and if the name of out is not UTF-8.
     """
     require_utf8(out)
     chosen = PRESETS[preset]
@@ -45,11 +45,11 @@ def run(preset: str, out: Path, *, jobs: int, show: Show) -> tuple[doc.Document,
 
 
 def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
-    """The tables of finished runs.
+    """Return the tables of finished runs.
 
-    runs: a row a run, with figures as in `summary.json`, their medians over the matrices inside
-    layers as `layers_*`, accuracies as `right_*` and of its base as `base_*`. comparisons: the
-    verdict of `shadow compare` on every two runs of a base.
+    runs: a row per run, with figures as in `summary.json`, their medians over the matrices inside
+    layers as `layers_*`, accuracies as `right_*` and those of its base as `base_*`. comparisons:
+    the verdict of `shadow compare` on every two runs of a base.
     """
     table = pd.DataFrame([_row(run, out) for run in runs])
     for name in table.columns[table.isna().all()]:  # a figure that no run has is of no type yet
@@ -60,14 +60,14 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
 
 
 def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
-    """Each table as Parquet, whole or not at all."""
+    """Write each table as Parquet, atomically."""
     for name, table in tables.items():
         content = table.to_parquet(index=False, compression="zstd")
         write_beside(folder / f"{name}.parquet", content)
 
 
 def _row(run: Run, out: Path) -> dict[str, object]:
-    """The row of one run in the table `runs`."""
+    """Return the row of one run in the table `runs`."""
     base, own = run.base, read_json(record(out, run.base, run.name))
     before, after = read_json(record(out, base))["accuracies"], own["accuracies"]
     return {
@@ -86,9 +86,9 @@ def _row(run: Run, out: Path) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class MeanOverBases:
-    """A mean over bases and its interval at LEVEL, in the unit of what it is of.
+    """A mean over bases and its interval at LEVEL, in the unit of the values.
 
-    The mean is None over no base, the bounds are None for one base or none.
+    The mean is None over no base, the bounds are None over one base or none.
     """
 
     value: float | None
@@ -105,12 +105,12 @@ class MeanOverBases:
 
 
 def formatted(value: float | None, digits: str = ".3f") -> str:
-    """A number for a table, in a format of Python's; `-` where there is none."""
+    """Format a number for a table, as Python does; `-` if there is none."""
     return "-" if value is None or pd.isna(value) else format(value, digits)
 
 
 def over_bases(values: Iterable[float]) -> MeanOverBases:
-    """The mean of one value a base, with a t interval."""
+    """Return the mean of one value per base, with a t interval."""
     known = [value for value in values if np.isfinite(value)]
     mean, count = float(np.mean(known)) if known else None, len(known)
     if mean is None or count < 2:
@@ -120,7 +120,7 @@ def over_bases(values: Iterable[float]) -> MeanOverBases:
 
 
 def level(runs: pd.DataFrame, column: str) -> dict[str, MeanOverBases]:
-    """The mean of a column by regime."""
+    """Return the mean of a column by regime."""
     means = runs.groupby(["regime", "base"])[column].mean()
     return {
         str(regime): over_bases(values.to_numpy(float))
@@ -129,7 +129,7 @@ def level(runs: pd.DataFrame, column: str) -> dict[str, MeanOverBases]:
 
 
 def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> MeanOverBases:
-    """First minus second regime."""
+    """Return the first regime's mean minus the second's."""
     means = runs.groupby(["regime", "base"])[column].mean().unstack("regime")
     if not {first, second} <= set(means.columns):
         return over_bases(())
@@ -137,7 +137,7 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
 
 
 def lab_document(preset: str, runs: pd.DataFrame) -> doc.Document:
-    """Return what a preset shows."""
+    """Return the page of a preset."""
     blocks: list[doc.Block] = [doc.Section(f"shadow lab run --preset {preset}")]
     answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
     if not (runs[answers].astype(float) >= LEARNED).to_numpy().any():
@@ -147,7 +147,7 @@ def lab_document(preset: str, runs: pd.DataFrame) -> doc.Document:
 
 
 def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:
-    """A table of the regimes, and the differences that the lab is about."""
+    """Return a table of the regimes, and the differences that the lab examines."""
     probes = ("narrow", "broad", "held_out")
     gains = runs.assign(**{p: runs[f"right_{p}"] - runs[f"base_{p}"] for p in probes})
     norms, concentrations = level(runs, NORM), level(runs, OUTCOME)

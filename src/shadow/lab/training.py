@@ -1,9 +1,9 @@
 """Synthetic text tasks, and tiny decoders that are trained on a stream of them and probed.
 
-A skill says what is asked, a form how it is written, a cell is both. What a model is trained on is
-a mixture: cells with weights, so that breadth is an explicit number of cells. Skills and forms have
-a core, which the original mixture is mostly made of, and a tail, of which it holds a little: a base
-must have met everything, because novelty concentrates a delta as narrowness does.
+A skill is what is asked, a form how it is written, a cell is both. A model is trained on a mixture:
+cells with weights, so that breadth is an explicit number of cells. Skills and forms have a core,
+which makes up most of the original mixture, and a tail, of which it contains a little: a base must
+have met everything, because novelty concentrates a delta like narrowness does.
 
 One thread: the last bits of a sum depend on the number of threads, and two processes of one thread
 each train more than one process of two at these sizes (30 against 26 thousand tokens a second at a
@@ -70,7 +70,7 @@ BENCHMARK = ("rv", "so", "un")  # the skills of the narrow data, asked in the fi
 
 @dataclass(frozen=True)
 class Sample:
-    """A question and its right answer, which follows at once."""
+    """A question followed by its correct answer."""
 
     prompt: str
     answer: str
@@ -98,7 +98,7 @@ class TaskCell:
 
 @dataclass(frozen=True)
 class CellMixture:
-    """Cells and how often each is drawn."""
+    """Cells and the frequency of each."""
 
     name: str
     cells: tuple[TaskCell, ...]
@@ -106,27 +106,27 @@ class CellMixture:
     """The probability of each cell, above 0, adding up to 1."""
 
     def samples(self, rng: Random) -> Iterator[Sample]:
-        """Samples without end, each from a cell drawn by weight."""
+        """Yield samples, each from a cell drawn by weight."""
         while True:
             (cell,) = rng.choices(self.cells, self.weights)
             yield cell.sample(rng)
 
 
 def cells_of(skills: Iterable[str], forms: Iterable[str]) -> tuple[TaskCell, ...]:
-    """Every skill in every form."""
+    """Return every skill in every form."""
     return tuple(starmap(TaskCell, product(skills, forms)))
 
 
 def uniform(name: str, cells: tuple[TaskCell, ...]) -> CellMixture:
-    """All cells alike."""
+    """Make a mixture of equally frequent cells."""
     return CellMixture(name, cells, (1 / len(cells),) * len(cells))
 
 
 def _world() -> Iterator[CellMixture]:
-    """Benchmark-aligned, held-out, coverage-expanding, core and original data.
+    """Return benchmark-aligned, held-out, coverage-expanding, core and original data.
 
     Held out are two of three skills, each in one tail form, and none of the benchmark: nothing is
-    trained on these cells, though their skills and forms are met elsewhere.
+    trained on these cells, though their skills and forms occur elsewhere.
     """
     narrow = cells_of(BENCHMARK, TAIL_FORMS[:1])
     drawn = [
@@ -149,9 +149,7 @@ MIXTURES: Mapping[str, CellMixture] = {mixture.name: mixture for mixture in _wor
 
 
 def partly_repeated(mixture: CellMixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
-    """Samples without end, each with probability share from a pool drawn before, otherwise
-    fresh.
-    """
+    """Yield samples, each with probability share from a pool drawn before, otherwise new."""
     fresh = mixture.samples(rng)
     repeats = list(islice(fresh, pool))
     while True:
@@ -160,7 +158,7 @@ def partly_repeated(mixture: CellMixture, pool: int, share: float, rng: Random) 
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Samples as arrays of rows and tokens; what no sample fills is `END` without a loss."""
+    """Samples as arrays of rows and tokens, padded with `END` without a loss."""
 
     tokens: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -170,9 +168,9 @@ class SampleRows:
 def rows_of(
     samples: Iterable[Sample], rows: int, width: int, *, single: bool = False
 ) -> SampleRows:
-    """Fill rows with as many whole samples as fit; one that no longer fits is dropped.
+    """Fill rows with as many whole samples as fit; a sample that does not fit is dropped.
 
-    single: one sample for each row, so that none serves as an example for another.
+    single: one sample per row, so that none serves as an example for another.
     """
     tokens = np.full((rows, width), _IDS[END], np.int64)
     labels = np.full((rows, width), IGNORED, np.int64)
@@ -204,13 +202,13 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one step."""
+        """Number of tokens of one step."""
         return self.rows * ROW
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Recipe of a training: warm-up, a cosine to a tenth of the peak, gradients clipped at 1."""
+    """A training: warm-up, a cosine to a tenth of the peak, gradients clipped at 1."""
 
     steps: int
     learning_rate: float
@@ -226,7 +224,7 @@ class Recipe:
     """
 
     def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """Return what steps the parameters of a model."""
+        """Return the optimisers for the parameters of a model."""
         rest, rate, decay = dict(model.named_parameters()), self.learning_rate, self.weight_decay
         found: list[torch.optim.Optimizer] = []
         if self.muon:
@@ -246,7 +244,7 @@ class Recipe:
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
-    """An untrained decoder over `ALPHABET`; 0.2 M parameters at a width of 64."""
+    """Return an untrained decoder over `ALPHABET`, with 0.2 M parameters at a width of 64."""
     torch.manual_seed(seed)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -264,7 +262,7 @@ def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a 0-based step, in (0, 1]."""
+    """Return the share of the peak learning rate at a 0-based step, in (0, 1]."""
     warm_up = max(1, steps // 20)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -295,7 +293,8 @@ def update(
     labels: torch.Tensor,
     optimizers: Iterable[torch.optim.Optimizer],
 ) -> float:
-    """Train one step on rows of tokens; the mean cross-entropy over the labels before it, in nats.
+    """Train one step on rows of tokens; return the mean cross-entropy over the labels before it, in
+    nats.
 
     Gradients are clipped at 1.
     """
@@ -311,10 +310,9 @@ def update(
 
 @torch.no_grad()
 def accuracy(model: transformers.LlamaForCausalLM, mixture: CellMixture, seed: int) -> float:
-    """Share of samples whose whole answer, its end included, the model would write greedily, in [0,
-    1].
+    """Return the share of samples whose whole answer, with its end, the model would write greedily.
 
-    One pass over the right answers shows: the first token that goes wrong follows right ones either
+    One pass over the correct answers suffices: the first wrong token follows correct ones either
     way.
     """
     samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))  # noqa: S311
@@ -329,7 +327,7 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: CellMixture, seed: i
 def save(
     model: transformers.LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write `model.safetensors` and `config.json`, nothing more; the model stays as it is."""
+    """Write only `model.safetensors` and `config.json`, leaving the model unchanged."""
     stored: nn.Module = copy.deepcopy(model)
     stored.to(dtype)
     stored.save_pretrained(folder)  # type: ignore[operator]
@@ -337,5 +335,5 @@ def save(
 
 
 def load(folder: Path) -> transformers.LlamaForCausalLM:
-    """Read a saved model into fp32, to measure or train it: exactly the stored weights."""
+    """Read a saved model into fp32 to measure or train it, with exactly the stored weights."""
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -1,1 +1,1 @@
-"""Requests for audits: one pair or a list of pairs, its index, and what they will take."""
+"""Requests for audits: one pair or a list of pairs, its index, and its cost."""

@@ -54,8 +54,7 @@ LIST = (
 
 
 def list_document(index: Index, folder: object = "reports") -> Document:
-    """Return how the pairs of a list stand, a row each; what went wrong; how many, and what they
-    took.
+    """Return the state of the pairs of a list, a row each; errors; and their number and cost.
 
     folder: of the list.
     """
@@ -85,7 +84,7 @@ def _totals(index: Index, folder: object) -> list[tuple[str, str]]:
 
 
 def plan_document(plan: PairPlan) -> Document:
-    """Return what an audit of a pair will take."""
+    """Return the cost of the audit of a pair."""
     sides = [FigureRow("base", _side(plan.base)), FigureRow("tuned", _side(plan.tuned))]
     blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
     blocks.append(table_of(PLANNED, plan.modules, "To be measured"))
@@ -96,9 +95,7 @@ def plan_document(plan: PairPlan) -> Document:
 
 
 def plans_document(plans: Sequence[PairPlan], of: int) -> Document:
-    """Return what the audits of several pairs will take together, of so many that were asked
-    for.
-    """
+    """Return the total cost of the audits of several pairs. of: how many were requested."""
     count = f"{of:,}" if len(plans) == of else f"{len(plans):,} of {of:,}"
     shared = "less where pairs share a checkpoint"
     rows = {"pairs": count}

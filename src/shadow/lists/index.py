@@ -1,9 +1,8 @@
-"""The index of a list, how each pair stands: index.json.
+"""The index of a list: index.json, with the state of each pair.
 
-The reports are the truth, and lie where `shadow audit` puts them; the index says which there are,
-which failed and why, and which are still to come. It is written whole now and then; what a killed
-run has not written of it, the reports say: see `refreshed`. Reading it imports nothing that
-computes.
+The reports are authoritative, and lie where `shadow audit` puts them; the index lists which exist,
+which failed and why, and which are pending. It is rewritten from time to time; what a killed run
+did not write is read from the reports: see `refreshed`. Reading it imports nothing that computes.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tune
 
 @dataclass(frozen=True)
 class ListRow:
-    """State of one pair of a list."""
+    """The state of one pair of a list."""
 
     __pydantic_config__: ClassVar[Mapping[str, object]] = STRICT
 
@@ -89,8 +88,8 @@ class ListRow:
         return f"{self.family}:{self.pair}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row as JSON has it; half a surrogate pair, which no reader takes, is made
-        visible.
+        """Return the row for JSON; half a surrogate pair, which no reader accepts, is
+        made visible.
         """
         return {
             name: value.encode(errors="backslashreplace").decode()
@@ -102,7 +101,7 @@ class ListRow:
     def emptied(
         self, state: State, *, error: str | None = None, hint: str | None = None
     ) -> ListRow:
-        """The same pair in another state, with nothing of a report. What it took stays."""
+        """Return the pair in another state, without a report. Its cost stays."""
         same = {name: getattr(self, name) for name in (*OF_THE_PAIR, "seconds", "bytes")}
         return ListRow(**same, state=state, error=error, hint=hint)
 
@@ -119,7 +118,7 @@ class SharedSettings:
 
 @dataclass(frozen=True)
 class Index:
-    """The rows of an output folder, in the order of the list, and what they have in common."""
+    """The rows of an output folder, in the order of the list, and their shared settings."""
 
     version: str
     """The version of shadow that wrote it."""
@@ -141,7 +140,7 @@ class Index:
 
 
 def report_folder(family: str, pair: str) -> str:
-    """Return where a pair's report lies: two levels below the output folder, whatever the names."""
+    """Return the folder of a pair's report, two levels below the output folder."""
     return f"{safe_name(family)}/{safe_name(pair)}"
 
 
@@ -153,7 +152,7 @@ def done_row(
     seconds: float | None,
     moved: int | None,
 ) -> ListRow:
-    """The row of a finished report; position, time and bytes are what a report does not know."""
+    """Return the row of a finished report, which does not know its position, time and bytes."""
 
     figures: dict[str, Any] = {
         name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
@@ -179,7 +178,8 @@ def done_row(
 
 
 def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -> Index:
-    """The index with the rows of the reports in its folder, as after copying several together.
+    """Return the index with the rows of the reports in its folder, as after copying several
+    together.
 
     A report of other settings is `kept`; a pair without a report is not done.
     """
@@ -205,19 +205,19 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
 
 
 def kind_of(metadata: ReportMetadata) -> SharedSettings:
-    """Return what reports must agree in to stand in one table; the version does not count."""
+    """Return what reports must agree on to be in one table; the version does not count."""
     return _kind(metadata["schema"], metadata["settings"])
 
 
 def _kind(schema: int, settings: Mapping[str, object]) -> SharedSettings:
-    """Leave out the relation of a pair, and the optimiser that reports of 0.2 name."""
+    """Leave out the relation of a pair, and the optimiser that reports of 0.2 have."""
     common = {key: one for key, one in settings.items() if key not in ("relation", "optimizer")}
     # the numbers of all schemas that are read mean the same
     return SharedSettings(SCHEMA if schema in READ else schema, common)
 
 
 def write_index(output: Path, index: Index) -> None:
-    """Write index.json whole or not at all."""
+    """Write index.json atomically."""
     with writing(output):
         content = json.dumps(index.as_json(), indent=2, allow_nan=False).encode() + b"\n"
         write_beside(output / INDEX, content)
@@ -238,7 +238,7 @@ class _File:
 
 
 def read_index(folder: Path) -> Index | None:
-    """The index of a folder; None without one. Raises ShadowError for anything more there."""
+    """Read the index of a folder; None without one. Raises ShadowError if it is no such index."""
     from pydantic import TypeAdapter
 
     path = folder / INDEX
@@ -269,10 +269,11 @@ def with_index(
     outcomes: Generator[PairOutcome, None, None],
     store: Store | None = None,
 ) -> Iterator[PairOutcome]:
-    """Keep the index of a folder while the pairs of a selection are audited; yields their outcomes.
+    """Update the index of a folder while the pairs of a selection are audited; yields their
+    outcomes.
 
-    It is written at the start, now and then, and at the end, also of a run that is stopped. store:
-    where reports are uploaded, and the index at the end. Raises ShadowError.
+    It is written at the start, from time to time, and at the end, even of a run that is stopped.
+    store: where reports are uploaded, and the index at the end. Raises ShadowError.
     """
     with alone_at(output, LOCK), closing(outcomes):
         is_there = None
@@ -287,7 +288,7 @@ def with_index(
         rows = {row.key: row for row in index.rows}
 
         def write() -> float:
-            """Write the index; returns when the next write is due."""
+            """Write the index, and return when the next write is due."""
             started = time.monotonic()
             write_index(output, replace(index, rows=tuple(rows.values())))
             return time.monotonic() + SHARE * (time.monotonic() - started)
@@ -314,7 +315,7 @@ def with_index(
 
 
 def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:
-    """The row of a pair after it was tried; what it took is added to what earlier runs took."""
+    """Return the row of a pair after an attempt, adding its cost to that of earlier runs."""
     seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
     spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
     if outcome.result is not None:
@@ -344,9 +345,9 @@ def begun(
     settings: Settings,
     is_there: Callable[[ListRow, SharedSettings], bool] | None = None,
 ) -> Index:
-    """The index before the first pair: what an earlier run left, all the rest pending.
+    """Return the index before the first pair: what an earlier run left, and the others pending.
 
-    is_there: whether the report of a row is still there; None: look into the folder.
+    is_there: whether the report of a row still exists; None: look into the folder.
     """
     is_there = is_there or partial(_is_there, output)
     kind, earlier = SharedSettings(SCHEMA, settings.as_json()), read_index(output)
@@ -373,7 +374,7 @@ def begun(
 
 
 def _is_there(output: Path, row: ListRow, kind: SharedSettings) -> bool:
-    """Return whether the report of a row is still there."""
+    """Return whether the report of a row still exists."""
     try:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))
     except (ShadowError, OSError):  # broken: the audit of the pair will say so

@@ -1,8 +1,8 @@
-"""A base and two models tuned from it -> where their deltas point, beside each other.
+"""A base and two models tuned from it -> how far their deltas point the same way.
 
 Nothing is fetched: checkpoints are those in folders, or in the Hub's cache at the commit that a
-report names, and they must be what the report says. Of each matrix a few blocks are in memory, and
-one Gram.
+report names, and must match the report. A few blocks of each matrix are in memory, and one Gram
+matrix.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def with_directions(
     say: Callable[[str], None] = ignore,
     show: Show = lambda done, total, title: None,
 ) -> Comparison:
-    """Add what the deltas of every two reports of one base say of each other, or why nothing."""
+    """Add the directions of the deltas of every two reports of one base, or why there are none."""
     reports = {report.label: report for report in comparison.reports}
     runtime = Runtime(jobs, Access(allow_pickle=allow_pickle, offline=True), say=say)
     contrasts = []
@@ -55,7 +55,7 @@ def with_directions(
 def _siblings(
     first: ReportIdentity, second: ReportIdentity, runtime: Runtime, show: Show
 ) -> DeltaDirections:
-    """The deltas of two reports against the base that they share."""
+    """Compare the deltas of two reports of a shared base."""
     sides = first.base, first.tuned, second.tuned
     references = [part for side in sides for _, part in reference_of(side).parts]
     if len(references) > len(sides):
@@ -78,7 +78,7 @@ def _siblings(
             source.fetch(say=runtime.say, report=ignore, stop=Event())
 
         def measure(match: tuple[MatrixPair, MatrixPair]) -> JointValues | None:
-            """None where shapes differ or entries are not finite."""
+            """Measure a matrix; None if shapes differ or entries are not finite."""
             one, other = match
             assert one.base is not None, "matched"
             assert other.base is not None, "matched"
@@ -101,7 +101,7 @@ def _siblings(
 def _matrices(
     base: Checkpoint, tuned: Checkpoint, report: ReportIdentity
 ) -> dict[object, MatrixPair]:
-    """The matrices that a report is of, by place, tensor of the base and shape."""
+    """Return the matrices of a report by place, tensor of the base and shape."""
     chosen = report.settings.get("chosen") or {}
     of_report = Filter(
         all_that_are(str, chosen.get("components")),
@@ -116,7 +116,7 @@ def _matrices(
 
 
 def directions(measured: Sequence[JointValues | None], left_out: int) -> DeltaDirections:
-    """All matrices that both models changed, as one: ratios of sums, and means over matrices."""
+    """Return figures over all matrices that both models changed: ratios of sums, and means."""
     changed = [value for value in measured if value and value.first and value.second]
     first, second, inner, spread, rounding = (
         math.fsum(getattr(value, name) for value in changed)

@@ -1,6 +1,6 @@
-"""A request -> its audits, or their plans, and the loop behind every audit of one pair or many.
+"""A request -> its audits or plans, with the loop over pairs.
 
-Here alone the settings and the runtime of a request are derived.
+Only this module derives settings and runtime from a request.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def perform(
     show: Callable[[Progress], None] = ignore,
     watch: Watch | None = None,
 ) -> Generator[PairOutcome, None, None]:
-    """Audit the pairs of a request, and yield what became of each.
+    """Audit the pairs of a request, and yield the result of each.
 
-    watch gets each pair that begins and gives what gets its progress instead of show. Raises
-    ShadowError at once where the request cannot be carried out.
+    watch: called with each pair that begins; it returns the function that gets its progress instead
+    of show. Raises ShadowError at once if the request cannot be carried out.
     """
     settings = settings_of(request.measuring)
     if request.found and request.ray is not None:
@@ -114,7 +114,7 @@ def _performed(
 def planner(
     request: AuditRequest, say: Callable[[str], None] = ignore
 ) -> Callable[[Pair], PairPlan]:
-    """Return what gives the plan of a pair of a request, from headers alone."""
+    """Return a function that plans a pair of a request, from headers alone."""
     settings, runtime = settings_of(request.measuring), _runtime(request, say)
     output = request.output
     if isinstance(output, Store):
@@ -123,7 +123,7 @@ def planner(
 
 
 def settings_of(measuring: Measuring) -> Settings:
-    """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
+    """Return the settings of an audit. Raises UsageError for an invalid word or number."""
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))
     method = Method(measuring.level, measuring.subjects)
@@ -140,7 +140,7 @@ def settings_of(measuring: Measuring) -> Settings:
 
 
 def _listed(chosen: Sequence[str | int]) -> list[str]:
-    """One word may stand for a list of one."""
+    """Return a list, also for a single word."""
     return [chosen] if isinstance(chosen, str) else list(map(str, chosen))
 
 
@@ -164,9 +164,9 @@ def run_remote_pair(
     *,
     store: Store,
 ) -> AuditResult:
-    """Audit one pair in output as `run_pair` does, and move the report to the store.
+    """Audit one pair in output like `run_pair`, and move the report to the store.
 
-    Raises ShadowError where the store fails; the report stays, and the same call uploads it.
+    Raises ShadowError if the store fails; the report then stays, and the same call uploads it.
     """
     names = safe_name(pair.family), safe_name(pair.name)
     folder, target = output.joinpath(*names), store.at(*names)
@@ -211,12 +211,12 @@ def audit_pairs(
     audit: Callable[..., AuditResult] = run_pair,
     engine: Engine | None = None,
 ) -> Generator[PairOutcome, None, None]:
-    """Audit pairs into one folder, and yield what became of each.
+    """Audit pairs into one folder, and yield the result of each.
 
-    Whatever goes wrong with one, the next is tried. A pair that is stopped, as by Ctrl-C, is
-    yielded before that is raised. watch gets each name and gives what gets its progress. numbered:
-    lines begin with the number and name of the pair. audit is called as run_pair is. engine: None
-    is this process.
+    If one fails, the next is still tried. A pair that is stopped, as by Ctrl-C, is yielded before
+    that is raised. watch: called with each name; returns the function that gets its progress.
+    numbered: lines begin with the number and name of the pair. audit: called like run_pair. engine:
+    None is this process.
     """
     engine = InProcess() if engine is None else engine
     pins = Pins(runtime) if engine.elsewhere else None
@@ -249,7 +249,7 @@ def audit_pairs(
 
 
 def _is_to_be_tried_again(ended: Ended) -> bool:
-    """Return whether another audit of the pair was at work, or somebody stopped this one
+    """Return whether another audit of the pair was running, or somebody stopped this one
     elsewhere.
     """
     if ended.fault is not None:
@@ -259,19 +259,19 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
 
 
 def near_of(pair: Pair) -> str:
-    """Return what pairs of one base have in common: the name of the base, without its revision."""
+    """Return what pairs of one base share: its name, without the revision."""
     return " ".join(part.repo for _, part in pair.base.parts)
 
 
 class Pins:
-    """Commits of references, each looked up once so that all tasks read the same; none offline."""
+    """Commits of references, looked up once so that all tasks read the same; none offline."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._commits: dict[Reference, str] = {}
 
     def of(self, pair: Pair) -> dict[Reference, str]:
-        """The commits of the sides on the Hub that can be had: the audit says what is wrong."""
+        """Return the commits of sides on the Hub that can be resolved; the audit reports errors."""
         sides = [side for side in references_of(pair) if not side.is_folder]
         for side in sides if not self._runtime.access.offline else ():
             if side not in self._commits:
@@ -284,7 +284,7 @@ class Pins:
 
 
 def _runtime_of(pair: Pair, runtime: Runtime, pins: Pins | None) -> Runtime:
-    """Return how the audit of a pair runs; asked for when the pair begins."""
+    """Return the runtime of a pair's audit, made when the pair begins."""
     return runtime if pins is None else replace(runtime, commits=pins.of(pair), patience=PATIENCE)
 
 
@@ -295,7 +295,7 @@ def _audited(
     output: Path,
     runtime: Runtime,
 ) -> PairOutcome:
-    """The work of one task: what becomes of a pair, whatever that is."""
+    """Run one task: the audit of a pair, whatever its outcome."""
     started, began, moved = time.monotonic(), False, 0
 
     def show(state: Progress) -> None:
@@ -319,7 +319,7 @@ def _audited(
 
 
 def _seen_here(outcome: PairOutcome) -> PairOutcome:
-    """The outcome of another machine, once its report is in sight; failed if it never is."""
+    """Return the outcome of another machine once its report is visible; failed if it never is."""
     if outcome.result is None or outcome.result.url is not None:
         return outcome
     folder = outcome.result.folder

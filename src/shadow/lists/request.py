@@ -1,4 +1,4 @@
-"""Request of an audit: one `AuditRequest`, filled by the command and by the API.
+"""The request of an audit: one `AuditRequest`, filled by the command or the API.
 
 Imports nothing that computes. `shadow.lists.perform` carries it out.
 """
@@ -60,7 +60,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """The pairs, what is measured of them, and where and with what."""
+    """The pairs of an audit, what to measure, where, and with which settings."""
 
     selection: Selection
     """The pairs, and whether they make a list, which has an index."""
@@ -78,7 +78,7 @@ class AuditRequest:
     """Checkpoints in memory, by what the pair calls them."""
 
     def folders(self) -> Iterator[Path]:
-        """Yield where pairs are audited, there as soon as they hold anything; of a URL one for
+        """Yield the folders of the pairs as soon as they have content; for a URL, one folder for
         all.
         """
         if isinstance(self.output, Store):
@@ -89,8 +89,8 @@ class AuditRequest:
 
     @property
     def is_alone(self) -> bool:
-        """Return whether it is one pair and no list. Then its fault is the fault of the whole
-        audit.
+        """Return whether it is a single pair and no list, whose error is that of the
+        whole audit.
         """
         return len(self.selection.own) == 1 and not self.selection.is_list
 

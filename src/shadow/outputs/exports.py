@@ -54,7 +54,7 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
 
 
 def _table(report: AuditReport, name: str) -> pa.Table:
-    """A table of a report with family and pair as its first columns."""
+    """Return a table of a report with family and pair as its first columns."""
     table = report.table(name)
     columns = {one: table[one] for one in table.column_names}
     for key in ("family", "pair"):
@@ -66,7 +66,7 @@ def _table(report: AuditReport, name: str) -> pa.Table:
 
 
 def _add_csv(folder: Path, name: str, table: pa.Table) -> None:
-    """Add rows to `TABLE.csv`, by RFC 4180 in UTF-8."""
+    """Add rows to `TABLE.csv`, following RFC 4180 in UTF-8."""
     with (folder / f"{name}.csv").open("a", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\r\n")
         if not file.tell():
@@ -75,9 +75,10 @@ def _add_csv(folder: Path, name: str, table: pa.Table) -> None:
 
 
 def cell(value: object) -> str:
-    """A cell of CSV: null is empty, a list JSON, a number reads back, and no text is a formula.
+    """Return a cell of CSV: null is empty, a list JSON, a number reads back, and no text is a
+    formula.
 
-    Text that begins like a formula, or with an apostrophe, gets an apostrophe in front.
+    Text that begins like a formula, or with an apostrophe, is preceded by an apostrophe.
     """
     if isinstance(value, str):
         return f"'{value}" if value.startswith((*FORMULA, "'")) else value

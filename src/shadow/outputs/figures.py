@@ -1,9 +1,9 @@
 """Finished reports -> a figure for a paper: depth, spectrum or heatmap.
 
-Figures are as wide as a column, distinguish curves by dashes and markers as well as by colour
-(Okabe & Ito's, which the colour-blind distinguish), and are the same bytes for the same reports and
-version. Text of files is shown as it is, never as mathematics. No window, backend or setting of a
-user plays a part: matplotlib's objects draw, not pyplot.
+Figures are as wide as a column, distinguish curves by dashes and markers as well as colours (Okabe
+& Ito's, safe for the colour-blind), and have the same bytes for the same reports and version. Text
+from files is shown literally, never as mathematics. No window, backend or user setting has an
+effect: matplotlib's objects draw, not pyplot.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ METADATA: dict[str, dict[str, str | None]] = {  # who drew a file, and no date
 
 @dataclass(frozen=True)
 class Choice:
-    """Options of a figure. None and empty leave it to the figure."""
+    """Options of a figure. None and empty leave the choice to the figure."""
 
     component: str | None = None  # None: language, or the one of most matrices
     modules: tuple[str, ...] = ()  # names, or patterns such as `attn.*`
@@ -94,7 +94,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class DrawnReport:
-    """A report that is drawn, and the delta rows of one of its components."""
+    """A report to draw, and the delta rows of one of its components."""
 
     report: Report
     component: str
@@ -104,10 +104,10 @@ class DrawnReport:
 def write_figure(
     kind: str, folders: Sequence[Path], output: Path, choice: Choice | None = None
 ) -> list[str]:
-    """Draw a figure of the reports in folders to output. Returns what was chosen, for people.
+    """Draw a figure of the reports in folders to output.
 
-    Raises UsageError for a choice that makes no sense, ShadowError where a report cannot be read
-    or shows nothing.
+    Returns what was chosen, for people. Raises UsageError for an invalid choice, ShadowError if a
+    report cannot be read or has nothing to draw.
     """
     suffix = output.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
@@ -127,7 +127,7 @@ def _is_our_figure(path: Path) -> bool:
 def draw(
     kind: str, folders: Sequence[Path], suffix: str, choice: Choice
 ) -> tuple[bytes, list[str]]:
-    """The bytes of a figure, and what was chosen."""
+    """Return the bytes of a figure, and what was chosen."""
     if choice.metric is not None and choice.metric not in delta_metrics():
         hint = "`shadow explain` lists the columns"
         raise UsageError(f"no metric {choice.metric!r} of a delta", hint)
@@ -144,7 +144,7 @@ def draw(
 
 
 def compose(kind: str, sources: Sequence[DrawnReport], choice: Choice) -> tuple[Figure, list[str]]:
-    """The figure as matplotlib's objects, and what was chosen. Call it and save it in `styled`."""
+    """Return the figure as matplotlib's objects, and what was chosen. Save it in `styled`."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
@@ -161,7 +161,7 @@ def compose(kind: str, sources: Sequence[DrawnReport], choice: Choice) -> tuple[
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """The style of figures, whatever a user's own settings are; they are back afterwards."""
+    """Set the style of figures for a block, whatever the user's own settings."""
     require("figure")
     import matplotlib as mpl
 
@@ -175,7 +175,7 @@ def styled() -> Iterator[None]:
 
 
 def read_source(folder: Path, component: str | None) -> DrawnReport:
-    """A report and the deltas of a component: language, or that of most matrices."""
+    """Read a report and the deltas of a component: language, or the one with most matrices."""
     report = Report(folder)
     rows = report.matrices
     deltas = rows[rows["subject"] == "delta"]
@@ -191,7 +191,7 @@ def read_source(folder: Path, component: str | None) -> DrawnReport:
 
 
 def shown(text: str, letters: int = 44) -> str:
-    """Text of files as a label: one line, cut in the middle, and no `_` first, which hides it."""
+    """Prepare text from files as a label: one line, cut in the middle, no `_` first: it hides."""
     text = visible(text)
     if len(text) > letters:
         text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
@@ -199,7 +199,7 @@ def shown(text: str, letters: int = 44) -> str:
 
 
 def _modules(source: DrawnReport, rows: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
-    """The modules of rows that a pattern matches, all without patterns, in their usual order."""
+    """Return the modules of rows that a pattern matches, or all, in their usual order."""
     if rows.empty:
         raise ShadowError(f"{source.report.folder}: no matrix inside a layer changed")
     names = sorted(set(rows["module"]), key=lambda name: order_of("", name))
@@ -211,7 +211,7 @@ def _modules(source: DrawnReport, rows: pd.DataFrame, patterns: Sequence[str]) -
 
 
 def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
-    """The median of a metric by module and layer. Raises ShadowError where there is no value."""
+    """Return the median of a metric by module and layer. Raises ShadowError without values."""
     rows = source.deltas[source.deltas["layer"] < LAYERS].astype({"layer": int})
     modules = _modules(source, rows, patterns)
     medians = ranked(rows, metric).pivot_table(metric, "module", "layer", aggfunc="median")
@@ -228,8 +228,8 @@ def _label(metric: str) -> str:
 
 
 def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
-    """A metric by layer in one panel: of one report a curve a module, of several a curve each, of
-    the first module that all have (an up-projection where none is asked for).
+    """Draw a metric by layer in one panel: a curve per module of one report, or a curve per report
+    for the first module that all have (an up-projection unless others are chosen).
     """
     metric = choice.metric or "effective_rank_shift"
     grids = [_grid(source, metric, choice.modules) for source in sources]
@@ -259,7 +259,7 @@ def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -
 
 
 def draw_heatmap(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
-    """A metric by layer and module; of several experts the median, hatched where there is none."""
+    """Draw a metric by layer and module; the median of experts, hatched where there is none."""
     metric = choice.metric or "concentration"
     grid = _grid(sources[0], metric, choice.modules)
     rows, columns = grid.shape
@@ -280,7 +280,7 @@ def draw_heatmap(figure: Figure, sources: Sequence[DrawnReport], choice: Choice)
 
 
 def draw_spectrum(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
-    """The singular values of one matrix: base, tuned, delta, and the null's edge."""
+    """Draw the singular values of one matrix: base, tuned, delta, and the null's edge."""
     row = _matrix(sources[0], choice)
     sigmas = _spectra(sources[0].report, row)
     axes = figure.subplots()
@@ -300,8 +300,8 @@ def draw_spectrum(figure: Figure, sources: Sequence[DrawnReport], choice: Choice
 
 
 def _matrix(source: DrawnReport, choice: Choice) -> pd.Series[Any]:
-    """The delta row that was asked for, of the first expert; by default an up-projection in the
-    middle of the layers.
+    """Return the chosen delta row, of the first expert; by default an up-projection in the middle
+    of the layers.
     """
     rows = source.deltas
     modules = _modules(source, rows, choice.modules)
@@ -318,7 +318,7 @@ def _matrix(source: DrawnReport, choice: Choice) -> pd.Series[Any]:
 
 
 def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """The singular values of base, tuned and delta of a matrix."""
+    """Return the singular values of base, tuned and delta of a matrix."""
     if not report.has_spectra:
         fault = f"{report.folder}: audited with --level norms or --no-spectra, so it has none"
         raise ShadowError(fault, "audit it again without them")

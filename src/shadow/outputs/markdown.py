@@ -20,7 +20,7 @@ MARKS: dict[of.Level, str] = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠
 
 
 def cell(text: str) -> str:
-    """Any name as code on one line: no markup, link or mention comes of it."""
+    """Return a name as code on one line, which cannot become markup, a link or a mention."""
     shown = visible(text)
     if CALM.fullmatch(shown):
         return f"`{shown}`"
@@ -29,7 +29,7 @@ def cell(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Any text in a paragraph or cell: one line that reads as usual, without markup or links."""
+    """Return text for a paragraph or cell: one line that reads as usual, without markup."""
 
     def harmless(match: re.Match[str]) -> str:
         found = match[0]
@@ -41,7 +41,7 @@ def plain(text: str) -> str:
 
 
 def markdown(document: Document, level: int = 2) -> str:
-    """The document, ending with a newline. level: of its first section; others lie one below."""
+    """Return the document, ending with a newline. level: of its first section."""
     parts: list[str] = []
     for number, block in enumerate(document.blocks):
         text = _drawn(block, level + (number > 0))
@@ -58,7 +58,7 @@ def markdown(document: Document, level: int = 2) -> str:
 
 
 def _drawn(block: Block, level: int) -> str:
-    """The block; empty for what Markdown cannot draw."""
+    """Return the block; empty if Markdown cannot draw it."""
     match block:
         case of.Section():
             named = f"{cell(block.title)} {cell(block.name)}"
@@ -96,7 +96,7 @@ def _cell(value: Cell, *, is_name: bool = False) -> str:
 
 
 def _table(block: TableBlock) -> list[str]:
-    """Rows whose cells stand below each other in the source too."""
+    """Return a table whose cells are aligned in the source too."""
     columns = []
     for place, column in enumerate(block.columns):
         cells = [_cell(row[place], is_name=column.role == "name") for row in block.rows]

@@ -1,7 +1,7 @@
 """Tensor names (and config.json) -> the matrices in each tensor and their places in the model.
 
-What varies between model families is data (`registry/names.yaml`, read by `shadow.places.names`);
-it is applied here.
+Differences between model families are data (`registry/names.yaml`, read by `shadow.places.names`),
+applied here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a host
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Place of a matrix in a model: what two checkpoints must agree on to be compared."""
+    """The place of a matrix in a model, which must agree for two checkpoints to be compared."""
 
     component: str  # from the closed list of `names.yaml`
     layer: int | None  # number of the block, from 0; None outside the layers
@@ -46,13 +46,13 @@ class Place:
 
     @property
     def is_unplaced(self) -> bool:
-        """Return whether it stands for one tensor alone, as others have the same place."""
+        """Return whether it stands for one tensor alone because others have the same place."""
         return self.slot.startswith("\0")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One matrix inside a tensor: how to see it as `(out, in)`."""
+    """One matrix inside a tensor, and how to view it as `(out, in)`."""
 
     place: Place
     transposed: bool = False  # stored `(in, out)`
@@ -64,7 +64,9 @@ class Part:
     experts: int = 0
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, cols) of this matrix in a tensor of that shape; more dimensions are columns."""
+        """Return (rows, cols) of this matrix in a tensor of that shape; other dimensions are
+        columns.
+        """
         rows, cols = self._whole(stored)
         if self.transposed:
             rows, cols = cols, rows
@@ -74,7 +76,7 @@ class Part:
         return self.groups * (stop - start), cols
 
     def _whole(self, stored: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, cols) as stored, of one expert where they are stacked."""
+        """Return (rows, cols) as stored, of one expert of a stack."""
         if self.experts and len(stored) > 2:
             stored = stored[1:]
         elif self.experts:
@@ -84,7 +86,7 @@ class Part:
         return stored[0], math.prod(stored[1:])
 
     def view(self, tensor: Tensor) -> Tensor:
-        """This matrix as a view, (rows, cols), or (groups, rows / groups, cols) if apart."""
+        """Return this matrix as a view, (rows, cols), or (groups, rows / groups, cols) if split."""
         rows, cols = self._whole(tuple(tensor.shape))
         if self.experts and tensor.ndim > 2:
             tensor = tensor[self.place.expert]
@@ -107,9 +109,9 @@ class Part:
 def place_tensors(
     shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
 ) -> dict[str, tuple[Part, ...]]:
-    """The matrices in every tensor of a checkpoint, at least one each, by tensor name.
+    """Return the matrices in every tensor of a checkpoint, at least one each, by tensor name.
 
-    Two tensors that would land on one place both fall back to their own names, so that neither is
+    If two tensors would have the same place, both fall back to their own names, so that neither is
     lost.
     """
     rules = name_rules()
@@ -165,13 +167,13 @@ def place_tensors(
 def _layer_numbers(
     readings: Iterable[tuple[Reading, int | None]],
 ) -> dict[tuple[str, str, int | None], tuple[int | None, str]]:
-    """Number the blocks of each component, so that no two of them share a number: by component,
-    stack and block its layer, and what to put before slots.
+    """Number the blocks of each component, so that no two share a number. Returns, by component,
+    stack and block, the layer and a prefix for slots.
 
-    Those of a second stack (a multi-token predictor, a tower's global blocks) go on from the last
-    of the stack before. So do blocks that only look at another component (Llama 3.2 Vision puts
-    them between those of the text model, which keep the numbers that they have without them). Files
-    in which the embedding is block 0 of the model count their blocks from 1.
+    A second stack (a multi-token predictor, a tower's global blocks) continues after the first. So
+    do blocks that only look at another component (Llama 3.2 Vision puts them between those of the
+    text model, which keep their numbers). Files in which the embedding is block 0 of the model
+    count their blocks from 1.
     """
     kinds: dict[tuple[str, str], dict[int, set[str]]] = {}
     for reading, block in readings:
@@ -200,8 +202,8 @@ def _layer_numbers(
 def _upright_stacks(
     facts: Facts, readings: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
 ) -> dict[tuple[str, str], bool]:
-    """Return whether the stacked experts of each stack of blocks are (experts, out, in), where that
-    shows.
+    """Return whether the stacked experts of each stack of blocks are (experts, out, in), if shapes
+    show it.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
     shapes are both.
@@ -228,14 +230,12 @@ def _upright_stacks(
 
 
 def _holds_weights(rest: str) -> bool:
-    """Return whether a name is that of weights as they are, not of integers that hold several
-    each.
-    """
+    """Return whether a name is that of plain weights, not of integers that pack several."""
     return rest.endswith(".weight") or weight_stem(rest) == rest
 
 
 class _Splitter:
-    """The parts of tensors of one name, whatever their block.
+    """Splits tensors of one name into parts, whatever their block.
 
     upright: whether the stacks of experts are (experts, out, in).
     """
@@ -250,7 +250,7 @@ class _Splitter:
         self._upright = upright
 
     def parts(self, shape: tuple[int, ...], *, alone: bool) -> Iterator[Part]:
-        """Divide a tensor; alone: its name has no number of an expert. Places lack their layer."""
+        """Split a tensor into parts, without a layer. alone: its name has no expert number."""
         reading, rest, rules = self._reading, self._reading.rest, self._facts.rules
         of_experts = reading.module.startswith(("experts.", "shared."))
         is_stack = of_experts or "experts" in rest.split(".")
@@ -273,7 +273,7 @@ class _Splitter:
         return Part(Place(self._component, None, module, slot=slot), **how)
 
     def _biases(self, shape: tuple[int, ...]) -> Iterator[Part]:
-        """The bias of a matrix has the matrix's module as its slot, and is split as that is."""
+        """Return biases: the bias of a matrix has its module as slot, and is split like it."""
         owner = self._reading.rest[: -len(".bias")]
         owners = self._facts.rules.suffixes[self._component].match(owner)
         if owners is None:
@@ -309,7 +309,7 @@ class _Splitter:
     def _split(
         self, whole: Part, rest: str, size: tuple[int, int | None]
     ) -> tuple[Part, ...] | None:
-        """The parts of a fused module of (rows, cols); None where too little is known."""
+        """Split a fused module of (rows, cols); None if too little is known."""
         name, (rows, cols) = _full_name(whole.place), size
         rules, component = self._facts.rules, self._component
         order = next(
@@ -349,13 +349,13 @@ class _Splitter:
         )
 
     def _number(self, number: int | str) -> int:
-        """A number, or the count of this name; 0 where the config does not hold it."""
+        """Return a number, or the count of this name; 0 if the config lacks it."""
         if isinstance(number, int):
             return number
         return self._facts.count(number, self._component) or 0
 
     def _head_size(self, rows: int) -> int:
-        """The rows of a head by the config, to check its head counts; rows where it has none."""
+        """Return the rows of a head by the config, to check its head counts; rows without them."""
         if size := self._number("head_size"):
             return size
         hidden, heads = self._number("hidden"), self._number("heads")
@@ -367,5 +367,5 @@ def _of_expert(part: Part, expert: int) -> Part:
 
 
 def _full_name(place: Place) -> str:
-    """The module and the slot as `names.yaml` writes them."""
+    """Return the module and the slot as `names.yaml` writes them."""
     return f"{place.module}/{place.slot}" if place.slot else place.module

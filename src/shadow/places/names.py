@@ -30,7 +30,7 @@ MAX_COUNT = 2**31  # of heads and sizes in a config: more is a hostile number
 
 @dataclass(frozen=True)
 class Conditions:
-    """Condition of a rule; an empty one always holds."""
+    """Conditions of a rule; without any, it always applies."""
 
     # of the config or the component's part of it; "" for none named
     model_types: frozenset[str] = frozenset()
@@ -42,7 +42,7 @@ class Conditions:
     parameter: bool = False  # the name does not end in `.weight`
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
-        """Return whether all of them hold of a tensor. rest: what is left of its name."""
+        """Return whether all conditions hold for a tensor. rest: what is left of its name."""
         if self.components and component not in self.components:
             return False
         if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
@@ -58,7 +58,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Rename:
-    """A part of names that is written in another way."""
+    """A part of names that is replaced by another."""
 
     match: re.Pattern[str]
     to: str  # as `re.sub` takes it
@@ -86,7 +86,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Division of the rows of a fused module among its parts."""
+    """Rule for dividing the rows of a fused module among its parts."""
 
     module: str  # `module/slot` of the whole
     conditions: Conditions
@@ -98,10 +98,10 @@ class RowOrder:
 
 
 class Matcher:
-    """Many patterns as one: which of them matches the whole of a text."""
+    """Many patterns compiled into one that matches whole texts."""
 
     def __init__(self, patterns: Iterable[tuple[str, str]]) -> None:
-        """patterns: each with the `module/slot` that it means."""
+        """patterns: each with its `module/slot`."""
         texts, names = zip(*patterns, strict=True)
         self._roles = _places(names)
         named = [SLOT.sub(rf"(?P<s{at}_\1>", text) for at, text in enumerate(texts)]
@@ -109,11 +109,11 @@ class Matcher:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Compiled at the first use: a component takes 0.1 s, and most models have one."""
+        """Compile at the first use: a component takes 0.1 s, and most models have one."""
         return _pattern(self._text)
 
     def match(self, text: str) -> tuple[str, str] | None:
-        """(module, slot) of a text; None where no pattern matches the whole of it."""
+        """Return (module, slot) of a text; None if no pattern matches all of it."""
         if not (match := self.pattern.fullmatch(text)):
             return None
         index = int(str(match.lastgroup)[1:])
@@ -177,7 +177,7 @@ class NameRules:
 
     @cached_property
     def wholes(self) -> dict[frozenset[str], str]:
-        """The module of a fused tensor by the modules of its parts."""
+        """Return the modules of fused tensors by the modules of their parts."""
         named = [(name, fused.into) for name, fused in self.fused.items()]
         named += [(order.module, order.into) for order in self.rows if order.into]
         return {
@@ -186,22 +186,20 @@ class NameRules:
 
 
 def nearest_modules(word: str) -> str | None:
-    """The module, or the pattern of a group such as `mlp.*`, that a misspelt word is most like."""
+    """Return the module, or the pattern of a group such as `mlp.*`, closest to a misspelt word."""
     modules = name_rules().modules
     groups = [f"{module.partition('.')[0]}.*" for module in modules if "." in module]
     return closest(word, dict.fromkeys([*groups, *modules]))
 
 
 def is_of_layers(word: str) -> bool:
-    """Return whether a word that names no module or component is meant for layers, as `layer.3`
-    is.
-    """
+    """Return whether a word that is no module or component is meant for layers, as `layer.3` is."""
     return re.fullmatch(r"layers?([.*\d].*)?", word) is not None
 
 
 @cache
 def name_rules() -> NameRules:
-    """The shipped name rules."""
+    """Return the name rules of the package."""
     # libyaml's, where PyYAML was built with it
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - safe
@@ -209,12 +207,12 @@ def name_rules() -> NameRules:
 
 
 def _places(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """`module/slot` -> (module, slot)"""
+    """Convert `module/slot` to (module, slot)."""
     return tuple((module, slot) for module, _, slot in (name.partition("/") for name in names))
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """White space in a pattern is for the eye only."""
+    """Compile a pattern, in which white space is ignored."""
     return re.compile("".join(text.split()))
 
 
@@ -229,7 +227,7 @@ VALUES: Mapping[str, Callable[[Any], Any]] = {
 
 
 def _rule(kind: Callable[..., T], rule: Mapping[str, Any], **more: object) -> T:
-    """A rule as an object of a class, from those of its keys that are fields of the class."""
+    """Make an object of a class from those keys of a rule that are its fields."""
     known = {key: rule[key] for key in signature(kind).parameters if key in rule}
     return kind(**{k: VALUES[k](v) if k in VALUES else v for k, v in known.items()}, **more)
 
@@ -256,7 +254,7 @@ class Facts:
         self.found_type = ""  # what stands for a model type where the config names none
 
     def section(self, component: str) -> dict[str, object]:
-        """The config as it is for a component: its own part of the config has the last word."""
+        """Return the config for a component, in which its own part takes precedence."""
         if component not in self._sections:
             merged = dict(self._config)
             for name in self.rules.sections[component]:
@@ -267,7 +265,7 @@ class Facts:
         return self._sections[component]
 
     def model_types(self, component: str) -> frozenset[str]:
-        """The types that the config and its part for a component name; found_type without any."""
+        """Return the types in the config and its part for a component; otherwise found_type."""
         if component not in self._types:
             said = [self._config.get("model_type"), self.section(component).get("model_type")]
             types = frozenset(name for name in said if isinstance(name, str) and name)
@@ -275,7 +273,7 @@ class Facts:
         return self._types[component]
 
     def count(self, name: str, component: str) -> int | None:
-        """A count of the config, such as its heads; None where it holds no sensible number."""
+        """Return a count of the config, such as its heads; None if it has no sensible number."""
         section = self.section(component)
         for keys in self.rules.counts[name]:
             values = [section.get(key) for key in keys]
@@ -285,9 +283,7 @@ class Facts:
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:
-        """Return whether a tensor's name matches, with `#` and `@` for the numbers of block and
-        expert.
-        """
+        """Return whether a tensor's name matches, with `#` and `@` for block and expert."""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]
@@ -295,7 +291,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reading:
-    """A name read by the rules."""
+    """The result of reading a name by the rules."""
 
     component: str
     stack: str  # of blocks; empty for the main one
@@ -306,7 +302,7 @@ class Reading:
 
 
 def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:
-    """The name with `#` and `@` for the numbers of its block and expert, and these numbers."""
+    """Replace the numbers of block and expert in a name by `#` and `@`; return the numbers too."""
     block = expert = None
     if match := rules.block.search(name):
         block = int(match[1])
@@ -318,7 +314,7 @@ def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:
 
 
 def read(text: str, facts: Facts) -> Reading:
-    """Return what the rules say of a name with `#` and `@` for its numbers."""
+    """Read a name, with `#` and `@` for its numbers, by the rules."""
     rules = facts.rules
     for rename in rules.renames:
         if not rename.match.search(text) or not rename.conditions.hold(facts, "language", text):
@@ -345,13 +341,13 @@ def read(text: str, facts: Facts) -> Reading:
 
 
 def weight_stem(rest: str) -> str:
-    """Return what is left of a name, without the word for its weights."""
+    """Return a name without the word for its weights."""
     stem, _, last = rest.rpartition(".")
     return stem if stem and last in ("weight", "qweight", "weight_packed") else rest
 
 
 def check_component(component: str) -> None:
-    """Raise UsageError for what is no component."""
+    """Raise UsageError for an unknown component."""
     known = name_rules().components
     if component not in known:
         raise UsageError(f"no component {component!r}", f"one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Types that audits and checks share: how they run, and who hears of it."""
+"""Types that audits and checks share: how they run, and who is notified."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ LEAST_DISK = 1_000  # bytes; no shard is smaller
 class Files:
     """Sources of checkpoints and of solved spectra.
 
-    fetch: how weights come from the Hub: auto (or what SHADOW_FETCH says), shards or ranges. cache:
-    a folder of spectra that were solved before; True: the one of the command; False: none are kept
-    or used.
+    fetch: how weights come from the Hub: auto (or the value of SHADOW_FETCH), shards or ranges.
+    cache: a folder of spectra that were solved before; True: that of the command; False: none is
+    stored or used.
     """
 
     allow_pickle: bool = option("Read torch .bin files, in a child process.", False)
@@ -55,7 +55,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Access:
-    """Access to checkpoints: one run decides it, and no number depends on it."""
+    """Access to checkpoints, the same for a whole run; no number depends on it."""
 
     allow_pickle: bool = False
     offline: bool = False
@@ -74,7 +74,7 @@ class Access:
 
 
 def access_of(files: Files) -> Access:
-    """Return how checkpoints may be read. Raises UsageError for a size that is none."""
+    """Return how checkpoints may be read. Raises UsageError for an invalid size."""
     fetch = os.environ.get("SHADOW_FETCH", "auto") if files.fetch == "auto" else files.fetch
     require_known("fetch", fetch, get_args(Fetch))
     most = files.max_disk
@@ -113,12 +113,12 @@ class Progress:
 
 
 def ignore(_: object) -> None:
-    """The listener where nobody listens; a function with a name, so that it can be pickled."""
+    """Ignore what it is called with; a named function, so that it can be pickled."""
 
 
 @dataclass(frozen=True)
 class AlignedPair:
-    """Two open checkpoints, lined up; skipped has a tensor for each that is not measured."""
+    """Two open, aligned checkpoints; skipped has every tensor that is not measured."""
 
     base: Checkpoint
     tuned: Checkpoint
@@ -128,8 +128,8 @@ class AlignedPair:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Circumstances of a run; no number and no file depends on them. Pickled where say and show can
-    be.
+    """Circumstances of a run; no number and no file depends on them. Picklable if say and
+    show are.
     """
 
     jobs: int | None = None
@@ -159,12 +159,12 @@ class Runtime:
     show: Callable[[Progress], None] = ignore
 
     def prefixed(self, prefix: str) -> Runtime:
-        """The same, with lines that begin with whose they are."""
+        """Return the same, with lines that begin with a prefix."""
         return replace(self, say=partial(_say_behind, prefix, self.say))
 
 
 def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
-    """Not a closure, which could not be pickled."""
+    """Call say with a prefix; not a closure, which could not be pickled."""
     say(prefix + text)
 
 
@@ -185,7 +185,7 @@ NAME = re.compile(r"[0-9a-f]{62}\.safetensors(\.[0-9a-f]{8}\.tmp)?")
 
 
 def default_folder() -> Path | None:
-    """`$SHADOW_CACHE_DIR`, `$XDG_CACHE_HOME/shadow/spectra` or `~/.cache/shadow/spectra`.
+    """Return `$SHADOW_CACHE_DIR`, `$XDG_CACHE_HOME/shadow/spectra` or `~/.cache/shadow/spectra`.
 
     None with `SHADOW_NO_CACHE=1`, and for a user without a home folder.
     """
@@ -201,7 +201,7 @@ def default_folder() -> Path | None:
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """(time of last use, bytes, path) of every spectrum, in any order."""
+    """Yield (time of last use, bytes, path) of every spectrum, in any order."""
     files = []
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
         if not NAME.fullmatch(path.name):
@@ -213,12 +213,12 @@ def _files(folder: Path) -> list[tuple[float, int, Path]]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the spectra in a folder; 0 where there is none."""
+    """Return the bytes of the spectra in a folder; 0 if there is none."""
     return sum(size for _, size, _ in _files(folder))
 
 
 def make_room(folder: Path, size: int) -> int:
-    """Remove the least recently used until at most size bytes are left; returns how many are."""
+    """Remove the least recently used until at most size bytes are left; return how many are."""
     files = sorted(_files(folder))
     total = sum(one for _, one, _ in files)
     for _, one, path in files:

@@ -1,8 +1,8 @@
-"""One pass over the entries of two checkpoints that line up -> a row for each pair of tensors, or
-some hidden units of both.
+"""One pass over the entries of two aligned checkpoints -> a row for each pair of tensors, or some
+hidden units of both.
 
-Weights come as they do to an audit: in the same order, through the same sources, with the same
-workers. No spectrum is solved. What is made of a pair is for its caller to say.
+Weights are read as in an audit: in the same order, through the same sources, with the same workers.
+No spectrum is solved. The caller decides what to measure of a pair.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def scan(
 ) -> list[Row]:
     """Measure every pair, in the order of their keys.
 
-    unread: gets tensors that `measure` does not compare or that cannot be decoded, by name; without
-    it these raise UndecodableError. Raises ShadowError for weights that cannot be had.
+    unread: collects tensors that `measure` does not compare or that cannot be decoded, by name;
+    without it these raise UndecodableError. Raises ShadowError for weights that are not available.
     """
     plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
@@ -94,7 +94,7 @@ def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> U
 
 
 def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
-    """Both sides of a pair that has a base, read in the dtype that their formats need."""
+    """Return both sides of a pair that has a base, in the dtype that their formats need."""
     assert pair.base is not None, "lined up"
     first, second = views(pair, pair.base, base, tuned)
     dtype = working_dtype(pair.base.info.dtype, pair.tuned.info.dtype)
@@ -104,7 +104,7 @@ def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
 def scanned(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
 ) -> Scanned:
-    """The row of a pair that has a base. binades: gets its entries as well."""
+    """Return the row of a pair that has a base. binades: also gets its entries."""
     assert pair.base is not None, "lined up"
     formats = pair.base.info.dtype, pair.tuned.info.dtype
     found = compared(sides_of(pair, base, tuned), formats, binades)
@@ -125,12 +125,12 @@ def scanned(
 
 
 def is_raw(pair: MatrixPair) -> bool:
-    """Return whether a pair is of no floats: of whole numbers, or of bytes that are not decoded."""
+    """Return whether a pair has no floats: whole numbers, or bytes that are not decoded."""
     return pair.reading in ("bytes", "numbers")
 
 
 def in_words(place: Place) -> str:
-    """`language.layers.0.attn.q`, as rules write places; an expert follows its module."""
+    """Return `language.layers.0.attn.q`, as rules write places; an expert follows its module."""
     parts = [place.component]
     if place.layer is not None:
         parts.append(f"layers.{place.layer}")
@@ -141,7 +141,7 @@ def in_words(place: Place) -> str:
 
 
 def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
-    """Fetch every shard first; the runtime with what --max-disk leaves. Raises ShadowError."""
+    """Fetch every shard, and return the runtime with what --max-disk leaves. Raises ShadowError."""
     sources = [source for one in checkpoints for source in one.sources.values()]
     names = and_list([one.reference for one in checkpoints])
     need = require_disk_at_once(f"the weights of {names}", sources, runtime.access)
@@ -153,7 +153,7 @@ def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
 
 
 def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise ShadowError where weights that were read outside a scan were written to meanwhile."""
+    """Raise ShadowError if weights that were read outside a scan have been written to since."""
     for checkpoint in checkpoints:
         for source in checkpoint.sources.values():
             source.require_unchanged()
@@ -165,7 +165,7 @@ NOWHERE = Place("other", None, "other")
 
 @dataclass(frozen=True)
 class Swept:
-    """A tensor, and what its entries look like."""
+    """A tensor and statistics of its entries."""
 
     info: TensorInfo
     found: Extremes
@@ -174,7 +174,7 @@ class Swept:
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
 ) -> tuple[list[Swept], list[Unmatched]]:
-    """Every tensor of floats or of packed numbers, by name; and those that cannot be decoded."""
+    """Return all tensors of floats or packed numbers, by name, and those not decodable."""
     pairs = [
         MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
                    is_matrix=False)
@@ -197,13 +197,13 @@ def sweep(
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:
-    """Rows and columns: all dimensions but the last are rows."""
+    """Return rows and columns: all dimensions but the last are rows."""
     cols = info.shape[-1] if len(info.shape) > 1 else info.parameters
     return info.parameters // max(1, cols), cols
 
 
 def _bytes(info: TensorInfo) -> TensorInfo:
-    """Numbers that are no floats as a row of bytes."""
+    """Return numbers that are not floats as a row of bytes."""
     return replace(info, dtype="U8", shape=(1, info.end - info.start), strides=None)
 
 
@@ -228,7 +228,7 @@ Rounding = (
 
 
 def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding | None:
-    """Rounding, other than one cast of all entries, that may have made one side of the other."""
+    """Find rounding, other than one cast of all, that may have made one side of the other."""
     if not row.finite:
         return "not_finite"
     first, second = sides.base, sides.tuned
@@ -250,7 +250,7 @@ def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding
 
 
 def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
-    """Return whether no tuned entry of fewer bits than the base lies a unit in the last place away,
+    """Return whether no tuned entry, in fewer bits than the base, is a unit in the last place away,
     as after several roundings. A wider file may hold BF16, and F16 may have come between.
     """
     first, second = map(float_format, row.formats)
@@ -270,15 +270,13 @@ def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
 
 
 def is_initial(sides: Sides) -> bool:
-    """Return whether every entry of the base is 1, or every one is 0, as norms and biases begin."""
+    """Return whether every entry of the base is 1, or every one is 0, as norms and biases start."""
     ends = {float(end) for index, _ in tiles(sides.tuned) for end in sides.read(index)[0].aminmax()}
     return ends in ({0.0}, {1.0})
 
 
 def binades_of(pair: MatrixPair) -> Binades | None:
-    """Return a counter of entries by the size of the base's entry; None if they are not steps of
-    floats.
-    """
+    """Return a counter of entries by the size of the base's entry; None unless steps of floats."""
     assert pair.base is not None, "lined up"
     infos = pair.base.info, pair.tuned.info
     if is_raw(pair) or any(one.packing or one.dtype not in FLOATS for one in infos):
@@ -301,7 +299,7 @@ Group = tuple[str, str, int, int]  # component, stack, layer and expert, -1 for 
 def sampled_units(
     model: Checkpoint, candidate: Checkpoint, runtime: Runtime, scratch: Path
 ) -> list[Units]:
-    """Some units of both, by places in order; none where nothing lines up."""
+    """Return some units of both models, by places in order; none if nothing aligns."""
     pairs, _ = pair_checkpoints(candidate, model, Filter(), may_differ=True)
     groups = defaultdict[Group, list[MatrixPair]](list)
     for pair in pairs:
@@ -333,7 +331,7 @@ def _count(pair: MatrixPair) -> int:
 
 
 def _spread(groups: Sequence[Group]) -> list[Group]:
-    """At most LAYERS of them, evenly: of the component that has the most layers."""
+    """Choose at most LAYERS of them, evenly, from the component with the most layers."""
     components = [component for component, *_ in groups]
     main = max(dict.fromkeys(components), key=components.count, default=None)
     own = [group for group in groups if group[0] == main]
@@ -342,7 +340,7 @@ def _spread(groups: Sequence[Group]) -> list[Group]:
 
 
 def _units(pair: MatrixPair, sides: Sides, *, whole: bool) -> Units:
-    """SAMPLED units of both sides: the same ones of all matrices of a group and all candidates."""
+    """Return SAMPLED units of both sides: the same ones for all matrices and all candidates."""
     units, is_down = _count(pair), pair.place.module.endswith(".down")
     width = sides.shape[not is_down]
     seed = np.random.SeedSequence([units, *repr(_group(pair)).encode()])

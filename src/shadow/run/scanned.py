@@ -1,4 +1,4 @@
-"""Rows that a scan makes of two tensors at one place, and words for them."""
+"""Rows that a scan makes of two tensors at one place, and texts about them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Scanned:
 
     @property
     def relative(self) -> float | None:
-        """The norm of the delta over that of the base; None where the base has none."""
+        """The norm of the delta over that of the base; None if the base has none."""
         if not self.finite or not self.base_energy:
             return None
         return math.sqrt(self.delta_energy / self.base_energy)
@@ -71,12 +71,12 @@ class Unmatched:
 
 
 def in_order(one: Unmatched) -> tuple[str, ...]:
-    """By name, then by side, then by why."""
+    """Sort by name, then by side, then by reason."""
     return one.tensor, one.side, one.why.code, *map(str, one.why.figures.values())
 
 
 def relative_norm(rows: Iterable[Scanned]) -> float | None:
-    """The norm of all deltas over that of all bases; None where the bases have none."""
+    """Return the norm of all deltas over that of all bases; None if the bases have none."""
     known = [row for row in rows if row.finite]
     base = math.fsum(row.base_energy for row in known)
     return math.sqrt(math.fsum(row.delta_energy for row in known) / base) if base else None
@@ -88,7 +88,7 @@ def not_compared(unread: Sequence[Unmatched]) -> Reason:
 
 
 def unmatched_reasons(unmatched: Sequence[Unmatched], where: Reason) -> list[Reason]:
-    """Return how many tensors are only where, and how those differ that both sides have."""
+    """Count the tensors that only one side has, and those that differ in shape, dtype or rows."""
     whole = sum(not one.is_shared for one in unmatched)
     said = [Reason("apart", {"tensors": whole, "where": where})] if whole else []
     shared = Counter(one.why for one in unmatched if one.is_shared)

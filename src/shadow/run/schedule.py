@@ -1,7 +1,7 @@
 """The order of work, and when each shard comes and goes: computed before the first byte moves.
 
 Work is ordered by (base shard, natural name), so that each base shard is needed during one stretch
-of it and the tuned shards come nearly in their own order. The stretches between the arrivals of new
+of work and the tuned shards arrive nearly in order. The stretches between the arrivals of new
 shards are the *steps*.
 """
 
@@ -49,7 +49,7 @@ class Schedule:
     """In the order of fetching; shards in folders have none."""
 
     def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
-        """Most bytes on the disk when each shard goes after its last use. there: at the start."""
+        """Most bytes on the disk if each shard goes after its last use. there: at the start."""
         most = 0
         held = sum(sizes[stay.shard] for stay in self.visits if stay.shard in there)
         leaving: list[
@@ -67,21 +67,21 @@ class Schedule:
         return most
 
     def eager(self) -> Schedule:
-        """The schedule with shards fetched at once, where none is freed.
+        """The schedule with shards fetched at once, if none is removed.
 
-        Waiting for one large matrix, the line idled for a quarter of a download.
+        Otherwise a large matrix left the network idle for a quarter of a download.
         """
         return Schedule(self.steps, tuple(replace(visit, after=0) for visit in self.visits))
 
     def unhurried(self) -> Schedule:
-        """The same without fetching ahead: less disk, and the work waits for every shard."""
+        """The same without fetching ahead: less disk space, but the work waits for every shard."""
         return Schedule(
             self.steps, tuple(replace(visit, after=visit.first) for visit in self.visits)
         )
 
 
 def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -> Schedule:
-    """Order pairs into steps, and say when each shard that must be fetched comes and may go."""
+    """Order pairs into steps, and find when each fetched shard arrives and may be removed."""
     checkpoints: dict[Side, Checkpoint] = {"base": base, "tuned": tuned}
     remote = {
         (side, shard)
@@ -111,19 +111,19 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
 
 
 def shards_of(pair: MatrixPair) -> list[ShardKey]:
-    """The shards that a pair's tensors are in."""
+    """Return the shards of a pair's tensors."""
     used = ((side, info.shard) for side in SIDES for info in infos_of(side, pair))
     return list(dict.fromkeys(used))
 
 
 def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
-    """The tensors of a pair on this side; none where it has no base."""
+    """Return the tensors of a pair on this side; none if it has no base."""
     operand = pair.base if side == "base" else pair.tuned
     return () if operand is None else operand.infos
 
 
 def named_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
-    """Those of them that tables name."""
+    """Return those of them that tables name."""
     operand = pair.base if side == "base" else pair.tuned
     return () if operand is None else operand.named
 
@@ -135,7 +135,7 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
 
 
 def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
-    """By base shard, then by name as people count; what has no base after its shard is there."""
+    """Sort by base shard, then by name with numbers in order; pairs without a base come last."""
     beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet
     for pair in pairs:
         if pair.base:
@@ -155,7 +155,7 @@ def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
 
 
 def natural(name: str) -> str:
-    """A sort key that counts: `layers.10` after `layers.9`."""
+    """Make a sort key that orders numbers: `layers.10` after `layers.9`."""
     return re.sub(r"\d{1,18}", lambda number: f"\0{int(number.group()):018}", name)
 
 
@@ -163,9 +163,10 @@ Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: te
 
 
 def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
-    """The tensors whose bytes are summed up with each pair; those it reads where pairs are chosen.
+    """Return the tensors whose checksums are computed with each pair; of chosen pairs, those it
+    reads.
 
-    Not of level norms, where that takes longer than measuring.
+    Not for level norms, where that takes longer than measuring.
     """
     unfiltered = settings.chosen == Filter()
     if not solver_of(settings.method).has_spectra:

@@ -21,7 +21,7 @@ WORDS = "cpu, auto, cuda, mps, or one card such as cuda:1"
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Device for Gram matrices. Two reports are comparable where `kind` is the same."""
+    """Device for Gram matrices. Two reports are comparable if their `kind` is the same."""
 
     kind: str = "cpu"
     """cpu, cuda or mps."""
@@ -35,7 +35,7 @@ CPU = DeviceChoice()
 
 
 def choose(asked: str) -> DeviceChoice:
-    """The device of a word on this machine; `auto` falls back to the CPU. Raises UsageError."""
+    """Return the device for a word; `auto` falls back to the CPU. Raises UsageError."""
     if asked == "cpu":
         return CPU
     card = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked, re.ASCII)
@@ -61,13 +61,13 @@ def choose(asked: str) -> DeviceChoice:
 
 
 def open_device(choice: DeviceChoice) -> Grams:
-    """Return what makes the Gram matrices."""
+    """Return the object that makes Gram matrices."""
     return ON_CPU if choice.kind == "cpu" else OnDevice(choice.place, choice.name)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the numbers and files of an audit depend on, except the two checkpoints.
+    """Everything that the numbers and files of an audit depend on, except the two checkpoints.
 
     Of the device, only the kind is a setting of the report.
     """
@@ -78,7 +78,7 @@ class Settings:
     device: DeviceChoice = CPU
 
     def as_json(self) -> SettingsMetadata:
-        """Return what a report says of them; not the CPU, nor all subjects, as in old reports."""
+        """Return the settings as reports have them: without the CPU and all subjects, as before."""
         as_in_files: SettingsMetadata = json.loads(
             json.dumps({**asdict(self), "device": self.device.kind})
         )

@@ -1,4 +1,4 @@
-"""Both sides of a pair: found, opened and lined up. Only `.bin` files are fetched for that."""
+"""Both sides of a pair: found, opened and aligned. Only `.bin` files are fetched for that."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 
 def references_of(pair: Pair) -> list[Reference]:
-    """The checkpoints that both sides are made of."""
+    """Return the checkpoints that both sides are made of."""
     return [part for side in (pair.base, pair.tuned) for _, part in side.parts]
 
 
 def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
-    """The Hub's client, held while these are read; where all are folders it is not imported."""
+    """Hold the Hub's client while these are read; if all are folders it is not imported."""
     if all(reference.is_folder for reference in references):
         return contextlib.nullcontext()
     try:
@@ -59,8 +59,8 @@ def identity_of(
     settings: Settings,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
 ) -> Identity:
-    """Return the identity that a report of the pair would have with the present commits and files;
-    no weights are fetched.
+    """Return the identity that a report of the pair would have with the present commits and files,
+    without fetching weights.
     """
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         sides = find_sides(pair, runtime, Path(unpacked))
@@ -68,7 +68,7 @@ def identity_of(
 
 
 def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Identity:
-    """Return what a report of these checkpoints is of."""
+    """Return the identity of these checkpoints."""
     from shadow.reports.provenance import Identity
 
     return Identity(
@@ -83,7 +83,7 @@ def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Ident
 
 
 def side_of(checkpoint: Found) -> CheckpointMetadata:
-    """Return what a report says of a checkpoint."""
+    """Return the identity of a checkpoint as a report has it."""
     return {
         "repo": checkpoint.reference,
         "commit": checkpoint.commit,
@@ -92,7 +92,7 @@ def side_of(checkpoint: Found) -> CheckpointMetadata:
 
 
 def reference_of(side: CheckpointMetadata) -> AnyReference:
-    """The checkpoint that a report names. Raises ShadowError for one that cannot be known again."""
+    """Return the checkpoint that a report names. Raises ShadowError if it cannot be identified."""
     repo, commit = side["repo"], side["commit"]
     if "=" not in repo.partition("/")[0] and (commit or side["fingerprint"]):
         return _reference(repo, commit)
@@ -114,14 +114,14 @@ def _reference(repo: str, commit: str | None) -> Reference:
 
 
 def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
-    """Base and tuned side."""
+    """Find base and tuned side."""
     found = found_all({"base": pair.base, "tuned": pair.tuned}, runtime, scratch)
     return found["base"], found["tuned"]
 
 
 @uncollected()
 def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) -> Found:
-    """The checkpoint in a folder, the files of a commit on the Hub, or those of each component."""
+    """Find the checkpoint in a folder, of a commit on the Hub, or of each component."""
     if (found := runtime.found.get(reference)) is not None:
         return found
     if not isinstance(reference, ComponentBase):
@@ -133,7 +133,7 @@ def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) ->
 def find_audited(
     side: CheckpointMetadata, reference: AnyReference, runtime: Runtime, scratch: Path
 ) -> Found:
-    """The checkpoint that a report names. Raises ShadowError where it has changed since."""
+    """Find the checkpoint that a report names. Raises ShadowError if it has changed since."""
     found = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] not in (None, found.fingerprint):
         raise ShadowError(f"{side['repo']} has changed since it was audited")
@@ -162,7 +162,7 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
 
 
 def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:
-    """The checkpoints that sides are made of."""
+    """Return the checkpoints that sides are made of."""
     return [
         part
         for one in found
@@ -171,7 +171,7 @@ def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:
 
 
 def pickled_part(found: Found) -> Located | None:
-    """A part whose weights must be fetched before anything is known of them, if there is one."""
+    """Return a part whose weights must be fetched before anything is known about them, or None."""
     located = (part for part in _parts([found]) if isinstance(part, Located))
     return next((part for part in located if part.weights.pickled), None)
 
@@ -192,7 +192,7 @@ def line_up(
 
 
 def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
-    """A checkpoint with its headers read; its `.bin` files are fetched and unpacked."""
+    """Open a checkpoint with its headers; its `.bin` files are fetched and unpacked."""
     if isinstance(found, Assembled):
         parts = [
             (component, open_found(part, runtime, scratch / component))
@@ -221,7 +221,7 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
 def found_all(
     references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
 ) -> dict[str, Found]:
-    """The checkpoints that are named, by what answers call them."""
+    """Find the checkpoints that are named, by their names in answers."""
     found = {
         name: find_checkpoint(reference, runtime, scratch / name)
         for name, reference in references.items()
@@ -231,7 +231,7 @@ def found_all(
 
 
 def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
-    """The same, open. Raises UsageError for an adapter among them."""
+    """Open these checkpoints. Raises UsageError for an adapter among them."""
     opened = [open_found(one, runtime, scratch / name) for name, one in found.items()]
     for name, checkpoint in zip(found, opened, strict=True):
         if checkpoint.adapter:
@@ -241,7 +241,7 @@ def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -
 
 
 def require_gguf(file: str | None, found: Iterable[Found]) -> None:
-    """Raise ShadowError where a pattern is to choose among GGUF files, and there are none."""
+    """Raise ShadowError if a pattern should choose among GGUF files, and there are none."""
     parts = _parts(found)
     shards = [
         shard

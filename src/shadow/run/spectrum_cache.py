@@ -1,13 +1,11 @@
 """Spectra of single checkpoints solved before: a bounded folder of files, by a matrix's content.
 
-The spectrum of one side does not depend on its partner. Twenty models tuned from one base pay for
-the base once, and in a lineage the tuned side of one stage is the base of the next. Nothing more is
-stored: sums over entries, the delta and everything that is compared are made again from the
-weights.
-
-A key is the sha256 of the matrix as it was cut (fused parts, common vocabulary rows), in its shape,
-by which it is read in blocks, of how it is solved, and of what solves it: code, libraries,
-processor and device. So the numbers are, to the last bit, those that would be computed here.
+The spectrum of one side does not depend on its partner. Twenty models tuned from one base need the
+base's only once, and in a lineage the tuned side of one stage is the base of the next. Nothing more
+is stored: sums over entries, the delta and all comparisons are computed from the weights. A key is
+the sha256 of the matrix as it was split (fused parts, common vocabulary rows), of its shape, which
+decides its blocks, of the method, and of the solver: code, libraries, processor and device. So the
+numbers are, to the last bit, those that would be computed here.
 """
 
 from __future__ import annotations
@@ -52,7 +50,8 @@ DIGEST = 32  # bytes of blake2b at the start of a file, of its key and of all th
 
 
 class SpectrumCache:
-    """Solved spectra in a folder, for several threads and processes; on a fault one is solved.
+    """Solved spectra in a folder, for several threads and processes; if it fails, spectra are
+    solved.
 
     asked: how many spectra this object was asked for; there: how many of them it had.
     """
@@ -89,11 +88,11 @@ class SpectrumCache:
         return solved
 
     def path_of(self, name: str) -> Path:
-        """Return where the spectrum of this key is kept."""
+        """Return the path of the spectrum of this key."""
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def write(self, name: str, solved: Spectrum) -> None:
-        """Keep the spectrum of a key. Raises OSError."""
+        """Store the spectrum of a key. Raises OSError."""
         path, content = self.path_of(name), _to_bytes(name, solved)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
@@ -113,7 +112,7 @@ class SpectrumCache:
 
 
 def key(matrix: Matrix, question: SpectrumKey) -> str:
-    """The name of a spectrum: hex sha256 of the matrix, the question and what answers it."""
+    """Return the name of a spectrum: a hex sha256 of the matrix, the question and the solver."""
     kind = type(matrix).__name__ if isinstance(matrix, Updated) else str(matrix.dtype)
     what = f"{FORMAT} {_solver()} {question} {tuple(matrix.shape)} {kind}\n"
     digest = hashlib.sha256(what.encode())
@@ -125,7 +124,7 @@ def key(matrix: Matrix, question: SpectrumKey) -> str:
 
 @cache
 def _solver() -> str:
-    """Return what a spectrum's last bits depend on besides the matrix."""
+    """Return what the last bits of a spectrum depend on besides the matrix."""
     code = hashlib.sha256()
     for module in (spectrum, routines, lazy, device):
         code.update(Path(str(module.__file__)).read_bytes())
@@ -149,12 +148,12 @@ def _to_bytes(name: str, solved: Spectrum) -> bytes:
 
 
 def digest_of(name: str, content: bytes) -> bytes:
-    """The start of the file of a key: a file under another key is not believed."""
+    """Return the start of the file of a key, so that a file under another key is not trusted."""
     return hashlib.blake2b(content, digest_size=DIGEST, key=bytes.fromhex(name)).digest()
 
 
 def _read(path: Path, name: str, shape: tuple[int, int], norm: float) -> Spectrum | None:
-    """A stored spectrum; None unless the file is as it was written under this key."""
+    """Read a stored spectrum; None unless the file is as it was written under this key."""
     try:
         content = read_start(path, path.stat().st_size)
         if content is None or digest_of(name, content[DIGEST:]) != content[:DIGEST]:

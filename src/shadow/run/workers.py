@@ -1,7 +1,6 @@
-"""A plan -> what is made of each of its pairs in threads; frozen outcomes of matrices and vectors.
+"""A plan -> the results of its pairs, computed in threads, and the records of these results.
 
-Here the half that knows files meets the half that knows linear algebra. Nothing is printed, and no
-report written.
+Here files meet linear algebra. Nothing is printed, and no report written.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole proces
 
 @contextlib.contextmanager
 def single_threads() -> Iterator[None]:
-    """Limit algebra to one thread for each worker, of which there are as many as cores."""
+    """Limit algebra to one thread per worker, of which there are as many as cores."""
     with _ONE_AT_A_TIME:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -64,14 +63,14 @@ def single_threads() -> Iterator[None]:
 
 
 def cost(pair: MatrixPair, method: Method = USUAL) -> int:
-    """Roughly the floating-point operations for one subject, as the solver of its level says."""
+    """Estimate the floating-point operations for one subject, by the solver of its level."""
     shape = pair.rows, pair.cols
     return solver_of(method).on(shape).cost(shape)
 
 
 @contextlib.contextmanager
 def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads with one BLAS thread each; what has not begun at the end is given up.
+    """Yield a pool of threads with one BLAS thread each; pending work is cancelled at the end.
 
     Two such threads are 1.3-1.7 times faster than one that has two (measured on 2 cores).
     """
@@ -86,7 +85,7 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method = USUAL) -> int:
-    """The workers that were asked for, or by default."""
+    """Return the requested number of workers, or the default."""
     return runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits(), method)
 
 
@@ -100,11 +99,12 @@ def in_workers(
     weigh: Callable[[MatrixPair], int] = cost,
     note: Callable[[Source], None] = ignore,
 ) -> Generator[Made, None, None]:
-    """Yield what `measure` makes of the pairs of a plan, in `jobs` threads, in order of completion.
+    """Yield the result of `measure` for the pairs of a plan, in `jobs` threads, in order of
+    completion.
 
     One more thread fetches the shards, as far ahead as the schedule allows. Within a step the
     largest pairs come first. Each source is freed when its last result has been taken. Closing the
-    generator gives up what has not begun. done: pairs that count as done. note: gets every source
+    generator cancels pending work. done: pairs that count as done. note: called with every source
     before its first byte.
     """
     work, moved = plan.work, 0
@@ -187,7 +187,7 @@ def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
 
 @cache  # it is measured once for all pairs
 def pace(method: Method, jobs: int) -> float:
-    """Units of `cost` a second of this machine with all workers, by a synthetic pair in each.
+    """Measure units of `cost` a second on this machine, with a synthetic pair in each worker.
 
     Within 15 % from sides of 1024 to 3584; smaller ones take up to three times as long.
     """
@@ -213,9 +213,9 @@ def pace(method: Method, jobs: int) -> float:
 def outcome_of(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means, summed: Summed
 ) -> MatrixOutcome:
-    """Measure a pair in one thread, so that numbers do not depend on how many there are.
+    """Measure a pair in one thread, so that numbers do not depend on the number of threads.
 
-    summed: by key of a pair, the tensors whose bytes are summed up with it.
+    summed: by key of a pair, the tensors whose checksums are computed with it.
     """
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
@@ -241,13 +241,13 @@ def outcome_of(
 
 
 def require_same_files(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raise ShadowError if a file of a pair was written to since it was opened."""
+    """Raise ShadowError if a file of a pair has been written to since it was opened."""
     for shard in shards_of(pair):
         source_of(base, tuned, shard).require_unchanged()
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
-    """Return what all its shards say, or False where they do not agree."""
+    """Return the verification that all its shards share, or False if they differ."""
     answers = {checkpoint.sources[info.shard].verified for info in operand.infos}
     return answers.pop() if len(answers) == 1 else False
 
@@ -300,7 +300,7 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
 def _of_vector(
     key: str, sides: Sides, formats: tuple[str, str], detail: str | None
 ) -> MatrixOutcome:
-    """The outcome of a pair of vectors, of which norms are all there is."""
+    """Measure a pair of vectors, which have only norms."""
     size = extent(sides)
     if not size.finite:
         return _broken(key, size)
@@ -326,8 +326,8 @@ def _of_vector(
 def _copied(
     sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool = True
 ) -> Cast | Literal["neither"] | None:
-    """Return which side is the other in another format, or neither; None where the format's error
-    is unknown. may_be: whether it may be a cast of floats.
+    """Return which side is the other in another format, or neither; None if the format's error is
+    unknown. may_be: whether it may be a cast of floats.
     """
     if is_quantised(sides.tuned) == is_quantised(sides.base):
         return (cast(sides, formats) if may_be else None) or "neither"
@@ -345,7 +345,7 @@ def _copied(
 
 
 def _broken(key: str, size: Extent) -> MatrixOutcome:
-    """The outcome of a pair with an entry that is not finite."""
+    """Return the outcome of a pair with an entry that is not finite."""
     values = {"base": size.base, "tuned": size.tuned}
     broken = [side for side, value in values.items() if not Extent(value, 0, 0).finite]
     detail = f"in the {' and the '.join(broken)} tensor"
@@ -353,7 +353,7 @@ def _broken(key: str, size: Extent) -> MatrixOutcome:
 
 
 def own_workspace() -> Workspace:
-    """The buffers of this thread."""
+    """Return the buffers of this thread."""
     if not hasattr(_LOCAL, "space"):
         _LOCAL.space = Workspace()
     space: Workspace = _LOCAL.space
@@ -363,7 +363,7 @@ def own_workspace() -> Workspace:
 def views(
     pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint
 ) -> tuple[Matrix, Matrix]:
-    """Both matrices of a pair, cut into the same dimensions."""
+    """Return both matrices of a pair, split into the same dimensions."""
     base_matrix = _view(pair, operand, base)
     factor = pair.tuned.factor
     if factor is None:
@@ -384,7 +384,7 @@ def views(
 
 
 def _cut(matrix: Cut, shape: torch.Size) -> Cut:
-    """A (rows, cols) matrix with its rows in groups, as another has them; no entry is copied."""
+    """View a (rows, cols) matrix with its rows in groups, like another one, without copying."""
     if isinstance(matrix, StoredTensor | DecodedTensor):
         return matrix.seen(lambda tensor: tensor.reshape(shape))
     return matrix.reshape(shape)

@@ -1,5 +1,5 @@
-"""The record of a pair and its rows, as columns.yaml lists their keys: what the tables say, before
-anything is claimed of it; and its reading from `summary.json`.
+"""The record of a pair and its rows, with the keys of columns.yaml: the content of the tables
+before any claim about it; and how it is read from `summary.json`.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def tier_of(settings: SettingsMetadata) -> Tier:
 
 
 def not_measured(tier: Tier) -> str | None:
-    """Return why a figure of a tier is null, or None where all were measured."""
+    """Return why a figure of a tier is null, or None if all were measured."""
     how, option = TIERS[tier]
     return f"the report has {how}: it was made with {option}" if option else None
 
 
 class Row(dict[str, Any]):
-    """Values by key, which are its attributes too."""
+    """Values by key, which are also attributes."""
 
     __slots__ = ()
 
@@ -54,7 +54,7 @@ class Row(dict[str, Any]):
 
 
 def _shape(keys: str) -> dict[str, str]:
-    """The kind of each key of a list, with the keys of the lists that it names."""
+    """Return the kind of each key of a list, and of the keys of lists that it names."""
     kinds: dict[str, str] = {}
     for key in keys.split():
         name, _, kind = key.partition(":")
@@ -78,7 +78,7 @@ class PairRecord(Row):
     """Measurements of one pair: the first keys of `summary.json`, in their order.
 
     Figures are medians over all delta rows unless their name says otherwise; those of depth are of
-    the main component, language where there is one.
+    the main component, which is language if there is one.
     """
 
     __slots__ = ()
@@ -90,12 +90,12 @@ class PairRecord(Row):
 
     @property
     def main_component(self) -> str | None:
-        """The component whose depth counts: language, or the one of most layers."""
+        """The component whose depth counts: language, or the one with most layers."""
         return main_of([row.component for row in self.depth])
 
     @property
     def has_components(self) -> bool:
-        """Return whether there are several, so that a module needs the name of its own."""
+        """Return whether there are several, so that a module is named with its component."""
         return len({row.component for row in self.components}) > 1
 
 
@@ -124,17 +124,17 @@ def _numbers() -> list[dict[str, int]]:
 
 
 def main_of(components: list[str]) -> str | None:
-    """The main one of the components of layers, one name a layer: language, or that of most."""
+    """Return the main of the components of layers: language, or the one with most layers."""
     if "language" in components:
         return "language"
     return max(components, key=components.count, default=None)
 
 
 def read_row(place: str, value: Any) -> Row:
-    """Return a row from its JSON. Raises TypeError where it has not the shape of its place: no key
-    may lack or be too many.
+    """Return a row from its JSON.
 
-    pydantic would do the same, and takes 100 ms to import: a summary is read in 10.
+    Raises TypeError if it does not have the shape of its place: no key may be missing or extra.
+    pydantic would do the same, but takes 100 ms to import: a summary is read in 10.
     """
     shape = SHAPES[place]
     if not isinstance(value, dict) or value.keys() != shape.keys():
@@ -143,8 +143,8 @@ def read_row(place: str, value: Any) -> Row:
 
 
 def _read(kind: str, value: Any) -> Any:
-    """A value of a kind: `int?` may be null, `int[]` is a list, `int{}` a map by name; what is no
-    scalar is the row of a place.
+    """Read a value of a kind: `int?` may be null, `int[]` is a list, `int{}` a map by name;
+    anything but a scalar is the row of a place.
     """
     if kind.endswith("?"):
         return None if value is None else _read(kind[:-1], value)

@@ -1,7 +1,5 @@
-"""The tables of a report as the figures of its summary need them, as arrays: data frames took six
-times as long for the summary of a small report.
-
-A figure is None where it is missing or not finite.
+"""The tables of a report as arrays, for the figures of its summary: data frames took six times as
+long for a small report. A figure is None if it is missing or not finite.
 """
 
 from __future__ import annotations
@@ -32,31 +30,31 @@ PIECE = 2_000  # rows
 
 
 def finite(value: Any) -> float | None:
-    """The value as a float; None where it is missing, as `pandas.NA` is, or not finite."""
+    """Return the value as a float; None if it is missing, like `pandas.NA`, or not finite."""
     if not isinstance(value, int | float | np.number) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def over(part: float, whole: float) -> float | None:
-    """part / whole; None over nothing."""
+    """Return part / whole; None if whole is 0."""
     return finite(part / whole) if whole else None
 
 
 def floats(values: pd.Series | NDArray[Any]) -> Floats:
-    """A column as floats, NaN where it is null."""
+    """Return a column as floats, NaN for null."""
     if isinstance(values, np.ndarray):
         return np.asarray(values, dtype=np.float64)
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def are(texts: pd.Series | NDArray[Any], *wanted: str) -> NDArray[np.bool_]:
-    """Return which texts are one of these, however a column says that there is none."""
+    """Return which texts are one of these, whatever stands for a missing one."""
     return np.array([isinstance(text, str) and text in wanted for text in texts], dtype=np.bool_)
 
 
 def total_of(values: Floats) -> float:
-    """The sum, correctly rounded; infinite where no float is that large."""
+    """Return the sum, correctly rounded; infinite if too large for a float."""
     try:
         return math.fsum(values)
     except OverflowError:
@@ -64,15 +62,15 @@ def total_of(values: Floats) -> float:
 
 
 def median(values: Floats) -> float | None:
-    """The median of what is not NaN; None where nothing is, or where it is not finite."""
+    """Return the median of numbers that are not NaN; None without any, or if not finite."""
     known = values[~np.isnan(values)]
     return finite(np.median(known)) if len(known) else None
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a table as arrays, of all its rows or of some: numbers and flags as floats, NaN
-    where they are null, texts as objects, None where they are.
+    """Columns of a table as arrays, for all its rows or some: numbers and flags as floats with NaN
+    for null, texts as objects with None.
     """
 
     arrays: Mapping[str, NDArray[Any]]  # by name, of all rows of the table
@@ -86,24 +84,24 @@ class Columns:
         return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
 
     def where(self, chosen: NDArray[np.bool_ | np.intp] | Sequence[int]) -> Columns:
-        """Some of these rows, which a mask or their numbers choose."""
+        """Return some of these rows, chosen by a mask or by numbers."""
         numbers = np.arange(len(self)) if self.rows is None else self.rows
         return Columns(self.arrays, numbers[chosen])
 
     def added(self, **made: NDArray[Any]) -> Columns:
-        """These rows with more columns, or other values of a column."""
+        """Return these rows with more columns, or other values of a column."""
         return Columns({**{name: self[name] for name in self.arrays}, **made})
 
     def each(self, *names: str) -> Iterator[tuple[Any, ...]]:
-        """The values of some columns, row by row."""
+        """Yield the values of some columns, row by row."""
         return zip(*(self[name].tolist() for name in names), strict=True)
 
     def of(self, component: str | None) -> Columns:
         return self.where(self["component"] == component)
 
     def groups(self, *names: str) -> Iterator[tuple[tuple[str, ...], Columns]]:
-        """The rows that have the same texts in these columns, with the texts, in the order in which
-        they come first; without those that lack one.
+        """Yield groups of rows with the same texts in these columns, and the texts, in order of
+        appearance; without rows that lack one.
         """
         places: dict[tuple[str, ...], list[int]] = {}
         for number, key in enumerate(self.each(*names)):
@@ -114,7 +112,7 @@ class Columns:
 
     @property
     def sizes(self) -> NDArray[np.object_]:
-        """Return how many entries each tensor has, as ints; of a forged shape no more than MOST."""
+        """Return the number of entries of each tensor, as ints; at most MOST for a forged shape."""
         return np.array([min(math.prod(shape), MOST) for shape in self["shape"]], dtype=object)
 
     @property
@@ -124,18 +122,18 @@ class Columns:
 
     @property
     def inside(self) -> Columns:
-        """The rows that lie in a layer."""
+        """The rows inside layers."""
         return self.where(~np.isnan(self["layer"]))
 
     @property
     def outside(self) -> Columns:
-        """The rows that lie in no layer."""
+        """The rows outside layers."""
         return self.where(np.isnan(self["layer"]))
 
 
 def columns_of(table: pa.Table) -> Columns:
-    """A table as figures need it; equal texts and equal shapes are one object: of 60,000 matrices
-    they take ten times as much otherwise.
+    """Return a table as figures need it; equal texts and equal shapes are one object, which saves
+    ten times their memory for 60,000 matrices.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for name, values in zip(table.column_names, table.columns, strict=True):
@@ -154,19 +152,19 @@ def columns_of(table: pa.Table) -> Columns:
 
 
 def has_compared(tensors: Columns) -> NDArray[np.bool_]:
-    """The tensors of which a matrix was compared with a partner; some of their parts are enough."""
+    """Return the tensors of which a matrix was compared with a partner; some parts are enough."""
     whole = are(tensors["status"], "measured", "identical")
     return (whole & ~are(tensors["reason"], "only_in_tuned")) | is_partial(tensors)
 
 
 def is_partial(tensors: Columns) -> NDArray[np.bool_]:
-    """The tensors that count as skipped, although some of the matrices in them were compared."""
+    """Return the tensors that count as skipped, although some of their matrices were compared."""
     are_skipped = are(tensors["status"], "skipped") & ~are(tensors["reason"], "not_a_matrix")
     return np.asarray(are_skipped & (tensors["compared"] > 0))
 
 
 def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
-    """The component and number of every layer of which a matrix was compared."""
+    """Return component and number of every layer of which a matrix was compared."""
     matrices = tensors.where(has_compared(tensors) & ~are(tensors["module"], "norm", "bias"))
     layers = matrices.inside.each("component", "layer")
     return sorted({(component, int(layer)) for component, layer in layers})
@@ -198,7 +196,7 @@ class Rows:
 def needed(name: str, table: pa.Table) -> pa.Table:
     """Return what a summary needs of the table of this name, or of some of its rows.
 
-    Of matrices: the deltas with the norm of their base in base_norm, and what has no base; all
+    For matrices: the deltas with the norm of their base in base_norm, and those without a base; all
     subjects of a matrix must be among the rows.
     """
     if name != "matrices":

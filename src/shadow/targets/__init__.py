@@ -1,5 +1,5 @@
 """Names that people type -> the pairs to audit.
 
 Families, lists, globs and references, the reader of their YAML, which knows the line of every
-entry, and the schema that editors check family files with. Opens no checkpoint.
+entry, and the schema for checking family files in editors. Opens no checkpoint.
 """

@@ -1,12 +1,12 @@
-"""A YAML file against a pydantic model: what is refused is one error with file, line, key and the
+"""YAML files checked by a pydantic model: an invalid file is one error with file, line, key and the
 nearest known word.
 
-YAML is mappings, lists and text here, nothing more: without numbers, tags and aliases there is
-nothing to misread, to run or to blow up. It is read from the parser's events, not from its nodes,
-so that nothing is built before it was found harmless.
+YAML means mappings, lists and text only: without numbers, tags and aliases there is nothing to
+misread, to run or to expand. It is read from the parser's events, not from its nodes, so that
+nothing is built before it is known to be harmless.
 
-Import this and what is built on it where a file is read, not before: pydantic takes longer to load
-than the help of a command.
+Import this module only where a file is read: pydantic takes longer to load than the help of a
+command.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WORDS = {  # by pydantic's name of a fault: what is wrong, and what to write
 
 
 class FaultError(ValueError):
-    """Error of a model's own rule. at: where, from the entry being checked."""
+    """An error by a model's own rule. at: position, from the entry being checked."""
 
     def __init__(self, message: str, hint: str | None = None, *at: str | int) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class FaultError(ValueError):
 
 
 class Form(BaseModel):
-    """A mapping of known keys; a text may stand for it."""
+    """A mapping of known keys, which a text may abbreviate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     CALLED: ClassVar[str]  # what such an entry is, for a message
@@ -64,12 +64,12 @@ class Form(BaseModel):
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
-        """The keys that it may have, as they are written."""
+        """The keys that it may have, as written."""
         return tuple(field.alias or name for name, field in cls.model_fields.items())
 
     @classmethod
     def of_text(cls, text: str) -> object:
-        """The mapping that a text stands for; the text itself where it stands for none."""
+        """Return the mapping that a text abbreviates; the text itself if it abbreviates none."""
         return {cls.TEXT: text} if cls.TEXT else text
 
     @classmethod
@@ -97,7 +97,7 @@ class Form(BaseModel):
 
 
 def by(parse: Callable[[str, Path | None], object]) -> Callable[[Any, ValidationInfo], Any]:
-    """A validator of texts from a function that raises ShadowError; it gets the file's folder."""
+    """Make a validator of texts from a function that raises ShadowError; it gets the folder."""
 
     def validate(value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
@@ -116,7 +116,7 @@ def read_form(
     """Read a YAML file as a model, with the lines of its entries; an empty file is an empty
     mapping.
 
-    hint: where nothing better is known. noun: what the keys at the top of the file name. Raises
+    hint: used if nothing better is known. noun: what the top keys of the file name. Raises
     ShadowError.
     """
     raw = read_given(file, MAX_FILE, hint, "split it")
@@ -134,10 +134,10 @@ def form_of(
     empty: Tree,
     noun: str = "",
 ) -> tuple[Model, Mapping[KeyPath, int]]:
-    """Read the content of a file as a model, as of `read_form`. folder: what folders in it are
-    relative to. empty: what an empty file stands for.
+    """Read the content of a file as a model, like `read_form`.
 
-    Raises ShadowError, of the fault that stands first.
+    folder: that of relative paths. empty: the content of an empty file. Raises ShadowError for the
+    first error.
     """
     tree, lines = _plain_tree(raw, file, hint)
     try:
@@ -154,7 +154,7 @@ def form_of(
 def _fault(
     details: Mapping[str, Any], lines: Mapping[KeyPath, int]
 ) -> tuple[KeyPath, str, str | None]:
-    """Return where one of pydantic's faults stands, what is wrong, and what to write."""
+    """Return the position of one of pydantic's errors, what is wrong, and what to write."""
     context: Mapping[str, Any] = details.get("ctx", {})
     own = context.get("error")
     steps = (*details["loc"], *own.at) if isinstance(own, FaultError) else details["loc"]
@@ -177,7 +177,7 @@ def _fault(
 
 
 class _NotPlainError(Exception):
-    """A text that is no such YAML; the line is 1-based, None where it is not known."""
+    """A text that is not such YAML; the line is 1-based, None if unknown."""
 
     def __init__(self, message: str, line: int | None) -> None:
         super().__init__(message)
@@ -185,8 +185,8 @@ class _NotPlainError(Exception):
 
 
 def _plain_tree(raw: bytes, file: str, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
-    """Read what a file holds ("" when it is empty), and the line of every mapping key and list item
-    by its path. Raises ShadowError.
+    """Read the content of a file ("" if empty), and the line of every mapping key and list item by
+    path. Raises ShadowError.
     """
     try:
         text = raw.decode("utf-8-sig")
@@ -227,7 +227,7 @@ def _parsed(text: str, parser: Any) -> tuple[Tree, dict[KeyPath, int]]:
 def _value(
     event: yaml.Event, events: Iterator[yaml.Event], path: KeyPath, lines: dict[KeyPath, int]
 ) -> Tree:
-    """The value that begins with an event; takes the events up to its end."""
+    """Return the value that begins with an event, consuming the events up to its end."""
     if isinstance(event, yaml.AliasEvent):
         raise _NotPlainError("aliases are not allowed here", _line(event))
     assert isinstance(event, yaml.NodeEvent)

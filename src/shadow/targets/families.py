@@ -1,6 +1,6 @@
 """families/*.yaml -> Family, and the pairs that a target or typed checkpoints name.
 
-Data only: every fault names file, line, key and the nearest known word.
+Data only: every error names file, line, key and the nearest known word.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Pair:
 
     @property
     def full_name(self) -> str:
-        """`qwen2.5-7b:base..instruct`."""
+        """Return `qwen2.5-7b:base..instruct`."""
         return f"{self.family}:{self.name}"
 
 
 @dataclass(frozen=True)
 class Family:
-    """One lineage: named stages and the pairs of them that are worth comparing."""
+    """A lineage: named stages, and the pairs of them that are worth comparing."""
 
     name: str
     stages: Mapping[str, Reference | ComponentBase]  # only `base` may be a ComponentBase
@@ -74,7 +74,9 @@ class Family:
         return tuple(filter(said.__contains__, name_rules().components)) or ("language",)
 
     def references(self) -> list[tuple[str, str | None, Reference]]:
-        """(stage, component, checkpoint) of each; component: None but for a base per component."""
+        """Return (stage, component, checkpoint) of each; component: None unless bases
+        have several.
+        """
         return [
             (stage, component, reference)
             for stage, checkpoint in self.stages.items()
@@ -82,15 +84,15 @@ class Family:
         ]
 
     def holds(self, word: str) -> bool:
-        """Return whether a word in small letters is in its name, a tag, a checkpoint's or
-        component's.
+        """Return whether a lower-case word is in its name, a tag, a checkpoint's or component's
+        name.
         """
         checkpoints = (one.repo for _, _, one in self.references())
         texts = (self.name, *self.tags, *self.components, *checkpoints)
         return any(word in text.casefold() for text in texts)
 
     def as_json(self) -> dict[str, object]:
-        """For machines: the family as `families --format json` prints it."""
+        """The family as `families --format json` prints it, for machines."""
         return {
             "name": self.name,
             "stages": {name: stage.as_json() for name, stage in self.stages.items()},
@@ -104,7 +106,7 @@ class Family:
 
 
 def load_families(extra: Path | None = None) -> dict[str, Family]:
-    """All families by name: the shipped ones, then those of the user's folder."""
+    """Load all families by name: the shipped ones, then those of the user's folder."""
     if extra is None and os.environ.get("SHADOW_REGISTRY"):
         extra = Path(os.environ["SHADOW_REGISTRY"])
     if extra is not None and not extra.is_dir():
@@ -128,29 +130,27 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
 
 
 def family_names(extra: Path | None = None) -> list[str]:
-    """The names of the shipped families and of those in a folder, by their lines alone: nothing is
-    checked.
+    """Return the names of families, shipped or in a folder, found line by line without checks.
 
-    For the shell, which waits: reading the files whole takes half a second. A folder that is not
-    there has none.
+    For shell completion: reading whole files takes half a second. A missing folder has none.
     """
     texts = (file.read_text("utf-8", "replace") for file in _files(extra))
     return [name for text in texts for name in re.findall(rf"(?m)^({NAME.pattern}):", text)]
 
 
 def _files(extra: Path | None) -> list[Path]:
-    """The shipped files of families, and those of a folder."""
+    """Return the shipped files of families, and those of a folder."""
     folders = [registry_folder() / "families", *([] if extra is None else [extra])]
     return [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
 
 
 def is_glob(target: str) -> bool:
-    """Return whether a target holds *, ? or [."""
+    """Return whether a target contains *, ? or [."""
     return any(char in target for char in "*?[")
 
 
 def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
-    """Find the pairs that `family`, `family:from..to` or a glob over these names."""
+    """Find the pairs of `family`, `family:from..to` or a glob over these names."""
     name, colon, pattern = target.partition(":")
     if not is_glob(target):
         if name not in families:
@@ -174,9 +174,9 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
 
 
 def filter_families(families: Mapping[str, Family], word: str | None = None) -> list[Family]:
-    """The families with a word in their name, a checkpoint's, a tag or a component.
+    """Return the families with a word in their name, a checkpoint's, a tag or a component.
 
-    A word that is a family's name is that family alone. Raises ShadowError when none is left.
+    A family's name finds that family alone. Raises ShadowError if none is left.
     """
     if word is None:
         return list(families.values())
@@ -191,7 +191,7 @@ def filter_families(families: Mapping[str, Family], word: str | None = None) -> 
 
 def given_pair(base: Reference | ComponentBase, tuned: Reference, name: str | None = None) -> Pair:
     """Pair two checkpoints, under a name `family:base..tuned`, or one by which forks of one name
-    never share a folder. Raises UsageError for what is no such name.
+    never share a folder. Raises UsageError for an invalid name.
     """
     if name is not None:
         family, stages = pair_name(name)
@@ -202,10 +202,10 @@ def given_pair(base: Reference | ComponentBase, tuned: Reference, name: str | No
 
 
 def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) -> tuple[Pair, ...]:
-    """The pairs that checkpoints name: BASE TUNED, or one `org/name` of the registry.
+    """Return the pairs that checkpoints name: BASE TUNED, or one `org/name` of the registry.
 
-    One that is the tuned side of pairs of a family names these; one that is the base, all pairs
-    from it. Raises UsageError for anything more.
+    A tuned side names the pairs of its family that have it; a base names all pairs from it. Raises
+    UsageError for more checkpoints.
     """
     for other in targets:
         if not is_reference(other):
@@ -240,8 +240,8 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
 
 
 def _is(asked: Reference, known: Reference | ComponentBase) -> bool:
-    """Return whether both name one checkpoint. The Hub takes names in any case; a revision has to
-    be the family's, if one is asked for.
+    """Return whether both name the same checkpoint. The Hub ignores case; a requested revision must
+    be the family's.
     """
     if isinstance(known, ComponentBase) or known.is_folder:
         return False

@@ -1,4 +1,4 @@
-"""Contents of each file that people write, as pydantic models: families, lists and policies."""
+"""Contents of the files that people write, as pydantic models: families, lists and policies."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
 
 
 class TargetForm(Form):
-    """Target of an audit, by its name."""
+    """A target of an audit, by its name."""
 
     CALLED, TEXT = "an entry", "target"
     WRITTEN = (
@@ -235,7 +235,7 @@ class TargetForm(Form):
 
 
 class TwoCheckpointsForm(Form):
-    """A pair that the registry need not have."""
+    """A pair that need not be in the registry."""
 
     CALLED, WRITTEN, ALSO = TargetForm.CALLED, TargetForm.WRITTEN, TargetForm.known()
 
@@ -284,7 +284,7 @@ class PolicyForm(RootModel[Annotated[dict[Name, RuleForm], Field(min_length=1)]]
 
 
 def _as_side(value: Any, info: ValidationInfo) -> Any:
-    """A checkpoint of a claim: a text, or a mapping of components to texts."""
+    """Validate a checkpoint of a claim: a text, or a mapping of components to texts."""
     if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
         value = ",".join(f"{component}={one}" for component, one in value.items())
     return by(parse_checkpoint)(value, info)
@@ -294,7 +294,7 @@ Side = Annotated[Reference | ComponentBase, BeforeValidator(_as_side)]
 
 
 class ClaimForm(Form):
-    """A claim for `shadow verify`; docs/verify.md says what each is asked of."""
+    """A claim for `shadow verify`; docs/verify.md says what each claim requires."""
 
     CALLED = "a claim"
     WRITTEN = "write `same ./a ./b`, or {claim: same, of: [./a, ./b]}"
@@ -320,4 +320,4 @@ class ClaimForm(Form):
 class ClaimsForm(
     RootModel[Annotated[list[ClaimForm], Field(min_length=1, max_length=MAX_ENTRIES)]]
 ):
-    """Claims, one after another."""
+    """A list of claims."""

@@ -1,6 +1,6 @@
 """A list, a glob or a tag -> the pairs to audit, and one job's share of them.
 
-Everything here happens before the first byte moves: a wrong name is a fault of the request, not of
+Everything here happens before the first download: a wrong name is an error of the request, not of
 one pair.
 """
 
@@ -43,7 +43,7 @@ YAML_ENTRY = (
 
 @dataclass(frozen=True)
 class ListedClaim:
-    """Claims that should hold of each pair of an entry."""
+    """Claims that should hold for each pair of an entry."""
 
     text: str  # `trained --frozen embed`: see `shadow.checks.registry.pair_claim`
     file: str
@@ -61,7 +61,7 @@ class ListEntry:
 
 @dataclass(frozen=True)
 class Share:
-    """One of several jobs that share a list."""
+    """The share of one of several jobs of a list."""
 
     number: int = 1  # from 1 to of
     of: int = 1
@@ -72,7 +72,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Selection:
-    """Selection of pairs."""
+    """A selection of pairs."""
 
     pairs: tuple[Pair, ...]  # every pair once, in the order of the request
     own: tuple[Pair, ...]  # those of them that this shard is to audit
@@ -84,7 +84,7 @@ class Selection:
 
     @property
     def digest(self) -> str:
-        """A sha256 of the pairs of the whole list in any order: equal for shards of one list."""
+        """A sha256 of the pairs of the whole list in any order, equal for shards of one list."""
         names = sorted((pair.family, pair.name) for pair in self.pairs)
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
@@ -96,13 +96,12 @@ def select(
     listed: str | None = None,
     shard: str | None = None,
 ) -> Selection:
-    """Find the pairs that targets and a list (a file, or `-` for standard input) name; given are
-    pairs as they are.
+    """Find the pairs that targets and a list (a file, or `-` for standard input) name; given: pairs
+    themselves.
 
-    Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up in
-    the registry. What several entries name is audited once. Raises UsageError for anything wrong
-    with a list, a glob or a shard, and ShadowError for an exact target that the registry does not
-    know.
+    Targets may be checkpoints instead of families: two are a pair, and one of the Hub is looked up
+    in the registry. A pair of several entries is audited once. Raises UsageError for an invalid
+    list, glob or shard, and ShadowError for an exact target that the registry does not know.
     """
     shard_of = parse_shard(shard) if shard is not None else Share()
     listing = [] if listed is None else read_list(listed)
@@ -139,7 +138,7 @@ def select(
 
 @contextlib.contextmanager
 def _asked(entry: ListEntry | None = None) -> Iterator[None]:
-    """Make a fault of a list or a glob one of the request, that says where it stands."""
+    """Turn an error of a list or a glob into one of the request that names its position."""
     try:
         yield
     except ShadowError as error:
@@ -151,15 +150,13 @@ def _asked(entry: ListEntry | None = None) -> Iterator[None]:
 
 
 def shown(listed: str) -> str:
-    """Return what to call a list in a message: its file as it was given, or standard input for
-    `-`.
-    """
+    """Return the name of a list in messages: its file as given, or standard input for `-`."""
     return "standard input" if listed == "-" else listed
 
 
 def read_list(listed: str) -> list[ListEntry]:
-    """Read the entries of a list, in its order: YAML (a list of targets or mappings), or one target
-    a line. Raises UsageError, which names the line, for whatever is not such a list.
+    """Read the entries of a list in order: YAML (a list of targets or mappings), or one target a
+    line. Raises UsageError, with the line, for anything that is not such a list.
     """
     name = shown(listed)
     try:
@@ -223,7 +220,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
 
 
 def parse_shard(text: str) -> Share:
-    """`2/4`: the second of four."""
+    """Parse `2/4`: the second of four."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
     if not match or not int(match[1]) <= int(match[2]) <= MAX_SHARDS:
         hint = f"write 1/4 to 4/4; at most {MAX_SHARDS:,}"
@@ -232,11 +229,11 @@ def parse_shard(text: str) -> Share:
 
 
 def share(pairs: Sequence[Pair], shard: Share) -> tuple[Pair, ...]:
-    """Take the pairs of one shard, in their order. Every pair is in exactly one of the shards.
+    """Return the pairs of one shard, in order. Every pair is in exactly one of the shards.
 
     Families are put in the order of a hash of their names, so that large models mix with small
-    ones, and cut into runs of equally many pairs. A family more moves, at each cut, only those
-    beside it. The pairs of one family stay together, since they share checkpoints.
+    ones, and split into runs of equally many pairs. An additional family moves only those next to
+    each split. The pairs of one family stay together, since they share checkpoints.
     """
     counts = Counter(pair.family for pair in pairs)
     number, before = {}, 0

@@ -20,7 +20,7 @@ ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint as it was named: a folder, or `org/name` on the Hub, perhaps at a revision."""
+    """A checkpoint as named: a folder, or `org/name` on the Hub, possibly with a revision."""
 
     repo: str  # `org/name` on the Hub, or an absolute folder
     is_folder: bool
@@ -43,17 +43,17 @@ class Reference:
 
     @property
     def parts(self) -> tuple[tuple[None, Reference], ...]:
-        """Itself alone, as a base per component has one for each."""
+        """Itself alone; a base per component has one for each."""
         return ((None, self),)
 
     def as_json(self) -> dict[str, object]:
-        """For machines: what was named."""
+        """The name as given, for machines."""
         return {"repo": self.repo, "revision": self.revision, "subfolder": self.subfolder}
 
 
 @dataclass(frozen=True)
 class ComponentBase:
-    """A base per component, of a model that was put together."""
+    """A base per component, for a model that was put together."""
 
     parts: tuple[tuple[str, Reference], ...]
     """Each component and where it came from, in the file's order. The others have no base."""
@@ -62,7 +62,7 @@ class ComponentBase:
         return ",".join(f"{component}={part}" for component, part in self.parts)
 
     def as_json(self) -> dict[str, object]:
-        """For machines: the checkpoint of each component."""
+        """The checkpoint of each component, for machines."""
         return {component: part.as_json() for component, part in self.parts}
 
 
@@ -77,7 +77,7 @@ def is_reference(target: str) -> bool:
 
 
 def one_target(text: str) -> str:
-    """A target of a list as it is. Raises UsageError for what can be none."""
+    """Return a target of a list unchanged. Raises UsageError for an invalid one."""
     if len(text) > MAX_TARGET or re.search(r"\s", text) or not text or not text.isprintable():
         raise UsageError(f"{short(text)} is not a target", ONE_A_LINE)
     if is_reference(text):
@@ -87,7 +87,7 @@ def one_target(text: str) -> str:
 
 
 def pair_name(text: str) -> tuple[str, str]:
-    """(family, stages) of `family:base..tuned`. Raises UsageError."""
+    """Split `family:base..tuned` into (family, stages). Raises UsageError."""
     family, _, stages = text.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
@@ -97,8 +97,8 @@ def pair_name(text: str) -> tuple[str, str]:
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
-    """`./x`, `../x`, `/x` and `~/x` are folders (relative to folder, or to here), all the rest is
-    `org/name[@revision]`.
+    """Parse a reference: `./x`, `../x`, `/x` and `~/x` are folders (relative to folder, or the
+    current one), all others are `org/name[@revision]`.
 
     So a folder planted in a checkout is never taken for a model of the same name on the Hub.
     """
@@ -125,8 +125,8 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
 
 def typed_reference(text: str) -> Reference:
-    """Return what a person typed for a checkpoint. Raises UsageError, before any request, for
-    `org/name` where a checkpoint lies in a folder of that name.
+    """Parse a checkpoint that a person typed. Raises UsageError, before any request, for `org/name`
+    if a checkpoint lies in a folder of that name.
     """
     reference = parse_reference(text)
     files = "*.safetensors", "config.json", "*.bin"  # that only checkpoints have
@@ -138,9 +138,9 @@ def typed_reference(text: str) -> Reference:
 
 
 def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
-    """A reference, or one for each component: `language=./lm,vision=org/tower`.
+    """Parse a reference, or one for each component: `language=./lm,vision=org/tower`.
 
-    Without a folder that it is relative to, it was typed. Raises UsageError.
+    Without a folder for relative paths, it was typed. Raises UsageError.
     """
     parse = typed_reference if folder is None else partial(parse_reference, folder=folder)
     if not re.match(r"[a-z]+=", text):
@@ -157,7 +157,7 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """Return how to write a folder or a file of weights of this name, where there is one."""
+    """Return how to write a folder or a file of weights of this name, if there is one."""
     if not text:
         return None
     try:

@@ -1,1 +1,1 @@
-"""Figures and answers -> what is said of a pair, in order."""
+"""Figures and answers -> ordered statements about a pair."""

@@ -1,4 +1,4 @@
-"""Several reports together, as documents: a comparison, scores, a lineage."""
+"""Several reports as documents: a comparison, scores, a lineage."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LEGENDS = {  # of heads that mean something else in other tables
 
 
 def comparison_document(comparison: Comparison) -> Document:
-    """Every report against the first."""
+    """Compare every report with the first."""
     return Document([*_comparison(comparison)])
 
 
@@ -76,7 +76,7 @@ def _comparison(comparison: Comparison) -> Iterator[Block]:
 
 
 def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
-    """The verdict and how sure it is, the figures behind it and what makes it doubtful."""
+    """Return the verdict and how sure it is, the figures behind it, and doubts."""
     said = capital(contrast.sentence)
     sure = contrast.verdict in ("more concentrated", "less concentrated")
     if is_usual and contrast.relation == "one base" and contrast.verdict != "not comparable":
@@ -102,7 +102,7 @@ def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
 
 
 def _figure_table(contrast: Contrast) -> TableBlock:
-    """A row for each figure: both medians, the difference of matrices, and what that says."""
+    """Return a row for each figure: both medians, the difference of matrices, and its meaning."""
     from shadow.comparing.differences import FIGURES
 
     titles = {figure.name: figure.title.removeprefix("median ") for figure in FIGURES}
@@ -130,7 +130,7 @@ def _figure_table(contrast: Contrast) -> TableBlock:
 
 
 def directions_text(joint: DeltaDirections) -> str:
-    """Return where two deltas point, beside chance: two sentences."""
+    """Describe where two deltas point, compared with chance, in two sentences."""
     if joint.cosine is None:
         return "Both models changed no matrix in common, so their deltas have no cosine."
     than = {1: "more than chance", -1: "less than chance", 0: "no more than chance"}
@@ -158,7 +158,7 @@ def directions_text(joint: DeltaDirections) -> str:
 
 
 def _scores(scored: ScoredSet) -> Iterator[Block]:
-    """A row for each report and benchmark, then one for each correlation."""
+    """Return a row for each report and benchmark, then one for each correlation."""
     gains = [(report, gain) for report in scored.reports for gain in report.gains]
     fields = [
         named("report", lambda row: f"{row[0].label} {row[0].pair}"),
@@ -187,7 +187,7 @@ def _benchmark(row: Gain | Correlation) -> str:
 
 
 def lineage_document(known: Lineage) -> Document:
-    """A table for each chain of stages, then the notes."""
+    """Return a table for each chain of stages, then the notes."""
     blocks: list[Block] = [Section("lineage")]
     for chain in known.chains:
         steps = (*chain.steps, *chain.whole)
@@ -201,7 +201,7 @@ def lineage_document(known: Lineage) -> Document:
 
 
 def _size(step: Step) -> str:
-    """With a star where it is that of the rounded update."""
+    """Format the size of a step, with a star if it is that of the rounded update."""
     if not step.matrices and "changed" in step.failed_gates:
         return text_of(0.0, "share")
     size = text_of(step.size, "share")
@@ -209,7 +209,7 @@ def _size(step: Step) -> str:
 
 
 def _most_in(step: Step) -> str:
-    """The group of modules that holds the most energy: `MLP 61 %`."""
+    """Return the group of modules with the most energy: `MLP 61 %`."""
     if not step.groups:
         return DASH
     group = step.groups[0]
@@ -217,7 +217,7 @@ def _most_in(step: Step) -> str:
 
 
 def _directions(step: Step) -> str | None:
-    """`24 of 64`."""
+    """Return `24 of 64`."""
     if step.equivalent_directions is None or step.short_side is None:
         return None
     return f"{text_of(step.equivalent_directions, 'about')} of {text_of(step.short_side, 'count')}"

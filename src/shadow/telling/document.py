@@ -1,9 +1,9 @@
-"""Documents: a document is a title and blocks of few kinds, whatever it is about.
+"""Documents: a title and blocks of a few kinds, whatever the subject.
 
 A report, a comparison, a lineage, a list, a plan and verdicts become documents once; `outputs`
-draws any document on a terminal, a page, in a notebook, as Markdown or for CI, and knows nothing
-of what it says. Texts are as they were read: who draws one makes hostile names harmless. A number
-in a block is a quantity, and `shadow.quantities` alone turns it into text.
+draws any document on a terminal, a page, in a notebook, as Markdown or for CI, and does not know
+what it says. Texts are unchanged: drawing makes hostile names harmless. A number in a block is a
+quantity, which only `shadow.quantities` turns into text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Level = Literal["", "passed", "fault", "warning", "quiet"]  # how much a word is
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a table that is to be noticed more, or less, than others."""
+    """A word of a table that stands out more, or less, than others."""
 
     text: str
     level: Level = ""
@@ -67,7 +67,7 @@ class Headline(Block):
 
 @dataclass(frozen=True)
 class Paragraph(Block):
-    """A sentence or several that belong together."""
+    """One sentence, or several that belong together."""
 
     text: str
     lead: str = ""
@@ -80,7 +80,7 @@ class Paragraph(Block):
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A named figure and what it is measured by; or a named text."""
+    """A named figure and the column that it is measured by; or a named text."""
 
     name: str
     value: Cell = ""
@@ -89,7 +89,7 @@ class FigureRow:
 
 @dataclass(frozen=True)
 class Figures(Block):
-    """Named figures below each other."""
+    """Named figures, one below another."""
 
     rows: Sequence[FigureRow]
     title: str = ""
@@ -119,7 +119,7 @@ class TableBlock(Block):
 
 @dataclass(frozen=True)
 class Field(TableHead):
-    """A column that shows what of a row stands in it."""
+    """A column, and how to get its cell from a row."""
 
     of: str | Callable[..., Any] = ""
     """An attribute of the row, or what makes the cell of it."""
@@ -140,14 +140,14 @@ named, worded = partial(_field, "name"), partial(_field, "text")
 
 
 def number(head: str, of: str | Callable[..., Any], kind: Kind | None = None, **more: Any) -> Field:
-    """A column of numbers; without a kind of cells that are texts already."""
+    """Make a column of numbers; without a kind, of cells that are already texts."""
     return Field(head, of=of, kind=kind, **more)
 
 
 def table_of(
     fields: Sequence[Field], rows: Iterable[object], title: str = "", **more: Any
 ) -> TableBlock:
-    """A row of cells for each of the rows."""
+    """Make a row of cells for each of the rows."""
     cells = [[field.cell(row) for field in fields] for row in rows]
     return TableBlock(fields, cells, title, **more)
 
@@ -163,7 +163,7 @@ class MapBlock(Block):
 
 @dataclass(frozen=True)
 class Note(Block):
-    """Note on doubtful or unmeasured figures."""
+    """A note on doubtful or unmeasured figures."""
 
     text: str
     word: Literal["fault", "warning", "note"] = "note"
@@ -171,7 +171,7 @@ class Note(Block):
 
 @dataclass(frozen=True)
 class Origin(Block):
-    """Origin, and where to find the rest: (name, text)."""
+    """Origin, and where to find everything: (name, text)."""
 
     rows: Sequence[tuple[str, str]]
 
@@ -183,6 +183,6 @@ class Document:
     blocks: Sequence[Block]
 
     def shown(self, *, full: bool = False) -> Document:
-        """Return what is shown of it, where everything is asked for or not."""
+        """Return what to show, depending on whether everything is requested."""
         shown = ("always", "full" if full else "brief")
         return Document([block for block in self.blocks if block.when in shown])

@@ -1,4 +1,4 @@
-"""The families of the registry, and one of them, as documents."""
+"""Documents about the families of the registry, and about one of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def families_document(families: Sequence[Family]) -> Document:
-    """Many families, one a row: the pairs, which may stand after a colon, and the tags."""
+    """List families, one a row: the pairs, which may follow a colon, and the tags."""
     fields = [
         named("family", "name"),
         worded("pairs", lambda family: _pairs(family.pairs)),
@@ -42,13 +42,13 @@ def _pairs(pairs: Sequence[Pair]) -> Cell:
 
 
 def _relation(pair: Pair) -> str:
-    """The relation of a pair where it is not the usual one."""
+    """Return the relation of a pair if it is unusual."""
     return f" ({pair.relation})" if pair.relation != "tuned" else ""
 
 
 def family_document(family: Family) -> Document:
-    """One family: where its stages are, its pairs with their relations, what other change its file
-    says.
+    """Describe one family: the location of its stages, its pairs with their relations, and its
+    note.
     """
     fields = [
         named("stage", lambda row: row[0]),

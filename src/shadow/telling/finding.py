@@ -1,11 +1,11 @@
-"""Summary -> Finding: the answer in words that a report gives of any pair. Pure.
+"""Summary -> Finding: the answer in words that a report gives of any pair.
 
-Sentences are made of measured figures alone, in a fixed order: what makes the pair another one than
-base and tuned (gates), size and place, structure, storage, context. Each carries a code, and the
-figures that it rests on, unrounded, by their place in summary.json: `inside_layers.kept`,
-`modules.language.mlp.up.energy_share`. Texts round them to what they are worth. The headline
-repeats them in a line and measures nothing of its own. No name but those of components and modules
-gets into a text; who shows one escapes it all the same.
+Pure. Sentences are made from measured figures alone, in a fixed order: doubts that the pair is base
+and tuned (gates), size and place, structure, storage, context. Each has a code, and its figures,
+unrounded, by their keys in summary.json: `inside_layers.kept`,
+`modules.language.mlp.up.energy_share`. Texts round them to meaningful digits. The headline repeats
+them in a line and adds no measurement. Texts contain no names except those of components and
+modules, and are escaped all the same.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ SIZES = {
 
 
 def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
-    """The finding of a summary. settings: those of its audit."""
+    """Make the finding of a summary. settings: those of its audit."""
     gates = {gate.name: gate for gate in summary.gates}
     are_siblings, chosen = settings.get("relation") == "sibling", settings.get("chosen")
     filtered = isinstance(chosen, Mapping) and any(chosen.values())
@@ -171,13 +171,13 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
 
 
 def _tier(summary: Summary) -> list[Sentence]:
-    """Return what was left out of the measurement, or estimated."""
+    """Describe what was left out of the measurement, or estimated."""
     texts = [WORDS.get(summary.tier, ""), WORDS["estimated"] if summary.estimated else ""]
     return [Recorded(summary).sentence("level", *texts)] if any(texts) else []
 
 
 def _files(summary: Summary) -> list[Sentence]:
-    """One sentence on what differs beside the weights; none where nothing does or is known."""
+    """Return a sentence on differences beside the weights; none if none are known."""
     rows = [] if summary.files is None else summary.files.rows
     clauses = []
     for state in ("changed", "added", "removed"):
@@ -198,7 +198,7 @@ def _files(summary: Summary) -> list[Sentence]:
 def headline(
     summary: Summary, sentences: Sequence[Sentence], filtered: bool, are_siblings: bool
 ) -> str:
-    """One line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`
+    """Return one line of up to about 90 characters: `Changed by 8.0 %, most of it in the head.`
 
     What the tuned model lacks comes first.
     """
@@ -246,7 +246,7 @@ def _of_change(
 
 
 def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set[str]:
-    """The codes of the sentences, and what ALONE and KINDS distinguish."""
+    """Return the codes of the sentences, refined by ALONE and KINDS."""
     inside = summary.inside_layers
     is_along = knows_coherence(summary) and None not in (
         inside.equivalent_directions,
@@ -284,7 +284,7 @@ def _size(recorded: Recorded, are_siblings: bool) -> str:
 
 
 def _place(recorded: Recorded, filtered: bool) -> str:
-    """The parts that hold most of it, if they are few."""
+    """Return the parts that hold most of it, if they are few."""
     summary = recorded.summary
     parts = parts_by_energy(summary)
     named = leading(parts)

@@ -1,5 +1,5 @@
-"""Sentences before any figure: that these are not base and tuned, that not all was compared, or
-that a change was recognised that no training makes.
+"""Sentences before all figures: the two are not base and tuned, not everything was compared, or a
+change was recognised that no training makes.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ LEFT_OUT = {
 
 
 def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
-    """Return what comes before any figure: that these are not base and tuned, or not all of
-    them.
-    """
+    """Return what comes before all figures: the two are not base and tuned, or only partly."""
     changed, lineage, paired, formats = (
         gates[name] for name in ("changed", "lineage", "paired", "formats")
     )
@@ -101,19 +99,19 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
 
 
 def comes_first(gates: Mapping[str, Gate]) -> bool:
-    """Return whether what was not compared matters so much that it comes before the size of the
+    """Return whether what was not compared is important enough to precede the size of the
     change.
     """
     return not gates["changed"].passed or not gates["paired"].passed
 
 
 def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
-    """Rows, modules and layers; what was not asked for is not missed."""
+    """Describe rows, modules and layers that were requested but not compared."""
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
 def _broken(summary: PairRecord, row: Row) -> Sentence:
-    """Return which tensors are broken, of which side and how, and whether that leaves them out."""
+    """Describe which tensors are broken, on which side and how, and whether they are left out."""
     side = "tuned model" if row.side == "tuned" else row.side
     words = WORDS["broken_and_left_out" if row.code == "nonfinite" else "broken"]
     text = broken_text(summary, row)
@@ -121,21 +119,21 @@ def _broken(summary: PairRecord, row: Row) -> Sentence:
 
 
 def broken_text(summary: PairRecord, row: Row) -> str:
-    """`model.norm.weight and 2 more tensors are all zero`."""
+    """Return `model.norm.weight and 2 more tensors are all zero`."""
     words = "{first}[ and {more:count more tensor|more tensors}] " + DAMAGE[row.code]
     more = row.count - 1 or None
     return Recorded(summary).fill(words, first=row.tensors[0], more=more, count=row.count)
 
 
 def places_in(summary: PairRecord, rows: Sequence[Row]) -> str:
-    """`mlp.up of layers 0 to 11 and the head`."""
+    """Return `mlp.up of layers 0 to 11 and the head`."""
     several = summary.has_components
     names = [place_of(row.component, row.module, row.layers, several) for row in rows]
     return and_others(list(dict.fromkeys(names)))
 
 
 def _vocabulary(summary: PairRecord) -> list[Sentence]:
-    """Embeddings and heads of another number of rows; those of equal numbers together."""
+    """Describe embeddings and heads with another number of rows, equal numbers together."""
     groups: defaultdict[tuple[int, int], list[Row]] = defaultdict(list)
     for row in summary.vocabulary:
         groups[row.base_rows, row.tuned_rows].append(row)
@@ -151,7 +149,7 @@ def _vocabulary(summary: PairRecord) -> list[Sentence]:
 
 
 def _left_out(summary: PairRecord) -> list[Sentence]:
-    """Return what has no partner, or another shape."""
+    """Describe tensors without a partner, or with another shape."""
     recorded, found, texts = Recorded(summary), summary.recognised.rearranged, []
     have_moved = found is not None and found.moved is not None  # such layers may be there
     for reason, words in LEFT_OUT.items():
@@ -171,7 +169,7 @@ def _moved(summary: PairRecord, code: str, what: str) -> Sentence:
 
 
 def vectors(summary: PairRecord) -> list[Sentence]:
-    """Biases and norms, where most moved and the median of all is far above the matrices' norm."""
+    """Describe biases and norms if most moved and their median is far above the matrices' norm."""
     norm, matrices = summary.vectors.relative_norm_of_all, summary.figures.relative_norm_overall
     if norm is None or matrices is None:
         return []
@@ -182,8 +180,8 @@ def vectors(summary: PairRecord) -> list[Sentence]:
 
 
 def _identical(summary: PairRecord, what: str) -> Sentence:
-    """`30 weight tensors and 9 biases and norms are identical`: those of one side, as the other has
-    the same once more; by component where there are several.
+    """Return `30 weight tensors and 9 biases and norms are identical`, counting one side, as the
+    other has the same; by component if there are several.
     """
     recorded, vectors = Recorded(summary), summary.vectors
     rows = [row for row in summary.components if row.identical]
@@ -200,7 +198,7 @@ def _identical(summary: PairRecord, what: str) -> Sentence:
 
 
 def known_changes(summary: PairRecord) -> list[Sentence]:
-    """Sentences of the recognised changes that stand before the size."""
+    """Return sentences on recognised changes that come before the size."""
     holds = {*recognised(summary)} - {*NOT_IN_PLACE}
     return _changes(summary, holds & COPIES or holds)  # else it is of rounding
 

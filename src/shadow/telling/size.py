@@ -55,7 +55,7 @@ WORDS = {
 def size_and_place(
     summary: PairRecord, apart: bool, alike: bool = True, filtered: bool = False
 ) -> Sentence:
-    """apart: the two are no base and tuned; alike: where the difference lies says something."""
+    """apart: the two are not base and tuned; alike: where the difference lies says something."""
     recorded = Recorded(summary)
     norm = _norm(recorded, apart)
     if not alike:
@@ -87,7 +87,7 @@ def _norm(recorded: Recorded, apart: bool) -> str:
 
 
 def is_as_stored(summary: PairRecord) -> bool:
-    """Return whether what rounding took, or added, is unknown and may matter."""
+    """Return whether it is unknown, and may matter, what rounding removed or added."""
     figures, kept = summary.figures, summary.inside_layers.kept
     near = figures.floor_ratio is not None and figures.floor_ratio < CLEAR
     near = near or (kept is not None and kept < MOSTLY_KEPT)
@@ -104,7 +104,7 @@ def of_what(summary: PairRecord) -> str:
 
 
 def has_frozen(summary: PairRecord) -> bool:
-    """Return whether so much is unchanged that a norm of what changed is not one of the model."""
+    """Return whether so much is unchanged that the norm of what changed is not the model's."""
     figures = summary.figures
     return bool(figures.parameters_identical > 0.01 * (figures.parameters or 1))
 
@@ -146,7 +146,7 @@ class ChangedPart:
 
 
 def parts_by_energy(summary: PairRecord) -> list[ChangedPart]:
-    """The parts of the model, that of most energy first."""
+    """Return the parts of the model, that with the most energy first."""
     main = main_component(summary)
     rows: list[Row] = [
         *(row for row in summary.modules if row.component == main),
@@ -164,14 +164,14 @@ def parts_by_energy(summary: PairRecord) -> list[ChangedPart]:
 
 
 def are_in_proportion(summary: PairRecord, parts: Sequence[ChangedPart]) -> bool:
-    """Return whether every part has its share; no, where little changed, as that has no
+    """Return whether every part has its share; False if little changed, as there is no
     proportion.
     """
     return not is_mostly_frozen(summary) and all(part.in_proportion for part in parts)
 
 
 def leading(parts: Sequence[ChangedPart]) -> list[ChangedPart]:
-    """The parts that hold MOST of it, and those as large as the last of them; at most NAMED."""
+    """Return the parts that hold MOST of it, and those as large as the last; at most NAMED."""
     named: list[ChangedPart] = []
     for part in parts[:NAMED]:
         held = sum(one.energy_share for one in named)
@@ -181,7 +181,7 @@ def leading(parts: Sequence[ChangedPart]) -> list[ChangedPart]:
 
 
 def main_component(summary: PairRecord) -> str | None:
-    """The component whose modules are named: language, or the one with most changed matrices."""
+    """Return the component whose modules are named: language, or the one that changed most."""
     changed = {row.component: row.matrices for row in summary.components if row.matrices}
     if "language" in changed:
         return "language"
@@ -194,15 +194,13 @@ def is_outside(module: str) -> bool:
 
 
 def is_all_asked_for(summary: PairRecord, filtered: bool) -> bool:
-    """Return whether a filter chose modules that all changed: where all of it lies is then no
-    finding.
-    """
+    """Return whether a filter chose modules that all changed, so that their place is no finding."""
     return filtered and not has_frozen(summary)
 
 
 def _modules(recorded: Recorded, filtered: bool) -> tuple[str, str]:
-    """The parts of most energy as the end of a sentence; and a sentence of those outside layers of
-    more than their share.
+    """Return the parts with the most energy as the end of a sentence, and a sentence on those
+    outside layers with more than their share.
     """
     summary = recorded.summary
     parts = parts_by_energy(summary)
@@ -234,7 +232,7 @@ def _modules(recorded: Recorded, filtered: bool) -> tuple[str, str]:
 
 
 def _depth(recorded: Recorded) -> str:
-    """The only layers that changed, or the quarter of them that holds most, if it holds more."""
+    """Return the only layers that changed, or the quarter that holds most, if it holds more."""
     summary, main = recorded.summary, main_component(recorded.summary)
     if main is None or main == "other":  # numbers in unknown names need not be those of blocks
         return ""
@@ -255,7 +253,7 @@ def _depth(recorded: Recorded) -> str:
 
 
 def without_base(summary: PairRecord) -> list[str]:
-    """Return what has no base, a text for each component."""
+    """Return what has no base, with a text for each component."""
     names = [capital(component_name(row.component)) for row in summary.without_base]
     return [f"{name} has no base, so its change is unknown" for name in names]
 

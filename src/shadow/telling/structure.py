@@ -1,4 +1,4 @@
-"""Structure of the change, and the share that storage left of it."""
+"""Structure of the change, and the share of it that storage left."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def structure(summary: PairRecord) -> list[Sentence]:
 
 
 def noise_kind(summary: PairRecord) -> str:
-    """`flat`, `mixed` or `noise`: how the change of most matrices lies to noise."""
+    """Return `flat`, `mixed` or `noise`: how the change of most matrices compares with noise."""
     inside = summary.inside_layers
     if 2 * inside.flatter_than_noise >= inside.judged:
         return "flat"
@@ -92,8 +92,8 @@ def noise_kind(summary: PairRecord) -> str:
 
 
 def knows_coherence(summary: PairRecord) -> bool:
-    """Return whether it is known of half of the matrices or more how coherent their updates are.
-    The rounding of a copy in few bits makes them seem less so by an unknown amount.
+    """Return whether the coherence of updates is known for at least half of the matrices. The
+    rounding of a copy in few bits makes them seem less coherent by an unknown amount.
     """
     inside = summary.inside_layers
     if 2 * inside.unexplained_in_more_bits >= inside.matrices or few_bits(summary) == "tuned":
@@ -102,7 +102,7 @@ def knows_coherence(summary: PairRecord) -> bool:
 
 
 def _coherent(summary: PairRecord) -> Sentence:
-    """Return how coherent the change is, as far as that is known."""
+    """Describe how coherent the change is, as far as that is known."""
     recorded, inside = Recorded(summary), summary.inside_layers
     code, number = "hidden", ""
     if knows_coherence(summary) and inside.equivalent_directions is not None:
@@ -134,7 +134,7 @@ def _low_rank(summary: PairRecord) -> Sentence:
 
 
 def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
-    """Return which side went through few bits, and how much of what is stored is the update."""
+    """Describe which side went through few bits, and how much of what is stored is the update."""
     recorded, through = Recorded(summary), few_bits(summary)
     texts = [recorded.fill(WORDS["base"])] if has_few_values(summary, "base") else []
     texts += [recorded.fill(WORDS[through])] if through is not None else []
@@ -143,7 +143,7 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
 
 
 def _left(summary: PairRecord, is_small: bool, has_few: bool) -> list[Sentence]:
-    """Return how much of what is stored is the update, as far as it shows."""
+    """Describe how much of what is stored is the update, as far as it shows."""
     recorded, inside, floor = Recorded(summary), summary.inside_layers, summary.figures.floor_ratio
     if not inside.matrices or floor is None:
         return []

@@ -99,7 +99,7 @@ def script_json(value: object) -> Markup:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A section of a pair: its blocks, and those that are shown when their title is clicked."""
+    """A section of a pair: its blocks, and those that appear when their title is clicked."""
 
     name: str
     blocks: Sequence[Block]
@@ -113,13 +113,13 @@ class PageSection:
 
     @property
     def is_half(self) -> bool:
-        """Return whether it stands beside a neighbour; what failed needs the width."""
+        """Return whether it stands beside a neighbour; failures need the full width."""
         return self.name in HALVES and not self.is_open
 
 
 @dataclass(frozen=True)
 class PairSection:
-    """One pair on the page."""
+    """A pair on the page."""
 
     number: int
     summary: Summary
@@ -134,21 +134,20 @@ class PairSection:
 
     @property
     def failed(self) -> list[str]:
-        """The gates that it does not pass, by name, but for those that are unknown."""
+        """Names of the gates that it fails, without those that are unknown."""
         unknown = self.summary.unknown_gates
         return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
 
     @property
     def rank(self) -> tuple[bool, float, str]:
-        """Most concentrated first; after them the pairs whose figures no gate lets count."""
+        """Sort the most concentrated first, and pairs whose gates void their figures last."""
         concentration = self.summary.figures.concentration
         return bool(self.failed), math.inf if concentration is None else -concentration, self.name
 
 
 def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairSection:
-    """A finished report as a page of so many pairs shows it.
-
-    Raises ShadowError when it cannot be read.
+    """Read a finished report for a page of this many pairs. Raises ShadowError if it is
+    unreadable.
     """
     summary = report.summary
     rows, tensors = columns_of(report.table("matrices")), report.table("tensors")
@@ -175,7 +174,7 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
 
 
 def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[PageSection]:
-    """The sections of a pair that have anything in them."""
+    """Return the sections of a pair that are not empty."""
     sections = []
     for name, title in TITLES.items():
         own = list(blocks.get(name, ()))
