@@ -1,8 +1,8 @@
 """The Python API: the functions behind `shadow.audit`, `shadow.read` and so on.
 
-Nothing here prints. What is expected to go wrong is a `ShadowError`, with a message and a hint.
-`say` gets a line of text now and then, `progress` how far the work is. No number depends on `jobs`,
-how many matrices are at work at a time (None: as many as cores, or as fit the memory).
+Nothing here prints. Expected errors are a `ShadowError`, with a message and a hint. `say` is called
+with lines of text, `progress` with the state of the work. No number depends on `jobs`, the number
+of matrices at work at a time (None: as many as cores, or as fit in memory).
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def audit(
 ) -> AuditReport | AuditReports:
     """Measure pairs of checkpoints, write their reports, and return them.
 
-    The report, where one pair was named; otherwise reports in the order of the pairs. One that is
-    there is not made again. If a pair cannot be audited, all others are audited before the error is
-    raised. The algebra has one thread for each worker while this runs.
+    For one pair it returns its report, otherwise reports in the order of the pairs. Existing
+    reports are not made again. If a pair cannot be audited, all others are audited before the error
+    is raised. Meanwhile, linear algebra uses one thread per worker.
 
     Args:
         base: A folder or a file, `org/name[@revision]` on the Hub, or a model in memory: a
@@ -220,7 +220,8 @@ def judge(
     against: Report | Place | None = None,
     allow_missing: bool = False,
 ) -> Judgement:
-    """Judge a report by rules and a baseline: what came of each, and the code of `shadow gate`.
+    """Judge a report by rules and a baseline; return the verdicts and the exit code of `shadow
+    gate`.
 
     Args:
         report: A report, or its folder or URL.
@@ -330,7 +331,7 @@ def export(
 def _request(
     base: Any, tuned: Any, held: Held, output: Place | None, measuring: Any, **own: Any
 ) -> AuditRequest:
-    """The pair of two checkpoints, or the pairs that base names, and what is done with them."""
+    """Make the request for a pair of two checkpoints, or for the pairs that base names."""
     for word in measuring:
         if error := gone("keyword", word):
             raise error
@@ -350,7 +351,7 @@ def _request(
 
 
 def _held(sides: Mapping[str, object]) -> Held:
-    """The models in memory among sides, by their names; without torch there are none."""
+    """Return the models in memory among sides, by name; none without torch."""
     if "torch" not in sys.modules:
         return {}
     from shadow.checkpoints.in_memory import models_among
@@ -359,14 +360,14 @@ def _held(sides: Mapping[str, object]) -> Held:
 
 
 def _named(name: str, place: Any, held: Held, parse: Callable[[str], Any] = parse_reference) -> Any:
-    """The reference to a side: a Path is a folder, text is what the command takes."""
+    """Make the reference to a side: a Path is a folder, text is what the command takes."""
     if name in held:
         return held[name][0]
     return parse(place if isinstance(place, str) else str(Path(place).expanduser().absolute()))
 
 
 def _here(report: Report | Place) -> Path:
-    """The folder of a report, or of reports; one at a URL is fetched, until the process ends."""
+    """Return the folder of a report, or of reports; a URL's is fetched until the process ends."""
     if isinstance(report, Report):
         return report.folder
     there = located(report)
@@ -378,5 +379,5 @@ def _here(report: Report | Place) -> Path:
 
 
 def _words(words: str | Sequence[str]) -> list[str]:
-    """One word may stand for a list of one."""
+    """Return a list, also for a single word."""
     return [words] if isinstance(words, str) else list(words)

@@ -1,7 +1,7 @@
 """Options are declared once, as fields of frozen records or as defaults of a command.
 
-The command line and its help are made of them (`shadow.cli.options`), and requests, settings and
-reports hold the records themselves.
+The command line and its help are made from them (`shadow.cli.options`); requests, settings and
+reports contain the records themselves.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ ARGUMENT = ""
 
 
 def option(help: str, default: Any = None, *names: str, **more: Any) -> Any:
-    """Declare a field that is an option, with its help and what typer is to know of it.
+    """Declare a field that is an option, with its help and typer's parameters.
 
-    names: as they are typed, where not `--` and the name of the field; `ARGUMENT` for one without.
-    more: limits, `metavar` and such. A default of `...` must be typed.
+    names: as typed, unless `--` and the name of the field; `ARGUMENT` for a positional one. more:
+    limits, `metavar` and the like. `...` as default makes it required.
     """
     return field(default=default, metadata={"option": (names, {"help": help, **more})})
 

@@ -1,5 +1,4 @@
-"""Outputs: results to look at or to load elsewhere.
+"""Outputs: results to look at or to load into other programs.
 
-The terminal, the web page, figures, exports to formats of others, and what continuous integration
-shows.
+The terminal, the web page, figures, exports, and what continuous integration shows.
 """

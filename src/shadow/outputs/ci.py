@@ -1,8 +1,8 @@
 """Verdicts as CI shows them, in Markdown, annotations of GitHub Actions and JUnit XML.
 
 Names of families, pairs and tensors, messages and file names are hostile text in each of these:
-every one goes through `cell`, `_data`, `_property` or `visible`. There is no SARIF: its results are
-places in source files, and a delta has none.
+every one goes through `cell`, `_data`, `_property` or `visible`. There is no SARIF, whose results
+refer to source files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COUNTED = {"tests": "testcase", "failures": "failure", "errors": "error", "skipp
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
-    """For people, on a terminal: why the exit code is not 0, and what is but a warning."""
+    """Yield, for people on a terminal, why the exit code is not 0, and warnings."""
     lines = [
         f"{'warning: ' * (verdict.rule.severity == 'warning')}{judgement.name}:"
         f" {verdict.rule.name}: {verdict.detail}"
@@ -64,9 +64,9 @@ def is_without_baseline(judged: Sequence[Judgement]) -> bool:
 
 
 def counts(judged: Sequence[Judgement]) -> str:
-    """`2 of 4 rules passed, 1 FAILED, 1 not judged`; those of several pairs together.
+    """Return `2 of 4 rules passed, 1 FAILED, 1 not judged`, over several pairs together.
 
-    A warning fails nothing, and is counted as one whether it is violated or has nothing to judge.
+    A warning does not fail, and counts as a warning whether it is violated or has nothing to judge.
     Empty without rules.
     """
     verdicts = [verdict for judgement in judged for verdict in judgement.verdicts]
@@ -89,7 +89,7 @@ def counts(judged: Sequence[Judgement]) -> str:
 
 
 def append_summary(path: Path, shown: Document) -> None:
-    """Append to the summary of a step as many lines as GitHub takes. Raises OSError."""
+    """Append to the summary of a step as many lines as GitHub accepts. Raises OSError."""
     text = f"{markdown(shown)}\n".encode()
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
@@ -105,10 +105,10 @@ def append_summary(path: Path, shown: Document) -> None:
 def workflow_commands(
     judged: Sequence[Judgement], without_baseline: str | None = None
 ) -> list[str]:
-    """Workflow commands, a line for each fault and each rule that was violated or not judged.
+    """Return workflow commands: a line for each error and each rule that is violated or not judged.
 
     The runner reads them from stdout and stderr alike. without_baseline: why nothing was compared
-    with a baseline, a warning of its own.
+    with a baseline, as a warning.
     """
     texts: dict[str, list[str]] = {"error": [], "warning": []}
     if without_baseline is not None:
@@ -148,12 +148,12 @@ def _annotation(level: str, title: str, text: str) -> str:
 
 
 def _data(text: str) -> str:
-    """Any text as the message of a workflow command."""
+    """Escape text as the message of a workflow command."""
     return visible(text).replace("%", "%25")
 
 
 def _property(text: str) -> str:
-    """Any text as a property of a workflow command."""
+    """Escape text as a property of a workflow command."""
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
@@ -162,7 +162,7 @@ def _property(text: str) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A case of JUnit, with what is wrong in it and what it prints."""
+    """A test case of JUnit, with its failures and its output."""
 
     of: str
     name: str
@@ -173,12 +173,12 @@ class Case:
 
 
 def junit(judged: Sequence[Judgement]) -> bytes:
-    """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
+    """Return JUnit XML: a suite for each pair, with a case for the audit and one for each rule.
 
     A pair without its report and a rule that was violated are failures, a rule with nothing to
-    judge is an error; rules that are but warnings pass, and say so in their output, since JUnit has
-    no warnings. Tensors that were skipped are reported in the output of the audit's case: as cases
-    of their own they would be thousands, and most are vectors.
+    judge is an error; rules that are only warnings pass, and say so in their output, since JUnit
+    has no warnings. Tensors that were skipped are reported in the output of the audit's case: as
+    cases of their own they would be thousands, and most are vectors.
     """
     suites = []
     for judgement in judged:
@@ -216,11 +216,11 @@ def _rule_case(of: str, verdict: Verdict) -> Case:
 
 
 def begin_junit(path: Path, command: str) -> None:
-    """Put an error where the results of a command will be, so that CI never takes those of an
+    """Write an error where the results of a command will be, so that CI never mistakes those of an
     earlier run for them.
 
-    The file says so however the command ends: by a fault, a signal, or without power. Raises
-    ShadowError for a file that may not be written over, before anything is measured.
+    The file says so however the command ends: by an error, a signal, or a power failure. Raises
+    ShadowError for a file that must not be overwritten, before anything is measured.
     """
     text = f"`shadow {command}` did not finish: its output says why"
     case = Case("shadow", command, problems=[("error", text, "not finished")])
@@ -251,7 +251,7 @@ def write_claims(path: Path, found: Sequence[Verification | FailedVerification])
 
 
 def _from_here(text: str) -> str:
-    """An absolute path as it is from here, or its last parts: a case has one name everywhere."""
+    """Return an absolute path relative to here, or its end: a case has one name everywhere."""
     path = Path(text)
     if not path.is_absolute():
         return text
@@ -261,7 +261,7 @@ def _from_here(text: str) -> str:
 
 
 def _document(suites: Iterable[tuple[str, float | None, Sequence[Case]]]) -> bytes:
-    """Suites, each of a name, seconds and cases, as XML."""
+    """Return suites, with their names, seconds and cases, as XML."""
     root = ET.Element("testsuites", name="shadow")
     for name, seconds, cases in suites:
         suite = ET.SubElement(root, "testsuite", name=visible(name))
@@ -286,7 +286,7 @@ def _document(suites: Iterable[tuple[str, float | None, Sequence[Case]]]) -> byt
 
 
 def write_document(path: Path, text: bytes) -> None:
-    """A file that is there whole or not at all, over no other than JUnit's. Raises ShadowError."""
+    """Write a file atomically, replacing only a JUnit file. Raises ShadowError."""
     hint = "choose another file with --junit"
     try:
         if path.exists():

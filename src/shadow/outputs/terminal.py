@@ -1,4 +1,4 @@
-"""A document -> rich renderables for a terminal of any width. Pure: nothing here prints."""
+"""Documents -> rich renderables for a terminal of any width. Pure: nothing here prints."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class View:
 def _drawn(
     block: Block, options: ConsoleOptions, legends: dict[str, str]
 ) -> Iterator[RenderableType]:
-    """The lines of a block; none of what a terminal cannot show. legends: of the heads shown."""
+    """Return the lines of a block; empty if a terminal cannot show it. legends: of heads shown."""
     match block:
         case Section():
             title = Text(visible(block.title), "bold")
@@ -120,7 +120,7 @@ def _cell(cell: Cell) -> Text:
 
 
 def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
-    """With as many columns as fit, those of the lowest rank first."""
+    """Draw a table with as many columns as fit, dropping those of the lowest rank first."""
     rows = [[_cell(cell) for cell in row] for row in block.rows]
     widths = []
     for place, column in enumerate(block.columns):
@@ -179,8 +179,8 @@ class HeatMap:
     """The modules of one component by its layers, lighter where a matrix moved further: by the
     logarithm of its relative norm, the median over the layers of a column.
 
-    More layers than columns are binned. Colours are those of ground and shade alike, so that a
-    copied screen shows the shades.
+    More layers than columns are binned. Shades are letters as well as colours, so that a copied
+    screen shows them.
     """
 
     rows: Sequence[Row]
@@ -203,7 +203,7 @@ class HeatMap:
         coloured = console.color_system is not None and not console.no_color
 
         def shade(level: float) -> tuple[str, Style | None]:
-            """A letter and its colour, of a level from 0 to 1."""
+            """Return a letter and its colour for a level from 0 to 1."""
             own = COLOURS[round(level * (len(COLOURS) - 1))]
             letter = shades[min(len(shades) - 1, int(level * len(shades)))]
             return letter, Style(color=own, bgcolor=own) if coloured else None

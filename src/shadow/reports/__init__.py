@@ -1,5 +1,5 @@
 """A finished report: its columns, its provenance and its files.
 
-The table of columns is the one home of what a column means; tables are written whole or not at all,
-and read as this version has them, also from older reports.
+The table of columns defines the meaning of each column; tables are written atomically, and older
+reports are read in the form of this version.
 """

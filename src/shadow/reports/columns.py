@@ -1,8 +1,8 @@
 """The tables of a report and their columns: name, type, formula, range, when null, pitfalls; and
 other words that can be looked up: heads of tables, keys of JSON files, terms of the glossary.
 
-The Parquet schemas, `shadow explain` and the tables in docs/ are made of columns.yaml and
-words.yaml beside this file. Nothing heavy is imported, so that `explain` answers at once.
+The Parquet schemas, `shadow explain` and the tables in docs/ are made from columns.yaml and
+words.yaml in this folder. Nothing heavy is imported, so that `explain` answers at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @cache
 def read_words(name: str) -> Mapping[str, Any]:
-    """A file of words beside this module."""
+    """Read a file of words in this folder."""
     text = Path(__file__).with_name(name).read_text(encoding="utf-8")
     words: dict[str, Any] = yaml.load(text, LOADER)  # noqa: S506 - safe
     return words
@@ -67,7 +67,7 @@ GLOSSARY: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a report file. What a field does not say is the empty string."""
+    """A column of a report file. Missing fields are empty strings."""
 
     name: str
     """As in the files; never changed once it is published."""
@@ -91,7 +91,7 @@ class Column:
 
     @property
     def arrow(self) -> str:
-        """Its type in Arrow's words: `double`, `list<float>`."""
+        """Its type in Arrow's notation: `double`, `list<float>`."""
         return STORED_TYPES[self.type]
 
 
@@ -142,7 +142,7 @@ _NULL_IN_SKETCH = {  # why, by the list of columns
 
 
 def _group(name: str) -> tuple[Column, ...]:
-    """A group of columns, each with when it is null, also in the precision `sketch`."""
+    """Return a group of columns, each with when it is null, also at level `sketch`."""
     columns = []
     for word, entry in _COLUMNS["columns"][name].items():
         reasons = (text for of, text in _NULL_IN_SKETCH.items() if word in _SKETCH[of])
@@ -198,9 +198,10 @@ HEADLINE = (  # the figures of a summary that a list has of each pair
 
 
 def notation_of(columns: Iterable[Column]) -> str:
-    """The part of NOTATION that explains the letters in these columns; empty where they have none.
+    """Return the part of NOTATION that explains the symbols in these columns; empty if they have
+    none.
 
-    A letter that a formula gives another meaning (`p the share of each layer`) is not in NOTATION.
+    A symbol that a formula redefines (`p the share of each layer`) is not in NOTATION.
     """
     used: set[str] = set()
     for column in columns:
@@ -211,12 +212,12 @@ def notation_of(columns: Iterable[Column]) -> str:
 
 
 def delta_metrics() -> list[str]:
-    """The columns of delta rows that are numbers."""
+    """Return the columns of delta rows that are numbers."""
     return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
 
 
 def null_if_undefined(value: Value) -> Value | None:
-    """Null instead of NaN or infinity: a number that overflowed is not a number."""
+    """Replace NaN and infinity by null: a number that overflowed is not a number."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

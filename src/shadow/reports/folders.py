@@ -1,5 +1,5 @@
-"""Folders of reports, also at URLs: which finished reports a path stands for, whether a report is
-whole, and files of a report that replace earlier ones, all of them together or none.
+"""Folders of reports, also at URLs: the finished reports that a path names, whether a report is
+complete, and files of a report that replace earlier ones together.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
 
 @dataclass(frozen=True)
 class Staged:
-    """Folder of the new files of a report until all of them are written."""
+    """The folder of a report's new files until all of them are written."""
 
     folder: Path
 
@@ -79,7 +79,7 @@ def replacing(folder: Path) -> Iterator[Staged]:
 
 
 def put_in_place(folder: Path) -> None:
-    """Move the files that are ready; matrices.parquet, by which a report is found, comes last."""
+    """Move the files that are ready; matrices.parquet, which identifies a report, comes last."""
     ready = folder / PARTIAL / READY
     if not ready.is_dir() or any(path.is_symlink() for path in (ready, ready.parent)):
         return
@@ -106,19 +106,19 @@ def put_in_place(folder: Path) -> None:
 
 
 def reports_below(run: Path) -> list[Path]:
-    """The pair folders at or up to two levels below a path, sorted; without any the path itself.
+    """Return the pair folders at or up to two levels below a path, sorted; without any, the path
+    itself.
 
-    Among them are those of damaged reports: see `found_below`. Raises ShadowError for what is no
-    folder.
+    Damaged reports are included: see `found_below`. Raises ShadowError if it is not a folder.
     """
     return found_below(run) or [run]
 
 
 def found_below(run: Path) -> list[Path]:
-    """The same, and no folder where there is no report.
+    """Return the same, or no folder if there is no report.
 
-    A folder with files of a report counts even if it lacks matrices.parquet: who reads it raises,
-    so that no report is lost in silence. One that holds nothing but an unfinished audit does not.
+    A folder with files of a report counts even if it lacks matrices.parquet: reading it raises, so
+    that no report is lost silently. A folder with only an unfinished audit does not count.
     """
     with _readable(run):
         if run.is_file():
@@ -143,7 +143,7 @@ def found_below(run: Path) -> list[Path]:
 
 @contextmanager
 def _readable(run: Path) -> Iterator[None]:
-    """A name that is too long, or a folder that may not be read, is a ShadowError."""
+    """Turn a name that is too long, or a folder that may not be read, into a ShadowError."""
     try:
         yield
     except OSError as error:
@@ -176,7 +176,7 @@ def has_remains(folder: Path) -> bool:
 
 
 def _schema(path: Path) -> pa.Schema:
-    """The schema of a Parquet file. Raises ShadowError."""
+    """Return the schema of a Parquet file. Raises ShadowError."""
     import pyarrow as pa  # takes a twentieth of a second
     import pyarrow.parquet as pq
 
@@ -191,7 +191,7 @@ def _stored_metadata(schema: pa.Schema) -> Any:
 
 
 def meant(run: Path) -> str | None:
-    """The folder that was meant: above a file, below `reports`, or of nearly that name."""
+    """Return the folder that was meant: above a file, below `reports`, or with a similar name."""
     if run.is_file():
         return f"did you mean {str(run.parent)!r}?"
     target = Path("reports", *str(run).split(":"))
@@ -203,18 +203,15 @@ def meant(run: Path) -> str | None:
 
 
 def reports_at(run: Path) -> list[Path]:
-    """The report in a folder, otherwise all that lie below it. Raises ShadowError as
-    `reports_below`.
-    """
+    """Return the report in a folder, or all reports below it. Raises like `reports_below`."""
     with _readable(run):
         return [run] if (run / FINISHED).is_file() else reports_below(run)
 
 
 def reports_of(runs: Sequence[Path], *, once: bool = False) -> list[Path]:
-    """The reports that several paths stand for, in their order.
+    """Return the reports that several paths name, in their order.
 
-    A report that is named twice is there twice, unless once is set or one of the paths holds
-    several reports.
+    A report that is named twice occurs twice, unless once is set or a path holds several reports.
     """
     found = [reports_at(run) for run in runs]
     every = [folder for folders in found for folder in folders]
@@ -224,7 +221,7 @@ def reports_of(runs: Sequence[Path], *, once: bool = False) -> list[Path]:
 
 
 def one_report(run: Path, hint: str = "name one of them") -> Path:
-    """The only report at or below a path. hint: what to do where there are several."""
+    """Return the only report at or below a path. hint: what to do if there are several."""
     folders = reports_at(run)
     if len(folders) > 1:
         names = several([str(folder) for folder in folders], 5)
@@ -233,8 +230,8 @@ def one_report(run: Path, hint: str = "name one of them") -> Path:
 
 
 def fetched(store: Store, *, spectra: bool = True) -> Path:
-    """Fetch the reports at or below a URL and the index of a list, with or without their singular
-    values, into a folder of this machine. Raises ShadowError, also where there is no report.
+    """Download the reports at or below a URL and the index of a list, with or without their
+    singular values. Raises ShadowError, also if there is no report.
     """
     folder = fetched_if_any(store, spectra=spectra)
     if folder is None:
@@ -243,7 +240,7 @@ def fetched(store: Store, *, spectra: bool = True) -> Path:
 
 
 def fetched_if_any(store: Store, *, spectra: bool = True) -> Path | None:
-    """Do the same, or return None where there is neither a report nor an index."""
+    """Do the same, or return None if there is neither a report nor an index."""
     chosen = _chosen(store, spectra=spectra)
     if not chosen:
         return None
@@ -257,7 +254,7 @@ def fetched_if_any(store: Store, *, spectra: bool = True) -> Path | None:
 
 
 def _chosen(store: Store, *, spectra: bool) -> dict[str, Mapping[str, Any]]:
-    """The files of finished reports at most two folders below, and those of an index."""
+    """Return the files of finished reports at most two folders below, and those of an index."""
     there, chosen = store.files(), {}
     for path in there:
         *folders, name = path.split("/")
@@ -270,7 +267,7 @@ def _chosen(store: Store, *, spectra: bool) -> dict[str, Mapping[str, Any]]:
 
 
 def publish(folder: Path, store: Store) -> None:
-    """Upload the finished report of a folder; on return it is the report at the URL."""
+    """Upload the finished report of a folder; when it returns, it is the report at the URL."""
     store.remove(FINISHED)
     for name in FILES_OF_A_PAIR:  # of which it is the last
         if (folder / name).is_file():
@@ -280,11 +277,10 @@ def publish(folder: Path, store: Store) -> None:
 
 
 def finished_metadata(folder: Path) -> ReportMetadata | None:
-    """The provenance of the finished report in a folder; None when there is none.
+    """Return the provenance of the finished report in a folder; None if there is none.
 
-    Of a report of another schema only the schema is checked. Raises ShadowError for a report that
-    cannot be read. Whoever reads a report asks this first: a replacement that was killed half-way
-    is completed here.
+    For another schema, only the schema is checked. Raises ShadowError for a report that cannot be
+    read. Readers call this first: it completes a replacement that was killed half-way.
     """
     put_in_place(folder)
     path = folder / FINISHED
@@ -323,8 +319,7 @@ def unreadable(path: Path, error: Exception) -> ShadowError:
 def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:
     """Refuse a finished report that lacks a table. Raises ShadowError.
 
-    spectra: must singular values be there too, if the audit wrote them? A copy for a reader of
-    other tables leaves them out.
+    spectra: also require singular values if the audit wrote them, which copies may leave out.
     """
     is_due = spectra and metadata["settings"].get("spectra") is True
     for name in TABLES_OF_A_PAIR:
@@ -333,7 +328,7 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Raise TypeError or KeyError where metadata are not of the types that readers rely on."""
+    """Raise TypeError or KeyError if metadata do not have the types that readers rely on."""
     settings, sides = metadata["settings"], (metadata["base"], metadata["tuned"])
     texts = [metadata[key] for key in ("version", "family", "pair")]
     texts += [settings["method"]["level"], *(side["repo"] for side in sides)]
@@ -355,8 +350,8 @@ def _check_metadata(metadata: Any) -> None:
 def report_metadata(folder: Path) -> ReportMetadata:
     """The provenance of the finished report in a folder.
 
-    Raises ShadowError when the folder holds no finished report, a broken one, one that lacks a
-    table, or one of another schema. Whether singular values are there is not asked.
+    Raises ShadowError if the folder has no finished report, or one that is broken, lacks a table,
+    or has another schema. Singular values are not required.
     """
     metadata = finished_metadata(folder) if folder.is_dir() else None
     if metadata is None:

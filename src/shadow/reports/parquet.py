@@ -1,5 +1,5 @@
-"""Tables and Parquet files: those of a report, written group by group and read as this version has
-them, also of a report that was made before the newest columns.
+"""Tables and Parquet files of a report, written group by group and read in the form of this
+version, also from reports that lack the newest columns.
 
 Columns that were added to the schema since the report was made are null. Columns that this version
 does not know are left out, and a number that is not finite, which no audit writes, is null.
@@ -33,7 +33,7 @@ MANY = 6  # absent columns that are named one by one
 
 
 def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
-    """Columns as a schema of Arrow, in their order."""
+    """Return columns as a schema of Arrow, in order."""
     fields = []
     for column in columns:
         name = column.arrow.removeprefix("list<").removesuffix(">")
@@ -43,7 +43,7 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 
 def table_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> pa.Table:
-    """Rows as a table with these columns; null where a row has no such key."""
+    """Return rows as a table with these columns; null if a row lacks the key."""
     return pa.Table.from_pylist(list(rows), schema=arrow_schema(columns))
 
 
@@ -51,9 +51,9 @@ def table_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> p
 
 
 class TableFile:
-    """A Parquet file of a report in the making: row groups as they come, the metadata at the end.
+    """A Parquet file of a report being written: row groups as they come, the metadata at the end.
 
-    Until `finish` it holds no metadata. Nothing of a group stays in memory.
+    It has no metadata before `finish`. Groups do not stay in memory.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -68,13 +68,13 @@ class TableFile:
         self._is_empty = False
 
     def close(self) -> None:
-        """No more rows come. The rows can be read after that."""
+        """Finish the rows, which can then be read."""
         if self._is_empty:  # a file without rows has a row group too
             self.write(self._schema.empty_table())
         self._writer.close()
 
     def finish(self, metadata: ReportMetadata) -> None:
-        """Give the closed file its metadata; on return it is on the disk."""
+        """Give the closed file its metadata; when it returns, it is on the disk."""
         empty, footer = pa.BufferOutputStream(), pa.BufferOutputStream()
         recorded = json.dumps(metadata, sort_keys=True).encode()
         schema = self._schema.with_metadata({METADATA_KEY: recorded})
@@ -91,7 +91,9 @@ class TableFile:
 
 
 def pages_of(file: IO[bytes]) -> int:
-    """Bytes of a Parquet file before its footer: its pages, and the mark at its start."""
+    """Return the bytes of a Parquet file before its footer: its pages, and the mark at
+    its start.
+    """
     size = file.seek(0, os.SEEK_END)
     if size < TAIL:
         return 0
@@ -103,11 +105,10 @@ def pages_of(file: IO[bytes]) -> int:
 
 
 def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str]) -> pa.Table:
-    """The table with these columns, of their types and in their order; null where it has no value
-    or one that is not finite.
+    """Return the table with these columns, in their types and order; null for missing values and
+    those that are not finite.
 
-    Raises KeyError for a column that is required, and what Arrow raises for text that is none or
-    another type.
+    Raises KeyError for a missing required column, and Arrow's errors for text of another type.
     """
     schema = arrow_schema(columns)
     there = dict(zip(table.column_names, table.columns, strict=True))
@@ -127,7 +128,7 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
 
 
 def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Null instead of NaN and infinity, in lists too."""
+    """Replace NaN and infinity by null, in lists too."""
     if pa.types.is_floating(values.type):
         return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
     if not pa.types.is_list(values.type) or not pa.types.is_floating(values.type.value_type):
@@ -142,7 +143,7 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
-    """A table's file as this version has it. Call it in `telling_faults`."""
+    """Read a table's file in the form of this version. Call it in `telling_faults`."""
     stored = set(file.schema_arrow.names)
     there = [column.name for column in table.columns if column.name in stored]
     many = file.metadata.num_rows > FEW_ROWS
@@ -151,7 +152,7 @@ def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
 
 @contextmanager
 def telling_faults(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading a file of a report into a ShadowError that names it."""
+    """Turn errors in reading a file of a report into a ShadowError that names it."""
     try:
         yield
     except FileNotFoundError as error:

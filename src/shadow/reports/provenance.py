@@ -1,7 +1,7 @@
 """The `shadow` key of a report's files: what was measured, with which settings and version.
 
-Of a key that is not required no reader may rely on the type: another program may have written it;
-those that are required are checked where a finished report is read.
+Readers must not rely on the type of a key that is not required: another program may have written
+it. Required keys are checked when a finished report is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIDES: tuple[Side, Side] = ("base", "tuned")
 
 
 class CheckpointMetadata(TypedDict):
-    """Identity of the checkpoint on one side."""
+    """The identity of the checkpoint on one side."""
 
     repo: str
     commit: str | None  # None for a folder
@@ -29,7 +29,7 @@ class CheckpointMetadata(TypedDict):
 
 
 class MethodMetadata(TypedDict):
-    """Method by which spectra were computed."""
+    """The method by which spectra were computed."""
 
     level: str
     seed: NotRequired[object]  # where a report of 0.2 had another than 0
@@ -37,7 +37,7 @@ class MethodMetadata(TypedDict):
 
 
 class SettingsMetadata(TypedDict):
-    """Settings that numbers depend on, besides the checkpoints and the version."""
+    """The settings that numbers depend on, besides the checkpoints and the version."""
 
     method: MethodMetadata
     chosen: NotRequired[Mapping[str, object] | None]
@@ -47,7 +47,7 @@ class SettingsMetadata(TypedDict):
 
 
 class RunMetadata(TypedDict):
-    """Making and summary of a report: no number depends on it."""
+    """The making and the summary of a report: no number depends on it."""
 
     compute_dtype: NotRequired[object]
     device: NotRequired[object]  # cpu, cuda or mps
@@ -60,7 +60,7 @@ class RunMetadata(TypedDict):
 
 
 class ReportMetadata(RunMetadata):
-    """All of it."""
+    """All metadata of a report."""
 
     version: str
     schema: int
@@ -72,7 +72,9 @@ class ReportMetadata(RunMetadata):
 
 
 def metadata_in(content: bytes) -> Any:
-    """The JSON under METADATA_KEY; a number that is not finite, which no audit writes, is None."""
+    """Parse the JSON under METADATA_KEY; numbers that are not finite, which no audit writes, are
+    None.
+    """
     metadata = json.loads(content, parse_constant=lambda _: None)
     with contextlib.suppress(KeyError, TypeError, AttributeError):  # which a check of it meets
         method = metadata["settings"]["method"]
@@ -90,7 +92,7 @@ def metadata_in(content: bytes) -> Any:
 
 @dataclass(frozen=True)
 class Identity:
-    """Identity of the numbers of a report: equal identities give equal data."""
+    """The identity of the numbers of a report: equal identities give equal data."""
 
     version: str
     schema: int
@@ -109,7 +111,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class CheckpointIdentity:
-    """Identity of the checkpoint on one side of a pair."""
+    """The identity of the checkpoint on one side of a pair."""
 
     repo: str
     """A repository of the Hub, or a folder as it was given; of a base per component all of them."""
@@ -127,7 +129,7 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Subject of a finished report, and the selection from it."""
+    """The subject of a finished report, and how it was measured."""
 
     version: str
     schema: int
@@ -153,7 +155,7 @@ class Provenance:
 
     @classmethod
     def of(cls, metadata: ReportMetadata) -> Provenance:
-        """The provenance in the metadata of a report, which `report_metadata` has checked."""
+        """Return the provenance in the metadata of a report, checked by `report_metadata`."""
         settings = metadata["settings"]
         chosen = settings.get("chosen") or {}
         base, tuned = (
@@ -179,6 +181,6 @@ class Provenance:
 
 
 def all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
-    """The values of exactly this type in a list: True is not a number here."""
+    """Return the values of exactly this type in a list: True is not a number here."""
     there = values if isinstance(values, list) else []
     return tuple(value for value in there if type(value) is kind)

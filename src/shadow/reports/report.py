@@ -1,10 +1,10 @@
-"""A finished report as one object: what it is of, and its tables, each read once, when asked for.
+"""A finished report as one object: its provenance, and its tables, each read once, on demand.
 
 Tables come as Arrow has them (`table`) and as pandas has them (`matrices` and the others). The
 bytes of a file are read once for both, and for its digest; singular values, gigabytes in a large
 model, a part at a time.
 
-What is missing is `isna()` in all frames: whole numbers are `Int64`, flags `boolean` and texts
+Missing values are `isna()` in all frames: whole numbers are `Int64`, flags `boolean` and texts
 `string`, with `pd.NA`; numbers are float64 with NaN, which no audit writes, as NumPy, SciPy and
 matplotlib take them as they are. Columns that an older report lacks are missing in every row.
 """
@@ -41,7 +41,7 @@ BATCH = 1024  # rows of spectra in memory at once
 
 @dataclass(frozen=True)
 class Report:
-    """A finished report in a folder. Nothing is read before it is asked for, and nothing twice."""
+    """A finished report in a folder. Everything is read on demand, and only once."""
 
     folder: Path
 
@@ -73,21 +73,22 @@ class Report:
     def spectra(self) -> pd.DataFrame:
         """The singular values of each matrix and subject; empty in a report of `--no-spectra`.
 
-        Raises ShadowError where they were written and are not there.
+        Raises ShadowError if they were written and are gone.
         """
         return frame_of(self.table("spectra"))
 
     @property
     def has_spectra(self) -> bool:
-        """Were singular values written? Raises ShadowError where they were and are not there."""
+        """Return whether singular values were written. Raises ShadowError if they were and are
+        gone.
+        """
         require_tables(self.folder, self.provenance.recorded, spectra=True)
         return self._path("spectra").exists()
 
     @cached_property
     def absent(self) -> tuple[str, ...]:
-        """The columns that it lacks, as they were added to reports since.
-
-        Raises ShadowError when a file is broken.
+        """The columns that it lacks, which reports got later. Raises ShadowError if a file is
+        broken.
         """
         lacking: list[str] = []
         for table in filter(lambda table: table.later, TABLES.values()):
@@ -96,10 +97,10 @@ class Report:
         return tuple(sorted(lacking))
 
     def table(self, name: str) -> pa.Table:
-        """A whole table as Arrow has it, null where a value is missing; without rows where the
-        report has no such file.
+        """Return a whole table of Arrow, null where a value is missing; without rows if the report
+        has no such file.
 
-        Raises ShadowError when the file is missing, broken, or of another audit than the report.
+        Raises ShadowError if the file is missing, broken, or from another audit.
         """
         if name not in self._tables:
             assert self.provenance  # first: this completes a replacement that was killed half-way
@@ -111,12 +112,12 @@ class Report:
         return self._tables[name]
 
     def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
-        """Some columns of a table. Raises ShadowError as `table` does."""
+        """Return some columns of a table. Raises ShadowError like `table`."""
         chosen = [column.name for column in TABLES[table].columns if column.name in names]
         return frame_of(self.table(table).select(chosen))
 
     def content(self, table: str) -> bytes:
-        """The file of a table, byte by byte. Raises OSError where there is none."""
+        """Return the bytes of a table's file. Raises OSError if there is none."""
         if table not in self._contents:
             self._contents[table] = self._path(table).read_bytes()
         return self._contents[table]
@@ -124,10 +125,10 @@ class Report:
     def spectrum_batches(
         self, names: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Some columns of the singular values, of all rows or those that meet a condition, a part
-        at a time; nothing where the report has none.
+        """Yield some columns of the singular values, of all rows or those that meet a condition, a
+        part at a time; nothing if the report has none.
 
-        Raises ShadowError as `table` does.
+        Raises ShadowError like `table`.
         """
         if not self.has_spectra:
             return
@@ -155,7 +156,7 @@ class Report:
         return {}
 
     def _checked(self, table: str) -> pq.ParquetFile:
-        """The file of a table, of the report's audit and of no more rows than a model has."""
+        """Return the file of a table, after checking that it is of this audit and not too long."""
         is_large = table == "spectra"  # gigabytes
         source = self._path(table) if is_large else pa.BufferReader(self.content(table))
         file = pq.ParquetFile(source)
@@ -173,7 +174,7 @@ class Report:
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:
-    """A table as every reader of reports has it: see the types above. Lists are NumPy arrays."""
+    """Return a table as the frames described above. Lists are NumPy arrays."""
     import pandas as pd
 
     types = {

@@ -1,4 +1,4 @@
-"""An open adapter beside its base: what it adds at each place, or puts there instead."""
+"""An open adapter next to its base: what it adds at each place, or replaces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAD = Place("language", None, "head")
 
 @dataclass(frozen=True)
 class OpenAdapter:
-    """An adapter whose tensors are beside those of its base."""
+    """An adapter whose tensors are aligned with those of its base."""
 
     checkpoint: Checkpoint
     updates: Mapping[Place, MatrixPair]
@@ -40,12 +40,12 @@ class OpenAdapter:
 
     @property
     def scale(self) -> float | None:
-        """Return what its updates are multiplied by; None where they do not share one."""
+        """Return the factor of its updates; None if they do not share one."""
         scales = {pair.tuned.factor.scaling for pair in self.updates.values() if pair.tuned.factor}
         return scales.pop() if len(scales) == 1 else None
 
     def outside(self, places: set[Place]) -> list[str]:
-        """Its tensors at other places, by name."""
+        """Return its tensors at other places, by name."""
         pairs = [*self.updates.values(), *self.whole.values()]
         return sorted({pair.tuned.info.name for pair in pairs if pair.place not in places})
 
@@ -57,7 +57,7 @@ class OpenAdapter:
     def fit(
         self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, place: Place
     ) -> MergeFit | None:
-        """Compare a merged tensor with base plus update at a place; None for another shape."""
+        """Compare a merged tensor with base plus update at a place; None if shapes differ."""
         mine, operand = pair.base, self.updates[place].tuned
         factor = operand.factor
         assert mine is not None, "lined up"
@@ -80,7 +80,7 @@ class OpenAdapter:
         return merge_fit(*views(pair, mine, base, tuned), update, formats, upright=upright)
 
     def row_of_whole(self, pair: MatrixPair, tuned: Checkpoint) -> Scanned:
-        """A tensor that it holds whole beside the merged model's."""
+        """Compare a tensor that it holds whole with the merged model's."""
         mine, (rows, cols) = self.whole[pair.place].tuned, (pair.rows, pair.cols)
         if pair.is_matrix and mine.shape == pair.tuned.shape:
             rows, cols = mine.shape
@@ -88,7 +88,7 @@ class OpenAdapter:
 
 
 def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
-    """An adapter beside its base. Raises ShadowError where it fits nothing of the base."""
+    """Align an adapter with its base. Raises ShadowError if nothing fits."""
     assert opened.adapter is not None, "an adapter"
     magnitudes: dict[str, Tensor] = {}
     tensors = dict(opened.tensors)
@@ -117,7 +117,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
 
 
 def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
-    """The tensors of an adapter that change nothing of its base, and their places."""
+    """Yield the tensors of an adapter that change nothing of its base, and their places."""
     closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
         if one.side == "tuned":
@@ -128,7 +128,7 @@ def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
 
 
 def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
-    """Pair the modules that an adapter moves with those of its base; the rest have places alone."""
+    """Pair the modules that an adapter moves with those of its base; others only have places."""
     found, skipped = pair_checkpoints(base, adapter, Filter(), may_differ=True)
     pairs = [pair for pair in found if pair.base is not None]
     places = {name: {part.place for part in parts} for name, parts in parts_of(base).items()}

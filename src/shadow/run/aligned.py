@@ -1,4 +1,4 @@
-"""Two checkpoints with every tensor of both accounted for: in a pair, alone, or not read."""
+"""Two checkpoints with every tensor accounted for: in a pair, without a partner, or not read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Names = tuple[str, str]
 
 @dataclass(frozen=True)
 class Alignment:
-    """Two open checkpoints, every tensor of which is in one of these."""
+    """Two open checkpoints, each of whose tensors is in one of these fields."""
 
     pair: AlignedPair
     unmatched: list[Unmatched]
@@ -63,7 +63,7 @@ class Alignment:
 
 
 def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
-    """Pair every tensor of two checkpoints; those that share their bytes with another as well."""
+    """Pair every tensor of two checkpoints, including those that share their bytes with another."""
     first, second = plain(first), plain(second)
     other, where = names
     second, prefix = _without_prefix(second, first)
@@ -87,13 +87,13 @@ def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
 
 
 def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
-    """The matrices that every tensor holds, by its name."""
+    """Return the matrices of every tensor, by its name."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     return place_tensors(shapes, checkpoint.config)
 
 
 def plain(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint whose tensors are all compared, those that share their bytes included."""
+    """Return a checkpoint whose tensors are all compared, even those that share their bytes."""
     tensors = {name: replace(info, alias_of=None) for name, info in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors, adapter=None)
 
@@ -125,7 +125,7 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
 def _sorted_out(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names, *, is_whole: bool
 ) -> tuple[list[MatrixPair], list[Unmatched], list[Unmatched]]:
-    """Every tensor in a pair, in what one side lacks, or in what is not read.
+    """Sort every tensor into pairs, what one side lacks, and what is not read.
 
     is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
     """
@@ -187,7 +187,7 @@ def _sorted_out(
 def _places(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], sides: Mapping[str, Checkpoint]
 ) -> dict[str, set[Place]]:
-    """The places of every tensor, by its name; not of what stands for another component."""
+    """Return the places of every tensor, by name, except of stand-ins for another component."""
     places: dict[str, set[Place]] = {}
     for pair in pairs:
         for operand in (pair.base, pair.tuned):
@@ -210,7 +210,7 @@ def _places(
 def _held(
     checkpoint: Checkpoint, config: Mapping[str, object], skipped: Sequence[Skipped]
 ) -> dict[str, set[Place]]:
-    """The places of all matrices that skipped tensors hold; scales are where their numbers are."""
+    """Return the places of all matrices in skipped tensors; scales are where their numbers are."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     owners = {tensor.info.name: tensor.info.name for tensor in skipped}
@@ -226,7 +226,7 @@ def _held(
 
 
 def _grown(pair: MatrixPair, names: Names) -> Unmatched:
-    """The rows that only one side has of a vocabulary."""
+    """Return the rows of a vocabulary that only one side has."""
     assert pair.base is not None, "lined up"
     more = pair.tuned.shape[0] - pair.base.shape[0]
     side, operand = ("tuned", pair.tuned) if more > 0 else ("base", pair.base)
@@ -235,14 +235,14 @@ def _grown(pair: MatrixPair, names: Names) -> Unmatched:
 
 
 def role_of(place: Place) -> tuple[object, ...]:
-    """Return what a tensor is in a model, however it is stored."""
+    """Return the role of a tensor in a model, however it is stored."""
     return place.component, place.layer, place.module, place.expert
 
 
 def _how_they_differ(
     first: TensorInfo | None, second: TensorInfo | None, names: Names
 ) -> Reason | None:
-    """In what shape or dtype two tensors differ; None where they do not, or one is not known."""
+    """Return how two tensors differ in shape or dtype; None if they agree, or one is unknown."""
     if first is None or second is None:
         return None
     one, other = (" x ".join(map(str, info.shape)) or "1" for info in (first, second))
@@ -287,7 +287,7 @@ def _raw(info: TensorInfo) -> TensorInfo:
 
 
 def whole_numbers(checkpoint: Checkpoint, name: str) -> NDArray[np.generic] | None:
-    """The entries of a tensor of whole numbers; None where they cannot be read as they are."""
+    """Return the entries of a tensor of whole numbers; None if they cannot be read directly."""
     info = checkpoint.tensors[name]
     if info.problem or info.strides:
         return None
@@ -319,7 +319,7 @@ def _head_pair(
 def row_of(
     pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
 ) -> Scanned:
-    """The row of a pair; of bytes without norms. binades: gets the entries of others as well."""
+    """Return the row of a pair; bytes have no norms. binades: also gets the entries of others."""
     assert pair.base is not None, "lined up"
     if not is_raw(pair):
         row = scanned(pair, base, tuned, binades)
@@ -353,7 +353,7 @@ Line = Sequence[tuple[MatrixPair, Alignment]]
 
 
 def lines_of(aligned: Sequence[Alignment]) -> tuple[list[Line], list[Unmatched]]:
-    """The tensors of floats that all models have, in one shape; and what is not read."""
+    """Return the float tensors that all models have in one shape, and what is not read."""
     by_key = [{pair.key: pair for pair in other.pair.pairs} for other in aligned]
     lines: list[Line] = []
     unread = [one for other in aligned for one in other.unread]
@@ -374,7 +374,7 @@ def lines_of(aligned: Sequence[Alignment]) -> tuple[list[Line], list[Unmatched]]
 
 @contextmanager
 def in_threads(lines: Sequence[Line], runtime: Runtime) -> Iterator[Callable[..., Any]]:
-    """`map` over tensors in threads, with its progress."""
+    """Yield a `map` over tensors in threads, with progress."""
     pairs = [line[0][0] for line in lines]
     jobs = jobs_of(runtime, pairs)
 
@@ -389,7 +389,7 @@ def in_threads(lines: Sequence[Line], runtime: Runtime) -> Iterator[Callable[...
 
 
 def mixed(line: Line, *, has_base: bool) -> Mixed:
-    """A tensor with its sums of products. has_base: whether the last of the others is the base."""
+    """Return a tensor with its sums of products. has_base: whether the last other is the base."""
 
     def parts() -> Iterator[Read]:
         sides: list[Matrix] = []

@@ -1,7 +1,7 @@
-"""Both sides of a pair -> the rows of files.parquet: each file, what became of it, what differs.
+"""Both sides of a pair -> the rows of files.parquet: each file, its state and its differences.
 
-A file is matched with the one of its name. Of the Hub, equal checksums need no download; only small
-files that differ and in which something can be compared are fetched.
+Files are matched by name. On the Hub, equal checksums need no download; only small files that
+differ and can be compared are fetched.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def file_rows(
 ) -> list[dict[str, Cell]]:
     """The rows of files.parquet of a base (first) and a tuned side (second), by path and side.
 
-    Of several bases, the files of the language component, or of the first, are listed.
-    Whatever a file holds, no fault is raised.
+    For several bases, the files of the language component, or of the first, are listed. No content
+    of a file raises an error.
     """
     base, tuned = (dict(side).get("language", side[0][1]) for side in (first, second))
     rows = [*_Sides(base, tuned, say).rows()]

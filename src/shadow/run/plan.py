@@ -1,4 +1,4 @@
-"""Cost of an audit, before the first byte moves: sources, order, bytes, disk, memory."""
+"""The cost of an audit, before the first download: sources, order, bytes, disk, memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Plan:
     hint: str = DISK_HINT
 
     def require_disk(self) -> None:
-        """Raise ShadowError, with the numbers, when the disk does not suffice."""
+        """Raise ShadowError, with the numbers, if the disk is too small."""
         if self.problem:
             raise ShadowError(self.problem, self.hint)
 
@@ -65,11 +65,10 @@ def make_plan(
     done: Collection[str] = (),
     ours: Collection[tuple[str, str, str]] = (),
 ) -> Plan:
-    """Choose sources, order the work, and see whether the disk suffices.
+    """Choose sources, order the work, and check the disk.
 
-    folder: where the report goes; scratch: where byte ranges lie meanwhile. done: keys of pairs
-    that are measured. ours: (repository, commit, path) of shards that an earlier run fetched to
-    free them.
+    folder: of the report; scratch: of byte ranges. done: keys of pairs that are measured. ours:
+    (repository, commit, path) of shards that an earlier run fetched to remove later.
     """
     pairs = [pair for pair in aligned.pairs if pair.key not in done]
     base, tuned = (
@@ -117,7 +116,7 @@ def make_plan(
 
 
 def require_disk_for_pickles(located: Located, access: Access) -> int:
-    """Bytes of `.bin` files, all of which must be there first. Raises ShadowError."""
+    """Return the bytes of `.bin` files, which are all fetched first. Raises ShadowError."""
     sources = [
         WholeFile(located.snapshot, located.snapshot.files[shard])
         for shard in located.weights.shards
@@ -155,7 +154,9 @@ def _with_sources(
     filtered: bool,
     scratch: Path,
 ) -> Checkpoint:
-    """The checkpoint with byte ranges in place of whole shards where those move clearly less."""
+    """Return the checkpoint with byte ranges instead of whole shards where they move
+    clearly less.
+    """
     wanted = defaultdict[str, list[TensorInfo]](list)
     for pair in pairs:
         for info in infos_of(side, pair):
@@ -187,7 +188,9 @@ def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
 
 
 def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
-    """The checkpoint with shards that go at their last use, but those that were there before."""
+    """Return the checkpoint with shards removed after their last use, unless they were there
+    before.
+    """
     freed = {
         name: replace(source, keep=False)
         for name, source in checkpoint.sources.items()
@@ -198,7 +201,7 @@ def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> 
 
 @dataclass(frozen=True)
 class _Disks:
-    """The two disks that an audit writes to, often one: the Hub's cache, and the report's."""
+    """The two disks that an audit writes to, often the same: the Hub's cache, and the report's."""
 
     whole: Mapping[ShardKey, int]
     """Bytes in the Hub's cache because of this audit, by shard;"""
@@ -215,7 +218,7 @@ class _Disks:
 
     @property
     def cache(self) -> Path:
-        """Return where fetched shards go; the folder of the report if none do."""
+        """Return the folder of fetched shards; that of the report if none are fetched."""
         if not any(self.whole.values()):
             return self.folder
         from shadow.checkpoints.hub_client import cache_folder
@@ -223,7 +226,7 @@ class _Disks:
         return cache_folder()
 
     def lack(self, work: Schedule, frees: bool) -> str | None:
-        """Return what is missing, in words with numbers; None when there is enough."""
+        """Return what is missing, in words with numbers; None if there is enough."""
         in_cache, in_scratch = self.peaks(work, frees)
         fetched = in_cache + in_scratch
         if not fetched:

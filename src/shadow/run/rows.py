@@ -135,12 +135,12 @@ class _Groups:
             self._group = self._none
 
     def close(self) -> None:
-        """The last row has come."""
+        """Finish: no more rows will come."""
         self._gather(is_end=True)
 
 
 class _Spilled:
-    """A table that is gathered in a file instead of memory."""
+    """A table that is collected in a file instead of memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -152,7 +152,7 @@ class _Spilled:
         self._writer.write_table(group)
 
     def table(self, columns: Sequence[Column]) -> pa.Table:
-        """All of it, mapped from the file; an empty table of these columns without rows."""
+        """Return all rows, mapped from the file; an empty table of these columns without rows."""
         if self._writer is None:
             return arrow_schema(columns).empty_table()
         self._writer.close()
@@ -160,7 +160,7 @@ class _Spilled:
 
 
 def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.Table:
-    """The table with each delta's share of the energy of the pair; None where that is unknown.
+    """Add each delta's share of the energy of the pair; None if unknown.
 
     energy is in units of the square of the largest norm.
     """
@@ -178,7 +178,7 @@ def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
-    """Components and modules in the order of names.yaml, what lies before the blocks first."""
+    """Return a sort key: components and modules as in names.yaml, those before the blocks first."""
     rules = name_rules()
     layer = place.layer
     if layer is None:
@@ -205,7 +205,7 @@ def _place_columns(place: Place) -> dict[str, Cell]:
 def _matrix_rows(
     pair: MatrixPair, outcome: MatrixOutcome, identity: Identity
 ) -> Iterator[dict[str, Cell]]:
-    """All columns but energy_share, which needs the whole pair."""
+    """Return the rows of a matrix without energy_share, which needs the whole pair."""
     base, tuned = pair.base.info if pair.base else None, pair.tuned.info
     dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": tuned.dtype}
     if base is not None and base.dtype != tuned.dtype:
@@ -233,7 +233,9 @@ def _matrix_rows(
 
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
-    """A delta is as good as its worse side; a side in a folder is neither checked nor unchecked."""
+    """Return whether a side is verified; a delta is as good as its worse side, and a side in a
+    folder does not count.
+    """
     if subject != "delta":
         return base if subject == "base" else tuned
     return False if False in (base, tuned) else None if None in (base, tuned) else True
@@ -260,7 +262,7 @@ def _rows_of_side(
     outcomes: Mapping[str, MatrixOutcome],
     checksums: Mapping[str, str],
 ) -> Iterator[dict[str, Cell]]:
-    """Exactly one row for each tensor of a side, whatever number of matrices it holds."""
+    """Yield exactly one row for each tensor of a side, however many matrices it has."""
     held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
     for pair in pairs:
         for info in named_of(side, pair):
@@ -306,9 +308,7 @@ def _rows_of_side(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Outcome of a matrix or vector of a tensor, and the number of entries that its partner
-    shares.
-    """
+    """The outcome of a matrix or vector of a tensor, and the number of entries of its partner."""
 
     place: Place
     outcome: MatrixOutcome
@@ -318,19 +318,19 @@ class _Part:
 
     @property
     def is_compared(self) -> bool:
-        """Matrices that were measured or are identical, and vectors whose norms were taken."""
+        """Return whether it was measured or is identical; of a vector, whether norms were taken."""
         if self.outcome.status == "skipped":
             return self.outcome.base_norm is not None
         return self.outcome.reason != "only_in_tuned"
 
     @property
     def is_missed(self) -> bool:
-        """It should have been measured, and was not."""
+        """Return whether it should have been measured, and was not."""
         return self.outcome.status == "skipped" and self.outcome.reason in STRICT
 
     @property
     def description(self) -> str:
-        """`experts.up 3 nonfinite`."""
+        """Return `experts.up 3 nonfinite`."""
         slot = self.place.slot if self.place.module == "bias" else ""
         expert = "" if self.place.expert is None else str(self.place.expert)
         what = self.outcome.reason or self.outcome.status
@@ -348,10 +348,10 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Matri
 
 
 def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
-    """One status, reason and detail for all matrices of a tensor.
+    """Return one status, reason and detail for all matrices of a tensor.
 
-    One part that was missed makes the tensor skipped: whoever looks for what was not measured
-    looks there. Otherwise it is measured if any part is.
+    A tensor is skipped if one part was missed, as people look there for what was not measured.
+    Otherwise it is measured if any part is.
     """
     missed = [part for part in parts if part.is_missed]
     statuses = [part.outcome.status for part in parts]
@@ -372,12 +372,12 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
 
 
 def _listed(descriptions: Sequence[str]) -> str:
-    """Descriptions of several parts, each once, the first few."""
+    """Join the distinct descriptions of several parts, limited to the first few."""
     return several(list(dict.fromkeys(descriptions)), NAMED, "; ")
 
 
 def _place_of(parts: Sequence[_Part]) -> Place:
-    """Return what the places of all matrices in a tensor have in common, such as a fused
+    """Return the common part of the places of all matrices in a tensor, such as a fused
     projection.
     """
     places = [part.place for part in parts]
@@ -399,7 +399,7 @@ def _relative_norm(outcomes: Sequence[MatrixOutcome]) -> float | None:
 def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
     """Digest the names, formats, shapes and checksums of all tensors of a side, by name.
 
-    None where one has no checksum. Files and their order do not matter.
+    None if one has no checksum. Files and their order do not matter.
     """
     keys = ("tensor", "dtype", "shape", "checksum")
     tensors = [[row[key] for key in keys] for row in rows]
@@ -410,7 +410,7 @@ def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
 
 
 def with_contents(recorded: ReportMetadata, contents: Mapping[Side, str | None]) -> ReportMetadata:
-    """Return what a report is of, with the digest of each side."""
+    """Return the identity of a report, with the digest of each side."""
     return {
         **recorded,
         "base": {**recorded["base"], "content": contents["base"]},

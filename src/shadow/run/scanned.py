@@ -71,7 +71,7 @@ class Unmatched:
 
 
 def in_order(one: Unmatched) -> tuple[str, ...]:
-    """Sort by name, then by side, then by reason."""
+    """Return a sort key: by name, then by side, then by reason."""
     return one.tensor, one.side, one.why.code, *map(str, one.why.figures.values())
 
 

@@ -1,4 +1,4 @@
-"""The order of work, and when each shard comes and goes: computed before the first byte moves.
+"""The order of work, and when each shard arrives and goes, computed before the first download.
 
 Work is ordered by (base shard, natural name), so that each base shard is needed during one stretch
 of work and the tuned shards arrive nearly in order. The stretches between the arrivals of new

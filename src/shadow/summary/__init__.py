@@ -1,1 +1,1 @@
-"""The rows of a report -> its figures, typed, by module, layer and component. Pure."""
+"""The rows of a report -> its figures by module, layer and component. Pure."""

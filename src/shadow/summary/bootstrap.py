@@ -1,9 +1,9 @@
 """Intervals of figures over the layers of one report, by a bootstrap.
 
 Matrices of one layer are trained together, so layers (blocks) are drawn whole, with replacement,
-and each brings all its matrices; components keep their numbers of layers, and what lies outside the
-layers (an embedding, a head) is in every draw, as a model has one of it. All of this speaks of
-layers: not of other training runs, other seeds or other models.
+with all their matrices; components keep their numbers of layers, and matrices outside the layers
+(an embedding, a head) are in every draw, as a model has one of each. Intervals are over layers, not
+over other training runs, other seeds or other models.
 
 Medians, shares, ratios and paired differences get the expanded percentile interval (Hesterberg
 2015, The American Statistician 69, 371): the percentiles are those that a t interval of as many
@@ -45,7 +45,7 @@ Statistic = Callable[[Counts], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """Interval of a figure over layers, or the reason why there is none."""
+    """The interval of a figure over layers, or the reason why there is none."""
 
     bounds: tuple[float, float] | None  # (low, high), in the unit of the figure
     layers: int
@@ -55,14 +55,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The layers that the rows of a table lie in."""
+    """The layers of the rows of a table."""
 
     codes: NDArray[np.intp]  # (n,): the number of each row's layer, from 0; -1 outside the layers
     strata: NDArray[np.intp]  # (layers,): the number of each layer's component, ascending from 0
 
     @property
     def layers(self) -> int:
-        """Return how many layers there are, 0 or more."""
+        """Return the number of layers."""
         return len(self.strata)
 
     @cached_property
@@ -72,13 +72,13 @@ class Blocks:
 
     @property
     def free(self) -> int:
-        """Return how many layers of a single component leave as much to chance: the only layer of
-        one is in every draw.
+        """Return how many layers of a single component leave as much to chance: the only layer of a
+        component is in every draw.
         """
         return self.layers - max(0, len(self.sizes) - 1)
 
     def where(self, kept: NDArray[np.bool_]) -> Blocks:
-        """The same for some of the rows; layers that lose all their rows, or had none, are gone."""
+        """Return the same for some of the rows, without layers that have no rows left."""
         codes = self.codes[kept]
         used, inside = np.unique(codes[codes >= 0], return_inverse=True)
         codes = codes.copy()
@@ -87,7 +87,7 @@ class Blocks:
 
 
 def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
-    """The blocks of rows by component and layer (NaN outside the layers), in any order."""
+    """Return the blocks of rows by component and layer (NaN outside the layers), in any order."""
     places = list(zip(components, np.asarray(layers, dtype=np.float64).tolist(), strict=True))
     known = sorted({place for place in places if not math.isnan(place[1])})
     code = {place: number for number, place in enumerate(known)}
@@ -100,7 +100,7 @@ def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
 
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
-    """The interval of the median over rows, each counted once; rows that are NaN are left out."""
+    """Return the interval of the median over rows, each counted once; NaN rows are left out."""
     numbers = np.asarray(values, dtype=np.float64)
     known = ~np.isnan(numbers)
     if not known.all():
@@ -109,7 +109,7 @@ def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
 
 
 def interval(statistic: Statistic, blocks: Blocks) -> Interval:
-    """The interval of any figure: statistic takes Counts and returns one value for each draw."""
+    """Return the interval of any figure: statistic takes Counts and returns a value per draw."""
     layers, components = blocks.layers, len(blocks.sizes)
     if blocks.free < FEWEST:
         among = f" in {components} components" if components > 1 else ""
@@ -124,9 +124,9 @@ def interval(statistic: Statistic, blocks: Blocks) -> Interval:
 
 
 def cut(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
-    """The least and the largest value without this share at each end, rounded down.
+    """Return the least and the largest value without this share at each end, rounded down.
 
-    No value between two is made up, so that -values has the same bounds to the last bit, negated.
+    Values are not interpolated, so that -values has the same bounds to the last bit, negated.
     """
     last = len(values) - 1
     below = min(int(tail * len(values)), last)
@@ -136,12 +136,12 @@ def cut(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
 
 @lru_cache(maxsize=16)
 def draws(sizes: tuple[int, ...]) -> Counts:
-    """Return which layers each draw takes, (draws, sum of sizes): with replacement, within
-    components of these sizes.
+    """Return the layers of each draw, (draws, sum of sizes): with replacement, within components of
+    these sizes.
 
-    Every ordered draw where there are no more than DRAWS of them, otherwise DRAWS random ones of a
-    fixed seed. The same for every figure over the same layers, so that figures can be compared draw
-    by draw.
+    Every ordered draw if there are at most DRAWS of them, otherwise DRAWS random ones of a fixed
+    seed. They are the same for every figure over the same layers, so that figures can be compared
+    draw by draw.
     """
     if math.prod(size**size for size in sizes) <= DRAWS:
         ends = list(itertools.accumulate(sizes, initial=0))
@@ -175,10 +175,10 @@ def expanded_tail(layers: int) -> float:
 def medians(
     values: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
 ) -> NDArray[np.float64]:
-    """The median of the rows that each draw took, as if they were repeated.
+    """Return the median of the rows in each draw, as if they were repeated.
 
     codes: the layer of each row, -1 for rows that are in every draw once. The rows in ascending
-    order are counted in stretches, then one by one within the stretch that holds the middle.
+    order are counted in stretches, then one by one within the stretch of the middle.
     """
     order = np.argsort(values, kind="stable")
     ascending, stretch = values[order], max(1, math.isqrt(len(values)) // 2)

@@ -1,4 +1,4 @@
-"""Changes that no training makes and the figures show beyond doubt: how each shows and reads."""
+"""Changes that no training makes and figures prove: how each is recognised and described."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Change:
     meaning: str = ""  # where it is another than that of the sentence
 
     def figures(self, found: Row) -> Row | None:
-        """The figures of the change where it holds, otherwise None."""
+        """Return the figures of the change if it holds, otherwise None."""
         figures: Row | None = found
         for name in self.place.split("."):
             figures = figures and figures[name]
@@ -131,8 +131,8 @@ CHANGES = (
 
 
 def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
-    """Return what all rows show beyond doubt, None where nothing is known. lineage: the median
-    cosine of the two models.
+    """Return what all rows prove, None if nothing is known. lineage: the median cosine of the two
+    models.
     """
     scaled, zeroed, few = _scaled(deltas), _zeroed(deltas), _few_entries(deltas)
     moved = _moved_layers(tensors)
@@ -157,8 +157,8 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
 def _rearranged(
     deltas: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
 ) -> Row | None:
-    """Return where a comparison place by place shows no change: layers most matrices of which are
-    those of another layer of the base, and matrices that are not comparable entry by entry.
+    """Find where comparing entries shows no change: layers most of whose matrices come from another
+    layer of the base, and matrices that are not comparable entry by entry.
     """
     if not moved and not apart.any():
         return None
@@ -172,8 +172,8 @@ def _rearranged(
 
 
 def _moved_layers(tensors: Columns) -> dict[Layer, int]:
-    """By layer of the tuned model: the one of the base that most of its matrices are, by their
-    checksums, where that is another.
+    """Return, by layer of the tuned model, the other layer of the base that most of its matrices
+    come from, by checksum.
     """
     layers = tensors.where(tensors.are_matrices & ~are(tensors["module"], "norm", "bias")).inside
     holding, of = defaultdict[tuple[str, str], set[int]](set), Counter[Layer]()
@@ -195,7 +195,7 @@ def _moved_layers(tensors: Columns) -> dict[Layer, int]:
 
 
 def _runs(moved: Mapping[Layer, int]) -> list[Row]:
-    """Layers that follow each other on both sides together."""
+    """Return runs of layers that are consecutive on both sides."""
     rows: list[Row] = []
     for (component, layer), of_base in sorted(moved.items()):
         last = rows[-1] if rows else row("moved_rows", component="", **dict.fromkeys(SPAN, 0))
@@ -219,7 +219,7 @@ def _places(deltas: Columns, **more: float) -> Row:
 
 
 def _replaced(deltas: Columns, lineage: float | None) -> Row | None:
-    """Matrices that have little in common with the base's, in a model that is close to it."""
+    """Find matrices with little in common with the base's, in a model that is close to it."""
     other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
     if lineage is None or lineage < SAME_MODEL or not len(other):
         return None
@@ -228,7 +228,7 @@ def _replaced(deltas: Columns, lineage: float | None) -> Row | None:
 
 
 def _scaled(deltas: Columns) -> Row | None:
-    """Every changed matrix is its base times one factor: the delta is the base times
+    """Find that every changed matrix is its base times one factor: the delta is the base times
     (factor - 1), and their cosine 1 or -1.
     """
     cosine = deltas["decay_cosine"]
@@ -242,9 +242,10 @@ def _scaled(deltas: Columns) -> Row | None:
 
 
 def _zeroed(deltas: Columns) -> Row | None:
-    """In every changed matrix some entries, a median share of them, became 0; all others stayed:
-    the delta is minus a part of the base, so that its cosine is minus its relative norm. A base
-    without some of its singular directions has that too, but there no entry stays the same.
+    """Find that in every changed matrix some entries, a median share of them, became 0, and all
+    others stayed: the delta is minus a part of the base, so that its cosine is minus its relative
+    norm. A base without some of its singular directions also has that, but there no entry stays the
+    same.
     """
     cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
     is_each = (np.abs(cosine + norm) <= EXACT * norm) & (same >= SOME_KEPT) & (same <= 1.0)
@@ -254,8 +255,8 @@ def _zeroed(deltas: Columns) -> Row | None:
 
 
 def _few_entries(deltas: Columns) -> Row | None:
-    """Fewer entries changed than each matrix has rows or columns. An adapter stores no entries, so
-    that it has no such share.
+    """Find that fewer entries changed than each matrix has rows or columns. An adapter stores no
+    entries, and has no such share.
     """
     changed = np.round((1.0 - deltas["zero_share"]) * deltas["parameters"])
     if not len(deltas) or not (changed < np.fmin(deltas["rows"], deltas["cols"])).all():
@@ -264,10 +265,10 @@ def _few_entries(deltas: Columns) -> Row | None:
 
 
 def _masked(deltas: Columns) -> Row | None:
-    """Matrices of layers with more unchanged entries than storage leaves, by a median share.
+    """Find matrices of layers with more unchanged entries than storage leaves, by a median share.
 
-    What is in proportion to the base moves its smallest entries least, and is none of these. Of an
-    embedding, tokens that were not seen stay.
+    Updates in proportion to the base move its smallest entries least, and do not count; nor do
+    unseen tokens of an embedding.
     """
     inside = deltas.inside
     excess, misfit = inside["zero_share_excess"], np.nan_to_num(inside["kept_misfit"])
@@ -279,9 +280,9 @@ def _masked(deltas: Columns) -> Row | None:
 
 
 def _casts(tensors: Columns) -> Row | None:
-    """Changed tensors that are the other side's in another format, those of which the base is the
-    side that was cast, and those that changed by more, vectors among them; None where a changed
-    tensor lacks a word of whether it is a cast, and where few are.
+    """Count changed tensors that are the other side's in another format, those whose base was cast,
+    and those that changed more, including vectors; None if a changed tensor does not say whether it
+    is a cast, and if there are few.
     """
     tuned = tensors.where(are(tensors["side"], "tuned"))
     if ((tuned["relative_norm"] > 0) & (tuned["cast"] == None)).any():  # noqa: E711

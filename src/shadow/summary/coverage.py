@@ -1,5 +1,5 @@
-"""Facts beside the comparison of matrices: what is identical, vectors that moved, a vocabulary of
-another size, files, what could not be compared at all; and how far the two sides are one model, and
+"""Facts other than the comparison of matrices: what is identical, vectors that moved, a vocabulary
+of another size, files, what could not be compared; and how far the two sides are one model, and
 what is stored is the change, which the gates judge.
 """
 
@@ -45,9 +45,9 @@ OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may sha
 
 
 def vectors(tensors: Columns) -> Row:
-    """Return how many vectors were compared, and how far those moved that did.
+    """Return how many vectors were compared, and how far those that moved did.
 
-    One that is 0 in the base has no relative norm, and its detail says where it moved.
+    A vector that is 0 in the base has no relative norm, and its detail says where it moved.
     """
     rows = tensors.where(
         are(tensors["side"], "tuned")
@@ -79,14 +79,14 @@ def vectors(tensors: Columns) -> Row:
 
 
 def idle_updates(tensors: Columns) -> int:
-    """Modules of an adapter that are identical to the base's: the product of its factors is 0."""
+    """Return modules of an adapter that equal the base's, as the product of its factors is 0."""
     rows = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical"))
     factors = (".lora_B", ".lora_embedding_B")  # one of the two of a module
     return sum(any(factor in str(name) for factor in factors) for name in rows["tensor"])
 
 
 def vocabulary(tensors: Columns) -> list[Row]:
-    """Embeddings and heads with more rows on one side, of which the common ones were compared."""
+    """Return embeddings and heads with more rows on one side, whose common rows were compared."""
     tensors = tensors.where(
         are(tensors["module"], *GROWING) & are(tensors["status"], "measured", "identical")
     )
@@ -129,7 +129,7 @@ def broken(tensors: Columns) -> list[Row]:
 
 def uncompared(tensors: Columns) -> list[Row]:
     """Return what has no partner, another shape or no finite numbers: whole layers, whole experts,
-    otherwise modules. A tensor whose partner cannot be read has one.
+    otherwise modules. A tensor whose partner cannot be read has a partner.
     """
     rows = tensors.where(are(tensors["status"], "skipped") & are(tensors["reason"], *UNCOMPARED))
     # tensors of both sides have the same reason and detail; one side tells of both
@@ -169,13 +169,15 @@ def uncompared(tensors: Columns) -> list[Row]:
 
 
 def _placed(rows: Columns) -> Iterator[tuple[str, str, str, int | None]]:
-    """Side, component, module and layer of each tensor."""
+    """Return side, component, module and layer of each tensor."""
     for side, component, module, layer in rows.each("side", "component", "module", "layer"):
         yield side, component, module, None if math.isnan(layer) else int(layer)
 
 
 def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...]]:
-    """The layers, or experts of layers, of which a side has every tensor, and the other none."""
+    """Return the layers, or experts of layers, that one side has completely, and the
+    other lacks.
+    """
     side = reason.removeprefix("only_in_")
     inside = tensors.where(are(tensors["side"], side)).inside
     shared = inside.where(~(are(inside["reason"], reason) & are(inside["status"], "skipped")))
@@ -184,7 +186,7 @@ def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...
 
 
 def _side(reason: str, detail: str) -> str:
-    """The side that has it, or that is broken: base, tuned, or both."""
+    """Return the side that has a tensor, or whose tensor is broken: base, tuned, or both."""
     if reason in ONE_SIDED:
         return reason.removeprefix("only_in_")
     if reason == "nonfinite" and (match := BROKEN.search(detail)):
@@ -193,7 +195,7 @@ def _side(reason: str, detail: str) -> str:
 
 
 def skipped(tensors: Columns) -> list[Row]:
-    """Counts by reason, with a few names and the first detail."""
+    """Return counts by reason, with a few names and the first detail."""
     rows = []
     chosen = tensors.where(are(tensors["status"], "skipped"))
     for (reason,), group in sorted(chosen.groups("reason"), key=lambda one: one[0]):
@@ -212,7 +214,7 @@ def skipped(tensors: Columns) -> list[Row]:
 
 
 def unchanged(tensors: Columns) -> list[Row]:
-    """The modules of the tuned side of which every matrix that was compared is identical."""
+    """Return the modules of the tuned side all of whose compared matrices are identical."""
     matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
     return [
         row("unchanged", component=component, module=module, tensors=len(rows))
@@ -222,8 +224,8 @@ def unchanged(tensors: Columns) -> list[Row]:
 
 
 def files(rows: Iterable[Mapping[str, Any]]) -> Row | None:
-    """The files that are not the same on both sides, and how many there are of each state; None of
-    a report without files. A file that both sides have counts once.
+    """Return the files that differ, and the number of files in each state; None for a report
+    without files. A file that both sides have counts once.
     """
     once = {one["path"]: one for one in sorted(rows, key=lambda one: str(one["side"]))}.values()
     if not once:
@@ -239,7 +241,7 @@ def files(rows: Iterable[Mapping[str, Any]]) -> Row | None:
 
 @dataclass(frozen=True)
 class Standing:
-    """Figures of a pair that are not of its change."""
+    """Figures of a pair that are not about its change."""
 
     identical: int  # matrices of the larger side that are the same on both
     cosine: float | None  # of base and tuned: median over matrices outside embeddings and heads
@@ -255,7 +257,7 @@ class Standing:
 
 
 def standing_of(deltas: Columns, tensors: Columns) -> Standing:
-    """The standing of a pair, from its delta rows and all of tensors.parquet."""
+    """Return the standing of a pair, from its delta rows and all of tensors.parquet."""
     weights = _weights(tensors)
     total, compared = sum(weights["size"]), int(sum(weights["compared"]))
     unread = weights["size"][are(weights["reason"], "unknown_dtype", "quantized")]
@@ -283,9 +285,9 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
 
 
 def unjudged_formats(deltas: Columns) -> list[str]:
-    """The formats of which it is not known what rounding to them left, quantised ones and those of
-    a side in more bits than the other, where more than half of the changed matrices have one; the
-    floors of the others do not say it of these.
+    """Return the formats whose rounding is unknown, quantised ones and those of a side in more bits
+    than the other, if more than half of the changed matrices have one; the floors of the others do
+    not apply to these.
     """
     unknown = np.isnan(deltas["floor_ratio"]) & np.isnan(deltas["rank_ceiling"])
     unknown &= ~are(deltas["kept_reason"], "nothing_rounded")
@@ -299,8 +301,8 @@ def unjudged_formats(deltas: Columns) -> list[str]:
 
 
 def _weights(tensors: Columns) -> Columns:
-    """The tensors of the side with more parameters that count as its weights, with size and their
-    compared parameters.
+    """Return the tensors of the larger side that count as its weights, with their size and compared
+    parameters.
 
     Left out are a tied head, which is its embedding, integers, components without a base, and what
     a checkpoint holds beside the component that it is the base of.
@@ -319,7 +321,7 @@ def _weights(tensors: Columns) -> Columns:
 
 
 def _identical(weights: Columns, apart: Sequence[str] = ()) -> int:
-    """Return how many matrices are identical on both sides, but for modules that are left apart."""
+    """Return how many matrices are identical on both sides, without modules that are left out."""
     same = weights.where(
         are(weights["status"], "identical") & ~are(weights["module"], *apart, "norm", "bias")
     )

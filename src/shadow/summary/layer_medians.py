@@ -1,7 +1,7 @@
-"""Medians over the matrices inside layers, and of embeddings and head apart.
+"""Medians over the matrices inside layers, and separately of embeddings and head.
 
 An embedding has as many entries as many layers have and another spectrum: a median over all
-matrices, or a sum, shows of it and of them at once.
+matrices, or a sum, would mix both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def inside_layers(deltas: Columns) -> Row:
-    """Counts of matrices and of what is known of them; medians."""
+    """Return counts of matrices and of what is known about them, and medians."""
     inside = deltas.inside
     reason, z, formats = inside["kept_reason"], inside["purity_z"], inside["dtype"]
     sides = _short_sides(inside)
@@ -77,9 +77,7 @@ def inside_layers(deltas: Columns) -> Row:
 
 
 def _kept_range(rows: Columns) -> dict[str, float | None]:
-    """The range of kept of all rows together, each weighed by its energy, where a side of some is
-    quantised.
-    """
+    """Return the range of kept of all rows together, weighted by energy, if a side is quantised."""
     ranged, kept = ~np.isnan(rows["kept_low"]), rows["kept"]
     untouched = are(rows["kept_reason"], "nothing_rounded")
     known = ranged | ~np.isnan(kept) | untouched
@@ -94,8 +92,8 @@ def _kept_range(rows: Columns) -> dict[str, float | None]:
 
 
 def by_module(place: str, deltas: Columns) -> list[Row]:
-    """The same medians of each module: for `outside_layers` embeddings, head and projectors, for
-    `coherence` modules inside.
+    """Return the same medians of each module: for `outside_layers` embeddings, head and projectors,
+    for `coherence` modules inside.
     """
     return [
         row(
@@ -113,9 +111,8 @@ def by_module(place: str, deltas: Columns) -> list[Row]:
 
 
 def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows with that column as a median needs it that is shown beside others: infinite where
-    equivalent_directions is above the short side. Medians may be infinite, which is not a number to
-    show.
+    """Prepare a column for medians in tables: infinite where equivalent_directions exceeds the
+    short side. Medians may be infinite, which is not a number to show.
     """
     if metric != "equivalent_directions":
         return rows
@@ -127,7 +124,7 @@ def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def above_short_side(column: Column) -> NDArray[np.bool_]:
     """Return which rows have no equivalent_directions because they are less coherent than a change
-    along all directions of their short side alike; of others that have none it is unknown.
+    along all directions of their short side alike; for others without it the reason is unknown.
     """
     recorded, rows, cols = (
         floats(column(name)) for name in ("equivalent_directions", "rows", "cols")
@@ -140,7 +137,7 @@ def above_short_side(column: Column) -> NDArray[np.bool_]:
 
 @np.errstate(all="ignore")
 def _known_purity(column: Column) -> NDArray[np.float64]:
-    """X of each row's update; NaN where storage hides it."""
+    """Return X of each row's update; NaN if storage hides it."""
     kept, stored, undone, floor = (
         floats(column(name))
         for name in ("kept", "excess_purity", "excess_purity_unrounded", "floor_ratio")
@@ -151,12 +148,12 @@ def _known_purity(column: Column) -> NDArray[np.float64]:
 
 @np.errstate(all="ignore")
 def _coherent(rows: Columns) -> dict[str, float | int | None]:
-    """The median of equivalent_directions, and how many are above their short side.
+    """Return the median of equivalent_directions, and how many exceed their short side.
 
-    Where it is null because that is above the short side, 1 / X counts, infinite for a matrix that
-    is as flat as noise or flatter: otherwise the median would be that of the most coherent matrices
-    alone. What is above a short side may be below the values of larger matrices. The median is None
-    where half of those that are known or more are above, or nothing is known of any.
+    Where it is null because it exceeds the short side, 1 / X counts, infinite for a matrix as flat
+    as noise or flatter: otherwise the median would be that of the most coherent matrices alone. A
+    value above a short side may be below those of larger matrices. The median is None if half of
+    the known ones or more are above, or none is known.
     """
     recorded, purity = rows["equivalent_directions"], _known_purity(rows.__getitem__)
     above = above_short_side(rows.__getitem__)
@@ -176,12 +173,12 @@ def _short_sides(rows: Columns) -> list[int]:
 
 
 def held_rank(column: Column) -> NDArray[np.float64]:
-    """The rank of each delta, as far as it stands out of rounding: the least of that of its
-    adapter, numerical_rank and, where it is low, rank_most.
+    """Return the rank of each delta, as far as it exceeds rounding: the least of its adapter's
+    rank, numerical_rank and, if low, rank_most.
 
     numerical_rank alone counts directions of rounding: an exact product of rank 8 that was added in
-    F32 has about 60 of 256. A rank_most that is not low, as of a fast spectrum, is no limit that
-    anything set. NaN where none is known.
+    F32 has about 60 of 256. A rank_most that is not low, as for fast spectra, is no limit. NaN if
+    none is known.
     """
     _, most = rank_bounds(column)
     short = np.minimum(floats(column("rows")), floats(column("cols")))
@@ -191,14 +188,13 @@ def held_rank(column: Column) -> NDArray[np.float64]:
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bounds of the rank of each update, from how much of the stored delta its first directions
-    hold: rank_least and rank_most.
+    """Return bounds of the rank of each update, rank_least and rank_most, from how much of the
+    stored delta its first directions hold.
 
     With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or
     less: rank_least is one more than the largest k of TOPS that do not, or rank_90, rank_95,
-    rank_99 where K is above that share. rank_most is rest_rank where the rest is what rounding
-    leaves, otherwise numerical_rank. NaN where K is unknown, below LEAST_KEPT or of another
-    difference.
+    rank_99 where K is above that share. rank_most is rest_rank if the rest is what rounding leaves,
+    otherwise numerical_rank. NaN if K is unknown, below LEAST_KEPT or of another difference.
     """
     kept, rows, cols = (floats(inside(name)) for name in ("kept", "rows", "cols"))
     kept = np.where(are(inside("kept_reason"), "nothing_rounded"), 1.0, kept)
@@ -221,8 +217,8 @@ def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 @np.errstate(all="ignore")
 def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
-    """Return which deltas have rest_rank directions and beyond them what rounding leaves, or less.
-    A few changed entries have few directions whatever was trained.
+    """Return which deltas have rest_rank directions, and otherwise at most what rounding leaves. A
+    few changed entries have few directions whatever was trained.
     """
     kept = floats(inside("kept"))
     hidden = HIDDEN * kept / (1.0 - kept)  # of the rounding, if it is HIDDEN of the update
@@ -234,8 +230,8 @@ def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
 
 
 def _few(inside: Columns) -> dict[str, int]:
-    """Return how many matrices of each side went through 8 or 4 bits by their distinct values, of
-    how many whose rows are long enough.
+    """Return how many matrices of each side went through 8 or 4 bits by their distinct values, and
+    of how many with long rows.
     """
     counts: dict[str, int] = {}
     for side in ("base", "tuned"):

@@ -1,7 +1,7 @@
 """The tables of a report -> the record of its pair. Pure: prints and writes nothing.
 
-Energy is the sum of ||D||_F² over matrices; how it lies over layers, modules and components says
-where the update went.
+Energy is the sum of ||D||_F² over matrices; its distribution over layers, modules and components
+says where the update went.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ OF_TENSORS = (unchanged, vectors, vocabulary, uncompared, skipped, idle_updates,
 
 
 def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
-    """The record of a pair. lineage: the median cosine of its two models."""
+    """Make the record of a pair. lineage: the median cosine of its two models."""
     tensors, deltas = rows.tensors, rows.deltas
     statuses = Counter(tensors["status"])
     tally, depth = _overall(rows), _by_layer(rows)
@@ -116,20 +116,20 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
 
 
 def side_row(side: CheckpointMetadata) -> Row:
-    """One side of a report, by its metadata."""
+    """Return one side of a report, from its metadata."""
     return row("side", {"content": None}, side)
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum over some rows, such as their energy."""
+    """A sum over rows, such as their energy."""
 
     layers: Floats  # (layers,): what of it is in each layer
     outside: float  # what of it is outside the layers
 
 
 def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:
-    """One sum over another, NaN over 0."""
+    """Return one sum over another, NaN if that is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         quotient = (counts @ part.layers + part.outside) / (counts @ whole.layers + whole.outside)
     return np.where(np.isfinite(quotient), quotient, np.nan)
@@ -137,8 +137,8 @@ def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:
 
 @np.errstate(divide="ignore", invalid="ignore")
 def effective_layers(energies: Floats) -> float:
-    """exp(-sum p ln p) with p the share of each layer in the energy, in [1, layers]: how many
-    layers hold the update. NaN without energy.
+    """Return exp(-sum p ln p), where p is the share of each layer in the energy: how many layers
+    hold the update, in [1, layers]. NaN without energy.
     """
     every = np.ones(len(energies))
     total = every @ energies
@@ -148,12 +148,14 @@ def effective_layers(energies: Floats) -> float:
 
 @np.errstate(divide="ignore", invalid="ignore")
 def depth_entropy(energies: Floats) -> float:
-    """-sum p ln p / ln(layers), in [0, 1]: 1 when all layers have as much; NaN for a single one."""
+    """Return -sum p ln p / ln(layers), in [0, 1]: 1 if all layers have equal shares; NaN for one
+    layer.
+    """
     return float(np.log(effective_layers(energies)) / np.log(np.float64(len(energies))))
 
 
 class _Tally:
-    """Figures in the making and their intervals over layers: those of a component, or all."""
+    """Figures being made and their intervals over layers: those of a component, or all."""
 
     def __init__(self, rows: Rows, component: str | None = None) -> None:
         self.rows = rows
@@ -164,14 +166,14 @@ class _Tally:
         self.drawn = self.blocks  # over which a row's intervals are
 
     def of(self, deltas: Columns, values: str | Floats = "energy") -> Sum:
-        """The sum of a column, or of given values, over delta rows."""
+        """Sum a column, or given values, over delta rows."""
         values, at = deltas[values] if isinstance(values, str) else values, deltas["at"]
         inside = at >= 0
         sums = np.bincount(at[inside], weights=values[inside], minlength=len(self.chosen))
         return Sum(sums.astype(np.float64)[self.chosen], float(values[~inside].sum()))
 
     def add(self, name: str, statistic: Statistic) -> None:
-        """A figure and its interval."""
+        """Add a figure and its interval."""
         # every layer once: the draw that gives the figure itself
         figure = finite(statistic(np.ones((1, self.blocks.layers), dtype=np.int32))[0])
         self.figures[name] = figure
@@ -179,11 +181,11 @@ class _Tally:
             self.intervals[name] = interval(statistic, self.blocks)
 
     def add_ratio(self, name: str, part: Sum, whole: Sum) -> None:
-        """The ratio of two sums; null over nothing."""
+        """Add the ratio of two sums; null if the second is 0."""
         self.add(name, partial(ratio, part, whole))
 
     def add_medians(self, deltas: Columns) -> None:
-        """MEDIANS over delta rows, each counted once."""
+        """Add MEDIANS over delta rows, each counted once."""
         # without looking every layer up again
         whole = Blocks(deltas["at"], self.rows.blocks.strata)
         self.drawn = whole.where(np.ones(len(deltas), dtype=np.bool_))
@@ -212,7 +214,7 @@ class _Tally:
         self.intervals |= depth.intervals
 
     def over_layers(self) -> dict[str, Any]:
-        """Return what a row says of its intervals."""
+        """Return the intervals of a row."""
         any_of_them = interval(lambda counts: np.zeros(len(counts)), self.drawn)
         return {
             "intervals": {name: of_figure.bounds for name, of_figure in self.intervals.items()},
@@ -223,14 +225,16 @@ class _Tally:
 
 
 def _whole_norm(rows: Columns) -> float | None:
-    """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all rows as one vector."""
+    """Return sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²), the relative norm of all rows as one
+    vector.
+    """
     return over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def _unrounded(deltas: Columns) -> dict[str, float | None]:
-    """The relative norm of the updates before storage, as one vector: what it is over what is
-    stored in the matrices of which it is known, if these have most of the energy.
+    """Return the relative norm of the updates before storage, as one vector: the ratio to what is
+    stored in the matrices where it is known, if these have most of the energy.
     """
     norms, bases, stored = (
         deltas[name] for name in ("relative_norm_unrounded", "base_norm", "frobenius_norm")
@@ -251,17 +255,17 @@ def _unrounded(deltas: Columns) -> dict[str, float | None]:
 
 
 def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Return which rows are of modules whose names start so."""
+    """Return which rows are of modules whose names begin with a kind."""
     return np.array([(name or "").startswith(kind) for name in deltas["module"]], dtype=np.bool_)
 
 
 def _main(rows: Rows) -> str | None:
-    """The component whose depth counts: language, or the one of most layers."""
+    """Return the component whose depth counts: language, or the one with most layers."""
     return main_of([component for component, _ in rows.layers])
 
 
 def _overall(rows: Rows) -> _Tally:
-    """The figures of the pair that have intervals, in the order of these."""
+    """Return the figures of the pair that have intervals, in order."""
     deltas, tally = rows.deltas, _Tally(rows)
     unknown = np.full(len(deltas), np.nan)
     tally.add_medians(deltas.added(floor_ratio=unknown) if unjudged_formats(deltas) else deltas)
@@ -310,7 +314,7 @@ def _figures(rows: Rows, tally: _Tally) -> Row:
 
 
 def _of_group(rows: Rows, group: Columns) -> _Tally:
-    """Medians and shares of some delta rows."""
+    """Return medians and shares of some delta rows."""
     tally = _Tally(rows)
     tally.add_medians(group)
     tally.add_ratio("energy_share", tally.of(group), tally.of(rows.deltas))
@@ -325,10 +329,10 @@ def _of_group(rows: Rows, group: Columns) -> _Tally:
 
 
 def _by_component(rows: Rows) -> list[Row]:
-    """Return what became of each component: how much of it is measured or identical, and the
-    figures of what is measured.
+    """Return, for each component, how much of it is measured or identical, and the figures of what
+    is measured.
 
-    energy is null where nothing of it was compared, 0 where all of it is identical.
+    energy is null if nothing was compared, 0 if everything is identical.
     """
     matrices = rows.tensors.where(are(rows.tensors["side"], "tuned") & rows.tensors.are_matrices)
     components = []
@@ -352,7 +356,9 @@ def _by_component(rows: Rows) -> list[Row]:
 
 
 def _by_module(rows: Rows) -> list[Row]:
-    """Medians and the share of the energy by component and module, in the order of names.yaml."""
+    """Return medians and the share of the energy by component and module, in the order of
+    names.yaml.
+    """
     modules = []
     for (component, module), group in rows.deltas.groups("component", "module"):
         tally, of = _of_group(rows, group), {"component": component, "module": module}
@@ -361,8 +367,8 @@ def _by_module(rows: Rows) -> list[Row]:
 
 
 def _by_layer(rows: Rows) -> list[Row]:
-    """For each compared layer of each component: energies, relative norm as one vector, medians of
-    the rest.
+    """Return energies, the relative norm as one vector, and medians for each compared layer of each
+    component.
 
     energy_share is of the component's layers. A layer that is identical has a relative norm of 0.
     """
@@ -390,7 +396,7 @@ def _by_layer(rows: Rows) -> list[Row]:
 
 
 def _quarters(depth: list[Row], deltas: Columns) -> list[Row]:
-    """The shares of each quarter of a component's layers in their energy and their parameters."""
+    """Return the shares of each quarter of a component's layers in energy and parameters."""
     at, sizes = deltas["at"], deltas["parameters"]
     of_layers = np.bincount(at[at >= 0], weights=sizes[at >= 0], minlength=len(depth))
     quarters, begin = [], 0
@@ -415,10 +421,10 @@ def _quarters(depth: list[Row], deltas: Columns) -> list[Row]:
 
 
 def grid(deltas: Columns, tensors: Columns) -> list[Row]:
-    """Modules by layers: how far each moved, and how concentrated its change is; a row for each
-    module of a component that has layers, in the order of names.yaml; medians over experts.
+    """Return modules by layers: how far each moved, and how concentrated its change is; a row for
+    each module of a component that has layers, in the order of names.yaml; medians over experts.
 
-    A matrix that is identical on both sides counts as not moved at all.
+    A matrix that is identical on both sides counts as not moved.
     """
     same = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical")).inside
     cells = defaultdict[tuple[str, str], dict[int, tuple[float | None, float | None]]](dict)

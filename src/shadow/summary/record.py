@@ -103,7 +103,7 @@ LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim
 
 
 def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each component, in their order."""
+    """Return the rows of each component, in order."""
     grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row.component, []).append(row)

@@ -58,13 +58,13 @@ def _quiet(text: str) -> Paragraph:
 
 
 def columns_document() -> Document:
-    """`explain` without a word: every column in one line."""
+    """Make `explain` without a word: every column in one line."""
     fields = [named("column", "name"), worded("meaning", "text")]
     return Document([table_of(fields, _columns().values())])
 
 
 def _columns() -> Mapping[str, Column]:
-    """Every column by its name; of one name, that of matrices.parquet."""
+    """Return every column by name; for a name in several tables, that of matrices.parquet."""
     columns: dict[str, Column] = {}
     for column in (column for table in TABLES.values() for column in table.columns):
         columns.setdefault(column.name, column)
@@ -72,9 +72,9 @@ def _columns() -> Mapping[str, Column]:
 
 
 def word_documents(word: str) -> Iterable[Document]:
-    """`explain WORD`: what stands below a head of a table or beside a word; and of its column
-    formula, range, null value, source and pitfalls; then what the letters in these stand for.
-    Raises UsageError for an unknown word.
+    """Make `explain WORD`: the meaning of a head of a table or another word; for a column also
+    formula, range, null value, source, pitfalls and the symbols in these. Raises UsageError for an
+    unknown word.
     """
     if topic := TOPICS.get(word):
         yield topic()
@@ -135,7 +135,7 @@ def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
 
 
 def _finding() -> Document:
-    """`explain finding`: all sentences, by their codes, and the other explanations."""
+    """Make `explain finding`: all sentences by code, and the other explanations."""
     others = {
         code: f"{claim.title}: {claim.meaning}"
         for code, claim in kinds()["explanation"].checks.items()
@@ -153,7 +153,7 @@ def _finding() -> Document:
 
 
 def _gates() -> Document:
-    """`explain gates`: the six gates, and when a pair passes each."""
+    """Make `explain gates`: the six gates, and when a pair passes each."""
     about = "conditions under which figures can be those of a fine-tune"
     texts = {name: gate.meaning.replace("`", "") for name, gate in kinds()["gate"].checks.items()}
     return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(_TEXTS["gates"])])
@@ -163,7 +163,7 @@ TOPICS = {"finding": _finding, "gates": _gates}
 
 
 def schema_document() -> Document:
-    """`explain --all`: what each table is."""
+    """Make `explain --all`: a description of each table."""
     fields = [
         named("table", "name"),
         number("columns", lambda table: len(table.columns), "count"),
@@ -176,7 +176,7 @@ def schema_document() -> Document:
 
 
 def table_document(table: Table) -> Document:
-    """`explain --all`: type, unit, meaning and null case of every column, most needed first."""
+    """Describe a table for `explain --all`: type, unit, meaning, null case of every column."""
 
     def meaning(column: Column) -> Word:
         """Return text, unit, null cases, and whether a reader begins with it."""
@@ -195,7 +195,7 @@ def table_document(table: Table) -> Document:
 
 
 def other_words() -> Mapping[str, Head]:
-    """By what stands on the screen, in small letters: what it means."""
+    """Return the meanings of words on the screen, by the word in lower case."""
     sentences = _WORDS["sentences"].items()
     texts = {code: f"a sentence of the finding: {text}" for code, text in sentences}
     texts |= {name: f"a reason for skipping tensors: {one.text}" for name, one in REASONS.items()}

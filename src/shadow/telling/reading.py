@@ -1,8 +1,8 @@
-"""Finished reports -> their summaries, for all who show, judge or draw a report. Prints nothing.
+"""Finished reports -> their summaries, to be shown, judged or drawn. Prints nothing.
 
-Making a summary of a small report takes 150 ms, reading one 3. So `summary.json` is taken as it
-stands when a seal in the metadata of matrices.parquet says that this very code made it, from these
-very tables, and that nobody has changed it. It is a sha256
+Making a summary of a small report takes 150 ms, reading one 3. So `summary.json` is used directly
+if a seal in the metadata of matrices.parquet shows that the same code made it from the same tables,
+and that nobody has changed it. It is a sha256
 
 - of the version of shadow, its code and the data that summaries rest on: a checkout changes without
   its version;
@@ -11,9 +11,9 @@ very tables, and that nobody has changed it. It is a sha256
   because the seal itself is in it;
 - of the summary, and of what the report says that it is of.
 
-In every other case the summary is made again from the tables. This is a seal and no signature: who
-writes all files again can say in them what he likes, as he can in the tables themselves. What a
-summary holds is therefore checked as that of any file is.
+Otherwise the summary is made again from the tables. The seal is not a signature: anyone who
+rewrites all files can put anything in them, as in the tables themselves. The content of a summary
+is therefore checked like that of any file.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ NO_SEAL = (
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
-    """The summary of the tables matrices, tensors and files, or of what is `needed` of
-    them; metadata is what Identity has.
+    """Make the summary of the tables matrices, tensors and files, or of their `needed` columns;
+    metadata is that of Identity.
     """
     rows = read_rows(tables)
     standing = standing_of(rows.deltas, rows.tensors)
@@ -105,14 +105,14 @@ def finish(
 
 @dataclass(frozen=True)
 class AuditReport(Report):
-    """A finished report and its summary: what `audit` and `read` return."""
+    """A finished report and its summary, as returned by `audit` and `read`."""
 
     @cached_property
     def summary(self) -> Summary:
         """The figures a person wants first: medians with intervals, components, modules, depth.
 
-        What an older report lacks is null, and a warning of the summary.
-        Raises ShadowError when the folder holds no finished report, or one of another schema.
+        What an older report lacks is null, with a warning in the summary. Raises ShadowError if the
+        folder has no finished report, or one of another schema.
         """
         sealed = believed(self)
         if sealed is not None:
@@ -144,20 +144,20 @@ class AuditReport(Report):
 
 
 class AuditReports(tuple[AuditReport, ...]):
-    """The reports of several pairs, in the order in which these were named."""
+    """The reports of several pairs, in the order of their names in the request."""
 
     def __repr__(self) -> str:
         return "\n\n".join(map(repr, self)) or "no reports"
 
 
 def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
-    """The summary of a finished report, and the report's provenance. Raises as AuditReport does."""
+    """Return the summary of a finished report, and its provenance. Raises like AuditReport."""
     report = AuditReport(folder)
     return report.summary, report.provenance.recorded
 
 
 def made_again(report: Report) -> Summary:
-    """The summary of a finished report, from its tables."""
+    """Make the summary of a finished report from its tables."""
     tables = {name: report.table(name) for name in SUMMARISED}
     if not len(tables["tensors"]):
         raise ShadowError(f"{report.folder}: a report without a tensor", "run the audit again")
@@ -168,8 +168,8 @@ def made_again(report: Report) -> Summary:
 
 
 def read_step(report: AuditReport) -> Step | None:
-    """A finished report as a step of a lineage; None for one of siblings, of which neither came
-    from the other.
+    """Return a finished report as a step of a lineage; None for one of siblings, neither of which
+    came from the other.
     """
     return step_of(report, report.summary, [one.name for one in report.summary.failed_gates])
 
@@ -178,15 +178,15 @@ def read_step(report: AuditReport) -> Step | None:
 
 
 def summary_bytes(summary: Mapping[str, Any]) -> bytes:
-    """`summary.json` of a summary as JSON."""
+    """Return the content of `summary.json`."""
     return json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def seal(
     summary: Mapping[str, Any], tables: Mapping[str, bytes], metadata: Mapping[str, object]
 ) -> str:
-    """The seal of a summary as JSON that was made from the tables in these files, whose metadata
-    may be missing yet; metadata has what the report is of.
+    """Make the seal of a summary from the tables in these files, whose metadata may be missing yet;
+    metadata identifies the report.
     """
     whole = [maker(), summary, {key: metadata[key] for key in IDENTITY}]
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode())
@@ -200,10 +200,10 @@ def seal(
 
 
 def believed(report: Report) -> dict[str, Any] | None:
-    """The summary.json of a finished report; None where it may not be believed.
+    """Return the summary.json of a finished report; None if it cannot be trusted.
 
-    What the values are is not checked: see `summary_from_json`. Raises ShadowError where there is
-    no finished report.
+    Values are not checked: see `summary_from_json`. Raises ShadowError if there is no finished
+    report.
     """
     metadata: Mapping[str, Any] = report.provenance.recorded
     try:
@@ -217,7 +217,7 @@ def believed(report: Report) -> dict[str, Any] | None:
 
 @cache
 def maker() -> list[str]:
-    """The version, and a sha256 over the package's code and the data that summaries rest on."""
+    """Return the version, and a sha256 over the package's code and the data behind summaries."""
     package, data = Path(__file__).parents[1], registry_folder()
     digest = hashlib.sha256()
     files = [data / "names.yaml", *sorted((data / "reference").iterdir())]

@@ -1,8 +1,8 @@
-"""A report as a document: finding, figures, picture, modules, and with `--full` all there is.
+"""A report as a document: finding, figures, picture, modules, and with `--full` everything.
 
 `--full` and the page have every figure with its interval, the short screen the answers that matter:
-where a gate failed, where something was found that no training leaves, or where not all was
-compared. A pair of which all is as expected has none.
+if a gate failed, if something was found that no training leaves, or if not everything was compared.
+An ordinary pair has none.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def report_document(
 
 
 def beside_another(document: Document) -> Document:
-    """The short screen of a pair that stands beside another one: its figures in a line."""
+    """Return the short screen of one of several pairs, with its figures in a line."""
     blocks = []
     for block in document.blocks:
         if block.about in ("sides", "more"):
@@ -185,7 +185,7 @@ def _figures(summary: Summary, *, full: bool = False) -> list[FigureRow]:
 
 
 def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Quantity:
-    """A figure, with its interval where it is shown in full."""
+    """Return a figure, with its interval if everything is shown."""
     low, high = (full and summary.intervals.get(name)) or (None, None)
     return Quantity(summary.figures[name], kind, low, high)
 
@@ -221,8 +221,8 @@ def _all_figures(summary: Summary) -> list[FigureRow]:
 
 
 def _answers(summary: Summary) -> list[FigureRow]:
-    """A row for each gate that failed, each thing that was found, each limit: its name, which of
-    the three it is, and what was found.
+    """Return a row for each failed gate, finding and limit: its name, its kind, and what
+    was found.
     """
     rows = [FigureRow(gate.name, FAILED, gate.reason) for gate in faults(summary)]
     codes = {sentence.code for sentence in summary.finding.sentences}
@@ -252,7 +252,7 @@ def _answers(summary: Summary) -> list[FigureRow]:
 
 
 def faults(summary: Summary) -> list[Gate]:
-    """The gates that failed, but for those that a copy or an adapter fails by being one."""
+    """Return the failed gates, except those that a copy or an adapter always fails."""
     codes = {sentence.code for sentence in summary.finding.sentences}
     explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
     if is_copied(summary) or not summary.has_spectra:
@@ -283,7 +283,7 @@ def standing(summary: Summary) -> str | None:
 
 
 def _gates(summary: Summary) -> TableBlock:
-    """Every gate with its figure; on a screen only where one failed."""
+    """Return every gate with its figure; on a screen only if one failed."""
     wrong, unknown = faults(summary), summary.unknown_gates
 
     def result(gate: Gate) -> Word:
@@ -326,12 +326,12 @@ COMPONENTS = (
 
 
 def component_table(components: Sequence[Row]) -> TableBlock:
-    """A row for each component."""
+    """Return a row for each component."""
     return table_of(COMPONENTS, components, "By component", when="full", about="components")
 
 
 def module_table(summary: Summary, when: When = "always") -> TableBlock:
-    """A row for each module that changed; counts of directions with how many there are."""
+    """Return a row for each module that changed; counts of directions with their maximum."""
     about = {
         (row.component, row.module): row for row in (*summary.coherence, *summary.outside_layers)
     }
@@ -341,7 +341,7 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
         return f"{text_of(row.spikes, 'number')} of {text_of(side, 'count')}"
 
     def spread_over(row: Row) -> str | None:
-        """Over how many equally strong directions; of more than all of them if it is flatter."""
+        """Return the number of equally strong directions; more than their maximum if flatter."""
         own = about.get((row.component, row.module))
         if own is None or (
             "coherent" in own and 2 * own.coherent + 2 * own.above_short_side < own.matrices
@@ -372,7 +372,7 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
 
 
 def skipped_table(rows: Iterable[Row], when: When = "always") -> TableBlock:
-    """A row for each reason: how many tensors of each side, and what the reason means."""
+    """Return a row for each reason, with the number of tensors of each side and its meaning."""
 
     def what(row: Row) -> Word:
         text = meaning(row.reason)

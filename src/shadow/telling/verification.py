@@ -43,7 +43,7 @@ CLAIMS = [TableHead("claim", "name"), TableHead("outcome", "text"), TableHead("w
 
 
 def verification_document(found: Verification) -> Document:
-    """A claim: its answer in a line, what it was asked of, and what speaks against it."""
+    """Return a claim with its answer in a line, its checkpoints, and what speaks against it."""
     line = f"{found.outcome.words}: {found.reason}"
     blocks: list[Block] = [
         Section("verify", found.claim),
@@ -78,7 +78,7 @@ def _against(found: Verification) -> list[Block]:
 
 
 def _alike(against: Sequence[Named]) -> list[list[Named]]:
-    """In order, what has the same name but for numbers, and speaks in the same way."""
+    """Group, in order, what has the same name except for numbers, and the same reason."""
     groups: dict[tuple[str, str], list[Named]] = {}
     for one in against:
         key = INDEX.sub("#", one.name), one.code
@@ -87,7 +87,7 @@ def _alike(against: Sequence[Named]) -> list[list[Named]]:
 
 
 def _names(group: Sequence[Named]) -> str:
-    """`layers.0-7.mlp.up.weight`: names that differ in their indices alone."""
+    """Return `layers.0-7.mlp.up.weight`, for names that differ only in their indices."""
     if len(group) == 1:
         return group[0].name
     indices = zip(*(map(int, INDEX.findall(one.name)) for one in group), strict=True)
@@ -97,24 +97,24 @@ def _names(group: Sequence[Named]) -> str:
 
 
 def verifications_document(found: Sequence[Verification | FailedVerification]) -> Document:
-    """Several claims, a line each."""
+    """Return several claims, a line each."""
     return Document([Section("verify"), TableBlock(CLAIMS, [_line(one) for one in found])])
 
 
 def asked(one: Verification | FailedVerification) -> str:
-    """`same A=./a B=./b`: a claim and what it was asked of."""
+    """Return a claim and its checkpoints: `same A=./a B=./b`."""
     return " ".join([one.claim, *(f"{name}={text}" for name, text in one.of.items())])
 
 
 def in_lines(found: Sequence[Verification | FailedVerification]) -> list[str]:
-    """A line each, those that do not hold first; of several, how many there are of each outcome."""
+    """Return a line each, those that do not hold first; of several, also the totals."""
     ordered = sorted(found, key=lambda one: ORDER.index(one.exit_code))
     lines = [f"{_outcome(one)}: {asked(one)}: {_reason(one)}" for one in ordered]
     return [*lines, totals(found)] if len(lines) > 1 else lines
 
 
 def totals(found: Sequence[Verification | FailedVerification]) -> str:
-    """`4 hold, 3 do not, 1 inconclusive`."""
+    """Return `4 hold, 3 do not, 1 inconclusive`."""
     counts = Counter(one.exit_code for one in found)
     texts = [counted(counts[0], "holds", "hold")]
     texts += [

@@ -1,6 +1,6 @@
-"""Sentences in the making, and modules, components and layers in words.
+"""Sentences being written, and modules, components and layers in words.
 
-Templates have slots that are places in summary.json, such as `inside_layers.kept`.
+Slots of templates are keys of summary.json, such as `inside_layers.kept`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ COMPONENTS = {
 
 @dataclass
 class Recorded:
-    """A sentence in the making; the figures that it writes are noted by their place."""
+    """A sentence being written, which notes the keys of the figures that it uses."""
 
     summary: PairRecord
     figures: dict[str, Figure] = field(default_factory=dict)
 
     def fill(self, template: str, row: object = None, at: str = "", **words: Value) -> str:
-        """The words of a template. A slot with a dot is a place in summary.json, any other is one
-        of words, or a column of the row, whose place is `at`; without a row of inside_layers.
+        """Fill a template. A slot with a dot is a key of summary.json, any other a word or a column
+        of the row, whose key is `at`; without a row, of inside_layers.
         """
         if row is None:
             row, at = self.summary.inside_layers, "inside_layers"
@@ -66,7 +66,7 @@ class Recorded:
         return reduce(getattr, place.split("."), self.summary)
 
     def note(self, *places: str) -> None:
-        """Note what a sentence rests on and does not write; nothing that is null."""
+        """Note a figure behind a sentence that does not print it, unless it is null."""
         values = {place: self.at(place) for place in places}
         self.figures |= {place: value for place, value in values.items() if value is not None}
 
@@ -79,7 +79,7 @@ class Recorded:
         return self.fill("[{figures.short_side:count}]")
 
     def sentence(self, code: str, *texts: str) -> Sentence:
-        """The sentence, of the texts that are not empty."""
+        """Make the sentence from the texts that are not empty."""
         text = " ".join(text for text in texts if text)
         return Sentence(code=code, text=text, figures=self.figures)
 
@@ -87,7 +87,7 @@ class Recorded:
 def tell(
     summary: PairRecord, code: str, template: str, row: object = None, at: str = "", **words: Value
 ) -> Sentence:
-    """A sentence of one template."""
+    """Make a sentence from one template."""
     recorded = Recorded(summary)
     return recorded.sentence(code, recorded.fill(template, row, at, **words))
 
@@ -107,14 +107,14 @@ def component_name(name: str) -> str:
 
 
 def of_component(name: str, component: str, several: bool = True) -> str:
-    """A module by its name, and of which component it is where that is not clear."""
+    """Name a module, and its component if that is not clear."""
     if not several or component in ("language", "projector"):
         return name
     return f"{name} of {component_name(component)}"
 
 
 def place_of(component: str, module: str | None, layers: Sequence[int], several: bool) -> str:
-    """`mlp.up of layers 0 to 3`, `layer 11`, `the head`."""
+    """Return `mlp.up of layers 0 to 3`, `layer 11`, `the head`."""
     if module is None:
         return layers_of(component, layers, several)
     name = {"bias": "biases", "norm": "norms"}.get(module)
@@ -123,7 +123,9 @@ def place_of(component: str, module: str | None, layers: Sequence[int], several:
 
 
 def places_of(summary: PairRecord, rows: Sequence[Row]) -> str:
-    """`attn.q and attn.k of layers 3 and 4, and the head`: modules of the same layers together."""
+    """Return `attn.q and attn.k of layers 3 and 4, and the head`, grouping modules of the same
+    layers.
+    """
     layers: dict[tuple[int, ...], list[str]] = {}
     for row in rows:
         name = of_component(module_name(row.module), row.component, summary.has_components)
@@ -137,12 +139,12 @@ def places_of(summary: PairRecord, rows: Sequence[Row]) -> str:
 
 
 def layers_of(component: str, layers: Sequence[int], several: bool) -> str:
-    """Layers, and of which component they are where that is not clear."""
+    """Name layers, and their component if that is not clear."""
     return f"{layers_text(layers)}{f' of {component_name(component)}' if several else ''}"
 
 
 def layers_text(layers: Sequence[int]) -> str:
-    """`layer 3`, `layers 0 to 3, 5 and 7`."""
+    """Return `layer 3`, `layers 0 to 3, 5 and 7`."""
     spans: list[Sequence[int]] = [layers]
     if not isinstance(layers, range):  # which a hostile number makes billions long
         numbers = sorted(layers)
@@ -157,7 +159,7 @@ def layers_text(layers: Sequence[int]) -> str:
 
 
 def and_others(names: list[str]) -> str:
-    """The first names as a list, and that there are others."""
+    """List the first names, and say that there are others."""
     if len(names) > 2 * NAMED:
         names = [*names[: 2 * NAMED - 1], "other modules"]
     return and_list(names)

@@ -1,9 +1,9 @@
 """Reports -> one self-contained web page: no network, light and dark, printable.
 
-What a reader needs without scripts (finding, tables, ranking) is plain HTML; the script
-draws what the reader chooses. Text from files is escaped by who reads it: Jinja for HTML,
-`script_json` for data inside a script element, which enters the document as text only. A policy in
-the page lets nothing be fetched, whatever is in it.
+What a reader needs without scripts (finding, tables, ranking) is plain HTML; the script draws what
+the reader chooses. Text from files is escaped where it is used: by Jinja for HTML, by `script_json`
+for data inside a script element, which enters the document only as text. A policy in the page
+forbids all fetches, whatever is in it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NORM = attrgetter("summary.figures.relative_norm_overall")
 
 @dataclass(frozen=True)
 class Written:
-    """Result of writing a page."""
+    """The result of writing a page."""
 
     pairs: int
     size: int
@@ -60,7 +60,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Link(Word):
-    """A word that leads to a pair of the page."""
+    """A link to a pair of the page."""
 
     target: str = ""
 
@@ -83,7 +83,7 @@ def write_page(
     missing: list[list[str]] = []  # pairs without their report: folder, state, and why
 
     def below(folder: Path) -> str:
-        """Its folder as seen from the one asked for: the same wherever that one lies."""
+        """Return a report's folder relative to the requested one, the same wherever that lies."""
         return (Path(title) / folder.relative_to(run)).as_posix()
 
     def lacks(where: str, state: str, error: str, hint: str | None) -> None:
@@ -117,7 +117,7 @@ def _is_page(path: Path) -> bool:
 
 
 def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequence[str]]) -> str:
-    """The page, the most concentrated pair first. Equal arguments give equal text."""
+    """Return the page, the most concentrated pair first. Equal arguments give equal text."""
     ranked = sorted(sections, key=lambda section: section.rank)
 
     def finding(pair: PairSection) -> Word:
@@ -159,7 +159,7 @@ def file_text(name: str) -> str:
 
 
 def _coded(value: object) -> object:
-    """Text in which what stands between backticks is code: `floor_ratio`; otherwise as it is."""
+    """Format text between backticks as code, such as `floor_ratio`; leave other text unchanged."""
     if not isinstance(value, str) or "`" not in value:
         return value
     shown = escape(_finalized(value))
@@ -167,7 +167,7 @@ def _coded(value: object) -> object:
 
 
 def _cell_text(cell: Cell) -> str:
-    """A cell of a table: a dash where nothing is known, a minus sign before what is below 0."""
+    """Return a cell of a table: a dash if nothing is known, a minus sign for negative numbers."""
     if cell is None or str(cell) == DASH:
         return "–"
     return str(cell).replace("-", "−") if isinstance(cell, Quantity) else str(cell)
@@ -182,8 +182,8 @@ def _finalized(value: object) -> object:
 
 
 def _environment() -> jinja2.Environment:
-    """Jinja that escapes, refuses undefined names, and makes control characters visible. Templates
-    choose by its kind how to draw a block or cell.
+    """Return a Jinja that escapes, refuses undefined names, and shows control characters. Templates
+    choose by the kind of a block or cell how to draw it.
     """
     jinja = jinja2.Environment(
         loader=jinja2.PackageLoader("shadow.outputs.page", "."),

@@ -1,11 +1,10 @@
 """One report on the page: its sections, and the JSON of the charts that its script draws: the cells
 of its heat map, and curves of its spectra.
 
-A cell is a component, a layer and a module. It holds one matrix, or several: the experts of a
-layer. What is drawn of a cell is the median over its matrices. Arrays rather than data frames: a
-page of 300 small reports has two million numbers in tables of a few rows, where a frame costs more
-than its numbers. Of a spectrum of 3,584 values a log-log curve needs about a hundred; the rest stay
-in spectra.parquet.
+A cell is a component, a layer and a module. It has one matrix, or several: the experts of a layer.
+The median over its matrices is drawn. Arrays rather than data frames: a page of 300 small reports
+has two million numbers in tables of a few rows, whose frames would cost more than their numbers. Of
+a spectrum of 3,584 values a log-log curve needs about a hundred; the rest stay in spectra.parquet.
 """
 
 from __future__ import annotations
@@ -91,8 +90,8 @@ NOTHING = {  # what a section says that would be empty
 
 
 def script_json(value: object) -> Markup:
-    """JSON for a script element, which no text in it can end. NaN and infinity are refused; texts
-    of reports are made visible before.
+    """Return JSON for a script element, which no text in it can end. NaN and infinity are refused;
+    texts of reports are made visible before.
     """
     return htmlsafe_json_dumps(value, allow_nan=False, separators=(",", ":"))
 
@@ -134,13 +133,13 @@ class PairSection:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the gates that it fails, without those that are unknown."""
+        """Return the names of the gates that it fails, without those that are unknown."""
         unknown = self.summary.unknown_gates
         return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
 
     @property
     def rank(self) -> tuple[bool, float, str]:
-        """Sort the most concentrated first, and pairs whose gates void their figures last."""
+        """Return a sort key: most concentrated first, pairs whose gates void their figures last."""
         concentration = self.summary.figures.concentration
         return bool(self.failed), math.inf if concentration is None else -concentration, self.name
 
@@ -207,7 +206,7 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
 
 @cache
 def metrics_of(subject: str) -> tuple[str, ...]:
-    """The columns that a row of a subject has, headline ones first."""
+    """Return the columns of rows of a subject, headline ones first."""
     names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
     return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
 
@@ -229,7 +228,7 @@ def metric_texts() -> dict[str, dict[str, object]]:
 
 
 def places(rows: Columns) -> list[Key]:
-    """The place of each row; a word that only a forged report lacks is empty."""
+    """Return the place of each row; a word that only forged reports lack is empty."""
     return [
         (component or "", None if math.isnan(layer) else int(layer), module or "")
         for component, layer, module in rows.each("component", "layer", "module")
@@ -237,7 +236,7 @@ def places(rows: Columns) -> list[Key]:
 
 
 def cells_of(matrices: Columns, tensors: Columns) -> Cells:
-    """State and reason of each place that has a matrix, in the order of reports."""
+    """Return state and reason of each place with a matrix, in the order of reports."""
     with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
     cells: dict[Key, tuple[str, str | None]] = {
         place: ("measured" if place in with_delta else "alone", None) for place in places(matrices)
@@ -256,9 +255,9 @@ def cells_of(matrices: Columns, tensors: Columns) -> Cells:
 
 
 def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
-    """Places, states, shapes and figures of some cells: a value for each of them in each list.
+    """Return places, states, shapes and figures of cells: each list has a value for every cell.
 
-    Of several matrices in one cell a figure is their median, the shift that of both medians.
+    If a cell has several matrices, a figure is their median, and the shift that of both medians.
     """
     number = {place: index for index, place in enumerate(cells)}
     all_places = np.array([number.get(place, -1) for place in places(matrices)], dtype=np.intp)
@@ -299,7 +298,7 @@ def _visible(text: str | None) -> str | None:
 def _medians(
     matrices: Columns, place: NDArray[np.intp], subject: str, cells: int
 ) -> dict[str, Numbers]:
-    """By column, the median of each cell's rows of a subject; without columns that lack values."""
+    """Return, by column, the median of each cell's rows of a subject; no empty columns."""
     names = metrics_of(subject)
     own = matrices["subject"] == subject
     rows, place = matrices.where(own), place[own]
@@ -318,7 +317,7 @@ def _medians(
 
 
 def shortened(values: ArrayLike) -> Listed:
-    """Numbers of four significant digits, as many as a drawing shows; null if not finite."""
+    """Round numbers to the four significant digits that drawings show; null if not finite."""
     return [_short(number) for number in np.asarray(values, dtype=np.float64).tolist()]
 
 
@@ -336,7 +335,7 @@ def _short(value: float) -> float | int | None:
 
 @lru_cache(maxsize=256)
 def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
-    """0-based ranks to keep of so many: the first ones, the last, and at most points in all.
+    """Choose 0-based ranks to draw: the first ones, the last, and at most points in all.
 
     Evenly on a log axis, and evenly in the logarithm of the distance from the end, where spectra of
     square matrices fall off a cliff. Ascending, without repeats; all of them where count <= points.
@@ -355,14 +354,14 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
 
 @dataclass
 class _Stack:
-    """The thinned spectra of the matrices of one place, by subject; size is the whole length."""
+    """The thinned spectra of the matrices of one place, by subject; size is the full length."""
 
     size: int
     rows: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
     def drawn(self) -> dict[str, object]:
-        """By subject the median at every rank, descending; None where it is not resolved, as a log
-        axis has no 0.
+        """Return the median at every rank by subject, descending; None if unresolved, as a log axis
+        has no 0.
         """
         medians = {
             subject: rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
@@ -373,10 +372,11 @@ class _Stack:
 
 
 def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> dict[str, object]:
-    """The curves of a report by the number of the cell, and by size the ranks of their singular
-    values. curves: of the whole page, of which each has enough points to look smooth.
+    """Return the curves of a report by the number of the cell, and the ranks of their singular
+    values by size.
 
-    Raises ShadowError for a file that cannot be read or belongs to another audit.
+    curves: of the whole page; each has enough points to look smooth. Raises ShadowError for a file
+    that cannot be read or belongs to another audit.
     """
     points = min(MOST, max(FEWEST, POINTS // max(1, curves)))
     stacks: dict[int, _Stack] = {}
@@ -394,7 +394,7 @@ def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> di
 
 
 def _rows(report: Report) -> Iterator[tuple[Key, str, NDArray[np.float32]]]:
-    """(place, subject, singular values) of each row of spectra.parquet."""
+    """Yield (place, subject, singular values) of each row of spectra.parquet."""
     columns = ("component", "layer", "module", "subject", "sigma")
     for batch in report.spectrum_batches(columns):
         places = [batch.column(name).to_pylist() for name in columns[:4]]
