@@ -12,6 +12,7 @@ from shadow.templates import Reason
 
 LONE, UNREAD = (Unmatched("b", "base", Reason(code)) for code in ("one_side", "not_read"))
 FREE, HELD = Cell(2.0**-20, 200, 200, 200 * 1e-8), Cell(2.0**-8, 200, 0, 0.0)  # steps of 1e-4
+FINE = Cell(2.0**-20, 100, 0, 0.0), Cell(2.0**-8, 100, 0, 0.0)  # the grid holds half of a row
 
 
 def row(should, changed, cells=(), rounded=None, **more):
@@ -25,7 +26,8 @@ CASES = [  # rows -> outcome, codes of reasons, of what speaks against it with i
     ([STEP, row("stay", 0)], YES, "moved frozen", {}, ""),
     ([row("stay", 0)], YES, "frozen", {}, ""),
     ([row("move", 0)], NO, "not_moved", {"equal": None}, ""),
-    ([STEP, row("move", 0, (HELD,))], NO, "not_moved", {"too_coarse": None}, "stuck"),
+    ([STEP, row("move", 0, (HELD,))], YES, "moved", {}, "stuck too_coarse"),
+    ([STEP, row("move", 0, FINE)], NO, "not_moved", {"equal": None}, "stuck"),
     ([row("move", 9, rounded=("tuned", "BF16"))], NO, "not_moved", {"rounded": None}, ""),
     ([row("move", 9, rounded=("base", "F32"))], YES, "moved", {}, ""),
     ([row("stay", 9)], NO, "leaked", {"entries": 0.1}, ""),

@@ -351,6 +351,7 @@ def test_a_set_is_compared_with_the_one_that_is_read_or_with_none(healthy, tmp_p
     folder = Path(shutil.copytree(healthy("mistral"), tmp_path / "sick"))
     other_shards(folder)
     of_mistral(folder, 2)
+    os.utime(folder / FILE)  # the newest
     found = verified(folder)
     assert {one.name for one in found.against} == {"model-00001-of-00001.safetensors"}
     assert "set_unknown" in {one.code for one in found.answer.notes}

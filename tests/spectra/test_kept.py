@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from shadow.checkpoints.opening import open_folder
-from shadow.spectra.copies import kept_of
+from shadow.spectra.copies import has_few_levels, kept_of
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 
 FORMATS = {
@@ -149,3 +149,19 @@ def test_a_small_update_keeps_its_energy(tmp_path):
     found = kept_of(Sides(*matrices[:2], torch.float32, Workspace()), matrices[2], "BF16")
     check(found, tensors, off=0)
     assert found.update == pytest.approx(1200 * 1e-50, rel=0.02, abs=0)
+
+
+@pytest.mark.parametrize(("shape", "least"), [((4, 96), 0.7), ((32, 32), 1.0), ((128, 96), 1.0)])
+def test_a_round_trip_through_8_bits_is_told_from_an_update(shape, least):
+    """Of small matrices, few values repeat by chance: an update is not taken for a round trip."""
+    generator = torch.Generator().manual_seed(1)
+    seen, false = 0, 0
+    for _ in range(30):
+        w = (0.05 * torch.randn(shape, generator=generator)).bfloat16()
+        grouped = w.float().view(-1, 32)
+        scale = grouped.abs().amax(1, keepdim=True) / 127
+        seen += has_few_levels(w, ((grouped / scale).round() * scale).view(shape).bfloat16())
+        step = 2e-3 * torch.randn(shape, generator=generator)
+        false += has_few_levels(w, (w.float() + step).bfloat16())
+    assert seen >= least * 30
+    assert not false

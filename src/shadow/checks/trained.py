@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shadow.spectra.entries import Cell
 
 FREE = 0.9  # of the entries of a binade: where so many moved, the grid did not hold them
+CHANCE = 0.01  # that a tensor stays by rounding alone: where it is less, it was not trained
 SAMPLE = 100  # entries that a typical step is taken from, at least
 WORDS = {
     "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not",
@@ -36,8 +37,6 @@ WORDS = {
     "nothing": "no tensor that the patterns name was compared",
     # of a tensor
     "equal": "it is equal to the base's in every entry",
-    "too_coarse": "it is equal to the base's in every entry; half a unit of {format} is"
-    " {least:ratio} or more there, the typical step is {step:ratio}",
     "changed": "it is not what it was",
     "rounded": "it is the base's rounded to {format}",
     "entries": "{changed:count} of {entries:count} entries differ[: it is the base's rounded to"
@@ -59,6 +58,8 @@ WORDS = {
     "beside": "no pattern names {tensors:count tensor|tensors}; {moved:count} of them moved",
     "initial": "{vectors:count vector|vectors} of 1 or of 0 did not move, and may be unable to:"
     " {names}",
+    "too_coarse": "{tensors:count tensor|tensors} did not move, and may be unable to:"
+    " {formats:and} {formats|is|are} coarse there for the typical step of {step:ratio}: {names}",
 }
 
 
@@ -95,6 +96,15 @@ class Moved:
         """Count entries that stayed as half a unit in the last place exceeds the step."""
         return sum(cell.entries - cell.changed for cell in self.cells if cell.half_ulp > step)
 
+    def may_stay(self, step: float | None) -> bool:
+        """Return whether normal steps of half that size may leave every entry what it was."""
+        if step is None or not self.cells or self.row.changed:
+            return False
+        chances = (
+            math.erf(math.sqrt(2) * one.half_ulp / step) ** one.entries for one in self.cells
+        )
+        return math.prod(chances) > CHANCE
+
 
 @dataclass(frozen=True)
 class Training(Evidence):
@@ -111,10 +121,10 @@ def judge(found: Training) -> Answer:
         [one for one in found.tensors if one.should is should] for should in Should
     )
     named = [one for one in named if one.row.entries]
-    should = [one for one in named if not one.is_initial]
+    step = typical_step(named)
+    should = [one for one in named if not (one.is_initial or one.may_stay(step))]
     stayed = [one for one in should if not one.has_moved]
     leaked = [one for one in frozen if one.row.changed]
-    step = typical_step(named)
     figures, notes = _noted(found, named, others, step)
     figures |= {
         "tensors_to_move": len(should),
@@ -135,7 +145,7 @@ def judge(found: Training) -> Answer:
     if not (doubts or should or frozen):
         doubts = [Reason("nothing")]
     every = (("moved", should), ("frozen", frozen))
-    against = [Against(one.row.tuned, _why_stayed(one, step)) for one in stayed]
+    against = [Against(one.row.tuned, _why_stayed(one)) for one in stayed]
     for one in leaked:
         of = {"changed": one.row.changed, "entries": one.row.entries, "format": one.rounded_to}
         why = Reason("entries", of) if one.is_counted else Reason("changed")
@@ -159,13 +169,10 @@ def typical_step(tensors: Sequence[Moved]) -> float | None:
     return math.sqrt(math.fsum(cell.energy for cell in cells) / entries) or None
 
 
-def _why_stayed(one: Moved, step: float | None) -> Reason:
+def _why_stayed(one: Moved) -> Reason:
     if one.row.changed:
         return Reason("rounded", {"format": one.rounded_to})
-    if step is None or not one.cells or one.stuck(step) < one.row.entries:
-        return Reason("equal")
-    least = min(cell.half_ulp for cell in one.cells)
-    return Reason("too_coarse", {"format": one.row.formats[1], "least": least, "step": step})
+    return Reason("equal")
 
 
 def _noted(
@@ -191,6 +198,12 @@ def _noted(
     if initial := [one.row.tuned for one in named if one.is_initial]:
         figures["tensors_initial"] = len(initial)
         notes.append(Reason("initial", {"vectors": len(initial), "names": initial}))
+    coarse = [one.row for one in named if not one.is_initial and one.may_stay(step)]
+    if coarse:
+        figures["tensors_too_coarse"] = len(coarse)
+        of = {"tensors": len(coarse), "step": step, "names": [row.tuned for row in coarse]}
+        formats = sorted({row.formats[1] for row in coarse})
+        notes.append(Reason("too_coarse", of | {"formats": formats}))
     return figures, notes
 
 

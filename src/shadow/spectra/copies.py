@@ -160,6 +160,7 @@ def _saturated(part: EntryBlock, rounded: Tensor, name: str) -> int:
 # scale for 32 columns, more with fewer scales, .2 in 8-bit floats and .5 in 4 bits. Where columns
 # of a scale do not lie together, it shows within 1,024.
 BESIDE, SAMPLED, MORE, REPEATS = (32, 1024), 1 << 14, 1.05, 0.01
+ERRORS = 4  # standard errors by which the shares of two small samples may differ by chance
 JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits than its copy
 
 
@@ -175,10 +176,14 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
     moved = (second != first) & (second != 0)
     any_values = (first * (1 + JITTER * jitter.double())).to(form).double() * moved
     second = second * moved
-    return any(
-        _repeats(second, beside) > MORE * _repeats(any_values, beside) + REPEATS
-        for beside in BESIDE
-    )
+    entries = max(1, int((second != 0).sum()))
+
+    def repeat(beside: int) -> bool:
+        usual = _repeats(any_values, beside)
+        by_chance = ERRORS * math.sqrt(2 * max(usual, REPEATS) / entries)
+        return _repeats(second, beside) > MORE * usual + REPEATS + by_chance
+
+    return any(map(repeat, BESIDE))
 
 
 def _sample(matrix: Matrix) -> Tensor:
