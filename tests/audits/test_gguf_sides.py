@@ -79,7 +79,7 @@ def audited(base, tuned, output):
 SIDES = [("Q8_0", "Q4_0"), ("Q4_0", "Q4_0"), (None, "Q8_0"), ("F16", None), ("BF16", "Q8_0")]
 
 
-@pytest.mark.parametrize("kinds", every(2, SIDES))
+@pytest.mark.parametrize("kinds", every(4, SIDES))
 def test_every_norm_is_that_of_the_decoded_matrices(sides, tmp_path, kinds):
     """Also beside safetensors; a quantised side has no values on a grid of floats."""
     tensors, paths = sides

@@ -109,7 +109,7 @@ CASES = [(kind, None) for kind in PACKED] + [
 ]
 
 
-@pytest.mark.parametrize("cols", [128, 640])
+@pytest.mark.parametrize("cols", every(2, [128, 640]))
 @pytest.mark.parametrize("case", every(3, CASES), ids=str)
 def test_a_copy_that_nothing_trained_did_not_move_and_is_not_excluded(tmp_path, case, cols):
     """`trained` never holds of it, and `quantised` never says that it does not."""
@@ -141,7 +141,7 @@ def test_another_model_in_such_a_format_is_excluded(tmp_path, case, cols):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("cols", [128, 640])
+@pytest.mark.parametrize("cols", every(2, [128, 640]))
 @pytest.mark.parametrize("size", [1e-2, 1e-3])
 def test_a_training_is_no_copy(tmp_path, dtype, cols, size):
     """Its values repeat no more than the base's, also where the base is stored in fewer bits."""

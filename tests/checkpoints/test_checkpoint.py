@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from effort import every
 from safetensors.torch import load_file, save_file
 
 from shadow.checkpoints.opening import open_folder
@@ -100,7 +101,7 @@ def test_a_tensor_that_no_shard_holds_is_kept_with_its_problem(sharded):
     assert checkpoint.tensors[UP].problem is None
 
 
-@pytest.mark.parametrize("name", ["one.safetensors", "one.pt"])
+@pytest.mark.parametrize("name", every(2, ["one.safetensors", "one.pt"]))
 def test_a_file_of_weights_is_a_checkpoint_whatever_lies_beside_it(sharded, name):
     """Its tensors are those of the file alone; a file of torch needs --allow-pickle."""
     tensors = {"model.norm.weight": torch.arange(4.0)}

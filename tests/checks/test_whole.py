@@ -385,7 +385,7 @@ def test_an_audit_of_one_folder_names_this_check(tmp_path):
     assert "verify whole" in caught.value.hint
 
 
-def test_other_formats_are_swept_and_a_pickle_only_where_it_may_be(tmp_path):
+def test_other_formats_are_swept(tmp_path):
     pytest.importorskip("gguf")
     tensors = planted.gguf_llama()
     found = verified(planted.write_gguf(tmp_path / "a.gguf", tensors))
@@ -393,6 +393,10 @@ def test_other_formats_are_swept_and_a_pickle_only_where_it_may_be(tmp_path):
     tensors[UP][:] = 0
     found = verified(planted.write_gguf(tmp_path / "b.gguf", tensors))
     assert [(one.name, one.code) for one in found.against] == [(UP, "zero")]
+
+
+@pytest.mark.slow
+def test_a_pickle_is_swept_only_where_it_may_be(tmp_path):
     folder = planted.saved("llama", tmp_path / "pickled")
     torch.save(load_file(folder / FILE), folder / "pytorch_model.bin")
     (folder / FILE).unlink()

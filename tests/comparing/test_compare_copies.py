@@ -6,6 +6,7 @@ import planted
 import pytest
 import quantisers
 import torch
+from effort import every
 
 import shadow
 
@@ -35,7 +36,7 @@ def trained(tmp_path_factory):
     return report(tmp_path_factory.mktemp("trained"), "one", update)
 
 
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("how", every(3, COPIES))
 def test_a_copy_in_few_bits_gets_no_verdict(trained, tmp_path, how):
     """Nothing is consistent with narrower data where the other model is the base in few bits."""
     made = {name: COPIES[how](one) for name, one in BASE.items()}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from effort import every
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
@@ -69,7 +70,7 @@ def by_entropy(p: Array) -> float:
     return math.exp(-float((p * np.log(p)).sum()))
 
 
-@pytest.mark.parametrize("kind", spectra())
+@pytest.mark.parametrize("kind", every(3, spectra()))
 def test_the_truth_lies_within_the_errors(kind: str) -> None:
     """tr G² and the effective rank within their errors, and eigenvalues between their bounds, in 19
     of 20 seeds at least, whatever the spectrum.
