@@ -19,7 +19,6 @@ from shadow.spectra.krylov import (
     PASSES,
     WIDTH,
     Entropy,
-    Estimate,
     _next,
     effective_rank,
     frame,
@@ -28,15 +27,15 @@ from shadow.spectra.krylov import (
     upper_bounds,
 )
 from shadow.spectra.lazy import Updated
-from shadow.spectra.measurement import Method
+from shadow.spectra.measurement import Estimate, Method
+from shadow.spectra.noise import purity_values
 from shadow.spectra.sketched import (
     KEPT,
     SMALLEST,
     Sketch,
     _above,
-    _squares,
+    _energy,
     effective_rank_shift,
-    with_errors,
 )
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, blocks
@@ -343,9 +342,10 @@ def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
     space = SimpleNamespace(
         values=np.array([9.0, 4.0, 1.0]), bounds=np.array([10.0, 5.0, 2.0]), energy=20.0
     )
-    found, energy = _above(Sketch(space, 4.0, 1.0), math.sqrt(level) / 4.0)
-    assert found == count
+    sketch = Sketch(space, 4.0, 1.0)
+    assert _above(sketch, math.sqrt(level) / 4.0) == count
     if count is not None:
+        energy = _energy(sketch, count)
         assert energy.value == pytest.approx((low + high) / 40)
         assert energy.error == pytest.approx((high - low) / 40, abs=1e-6)
 
@@ -365,21 +365,26 @@ def test_the_error_of_a_participation_ratio_is_carried_on(
     error: float, z: float, recorded: bool, counted: bool
 ) -> None:
     """X = 1/PR - 1/null is off by error / PR², and what rests on X by as large a share."""
-    of_delta = {"participation_ratio": 2.0, "participation_ratio_error": error * 4.0}
-    values = {
-        "excess_purity": 0.2, "excess_purity_unrounded": 0.8, "purity_z": z,
-        "equivalent_directions": 5.0,
+    exact = {
+        "participation_ratio": 2.0, "null_participation_ratio": 1 / 0.3, "top1_energy": None,
+        "row_participation_ratio": 10.0 * z, "col_participation_ratio": 1.0,
     }  # fmt: skip
-    assert with_errors(values, {}, 0.5) == values
-    found = with_errors(values, of_delta, 0.5)
+    values = purity_values(exact, (64, 64), 0.5, None)
+    assert [*values] == [
+        "excess_purity", "purity_z", "excess_purity_unrounded", "equivalent_directions",
+    ]  # fmt: skip
+    of_delta = exact | {"participation_ratio_error": error * 4.0}
+    found = purity_values(of_delta, (64, 64), 0.5, None)
     share = error / 0.2
     assert found["excess_purity_error"] == pytest.approx(error)
     assert found["excess_purity_unrounded_error"] == pytest.approx(error / 0.25)
-    assert found["purity_z"] == (z if recorded else None)
-    assert found["purity_z_error"] == (pytest.approx(z * share) if recorded else None)
-    assert found["equivalent_directions"] == (5.0 if counted else None)
-    spread = pytest.approx(5.0 / (1 - share) - 5.0) if counted else None
-    assert found["equivalent_directions_error"] == spread
+    assert found["purity_z"] == (values["purity_z"] if recorded else None)
+    assert found.get("purity_z_error") == (pytest.approx(z * share) if recorded else None)
+    count = values["equivalent_directions"]
+    assert count == (pytest.approx(1.25) if z > 5 else None)
+    assert found["equivalent_directions"] == (count if counted else None)
+    spread = pytest.approx(1.25 / (1 - share) - 1.25) if counted else None
+    assert found.get("equivalent_directions_error") == spread
 
 
 @pytest.mark.parametrize(
@@ -398,11 +403,8 @@ def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
     monkeypatch.setattr(sketched, "effective_rank", entropies.get)
     found = effective_rank_shift(*(Sketch(name, 1.0, 1.0) for name in entropies))
     middle = 100 * math.exp(moved / 2)
-    if recorded:
-        assert found["effective_rank_shift"] == pytest.approx(middle * moved)
-        assert found["effective_rank_shift_error"] == pytest.approx(middle * error)
-    else:
-        assert set(found.values()) == {None}
+    wanted = (pytest.approx(middle * moved), pytest.approx(middle * error)) if recorded else None
+    assert (found and (found.value, found.error)) == wanted
 
 
 @pytest.mark.parametrize(("found", "recorded"), [(0.5, 1.0), (2.0, 2.0), (5.0, 4.0)])
@@ -411,5 +413,6 @@ def test_estimates_of_squares_are_possible_ones(
 ) -> None:
     """tr G² lies between E² / m, of equal values, and E², of one."""
     monkeypatch.setattr(sketched, "square_trace", lambda _: Estimate(found, 0.1))
-    space = SimpleNamespace(energy=2.0, side=4)
-    assert _squares(Sketch(space, 1.0, 1.0)) == Estimate(recorded, 0.1)
+    ratio = Sketch(SimpleNamespace(energy=2.0, side=4), 1.0, 1.0).participation_ratio
+    assert ratio.value == 4 / recorded
+    assert ratio.error == pytest.approx(0.4 / recorded**2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shadow.spectra.sketched import sketches, weight_values
+from shadow.spectra.sketched import sketches
 
 SHAPES = ((160, 240), (220, 150), (180, 180))
 
@@ -42,8 +42,8 @@ def recorded(delta: np.ndarray, number: int) -> tuple[float | None, float | None
     block = torch.from_numpy((delta * scale).astype(np.float32))
     sizes = {"delta": (scale, float(np.linalg.norm(delta)))}
     made = sketches(lambda: iter([(block,)]), delta.shape, sizes, f"planted {number}")
-    values = weight_values(made["delta"])
-    return values["spectral_norm"], values["spectral_norm_error"]
+    norm = made["delta"].spectral_norm
+    return norm.value, norm.error
 
 
 @pytest.mark.parametrize("each", [20, pytest.param(60, marks=pytest.mark.slow)])

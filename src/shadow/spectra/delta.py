@@ -34,7 +34,6 @@ from shadow.spectra.rounding import (
     without_few_levels,
 )
 from shadow.spectra.rounding import values as undone_values
-from shadow.spectra.sketched import with_errors
 from shadow.spectra.solvers import Means, Spectral, solver_of
 from shadow.spectra.spectrum import (
     Sides,
@@ -130,8 +129,7 @@ def measure_pair(
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     count_now = partial(undo, sides, formats, lines, size.base)
     values |= excess_values(undone, values, count_now)
-    of_update = purity_values(values, sides.shape, undone.kept, undone.reason)
-    values |= with_errors(of_update, values, undone.kept)
+    values |= purity_values(values, sides.shape, undone.kept, undone.reason)
     beyond = made.delta and (
         noise_like_rest(made.delta, total.ulp_rows, total.ulp_cols)
         or noise_like_rest(made.delta, profile.rows, profile.cols)

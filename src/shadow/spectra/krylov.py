@@ -24,10 +24,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from shadow.spectra.measurement import SIGMAS, Estimate
+
 WIDTH = 24  # vectors of a block
 FOLD = 3  # columns of the frame that are left out at a time
 PASSES = 4  # blocks, each a pass over the matrix
-SIGMAS = 2.1  # standard errors of an error: 95 in 100 by Student's t of WIDTH - 2 probes
 SHARED = 2.0  # probes that share a space scatter less than their mean, by 0.7 to 1.5; with room
 CONVERGED = 1e-3  # residual of a Ritz vector over its value, up to which it is an eigenvector
 FLOOR = 1e-6  # of the largest eigenvalue: what float32 products leave of smaller ones is rounding
@@ -176,14 +177,6 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
         step = np.vstack([(inner + inner.T) / 2.0, outer])
         spaces.append(Krylov(len(known), energy, step))
     return spaces
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure, and how far from it the truth lies at most, in 95 of 100 cases."""
-
-    value: float
-    error: float
 
 
 def square_trace(space: Krylov) -> Estimate:

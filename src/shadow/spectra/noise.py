@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.spectra.measurement import Values
+from shadow.spectra.measurement import SIGMAS, Estimate, Values, columns
 
 if TYPE_CHECKING:
     from shadow.spectra.spectrum import Spectrum
@@ -249,7 +249,8 @@ def purity_z(
 def purity_values(
     of_delta: Values, shape: tuple[int, int], kept: float | None, reason: str | None
 ) -> Values:
-    """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions, from other columns.
+    """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions, from other columns,
+    with the errors that they have where the participation ratio is an estimate.
 
     excess_purity_unrounded = X / kept², None where kept is None or below LEAST_KEPT, or one
     direction in noise has most of it (see `dominated`). equivalent_directions = 1 / X of the
@@ -257,6 +258,11 @@ def purity_values(
     rounded or floor_ratio is from UNTOUCHED on: below, it would be the rounding's. None where
     purity_z <= NOISE, or above the short side. Where kept is of tuned - round(base), all columns
     have to be of that difference.
+
+    X is a difference that cancels near its null. purity_z is None where its distance from 0, over
+    the standard deviation of both, the null's and the estimate's, does not say as it does whether X
+    is more than noise. Equivalent directions are None where that distance is not more than noise;
+    otherwise the error takes away less than half of X.
     """
     names = ("excess_purity", "purity_z", "excess_purity_unrounded", "equivalent_directions")
     real, null, by_row, by_col = (
@@ -266,6 +272,10 @@ def purity_values(
         return dict.fromkeys(names)
     purity = 1.0 / real - 1.0 / null
     z = purity_z(purity, by_row, by_col)
+    of_ratio = of_delta.get("participation_ratio_error")  # None of all singular values
+    error = (of_ratio or 0.0) / real**2
+    share = error / max(abs(purity), TINIEST)
+    sure = z / math.hypot(1.0, z * share / SIGMAS)
     unrounded, best = None, None
     if kept is None:
         floor = of_delta["floor_ratio"]
@@ -273,9 +283,17 @@ def purity_values(
             best = purity
     elif kept >= LEAST_KEPT and not dominated(purity, kept, of_delta["top1_energy"]):
         unrounded = best = purity / kept**2
-    countable = best is not None and z > NOISE and best * min(shape) >= 1.0
-    directions = 1.0 / best if countable and best else None
-    return dict(zip(names, (purity, z, unrounded, directions), strict=True))
+    figures: dict[str, Estimate | None] = dict.fromkeys(names)
+    figures["excess_purity"] = Estimate(purity, error)
+    if (abs(z) > NOISE) == (abs(sure) > NOISE):
+        figures["purity_z"] = Estimate(z, abs(z) * share)
+    if unrounded is not None and kept is not None:
+        figures["excess_purity_unrounded"] = Estimate(unrounded, error / kept**2)
+    if best is not None and sure > NOISE and best * min(shape) >= 1.0:
+        count = 1.0 / best
+        figures["equivalent_directions"] = Estimate(count, count * share / (1.0 - share))
+    values = columns(figures)
+    return {name: values[name] for name in names} if of_ratio is None else values
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,8 +19,6 @@ from torch import Tensor
 
 from shadow.spectra.krylov import (
     ROUNDING,
-    SIGMAS,
-    Estimate,
     Krylov,
     effective_rank,
     energy_rank,
@@ -27,8 +26,7 @@ from shadow.spectra.krylov import (
     krylov_spaces,
     square_trace,
 )
-from shadow.spectra.measurement import Subject, Values
-from shadow.spectra.noise import NOISE
+from shadow.spectra.measurement import Estimate, Subject
 from shadow.spectra.spectrum import Sides, Workspace, blocks
 
 SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
@@ -41,6 +39,7 @@ KEPT = 100_000_000
 TOPS = (1, 4, 16, 64)
 
 Array = NDArray[np.float64]
+Figures = dict[str, float | int | Estimate | None]  # by column
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,15 @@ class Sketch:
         """
         low, high = (math.sqrt(of[0]) / self.scale for of in (self.space.values, self.space.bounds))
         return Estimate(low, (high - low) / 2.0 + ROUNDING * low)
+
+    @cached_property
+    def participation_ratio(self) -> Estimate:
+        """E² / tr G², of a tr G² within what is possible: between E² / m and E²."""
+        space, found = self.space, square_trace(self.space)
+        low, high = space.energy**2 / space.side, space.energy**2
+        squares = min(high, max(low, found.value))
+        ratio = space.energy**2 / squares
+        return Estimate(ratio, ratio * (found.error / squares))
 
 
 # Blocks of several matrices of one shape at a time, scaled, float32, in the order of `blocks`; each
@@ -147,126 +155,77 @@ def _single(x: Tensor, scale: float, name: str, space: Workspace) -> Tensor:
     return x
 
 
-def _recorded(name: str, found: Estimate, widest: float = WIDEST) -> Values:
-    """A column and its error; both None where the error is too large a share of it."""
-    if not found.error <= widest * abs(found.value):
-        return {name: None, f"{name}_error": None}
-    return {name: found.value, f"{name}_error": found.error}
+def _within(found: Estimate, widest: float = WIDEST) -> Estimate | None:
+    """The estimate; None where its error is too large a share of it."""
+    return found if found.error <= widest * abs(found.value) else None
 
 
 def _between(low: float, high: float) -> Estimate:
     return Estimate((low + high) / 2.0, (high - low) / 2.0 + ROUNDING * abs(high))
 
 
-def _squares(of: Sketch) -> Estimate:
-    """tr G² within what is possible: between E² / m and E²."""
-    space, found = of.space, square_trace(of.space)
-    low, high = space.energy**2 / space.side, space.energy**2
-    return Estimate(min(high, max(low, found.value)), found.error)
-
-
-def weight_values(of: Sketch) -> Values:
+def weight_figures(of: Sketch) -> Figures:
     """The columns that every subject has; None where a product with few vectors cannot decide."""
-    space, squares = of.space, _squares(of)
-    ratio, error = space.energy**2 / squares.value, squares.error / squares.value
-    ranked, energies = effective_rank(space), energy_rank(space)
-    leading = of.sigma(0)
+    space, leading = of.space, of.sigma(0)
     low, high = (of.norm / (leading.value + sign * leading.error) for sign in (1, -1))
     return {
         "frobenius_norm": of.norm,
-        **_recorded("spectral_norm", of.spectral_norm),
-        **_recorded("stable_rank", _between(low**2, high**2)),
-        **_recorded("effective_rank", ranked.exp, math.inf),
-        **_recorded("energy_rank", energies.exp),
-        **_recorded("participation_ratio", Estimate(ratio, ratio * error), math.inf),
+        "spectral_norm": _within(of.spectral_norm),
+        "stable_rank": _within(_between(low**2, high**2)),
+        "effective_rank": effective_rank(space).exp,
+        "energy_rank": _within(energy_rank(space).exp),
+        "participation_ratio": of.participation_ratio,
         **_tops(of, TOPS),
         "sigma_floor": FLOOR * (leading.value - leading.error),
     }
 
 
-def _tops(of: Sketch, tops: Sequence[int]) -> Values:
+def _tops(of: Sketch, tops: Sequence[int]) -> Figures:
     """Energies of the leading directions, between Ritz values and bounds."""
-    space, found = of.space, Values()
-    for k in tops:
-        low, high = (float(x[:k].sum()) / space.energy for x in (space.values, space.bounds))
-        found |= _recorded(f"top{k}_energy", _between(min(1.0, low), min(1.0, high)))
-    return found
+    return {f"top{k}_energy": _within(_energy(of, k)) for k in tops}
 
 
-def sketched_delta(of: Sketch, null: float, edge: float, sharp: float) -> Values:
+def _energy(of: Sketch, count: int) -> Estimate:
+    """The share of the energy of so many leading directions."""
+    space = of.space
+    low, high = (float(x[:count].sum()) / space.energy for x in (space.values, space.bounds))
+    return _between(min(1.0, low), min(1.0, high))
+
+
+def delta_figures(of: Sketch, null: float, edge: float, sharp: float) -> Figures:
     """The columns of a delta that rest on its singular values.
 
     null, edge, sharp: its null_participation_ratio, null_edge and null_edge_sharp, in closed form.
     """
-    values = weight_values(of) | _tops(of, (20,))
-    ratio, error = values["participation_ratio"], values["participation_ratio_error"]
-    concentration: Values = {"concentration": None, "concentration_error": None}
-    if null >= 2 and ratio is not None and error is not None:
-        logarithm = math.log(null)
-        concentration = {
-            "concentration": math.log(null / ratio) / logarithm,
-            "concentration_error": error / ratio / logarithm,
-        }
-    spikes, energy = _above(of, edge)
+    ratio, spikes, concentration = of.participation_ratio, _above(of, edge), None
+    if null >= 2:
+        concentration = Estimate(
+            math.log(null / ratio.value) / math.log(null),
+            ratio.error / ratio.value / math.log(null),
+        )
     return {
-        **values,
+        **weight_figures(of),
+        **_tops(of, (20,)),
+        "condition_number": None,
         "null_participation_ratio": null,
         "null_edge": edge,
         "null_edge_sharp": sharp,
-        **concentration,
+        "concentration": concentration,
         "spikes": spikes,
-        **(_recorded("spike_energy", energy) if energy else {"spike_energy": None}),
-        "spikes_sharp": _above(of, sharp)[0],
+        "spike_energy": None if spikes is None else _within(_energy(of, spikes)),
+        "spikes_sharp": _above(of, sharp),
     }
 
 
-def _above(of: Sketch, edge: float) -> tuple[int | None, Estimate | None]:
-    """Return how many singular values lie above an edge, and their share of the energy; None where
-    the bounds leave it open.
-    """
+def _above(of: Sketch, edge: float) -> int | None:
+    """Return how many singular values lie above an edge; None where the bounds leave it open."""
     space, level = of.space, (edge * of.scale) ** 2
     count = int(np.count_nonzero(space.values > level))
-    if count >= len(space.bounds) or space.bounds[count] > level:
-        return None, None
-    low, high = (float(x[:count].sum()) / space.energy for x in (space.values, space.bounds))
-    return count, _between(min(1.0, low), min(1.0, high))
+    is_open = count >= len(space.bounds) or space.bounds[count] > level
+    return None if is_open else count
 
 
-def with_errors(values: Values, of_delta: Values, kept: float | None) -> Values:
-    """Return what `purity_values` made of a delta, with the error of its participation ratio
-    carried on; as it is where that has none.
-
-    X is a difference that cancels near its null. purity_z is None where its distance from 0, over
-    the standard deviation of both, the null's and the estimate's, does not say as it does whether X
-    is more than noise. Equivalent directions are None where that distance is not more than noise;
-    otherwise the error takes away less than half of X.
-    """
-    if (error := of_delta.get("participation_ratio_error")) is None:
-        return values
-    ratio = of_delta["participation_ratio"]
-    names = ("excess_purity", "excess_purity_unrounded", "equivalent_directions", "purity_z")
-    errors: Values = dict.fromkeys(f"{name}_error" for name in names)
-    x, z = values["excess_purity"], values["purity_z"]
-    if ratio is None or x is None or z is None:
-        return values | errors
-    of_x = error / ratio**2
-    errors["excess_purity_error"] = of_x
-    if values["excess_purity_unrounded"] is not None and kept is not None:
-        errors["excess_purity_unrounded_error"] = of_x / kept**2
-    share = of_x / abs(x) if x != 0 else math.inf
-    sure = z / math.hypot(1.0, z * share / SIGMAS) if x != 0 else 0.0
-    recorded: Values = {"purity_z": None}
-    if (abs(z) > NOISE) == (abs(sure) > NOISE):
-        recorded = {"purity_z": z, "purity_z_error": abs(z) * share if x != 0 else 0.0}
-    count = values["equivalent_directions"]
-    if count is not None and sure <= NOISE:
-        count = None
-    elif count is not None:
-        errors["equivalent_directions_error"] = count * share / (1.0 - share)
-    return values | errors | recorded | {"equivalent_directions": count}
-
-
-def effective_rank_shift(base: Sketch, tuned: Sketch) -> Values:
+def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
     """effective_rank of tuned less that of base, whose probes are the same, so that most of their
     errors cancels; None where what is left is larger than the shift and than SHIFTED of the rank.
     """
@@ -275,6 +234,4 @@ def effective_rank_shift(base: Sketch, tuned: Sketch) -> Values:
     moved = [after.rules[i] - before.rules[i] for i in (0, 1)]
     apart = replace(after, rules=(moved[0], moved[1]), residues=after.residues - before.residues)
     found = Estimate(middle * apart.log.value, middle * apart.log.error)
-    if found.error > max(abs(found.value), SHIFTED * middle):
-        return {"effective_rank_shift": None, "effective_rank_shift_error": None}
-    return {"effective_rank_shift": found.value, "effective_rank_shift_error": found.error}
+    return found if found.error <= max(abs(found.value), SHIFTED * middle) else None

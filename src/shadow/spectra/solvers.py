@@ -26,6 +26,7 @@ from shadow.spectra.measurement import (
     Subject,
     Subjects,
     Values,
+    columns,
     norm_alone,
 )
 from shadow.spectra.noise import Profile, closed_null, null_values
@@ -33,13 +34,13 @@ from shadow.spectra.singular_values import spectrum_values, top_energies
 from shadow.spectra.sketched import (
     SMALLEST,
     Sketch,
+    delta_figures,
     effective_rank_shift,
     kept_elements,
     of_pair,
     one_alone,
-    sketched_delta,
     sketches,
-    weight_values,
+    weight_figures,
 )
 from shadow.spectra.spectrum import (
     BLOCK,
@@ -73,6 +74,7 @@ LINE = 88
 SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
 
 Shape = tuple[int, int]
+WEIGHTS: tuple[Subject, Subject] = ("base", "tuned")
 
 
 @dataclass(frozen=True)
@@ -246,43 +248,42 @@ class KrylovSolver(_Spectral):
         """By products with few vectors of base, tuned and delta together; the delta of an adapter,
         from its factors, has all values, and so has a side of zeros.
         """
-        profile, scale = total.profile, total.profile.scale
-        subjects: tuple[Subject, ...] = ("base", "tuned", "delta")
-        made: dict[Subject, Sketch] = {}
-        scales = dict(zip(subjects, (total.scale, total.scale, scale), strict=True))
-        energies = dict(zip(subjects, (total.base, total.tuned, profile.energy), strict=True))
-        norms = {subject: math.sqrt(energies[subject]) / scales[subject] for subject in subjects}
-        adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
-        is_all = means.method.subjects == "all"
-        asked: dict[Subject, float] = {
-            name: by
-            for name, by in scales.items()
-            if norms[name] > 0 and (adapted is None if name == "delta" else is_all)
+        profile, is_all = total.profile, means.method.subjects == "all"
+        sizes: dict[Subject, tuple[float, float]] = {  # the scale of each, and its norm
+            "base": (total.scale, math.sqrt(total.base) / total.scale),
+            "tuned": (total.scale, math.sqrt(total.tuned) / total.scale),
+            "delta": (profile.scale, math.sqrt(profile.energy) / profile.scale),
         }
+        norms = {subject: norm for subject, (_, norm) in sizes.items()}
+        adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
+        wanted: dict[Subject, bool] = {"base": is_all, "tuned": is_all, "delta": adapted is None}
+        asked = {name: size for name, size in sizes.items() if wanted[name] and size[1] > 0}
+        made: dict[Subject, Sketch] = {}
         if asked:
-            sizes = {name: (by, norms[name]) for name, by in asked.items()}
-            made = sketches(of_pair(sides, asked), sides.shape, sizes, key)
-        if adapted is not None:
-            whole = _update_spectrum(adapted, norms["delta"])
-            values = _of_delta(whole, profile)
-        else:
-            whole, values = None, sketched_delta(made["delta"], *closed_null(profile))
-        values |= {
-            "condition_number": None,
+            read = of_pair(sides, {name: scale for name, (scale, _) in asked.items()})
+            made = sketches(read, sides.shape, asked, key)
+        whole = None if adapted is None else _update_spectrum(adapted, norms["delta"])
+        values = {
+            **(
+                columns(delta_figures(made["delta"], *closed_null(profile)))
+                if whole is None
+                else _of_delta(whole, profile)
+            ),
             **_sizes(norms["delta"], norms["base"], total, sides.shape),
             **NO_SUBSPACES,
         }
         if not is_all:
-            base, tuned = (norm_alone(subject, norms[subject]) for subject in subjects[:2])
+            base, tuned = (norm_alone(subject, norms[subject]) for subject in WEIGHTS)
             return Figured(base, tuned, values, whole)
         base, tuned = (
-            Measurement(subject, "sketch", weight_values(made[subject]), np.zeros(0))
+            _of_sketch(subject, made[subject])
             if subject in made
             else _of_zeros(subject, sides.shape)
-            for subject in subjects[:2]
+            for subject in WEIGHTS
         )
         if "base" in made and "tuned" in made:
-            values |= effective_rank_shift(made["base"], made["tuned"])
+            shift = effective_rank_shift(made["base"], made["tuned"])
+            values |= columns({"effective_rank_shift": shift})
         return Figured(base, tuned, values, whole)
 
     def alone(
@@ -295,7 +296,7 @@ class KrylovSolver(_Spectral):
         scale = power_of_two_scale(largest)
         read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
         made = sketches(one_alone(read, means.space), shape, {"tuned": (scale, norm)}, key)
-        return Measurement("tuned", "sketch", weight_values(made["tuned"]), np.zeros(0))
+        return _of_sketch("tuned", made["tuned"])
 
     def cost(self, shape: Shape) -> int:
         """The products."""
@@ -322,6 +323,11 @@ SOLVERS: Mapping[Level, Solver] = {
 def solver_of(method: Method) -> Solver:
     """Return the solver of a level."""
     return SOLVERS[method.level]
+
+
+def _of_sketch(subject: Subject, sketch: Sketch) -> Measurement:
+    """The numbers of a side by its sketch, without singular values."""
+    return Measurement(subject, "sketch", columns(weight_figures(sketch)), np.zeros(0))
 
 
 def _of_zeros(subject: Subject, shape: Shape) -> Measurement:
