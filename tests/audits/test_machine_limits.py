@@ -1,4 +1,4 @@
-"""Workers and memory are those of the container, by cgroups 2 and 1 in trees of files."""
+"""Workers and memory are those of the container, by cgroups in trees of files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from shadow.run.machine import MachineLimits, machine_limits
 
 GIB = 1 << 30
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-V1 = (
-    "32 31 0:29 {top} /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
-    "35 31 0:32 {top} /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -40,18 +36,7 @@ def system(root, *, cgroup, mounts, free=64 * GIB, **files):
 
 
 MACHINE = "the machine"
-V1_GROUPS = "5:memory:{at}\n4:cpu,cpuacct:{at}\n1:name=systemd:{at}"
 V2_MEMORY = {"memory.max": 8 * GIB, "memory.high": 2 * GIB}
-
-
-def host_files(inside):
-    return {
-        f"cpu,cpuacct/{inside}cpu.cfs_quota_us": 200000,
-        f"cpu,cpuacct/{inside}cpu.cfs_period_us": 100000,
-        f"memory/{inside}memory.limit_in_bytes": 6 * GIB,
-        f"memory/{inside}memory.usage_in_bytes": 2 * GIB,
-        f"memory/{inside}memory.stat": f"cache 9\ninactive_file 5\ntotal_inactive_file {GIB}",
-    }
 
 
 # what: /proc/self/cgroup, mounts, files below /sys/fs/cgroup -> cores, by which group, memory, by
@@ -80,33 +65,11 @@ SYSTEMS = {
     ),
     "memory.high": ("0::/", V2, {**V2_MEMORY, "memory.current": GIB}, (16, None, GIB, "/")),
     "nothing left": ("0::/", V2, {**V2_MEMORY, "memory.current": 5 * GIB}, (16, None, 0, "/")),
-    "version 1, the names of the host": (
-        V1_GROUPS.format(at="/docker/abc"), V1.format(top="/"), host_files("docker/abc/"),
-        (2, "/docker/abc", 5 * GIB, "/docker/abc"),
+    "the container's part of the host's tree": (
+        "0::/docker/abc", V2.replace("0:28 / ", "0:28 /docker/abc "), {"cpu.max": "200000 100000"},
+        (2, "/docker/abc", 64 * GIB, None),
     ),
-    "version 1, the container's part of the tree": (
-        V1_GROUPS.format(at="/docker/abc"), V1.format(top="/docker/abc"), host_files(""),
-        (2, "/docker/abc", 5 * GIB, "/docker/abc"),
-    ),
-    "version 1 without limits": (
-        "5:memory:/\n4:cpu,cpuacct:/", V1.format(top="/"),
-        {
-            "cpu,cpuacct/cpu.cfs_quota_us": -1, "cpu,cpuacct/cpu.cfs_period_us": 100000,
-            "memory/memory.limit_in_bytes": 9223372036854771712,
-            "memory/memory.usage_in_bytes": 2 * GIB,
-        },
-        (16, None, 64 * GIB, None),
-    ),
-    "both versions": (
-        "5:memory:/job\n0::/job",
-        V1.format(top="/") + V2.replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified "),
-        {
-            "memory/job/memory.limit_in_bytes": 3 * GIB,
-            "memory/job/memory.usage_in_bytes": GIB,
-            "unified/job/cpu.max": "100000 100000",
-        },
-        (1, "/job", 2 * GIB, "/job"),
-    ),
+    "version 1 is not read": ("5:memory:/job\n4:cpu:/job", V2, {}, (16, None, 64 * GIB, None)),
     "a group that is not mounted, and no numbers": (
         "0::/../elsewhere\nnonsense\n", V2 + "short line\n",
         {"cpu.max": "many few", "memory.max": 2 * GIB, "memory.current": "?"},

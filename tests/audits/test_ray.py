@@ -343,7 +343,7 @@ def test_a_run_without_machines_says_so_and_ends(tmp_path, command):
         cluster.add_node(num_cpus=0, include_dashboard=False, **own)
         worker = cluster.add_node(num_cpus=1, **own)
         script = f"""
-ray_engine.EMPTY_SAID, ray_engine.EMPTY_ENDS = 1.0, 3.0
+ray_engine.EMPTY_ENDS = 3.0
 def work(runtime):
     Path("begun").touch()
     time.sleep({SECONDS})

@@ -182,37 +182,33 @@ def portable(fault: BaseException) -> BaseException:
 
 
 class Queue:
-    """Waiting tasks: a machine continues with the base that it has read, then takes one that no
-    machine reads, the longest queue first, and then helps where most is left.
+    """Waiting tasks: a machine continues with what it has read, then takes what no machine reads,
+    the most tasks first, and helps where most is left after that.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[Task]] = {}
+        self._waiting: list[Task] = []
         self._reads: dict[str, str] = {}  # by machine, the latest
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def put(self, task: Task, *, first: bool = False) -> None:
-        """Add a task at the end of those that read the same, or before them."""
-        queue = self._waiting.setdefault(task.near, deque())
-        if first:
-            queue.appendleft(task)
-        else:
-            queue.append(task)
+        """Add a task behind those that wait, or before them."""
+        self._waiting.insert(0 if first else len(self._waiting), task)
 
     def take(self, machine: str) -> Task | None:
         """Return the next task for a machine; None if none waits."""
         if not self._waiting:
             return None
+        left = Counter(task.near for task in self._waiting)
         near = self._reads.get(machine)
-        if near not in self._waiting:
+        if near not in left:
             read = {*self._reads.values()}
-            near = max(self._waiting, key=lambda one: (one not in read, len(self._waiting[one])))
+            near = max(left, key=lambda one: (one not in read, left[one]))
             self._reads[machine] = near
-        task = self._waiting[near].popleft()
-        if not self._waiting[near]:
-            del self._waiting[near]
+        task = next(task for task in self._waiting if task.near == near)
+        self._waiting.remove(task)
         return task
 
     def clear(self) -> None:

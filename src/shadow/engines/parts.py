@@ -61,18 +61,15 @@ class Parts:
         def show(name: str, state: Progress) -> None:
             """Show the progress of all parts as that of their pair."""
             recorded[name] = state
-            done = before.done + sum(one.done for one in recorded.values())
-            spent = before.cost_done + sum(one.cost_done for one in recorded.values())
-            runtime.show(
-                Progress(
-                    min(before.total, done),
-                    before.total,
-                    min(before.cost_total, spent),
-                    before.cost_total,
-                    sum(one.moved for one in recorded.values()),
-                    sum(one.to_move for one in recorded.values()),
-                )
+            every = [before, *recorded.values()]
+            together = replace(
+                before,
+                done=min(before.total, sum(one.done for one in every)),
+                cost_done=min(before.cost_total, sum(one.cost_done for one in every)),
+                moved=sum(one.moved for one in every),
+                to_move=sum(one.to_move for one in every),
             )
+            runtime.show(together)
 
         runtime.show(before)
         commits = {**runtime.commits, **_commits(asked.pair, aligned)}

@@ -11,8 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,8 +33,8 @@ ATTEMPTS = 3
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
 LAST_WORDS = 60.0  # seconds in which the last messages of a task are waited for
 TICK = 0.25  # seconds between two looks at what tasks tell
-EMPTY_SAID = 5.0  # seconds without any machine, after which a line says so
-EMPTY_ENDS = 600.0  # after which the run ends; a cluster that is replaced is there again by then
+# seconds without any machine after which the run ends: a cluster that is replaced is there by then
+EMPTY_ENDS = 600.0
 SAID_EVERY = 0.5  # seconds between two messages on the progress of a task
 OUTSIDE = (
     "run the command on a machine of the cluster, with its versions of Ray and Python; `ray status`"
@@ -65,32 +65,30 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
         else:
             if address == "local":
                 runtime.say("starting Ray on this machine")
-                stack.enter_context(_asking_for_a_token())
+                if AUTH_MODE not in os.environ:
+                    _set_auth_mode("token")
+                    stack.callback(_set_auth_mode, None)
             _connect(address)
             stack.callback(ray.shutdown)
-        engine = RayEngine(request, runtime)
-        runtime.say(f"Ray: {engine.described()}")
-        yield engine
+        yield RayEngine(request, runtime)
 
 
 def _connect(address: str) -> None:
     import ray
+    from ray._private import ray_constants, worker
 
     own: dict[str, Any] = {}
-    replaced = [_without_talk()]
     if address == "local":
-        replaced.append(_on_loopback())
-        own = {
-            "num_cpus": machine_limits().cores,
-            "include_dashboard": False,
-            "object_store_memory": STORE,
-        }
+        cores = machine_limits().cores
+        own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE}
     elif address != "auto":
         _require_somebody_at(address)
     try:
         with contextlib.ExitStack() as stack:
-            for one in replaced:
-                stack.enter_context(one)
+            # Ray prints what befalls its workers on stdout, which is for data
+            _swap(stack, worker, "listen_error_messages", lambda *_: None)
+            if address == "local":  # on the loopback address alone, on Linux too
+                _swap(stack, ray_constants, "ENABLE_RAY_CLUSTER", False)
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -121,55 +119,22 @@ def _require_somebody_at(address: str) -> None:
         raise ShadowError(f"no Ray at {address}: {error.strerror or error}", OUTSIDE) from error
 
 
-@contextlib.contextmanager
-def _asking_for_a_token() -> Iterator[None]:
-    """Make a Ray that starts in this block ask for its token; later ones need not."""
-    if AUTH_MODE in os.environ:
-        yield
-        return
-    os.environ[AUTH_MODE] = "token"
-    _read_mode()
-    try:
-        yield
-    finally:
-        os.environ.pop(AUTH_MODE, None)
-        _read_mode()
-
-
-def _read_mode() -> None:
-    """Let Ray read the environment again, as it did on import."""
+def _set_auth_mode(mode: str | None) -> None:
+    """Set whether a Ray that starts asks for its token, which Ray read when it was imported."""
+    os.environ.pop(AUTH_MODE, None)
+    if mode is not None:
+        os.environ[AUTH_MODE] = mode
     with contextlib.suppress(ImportError, AttributeError):  # a version without tokens
         from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")
 
 
-def _on_loopback() -> AbstractContextManager[None]:
-    """Make a Ray that starts in this block listen only on the loopback address, on Linux too."""
-    from ray._private import ray_constants
-
-    return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
-
-
-def _without_talk() -> AbstractContextManager[None]:
-    """Keep Ray from printing worker messages on stdout, which is for data."""
-    from ray._private import worker
-
-    return _replaced(worker, "listen_error_messages", lambda *_: None)
-
-
-@contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
-    """Replace an attribute of a module for a block; do nothing if this version lacks it."""
-    before = getattr(module, name, None)
-    if before is None:
-        yield
-        return
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
+def _swap(stack: contextlib.ExitStack, module: ModuleType, name: str, value: object) -> None:
+    """Give a name of a module another value until the stack ends, if this version has it."""
+    if hasattr(module, name):
+        stack.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)
 
 
 @dataclass
@@ -194,7 +159,6 @@ class RayEngine:
         self._queue = Queue()
         self._running: dict[Any, _Running] = {}
         self._losses: dict[Task, int] = {}  # of its process or machine, in a row
-        self._wary: set[Task] = set()  # of tasks that ran out of memory: they go on with one worker
         self._memory = request.memory
         # What one frees, another on its machine may be reading.
         self._one_each = runtime.access.max_disk is not None
@@ -202,13 +166,14 @@ class RayEngine:
         largest = max((cores for cores, _ in machines.values()), default=0)
         self._cores = request.cpus_per_task or max(1, min(CORES, int(largest)))
         if not self._slots(machines):
-            raise ShadowError(*too_large(self._cores, self._memory, machines))
+            raise too_large(self._cores, self._memory, largest)
         self._say = runtime.say
+        tasks = counted(self.lanes(), "task", "tasks")
+        self._say(f"Ray: {tasks} at a time, {counted(self._cores, 'core', 'cores')} each")
         self.here = str(ray.get_runtime_context().get_node_id())
         # Once: each copy of the function would be kept by the cluster until the run ends.
-        self._work = ray.remote(_carry_out)
+        self._work: Any = ray.remote(_carry_out)  # type: ignore[arg-type]
         self._empty_since: float | None = None
-        self._empty_said = False
         self._messages: Any = (
             ray.remote(Messages)
             .options(
@@ -222,13 +187,6 @@ class RayEngine:
 
     def lanes(self) -> int:
         return sum(self._slots(_machines()).values())
-
-    def described(self) -> str:
-        """`2 machines, 8 tasks at a time, 4 cores each`."""
-        slots = self._slots(_machines())
-        tasks = counted(sum(slots.values()), "task", "tasks")
-        cores = counted(self._cores, "core", "cores")
-        return f"{counted(len(slots), 'machine', 'machines')}, {tasks} at a time, {cores} each"
 
     def submit(self, task: Task) -> None:
         self._queue.put(task)
@@ -305,21 +263,17 @@ class RayEngine:
             time.sleep(TICK)  # every machine is lost for the moment
 
     def _await_machines(self, *, there: bool) -> None:
-        """Report that no machine is there. Raises ShadowError if none appears for long."""
-        now = time.monotonic()
-        if there or self._empty_since is None:
-            self._empty_since, self._empty_said = None if there else now, False
-            return
-        empty = now - self._empty_since
-        if empty >= EMPTY_ENDS:
+        """Report that no machine is there. Raises ShadowError when none has come for long."""
+        now, most = time.monotonic(), f"{round(EMPTY_ENDS / 60)} minutes"
+        if there:
+            self._empty_since = None
+        elif self._empty_since is None:
+            self._empty_since = now
+            self._say(f"Ray has no machine for a task; waiting for up to {most}")
+        elif now - self._empty_since >= EMPTY_ENDS:
             raise ShadowError(
-                f"Ray has had no machine for a task for {round(empty / 60)} minutes",
+                f"Ray has had no machine for a task for {most}",
                 "start Ray on a machine again; the same command continues",
-            )
-        if empty >= EMPTY_SAID and not self._empty_said:
-            self._empty_said = True
-            self._say(
-                f"Ray has no machine for a task; waiting for up to {round(EMPTY_ENDS / 60)} minutes"
             )
 
     def _begin(self, task: Task, machine: str, watch: Watch | None) -> None:
@@ -329,33 +283,25 @@ class RayEngine:
         begun = contextlib.ExitStack()
         show = runtime.show if watch is None else begun.enter_context(watch(task.name))
         alone = max(self._slots(_machines()).values(), default=1) == 1
-        there = _There(
-            work=task.work,
-            runtime=replace(  # without its listeners, which stay here
-                runtime,
-                jobs=1 if task in self._wary else runtime.jobs,
-                access=replace(runtime.access, alone=alone),
-                say=ignore,
-                show=ignore,
-            ),
-            folder=str(Path.cwd()),
-            name=task.name,
-            messages=self._messages,
-            cores=self._cores,
-            memory=self._memory,
-            own_cache=runtime.cache is not None and runtime.cache == default_folder(),
-            version=__version__,
-        )
-        options = {"memory": self._memory} if self._memory else {}
+        access = replace(runtime.access, alone=alone)
         remote = self._work.options(
             name=task.name,
             num_cpus=self._cores,
             max_retries=0,  # retried here, where it is counted
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=machine, soft=True),
-            **options,
+            **({"memory": self._memory} if self._memory else {}),
         )
-        here = replace(runtime, show=show)
-        self._running[remote.remote(there)] = _Running(task, machine, begun, here)
+        reference = remote.remote(
+            task.work,
+            replace(runtime, access=access, say=ignore, show=ignore),  # its listeners stay here
+            partial(_tell, self._messages, task.name),
+            folder=str(Path.cwd()),
+            cores=self._cores,
+            memory=self._memory,
+            own_cache=runtime.cache is not None and runtime.cache == default_folder(),
+            version=__version__,
+        )
+        self._running[reference] = _Running(task, machine, begun, replace(runtime, show=show))
 
     def _relay(self, patience: float) -> None:
         """Pass on the messages of tasks, if they arrive within that many seconds."""
@@ -386,26 +332,18 @@ class RayEngine:
             hint = f"every machine needs shadow {__version__} and its packages"
             return Ended(task, None, ShadowError(f"a task could not begin: {cause}", hint))
         except exceptions.RayError as error:  # the process, the machine or the memory
-            return self._again(running, error)
+            what = f"its process was lost ({type(error).__name__})"
+            if isinstance(error, exceptions.OutOfMemoryError):
+                what = "its machine ran out of memory"
+            losses = self._losses[task] = self._losses.get(task, 0) + 1
+            if losses >= ATTEMPTS:
+                hint = "give each task more, as with --engine ray:memory=16GB, and run it again"
+                return Ended(task, None, ShadowError(f"{what}, {losses} times in a row", hint))
+            running.runtime.say(f"{what}; trying again")
+            self._queue.put(task, first=True)
+            return None
         self._losses.pop(task, None)  # it may be submitted again, as after waiting
         return Ended(task, result, fault)
-
-    def _again(self, running: _Running, error: Exception) -> Ended | None:
-        from ray import exceptions
-
-        task = running.task
-        what = f"its process was lost ({type(error).__name__})"
-        if short := isinstance(error, exceptions.OutOfMemoryError):
-            what = "its machine ran out of memory"
-        losses = self._losses[task] = self._losses.get(task, 0) + 1
-        if losses >= ATTEMPTS:
-            hint = "give each task more with --memory-per-task; the same command continues"
-            return Ended(task, None, ShadowError(f"{what}, {losses} times in a row", hint))
-        running.runtime.say(f"{what}; trying again")
-        if short:
-            self._wary.add(task)
-        self._queue.put(task, first=True)
-        return None
 
 
 def _machines() -> dict[str, tuple[float, float]]:
@@ -422,16 +360,14 @@ def _machines() -> dict[str, tuple[float, float]]:
     }
 
 
-def too_large(
-    cores: int, memory: int | None, machines: Mapping[str, tuple[float, float]]
-) -> tuple[str, str]:
-    """Return why no machine has room for a task, and what to do."""
-    most = max((cores for cores, _ in machines.values()), default=0)
-    if most < cores:
-        hint = "use fewer --cpus-per-task, or start Ray on a larger machine first"
-        return f"a task wants {cores} cores, the largest machine has {most:g}", hint
-    hint = "use less --memory-per-task, or fewer --cpus-per-task"
-    return f"no machine with {cores} cores has {byte_size(memory or 0)} of memory", hint
+def too_large(cores: int, memory: int | None, largest: float) -> ShadowError:
+    """Return why no machine has room for a task; largest: the most cores of one."""
+    hint = "use less of cpus and memory for each task, or start Ray on a larger machine first"
+    if largest < cores:
+        fault = f"a task wants {cores} cores, the largest machine has {largest:g}"
+    else:
+        fault = f"no machine with {cores} cores has {byte_size(memory or 0)} of memory"
+    return ShadowError(fault, hint)
 
 
 class Messages:
@@ -453,52 +389,52 @@ class Messages:
 # What runs on the machines.
 
 
-@dataclass(frozen=True)
-class _There:
-    """A task as it is sent to a machine."""
-
-    work: Callable[[Runtime], Any]
-    runtime: Runtime
-    folder: str  # that names of files are relative to
-    name: str
-    messages: Any
-    cores: int
-    memory: int | None
-    own_cache: bool  # is the cache of spectra the one that each machine has?
-    version: str
-
-
-def _carry_out(there: _There) -> tuple[Any, BaseException | None]:
-    """Return the result of a task, or its error."""
+def _tell(messages: Any, name: str, message: object, *, wait: bool) -> None:
+    """Send a message of a task; wait until it is there where no later one says as much."""
     import ray
 
-    if there.version != __version__:
-        message = (
-            f"a machine has shadow {__version__}, and the command is of shadow {there.version}"
-        )
-        return None, ShadowError(message, f"install shadow {there.version} on every machine")
+    with contextlib.suppress(ray.exceptions.RayError):
+        sent = messages.tell.remote(name, message)
+        if wait:
+            ray.get(sent)
+
+
+def _carry_out(
+    work: Callable[[Runtime], Any],
+    runtime: Runtime,
+    tell: Callable[..., None],
+    *,
+    folder: str,
+    cores: int,
+    memory: int | None,
+    own_cache: bool,
+    version: str,
+) -> tuple[Any, BaseException | None]:
+    """The result of a task, or its fault.
+
+    folder: that names of files are relative to; own_cache: whether the cache of spectra is the one
+    that each machine has; version: of the command.
+    """
+    if version != __version__:
+        fault = f"a machine has shadow {__version__}, and the command is of shadow {version}"
+        return None, ShadowError(fault, f"install shadow {version} on every machine")
     # Where there is no such folder, nothing relative is there either.
     with contextlib.suppress(OSError):
-        os.chdir(there.folder)
+        os.chdir(folder)
     next_state = 0.0
-
-    def say(what: object) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(there.messages.tell.remote(there.name, what))  # before the task ends
 
     def show(state: Progress) -> None:
         nonlocal next_state
         if time.monotonic() >= next_state or state.done == state.total:
             next_state = time.monotonic() + SAID_EVERY
-            with contextlib.suppress(ray.exceptions.RayError):
-                there.messages.tell.remote(there.name, state)
+            tell(state, wait=False)
 
-    runtime = replace(there.runtime, say=say, show=show, limits=allotted(there.cores, there.memory))
-    if there.own_cache:
-        runtime = replace(runtime, cache=default_folder())
+    cache = default_folder() if own_cache else runtime.cache
+    limits = allotted(cores, memory)
+    say = partial(tell, wait=True)
     with single_threads():
         try:
-            return there.work(runtime), None
+            return work(replace(runtime, say=say, show=show, limits=limits, cache=cache)), None
         except Exception as error:
             return None, portable(error)
 

@@ -1,11 +1,9 @@
 """Limits of the machine for this process, and the use of an audit.
 
-Linux limits a process by control groups (cgroups), which are nested: what a group may use, all that
-is in it and below it shares, so the least of a group and its ancestors counts. Version 2 has one
-tree, version 1 one for each controller; machines in transition have both. In a container the group
-of the process may be the top of what can be seen of the tree.
-https://docs.kernel.org/admin-guide/cgroup-v2.html,
-https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
+Linux limits a process by control groups (cgroups, version 2), which are nested: what a group may
+use, all that is in it and below it shares, so the least of a group and its ancestors counts. In a
+container the group of the process may be the top of what can be seen of the tree.
+https://docs.kernel.org/admin-guide/cgroup-v2.html
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from shadow.spectra.solvers import BUFFERS, solver_of
 from shadow.spectra.spectrum import BLOCK
 from shadow.text import byte_size
 
-# Bytes, where no system says; version 1 writes a little less than 2^63 for no limit.
+# bytes, where no system says
 ENDLESS = 1 << 60
 
 
@@ -50,63 +48,41 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
     every = os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     cores_by = "the machine" if cores == every else "the processors of this process"
-    for folder, name in _groups(root, "cpu"):
-        share = _cpu_limit(folder)
-        if share is not None and math.ceil(share) < cores:
-            cores, cores_by = math.ceil(share), f"the control group {name}"
     available = re.search(r"^MemAvailable:\s*(\d+)", _text(root / "proc/meminfo"), re.MULTILINE)
     memory, memory_by = int(available[1]) * 1024 if available else ENDLESS, "the machine"
-    for folder, name in _groups(root, "memory"):
+    for folder, name in _groups(root):
+        share = _cpu_limit(folder)
+        if share is not None and share < cores:
+            cores, cores_by = share, f"the control group {name}"
         left = _memory_left(folder)
         if left is not None and left < memory:
             memory, memory_by = left, f"the control group {name}"
     return MachineLimits(cores=cores, cores_by=cores_by, memory=memory, memory_by=memory_by)
 
 
-def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
+def _groups(root: Path) -> Iterator[tuple[Path, str]]:
     """The folders and names of the groups that limit this process: its own, then its ancestors."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if controllers and controller not in controllers.split(","):
-            continue
-        for tree, top in _trees(root, controller, version=1 if controllers else 2):
-            of_process = PurePosixPath(group)
-            # In a container the names may be the host's, and the tree a part of the host's.
-            visible = PurePosixPath()
-            if of_process.is_relative_to(top) and ".." not in of_process.parts:
-                within = of_process.relative_to(top)
-                if (tree / within).is_dir():
-                    visible = within
-            for ancestor in (visible, *visible.parents):
-                yield tree / ancestor, str(PurePosixPath(top) / ancestor)
+    of_process = re.search(r"^0::(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    # of a mount: the group at its top, and where it is
+    mounts = _text(root / "proc/self/mountinfo")
+    mounted = re.search(r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 ", mounts, re.MULTILINE)
+    if not of_process or not mounted:
+        return
+    own, top, tree = PurePosixPath(of_process[1]), mounted[1], root / mounted[2].lstrip("/")
+    # In a container the names may be the host's, and the tree a part of the host's.
+    visible = PurePosixPath()
+    if own.is_relative_to(top) and ".." not in own.parts:
+        within = own.relative_to(top)
+        if (tree / within).is_dir():
+            visible = within
+    for ancestor in (visible, *visible.parents):
+        yield tree / ancestor, str(PurePosixPath(top) / ancestor)
 
 
-def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
-    """Return where a version's tree with a controller is mounted, and the name of the group at its
-    top.
-    """
-    trees = []
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.partition(" ")
-        words = before.split()
-        if len(words) < 5 or kind != ("cgroup" if version == 1 else "cgroup2"):
-            continue
-        if version == 2 or controller in options.split()[-1].split(","):
-            trees.append((root / words[4].lstrip("/"), words[3]))
-    return trees
-
-
-def _cpu_limit(folder: Path) -> float | None:
-    """Cores' worth of time that a group may take; None where it is not limited."""
-    quota, period = (*_text(folder / "cpu.max").split(), "", "")[:2]
-    if not quota:
-        quota = _text(folder / "cpu.cfs_quota_us").strip()
-        period = _text(folder / "cpu.cfs_period_us").strip()
-    if not quota.isdecimal() or not period.isdecimal() or not int(period):
-        return None  # "max", or -1
-    return int(quota) / int(period) or None
+def _cpu_limit(folder: Path) -> int | None:
+    """Cores whose time a group may take, a part of one as one; None where it is not limited."""
+    found = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(folder / "cpu.max"))
+    return math.ceil(int(found[1]) / int(found[2])) or None if found else None  # or "max"
 
 
 def _memory_left(folder: Path) -> int | None:
@@ -115,17 +91,13 @@ def _memory_left(folder: Path) -> int | None:
     `memory.high` counts as a limit, above which a group is slowed down. File cache that was not
     used lately counts as free: the kernel drops it, and weights are mapped files.
     """
-    names = ("memory.max", "memory.high", "memory.limit_in_bytes")
-    limits = [limit for name in names if (limit := _number(folder / name) or ENDLESS) < ENDLESS]
+    names = ("memory.max", "memory.high")
+    limits = [limit for name in names if (limit := _number(folder / name)) is not None]
     used = _number(folder / "memory.current")
-    if used is None:
-        used = _number(folder / "memory.usage_in_bytes")
     if not limits or used is None:
         return min(limits, default=None)
-    cached = re.findall(
-        r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE
-    )  # version 1 has two: without and with the groups below, which comes last
-    return max(0, min(limits) - max(0, used - int(cached[-1] if cached else 0)))
+    cached = re.search(r"^inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+    return max(0, min(limits) - max(0, used - int(cached[1] if cached else 0)))
 
 
 def _number(path: Path) -> int | None:
