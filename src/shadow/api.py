@@ -230,7 +230,7 @@ def judge(
         against: The report of an earlier audit, which figures must not have moved from.
         allow_missing: A rule that finds nothing to judge is no fault.
     """
-    from shadow.gates.measured import ReportAccess, read_measured
+    from shadow.gates.measured import read_measured
     from shadow.gates.rules import gather
     from shadow.gates.verdicts import judge_report
 
@@ -242,7 +242,7 @@ def judge(
     baseline = None
     if against is not None:
         baseline = read_measured(one_report(_here(against)), "the baseline")
-    now = read_measured(one_report(_here(report)), reading=ReportAccess())
+    now = read_measured(one_report(_here(report)))
     return judge_report(gathered, now, baseline)
 
 

@@ -56,7 +56,7 @@ def gate(
         hint = "add --fail-on, --policy, --against or --list"
         raise UsageError("nothing to check the reports against", hint)
     from shadow.gates.document import rules_document
-    from shadow.gates.measured import ReportAccess, read_measured
+    from shadow.gates.measured import read_measured
     from shadow.gates.verdicts import judge_report
     from shadow.lists.index import read_index
     from shadow.reports.folders import report_metadata
@@ -100,7 +100,7 @@ def gate(
             if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
                 hint = "name an earlier report with --against"
                 raise ShadowError(f"{folder} is its own baseline", hint)
-            now = read_measured(folder, reading=ReportAccess())
+            now = read_measured(folder)
             judged.append(judge_report([*judging, *claims.get(name, ())], now, baseline))
         except ShadowError as error:
             judged.append(at_fault(*name, error))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,14 +181,21 @@ def lineage(steps: Sequence[Step]) -> Lineage:
     names = _names(edges)
     for first, last in edges:
         edges[first, last] = replace(edges[first, last], start=names[first], end=names[last])
-    for first, last in [ends for ends in edges if _reaches(ends[1], ends[0], edges)]:
+    for first, last in [ends for ends in edges if ends[0] in _reached(ends[1], edges)]:
         step = edges.pop((first, last))
         notes.append(
             f"{step.folder}: no order, since {step.start} and {step.end} lead to each other"
         )
     # a report is no step where another way leads from its base to its tuned side
-    direct = [ends for ends in edges if not _reaches(*ends, [e for e in edges if e != ends])]
-    paths = _paths(direct)
+    direct = [
+        (first, last)
+        for first, last in edges
+        if last not in _reached(first, (ends for ends in edges if ends != (first, last)))
+    ]
+    ends_of_steps = {last for _, last in direct}
+    roots = dict.fromkeys(first for first, _ in direct if first not in ends_of_steps)
+    ways = (path for root in roots for path in _paths([root], direct))
+    paths = list(islice(ways, MOST_CHAINS + 1))
     if len(paths) > MOST_CHAINS:
         notes.append(f"more than {MOST_CHAINS} chains: the first {MOST_CHAINS} are shown")
     return Lineage([_chain(path, edges, names) for path in paths[:MOST_CHAINS]], notes)
@@ -243,37 +250,21 @@ def _names(edges: Mapping[Edge, Step]) -> dict[int, str]:
     }
 
 
-def _reaches(start: int, end: int, edges: Iterable[Edge]) -> bool:
-    """Return whether edges lead from one checkpoint to another."""
-    after: dict[int, list[int]] = {}
-    for first, second in edges:
-        after.setdefault(first, []).append(second)
-    seen, waiting = {start}, [start]
-    while waiting:
-        for node in after.get(waiting.pop(), ()):
-            if node == end:
-                return True
-            if node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return False
+def _reached(start: int, edges: Iterable[Edge]) -> set[int]:
+    """The checkpoints that edges lead to from one."""
+    steps, found = list(edges), {start}
+    while more := {second for first, second in steps if first in found} - found:
+        found |= more
+    return found
 
 
-def _paths(direct: Sequence[Edge]) -> list[list[int]]:
-    """Return every path from a checkpoint where no step ends to one where none begins; at most one
-    more than are shown.
-    """
-    ends = {second for _, second in direct}
-    paths: list[list[int]] = []
-    for root in dict.fromkeys(first for first, _ in direct if first not in ends):
-        waiting = [[root]]
-        while waiting and len(paths) <= MOST_CHAINS:
-            path = waiting.pop()
-            after = [second for first, second in direct if first == path[-1]]
-            if not after:
-                paths.append(path)
-            waiting += [[*path, second] for second in reversed(after)]
-    return paths
+def _paths(path: list[int], direct: Sequence[Edge]) -> Iterator[list[int]]:
+    """Yield every way that goes on from a path to a checkpoint that no step begins at."""
+    after = [second for first, second in direct if first == path[-1]]
+    for second in after:
+        yield from _paths([*path, second], direct)
+    if not after:
+        yield path
 
 
 def _chain(path: Sequence[int], edges: Mapping[Edge, Step], names: Mapping[int, str]) -> Chain:

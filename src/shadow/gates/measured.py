@@ -8,7 +8,7 @@ so are tied tensors, which are measured elsewhere.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -30,7 +30,7 @@ from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import ESTIMATED
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
-from shadow.run.runtime import Files, Runtime, access_of, ignore
+from shadow.run.runtime import Access, Runtime
 from shadow.summary.record import Row
 from shadow.summary.tables import floats
 from shadow.telling.reading import AuditReport
@@ -51,13 +51,7 @@ Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 NAMED = 5  # figures that a sentence names one by one
 
 
-@dataclass(frozen=True)
-class ReportAccess:
-    """Access to the checkpoints of a report."""
-
-    files: Files = Files(offline=True)  # noqa: RUF009 - frozen
-    jobs: int | None = None  # tensors that are read at a time
-    say: Callable[[str], None] = ignore
+OFFLINE = Runtime(access=Access(offline=True))
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class JudgedReport:
     source: Report
     label: str  # what to call it: this report, or the baseline
     summary: Summary
-    reading: ReportAccess | None = None
+    reading: Runtime = OFFLINE
     """How both sides are read for a check that the report does not answer."""
 
     @cached_property
@@ -86,7 +80,7 @@ class JudgedReport:
         return compared(self.source, self.label)
 
     @cached_property
-    def _rows(self) -> dict[Scope, Row]:
+    def rows(self) -> dict[Scope, Row]:
         """The summary's rows of the pair, of each component and of each module."""
         rows: dict[Scope, Row] = {(): self.summary}
         rows |= {(row.component,): row for row in self.summary.components}
@@ -96,7 +90,7 @@ class JudgedReport:
         """Return the places of the report that a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
-        return [at for at in self._rows if at and name.covers(at[0], at[1] if at[1:] else None)]
+        return [at for at in self.rows if at and name.covers(at[0], at[1] if at[1:] else None)]
 
     @cached_property
     def _tensors(self) -> list[dict[str, Any]]:
@@ -139,13 +133,9 @@ class JudgedReport:
             return None, f"not all of {several(unknown, NAMED)} was compared"
         return (HOLDS, "nothing changed") if found else (None, "nothing was compared")
 
-    def with_intervals(self, at: Scope) -> list[str]:
-        """Return the figures of a place that have intervals."""
-        return list(self._rows[at].intervals)
-
     def figure(self, at: Scope, metric: str) -> JudgedFigure:
-        """Return a figure of the summary, with its interval over layers."""
-        name, row = ".".join((*at, metric)), self._rows.get(at)
+        """A figure of the summary, with its interval over layers."""
+        name, row = ".".join((*at, metric)), self.rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
         value = (row if at else row.figures)[metric]
@@ -179,7 +169,7 @@ def read_measured(
     folder: Path,
     label: str = "this report",
     summary: Summary | None = None,
-    reading: ReportAccess | None = None,
+    reading: Runtime = OFFLINE,
 ) -> JudgedReport:
     """Read a finished report as rules see it, with its summary unless that is given.
 
@@ -187,9 +177,7 @@ def read_measured(
     """
     report = AuditReport(folder)
     assert report.provenance  # read now, so that a folder without a report is found here
-    if summary is None:
-        summary = report.summary
-    return JudgedReport(source=report, label=label, summary=summary, reading=reading)
+    return JudgedReport(report, label, summary or report.summary, reading)
 
 
 def read_baselines(
@@ -225,8 +213,8 @@ def _baseline(folder: Path) -> JudgedReport:
     return baseline
 
 
-def checked(asked: Question, summary: Summary, reading: ReportAccess) -> Verification:
-    """Answer a check that a report does not contain, importing what reads weights.
+def checked(asked: Question, summary: Summary, runtime: Runtime) -> Verification:
+    """The answer to a check that a report does not hold.
 
     Raises ShadowError if a side has changed since its audit.
     """
@@ -235,9 +223,8 @@ def checked(asked: Question, summary: Summary, reading: ReportAccess) -> Verific
 
     sides = summary.base, summary.tuned
     references = [reference_of(side) for side in sides]
-    runtime = Runtime(jobs=reading.jobs, access=access_of(reading.files), say=reading.say)
     every = [part for reference in references for _, part in reference.parts]
-    reading.say(f"{summary.family}:{summary.pair}: check {asked}")
+    runtime.say(f"{summary.family}:{summary.pair}: check {asked}")
     with tempfile.TemporaryDirectory() as scratch, client_for(every):
         found = [
             find_audited(side, reference, runtime, Path(scratch) / str(number))
@@ -297,17 +284,12 @@ def file_states(figure: Metric, rows: Sequence[Mapping[str, Any]]) -> dict[str, 
         path = str(row["path"])
         if path == EVERY:
             found[f"{row['side']} side"] = None
-        elif path not in found and (state := _file_state(pattern, row)) is not None:
-            found[path] = None if state == "unknown" else state
+        elif path not in found:
+            kind, words = str(row["kind"]), (row["differs"] or "").split()
+            state = None if row["state"] == "unknown" else str(row["state"])
+            if fnmatchcase(kind, pattern):
+                is_same = state == "same" or (kind in LOOKED_INTO and not words)
+                found[path] = UNCHANGED if state and is_same else state
+            elif any(fnmatchcase(f"{kind}.{word}", pattern) or word == pattern for word in words):
+                found[path] = state
     return found or {str(figure): UNCHANGED}
-
-
-def _file_state(pattern: str, row: Mapping[str, Any]) -> str | None:
-    """Return the state of a file, as far as a pattern concerns it; None if it does not."""
-    kind, state = str(row["kind"]), str(row["state"])
-    words = (row["differs"] or "").split()
-    if fnmatchcase(kind, pattern):
-        matters = kind not in LOOKED_INTO or bool(words)
-        return state if state == "unknown" or (state != "same" and matters) else UNCHANGED
-    named = [word for word in words if fnmatchcase(f"{kind}.{word}", pattern) or word == pattern]
-    return state if named else None

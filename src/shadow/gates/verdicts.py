@@ -220,8 +220,6 @@ def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Ver
         return _in_state(rule, now) if rule.comparison in STATES else _threshold(rule, now)
     if rule.figure.component == IS_BROKEN:
         return _broken(rule, now)
-    if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
-        return _checked(rule, now)
     return _answered(rule, now)
 
 
@@ -248,30 +246,31 @@ def _broken(rule: Rule, now: JudgedReport) -> Verdict:
 
 
 def _answered(rule: Rule, now: JudgedReport) -> Verdict:
-    """Judge a gate of the pair, or a check that its report answers."""
-    answer, reason = now.answer(rule.figure)
-    if answer is None:
-        return _missing(rule, "unanswered", what=str(rule.figure), why=reason)
-    finding = RuleFigure(str(rule.figure), answer, rule.holds(answer))
-    figures: Mapping[str, Value] = {"what": str(rule.figure), "answer": answer, "why": reason}
-    return _verdict(rule, "answered", figures, [finding])
-
-
-def _checked(rule: Rule, now: JudgedReport) -> Verdict:
-    """Judge a check for which both sides are read."""
-    assert now.reading is not None, "a report that is judged"
-    try:
-        found = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
-    except ShadowError as error:
-        why = "; ".join(filter(None, (error.message, error.hint)))
-        return _missing(rule, "unchecked", what=str(rule.figure), why=why)
-    if found.outcome is Outcome.INCONCLUSIVE:
-        return _missing(rule, "inconclusive", why=found.reason)
-    answer = found.outcome.words
-    finding = RuleFigure(str(rule.figure), answer, rule.holds(answer))
-    names = [one.name for one in found.against] or None
-    figures: Mapping[str, Value] = {"answer": answer, "why": found.reason, "against": names}
-    return _verdict(rule, "checked", figures, [finding])
+    """A gate of the pair, or a check that its report answers, or for which both sides are read."""
+    code, what, against = "answered", str(rule.figure), None
+    if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
+        code = "checked"
+        try:
+            found = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
+        except ShadowError as error:
+            why = "; ".join(filter(None, (error.message, error.hint)))
+            return _missing(rule, "unchecked", what=what, why=why)
+        if found.outcome is Outcome.INCONCLUSIVE:
+            return _missing(rule, "inconclusive", why=found.reason)
+        answer, why = found.outcome.words, found.reason
+        against = [one.name for one in found.against] or None
+    else:
+        told, why = now.answer(rule.figure)
+        if told is None:
+            return _missing(rule, "unanswered", what=what, why=why)
+        answer = told
+    figures: Mapping[str, Value] = {
+        "what": what,
+        "answer": answer,
+        "why": why,
+        "against": against,
+    }
+    return _verdict(rule, code, figures, [RuleFigure(what, answer, rule.holds(answer))])
 
 
 def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
@@ -327,7 +326,7 @@ def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verd
         metric = rule.figure.metric
         names = [metric]
         if {"*", "?"} & set(metric):
-            names = fnmatch.filter(baseline.with_intervals(at), metric)
+            names = fnmatch.filter(baseline.rows[at].intervals, metric)
         for name in names:
             before, value = baseline.figure(at, name), now.figure(at, name).value
             if before.value is None or before.bounds is None:
