@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
@@ -22,6 +21,7 @@ from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
 from shadow.reports.provenance import all_that_are
 from shadow.run.runtime import Access, Runtime, ignore
+from shadow.run.scan import fetch_all
 from shadow.run.sides import client_for, find_audited, open_found, reference_of
 from shadow.run.workers import cost, jobs_of, own_workspace, threads, views
 from shadow.spectra.subspace import JointValues, sibling_values
@@ -74,8 +74,7 @@ def _siblings(
         matched = [(pair, new[key]) for key, pair in old.items() if key in new]
         if not matched:
             raise ShadowError("no matrix is in all three checkpoints")
-        for source in {id(one): one for of in checkpoints for one in of.sources.values()}.values():
-            source.fetch(say=runtime.say, report=ignore, stop=Event())
+        fetch_all(checkpoints, runtime)
 
         def measure(match: tuple[MatrixPair, MatrixPair]) -> JointValues | None:
             """Measure a matrix; None if shapes differ or entries are not finite."""

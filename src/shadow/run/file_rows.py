@@ -54,7 +54,7 @@ def file_rows(
     of a file raises an error.
     """
     base, tuned = (dict(side).get("language", side[0][1]) for side in (first, second))
-    rows = [*_Sides(base, tuned, say).rows()]
+    rows = [*_Sides({"base": base, "tuned": tuned}, say).rows()]
     for side, listings in (("base", first), ("tuned", second)):
         if len(listings) > 1 or not listings[0][1].is_complete:
             rows.append({**EVERY, "side": side, "detail": "not all files of this side are known"})
@@ -65,21 +65,18 @@ def file_rows(
 class _Sides:
     """The files of both sides."""
 
-    base: Listing
-    tuned: Listing
+    of: Mapping[str, Listing]
     say: Callable[[str], None]
     digests: dict[tuple[str, str], str] = field(default_factory=dict)
     """The sha256 of what was read, by side and path."""
 
     def rows(self) -> Iterator[dict[str, Cell]]:
         """A row for each file of each side; the last side's has what differs."""
-        for path in sorted({*self.base.files, *self.tuned.files}):
-            pair = self.base.files.get(path), self.tuned.files.get(path)
-            state, words, detail = self._recorded(path, *pair)
-            last = "base" if pair[1] is None else "tuned"
-            for side, file in zip(("base", "tuned"), pair, strict=True):
-                if file is None:
-                    continue
+        for path in sorted({path for listing in self.of.values() for path in listing.files}):
+            files = {side: of.files[path] for side, of in self.of.items() if path in of.files}
+            state, words, detail = self._recorded(path, files.get("base"), files.get("tuned"))
+            last = "tuned" if "tuned" in files else "base"
+            for side, file in files.items():
                 kind, _, digest = (file.checksum or "").partition(":")
                 yield {
                     "path": visible(path),
@@ -93,7 +90,7 @@ class _Sides:
                 }
 
     def _recorded(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
-        if kind_of(path) in INSIDE and (self.base.is_gguf or self.tuned.is_gguf):
+        if kind_of(path) in INSIDE and any(listing.is_gguf for listing in self.of.values()):
             return "unknown", (), "a GGUF file keeps this inside, where it is not compared"
         if base is None or tuned is None:
             return self._of_one(path, base, tuned)
@@ -116,15 +113,14 @@ class _Sides:
         """Return the entry for a file that only one side has."""
         file = tuned or base
         assert file is not None, "one side has it"
-        lacking = self.base if base is None else self.tuned
-        if not lacking.is_complete:
+        if not self.of["base" if base is None else "tuned"].is_complete:
             return "unknown", (), "not all files of the other side are known"
-        if tuned is None and self.tuned.is_adapter:
+        if tuned is None and self.of["tuned"].is_adapter:
             return "unknown", (), "an adapter leaves the base's files in use"
         state: State = "removed" if tuned is None else "added"
         if file.kind == TEMPLATE and path in TEMPLATES and not self._templates_differ:
             return state, (), "the chat template is the same"
-        is_new = state == "added" and path not in self.tuned.read_from
+        is_new = state == "added" and path not in self.of["tuned"].read_from
         matters = file.kind in TELLING or (file.kind == "pickle" and is_new)
         return state, [file.kind] if matters else (), file.problem
 
@@ -137,11 +133,11 @@ class _Sides:
         kinds = [(file.checksum or "").partition(":")[0] for file in (base, tuned)]
         if kinds[0] and kinds[0] == kinds[1]:
             return base.checksum == tuned.checksum
-        if self.base.folder is not None and self.tuned.folder is not None:
-            apart = differ_in_sample(self.base, self.tuned, base.path)
+        if all(listing.folder is not None for listing in self.of.values()):
+            apart = differ_in_sample(self.of["base"], self.of["tuned"], base.path)
             return None if apart is None else not apart
         for side, file, other in (("base", base, tuned), ("tuned", tuned, base)):
-            is_here = (self.base if side == "base" else self.tuned).folder is not None
+            is_here = self.of[side].folder is not None
             if other.checksum and (is_here or file.kind in TELLING):
                 with contextlib.suppress(ShadowError):
                     content = self._read(side, file.path)
@@ -150,8 +146,7 @@ class _Sides:
 
     def _read(self, side: str, path: str) -> bytes:
         """A small file of a side. Raises ShadowError."""
-        listing = self.base if side == "base" else self.tuned
-        content = read_small(listing, listing.files[path], self.say)
+        content = read_small(self.of[side], self.of[side].files[path], self.say)
         self.digests[side, path] = hashlib.sha256(content).hexdigest()
         return content
 
@@ -166,6 +161,6 @@ class _Sides:
             return True
 
     def _templates(self, side: str) -> set[str]:
-        files = (self.base if side == "base" else self.tuned).files
-        said = [contents(name, self._read(side, name)) for name in TEMPLATES if name in files]
+        names = [name for name in TEMPLATES if name in self.of[side].files]
+        said = [contents(name, self._read(side, name)) for name in names]
         return {json.dumps(one[TEMPLATE], sort_keys=True) for one in said if TEMPLATE in one}

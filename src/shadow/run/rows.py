@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.places.architecture import Place
@@ -69,7 +70,8 @@ def write_tables(
         if spectra or name != "spectra"
     }
     scratch.mkdir(parents=True, exist_ok=True)
-    without_share = _Spilled(scratch / "rows.arrow")
+    # instead of in memory
+    without_share = TableFile(scratch / "rows", arrow_schema(MATRICES))
     matrices = _Groups(MATRICES, without_share.write)
     tensors = _Groups(TENSORS, files["tensors"].write)
     sigmas = _Groups(SPECTRA, files["spectra"].write) if spectra else None
@@ -105,8 +107,11 @@ def write_tables(
     del ordered, light, checksums
     for groups in filter(None, (tensors, matrices, sigmas)):
         groups.close()
-    for group in without_share.table(MATRICES).to_batches():
-        files["matrices"].write(_with_energy_share(pa.table(group), largest, energy))
+    without_share.close()
+    spilled = pq.ParquetFile(without_share.path)
+    for number in range(spilled.num_row_groups):
+        group = _with_energy_share(spilled.read_row_group(number), largest, energy)
+        files["matrices"].write(group)
     for file in files.values():
         file.close()
     return files, digests
@@ -137,26 +142,6 @@ class _Groups:
     def close(self) -> None:
         """Finish: no more rows will come."""
         self._gather(is_end=True)
-
-
-class _Spilled:
-    """A table that is collected in a file instead of memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: pa.ipc.RecordBatchFileWriter | None = None
-
-    def write(self, group: pa.Table) -> None:
-        if self._writer is None:
-            self._writer = pa.ipc.new_file(self._path, group.schema)
-        self._writer.write_table(group)
-
-    def table(self, columns: Sequence[Column]) -> pa.Table:
-        """Return all rows, mapped from the file; an empty table of these columns without rows."""
-        if self._writer is None:
-            return arrow_schema(columns).empty_table()
-        self._writer.close()
-        return pa.ipc.open_file(pa.memory_map(str(self._path))).read_all()
 
 
 def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.Table:

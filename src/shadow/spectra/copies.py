@@ -5,7 +5,6 @@ their values repeat as after a round trip through 8 bits or fewer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,38 +85,29 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
         if base is None and len(grids) == 1 and part.is_equal():
             part.load(0)
             found = [part.energy()] * 2
-            if all(map(math.isfinite, found)):
-                _append(sums, [*found, 0.0, 0.0])
-            else:
-                finite = False
-            continue
-        part.load(*range(len(matrices)))
-        changed, found = part.products(into=WORK)
-        is_finite = all(map(math.isfinite, found))
-        rounded = {name: _rounded(part, name) for name in grids}
-        for name, values in rounded.items():
-            is_same = values is part.numbers[0] and is_finite
-            off[name] += changed if is_same else differing(values, part.numbers[1])
-            if not is_finite or float_format(name).bits == 8:
-                off[name] += _saturated(part, values, name)
-        if base is not None and is_finite:
-            found += _updates(part)
+        else:
+            part.load(*range(len(matrices)))
+            changed, found = part.products(into=WORK)
             is_finite = all(map(math.isfinite, found))
-        if not is_finite:
+            for name in grids:
+                values = _rounded(part, name)
+                is_same = values is part.numbers[0] and is_finite
+                off[name] += changed if is_same else differing(values, part.numbers[1])
+                if not is_finite or float_format(name).bits == 8:
+                    off[name] += _saturated(part, values, name)
+            if base is not None and is_finite:
+                found += _updates(part)
+        if all(map(math.isfinite, found)):
+            for each, value in zip(sums, found, strict=False):
+                each.append(value)
+        else:
             finite = False
-            continue
-        _append(sums, found)
     grid = min(grids, key=lambda name: off[name])
     full, of_copy, error, along, update, of_update, inner = map(math.fsum, sums)
     kept = Kept(grid, copy.numel(), off[grid], full, of_copy, error, along, finite)
     if base is None:
         return kept
     return replace(kept, update=update, stored_update=of_update, inner=inner)
-
-
-def _append(sums: Sequence[list[float]], found: Sequence[float]) -> None:
-    for each, value in zip(sums, found, strict=False):
-        each.append(value)
 
 
 def _rounded(part: EntryBlock, name: str) -> Tensor:

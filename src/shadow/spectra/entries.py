@@ -67,13 +67,12 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
         if binades:
             binades.add(*part.numbers)
         here, found = (0, [part.energy()] * 2) if equal else part.products()
-        if not all(map(math.isfinite, found)):
-            finite = False
-            changed += 0 if equal else part.changed()
-            continue
+        if all(map(math.isfinite, found)):
+            for sums, value in zip(energies, found, strict=False):
+                sums.append(value)
+        else:
+            finite, here = False, 0 if equal else part.changed()
         changed += here
-        for sums, value in zip(energies, found, strict=False):
-            sums.append(value)
     rounded = alive[0] if alive and changed else None
     base, tuned, delta, along = map(math.fsum, energies)
     return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, rounded)
@@ -125,7 +124,12 @@ class Binades:
     def add(self, base: Tensor, tuned: Tensor) -> None:
         """Count more entries, (n,) of float32 or float64."""
         lowest, count = self._grid.min_exponent, self._sums.shape[1]
-        cells = _exponents(base).clamp_(lowest, HIGHEST).sub_(lowest).numpy()
+        # floor(log2 |x|), from the bits; far below the smallest normal number of 16 bits for zeros
+        if base.dtype == torch.float32:
+            exponents = ((base.view(torch.int32) >> 23) & 0xFF).long().sub_(127)
+        else:
+            exponents = ((base.view(torch.int64) >> 52) & 0x7FF).sub_(1023)
+        cells = exponents.clamp_(lowest, HIGHEST).sub_(lowest).numpy()
         away = (tuned - base).numpy()
         self._sums += [
             np.bincount(cells, weights, count)
@@ -140,15 +144,6 @@ class Binades:
             for cell, (entries, changed, energy) in enumerate(self._sums.T)
             if entries
         ]
-
-
-def _exponents(values: Tensor) -> Tensor:
-    """floor(log2 |x|) of each number of float32 or float64, from its bits; int64. Far below the
-    smallest normal number of a format of 16 bits for zeros.
-    """
-    if values.dtype == torch.float32:
-        return ((values.view(torch.int32) >> 23) & 0xFF).long().sub_(127)
-    return ((values.view(torch.int64) >> 52) & 0x7FF).sub_(1023)
 
 
 def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
@@ -196,19 +191,20 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     ordinary pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms
     may, has a base that equals its cast: `base` needs a difference as large as rounding leaves.
     """
-    if (is_quantised(sides.tuned) or isinstance(sides.tuned, Updated)) or is_quantised(sides.base):
+    if is_quantised(sides.tuned) or is_quantised(sides.base):
         return None
-    for side, stored in zip(("tuned", "base"), reversed(formats), strict=True):
-        for name in dict.fromkeys((stored, "BF16", "F16", "F32")):
-            if name != stored and FLOATS[name].bits >= FLOATS[stored].bits:
-                continue
-            parts = (sides.read(index) for index, _ in tiles(sides.tuned, PART))
-            if not all(_is_cast((side, name), *part) for part in parts):
-                continue
-            if side == "tuned":
-                return "tuned"
-            return "base" if _is_as_large_as_rounding(sides, FLOATS[name]) else None
-    return None
+    alive = _casts(sides, formats)
+    for index, _ in tiles(sides.tuned, PART):
+        if not alive:
+            return None
+        both = sides.read(index)
+        alive = [cast for cast in alive if _is_cast(cast, *both)]
+    if not alive:
+        return None
+    side, name = alive[0]
+    if side == "base" and _is_as_large_as_rounding(sides, FLOATS[name]):
+        return "base"
+    return "tuned" if side == "tuned" else None
 
 
 def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:

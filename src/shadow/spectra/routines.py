@@ -58,7 +58,6 @@ class Array:
 
     shape: Shape
     dtype: type[np.generic] = np.float64
-    written: bool = True
 
 
 def _vector(name: str, times: int = 1, dtype: type[np.generic] = np.float64) -> Array:

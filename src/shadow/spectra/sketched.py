@@ -155,9 +155,9 @@ def _single(x: Tensor, scale: float, name: str, space: Workspace) -> Tensor:
     return x
 
 
-def _within(found: Estimate, widest: float = WIDEST) -> Estimate | None:
+def _within(found: Estimate) -> Estimate | None:
     """The estimate; None where its error is too large a share of it."""
-    return found if found.error <= widest * abs(found.value) else None
+    return found if found.error <= WIDEST * abs(found.value) else None
 
 
 def _between(low: float, high: float) -> Estimate:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FloatFormat
-from shadow.spectra.lazy import Matrix, Stored, is_stored
+from shadow.spectra.lazy import Matrix, is_stored
 from shadow.spectra.noise import Profile
 from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
 
@@ -314,7 +314,8 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
 
     dtype: of the numbers. A part is used before the next is asked for.
     """
-    flat = [one for one in matrices if _is_flat(one)]
+    # those whose entries lie in their files in order, without gaps
+    flat = [one for one in matrices if is_stored(one) and one.is_flat]
     if len(flat) < len(matrices):
         for index, _ in tiles(matrices[1], PART, PART):
             raw = [one[index] for one in matrices]
@@ -330,8 +331,3 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
         for one, room in zip(flat, part.bytes, strict=True):
             one.fill(start, room)
         yield part
-
-
-def _is_flat(matrix: Matrix) -> TypeGuard[Stored]:
-    """Return whether all entries lie in a file in order, without gaps."""
-    return is_stored(matrix) and matrix.is_flat
