@@ -23,7 +23,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.options import option
-from shadow.run.runtime import Files
+from shadow.run.runtime import Files, Runtime, access_of
 from shadow.storage import Store, located, work_folder
 from shadow.text import counted, visible
 
@@ -97,7 +97,7 @@ def audit(
     def judgement_of(outcome: PairOutcome) -> Judgement:
         """Judge the result of a pair."""
         from shadow.gates.document import rules_document
-        from shadow.gates.measured import ReportAccess, read_measured
+        from shadow.gates.measured import read_measured
         from shadow.gates.verdicts import Judgement, judge_report
 
         result = outcome.finished()
@@ -111,7 +111,8 @@ def audit(
             return Judgement(summary.family, summary.pair, summary=summary, **more)
         # of a report that was uploaded the rows are fetched
         folder = result.folder if result.url is None else reports_here(Path(result.url))
-        now = read_measured(folder, summary=summary, reading=ReportAccess(files, jobs, say))
+        reading = Runtime(jobs, access_of(files), say=say)
+        now = read_measured(folder, summary=summary, reading=reading)
         judgement = judge_report([*own.values()], now, baselines.get(name), **more)
         if result.url is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -167,50 +168,9 @@ def _nothing_to_audit(selection: Selection) -> str:
     return f"nothing to audit in shard {selection.shard}: the list has {pairs}"
 
 
-    def __call__(self, outcome: PairOutcome) -> Judgement:
-        pair, is_alone = outcome.pair, self.request.is_alone
-        try:
-            return self._judged(outcome)
-        except Exception as error:
-            fault = error if isinstance(error, ShadowError) else outcome.error
-            is_bug = fault is not error
-            if (
-                fault is None
-                or (is_bug and not self.request.selection.is_list)
-                or (isinstance(error, UsageError) and is_alone)
-            ):
-                raise
-            self.faults.append(error)
-            fault = fault if is_alone else of_pair(fault, pair)
-            is_kept = outcome.state == "kept"
-            return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
-
-    def _judged(self, outcome: PairOutcome) -> Judgement:
-        from shadow.gates.document import rules_document
-        from shadow.gates.measured import read_measured
-        from shadow.gates.verdicts import Judgement, judge_report
-        from shadow.run.runtime import Runtime, access_of
-
-        request, result = self.request, outcome.finished()
-        summary, count = result.summary, len(self.rules)
-        if self.is_shown:
-            show_pair(summary, result.provenance, result.place, of=count)
-        rules = [*self.rules[outcome.pair].values()]
-        objections = tuple(sorted(result.should_not_have_skipped)) if self.strict else ()
-        more: Any = {"seconds": outcome.seconds, "objections": objections}
-        if not rules:
-            return Judgement(summary.family, summary.pair, summary=summary, **more)
-        # of a report that was uploaded the rows are fetched
-        folder = result.folder if result.url is None else reports_here(Path(result.url))
-        reading = Runtime(request.jobs, access_of(request.files), say=self.say)
-        now = read_measured(folder, summary=summary, reading=reading)
-        baseline = self.baselines.get((summary.family, summary.pair))
-        judgement = judge_report(rules, now, baseline, **more)
-        if result.url is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if self.is_shown:
-            console.show(rules_document(judgement, titled=count > SIDE_BY_SIDE))
-        return judgement
+def _of_pair(error: ShadowError, pair: Pair) -> ShadowError:
+    """Name the pair in an error, if it is one of several."""
+    return ShadowError(f"{pair.full_name}: {error.message}", error.hint)
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> None:
