@@ -259,7 +259,7 @@ def _reached(start: int, edges: Iterable[Edge]) -> set[int]:
 
 
 def _paths(path: list[int], direct: Sequence[Edge]) -> Iterator[list[int]]:
-    """Yield every way that goes on from a path to a checkpoint that no step begins at."""
+    """Yield every continuation of a path up to a checkpoint that no step begins at."""
     after = [second for first, second in direct if first == path[-1]]
     for second in after:
         yield from _paths([*path, second], direct)

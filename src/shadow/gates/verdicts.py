@@ -260,10 +260,10 @@ def _answered(rule: Rule, now: JudgedReport) -> Verdict:
         answer, why = found.outcome.words, found.reason
         against = [one.name for one in found.against] or None
     else:
-        told, why = now.answer(rule.figure)
-        if told is None:
+        state, why = now.answer(rule.figure)
+        if state is None:
             return _missing(rule, "unanswered", what=what, why=why)
-        answer = told
+        answer = state
     figures: Mapping[str, Value] = {
         "what": what,
         "answer": answer,
