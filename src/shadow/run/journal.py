@@ -28,7 +28,7 @@ from shadow.spectra.measurement import Cast, Measurement
 
 @dataclass(frozen=True)
 class MatrixOutcome:
-    """Outcome of one pair of matrices or vectors."""
+    """The outcome of one pair of matrices or vectors."""
 
     key: str
     status: Status
@@ -86,7 +86,7 @@ class Fetched:
 
 
 def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
-    """The shards in a journal that can be believed.
+    """Return the shards in a journal that can be trusted.
 
     A journal may come from anywhere, and what it names is removed: no path leaves its folder.
     """
@@ -107,7 +107,7 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
 
 
 class _Kept(Mapping[str, MatrixOutcome]):
-    """Outcomes by key, each read from its line on demand: 60,000 of them take gigabytes."""
+    """Outcomes by key, each read from its line on demand: 60,000 of them would take gigabytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -136,8 +136,8 @@ class _Kept(Mapping[str, MatrixOutcome]):
 class Journal:
     """Finished outcomes of an unfinished audit, safe against kills at any moment.
 
-    One process writes at a time. fetched: shards that an earlier run fetched, of another identity
-    too; other is then that identity.
+    One process writes at a time. fetched: shards that an earlier run fetched, even of another
+    identity; other is then that identity.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -157,7 +157,7 @@ class Journal:
                     self._write({"fetched": asdict(fetched)})
 
     def _read(self, identity: Identity) -> int:
-        """Take over what belongs to identity; returns how many bytes of the file are good."""
+        """Read what belongs to identity; return how many bytes of the file are valid."""
         self._file.seek(0)
         self.fetched = _fetched(self._file)
         self._file.seek(0)
@@ -180,7 +180,7 @@ class Journal:
 
     @property
     def outcomes(self) -> Mapping[str, MatrixOutcome]:
-        """By key; each is read from the disk when it is asked for, while the journal is open."""
+        """Outcomes by key, each read from the disk on demand while the journal is open."""
         return self._outcomes
 
     @property
@@ -198,7 +198,7 @@ class Journal:
     def take_over(self, part: Path) -> None:
         """Move the outcomes of a part of this audit here, and remove its folder.
 
-        Raises BusyError where another process works on the part.
+        Raises BusyError if another process works on the part.
         """
         with writing(self.folder):
             journal = Journal(part, self.identity)
@@ -215,20 +215,20 @@ class Journal:
                 part.parent.rmdir()
 
     def take_over_parts(self) -> None:
-        """Take over what the parts of an earlier run have left."""
+        """Move the outcomes that the parts of an earlier run left."""
         for part in sorted((self.folder / PARTS).glob("*")):
             if part.is_dir() and not part.is_symlink():
                 self.take_over(part)
 
     def note_fetched(self, fetched: Fetched) -> None:
-        """A shard is about to be fetched."""
+        """Note a shard that is about to be fetched."""
         if fetched not in self.fetched:
             with writing(self.folder):
                 self._write({"fetched": asdict(fetched)})
             self.fetched.append(fetched)
 
     def add(self, outcome: MatrixOutcome) -> None:
-        """Write an outcome; on return it outlives this process. Raises ShadowError."""
+        """Write an outcome to the disk before returning. Raises ShadowError."""
         with writing(self.folder):
             self._add(outcome.key, _line(outcome))
 
@@ -243,18 +243,18 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
-        """Let go of the file and of its lock; it stays on the disk."""
+        """Close the file and release its lock; the file stays."""
         with contextlib.suppress(OSError):  # what could not be written has been told already
             self._file.close()
 
     def remove(self) -> None:
-        """The audit is finished: its files hold everything."""
+        """Remove the journal of a finished audit, whose files have everything."""
         self.close()
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
 
 
 def remove_journal_of(folder: Path, identity: Identity) -> None:
-    """Remove the journal of a killed audit whose report is written; those of others stay."""
+    """Remove the journal of a killed audit whose report is written; leave those of others."""
     path = folder / PARTIAL / JOURNAL
     with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError):
         if path.is_file():
@@ -265,7 +265,9 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
 
 
 def _line(outcome: MatrixOutcome) -> bytes:
-    """An outcome as a line of JSON: the CRC-32 of its entry in 8 hexadecimal digits, and that."""
+    """Write an outcome as a line of JSON: the CRC-32 of its entry in 8 hexadecimal digits, and the
+    entry.
+    """
     measurements = [
         {
             "subject": one.subject,
@@ -280,7 +282,7 @@ def _line(outcome: MatrixOutcome) -> bytes:
 
 
 def _outcome(line: bytes) -> MatrixOutcome:
-    """The outcome in a line. Raises ValueError where the line is not as it was written."""
+    """Read the outcome in a line. Raises ValueError if the line is not as it was written."""
     if not line.endswith(b"]\n") or int(line[2:10], 16) != crc32(line[13:-2]):
         raise ValueError
     entry = json.loads(line[13:-2])
@@ -301,8 +303,8 @@ COLUMNS = {one.name: OF_COLUMNS[one.type] + NULL for one in (*SPECTRAL, *DELTA, 
 
 
 def _typed(entry: Any) -> Iterator[tuple[Types, object]]:
-    """Yield the values of an entry with the types that they may have: whoever wrote the line, its
-    sum may be right.
+    """Yield the values of an entry with their allowed types, as another program may have written
+    the line.
     """
     yield from ((TEXT, entry[name]) for name in ("key", "status"))
     yield from ((TEXT + NULL, entry[name]) for name in ("reason", "detail", "cast", "zero"))
@@ -322,8 +324,8 @@ def _typed(entry: Any) -> Iterator[tuple[Types, object]]:
 def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:
     """Remove the `.partial` folders of audits below output, one by one.
 
-    Yields the folder of each pair and the shards that its audit fetched; None where another
-    process writes there. A report that was about to take its place gets it.
+    Yields the folder of each pair and the shards that its audit fetched; None if another process
+    writes there. A report that was about to be put in place is put there.
     """
     if not output.is_dir():
         raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
@@ -342,7 +344,7 @@ def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None
 
 
 def _removed(partial: Path) -> list[Fetched]:
-    """Remove the unfinished work of an audit; the shards that it had fetched."""
+    """Remove the unfinished work of an audit; return the shards that it had fetched."""
     folder = partial.parent
     with writing(folder), open_alone(partial / JOURNAL) as file:
         file.seek(0)

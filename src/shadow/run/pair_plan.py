@@ -1,4 +1,4 @@
-"""Plan of a pair from headers alone: what `shadow plan` shows."""
+"""The plan of a pair from headers alone, as shown by `shadow plan`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXAMPLES = 3  # tensors named for each reason
 
 @dataclass(frozen=True)
 class PlannedSide:
-    """One checkpoint of a pair that is to be audited."""
+    """One checkpoint of a pair to audit."""
 
     repo: str
     """Its name on the Hub, or its folder."""
@@ -50,7 +50,7 @@ class PlannedSide:
 
 @dataclass(frozen=True)
 class PlannedModule:
-    """The matrices of one module of a component that are to be measured."""
+    """The matrices of one module of a component to measure."""
 
     component: str
     module: str
@@ -65,7 +65,7 @@ class PlannedModule:
 
 @dataclass(frozen=True)
 class PairPlan:
-    """Plan of a pair on this machine; sizes are in bytes."""
+    """The plan of a pair on this machine; sizes are in bytes."""
 
     family: str
     pair: str
@@ -118,7 +118,7 @@ def plan_pair(
 ) -> PairPlan:
     """Plan the audit of a pair from headers alone.
 
-    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would.
+    Writes only small files into the Hub's cache. Raises ShadowError where run_pair would.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
@@ -193,7 +193,7 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
 
 
 def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
-    """By component and module: how many matrices, in which layers, of which shapes."""
+    """Return the number, layers and shapes of matrices by component and module."""
     rules = name_rules()
     groups = defaultdict[tuple[str, str], list[MatrixPair]](list)
     for pair in matrices:
@@ -220,7 +220,7 @@ def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
 
 
 def _reasons(skipped: Sequence[Skipped]) -> list[Row]:
-    """Counts by reason, with a few names and the first detail: as in a summary."""
+    """Return counts by reason, with a few names and the first detail, as in a summary."""
     groups = defaultdict[str, list[Skipped]](list)
     for tensor in skipped:
         groups[tensor.reason or tensor.status].append(tensor)

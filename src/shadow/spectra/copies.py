@@ -1,4 +1,4 @@
-"""Copies of a matrix in fewer bits: what they kept of it and of its change from a base, and whether
+"""Copies of a matrix in fewer bits: what they keep of it and of its change from a base, and whether
 their values repeat as after a round trip through 8 bits or fewer.
 """
 
@@ -46,7 +46,7 @@ class Kept:
 
     @property
     def noise(self) -> FormatNoise:
-        """The sums that are made of a quantised copy. A cast makes an exact copy, or none."""
+        """Sums for a quantised copy. A cast makes an exact copy, or none."""
         return FormatNoise(
             entries=self.entries, outside=self.off, original=self.full, copy=self.copy,
             error=self.error, made=0.0, inner=self.full + self.along, finite=self.finite,
@@ -54,8 +54,8 @@ class Kept:
 
 
 def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
-    """The same of a copy in any format: entries of a quantised one are off outside their cells.
-    None where it is not known what the format makes of the matrix, and the copy is not equal to it.
+    """Compare a copy in any format: entries of a quantised one are off outside their cells. None if
+    it is unknown what the format makes of the matrix, and the copy is not equal to it.
     """
     kept = kept_of(sides, base, stored if stored in FLOATS else "F32")
     if not is_quantised(sides.tuned):
@@ -72,8 +72,8 @@ def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
 # what overflows is summed in float64
 @np.errstate(over="ignore", invalid="ignore")
 def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
-    """Compare a copy, the tuned side, with the matrix that it is of, the base side, and with the
-    base of both. stored: its dtype.
+    """Compare a copy (the tuned side) with its matrix (the base side), and with the base of both.
+    stored: its dtype.
     """
     copy = sides.tuned
     grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
@@ -111,7 +111,7 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
 
 
 def _rounded(part: EntryBlock, name: str) -> Tensor:
-    """The numbers of the matrix, rounded to a format."""
+    """Return the numbers of the matrix, rounded to a format."""
     raw, grid = part.raw[0], torch_dtype(float_format(name))
     if raw.dtype == grid:
         return part.numbers[0]
@@ -119,8 +119,8 @@ def _rounded(part: EntryBlock, name: str) -> Tensor:
 
 
 def _updates(part: EntryBlock) -> list[float]:
-    """The energies of full - base and of copy - base, and their inner product. The latter becomes
-    the row of the copy, and the former that of what is made.
+    """Return the energies of full - base and of copy - base, and their inner product. The latter
+    overwrites the row of the copy, the former that of the rounded matrix.
     """
     full, copy, base = part.lines[:3]
     np.subtract(full, base, out=part.lines[WORK])
@@ -135,9 +135,9 @@ def _updates(part: EntryBlock) -> list[float]:
 
 
 def _saturated(part: EntryBlock, rounded: Tensor, name: str) -> int:
-    """Entries of a copy that are as a cast leaves them, of numbers that the format cannot hold:
-    those beyond its largest by more than half a unit in the last place, or by half where a cast
-    makes infinities of them.
+    """Count entries of a copy as a cast leaves numbers that the format cannot hold: those beyond
+    its largest by more than half a unit in the last place, or by half if a cast makes infinities of
+    them.
     """
     full, copy = part.numbers[:2]
     form, largest = float_format(name), torch.finfo(torch_dtype(float_format(name))).max
@@ -155,9 +155,9 @@ JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits tha
 
 
 def has_few_levels(original: Matrix, copy: Matrix) -> bool:
-    """Return whether values of a copy in floats that are not the original's repeat within rows as
+    """Return whether values of a float copy that differ from the original repeat within rows as
     after a round trip through 8 bits or fewer: more than any values do in the format of the copy.
-    Zeros are no levels: pruning makes them.
+    Zeros do not count as levels: pruning makes them.
     """
     first, second = _sample(original), _sample(copy)
     formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -177,7 +177,7 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
 
 
 def _sample(matrix: Matrix) -> Tensor:
-    """The first rows of a matrix, in float64."""
+    """Return the first rows of a matrix, in float64."""
     cols = matrix.shape[-1]
     count = max(1, SAMPLED // cols)
     if is_stored(matrix) and matrix.is_flat:  # no more of it is read
@@ -189,7 +189,7 @@ def _sample(matrix: Matrix) -> Tensor:
 
 
 def _repeats(rows: Tensor, beside: int) -> float:
-    """The share of entries that have the value of another one of so many columns."""
+    """Return the share of entries that equal another one among that many columns."""
     beside = min(beside, rows.shape[1])
     blocks = rows[:, : rows.shape[1] // beside * beside].reshape(-1, beside).sort().values
     others = blocks != 0
@@ -201,9 +201,10 @@ UNPRUNED = 0.7  # share of the entries of a row that are not 0, below which it i
 
 
 def levels(rows: Tensor) -> float:
-    """Median share of distinct values in the first 1,024 entries of `levels_rows`, in (0, 1].
+    """Return the median share of distinct values in the first 1,024 entries of `levels_rows`, in
+    (0, 1].
 
-    Zeros of pruned rows are no values: the others are counted.
+    Zeros of pruned rows do not count.
     """
     seen = np.sort(rows[:, :LEVELS_OF].float().numpy(), axis=1)
     distinct = 1 + np.count_nonzero(seen[:, 1:] != seen[:, :-1], axis=1)
@@ -215,17 +216,16 @@ def levels(rows: Tensor) -> float:
 
 
 def levels_rows(count: int) -> NDArray[np.intp]:
-    """Return which rows of a matrix of `count` rows are looked at: up to 64, evenly spaced."""
+    """Return which rows of a matrix of `count` rows are sampled: up to 64, evenly spaced."""
     taken = min(count, LEVELS_ROWS)
     return (np.arange(taken) * count // taken).astype(np.intp)
 
 
 def stored_levels(matrix: Matrix, stored: str) -> float | None:
-    """`levels` of a stored matrix.
+    """Return `levels` of a stored matrix.
 
-    None for formats of 8 bits, which have few by themselves, and for adapters.
-
-    F32 and F64 are looked at in float32.
+    None for formats of 8 bits, which have few by themselves, and for adapters. F32 and F64 are
+    examined in float32.
     """
     if (is_quantised(matrix) or isinstance(matrix, Updated)) or FLOATS[stored].bits <= 8:
         return None

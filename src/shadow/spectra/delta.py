@@ -1,8 +1,8 @@
-"""A matrix pair -> its three spectra and every number of them.
+"""A matrix pair -> its three spectra and all their numbers.
 
 The delta D = tuned - base is formed block by block: in float32 from formats of at most 16 bits,
 where it is exact to the last bit that matters, and in float64 from F32 and F64. Its Gram is never
-put together from the other Grams: that loses everything to cancellation (errors up to 410 % were
+computed from the other Grams, which would lose everything to cancellation (errors up to 410 % were
 measured).
 """
 
@@ -55,7 +55,7 @@ class Measured(NamedTuple):
 
 
 def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
-    """The sums of both sides, as `sums` says, with ulps of the coarser of the stored dtypes."""
+    """Return the sums of both sides, as in `sums`, with ulps of the coarser stored dtype."""
     coarser = min(map(float_format, formats), key=lambda stored: stored.mantissa_bits)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
@@ -74,7 +74,7 @@ class Result(NamedTuple):
 
 
 def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> Result:
-    """Measure a matrix pair at the level of a method; key as in `measure_pair`."""
+    """Measure a matrix pair at the level of a method. key: as in `measure_pair`."""
     if not isinstance(solver_of(means.method), Spectral):
         found = compared(sides, formats)
         if not found.finite:
@@ -99,10 +99,10 @@ def measure_pair(
     means: Means,
     key: str,
 ) -> Measured:
-    """All numbers of base, tuned and delta.
+    """Return all numbers of base, tuned and delta.
 
-    base and tuned: (rows, cols), or (groups, rows / groups, cols). formats are the stored dtypes,
-    total the sums of `summed`, key names the matrix for its sketch.
+    base and tuned: (rows, cols), or (groups, rows / groups, cols). formats: the stored dtypes.
+    total: the sums of `summed`. key: names the matrix for its sketch.
     """
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     profile, scale, size = total.profile, total.profile.scale, total.size
@@ -148,8 +148,8 @@ def measure_pair(
 
 
 def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
-    """floor_ratio by the format that rounded: of a tuned side in more bits than the base that is
-    its own. None of one in F32 or F64 where it depends on whether the base was rounded.
+    """Return floor_ratio by the format that rounded: that of a tuned side in more bits than the
+    base is its own. None for F32 or F64 if it depends on whether the base was rounded.
     """
     if floor is None or undone.history == "nothing_rounded":
         return {"floor_ratio": None}
@@ -165,7 +165,7 @@ def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
 def measure_alone(
     matrix: Matrix, stored: str, largest: float, means: Means, key: str
 ) -> Measurement:
-    """The numbers of a matrix that has no base at all (a projector); key as in `measure_pair`."""
+    """Return the numbers of a matrix without a base (a projector). key: as in `measure_pair`."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
     solver = solver_of(means.method).on(shape_of(matrix))
     if means.method.subjects != "all" or not isinstance(solver, Spectral):
@@ -174,7 +174,7 @@ def measure_alone(
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:
-    """The Frobenius norm of a matrix whose largest absolute entry is given."""
+    """Return the Frobenius norm of a matrix, given its largest absolute entry."""
     scale = power_of_two_scale(largest)
     scaled = scaled_blocks(matrix, scale, dtype, space)
     return math.sqrt(sum(float(block.square_().sum()) for block in scaled)) / scale

@@ -1,8 +1,8 @@
 """Products and eigenvalues on an accelerator of torch. Experimental: no card has run it yet.
 
 CUDA makes Gram matrices in float32 and float64 and their eigenvalues. MPS, which lacks float64,
-makes those in float32 and leaves the rest to the CPU. Leading vectors and sums over entries are the
-CPU's everywhere. Whatever fails ends the audit: `--device cpu` does without.
+makes those in float32 and leaves the rest to the CPU. Leading vectors and sums over entries are
+always computed on the CPU. Any failure ends the audit; `--device cpu` avoids it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAME_TRACE = 1e-4  # relative difference of the trace from the energy of the ent
 
 
 class OnDevice(Grams):
-    """Gram matrices of a device, as torch calls it: cuda:0, mps; or cpu, for tests."""
+    """Gram matrices on a device with torch's name: cuda:0, mps; or cpu, for tests."""
 
     def __init__(self, place: str, name: str | None) -> None:
         self._place = torch.device(place)
@@ -61,7 +61,7 @@ class OnDevice(Grams):
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:
-        """Yield what torch raises, as one line that names the way out."""
+        """Turn torch's errors into one line that names the alternative."""
         try:
             yield
         except RuntimeError as error:  # out of memory, and failures of a driver, too

@@ -1,5 +1,5 @@
-"""Matrices that are no tensor in memory: stored in a file, quantised there, base plus low-rank
-update, a rounded one.
+"""Matrices that are not tensors in memory: stored in a file, quantised, base plus low-rank update,
+or rounded.
 
 All are read block by block, by `matrix[index]`; none is ever formed whole.
 """
@@ -19,9 +19,9 @@ FACTOR_BLOCK = 1 << 22
 
 
 class InFile(Protocol):
-    """A matrix in a file, (rows, cols) or grouped, of which the parts that are asked for are read.
+    """A matrix in a file, (rows, cols) or grouped, of which only requested parts are read.
 
-    A part is used before the next is asked for, and left as it is.
+    A part must be used before the next is requested, and left unchanged.
     """
 
     @property
@@ -39,7 +39,7 @@ class InFile(Protocol):
 
 
 class Stored(InFile, Protocol):
-    """A matrix whose numbers lie in a file as they are."""
+    """A matrix whose numbers lie in a file unchanged."""
 
     @property
     def is_flat(self) -> bool:
@@ -47,22 +47,22 @@ class Stored(InFile, Protocol):
         ...
 
     def fill(self, first: int, into: memoryview) -> None:
-        """Read the bytes of entries, in order from that one on, of a flat matrix, and no others."""
+        """Read the bytes of entries of a flat matrix, in order from the first one on."""
         ...
 
 
 class Quantised(InFile, Protocol):
     """A quantised matrix of a file, decoded to float32 part by part. Its numbers lie on the grid of
-    its format, which is none of floats.
+    its format, which is not that of floats.
     """
 
     @property
     def format(self) -> str: ...
 
     def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, ...]:
-        """Return what the format rounds to each entry of a part, float32: (the distance of
-        neighbours) on an even grid; (lower bound, upper bound) of a codebook, infinite where it
-        clips; () where it is unknown.
+        """Return the interval that the format rounds to each entry of a part, float32: (the
+        distance of neighbours) on an even grid; (lower bound, upper bound) of a codebook, infinite
+        where it clips; () where it is unknown.
         """
 
 
@@ -70,7 +70,7 @@ class Quantised(InFile, Protocol):
 
 
 def is_stored(matrix: object) -> TypeGuard[Stored]:
-    """Return whether its numbers lie in a file as they are."""
+    """Return whether its numbers lie in a file unchanged."""
     return hasattr(matrix, "fill")
 
 
@@ -108,7 +108,7 @@ class Updated:
         return update.add_(self.base[index])  # which is exact in float64
 
     def singular_values(self) -> Tensor:
-        """The update's singular values, float64 (min(rows, cols),), descending, by two QRs.
+        """Return the update's singular values, float64 (min(rows, cols),), descending, by two QRs.
 
         left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l
         R_rᵀ and zeros.
@@ -122,7 +122,7 @@ class Updated:
 
 
 def _triangle(tall: Tensor) -> Tensor:
-    """R of a QR decomposition, float64, part of the rows after part where there are many."""
+    """Return R of a QR decomposition, in float64, part of the rows after part if there are many."""
     r, step = tall[:0].double(), max(FACTOR_BLOCK // tall.shape[1], 4 * tall.shape[1])
     for part in torch.split(tall, step):
         _, r = torch.linalg.qr(torch.cat([r, part.double()]), mode="r")
@@ -133,6 +133,6 @@ Matrix = Tensor | InFile | Updated
 
 
 def torch_dtype(grid: FloatFormat) -> torch.dtype:
-    """The dtype of torch whose numbers a stored format has."""
+    """Return the dtype of torch with the numbers of a stored format."""
     found: torch.dtype = getattr(torch, grid.torch_name)
     return found

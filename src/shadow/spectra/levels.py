@@ -1,6 +1,7 @@
-"""Few distinct values as a trace of a copy that went through int8, fp8 or int4.
+"""Few distinct values as the trace of a copy that went through int8, fp8 or int4, and results for a
+quantised copy and its original.
 
-Also what is found of a quantised copy beside its original. Imports nothing that computes.
+Imports nothing that computes.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ FAR = 0.5  # the cosine of original and copy below which it is not a copy of thi
 
 @cache
 def expected_levels(kind: str, length: int) -> float:
-    """The expected share of distinct values among `length` normal entries stored in a format.
+    """Return the expected share of distinct values among `length` normal entries stored in a
+    format.
 
-    BF16 has cells of floating point, INT8 and INT4 as many equal ones from -max to max of a row.
+    BF16 has floating-point cells; INT8 and INT4 have as many equal ones from -max to max of a row.
     """
     integers = kind in ("INT8", "INT4")
     if integers:
@@ -59,10 +61,10 @@ def expected_levels(kind: str, length: int) -> float:
 
 
 def round_trip(share: float, length: int) -> str | None:
-    """The format, INT4 or 8 bits, of a round trip that this share of distinct values shows.
+    """Return the format, INT4 or 8 bits, of a round trip that this share of distinct values shows.
 
     Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits.
-    None below 256 entries, where BF16 and 8 bits are too close, and for more.
+    None below 256 entries, where BF16 and 8 bits are too close, and for larger shares.
     """
     length = min(length, LEVELS_OF)
     if length < 256:
@@ -75,7 +77,7 @@ def round_trip(share: float, length: int) -> str | None:
 
 @dataclass(frozen=True)
 class FormatNoise:
-    """An original beside its quantised copy, in sums over entries. error = copy - original."""
+    """An original and its quantised copy, as sums over entries. error = copy - original."""
 
     entries: int = 0
     outside: int = 0
@@ -100,8 +102,8 @@ class FormatNoise:
     finite: bool = True
 
     def is_copy(self, stored: str) -> bool | None:
-        """Return whether the copy is what its format makes of the original and no more; None where
-        it is not known what that is.
+        """Return whether the copy is only what its format makes of the original; None if that is
+        unknown.
         """
         if not self.finite:
             return False
@@ -112,16 +114,16 @@ class FormatNoise:
 
     @property
     def is_far(self) -> bool:
-        """Return whether the copy is not one of this original, however it was made."""
+        """Return whether the copy cannot be of this original, however it was made."""
         is_empty = self.copy == 0 < self.original
         return is_empty or self.inner < FAR * math.sqrt(self.original * self.copy)
 
     @property
     def factor(self) -> float | None:
-        """Return what the copy is times the original where no quantiser scales so; None where it is
-        not.
+        """Return the factor between the original and its copy if no quantiser scales so; otherwise
+        None.
 
-        By least squares; the rest is then about what the format makes.
+        By least squares, if the rest is about what the format makes.
         """
         if not self.finite or self.is_far or not self.made or not self.original:
             return None
@@ -132,15 +134,15 @@ class FormatNoise:
 
     def may_be_calibrated(self, stored: str) -> bool:
         """Return whether a quantiser of the format may have made more error than rounding on
-        purpose: GPTQ rounds column after column and moves the others to make up for it, AWQ scales
-        columns first.
+        purpose: GPTQ rounds one column after another and adjusts the others, AWQ scales columns
+        first.
         """
         if not stored.startswith(CALIBRATED) or not self.finite or self.is_far or not self.made:
             return False
         return min(self.error, self.scaled) <= CALIBRATED_ERROR**2 * self.made
 
     def may_be(self, stored: str) -> Made | None:
-        """Return how the format may have made the copy of the original; None where it did not."""
+        """Return how the format may have made the copy of the original; None if it did not."""
         is_copy = self.is_copy(stored)
         if is_copy is None:
             return "unknown_levels"

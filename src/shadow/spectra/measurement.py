@@ -1,4 +1,4 @@
-"""Scope of a measurement, and the numbers of one matrix.
+"""The scope of a measurement, and the numbers of one matrix.
 
 Imports nothing that computes: reports are read and options declared without torch and NumPy.
 """
@@ -19,7 +19,7 @@ Subjects = Literal["all", "delta"]  # of a pair: those whose spectra are measure
 
 @dataclass(frozen=True)
 class Method:
-    """Method of computing numbers; part of what makes two reports comparable."""
+    """The method of computing numbers, which must agree for reports to be comparable."""
 
     level: Level = "full"
     subjects: Subjects = "all"
@@ -64,13 +64,15 @@ class Measurement:
     sigma: NDArray[np.float64]  # singular values (m,), descending, in weights; (0,) likewise
 
     def number(self, column: str) -> float | None:
-        """A column that holds numbers."""
+        """Return a column that contains numbers."""
         value = self.values[column]
         return None if value is None else float(value)
 
 
 def norm_alone(subject: Subject, norm: float, values: Values | None = None) -> Measurement:
-    """The numbers of a subject whose spectrum is not measured: its Frobenius norm, and others."""
+    """Make the numbers of a subject whose spectrum is not measured: its Frobenius norm
+    and others.
+    """
     import numpy as np
 
     of_norm: Values = {"frobenius_norm": norm, "participation_ratio": None}

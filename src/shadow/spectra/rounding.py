@@ -7,9 +7,9 @@ the distribution of |d| alone, and that is seen through the binades of the base:
 its own, twice that of the one below, so the counts of |D| in ulps (`rounding_counts`) say the
 distribution of |d| (`rounding_model`) at steps from far above it to far below.
 
-Everything rests on the storage model: the base's values lie on the grid, or were rounded to it
-first, and |d| does not depend on the base's value within a cell. Where the energy and the changes
-by binade are not those that the model gives, there is a reason instead of a number.
+All of this assumes the storage model: the base's values lie on the grid, or were rounded to it
+first, and |d| does not depend on the base's value within a cell. If the energy and the changes by
+binade do not agree with the model, there is a reason instead of a number.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ FEW_CHANGED = Undone(None, None, "few_changed")
 
 
 def kept_share(fitted: Fit) -> float:
-    """The share of the stored energy that is the update's, from a fit.
+    """Return the update's share of the stored energy, from a fit.
 
     In a cell D = a d + error with a = sum D d / sum d², so that a² sum d² is the update's. Purity
     is a sum over products of four entries at two rows and two columns. With cells of energy
@@ -107,38 +107,38 @@ def kept_share(fitted: Fit) -> float:
 
 
 def coherent_energies(fitted: Fit) -> Floats:
-    """By cell: the energy of a d, a = sum D d / sum d²."""
+    """Return the energy of a d by cell, with a = sum D d / sum d²."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
 
 
 def _paired(energies: Floats) -> float:
-    """||M Mᵀ||_F of M the roots of energies."""
+    """Return ||M Mᵀ||_F, where M are the roots of energies."""
     root = np.sqrt(energies)
     return float(np.linalg.norm(root @ root.T))
 
 
 def misfit(counts: Counts, fitted: Fit) -> float:
-    """sum over binades of |energy stored - energy expected| / energy stored, in [0, 2)."""
+    """Return sum over binades of |energy stored - energy expected| / energy stored, in [0, 2)."""
     energy = counts.by_binade[2]
     return float(np.abs(fitted.energy - energy).sum() / energy.sum())
 
 
 def tails(shape: Floats) -> float:
-    """Mean y⁴ over squared mean y² of the entries that an update reaches."""
+    """Return mean y⁴ over squared mean y² of the entries that an update reaches."""
     squares = mean_squares()
     reached = np.where(squares >= REACHED**2 * float(squares @ shape), shape, 0.0)
     return float(reached.sum() * (reached @ squares**2) / (reached @ squares) ** 2)
 
 
 def undo_counts(counts: Counts, energy: float) -> Undone:
-    """The verdict on a D of that energy whose counts follow the storage model, or do not.
+    """Judge whether the counts of a D of that energy follow the storage model.
 
-    The fit is a gate. rounding_unexplained where more than MISFIT of the energy is in other binades
-    than expected (master copies, stages, means, twice a stored update); where few large entries
-    have the energy of cells, so that small ones have another gain; where changes go with the sign
-    of the weights (decay). A part of the update of which nothing was stored, such as the decay of
-    rows that no step reached, is in no count.
+    The fit is a gate. The reason is rounding_unexplained if more than MISFIT of the energy is in
+    other binades than expected (master copies, stages, means, twice a stored update); if few large
+    entries have the energy of cells, so that small ones have another gain; or if changes follow the
+    sign of the weights (decay). A part of the update of which nothing was stored, such as the decay
+    of rows that no step reached, is not counted.
     """
     changed = counts.away + counts.toward
     if changed < FEWEST:
@@ -163,8 +163,8 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
 
 
 def zero_excess(counts: Counts, normal: Fit) -> float:
-    """The share of unchanged entries above that of a fitted normal update, among the FINEST of the
-    entries on the finest grid: storage hides least there, so that a mask shows.
+    """Return the share of unchanged entries above that of a fitted normal update, among the FINEST
+    of the entries on the finest grid: storage hides least there, so that a mask shows.
     """
     entries, changed, _ = counts.by_binade
     smaller = np.cumsum(entries[::-1])[::-1] - entries
@@ -179,8 +179,8 @@ def undo(
     largest: float,
     floor_ratio: float | None = None,
 ) -> Undone:
-    """Return what is known of the update between two stored matrices, if one rounding of one side
-    lies between them; their values decide that.
+    """Return what is known about the update between two stored matrices, if their values show that
+    one rounding of one side lies between them.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
     the largest absolute entry of base. Which format a side was rounded to shows in its values, as
@@ -231,14 +231,14 @@ def undo(
 
 
 def _far_above(energy: float, error: float) -> Undone:
-    """The verdict where D is so much larger than its rounding that one rounding hardly matters."""
+    """Return the verdict if D is so much larger than its rounding that this hardly matters."""
     noise = error / energy
     return Undone("far_above", 1.0 - noise, None, math.sqrt(energy - error), noise=noise)
 
 
 def without_few_levels(undone: Undone, base: str | None, tuned: str | None) -> Undone:
     """Refuse what went through 8 bits or fewer (`levels.round_trip` of each side): the rounding of
-    such a copy may make up for its own errors, as that of GPTQ does.
+    such a copy may compensate for its own errors, as in GPTQ.
     """
     if undone.kept is None or base or not tuned:
         return undone
@@ -248,8 +248,8 @@ def without_few_levels(undone: Undone, base: str | None, tuned: str | None) -> U
 
 
 def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
-    """The share of the stored energy that rounding left: what the counts say, which is up to ERROR
-    too low where little was rounded, and at most ulp² / 12 an entry. None where it is unknown.
+    """Return the share of the stored energy that rounding left: by the counts, which may be ERROR
+    too low if little was rounded, and at most ulp² / 12 an entry. None if unknown.
     """
     if undone.noise is None or not floor_ratio:
         return None
@@ -257,9 +257,9 @@ def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
 
 
 def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undone]) -> Values:
-    """zero_share_excess: from zero_share, rows_changed and the size of what rounding did where
-    nothing is counted. count_now: counts after all, where that does not settle it: updates whose
-    sizes differ by row or column leave more entries unchanged than those of one size.
+    """Return zero_share_excess, from zero_share, rows_changed and the size of the rounding if
+    nothing is counted. count_now: counts if that is not decisive: updates whose sizes differ by row
+    or column leave more entries unchanged than those of one size.
     """
     zeros, rows = of_delta["zero_share"], of_delta["rows_changed"]
     excess = undone.zero_excess
@@ -275,7 +275,9 @@ def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undo
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded, None without enough kept, and zero_share_expected."""
+    """Return kept and relative_norm_unrounded, None if too little is kept, and
+    zero_share_expected.
+    """
     norm = undone.norm if undone.reason is None and base_norm > 0 else None
     return {
         "kept": undone.kept,

@@ -1,12 +1,11 @@
 """A model of storage fitted to counts of a stored delta.
 
 Counts are in units in the last place, by cell, binade of the base and level. Rows and columns are
-put into classes by their stored energy; a cell is a row class and a column class. The values of a
-matrix say which format it was rounded to.
-
-Scale: every cell has a scale s of its own. Shape, which all cells share: the distribution of |d| /
-s, by expectation-maximisation from a half-normal one (Turnbull 1976, for censored intervals).
-Updates with heavy tails, of rank one, or with most entries 0 have shapes that are far from normal.
+classified by their stored energy; a cell is a row class and a column class. The values of a matrix
+show which format it was rounded to. Scale: every cell has its own scale s. Shape, which all cells
+share: the distribution of |d| / s, by expectation-maximisation from a half-normal one (Turnbull
+1976, for censored intervals). Updates with heavy tails, of rank one, or with most entries 0 have
+shapes that are far from normal.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
 def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace) -> bool:
-    """Return whether all values of a matrix have an exact form in a stored format."""
+    """Return whether all values of a matrix can be represented exactly in a stored format."""
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", working, space)
         narrow = block.to(torch_dtype(stored))
@@ -48,10 +47,10 @@ def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space:
 
 
 def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Workspace) -> str:
-    """The coarsest of BF16, F16, F32 and its stored dtype on whose grid a matrix's values lie.
+    """Return the coarsest of BF16, F16, F32 and its stored dtype that represents a matrix's values.
 
-    A format whose grid does not hold the values is out after the first block, as a rule. 8-bit
-    formats are not tried: their values are stored with scales.
+    A format that does not is usually rejected after the first block. 8-bit formats are not tried:
+    their values are stored with scales.
     """
     for candidate in ("BF16", "F16", "F32"):
         coarser = FLOATS[candidate].mantissa_bits < FLOATS[dtype].mantissa_bits
@@ -129,18 +128,20 @@ def levels() -> Levels:
 
 
 def _sum_of_squares(k: Floats) -> Floats:
-    """1 + 4 + ... + k²."""
+    """Return 1 + 4 + ... + k²."""
     return k * (k + 1) * (2 * k + 1) / 6
 
 
 @cache
 def steps() -> Floats:
-    """(BINADES,): ulp of each binade in units of that of the first."""
+    """Return (BINADES,): the ulp of each binade in units of that of the first."""
     return np.ldexp(1.0, -np.arange(BINADES))
 
 
 def classes(energies: Floats) -> Indices:
-    """The class of each line, by energy: equal energies share one; without energy it is 0."""
+    """Return the class of each line, by energy: equal energies share one; without energy
+    it is 0.
+    """
     count = min(CLASSES, max(1, len(energies) // LINES_PER_CLASS))
     positive = np.sort(energies[energies > 0])
     if len(positive) == 0:
@@ -152,10 +153,11 @@ def classes(energies: Floats) -> Indices:
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
-    """Lines of the long side to count, ascending, and (classes,) how many lines each stands for.
+    """Return lines of the long side to count, ascending, and (classes,) how many lines each
+    represents.
 
-    Every class gives about as many, drawn from a fixed seed; all lines of a matrix of at most
-    SAMPLE entries.
+    Every class has about as many, drawn from a fixed seed; all lines of a matrix of at most SAMPLE
+    entries.
     """
     sizes = np.bincount(of_class)
     share = max(1, SAMPLE // length // len(sizes))
@@ -227,7 +229,7 @@ def count(
 
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
-    """Some rows or columns of a block, as (rows, cols) of dtype, in memory of their own."""
+    """Return some rows or columns of a block, as a (rows, cols) copy of dtype."""
     lines = part.reshape(-1, part.shape[-1])
     if len(chosen) < lines.shape[axis]:
         lines = lines.index_select(axis, chosen)
@@ -237,7 +239,7 @@ def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tenso
 def _binades_and_levels(
     b: NDArray[np.floating], d: NDArray[np.floating], grid: FloatFormat, top: int, deepest: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Binades, from 0 to deepest, and leading parts of |d| / ulp; overwrites b and d."""
+    """Return binades, from 0 to deepest, and leading parts of |d| / ulp; overwrites b and d."""
     np.abs(d, out=d)
     with np.errstate(over="ignore"):
         d *= math.ldexp(1.0, -top)  # so that no power of two below leaves float32's range
@@ -275,7 +277,7 @@ TINY = 1e-30  # a chance above 0, in float32
 
 @dataclass(frozen=True)
 class Tables:
-    """Prediction of the storage model for |d| even in one bin of the shape, by s / ulp."""
+    """Predictions of the storage model for |d| uniform in one bin of the shape, by s / ulp."""
 
     second: Floats  # (ratios, bins): mean of (D / ulp)²
     product: Floats  # (ratios, bins): mean of D d / ulp²
@@ -285,21 +287,21 @@ class Tables:
 
 @cache
 def shape_edges() -> Floats:
-    """(bins + 1,): where the bins of the shape begin and end, ascending from 0, in units of s."""
+    """Return (bins + 1,): the edges of the bins of the shape, ascending from 0, in units of s."""
     octaves = np.arange((SHAPE_TO - SHAPE_FROM) * BIN_OCTAVE + 1) / BIN_OCTAVE + SHAPE_FROM
     return np.append(0.0, np.exp2(octaves))
 
 
 @cache
 def mean_squares() -> Floats:
-    """(bins,): mean y² of each bin of the shape."""
+    """Return (bins,): mean y² of each bin of the shape."""
     low, high = shape_edges()[:-1], shape_edges()[1:]
     return (low**2 + low * high + high**2) / 3
 
 
 @cache
 def half_normal() -> Floats:
-    """The shape of a normal d: (bins,) chances, of mean y² 1."""
+    """Return the shape of a normal d: (bins,) probabilities, of mean y² 1."""
     edges = shape_edges()
     inside: Floats = np.diff([math.erf(edge / math.sqrt(2)) for edge in edges])
     return np.asarray(inside / inside.sum())
@@ -307,7 +309,7 @@ def half_normal() -> Floats:
 
 @cache
 def tables() -> Tables:
-    """Moments and chances of D = round(d / ulp)."""
+    """Return moments and probabilities of D = round(d / ulp)."""
     ratios = np.exp2(np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1) / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
@@ -343,7 +345,9 @@ class Fit:
 
 
 def fit(counts: Counts, rounds: int = 3) -> Fit:
-    """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone at 0."""
+    """Fit scales and shape in turn, from a half-normal shape: `rounds` times, or only
+    scales at 0.
+    """
     shape = half_normal()
     scales = _solve(counts, shape)
     for _ in range(rounds):
@@ -353,12 +357,14 @@ def fit(counts: Counts, rounds: int = 3) -> Fit:
 
 
 def _ratio_index(scale_steps: Floats) -> Floats:
-    """Place in the tables of s / ulp, (..., BINADES), fractional."""
+    """Return the fractional index in the tables of s / ulp, (..., BINADES)."""
     return scale_steps[..., None] + OCTAVE * np.arange(BINADES) - RATIO_FROM * OCTAVE
 
 
 def _solve(counts: Counts, shape: Floats) -> Floats:
-    """The scale at which the expected energy of each cell is the stored one, between steps."""
+    """Return the scale at which the expected energy of each cell is the stored one,
+    between steps.
+    """
     mean = tables().second @ shape
     candidates = np.arange((RATIO_FROM * OCTAVE), (RATIO_TO - BINADES) * OCTAVE)
     at = np.clip(_ratio_index(candidates.astype(np.float64)).astype(np.intp), 0, len(mean) - 1)
@@ -376,7 +382,7 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
 
 
 def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
-    """Ratios and levels that occur in cells with a scale, and the number of entries of each."""
+    """Return ratios and levels that occur in cells with a scale, and their numbers of entries."""
     place, level, number = counts.occurring
     size, width = (COARSE_TO - RATIO_FROM) * OCTAVE + 1, counts.entries.shape[3]
     ratios = np.rint(np.nan_to_num(_ratio_index(scales), nan=-1.0)).astype(np.intp).ravel()[place]
@@ -387,7 +393,7 @@ def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
 
 
 def _improve(counts: Counts, scales: Floats, shape: Floats) -> Floats:
-    """Steps of expectation-maximisation of the shape."""
+    """Improve the shape by steps of expectation-maximisation."""
     ratio, level, number = _active(counts, scales)
     if len(number) == 0:
         return shape

@@ -47,7 +47,7 @@ class Letter:
 
 @dataclass(frozen=True)
 class Number:
-    """An integer argument, at least 1 and at least another one, or what is made of others."""
+    """An integer argument, at least 1 and at least another one, or one computed from others."""
 
     least: Callable[[Sizes], int] = lambda _: 1
 
@@ -118,7 +118,9 @@ INDICES = ("iblock", "isplit")  # arrays of numbers from 1 to n, which address o
 
 @cache
 def lapack() -> dict[str, Routine] | None:
-    """The routines by name; None where SciPy's LAPACK publishes others or has longer integers."""
+    """Return the routines by name; None if SciPy's LAPACK publishes others or has longer
+    integers.
+    """
     try:
         return {name: _checked(name, _address(name)) for name in ROUTINES}
     except (AttributeError, KeyError, ValueError):
@@ -126,10 +128,10 @@ def lapack() -> dict[str, Routine] | None:
 
 
 def _address(name: str) -> Callable[..., None]:
-    """The routine as a C function, all arguments by address.
+    """Return the routine as a C function, with all arguments by address.
 
-    Raises KeyError where SciPy lacks it, ValueError where it takes other arguments or other
-    integers than C's int, AttributeError where SciPy publishes no pointers.
+    Raises KeyError if SciPy lacks it, ValueError if it takes other arguments or other integers than
+    C's int, AttributeError if SciPy publishes no pointers.
     """
     capsule = cython_lapack.__pyx_capi__[name]
     name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
@@ -150,7 +152,7 @@ def _checked(name: str, function: Callable[..., None]) -> Routine:
 
 
 def check(name: str, arguments: tuple[Argument, ...]) -> None:
-    """Raise TypeError with the routine's name for arguments that it must not get."""
+    """Raise TypeError with the routine's name for invalid arguments."""
     expected = ROUTINES[name]
     if len(arguments) != len(expected):
         raise TypeError(f"{name} takes {len(expected)} arguments, not {len(arguments)}")
@@ -171,7 +173,7 @@ def check(name: str, arguments: tuple[Argument, ...]) -> None:
 
 
 def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str | None:
-    """Return what is wrong with an argument, None where nothing is."""
+    """Return what is wrong with an argument, None if nothing is."""
     if isinstance(kind, Letter):
         fits = isinstance(value, bytes) and len(value) == 1 and value in kind.allowed
         return None if fits else f"is not one of {kind.allowed!r}"
@@ -184,7 +186,7 @@ def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str 
 def array_fault(
     value: object, shape: tuple[int, ...], dtype: type[np.generic] = np.float64
 ) -> str | None:
-    """Return what is wrong with an array that a routine reads and writes, None where nothing is."""
+    """Return what is wrong with an array for a routine to read and write, None if nothing is."""
     if type(value) is not np.ndarray:
         return "is no NumPy array"
     if value.dtype != np.dtype(dtype) or not value.dtype.isnative:
@@ -203,7 +205,7 @@ def _are_indices(value: Argument, most: int) -> bool:
 
 
 def _pointer(argument: Argument) -> Any:
-    """Return what ctypes takes for the address of a character, a number or an array."""
+    """Return what ctypes accepts as the address of a character, a number or an array."""
     if isinstance(argument, np.ndarray):
         return argument.ctypes.data
     return argument if isinstance(argument, bytes) else ctypes.byref(ctypes.c_int(argument))
@@ -217,7 +219,8 @@ ORTHONORMAL = 1e-10
 def eigensystem(
     lower: NDArray[np.float64], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues (n,), ascending, and eigenvectors (n, count) of the largest ones, largest first.
+    """Return eigenvalues (n,), ascending, and eigenvectors (n, count) of the largest ones, largest
+    first.
 
     lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are
     the same to the last bit whatever the count. Raises TypeError for any other matrix.
@@ -248,8 +251,8 @@ def eigensystem(
 
 
 def require_square(name: str, matrix: object) -> None:
-    """Raise TypeError, with the function's name, but for a square matrix in C-contiguous float64
-    that may be overwritten and is not empty.
+    """Raise TypeError, with the function's name, unless a matrix is square, not empty, and writable
+    C-contiguous float64.
     """
     n = len(matrix) if isinstance(matrix, np.ndarray) and matrix.ndim == 2 else 0
     fault = array_fault(matrix, (n, n)) or (None if n else "is empty")
@@ -263,7 +266,7 @@ def _of_tridiagonal(
     beside: NDArray[np.float64],
     values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
+    """Return eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
     n, count = len(diagonal), len(values)
     vectors, info = np.empty((count, n)), np.zeros(1, np.intc)
     # of one block, which ends at n; LAPACK may read as many ends as there are rows

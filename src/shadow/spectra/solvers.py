@@ -1,6 +1,6 @@
-"""The levels of an audit: a solver each, which measures a matrix and knows what that takes.
+"""The levels of an audit: each has a solver, which measures a matrix and knows the cost.
 
-A level is an entry of SOLVERS: whoever plans, measures or counts memory asks its solver.
+A level is an entry of SOLVERS: planning, measuring and counting memory ask its solver.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ WEIGHTS: tuple[Subject, Subject] = ("base", "tuned")
 
 @dataclass(frozen=True)
 class Means:
-    """Resources of one worker."""
+    """The resources of one worker."""
 
     method: Method
     space: Workspace
@@ -97,7 +97,7 @@ class Figured(NamedTuple):
 
 
 class Solver(ABC):
-    """Measures the matrices of a level, and knows what that takes."""
+    """Measures the matrices of a level, and knows the cost."""
 
     computed: ClassVar[str]
     """Formats of the arithmetic, as a report says them."""
@@ -116,10 +116,10 @@ class Solver(ABC):
 
     @abstractmethod
     def memory(self, shape: Shape, factors: int) -> int:
-        """Bytes of buffers and solvers at most; factors: of a low-rank update."""
+        """Return the most bytes of buffers and solvers. factors: of a low-rank update."""
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
-        """Bytes of a delta that is held in memory which later matrices use again."""
+        """Return the bytes of a delta that stays in memory for later matrices."""
         return 0
 
 
@@ -130,32 +130,32 @@ class Norms(Solver):
     repeats = 32
 
     def cost(self, shape: Shape) -> int:
-        """The entries."""
+        """Return the number of entries."""
         return math.prod(shape)
 
     def memory(self, shape: Shape, factors: int) -> int:
-        """Buffers of parts."""
+        """Return the bytes of buffers of parts."""
         return max(BUFFERS * PART, factors)
 
 
 class _Spectral(Solver):
-    """A solver of singular values."""
+    """A solver that uses singular values."""
 
     has_spectra = True
 
     def memory(self, shape: Shape, factors: int) -> int:
-        """Blocks of both sides, what is solved, and lines."""
+        """Return the bytes of blocks of both sides, of solving, and of lines."""
         blocks = BUFFERS * min(BLOCK, math.prod(shape))
         return max(blocks, factors) + self.solved(shape) + LINE * sum(shape)
 
     @abstractmethod
     def solved(self, shape: Shape) -> int:
-        """Bytes that solving takes."""
+        """Return the bytes that solving needs."""
 
 
 @dataclass(frozen=True)
 class Gram(_Spectral):
-    """All singular values, by the eigenvalues of a Gram matrix."""
+    """All singular values, from the eigenvalues of a Gram matrix."""
 
     precision: Precision
     computed: str  # type: ignore[misc]
@@ -163,7 +163,7 @@ class Gram(_Spectral):
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
     ) -> Figured:
-        """By three spectra, or that of the delta."""
+        """Measure by three spectra, or that of the delta."""
         method, profile, scale = means.method, total.profile, total.profile.scale
         vectors = VECTORS if method.subjects == "all" else 0
         weights: list[Measurement] = []
@@ -202,7 +202,7 @@ class Gram(_Spectral):
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
     ) -> Measurement:
-        """By its spectrum."""
+        """Measure by its spectrum."""
         found = self._of_weights(matrix, norm, largest, stored, means)
         return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
@@ -210,7 +210,9 @@ class Gram(_Spectral):
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means,
         vectors: int = 0,
     ) -> Spectrum:  # fmt: skip
-        """The spectrum of one side, with that many leading singular vectors of its short side."""
+        """Return the spectrum of one side, with that many leading singular vectors of its short
+        side.
+        """
 
         def solve() -> Spectrum:
             scale, is_wide = power_of_two_scale(largest), working_dtype(stored) == torch.float64
@@ -221,12 +223,12 @@ class Gram(_Spectral):
         return means.remember(matrix, question, norm, solve)
 
     def cost(self, shape: Shape) -> int:
-        """A Gram and its eigenvalues."""
+        """Estimate a Gram matrix and its eigenvalues."""
         side = min(shape)
         return side * math.prod(shape) + 4 * side**3
 
     def solved(self, shape: Shape) -> int:
-        """A Gram and copies of it."""
+        """Return the bytes of a Gram matrix and its copies."""
         return GRAM * min(shape) ** 2
 
 
@@ -234,19 +236,21 @@ FULL = Gram("default", "float32 Gram, float64 eigenvalues")
 
 
 class KrylovSolver(_Spectral):
-    """Estimates with their errors, by products with few vectors; of small matrices all values."""
+    """Estimates with their errors, from products with few vectors; small matrices have
+    all values.
+    """
 
     computed = "float32 products with few vectors, float64 sums"
 
     def on(self, shape: Shape) -> Solver:
-        """All values where they cost no more."""
+        """Use all values if they cost no more."""
         return self if min(shape) > SMALLEST else FULL
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
     ) -> Figured:
-        """By products with few vectors of base, tuned and delta together; the delta of an adapter,
-        from its factors, has all values, and so has a side of zeros.
+        """Measure by products of few vectors with base, tuned and delta together. The delta of an
+        adapter, from its factors, has all values, and so has a side of zeros.
         """
         profile, is_all = total.profile, means.method.subjects == "all"
         sizes: dict[Subject, tuple[float, float]] = {  # the scale of each, and its norm
@@ -289,7 +293,7 @@ class KrylovSolver(_Spectral):
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
     ) -> Measurement:
-        """By a sketch; zeros have all values."""
+        """Measure by a sketch; zeros have all values."""
         shape = shape_of(matrix)
         if norm == 0:
             return _of_zeros("tuned", shape)
@@ -299,15 +303,15 @@ class KrylovSolver(_Spectral):
         return _of_sketch("tuned", made["tuned"])
 
     def cost(self, shape: Shape) -> int:
-        """The products."""
+        """Estimate the products."""
         return SKETCHED * math.prod(shape)
 
     def solved(self, shape: Shape) -> int:
-        """Bases of the short side and their images."""
+        """Return the bytes of bases of the short side and their images."""
         return SKETCH * min(shape)
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
-        """A delta alone, where it is small enough."""
+        """Return the bytes of a delta alone, if it is small enough."""
         return 4 * kept_elements(shape) if subjects == "delta" else 0
 
 
@@ -331,13 +335,13 @@ def _of_sketch(subject: Subject, sketch: Sketch) -> Measurement:
 
 
 def _of_zeros(subject: Subject, shape: Shape) -> Measurement:
-    """The numbers of a matrix of zeros."""
+    """Return the numbers of a matrix of zeros."""
     zeros = Spectrum(np.zeros(min(shape)), *shape, 0.0, 0.0, "exact")
     return Measurement(subject, zeros.precision, spectrum_values(zeros), zeros.sigma)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
-    """The spectrum of a low-rank update, from its factors: as good as float64 is."""
+    """Return the spectrum of a low-rank update, from its factors, as accurate as float64."""
     sigma = tuned.singular_values().numpy()
     floor = FACTORS_FLOOR * float(sigma[0])
     sigma[sigma < floor] = 0.0
@@ -345,7 +349,7 @@ def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
 
 
 def _of_delta(delta: Spectrum, profile: Profile) -> Values:
-    """The columns of a delta's singular values; its smallest one says nothing."""
+    """Return the columns of a delta's singular values; its smallest one says nothing."""
     values = spectrum_values(delta)
     return {
         **values, "condition_number": None, **top_energies(delta, (20,)),
@@ -354,8 +358,8 @@ def _of_delta(delta: Spectrum, profile: Profile) -> Values:
 
 
 def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) -> Values:
-    """The scale of sigmas and the shift of the effective rank; None where the spectra of base and
-    tuned are not measured.
+    """Return the scale of sigmas and the shift of the effective rank; None unless the spectra of
+    base and tuned are measured.
     """
     values: Values = dict.fromkeys(("sigma_scale", "sigma_scale_iqr", "effective_rank_shift"))
     if not spectra:
@@ -372,7 +376,9 @@ def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) ->
 
 
 def _sizes(delta: float, base: float | None, total: Sums, shape: tuple[int, int]) -> Values:
-    """Size, direction and rounding of the delta relative to the base, from both norms and sums."""
+    """Return size, direction and rounding of the delta relative to the base, from norms
+    and sums.
+    """
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     of_delta = total.profile.scale / total.scale
     energy, along = total.profile.energy / of_delta**2, total.along / of_delta

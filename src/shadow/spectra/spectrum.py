@@ -1,7 +1,7 @@
-"""Matrix -> Spectrum: the only module that solves an eigenproblem, the only home of a tolerance.
+"""Matrix -> Spectrum: the only module that solves eigenproblems and defines tolerances.
 
 A matrix here is a torch tensor of any float dtype, usually a view of a mapped file, or what
-shadow.spectra.lazy makes of some: (rows, cols), or (groups, rows / groups, cols) where its rows are
+shadow.spectra.lazy makes of some: (rows, cols), or (groups, rows / groups, cols) if its rows are
 not evenly spaced in memory. It is read in blocks through the reused buffers of a Workspace, so that
 a tensor of any size needs a few blocks and one Gram.
 
@@ -75,7 +75,7 @@ EXACT_SIDE = 256
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of one matrix, in units of its weights."""
+    """The singular values of one matrix, in units of its weights."""
 
     # float64 (m,), m the short side, descending; 0 below floor, where they are noise of the method
     sigma: Floats
@@ -101,7 +101,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class SpectrumKey:
-    """Key of a matrix's spectrum besides the matrix itself."""
+    """The key of a matrix's spectrum in addition to the matrix itself."""
 
     stored: str  # the dtype in the checkpoint
     precision: Precision  # as it is asked for
@@ -116,12 +116,12 @@ Remember = Callable[[Matrix, SpectrumKey, float, Callable[[], Spectrum]], Spectr
 def solve_again(
     matrix: Matrix, question: SpectrumKey, norm: float, solve: Callable[[], Spectrum]
 ) -> Spectrum:
-    """Remember nothing."""
+    """Solve without a cache."""
     return solve()
 
 
 class Workspace:
-    """Buffers that one worker reuses from matrix to matrix; not shared between threads."""
+    """Buffers that one worker reuses for all matrices; not shared between threads."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -146,7 +146,7 @@ class Workspace:
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:
-    """(rows, cols); the first two of three dimensions together are rows."""
+    """Return (rows, cols); the first two of three dimensions together are rows."""
     return matrix.shape[:-1].numel(), matrix.shape[-1]
 
 
@@ -155,10 +155,11 @@ Corner = tuple[int, int]  # the (row, column) where a block begins
 
 
 def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Corner]]:
-    """Indices that cut a matrix along its long side into blocks of about size elements, in order.
+    """Yield indices that split a matrix along its long side into blocks of about size elements, in
+    order.
 
-    With each the (row, column) where it begins. How it is cut depends on the shape alone, so that
-    sums come out the same whatever runs beside them.
+    Each comes with the (row, column) where it begins. The split depends on the shape alone, so that
+    sums are the same whatever runs at the same time.
     """
     rows, cols = shape_of(matrix)
     size = BLOCK if size is None else size
@@ -182,10 +183,10 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Cor
 
 
 def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tuple[Index, Corner]]:
-    """Indices of tiles for work entry by entry, and the (row, column) where each begins.
+    """Yield indices of tiles for entry-by-entry work, and the (row, column) where each begins.
 
-    In order, row by row: a tile is at most `widest` columns wide and about `size` elements large,
-    so that it stays in the caches and float32 sums over its rows are short.
+    They are in order, row by row: a tile is at most `widest` columns wide and about `size` elements
+    large, so that it fits in the caches and float32 sums over its rows are short.
     """
     rows, cols = matrix.shape[-2:]
     width = max(1, min(cols, widest))
@@ -202,7 +203,7 @@ def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tu
 def read_block(
     matrix: Matrix, index: Index, name: str, dtype: torch.dtype, space: Workspace
 ) -> Tensor:
-    """One block as a contiguous (rows, cols) tensor of dtype, in a buffer of the workspace."""
+    """Read one block as a contiguous (rows, cols) tensor of dtype, in a buffer of the workspace."""
     part = matrix[index]
     buffer = space.take(name, part.shape, dtype)
     buffer.copy_(part)
@@ -233,7 +234,7 @@ class Sides:
 
 
 def working_dtype(*formats: str) -> torch.dtype:
-    """float64 as soon as a stored format has more bits than a float32 difference keeps. A quantised
+    """Return float64 if a stored format has more bits than a float32 difference keeps. A quantised
     matrix is decoded to float32.
     """
     return (
@@ -244,14 +245,14 @@ def working_dtype(*formats: str) -> torch.dtype:
 
 
 def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The blocks of scale * (tuned - base) in dtype, in the order of `blocks`."""
+    """Yield the blocks of scale * (tuned - base) in dtype, in the order of `blocks`."""
     for b, t in replace(sides, dtype=dtype).blocks():
         t.sub_(b)
         yield t if scale == 1.0 else t.mul_(scale)
 
 
 def power_of_two_scale(largest: float) -> float:
-    """A power of two that brings the largest entry near 1, or 1 where squares are safe as they are.
+    """Return a power of two that brings the largest entry near 1, or 1 if squares are safe anyway.
 
     Squares of float32 vanish below 1e-19 and overflow above 1e19; multiplying by a power of two
     rounds nothing.
@@ -265,7 +266,9 @@ def power_of_two_scale(largest: float) -> float:
 def scaled_blocks(
     matrix: Matrix, scale: float, dtype: torch.dtype, space: Workspace
 ) -> Iterator[Tensor]:
-    """The blocks of scale * matrix, in the order of `blocks`, as (rows, cols) tensors of dtype."""
+    """Yield the blocks of scale * matrix, in the order of `blocks`, as (rows, cols) tensors of
+    dtype.
+    """
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", dtype, space)
         yield block if scale == 1.0 else block.mul_(scale)
@@ -288,7 +291,7 @@ def mkl_is_at_home() -> bool:
 
 
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
+    """Return W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
 
     Returns (side, side), symmetric. dtype: float32 or float64. NumPy makes the product of a matrix
     with its own transpose by a rank-k update, so that it costs half of another product.
@@ -303,9 +306,9 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 
 def eigenvalues(lower: Tensor) -> Floats:
-    """Eigenvalues, ascending, of the matrix with this lower triangle.
+    """Return the eigenvalues, ascending, of the matrix with this lower triangle.
 
-    Raises TypeError but for a square contiguous matrix in float64. By NumPy's OpenBLAS where MKL
+    Raises TypeError unless it is square, contiguous and float64. Uses NumPy's OpenBLAS where MKL
     takes slow paths: with torch's an audit of 0.5B shapes took up to 1.2 times as long on a Zen 4.
     """
     require_square("eigenvalues", lower.numpy())
@@ -315,7 +318,8 @@ def eigenvalues(lower: Tensor) -> Floats:
 
 
 def with_vectors(gram: Tensor, count: int) -> tuple[Floats, Floats]:
-    """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
+    """Return eigenvalues, ascending, and the (side, count) eigenvectors of the largest, largest
+    first.
 
     gram: symmetric, in float32 or float64; it may be overwritten.
     """
@@ -327,11 +331,12 @@ def with_vectors(gram: Tensor, count: int) -> tuple[Floats, Floats]:
 
 
 def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
-    """The leading eigenvectors (side, count) by restarted Lanczos, checked against all values.
+    """Return the leading eigenvectors (side, count) by restarted Lanczos, checked against all
+    values.
 
     Products with a float32 matrix are in float32: their rounding turns the vectors no more than
-    that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
-    converge: then the matrix is reduced to tridiagonal form.
+    that of the Gram matrix. Lanczos can miss a copy of a multiple eigenvalue, or not converge: then
+    the matrix is reduced to tridiagonal form.
     """
     # imported here: most audits have no side that large, and the import takes 20 ms
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
@@ -389,7 +394,8 @@ def spectrum(
     vectors: int = 0,
     grams: Grams = ON_CPU,
 ) -> Spectrum:
-    """Singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields in order.
+    """Return the singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields
+    in order.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were
     multiplied by. wide_format says that the stored numbers have more bits than float32 products

@@ -132,18 +132,18 @@ def _gap(side: Spectrum, k: int) -> float | None:
 
 
 def resolved(side: Spectrum) -> Array:
-    """Those of the leading vectors whose singular values are resolved, as columns."""
+    """The leading vectors whose singular values are resolved, as columns."""
     assert side.vectors is not None
     return side.vectors[:, : np.count_nonzero(side.sigma[: side.vectors.shape[1]])]
 
 
 def _mean_square(cosines: Array) -> float:
-    """||C||_F² / k of (k, k) cosines between two orthonormal bases, cut off at 1."""
+    """Return ||C||_F² / k of (k, k) cosines between two orthonormal bases, at most 1."""
     return min(1.0, float((cosines**2).sum()) / len(cosines))
 
 
 def whitened(products: Array, columns: Array) -> Array:
-    """Inner products (k, ...) with vectors of Gram matrix `products`, made orthonormal."""
+    """Orthonormalise inner products (k, ...) with vectors whose Gram matrix is `products`."""
     root = np.linalg.cholesky(products)
     return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
 
@@ -172,7 +172,7 @@ def _streamed(
     scale: float,
     energies: Array,
 ) -> _Streamed:
-    """One pass over both matrices, whose blocks are multiplied in the dtype of sides.
+    """Sum in one pass over both matrices, whose blocks are multiplied in the dtype of sides.
 
     u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D
     along the long side.
@@ -206,7 +206,7 @@ def _streamed(
 
 
 def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
-    """few @ block, few (k, n) of few rows, so that the block is not transposed in memory.
+    """Return few @ block, where few (k, n) has few rows, without transposing the block in memory.
 
     OpenBLAS takes up to 1.9 times as long for it in float32.
     """
@@ -216,7 +216,9 @@ def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
 
 
 def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, Floating]]:
-    """The blocks of base, tuned and scale * (tuned - base), each (short, part of the long side)."""
+    """Yield the blocks of base, tuned and scale * (tuned - base), each (short, part of the long
+    side).
+    """
     rows, cols = sides.shape
     for b, t in sides.blocks(SMALL_BLOCK):
         d = torch.sub(t, b, out=sides.space.take("work", b.shape, sides.dtype))
@@ -231,7 +233,7 @@ Pair = tuple[Matrix, Matrix]  # base, tuned
 
 @dataclass(frozen=True)
 class JointValues:
-    """Sums over the entries of a matrix, in units of weights² where nothing more is said."""
+    """Sums over the entries of a matrix, in units of weights² unless stated otherwise."""
 
     inner: float  # <D1, D2>
     first: float  # ||D1||²
@@ -256,7 +258,7 @@ class JointValues:
 def sibling_values(
     pairs: tuple[Pair, Pair], formats: tuple[str, str, str], space: Workspace
 ) -> JointValues:
-    """The deltas of two models against their base: (base, first) and (base, second).
+    """Compare the deltas of two models with their base: (base, first) and (base, second).
 
     formats: the stored dtypes of base, first and second.
     """
@@ -286,7 +288,7 @@ def sibling_values(
 def _sums(
     pairs: tuple[Pair, Pair], grid: FloatFormat | None, space: Workspace
 ) -> tuple[JointValues, list[float]]:
-    """The sums of one pass, and the largest absolute entries of both deltas."""
+    """Return the sums of one pass, and the largest absolute entries of both deltas."""
     inner = first = second = spread = rounding = 0.0
     largest = [0.0, 0.0]
     (base, one), (again, two) = pairs
@@ -306,7 +308,7 @@ def _sums(
 
 
 def _rounding(base: Tensor, grid: FloatFormat) -> float:
-    """sum of ulp²/12. 0 has the smallest ulp there is."""
+    """Return sum of ulp²/12. 0 has the smallest ulp."""
     exponents = torch.frexp(base).exponent.double().sub_(1)
     exponents[base == 0] = grid.min_exponent
     ulps = torch.exp2(exponents.clamp_(min=grid.min_exponent).sub_(grid.mantissa_bits))
@@ -316,9 +318,9 @@ def _rounding(base: Tensor, grid: FloatFormat) -> float:
 def _leading(
     pair: Pair, formats: tuple[str, str], largest: float, energy: float, space: Workspace
 ) -> tuple[Array, Array]:
-    """The leading left and right singular vectors of a delta, as columns; as many as are resolved.
+    """Return the leading left and right singular vectors of a delta that are resolved, as columns.
 
-    The long side's are D's images of the short side's, made orthonormal.
+    Those of the long side are D's images of the short side's, made orthonormal.
     """
     scale = power_of_two_scale(largest)
     has_factors = any(isinstance(matrix, Updated) for matrix in pair)

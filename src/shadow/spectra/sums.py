@@ -1,10 +1,10 @@
 """Sums over the entries of matrices, in one pass.
 
-`sums` are those of a pair that spectra need: norms, products, ulps, profiles. `parts` reads
-matrices of one shape together, in parts that the caches of a core hold. Sums over a part are made
+`sums` are the sums of a pair that spectra need: norms, products, ulps, profiles. `parts` reads
+matrices of one shape together, in parts that fit in the caches of a core. Sums over a part are made
 line by line in the working dtype and added up in float64: in float32 they are right to 1e-6. How
-matrices are cut depends on their shape, and on whether all lie in their files in order, but not on
-what runs beside them: sums of the same files are the same.
+matrices are split depends on their shape, and on whether all lie in their files in order, but not
+on what runs at the same time: sums of the same files are the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNSCALED = 2.0**24  # a largest entry below which nothing needs a smaller scale
 
 @dataclass(frozen=True)
 class Extent:
-    """The largest absolute entries, in units of the weights: NaN or infinite where any entry is."""
+    """The largest absolute entries, in units of the weights: NaN or infinite if any entry is."""
 
     base: float
     tuned: float
@@ -52,7 +52,7 @@ class Extent:
 
 
 def extent(sides: Sides) -> Extent:
-    """The largest absolute entries of both sides and of their difference, in one pass."""
+    """Return the largest absolute entries of both sides and of their difference, in one pass."""
     largest = [0.0, 0.0, 0.0]
     for index, _ in tiles(sides.tuned):
         b, t = (side.numpy() for side in sides.read(index))
@@ -63,7 +63,7 @@ def extent(sides: Sides) -> Extent:
 
 
 def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
-    """The largest absolute entry, NaN or infinite where any entry is."""
+    """Return the largest absolute entry, NaN or infinite if any entry is."""
     largest = 0.0
     for index, _ in tiles(matrix):
         largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space).numpy())
@@ -93,9 +93,10 @@ class Sums:
 
 
 def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
-    """Every sum over entries; the extent alone where an entry is not finite, or both sides agree.
+    """Return every sum over entries; only the extent if an entry is not finite, or both sides
+    agree.
 
-    stored: the coarser format of the two, for ulps. One pass, as a rule: entries whose squares are
+    stored: the coarser format of the two, for ulps. Usually one pass: entries whose squares are
     safe need no scale, and two sides that differ do so in the first tile.
     """
     found = _sums(sides, stored, None)
@@ -107,8 +108,8 @@ def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
 
 
 def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None:
-    """size: None where it is not known; then None is returned where the scales are not 1, or the
-    first tile has no difference.
+    """size: None if unknown; then None is returned if the scales are not 1, or the first tile has
+    no difference.
     """
     rows, cols = sides.shape
     largest = [0.0, 0.0, 0.0]
@@ -186,7 +187,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
 
 
 def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Sum of a_ij b_ij: over rows in the precision of both, and in float64 over these sums."""
+    """Sum a_ij b_ij: over rows in the precision of both, and in float64 over these sums."""
     return float(np.vecdot(a, b).sum(dtype=np.float64))
 
 
@@ -202,15 +203,15 @@ WORK = -1  # the row of `Part.lines` for what is made of the numbers
 
 
 class EntryBlock:
-    """The same entries of some matrices, in buffers that are reused, and in every view that calls
-    need: a view costs as much as a sum of a thousand numbers.
+    """The same entries of several matrices, in reusable buffers, and in every view that calls need:
+    a view costs as much as a sum of a thousand numbers.
     """
 
     def __init__(
         self, space: Workspace, dtype: torch.dtype, matrices: int, count: int,
         stored: Sequence[torch.dtype] = (),
     ) -> None:  # fmt: skip
-        """stored: the dtypes of all, where they are read as they are stored."""
+        """stored: the dtypes of all, if they are read as stored."""
         self.count = count
         self.raw = [  # what is stored, of any shape
             space.take(f"raw {number}", (count,), one) for number, one in enumerate(stored)
@@ -228,31 +229,31 @@ class EntryBlock:
         self._differ = space.take("differs", (height * LINE,), torch.bool).numpy()
 
     def load(self, *matrices: int) -> None:
-        """The numbers of these matrices, from what is stored."""
+        """Load the numbers of these matrices from their stored bytes."""
         for one in matrices:
             raw, numbers = self.raw[one], self.numbers[one]
             (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
 
     def is_equal(self) -> bool:
-        """Return whether what was read of the first two has the same bits."""
+        """Return whether the first two, as read, have the same bits."""
         if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
             return False
         differ = self._differ[: self.count]
         return not np.not_equal(self._bits[0], self._bits[1], out=differ).any()
 
     def energy(self) -> float:
-        """The energy of the numbers of the first."""
+        """Return the energy of the numbers of the first."""
         energy = self.product(0, 0)
         return energy if is_safe(energy) else self._in_float64(self.raw[0], self.raw[0])[0]
 
     def product(self, one: int, other: int) -> float:
-        """The inner product of two rows of lines."""
+        """Return the inner product of two rows of lines."""
         found = np.vecdot(self.lines[one], self.lines[other], out=self._sums[0, 0])
         return float(found.sum(dtype=np.float64))
 
     def products(self, into: int = 1) -> tuple[int, list[float]]:
         """Return how many numbers of the first two differ, the energies of both and of the delta,
-        and <first, delta>. The delta becomes that row of lines. Right where both are finite.
+        and <first, delta>. The delta becomes that row of lines. Correct if both are finite.
         """
         pair, out = self.lines[:2], self._sums
         delta = self.lines[into]
@@ -272,8 +273,8 @@ class EntryBlock:
         return int(np.count_nonzero(np.not_equal(line, 0, out=self._differ)))
 
     def changed(self) -> int:
-        """Return how many numbers of the first two differ, where some are not finite; NaN beside
-        NaN does not. Loads them.
+        """Return how many numbers of the first two differ, if some are not finite; NaN equals NaN.
+        Loads them.
         """
         self.load(0, 1)
         return differing(*self.numbers[:2])
@@ -302,7 +303,7 @@ def _part(
     space: Workspace, dtype: torch.dtype, matrices: int, count: int,
     stored: Sequence[torch.dtype] = (),
 ) -> EntryBlock:  # fmt: skip
-    """The part of so many entries that a worker reuses, its numbers undefined."""
+    """Return the part of that many entries that a worker reuses, its numbers undefined."""
     key = "part", dtype, matrices, count, *stored
     part = space.once(key, lambda: EntryBlock(space, dtype, matrices, count, stored))
     part.rest.zero_()
@@ -310,9 +311,9 @@ def _part(
 
 
 def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> Iterator[EntryBlock]:
-    """Matrices of one shape part by part, with what is stored of each. Its numbers are not loaded.
+    """Yield matrices of one shape part by part, with their stored bytes. Numbers are not loaded.
 
-    dtype: of the numbers. A part is used before the next is asked for.
+    dtype: of the numbers. A part must be used before the next is requested.
     """
     # those whose entries lie in their files in order, without gaps
     flat = [one for one in matrices if is_stored(one) and one.is_flat]

@@ -1,1 +1,1 @@
-"""Relations between models: merged adapters, mixtures, quantised copies, hidden units in common."""
+"""Relations between models: merged adapters, mixtures, quantised copies, common hidden units."""

@@ -1,4 +1,4 @@
-"""Error that the format of a quantised copy makes, and differences beyond it.
+"""The error that the format of a quantised copy makes, and differences beyond it.
 
 A format rounds each entry to the nearest of its levels, so an original lies in the cell of its
 copy: q - s/2 to q + s/2 where levels are even, with the step s of the entry's block; codebooks have
@@ -98,8 +98,8 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
 
 
 def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Values:
-    """The columns of a delta of which a side is quantised; delta: its energy, in weights². Empty
-    where none is, null where both are.
+    """Return the columns of a delta of which a side is quantised; delta: its energy, in weights².
+    Empty if none is, null if both are.
     """
     both = zip((sides.base, sides.tuned), formats, strict=True)
     stepped = [(side, stored) for side, stored in both if is_quantised(side)]
@@ -133,7 +133,7 @@ def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Value
 
 @dataclass(frozen=True)
 class Cells:
-    """Position of entries of some rows in their cells, of the rows' shape."""
+    """Positions of entries of some rows in their cells, in the rows' shape."""
 
     width: Floats
     even: Floats
@@ -145,7 +145,7 @@ class Cells:
 
 
 def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
-    """Return where entries of an original lie, of rows whose blocks of columns share a step."""
+    """Locate entries of an original in cells, for rows whose blocks of columns share a step."""
     rows, cols = x.shape
     clip, share = CLIPS.get(stored, (PLAIN_CLIP, 0.25))
     empty = s == 0
@@ -168,9 +168,8 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
 
 
 def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
-    """Return where entries of an original lie, of a codebook's cells. A cell without an end has the
-    same size on both sides of its level, and what is beyond by no more than ONE_LEVEL of it is
-    clipped.
+    """Locate entries of an original in a codebook's cells. A cell without an end has the same size
+    on both sides of its level, and entries beyond it by at most ONE_LEVEL of it are clipped.
     """
     below, above = q - low, high - q
     open_below, open_above = ~np.isfinite(low), ~np.isfinite(high)
@@ -191,15 +190,15 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
 
 
 def _is_symmetric(q: Floats, s: Floats) -> bool:
-    """Return whether levels are whole multiples of the step, as they are without an offset."""
+    """Return whether levels are whole multiples of the step, as without an offset."""
     known = s > 0
     levels = q[known] / s[known]
     return bool((np.abs(levels - np.round(levels)) < 1e-3).all())
 
 
 def block_length(steps: Floats) -> int:
-    """Return how many columns share a step, from where it changes along some rows; all of them
-    where it never does.
+    """Return how many columns share a step, by where it changes along some rows; all if it never
+    does.
     """
     cols = steps.shape[1]
     changes = np.flatnonzero((np.diff(steps, axis=1) != 0).any(axis=0)) + 1
@@ -208,5 +207,5 @@ def block_length(steps: Floats) -> int:
 
 
 def _rows(part: Tensor) -> Floats:
-    """A part of a matrix as rows of float64."""
+    """Return a part of a matrix as rows of float64."""
     return part.reshape(-1, part.shape[-1]).double().numpy()

@@ -1,10 +1,10 @@
 """Test whether a matrix is a base plus a scaled low-rank update, entry by entry within what
 rounding may do.
 
-A merge that is computed in float32 or wider and stored once is within half a unit in the last
-place of W_base + scale * left @ right, and within the rounding of its own arithmetic. One that is
+A merge that is computed in float32 or wider and stored once is within half a unit in the last place
+of W_base + scale * left @ right, and within the rounding of its own arithmetic. One that is
 computed in 16 bits also rounds the update. Other scales, and bases that were quantised and
-dequantised, are tried beside the one that is claimed.
+dequantised, are tried as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEVELS = {"NF4": NF4, "FP4": sorted(set(FP4))}  # ascending
 
 @dataclass(frozen=True)
 class Update:
-    """scale * left @ right, and of DoRA the norms that the rows of base plus update are given."""
+    """scale * left @ right, and for DoRA the norms of the rows of base plus update."""
 
     left: Tensor  # (rows, r)
     right: Tensor  # (r, cols)
@@ -44,7 +44,7 @@ class Update:
 
 @dataclass(frozen=True)
 class MergeFit:
-    """Comparison of a matrix with base plus update.
+    """The comparison of a matrix with base plus update.
 
     By scale, one of SCALES: how many entries are beyond the bound, of other scales than 1 up to
     the first block that has some. wide: of arithmetic in float32 or wider; narrow: in the stored
@@ -79,8 +79,8 @@ def merge_fit(
 ) -> MergeFit:
     """Compare a matrix with base plus update.
 
-    formats: stored dtypes of base and merged. upright: whether rows are as they are stored, which
-    blocks of quantised copies need.
+    formats: stored dtypes of base and merged. upright: whether rows are as stored, which blocks of
+    quantised copies require.
     """
     fit = _fit(base, merged, update, formats, rounded=False)
     grid = float_format(formats[1])
@@ -142,15 +142,15 @@ def _fit(
 
 
 def _bits(values: Tensor, grid: FloatFormat) -> Any:
-    """Values as they are stored; those of 8 and 16 bits as whole numbers, which NumPy knows."""
+    """Return values as stored; those of 8 and 16 bits as integers, for NumPy."""
     narrow = values.to(torch_dtype(grid))
     return (narrow.view(INTEGERS[narrow.itemsize]) if grid.bits < 32 else narrow).numpy()
 
 
 @dataclass
 class _Bounds:
-    """Tolerance of a merge around base plus update in a block. What is dear is made only where an
-    entry is further away than what is cheap.
+    """Tolerances of a merge around base plus update in a block. Expensive ones are made only if an
+    entry is further away than the cheap ones.
     """
 
     left: Tensor
@@ -165,7 +165,7 @@ class _Bounds:
     def beyond(
         self, b: Tensor, target: Tensor, away: Tensor, scale: float, growth: Tensor | float
     ) -> tuple[int, int]:
-        """Entries that are further away than a merge in float32 or wider, or in 16 bits, leaves."""
+        """Return entries further away than a merge in float32 or wider, or in 16 bits, can be."""
         bound = torch.maximum(self.half, half_ulp(target, self.grid))
         if not bool((away > bound).any()):
             return 0, 0
@@ -194,8 +194,8 @@ class _Bounds:
 def _of_narrow(
     left: Tensor, right: Tensor, delta: Tensor, sizes: Tensor, update: Update, grid: FloatFormat
 ) -> Tensor:
-    """Return what rounding an update to a stored format may move it by: the factors if they have
-    more bits, their product, and the scaled product. Of the sum that follows the last is no part.
+    """Return how far rounding an update to a stored format may move it: the factors if they have
+    more bits, their product, and the scaled product. The rounding of the sum is not part of it.
     """
     scale = abs(update.scale)
     reach = delta.abs() * (1 + 2.0**-6)  # a rounded number may lie in the binade above
@@ -212,7 +212,7 @@ def _of_narrow(
 def _target(
     b: Tensor, delta: Tensor, scale: float, update: Update, rows: slice
 ) -> tuple[Tensor, Tensor | float]:
-    """Base plus so much of the update, and by what its entries are multiplied afterwards."""
+    """Return base plus that much of the update, and the factor of its entries afterwards."""
     target = torch.add(b, delta, alpha=scale)
     if update.magnitude is None or scale == 0.0:
         return target, 1.0
@@ -222,13 +222,13 @@ def _target(
 
 
 def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
-    """Half a unit in the last place of a stored format, at each float64 value."""
+    """Return half a unit in the last place of a stored format, at each float64 value."""
     binades = (values.view(torch.int64) & EXPONENT).view(torch.float64)
     return binades.clamp_min_(2.0**grid.min_exponent).mul_(2.0 ** -(grid.mantissa_bits + 1))
 
 
 def _both(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
-    """Whole rows of both in float64, as (rows, cols), and which rows they are."""
+    """Yield whole rows of both in float64, as (rows, cols), and their indices."""
     cols = merged.shape[-1]
     for index, (start, _) in tiles(merged, ROWS, cols):
         m, b = (one[index].double().contiguous().view(-1, cols) for one in (merged, base))
@@ -238,9 +238,9 @@ def _both(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, T
 def _with_quantised(
     base: Matrix, merged: Matrix, update: Update, fit: MergeFit, grid: FloatFormat
 ) -> MergeFit:
-    """The fit with the quantised copy of the base that comes nearest to the merged matrix.
+    """Return the fit with the quantised copy of the base closest to the merged matrix.
 
-    A copy is dequantised to the format in which the merged matrix is stored.
+    A copy is dequantised to the stored format of the merged matrix.
     """
     energies: dict[str, list[float]] = {name: [] for name in QUANTISED}
     for rows, (b, m) in _both(base, merged):
@@ -261,8 +261,8 @@ def _with_quantised(
 
 
 def quantised(matrix: Tensor, name: str) -> Tensor | None:
-    """A (rows, cols) matrix after a way through bitsandbytes' 4-bit or 8-bit format, as its
-    dequantised values; None where rows are no whole number of blocks.
+    """Return a (rows, cols) matrix after a round trip through bitsandbytes' 4-bit or 8-bit format;
+    None if rows are not a whole number of blocks.
 
     NF4 and FP4: 64 entries in a row share their largest absolute value; INT8: a row does.
     """

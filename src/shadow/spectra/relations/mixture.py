@@ -1,4 +1,5 @@
-"""Weights that make a model of others, if any do: one linear fit, for all of it or by layer.
+"""Weights that make a model from others, if there are any: one linear fit, for all of it or by
+layer.
 
 With W the tuned tensor, A_1 ... A_k what it may be mixed of and B a base, the target is W - F and
 its terms X are differences too, so that nothing cancels in a product:
@@ -6,9 +7,9 @@ its terms X are differences too, so that nothing cancels in a product:
     with a base      F = B,    X = A_i - B                          weights w_i = theta_i
     without one      F = A_1,  X = A_1, A_2 - A_1, ..., A_k - A_1   w_1 = 1 + theta_1 - the others
 
-Least squares give theta, and the simplest numbers within its errors. Every entry is asked whether
-more is left of it than rounding may leave; while some are, a linear program over the entries that
-bound theta best moves it to where these agree.
+Least squares give theta, and the simplest numbers within its errors. Every entry is checked for a
+larger remainder than rounding may leave; while some have one, a linear program over the entries
+that bound theta best moves it to where these agree.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Read:
 
 
 def read(tuned: Matrix, base: Matrix | None, sides: Sequence[Matrix]) -> Iterator[Read]:
-    """Target and terms, tile by tile. All matrices have one shape."""
+    """Yield target and terms, tile by tile. All matrices have one shape."""
     others = [*sides] if base is None else [base, *sides]
     for index, _ in tiles(tuned, PART):
         w, first, *rest = (
@@ -88,12 +89,12 @@ class Products:
     finite: bool
 
     def rest(self, theta: Floats) -> float:
-        """The energy that these weights leave, 0 or more."""
+        """Return the energy that these weights leave, 0 or more."""
         return max(0.0, float(self.energy - 2 * theta @ self.cross + theta @ self.gram @ theta))
 
 
 def products(parts: Iterable[Read], stored: str) -> Products:
-    """The sums of a tensor. stored: the format of the tuned one."""
+    """Return the sums of a tensor. stored: the format of the tuned one."""
     entries, sums = 0, np.zeros(3)
     gram: Floats | float = 0.0
     cross: Floats | float = 0.0
@@ -111,7 +112,7 @@ def products(parts: Iterable[Read], stored: str) -> Products:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A tensor, or a part of one, that is to be explained."""
+    """A tensor, or a part of one, to explain."""
 
     name: str
     layer: int | None
@@ -123,7 +124,7 @@ class Mixed:
 
 
 def ulp(values: Floats, stored: str) -> Floats:
-    """The unit in the last place of each value in a format."""
+    """Return the unit in the last place of each value in a format."""
     form = float_format(stored)
     powers: Floats = (values.view(np.int64) & EXPONENT).view(np.float64)  # 2^floor(log2 |value|)
     np.maximum(powers, 2.0 ** max(form.min_exponent, -1022), out=powers)
@@ -132,8 +133,8 @@ def ulp(values: Floats, stored: str) -> Floats:
 
 
 def bounds(part: Read, theta: Floats, stored: str) -> tuple[Floats, Floats]:
-    """The most that is left of each entry where the sum was made in float32 and then stored, and
-    where every product, sum and difference was stored.
+    """Return the most that can be left of each entry if the sum was made in float32 and then
+    stored, and if every product, sum and difference was stored.
     """
     unit = UNIT if float_format(stored).bits <= 32 else 2.0**-53
     sizes = np.abs(part.first) + np.abs(theta) @ np.abs(part.terms)
@@ -142,7 +143,7 @@ def bounds(part: Read, theta: Floats, stored: str) -> tuple[Floats, Floats]:
 
 
 def weights_of(theta: Floats, has_base: bool) -> Floats:
-    """The weight of each side."""
+    """Return the weight of each side."""
     if has_base:
         return theta
     return np.concatenate([[1 + theta[0] - theta[1:].sum()], theta[1:]])
@@ -150,7 +151,7 @@ def weights_of(theta: Floats, has_base: bool) -> Floats:
 
 @dataclass(frozen=True)
 class Remainder:
-    """Residual of a tensor after a fit, and the one that rounding may leave."""
+    """The residual of a tensor after a fit, and the residual that rounding may leave."""
 
     name: str
     beyond: int
@@ -162,7 +163,7 @@ class Remainder:
 
 
 def remainder(one: Mixed, theta: Floats) -> Remainder:
-    """Ask every entry of a tensor whether more is left of it than rounding may leave."""
+    """Check every entry of a tensor for a larger remainder than rounding may leave."""
     beyond, far, rows = 0, 0, []
     for part in one.parts():
         target = part.tuned - part.first
@@ -198,7 +199,9 @@ Each = Callable[[Callable[[Mixed], Remainder], Sequence[Mixed]], Iterable[Remain
 
 
 def fit(tensors: Sequence[Mixed], each: Each = map) -> MixtureFit:
-    """The weights that every entry agrees with, or the best ones and what speaks against them."""
+    """Return the weights that every entry agrees with, or the best ones and what speaks against
+    them.
+    """
     whole = _Group(tensors, each)
     found = _fitted([whole], "model")
     if found or whole.few:
@@ -211,9 +214,7 @@ def fit(tensors: Sequence[Mixed], each: Each = map) -> MixtureFit:
 
 
 def _fitted(groups: Sequence[_Group], per: Per) -> MixtureFit | None:
-    """The weights of groups; None where one of them agrees with none, or where too few of them need
-    their own.
-    """
+    """Return the weights of groups; None if one agrees with none, or too few need their own."""
     if not all(group.may_fit() for group in groups) or not all(one.settle() for one in groups):
         return None
     weights = np.array([weights_of(group.theta, group.has_base) for group in groups])
@@ -226,7 +227,7 @@ def _fitted(groups: Sequence[_Group], per: Per) -> MixtureFit | None:
 
 
 class _Group:
-    """Tensors of one theta."""
+    """Tensors that share a theta."""
 
     def __init__(self, members: Sequence[Mixed], each: Each) -> None:
         self.members, self._each = members, each
@@ -237,13 +238,13 @@ class _Group:
         """Tensors with entries that disagree with weights that nearly all entries agree with."""
 
     def may_fit(self) -> bool:
-        """Return whether sums of products leave no more than rounding may."""
+        """Return whether sums of products leave at most what rounding may."""
         return all(
             one.sums.rest(self._start) <= most_energy(one, self._start) for one in self.members
         )
 
     def settle(self) -> bool:
-        """Return whether a theta is found that every entry agrees with."""
+        """Find a theta that every entry agrees with; return whether there is one."""
         self.theta, rows = self._start, []
         few = max(2, FEW * sum(one.sums.entries for one in self.members))
         for _ in range(ROUNDS):
@@ -261,8 +262,8 @@ class _Group:
 
 
 def extremes(slopes: Floats, left: Floats, most: Floats, count: int) -> NDArray[np.int64]:
-    """The entries that stop theta first: those with most left, and along each term and each
-    direction of all terms, either way; so many of each. slopes: (terms, entries).
+    """Return the entries that limit theta first: those with most left, and count of them along each
+    term and each direction of all terms, either way. slopes: (terms, entries).
     """
     scaled, away = slopes / most, left / most
     along = [*scaled, *(np.linalg.eigh(scaled @ scaled.T)[1].T @ scaled)]
@@ -277,8 +278,8 @@ def extremes(slopes: Floats, left: Floats, most: Floats, count: int) -> NDArray[
 
 
 def within(rows: Floats, theta: Floats) -> tuple[Floats, float]:
-    """The theta that leaves the least share of its bound of the entry of which it leaves most, and
-    that share: above 1, no theta stays within the bounds. theta: one that is near it.
+    """Return the theta that minimises the largest remainder as a share of its bound, and that
+    share: above 1, no theta stays within the bounds. theta: one near it.
     """
     from scipy.optimize import linprog
 
@@ -297,7 +298,7 @@ def within(rows: Floats, theta: Floats) -> tuple[Floats, float]:
 
 
 def simplest(value: float, error: float) -> float:
-    """The number no further than an error away with the smallest denominator; the value where that
+    """Return the number within an error with the smallest denominator; the value if that
     is large.
     """
     for denominator in DENOMINATORS:
@@ -308,7 +309,9 @@ def simplest(value: float, error: float) -> float:
 
 
 def most_energy(one: Mixed, theta: Floats, *, in_steps: bool = False) -> float:
-    """The most energy that rounding leaves, once or at every step, and the error of its sum."""
+    """Return the most energy that rounding leaves, once or at every step, and the error
+    of its sum.
+    """
     largest = max(1.0, float(np.abs(weights_of(theta, one.has_base)).max()))
     narrow = in_steps and float_format(one.stored).bits <= 16
     times = max(1.0, STEPS * len(theta)) if narrow else 1.0
@@ -317,8 +320,8 @@ def most_energy(one: Mixed, theta: Floats, *, in_steps: bool = False) -> float:
 
 
 def least_squares(members: Sequence[Mixed]) -> tuple[Floats, Floats]:
-    """Theta over a group, each tensor weighted by its rounding: the simplest numbers within its
-    errors; and the errors of weights.
+    """Return theta over a group, each tensor weighted by its rounding: the simplest numbers within
+    its errors; and the errors of weights.
     """
     known = [(one.sums.entries / max(one.sums.rounding, 1e-300), one.sums) for one in members]
     gram = np.sum([weight * sums.gram for weight, sums in known], 0)
@@ -338,7 +341,7 @@ def least_squares(members: Sequence[Mixed]) -> tuple[Floats, Floats]:
 
 
 def _misfit(tensors: Sequence[Mixed], few: Sequence[str]) -> MixtureFit:
-    """Return what weights that most tensors agree with leave of each."""
+    """Return what weights that most tensors agree with leave of each tensor."""
     each = [least_squares([one]) for one in tensors]
     theta, errors = np.median([one for one, _ in each], 0), np.min([one for _, one in each], 0)
     rests = {one.name: one.sums.rest(theta) for one in tensors}

@@ -1,10 +1,10 @@
 """Test of whether two MLPs share their hidden units: a test that is exact under permutation.
 
 A hidden unit is a row of the up-projection and of the gate, and a column of the down-projection.
-Training treats units alike, so of two models that were initialised apart, any order of the units of
-one is as likely as any other beside the other. The sum of the cosines of unit i of both is then one
-draw from its values over all orders (cf. Zhu et al. 2025, Independence tests for language models),
-whatever the weights look like.
+Training treats units alike, so if two models were initialised separately, any order of the units of
+one is as likely as any other. The sum of the cosines of unit i of both is then one draw from its
+values over all orders (cf. Zhu et al. 2025, Independence tests for language models), whatever the
+weights look like.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Relation:
 
 
 def relation(sampled: Sequence[Units], level: float) -> Relation:
-    """The match of units in their order, and where p is above the level, in any order."""
+    """Match units in their order and, if p is above the level, in any order."""
     finite = [one for one in sampled if np.isfinite([one.candidate, one.model]).all()]
     if not finite:
         return Relation(None, unknown="no_mlp")
@@ -81,8 +81,8 @@ def relation(sampled: Sequence[Units], level: float) -> Relation:
 
 
 def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float | None]:
-    """By numbers of candidates (here, there), the corner at the first between the model and the
-    second, of the matrices that were sampled of both; none where no matrix was.
+    """Return, by indices of candidates (here, there), the corner at the first between the model and
+    the second, over the matrices that were sampled in both; none if no matrix was.
     """
     by_key = [
         {(one.group, one.module, one.candidate.shape): one for one in units} for units in sampled
@@ -99,7 +99,7 @@ def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float |
 
 
 def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
-    """p and z of both sides, by group: all matrices of a group share their units."""
+    """Return p and z of both sides, by group: all matrices of a group share their units."""
     cosines: dict[Hashable, Rows] = {}
     for one in sampled:
         of_matrix = unit_cosines(one.model, one.candidate)
@@ -108,7 +108,9 @@ def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
 
 
 def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
-    """The cosine of each unit of one (rows) with each of the other (columns); 0 for a row of 0."""
+    """Return the cosine of each unit of one (rows) with each of the other (columns); 0 for a row of
+    0.
+    """
     norms = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (first, second)))
     inner = np.matmul(first.astype(second.dtype), second.T)
     cosines: Rows = inner / np.where(norms > 0, norms, 1.0)
@@ -116,7 +118,8 @@ def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
 
 
 def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple[float, float]:
-    """(p, z) of the cosines on the diagonals, over orders of the columns of each square matrix.
+    """Return (p, z) of the cosines on the diagonals, over orders of the columns of each square
+    matrix.
 
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
     uniform on multiples of that for independent models; units that are equal make it larger, as
@@ -141,8 +144,8 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
 
 
 def _scaled(cosines: Rows) -> Rows | None:
-    """The matrix without its row and column means, scaled so that its sum over a random order has
-    variance 1; None where all orders have one sum.
+    """Return the matrix without its row and column means, scaled so that its sum over a random
+    order has variance 1; None if all orders have one sum.
     """
     apart = cosines - cosines.mean(axis=0) - cosines.mean(axis=1, keepdims=True) + cosines.mean()
     deviation = math.sqrt(float((apart**2).sum()) / max(1, len(apart) - 1))
@@ -151,7 +154,7 @@ def _scaled(cosines: Rows) -> Rows | None:
 
 def at_best(first: Rows, second: Rows) -> float:
     """Return how well units match in any order: the median cosine of `second` where `first` is
-    largest in each row. Both are cosines of the same units, of two matrices, so that one checks the
+    largest in each row. Both are cosines of the same units in two matrices, so that one checks the
     other.
     """
     best = first.argmax(axis=1)
@@ -159,9 +162,9 @@ def at_best(first: Rows, second: Rows) -> float:
 
 
 def corner(at: Rows, one: Rows, other: Rows) -> float | None:
-    """The cosine of the angle at a model between the ways to two others; None where a way has no
-    length. 0 if two models left it independently, or one lies behind it; 1/2 among three that left
-    a fourth one equally far.
+    """Return the cosine of the angle at a model between the paths to two others; None if a path has
+    no length. 0 if two models left it independently, or one lies behind it; 1/2 among three that
+    left a fourth one equally far.
     """
     ways = one - at, other - at
     lengths = [float(np.linalg.norm(way)) for way in ways]
