@@ -1,0 +1,166 @@
+"""Both sides of a pair -> the rows of files.parquet: each file, its state and its differences.
+
+Files are matched by name. On the Hub, equal checksums need no download; only small files that
+differ and can be compared are fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from shadow.checkpoints.listing import (
+    TEMPLATE,
+    Listing,
+    StoredFile,
+    checksum_like,
+    contents,
+    differ_in_sample,
+    differences,
+    kind_of,
+    read_small,
+)
+from shadow.errors import ShadowError
+from shadow.reports.columns import Cell
+from shadow.text import several, visible
+
+State = Literal["same", "changed", "added", "removed", "unknown"]
+LONGEST, NAMED = 500, 12  # characters of a detail, and differences that it and a row name
+# kinds of which a change that nobody can look into is named by the kind
+TELLING = ("config", "generation", TEMPLATE, "tokenizer", "code")
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+INSIDE = ("config", "generation", "tokenizer")
+ALIKE = "only layout differs, or keys such as transformers_version"
+# the row of a side of which not all files are known
+EVERY: Mapping[str, Cell] = {"path": "*", "state": "unknown", "kind": "other"}
+
+# state, what differs in words, detail
+Recorded = tuple[State, Sequence[str], str]
+
+
+def file_rows(
+    first: Sequence[tuple[str, Listing]],
+    second: Sequence[tuple[str, Listing]],
+    say: Callable[[str], None],
+) -> list[dict[str, Cell]]:
+    """The rows of files.parquet of a base (first) and a tuned side (second), by path and side.
+
+    For several bases, the files of the language component, or of the first, are listed. No content
+    of a file raises an error.
+    """
+    base, tuned = (dict(side).get("language", side[0][1]) for side in (first, second))
+    rows = [*_Sides({"base": base, "tuned": tuned}, say).rows()]
+    for side, listings in (("base", first), ("tuned", second)):
+        if len(listings) > 1 or not listings[0][1].is_complete:
+            rows.append({**EVERY, "side": side, "detail": "not all files of this side are known"})
+    return sorted(rows, key=lambda row: (str(row["path"]), str(row["side"])))
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """The files of both sides."""
+
+    of: Mapping[str, Listing]
+    say: Callable[[str], None]
+    digests: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The sha256 of what was read, by side and path."""
+
+    def rows(self) -> Iterator[dict[str, Cell]]:
+        """A row for each file of each side; the last side's has what differs."""
+        for path in sorted({path for listing in self.of.values() for path in listing.files}):
+            files = {side: of.files[path] for side, of in self.of.items() if path in of.files}
+            state, words, detail = self._recorded(path, files.get("base"), files.get("tuned"))
+            last = "tuned" if "tuned" in files else "base"
+            for side, file in files.items():
+                kind, _, digest = (file.checksum or "").partition(":")
+                yield {
+                    "path": visible(path),
+                    "side": side,
+                    "state": state,
+                    "kind": file.kind,
+                    "bytes": file.size,
+                    "sha256": digest if kind == "sha256" else self.digests.get((side, path)),
+                    "differs": (" ".join(words) if side == last else "") or None,
+                    "detail": visible(detail if side == last else file.problem)[:LONGEST] or None,
+                }
+
+    def _recorded(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
+        if kind_of(path) in INSIDE and any(listing.is_gguf for listing in self.of.values()):
+            return "unknown", (), "a GGUF file keeps this inside, where it is not compared"
+        if base is None or tuned is None:
+            return self._of_one(path, base, tuned)
+        same = self._are_same(base, tuned)
+        if same is None:
+            return "unknown", (), tuned.problem or base.problem or "too large to be compared here"
+        if same or tuned.kind not in TELLING:
+            return "same" if same else "changed", (), ""
+        try:
+            apart = differences(path, self._read("base", path), self._read("tuned", path))
+        except (ShadowError, ValueError) as error:
+            reason = getattr(error, "message", str(error))
+            return "changed", [tuned.kind], f"not compared inside: {reason}"
+        if path in TEMPLATES and any(word == TEMPLATE for word, _ in apart):
+            apart = [one for one in apart if one[0] != TEMPLATE or self._templates_differ]
+        words = list(dict.fromkeys(word for word, _ in apart))[:NAMED]
+        return "changed", words, several([text for _, text in apart], NAMED, "; ") or ALIKE
+
+    def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
+        """Return the entry for a file that only one side has."""
+        file = tuned or base
+        assert file is not None, "one side has it"
+        if not self.of["base" if base is None else "tuned"].is_complete:
+            return "unknown", (), "not all files of the other side are known"
+        if tuned is None and self.of["tuned"].is_adapter:
+            return "unknown", (), "an adapter leaves the base's files in use"
+        state: State = "removed" if tuned is None else "added"
+        if file.kind == TEMPLATE and path in TEMPLATES and not self._templates_differ:
+            return state, (), "the chat template is the same"
+        is_new = state == "added" and path not in self.of["tuned"].read_from
+        matters = file.kind in TELLING or (file.kind == "pickle" and is_new)
+        return state, [file.kind] if matters else (), file.problem
+
+    def _are_same(self, base: StoredFile, tuned: StoredFile) -> bool | None:
+        """Return whether two files have the same bytes; None where it is not known."""
+        if base.problem or tuned.problem:
+            return None
+        if base.size != tuned.size:
+            return False
+        kinds = [(file.checksum or "").partition(":")[0] for file in (base, tuned)]
+        if kinds[0] and kinds[0] == kinds[1]:
+            return base.checksum == tuned.checksum
+        if all(listing.folder is not None for listing in self.of.values()):
+            apart = differ_in_sample(self.of["base"], self.of["tuned"], base.path)
+            return None if apart is None else not apart
+        for side, file, other in (("base", base, tuned), ("tuned", tuned, base)):
+            is_here = self.of[side].folder is not None
+            if other.checksum and (is_here or file.kind in TELLING):
+                with contextlib.suppress(ShadowError):
+                    content = self._read(side, file.path)
+                    return checksum_like(other.checksum, content) == other.checksum
+        return None
+
+    def _read(self, side: str, path: str) -> bytes:
+        """A small file of a side. Raises ShadowError."""
+        content = read_small(self.of[side], self.of[side].files[path], self.say)
+        self.digests[side, path] = hashlib.sha256(content).hexdigest()
+        return content
+
+    @cached_property
+    def _templates_differ(self) -> bool:
+        """Return whether the sides have other chat templates, wherever these lie, as far as is
+        known.
+        """
+        try:
+            return self._templates("base") != self._templates("tuned")
+        except (ShadowError, ValueError, RecursionError):
+            return True
+
+    def _templates(self, side: str) -> set[str]:
+        names = [name for name in TEMPLATES if name in self.of[side].files]
+        said = [contents(name, self._read(side, name)) for name in names]
+        return {json.dumps(one[TEMPLATE], sort_keys=True) for one in said if TEMPLATE in one}

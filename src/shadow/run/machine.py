@@ -1,0 +1,199 @@
+"""Limits of the machine for this process, and the use of an audit.
+
+Linux limits a process by control groups (cgroups, version 2), which are nested: what a group may
+use, all that is in it and below it shares, so the least of a group and its ancestors counts. In a
+container the group of the process may be the top of what can be seen of the tree.
+https://docs.kernel.org/admin-guide/cgroup-v2.html
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from shadow.checkpoints.pairing import MatrixPair
+from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
+from shadow.dtypes import float_format
+from shadow.errors import ShadowError
+from shadow.spectra.lazy import FACTOR_BLOCK
+from shadow.spectra.measurement import Method
+from shadow.spectra.solvers import BUFFERS, solver_of
+from shadow.spectra.spectrum import BLOCK
+from shadow.text import byte_size
+
+# bytes, where no system says
+ENDLESS = 1 << 60
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Limits of the machine."""
+
+    cores: int
+    """1 or more. A part of a core counts as one: workers share what there is, and no time of it is
+    lost.
+    """
+    cores_by: str
+    memory: int
+    """Bytes without swapping, file cache included."""
+    memory_by: str
+
+
+def machine_limits(root: Path = Path("/")) -> MachineLimits:
+    """The cores and the memory that this process may use now. root is where /proc and /sys lie."""
+    every = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    cores_by = "the machine" if cores == every else "the processors of this process"
+    available = re.search(r"^MemAvailable:\s*(\d+)", _text(root / "proc/meminfo"), re.MULTILINE)
+    memory, memory_by = int(available[1]) * 1024 if available else ENDLESS, "the machine"
+    for folder, name in _groups(root):
+        share = _cpu_limit(folder)
+        if share is not None and share < cores:
+            cores, cores_by = share, f"the control group {name}"
+        left = _memory_left(folder)
+        if left is not None and left < memory:
+            memory, memory_by = left, f"the control group {name}"
+    return MachineLimits(cores=cores, cores_by=cores_by, memory=memory, memory_by=memory_by)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, str]]:
+    """The folders and names of the groups that limit this process: its own, then its ancestors."""
+    of_process = re.search(r"^0::(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    # of a mount: the group at its top, and where it is
+    mounts = _text(root / "proc/self/mountinfo")
+    mounted = re.search(r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 ", mounts, re.MULTILINE)
+    if not of_process or not mounted:
+        return
+    own, top, tree = PurePosixPath(of_process[1]), mounted[1], root / mounted[2].lstrip("/")
+    # In a container the names may be the host's, and the tree a part of the host's.
+    visible = PurePosixPath()
+    if own.is_relative_to(top) and ".." not in own.parts:
+        within = own.relative_to(top)
+        if (tree / within).is_dir():
+            visible = within
+    for ancestor in (visible, *visible.parents):
+        yield tree / ancestor, str(PurePosixPath(top) / ancestor)
+
+
+def _cpu_limit(folder: Path) -> int | None:
+    """Cores whose time a group may take, a part of one as one; None where it is not limited."""
+    found = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(folder / "cpu.max"))
+    return math.ceil(int(found[1]) / int(found[2])) or None if found else None  # or "max"
+
+
+def _memory_left(folder: Path) -> int | None:
+    """Bytes that a group may still take; None without a limit.
+
+    `memory.high` counts as a limit, above which a group is slowed down. File cache that was not
+    used lately counts as free: the kernel drops it, and weights are mapped files.
+    """
+    names = ("memory.max", "memory.high")
+    limits = [limit for name in names if (limit := _number(folder / name)) is not None]
+    used = _number(folder / "memory.current")
+    if not limits or used is None:
+        return min(limits, default=None)
+    cached = re.search(r"^inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+    return max(0, min(limits) - max(0, used - int(cached[1] if cached else 0)))
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    """Return what a file of the kernel's says; nothing where there is none."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
+USUAL = Method()
+
+
+def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
+    """Bytes that a worker takes at most for a pair that is measured in this way."""
+    kept = 2 * _kept(pair)
+    shape = pair.rows, pair.cols
+    if not pair.is_matrix:
+        return BUFFERS * min(BLOCK, math.prod(shape)) + kept
+    factors = 0
+    if pair.tuned.factor is not None:  # a part of one, and two copies of it
+        factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
+    solver = solver_of(method).on(shape)
+    return solver.memory(shape, factors) + solver.held(shape, method.subjects) + kept
+
+
+def _kept(pair: MatrixPair) -> int:
+    """Bytes that a worker keeps of one side, which counts as stored like the larger."""
+    infos = [pair.tuned.info, *([pair.base.info] if pair.base else [])]
+    numbers = max(float_format(info.dtype).bits for info in infos) // 8 * pair.rows * pair.cols
+    stored = max(info.end - info.start if info.packing else 0 for info in infos)
+    # of a quantised side numbers are kept where they fit beside the bytes that they come from
+    if stored and numbers + stored > WHOLE:
+        return kept_memory(stored) + STRIPE
+    return kept_memory(numbers) + stored
+
+
+def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
+    """The first of the pairs that take the same memory: of thousands of experts one."""
+    found: dict[tuple[object, ...], MatrixPair] = {}
+    for pair in pairs:
+        base, tuned = pair.base, pair.tuned
+        info, of_base, factor = tuned.info, base and base.info, tuned.factor
+        kind = (
+            pair.rows, pair.cols, pair.is_matrix, pair.place.module, info.dtype,
+            info.packing is None, factor and factor.rank,
+            of_base and (of_base.dtype, of_base.packing is None),
+        )  # fmt: skip
+        found.setdefault(kind, pair)
+    return list(found.values())
+
+
+def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
+    """Bytes that one worker takes at most, the largest delta that it keeps included."""
+    most = held = 0
+    for pair in pairs:
+        shape = pair.rows, pair.cols
+        delta = solver_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
+        most = max(most, matrix_memory(pair, method) - delta)
+        held = max(held, delta)
+    return most + held
+
+
+def default_jobs(
+    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
+) -> int:
+    """As many workers as there are cores, or as fit the free memory.
+
+    One where sums over stored floats are all: two threads wait for Python's lock so often that
+    they read 1.2 GB/s where one reads 2.8.
+    """
+    if not solver_of(method).has_spectra:
+        operands = (one for pair in pairs for one in (pair.base, pair.tuned) if one is not None)
+        if not any(operand.factor or operand.info.packing for operand in operands):
+            return 1
+    each = max(1, worker_memory(pairs, method))
+    return max(1, min(machine.cores, machine.memory // each))
+
+
+def lacking(
+    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
+) -> ShadowError | None:
+    """The fault of a matrix that does not fit the free memory, even with one worker."""
+    largest = max(pairs, key=lambda pair: matrix_memory(pair, method), default=None)
+    need = 0 if largest is None else matrix_memory(largest, method)
+    if largest is None or need <= machine.memory:
+        return None
+    by = "" if machine.memory_by == "the machine" else f" ({machine.memory_by})"
+    return ShadowError(
+        f"{largest.tuned.info.name}: {largest.rows:,} x {largest.cols:,} needs"
+        f" {byte_size(need)} of memory, {byte_size(machine.memory)} are free{by}",
+        "free some memory, use a larger machine, or leave the matrix out (--layer, --module)",
+    )

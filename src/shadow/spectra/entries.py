@@ -1,0 +1,311 @@
+"""Matrices entry by entry, in one pass: how many entries of two differ, how far, and whether one
+side is the other in another format; what one alone looks like.
+
+Sums are made as shadow.spectra.sums says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.dtypes import FLOATS, FloatFormat
+from shadow.spectra.lazy import InFile, Matrix, Updated, is_quantised, is_stored, torch_dtype
+from shadow.spectra.measurement import Cast, Measurement, Values, norm_alone
+from shadow.spectra.spectrum import SMALL_BLOCK, Sides, Workspace, tiles
+from shadow.spectra.sums import INTEGERS, PART, SAFE, parts
+
+CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
+HIGHEST = 128  # exponent of a base beyond which binades are not told apart
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Sums of a pass over the entries of two matrices of one shape."""
+
+    entries: int
+    changed: int
+    """Entries whose values differ; +0 and -0 are one value, and so are two NaN."""
+    base: float
+    """The sum of W_base², as those below in float64."""
+    tuned: float
+    delta: float
+    """Of (W_tuned - W_base)²."""
+    along: float
+    """Of W_base (W_tuned - W_base)."""
+    finite: bool
+    """Whether both sides are; otherwise the sums are those of the parts in which they are."""
+    rounded: tuple[str, str] | None = None
+    """(side, format) where that side is the other rounded to a format, in every entry; None where
+    neither is, or nothing changed.
+    """
+
+
+# what overflows is summed in float64
+@np.errstate(over="ignore", invalid="ignore")
+def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = None) -> Entries:
+    """Both sides entry by entry. formats: the stored dtypes, of base and tuned. binades: gets the
+    numbers of every part as well.
+    """
+    energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
+    changed, finite = 0, True
+    alive = _casts(sides, formats)
+    for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
+        equal = part.is_equal()
+        part.load(0)
+        if alive or binades or not equal:
+            part.load(1)
+        alive = [cast for cast in alive if _is_cast(cast, *part.numbers)]
+        if binades:
+            binades.add(*part.numbers)
+        here, found = (0, [part.energy()] * 2) if equal else part.products()
+        if all(map(math.isfinite, found)):
+            for sums, value in zip(energies, found, strict=False):
+                sums.append(value)
+        else:
+            finite, here = False, 0 if equal else part.changed()
+        changed += here
+    rounded = alive[0] if alive and changed else None
+    base, tuned, delta, along = map(math.fsum, energies)
+    return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, rounded)
+
+
+def norm_values(found: Entries) -> tuple[Measurement, ...]:
+    """Return what a pass over entries says of base, tuned and a delta that is not 0, as columns."""
+    base, tuned, delta = (math.sqrt(energy) for energy in (found.base, found.tuned, found.delta))
+    of_delta: Values = {
+        "relative_norm": delta / base if base > 0 else None,
+        "cosine": cosine(base, tuned, found.delta, found.along),
+        "decay_cosine": decay_cosine(found.along, delta, base),
+        "zero_share": (found.entries - found.changed) / found.entries,
+    }
+    sides = norm_alone("base", base), norm_alone("tuned", tuned)
+    return *sides, norm_alone("delta", delta, of_delta)
+
+
+def differing_bytes(sides: Sides) -> int:
+    """Return how many bytes differ of two matrices of 8-bit values, whatever these mean."""
+    changed = 0
+    for index, _ in tiles(sides.tuned):
+        b, t = (side[index].view(torch.uint8).numpy() for side in (sides.base, sides.tuned))
+        changed += int(np.count_nonzero(np.not_equal(b, t)))
+    return changed
+
+
+class Cell(NamedTuple):
+    """The entries of a matrix whose base lies between two powers of two."""
+
+    half_ulp: float
+    """Half a unit in the last place of the tuned side's format there."""
+    entries: int
+    changed: int
+    energy: float
+    """The sum of squares of the differences."""
+
+
+class Binades:
+    """Entries of two matrices by the power of two below that of the base. Zeros are with the
+    smallest.
+    """
+
+    def __init__(self, grid: FloatFormat) -> None:
+        """grid: the format whose units in the last place are reported."""
+        self._grid = grid
+        self._sums = np.zeros((3, HIGHEST - grid.min_exponent + 1))
+
+    def add(self, base: Tensor, tuned: Tensor) -> None:
+        """Count more entries, (n,) of float32 or float64."""
+        lowest, count = self._grid.min_exponent, self._sums.shape[1]
+        # floor(log2 |x|), from the bits; far below the smallest normal number of 16 bits for zeros
+        if base.dtype == torch.float32:
+            exponents = ((base.view(torch.int32) >> 23) & 0xFF).long().sub_(127)
+        else:
+            exponents = ((base.view(torch.int64) >> 52) & 0x7FF).sub_(1023)
+        cells = exponents.clamp_(lowest, HIGHEST).sub_(lowest).numpy()
+        away = (tuned - base).numpy()
+        self._sums += [
+            np.bincount(cells, weights, count)
+            for weights in (None, away != 0, np.square(away, dtype=np.float64))
+        ]
+
+    def cells(self) -> list[Cell]:
+        """Those that have entries, from small to large."""
+        first = self._grid.min_exponent - self._grid.mantissa_bits - 1
+        return [
+            Cell(2.0 ** (first + cell), int(entries), int(changed), float(energy))
+            for cell, (entries, changed, energy) in enumerate(self._sums.T)
+            if entries
+        ]
+
+
+def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
+    """The casts that may have made one side of the other: to its own format, or to one of fewer
+    bits whose values it holds.
+    """
+    if any(isinstance(side, Updated) for side in (sides.base, sides.tuned)):
+        return []
+    found = []
+    for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):
+        if is_quantised(getattr(sides, side)):
+            continue
+        for name in CASTS:
+            own = name == stored != other
+            narrower = FLOATS[name].bits < FLOATS[stored].bits and FLOATS[name].bits > 8
+            if own or narrower:
+                found.append((side, name))
+    return found
+
+
+def _is_cast(cast: tuple[str, str], b: Tensor, t: Tensor) -> bool:
+    side, name = cast
+    source, found = (b, t) if side == "tuned" else (t, b)
+    return torch.equal(source.to(torch_dtype(FLOATS[name])).to(b.dtype), found)
+
+
+def mark(matrix: Matrix) -> bytes:
+    """Return a digest of the first values of a matrix, whatever the format that stores them: equal
+    for equal matrices, and seldom for others.
+    """
+    index, _ = next(iter(tiles(matrix)))
+    values = (matrix[index].double() + 0.0).numpy().tobytes()  # -0 is 0
+    return hashlib.blake2b(values, digest_size=16).digest()
+
+
+AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
+
+
+def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
+    """Return which side is the other, stored in another format, in every entry: `tuned` where the
+    tuned side is the base cast, `base` the reverse; None where neither holds.
+
+    formats: stored dtypes. An F32 file may hold the values of a coarser format, so casts to those
+    are tried too. The first entry that is another ends a search, so that this costs a part of
+    ordinary pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms
+    may, has a base that equals its cast: `base` needs a difference as large as rounding leaves.
+    """
+    if is_quantised(sides.tuned) or is_quantised(sides.base):
+        return None
+    alive = _casts(sides, formats)
+    for index, _ in tiles(sides.tuned, PART):
+        if not alive:
+            return None
+        both = sides.read(index)
+        alive = [cast for cast in alive if _is_cast(cast, *both)]
+    if not alive:
+        return None
+    side, name = alive[0]
+    if side == "base" and _is_as_large_as_rounding(sides, FLOATS[name]):
+        return "base"
+    return "tuned" if side == "tuned" else None
+
+
+def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:
+    """Return whether D has at least half of the energy that rounding to a format leaves on average,
+    ulp² / 12 an entry.
+    """
+    energy, rounding = 0.0, 0.0
+    for b, t in sides.blocks(SMALL_BLOCK):
+        exponents = (torch.frexp(b).exponent - 1).clamp_min(to.min_exponent) - to.mantissa_bits
+        ulps = torch.ldexp(torch.ones_like(b), exponents)
+        rounding += float(ulps.square_().sum(dtype=torch.float64)) / 12
+        energy += float(t.sub_(b).square_().sum(dtype=torch.float64))
+    return energy >= AS_ROUNDING * rounding
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Statistics of the entries of a matrix."""
+
+    entries: int
+    nan: int
+    infinite: int
+    first: float
+    """The first entry; where `is_constant`, every one."""
+    is_constant: bool
+    energy: float
+    """The sum of squares of the rows that are finite."""
+    zero_rows: tuple[int, ...] = ()
+    """Of a matrix that is not constant."""
+    constant_rows: tuple[int, ...] = ()
+    """Rows of one value other than 0."""
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
+    """One pass over a matrix (rows, cols), NaN and infinity included."""
+    nan = infinite = row = 0
+    energy, first, is_constant = 0.0, None, True
+    flat: list[tuple[int, float]] = []  # rows of one value
+    for block in _blocks(matrix, space):
+        squares = np.vecdot(block, block)
+        total = float(squares.sum(dtype=np.float64))
+        first = float(block[0, 0]) if first is None else first
+        # squares of float32 may overflow, or vanish: such rows are looked at again
+        if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
+            odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
+            again = block[odd].astype(np.float64)
+            nan += int(np.isnan(again).sum())
+            infinite += int(np.isinf(again).sum())
+            finite = again[np.isfinite(again).all(axis=1)]
+            total = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
+        energy += total
+        ends = block[:, 0] == block[:, -1]
+        here = [at for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
+        if is_constant:
+            is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
+        flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
+        row += len(block)
+    some = [] if is_constant else flat
+    return Extremes(
+        matrix.numel(), nan, infinite, first or 0.0, is_constant, energy,
+        tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
+    )  # fmt: skip
+
+
+def _blocks(matrix: InFile | torch.Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
+    """Whole rows, about PART entries at a time, in float32, or in float64 as they are stored."""
+    rows, cols = matrix.shape
+    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    step = max(1, PART // max(1, cols))
+    shape = 0, 0
+    for start in range(0, rows, step):
+        if shape != (shape := (min(step, rows - start), cols)):
+            raw = space.take("raw", shape, matrix.dtype)
+            block = space.take("block", shape, dtype)
+            numbers = block.numpy()
+            stored = raw.view(-1).view(INTEGERS[raw.itemsize]).numpy().view(np.uint8).data
+        if is_stored(matrix) and matrix.is_flat:
+            matrix.fill(start * cols, stored)
+            block.copy_(raw)
+        else:
+            block.copy_(matrix[start : start + step,])
+        yield numbers
+
+
+def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:
+    """<W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so that
+    1 - cosine is right to 1e-7 relative_norm². None where a norm is 0.
+
+    1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
+    Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of
+    1e-3.
+    """
+    if base == 0 or tuned == 0:
+        return None
+    longer = (2.0 * along + energy) / (tuned + base)
+    distance = (energy - longer**2) / (2.0 * base * tuned)
+    return max(-1.0, min(1.0, 1.0 - distance))
+
+
+def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
+    """<D, W_base> / (norm norm), in [-1, 1]: below 0 where weights decayed. product: from D."""
+    norms = delta_norm * base_norm
+    return max(-1.0, min(1.0, product / norms)) if norms > 0 else None

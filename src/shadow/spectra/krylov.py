@@ -1,0 +1,358 @@
+"""Estimates of singular values from a few products with a matrix, each with its error.
+
+G = W Wᵀ or Wᵀ W on the short side m is never formed. A block Krylov space K of PASSES blocks of
+WIDTH vectors, begun at a random frame (orthonormal columns, uniformly distributed), takes one pass
+over the matrix a block, and gives
+
+- Ritz values, which are at most the eigenvalues (Golub & Van Loan, section 10.3), and for each
+  eigenvalue a bound from above that fails with a probability of about 0.001 (`upper_bounds`);
+- tr G²: each column of the frame in turn is a probe of what the space of the others leaves, so
+  that the estimate is unbiased and the columns' scatter is its error (XTrace: Epperly, Tropp &
+  Webber 2024), with tr G, which is known from the entries, as control variate;
+- traces of other functions by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017): the Gauss
+  rule and the Gauss-Radau rule with a node at 0 lie on either side of the trace of a root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.spectra.measurement import SIGMAS, Estimate
+
+WIDTH = 24  # vectors of a block
+FOLD = 3  # columns of the frame that are left out at a time
+PASSES = 4  # blocks, each a pass over the matrix
+SHARED = 2.0  # probes that share a space scatter less than their mean, by 0.7 to 1.5; with room
+CONVERGED = 1e-3  # residual of a Ritz vector over its value, up to which it is an eigenvector
+FLOOR = 1e-6  # of the largest eigenvalue: what float32 products leave of smaller ones is rounding
+RESOLVED = 1e-7  # of tr G, to which what is left of it is known: up to 4e-8 was seen
+HIDDEN = 3e-5  # of the largest eigenvalue: whose sum tr G tells better than their own values
+NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 products may have left
+ROUNDING = 1e-6  # relative, of sums of float32 products
+RARE = 3.1  # standard deviations of an event of probability 0.001
+UNEVEN = 1.5  # how far one random vector may lie above the mean of all in a sum over the rest
+CANDIDATES = 400  # at which a bound is tried, evenly spaced in logarithms
+BOUNDED = 64  # eigenvalues that are bounded from above
+
+Array = NDArray[np.float64]
+# nodes >= 0, descending, and by column of the frame their weights (nodes, WIDTH)
+Rule = tuple[Array, Array]
+# G_i V_i of several matrices at once, float64 (m, WIDTH), from float32 (m, WIDTH)
+Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
+
+
+def frame(key: str, side: int) -> Array:
+    """Orthonormal columns (side, WIDTH), uniformly distributed; key and side alone decide them."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
+    gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, WIDTH))
+    return _orthonormal(gaussian)
+
+
+def _orthonormal(columns: Array) -> Array:
+    q, r = np.linalg.qr(columns)
+    return np.asarray(q * np.where(np.diagonal(r) < 0, -1.0, 1.0))
+
+
+def _next(known: Array, image: Array) -> Array:
+    """Orthonormal columns that span, with those known, the image too."""
+    q = image
+    for _ in range(2):  # by Cholesky, twice, as good as by Householder
+        q = q - known @ (known.T @ q)
+        try:
+            root = np.linalg.cholesky(q.T @ q)
+        except np.linalg.LinAlgError:
+            break
+        q = q @ np.linalg.inv(root).T
+    else:
+        return q
+    q = image
+    for _ in range(3):  # again, as of a matrix of low rank the rest is rounding
+        q = _orthonormal(q - known @ (known.T @ q))
+    return q
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """A block Krylov space of G, (m, m), by what G does to it: G K = [K, next] step."""
+
+    side: int  # m
+    energy: float  # tr G, known from the entries
+    step: Array  # (k + WIDTH, k)
+
+    @cached_property
+    def ritz(self) -> tuple[Array, Array]:
+        """Ritz values, descending and >= 0, and their vectors as columns in coordinates of K."""
+        k = self.step.shape[1]
+        values, vectors = np.linalg.eigh((self.step[:k] + self.step[:k].T) / 2.0)
+        return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+
+    @property
+    def values(self) -> Array:
+        """Ritz values, descending: the j-th is at most the j-th eigenvalue."""
+        return self.ritz[0]
+
+    @cached_property
+    def residuals(self) -> Array:
+        """||G v - value v|| of each Ritz vector v of length 1."""
+        k = self.step.shape[1]
+        return np.asarray(np.linalg.norm(self.step[k:] @ self.ritz[1], axis=0))
+
+    @cached_property
+    def known(self) -> int:
+        """Return how many of the leading Ritz vectors are eigenvectors, within CONVERGED."""
+        floor = FLOOR * float(self.values[0])
+        missed = (self.residuals > CONVERGED * self.values) | (self.values < floor)
+        missed[-1] = True  # a rule needs a node
+        return int(np.argmax(missed))
+
+    @cached_property
+    def rules(self) -> tuple[Rule, Rule]:
+        """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
+        outer, k = self.step.shape
+        values, vectors = self.ritz
+        last = self.step[k:]
+        image = last @ vectors
+        extended = np.zeros((outer, outer))
+        extended[:, :k], extended[:k, k:] = self.step, last.T
+        extended[k:, k:] = (image / np.maximum(values, FLOOR * values[0])) @ image.T
+        nodes, sides = np.linalg.eigh(extended)
+        nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)[::-1]
+        gauss = np.where(values < FLOOR * values[0], 0.0, values), vectors[: outer - k].T ** 2
+        return gauss, (nodes, sides[: outer - k, ::-1].T ** 2)
+
+    @property
+    def left(self) -> float:
+        """tr G without the eigenvalues that are known; off by RESOLVED of tr G."""
+        return self.energy - float(self.values[: self.known].sum())
+
+    @cached_property
+    def hidden(self) -> tuple[float, float] | None:
+        """The least and the largest sum of the eigenvalues below HIDDEN, where what is left is
+        mostly theirs or is not known; None where the nodes of the rules say of it.
+        """
+        nodes, weights = (of[self.known :] for of in self.rules[0])
+        mass = weights.mean(axis=1) * (self.side - self.known) / weights.mean(axis=1).sum()
+        seen = float((mass * nodes)[nodes >= HIDDEN * self.values[0]].sum())
+        missing, doubt = self.left - seen, RESOLVED * self.energy
+        if missing <= self.left / 2.0 and self.left > doubt:
+            return None
+        return max(0.0, missing - doubt), max(0.0, missing) + doubt
+
+    @cached_property
+    def bounds(self) -> Array:
+        """Return what the leading eigenvalues are at most, >= their Ritz values."""
+        return upper_bounds(self)
+
+
+def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:
+    """The spaces of several matrices of one shape, whose products share each pass.
+
+    start: (m, WIDTH), from `frame`; energies: their tr G.
+    """
+    many = range(len(energies))
+    bases = [[start] for _ in many]
+    images: list[list[Array]] = [[] for _ in many]
+    upper: list[Array] = []
+    for _ in range(PASSES):
+        made = products([basis[-1].astype(np.float32) for basis in bases])
+        upper = []
+        for basis, found, image in zip(bases, images, made, strict=True):
+            found.append(image)
+            q = _next(np.hstack(basis), image)
+            upper.append(q.T @ image)
+            basis.append(q)
+    spaces = []
+    for energy, basis, found, last in zip(energies, bases, images, upper, strict=True):
+        known = np.hstack(basis[:-1])
+        inner = known.T @ np.hstack(found)
+        outer = np.zeros((len(last), inner.shape[1]))
+        outer[:, -len(last) :] = last
+        step = np.vstack([(inner + inner.T) / 2.0, outer])
+        spaces.append(Krylov(len(known), energy, step))
+    return spaces
+
+
+def square_trace(space: Krylov) -> Estimate:
+    """tr G², by the columns of the frame in turn, FOLD at a time, against the space of the others.
+
+    With Q the space of the others and P what it leaves, tr G² = 2 ||G Q||² - ||Qᵀ G Q||² +
+    tr (P G P)², and the last term is estimated by a column: (m - dim Q) ||P G z||² / ||z||², z the
+    rest of the column. tr P G P, known exactly, is the control variate.
+    """
+    outer, k = space.step.shape
+    width = outer - k
+    eye = np.eye(outer)
+    turns = np.arange(width).reshape(-1, FOLD)
+    spans = [np.stack([np.delete(eye[:, :width], turn, axis=1) for turn in turns])]
+    for _ in range(k // width - 1):
+        before = np.concatenate(spans, axis=2)
+        q, r = _beside(before, space.step @ spans[-1][:, :k])
+        # what is rounding is no direction: it may be that of the probe
+        new = np.abs(np.diagonal(r, axis1=1, axis2=2)) > NOTHING * space.values[0]
+        spans.append(_beside(before, q)[0] * new[:, None])
+    span = np.concatenate(spans, axis=2)
+    across = span.transpose(0, 2, 1)
+    images = space.step @ span[:, :k]
+    inside = across @ images
+    deflated = 2.0 * (images**2).sum(axis=(1, 2)) - (inside**2).sum(axis=(1, 2))
+    probes = eye[turns].transpose(0, 2, 1)
+    rest = probes - span @ (across @ probes)
+    image = space.step @ rest[:, :k]
+    left = image - span @ (across @ image)
+    found = (span**2).sum(axis=(1, 2))  # how many directions the space of the others has
+    many = (space.side - found)[:, None] / (rest**2).sum(axis=1)
+    samples = (deflated[:, None] + many * (left**2).sum(axis=1)).ravel()
+    known = space.energy - np.trace(inside, axis1=1, axis2=2)
+    control = (many * (rest * image).sum(axis=1) - known[:, None]).ravel()
+    # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
+    spread = control - control.mean()
+    squares = float(spread @ spread)
+    slope = float(spread @ samples) / squares if squares > 0 else 0.0
+    slope = min(max(0.0, slope), 2.0 * float(space.values[0]))
+    mean, scatter = _mean(samples - slope * control, width - 2)
+    return Estimate(mean, SHARED * SIGMAS * scatter + ROUNDING * mean)
+
+
+def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
+    """QR of what columns have outside an orthonormal basis; stacks of both."""
+    q, r = np.linalg.qr(columns - basis @ (basis.transpose(0, 2, 1) @ columns))
+    return q, r
+
+
+def _mean(samples: Array, freedom: int) -> tuple[float, float]:
+    """The mean, and its standard error with so many degrees of freedom."""
+    mean = float(samples.mean())
+    return mean, math.sqrt(float(((samples - mean) ** 2).sum()) / freedom / len(samples))
+
+
+def upper_bounds(space: Krylov) -> Array:
+    """Return what each of the leading eigenvalues is at most, but for a chance of about 0.001.
+
+    If an eigenvalue were x > t, the j-th Ritz value, then among the polynomials p(G) of the frame
+    one would have shown it: a combination of the frame's columns has a part of squared length c or
+    more along its eigenvector, and a random rest, so that t could only be so low if c (x - t)
+    p(x)² <= the sum over the rest of (t - y) p(y)² for each p of degree < PASSES. The sum is known
+    by quadrature, and the best p gives 1 over the Christoffel function. c is sqrt(WIDTH) - sqrt(i)
+    - 3.1 squared, i the eigenvalues up to the j-th that are not known already.
+    """
+    values, vectors = space.ritz
+    width = space.step.shape[0] - space.step.shape[1]
+    passes = space.step.shape[1] // width
+    weights = (vectors[:width] ** 2).mean(axis=0) * space.side
+    count = min(BOUNDED, len(values))
+    bounds = np.full(count, space.energy)
+    for j in range(count):
+        top = float(values[j])
+        if top <= FLOOR * float(values[0]):
+            bounds[j:] = bounds[j - 1]
+            break
+        length = math.sqrt(width) - RARE - math.sqrt(j - min(j, space.known))
+        beyond = _beyond(values, weights, top, passes, length**2) if length > 0 else math.inf
+        bounds[j] = min(bounds[j - 1] if j else math.inf, beyond, space.energy)
+        bounds[j] = max(bounds[j], top + ROUNDING * float(values[0]))
+    return bounds
+
+
+def _beyond(values: Array, weights: Array, top: float, passes: int, along: float) -> float:
+    below = values < top
+    mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
+    nodes = _chebyshev(values[below] / top, passes)
+    root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
+    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
+    tried = _chebyshev(1.0 + excess, passes).T
+    with np.errstate(all="ignore"):
+        try:
+            solved = np.linalg.solve(root.T, tried)
+        except np.linalg.LinAlgError:
+            return top
+        seen = along * excess * (solved**2).sum(axis=0)
+    passed = ~(seen <= 1.0)
+    return top * (1.0 + float(excess[np.argmax(passed)])) if passed.any() else math.inf
+
+
+def _chebyshev(x: Array, count: int) -> Array:
+    return np.asarray(np.polynomial.chebyshev.chebvander(2.0 * x - 1.0, count - 1))
+
+
+def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
+    """tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error, (WIDTH,).
+
+    Eigenvalues that are hidden count as equal ones for the first, and as few large ones for the
+    second: the trace of a root lies between.
+    """
+    found = space.known
+    leading = float(f(space.values[:found]).sum())
+    nodes, weights = (of[found:] for of in space.rules[which])
+    many = space.side - found
+    mass = weights.mean(axis=1)
+    total = float(mass.sum())
+    level, hidden = HIDDEN * float(space.values[0]), space.hidden
+    if hidden is not None:
+        nodes = np.where(nodes < level, 0.0, nodes)
+    lengths, at = weights.sum(axis=0), f(nodes)
+    sums, firsts = at @ weights, nodes @ weights
+    mean, first = float(mass @ at) / total, float(mass @ nodes) / total
+    if hidden is not None:
+        count = many * float(mass[nodes == 0.0].sum()) / total
+        size = level if which else hidden[1] / max(count, 1.0)
+        below = hidden[1 - which] / size * float(f(np.array(size)))
+        return leading + many * mean + below, many / total * (sums - mean * lengths)
+    spread = float(mass @ (nodes - first) ** 2)
+    slope = float(mass @ ((nodes - first) * (at - mean))) / spread if spread > 0 else 0.0
+    value = leading + many * (mean - slope * (first - space.left / many))
+    residues = many / total * (sums - mean * lengths - slope * (firsts - first * lengths))
+    return value, residues
+
+
+def _log(x: Array) -> Array:
+    return np.log(np.where(x > 0, x, 1.0))
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """exp of an entropy and, to compare two of them, its scatter and its two rules."""
+
+    rules: tuple[float, float]  # its logarithm by Gauss and by Gauss-Radau
+    residues: Array  # of the logarithm, by column of the frame
+
+    @property
+    def log(self) -> Estimate:
+        """The entropy: midway between the rules, its error their distance and the scatter."""
+        low, high = sorted(self.rules)
+        _, scatter = _mean(self.residues, len(self.residues) - 1)
+        return Estimate((low + high) / 2.0, (high - low) / 2.0 + SIGMAS * scatter)
+
+    @property
+    def exp(self) -> Estimate:
+        """exp of it, with the larger of both distances."""
+        value = math.exp(self.log.value)
+        return Estimate(value, value * math.expm1(self.log.error))
+
+
+def effective_rank(space: Krylov) -> Entropy:
+    """exp H of p = sigma / sum sigma: tr G^½ and tr G^½ ln G^½ by quadrature."""
+    unit = space.energy / space.side
+
+    def ranked(which: int) -> tuple[float, Array]:
+        total, first = _trace(space, which, lambda x: np.sqrt(x / unit))
+        weighted, second = _trace(space, which, lambda x: 0.5 * np.sqrt(x / unit) * _log(x / unit))
+        log = math.log(total) - weighted / total
+        return log, (first * (1.0 + weighted / total) - second) / total
+
+    (gauss, residues), (radau, _) = map(ranked, (0, 1))
+    return Entropy((gauss, radau), residues)
+
+
+def energy_rank(space: Krylov) -> Entropy:
+    """exp H of q = sigma² / E: tr G ln G by quadrature."""
+    unit = space.energy / space.side
+    traces = [_trace(space, which, lambda x: x / unit * _log(x / unit)) for which in (0, 1)]
+    gauss, radau = (math.log(space.side) - value / space.side for value, _ in traces)
+    return Entropy((gauss, radau), -traces[0][1] / space.side)

@@ -1,0 +1,380 @@
+"""Noise of the profile of a delta, and the difference of a delta from it.
+
+The null keeps the row and column profile, the sparsity and the quantisation of the real delta D,
+and draws signs again; what a spectrum shows beyond it is structure between the entries. Its second
+moment has a closed form. Its edge has a bound, and for a separable profile a limit: energies r_i
+of rows and c_j of columns give entries of variance r_i c_j / E, and the largest singular value of
+such noise converges to an edge that two scalar equations define (Silverstein & Choi 1995 for one
+profile; Paul & Silverstein 2009 for two).
+
+Excess purity is comparable over shapes: X = 1 / participation_ratio - 1 /
+null_participation_ratio. With q_i = sigma_i² / E, 1 / participation_ratio = sum q². If D = S + N
+with S holding the share f of the energy and N without structure, X = f² (1 / PR_S - 1 /
+PR_null(S)), whose second term vanishes as the matrix grows, while concentration goes to 1.
+
+An adapter that was merged and stored is a few directions and the rounding of its storage, whose
+singular values are those of noise on the grid of the weights. The rest of a full update has
+structure of its own, however little energy it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.spectra.measurement import SIGMAS, Estimate, Values, columns
+
+if TYPE_CHECKING:
+    from shadow.spectra.spectrum import Spectrum
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Energy of D by row and column, in units of the scaled D."""
+
+    rows: Floats  # (rows,): energies r_i
+    cols: Floats  # (cols,): energies c_j
+    fourth: float  # sum of D_ij⁴
+    scale: float  # the power of two that the entries of D were multiplied by
+    changed: int  # rows of which any entry differs
+
+    @property
+    def energy(self) -> float:
+        """sum of D_ij², > 0 unless both sides are equal."""
+        return float(self.rows.sum())
+
+
+def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | None) -> Values:
+    """null_participation_ratio, concentration, null_edge, spikes, spike_energy, null_edge_sharp,
+    spikes_sharp.
+
+    With random signs, E ||D Dᵀ||_F² = sum r_i² + sum c_j² - sum D_ij⁴ exactly, so
+    null_participation_ratio = E² / that, in [1, m]. concentration = ln(null / real) / ln(null): 0
+    like the null, 1 rank one, below 0 flatter than noise; None where the null is below 2, as then
+    there is nothing to concentrate. null_edge = sqrt(max r_i) + sqrt(max c_j) in units of sigma
+    bounds the largest singular value of the null (Latala's and Bandeira & van Handel's bounds to
+    leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
+    null_edge_sharp is that of a separable profile with a margin of 1 + m^(-2/3), and spikes_sharp
+    counts the sigmas above it; noise in blocks passes it.
+    """
+    null, edge, sharp = closed_null(profile)
+    spiked, leading = delta.sigma > edge, delta.sigma[0]
+    squares = (delta.sigma / leading) ** 2 if leading else None
+    concentration = None
+    if null >= 2 and participation_ratio is not None:
+        concentration = math.log(null / participation_ratio) / math.log(null)
+    return {
+        "null_participation_ratio": null,
+        "concentration": concentration,
+        "null_edge": edge,
+        "spikes": delta.above(edge),
+        "spike_energy": None if squares is None else float(squares[spiked].sum() / squares.sum()),
+        "null_edge_sharp": sharp,
+        "spikes_sharp": delta.above(sharp),
+    }
+
+
+def closed_null(profile: Profile) -> tuple[float, float, float]:
+    """null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
+    rows, cols = profile.rows, profile.cols
+    null = profile.energy**2 / (float((rows**2).sum()) + float((cols**2).sum()) - profile.fourth)
+    margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
+    sharp = sharp_edge(rows, cols) * margin / profile.scale
+    return null, (math.sqrt(rows.max()) + math.sqrt(cols.max())) / profile.scale, sharp
+
+
+def coverage_values(profile: Profile) -> Values:
+    """row_participation_ratio, col_participation_ratio, rows_changed: how much the change reaches.
+
+    (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of
+    columns; the share of the rows of which any entry differs, in (0, 1]. In an embedding the rows
+    are tokens.
+    """
+    return {
+        "row_participation_ratio": float(profile.rows.sum() ** 2 / (profile.rows**2).sum()),
+        "col_participation_ratio": float(profile.cols.sum() ** 2 / (profile.cols**2).sum()),
+        "rows_changed": profile.changed / len(profile.rows),
+    }
+
+
+# energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
+SAME = 0.002
+PIECE = 1 << 20  # energies that are grouped at a time
+TINIEST = math.ulp(0.0)  # a ratio of energies below it counts as it
+LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rounding
+SEARCHED, LEVEL = 25.0, 1e-7  # largest |logit| of -t, and a slope by them that counts as none
+SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
+
+
+def sharp_edge(rows: Floats, cols: Floats) -> float:
+    """The largest singular value, in the limit, of noise with variances rows_i cols_j / sum(rows).
+
+    With a = rows, b = cols / E, P(t) = sum a / (1 + a t) and Q(s) = sum b / (1 + b s), s(t) in (-1
+    / max b, 0) solves s Q(s) = t P(t); the squared edge is the least of -Q(s(t)) / t over t in (-1
+    / max a, 0).
+    """
+    energy = float(rows.sum())
+    a, of_a = _grouped(rows)
+    b, of_b = _grouped(cols / energy)
+    unit = a.max()
+    a, b = a / unit, b / b.max()
+    largest_b = float((cols / energy).max())
+
+    other = 0.0  # logit of -s, kept as the next search begins near it
+
+    def slope_and_value(logit: float) -> tuple[float, float]:
+        """Of ln(-Q(s(t)) / t) at a logit of -t: its derivative by the logit, and itself."""
+        nonlocal other
+        t = -1.0 / (1.0 + math.exp(-logit))
+        inverse = 1.0 / (1.0 + a * t)
+        parts = of_a * a * inverse
+        other, q, s_times_q_slope = _where(of_b * b, b, -t * float(parts.sum()), other)
+        s = -1.0 / (1.0 + math.exp(-other))
+        s_slope = float(parts @ inverse) / (q + s_times_q_slope)  # ds / dt, of s Q(s) = t P(t)
+        slope = (1.0 + t) * (t * s_times_q_slope / (s * q) * s_slope - 1.0)
+        return slope, math.log(q / -t)
+
+    return math.sqrt(math.exp(_least(slope_and_value)) * unit * largest_b)
+
+
+def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
+    """The least value of a function that falls and then rises, up to SEARCHED on either side of 0.
+
+    By steps away from 0 until the slope has another sign, then by false position in the slope,
+    halving the slope of an end that stays (Illinois).
+    """
+    low = high = 0.0
+    at_low, least = slope_and_value(low)
+    at_high, step, side = at_low, 1.0, 0
+    toward = 1.0 if at_low < 0.0 else -1.0
+    while at_low * at_high > 0.0 and abs(high if toward > 0 else low) < SEARCHED:
+        there = toward * min(step, SEARCHED)
+        slope, value = slope_and_value(there)
+        least = min(least, value)
+        if toward > 0.0:
+            low, at_low, high, at_high = high, at_high, there, slope
+        else:
+            low, at_low, high, at_high = there, slope, low, at_low
+        step *= 3.0
+    if at_low * at_high >= 0.0:
+        return least
+    for _ in range(STEPS):
+        middle = (low * at_high - high * at_low) / (at_high - at_low)
+        if not low < middle < high:
+            break
+        at_middle, value = slope_and_value(middle)
+        least = min(least, value)
+        if abs(at_middle) < LEVEL:
+            break
+        if at_middle < 0.0:
+            low, at_low = middle, at_middle
+            at_high, side = at_high / 2.0 if side < 0 else at_high, -1
+        else:
+            high, at_high = middle, at_middle
+            at_low, side = at_low / 2.0 if side > 0 else at_low, 1
+    return least
+
+
+def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[float, float, float]:
+    """The logit of -s where -s Q(s) = target > 0, Q(s) = sum weights / (1 + b s), and s Q'(s).
+
+    By Newton's method from `start` in logarithms, where a single b gives a straight line; where it
+    leaves what is left of LOGITS, that is halved. b: in (0, 1], the largest of them 1.
+    """
+    low, high = LOGITS
+    logit, wanted = start, math.log(target)
+    for _ in range(STEPS):
+        s = -1.0 / (1.0 + math.exp(-logit))
+        inverse = 1.0 / (1.0 + b * s)
+        shares = weights * inverse
+        q = float(shares.sum())
+        squared = float(shares @ inverse)  # Q + s Q'
+        slope = squared * (1.0 + s) / q
+        step = (wanted - math.log(-s * q)) / slope
+        if abs(step) < SAME_LOGIT:
+            break
+        low, high = (logit, high) if step > 0 else (low, logit)
+        logit = logit + step if low < logit + step < high else (low + high) / 2.0
+    return logit, q, squared - q
+
+
+def _grouped(energies: Floats) -> tuple[Floats, Floats]:
+    """Values and how often each occurs: means of energies within a ratio of SAME, without zeros."""
+    largest = float(energies.max())
+    least = float(np.min(energies, where=energies > 0, initial=largest))
+    bins = 2 - math.floor(math.log(max(least / largest, TINIEST)) / SAME)
+    sums, times = np.zeros(bins), np.zeros(bins)
+    for start in range(0, len(energies), PIECE):
+        part = energies[start : start + PIECE]
+        part = part[part > 0]
+        logs = np.log(np.maximum(part / largest, TINIEST))
+        place = bins - 1 + np.floor(logs / SAME).astype(np.int64)
+        sums += np.bincount(place, weights=part, minlength=bins)
+        times += np.bincount(place, minlength=bins)
+    found = times > 0
+    return sums[found] / times[found], times[found]
+
+
+NOISE = 5.0  # purity_z up to which X may be noise
+# floor_ratio from which one rounding raises 1 / X of the stored delta by about 15 % at most
+UNTOUCHED = 4.0
+LEAST_KEPT = 0.25  # below it, rounding has taken too much to undo
+# share of X that the leading direction has by itself, from which X / kept² may be far off
+DOMINATED = 0.7
+ENOUGH_KEPT = 0.75  # from here on that error is below 12 %
+# share of the energy of the leading direction from which there is little else, and X / kept² holds
+# again
+ALONE = 0.8
+
+
+def purity_z(
+    purity: float, row_participation_ratio: float, col_participation_ratio: float
+) -> float:
+    """X over its standard deviation, 2 / (row ratio x column ratio), under a separable null.
+
+    With random signs X is (2 / E²) times a sum over pairs of rows and pairs of columns of products
+    of four entries, so its variance is (2 / E²)² times the sum of products of the four squares. Too
+    large for profiles of blocks.
+    """
+    return purity * row_participation_ratio * col_participation_ratio / 2.0
+
+
+def purity_values(
+    of_delta: Values, shape: tuple[int, int], kept: float | None, reason: str | None
+) -> Values:
+    """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions, from other columns,
+    with the errors that they have where the participation ratio is an estimate.
+
+    excess_purity_unrounded = X / kept², None where kept is None or below LEAST_KEPT, or one
+    direction in noise has most of it (see `dominated`). equivalent_directions = 1 / X of the
+    unrounded where there is one. Where kept is unknown it is of the stored delta, if nothing was
+    rounded or floor_ratio is from UNTOUCHED on: below, it would be the rounding's. None where
+    purity_z <= NOISE, or above the short side. Where kept is of tuned - round(base), all columns
+    have to be of that difference.
+
+    X is a difference that cancels near its null. purity_z is None where its distance from 0, over
+    the standard deviation of both, the null's and the estimate's, does not say as it does whether X
+    is more than noise. Equivalent directions are None where that distance is not more than noise;
+    otherwise the error takes away less than half of X.
+    """
+    names = ("excess_purity", "purity_z", "excess_purity_unrounded", "equivalent_directions")
+    real, null, by_row, by_col = (
+        of_delta[f"{name}participation_ratio"] for name in ("", "null_", "row_", "col_")
+    )
+    if real is None or null is None or by_row is None or by_col is None:
+        return dict.fromkeys(names)
+    purity = 1.0 / real - 1.0 / null
+    z = purity_z(purity, by_row, by_col)
+    of_ratio = of_delta.get("participation_ratio_error")  # None of all singular values
+    error = (of_ratio or 0.0) / real**2
+    share = error / max(abs(purity), TINIEST)
+    sure = z / math.hypot(1.0, z * share / SIGMAS)
+    unrounded, best = None, None
+    if kept is None:
+        floor = of_delta["floor_ratio"]
+        if reason == "nothing_rounded" or (floor is not None and floor >= UNTOUCHED):
+            best = purity
+    elif kept >= LEAST_KEPT and not dominated(purity, kept, of_delta["top1_energy"]):
+        unrounded = best = purity / kept**2
+    figures: dict[str, Estimate | None] = dict.fromkeys(names)
+    figures["excess_purity"] = Estimate(purity, error)
+    if (abs(z) > NOISE) == (abs(sure) > NOISE):
+        figures["purity_z"] = Estimate(z, abs(z) * share)
+    if unrounded is not None and kept is not None:
+        figures["excess_purity_unrounded"] = Estimate(unrounded, error / kept**2)
+    if best is not None and sure > NOISE and best * min(shape) >= 1.0:
+        count = 1.0 / best
+        figures["equivalent_directions"] = Estimate(count, count * share / (1.0 - share))
+    values = columns(figures)
+    return {name: values[name] for name in names} if of_ratio is None else values
+
+
+def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
+    """Return whether one direction in noise has most of X, where much was rounded away.
+
+    Where its entries are large they pass the rounding better than the noise around them does, so
+    that X / kept² comes out too large, by up to a half for rank one with a third of the energy. A
+    direction that is nearly all there is does not: then its own entries are what kept was found
+    from.
+    """
+    if top1_energy is None or purity <= 0 or kept >= ENOUGH_KEPT:
+        return False
+    leading = top1_energy / kept
+    return leading < ALONE and top1_energy**2 > DOMINATED * purity
+
+
+NOTHING = 1e-6  # share of the energy that counts as no rest at all
+MOST = 0.5  # of the short side that may stand out
+SEARCHES = 50  # of the search for the number that stand out
+ALIKE = 0.1  # how far the participation ratio of the rest may be from that of noise
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The singular values of a delta beyond those that stand out of it."""
+
+    directions: int  # that stand out, 0 or more
+    energy: float  # of the rest: its share of the energy, 0 to 1
+
+
+def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
+    """The least number of directions beyond which a delta is like noise; None where there is none
+    up to half of the short side.
+
+    rows, cols: where noise of storage lies, sums of squared ulps by row and by column, in any unit.
+    The rest is like noise if no singular value of it is above the edge of noise of its energy, and
+    its participation ratio is that of noise: both for this profile, without the directions that
+    stand out.
+    """
+    squares = (delta.sigma / delta.sigma[0]) ** 2
+    m = len(squares)
+    beyond = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # energy from each direction on
+    total = float(beyond[0])
+    found = int(np.searchsorted(-beyond, -NOTHING * total))
+    if found <= MOST * m:
+        return Rest(found, float(beyond[found]) / total)
+    profile = float(rows.sum())
+    rows, cols = rows / profile, cols / profile
+    unit = sharp_edge(rows, cols) * (1.0 + m ** (-2 / 3))
+    k = 0
+    for _ in range(SEARCHES):
+        whole = float(beyond[k]) / ((1 - k / len(rows)) * (1 - k / len(cols)))
+        above = int(np.count_nonzero(squares > whole * unit**2))
+        if above <= k:
+            break
+        k = above
+        if k > MOST * m:
+            return None
+    rest, fourth = float(beyond[k]), float((squares[k:] ** 2).sum())
+    if rest <= 0 or fourth <= 0:
+        return None
+    flat = float((rows**2).sum()) / (1 - k / len(rows)) + float((cols**2).sum()) / (
+        1 - k / len(cols)
+    )
+    if abs(fourth / rest**2 / flat - 1.0) > ALIKE:
+        return None
+    return Rest(k, rest / total)
+
+
+def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int]) -> Values:
+    """rest_rank, rest_energy, rest_over_rounding.
+
+    noise: the share of the energy that rounding left, None where it is unknown. Noise in as many
+    directions as the rest has holds (1 - k / rows) (1 - k / cols) of its energy. Where there is
+    nothing to speak of in the rest, it is no more than rounding.
+    """
+    if found is None:
+        return dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))
+    k, ratio = found.directions, None
+    if found.energy <= NOTHING:
+        ratio = 0.0
+    elif noise is not None and noise > 0:
+        ratio = found.energy / (noise * (1 - k / shape[0]) * (1 - k / shape[1]))
+    return {"rest_rank": k, "rest_energy": found.energy, "rest_over_rounding": ratio}
